@@ -1,0 +1,75 @@
+"""nbrun: agent runs in a notebook that can be watched, cancelled and found again."""
+
+# General layout, from what knows nothing to what knows everything:
+#
+#   errors, cancellation, events, record   what a run is. No I/O, no clock, no Jupyter.
+#     encoding, redaction, wording         values → data, secrets out of text, states in words.
+#   clock                                  the time and the ids: nothing else reads either.
+#   context                                what an agent sees of its run.
+#   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
+#   attempt, host                          what travels | drives one attempt on its own loop thread. Knows no store.
+#   executors/                             where hosts live: this kernel (a subprocess and a cluster are to come).
+#   intake, line, hooks                    the one door of a session | who waits their turn | who is told.
+#   run, run_list, session                 the handle that users hold | a table of them | the owner of a notebook's runs.
+#   config                                 settings.
+#   ui/                                    magics, card, control channel. The only part that knows IPython and widgets.
+#   cli                                    another process: reads the store and never imports the kernel side.
+# A module imports from the lines above its own. Importing nbrun loads no IPython, no anywidget and no agent framework.
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbrun import errors
+from nbrun.agents import agent
+from nbrun.agents.scripted import ScriptedAgent
+from nbrun.cancellation import CancelCause, CancelReceipt, CancelToken
+from nbrun.clock import SequentialIds
+from nbrun.context import RunContext, current
+from nbrun.default import get, panel, runs, session, start
+from nbrun.events import RunEvent
+from nbrun.hooks import Observer
+from nbrun.record import RunRecord, RunStatus
+from nbrun.run import Run
+from nbrun.run_list import RunList
+from nbrun.session import NotebookSession
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CancelCause",
+    "CancelReceipt",
+    "CancelToken",
+    "NotebookSession",
+    "Observer",
+    "Run",
+    "RunContext",
+    "RunEvent",
+    "RunList",
+    "RunRecord",
+    "RunStatus",
+    "ScriptedAgent",
+    "SequentialIds",
+    "agent",
+    "current",
+    "errors",
+    "get",
+    "panel",
+    "runs",
+    "session",
+    "start",
+]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Switch nbrun on in this shell: `%load_ext nbrun`."""
+    from nbrun import ui
+
+    ui.load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Switch nbrun off: cancels what is live, writes everything, takes its magics away."""
+    from nbrun import ui
+
+    ui.unload(shell)

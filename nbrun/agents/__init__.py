@@ -1,0 +1,118 @@
+"""How agents are driven: the adapter protocol, and finding the adapter of an object.
+
+An adapter is found by the object's class, without importing its framework. Third parties register theirs
+under the entry-point group `nbrun.agents`: a name and an object that keeps the `AgentAdapter` protocol.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, TypeVar, runtime_checkable
+
+from nbrun.context import RunContext
+from nbrun.errors import AgentNotFound
+from nbrun.events import EventData
+
+ENTRY_POINTS = "nbrun.agents"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What an agent returned: the last thing that an adapter yields, if it yields one."""
+
+    value: object
+
+
+@runtime_checkable
+class AgentAdapter(Protocol):
+    """Drives one kind of agent.
+
+    The host, not the adapter, sends `run.started`, the one end event, the ends of open tools and the usage
+    of a cancelled run. An adapter may also have `async def cancel(self, run)`: its framework's native
+    cancel, called on the host's loop once the token has fired; the driving task is then cancelled only
+    after the grace.
+    """
+
+    name: str
+
+    def match(self, agent: object) -> bool:
+        """Return whether this adapter drives `agent`; looks at its class only."""
+        ...
+
+    def check(self, agent: object) -> None:
+        """Raise `UserError` for an agent that could not be entered."""
+        ...
+
+    def label(self, agent: object) -> str:
+        """Return the agent's name for people."""
+        ...
+
+    def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
+        """Yield what the agent does; raise what it raises."""
+        ...
+
+
+@runtime_checkable
+class NativeCancel(Protocol):
+    """An adapter whose framework can stop its agent."""
+
+    async def cancel(self, run: RunContext) -> None: ...
+
+
+_BUILT_IN = ("scripted", "builtin", "pydantic_ai", "plain")  # plain last: it takes any callable
+
+
+@lru_cache(maxsize=1)
+def _adapters() -> tuple[AgentAdapter, ...]:
+    return tuple(importlib.import_module(f"nbrun.agents.{name}").ADAPTER for name in _BUILT_IN)
+
+
+def _third_party() -> Iterator[AgentAdapter]:
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=ENTRY_POINTS):
+        adapter = point.load()
+        yield adapter() if isinstance(adapter, type) else adapter
+
+
+def find_adapter(agent: object) -> AgentAdapter:
+    """Return the adapter that drives `agent`.
+
+    Raises
+    ------
+    AgentNotFound
+        Nothing here can run it.
+    """
+    *frameworks, plain = _adapters()
+    for adapter in frameworks:
+        if adapter.match(agent):
+            return adapter
+    if not plain.match(agent) or not hasattr(agent, "__code__"):  # a function is surely no framework's object
+        for adapter in _third_party():
+            if adapter.match(agent):
+                return adapter
+    if plain.match(agent):
+        return plain
+    raise AgentNotFound(
+        f"{type(agent).__name__} cannot be run: give a function (async or not, or a generator) "
+        "or an agent of a framework that nbrun knows"
+    )
+
+
+_registered: dict[str, object] = {}
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def agent(function: F) -> F:
+    """Register a function as an agent under its name, for `%%agentrun NAME` in any notebook cell."""
+    _registered[function.__name__] = function
+    return function
+
+
+def registered() -> dict[str, object]:
+    """Return the registered agents by name."""
+    return dict(_registered)

@@ -1,0 +1,149 @@
+"""The built-in agent (`--model M`): which model it runs on, and how that is found out.
+
+Order: the model given, `NBRUN_MODEL`, a provider's key, `OLLAMA_BASE_URL`, the local demo model.
+
+| model | what it is |
+| --- | --- |
+| `local` | the tiny local model, in process, no key |
+| `scripted` | the scripted agent: says the same to everything, for teaching without any model |
+| `demo` | `local` where it is installed, else `scripted` |
+| `provider:name` | any model string of pydantic-ai |
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+
+from nbrun.agents import Output, local_install, pydantic_ai
+from nbrun.agents.scripted import HAIKU, ScriptedAgent
+from nbrun.context import RunContext
+from nbrun.errors import BadOption
+from nbrun.events import EventData
+
+LOCAL = "local"
+SCRIPTED = "scripted"
+DEMO = "demo"
+
+LABELS = {
+    LOCAL: "local (135 M parameters, tiny)",
+    SCRIPTED: "scripted (no model)",
+}
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "openai": ("OPENAI_API_KEY",),
+    "anthropic": ("ANTHROPIC_API_KEY",),
+    "google": ("GOOGLE_API_KEY", "GEMINI_API_KEY"),
+    "groq": ("GROQ_API_KEY",),
+    "mistral": ("MISTRAL_API_KEY",),
+    "cohere": ("CO_API_KEY",),
+    "deepseek": ("DEEPSEEK_API_KEY",),
+    "openrouter": ("OPENROUTER_API_KEY",),
+    "together": ("TOGETHER_API_KEY",),
+    "xai": ("XAI_API_KEY",),
+}
+"""Provider → the environment variables of which one must hold its key.
+
+Source: the providers of pydantic-ai, which refuse to be made without it.
+"""
+
+DEFAULTS = {
+    "openai": "openai:gpt-5.6-luna",
+    "anthropic": "anthropic:claude-haiku-4-5",
+    "google": "google:gemini-3.5-flash-lite",
+    "groq": "groq:openai/gpt-oss-20b",
+    "mistral": "mistral:mistral-small-latest",
+}
+"""Provider → the model taken when only its key is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAgent:
+    """A pydantic-ai agent to be made on the run's thread: importing it takes seconds."""
+
+    model: str
+    label: str
+    tools: tuple[Callable[..., object], ...] = ()
+
+
+def choose(
+    model: str | None, environ: Mapping[str, str], tools: tuple[Callable[..., object], ...] = ()
+) -> tuple[ModelAgent | ScriptedAgent, str]:
+    """Return the built-in agent for `model`, and what cards call its model.
+
+    Raises
+    ------
+    BadOption
+        There is no such model, its key or its package is missing, or nothing is configured at all.
+    """
+    named = model or environ.get("NBRUN_MODEL") or _found_in(environ)
+    if named is None:
+        raise BadOption(
+            "no agent and no model: name a function, or give --model; or set NBRUN_MODEL, a provider's key "
+            f"({', '.join(KEYS[provider][0] for provider in DEFAULTS)}), OLLAMA_BASE_URL, "
+            f"or install the local model ({local_install.missing()})"
+        )
+    named = named.strip()
+    if named == DEMO:
+        named = LOCAL if local_install.missing() is None else SCRIPTED
+    if named == SCRIPTED:
+        return ScriptedAgent(HAIKU), LABELS[SCRIPTED]
+    _check(named, environ)
+    label = LABELS.get(named, named)
+    return ModelAgent(named, label, tools), label
+
+
+def _found_in(environ: Mapping[str, str]) -> str | None:
+    for provider, default in DEFAULTS.items():
+        if any(environ.get(key) for key in KEYS[provider]):
+            return default
+    if environ.get("OLLAMA_BASE_URL"):
+        return f"ollama:{environ.get('OLLAMA_MODEL', 'llama3.2')}"
+    return LOCAL if local_install.missing() is None else None
+
+
+def _check(model: str, environ: Mapping[str, str]) -> None:
+    if model == LOCAL:
+        if (problem := local_install.missing()) is not None:
+            raise BadOption(f"--model local: {problem}")
+        return
+    provider, colon, name = model.partition(":")
+    if not colon or not name:
+        raise BadOption(f"--model {model}: give local, scripted, demo, or provider:name such as {DEFAULTS['openai']}")
+    if importlib.util.find_spec("pydantic_ai") is None:
+        raise BadOption(f'--model {model} needs pydantic-ai: pip install "jupyter-nbrun[agents]"')
+    keys = KEYS.get(provider.split("-")[0])
+    if keys and not any(environ.get(key) for key in keys):
+        raise BadOption(f"--model {model} needs a key: set {' or '.join(keys)} in the environment of the kernel")
+
+
+class BuiltinAdapter:
+    """Makes the pydantic-ai agent and drives it as that framework's adapter does."""
+
+    name = "builtin"
+
+    def match(self, agent: object) -> bool:
+        """Return whether it is the built-in agent."""
+        return isinstance(agent, ModelAgent)
+
+    def check(self, agent: object) -> None:
+        """Accept it: its model was checked when it was chosen."""
+
+    def label(self, agent: object) -> str:
+        """Return its model's name without the provider."""
+        return agent.model.partition(":")[2] or agent.model if isinstance(agent, ModelAgent) else self.name
+
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
+        """Yield what the model does."""
+        assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
+        made = await pydantic_ai.make_agent(agent.model, agent.tools, run)
+        async for item in pydantic_ai.ADAPTER.events(made, prompt, run):
+            yield item
+
+    async def cancel(self, run: RunContext) -> None:
+        """Stop the model through pydantic-ai."""
+        await pydantic_ai.ADAPTER.cancel(run)
+
+
+ADAPTER = BuiltinAdapter()

@@ -1,0 +1,163 @@
+"""Plain functions as agents: async or not, returning or yielding.
+
+An agent takes `()`, `(prompt)`, `(prompt, run)` or `(run)`; the argument named `run` gets the `RunContext`.
+Sync functions run in a worker thread of their own, with the context copied, so that `nbrun.current()`,
+prints and the token work there. A cancel reaches them three ways: they may look at `run.token.cancelled`,
+`run.sleep()` wakes, and after the grace `Cancelled` is raised in the thread at its next bytecode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from contextvars import copy_context
+from typing import Any
+
+from nbrun.agents import Output
+from nbrun.agents.worker import Worker
+from nbrun.cancellation import call_soon
+from nbrun.context import RunContext
+from nbrun.encoding import clean_text, type_name
+from nbrun.errors import AgentNotFound
+from nbrun.events import EventData, TextDelta
+
+_RUN = "run"  # the argument that gets the context
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class PlainAdapter:
+    """Drives any callable."""
+
+    name = "function"
+
+    def match(self, agent: object) -> bool:
+        """Return whether it can be called; a class is no agent, its instance may be."""
+        return callable(agent) and not inspect.isclass(agent)
+
+    def check(self, agent: object) -> None:
+        """Raise `AgentNotFound` for a function that wants more than a prompt and a run."""
+        _bind(agent, "", None)
+
+    def label(self, agent: object) -> str:
+        """Return the function's name."""
+        target = _function(agent)
+        own = getattr(agent, "__name__", None)
+        return str(own or (type(agent).__name__ if target.__name__ == "__call__" else target.__name__))
+
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
+        """Yield what the function yields as text, then what it returns."""
+        call = _bind(agent, prompt, run)
+        kind = _function(agent)
+        if inspect.isasyncgenfunction(kind):
+            async with aclosing(call()) as items:
+                async for item in items:
+                    yield _item(item)
+        elif inspect.iscoroutinefunction(kind):
+            yield Output(await call())
+        else:
+            worker = Worker(run.run_id, functools.partial(_call_sync, call, run), copy_context())
+            run.work.append(worker)
+            yield Output(await worker.result())
+
+
+class ThreadedAdapter(PlainAdapter):
+    """Drives an async agent on a loop and thread of its own: for agents that block (`--thread`)."""
+
+    name = "thread"
+
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
+        """Yield what the agent returns; its deltas go to the run directly from its thread."""
+        drive = functools.partial(asyncio.run, _on_own_loop(agent, prompt, run))
+        worker = Worker(run.run_id, drive, copy_context())
+        run.work.append(worker)
+        yield Output(await worker.result())
+
+
+async def _on_own_loop(agent: object, prompt: str, run: RunContext) -> object:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None  # noqa: S101 - a coroutine that runs has one
+    handle = run.token.add_callback(lambda _request: call_soon(loop, task.cancel))
+    output: object = None
+    try:
+        async for item in PlainAdapter().events(agent, prompt, run):
+            if isinstance(item, Output):
+                output = item.value
+            else:
+                run.send(item)
+    finally:
+        handle.remove()
+    return output
+
+
+def _call_sync(call: Callable[[], Any], run: RunContext) -> object:
+    result = call()
+    if not inspect.isgenerator(result):
+        return result
+    while True:
+        try:
+            item = next(result)
+        except StopIteration as end:
+            return end.value
+        run.send(_item(item))
+
+
+def _item(item: object) -> EventData:
+    """Return what a generator's item is in the log: a `str` is text, an event itself."""
+    match item:
+        case str():
+            return TextDelta(clean_text(item))
+        case EventData():
+            return item
+        case _:
+            raise TypeError(f"an agent yields text (str), not {type_name(item)}; use run.emit(name, value) for data")
+
+
+def _function(agent: object) -> Callable[..., Any]:
+    """Return what decides the kind of a callable: below partials, and an object's `__call__`."""
+    while isinstance(agent, functools.partial):
+        agent = agent.func
+    if inspect.isroutine(agent):
+        return agent
+    return type(agent).__call__  # type: ignore[operator, no-any-return]  # match() saw that it can be called
+
+
+def _bind(agent: object, prompt: str, run: RunContext | None) -> Callable[[], Any]:
+    """Return the call of `agent` with what it asks for.
+
+    Raises
+    ------
+    AgentNotFound
+        It asks for more than a prompt and a run.
+    """
+    if not callable(agent):
+        raise AgentNotFound(f"{type_name(agent)} cannot be run: it is no function")
+    try:
+        parameters = list(inspect.signature(agent).parameters.values())
+    except (TypeError, ValueError):  # some builtins have none: the prompt is the best guess
+        return functools.partial(agent, prompt)
+    named_run = [p for p in parameters if p.name == _RUN]
+    positional = [p for p in parameters if p.kind in _POSITIONAL and p.name != _RUN]
+    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    args = (prompt,) if positional or takes_any else ()
+    wanted = [p.name for p in positional[1:] if p.default is p.empty]
+    wanted += [
+        p.name
+        for p in parameters
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty and p.name != _RUN
+    ]
+    if wanted:
+        raise AgentNotFound(
+            f"{getattr(agent, '__name__', type_name(agent))}() cannot be run: it wants {', '.join(wanted)}; "
+            "an agent takes (prompt), (prompt, run) or nothing. Give the rest with functools.partial"
+        )
+    if not named_run:
+        return functools.partial(agent, *args)
+    if named_run[0].kind is inspect.Parameter.POSITIONAL_ONLY:
+        return functools.partial(agent, *args, run)
+    return functools.partial(agent, *args, **{_RUN: run})
+
+
+ADAPTER = PlainAdapter()

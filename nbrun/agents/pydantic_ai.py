@@ -1,0 +1,159 @@
+"""pydantic-ai agents: text, reasoning, tools and usage as events; its cancellation token as native cancel.
+
+Found by class, never imported before one is driven: the import takes a second or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from nbrun import events as ev
+from nbrun.agents import Output
+from nbrun.agents.worker import Worker
+from nbrun.clock import Clock
+from nbrun.context import RunContext
+from nbrun.encoding import plain
+
+if TYPE_CHECKING:
+    from pydantic_ai import Agent, CancellationToken
+    from pydantic_ai.usage import RunUsage
+
+PACKAGE = "pydantic_ai"
+
+
+class PydanticAIAdapter:
+    """Drives a `pydantic_ai.Agent`.
+
+    Threads: of the host's loop; `_tokens` holds the native token of each run that is under way.
+    """
+
+    name = "pydantic-ai"
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, CancellationToken] = {}
+
+    def match(self, agent: object) -> bool:
+        """Return whether the object's class comes from pydantic-ai and is an agent."""
+        return any(
+            base.__module__.partition(".")[0] == PACKAGE and base.__name__ == "AbstractAgent"
+            for base in type(agent).__mro__
+        )
+
+    def check(self, agent: object) -> None:
+        """Accept it; what its model lacks, pydantic-ai says best itself."""
+
+    def label(self, agent: object) -> str:
+        """Return the agent's name."""
+        return str(getattr(agent, "name", None) or "agent")
+
+    async def events(
+        self, agent: Any, prompt: str, run: RunContext
+    ) -> AsyncIterator[ev.EventData | Output]:
+        """Yield what the agent does; its `RunCancelled` becomes ours when it was the run that was cancelled."""
+        from pydantic_ai import CancellationToken
+        from pydantic_ai.exceptions import RunCancelled
+
+        token = self._tokens[run.run_id] = CancellationToken()
+        mapper = _Mapper(run.clock)
+        try:
+            async with agent.run_stream_events(prompt, cancellation_token=token) as stream:
+                try:
+                    async for event in stream:
+                        for mapped in mapper.map(event):
+                            yield mapped
+                finally:
+                    # Also after a cancel: what was paid for is told.
+                    run.send(usage_of(stream.usage))
+        except RunCancelled:
+            run.token.raise_if_cancelled()
+            raise
+        finally:
+            self._tokens.pop(run.run_id, None)
+
+    async def cancel(self, run: RunContext) -> None:
+        """Fire the native token: drains async tools and closes the model's stream."""
+        token = self._tokens.get(run.run_id)
+        if token is not None:
+            token.cancel()
+
+
+class _Mapper:
+    """Turns pydantic-ai's events into ours; remembers when tools began."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began: dict[str, float] = {}
+
+    def map(self, event: Any) -> list[ev.EventData | Output]:
+        match event.event_kind:
+            case "part_start":
+                return _text(event.part.part_kind, getattr(event.part, "content", None))
+            case "part_delta":
+                return _text(event.delta.part_delta_kind, getattr(event.delta, "content_delta", None))
+            case "part_end" if event.part.part_kind == "text":
+                return [ev.Message("assistant", event.part.content)]
+            case "function_tool_call":
+                part = event.part
+                self._began[part.tool_call_id] = self._clock.monotonic()
+                return [ev.ToolStarted(part.tool_call_id, part.tool_name, "function", _args(part))]
+            case "function_tool_result":
+                return [self._finished(event)]
+            case "agent_run_result":
+                return [Output(event.result.output)]
+            case _:
+                return []
+
+    def _finished(self, event: Any) -> ev.EventData:
+        result, now = event.part, self._clock.monotonic()
+        ms = (now - self._began.pop(event.tool_call_id, now)) * 1000
+        is_error = result.part_kind == "retry-prompt" or getattr(result, "outcome", "success") != "success"
+        return ev.ToolFinished(
+            event.tool_call_id, "error" if is_error else "ok", plain(result.content), round(ms, 3)
+        )
+
+
+ADAPTER = PydanticAIAdapter()
+
+
+def _text(kind: str, content: object) -> list[ev.EventData | Output]:
+    if not isinstance(content, str) or not content:
+        return []
+    if kind == "text":
+        return [ev.TextDelta(content)]
+    return [ev.ReasoningDelta(content)] if kind == "thinking" else []
+
+
+def _args(part: Any) -> Any:
+    try:
+        return plain(part.args_as_dict())
+    except (ValueError, AssertionError):  # the model wrote no JSON; its text is the truth
+        return plain(part.args)
+
+
+def usage_of(usage: RunUsage) -> ev.Usage:
+    """Return pydantic-ai's usage under our names."""
+    return ev.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        reasoning_tokens=usage.details.get("reasoning_tokens", 0),
+        requests=usage.requests,
+    )
+
+
+async def make_agent(model: str, tools: tuple[Callable[..., object], ...], run: RunContext) -> Agent[None, str]:
+    """Return an agent on `model`, made in a worker thread: the import would block the loop for seconds."""
+
+    def make() -> object:
+        from pydantic_ai import Agent
+
+        if model == "local":
+            from nbrun.agents.local import LocalModel
+
+            return Agent(LocalModel(), tools=tools)
+        return Agent(model, tools=tools)
+
+    agent: Any = await Worker(f"{run.run_id}-import", make, copy_context()).result()
+    return agent

@@ -1,0 +1,51 @@
+"""What travels between a session and its hosts: attempts there, events back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+
+import msgspec
+
+from nbrun.cancellation import CancelToken
+from nbrun.events import EventData
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a run on a host.
+
+    `number` is a fence: it grows with each try, and the session refuses events of older ones.
+    `context` is a copy of the starting cell's context variables, so that what the agent prints and imports
+    behaves as in that cell.
+    """
+
+    run_id: str
+    number: int
+    agent: object
+    prompt: str
+    token: CancelToken
+    context: Context
+    grace_s: float = 2.0
+    timeout_s: float | None = None  # from the moment the agent is entered, not while it is queued
+    thread: bool = False
+
+
+class HostEvent(msgspec.Struct, frozen=True):
+    """An event as a host sends it: `n` counts per attempt, without gaps.
+
+    `live` is the agent's own object behind the output of an end event; it travels only within a process.
+    """
+
+    run_id: str
+    attempt: int
+    n: int
+    ts: float
+    data: EventData
+    parent: str | None = None
+    live: object = None
+
+
+Sink = Callable[[Sequence[HostEvent]], None]
+"""Takes events of a host, in order; from any thread."""

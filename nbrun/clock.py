@@ -1,0 +1,88 @@
+"""Time and ids: the only module that reads the clock or makes an identity."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where every time in a session comes from."""
+
+    def now(self) -> float:
+        """Return the moment in epoch seconds (UTC)."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that only go forward, for measuring durations."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock, held so that a session's times never go back."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        """Return the moment in epoch seconds (UTC)."""
+        held, wall = self._offset + time.monotonic(), time.time()
+        # A wall clock that is set back is not followed: events must stay in order. One that jumps ahead
+        # is, because the monotonic clock stands still while a laptop sleeps.
+        if wall > held + 1.0:
+            self._offset += wall - held
+            return wall
+        return held
+
+    def monotonic(self) -> float:
+        """Return seconds that only go forward."""
+        return time.monotonic()
+
+
+class IdGenerator(Protocol):
+    """Where every id in a session comes from."""
+
+    def next_id(self) -> str:
+        """Return an id that this generator never gave before."""
+        ...
+
+
+class SequentialIds:
+    """Gives `seq-0`, `seq-1` …: for teaching, tests and exact replays."""
+
+    def __init__(self, prefix: str = "seq") -> None:
+        self._prefix = prefix
+        self._numbers = itertools.count()
+
+    def next_id(self) -> str:
+        """Return the next id."""
+        return f"{self._prefix}-{next(self._numbers)}"
+
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in order
+
+
+class TimeOrderedIds:
+    """Gives unique ids that sort by the time at which they were made.
+
+    48 bits of milliseconds and 60 random bits, in base 32: 10 and 12 characters.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next_id(self) -> str:
+        """Return the next id."""
+        with self._lock:  # within one millisecond, and after a clock that stood, still in order
+            self._last = max(self._last + 1, int(self._clock.now() * 1000))
+            moment = self._last
+        return _base32(moment, 10) + _base32(int.from_bytes(os.urandom(8), "big"), 12)
+
+
+def _base32(value: int, digits: int) -> str:
+    return "".join(_ALPHABET[(value >> (5 * place)) & 31] for place in reversed(range(digits)))

@@ -1,0 +1,225 @@
+"""What an agent sees of its run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+from nbrun import events as ev
+from nbrun.cancellation import CancelToken
+from nbrun.clock import Clock
+from nbrun.encoding import Plain, clean_text, plain
+from nbrun.errors import NbrunError
+
+
+class Emit(Protocol):
+    """Takes one event of a run, from any thread."""
+
+    def __call__(self, data: ev.EventData, parent: str | None = None) -> None: ...
+
+
+class Guard(Protocol):
+    """Keeps a `Cancelled` that is raised into a thread out of the code within."""
+
+    def enter(self) -> None: ...
+
+    def leave(self) -> None: ...
+
+
+class Work(Protocol):
+    """A thread that a run has started; it may go on when the task that waits for it is cancelled."""
+
+    name: str
+
+    def is_alive(self) -> bool:
+        """Return whether the agent's code still runs there."""
+        ...
+
+    def interrupt(self) -> bool:
+        """Raise `Cancelled` in it; return False where that is not possible at this moment."""
+        ...
+
+
+current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default=None)
+current_guard: ContextVar[Guard | None] = ContextVar("nbrun_guard", default=None)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Keep the cancel of a sync agent out of nbrun's own code, where it would tear a lock or a number."""
+    guard = current_guard.get()
+    if guard is None:
+        yield
+        return
+    guard.enter()
+    try:
+        yield
+    finally:
+        guard.leave()
+
+
+def current() -> RunContext:
+    """Return the context of the run that this code belongs to.
+
+    Raises
+    ------
+    NbrunError
+        This code does not run inside an agent.
+    """
+    run = current_run.get()
+    if run is None:
+        raise NbrunError("no run here: nbrun.current() works inside an agent that %%agentrun or nbrun.start() runs")
+    return run
+
+
+class ToolScope:
+    """One use of a tool: set `result` before its end.
+
+    Threads: of the thread or task that opened it.
+    """
+
+    def __init__(self, run: RunContext, tool_id: str, name: str) -> None:
+        self.id = tool_id
+        self.name = name
+        self.result: object = None
+        self._run = run
+
+    def progress(self, done: float, total: float | None = None, label: str = "") -> None:
+        """Tell how far the tool has come."""
+        self._run.send(ev.ToolProgress(self.id, done, total, label))
+
+
+class RunContext:
+    """What an agent sees of its run: its token, and how to tell what it does.
+
+    Threads: any method, from any thread or task of the run; events keep the order in which they are sent
+    by one thread.
+    """
+
+    def __init__(self, run_id: str, prompt: str, token: CancelToken, emit: Emit, clock: Clock) -> None:
+        self.run_id = run_id
+        self.prompt = prompt
+        self.token = token
+        self._emit = emit
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._usage = ev.Usage()
+        self._tools = 0
+        self.work: list[Work] = []  # written by adapters on the host's loop, read by its cancel ladder
+
+    @property
+    def deadline(self) -> float | None:
+        """When the run will be cancelled for its time limit, in epoch seconds (UTC), or None."""
+        return self.token.deadline
+
+    @property
+    def restored(self) -> Plain:
+        """The checkpointed state to go on from: None for a run that begins anew."""
+        return None
+
+    def send(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Append an event to the run's log."""
+        with guarded():
+            self._emit(data, parent)
+
+    def text(self, delta: str) -> None:
+        """Add to the answer."""
+        if delta:
+            self.send(ev.TextDelta(clean_text(delta)))
+
+    def reasoning(self, delta: str) -> None:
+        """Add to the reasoning."""
+        if delta:
+            self.send(ev.ReasoningDelta(clean_text(delta)))
+
+    def phase(self, name: str) -> None:
+        """Say what the agent is doing now, in a word or two."""
+        self.send(ev.RunPhase(clean_text(name)))
+
+    def progress(self, done: float, total: float | None = None, label: str = "") -> None:
+        """Say how far the run has come: `done` of `total`, in any unit."""
+        self.send(ev.Progress(float(done), None if total is None else float(total), clean_text(label)))
+
+    def log(self, text: str, level: str = "info") -> None:
+        """Write to the run's log; level `warning` is also shown on the card."""
+        self.send(ev.Log(clean_text(text), level))
+
+    def emit(self, name: str, value: object = None) -> None:
+        """Append an event of the agent's own."""
+        self.send(ev.Custom(clean_text(name), plain(value)))
+
+    def usage(
+        self, *, input_tokens: int = 0, output_tokens: int = 0, requests: int = 0, cost_usd: float | None = None
+    ) -> None:
+        """Add to the run's usage."""
+        with self._lock:
+            known = self._usage
+            cost = known.cost_usd if cost_usd is None else (known.cost_usd or 0.0) + cost_usd
+            self._usage = ev.Usage(
+                input_tokens=known.input_tokens + input_tokens,
+                output_tokens=known.output_tokens + output_tokens,
+                cache_read_tokens=known.cache_read_tokens,
+                reasoning_tokens=known.reasoning_tokens,
+                requests=known.requests + requests,
+                cost_usd=cost,
+            )
+            usage = self._usage
+        self.send(usage)
+
+    @contextmanager
+    def tool(self, name: str, args: object = None, kind: str = "function") -> Iterator[ToolScope]:
+        """Show a tool while the block runs; it ends `ok`, `error` or `cancelled` as the block does.
+
+        Raises
+        ------
+        Cancelled
+            The run was cancelled before the tool was entered.
+        """
+        self.token.raise_if_cancelled()
+        with self._lock:
+            self._tools += 1
+            scope = ToolScope(self, f"tool-{self._tools}", name)
+        began = self.clock.monotonic()
+        self.send(ev.ToolStarted(scope.id, clean_text(name), kind, plain(args)))
+
+        def finish(status: str, result: object) -> None:
+            ms = (self.clock.monotonic() - began) * 1000
+            self.send(ev.ToolFinished(scope.id, status, plain(result), round(ms, 3)))
+
+        try:
+            yield scope
+        except Exception as error:
+            finish("error", f"{type(error).__name__}: {error}")
+            raise
+        except BaseException:  # CancelledError, Cancelled, SystemExit: noted, and raised again
+            finish("cancelled" if self.token.cancelled else "error", scope.result)
+            raise
+        finish("ok", scope.result)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep in a sync agent; wakes at once when the run is cancelled.
+
+        Raises
+        ------
+        Cancelled
+            The run was cancelled.
+        """
+        if self.token.wait_sync(seconds):
+            self.token.raise_if_cancelled()
+
+    async def ask(self, message: str, **options: object) -> object:
+        """Ask a person: not in this version."""
+        raise NotImplementedError("run.ask() is not in this version of nbrun")
+
+    def checkpoint(self, state: object) -> None:
+        """Keep a state to go on from: not in this version."""
+        raise NotImplementedError("run.checkpoint() is not in this version of nbrun")
+
+    def start_child(self, agent: object, prompt: str = "", **options: object) -> object:
+        """Start a child run: not in this version."""
+        raise NotImplementedError("run.start_child() is not in this version of nbrun")
+
+

@@ -1,0 +1,89 @@
+"""The session that `nbrun.start()` and its like work on, and those functions themselves."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from nbrun.errors import SessionClosed
+from nbrun.run import Run
+from nbrun.run_list import RunList
+from nbrun.session import NotebookSession
+
+SHELL_ATTRIBUTE = "nbrun_session"
+"""Under this name the extension holds its session on the shell."""
+
+_lock = threading.Lock()
+_slot: list[NotebookSession] = []  # outside IPython: the one session that was made on first use
+
+
+def session() -> NotebookSession:
+    """Return the session: the extension's, or outside a kernel the one that is made on first use.
+
+    Raises
+    ------
+    SessionClosed
+        nbrun was unloaded from this shell.
+    """
+    ipython = sys.modules.get("IPython")  # looked for, never imported: who runs without it does without
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None:
+        held = getattr(shell, SHELL_ATTRIBUTE, None)
+        if isinstance(held, NotebookSession):
+            return held
+        raise SessionClosed("nbrun is not loaded here: run %load_ext nbrun first")
+    with _lock:
+        if not _slot or _slot[0].is_closed:
+            _slot[:] = [NotebookSession()]
+            atexit.register(_slot[0].close)
+        return _slot[0]
+
+
+def start(
+    agent: object = None,
+    prompt: str = "",
+    *,
+    name: str | None = None,
+    id: str | None = None,  # noqa: A002 - the name is part of the public API
+    model: str | None = None,
+    timeout_s: float | None = None,
+    max_turns: int | None = None,
+    max_tokens: int | None = None,
+    max_cost: float | None = None,
+    approve: str = "ask",
+    if_running: str = "queue",
+    on: str = "local",
+    thread: bool = False,
+    tags: Mapping[str, str] | None = None,
+    tools: Sequence[Callable[..., object]] | None = None,
+) -> Run:
+    """Start a run in this notebook's session and return its handle; see `NotebookSession.start`."""
+    return session().start(
+        agent, prompt, name=name, id=id, model=model, timeout_s=timeout_s, max_turns=max_turns,
+        max_tokens=max_tokens, max_cost=max_cost, approve=approve, if_running=if_running, on=on, thread=thread,
+        tags=tags, tools=tools,
+    )  # fmt: skip
+
+
+def get(ref: Run | int | str) -> Run:
+    """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id; see `NotebookSession.get`."""
+    return session().get(ref)
+
+
+def runs(
+    *,
+    status: str | None = None,
+    name: str | None = None,
+    agent: str | None = None,
+    tag: str | None = None,
+    limit: int | None = None,
+) -> RunList:
+    """Return this notebook's runs, newest first; see `NotebookSession.runs`."""
+    return session().runs(status=status, name=name, agent=agent, tag=tag, limit=limit)
+
+
+def panel() -> object:
+    """Show a live table of the notebook's runs: not in this version."""
+    raise NotImplementedError("nbrun.panel() is not in this version of nbrun; nbrun.runs() shows the runs")

@@ -1,0 +1,127 @@
+"""Any value → JSON-like data. Never raises, never runs more of a value than its `repr`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from enum import Enum
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+
+if TYPE_CHECKING:
+    Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+    """What can be stored: JSON's types, with NaN and the infinities as floats."""
+else:
+    Plain = Any  # msgspec reads these annotations to decode, and knows no recursive unions
+
+MAX_DEPTH = 32
+MAX_REPR = 2_000
+_INT_LIMIT = 2**63
+
+TYPE_KEY = "$type"
+REPR_KEY = "$repr"
+
+
+def plain(value: object) -> Plain:
+    """Return `value` as JSON-like data.
+
+    What has no such form is kept as `{"$type": its type's name, "$repr": its repr}`, so that a reader sees
+    that it is not the value itself. Dataclasses, pydantic models, msgspec structs and mappings become
+    objects; sequences and sets become lists; dates and paths become text.
+    """
+    try:
+        return _plain(value, 0)
+    except Exception as error:  # a hostile or broken value must not end a run
+        return {TYPE_KEY: type_name(value), REPR_KEY: f"<not readable: {type(error).__name__}>"}
+
+
+def clean_text(text: str) -> str:
+    """Return `text` as something UTF-8 can hold: a lone surrogate becomes its escape, in letters."""
+    if text.isascii():
+        return str(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return str(text)
+
+
+def type_name(value: object) -> str:
+    """Return the full name of a value's type, without the module for builtins."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def marked_repr(value: object) -> dict[str, Plain]:
+    """Return the marked stand-in for a value that has no JSON-like form."""
+    try:
+        text = repr(value)
+    except Exception as error:  # somebody's __repr__ is broken; the run is not
+        text = f"<repr failed: {type(error).__name__}>"
+    if len(text) > MAX_REPR:
+        text = text[:MAX_REPR] + f"… ({len(text):,} characters)"
+    return {TYPE_KEY: type_name(value), REPR_KEY: clean_text(text)}
+
+
+def _plain(value: object, depth: int) -> Plain:
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return clean_text(value)
+        case Enum():
+            return _plain(value.value, depth)
+        case int():
+            return int(value) if -_INT_LIMIT <= value < _INT_LIMIT else marked_repr(value)
+        case float():
+            return float(value)
+        case datetime() | date() | time():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case PurePath() | UUID():
+            return clean_text(str(value))
+    if depth >= MAX_DEPTH:  # also where a value contains itself
+        return marked_repr(value)
+    match value:
+        case Mapping():
+            return {_key(key): _plain(item, depth + 1) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item, depth + 1) for item in _ordered(value)]
+        case msgspec.Struct():
+            return {name: _plain(getattr(value, name), depth + 1) for name in value.__struct_fields__}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value))
+        return {name: _plain(getattr(value, name), depth + 1) for name in fields}
+    dump = getattr(type(value), "model_dump", None)  # pydantic's models, found without importing it
+    if callable(dump):
+        return _plain(dump(value), depth + 1)
+    return marked_repr(value)
+
+
+def _key(key: object) -> str:
+    return clean_text(key) if isinstance(key, str) else clean_text(str(key))
+
+
+def _ordered(values: Iterable[object]) -> Iterable[object]:
+    """Return sets in the order of their repr, so that the same set is stored the same twice."""
+    return sorted(values, key=repr) if isinstance(values, set | frozenset) else values
+
+
+def shown(value: Plain, limit: int = 200) -> str:
+    """Return JSON-like data as one short line for a person."""
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, dict) and REPR_KEY in value:
+        text = str(value[REPR_KEY])
+    elif isinstance(value, float) and not math.isfinite(value):
+        text = str(value)
+    else:
+        text = msgspec.json.encode(value).decode()
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,106 @@
+"""Every exception of nbrun.
+
+NbrunError
+├─ UserError         a mistake in a line or a call
+│  ├─ BadOption      an option, its value, or an empty prompt
+│  ├─ AgentNotFound  no such agent, or the object cannot be run
+│  ├─ RunNotFound    no run has this reference
+│  ├─ IdConflict     this id already names a run with other inputs
+│  └─ RunRejected    a run of the same cell or name is live (`--if-running reject`)
+├─ NoResult          all that `run.result()` and `await run` raise
+│  ├─ RunNotFinished the wait was over before the run was
+│  ├─ RunFailed
+│  ├─ RunCancelled
+│  └─ RunLost
+├─ StoreError
+│  ├─ StoreReadOnly
+│  ├─ StoreTooNew
+│  └─ StoreDamaged
+└─ SessionClosed
+Cancelled            a BaseException, raised only inside an agent
+"""
+
+from __future__ import annotations
+
+
+class NbrunError(Exception):
+    """Anything that nbrun itself raises on purpose."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython prints in place of a traceback.
+
+        Source: IPython calls this method of the exception. (Its `UsageError` is compared by identity, so
+        a subclass of that would print a full traceback.)
+        """
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UserError(NbrunError):
+    """A mistake in a line or a call; the message names the mend."""
+
+
+class BadOption(UserError):
+    """An option or argument is unknown, out of range, or missing."""
+
+
+class AgentNotFound(UserError):
+    """No agent has this name, or the object cannot be run."""
+
+
+class RunNotFound(UserError):
+    """No run has this reference."""
+
+
+class IdConflict(UserError):
+    """A run with this id exists, and its inputs are not these."""
+
+
+class RunRejected(UserError):
+    """A run of the same cell or name is live, and `if_running="reject"` was asked for."""
+
+
+class NoResult(NbrunError):
+    """The run has no result to give."""
+
+
+class RunNotFinished(NoResult, TimeoutError):
+    """The wait was over before the run was; the run goes on."""
+
+
+class RunFailed(NoResult):
+    """The agent raised, or its host died."""
+
+
+class RunCancelled(NoResult):
+    """The run was cancelled; what it produced is in `run.output`."""
+
+
+class RunLost(NoResult):
+    """The kernel of this run died while the run was live."""
+
+
+class StoreError(NbrunError):
+    """The session store cannot do what was asked."""
+
+
+class StoreReadOnly(StoreError):
+    """The file cannot be written, or must not be."""
+
+
+class StoreTooNew(StoreReadOnly):
+    """A newer nbrun wrote the file."""
+
+
+class StoreDamaged(StoreError):
+    """The file is not a usable database."""
+
+
+class SessionClosed(NbrunError):
+    """The session takes no new runs."""
+
+
+class Cancelled(BaseException):  # noqa: N818 - named for what happened, like asyncio's CancelledError
+    """Raised inside an agent whose run was cancelled.
+
+    A `BaseException`, so that an agent's own `except Exception` does not eat a cancel.
+    """

@@ -1,0 +1,419 @@
+"""The events of a run: their envelope, their types, their codec.
+
+An event is one entry of a run's append-only log, numbered 0, 1, 2 … without gaps. Its `data` is one of the
+structs below; its `type` is that struct's `TYPE`. Types are open: an event of an unknown type keeps its
+data as a dict and is stored and given back unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import ClassVar
+
+import msgspec
+
+from nbrun.cancellation import CancelCause, Rung
+from nbrun.encoding import Plain
+
+
+class EventData(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an event says; the base of every type below."""
+
+    TYPE: ClassVar[str] = ""
+
+
+class Unknown(EventData):
+    """Data of a type that this version does not know, kept as it came."""
+
+    type: str
+    body: Plain = None
+
+
+class Usage(EventData):
+    """Tokens and requests so far, by OpenTelemetry's GenAI names; a host sends totals, never differences."""
+
+    TYPE: ClassVar[str] = "usage"
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    reasoning_tokens: int = 0
+    requests: int = 0
+    cost_usd: float | None = None
+    exact: bool = True  # False: a stream was cut before its provider reported, so this is a lower bound
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An exception, as text."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+# --- run ---------------------------------------------------------------------------------------------
+
+
+class RunCreated(EventData):
+    """The run exists; it has not been entered."""
+
+    TYPE: ClassVar[str] = "run.created"
+    session_id: str
+    name: str
+    agent: str
+    prompt: str = ""
+    number: int | None = None  # given by the store in the insert
+    parent_id: str | None = None
+    cell_id: str | None = None
+    model: str | None = None
+    tags: dict[str, str] = {}
+    options: dict[str, Plain] = {}
+
+    def inputs(self) -> str:
+        """Return what tells the inputs of one run from another's: agent, prompt, model, options."""
+        parts = [self.agent, self.prompt, self.model, sorted(self.options.items())]
+        return hashlib.sha256(_encoder.encode(parts)).hexdigest()
+
+
+class RunStarted(EventData):
+    """The agent was entered."""
+
+    TYPE: ClassVar[str] = "run.started"
+    host: str = ""
+
+
+class RunPhase(EventData):
+    """The agent says what it is doing."""
+
+    TYPE: ClassVar[str] = "run.phase"
+    phase: str
+
+
+class RunWaiting(EventData):
+    """The run waits for a person."""
+
+    TYPE: ClassVar[str] = "run.waiting"
+    what: str = ""
+
+
+class RunResumed(EventData):
+    """The person has answered; the run goes on."""
+
+    TYPE: ClassVar[str] = "run.resumed"
+
+
+class RunCompleted(EventData):
+    """The agent came to its end."""
+
+    TYPE: ClassVar[str] = "run.completed"
+    output: Plain = None
+    usage: Usage | None = None
+
+
+class RunFailed(EventData):
+    """The agent raised, or its host died."""
+
+    TYPE: ClassVar[str] = "run.failed"
+    error: ErrorInfo
+    output: Plain = None  # what there was until then
+    usage: Usage | None = None
+
+
+class RunCancelled(EventData):
+    """The run was asked to stop, and has."""
+
+    TYPE: ClassVar[str] = "run.cancelled"
+    cause: CancelCause
+    reason: str | None = None
+    output: Plain = None
+    error: ErrorInfo | None = None
+    usage: Usage | None = None
+    detached: tuple[str, ...] = ()  # names of what still runs
+
+
+class RunLost(EventData):
+    """The kernel of the run died, or its host vanished."""
+
+    TYPE: ClassVar[str] = "run.lost"
+    reason: str = ""
+    last_event_at: float | None = None
+
+
+# --- cancel ------------------------------------------------------------------------------------------
+
+
+class CancelRequested(EventData):
+    """Somebody, or a limit, asked the run to stop."""
+
+    TYPE: ClassVar[str] = "cancel.requested"
+    cause: CancelCause
+    reason: str | None = None
+    by: str = ""
+
+
+class CancelEscalated(EventData):
+    """A rung of the ladder was used."""
+
+    TYPE: ClassVar[str] = "cancel.escalated"
+    rung: Rung
+    note: str = ""
+
+
+class DetachedFinished(EventData):
+    """Work that a cancelled run had left behind has ended; the only event that may follow an ending."""
+
+    TYPE: ClassVar[str] = "detached.finished"
+    name: str
+    refused: int = 0
+
+
+# --- text --------------------------------------------------------------------------------------------
+
+
+class TextDelta(EventData):
+    """More of the answer."""
+
+    TYPE: ClassVar[str] = "text.delta"
+    text: str
+
+
+class ReasoningDelta(EventData):
+    """More of the model's reasoning."""
+
+    TYPE: ClassVar[str] = "reasoning.delta"
+    text: str
+
+
+class Message(EventData):
+    """A complete message, once, so that a replay needs no deltas."""
+
+    TYPE: ClassVar[str] = "message"
+    role: str
+    text: str
+
+
+# --- tools -------------------------------------------------------------------------------------------
+
+
+class ToolStarted(EventData):
+    """A tool was entered."""
+
+    TYPE: ClassVar[str] = "tool.started"
+    id: str
+    name: str
+    kind: str = "function"
+    args: Plain = None
+
+
+class ToolArgsDelta(EventData):
+    """More of a tool's arguments, as the model writes them."""
+
+    TYPE: ClassVar[str] = "tool.args.delta"
+    id: str
+    text: str
+
+
+class ToolProgress(EventData):
+    """How far a tool has come."""
+
+    TYPE: ClassVar[str] = "tool.progress"
+    id: str
+    done: float
+    total: float | None = None
+    label: str = ""
+
+
+class ToolFinished(EventData):
+    """A tool has ended: `ok`, `error`, `denied` or `cancelled`."""
+
+    TYPE: ClassVar[str] = "tool.finished"
+    id: str
+    status: str = "ok"
+    result: Plain = None
+    ms: float = 0.0
+
+
+# --- people ------------------------------------------------------------------------------------------
+
+
+class ApprovalRequested(EventData):
+    """A person is asked."""
+
+    TYPE: ClassVar[str] = "approval.requested"
+    id: str
+    message: str
+    tool_id: str | None = None
+    args: Plain = None
+    options: tuple[str, ...] = ()
+    deadline: float | None = None
+
+
+class ApprovalResolved(EventData):
+    """The person, or the deadline, has decided."""
+
+    TYPE: ClassVar[str] = "approval.resolved"
+    id: str
+    decision: str
+    args: Plain = None
+    by: str = ""
+
+
+class Steer(EventData):
+    """A message into a running agent."""
+
+    TYPE: ClassVar[str] = "steer"
+    text: str
+    by: str = ""
+
+
+# --- work --------------------------------------------------------------------------------------------
+
+
+class StepStarted(EventData):
+    """A step of the agent's work began."""
+
+    TYPE: ClassVar[str] = "step.started"
+    name: str
+
+
+class StepFinished(EventData):
+    """A step of the agent's work ended."""
+
+    TYPE: ClassVar[str] = "step.finished"
+    name: str
+
+
+class Progress(EventData):
+    """How far the run has come."""
+
+    TYPE: ClassVar[str] = "progress"
+    done: float
+    total: float | None = None
+    label: str = ""
+
+
+class Log(EventData):
+    """A line of the run's log: what it printed (`stdout`, `stderr`) or said at a level."""
+
+    TYPE: ClassVar[str] = "log"
+    text: str
+    level: str = "info"
+
+
+class Checkpoint(EventData):
+    """A state to go on from was kept."""
+
+    TYPE: ClassVar[str] = "checkpoint"
+    id: str
+    size: int = 0
+
+
+class Artifact(EventData):
+    """A large value or file was kept beside the log."""
+
+    TYPE: ClassVar[str] = "artifact"
+    id: str
+    name: str
+    size: int
+    head: str = ""
+
+
+class ChildStarted(EventData):
+    """A child run began; it has a log of its own."""
+
+    TYPE: ClassVar[str] = "child.started"
+    run_id: str
+
+
+class ChildFinished(EventData):
+    """A child run ended."""
+
+    TYPE: ClassVar[str] = "child.finished"
+    run_id: str
+    status: str = ""
+
+
+class Custom(EventData):
+    """A value of the agent's own, under a name of its own."""
+
+    TYPE: ClassVar[str] = "custom"
+    name: str
+    value: Plain = None
+
+
+class Raw(EventData):
+    """An event of a framework that has no other form here."""
+
+    TYPE: ClassVar[str] = "raw"
+    source: str
+    payload: Plain = None
+
+
+# --- envelope and codec ------------------------------------------------------------------------------
+
+
+class RunEvent(msgspec.Struct, frozen=True):
+    """One entry of a run's log.
+
+    `seq` is gapless per run and given by the session at intake; `ts` is epoch seconds (UTC); `attempt` 0
+    marks events of the session itself, hosts count theirs from 1; `parent` names the tool or child run
+    that the event belongs to.
+    """
+
+    seq: int
+    ts: float
+    run_id: str
+    attempt: int
+    data: EventData
+    parent: str | None = None
+
+    @property
+    def type(self) -> str:
+        """The event's type, such as `text.delta`."""
+        return type_of(self.data)
+
+
+END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))
+DELTA_TYPES = frozenset(cls.TYPE for cls in (TextDelta, ReasoningDelta))
+
+
+def _subclasses(base: type[EventData]) -> dict[str, type[EventData]]:
+    return {cls.TYPE: cls for cls in base.__subclasses__() if cls.TYPE}
+
+
+TYPES: dict[str, type[EventData]] = _subclasses(EventData)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[str, msgspec.msgpack.Decoder[EventData]] = {
+    name: msgspec.msgpack.Decoder(cls) for name, cls in TYPES.items()
+}
+
+
+def type_of(data: EventData) -> str:
+    """Return the event type that `data` belongs to."""
+    return data.type if isinstance(data, Unknown) else data.TYPE
+
+
+def encode_data(data: EventData) -> bytes:
+    """Return the data of an event as MessagePack."""
+    return _encoder.encode(data.body if isinstance(data, Unknown) else data)
+
+
+def decode_data(event_type: str, blob: bytes) -> EventData:
+    """Return the data of a stored event.
+
+    What is of an unknown type, or does not fit its type (another version wrote it), comes back as
+    `Unknown`, with everything that was stored.
+    """
+    decoder = _decoders.get(event_type)
+    if decoder is not None:
+        try:
+            return decoder.decode(blob)
+        except msgspec.DecodeError:
+            pass  # falls through to the form that takes anything
+    try:
+        return Unknown(event_type, msgspec.msgpack.decode(blob))
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return Unknown(event_type, {"$damaged": len(blob)})

@@ -1,0 +1,52 @@
+"""The local executor: one host, in this process, on the session's host thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nbrun.attempt import Attempt, Sink
+from nbrun.clock import Clock
+from nbrun.executors import OnHost
+from nbrun.host import LoopThread, RunHost
+
+NAME = "local"
+
+
+class LocalExecutor:
+    """Runs attempts in this process.
+
+    Its tokens are the session's own, so a cancel needs no message; and a host that lives as long as the
+    process cannot be killed.
+    """
+
+    def __init__(self, thread: LoopThread, clock: Clock) -> None:
+        self._thread = thread
+        self._clock = clock
+        self._host: RunHost | None = None
+
+    async def open(self, sink: Sink, on_host: OnHost) -> None:
+        """Make the host."""
+        self._host = RunHost(self._thread, sink, self._clock, NAME)
+        on_host(NAME, True)
+
+    async def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Start the attempts."""
+        if self._host is None:
+            raise RuntimeError("the local executor is not open")
+        for attempt in attempts:
+            self._host.begin(attempt)
+
+    async def control(self, host: str, op: str, body: dict[str, object]) -> dict[str, object]:
+        """Answer a ping; the rest goes by the token."""
+        return {"op": op, "live": self._host.live if self._host else 0}
+
+    async def release(self, attempts: Sequence[Attempt]) -> None:
+        """Nothing to release: an attempt is never run again here."""
+
+    async def kill_host(self, host: str) -> None:
+        """Refuse: the host is this process."""
+        raise RuntimeError("the local host cannot be killed: it is this process")
+
+    async def close(self) -> None:
+        """Forget the host."""
+        self._host = None

@@ -1,0 +1,276 @@
+"""The intake: the one door of a session. What comes through is ordered, redacted, numbered and folded."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from nbrun import events as ev
+from nbrun.attempt import HostEvent
+from nbrun.cancellation import CancelOutcome, CancelToken
+from nbrun.clock import Clock
+from nbrun.context import guarded
+from nbrun.encoding import clean_text, plain
+from nbrun.record import RunRecord, RunStatus, is_admitted, next_status
+from nbrun.redaction import Redactor, StreamRedactor
+from nbrun.store import Committed
+
+BACKLOG_LIMIT = 20_000
+"""Events that may wait; beyond it producers are paused, never dropped."""
+PAUSE_S = 0.05
+
+Listener = Callable[[RunRecord, Sequence[ev.RunEvent]], object]
+
+
+@dataclass(slots=True, eq=False)
+class LiveRun:
+    """What the session knows of a run while it lives, and for a while after.
+
+    Who writes: the intake's lock guards `cancel` and `has_end`; the writer's thread alone writes the numbers
+    and what is public (`record`, `problem`, `output`). Everybody reads.
+    """
+
+    run_id: str
+    token: CancelToken
+    attempt: int = 1
+    key: str | None = None  # what `if_running` compares: the cell, or the name that was given
+
+    # under the intake's lock
+    cancel: ev.CancelRequested | None = None
+    has_end: bool = False
+
+    # the writer's thread: the state at intake, ahead of what is public
+    status: RunStatus = RunStatus.QUEUED
+    next_seq: int = 0
+    next_n: int = 0
+    refused: int = 0
+    streams: dict[str, StreamRedactor] = field(default_factory=dict)
+    pending_output: object = None
+
+    # public
+    record: RunRecord = field(default_factory=RunRecord)
+    problem: str | None = None
+    output: object = None
+    is_created: threading.Event = field(default_factory=threading.Event)
+    is_ended: threading.Event = field(default_factory=threading.Event)
+    unsaved: list[ev.RunEvent] = field(default_factory=list)
+    listeners: list[Listener] = field(default_factory=list)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener(record, events)` called on the writer's thread; return what ends that."""
+        self.listeners = [*self.listeners, listener]  # replaced, never changed: it may be walked right now
+
+        def remove() -> None:
+            self.listeners = [known for known in self.listeners if known is not listener]
+
+        return remove
+
+
+class Intake:
+    """Takes events and requests, and gives them to the store's writer in one order.
+
+    Threads: `put()`, `tell()` and `request_cancel()` from any thread; `drain()` and `publish()` are called by
+    the writer's thread only, which makes it the one consumer. `_lock` makes "has it ended?" and "it is asked
+    to stop" one decision.
+
+    Parameters
+    ----------
+    ring : wakes the writer.
+    on_publish : called on the writer's thread after what it is given became public.
+    """
+
+    def __init__(
+        self, clock: Clock, redactor: Redactor, on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None]
+    ) -> None:
+        self._clock = clock
+        self._redactor = redactor
+        self._secrets = tuple(secret.encode() for secret in redactor.secrets)
+        self._on_publish = on_publish
+        self._lock = threading.Lock()
+        self._items: deque[tuple[LiveRun, HostEvent | ev.EventData, float]] = deque()
+        self._has_room = threading.Event()
+        self._has_room.set()
+        self._runs: dict[str, LiveRun] = {}
+        self.ring: Callable[..., None] = lambda **_: None
+
+    def add(self, live: LiveRun) -> None:
+        """Let events of this run in."""
+        self._runs[live.run_id] = live
+
+    def put(self, events: Sequence[HostEvent]) -> None:
+        """Take events of a host, in order; waits while too much is waiting already."""
+        is_text = is_urgent = False
+        for event in events:
+            live = self._runs.get(event.run_id)
+            if live is None:  # its session has forgotten it: nothing to append to
+                continue
+            kind = event.data.TYPE
+            if kind in ev.END_TYPES and event.attempt == live.attempt:
+                with self._lock:
+                    live.has_end = True
+                    self._items.append((live, event, event.ts))
+                is_urgent = True
+            else:
+                self._items.append((live, event, event.ts))
+                is_text = kind in ev.DELTA_TYPES
+        self.ring(is_text=is_text, is_urgent=is_urgent)
+        if len(self._items) > BACKLOG_LIMIT:
+            self._wait_for_room(self._runs.get(events[-1].run_id))
+
+    def tell(self, live: LiveRun, data: ev.EventData) -> None:
+        """Take an event of the session itself; an end only if none is here yet."""
+        with guarded():
+            with self._lock:
+                if data.TYPE in ev.END_TYPES:
+                    if live.has_end:
+                        return
+                    live.has_end = True
+                self._items.append((live, data, self._clock.now()))
+            self.ring(is_urgent=True)
+
+    def request_cancel(self, live: LiveRun, request: ev.CancelRequested) -> CancelOutcome:
+        """Record the request unless there was one, or the run's end was here first; fires nothing."""
+        with guarded():
+            with self._lock:
+                if live.has_end:
+                    return CancelOutcome.ALREADY_FINISHED
+                if live.cancel is not None:
+                    return CancelOutcome.ALREADY_REQUESTED
+                live.cancel = request
+                self._items.append((live, request, self._clock.now()))
+            self.ring(is_urgent=True)
+        return CancelOutcome.REQUESTED
+
+    def _wait_for_room(self, live: LiveRun | None) -> None:
+        self._has_room.clear()
+        while len(self._items) > BACKLOG_LIMIT and not (live and live.token.cancelled):
+            self._has_room.wait(PAUSE_S)
+
+    # --- the consumer ----------------------------------------------------------------------------
+
+    def drain(self) -> list[ev.RunEvent]:
+        """Return all that waits as numbered events; what comes after an end is refused and counted."""
+        events: list[ev.RunEvent] = []
+        items = self._items
+        for _ in range(len(items)):
+            live, item, ts = items.popleft()
+            if isinstance(item, HostEvent):
+                self._admit_host(live, item, events)
+            else:
+                self._admit(live, item, ts, 0, None, events)
+        self._has_room.set()
+        return events
+
+    def _admit_host(self, live: LiveRun, item: HostEvent, events: list[ev.RunEvent]) -> None:
+        if item.attempt != live.attempt or item.n != live.next_n:  # the fence: an older try, or a repeat
+            live.refused += 1
+            return
+        live.next_n += 1
+        data = item.data
+        if data.TYPE in ev.END_TYPES:
+            live.pending_output = item.live
+            data = self._decided(live, data)
+        self._admit(live, data, item.ts, item.attempt, item.parent, events)
+
+    def _decided(self, live: LiveRun, data: ev.EventData) -> ev.EventData:
+        """Return the end that intake order gives the run: a cancel that came first wins over any end."""
+        cancel = live.cancel
+        if cancel is None:
+            return data
+        match data:
+            case ev.RunCompleted(output=output, usage=usage):
+                return ev.RunCancelled(cancel.cause, cancel.reason, output, None, usage)
+            case ev.RunFailed(error=error, output=output, usage=usage):
+                return ev.RunCancelled(cancel.cause, cancel.reason, output, error, usage)
+            case ev.RunCancelled():
+                return msgspec.structs.replace(data, cause=cancel.cause, reason=cancel.reason)
+            case _:
+                return data
+
+    def _admit(
+        self,
+        live: LiveRun,
+        data: ev.EventData,
+        ts: float,
+        attempt: int,
+        parent: str | None,
+        events: list[ev.RunEvent],
+    ) -> None:
+        kind = ev.type_of(data)
+        if not is_admitted(live.status, kind):
+            live.refused += 1
+            return
+        if isinstance(data, ev.TextDelta | ev.ReasoningDelta):
+            data = self._redacted_delta(live, data)
+        else:
+            if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
+                self._flush_streams(live, ts, attempt, events)
+            data = self._storable(data)
+        live.status = next_status(live.status, kind)
+        # Whole microseconds: what is read back is then exactly what was shown.
+        ts = round(ts * 1_000_000) / 1_000_000
+        events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data, parent))
+        live.next_seq += 1
+
+    def _redacted_delta(
+        self, live: LiveRun, data: ev.TextDelta | ev.ReasoningDelta
+    ) -> ev.TextDelta | ev.ReasoningDelta:
+        text = clean_text(data.text)
+        if self._redactor:
+            stream = live.streams.get(data.TYPE)
+            if stream is None:
+                stream = live.streams[data.TYPE] = StreamRedactor(self._redactor)
+            text = stream.feed(text)
+        return data if text is data.text else type(data)(text)
+
+    def _flush_streams(self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]) -> None:
+        """Append what was held of the run's texts: its stream is over, and it was no secret."""
+        for kind, stream in live.streams.items():
+            tail = stream.flush()
+            if tail:
+                data = ev.TextDelta(tail) if kind == ev.TextDelta.TYPE else ev.ReasoningDelta(tail)
+                events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data))
+                live.next_seq += 1
+
+    def _storable(self, data: ev.EventData) -> ev.EventData:
+        """Return data that can be written and holds no secret."""
+        try:
+            blob = ev.encode_data(data)
+        except (TypeError, ValueError, OverflowError):  # an adapter let something through as it was
+            return ev.Unknown(ev.type_of(data), plain(data))
+        # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
+        if not any(secret in blob for secret in self._secrets):
+            return data
+        clean = self._redactor.data(plain(data))
+        if isinstance(data, ev.Unknown):
+            return ev.Unknown(data.type, clean)
+        return msgspec.convert(clean, type(data), strict=False)
+
+    def publish(self, committed: list[Committed], problem: str | None) -> None:
+        """Make what was committed public: record first, then the end, then who listens."""
+        for item in committed:
+            live = self._runs.get(item.run_id)
+            if live is None:
+                continue
+            if problem is None:
+                live.unsaved.clear()
+            else:
+                live.unsaved.extend(item.events)
+            live.problem = problem
+            if not item.record.is_live and not live.is_ended.is_set():
+                live.output = live.pending_output
+            live.record = item.record
+            live.is_created.set()
+            if not item.record.is_live:
+                live.is_ended.set()
+            self._on_publish(live, item.events)
+
+    def forget(self, live: LiveRun) -> None:
+        """Let nothing of this run in any more."""
+        self._runs.pop(live.run_id, None)
+
+

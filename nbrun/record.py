@@ -1,0 +1,262 @@
+"""The record of a run: the fold of its events. Nothing else decides a status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from nbrun import events as ev
+from nbrun.cancellation import CancelCause
+from nbrun.encoding import Plain, shown
+
+
+class RunStatus(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing follows it."""
+        return self in TERMINAL
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run has not ended."""
+        return self not in TERMINAL
+
+
+TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST})
+LIVE = tuple(status for status in RunStatus if status not in TERMINAL)
+
+_ENDS = {
+    ev.RunCompleted.TYPE: RunStatus.COMPLETED,
+    ev.RunFailed.TYPE: RunStatus.FAILED,
+    ev.RunCancelled.TYPE: RunStatus.CANCELLED,
+    ev.RunLost.TYPE: RunStatus.LOST,
+}
+_CANCEL = {ev.CancelRequested.TYPE: RunStatus.CANCELLING}
+
+TRANSITIONS: dict[RunStatus, dict[str, RunStatus]] = {
+    RunStatus.QUEUED: {ev.RunStarted.TYPE: RunStatus.RUNNING, **_CANCEL, **_ENDS},
+    RunStatus.RUNNING: {ev.RunWaiting.TYPE: RunStatus.WAITING, **_CANCEL, **_ENDS},
+    RunStatus.WAITING: {ev.RunResumed.TYPE: RunStatus.RUNNING, **_CANCEL, **_ENDS},
+    RunStatus.CANCELLING: _ENDS,  # no way back: what was accepted is not undone by a late start or answer
+    **{status: {} for status in TERMINAL},
+}
+"""The one table: status → event type → status. An event type that is not listed changes nothing."""
+
+AFTER_END = frozenset({ev.DetachedFinished.TYPE})
+"""The events that may follow an ending; they change neither status nor output."""
+
+
+def next_status(status: RunStatus, event_type: str) -> RunStatus:
+    """Return the status after an event of this type."""
+    return TRANSITIONS[status].get(event_type, status)
+
+
+def is_admitted(status: RunStatus, event_type: str) -> bool:
+    """Return whether the log of a run in this status takes an event of this type."""
+    return status not in TERMINAL or event_type in AFTER_END
+
+
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One use of a tool, as far as it has come."""
+
+    id: str
+    name: str
+    kind: str = "function"
+    args: Plain = None
+    status: str = "running"
+    result: Plain = None
+    started_at: float = 0.0
+    ms: float | None = None
+
+
+class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The state of a run, frozen: the fold of its events up to `event_count`.
+
+    Times are epoch seconds (UTC). `text` is all that was streamed; `output` is what the agent returned, as
+    JSON-like data, or the text where it returned nothing. `detached` names what a cancelled run has left
+    running.
+    """
+
+    run_id: str = ""
+    number: int | None = None
+    session_id: str = ""
+    name: str = ""
+    agent: str = ""
+    model: str | None = None
+    prompt: str = ""
+    status: RunStatus = RunStatus.QUEUED
+    cause: CancelCause | None = None
+    reason: str | None = None
+    cancelled_by: str = ""
+    phase: str | None = None
+    attempt: int = 0
+    parent_id: str | None = None
+    cell_id: str | None = None
+    tags: dict[str, str] = {}
+    options: dict[str, Plain] = {}
+    created_at: float = 0.0
+    started_at: float | None = None
+    cancel_requested_at: float | None = None
+    ended_at: float | None = None
+    last_event_at: float = 0.0
+    text: str = ""
+    output: Plain = None
+    error: ev.ErrorInfo | None = None
+    usage: ev.Usage = ev.Usage()
+    tools: tuple[ToolCall, ...] = ()
+    progress: ev.Progress | None = None
+    notices: tuple[str, ...] = ()  # what the run's card has to tell besides its status
+    detached: tuple[str, ...] = ()
+    event_count: int = 0
+    is_brief: bool = False  # long fields are cut; the whole is in the log
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run has not ended."""
+        return self.status.is_live
+
+    def elapsed_s(self, now: float) -> float | None:
+        """Return the seconds from the start to the end, or to `now` while it is live."""
+        if self.started_at is None:
+            return None
+        return max(0.0, (self.ended_at or now) - self.started_at)
+
+    def apply(self, events: Iterable[ev.RunEvent]) -> RunRecord:
+        """Return the record after `events`, which are by seq and go on where this one stands.
+
+        Raises
+        ------
+        ValueError
+            An event does not come next, or follows an ending. The intake lets neither through.
+        """
+        draft = _Draft(self)
+        for event in events:
+            draft.apply(event)
+        return draft.finish()
+
+    def brief(self, head: int = 300) -> RunRecord:
+        """Return the record with its long fields cut to `head` characters: what a list of runs needs."""
+        output = self.output if _is_small(self.output, head) else shown(self.output, head)
+        return msgspec.structs.replace(
+            self,
+            prompt=self.prompt[:head],
+            text=self.text[:head],
+            output=output,
+            tools=(),
+            error=None if self.error is None else ev.ErrorInfo(self.error.type, self.error.message[:head]),
+            is_brief=True,
+        )
+
+
+def _is_small(value: Plain, head: int) -> bool:
+    return value is None or isinstance(value, bool | int | float) or len(shown(value, head + 1)) <= head
+
+
+class _Draft:
+    """A record while a batch of events is folded into it: one copy per batch, not per event."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+        self._changes: dict[str, Any] = {}
+        self._status = record.status
+        self._next_seq = record.event_count
+        self._text: list[str] = []
+        self._tools: dict[str, ToolCall] | None = None
+
+    def apply(self, event: ev.RunEvent) -> None:
+        if event.seq != self._next_seq:
+            raise ValueError(f"{event.run_id}: event {event.seq} came where {self._next_seq} was due")
+        kind = event.type
+        if not is_admitted(self._status, kind):
+            raise ValueError(f"{event.run_id}: {kind} came after the run was {self._status}")
+        self._next_seq += 1
+        self._changes["last_event_at"] = event.ts
+        self._status = next_status(self._status, kind)
+        match event.data:
+            case ev.TextDelta(text=text):
+                self._text.append(text)
+            case ev.ToolStarted() | ev.ToolFinished():
+                self._tool(event.data, event.ts)
+            case _:
+                self._changes.update(_changes(event))
+
+    def _tool(self, data: ev.ToolStarted | ev.ToolFinished, ts: float) -> None:
+        if self._tools is None:
+            self._tools = {tool.id: tool for tool in self._record.tools}
+        if isinstance(data, ev.ToolStarted):
+            self._tools[data.id] = ToolCall(data.id, data.name, data.kind, data.args, started_at=ts)
+        else:  # an end without its start is tolerated: some frameworks tell only ends
+            known = self._tools.get(data.id) or ToolCall(data.id, data.id, started_at=ts)
+            self._tools[data.id] = msgspec.structs.replace(
+                known, status=data.status, result=data.result, ms=data.ms
+            )
+
+    def finish(self) -> RunRecord:
+        changes = self._changes
+        if self._text:
+            changes["text"] = self._record.text + "".join(self._text)
+        if self._tools is not None:
+            changes["tools"] = tuple(self._tools.values())
+        if "warned" in changes:
+            notice = changes.pop("warned")
+            changes["notices"] = (*self._record.notices, notice)[-5:]
+        return msgspec.structs.replace(
+            self._record, status=self._status, event_count=self._next_seq, **changes
+        )
+
+
+def _changes(event: ev.RunEvent) -> dict[str, Any]:
+    """Return the fields that an event sets, status and text apart."""
+    ts = event.ts
+    match event.data:
+        case ev.RunCreated() as data:
+            fields = {name: getattr(data, name) for name in data.__struct_fields__}
+            return {**fields, "run_id": event.run_id, "created_at": ts}
+        case ev.RunStarted():
+            return {"started_at": ts, "attempt": event.attempt}
+        case ev.RunPhase(phase=phase):
+            return {"phase": phase}
+        case ev.CancelRequested(cause=cause, reason=reason, by=by):
+            return {"cause": cause, "reason": reason, "cancelled_by": by, "cancel_requested_at": ts}
+        case ev.RunCompleted(output=output, usage=usage):
+            return {"ended_at": ts, "output": output, "cause": None, "reason": None, **_usage(usage)}
+        case ev.RunFailed(error=error, output=output, usage=usage):
+            return {
+                "ended_at": ts, "error": error, "output": output, "cause": CancelCause.ERROR, **_usage(usage)
+            }  # fmt: skip
+        case ev.RunCancelled() as data:
+            fields = {name: getattr(data, name) for name in ("cause", "reason", "output", "error", "detached")}
+            return {**fields, "ended_at": ts, **_usage(data.usage)}
+        case ev.RunLost(reason=reason, last_event_at=last):
+            return {"ended_at": last or ts, "cause": CancelCause.KERNEL_DIED, "reason": reason}
+        case ev.Usage() as usage:
+            return {"usage": usage}
+        case ev.Progress() as progress:
+            return {"progress": progress}
+        case ev.Log(level="warning", text=text):
+            return {"warned": text}
+        case _:
+            return {}
+
+
+def _usage(usage: ev.Usage | None) -> dict[str, ev.Usage]:
+    return {} if usage is None else {"usage": usage}
+
+
+def fold(events: Iterable[ev.RunEvent]) -> RunRecord:
+    """Return the record of a whole log."""
+    return RunRecord().apply(events)

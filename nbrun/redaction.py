@@ -1,0 +1,103 @@
+"""Secrets out of text and data, also when a secret is split across the deltas of a stream."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from nbrun.encoding import Plain
+
+MIN_LENGTH = 8
+"""Shorter values are left alone: replacing them would tear holes into ordinary words."""
+
+_SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|APIKEY)(?:$|_)", re.IGNORECASE)
+
+
+class Redactor:
+    """Replaces known secrets.
+
+    Parameters
+    ----------
+    secrets : name → value; values under 8 characters are ignored.
+
+    Threads: immutable after construction.
+    """
+
+    def __init__(self, secrets: Mapping[str, str] | None = None) -> None:
+        # Longest first: a secret that contains another one must win.
+        pairs = sorted(
+            ((value, name) for name, value in (secrets or {}).items() if len(value) >= MIN_LENGTH),
+            key=lambda pair: (-len(pair[0]), pair[0]),
+        )
+        self._names = dict(reversed(pairs))
+        self.secrets: tuple[str, ...] = tuple(value for value, _ in pairs)
+        self._pattern = re.compile("|".join(map(re.escape, self.secrets))) if pairs else None
+
+    def __bool__(self) -> bool:
+        return self._pattern is not None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Redactor:
+        """Return a redactor for the values of variables whose names look like keys."""
+        return cls({name: value for name, value in environ.items() if _SECRET_NAME.search(name)})
+
+    def text(self, text: str) -> str:
+        """Return `text` with each secret replaced by `[NAME]`."""
+        if self._pattern is None:
+            return text
+        return self._pattern.sub(lambda match: f"[{self._names[match.group()]}]", text)
+
+    def data(self, value: Plain) -> Plain:
+        """Return JSON-like data with each secret in it replaced, keys included."""
+        if self._pattern is None:
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list | tuple):
+            return [self.data(item) for item in value]
+        if isinstance(value, dict):
+            return {self.text(key): self.data(item) for key, item in value.items()}
+        return value
+
+    def held(self, text: str) -> int:
+        """Return how many characters at the end of `text` could be the beginning of a secret."""
+        return max((_overlap(text, secret) for secret in self.secrets), default=0)
+
+
+def _overlap(text: str, secret: str) -> int:
+    """Return the length of the longest proper beginning of `secret` that `text` ends with."""
+    start = max(0, len(text) - len(secret) + 1)
+    while True:
+        start = text.find(secret[0], start)
+        if start < 0:
+            return 0
+        if secret.startswith(text[start:]):
+            return len(text) - start
+        start += 1
+
+
+class StreamRedactor:
+    """Redacts one stream of text deltas.
+
+    The longest suffix that begins a secret is held until it matches, breaks, or the stream ends; never by
+    time, because a pause of the model must not let half a key through.
+
+    Threads: one at a time; the intake owns it.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._tail = ""
+
+    def feed(self, delta: str) -> str:
+        """Return what may be shown of the text up to and including `delta`."""
+        text = self._redactor.text(self._tail + delta)
+        keep = self._redactor.held(text)
+        self._tail = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """Return what was held, at the end of the stream."""
+        tail, self._tail = self._tail, ""
+        return tail
+

@@ -1,0 +1,321 @@
+"""The handle of a run: what users hold."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from typing import Protocol
+
+from nbrun import events as ev
+from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
+from nbrun.encoding import Plain
+from nbrun.errors import NoResult, RunCancelled, RunFailed, RunLost, RunNotFinished
+from nbrun.intake import LiveRun
+from nbrun.record import RunRecord, RunStatus
+from nbrun.store import SessionStore
+from nbrun.wording import status_words
+
+TICK_S = 0.1
+"""How often a waiting cell looks up, so that ■ Interrupt is prompt.
+
+Source: an interrupt of a top-level `await` acts only when the loop next wakes (ipykernel#881).
+"""
+
+
+class Owner(Protocol):
+    """What a run needs of its session."""
+
+    store: SessionStore
+
+    def cancel_run(self, run: Run, reason: str | None, cause: CancelCause, by: str) -> CancelReceipt: ...
+
+    def display(self, run: Run) -> None: ...
+
+
+class Run:
+    """One tracked execution of an agent on a prompt.
+
+    A run of this session is followed live; one of an earlier session, or of another kernel on the same
+    notebook, is read from the store.
+
+    Threads: any method, from any thread; `await run` and `async for` from any event loop.
+    """
+
+    def __init__(self, owner: Owner, record: RunRecord, live: LiveRun | None = None) -> None:
+        self._owner = owner
+        self._stored = record
+        self._live = live
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def record(self) -> RunRecord:
+        """The state of the run: the fold of its committed events."""
+        if self._live is not None:
+            return self._live.record
+        if self._stored.is_brief or self._stored.is_live:
+            number = self._stored.number
+            assert number is not None  # noqa: S101 - a stored run has its number
+            self._stored = self._owner.store.record(number)
+        return self._stored
+
+    @property
+    def _glance(self) -> RunRecord:
+        """The record, perhaps brief: enough for everything that is short, and cheap to have."""
+        if self._live is not None:
+            return self._live.record
+        return self.record if self._stored.is_live else self._stored
+
+    @property
+    def id(self) -> str:
+        """The run's id, `run-…`."""
+        return self._live.run_id if self._live else self._stored.run_id
+
+    @property
+    def number(self) -> int | None:
+        """The run's short number in its store, or None while it is not saved."""
+        return self._glance.number
+
+    @property
+    def name(self) -> str:
+        """The run's name: the one that was given, or its agent's."""
+        return self._glance.name
+
+    @property
+    def status(self) -> RunStatus:
+        """Where the run stands."""
+        return self._glance.status
+
+    @property
+    def cause(self) -> CancelCause | None:
+        """Why the run was cancelled or failed, or is being cancelled."""
+        return self._glance.cause
+
+    @property
+    def reason(self) -> str | None:
+        """What was said with the cancel."""
+        return self._glance.reason
+
+    @property
+    def phase(self) -> str | None:
+        """What the agent says it is doing."""
+        return self._glance.phase
+
+    @property
+    def output(self) -> object:
+        """What the agent returned, or its text; what there was when it was cancelled or failed.
+
+        In the kernel that ran it this is the agent's own object, later its JSON-like form. None while the
+        run is live.
+        """
+        if self._live is not None and self._live.is_ended.is_set() and self._live.output is not None:
+            return self._live.output
+        stored: Plain = self.record.output
+        return stored
+
+    @property
+    def text(self) -> str:
+        """All that was streamed so far."""
+        return self.record.text
+
+    @property
+    def error(self) -> ev.ErrorInfo | None:
+        """What the agent raised."""
+        return self.record.error
+
+    @property
+    def usage(self) -> ev.Usage:
+        """Tokens and requests so far."""
+        return self._glance.usage
+
+    @property
+    def created_at(self) -> float:
+        """When the run was created, in epoch seconds (UTC)."""
+        return self._glance.created_at
+
+    @property
+    def started_at(self) -> float | None:
+        """When its agent was entered, in epoch seconds (UTC)."""
+        return self._glance.started_at
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the run ended, in epoch seconds (UTC)."""
+        return self._glance.ended_at
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the run that started this one as its child."""
+        return self._glance.parent_id
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run is not saved, or None when it is."""
+        return self._live.problem if self._live else None
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """Return whether the run has ended."""
+        return self._live.is_ended.is_set() if self._live else self.status.is_terminal
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the run has ended, at most `timeout_s` seconds; return whether it has.
+
+        Never raises for how the run ended.
+        """
+        if self._live is not None:
+            return self._live.is_ended.wait(timeout_s)
+        waited = threading.Event()  # another kernel's run: nobody tells us, so look
+        left = timeout_s
+        while not self.done():
+            if left is not None and left <= 0:
+                return False
+            waited.wait(TICK_S if left is None else min(TICK_S, left))
+            left = None if left is None else left - TICK_S
+        return True
+
+    def result(self, timeout_s: float | None = None) -> object:
+        """Return the run's output, after waiting for it at most `timeout_s` seconds.
+
+        Raises
+        ------
+        RunNotFinished
+            The time is over; the run goes on.
+        RunFailed, RunCancelled, RunLost
+            The run ended so.
+        """
+        if not self.wait(timeout_s):
+            raise RunNotFinished(f"{self._title} has not finished after {timeout_s} s; it goes on")
+        return self._result()
+
+    def _result(self) -> object:
+        match self.status:
+            case RunStatus.COMPLETED:
+                return self.output
+            case RunStatus.FAILED:
+                raise RunFailed(f"{self._title} failed: {self.error}")
+            case RunStatus.CANCELLED:
+                said = f": {self.reason}" if self.reason else ""
+                raise RunCancelled(f"{self._title}: {status_words(self.record)}{said}")
+            case RunStatus.LOST:
+                raise RunLost(f"{self._title} was lost: its kernel died. Its events are kept: run.events()")
+            case status:
+                raise NoResult(f"{self._title} is {status}")
+
+    @property
+    def _title(self) -> str:
+        return f"run #{self.number} ({self.name})" if self.number else f"run {self.id} ({self.name})"
+
+    async def settled(self) -> None:
+        """Return when the run has ended; from any event loop. Cancelling the waiter leaves the run alive."""
+        if self._live is None:
+            while not self.done():
+                await asyncio.sleep(TICK_S)
+            return
+        live, loop = self._live, asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
+            if not record.is_live:
+                call_soon(loop, ended.set)
+
+        remove = live.listen(listener)
+        try:
+            while not live.is_ended.is_set():
+                try:
+                    async with asyncio.timeout(TICK_S):
+                        await ended.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            remove()
+
+    def __await__(self) -> Generator[object, None, object]:
+        """Wait for the end and return the output; raises as `result()` does."""
+        yield from self.settled().__await__()
+        return self._result()
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def events(self, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:
+        """Return the run's public events that come after seq `after`, by seq, at most `limit`."""
+        number = self.number
+        record_count = self._glance.event_count
+        found = [] if number is None else self._owner.store.events(number, after, limit)
+        if self._live is not None:
+            # Committed events become public a moment later: show none before its card does.
+            found = [event for event in found if event.seq < record_count]
+            last = found[-1].seq if found else after
+            found += [event for event in tuple(self._live.unsaved) if event.seq > last]
+        return found if limit is None else found[:limit]
+
+    async def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
+        """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        remove: Callable[[], None] = lambda: None  # noqa: E731 - nothing to remove where nothing is live
+        if self._live is not None:
+            remove = self._live.listen(lambda _record, _events: call_soon(loop, changed.set))
+        seen = -1
+        try:
+            while True:
+                changed.clear()
+                was_done = self.done()
+                for event in self.events(after=seen):
+                    seen = event.seq
+                    yield event
+                if was_done:
+                    return
+                try:
+                    async with asyncio.timeout(TICK_S):
+                        await changed.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            remove()
+
+    # --- doing -----------------------------------------------------------------------------------
+
+    def cancel(self, reason: str | None = None, cause: CancelCause = CancelCause.USER) -> CancelReceipt:
+        """Ask the run to stop; never blocks, never raises for a run that has ended."""
+        return self._owner.cancel_run(self, reason, cause, "python")
+
+    def display(self) -> None:
+        """Show the run's card here."""
+        self._owner.display(self)
+
+    def steer(self, text: str) -> None:
+        """Send a message into the running agent: not in this version."""
+        raise NotImplementedError("run.steer() is not in this version of nbrun")
+
+    def approve(self, call: str, **options: object) -> None:
+        """Allow what the run asks for: not in this version."""
+        raise NotImplementedError("run.approve() is not in this version of nbrun")
+
+    def deny(self, call: str, reason: str | None = None) -> None:
+        """Refuse what the run asks for: not in this version."""
+        raise NotImplementedError("run.deny() is not in this version of nbrun")
+
+    def resume(self, **options: object) -> Run:
+        """Go on from the run's checkpoint: not in this version."""
+        raise NotImplementedError("run.resume() is not in this version of nbrun")
+
+    def retry(self, **options: object) -> Run:
+        """Run the same inputs again: not in this version."""
+        raise NotImplementedError("run.retry() is not in this version of nbrun")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and (self.id, self._session_id) == (other.id, other._session_id)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self._session_id))
+
+    @property
+    def _session_id(self) -> str:
+        return self._glance.session_id
+
+    def __repr__(self) -> str:
+        number = "" if self.number is None else f"#{self.number} "
+        return f"<Run {number}{self.name}: {status_words(self._glance)}>"
+

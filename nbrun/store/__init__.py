@@ -1,0 +1,172 @@
+"""The session store: one SQLite file per notebook, with the runs and events of all its sessions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from nbrun.clock import Clock
+from nbrun.errors import StoreError
+from nbrun.events import RunEvent
+from nbrun.record import RunRecord
+from nbrun.store import reader, schema
+from nbrun.store.reader import StoredRun
+from nbrun.store.writer import Committed, Source, Writer, mark_lost
+
+__all__ = ["Committed", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
+
+FOLDER = ".nbrun"
+SUFFIX = ".db"
+NO_NOTEBOOK = "session"
+
+
+def store_path(notebook: Path) -> Path:
+    """Return where the runs of this notebook are kept: `.nbrun/<its name>.db` beside it."""
+    return notebook.parent / FOLDER / f"{notebook.stem if notebook.suffix == '.ipynb' else notebook.name}{SUFFIX}"
+
+
+def places_for(notebook: Path | None) -> list[Path]:
+    """Return where the runs of a notebook may be kept, best first.
+
+    Beside the notebook; without a path of it, in the working folder; where that cannot be written, in the
+    user's data folder, under a name that two notebooks never share.
+    """
+    beside = store_path(notebook or Path.cwd() / NO_NOTEBOOK)
+    import platformdirs  # noqa: PLC0415 - only where a store is made
+
+    digest = hashlib.sha256(os.fsencode(beside)).hexdigest()[:16]
+    return [beside, platformdirs.user_data_path("nbrun") / digest / beside.name]
+
+
+class SessionStore:
+    """The runs of one notebook on disk, or in memory where nothing can be written.
+
+    A file is made when the first run begins, not before. `problem` says in one line why the first choice of
+    a place was not taken; None when all is well.
+
+    Threads: any method, from any thread. Readers of a file have a connection of their own; in memory they
+    share the writer's, under `_lock`.
+
+    Parameters
+    ----------
+    places : where to keep it, best first; memory when none can be written.
+    """
+
+    def __init__(self, places: list[Path], clock: Clock) -> None:
+        self._places = places
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._writer: Writer | None = None
+        self._write_connection: sqlite3.Connection | None = None
+        self._read_connection: sqlite3.Connection | None = None
+        self._is_open = False
+        self.path: Path | None = None
+        self.problem: str | None = None
+        self.lost = 0
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether runs are kept beyond this process."""
+        return not self._is_open or self.path is not None
+
+    def open_existing(self) -> None:
+        """Open the file if there is one, and mark as lost what a dead kernel left live."""
+        with self._lock:
+            if not self._is_open and any(path.exists() for path in self._places[:1]):
+                self._open()
+
+    def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
+        """Open or make the file and start its writer; the same writer again when it is called again."""
+        with self._lock:
+            self._open()
+            assert self._write_connection is not None  # noqa: S101 - _open() sees to it
+            if self._writer is None:
+                self._writer = Writer(
+                    self._write_connection,
+                    self._lock if self.path is None else threading.RLock(),
+                    source,
+                    session_id=session_id,
+                    notebook=notebook,
+                    clock=self._clock,
+                )
+            return self._writer
+
+    def _open(self) -> None:
+        if self._is_open:
+            return
+        for path in self._places:
+            try:
+                schema.prepare_folder(path.parent)
+                connection = schema.open_for_writing(path)
+                self.lost = mark_lost(connection, self._clock.now())
+            except (OSError, StoreError, sqlite3.Error) as error:
+                self.problem = self.problem or f"runs are not kept in {path}: {error}"
+                continue
+            self._write_connection, self.path = connection, path
+            break
+        else:
+            self._write_connection = schema.open_for_writing(None)
+            self.problem = f"{self.problem or 'no place to write'}; runs are kept in memory only"
+        self._is_open = True
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        with self._lock:
+            if not self._is_open:
+                yield None
+                return
+            if self.path is None:
+                yield self._write_connection
+                return
+            if self._read_connection is None:
+                self._read_connection = schema.connect(self.path)
+                self._read_connection.execute("PRAGMA query_only = ON")
+            yield self._read_connection
+
+    def runs(self, limit: int | None = None, before: int | None = None) -> list[StoredRun]:
+        """Return stored runs, newest first, those below number `before`, at most `limit`; records are brief."""
+        with self._reading() as connection:
+            return [] if connection is None else reader.read_runs(connection, limit, before)
+
+    def run(self, number: int) -> StoredRun | None:
+        """Return the run with this number."""
+        with self._reading() as connection:
+            return None if connection is None else reader.read_run(connection, number)
+
+    def find(self, text: str) -> StoredRun | None:
+        """Return the newest run with this id or name."""
+        with self._reading() as connection:
+            return None if connection is None else reader.find_run(connection, text)
+
+    def record(self, number: int) -> RunRecord:
+        """Return the whole record of a run."""
+        with self._reading() as connection:
+            if connection is None:
+                return RunRecord(number=number)
+            return msgspec.structs.replace(reader.read_record(connection, number), number=number)
+
+    def events(self, number: int, after: int = -1, limit: int | None = None) -> list[RunEvent]:
+        """Return the events of a run that come after seq `after`, by seq, at most `limit`."""
+        with self._reading() as connection:
+            return [] if connection is None else reader.read_events(connection, number, after, limit)
+
+    def close(self, timeout_s: float) -> bool:
+        """Write what waits and close the file; return whether that was done in time."""
+        done = self._writer.close(timeout_s) if self._writer is not None else True
+        with self._lock:
+            if self._read_connection is not None:
+                self._read_connection.close()
+                self._read_connection = None
+            if self._writer is None and self._write_connection is not None:
+                self._write_connection.close()
+            self._is_open = self.path is not None and done
+        return done

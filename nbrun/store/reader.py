@@ -1,0 +1,106 @@
+"""Reading a session store: runs newest first, events by seq. Reading runs no code of what is stored."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+import msgspec
+
+from nbrun import events as ev
+from nbrun.record import RunRecord, fold
+from nbrun.store import deltas
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(RunRecord)
+
+_COLUMNS = "SELECT r.number, r.run_id, r.record, r.inputs, s.session_id FROM runs r JOIN sessions s ON s.key = r.session"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run as the store lists it; `record` is brief."""
+
+    number: int
+    record: RunRecord
+    inputs: str | None
+
+
+def encode_record(record: RunRecord) -> bytes:
+    """Return what the `runs` table keeps of a record: its brief form."""
+    return _encoder.encode(record.brief())
+
+
+def read_events(
+    connection: sqlite3.Connection, number: int, after: int = -1, limit: int | None = None
+) -> list[ev.RunEvent]:
+    """Return the events of run `number` that come after seq `after`, by seq, at most `limit`."""
+    found: list[ev.RunEvent] = []
+    if limit is not None and limit <= 0:
+        return found
+    run_id = connection.execute("SELECT run_id FROM runs WHERE number = ?", (number,)).fetchone()
+    if run_id is None:
+        return found
+    rows = connection.execute(
+        # A row of deltas begins before its last event does: look as far back as one can be long.
+        "SELECT seq, count, ts, attempt, parent, type, data FROM events WHERE run = ? AND seq > ? ORDER BY seq",
+        (number, after - deltas.PER_ROW),
+    )
+    for seq, count, ts, attempt, parent, kind, blob in rows:
+        if seq + count - 1 <= after:
+            continue
+        for offset, (moment, data) in enumerate(_unpack(kind, blob, ts, count)):
+            if seq + offset > after:
+                found.append(ev.RunEvent(seq + offset, moment / 1_000_000, run_id[0], attempt, data, parent))
+                if limit is not None and len(found) == limit:
+                    return found
+    return found
+
+
+def _unpack(kind: str, blob: bytes, ts: int, count: int) -> list[tuple[int, ev.EventData]]:
+    if kind in ev.DELTA_TYPES:
+        try:
+            return deltas.decode(kind, blob, ts)
+        except (msgspec.DecodeError, ValueError):  # damaged: its numbers stay taken, so that no gap opens
+            return [(ts, ev.Unknown(kind, {"$damaged": len(blob)}))] * count
+    return [(ts, ev.decode_data(kind, blob))]
+
+
+def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
+    """Return the whole record of a run: the fold of its log."""
+    return fold(read_events(connection, number))
+
+
+def read_runs(connection: sqlite3.Connection, limit: int | None = None, before: int | None = None) -> list[StoredRun]:
+    """Return runs newest first, those below number `before` if it is given, at most `limit`."""
+    rows = connection.execute(
+        f"{_COLUMNS} WHERE r.number < ? ORDER BY r.number DESC LIMIT ?",
+        (before if before is not None else 2**62, -1 if limit is None else limit),
+    )
+    return [_stored(row) for row in rows]
+
+
+def read_run(connection: sqlite3.Connection, number: int) -> StoredRun | None:
+    """Return the run with this number."""
+    row = connection.execute(f"{_COLUMNS} WHERE r.number = ?", (number,)).fetchone()
+    return None if row is None else _stored(row)
+
+
+def find_run(connection: sqlite3.Connection, text: str) -> StoredRun | None:
+    """Return the newest run with this id, else the newest with this name."""
+    for column in ("run_id", "name"):
+        row = connection.execute(
+            f"{_COLUMNS} WHERE r.{column} = ? ORDER BY r.number DESC LIMIT 1", (text,)
+        ).fetchone()
+        if row is not None:
+            return _stored(row)
+    return None
+
+
+def _stored(row: tuple[int, str, bytes, str | None, str]) -> StoredRun:
+    number, run_id, blob, inputs, session_id = row
+    try:
+        record = _decoder.decode(blob)
+    except (msgspec.DecodeError, RecursionError):  # the log is whole even if this copy is not
+        record = RunRecord(run_id=run_id, session_id=session_id, is_brief=True)
+    return StoredRun(number, msgspec.structs.replace(record, number=number), inputs)
