@@ -10,7 +10,7 @@
 #   attempt, host                          what travels | drives one attempt on its own loop thread. Knows no store.
 #   executors/                             where hosts live: this kernel (a subprocess and a cluster are to come).
 #   intake, line, hooks                    the one door of a session | who waits their turn | who is told.
-#   run, run_list, session                 the handle that users hold | a table of them | the owner of a notebook's runs.
+#   run, run_list, session                 the handle users hold | a table of them | the owner of a notebook's runs.
 #   config                                 settings.
 #   ui/                                    magics, card, control channel. The only part that knows IPython and widgets.
 #   cli                                    another process: reads the store and never imports the kernel side.

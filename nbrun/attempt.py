@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextvars import Context
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.cancellation import CancelToken
 from nbrun.events import EventData
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+    from nbrun.cancellation import CancelToken
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,15 @@ class CancelToken:
     without it: a fired token never becomes quiet again. Callbacks run on the firing thread, outside the lock.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_children", "_deadline", "_lock", "_parent", "_request")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_children",
+        "_deadline",
+        "_lock",
+        "_parent",
+        "_request",
+    )
 
     def __init__(self, *, deadline: float | None = None) -> None:
         self._parent: CancelToken | None = None
@@ -245,9 +253,13 @@ def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -
 class Settling(Protocol):
     """What a receipt needs of its run: to wait for its end."""
 
-    def wait(self, timeout_s: float | None = None) -> bool: ...
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the end; return whether it came."""
+        ...
 
-    async def settled(self) -> None: ...
+    async def settled(self) -> None:
+        """Return at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nbrun import events as ev
-from nbrun.cancellation import CancelToken
-from nbrun.clock import Clock
 from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import NbrunError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nbrun.cancellation import CancelToken
+    from nbrun.clock import Clock
 
 
 class Emit(Protocol):
     """Takes one event of a run, from any thread."""
 
-    def __call__(self, data: ev.EventData, parent: str | None = None) -> None: ...
+    def __call__(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Take the event."""
+        ...
 
 
 class Guard(Protocol):
     """Keeps a `Cancelled` that is raised into a thread out of the code within."""
 
-    def enter(self) -> None: ...
+    def enter(self) -> None:
+        """Begin the code that is kept whole."""
+        ...
 
-    def leave(self) -> None: ...
+    def leave(self) -> None:
+        """End it."""
+        ...
 
 
 class Work(Protocol):
@@ -71,7 +80,9 @@ def current() -> RunContext:
     """
     run = current_run.get()
     if run is None:
-        raise NbrunError("no run here: nbrun.current() works inside an agent that %%agentrun or nbrun.start() runs")
+        raise NbrunError(
+            "no run here: nbrun.current() works inside an agent that %%agentrun or nbrun.start() runs"
+        )
     return run
 
 
@@ -99,7 +110,9 @@ class RunContext:
     by one thread.
     """
 
-    def __init__(self, run_id: str, prompt: str, token: CancelToken, emit: Emit, clock: Clock) -> None:
+    def __init__(
+        self, run_id: str, prompt: str, token: CancelToken, emit: Emit, clock: Clock
+    ) -> None:
         self.run_id = run_id
         self.prompt = prompt
         self.token = token
@@ -108,7 +121,10 @@ class RunContext:
         self._lock = threading.Lock()
         self._usage = ev.Usage()
         self._tools = 0
-        self.work: list[Work] = []  # written by adapters on the host's loop, read by its cancel ladder
+        self._unfinished_lines: dict[str, str] = {}
+        self.work: list[
+            Work
+        ] = []  # written by adapters on the host's loop, read by its cancel ladder
 
     @property
     def deadline(self) -> float | None:
@@ -141,18 +157,42 @@ class RunContext:
 
     def progress(self, done: float, total: float | None = None, label: str = "") -> None:
         """Say how far the run has come: `done` of `total`, in any unit."""
-        self.send(ev.Progress(float(done), None if total is None else float(total), clean_text(label)))
+        self.send(
+            ev.Progress(float(done), None if total is None else float(total), clean_text(label))
+        )
 
     def log(self, text: str, level: str = "info") -> None:
         """Write to the run's log; level `warning` is also shown on the card."""
         self.send(ev.Log(clean_text(text), level))
+
+    def write(self, text: str, level: str = "stdout") -> None:
+        """Take printed text; whole lines go to the log, the rest waits for its end."""
+        with self._lock:
+            held = self._unfinished_lines.pop(level, "") + text
+            lines, newline, rest = held.rpartition("\n")
+            if rest:
+                self._unfinished_lines[level] = rest
+        if newline:
+            self.log(lines, level)
+
+    def flush_lines(self) -> None:
+        """Log what was printed without a line's end."""
+        with self._lock:
+            rest, self._unfinished_lines = self._unfinished_lines, {}
+        for level, text in rest.items():
+            self.log(text, level)
 
     def emit(self, name: str, value: object = None) -> None:
         """Append an event of the agent's own."""
         self.send(ev.Custom(clean_text(name), plain(value)))
 
     def usage(
-        self, *, input_tokens: int = 0, output_tokens: int = 0, requests: int = 0, cost_usd: float | None = None
+        self,
+        *,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        requests: int = 0,
+        cost_usd: float | None = None,
     ) -> None:
         """Add to the run's usage."""
         with self._lock:
@@ -221,5 +261,3 @@ class RunContext:
     def start_child(self, agent: object, prompt: str = "", **options: object) -> object:
         """Start a child run: not in this version."""
         raise NotImplementedError("run.start_child() is not in this version of nbrun")
-
-

@@ -5,12 +5,16 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from nbrun.errors import SessionClosed
-from nbrun.run import Run
-from nbrun.run_list import RunList
 from nbrun.session import NotebookSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nbrun.run import Run
+    from nbrun.run_list import RunList
 
 SHELL_ATTRIBUTE = "nbrun_session"
 """Under this name the extension holds its session on the shell."""
@@ -27,7 +31,9 @@ def session() -> NotebookSession:
     SessionClosed
         nbrun was unloaded from this shell.
     """
-    ipython = sys.modules.get("IPython")  # looked for, never imported: who runs without it does without
+    ipython = sys.modules.get(
+        "IPython"
+    )  # looked for, never imported: who runs without it does without
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
         held = getattr(shell, SHELL_ATTRIBUTE, None)
@@ -46,7 +52,7 @@ def start(
     prompt: str = "",
     *,
     name: str | None = None,
-    id: str | None = None,  # noqa: A002 - the name is part of the public API
+    id: str | None = None,
     model: str | None = None,
     timeout_s: float | None = None,
     max_turns: int | None = None,
@@ -86,4 +92,6 @@ def runs(
 
 def panel() -> object:
     """Show a live table of the notebook's runs: not in this version."""
-    raise NotImplementedError("nbrun.panel() is not in this version of nbrun; nbrun.runs() shows the runs")
+    raise NotImplementedError(
+        "nbrun.panel() is not in this version of nbrun; nbrun.runs() shows the runs"
+    )

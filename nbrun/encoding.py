@@ -54,7 +54,11 @@ def clean_text(text: str) -> str:
 def type_name(value: object) -> str:
     """Return the full name of a value's type, without the module for builtins."""
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def marked_repr(value: object) -> dict[str, Plain]:
@@ -94,7 +98,9 @@ def _plain(value: object, depth: int) -> Plain:
         case list() | tuple() | set() | frozenset():
             return [_plain(item, depth + 1) for item in _ordered(value)]
         case msgspec.Struct():
-            return {name: _plain(getattr(value, name), depth + 1) for name in value.__struct_fields__}
+            return {
+                name: _plain(getattr(value, name), depth + 1) for name in value.__struct_fields__
+            }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (field.name for field in dataclasses.fields(value))
         return {name: _plain(getattr(value, name), depth + 1) for name in fields}

@@ -99,7 +99,7 @@ class SessionClosed(NbrunError):
     """The session takes no new runs."""
 
 
-class Cancelled(BaseException):  # noqa: N818 - named for what happened, like asyncio's CancelledError
+class Cancelled(BaseException):
     """Raised inside an agent whose run was cancelled.
 
     A `BaseException`, so that an agent's own `except Exception` does not eat a cancel.

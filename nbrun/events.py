@@ -22,14 +22,14 @@ class EventData(msgspec.Struct, frozen=True, omit_defaults=True):
     TYPE: ClassVar[str] = ""
 
 
-class Unknown(EventData):
+class Unknown(EventData, frozen=True):
     """Data of a type that this version does not know, kept as it came."""
 
     type: str
     body: Plain = None
 
 
-class Usage(EventData):
+class Usage(EventData, frozen=True):
     """Tokens and requests so far, by OpenTelemetry's GenAI names; a host sends totals, never differences."""
 
     TYPE: ClassVar[str] = "usage"
@@ -39,7 +39,9 @@ class Usage(EventData):
     reasoning_tokens: int = 0
     requests: int = 0
     cost_usd: float | None = None
-    exact: bool = True  # False: a stream was cut before its provider reported, so this is a lower bound
+    exact: bool = (
+        True  # False: a stream was cut before its provider reported, so this is a lower bound
+    )
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,7 +58,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 # --- run ---------------------------------------------------------------------------------------------
 
 
-class RunCreated(EventData):
+class RunCreated(EventData, frozen=True):
     """The run exists; it has not been entered."""
 
     TYPE: ClassVar[str] = "run.created"
@@ -77,34 +79,34 @@ class RunCreated(EventData):
         return hashlib.sha256(_encoder.encode(parts)).hexdigest()
 
 
-class RunStarted(EventData):
+class RunStarted(EventData, frozen=True):
     """The agent was entered."""
 
     TYPE: ClassVar[str] = "run.started"
     host: str = ""
 
 
-class RunPhase(EventData):
+class RunPhase(EventData, frozen=True):
     """The agent says what it is doing."""
 
     TYPE: ClassVar[str] = "run.phase"
     phase: str
 
 
-class RunWaiting(EventData):
+class RunWaiting(EventData, frozen=True):
     """The run waits for a person."""
 
     TYPE: ClassVar[str] = "run.waiting"
     what: str = ""
 
 
-class RunResumed(EventData):
+class RunResumed(EventData, frozen=True):
     """The person has answered; the run goes on."""
 
     TYPE: ClassVar[str] = "run.resumed"
 
 
-class RunCompleted(EventData):
+class RunCompleted(EventData, frozen=True):
     """The agent came to its end."""
 
     TYPE: ClassVar[str] = "run.completed"
@@ -112,7 +114,7 @@ class RunCompleted(EventData):
     usage: Usage | None = None
 
 
-class RunFailed(EventData):
+class RunFailed(EventData, frozen=True):
     """The agent raised, or its host died."""
 
     TYPE: ClassVar[str] = "run.failed"
@@ -121,7 +123,7 @@ class RunFailed(EventData):
     usage: Usage | None = None
 
 
-class RunCancelled(EventData):
+class RunCancelled(EventData, frozen=True):
     """The run was asked to stop, and has."""
 
     TYPE: ClassVar[str] = "run.cancelled"
@@ -133,7 +135,7 @@ class RunCancelled(EventData):
     detached: tuple[str, ...] = ()  # names of what still runs
 
 
-class RunLost(EventData):
+class RunLost(EventData, frozen=True):
     """The kernel of the run died, or its host vanished."""
 
     TYPE: ClassVar[str] = "run.lost"
@@ -144,7 +146,7 @@ class RunLost(EventData):
 # --- cancel ------------------------------------------------------------------------------------------
 
 
-class CancelRequested(EventData):
+class CancelRequested(EventData, frozen=True):
     """Somebody, or a limit, asked the run to stop."""
 
     TYPE: ClassVar[str] = "cancel.requested"
@@ -153,7 +155,7 @@ class CancelRequested(EventData):
     by: str = ""
 
 
-class CancelEscalated(EventData):
+class CancelEscalated(EventData, frozen=True):
     """A rung of the ladder was used."""
 
     TYPE: ClassVar[str] = "cancel.escalated"
@@ -161,7 +163,7 @@ class CancelEscalated(EventData):
     note: str = ""
 
 
-class DetachedFinished(EventData):
+class DetachedFinished(EventData, frozen=True):
     """Work that a cancelled run had left behind has ended; the only event that may follow an ending."""
 
     TYPE: ClassVar[str] = "detached.finished"
@@ -172,21 +174,21 @@ class DetachedFinished(EventData):
 # --- text --------------------------------------------------------------------------------------------
 
 
-class TextDelta(EventData):
+class TextDelta(EventData, frozen=True):
     """More of the answer."""
 
     TYPE: ClassVar[str] = "text.delta"
     text: str
 
 
-class ReasoningDelta(EventData):
+class ReasoningDelta(EventData, frozen=True):
     """More of the model's reasoning."""
 
     TYPE: ClassVar[str] = "reasoning.delta"
     text: str
 
 
-class Message(EventData):
+class Message(EventData, frozen=True):
     """A complete message, once, so that a replay needs no deltas."""
 
     TYPE: ClassVar[str] = "message"
@@ -197,7 +199,7 @@ class Message(EventData):
 # --- tools -------------------------------------------------------------------------------------------
 
 
-class ToolStarted(EventData):
+class ToolStarted(EventData, frozen=True):
     """A tool was entered."""
 
     TYPE: ClassVar[str] = "tool.started"
@@ -207,7 +209,7 @@ class ToolStarted(EventData):
     args: Plain = None
 
 
-class ToolArgsDelta(EventData):
+class ToolArgsDelta(EventData, frozen=True):
     """More of a tool's arguments, as the model writes them."""
 
     TYPE: ClassVar[str] = "tool.args.delta"
@@ -215,7 +217,7 @@ class ToolArgsDelta(EventData):
     text: str
 
 
-class ToolProgress(EventData):
+class ToolProgress(EventData, frozen=True):
     """How far a tool has come."""
 
     TYPE: ClassVar[str] = "tool.progress"
@@ -225,7 +227,7 @@ class ToolProgress(EventData):
     label: str = ""
 
 
-class ToolFinished(EventData):
+class ToolFinished(EventData, frozen=True):
     """A tool has ended: `ok`, `error`, `denied` or `cancelled`."""
 
     TYPE: ClassVar[str] = "tool.finished"
@@ -238,7 +240,7 @@ class ToolFinished(EventData):
 # --- people ------------------------------------------------------------------------------------------
 
 
-class ApprovalRequested(EventData):
+class ApprovalRequested(EventData, frozen=True):
     """A person is asked."""
 
     TYPE: ClassVar[str] = "approval.requested"
@@ -250,7 +252,7 @@ class ApprovalRequested(EventData):
     deadline: float | None = None
 
 
-class ApprovalResolved(EventData):
+class ApprovalResolved(EventData, frozen=True):
     """The person, or the deadline, has decided."""
 
     TYPE: ClassVar[str] = "approval.resolved"
@@ -260,7 +262,7 @@ class ApprovalResolved(EventData):
     by: str = ""
 
 
-class Steer(EventData):
+class Steer(EventData, frozen=True):
     """A message into a running agent."""
 
     TYPE: ClassVar[str] = "steer"
@@ -271,21 +273,21 @@ class Steer(EventData):
 # --- work --------------------------------------------------------------------------------------------
 
 
-class StepStarted(EventData):
+class StepStarted(EventData, frozen=True):
     """A step of the agent's work began."""
 
     TYPE: ClassVar[str] = "step.started"
     name: str
 
 
-class StepFinished(EventData):
+class StepFinished(EventData, frozen=True):
     """A step of the agent's work ended."""
 
     TYPE: ClassVar[str] = "step.finished"
     name: str
 
 
-class Progress(EventData):
+class Progress(EventData, frozen=True):
     """How far the run has come."""
 
     TYPE: ClassVar[str] = "progress"
@@ -294,7 +296,7 @@ class Progress(EventData):
     label: str = ""
 
 
-class Log(EventData):
+class Log(EventData, frozen=True):
     """A line of the run's log: what it printed (`stdout`, `stderr`) or said at a level."""
 
     TYPE: ClassVar[str] = "log"
@@ -302,7 +304,7 @@ class Log(EventData):
     level: str = "info"
 
 
-class Checkpoint(EventData):
+class Checkpoint(EventData, frozen=True):
     """A state to go on from was kept."""
 
     TYPE: ClassVar[str] = "checkpoint"
@@ -310,7 +312,7 @@ class Checkpoint(EventData):
     size: int = 0
 
 
-class Artifact(EventData):
+class Artifact(EventData, frozen=True):
     """A large value or file was kept beside the log."""
 
     TYPE: ClassVar[str] = "artifact"
@@ -320,14 +322,14 @@ class Artifact(EventData):
     head: str = ""
 
 
-class ChildStarted(EventData):
+class ChildStarted(EventData, frozen=True):
     """A child run began; it has a log of its own."""
 
     TYPE: ClassVar[str] = "child.started"
     run_id: str
 
 
-class ChildFinished(EventData):
+class ChildFinished(EventData, frozen=True):
     """A child run ended."""
 
     TYPE: ClassVar[str] = "child.finished"
@@ -335,7 +337,7 @@ class ChildFinished(EventData):
     status: str = ""
 
 
-class Custom(EventData):
+class Custom(EventData, frozen=True):
     """A value of the agent's own, under a name of its own."""
 
     TYPE: ClassVar[str] = "custom"
@@ -343,7 +345,7 @@ class Custom(EventData):
     value: Plain = None
 
 
-class Raw(EventData):
+class Raw(EventData, frozen=True):
     """An event of a framework that has no other form here."""
 
     TYPE: ClassVar[str] = "raw"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nbrun.events import CancelRequested, RunCreated, RunEvent
-from nbrun.record import RunRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nbrun.record import RunRecord
 
 _log = logging.getLogger("nbrun")
 
@@ -22,13 +25,21 @@ BACKLOG = 10_000
 class Observer(Protocol):
     """Who is told of runs; all methods are optional. Called on a thread of nbrun's, one call at a time."""
 
-    def on_created(self, record: RunRecord) -> None: ...
+    def on_created(self, record: RunRecord) -> None:
+        """Hear that a run exists."""
+        ...
 
-    def on_event(self, record: RunRecord, event: RunEvent) -> None: ...
+    def on_event(self, record: RunRecord, event: RunEvent) -> None:
+        """Hear of a committed event; `record` is the state after its batch."""
+        ...
 
-    def on_cancelled(self, record: RunRecord, reason: str | None) -> None: ...
+    def on_cancelled(self, record: RunRecord, reason: str | None) -> None:
+        """Hear that a run was asked to stop; called once, however often it was asked."""
+        ...
 
-    def on_ended(self, record: RunRecord) -> None: ...
+    def on_ended(self, record: RunRecord) -> None:
+        """Hear that a run has ended; called once."""
+        ...
 
 
 class ObserverThread:
@@ -91,4 +102,9 @@ class ObserverThread:
                 timer.cancel()
 
     def _report_slow(self, method: str) -> None:
-        _log.warning("observer %r has been in %s for %s s; runs go on without it", self._observer, method, LIMIT_S)
+        _log.warning(
+            "observer %r has been in %s for %s s; runs go on without it",
+            self._observer,
+            method,
+            LIMIT_S,
+        )

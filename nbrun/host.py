@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbrun import events as ev
 from nbrun.agents import NativeCancel, Output, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
 from nbrun.attempt import Attempt, HostEvent, Sink
 from nbrun.cancellation import CancelCause, Rung, call_soon
-from nbrun.clock import Clock
 from nbrun.context import RunContext, current_guard, current_run
 from nbrun.encoding import clean_text, plain
 from nbrun.errors import Cancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from nbrun.clock import Clock
 
 LAST_S = 0.5
 """Seconds that the last rung gets, after the grace, before what still runs is named."""
@@ -68,7 +71,9 @@ class LoopThread:
                 continue
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
-        self.loop.run_until_complete(asyncio.sleep(0))  # lets each of them see its CancelledError once
+        self.loop.run_until_complete(
+            asyncio.sleep(0)
+        )  # lets each of them see its CancelledError once
         self.loop.close()
 
 
@@ -99,7 +104,9 @@ class RunHost:
         # In the context of the cell that started the run, whatever started the loop's thread.
         task = attempt.context.run(self.thread.spawn, drive.main(), f"nbrun-run-{attempt.run_id}")
         drive.task = task
-        task.add_done_callback(lambda _task: self._drives.pop(key, None))  # an end is in the log by now
+        task.add_done_callback(
+            lambda _task: self._drives.pop(key, None)
+        )  # an end is in the log by now
 
 
 class Drive:
@@ -114,7 +121,9 @@ class Drive:
         self._attempt = attempt
         self._token = attempt.token
         self._adapter = ThreadedAdapter() if attempt.thread else find_adapter(attempt.agent)
-        self._context = RunContext(attempt.run_id, attempt.prompt, attempt.token, self.emit, host.clock)
+        self._context = RunContext(
+            attempt.run_id, attempt.prompt, attempt.token, self.emit, host.clock
+        )
         self._lock = threading.Lock()
         self._n = 0
         self._is_ended = False
@@ -144,7 +153,9 @@ class Drive:
                     self._usage = data
             self._send(data, now, parent)
 
-    def _send(self, data: ev.EventData, now: float, parent: str | None = None, live: object = None) -> None:
+    def _send(
+        self, data: ev.EventData, now: float, parent: str | None = None, live: object = None
+    ) -> None:
         """Hand one event over; the caller holds the lock."""
         attempt = self._attempt
         event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live)
@@ -154,8 +165,12 @@ class Drive:
     async def main(self) -> None:
         """Drive the agent to its end, whatever it raises."""
         current_run.set(self._context)
-        current_guard.set(None)  # the context is a copy of the starter's, which may be a sync agent's thread
-        cancel = self._token.add_callback(lambda _request: self._host.thread.call(self._start_ladder))
+        current_guard.set(
+            None
+        )  # the context is a copy of the starter's, which may be a sync agent's thread
+        cancel = self._token.add_callback(
+            lambda _request: self._host.thread.call(self._start_ladder)
+        )
         timer = self._start_timer()
         output: object = None
         error: BaseException | None = None
@@ -165,7 +180,7 @@ class Drive:
                 self._is_entered = True
                 self.emit(ev.RunStarted(self._host.name))
                 output = await self._drive()
-        except BaseException as raised:  # noqa: BLE001 - the one place: SystemExit fails its own run only
+        except BaseException as raised:
             error = raised
         finally:
             cancel.remove()
@@ -179,7 +194,9 @@ class Drive:
     async def _drive(self) -> object:
         returned: Output | None = None
         attempt = self._attempt
-        async with aclosing(self._adapter.events(attempt.agent, attempt.prompt, self._context)) as events:  # type: ignore[type-var]  # adapters are async generators
+        async with aclosing(
+            self._adapter.events(attempt.agent, attempt.prompt, self._context)
+        ) as events:  # type: ignore[type-var]  # adapters are async generators
             async for item in events:
                 if isinstance(item, Output):
                     returned = item
@@ -191,6 +208,7 @@ class Drive:
 
     def _end(self, output: object, error: BaseException | None, detached: tuple[str, ...]) -> None:
         """Send the one end event, after the ends of open tools; a second call tells of detached work."""
+        self._context.flush_lines()
         now = self._host.clock.now()
         with self._lock:
             if self._is_ended:
@@ -198,14 +216,18 @@ class Drive:
                 return
             for tool_id, since in self._open_tools.items():
                 status = "cancelled" if self._token.cancelled or error is None else "error"
-                self._send(ev.ToolFinished(tool_id, status, None, round((now - since) * 1000, 3)), now)
+                self._send(
+                    ev.ToolFinished(tool_id, status, None, round((now - since) * 1000, 3)), now
+                )
             text = "".join(self._texts)
             if output is None and text:
                 output = text
             self._is_ended = True
             self._send(self._classify(output, error, detached), now, live=output)
 
-    def _classify(self, output: object, error: BaseException | None, detached: tuple[str, ...]) -> ev.EventData:
+    def _classify(
+        self, output: object, error: BaseException | None, detached: tuple[str, ...]
+    ) -> ev.EventData:
         """Return the end event, by the token and by what was raised; never by the text of a result."""
         stored = plain(output)
         if self._token.cancelled:
@@ -263,7 +285,9 @@ class Drive:
             self.emit(ev.CancelEscalated(Rung.TASK))
             self._cancel_task()
             # Cleanup code gets the grace, except where a native cancel has used it up.
-            if await self._has_finished(LAST_S if isinstance(self._adapter, NativeCancel) else grace_s):
+            if await self._has_finished(
+                LAST_S if isinstance(self._adapter, NativeCancel) else grace_s
+            ):
                 return
         names = tuple(work.name for work in self._context.work if work.is_alive())
         self._end(None, None, names or (self._adapter.label(self._attempt.agent),))
@@ -310,4 +334,6 @@ def describe(error: BaseException) -> ev.ErrorInfo:
     if isinstance(error, asyncio.CancelledError):
         message = message or "the agent raised CancelledError, but nobody had cancelled the run"
     lines = "".join(traceback.format_exception(error))
-    return ev.ErrorInfo(type(error).__name__, clean_text(message), clean_text(lines[-_TRACEBACK_LIMIT:]))
+    return ev.ErrorInfo(
+        type(error).__name__, clean_text(message), clean_text(lines[-_TRACEBACK_LIMIT:])
+    )

@@ -6,18 +6,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from nbrun import events as ev
 from nbrun.attempt import HostEvent
 from nbrun.cancellation import CancelOutcome, CancelToken
-from nbrun.clock import Clock
 from nbrun.context import guarded
 from nbrun.encoding import clean_text, plain
 from nbrun.record import RunRecord, RunStatus, is_admitted, next_status
 from nbrun.redaction import Redactor, StreamRedactor
-from nbrun.store import Committed
+
+if TYPE_CHECKING:
+    from nbrun.clock import Clock
+    from nbrun.store import Committed
 
 BACKLOG_LIMIT = 20_000
 """Events that may wait; beyond it producers are paused, never dropped."""
@@ -62,7 +65,10 @@ class LiveRun:
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Have `listener(record, events)` called on the writer's thread; return what ends that."""
-        self.listeners = [*self.listeners, listener]  # replaced, never changed: it may be walked right now
+        self.listeners = [
+            *self.listeners,
+            listener,
+        ]  # replaced, never changed: it may be walked right now
 
         def remove() -> None:
             self.listeners = [known for known in self.listeners if known is not listener]
@@ -84,7 +90,10 @@ class Intake:
     """
 
     def __init__(
-        self, clock: Clock, redactor: Redactor, on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None]
+        self,
+        clock: Clock,
+        redactor: Redactor,
+        on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None],
     ) -> None:
         self._clock = clock
         self._redactor = redactor
@@ -166,7 +175,9 @@ class Intake:
         return events
 
     def _admit_host(self, live: LiveRun, item: HostEvent, events: list[ev.RunEvent]) -> None:
-        if item.attempt != live.attempt or item.n != live.next_n:  # the fence: an older try, or a repeat
+        if (
+            item.attempt != live.attempt or item.n != live.next_n
+        ):  # the fence: an older try, or a repeat
             live.refused += 1
             return
         live.next_n += 1
@@ -227,7 +238,9 @@ class Intake:
             text = stream.feed(text)
         return data if text is data.text else type(data)(text)
 
-    def _flush_streams(self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]) -> None:
+    def _flush_streams(
+        self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]
+    ) -> None:
         """Append what was held of the run's texts: its stream is over, and it was no secret."""
         for kind, stream in live.streams.items():
             tail = stream.flush()
@@ -272,5 +285,3 @@ class Intake:
     def forget(self, live: LiveRun) -> None:
         """Let nothing of this run in any more."""
         self._runs.pop(live.run_id, None)
-
-

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-from nbrun.intake import LiveRun
+if TYPE_CHECKING:
+    from nbrun.intake import LiveRun
 
 
 class Line:
@@ -64,4 +66,6 @@ class Line:
     def _may_go(self, live: LiveRun, ahead: list[LiveRun]) -> bool:
         if len(self._under_way) >= self._limit:
             return False
-        return live.key is None or all(other.key != live.key for other in (*self._under_way, *ahead))
+        return live.key is None or all(
+            other.key != live.key for other in (*self._under_way, *ahead)
+        )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nbrun import events as ev
 from nbrun.cancellation import CancelCause
 from nbrun.encoding import Plain, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class RunStatus(StrEnum):
@@ -157,13 +159,19 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             text=self.text[:head],
             output=output,
             tools=(),
-            error=None if self.error is None else ev.ErrorInfo(self.error.type, self.error.message[:head]),
+            error=None
+            if self.error is None
+            else ev.ErrorInfo(self.error.type, self.error.message[:head]),
             is_brief=True,
         )
 
 
 def _is_small(value: Plain, head: int) -> bool:
-    return value is None or isinstance(value, bool | int | float) or len(shown(value, head + 1)) <= head
+    return (
+        value is None
+        or isinstance(value, bool | int | float)
+        or len(shown(value, head + 1)) <= head
+    )
 
 
 class _Draft:
@@ -179,7 +187,9 @@ class _Draft:
 
     def apply(self, event: ev.RunEvent) -> None:
         if event.seq != self._next_seq:
-            raise ValueError(f"{event.run_id}: event {event.seq} came where {self._next_seq} was due")
+            raise ValueError(
+                f"{event.run_id}: event {event.seq} came where {self._next_seq} was due"
+            )
         kind = event.type
         if not is_admitted(self._status, kind):
             raise ValueError(f"{event.run_id}: {kind} came after the run was {self._status}")
@@ -233,13 +243,22 @@ def _changes(event: ev.RunEvent) -> dict[str, Any]:
         case ev.CancelRequested(cause=cause, reason=reason, by=by):
             return {"cause": cause, "reason": reason, "cancelled_by": by, "cancel_requested_at": ts}
         case ev.RunCompleted(output=output, usage=usage):
-            return {"ended_at": ts, "output": output, "cause": None, "reason": None, **_usage(usage)}
+            return {
+                "ended_at": ts,
+                "output": output,
+                "cause": None,
+                "reason": None,
+                **_usage(usage),
+            }
         case ev.RunFailed(error=error, output=output, usage=usage):
             return {
                 "ended_at": ts, "error": error, "output": output, "cause": CancelCause.ERROR, **_usage(usage)
             }  # fmt: skip
         case ev.RunCancelled() as data:
-            fields = {name: getattr(data, name) for name in ("cause", "reason", "output", "error", "detached")}
+            fields = {
+                name: getattr(data, name)
+                for name in ("cause", "reason", "output", "error", "detached")
+            }
             return {**fields, "ended_at": ts, **_usage(data.usage)}
         case ev.RunLost(reason=reason, last_event_at=last):
             return {"ended_at": last or ts, "cause": CancelCause.KERNEL_DIED, "reason": reason}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from nbrun.encoding import Plain
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nbrun.encoding import Plain
 
 MIN_LENGTH = 8
 """Shorter values are left alone: replacing them would tear holes into ordinary words."""
 
-_SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|APIKEY)(?:$|_)", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|APIKEY)(?:$|_)", re.IGNORECASE
+)
 
 
 class Redactor:
@@ -100,4 +105,3 @@ class StreamRedactor:
         """Return what was held, at the end of the stream."""
         tail, self._tail = self._tail, ""
         return tail
-

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from nbrun import events as ev
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
-from nbrun.encoding import Plain
 from nbrun.errors import NoResult, RunCancelled, RunFailed, RunLost, RunNotFinished
-from nbrun.intake import LiveRun
 from nbrun.record import RunRecord, RunStatus
-from nbrun.store import SessionStore
 from nbrun.wording import status_words
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Sequence
+
+    from nbrun import events as ev
+    from nbrun.encoding import Plain
+    from nbrun.intake import LiveRun
+    from nbrun.store import SessionStore
 
 TICK_S = 0.1
 """How often a waiting cell looks up, so that ■ Interrupt is prompt.
@@ -28,9 +31,15 @@ class Owner(Protocol):
 
     store: SessionStore
 
-    def cancel_run(self, run: Run, reason: str | None, cause: CancelCause, by: str) -> CancelReceipt: ...
+    def cancel_run(
+        self, run: Run, reason: str | None, cause: CancelCause, by: str
+    ) -> CancelReceipt:
+        """Ask a run to stop."""
+        ...
 
-    def display(self, run: Run) -> None: ...
+    def display(self, run: Run) -> None:
+        """Show a run's card."""
+        ...
 
 
 class Run:
@@ -109,7 +118,11 @@ class Run:
         In the kernel that ran it this is the agent's own object, later its JSON-like form. None while the
         run is live.
         """
-        if self._live is not None and self._live.is_ended.is_set() and self._live.output is not None:
+        if (
+            self._live is not None
+            and self._live.is_ended.is_set()
+            and self._live.output is not None
+        ):
             return self._live.output
         stored: Plain = self.record.output
         return stored
@@ -200,18 +213,22 @@ class Run:
                 said = f": {self.reason}" if self.reason else ""
                 raise RunCancelled(f"{self._title}: {status_words(self.record)}{said}")
             case RunStatus.LOST:
-                raise RunLost(f"{self._title} was lost: its kernel died. Its events are kept: run.events()")
+                raise RunLost(
+                    f"{self._title} was lost: its kernel died. Its events are kept: run.events()"
+                )
             case status:
                 raise NoResult(f"{self._title} is {status}")
 
     @property
     def _title(self) -> str:
-        return f"run #{self.number} ({self.name})" if self.number else f"run {self.id} ({self.name})"
+        return (
+            f"run #{self.number} ({self.name})" if self.number else f"run {self.id} ({self.name})"
+        )
 
     async def settled(self) -> None:
         """Return when the run has ended; from any event loop. Cancelling the waiter leaves the run alive."""
         if self._live is None:
-            while not self.done():
+            while not self.done():  # noqa: ASYNC110 - another kernel's run: nobody tells us, so look
                 await asyncio.sleep(TICK_S)
             return
         live, loop = self._live, asyncio.get_running_loop()
@@ -277,7 +294,9 @@ class Run:
 
     # --- doing -----------------------------------------------------------------------------------
 
-    def cancel(self, reason: str | None = None, cause: CancelCause = CancelCause.USER) -> CancelReceipt:
+    def cancel(
+        self, reason: str | None = None, cause: CancelCause = CancelCause.USER
+    ) -> CancelReceipt:
         """Ask the run to stop; never blocks, never raises for a run that has ended."""
         return self._owner.cancel_run(self, reason, cause, "python")
 
@@ -306,7 +325,10 @@ class Run:
         raise NotImplementedError("run.retry() is not in this version of nbrun")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Run) and (self.id, self._session_id) == (other.id, other._session_id)
+        return isinstance(other, Run) and (self.id, self._session_id) == (
+            other.id,
+            other._session_id,
+        )
 
     def __hash__(self) -> int:
         return hash((self.id, self._session_id))
@@ -318,4 +340,3 @@ class Run:
     def __repr__(self) -> str:
         number = "" if self.number is None else f"#{self.number} "
         return f"<Run {number}{self.name}: {status_words(self._glance)}>"
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
@@ -12,6 +11,8 @@ from nbrun.run import Run
 from nbrun.wording import status_words, tokens_words
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
 COLUMNS = ("run", "name", "status", "agent", "started", "tokens", "output")
@@ -32,7 +33,7 @@ class RunList(list[Run]):
         ImportError
             pandas is not installed.
         """
-        import pandas as pd  # noqa: PLC0415 - half a second that only this needs
+        import pandas as pd
 
         frame = pd.DataFrame([_fields(run) for run in self])
         for column in ("created_at", "started_at", "ended_at"):
@@ -45,7 +46,10 @@ class RunList(list[Run]):
             return "no runs"
         rows = [COLUMNS, *self.rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
 
     def _repr_html_(self) -> str:
         if not self:

@@ -7,27 +7,39 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
+from nbrun import capture
 from nbrun import events as ev
 from nbrun.agents import builtin, find_adapter, registered
 from nbrun.attempt import Attempt
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
 from nbrun.encoding import Plain, clean_text
-from nbrun.errors import AgentNotFound, BadOption, IdConflict, RunNotFound, RunRejected, SessionClosed
+from nbrun.errors import (
+    AgentNotFound,
+    BadOption,
+    IdConflict,
+    RunNotFound,
+    RunRejected,
+    SessionClosed,
+)
 from nbrun.executors import local
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.host import LoopThread
 from nbrun.intake import Intake, LiveRun
 from nbrun.line import Line
-from nbrun.record import RunRecord, RunStatus
 from nbrun.redaction import Redactor
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from nbrun.record import RunRecord
 
 _log = logging.getLogger("nbrun")
 
@@ -39,7 +51,11 @@ KEEP_ENDED = 100
 """How many ended runs stay in memory with their live output; older ones are read from the store."""
 MAX_TIMEOUT_S = 366 * 86_400.0
 
-_CHOICES = {"approve": ("ask", "auto", "deny"), "if_running": ("queue", "reject", "replace"), "on": (local.NAME,)}
+_CHOICES = {
+    "approve": ("ask", "auto", "deny"),
+    "if_running": ("queue", "reject", "replace"),
+    "on": (local.NAME,),
+}
 
 
 class NotebookSession:
@@ -100,7 +116,7 @@ class NotebookSession:
         prompt: str = "",
         *,
         name: str | None = None,
-        id: str | None = None,  # noqa: A002 - the name is part of the public API
+        id: str | None = None,
         model: str | None = None,
         timeout_s: float | None = None,
         max_turns: int | None = None,
@@ -134,7 +150,9 @@ class NotebookSession:
         for option, value in (("approve", approve), ("if_running", if_running), ("on", on)):
             _check_choice(option, value)
         if max_turns is not None or max_tokens is not None or max_cost is not None:
-            raise NotImplementedError("max_turns, max_tokens and max_cost are not in this version of nbrun")
+            raise NotImplementedError(
+                "max_turns, max_tokens and max_cost are not in this version of nbrun"
+            )
         _check_timeout(timeout_s)
         agent, model_label = self._resolved(agent, model, tools)
         adapter = find_adapter(agent)
@@ -152,10 +170,14 @@ class NotebookSession:
         )
         with self._lock:
             if self._is_closed:
-                raise SessionClosed("this session is closed; load nbrun again with %reload_ext nbrun")
+                raise SessionClosed(
+                    "this session is closed; load nbrun again with %reload_ext nbrun"
+                )
             if id is not None and (existing := self._same(id, created)):
                 return existing
-            live = LiveRun(id or f"run-{self._ids.next_id()}", self.token.child(), key=cell_id or name)
+            live = LiveRun(
+                id or f"run-{self._ids.next_id()}", self.token.child(), key=cell_id or name
+            )
             behind = self._make_way(live, if_running)
             self._attempts[live.run_id] = Attempt(
                 live.run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
@@ -186,7 +208,9 @@ class NotebookSession:
             known = registered()
             if agent not in known:
                 names = ", ".join(sorted(known)) or "none yet"
-                raise AgentNotFound(f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object")
+                raise AgentNotFound(
+                    f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object"
+                )
             return known[agent], None
         return agent, None
 
@@ -203,7 +227,9 @@ class NotebookSession:
         if inputs is None:
             return None
         if inputs != created.inputs():
-            raise IdConflict(f"the id '{run_id}' already names a run with other inputs; choose another id")
+            raise IdConflict(
+                f"the id '{run_id}' already names a run with other inputs; choose another id"
+            )
         return self.get(run_id)
 
     def _make_way(self, live: LiveRun, if_running: str) -> str | None:
@@ -214,7 +240,9 @@ class NotebookSession:
         title = f"run #{others[-1].record.number}"
         match if_running:
             case "reject":
-                raise RunRejected(f"{title} of the same cell is live; wait for it, cancel it, or use --if-running queue")
+                raise RunRejected(
+                    f"{title} of the same cell is live; wait for it, cancel it, or use --if-running queue"
+                )
             case "replace":
                 for other in others:
                     self._cancel(other, None, CancelCause.REPLACED, "a newer run of the same cell")
@@ -228,9 +256,14 @@ class NotebookSession:
             self._intake, session_id=self.id, notebook=str(self.notebook) if self.notebook else None
         )
         self._intake.ring = writer.ring
+        capture.install()
         self._host = host = LoopThread("nbrun-host")
         self._executor = executor = local.LocalExecutor(host, self.clock)
-        host.call(lambda: host.spawn(executor.open(self._intake.put, lambda _host, _up: None), "nbrun-open"))
+        host.call(
+            lambda: host.spawn(
+                executor.open(self._intake.put, lambda _host, _up: None), "nbrun-open"
+            )
+        )
 
     def _submit(self, live: LiveRun) -> None:
         """Hand the run's attempt to the executor; only the first call for a run does something."""
@@ -281,7 +314,11 @@ class NotebookSession:
         if text == "last":
             digits = "-1"
         if digits.lstrip("-").isdecimal() and digits.count("-") <= 1:
-            found = self._nth_newest(-int(digits)) if digits.startswith("-") else self._numbered(int(digits))
+            found = (
+                self._nth_newest(-int(digits))
+                if digits.startswith("-")
+                else self._numbered(int(digits))
+            )
         else:
             found = self._named(text)
         if found is None:
@@ -354,7 +391,9 @@ class NotebookSession:
 
     # --- cancelling ------------------------------------------------------------------------------
 
-    def cancel(self, ref: Run | int | str, reason: str | None = None, *, by: str = "python") -> CancelReceipt:
+    def cancel(
+        self, ref: Run | int | str, reason: str | None = None, *, by: str = "python"
+    ) -> CancelReceipt:
         """Ask the run that `ref` names to stop; says so, and changes nothing, if there is none or it has ended."""
         try:
             run = self.get(ref)
@@ -373,14 +412,21 @@ class NotebookSession:
         """Ask every live run of this session to stop; one receipt a run, newest first."""
         return [self.cancel_run(run, reason, CancelCause.USER, by) for run in self.live_runs]
 
-    def cancel_run(self, run: Run, reason: str | None, cause: CancelCause, by: str) -> CancelReceipt:
+    def cancel_run(
+        self, run: Run, reason: str | None, cause: CancelCause, by: str
+    ) -> CancelReceipt:
         """Ask one run to stop: the one function that every door leads to."""
         live = run._live
         if live is None:
             if run.done():
-                return CancelReceipt(CancelOutcome.ALREADY_FINISHED, run.id, f"{run!r} has ended already", run)
+                return CancelReceipt(
+                    CancelOutcome.ALREADY_FINISHED, run.id, f"{run!r} has ended already", run
+                )
             return CancelReceipt(
-                CancelOutcome.FOREIGN, run.id, f"{run!r} belongs to another kernel; cancel it there", run
+                CancelOutcome.FOREIGN,
+                run.id,
+                f"{run!r} belongs to another kernel; cancel it there",
+                run,
             )
         outcome = self._cancel(live, reason, cause, by)
         words = {
@@ -390,7 +436,9 @@ class NotebookSession:
         }
         return CancelReceipt(outcome, run.id, f"{run!r}: {words[outcome]}", run)
 
-    def _cancel(self, live: LiveRun, reason: str | None, cause: CancelCause, by: str) -> CancelOutcome:
+    def _cancel(
+        self, live: LiveRun, reason: str | None, cause: CancelCause, by: str
+    ) -> CancelOutcome:
         request = ev.CancelRequested(cause, None if reason is None else clean_text(reason), by)
         # Recorded first, then fired: were it the other way round, an agent that sees its token could end the
         # run before the log knows why.
@@ -402,8 +450,12 @@ class NotebookSession:
     def _token_fired(self, live: LiveRun) -> None:
         """See to it that whoever fired the token (a deadline, the agent, a parent), it stands in the log."""
         token = live.token
-        by = {CancelCause.DEADLINE: "its time limit"}.get(token.cause or CancelCause.USER, "its token")
-        self._intake.request_cancel(live, ev.CancelRequested(token.cause or CancelCause.USER, token.reason, by))
+        by = {CancelCause.DEADLINE: "its time limit"}.get(
+            token.cause or CancelCause.USER, "its token"
+        )
+        self._intake.request_cancel(
+            live, ev.CancelRequested(token.cause or CancelCause.USER, token.reason, by)
+        )
         if self._line.pass_by(live):
             self._submit(live)  # the host ends it without entering the agent
 
@@ -428,7 +480,11 @@ class NotebookSession:
 
     def _evict(self) -> None:
         """Let go of runs that ended long ago and are saved."""
-        ended = [live for live in tuple(self._lives.values()) if live.is_ended.is_set() and live.problem is None]
+        ended = [
+            live
+            for live in tuple(self._lives.values())
+            if live.is_ended.is_set() and live.problem is None
+        ]
         for live in ended[: max(0, len(ended) - KEEP_ENDED)]:
             self._intake.forget(live)
             self._lives.pop(live.run_id, None)
@@ -436,7 +492,7 @@ class NotebookSession:
     def display(self, run: Run) -> None:
         """Show a run's card, where there is something to show it with."""
         if self.on_display is None:
-            print(repr(run))  # noqa: T201 - outside a notebook the words are the card
+            print(repr(run))
         else:
             self.on_display(run)
 
@@ -456,25 +512,33 @@ class NotebookSession:
         began = self.clock.monotonic()
         lives = self._live()
         for live in lives:  # all of them first, so that the requests are on disk whatever comes
-            self._intake.request_cancel(live, ev.CancelRequested(CancelCause.SHUTDOWN, None, "shutdown"))
+            self._intake.request_cancel(
+                live, ev.CancelRequested(CancelCause.SHUTDOWN, None, "shutdown")
+            )
         for live in lives:
             live.token.cancel(None, CancelCause.SHUTDOWN)
         for live in lives:
             live.is_ended.wait(max(0.0, began + CLOSE_S - self.clock.monotonic()))
         for live in lives:
             if not live.is_ended.is_set():
-                self._intake.tell(live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,)))
+                self._intake.tell(
+                    live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,))
+                )
         self.store.close(0.3)
         for observer in self._observers:
             observer.close(0.05)
         if self._host is not None:
+            capture.remove()
             self._host.close(0.1)
 
     def __enter__(self) -> NotebookSession:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -514,7 +578,9 @@ def _notebook_path(path: str | Path | None) -> Path | None:
     return None
 
 
-def _store(store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock) -> SessionStore:
+def _store(
+    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock
+) -> SessionStore:
     if isinstance(store, SessionStore):
         return store
     return SessionStore([Path(store)] if store is not None else places_for(notebook), clock)

@@ -7,7 +7,9 @@ from nbrun.record import RunRecord, RunStatus
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people say it: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Return a length of time as people say it: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -21,7 +23,7 @@ def duration(seconds: float) -> str:
 
 
 def status_words(record: RunRecord) -> str:
-    """Return where the run stands, in words: `Running`, `Timed out after 90 s` …"""
+    """Return where the run stands, in words: `Running`, `Timed out after 90 s` …."""
     after = _after(record)
     match record.status:
         case RunStatus.QUEUED:

@@ -10,11 +10,13 @@ import importlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from nbrun.context import RunContext
 from nbrun.errors import AgentNotFound
-from nbrun.events import EventData
+
+if TYPE_CHECKING:
+    from nbrun.context import RunContext
+    from nbrun.events import EventData
 
 ENTRY_POINTS = "nbrun.agents"
 
@@ -50,7 +52,9 @@ class AgentAdapter(Protocol):
         """Return the agent's name for people."""
         ...
 
-    def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
+    def events(
+        self, agent: object, prompt: str, run: RunContext
+    ) -> AsyncIterator[EventData | Output]:
         """Yield what the agent does; raise what it raises."""
         ...
 
@@ -59,10 +63,18 @@ class AgentAdapter(Protocol):
 class NativeCancel(Protocol):
     """An adapter whose framework can stop its agent."""
 
-    async def cancel(self, run: RunContext) -> None: ...
+    async def cancel(self, run: RunContext) -> None:
+        """Stop the agent; called on the host's loop."""
+        ...
 
 
-_BUILT_IN = ("scripted", "builtin", "pydantic_ai", "plain")  # plain last: it takes any callable
+_BUILT_IN = (
+    "cell",
+    "scripted",
+    "builtin",
+    "pydantic_ai",
+    "plain",
+)  # plain last: it takes any callable
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +102,9 @@ def find_adapter(agent: object) -> AgentAdapter:
     for adapter in frameworks:
         if adapter.match(agent):
             return adapter
-    if not plain.match(agent) or not hasattr(agent, "__code__"):  # a function is surely no framework's object
+    if not plain.match(agent) or not hasattr(
+        agent, "__code__"
+    ):  # a function is surely no framework's object
         for adapter in _third_party():
             if adapter.match(agent):
                 return adapter

@@ -13,14 +13,18 @@ Order: the model given, `NBRUN_MODEL`, a provider's key, `OLLAMA_BASE_URL`, the 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nbrun.agents import Output, local_install, pydantic_ai
 from nbrun.agents.scripted import HAIKU, ScriptedAgent
-from nbrun.context import RunContext
 from nbrun.errors import BadOption
-from nbrun.events import EventData
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from nbrun.context import RunContext
+    from nbrun.events import EventData
 
 LOCAL = "local"
 SCRIPTED = "scripted"
@@ -110,12 +114,16 @@ def _check(model: str, environ: Mapping[str, str]) -> None:
         return
     provider, colon, name = model.partition(":")
     if not colon or not name:
-        raise BadOption(f"--model {model}: give local, scripted, demo, or provider:name such as {DEFAULTS['openai']}")
+        raise BadOption(
+            f"--model {model}: give local, scripted, demo, or provider:name such as {DEFAULTS['openai']}"
+        )
     if importlib.util.find_spec("pydantic_ai") is None:
         raise BadOption(f'--model {model} needs pydantic-ai: pip install "jupyter-nbrun[agents]"')
     keys = KEYS.get(provider.split("-")[0])
     if keys and not any(environ.get(key) for key in keys):
-        raise BadOption(f"--model {model} needs a key: set {' or '.join(keys)} in the environment of the kernel")
+        raise BadOption(
+            f"--model {model} needs a key: set {' or '.join(keys)} in the environment of the kernel"
+        )
 
 
 class BuiltinAdapter:
@@ -132,9 +140,15 @@ class BuiltinAdapter:
 
     def label(self, agent: object) -> str:
         """Return its model's name without the provider."""
-        return agent.model.partition(":")[2] or agent.model if isinstance(agent, ModelAgent) else self.name
+        return (
+            agent.model.partition(":")[2] or agent.model
+            if isinstance(agent, ModelAgent)
+            else self.name
+        )
 
-    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
+    async def events(
+        self, agent: object, prompt: str, run: RunContext
+    ) -> AsyncIterator[EventData | Output]:
         """Yield what the model does."""
         assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
         made = await pydantic_ai.make_agent(agent.model, agent.tools, run)

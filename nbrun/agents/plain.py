@@ -11,18 +11,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import Output
 from nbrun.agents.worker import Worker
 from nbrun.cancellation import call_soon
-from nbrun.context import RunContext
 from nbrun.encoding import clean_text, type_name
 from nbrun.errors import AgentNotFound
 from nbrun.events import EventData, TextDelta
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from nbrun.context import RunContext
 
 _RUN = "run"  # the argument that gets the context
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -45,9 +48,13 @@ class PlainAdapter:
         """Return the function's name."""
         target = _function(agent)
         own = getattr(agent, "__name__", None)
-        return str(own or (type(agent).__name__ if target.__name__ == "__call__" else target.__name__))
+        return str(
+            own or (type(agent).__name__ if target.__name__ == "__call__" else target.__name__)
+        )
 
-    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
+    async def events(
+        self, agent: object, prompt: str, run: RunContext
+    ) -> AsyncIterator[EventData | Output]:
         """Yield what the function yields as text, then what it returns."""
         call = _bind(agent, prompt, run)
         kind = _function(agent)
@@ -68,7 +75,9 @@ class ThreadedAdapter(PlainAdapter):
 
     name = "thread"
 
-    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
+    async def events(
+        self, agent: object, prompt: str, run: RunContext
+    ) -> AsyncIterator[EventData | Output]:
         """Yield what the agent returns; its deltas go to the run directly from its thread."""
         drive = functools.partial(asyncio.run, _on_own_loop(agent, prompt, run))
         worker = Worker(run.run_id, drive, copy_context())
@@ -112,7 +121,9 @@ def _item(item: object) -> EventData:
         case EventData():
             return item
         case _:
-            raise TypeError(f"an agent yields text (str), not {type_name(item)}; use run.emit(name, value) for data")
+            raise TypeError(
+                f"an agent yields text (str), not {type_name(item)}; use run.emit(name, value) for data"
+            )
 
 
 def _function(agent: object) -> Callable[..., Any]:
@@ -121,7 +132,8 @@ def _function(agent: object) -> Callable[..., Any]:
         agent = agent.func
     if inspect.isroutine(agent):
         return agent
-    return type(agent).__call__  # type: ignore[operator, no-any-return]  # match() saw that it can be called
+    call: Callable[..., Any] = type(agent).__call__
+    return call
 
 
 def _bind(agent: object, prompt: str, run: RunContext | None) -> Callable[[], Any]:

@@ -5,20 +5,22 @@ Found by class, never imported before one is driven: the import takes a second o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from nbrun import events as ev
 from nbrun.agents import Output
 from nbrun.agents.worker import Worker
-from nbrun.clock import Clock
-from nbrun.context import RunContext
 from nbrun.encoding import plain
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from pydantic_ai import Agent, CancellationToken
     from pydantic_ai.usage import RunUsage
+
+    from nbrun.clock import Clock
+    from nbrun.context import RunContext
 
 PACKAGE = "pydantic_ai"
 
@@ -91,7 +93,9 @@ class _Mapper:
             case "part_start":
                 return _text(event.part.part_kind, getattr(event.part, "content", None))
             case "part_delta":
-                return _text(event.delta.part_delta_kind, getattr(event.delta, "content_delta", None))
+                return _text(
+                    event.delta.part_delta_kind, getattr(event.delta, "content_delta", None)
+                )
             case "part_end" if event.part.part_kind == "text":
                 return [ev.Message("assistant", event.part.content)]
             case "function_tool_call":
@@ -108,7 +112,9 @@ class _Mapper:
     def _finished(self, event: Any) -> ev.EventData:
         result, now = event.part, self._clock.monotonic()
         ms = (now - self._began.pop(event.tool_call_id, now)) * 1000
-        is_error = result.part_kind == "retry-prompt" or getattr(result, "outcome", "success") != "success"
+        is_error = (
+            result.part_kind == "retry-prompt" or getattr(result, "outcome", "success") != "success"
+        )
         return ev.ToolFinished(
             event.tool_call_id, "error" if is_error else "ok", plain(result.content), round(ms, 3)
         )
@@ -143,10 +149,12 @@ def usage_of(usage: RunUsage) -> ev.Usage:
     )
 
 
-async def make_agent(model: str, tools: tuple[Callable[..., object], ...], run: RunContext) -> Agent[None, str]:
+async def make_agent(
+    model: str, tools: tuple[Callable[..., object], ...], run: RunContext
+) -> Agent[None, str]:
     """Return an agent on `model`, made in a worker thread: the import would block the loop for seconds."""
 
-    def make() -> object:
+    def make() -> Agent[None, str]:
         from pydantic_ai import Agent
 
         if model == "local":
@@ -155,5 +163,4 @@ async def make_agent(model: str, tools: tuple[Callable[..., object], ...], run: 
             return Agent(LocalModel(), tools=tools)
         return Agent(model, tools=tools)
 
-    agent: Any = await Worker(f"{run.run_id}-import", make, copy_context()).result()
-    return agent
+    return await Worker(f"{run.run_id}-import", make, copy_context()).result()

@@ -21,12 +21,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nbrun import events as ev
 from nbrun.agents import Output
-from nbrun.context import RunContext
 from nbrun.encoding import plain
 from nbrun.errors import BadOption
+
+if TYPE_CHECKING:
+    from nbrun.context import RunContext
 
 Step = Mapping[str, object]
 
@@ -35,9 +38,16 @@ VERBS = frozenset({"say", "think", "phase", "wait", "tool", "progress", "fail", 
 HAIKU: tuple[Step, ...] = (
     {"phase": "thinking"},
     {"wait": 0.3},
-    {"tool": "count_syllables", "args": {"text": "steam curls from the cup"}, "result": 5, "takes": 0.4},
+    {
+        "tool": "count_syllables",
+        "args": {"text": "steam curls from the cup"},
+        "result": 5,
+        "takes": 0.4,
+    },
     {"phase": "writing"},
-    {"say": "Steam curls from the cup,\nleaves remember mountain rain,\nthe room holds its breath.\n"},
+    {
+        "say": "Steam curls from the cup,\nleaves remember mountain rain,\nthe room holds its breath.\n"
+    },
     {"usage": {"input_tokens": 12, "output_tokens": 21, "requests": 1}},
 )
 """What the stand-in for the local model says when that cannot be had."""
@@ -87,7 +97,9 @@ class ScriptedAdapter:
         """Return the script's name."""
         return agent.name if isinstance(agent, ScriptedAgent) else "scripted"
 
-    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[ev.EventData | Output]:
+    async def events(
+        self, agent: object, prompt: str, run: RunContext
+    ) -> AsyncIterator[ev.EventData | Output]:
         """Yield what the script says."""
         assert isinstance(agent, ScriptedAgent)  # noqa: S101 - match() said so
         for step in agent.script:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import threading
-from collections.abc import Callable
-from contextvars import Context
+from typing import TYPE_CHECKING
 
 from nbrun.cancellation import call_soon
 from nbrun.context import current_guard
 from nbrun.errors import Cancelled
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Context
+from typing import Generic, TypeVar
 
-class Worker:
+T = TypeVar("T")
+
+
+class Worker(Generic[T]):
     """Runs one function in a daemon thread of its own and hands its result to an event loop.
 
     A thread of the loop's default executor would hold up the exit of the kernel; this one does not.
@@ -22,19 +29,19 @@ class Worker:
     and `leave()` only by the worker thread itself. `_in_user_code` and `_raised` are written under `_lock`.
     """
 
-    def __init__(self, name: str, function: Callable[[], object], context: Context) -> None:
+    def __init__(self, name: str, function: Callable[[], T], context: Context) -> None:
         self.name = name
         self._function = function
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._done: asyncio.Future[object] = self._loop.create_future()
+        self._done: asyncio.Future[T] = self._loop.create_future()
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._in_user_code = False
         self._raised = False
         self._thread = threading.Thread(target=self._main, name=f"nbrun-agent-{name}", daemon=True)
 
-    async def result(self) -> object:
+    async def result(self) -> T:
         """Start the thread and wait for what the function returns or raises.
 
         A cancel of the waiting task leaves the thread alive: ending it is the host's ladder's business.
@@ -77,30 +84,32 @@ class Worker:
             self._in_user_code = True
 
     def _main(self) -> None:
-        result: object = None
-        error: BaseException | None = None
+        settle: Callable[[], object]
         try:
-            self._context.run(self._run_guarded)
-            result = self._result
-        except BaseException as raised:  # noqa: BLE001 - carried to the host, which fails this run only
-            error = raised
+            result = self._context.run(self._run_guarded)
+            settle = functools.partial(self._succeed, result)
+        except BaseException as error:  # carried to the host, which fails this run only
+            settle = functools.partial(self._fail, error)
         self._ended.set()
-        call_soon(self._loop, lambda: self._settle(result, error))
+        call_soon(self._loop, settle)
 
-    def _run_guarded(self) -> None:
+    def _run_guarded(self) -> T:
         current_guard.set(self)
         self.leave()
         try:
-            self._result = self._function()
+            return self._function()
         finally:
             self.enter()
 
-    def _settle(self, result: object, error: BaseException | None) -> None:
-        if self._done.done():  # its waiter was cancelled
-            return
-        if error is None:
+    def _succeed(self, result: T) -> None:
+        if not self._done.done():  # else its waiter was cancelled
             self._done.set_result(result)
-        elif isinstance(error, StopIteration):  # a future refuses it, for it would end the waiting coroutine
-            self._done.set_exception(RuntimeError("the agent raised StopIteration"))
-        else:
-            self._done.set_exception(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._done.done():
+            return
+        if isinstance(
+            error, StopIteration
+        ):  # a future refuses it: it would end the waiting coroutine
+            error = RuntimeError("the agent raised StopIteration")
+        self._done.set_exception(error)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from nbrun.attempt import Attempt, Sink
+if TYPE_CHECKING:
+    from nbrun.attempt import Attempt, Sink
 
 OnHost = Callable[[str, bool], None]
 """Called with a host's name and whether it has come up (True) or gone (False)."""
@@ -17,14 +18,26 @@ class Executor(Protocol):
     All methods run on the loop of the session's host thread.
     """
 
-    async def open(self, sink: Sink, on_host: OnHost) -> None: ...
+    async def open(self, sink: Sink, on_host: OnHost) -> None:
+        """Begin; `sink` takes the events of all hosts, `on_host` hears of their coming and going."""
+        ...
 
-    async def submit(self, attempts: Sequence[Attempt]) -> None: ...
+    async def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Hand attempts to hosts."""
+        ...
 
-    async def control(self, host: str, op: str, body: dict[str, object]) -> dict[str, object]: ...
+    async def control(self, host: str, op: str, body: dict[str, object]) -> dict[str, object]:
+        """Send `cancel`, `steer`, `answer`, `ack`, `resend` or `ping` to a host; return its reply."""
+        ...
 
-    async def release(self, attempts: Sequence[Attempt]) -> None: ...
+    async def release(self, attempts: Sequence[Attempt]) -> None:
+        """See to it that the engine never runs these again."""
+        ...
 
-    async def kill_host(self, host: str) -> None: ...
+    async def kill_host(self, host: str) -> None:
+        """End a host that does not answer."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Let go of all hosts."""
+        ...

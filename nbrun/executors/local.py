@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from nbrun.attempt import Attempt, Sink
-from nbrun.clock import Clock
-from nbrun.executors import OnHost
 from nbrun.host import LoopThread, RunHost
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nbrun.attempt import Attempt, Sink
+    from nbrun.clock import Clock
+    from nbrun.executors import OnHost
 
 NAME = "local"
 

@@ -6,19 +6,23 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.clock import Clock
 from nbrun.errors import StoreError
-from nbrun.events import RunEvent
 from nbrun.record import RunRecord
 from nbrun.store import reader, schema
 from nbrun.store.reader import StoredRun
 from nbrun.store.writer import Committed, Source, Writer, mark_lost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nbrun.clock import Clock
+    from nbrun.events import RunEvent
 
 __all__ = ["Committed", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
 
@@ -29,7 +33,11 @@ NO_NOTEBOOK = "session"
 
 def store_path(notebook: Path) -> Path:
     """Return where the runs of this notebook are kept: `.nbrun/<its name>.db` beside it."""
-    return notebook.parent / FOLDER / f"{notebook.stem if notebook.suffix == '.ipynb' else notebook.name}{SUFFIX}"
+    return (
+        notebook.parent
+        / FOLDER
+        / f"{notebook.stem if notebook.suffix == '.ipynb' else notebook.name}{SUFFIX}"
+    )
 
 
 def places_for(notebook: Path | None) -> list[Path]:
@@ -39,7 +47,7 @@ def places_for(notebook: Path | None) -> list[Path]:
     user's data folder, under a name that two notebooks never share.
     """
     beside = store_path(notebook or Path.cwd() / NO_NOTEBOOK)
-    import platformdirs  # noqa: PLC0415 - only where a store is made
+    import platformdirs
 
     digest = hashlib.sha256(os.fsencode(beside)).hexdigest()[:16]
     return [beside, platformdirs.user_data_path("nbrun") / digest / beside.name]
@@ -157,7 +165,9 @@ class SessionStore:
     def events(self, number: int, after: int = -1, limit: int | None = None) -> list[RunEvent]:
         """Return the events of a run that come after seq `after`, by seq, at most `limit`."""
         with self._reading() as connection:
-            return [] if connection is None else reader.read_events(connection, number, after, limit)
+            return (
+                [] if connection is None else reader.read_events(connection, number, after, limit)
+            )
 
     def close(self, timeout_s: float) -> bool:
         """Write what waits and close the file; return whether that was done in time."""

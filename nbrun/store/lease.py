@@ -56,7 +56,7 @@ def _started_at(pid: int) -> int | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        return round(process.create_time() * 1_000_000)
+        return int(process.create_time() * 1_000_000)
     except psutil.NoSuchProcess:
         return None
     except psutil.AccessDenied:
@@ -66,7 +66,9 @@ def _started_at(pid: int) -> int | None:
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:  # macOS and Windows: the boot time, to the minute, since it is reckoned from now
+    except (
+        OSError
+    ):  # macOS and Windows: the boot time, to the minute, since it is reckoned from now
         import psutil
 
         return f"boot-{round(psutil.boot_time() / 60)}"

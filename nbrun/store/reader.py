@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,10 +11,16 @@ from nbrun import events as ev
 from nbrun.record import RunRecord, fold
 from nbrun.store import deltas
 
+if TYPE_CHECKING:
+    import sqlite3
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RunRecord)
 
-_COLUMNS = "SELECT r.number, r.run_id, r.record, r.inputs, s.session_id FROM runs r JOIN sessions s ON s.key = r.session"
+_COLUMNS = (
+    "SELECT r.number, r.run_id, r.record, r.inputs, s.session_id"
+    " FROM runs r JOIN sessions s ON s.key = r.session"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,9 @@ def read_events(
             continue
         for offset, (moment, data) in enumerate(_unpack(kind, blob, ts, count)):
             if seq + offset > after:
-                found.append(ev.RunEvent(seq + offset, moment / 1_000_000, run_id[0], attempt, data, parent))
+                found.append(
+                    ev.RunEvent(seq + offset, moment / 1_000_000, run_id[0], attempt, data, parent)
+                )
                 if limit is not None and len(found) == limit:
                     return found
     return found
@@ -61,7 +69,10 @@ def _unpack(kind: str, blob: bytes, ts: int, count: int) -> list[tuple[int, ev.E
     if kind in ev.DELTA_TYPES:
         try:
             return deltas.decode(kind, blob, ts)
-        except (msgspec.DecodeError, ValueError):  # damaged: its numbers stay taken, so that no gap opens
+        except (
+            msgspec.DecodeError,
+            ValueError,
+        ):  # damaged: its numbers stay taken, so that no gap opens
             return [(ts, ev.Unknown(kind, {"$damaged": len(blob)}))] * count
     return [(ts, ev.decode_data(kind, blob))]
 
@@ -71,7 +82,9 @@ def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
     return fold(read_events(connection, number))
 
 
-def read_runs(connection: sqlite3.Connection, limit: int | None = None, before: int | None = None) -> list[StoredRun]:
+def read_runs(
+    connection: sqlite3.Connection, limit: int | None = None, before: int | None = None
+) -> list[StoredRun]:
     """Return runs newest first, those below number `before` if it is given, at most `limit`."""
     rows = connection.execute(
         f"{_COLUMNS} WHERE r.number < ? ORDER BY r.number DESC LIMIT ?",

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbrun.errors import StoreDamaged, StoreReadOnly, StoreTooNew
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VERSION = 1
 APPLICATION_ID = 0x6E62726E  # "nbrn"
@@ -143,7 +146,9 @@ def open_for_writing(path: Path | None) -> sqlite3.Connection:
 
 
 def _ensure_tables(connection: sqlite3.Connection, path: Path | None) -> None:
-    found = {row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
+    found = {
+        row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
+    }
     if not found:
         for statement in DDL:
             connection.execute(statement)
@@ -152,8 +157,12 @@ def _ensure_tables(connection: sqlite3.Connection, path: Path | None) -> None:
         return
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
-        raise StoreTooNew(f"{path} was made by a newer nbrun (schema {version}, this one knows {VERSION}); update nbrun")
+        raise StoreTooNew(
+            f"{path} was made by a newer nbrun (schema {version}, this one knows {VERSION}); update nbrun"
+        )
     strange = found - set(DDL) - {"CREATE TABLE sqlite_sequence(name,seq)"}
     if strange or set(DDL) - found:
         what = ", ".join(sorted(" ".join(sql.split()[:3]) for sql in strange)) or "missing tables"
-        raise StoreReadOnly(f"{path} is not as nbrun makes its stores ({what}); it is not written to")
+        raise StoreReadOnly(
+            f"{path} is not as nbrun makes its stores ({what}); it is not written to"
+        )

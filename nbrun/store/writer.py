@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from nbrun import events as ev
-from nbrun.clock import Clock
 from nbrun.record import LIVE, RunRecord, RunStatus
 from nbrun.store import deltas, reader
 from nbrun.store.lease import ProcessIdentity, this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nbrun.clock import Clock
 
 SOON_S = 0.005
 """How long the writer gathers events before it commits; endings and new runs are not kept waiting."""
@@ -171,7 +174,11 @@ class Writer:
         committed = self._grouped(events)
         if had_backlog and problem is None:  # what was shown as not saved is saved now
             known = {item.run_id for item in committed}
-            committed += [Committed(run_id, self._records[run_id], ()) for run_id in self._rows if run_id not in known]
+            committed += [
+                Committed(run_id, self._records[run_id], ())
+                for run_id in self._rows
+                if run_id not in known
+            ]
         self._source.publish(committed, problem)
         self._forget_ended()
 
@@ -206,7 +213,9 @@ class Writer:
             records = dict(self._folded(entered))
             for event in backlog:  # folded when it could not be written, and without its number
                 known = records.get(event.run_id) or self._records[event.run_id]
-                records[event.run_id] = msgspec.structs.replace(known, number=rows[event.run_id].number)
+                records[event.run_id] = msgspec.structs.replace(
+                    known, number=rows[event.run_id].number
+                )
             self._write_events([*backlog, *entered], rows)
             self._write_records(records, rows)
             execute("COMMIT")
@@ -256,7 +265,9 @@ class Writer:
         )  # fmt: skip
         number = int(cursor.lastrowid or 0)
         rows[run_id] = _Row(number, record.status)
-        return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, number=number))
+        return msgspec.structs.replace(
+            event, data=msgspec.structs.replace(event.data, number=number)
+        )
 
     def _recall(self, run_id: str, session_key: int) -> _Row:
         """Return the row of a run that had ended: its detached work has something to tell."""
@@ -270,7 +281,10 @@ class Writer:
         groups: dict[str, list[ev.RunEvent]] = {}
         for event in events:
             groups.setdefault(event.run_id, []).append(event)
-        return [(run_id, self._records.get(run_id, RunRecord()).apply(group)) for run_id, group in groups.items()]
+        return [
+            (run_id, self._records.get(run_id, RunRecord()).apply(group))
+            for run_id, group in groups.items()
+        ]
 
     def _fold(self, events: list[ev.RunEvent]) -> None:
         self._records.update(self._folded(events))
@@ -305,7 +319,9 @@ class Writer:
             self._put_deltas(row.number, opened, inserts)
             opened = None
         if opened is None:
-            opened = _OpenRow(None, event.seq, micros(event.ts), event.type, event.attempt, event.parent)
+            opened = _OpenRow(
+                None, event.seq, micros(event.ts), event.type, event.attempt, event.parent
+            )
             row = replace(row, deltas=opened)
         opened.texts.append(event.data.text)  # type: ignore[attr-defined]  # both delta types have a text
         opened.steps.append(micros(event.ts) - opened.ts)
@@ -384,14 +400,16 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
         for session_key, identity in _open_sessions(connection):
             if identity.is_alive() is not False:
                 continue
-            marks = ", ".join("?" * len(LIVE))
             numbers = connection.execute(
-                f"SELECT number FROM runs WHERE session = ? AND status IN ({marks})", (session_key, *LIVE)  # noqa: S608
+                "SELECT number FROM runs WHERE session = ? AND status IN (?, ?, ?, ?)",
+                (session_key, *LIVE),
             ).fetchall()
             for (number,) in numbers:
                 _mark_one_lost(connection, number, now)
             found += len(numbers)
-            connection.execute("UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(now), session_key))
+            connection.execute(
+                "UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(now), session_key)
+            )
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -410,7 +428,11 @@ def _open_sessions(connection: sqlite3.Connection) -> list[tuple[int, ProcessIde
 def _mark_one_lost(connection: sqlite3.Connection, number: int, now: float) -> None:
     record = reader.read_record(connection, number)
     lost = ev.RunEvent(
-        record.event_count, now, record.run_id, 0, ev.RunLost("its kernel died", record.last_event_at)
+        record.event_count,
+        now,
+        record.run_id,
+        0,
+        ev.RunLost("its kernel died", record.last_event_at),
     )
     connection.execute(
         "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data) VALUES (?, ?, 1, ?, 0, NULL, ?, ?)",

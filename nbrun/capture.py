@@ -1,0 +1,61 @@
+"""Prints of an agent into its own run's log, never into a stranger's cell."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, TextIO
+
+from nbrun.context import current_run
+
+_lock = threading.Lock()
+_users = 0
+
+
+class RunStream:
+    """Stands before `sys.stdout` or `sys.stderr`: what a run writes goes to its log, all else passes through.
+
+    Threads: any; it keeps nothing of its own.
+    """
+
+    def __init__(self, stream: TextIO, level: str) -> None:
+        self._stream = stream
+        self._level = level
+
+    def write(self, text: str) -> int:
+        """Write to the run's log inside an agent, else to the stream behind."""
+        run = current_run.get()
+        if run is None:
+            return self._stream.write(text)
+        run.write(text, self._level)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Write each of the lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def install() -> None:
+    """Stand before both streams, until as many calls of `remove()`."""
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1:
+            for name in ("stdout", "stderr"):
+                setattr(sys, name, RunStream(getattr(sys, name), name))
+
+
+def remove() -> None:
+    """Step aside, unless somebody stands before us by now."""
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            for name in ("stdout", "stderr"):
+                stream = getattr(sys, name)
+                if isinstance(stream, RunStream):
+                    setattr(sys, name, stream._stream)

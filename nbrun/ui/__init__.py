@@ -1,0 +1,230 @@
+"""nbrun in a notebook: the extension, from load to unload. The only part that knows IPython and widgets."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import TYPE_CHECKING, Any
+
+from nbrun.config import NbRun
+from nbrun.default import SHELL_ATTRIBUTE
+from nbrun.errors import RunNotFinished
+from nbrun.session import NotebookSession
+from nbrun.ui import control
+from nbrun.ui.waiting import is_headless, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nbrun.run import Run
+
+_EXTENSION_ATTRIBUTE = "nbrun_extension"
+
+
+class Extension:
+    """One load of nbrun in one shell: its session, its magics, its cards and its doors for a cancel.
+
+    Threads: the main thread, except `answer()`, which any thread may call, and `close()`, which the
+    kernel's shutdown calls on its control thread.
+    """
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self.config = NbRun(parent=shell)
+        self.kernel = getattr(shell, "kernel", None)
+        self.session = NotebookSession(
+            shell.user_ns.get("__vsc_ipynb_file__"),
+            store=self.config.store or None,
+            max_concurrent=self.config.max_concurrent,
+            cancel_grace_s=self.config.cancel_grace_s,
+        )
+        self.session.on_display = self.show
+        self._board: Any = None
+        self._undo: list[Callable[[], object]] = []
+
+    def open(self) -> None:
+        """Register the magics and every road by which a cancel or the end can come."""
+        from nbrun.ui.magics import AgentMagics
+
+        self.shell.register_magics(AgentMagics(self))
+        if self.config not in self.shell.configurables:
+            self.shell.configurables.append(self.config)
+        if self.kernel is not None:
+            control.install(self.kernel, self.answer)
+            self._undo += [
+                lambda: control.remove(self.kernel),
+                _wrap_shutdown(self.kernel, self.close),
+            ]
+        atexit.register(self.close)
+        self._undo.append(lambda: atexit.unregister(self.close))
+
+    def close(self) -> None:
+        """End the session and take everything away again; idempotent."""
+        self.session.close()
+        if self._board is not None:
+            self._board.close(0.3)
+        undo, self._undo = self._undo, []
+        for step in reversed(undo):
+            step()
+        if self.config in self.shell.configurables:
+            self.shell.configurables.remove(self.config)
+
+    # --- showing ---------------------------------------------------------------------------------
+
+    def present(self, run: Run, block: bool | None) -> None:
+        """Show a run that was just started, and wait for it where that is asked for or nobody looks on.
+
+        Raises
+        ------
+        RunFailed, RunCancelled
+            It was waited for, and ended so: the cell must not count as done.
+        KeyboardInterrupt
+            ■ came while it was waited for.
+        """
+        if self.kernel is None:
+            self._present_in_terminal(run, block)
+            return
+        headless = is_headless(self.shell)
+        waits = headless if block is None else block
+        if headless and waits:  # nobody can click: no widget, only what stays in the file
+            try:
+                wait_for(run, self.session.cancel_grace_s)
+            finally:
+                self._show_static(run)
+        else:
+            self.show(run)
+            if waits:
+                wait_for(run, self.session.cancel_grace_s)
+        if waits:
+            run.result(0)
+
+    def _present_in_terminal(self, run: Run, block: bool | None) -> None:
+        from nbrun.ui.terminal import show_until_end
+
+        if block is False:
+            print(repr(run))
+            return
+        show_until_end(run, self.session.cancel_grace_s, self.session.clock.now())
+        run.result(0)
+
+    def show(self, run: Run) -> None:
+        """Show a run's card: live while it lives here, static otherwise."""
+        live = run._live
+        can_live = self.kernel is not None and self.config.card and not is_headless(self.shell)
+        if live is not None and not run.done() and can_live:
+            self.board.show(live)
+        else:
+            self._show_static(run)
+
+    def _show_static(self, run: Run) -> None:
+        from IPython.display import display
+
+        from nbrun.ui.snapshot import bundle, plain_text
+
+        if self.kernel is None:
+            print(plain_text(run.record, run.problem))
+        else:
+            display(bundle(run.record, run.problem), raw=True)
+
+    @property
+    def board(self) -> Any:
+        """The cards, made with the first of them: their widget library takes 0.2 s to import."""
+        if self._board is None:
+            from nbrun.ui.card import CardBoard
+
+            self._board = CardBoard(
+                self.session.clock, self.session.id, _kernel_id(self.kernel), self.answer
+            )
+        return self._board
+
+    def wait(self, runs: list[Run], timeout_s: float | None) -> None:
+        """Wait for runs, in order.
+
+        Raises
+        ------
+        RunNotFinished
+            The time is over; the runs go on.
+        KeyboardInterrupt
+            ■ came: only the waiting ends, the runs go on.
+        """
+        clock = self.session.clock
+        until = None if timeout_s is None else clock.monotonic() + timeout_s
+        for run in runs:
+            while not run.wait(0.05):
+                if until is not None and clock.monotonic() >= until:
+                    raise RunNotFinished(
+                        f"{run!r} has not finished after {timeout_s:g} s; it goes on"
+                    )
+        for run in runs:
+            print(repr(run))
+
+    # --- the doors -------------------------------------------------------------------------------
+
+    def answer(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Do what a card asks for, by comm or control channel; fires tokens and touches no widget.
+
+        A request comes twice, once down each road, with one nonce; a cancel is idempotent, so the second
+        finds `already_requested`.
+        """
+        nonce = content.get("nonce")
+        reply: dict[str, Any] = {"op": "reply", "nonce": nonce if isinstance(nonce, str) else None}
+        if content.get("op") != "cancel":
+            return {**reply, "outcome": "unknown_op"}
+        run_id, session_id = content.get("run_id"), content.get("session_id")
+        if session_id != self.session.id or not isinstance(run_id, str):
+            return {**reply, "outcome": "not_found"}
+        receipt = self.session.cancel(run_id, by="card")
+        return {**reply, "outcome": str(receipt.outcome)}
+
+
+def _wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]:
+    """Have `close` called at the kernel's shutdown request, before the kernel's own; return the way back.
+
+    Source: ipykernel calls `do_shutdown(restart)` on its control thread; `atexit` alone is not sure to run
+    when a child process is alive.
+    """
+    original = kernel.do_shutdown
+
+    def do_shutdown(restart: bool) -> Any:
+        close()
+        return original(restart)
+
+    kernel.do_shutdown = do_shutdown
+
+    def restore() -> None:
+        if kernel.do_shutdown is do_shutdown:  # else somebody has wrapped it after us
+            kernel.do_shutdown = original
+
+    return restore
+
+
+def _kernel_id(kernel: Any) -> str:
+    """Return the kernel's id as the server knows it, or nothing.
+
+    Source: Jupyter names the connection file `kernel-<id>.json`.
+    """
+    config = getattr(getattr(kernel, "parent", None), "connection_file", "")
+    name = os.path.basename(str(config)).removesuffix(".json")
+    return name.removeprefix("kernel-") if name.startswith("kernel-") else ""
+
+
+def load(shell: Any) -> None:
+    """Load the extension into a shell; a second load is a no-op."""
+    if getattr(shell, _EXTENSION_ATTRIBUTE, None) is not None:
+        return
+    extension = Extension(shell)
+    extension.open()
+    setattr(shell, _EXTENSION_ATTRIBUTE, extension)
+    setattr(shell, SHELL_ATTRIBUTE, extension.session)
+
+
+def unload(shell: Any) -> None:
+    """Close the session and take the magics away."""
+    extension = getattr(shell, _EXTENSION_ATTRIBUTE, None)
+    if extension is None:
+        return
+    extension.close()
+    for kind in ("cell", "line"):
+        shell.magics_manager.magics[kind].pop("agentrun", None)
+    setattr(shell, _EXTENSION_ATTRIBUTE, None)
+    setattr(shell, SHELL_ATTRIBUTE, None)

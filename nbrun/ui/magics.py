@@ -1,0 +1,152 @@
+"""The magics `%%agentrun` and `%agentrun`: they parse, call and show."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic_arguments import magic_arguments
+
+from nbrun.agents import registered
+from nbrun.agents.cell import PythonCell, check_code
+from nbrun.errors import AgentNotFound, BadOption, RunNotFinished
+from nbrun.ui.interpolation import interpolate
+from nbrun.ui.options import (
+    Request,
+    duration_s,
+    help_text,
+    read_request,
+    read_subcommand,
+    refuse_flags,
+    run_options,
+    take_flag,
+)  # fmt: skip
+from nbrun.ui.waiting import cell_id
+
+if TYPE_CHECKING:
+    from nbrun.run_list import RunList
+    from nbrun.ui import Extension
+
+
+@magics_class
+class AgentMagics(Magics):
+    """`%%agentrun` starts a run; `%agentrun` lists, shows, waits for and cancels runs."""
+
+    def __init__(self, extension: Extension) -> None:
+        super().__init__(extension.shell)
+        self._extension = extension
+
+    @magic_arguments()
+    @run_options
+    @cell_magic
+    def agentrun(self, line: str, cell: str) -> None:
+        """Start an agent run on the text of this cell and show its card; the cell returns at once.
+
+        The text is the prompt. {name}, {name.attr} and {name[0]} in it stand for values of the notebook.
+
+        ::
+
+          %%agentrun --model local          %%agentrun my_agent --timeout 90s
+          Write a haiku about tea.          Compare {first} with {second}.
+
+        """
+        session = self._extension.session
+        request = read_request(self.agentrun, line)
+        agent, prompt = self._agent(request), self._prompt(request, cell)
+        run = session.start(
+            agent, prompt, name=request.name, id=request.id, model=request.model or self._model(agent),
+            timeout_s=request.timeout_s, if_running=request.if_running, thread=request.thread,
+            tags=request.tags, cell_id=cell_id(self._extension.shell),
+        )  # fmt: skip
+        if request.out is not None:
+            self._extension.shell.user_ns[request.out] = run
+        self._extension.present(run, request.block)
+
+    @line_magic("agentrun")  # type: ignore[arg-type]  # IPython's untyped decorator seems to take nothing
+    def agentrun_line(self, line: str) -> object:
+        """List, show, wait for and cancel runs: `%agentrun help`."""
+        verb, words = read_subcommand(line)
+        return getattr(self, f"_{verb}")(words)
+
+    # --- the subcommands -------------------------------------------------------------------------
+
+    def _list(self, words: list[str]) -> RunList:
+        self._no_more("list", words)
+        return self._extension.session.runs(limit=100)
+
+    def _show(self, words: list[str]) -> None:
+        refuse_flags("show", words)
+        for ref in words or ["last"]:
+            self._extension.show(self._extension.session.get(ref))
+
+    def _result(self, words: list[str]) -> object:
+        refuse_flags("result", words)
+        run = self._extension.session.get(words[0] if words else "last")
+        if not run.done():
+            raise RunNotFinished(f"{run!r} has not finished; %agentrun wait waits for it")
+        return run.result(0)
+
+    def _wait(self, words: list[str]) -> None:
+        timeout = take_flag(words, "--timeout", has_value=True)
+        refuse_flags("wait", words)
+        session = self._extension.session
+        runs = [session.get(ref) for ref in words] if words else list(reversed(session.live_runs))
+        self._extension.wait(runs, None if timeout is None else duration_s(timeout))
+
+    def _cancel(self, words: list[str]) -> None:
+        reason = take_flag(words, "--reason", has_value=True)
+        everything = take_flag(words, "--all", has_value=False)
+        refuse_flags("cancel", words)
+        if everything and words:
+            raise BadOption("give runs or --all, not both")
+        session = self._extension.session
+        if everything:
+            receipts = session.cancel_all(reason, by="magic")
+        elif words:
+            runs = [session.get(ref) for ref in words]  # all are looked up before any is stopped
+            receipts = [session.cancel(run, reason, by="magic") for run in runs]
+        else:
+            receipts = [session.cancel_current(reason, by="magic")]
+        for receipt in receipts:
+            print(receipt)
+        if not receipts:
+            print("no run is live: nothing to cancel")
+
+    def _help(self, words: list[str]) -> None:
+        self._no_more("help", words)
+        print(help_text())
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def _no_more(self, verb: str, words: list[str]) -> None:
+        if words:
+            raise BadOption(f"%agentrun {verb} takes nothing more; leave '{' '.join(words)}' out")
+
+    def _agent(self, request: Request) -> object:
+        """Return the object that the line names, or None for the built-in agent."""
+        if request.python:
+            return PythonCell(self._extension.shell.user_ns)
+        if request.target is None:
+            return None
+        names: dict[str, Any] = {**registered(), **self._extension.shell.user_ns}
+        if request.target in names:
+            return names[request.target]
+        near = difflib.get_close_matches(request.target, names, 1)
+        hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
+        raise AgentNotFound(f"there is no '{request.target}' in this notebook; {hint}")
+
+    def _prompt(self, request: Request, cell: str) -> str:
+        text = cell.strip("\n").rstrip()
+        if not text.strip():
+            what = "Python to run" if request.python else "prompt"
+            raise BadOption(f"the cell has no {what}: write it below the %%agentrun line")
+        if request.python:
+            check_code(text)
+            return text
+        if not request.interpolate:
+            return text
+        return interpolate(text, self._extension.shell.user_ns)
+
+    def _model(self, agent: object) -> str | None:
+        return (self._extension.config.model or None) if agent is None else None

@@ -1,0 +1,260 @@
+"""The one table of options and subcommands: parser, completion and help come from it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import argument, parse_argstring
+
+from nbrun.errors import BadOption
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of `%%agentrun`."""
+
+    flags: tuple[str, ...]
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    is_switch: bool = False
+    is_list: bool = False
+
+    def decorate(self) -> Any:
+        """Return the decorator that declares it to IPython."""
+        if self.is_switch:
+            return argument(*self.flags, action="store_true", help=self.help)
+        extra: dict[str, Any] = {"metavar": self.metavar} if self.metavar else {}
+        if self.is_list:
+            extra["action"] = "append"
+        if self.choices:
+            extra["choices"] = self.choices
+        return argument(*self.flags, help=self.help, **extra)
+
+
+OPTIONS = (
+    Option(("-n", "--name"), "what the run is called", "NAME"),
+    Option(("-o", "--out"), "put the run under this name in the notebook", "NAME"),
+    Option(("-b", "--block"), "wait for the end (the default when headless)", is_switch=True),
+    Option(("-a", "--noblock"), "return at once (the default in a notebook)", is_switch=True),
+    Option(("--timeout",), "cancel after this long: 90s, 10m, 1h", "TIME"),
+    Option(("--model",), "run the built-in agent on this model: local, scripted, demo, or provider:name", "MODEL"),
+    Option(
+        ("--if-running",), "what to do while a run of this cell is live: queue, reject, replace",
+        choices=("queue", "reject", "replace"),
+    ),
+    Option(("--tag",), "label the run with key=value; may be given again", "K=V", is_list=True),
+    Option(("--id",), "start only once: the same id and inputs give the same run", "ID"),
+    Option(("--python",), "the body is async Python, run in this notebook's namespace", is_switch=True),
+    Option(("--thread",), "drive an async agent on a thread of its own, because it blocks", is_switch=True),
+    Option(("--no-interpolate",), "leave {name} in the prompt as it is", is_switch=True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """One word after `%agentrun`."""
+
+    usage: str
+    help: str
+
+
+SUBCOMMANDS = {
+    "list": Subcommand("list", "this notebook's runs, newest first"),
+    "show": Subcommand("show [REF]", "the card of a run"),
+    "result": Subcommand("result [REF]", "the output of a run"),
+    "wait": Subcommand("wait [REF…] [--timeout TIME]", "wait for runs; all live ones without REF"),
+    "cancel": Subcommand(
+        "cancel [REF… | --all] [--reason TEXT]", "stop runs; the newest live one without REF"
+    ),
+    "help": Subcommand("help", "this list"),
+}
+ALIASES = {"stop": "cancel", "ls": "list"}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def run_options(function: F) -> F:
+    """Declare every option of the table on a magic."""
+    for option in reversed(OPTIONS):
+        function = option.decorate()(function)
+    target = argument(
+        "target", nargs="?", metavar="TARGET", help="a function or agent of this notebook"
+    )
+    decorated: F = target(function)
+    return decorated
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a `%%agentrun` line asks for, read and checked."""
+
+    target: str | None
+    name: str | None
+    out: str | None
+    block: bool | None
+    timeout_s: float | None
+    model: str | None
+    if_running: str
+    tags: dict[str, str]
+    id: str | None
+    python: bool
+    thread: bool
+    interpolate: bool
+
+
+def read_request(magic: Callable[..., Any], line: str) -> Request:
+    """Return what the line asks for.
+
+    Raises
+    ------
+    BadOption
+        An option or a value is unknown; the message names the mend.
+    """
+    try:
+        args = parse_argstring(magic, line)
+    except UsageError as error:
+        raise BadOption(_mended(str(error))) from None
+    except ValueError as error:  # shlex: a quote that is never closed
+        raise BadOption(
+            f"the line cannot be read ({error}); close the quote, or escape it"
+        ) from None
+    if args.block and args.noblock:
+        raise BadOption("--block and --noblock exclude each other; give one")
+    if args.out is not None and not args.out.isidentifier():
+        raise BadOption(f"--out {args.out}: give a name that Python takes for a variable")
+    if args.target is not None and args.model is not None:
+        raise BadOption("give a TARGET or a --model, not both")
+    if args.python and (args.target is not None or args.model is not None):
+        raise BadOption("--python runs the body itself; leave TARGET and --model out")
+    return Request(
+        args.target, args.name, args.out, True if args.block else False if args.noblock else None,
+        None if args.timeout is None else duration_s(args.timeout), args.model, args.if_running or "queue",
+        _tags(args.tag or ()), args.id, args.python, args.thread, not args.no_interpolate,
+    )  # fmt: skip
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|min)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def duration_s(text: str) -> float:
+    """Return `90s`, `10m`, `1h30m` or plain seconds as seconds.
+
+    Raises
+    ------
+    BadOption
+        It is no length of time, or not above zero.
+    """
+    compact = text.replace(" ", "")
+    parts = list(_DURATION.finditer(compact))
+    if not parts or "".join(part.group() for part in parts) != compact:
+        raise BadOption(f"'{text}' is no length of time; write 90s, 10m or 1h30m")
+    seconds = sum(float(part.group(1)) * _UNITS[part.group(2) or "s"] for part in parts)
+    if not 0 < seconds <= 366 * 86_400:
+        raise BadOption(
+            f"'{text}' is too {'long' if seconds else 'short'}; give more than zero and at most a year"
+        )
+    return seconds
+
+
+def _tags(pairs: Sequence[str]) -> dict[str, str]:
+    tags = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise BadOption(f"--tag {pair}: write key=value")
+        tags[key] = value
+    return tags
+
+
+def _mended(message: str) -> str:
+    """Return argparse's complaint with what to do about it."""
+    flags = [flag for option in OPTIONS for flag in option.flags]
+    near = [
+        match
+        for word in re.findall(r"--?[\w-]+", message)
+        if word not in flags
+        for match in difflib.get_close_matches(word, flags, 1)
+    ]
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{message}; {hint}%%agentrun? lists the options"
+
+
+def read_subcommand(line: str) -> tuple[str, list[str]]:
+    """Return the subcommand of a `%agentrun` line and its words; `list` for an empty line.
+
+    Raises
+    ------
+    BadOption
+        There is no such subcommand.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise BadOption(
+            f"the line cannot be read ({error}); close the quote, or escape it"
+        ) from None
+    verb = words[0] if words else "list"
+    verb = ALIASES.get(verb, verb)
+    if verb not in SUBCOMMANDS:
+        near = difflib.get_close_matches(verb, SUBCOMMANDS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BadOption(f"%agentrun has no '{verb}'; {hint}It knows: {', '.join(SUBCOMMANDS)}. "
+                        "To start a run, begin the cell with %%agentrun (two per cent signs)")  # fmt: skip
+    return verb, words[1:]
+
+
+def take_flag(words: list[str], flag: str, *, has_value: bool) -> str | None:
+    """Take `flag`, and its value if it has one, out of `words`; None when it is not there.
+
+    Raises
+    ------
+    BadOption
+        The value is missing.
+    """
+    for index, word in enumerate(words):
+        if has_value and word.startswith(f"{flag}="):
+            del words[index]
+            return word.partition("=")[2]
+        if word != flag:
+            continue
+        if not has_value:
+            del words[index]
+            return flag
+        if index + 1 >= len(words):
+            raise BadOption(f"{flag} needs a value")
+        value = words[index + 1]
+        del words[index : index + 2]
+        return value
+    return None
+
+
+def refuse_flags(verb: str, words: Sequence[str]) -> None:
+    """Raise `BadOption` for an option that the subcommand does not know."""
+    for word in words:
+        if word.startswith("--"):
+            raise BadOption(f"{word} is no option of it: %agentrun {SUBCOMMANDS[verb].usage}")
+
+
+def help_text() -> str:
+    """Return what `%agentrun help` prints."""
+    width = max(len(command.usage) for command in SUBCOMMANDS.values())
+    lines = [
+        f"  %agentrun {command.usage:<{width}}  {command.help}" for command in SUBCOMMANDS.values()
+    ]
+    return "\n".join(
+        [
+            "%%agentrun [TARGET] [options] starts a run on the text of its cell; %%agentrun? lists the options.",
+            "",
+            *lines,
+            "",
+            "REF is #3, 3, last, -1, a run's name or its id.",
+        ]
+    )

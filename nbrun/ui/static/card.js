@@ -1,0 +1,420 @@
+// @ts-check
+/** The card: draws one run, and carries a click on Cancel to the kernel. What it shows is `model.get("run")`. */
+
+/**
+ * @typedef {{ name: string, args: string, status: string, ms: number | null, result: string }} Tool
+ * @typedef {{ input_tokens: number, output_tokens: number, exact: boolean }} Usage
+ *
+ * @typedef {object} Run  Moments are seconds since 1970, by the kernel's clock.
+ * @property {string} id
+ * @property {number | null} number
+ * @property {string} name
+ * @property {string} agent
+ * @property {string} status
+ * @property {string} words  the status as people say it
+ * @property {boolean} live
+ * @property {string | null} phase
+ * @property {number} created_at
+ * @property {number | null} started_at
+ * @property {number | null} ended_at
+ * @property {number} now  when the kernel sent this
+ * @property {Usage} usage
+ * @property {string} text  its tail
+ * @property {number} text_cut  characters left out in front of the tail
+ * @property {Tool[]} tools
+ * @property {number} tools_cut
+ * @property {string | null} error
+ * @property {string[]} notices
+ *
+ * @typedef {{ nonce: string, outcome: string }} Answer
+ * @typedef {(answer: Answer) => void} OnAnswer
+ * @typedef {{ op: "cancel", nonce: string, run_id: string, session_id: string }} CancelContent
+ * @typedef {{ isOpen: boolean, note: string }} Request  what became of the click; never what became of the run
+ *
+ * @typedef {{ onReply: (message: { content: Answer }) => void, dispose: () => void }} Future
+ * @typedef {(message: object, expectReply: boolean, disposeOnDone: boolean) => Future} SendControl
+ * @typedef {{ clientId: string, sendControlMessage?: SendControl }} Kernel
+ *
+ * @typedef {object} Model
+ * @property {(trait: string) => any} get
+ * @property {(event: string, callback: (value: any) => void) => void} on
+ * @property {(event: string, callback: (value: any) => void) => void} off
+ * @property {(content: object) => void} send
+ * @property {{ kernel?: Kernel | null }} [widget_manager]  undocumented
+ */
+
+const ANSWER_WITHIN_MS = 1500;
+const NO_ANSWER =
+  "The kernel has not answered yet. The request waits there until it can be read. " +
+  "If that takes too long: ■\u00a0Interrupt, or restart the kernel, which ends its runs.";
+const REFUSALS = new Map([
+  ["not_found", "This run is not in the running kernel (was it restarted?)."],
+  ["foreign", "This run belongs to another kernel; it can only be cancelled there."],
+]);
+
+// ---- what is written -------------------------------------------------------------------------------------------
+
+/** @param {number} count */
+const counted = (count) => count.toLocaleString("en-US");
+
+/** "12 s", "1 min 05 s". @param {number} seconds */
+function wholeDuration(seconds) {
+  const [h, min, s] = [seconds / 3600, (seconds / 60) % 60, seconds % 60].map((part) => String(Math.floor(part)));
+  if (h !== "0") return `${h} h ${min?.padStart(2, "0")} min`;
+  return min === "0" ? `${s} s` : `${min} min ${s?.padStart(2, "0")} s`;
+}
+
+/** The same for what has ended, where short times tell something: "140 ms", "3.2 s". @param {number} ms */
+function fineDuration(ms) {
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  return ms < 10_000 ? `${(Math.floor(ms / 100) / 10).toFixed(1)} s` : wholeDuration(ms / 1000);
+}
+
+/** How long the run is being waited for, or took. @param {Run} run @param {number} nowS */
+function elapsedS(run, nowS) {
+  const fromS = run.started_at ?? (run.live ? run.created_at : null);
+  const toS = run.live ? nowS : run.ended_at;
+  return fromS === null || toS === null ? null : Math.max(0, toS - fromS);
+}
+
+/** @param {Usage} usage */
+function tokens({ input_tokens, output_tokens, exact }) {
+  if (!input_tokens && !output_tokens) return "";
+  return `${exact ? "" : "≥ "}${counted(input_tokens)} in · ${counted(output_tokens)} out tokens`;
+}
+
+/** @param {number} count @param {string} noun */
+const earlier = (count, noun) => (count > 0 ? `… ${counted(count)} earlier ${noun}${count > 1 ? "s" : ""}` : "");
+
+// ---- nodes: everything an agent wrote goes in as text ----------------------------------------------------------
+
+/**
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {Element} parent @param {T} tag @param {string} name  the BEM element
+ * @returns {HTMLElementTagNameMap[T]}
+ */
+function add(parent, tag, name) {
+  const node = document.createElement(tag);
+  node.className = `nbrun-card__${name}`;
+  return parent.appendChild(node);
+}
+
+/** Shows a text, or hides a node without one. @param {HTMLElement} node @param {string | null} text */
+function write(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+  node.hidden = !text;
+}
+
+/** The same for what the edge may cut off: the tooltip has all. @param {HTMLElement} node @param {string} text */
+function writeLabel(node, text) {
+  write(node, text);
+  node.title = text;
+}
+
+/** Leaves what is there, so that selections live and updates are cheap. @param {Text} node @param {string} text */
+function streamInto(node, text) {
+  if (text.startsWith(node.data)) node.appendData(text.slice(node.data.length));
+  else node.data = text;
+}
+
+/** Stays at a box's end, unless its reader has scrolled up. @param {HTMLElement} box @param {() => void} change */
+function followEnd(box, change) {
+  const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 8;
+  change();
+  if (isAtEnd) box.scrollTop = box.scrollHeight;
+}
+
+/** @param {Element} parent */
+function addShape(parent) {
+  const shape = add(parent, "span", "shape");
+  shape.setAttribute("aria-hidden", "true");
+  return shape;
+}
+
+/** @param {HTMLElement} el */
+function buildCard(el) {
+  const root = document.createElement("div");
+  root.className = "nbrun-card";
+  root.setAttribute("role", "group");
+  const head = add(root, "div", "head");
+  const facts = add(head, "div", "facts");
+  const shape = addShape(facts);
+  const words = add(facts, "span", "words");
+  words.setAttribute("role", "status"); // alone in it: a screen reader hears changes of status, and no ticking
+  words.setAttribute("aria-live", "polite");
+  const name = add(facts, "span", "name");
+  const number = add(facts, "span", "number");
+  const agent = add(facts, "span", "agent");
+  const elapsed = add(facts, "span", "elapsed");
+  const usage = add(facts, "span", "usage");
+  const cancel = add(head, "button", "cancel");
+  cancel.type = "button";
+  cancel.setAttribute("data-lm-suppress-shortcuts", "true"); // undocumented: the notebook leaves Enter to the button
+  const answer = add(root, "div", "answer");
+  answer.setAttribute("role", "alert");
+  const phase = add(root, "div", "phase");
+  const notices = add(root, "ul", "notices");
+  const toolsCut = add(root, "div", "cut");
+  const tools = add(root, "ul", "tools");
+  const idle = add(root, "div", "idle");
+  const textCut = add(root, "div", "cut");
+  const text = add(root, "div", "text");
+  const stream = text.appendChild(new Text());
+  const error = add(root, "div", "error");
+  el.append(root);
+  const body = { phase, notices, toolsCut, tools, idle, textCut, text, stream, error };
+  return { root, shape, words, name, number, agent, elapsed, usage, cancel, answer, ...body };
+}
+
+/** @typedef {ReturnType<typeof buildCard>} Card */
+
+// ---- drawing ---------------------------------------------------------------------------------------------------
+
+/** @param {Card} card @param {Run} run @param {Request} request @param {number | null} seconds */
+function draw(card, run, request, seconds) {
+  card.root.dataset.status = run.status;
+  card.root.setAttribute("aria-label", `Run ${run.name}`);
+  drawHead(card, run, seconds);
+  drawCancel(card, run, request);
+  write(card.phase, run.phase);
+  drawNotices(card.notices, run.notices);
+  write(card.toolsCut, earlier(run.tools_cut, "tool call"));
+  drawTools(card.tools, run);
+  write(card.idle, isSilent(run) ? `waiting for the agent… ${wholeDuration(seconds ?? 0)}` : "");
+  drawText(card, run);
+  write(card.error, run.error);
+}
+
+/** @param {Card} card @param {Run} run @param {number | null} seconds */
+function drawHead(card, run, seconds) {
+  card.shape.dataset.shape = run.status;
+  write(card.words, run.words);
+  writeLabel(card.name, run.name);
+  write(card.number, run.number === null ? "" : `#${run.number}`);
+  writeLabel(card.agent, run.agent === run.name ? "" : run.agent);
+  write(card.elapsed, seconds === null ? "" : run.live ? wholeDuration(seconds) : fineDuration(seconds * 1000));
+  write(card.usage, tokens(run.usage));
+}
+
+/** @param {Card} card @param {Run} run @param {Request} request */
+function drawCancel({ cancel, answer }, run, request) {
+  const isCancelling = request.isOpen || run.status === "cancelling";
+  write(cancel, isCancelling ? "Cancelling…" : "Cancel");
+  cancel.disabled = isCancelling;
+  cancel.hidden = !run.live;
+  write(answer, request.note);
+}
+
+/** @param {HTMLElement} list @param {string[]} notices */
+function drawNotices(list, notices) {
+  while (list.children.length > notices.length) list.lastElementChild?.remove();
+  while (list.children.length < notices.length) add(list, "li", "notice");
+  notices.forEach((notice, at) => write(/** @type {HTMLElement} */ (list.children[at]), notice));
+  list.hidden = !notices.length;
+}
+
+/**
+ * A row is known by its place among all calls of the run: ids are an agent's, and may come twice.
+ * @param {HTMLElement} list @param {Run} run
+ */
+function drawTools(list, { tools, tools_cut }) {
+  list.hidden = !tools.length; // first: a hidden box has no end to follow
+  followEnd(list, () => {
+    const rows = /** @type {HTMLCollectionOf<HTMLElement>} */ (list.children);
+    while (rows[0] && Number(rows[0].dataset.place) < tools_cut) rows[0].remove();
+    while (rows.length > tools.length) list.lastElementChild?.remove();
+    tools.forEach((tool, at) => {
+      const row = rows[at] ?? addTool(list);
+      row.dataset.place = String(tools_cut + at);
+      drawTool(row, tool);
+    });
+  });
+}
+
+/** @param {HTMLElement} list */
+function addTool(list) {
+  const row = add(list, "li", "tool");
+  const summary = add(add(row, "details", "tool-details"), "summary", "tool-line");
+  addShape(summary);
+  const call = add(summary, "span", "tool-call");
+  for (const part of ["name", "args"]) add(call, "span", `tool-${part}`);
+  for (const part of ["status", "ms", "result"]) add(summary, "span", `tool-${part}`);
+  return row;
+}
+
+/** @param {HTMLElement} row @param {Tool} tool */
+function drawTool(row, tool) {
+  /** @param {string} name */
+  const part = (name) => /** @type {HTMLElement} */ (row.querySelector(`.nbrun-card__${name}`));
+  part("shape").dataset.shape = tool.status;
+  write(part("tool-name"), tool.name);
+  write(part("tool-args"), tool.args);
+  write(part("tool-status"), tool.status);
+  write(part("tool-ms"), tool.ms === null ? "" : fineDuration(tool.ms));
+  write(part("tool-result"), tool.result);
+}
+
+/** @param {Run} run */
+function isSilent(run) {
+  return run.status === "running" && !run.text && !run.tools.some((tool) => tool.status === "running");
+}
+
+/** @param {Card} card @param {Run} run */
+function drawText(card, run) {
+  write(card.textCut, earlier(run.text_cut, "character"));
+  card.text.hidden = !run.text; // first, as above
+  if (card.stream.data !== run.text) followEnd(card.text, () => streamInto(card.stream, run.text));
+}
+
+// ---- cancel: one nonce, two roads ------------------------------------------------------------------------------
+
+/** @returns {string} */
+function newNonce() {
+  if (crypto.randomUUID) return crypto.randomUUID(); // only on https and localhost
+  const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** A closed road must not close the other; if both are, the missing answer says so. @param {() => void} road */
+function tryRoad(road) {
+  try {
+    road();
+  } catch (error) {
+    console.warn("nbrun: a cancel request could not be sent", error);
+  }
+}
+
+/** @param {CancelContent} content @param {string} session */
+function controlMessage(content, session) {
+  const date = new Date().toISOString();
+  const header = { msg_id: content.nonce, msg_type: "nbrun_request", session, username: "nbrun", date, version: "5.4" };
+  return { channel: "control", header, parent_header: {}, metadata: {}, content, buffers: [] };
+}
+
+/**
+ * The kernel's control channel, which is read even while a cell blocks the shell that reads widget messages.
+ * @param {Model} model @param {CancelContent} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
+ */
+function sendByControl(model, content, onAnswer, signal) {
+  const kernel = model.widget_manager?.kernel; // undocumented, as is the method: there in JupyterLab 4 and Notebook 7
+  if (!kernel?.sendControlMessage) return sendBySocket(model.get("kernel_id"), content, onAnswer, signal);
+  const future = kernel.sendControlMessage(controlMessage(content, kernel.clientId), true, true);
+  future.onReply = (message) => onAnswer(message.content);
+  signal.addEventListener("abort", () => future.dispose());
+}
+
+/**
+ * The same channel by a connection of our own, where the page is a Jupyter server's.
+ * @param {string} kernelId @param {CancelContent} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
+ */
+function sendBySocket(kernelId, content, onAnswer, signal) {
+  const config = document.getElementById("jupyter-config-data")?.textContent; // undocumented
+  if (!config || !kernelId) return;
+  const { baseUrl = "/", wsUrl, token } = JSON.parse(config);
+  const base = new URL(wsUrl || baseUrl, document.baseURI);
+  const url = new URL(`api/kernels/${encodeURIComponent(kernelId)}/channels`, base);
+  url.protocol = url.protocol.replace("http", "ws");
+  url.searchParams.set("session_id", content.nonce);
+  if (token) url.searchParams.set("token", token);
+  const socket = new WebSocket(url);
+  const send = () => socket.send(JSON.stringify(controlMessage(content, content.nonce)));
+  /** @param {MessageEvent} event */
+  const receive = ({ data }) => {
+    if (typeof data !== "string" || !data.includes(content.nonce)) return; // every cell's output comes by here, too
+    const message = JSON.parse(data);
+    if (message.header.msg_type === "nbrun_reply") onAnswer(message.content);
+  };
+  socket.addEventListener("open", send, { signal });
+  socket.addEventListener("message", receive, { signal });
+  signal.addEventListener("abort", () => socket.close());
+}
+
+// ---- the view --------------------------------------------------------------------------------------------------
+
+/**
+ * How far the kernel's clock is ahead of ours. The state that a view finds when it opens may have been sent long ago
+ * (the page was reloaded): "behind" then means old, not slow. The next update tells.
+ * @param {Run} run @param {boolean} isFresh
+ */
+function clockSkewS(run, isFresh) {
+  const skewS = run.now - Date.now() / 1000;
+  return isFresh ? skewS : Math.max(0, skewS);
+}
+
+/** @param {{ model: Model, el: HTMLElement }} view */
+function render({ model, el }) {
+  const closing = new AbortController();
+  const card = buildCard(el);
+  /** @type {Request} */
+  let request = { isOpen: false, note: "" };
+  let nonce = "";
+  let asking = new AbortController(); // holds what waits for the answer to the last click: a timer, a socket
+  let skewS = clockSkewS(model.get("run"), false);
+  let [frame, tick] = [0, 0];
+
+  const drawNow = () => {
+    cancelAnimationFrame(frame);
+    clearTimeout(tick);
+    frame = 0;
+    const run = /** @type {Run} */ (model.get("run"));
+    const seconds = elapsedS(run, Date.now() / 1000 + skewS);
+    draw(card, run, request, seconds);
+    if (run.live && seconds !== null) tick = setTimeout(drawSoon, 1000 - ((seconds * 1000) % 1000));
+  };
+  const drawSoon = () => {
+    frame ||= requestAnimationFrame(drawNow);
+  };
+  /** @param {boolean} isOpen @param {string} note */
+  const settle = (isOpen, note) => {
+    asking.abort();
+    request = { isOpen, note };
+    drawSoon();
+  };
+  /** @param {Answer} answer */
+  const onAnswer = (answer) => {
+    if (answer.nonce !== nonce || asking.signal.aborted) return;
+    const refusal = REFUSALS.get(answer.outcome);
+    settle(!refusal, refusal ?? ""); // not refused: the button waits for the run's own next state
+  };
+  const onRun = () => {
+    const run = /** @type {Run} */ (model.get("run"));
+    skewS = clockSkewS(run, true);
+    if (!run.live || run.status === "cancelling") settle(false, "");
+    drawSoon();
+  };
+  const askToCancel = () => {
+    nonce = newNonce();
+    asking = new AbortController();
+    request = { isOpen: true, note: "" };
+    drawNow();
+    /** @type {CancelContent} */
+    const content = { op: "cancel", nonce, run_id: model.get("run").id, session_id: model.get("session_id") };
+    tryRoad(() => model.send(content));
+    tryRoad(() => sendByControl(model, content, onAnswer, asking.signal));
+    const patience = setTimeout(() => {
+      request = { isOpen: true, note: NO_ANSWER };
+      drawSoon();
+    }, ANSWER_WITHIN_MS);
+    asking.signal.addEventListener("abort", () => clearTimeout(patience));
+  };
+
+  listen(model, "change:run", onRun, closing.signal);
+  listen(model, "msg:custom", (message) => message?.op === "reply" && onAnswer(message), closing.signal);
+  card.cancel.addEventListener("click", askToCancel, { signal: closing.signal });
+  closing.signal.addEventListener("abort", () => {
+    asking.abort();
+    cancelAnimationFrame(frame);
+    clearTimeout(tick);
+    card.root.remove();
+  });
+  drawNow();
+  return () => closing.abort();
+}
+
+/** @param {Model} model @param {string} event @param {(value: any) => void} callback @param {AbortSignal} signal */
+function listen(model, event, callback, signal) {
+  model.on(event, callback);
+  signal.addEventListener("abort", () => model.off(event, callback));
+}
+
+export default { render };

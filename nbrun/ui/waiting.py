@@ -1,0 +1,57 @@
+"""Blocking waits on the main thread, in which ■ Interrupt is prompt and cancels the waited run only."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from nbrun.cancellation import CancelCause
+from nbrun.host import LAST_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nbrun.run import Run
+
+TICK_S = 0.05
+
+
+def is_headless(shell: Any) -> bool:
+    """Return whether nobody looks on: nbclient, papermill, nbconvert, or `NBRUN_BLOCK` says so.
+
+    Source: front ends send `allow_stdin` true and a cell id; the headless executors send neither.
+    """
+    forced = os.environ.get("NBRUN_BLOCK")
+    if forced in ("0", "1"):
+        return forced == "1"
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else None
+    if not parent:
+        return False
+    return not parent.get("content", {}).get("allow_stdin", False) and not cell_id(shell)
+
+
+def cell_id(shell: Any) -> str | None:
+    """Return the id of the cell that is being run, where the front end tells it."""
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else None
+    found = (parent or {}).get("metadata", {}).get("cellId")
+    return found if isinstance(found, str) else None
+
+
+def wait_for(run: Run, grace_s: float, on_tick: Callable[[], object] | None = None) -> None:
+    """Wait for the run's end in short steps.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        ■ or Ctrl-C came: this run was cancelled, and had its grace to stop. Other runs go on.
+    """
+    try:
+        while not run.wait(TICK_S):
+            if on_tick is not None:
+                on_tick()
+    except KeyboardInterrupt:
+        run.cancel(cause=CancelCause.INTERRUPT)
+        run.wait(grace_s + 2 * LAST_S)
+        if on_tick is not None:
+            on_tick()
+        raise

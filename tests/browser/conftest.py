@@ -1,0 +1,86 @@
+"""A browser and a JupyterLab server for the whole session, a picture of every page that a test fails on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Error, sync_playwright
+
+from tests.browser import chromium
+from tests.browser.lab import LabNotebook, LabServer, Source
+
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+TIMEOUT_S = 180  # a journey through Lab takes 30 to 60 seconds on a busy machine with two cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of this folder more time, unless they set their own."""
+    for item in items:
+        is_here = item.path.is_relative_to(Path(__file__).parent)
+        if is_here and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Take the pictures while the pages of the failed test are still open."""
+    report = yield
+    browser = getattr(item, "funcargs", {}).get("browser")
+    if report.failed and call.when != "teardown" and isinstance(browser, Browser):
+        for path in _take_screenshots(browser, item.nodeid):
+            report.sections.append(("screenshot", str(path)))
+    return report
+
+
+def _take_screenshots(browser: Browser, name: str) -> Iterator[Path]:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    pages = [page for context in browser.contexts for page in context.pages]
+    for number, page in enumerate(pages):
+        path = SCREENSHOTS / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{number}.png"
+        try:
+            page.screenshot(path=path, timeout=5_000)
+        except Error as error:  # a crashed page: the test's own failure says more
+            path = path.with_suffix(".txt")
+            path.write_text(str(error), encoding="utf-8")
+        yield path
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> Path:
+    """The Chromium to test in; installed if it was not there. There is no skipping."""
+    return chromium.find_or_install()
+
+
+@pytest.fixture(scope="session")
+def browser(chromium_path: Path) -> Iterator[Browser]:
+    """One headless Chromium; a test takes a context of its own from it."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path, headless=True, args=list(chromium.ARGS)
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    """One JupyterLab server on a loopback port, with settings of its own; ended at the end of the session."""
+    with LabServer(tmp_path_factory.mktemp("lab")) as server:
+        yield server
+
+
+@pytest.fixture
+def open_notebook(browser: Browser, lab: LabServer) -> Iterator[Callable[..., LabNotebook]]:
+    """Open notebooks in Lab, each in a browser context of its own; arguments as in `LabServer.open`."""
+    with ExitStack() as stack:
+
+        def open_one(source: Source, *, kernel_name: str = "python3") -> LabNotebook:
+            return stack.enter_context(lab.open(browser, source, kernel_name=kernel_name))
+
+        yield open_one

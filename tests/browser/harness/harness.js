@@ -1,0 +1,94 @@
+/** Puts the card on the page with a fake model, and hands both to the tests as `window.harness`. */
+
+import card from "/static/card.js";
+
+/** The part of anywidget's model that a view may use; what it was told is kept for the tests. */
+class FakeModel {
+  listeners = [];
+  sent = [];
+
+  constructor(state, widget_manager) {
+    Object.assign(this, { state, widget_manager });
+  }
+  get = (trait) => this.state[trait];
+  set = (trait, value) => {
+    this.state[trait] = value;
+    this.tell(`change:${trait}`, value);
+  };
+  on = (event, callback) => this.listeners.push({ event, callback });
+  off = (event, callback) => {
+    this.listeners = this.listeners.filter((one) => one.event !== event || one.callback !== callback);
+  };
+  send = (content) => this.sent.push(content);
+  save_changes = () => {};
+  tell = (event, value) => this.listeners.filter((one) => one.event === event).forEach((one) => one.callback(value));
+}
+
+/** The page's own kernel connection, as JupyterLab has it. */
+class FakeKernel {
+  clientId = "page-client";
+  sent = [];
+  disposed = 0;
+
+  sendControlMessage(message) {
+    this.sent.push(message);
+    this.future = { onReply: () => {}, dispose: () => (this.disposed += 1) };
+    return this.future;
+  }
+}
+
+/** A kernel connection of the card's own; it opens when the test says so. */
+class FakeSocket extends EventTarget {
+  sent = [];
+  closed = 0;
+
+  constructor(url) {
+    super();
+    this.url = String(url);
+    harness.sockets.push(this);
+  }
+  send(data) {
+    this.sent.push(JSON.parse(data));
+  }
+  close() {
+    this.closed += 1;
+  }
+  receive(message) {
+    this.dispatchEvent(new MessageEvent("message", { data: JSON.stringify(message) }));
+  }
+}
+
+const harness = {
+  sockets: [],
+
+  /** Shows a run; `roads` says what the page has: "kernel", "socket", or neither. */
+  mount(run, roads = "kernel") {
+    this.kernel = new FakeKernel();
+    window.WebSocket = FakeSocket;
+    if (roads === "socket") this.addPageConfig();
+    const manager = roads === "kernel" ? { kernel: this.kernel } : {};
+    this.model = new FakeModel({ run, kernel_id: "kernel-id", session_id: "session-id" }, manager);
+    this.cleanup = card.render({ model: this.model, el: document.getElementById("output") });
+  },
+
+  /** What a Jupyter server writes into its pages. */
+  addPageConfig() {
+    const config = document.createElement("script");
+    Object.assign(config, { id: "jupyter-config-data", type: "application/json" });
+    config.textContent = JSON.stringify({ baseUrl: "/hub/", wsUrl: "", token: "a token" });
+    document.head.append(config);
+  },
+
+  /** The kernel sends a new state: the fields that differ. */
+  update(fields) {
+    this.model.set("run", { ...this.model.get("run"), ...fields });
+  },
+
+  /** The kernel answers the latest click, as a custom message. */
+  reply(outcome, nonce = this.model.sent.at(-1).nonce) {
+    this.model.tell("msg:custom", { op: "reply", nonce, outcome });
+  },
+};
+
+document.documentElement.dataset.theme = new URLSearchParams(location.search).get("theme") ?? "light";
+window.harness = harness;

@@ -1,0 +1,380 @@
+"""A JupyterLab server and one notebook in it, driven as a person would: select, press keys, look."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import nbformat
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response, expect
+
+from tests import kernels
+
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 15
+OPEN_TIMEOUT_S = 60
+CELL_TIMEOUT_S = 30
+POLL_S = 0.1
+
+# No pop-ups, no network, no surprises: a save happens when a test saves, a cell is drawn when it exists.
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+        "fetchNews": "false",
+    },
+    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+}
+
+Source = str | Path | Sequence[str]
+"""What to open: the sources of code cells, or the path of a notebook (copied into the server's root)."""
+
+
+class LabServer:
+    """A JupyterLab in a process of its own: loopback, a random port and token, none of the user's settings.
+
+    A context manager; leaving it ends the server, and with it the kernels.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "root"
+        self.log = folder / "lab.log"
+        self.token = secrets.token_hex(16)
+        self.port = 0
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._opened = 0
+
+    @property
+    def url(self) -> str:
+        """The address of the server, with the slash at its end."""
+        return f"http://127.0.0.1:{self.port}/"
+
+    def __enter__(self) -> Self:
+        self.root.mkdir(parents=True)
+        environment = self._environment()
+        for attempt in range(3):  # between finding a free port and taking it, another may take it
+            self.port = _free_port()
+            try:
+                self._start(environment)
+            except RuntimeError:
+                if attempt == 2:
+                    raise
+            else:
+                break
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop()
+
+    def request(self, method: str, path: str, body: object = None) -> object:
+        """Return the server's JSON answer to a request of its REST API, such as `("GET", "api/sessions")`."""
+        request = urllib.request.Request(  # noqa: S310 - our own loopback server
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"token {self.token}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - as above
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def open(
+        self, browser: Browser, source: Source, *, kernel_name: str = "python3"
+    ) -> LabNotebook:
+        """Open a notebook in a browser context of its own, and return it once its kernel is idle.
+
+        Parameters
+        ----------
+        kernel_name
+            A kernelspec's name or a version of ipykernel ("6.30"); a notebook file has its own.
+        """
+        self._opened += 1
+        path = self._write_notebook(source, kernels.named(kernel_name))
+        context = browser.new_context(viewport={"width": 1200, "height": 900})
+        notebook = LabNotebook(self, context, path, workspace=f"test-{self._opened}")
+        try:
+            notebook.load()
+        except BaseException:
+            notebook.take_screenshot()
+            notebook.close()
+            raise
+        return notebook
+
+    def _write_notebook(self, source: Source, kernel_name: str) -> Path:
+        folder = self.root / f"n{self._opened}"
+        folder.mkdir()
+        if isinstance(source, (str, Path)):
+            return Path(shutil.copy(source, folder))
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in source],
+            metadata={"kernelspec": {"name": kernel_name, "display_name": kernel_name}},
+        )
+        path = folder / "test.ipynb"
+        nbformat.write(notebook, path)
+        return path
+
+    def _environment(self) -> dict[str, str]:
+        own = {
+            "IPYTHONDIR": "ipython",
+            "JUPYTERLAB_SETTINGS_DIR": "settings",
+            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+            "JUPYTER_CONFIG_DIR": "config",
+            "JUPYTER_DATA_DIR": "data",
+            "JUPYTER_RUNTIME_DIR": "runtime",
+        }
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("JUPYTER", "JPY_", "NBRUN_", "PYTEST_"))
+        }
+        for folder in own.values():
+            (self._folder / folder).mkdir()
+        defaults = self._folder / "config/labconfig/default_setting_overrides.json"
+        defaults.parent.mkdir()
+        defaults.write_text(json.dumps(SETTINGS), encoding="utf-8")
+        environment = kept | {name: str(self._folder / folder) for name, folder in own.items()}
+        environment["JUPYTER_TOKEN"] = self.token  # not an argument: those can be read by all
+        environment["JUPYTER_PATH"] = str(kernels.jupyter_path())
+        return environment
+
+    def _start(self, environment: dict[str, str]) -> None:
+        command = [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+            "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.port={self.port}",
+            "--ServerApp.port_retries=0",
+            f"--ServerApp.root_dir={self.root}",
+            "--ServerApp.terminals_enabled=False",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            "--LabApp.expose_app_in_browser=True",
+        ]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C at the tests is not for the kernels
+            )
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > give_up_at:
+                self._stop()
+                raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text()[-3000:]}")
+            time.sleep(POLL_S)  # another process's start cannot be awaited
+
+    def _answers(self) -> bool:
+        try:
+            self.request("GET", "api/status")
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+        return True
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(STOP_TIMEOUT_S)
+        self._process = None
+
+
+class LabNotebook:
+    """One notebook, open in Lab in a browser context of its own. Cells are counted from 0.
+
+    A context manager; leaving it closes the page and ends the kernel.
+    """
+
+    def __init__(
+        self, server: LabServer, context: BrowserContext, path: Path, *, workspace: str
+    ) -> None:
+        self.server = server
+        self.path = path
+        self.page: Page = context.new_page()
+        self.console: list[str] = []
+        """What the page said in its console, errors of the page included."""
+        self._context = context
+        self._workspace = workspace
+        self.page.on("console", lambda message: self.console.append(message.text))
+        self.page.on("pageerror", lambda error: self.console.append(f"page error: {error}"))
+        # Only "leave this page?" comes as a dialog of the browser's; Lab draws its own.
+        self.page.on("dialog", lambda dialog: dialog.accept())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    @property
+    def panel(self) -> Locator:
+        """The notebook's tab content."""
+        return self.page.locator(".jp-NotebookPanel:visible")
+
+    @property
+    def status(self) -> Locator:
+        """The status bar's word on the kernel, such as "Python 3 (ipykernel) | Idle"."""
+        return self.page.locator("#jp-main-statusbar").get_by_text(
+            re.compile(r" \| (Idle|Busy|Starting|Restarting|Connecting|Unknown|Initializing)")
+        )
+
+    @property
+    def kernel_id(self) -> str:
+        """The server's id of the kernel."""
+        sessions = self.server.request("GET", "api/sessions")
+        if not isinstance(sessions, list):
+            raise TypeError(f"the server's sessions are no list: {sessions!r}")
+        path = self.path.relative_to(self.server.root).as_posix()
+        return str(next(s["kernel"]["id"] for s in sessions if s["path"] == path))
+
+    def load(self) -> None:
+        """Load the page and wait until the notebook is drawn and its kernel idle."""
+        path = self.path.relative_to(self.server.root).as_posix()
+        self.page.goto(
+            f"{self.server.url}lab/workspaces/{self._workspace}/tree/{path}"
+            f"?token={self.server.token}",
+            timeout=OPEN_TIMEOUT_S * 1000,
+        )
+        self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
+
+    def reload(self, *, wait_until_idle: bool = True) -> None:
+        """Load the page anew, unsaved outputs lost; a kernel with a blocked shell will not become idle."""
+        self.page.reload(timeout=OPEN_TIMEOUT_S * 1000)
+        expect(self.panel.locator(".jp-Cell").first).to_be_visible(timeout=OPEN_TIMEOUT_S * 1000)
+        if wait_until_idle:
+            self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
+
+    def wait_until_idle(self, *, timeout_s: float = CELL_TIMEOUT_S) -> None:
+        """Wait until the status bar says that the kernel is idle."""
+        expect(self.panel.locator(".jp-Cell").first).to_be_visible(timeout=timeout_s * 1000)
+        expect(self.status).to_contain_text("| Idle", timeout=timeout_s * 1000)
+
+    def cell(self, index: int) -> Locator:
+        """Return the cell."""
+        return self.panel.locator(".jp-Notebook .jp-Cell").nth(index)
+
+    def prompt(self, index: int) -> Locator:
+        """Return the cell's prompt: "[ ]:", "[*]:" or "[3]:"."""
+        return self.cell(index).locator(".jp-InputPrompt")
+
+    def select(self, index: int) -> None:
+        """Select the cell, in command mode."""
+        self.prompt(index).click()
+        expect(self.cell(index)).to_have_class(re.compile(r"\bjp-mod-active\b"))
+
+    def run_cell(self, index: int) -> None:
+        """Start the cell as Ctrl+Enter does; return once Lab has taken it up, not when it has ended."""
+        self.select(index)
+        # The prompt is where Lab says that it took the key, and "[*]:" may be gone before one looks.
+        self.prompt(index).evaluate(
+            """node => {
+                delete node.dataset.changed;
+                const observer = new MutationObserver(() => { node.dataset.changed = "yes"; });
+                observer.observe(node, {childList: true, characterData: true, subtree: true});
+            }"""
+        )
+        self.page.keyboard.press("Control+Enter")
+        expect(self.prompt(index)).to_have_attribute("data-changed", "yes")
+
+    def wait_cell(self, index: int, *, timeout_s: float = CELL_TIMEOUT_S) -> int:
+        """Wait until a started cell has ended, and return the number in its prompt."""
+        ended = re.compile(r"\[(\d+)\]:")
+        expect(self.prompt(index)).to_have_text(ended, timeout=timeout_s * 1000)
+        match = ended.search(self.prompt(index).inner_text())
+        if match is None:
+            raise RuntimeError(f"cell {index} was started again while it was waited for")
+        return int(match[1])
+
+    def run_and_wait(self, index: int, *, timeout_s: float = CELL_TIMEOUT_S) -> int:
+        """Run the cell to its end, and return the number in its prompt."""
+        self.run_cell(index)
+        return self.wait_cell(index, timeout_s=timeout_s)
+
+    def output(self, index: int) -> Locator:
+        """Return the cell's output area; cards are found in it."""
+        return self.cell(index).locator(".jp-Cell-outputArea")
+
+    def outputs(self, index: int) -> list[str]:
+        """Return the text of each of the cell's outputs, as it stands now."""
+        found = self.output(index).locator(".jp-OutputArea-output").all_inner_texts()
+        return [text.strip() for text in found]
+
+    def add_cell(self, text: str) -> int:
+        """Add a code cell at the end, and return its index."""
+        count = self.panel.locator(".jp-Notebook .jp-Cell").count()
+        self.select(count - 1)
+        self.page.keyboard.press("b")
+        expect(self.cell(count)).to_have_class(re.compile(r"\bjp-mod-active\b"))
+        self.page.keyboard.press("Enter")
+        self.page.keyboard.insert_text(text)
+        self.page.keyboard.press("Escape")
+        return count
+
+    def save(self) -> nbformat.NotebookNode:
+        """Save as Ctrl+S does, and return what the file then holds."""
+
+        def is_saved(response: Response) -> bool:
+            return response.request.method == "PUT" and "/api/contents/" in response.url
+
+        with self.page.expect_response(is_saved, timeout=CELL_TIMEOUT_S * 1000) as answer:
+            self.execute("docmanager:save")
+        if not answer.value.ok:
+            raise RuntimeError(f"saving failed: {answer.value.status} {answer.value.text()}")
+        saved: nbformat.NotebookNode = nbformat.read(self.path, as_version=4)
+        return saved
+
+    def interrupt(self) -> None:
+        """Interrupt the kernel, as the ■ button does."""
+        self.execute("notebook:interrupt-kernel")
+
+    def restart(self) -> None:
+        """Restart the kernel, say yes to Lab's question, and wait until it is idle again."""
+        start = "() => { window.restarted = window.jupyterapp.commands.execute(%r); }"
+        self.page.evaluate(start % "notebook:restart-kernel")
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.evaluate("() => window.restarted.then(() => null)")
+        self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
+
+    def execute(self, command: str) -> None:
+        """Execute one of Lab's commands, such as "notebook:interrupt-kernel", and wait for its end."""
+        self.page.evaluate("id => window.jupyterapp.commands.execute(id).then(() => null)", command)
+
+    def take_screenshot(self) -> None:
+        """Keep a picture of the page, for a failure before a test has its hands on it."""
+        folder = Path(__file__).parent / "screenshots"
+        folder.mkdir(exist_ok=True)
+        self.page.screenshot(path=folder / f"{self._workspace}.png")
+
+    def close(self) -> None:
+        """Close the page and end the kernel; the file stays."""
+        self._context.close()
+        path = self.path.relative_to(self.server.root).as_posix()
+        sessions = self.server.request("GET", "api/sessions")
+        for session in sessions if isinstance(sessions, list) else []:
+            if session["path"] == path:
+                self.server.request("DELETE", f"api/sessions/{session['id']}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

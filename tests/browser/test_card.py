@@ -1,0 +1,591 @@
+"""The card in a real Chromium, with a fake model in place of Jupyter."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from playwright.sync_api import expect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, Locator, Page
+
+HERE = Path(__file__).parent
+STATIC = HERE.parents[1] / "nbrun" / "ui" / "static"
+SCREENSHOTS = Path(os.environ.get("NBRUN_SCREENSHOTS", HERE / "screenshots"))
+
+NOW = 1_800_000_000.0  # the kernel's clock and the page's, unless a test sets them apart
+
+STATUSES = {
+    "queued": "Queued",
+    "running": "Running",
+    "waiting": "Waiting for you",
+    "cancelling": "Cancelling",
+    "completed": "Completed",
+    "failed": "Failed after 12 s",
+    "cancelled": "Cancelled by you after 12 s",
+    "lost": "Lost: the kernel died",
+}
+LIVE = {"queued", "running", "waiting", "cancelling"}
+HOSTILE = "<img src=/stolen onerror=\"fetch('/stolen')\"><script>fetch('/stolen')</script>"
+
+
+def make_run(status: str = "running", **fields: Any) -> dict[str, Any]:
+    """Return what the kernel sends for a run of that status, 12 s after its start."""
+    is_live = status in LIVE
+    run = {
+        "id": "run-1",
+        "number": 3,
+        "name": "my_agent",
+        "agent": "my_agent",
+        "status": status,
+        "words": STATUSES[status],
+        "live": is_live,
+        "phase": None,
+        "created_at": NOW - 14,
+        "started_at": None if status == "queued" else NOW - 12,
+        "ended_at": None if is_live else NOW,
+        "now": NOW,
+        "usage": {"input_tokens": 0, "output_tokens": 0, "exact": True},
+        "text": "",
+        "text_cut": 0,
+        "tools": [],
+        "tools_cut": 0,
+        "error": None,
+        "notices": [],
+    }
+    return run | fields
+
+
+def make_tool(name: str = "search", status: str = "ok", **fields: Any) -> dict[str, Any]:
+    """Return one tool call as the kernel sends it."""
+    is_open = status == "running"
+    tool = {
+        "id": f"call-{name}",
+        "name": name,
+        "args": '{"query": "comets", "limit": 5}',
+        "status": status,
+        "ms": None if is_open else 140,
+        "result": "" if is_open else "5 hits",
+    }
+    return tool | fields
+
+
+class StaticFiles(SimpleHTTPRequestHandler):
+    """Serves the harness at / and the shipped files at /static/."""
+
+    def translate_path(self, path: str) -> str:
+        """Return the file for a request path; nothing else on this machine is reachable."""
+        name = Path(path.split("?")[0]).name or "index.html"
+        return str((STATIC if path.startswith("/static/") else HERE / "harness") / name)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test output quiet."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The harness page's address, on loopback."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), StaticFiles) as server:
+        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join(timeout=5)
+
+
+class CardPage:
+    """A page with one card, at a clock that only the test moves."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page = page
+        self.address = address
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.clock.install(time=NOW)
+
+    def open(self, run: dict[str, Any], *, roads: str = "kernel", theme: str = "light") -> None:
+        """Load the harness, stop its clock and show the run."""
+        self.page.goto(f"{self.address}?theme={theme}")
+        self.page.wait_for_function("() => window.harness")
+        self.page.clock.pause_at(NOW + 60)
+        self.page.clock.set_system_time(NOW)
+        self.page.evaluate("([run, roads]) => harness.mount(run, roads)", [run, roads])
+
+    def update(self, **fields: Any) -> None:
+        """Send a new state and let the page paint it."""
+        self.page.evaluate("(fields) => harness.update(fields)", fields)
+        self.pass_ms(20)
+
+    def reply(self, outcome: str) -> None:
+        """Let the kernel answer the latest click, and the page paint that."""
+        self.page.evaluate("(outcome) => harness.reply(outcome)", outcome)
+        self.pass_ms(20)
+
+    def pass_ms(self, ms: int) -> None:
+        """Move the page's clock; timers and animation frames that fall due are run."""
+        self.page.clock.run_for(ms)
+
+    def part(self, name: str) -> Locator:
+        """Return the card's element of that name."""
+        return self.page.locator(f".nbrun-card__{name}")
+
+    @property
+    def cancel(self) -> Locator:
+        """The button, however it is labelled now."""
+        return self.part("cancel")
+
+    def ask(self, expression: str) -> Any:
+        """Return the value of a JavaScript expression."""
+        return self.page.evaluate(f"() => {expression}")
+
+
+@pytest.fixture
+def card(browser: Browser, address: str) -> Iterator[CardPage]:
+    """A fresh page; a test that leaves an error in its console has failed."""
+    page = browser.new_page()
+    card = CardPage(page, address)
+    yield card
+    page.close()
+    assert card.complaints == []
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_status_is_a_word_and_a_shape(card: CardPage, status: str) -> None:
+    """Each status is said in words, to screen readers too, and has a shape that these do not hear of."""
+    card.open(make_run(status))
+    expect(card.page.get_by_role("status")).to_have_text(STATUSES[status])
+    expect(card.part("shape")).to_be_visible()
+    expect(card.part("shape")).to_have_attribute("aria-hidden", "true")
+    expect(card.cancel).to_be_visible(visible=status in LIVE)
+
+
+def test_shapes_differ_without_colour(card: CardPage) -> None:
+    """In black and standing still, no two statuses look the same."""
+    card.open(make_run())
+    card.page.emulate_media(reduced_motion="reduce")
+    card.page.add_style_tag(content=".nbrun-card__shape { color: black !important }")
+    pictures = set()
+    for status in STATUSES:
+        card.update(status=status)
+        pictures.add(card.part("shape").screenshot())
+    assert len(pictures) == len(STATUSES)
+
+
+def test_the_head_names_the_run(card: CardPage) -> None:
+    """Name, number, another agent's label, time and tokens stand in the head; a lower bound is marked."""
+    usage = {"input_tokens": 1204, "output_tokens": 340, "exact": False}
+    card.open(make_run(agent="pydantic-ai", usage=usage))
+    expect(card.part("facts")).to_have_text(
+        "Runningmy_agent#3pydantic-ai12 s≥ 1,204 in · 340 out tokens"
+    )
+    card.update(number=None, agent="my_agent", usage=usage | {"exact": True})
+    expect(card.part("number")).to_be_hidden()
+    expect(card.part("agent")).to_be_hidden()
+    expect(card.part("usage")).to_have_text("1,204 in · 340 out tokens")
+
+
+def test_text_streams_by_its_suffix(card: CardPage) -> None:
+    """New text is appended to the one text node; a tail that has moved on replaces it and says what is missing."""
+    card.open(make_run(text="Once"))
+    card.page.evaluate(
+        """() => {
+          window.changes = [];
+          const watch = (all) => all.forEach((one) => changes.push([one.type, one.oldValue]));
+          const options = { subtree: true, childList: true, characterData: true, characterDataOldValue: true };
+          new MutationObserver(watch).observe(document.querySelector(".nbrun-card"), options);
+          window.textNode = document.querySelector(".nbrun-card__text").firstChild;
+          getSelection().setBaseAndExtent(textNode, 0, textNode, 4);
+        }"""
+    )
+    card.update(text="Once upon a time")
+    expect(card.part("text")).to_have_text("Once upon a time")
+    assert card.ask("changes") == [["characterData", "Once"]]
+    assert card.ask("getSelection().toString()") == "Once"  # replaced text would be unselected
+    card.update(text="a time\n  there was", text_cut=1234)
+    expect(card.part("cut").last).to_have_text("… 1,234 earlier characters")
+    assert card.part("text").inner_text() == "a time\n  there was"
+    assert card.ask("textNode === document.querySelector('.nbrun-card__text').firstChild")
+
+
+def test_updates_are_drawn_once_a_frame(card: CardPage) -> None:
+    """A hundred updates between two frames are one change of the page."""
+    card.open(make_run(text="."))
+    card.page.evaluate(
+        """() => {
+          window.changes = 0;
+          const options = { subtree: true, characterData: true, childList: true };
+          const count = (all) => (changes += all.length);
+          new MutationObserver(count).observe(document.querySelector(".nbrun-card"), options);
+          for (let n = 2; n <= 101; n++) harness.update({ text: ".".repeat(n) });
+        }"""
+    )
+    card.pass_ms(20)
+    expect(card.part("text")).to_have_text("." * 101)
+    assert card.ask("changes") == 1
+
+
+def test_the_text_follows_its_end_unless_scrolled_up(card: CardPage) -> None:
+    """A growing text stays at its end; a reader who has scrolled up is left alone."""
+    card.open(make_run(text="line\n" * 100))
+    distance = "box.scrollHeight - box.scrollTop - box.clientHeight"
+    card.page.evaluate("() => { window.box = document.querySelector('.nbrun-card__text') }")
+    assert card.ask(distance) <= 1
+    card.update(text="line\n" * 150)
+    assert card.ask(distance) <= 1
+    card.page.evaluate("() => { box.scrollTop = 40 }")
+    card.update(text="line\n" * 200)
+    assert card.ask("box.scrollTop") == 40
+
+
+def test_hostile_strings_stay_text(card: CardPage) -> None:
+    """Markup in any field is shown as it is: no element comes of it, and no request leaves the page."""
+    card.open(make_run())
+    elements = "document.querySelectorAll('img, script:not([src]), a, iframe').length"
+    requests = len(card.requests)
+    tool = make_tool(HOSTILE, id=HOSTILE, args=HOSTILE, status=HOSTILE, result=HOSTILE)
+    fields = ("words", "name", "agent", "status", "phase", "text", "error")
+    card.update(tools=[tool], notices=[HOSTILE], **dict.fromkeys(fields, HOSTILE))
+    for part in ("words", "name", "phase", "notice", "text", "error"):
+        expect(card.part(part)).to_have_text(HOSTILE)
+    for part in ("tool-name", "tool-args", "tool-status", "tool-result"):
+        expect(card.part(part)).to_have_text(HOSTILE)
+    assert card.ask(elements) == 0
+    assert card.requests[requests:] == []
+
+
+def test_tool_rows(card: CardPage) -> None:
+    """A call shows name, arguments, its status in a word and a shape, time and result; an opened row stays open."""
+    names = ("running", "ok", "error", "denied", "cancelled")
+    card.open(make_run(tools=[make_tool(f"tool_{name}", name) for name in names], tools_cut=2))
+    expect(card.part("cut").first).to_have_text("… 2 earlier tool calls")
+    expect(card.part("tool")).to_have_count(5)
+    expect(card.part("tool-status")).to_have_text(list(names))
+    expect(card.part("tool").nth(1)).to_have_text(
+        'tool_ok{"query": "comets", "limit": 5}ok140 ms5 hits'
+    )
+    card.part("tool-line").nth(2).click()
+    later = [make_tool("tool_error", "error"), make_tool("tool_new", "running")]
+    card.update(tools=later, tools_cut=4)
+    expect(card.part("tool-name")).to_have_text(["tool_error", "tool_new"])
+    assert card.ask("[...document.querySelectorAll('details')].map(d => d.open)") == [True, False]
+
+
+def test_a_silent_agent_is_waited_for_aloud(card: CardPage) -> None:
+    """Until the first text the card says that it waits, and for how long; a tool at work speaks for itself."""
+    card.open(make_run(started_at=NOW - 3))
+    expect(card.part("idle")).to_have_text("waiting for the agent… 3 s")
+    card.update(tools=[make_tool(status="running")])
+    expect(card.part("idle")).to_be_hidden()
+    card.update(tools=[make_tool()])
+    expect(card.part("idle")).to_be_visible()
+    card.update(text="Hello")
+    expect(card.part("idle")).to_be_hidden()
+
+
+def test_elapsed_ticks_by_the_kernels_clock(card: CardPage) -> None:
+    """The time goes on each second without any message, corrected for clocks that differ, and stops at the end."""
+    card.open(make_run())
+    ahead = NOW + 3600
+    card.update(created_at=ahead - 12, started_at=ahead - 10, now=ahead)
+    expect(card.part("elapsed")).to_have_text("10 s")
+    card.pass_ms(1000)
+    expect(card.part("elapsed")).to_have_text("11 s")
+    card.pass_ms(54_000)
+    expect(card.part("elapsed")).to_have_text("1 min 05 s")
+    behind = NOW - 3600
+    card.update(started_at=behind - 7, now=behind)
+    expect(card.part("elapsed")).to_have_text("7 s")
+    card.update(**make_run("completed", started_at=behind - 7, ended_at=behind - 3.75, now=behind))
+    expect(card.part("elapsed")).to_have_text("3.2 s")
+    card.pass_ms(5000)
+    expect(card.part("elapsed")).to_have_text("3.2 s")
+
+
+def test_an_old_state_is_not_taken_for_a_slow_clock(card: CardPage) -> None:
+    """A view that opens a minute after the last message, in a reloaded page, counts that minute."""
+    card.open(make_run(started_at=NOW - 75, now=NOW - 60))
+    expect(card.part("elapsed")).to_have_text("1 min 15 s")
+
+
+def test_a_screen_reader_hears_no_ticking(card: CardPage) -> None:
+    """Time passing changes nothing within the live region."""
+    card.open(make_run())
+    card.page.evaluate(
+        """() => {
+          window.announced = 0;
+          const options = { subtree: true, characterData: true, childList: true };
+          new MutationObserver((all) => (announced += all.length)).observe(
+            document.querySelector("[role=status]"), options);
+        }"""
+    )
+    card.pass_ms(5100)
+    expect(card.part("elapsed")).to_have_text("17 s")
+    assert card.ask("announced") == 0
+    card.update(status="completed", words="Completed", live=False, ended_at=NOW)
+    expect(card.page.get_by_role("status")).to_have_text("Completed")
+    assert card.ask("announced") > 0
+
+
+def test_cancel_goes_down_both_roads_with_one_nonce(card: CardPage) -> None:
+    """One click is one widget message and one control message of equal content; the button says so at once."""
+    card.open(make_run())
+    card.cancel.click()
+    expect(card.cancel).to_have_text("Cancelling…")  # before any frame: the clock stands still
+    expect(card.cancel).to_be_disabled()
+    [by_comm] = card.ask("harness.model.sent")
+    [by_control] = card.ask("harness.kernel.sent")
+    assert by_comm == by_control["content"]
+    nonce = by_comm.pop("nonce")
+    assert nonce == by_control["header"]["msg_id"]
+    assert by_comm == {"op": "cancel", "run_id": "run-1", "session_id": "session-id"}
+    assert by_control["channel"] == "control"
+    assert by_control["header"]["msg_type"] == "nbrun_request"
+    assert by_control["header"]["session"] == "page-client"
+    assert card.ask("harness.sockets.length") == 0
+
+
+def test_one_road_closed_leaves_the_other(card: CardPage) -> None:
+    """When the widget's connection is dead, the control channel is tried all the same."""
+    card.open(make_run())
+    card.page.evaluate("() => { harness.model.send = () => { throw new Error('comm is closed') } }")
+    card.cancel.click()
+    assert len(card.ask("harness.kernel.sent")) == 1
+    assert "comm is closed" in card.complaints.pop()
+
+
+def test_without_the_pages_kernel_a_socket_is_opened(card: CardPage) -> None:
+    """The control message then goes over a websocket to the page's own server, and its answer is heard there."""
+    card.open(make_run(), roads="socket")
+    card.cancel.click()
+    nonce = card.ask("harness.model.sent[0].nonce")
+    expected = card.address.replace("http", "ws") + "hub/api/kernels/kernel-id/channels"
+    assert card.ask("harness.sockets[0].url") == f"{expected}?session_id={nonce}&token=a+token"
+    assert card.ask("harness.sockets[0].sent") == []
+    card.page.evaluate("() => harness.sockets[0].dispatchEvent(new Event('open'))")
+    [message] = card.ask("harness.sockets[0].sent")
+    assert (message["channel"], message["header"]["msg_type"]) == ("control", "nbrun_request")
+    assert message["content"]["nonce"] == nonce
+    answer = {
+        "header": {"msg_type": "nbrun_reply"},
+        "content": {"nonce": nonce, "outcome": "not_found"},
+    }
+    card.page.evaluate("(answer) => harness.sockets[0].receive(answer)", answer)
+    card.pass_ms(20)
+    expect(card.part("answer")).to_contain_text("not in the running kernel")
+    assert card.ask("harness.sockets[0].closed") == 1
+
+
+def test_with_neither_the_widget_message_goes_alone(card: CardPage) -> None:
+    """Where the page tells nothing of its server, the click still leaves, once."""
+    card.open(make_run(), roads="none")
+    card.cancel.click()
+    expect(card.cancel).to_have_text("Cancelling…")
+    assert len(card.ask("harness.model.sent")) == 1
+    assert card.ask("harness.sockets.length") == 0
+
+
+def test_a_nonce_needs_no_secure_page(card: CardPage) -> None:
+    """`crypto.randomUUID` is missing on plain http; each click has a nonce of its own all the same."""
+    card.open(make_run())
+    card.page.evaluate("() => Object.defineProperty(crypto, 'randomUUID', { value: undefined })")
+    for _ in range(2):
+        card.cancel.click()
+        card.reply("not_found")
+    nonces = card.ask("harness.model.sent.map((content) => content.nonce)")
+    assert len(set(nonces)) == 2
+    assert all(len(nonce) == 32 for nonce in nonces)
+
+
+def test_a_missing_answer_is_said(card: CardPage) -> None:
+    """After 1.5 s without an answer one line tells what is known and what to do; a late answer takes it away."""
+    card.open(make_run())
+    card.cancel.click()
+    card.pass_ms(1400)
+    expect(card.part("answer")).to_be_hidden()
+    card.pass_ms(200)
+    expect(card.page.get_by_role("alert")).to_contain_text("has not answered yet")
+    expect(card.part("answer")).to_contain_text("■\N{NO-BREAK SPACE}Interrupt")
+    expect(card.cancel).to_be_disabled()
+    card.reply("requested")
+    expect(card.part("answer")).to_be_hidden()
+    expect(card.cancel).to_have_text("Cancelling…")
+
+
+@pytest.mark.parametrize("road", ["comm", "control", "update"])
+def test_an_answer_by_any_road_is_one(card: CardPage, road: str) -> None:
+    """A widget message, a control reply or the run's next state: after each, nothing is missing."""
+    card.open(make_run())
+    card.cancel.click()
+    if road == "comm":
+        card.reply("already_requested")
+    elif road == "control":
+        card.page.evaluate(
+            """() => harness.kernel.future.onReply({
+              content: { nonce: harness.model.sent[0].nonce, outcome: "requested" } })"""
+        )
+    else:
+        card.update(status="cancelling", words="Cancelling")
+    card.pass_ms(2000)
+    expect(card.part("answer")).to_be_hidden()
+    expect(card.cancel).to_have_text("Cancelling…")
+    card.update(**make_run("cancelled"))
+    expect(card.cancel).to_be_hidden()
+    expect(card.part("words")).to_have_text("Cancelled by you after 12 s")
+
+
+def test_another_cards_answer_is_none(card: CardPage) -> None:
+    """A reply with a strange nonce, or a strange message, changes nothing."""
+    card.open(make_run())
+    card.cancel.click()
+    card.page.evaluate(
+        "() => { harness.reply('not_found', 'strange'); harness.model.tell('msg:custom', null) }"
+    )
+    card.pass_ms(1600)
+    expect(card.part("answer")).to_contain_text("has not answered yet")
+
+
+def test_a_run_the_kernel_does_not_know(card: CardPage) -> None:
+    """`not_found` is said with its likely reason, and the button can be used again, with a new nonce."""
+    card.open(make_run())
+    card.cancel.click()
+    card.reply("not_found")
+    expect(card.part("answer")).to_have_text(
+        "This run is not in the running kernel (was it restarted?)."
+    )
+    expect(card.cancel).to_be_enabled()
+    expect(card.cancel).to_have_text("Cancel")
+    card.cancel.click()
+    expect(card.part("answer")).to_be_hidden()
+    assert card.ask("new Set(harness.model.sent.map((content) => content.nonce)).size") == 2
+
+
+def test_a_click_after_the_end_does_no_harm(card: CardPage) -> None:
+    """`already_finished` leaves the card waiting for the end that is on its way, and nothing else."""
+    card.open(make_run())
+    card.cancel.click()
+    card.reply("already_finished")
+    card.pass_ms(2000)
+    expect(card.part("answer")).to_be_hidden()
+    expect(card.cancel).to_be_disabled()
+    card.update(**make_run("completed"))
+    expect(card.part("words")).to_have_text("Completed")
+    expect(card.cancel).to_be_hidden()
+
+
+def test_the_keyboard_cancels(card: CardPage) -> None:
+    """Tab comes to the button, Enter presses it, and no shortcut of the notebook takes the key."""
+    card.open(make_run(tools=[make_tool()], text="Hello"))
+    card.page.keyboard.press("Tab")
+    expect(card.page.get_by_role("button", name="Cancel")).to_be_focused()
+    expect(card.cancel).to_have_attribute("data-lm-suppress-shortcuts", "true")
+    card.page.keyboard.press("Enter")
+    expect(card.cancel).to_have_text("Cancelling…")
+    assert len(card.ask("harness.model.sent")) == 1
+
+
+@pytest.mark.parametrize("roads", ["kernel", "socket"])
+def test_cleanup_leaves_nothing_behind(card: CardPage, roads: str) -> None:
+    """After the cleanup there is no listener, timer, frame, socket or node, and a late message is harmless."""
+    card.open(make_run(), roads=roads)
+    timers = """window.timers = new Set();
+      for (const [start, stop] of [["setTimeout", "clearTimeout"], ["requestAnimationFrame", "cancelAnimationFrame"]]) {
+        const [begin, end] = [window[start], window[stop]];
+        window[start] = (callback, ms) => {
+          const key = begin(() => { timers.delete(start + key); callback() }, ms);
+          timers.add(start + key);
+          return key;
+        };
+        window[stop] = (key) => { timers.delete(start + key); end(key) };
+      }"""
+    card.page.evaluate(f"() => {{ {timers} }}")
+    card.update(text="Hello")
+    card.cancel.click()
+    card.page.evaluate("() => harness.update({ text: 'Hello again' })")
+    assert card.ask("timers.size") == 3  # the tick, the answer's time limit, a frame
+    card.page.evaluate("() => { harness.cleanup(); harness.cleanup() }")
+    assert card.ask("timers.size") == 0
+    assert card.ask("harness.model.listeners.length") == 0
+    assert card.ask("document.querySelectorAll('.nbrun-card').length") == 0
+    assert card.ask("harness.kernel.disposed + (harness.sockets[0]?.closed ?? 0)") == 1
+    card.reply("requested")
+    card.update(text="too late")
+    card.pass_ms(3000)
+
+
+def busy_run() -> dict[str, Any]:
+    """Return a run with something in every place, some of it long."""
+    return make_run(
+        name="literature_review_of_periodic_comets",
+        agent="openai:gpt-with-a-rather-long-model-name",
+        phase="planning",
+        usage={"input_tokens": 18_204, "output_tokens": 3340, "exact": False},
+        notices=["not saved: disk full"],
+        tools_cut=4,
+        tools=[
+            make_tool("search_the_archive"),
+            make_tool("fetch", "error", ms=2310, result="HTTPError: 503 " + "x" * 200),
+            make_tool("delete_everything", "denied", ms=None, result=""),
+            make_tool("read_file", "running", args='{"path": "/data/' + "deep/" * 30 + '"}'),
+        ],
+        text_cut=1234,
+        text="Comets are small bodies of ice and dust. Near the sun they grow a coma, and often two tails.\n\n"
+        "- Halley: 76 years\n- Encke: 3.3 years\n\n" + "unbroken" * 40,
+        error="ValueError: no such comet\n  line 3, in orbit",
+    )
+
+
+def test_a_narrow_card_does_not_overflow(card: CardPage) -> None:
+    """At 320 px everything wraps or is cut within the card, and nothing scrolls sideways."""
+    card.page.set_viewport_size({"width": 320, "height": 900})
+    card.open(busy_run())
+    card.part("tool-line").nth(1).click()
+    assert card.ask("document.documentElement.scrollWidth") <= 320
+    for part in ("head", "facts", "tools", "text", "error"):
+        assert card.part(part).evaluate("(box) => box.scrollWidth - box.clientWidth") <= 0, part
+    expect(card.cancel).to_be_in_viewport(ratio=1)
+
+
+def test_reduced_motion_is_respected(card: CardPage) -> None:
+    """Who asks for less motion gets a shape that stands still."""
+    card.open(make_run())
+    animation = "getComputedStyle(document.querySelector('.nbrun-card__shape')).animationName"
+    assert card.ask(animation) == "nbrun-turn"
+    card.page.emulate_media(reduced_motion="reduce")
+    assert card.ask(animation) == "none"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "none"])
+def test_portraits(card: CardPage, theme: str) -> None:
+    """Pictures for people: each status, a busy card wide and narrow, a kernel that does not answer."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    (SCREENSHOTS / ".gitignore").write_text("*\n")
+    card.page.set_viewport_size({"width": 760, "height": 400})
+    card.open(make_run(text="Comets are small bodies of ice and dust.\n"), theme=theme)
+
+    def take(name: str) -> None:
+        card.page.screenshot(path=SCREENSHOTS / f"{theme}-{name}.png", full_page=True)
+
+    for status in STATUSES:
+        card.update(**make_run(status, text="" if status == "queued" else "Comets are small."))
+        take(status)
+    card.update(**busy_run())
+    take("busy")
+    card.page.set_viewport_size({"width": 320, "height": 900})
+    take("busy-narrow")
+    card.page.set_viewport_size({"width": 760, "height": 400})
+    card.update(**make_run())
+    card.cancel.click()
+    card.pass_ms(1600)
+    take("no-answer")
+    assert (SCREENSHOTS / f"{theme}-no-answer.png").stat().st_size > 0

@@ -1,0 +1,132 @@
+"""Kernels with other versions of ipykernel, each in a virtual environment that is made once and kept.
+
+`python -m tests.kernels 6.30 7.3` makes them ahead of time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import platformdirs
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+INSTALL_TIMEOUT_S = 600
+
+
+def kernelspec(version: str) -> str:
+    """Return the name of a kernelspec whose kernel runs ipykernel `version` (such as "6.30") and this checkout.
+
+    The first call for a version may take a minute. The environment running the tests serves for its own version.
+    """
+    name = f"nbrun-{version}"
+    python = sys.executable if _is_own(version) else str(_environment(version))
+    _write_spec(name, python)
+    return name
+
+
+def named(name: str) -> str:
+    """Return the kernelspec for what a test asks for: a name as it is, or a version of ipykernel."""
+    return kernelspec(name) if name[:1].isdigit() else name
+
+
+def jupyter_path() -> Path:
+    """Return the folder for JUPYTER_PATH in which `kernelspec` writes; each checkout has its own."""
+    return _cache() / f"share-{_digest(str(CHECKOUT))}"
+
+
+def _is_own(version: str) -> bool:
+    own = importlib.metadata.version("ipykernel")
+    return own == version or own.startswith(f"{version}.")
+
+
+def _cache() -> Path:
+    return Path(platformdirs.user_cache_dir("nbrun-tests"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _requirements(version: str) -> list[str]:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    others = [line for line in project["dependencies"] if not re.match(r"ipykernel\b", line)]
+    return [*others, f"ipykernel=={version}.*"]
+
+
+def _environment(version: str) -> Path:
+    """Return the interpreter of the environment for `version`, made on the first call.
+
+    It holds nbrun's dependencies and not nbrun: that comes from the checkout, by the spec's PYTHONPATH, so
+    that one environment serves every checkout.
+    """
+    requirements = _requirements(version)
+    series = f"{sys.version_info.major}.{sys.version_info.minor}"
+    digest = _digest("\n".join([sys.base_prefix, series, *requirements]))
+    folder = _cache() / f"python{series}-ipykernel{version}-{digest}"
+    if not folder.exists():
+        _make_environment(folder, requirements)
+    return _interpreter(folder)
+
+
+def _interpreter(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _make_environment(folder: Path, requirements: list[str]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Made aside and renamed when whole: a process that is stopped half-way leaves nothing that looks ready,
+    # and of two that start together one wins. Only scripts in bin/ mind the renaming, and none is used.
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        make = [sys.executable, "-m", "venv", "--without-pip", str(aside)]
+        subprocess.run(make, check=True, timeout=INSTALL_TIMEOUT_S)
+        pip = [sys.executable, "-m", "pip", "--python", str(_interpreter(aside)), "--quiet"]
+        install = [*pip, "install", "--no-warn-script-location", *requirements]
+        subprocess.run(install, check=True, timeout=INSTALL_TIMEOUT_S, stdin=subprocess.DEVNULL)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if (
+                not folder.exists()
+            ):  # else the other process was quicker, and its environment is as good
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_spec(name: str, python: str) -> None:
+    folder = jupyter_path() / "kernels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "argv": [
+            python,
+            "-Xfrozen_modules=off",
+            "-m",
+            "ipykernel_launcher",
+            "-f",
+            "{connection_file}",
+        ],
+        "display_name": name,
+        "language": "python",
+        "metadata": {"debugger": True, "supported_features": ["kernel subshells"]},
+        "env": {"PYTHONPATH": str(CHECKOUT)},
+    }
+    # Replaced in one step: a server may be listing the specs at this moment.
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+        json.dump(spec, file, indent=1)
+    Path(file.name).replace(folder / "kernel.json")
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:]:
+        print(f"ipykernel {wanted}: {kernelspec(wanted)}", flush=True)
