@@ -1,0 +1,110 @@
+"""The main story, as a person lives it: JupyterLab, a real model, a busy kernel, a click on Cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.lab import LabNotebook
+
+OpenNotebook = Callable[..., LabNotebook]
+
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+
+CHATTY = """%load_ext nbrun
+import asyncio, time
+async def chatty(prompt):
+    for n in range(10_000):
+        yield f"word{n} "
+        await asyncio.sleep(0.02)
+"""
+BLOCK = "t = time.monotonic(); time.sleep(12); print('the cell has ended')"
+
+
+def shoot(notebook: LabNotebook, name: str) -> None:
+    """Keep a picture of the page for people to look at."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    notebook.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+@pytest.mark.parametrize("kernel_name", ["6.30", "python3"])
+def test_cancel_gets_through_while_another_cell_blocks_the_kernel(
+    open_notebook: OpenNotebook, kernel_name: str
+) -> None:
+    """Cancel is clicked while a cell sits in `time.sleep`; the card says cancelled before that cell ends."""
+    notebook = open_notebook(
+        [CHATTY, "%%agentrun chatty\nTalk.", BLOCK, "import nbrun; nbrun.get('last').status"],
+        kernel_name=kernel_name,
+    )
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)  # the cell returns at once; the run goes on
+    card = notebook.output(1)
+    expect(card.locator(".nbrun-card")).to_contain_text("Running")
+    expect(card).to_contain_text("word20 ")
+    notebook.run_cell(2)
+    expect(notebook.prompt(2)).to_have_text("[*]:")
+    shoot(notebook, f"journey-{kernel_name}-running")
+
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_contain_text("Cancelled by you")
+    expect(notebook.prompt(2)).to_have_text("[*]:")
+    assert "the cell has ended" not in notebook.output(2).inner_text()
+    shoot(notebook, f"journey-{kernel_name}-cancelled")
+
+    assert notebook.wait_cell(2) > 0
+    notebook.run_and_wait(3)
+    expect(notebook.output(3)).to_contain_text("cancelled")
+
+
+def test_a_real_model_streams_and_the_answer_is_there_after_a_restart(
+    open_notebook: OpenNotebook,
+) -> None:
+    """Text arrives before the run ends, other cells run meanwhile, and a new kernel has the answer."""
+    notebook = open_notebook(
+        [
+            "%load_ext nbrun\nimport nbrun",
+            "%%agentrun --model local --name tea\nTell a long story about a tea house in the mountains.",
+            "6 * 7",
+            "nbrun.get('tea').wait(60); print(len(nbrun.get('tea').output) > 50, nbrun.get('tea').status)",
+            "%load_ext nbrun\nimport nbrun\nrun = nbrun.get('last')\nprint(run.name, run.status, run.output[:20])",
+        ]
+    )
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1)
+    text = card.locator(".nbrun-card__text")
+    expect(text).to_contain_text(" ", timeout=60_000)
+    expect(card.locator(".nbrun-card")).to_contain_text("Running")  # text before the end
+    shoot(notebook, "journey-local-streaming")
+    notebook.run_and_wait(2)
+    assert notebook.outputs(2) == ["42"]
+    notebook.run_and_wait(3, timeout_s=90)
+    expect(notebook.output(3)).to_contain_text("True completed")
+    expect(card).to_contain_text("Completed in")
+    expect(card.locator(".nbrun-static")).to_contain_text("tokens")
+    shoot(notebook, "journey-local-completed")
+
+    saved = notebook.save()
+    data = saved.cells[1].outputs[0].data
+    assert "application/vnd.jupyter.widget-view+json" not in data
+    assert "<script" not in data["text/html"]
+    notebook.restart()
+    notebook.run_and_wait(4)
+    expect(notebook.output(4)).to_contain_text("tea completed ")
+
+
+def test_a_saved_notebook_shows_the_run_without_its_kernel(open_notebook: OpenNotebook) -> None:
+    """After a reload the output is the static card: words, name and text, no error of a missing widget."""
+    notebook = open_notebook([CHATTY, "%%agentrun chatty --timeout 1s\nTalk."])
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    expect(notebook.output(1)).to_contain_text("Timed out after 1")
+    notebook.save()
+    notebook.restart()
+    notebook.reload()
+    expect(notebook.output(1)).to_contain_text("Timed out after 1")
+    expect(notebook.output(1)).to_contain_text("word5 ")
+    shoot(notebook, "journey-saved")
