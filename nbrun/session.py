@@ -98,7 +98,10 @@ class NotebookSession:
         self.token = CancelToken()
         self._lock = threading.RLock()
         self._is_closed = False
-        self._lives: dict[str, LiveRun] = {}
+        self._lives: dict[str, LiveRun] = {}  # all that are in memory, oldest first
+        self._ended: deque[LiveRun] = (
+            deque()
+        )  # those of them that have ended; of the writer's thread
         self._line = Line(max_concurrent)
         self._intake = Intake(self.clock, Redactor.from_environment(os.environ), self._published)
         self._observers = [ObserverThread(observer) for observer in observers]
@@ -234,7 +237,9 @@ class NotebookSession:
 
     def _make_way(self, live: LiveRun, if_running: str) -> str | None:
         """Do what `if_running` says of a live run of the same cell; return that run's title if there is one."""
-        others = [other for other in self._live() if live.key is not None and other.key == live.key]
+        if live.key is None:
+            return None
+        others = [other for other in self._live() if other.key == live.key]
         if not others:
             return None
         title = f"run #{others[-1].record.number}"
@@ -476,16 +481,13 @@ class NotebookSession:
             self._attempts.pop(live.run_id, None)
             for following in self._line.leave(live):
                 self._submit(following)
+            self._ended.append(live)
             self._evict()
 
     def _evict(self) -> None:
         """Let go of runs that ended long ago and are saved."""
-        ended = [
-            live
-            for live in tuple(self._lives.values())
-            if live.is_ended.is_set() and live.problem is None
-        ]
-        for live in ended[: max(0, len(ended) - KEEP_ENDED)]:
+        while len(self._ended) > KEEP_ENDED and self._ended[0].problem is None:
+            live = self._ended.popleft()
             self._intake.forget(live)
             self._lives.pop(live.run_id, None)
 

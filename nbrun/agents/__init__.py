@@ -7,9 +7,10 @@ under the entry-point group `nbrun.agents`: a name and an object that keeps the 
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from nbrun.errors import AgentNotFound
@@ -82,12 +83,12 @@ def _adapters() -> tuple[AgentAdapter, ...]:
     return tuple(importlib.import_module(f"nbrun.agents.{name}").ADAPTER for name in _BUILT_IN)
 
 
-def _third_party() -> Iterator[AgentAdapter]:
+@lru_cache(maxsize=1)
+def _third_party() -> tuple[AgentAdapter, ...]:
     from importlib.metadata import entry_points
 
-    for point in entry_points(group=ENTRY_POINTS):
-        adapter = point.load()
-        yield adapter() if isinstance(adapter, type) else adapter
+    loaded = [point.load() for point in entry_points(group=ENTRY_POINTS)]
+    return tuple(adapter() if isinstance(adapter, type) else adapter for adapter in loaded)
 
 
 def find_adapter(agent: object) -> AgentAdapter:
@@ -99,17 +100,11 @@ def find_adapter(agent: object) -> AgentAdapter:
         Nothing here can run it.
     """
     *frameworks, plain = _adapters()
-    for adapter in frameworks:
+    if isinstance(agent, FunctionType):  # by far the most, and surely no framework's object
+        return plain
+    for adapter in (*frameworks, *_third_party(), plain):
         if adapter.match(agent):
             return adapter
-    if not plain.match(agent) or not hasattr(
-        agent, "__code__"
-    ):  # a function is surely no framework's object
-        for adapter in _third_party():
-            if adapter.match(agent):
-                return adapter
-    if plain.match(agent):
-        return plain
     raise AgentNotFound(
         f"{type(agent).__name__} cannot be run: give a function (async or not, or a generator) "
         "or an agent of a framework that nbrun knows"

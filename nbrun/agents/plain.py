@@ -13,7 +13,10 @@ import functools
 import inspect
 from contextlib import aclosing
 from contextvars import copy_context
+from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from nbrun.agents import Output
 from nbrun.agents.worker import Worker
@@ -42,7 +45,7 @@ class PlainAdapter:
 
     def check(self, agent: object) -> None:
         """Raise `AgentNotFound` for a function that wants more than a prompt and a run."""
-        _bind(agent, "", None)
+        _wants(agent)
 
     def label(self, agent: object) -> str:
         """Return the function's name."""
@@ -136,8 +139,20 @@ def _function(agent: object) -> Callable[..., Any]:
     return call
 
 
-def _bind(agent: object, prompt: str, run: RunContext | None) -> Callable[[], Any]:
-    """Return the call of `agent` with what it asks for.
+@dataclass(frozen=True, slots=True)
+class _Wants:
+    """What a function asks for."""
+
+    prompt: bool
+    run: inspect._ParameterKind | None
+
+
+# A signature costs 50 µs to read.
+_known: WeakKeyDictionary[FunctionType, _Wants] = WeakKeyDictionary()
+
+
+def _wants(agent: object) -> _Wants:
+    """Return what a callable asks for.
 
     Raises
     ------
@@ -146,28 +161,37 @@ def _bind(agent: object, prompt: str, run: RunContext | None) -> Callable[[], An
     """
     if not callable(agent):
         raise AgentNotFound(f"{type_name(agent)} cannot be run: it is no function")
+    if isinstance(agent, FunctionType) and (known := _known.get(agent)):
+        return known
     try:
         parameters = list(inspect.signature(agent).parameters.values())
     except (TypeError, ValueError):  # some builtins have none: the prompt is the best guess
-        return functools.partial(agent, prompt)
-    named_run = [p for p in parameters if p.name == _RUN]
-    positional = [p for p in parameters if p.kind in _POSITIONAL and p.name != _RUN]
-    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
-    args = (prompt,) if positional or takes_any else ()
-    wanted = [p.name for p in positional[1:] if p.default is p.empty]
-    wanted += [
-        p.name
-        for p in parameters
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty and p.name != _RUN
-    ]
-    if wanted:
+        return _Wants(prompt=True, run=None)
+    others = [p for p in parameters if p.name != _RUN]
+    positional = [p for p in others if p.kind in _POSITIONAL]
+    keywords = [p for p in others if p.kind is p.KEYWORD_ONLY]
+    missing = [p.name for p in (*positional[1:], *keywords) if p.default is p.empty]
+    if missing:
         raise AgentNotFound(
-            f"{getattr(agent, '__name__', type_name(agent))}() cannot be run: it wants {', '.join(wanted)}; "
+            f"{getattr(agent, '__name__', type_name(agent))}() cannot be run: it wants {', '.join(missing)}; "
             "an agent takes (prompt), (prompt, run) or nothing. Give the rest with functools.partial"
         )
-    if not named_run:
+    wants = _Wants(
+        prompt=bool(positional) or any(p.kind is p.VAR_POSITIONAL for p in others),
+        run=next((p.kind for p in parameters if p.name == _RUN), None),
+    )
+    if isinstance(agent, FunctionType):
+        _known[agent] = wants
+    return wants
+
+
+def _bind(agent: Any, prompt: str, run: RunContext) -> Callable[[], Any]:
+    """Return the call of `agent` with what it asks for."""
+    wants = _wants(agent)
+    args: list[object] = [prompt] if wants.prompt else []
+    if wants.run is None:
         return functools.partial(agent, *args)
-    if named_run[0].kind is inspect.Parameter.POSITIONAL_ONLY:
+    if wants.run is inspect.Parameter.POSITIONAL_ONLY:
         return functools.partial(agent, *args, run)
     return functools.partial(agent, *args, **{_RUN: run})
 

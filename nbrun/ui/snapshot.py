@@ -16,6 +16,14 @@ TEXT_LIMIT = 12_000
 """Characters of a run's text in each form, so that a saved card stays below 64 KiB."""
 TOOL_LIMIT = 30
 
+_WARN, _BAD = "#a05a00", "#c62828"
+_FRAME = "border:1px solid rgba(128,128,128,.35);border-radius:3px;padding:8px 12px"
+# `pre` keeps the lines of a text where styles are stripped; the rest makes it prose where they are not.
+_PROSE = (
+    "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;font-family:inherit;font-size:inherit;"
+    "line-height:1.5;margin:6px 0 0;padding:0;background:transparent;border:0"
+)
+
 _SHAPES = {
     RunStatus.QUEUED: ("○", "#757575"),
     RunStatus.RUNNING: ("▶", "#1565c0"),
@@ -83,36 +91,28 @@ def _html(record: RunRecord, problem: str | None) -> str:
     shape, colour = _SHAPES[record.status]
     number = f" #{record.number}" if record.number is not None else ""
     agent = record.model or (record.agent if record.agent != record.name else "")
-    facts = " · ".join(escape(part) for part in (agent, tokens_words(record)) if part)
+    facts = "".join(f" · {escape(part)}" for part in (agent, tokens_words(record)) if part)
     rows = [
-        '<div class="nbrun-static" style="border:1px solid rgba(128,128,128,.4);border-radius:4px;'
-        'padding:8px 12px;max-width:60em">',
+        f'<div class="nbrun-static" style="{_FRAME};border-left:3px solid {colour}">',
         f'<div><span style="color:{colour}" aria-hidden="true">{shape}</span> '
         f"<strong>{escape(status_words(record))}</strong> · {escape(record.name)}{number}"
-        f'<span style="opacity:.75">{" · " + facts if facts else ""}</span></div>',
-    ]
-    rows += [
-        f'<div style="color:#a05a00">! {escape(notice)}</div>'
-        for notice in _notices(record, problem)
+        f'<span style="opacity:.75">{facts}</span></div>',
+        *(
+            f'<div style="color:{_WARN}">! {escape(notice)}</div>'
+            for notice in _notices(record, problem)
+        ),
     ]
     hidden = len(record.tools) - TOOL_LIMIT
     if hidden > 0:
         rows.append(f'<div style="opacity:.75">… {hidden:,} earlier tools</div>')
-    rows += [
-        f'<div style="opacity:.85">· <code>{escape(_tool_words(tool))}</code></div>'
-        for tool in record.tools[-TOOL_LIMIT:]
-    ]
+    for tool in record.tools[-TOOL_LIMIT:]:
+        rows.append(f'<div style="opacity:.85">· <code>{escape(_tool_words(tool))}</code></div>')
     body = _body(record)
     if body:
-        rows.append(
-            '<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0 0;background:transparent">'
-            f"{escape(body)}</pre>"
-        )
+        rows.append(f'<pre style="{_PROSE}">{escape(body)}</pre>')
     if record.error is not None:
-        rows.append(
-            f'<div style="color:#c62828;margin-top:6px">{escape(shown(str(record.error), 500))}</div>'
-        )
         trace = escape(record.error.traceback[-TEXT_LIMIT // 2 :])
+        rows.append(f'<div style="color:{_BAD}">{escape(shown(str(record.error), 500))}</div>')
         rows.append(f"<details><summary>Traceback</summary><pre>{trace}</pre></details>")
     return "".join([*rows, "</div>"])
 
