@@ -138,8 +138,11 @@ class RunContext:
 
     def send(self, data: ev.EventData, parent: str | None = None) -> None:
         """Append an event to the run's log."""
-        with guarded():
+        if current_guard.get() is None:  # the hot path: a context manager would cost as much as the rest
             self._emit(data, parent)
+        else:
+            with guarded():
+                self._emit(data, parent)
 
     def text(self, delta: str) -> None:
         """Add to the answer."""

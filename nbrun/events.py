@@ -374,7 +374,7 @@ class RunEvent(msgspec.Struct, frozen=True):
     @property
     def type(self) -> str:
         """The event's type, such as `text.delta`."""
-        return type_of(self.data)
+        return self.data.TYPE or type_of(self.data)  # asked for several times an event: one look mostly
 
 
 END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))

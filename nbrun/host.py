@@ -142,15 +142,14 @@ class Drive:
             if self._is_ended:
                 self._refused += 1
                 return
-            match data:
-                case ev.TextDelta(text=text):
-                    self._texts.append(text)
-                case ev.ToolStarted(id=tool_id):
-                    self._open_tools[tool_id] = now
-                case ev.ToolFinished(id=tool_id):
-                    self._open_tools.pop(tool_id, None)
-                case ev.Usage():
-                    self._usage = data
+            if isinstance(data, ev.TextDelta):
+                self._texts.append(data.text)
+            elif isinstance(data, ev.ToolStarted):
+                self._open_tools[data.id] = now
+            elif isinstance(data, ev.ToolFinished):
+                self._open_tools.pop(data.id, None)
+            elif isinstance(data, ev.Usage):
+                self._usage = data
             self._send(data, now, parent)
 
     def _send(

@@ -196,13 +196,13 @@ class _Draft:
         self._next_seq += 1
         self._changes["last_event_at"] = event.ts
         self._status = next_status(self._status, kind)
-        match event.data:
-            case ev.TextDelta(text=text):
-                self._text.append(text)
-            case ev.ToolStarted() | ev.ToolFinished():
-                self._tool(event.data, event.ts)
-            case _:
-                self._changes.update(_changes(event))
+        data = event.data
+        if isinstance(data, ev.TextDelta):
+            self._text.append(data.text)
+        elif isinstance(data, ev.ToolStarted | ev.ToolFinished):
+            self._tool(data, event.ts)
+        else:
+            self._changes.update(_changes(event))
 
     def _tool(self, data: ev.ToolStarted | ev.ToolFinished, ts: float) -> None:
         if self._tools is None:
