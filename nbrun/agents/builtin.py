@@ -124,6 +124,22 @@ def _check(model: str, environ: Mapping[str, str]) -> None:
         raise BadOption(
             f"--model {model} needs a key: set {' or '.join(keys)} in the environment of the kernel"
         )
+    if keys is None:
+        _check_provider(model, provider)
+
+
+def _check_provider(model: str, provider: str) -> None:
+    """Ask pydantic-ai about a provider that has no key here; that takes the second of its import."""
+    from pydantic_ai.providers import infer_provider_class
+
+    try:
+        infer_provider_class(provider)
+    except ValueError:
+        raise BadOption(
+            f"--model {model}: pydantic-ai has no provider '{provider}'; it has {', '.join(KEYS)} and others"
+        ) from None
+    except ImportError as error:  # the provider's own package; pydantic-ai says which
+        raise BadOption(f"--model {model}: {' '.join(str(error).split())}") from None
 
 
 class BuiltinAdapter:

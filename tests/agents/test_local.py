@@ -23,8 +23,8 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import ModelRequestParameters
 
-from nbrun.agents import local, local_install
-from nbrun.agents.local import LocalModel
+from nbrun.agents import local_decoder, local_install
+from nbrun.agents.local import LocalModel, LocalStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def _model_is_here() -> Iterator[None]:
     """Fail, with the mend, where the model was not installed; let it go at the end."""
     assert local_install.missing() is None, local_install.missing()
     yield
-    local.close()
+    local_decoder.close()
 
 
 def text_of(event: AgentStreamEvent | AgentRunResultEvent[str]) -> str:
@@ -188,7 +188,7 @@ def test_cancel_while_the_prompt_is_read() -> None:
 
         async def read() -> None:
             async with model.request_stream(request, ENDLESS, parameters) as response:
-                assert isinstance(response, local.LocalStream)
+                assert isinstance(response, LocalStream)
                 async for piece in response.decoding.pieces():
                     assert not piece.text  # only the progress of the reading has come so far
                     reading.set()
@@ -258,7 +258,7 @@ def test_decoding_has_one_daemon_thread_and_close_ends_it() -> None:
         run = asyncio.create_task(consume("Tell me a long story.", None, started))
         await started.wait()
         assert [thread.daemon for thread in decoders()] == [True]
-        await asyncio.to_thread(local.close)
+        await asyncio.to_thread(local_decoder.close)
         with pytest.raises(ModelAPIError, match="it was closed"):
             await asyncio.wait_for(run, CANCEL_LIMIT_S)
         assert decoders() == []
@@ -389,8 +389,10 @@ def test_missing_libgomp_names_the_system_package(monkeypatch: pytest.MonkeyPatc
 
 def test_request_with_a_missing_part_says_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run on an incomplete local model fails with the line of `missing`."""
-    local.close()
-    monkeypatch.setattr(local, "missing", lambda: "no model here (mend: nbrun local install)")
+    local_decoder.close()
+    monkeypatch.setattr(
+        local_decoder, "missing", lambda: "no model here (mend: nbrun local install)"
+    )
     with pytest.raises(UserError, match="mend: nbrun local install"):
         asyncio.run(Agent(LocalModel()).run("Hello"))
 
