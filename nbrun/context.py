@@ -170,7 +170,7 @@ class RunContext:
 
     def write(self, text: str, level: str = "stdout") -> None:
         """Take printed text; whole lines go to the log, the rest waits for its end."""
-        with self._lock:
+        with guarded(), self._lock:
             held = self._unfinished_lines.pop(level, "") + text
             lines, newline, rest = held.rpartition("\n")
             if rest:
@@ -198,15 +198,16 @@ class RunContext:
         cost_usd: float | None = None,
     ) -> None:
         """Add to the run's usage."""
-        with self._lock:
+        with guarded(), self._lock:
             known = self._usage
-            cost = known.cost_usd if cost_usd is None else (known.cost_usd or 0.0) + cost_usd
+            cost = known.cost_usd if cost_usd is None else (known.cost_usd or 0.0) + float(cost_usd)
             self._usage = ev.Usage(
-                input_tokens=known.input_tokens + input_tokens,
-                output_tokens=known.output_tokens + output_tokens,
+                # int() and float(): what counts tokens may well be a number of numpy's
+                input_tokens=known.input_tokens + int(input_tokens),
+                output_tokens=known.output_tokens + int(output_tokens),
                 cache_read_tokens=known.cache_read_tokens,
                 reasoning_tokens=known.reasoning_tokens,
-                requests=known.requests + requests,
+                requests=known.requests + int(requests),
                 cost_usd=cost,
             )
             usage = self._usage
@@ -222,7 +223,7 @@ class RunContext:
             The run was cancelled before the tool was entered.
         """
         self.token.raise_if_cancelled()
-        with self._lock:
+        with guarded(), self._lock:
             self._tools += 1
             scope = ToolScope(self, f"tool-{self._tools}", name)
         began = self.clock.monotonic()

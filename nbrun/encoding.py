@@ -20,6 +20,8 @@ else:
     Plain = Any  # msgspec reads these annotations to decode, and knows no recursive unions
 
 MAX_DEPTH = 32
+MAX_PARTS = 500_000
+"""How many parts of a value are stored: those that share their parts can have more paths than atoms exist."""
 MAX_REPR = 2_000
 _INT_LIMIT = 2**63
 
@@ -35,7 +37,7 @@ def plain(value: object) -> Plain:
     objects; sequences and sets become lists; dates and paths become text.
     """
     try:
-        return _plain(value, 0)
+        return _plain(value, _Walk())
     except Exception as error:  # a hostile or broken value must not end a run
         return {TYPE_KEY: type_name(value), REPR_KEY: f"<not readable: {type(error).__name__}>"}
 
@@ -72,14 +74,25 @@ def marked_repr(value: object) -> dict[str, Plain]:
     return {TYPE_KEY: type_name(value), REPR_KEY: clean_text(text)}
 
 
-def _plain(value: object, depth: int) -> Plain:
+class _Walk:
+    """The way through one value: what it is inside of, and how many parts may still follow."""
+
+    __slots__ = ("inside", "left")
+
+    def __init__(self) -> None:
+        self.inside: set[int] = set()
+        self.left = MAX_PARTS
+
+
+def _plain(value: object, walk: _Walk) -> Plain:
+    walk.left -= 1
     match value:
         case None | bool():
             return value
         case str():
             return clean_text(value)
         case Enum():
-            return _plain(value.value, depth)
+            return _plain(value.value, walk)
         case int():
             return int(value) if -_INT_LIMIT <= value < _INT_LIMIT else marked_repr(value)
         case float():
@@ -90,24 +103,39 @@ def _plain(value: object, depth: int) -> Plain:
             return value.total_seconds()
         case PurePath() | UUID():
             return clean_text(str(value))
-    if depth >= MAX_DEPTH:  # also where a value contains itself
-        return marked_repr(value)
+    if id(value) in walk.inside:
+        return _left_out(value, "contains itself")
+    if len(walk.inside) >= MAX_DEPTH:
+        return _left_out(value, "nested too deeply")
+    if walk.left <= 0:
+        return _left_out(value, "too many parts")
+    walk.inside.add(id(value))
+    try:
+        return _composed(value, walk)
+    finally:
+        walk.inside.discard(id(value))
+
+
+def _composed(value: object, walk: _Walk) -> Plain:
     match value:
         case Mapping():
-            return {_key(key): _plain(item, depth + 1) for key, item in value.items()}
+            return {_key(key): _plain(item, walk) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_plain(item, depth + 1) for item in _ordered(value)]
+            return [_plain(item, walk) for item in _ordered(value)]
         case msgspec.Struct():
-            return {
-                name: _plain(getattr(value, name), depth + 1) for name in value.__struct_fields__
-            }
+            return {name: _plain(getattr(value, name), walk) for name in value.__struct_fields__}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (field.name for field in dataclasses.fields(value))
-        return {name: _plain(getattr(value, name), depth + 1) for name in fields}
+        return {name: _plain(getattr(value, name), walk) for name in fields}
     dump = getattr(type(value), "model_dump", None)  # pydantic's models, found without importing it
     if callable(dump):
-        return _plain(dump(value), depth + 1)
+        return _plain(dump(value), walk)
     return marked_repr(value)
+
+
+def _left_out(value: object, why: str) -> dict[str, Plain]:
+    """Return the marked stand-in for a part that is not stored; its repr could be endless as well."""
+    return {TYPE_KEY: type_name(value), REPR_KEY: f"<left out: {why}>"}
 
 
 def _key(key: object) -> str:

@@ -19,6 +19,7 @@ from nbrun.errors import Cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from types import FrameType
 
     from nbrun.clock import Clock
 
@@ -26,6 +27,9 @@ LAST_S = 0.5
 """Seconds that the last rung gets, after the grace, before what still runs is named."""
 
 _TRACEBACK_LIMIT = 20_000
+
+_NOT_FOR_AGENTS = ev.END_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
+"""What only the host or the session may say of a run."""
 
 
 class LoopThread:
@@ -150,6 +154,8 @@ class Drive:
                 self._open_tools.pop(data.id, None)
             elif isinstance(data, ev.Usage):
                 self._usage = data
+            elif ev.type_of(data) in _NOT_FOR_AGENTS:
+                raise ValueError(f"an agent cannot send {ev.type_of(data)}: it returns or raises")
             self._send(data, now, parent)
 
     def _send(
@@ -273,10 +279,10 @@ class Drive:
             await self._native_cancel(self._adapter, grace_s)
             if await self._has_finished(grace_s):
                 return
-        alive = [work for work in self._context.work if work.is_alive()]
-        if alive:
-            if await self._has_finished(grace_s):  # it may be polling its token
+        if self._context.work:  # a sync agent, which may be polling its token, or just about to hand its result over
+            if await self._has_finished(grace_s):
                 return
+            alive = [work for work in self._context.work if work.is_alive()]
             self.emit(ev.CancelEscalated(Rung.THREAD, ", ".join(work.name for work in alive)))
             if await self._interrupted(LAST_S):
                 return
@@ -329,10 +335,20 @@ def _fields(usage: ev.Usage) -> dict[str, Any]:
 
 def describe(error: BaseException) -> ev.ErrorInfo:
     """Return an exception as text, with its traceback cut to a readable size."""
-    message = str(error)
+    try:
+        message = str(error)
+    except Exception as broken:  # somebody's __str__; the run must get its end all the same
+        message = f"<str failed: {type(broken).__name__}>"
     if isinstance(error, asyncio.CancelledError):
         message = message or "the agent raised CancelledError, but nobody had cancelled the run"
-    lines = "".join(traceback.format_exception(error))
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame):
+        trace = trace.tb_next  # how we got to the agent tells its author nothing
+    lines = "".join(traceback.format_exception(type(error), error, trace))
     return ev.ErrorInfo(
         type(error).__name__, clean_text(message), clean_text(lines[-_TRACEBACK_LIMIT:])
     )
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == __package__

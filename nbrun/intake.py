@@ -6,7 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -167,6 +168,8 @@ class Intake:
         items = self._items
         for _ in range(len(items)):
             live, item, ts = items.popleft()
+            if live.run_id not in self._runs:  # forgotten while this waited
+                continue
             if isinstance(item, HostEvent):
                 self._admit_host(live, item, events)
             else:
@@ -220,7 +223,7 @@ class Intake:
         else:
             if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
                 self._flush_streams(live, ts, attempt, events)
-            data = self._storable(data)
+            data = self.storable(data)
         live.status = next_status(live.status, kind)
         # Whole microseconds: what is read back is then exactly what was shown.
         ts = round(ts * 1_000_000) / 1_000_000
@@ -249,7 +252,7 @@ class Intake:
                 events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data))
                 live.next_seq += 1
 
-    def _storable(self, data: ev.EventData) -> ev.EventData:
+    def storable(self, data: ev.EventData) -> ev.EventData:
         """Return data that can be written and holds no secret."""
         try:
             blob = ev.encode_data(data)
@@ -258,10 +261,26 @@ class Intake:
         # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
         if not any(secret in blob for secret in self._secrets):
             return data
-        clean = self._redactor.data(plain(data))
-        if isinstance(data, ev.Unknown):
-            return ev.Unknown(data.type, clean)
-        return msgspec.convert(clean, type(data), strict=False)
+        clean: ev.EventData = self._without_secrets(data)
+        return clean
+
+    def _without_secrets(self, value: Any) -> Any:
+        """Return a struct or a part of one with its texts redacted; its own words stay, whatever secrets there are."""
+        if isinstance(value, msgspec.Struct):
+            fields = {name: getattr(value, name) for name in value.__struct_fields__}
+            return type(value)(
+                **{name: self._without_secrets(part) for name, part in fields.items()}
+            )
+        if isinstance(value, StrEnum):
+            return value
+        if isinstance(value, tuple):
+            return tuple(self._without_secrets(part) for part in value)
+        return self._redactor.data(plain(value))
+
+    def record(self, run_id: str) -> RunRecord | None:
+        """Return what is public of a run."""
+        live = self._runs.get(run_id)
+        return None if live is None else live.record
 
     def publish(self, committed: list[Committed], problem: str | None) -> None:
         """Make what was committed public: record first, then the end, then who listens."""

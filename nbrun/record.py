@@ -170,7 +170,8 @@ def _is_small(value: Plain, head: int) -> bool:
     return (
         value is None
         or isinstance(value, bool | int | float)
-        or len(shown(value, head + 1)) <= head
+        # Not by shown(): it folds white space, of which there may be a megabyte.
+        or len(value if isinstance(value, str) else msgspec.json.encode(value)) <= head
     )
 
 
@@ -183,6 +184,7 @@ class _Draft:
         self._status = record.status
         self._next_seq = record.event_count
         self._text: list[str] = []
+        self._warnings: list[str] = []
         self._tools: dict[str, ToolCall] | None = None
 
     def apply(self, event: ev.RunEvent) -> None:
@@ -201,6 +203,8 @@ class _Draft:
             self._text.append(data.text)
         elif isinstance(data, ev.ToolStarted | ev.ToolFinished):
             self._tool(data, event.ts)
+        elif isinstance(data, ev.Log) and data.level == "warning":
+            self._warnings.append(data.text)
         else:
             self._changes.update(_changes(event))
 
@@ -221,9 +225,8 @@ class _Draft:
             changes["text"] = self._record.text + "".join(self._text)
         if self._tools is not None:
             changes["tools"] = tuple(self._tools.values())
-        if "warned" in changes:
-            notice = changes.pop("warned")
-            changes["notices"] = (*self._record.notices, notice)[-5:]
+        if self._warnings:
+            changes["notices"] = (*self._record.notices, *self._warnings)[-5:]
         return msgspec.structs.replace(
             self._record, status=self._status, event_count=self._next_seq, **changes
         )
@@ -266,8 +269,6 @@ def _changes(event: ev.RunEvent) -> dict[str, Any]:
             return {"usage": usage}
         case ev.Progress() as progress:
             return {"progress": progress}
-        case ev.Log(level="warning", text=text):
-            return {"warned": text}
         case _:
             return {}
 

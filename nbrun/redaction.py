@@ -64,9 +64,24 @@ class Redactor:
             return {self.text(key): self.data(item) for key, item in value.items()}
         return value
 
-    def held(self, text: str) -> int:
-        """Return how many characters at the end of `text` could be the beginning of a secret."""
-        return max((_overlap(text, secret) for secret in self.secrets), default=0)
+    def split(self, text: str) -> tuple[str, str]:
+        """Return what of a stream's `text` can be shown, redacted, and the rest, which may yet become a secret.
+
+        What is replaced is decided where the whole text would decide it: at each place, from the left, the
+        longest secret. So a match is replaced only when no longer one can begin at or before it.
+        """
+        if self._pattern is None:
+            return text, ""
+        shown: list[str] = []
+        start = 0
+        while True:
+            rest = text[start:]
+            held = max((_overlap(rest, secret) for secret in self.secrets), default=0)
+            found = self._pattern.search(rest)
+            if found is None or len(rest) - held <= found.start():
+                return "".join((*shown, rest[: len(rest) - held])), rest[len(rest) - held :]
+            shown += (rest[: found.start()], f"[{self._names[found.group()]}]")
+            start += found.end()
 
 
 def _overlap(text: str, secret: str) -> int:
@@ -96,12 +111,10 @@ class StreamRedactor:
 
     def feed(self, delta: str) -> str:
         """Return what may be shown of the text up to and including `delta`."""
-        text = self._redactor.text(self._tail + delta)
-        keep = self._redactor.held(text)
-        self._tail = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        shown, self._tail = self._redactor.split(self._tail + delta)
+        return shown
 
     def flush(self) -> str:
-        """Return what was held, at the end of the stream."""
+        """Return what was held, at the end of the stream; a secret that began a longer one is replaced now."""
         tail, self._tail = self._tail, ""
-        return tail
+        return self._redactor.text(tail)

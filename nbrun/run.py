@@ -258,6 +258,8 @@ class Run:
 
     def events(self, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:
         """Return the run's public events that come after seq `after`, by seq, at most `limit`."""
+        # Looked at first: what is saved in this moment is then read from the store, and not missed in both.
+        unsaved = tuple(self._live.unsaved) if self._live is not None else ()
         number = self.number
         record_count = self._glance.event_count
         found = [] if number is None else self._owner.store.events(number, after, limit)
@@ -265,7 +267,7 @@ class Run:
             # Committed events become public a moment later: show none before its card does.
             found = [event for event in found if event.seq < record_count]
             last = found[-1].seq if found else after
-            found += [event for event in tuple(self._live.unsaved) if event.seq > last]
+            found += [event for event in unsaved if event.seq > last]
         return found if limit is None else found[:limit]
 
     async def __aiter__(self) -> AsyncIterator[ev.RunEvent]:

@@ -16,6 +16,7 @@ from nbrun.agents import builtin, find_adapter, registered
 from nbrun.attempt import Attempt
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
+from nbrun.context import guarded
 from nbrun.encoding import Plain, clean_text
 from nbrun.errors import (
     AgentNotFound,
@@ -113,6 +114,7 @@ class NotebookSession:
 
     # --- starting --------------------------------------------------------------------------------
 
+    @guarded()  # a cancel of the sync agent that starts a run must not leave it half-made
     def start(
         self,
         agent: object = None,
@@ -229,7 +231,9 @@ class NotebookSession:
             inputs = stored.inputs
         if inputs is None:
             return None
-        if inputs != created.inputs():
+        # The stored inputs hold no secrets, so these must not either.
+        asked = self._intake.storable(created)
+        if not isinstance(asked, ev.RunCreated) or inputs != asked.inputs():
             raise IdConflict(
                 f"the id '{run_id}' already names a run with other inputs; choose another id"
             )
@@ -318,7 +322,8 @@ class NotebookSession:
         digits = text.removeprefix("#")
         if text == "last":
             digits = "-1"
-        if digits.lstrip("-").isdecimal() and digits.count("-") <= 1:
+        is_number = digits.lstrip("-").isdecimal() and digits.count("-") <= 1
+        if is_number and len(digits) < 19:  # SQLite takes no greater one; then it may be a name
             found = (
                 self._nth_newest(-int(digits))
                 if digits.startswith("-")
@@ -329,6 +334,16 @@ class NotebookSession:
         if found is None:
             raise RunNotFound(f"no run '{text}' here; %agentrun list shows what there is")
         return found
+
+    def own(self, run_id: str) -> Run | None:
+        """Return the run of this session that has exactly this id: no name and no number stands for it."""
+        live = self._lives.get(run_id)
+        if live is not None:
+            return Run(self, live.record, live)
+        stored = self.store.find(clean_text(run_id))
+        if stored is None or (stored.record.run_id, stored.record.session_id) != (run_id, self.id):
+            return None
+        return self._run_of(stored.record)
 
     def runs(
         self,
@@ -449,8 +464,15 @@ class NotebookSession:
         # run before the log knows why.
         outcome = self._intake.request_cancel(live, request)
         if outcome is CancelOutcome.REQUESTED:
-            live.token.cancel(request.reason, cause)
+            self._fire(live, request.reason, cause)
         return outcome
+
+    def _fire(self, live: LiveRun, reason: str | None, cause: CancelCause) -> None:
+        """Fire the token of a run; what its agent has hung on it cannot stop whoever cancels."""
+        try:
+            live.token.cancel(reason, cause)
+        except Exception:
+            _log.exception("a cancel callback of %s failed", live.run_id)
 
     def _token_fired(self, live: LiveRun) -> None:
         """See to it that whoever fired the token (a deadline, the agent, a parent), it stands in the log."""
@@ -518,7 +540,7 @@ class NotebookSession:
                 live, ev.CancelRequested(CancelCause.SHUTDOWN, None, "shutdown")
             )
         for live in lives:
-            live.token.cancel(None, CancelCause.SHUTDOWN)
+            self._fire(live, None, CancelCause.SHUTDOWN)
         for live in lives:
             live.is_ended.wait(max(0.0, began + CLOSE_S - self.clock.monotonic()))
         for live in lives:

@@ -81,4 +81,4 @@ def tokens_words(record: RunRecord) -> str:
     if not usage.input_tokens and not usage.output_tokens:
         return ""
     mark = "" if usage.exact else "≥"
-    return f"{mark}{usage.input_tokens:,} → {mark}{usage.output_tokens:,} tokens"
+    return f"{mark}{usage.input_tokens:,} in · {mark}{usage.output_tokens:,} out tokens"

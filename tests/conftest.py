@@ -2,13 +2,75 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import nbrun
+from tests.fakes.agents import Blocking, Held
+
 BROWSER = Path(__file__).parent / "browser"
+
+MakeSession = Callable[..., nbrun.NotebookSession]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the browser's tests last: Playwright leaves an event loop running, and `asyncio.run` minds it."""
     items.sort(key=lambda item: item.path.is_relative_to(BROWSER))
+
+
+@pytest.fixture
+def store_path(tmp_path: Path) -> Path:
+    """Where the sessions of a test keep their runs."""
+    return tmp_path / "notebook" / ".nbrun" / "test.db"
+
+
+@pytest.fixture
+def make_session(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeSession]:
+    """Makes sessions on one store, with ids in a row and a short grace; closes them at the end."""
+    for name in list(os.environ):  # what a developer's shell holds is no part of a test
+        if name.startswith(("NBRUN_", "OLLAMA_")) or name.endswith(("_KEY", "_TOKEN")):
+            monkeypatch.delenv(name)
+    made: list[nbrun.NotebookSession] = []
+
+    def make(**options: Any) -> nbrun.NotebookSession:
+        if "path" not in options:
+            options.setdefault("store", store_path)
+        options.setdefault("ids", nbrun.SequentialIds())
+        options.setdefault("cancel_grace_s", 0.2)
+        store_path.parent.parent.mkdir(exist_ok=True)
+        session = nbrun.NotebookSession(**options)
+        made.append(session)
+        return session
+
+    yield make
+    for session in made:
+        session.close()
+        session.store.close(1.0)  # once more: a test may have read after the close
+
+
+@pytest.fixture
+def session(make_session: MakeSession) -> nbrun.NotebookSession:
+    """A session whose runs are `run-seq-0`, `run-seq-1` …."""
+    return make_session()
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    """An agent at a gate, let go at the end."""
+    agent = Held()
+    yield agent
+    agent.let_go()
+
+
+@pytest.fixture
+def blocking() -> Iterator[Blocking]:
+    """A sync agent that cannot be raised into, let go at the end."""
+    agent = Blocking()
+    yield agent
+    agent.gate.set()

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 # At temperature 0 this model repeats itself; 0.2 with top_p 0.9 mends most of it.
-_DEFAULTS: Final[dict[str, object]] = {"max_tokens": 256, "temperature": 0.2, "top_p": 0.9}
+_DEFAULTS: Final[dict[str, object]] = {
+    "max_tokens": 256,
+    "temperature": 0.2,
+    "top_p": 0.9,
+    "repeat_penalty": 1.1,
+}
 # pydantic-ai's name of each setting that is honoured → the runtime's
 _SETTINGS: Final = {
     "max_tokens": "max_tokens",

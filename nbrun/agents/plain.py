@@ -61,16 +61,20 @@ class PlainAdapter:
         """Yield what the function yields as text, then what it returns."""
         call = _bind(agent, prompt, run)
         kind = _function(agent)
-        if inspect.isasyncgenfunction(kind):
-            async with aclosing(call()) as items:
-                async for item in items:
-                    yield _item(item)
-        elif inspect.iscoroutinefunction(kind):
-            yield Output(await call())
+        if inspect.isasyncgenfunction(kind) or inspect.iscoroutinefunction(kind):
+            result = call()
         else:
             worker = Worker(run.run_id, functools.partial(_call_sync, call, run), copy_context())
             run.work.append(worker)
-            yield Output(await worker.result())
+            result = await worker.result()
+            run.work.remove(worker)  # so that a cancel from here on is none of a thread
+        # A decorator or a lambda around an async function is a plain function that returns one of these.
+        if inspect.isasyncgen(result):
+            async with aclosing(result) as items:
+                async for item in items:
+                    yield _item(item)
+        else:
+            yield Output(await result if inspect.iscoroutine(result) else result)
 
 
 class ThreadedAdapter(PlainAdapter):

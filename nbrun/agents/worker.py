@@ -26,7 +26,7 @@ class Worker(Generic[T]):
     A thread of the loop's default executor would hold up the exit of the kernel; this one does not.
 
     Threads: constructed and awaited on the loop; `interrupt()` and `is_alive()` from any thread; `enter()`
-    and `leave()` only by the worker thread itself. `_in_user_code` and `_raised` are written under `_lock`.
+    and `leave()` only by the worker thread itself. `_guards` and `_raised` are written under `_lock`.
     """
 
     def __init__(self, name: str, function: Callable[[], T], context: Context) -> None:
@@ -37,7 +37,7 @@ class Worker(Generic[T]):
         self._done: asyncio.Future[T] = self._loop.create_future()
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._in_user_code = False
+        self._guards = 1  # how often nbrun's own code was begun and not ended; 0 is the agent's code
         self._raised = False
         self._thread = threading.Thread(target=self._main, name=f"nbrun-agent-{name}", daemon=True)
 
@@ -59,7 +59,7 @@ class Worker(Generic[T]):
         A call into C sees it only when it returns.
         """
         with self._lock:
-            if not self._in_user_code or self._raised or self._thread.ident is None:
+            if self._guards or self._raised or self._thread.ident is None:
                 return self._raised
             self._raised = True
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
@@ -70,7 +70,7 @@ class Worker(Generic[T]):
     def enter(self) -> None:
         """Begin nbrun's own code: nothing is raised into the thread until `leave()`."""
         with self._lock:
-            self._in_user_code = False
+            self._guards += 1
             pending = self._raised
         if pending:
             # Raised, but perhaps not seen yet: CPython looks at backward jumps, so it surfaces here and
@@ -81,7 +81,7 @@ class Worker(Generic[T]):
     def leave(self) -> None:
         """End nbrun's own code."""
         with self._lock:
-            self._in_user_code = True
+            self._guards -= 1
 
     def _main(self) -> None:
         settle: Callable[[], object]

@@ -75,6 +75,7 @@ class SessionStore:
         self._write_connection: sqlite3.Connection | None = None
         self._read_connection: sqlite3.Connection | None = None
         self._is_open = False
+        self._is_closed = False
         self.path: Path | None = None
         self.problem: str | None = None
         self.lost = 0
@@ -129,6 +130,8 @@ class SessionStore:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
         with self._lock:
+            if not self._is_open and not self._is_closed:
+                self.open_existing()  # another kernel may have made it by now
             if not self._is_open:
                 yield None
                 return
@@ -178,5 +181,6 @@ class SessionStore:
                 self._read_connection = None
             if self._writer is None and self._write_connection is not None:
                 self._write_connection.close()
+            self._is_closed = True
             self._is_open = self.path is not None and done
         return done

@@ -127,12 +127,14 @@ def open_for_writing(path: Path | None) -> sqlite3.Connection:
     """
     connection = connect(path, create=path is not None)
     try:
+        _has_tables(connection, path)  # before anything is written: the journal's mode is a write as well
         if path is not None:
             # WAL lets readers go on while we write; where it cannot be had, SQLite stays with its journal.
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
-        _ensure_tables(connection, path)
+        if not _has_tables(connection, path):
+            _make_tables(connection)
         connection.execute("COMMIT")
     except sqlite3.DatabaseError as error:
         connection.close()
@@ -145,16 +147,20 @@ def open_for_writing(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
-def _ensure_tables(connection: sqlite3.Connection, path: Path | None) -> None:
+def _make_tables(connection: sqlite3.Connection) -> None:
+    for statement in DDL:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _has_tables(connection: sqlite3.Connection, path: Path | None) -> bool:
+    """Return whether our tables are there, False for an empty file; raise where anything else is."""
     found = {
         row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
     }
     if not found:
-        for statement in DDL:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        return
+        return False
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
         raise StoreTooNew(
@@ -166,3 +172,4 @@ def _ensure_tables(connection: sqlite3.Connection, path: Path | None) -> None:
         raise StoreReadOnly(
             f"{path} is not as nbrun makes its stores ({what}); it is not written to"
         )
+    return True

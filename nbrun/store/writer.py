@@ -37,10 +37,14 @@ class Committed:
 
 
 class Source(Protocol):
-    """Where the writer gets events from; both methods are called on its thread only."""
+    """Where the writer gets events from; its methods are called on the writer's thread only."""
 
     def drain(self) -> list[ev.RunEvent]:
         """Return all events that wait: numbered, redacted, in order."""
+        ...
+
+    def record(self, run_id: str) -> RunRecord | None:
+        """Return what is public of a run."""
         ...
 
     def publish(self, committed: list[Committed], problem: str | None) -> None:
@@ -274,17 +278,19 @@ class Writer:
         row = self._connection.execute(
             "SELECT number FROM runs WHERE session = ? AND run_id = ?", (session_key, run_id)
         ).fetchone()
-        self._records[run_id] = reader.read_record(self._connection, row[0])
+        if run_id not in self._records:  # else it knows of events that could not be written yet
+            self._records[run_id] = reader.read_record(self._connection, row[0])
         return _Row(row[0], self._records[run_id].status)
 
     def _folded(self, events: list[ev.RunEvent]) -> list[tuple[str, RunRecord]]:
         groups: dict[str, list[ev.RunEvent]] = {}
         for event in events:
             groups.setdefault(event.run_id, []).append(event)
-        return [
-            (run_id, self._records.get(run_id, RunRecord()).apply(group))
-            for run_id, group in groups.items()
-        ]
+        return [(run_id, self._base(run_id).apply(group)) for run_id, group in groups.items()]
+
+    def _base(self, run_id: str) -> RunRecord:
+        """Return the record that new events of a run go on from; an ended one is known to the source only."""
+        return self._records.get(run_id) or self._source.record(run_id) or RunRecord()
 
     def _fold(self, events: list[ev.RunEvent]) -> None:
         self._records.update(self._folded(events))

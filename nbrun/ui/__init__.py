@@ -40,6 +40,9 @@ class Extension:
         )
         self.session.on_display = self.show
         self._board: Any = None
+        self._still_shown: list[
+            tuple[Run, Any]
+        ] = []  # static cards of runs that went on, and their displays
         self._undo: list[Callable[[], object]] = []
 
     def open(self) -> None:
@@ -117,14 +120,32 @@ class Extension:
             self._show_static(run)
 
     def _show_static(self, run: Run) -> None:
-        from IPython.display import display
+        from IPython.display import DisplayHandle, display
 
         from nbrun.ui.snapshot import bundle, plain_text
 
         if self.kernel is None:
             print(plain_text(run.record, run.problem))
-        else:
-            display(bundle(run.record, run.problem), raw=True)
+            return
+        handle = DisplayHandle()
+        if not run.done():  # before it is drawn: it may end meanwhile
+            self._still_shown.append((run, handle))
+        display(bundle(run.record, run.problem), raw=True, display_id=handle.display_id)
+
+    def _redraw_ended(self) -> None:
+        """Bring static cards up to date whose runs have ended.
+
+        Source: nbclient takes an update only while a cell runs, and only as that cell's, so a waiting cell
+        has to send it.
+        """
+        from nbrun.ui.snapshot import bundle
+
+        still, self._still_shown = self._still_shown, []
+        for run, handle in still:
+            if run.done():
+                handle.update(bundle(run.record, run.problem), raw=True)
+            else:
+                self._still_shown.append((run, handle))
 
     @property
     def board(self) -> Any:
@@ -155,6 +176,7 @@ class Extension:
                     raise RunNotFinished(
                         f"{run!r} has not finished after {timeout_s:g} s; it goes on"
                     )
+        self._redraw_ended()
         for run in runs:
             print(repr(run))
 
@@ -171,9 +193,11 @@ class Extension:
         if content.get("op") != "cancel":
             return {**reply, "outcome": "unknown_op"}
         run_id, session_id = content.get("run_id"), content.get("session_id")
-        if session_id != self.session.id or not isinstance(run_id, str):
+        is_ours = session_id == self.session.id
+        run = self.session.own(run_id) if is_ours and isinstance(run_id, str) else None
+        if run is None:
             return {**reply, "outcome": "not_found"}
-        receipt = self.session.cancel(run_id, by="card")
+        receipt = self.session.cancel(run, by="card")
         return {**reply, "outcome": str(receipt.outcome)}
 
 

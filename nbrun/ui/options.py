@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import keyword
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
-from IPython.core.magic_arguments import argument, parse_argstring
+from IPython.core.magic_arguments import argument
 
 from nbrun.errors import BadOption
 
@@ -118,7 +119,8 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
         An option or a value is unknown; the message names the mend.
     """
     try:
-        args = parse_argstring(magic, line)
+        # Not by IPython's parse_argstring: it leaves the quotes in a quoted value.
+        args = magic.parser.parse_args(shlex.split(line))  # type: ignore[attr-defined]  # the decorators add it
     except UsageError as error:
         raise BadOption(_mended(str(error))) from None
     except ValueError as error:  # shlex: a quote that is never closed
@@ -127,7 +129,7 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
         ) from None
     if args.block and args.noblock:
         raise BadOption("--block and --noblock exclude each other; give one")
-    if args.out is not None and not args.out.isidentifier():
+    if args.out is not None and (not args.out.isidentifier() or keyword.iskeyword(args.out)):
         raise BadOption(f"--out {args.out}: give a name that Python takes for a variable")
     if args.target is not None and args.model is not None:
         raise BadOption("give a TARGET or a --model, not both")
@@ -207,7 +209,7 @@ def read_subcommand(line: str) -> tuple[str, list[str]]:
         near = difflib.get_close_matches(verb, SUBCOMMANDS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadOption(f"%agentrun has no '{verb}'; {hint}It knows: {', '.join(SUBCOMMANDS)}. "
-                        "To start a run, begin the cell with %%agentrun (two per cent signs)")  # fmt: skip
+                        "To start a run, begin its cell with %%agentrun (two per cents), the prompt below")  # fmt: skip
     return verb, words[1:]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 TEXT_LIMIT = 20_000
 TOOL_LIMIT = 20
+ERROR_LIMIT = 2_000
 
 
 def view(record: RunRecord, now: float, problem: str | None = None) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def view(record: RunRecord, now: float, problem: str | None = None) -> dict[str,
         "text_cut": hidden,
         "tools": [_tool(tool) for tool in record.tools[-TOOL_LIMIT:]],
         "tools_cut": max(0, len(record.tools) - TOOL_LIMIT),
-        "error": None if record.error is None else str(record.error),
+        "error": None if record.error is None else str(record.error)[:ERROR_LIMIT],
         "notices": notices,
     }
 
@@ -58,7 +59,7 @@ def view(record: RunRecord, now: float, problem: str | None = None) -> dict[str,
 def _tool(tool: ToolCall) -> dict[str, Any]:
     return {
         "id": tool.id,
-        "name": tool.name,
+        "name": shown(tool.name, 80),
         "args": "" if tool.args is None else shown(tool.args),
         "status": tool.status,
         "ms": tool.ms,

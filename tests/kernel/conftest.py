@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.cells import loaded
 from tests.kernel.driver import Kernel
 
 TIMEOUT_S = 90
@@ -36,3 +37,16 @@ def start_kernel(tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
 def kernel(request: pytest.FixtureRequest, start_kernel: Callable[..., Kernel]) -> Kernel:
     """A kernel on the tests' ipykernel; on others by `parametrize("kernel", ["6.30"], indirect=True)`."""
     return start_kernel(getattr(request, "param", "python3"))
+
+
+@pytest.fixture
+def loaded_kernel(kernel: Kernel) -> Kernel:
+    """The same with nbrun loaded, and with agents of `tests.kernel.cells` defined."""
+    return loaded(kernel)
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """One loaded kernel for all tests of a module: each must leave it without a live run."""
+    with Kernel(tmp_path_factory.mktemp("shared")) as kernel:
+        yield loaded(kernel)

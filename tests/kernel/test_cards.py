@@ -1,0 +1,292 @@
+"""What a card sends from a real kernel: its displays, its updates, its answers, and what a file keeps of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from html.parser import HTMLParser
+from typing import Any
+
+import nbformat
+import pytest
+from markdown_it import MarkdownIt
+
+from tests.kernel.cells import error_line, run_ok, value, wait_for_status, wait_for_text
+from tests.kernel.driver import Execution, Kernel, Message
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+RUN = "application/vnd.nbrun.run+json"
+STATIC = {"text/html", "text/markdown", "text/plain", RUN}
+SAVED_LIMIT = 64 * 1024
+LIVE_LIMIT = 256 * 1024
+TAGS = {"div", "span", "strong", "code", "pre", "details", "summary"}
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)></pre></div><iframe src='//evil'>"
+    '"><svg/onload=alert(3)> [click](javascript:alert(4)) ![x](http://evil/y.png) <http://evil>\n'
+    "```\n</code></pre><b>out</b>\n````\n~~~\n# heading\n&lt;script&gt; \u202e \x1b[31m {{7*7}} $$x$$"
+)
+
+
+@pytest.fixture
+def kernel(shared_kernel: Kernel) -> Iterator[Kernel]:
+    """The module's kernel; afterwards nothing is live in it."""
+    yield shared_kernel
+    run_ok(shared_kernel, "nbrun.session().cancel_all()\nfor run in nbrun.runs(): run.wait(5)")
+
+
+class Tags(HTMLParser):
+    """Collects the tags and attributes of a piece of HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep what opens."""
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
+def final_update(kernel: Kernel, cell: Execution) -> dict[str, Any]:
+    """Wait for the output that replaces the card; return its data."""
+    updates: Callable[[], list[Message]] = lambda: [  # noqa: E731
+        output for output in cell.outputs if output["output_type"] == "update_display_data"
+    ]
+    kernel.wait_until(lambda: bool(updates()))
+    (update,) = updates()
+    first = cell.outputs[0]
+    assert update["transient"]["display_id"] == first["transient"]["display_id"]
+    data: dict[str, Any] = update["data"]
+    return data
+
+
+def card_messages(kernel: Kernel, cell: Execution) -> list[Message]:
+    """Return all comm messages of the cell's card, in order."""
+    model_id = cell.outputs[0]["data"][WIDGET]["model_id"]
+    return [m for m in kernel.comms if m["content"]["comm_id"] == model_id]
+
+
+def states(messages: list[Message]) -> list[dict[str, Any]]:
+    """Return the `run` trait of each message that carries it."""
+    found = [message["content"]["data"].get("state", {}) for message in messages]
+    return [state["run"] for state in found if "run" in state]
+
+
+def busiest_second(messages: list[Message]) -> int:
+    """Return how many of the messages were sent within any one second."""
+    times = sorted(_sent_at(message) for message in messages)
+    return max(sum(1 for t in times if start <= t < start + 1) for start in times)
+
+
+def _sent_at(message: Message) -> float:
+    date = message["header"]["date"]
+    return (date if isinstance(date, datetime) else datetime.fromisoformat(date)).timestamp()
+
+
+def assert_harmless(data: dict[str, Any]) -> None:
+    """Fail if anything of an agent's text is more than text, in HTML or in Markdown."""
+    html = Tags(data["text/html"])
+    assert html.tags <= TAGS
+    assert html.attributes <= {"class", "style", "aria-hidden"}
+    # Rendered by a renderer that lets raw HTML through, as some front ends do.
+    rendered = Tags(MarkdownIt("commonmark", {"html": True}).render(data["text/markdown"]))
+    assert rendered.tags <= {"p", "strong", "em", "code", "pre", "ul", "li"}
+    assert rendered.attributes <= {"class"}
+
+
+def test_a_card_is_a_widget_and_static_output_at_first_and_static_at_last(kernel: Kernel) -> None:
+    """The first display has the widget and every static form; the end replaces it by the static forms only."""
+    cell = run_ok(kernel, "%%agentrun say -n tea\nhi")
+    first = cell.outputs[0]
+    assert first["output_type"] == "display_data"
+    assert set(first["data"]) == STATIC | {WIDGET}
+    data = final_update(kernel, cell)
+    assert set(data) == STATIC
+    for form in STATIC - {RUN}:
+        assert "Completed" in data[form]
+        assert "hi" in data[form]
+        assert "<script" not in data[form]
+    record = data[RUN]
+    assert (record["status"], record["name"], record["output"]) == ("completed", "tea", "hi")
+    assert json.loads(json.dumps(record)) == record
+    messages = card_messages(kernel, cell)
+    assert (messages[0]["msg_type"], messages[-1]["msg_type"]) == ("comm_open", "comm_close")
+    assert states(messages)[-1]["status"] == "completed"
+
+
+def test_hostile_text_stays_text_wherever_it_comes_from(kernel: Kernel) -> None:
+    """Text, names, tools, errors and reasons with markup and fences in them become text, live and static."""
+    run_ok(
+        kernel,
+        f"bad = {HOSTILE!r}\n"
+        "async def hostile(prompt, run):\n"
+        "    run.phase(bad); run.log(bad); run.progress(1, 2, bad)\n"
+        "    with run.tool(bad, {bad: bad}) as tool:\n"
+        "        tool.result = bad\n"
+        "    run.text(bad)\n"
+        "    if prompt == 'fail':\n"
+        "        raise ValueError(bad)\n"
+        "    await asyncio.Event().wait()\n"
+        "hostile.__name__ = bad",
+    )
+    failed = run_ok(kernel, "%%agentrun hostile --name '<b>`x`</b> *a* [l](//evil)'\nfail")
+    assert_harmless(failed.outputs[0]["data"])
+    data = final_update(kernel, failed)
+    assert_harmless(data)
+    assert "&lt;script&gt;alert(1)" in data["text/html"]
+    stopped = run_ok(kernel, "%%agentrun hostile -o run -n hostile\nwait")
+    wait_for_text(kernel, "hostile")
+    run_ok(kernel, "run.cancel(bad)")
+    assert_harmless(final_update(kernel, stopped))
+    table = run_ok(kernel, "%agentrun list").outputs[0]["data"]["text/html"]
+    assert Tags(table).tags <= {"table", "thead", "tbody", "tr", "th", "td"}
+
+
+@pytest.mark.parametrize(
+    "character",
+    ["x", "&", '"', "🫖", "\\x00", "`", "\\n"],
+    ids=["plain", "amp", "quote", "wide", "null", "tick", "lines"],
+)
+def test_a_saved_card_is_small_however_long_the_run(kernel: Kernel, character: str) -> None:
+    """1 MB of text and 200 tools with long arguments: what the file keeps stays below 64 KiB."""
+    run_ok(
+        kernel,
+        "async def long(prompt, run):\n"
+        "    for n in range(200):\n"
+        f"        with run.tool('search' + '{character}' * 300, {{'q': '{character}' * 2000}}) as tool:\n"
+        f"            tool.result = '{character}' * 2000\n"
+        "    for n in range(1000):\n"
+        f"        yield '{character}' * 1000\n"
+        f"    raise ValueError('{character}' * 50_000)",
+    )
+    cell = run_ok(kernel, "%%agentrun long -n long\nhi")
+    data = final_update(kernel, cell)
+    output = nbformat.v4.new_output("display_data", data)
+    full = nbformat.v4.new_code_cell(outputs=[output])
+    empty = nbformat.v4.new_code_cell()
+    saved, bare = (nbformat.writes(nbformat.v4.new_notebook(cells=[one])) for one in (full, empty))
+    assert len(saved.encode()) - len(bare.encode()) <= SAVED_LIMIT
+    if character == "x":  # and not cut for nothing
+        assert len(data["text/plain"]) > 10_000
+    assert "Failed" in data["text/plain"]
+    for state in states(card_messages(kernel, cell)):
+        assert len(json.dumps(state, ensure_ascii=False).encode()) <= LIVE_LIMIT
+    run_ok(kernel, "assert len(nbrun.get('long').text) >= 1_000_000")
+
+
+def test_updates_are_coalesced_and_the_last_state_arrives(kernel: Kernel) -> None:
+    """3,000 deltas in two seconds are at most ten messages in any second; the last has all the text."""
+    run_ok(
+        kernel,
+        "async def chatty(prompt):\n"
+        "    for n in range(3000):\n"
+        "        yield f'{n} '\n"
+        "        if n % 15 == 14:\n"
+        "            await asyncio.sleep(0.01)\n",
+    )
+    cell = run_ok(kernel, "%%agentrun chatty -n chatty -o run\nhi")
+    data = final_update(kernel, cell)
+    assert "2998 2999" in data["text/plain"]
+    updates = [m for m in card_messages(kernel, cell) if m["msg_type"] == "comm_msg"]
+    assert len(updates) >= 10  # it was seen while it ran
+    assert busiest_second(updates) <= 10
+    last = states(updates)[-1]
+    assert last["status"] == "completed"
+    assert last["text"].endswith("2998 2999 ")
+    assert value(kernel, "[e.type for e in run.events()].count('text.delta')") == "3000"
+
+    cells = [run_ok(kernel, f"%%agentrun chatty -n chatty{n}\nhi") for n in range(5)]
+    for one in cells:
+        assert "2998 2999" in final_update(kernel, one)["text/plain"]
+    together = [
+        m for one in cells for m in card_messages(kernel, one) if m["msg_type"] == "comm_msg"
+    ]
+    assert busiest_second(together) <= 20
+
+
+def test_a_cards_messages_belong_to_the_cell_that_started_it(kernel: Kernel) -> None:
+    """Updates and the final output name the starting cell as their parent, also while other cells run."""
+    cell = run_ok(kernel, "%%agentrun endless -n own -o run\nhi")
+    wait_for_text(kernel, "own")
+    other = run_ok(kernel, "run.cancel().wait(5); print('here')")
+    final_update(kernel, cell)
+    assert {m["parent_header"]["msg_id"] for m in card_messages(kernel, cell)} == {cell.msg_id}
+    assert other.stdout == "here\n"
+    assert other.outputs == []
+
+
+def test_what_an_agent_prints_is_in_its_log_and_in_no_cell(kernel: Kernel) -> None:
+    """Prints of async and of sync agents, of their tasks too, go to the run; a cell's own prints stay its own."""
+    run_ok(
+        kernel,
+        "import sys\n"
+        "async def prints(prompt):\n"
+        "    for n in range(20):\n"
+        "        print('stray', n)\n"
+        "        print('worse', n, file=sys.stderr)\n"
+        "        await asyncio.sleep(0.02)\n"
+        "def prints_too(prompt):\n"
+        "    for n in range(20):\n"
+        "        print('stray', n)\n"
+        "        time.sleep(0.02)\n",
+    )
+    cells = [
+        run_ok(kernel, f"%%agentrun {name} -o {name}_run\nhi") for name in ("prints", "prints_too")
+    ]
+    cells.append(run_ok(kernel, "print('mine'); prints_run.wait(10), prints_too_run.wait(10)"))
+    for cell in cells[:2]:
+        final_update(kernel, cell)
+    for cell in cells:
+        assert "stray" not in cell.stdout + cell.stderr
+        assert "worse" not in cell.stdout + cell.stderr
+    assert cells[2].stdout == "mine\n"
+    logs = "''.join(e.data.text for e in {0}.events() if e.type == 'log' and e.data.level == '{1}')"
+    out = value(kernel, f"{logs.format('prints_run', 'stdout')}.count('stray')")
+    err = value(kernel, f"{logs.format('prints_run', 'stderr')}.count('worse')")
+    sync = value(kernel, f"{logs.format('prints_too_run', 'stdout')}.count('stray')")
+    assert (out, err, sync) == ("20", "20", "20")
+
+
+def test_a_click_cancels_and_is_answered(kernel: Kernel) -> None:
+    """A cancel sent to the card's comm stops its run and no other, and is answered with its nonce."""
+    beside = run_ok(kernel, "%%agentrun endless -n beside -o beside\nhi")
+    cell = run_ok(kernel, "%%agentrun endless -n clicked\nhi")
+    wait_for_text(kernel, "clicked")
+    opened = card_messages(kernel, cell)[0]["content"]["data"]["state"]
+    click = {
+        "op": "cancel", "nonce": "n1", "run_id": opened["run"]["id"], "session_id": opened["session_id"],
+    }  # fmt: skip
+    comm_id = cell.outputs[0]["data"][WIDGET]["model_id"]
+
+    def send(content: object) -> None:
+        kernel.send(
+            "comm_msg", {"comm_id": comm_id, "data": {"method": "custom", "content": content}}
+        )
+
+    def replies() -> list[dict[str, Any]]:
+        data = [m["content"]["data"] for m in card_messages(kernel, cell)]
+        return [d["content"] for d in data if d.get("method") == "custom"]
+
+    for nonsense in ("cancel", {"op": "explode"}, {**click, "run_id": 5, "nonce": "n0"}):
+        send(nonsense)
+    send(click)
+    kernel.wait_until(lambda: any(reply["nonce"] == "n1" for reply in replies()))
+    assert [reply["outcome"] for reply in replies()] == ["unknown_op", "not_found", "requested"]
+    record = wait_for_status(kernel, "clicked", "cancelled")
+    assert record.cause == "user"
+    assert "Cancelled by you" in final_update(kernel, cell)["text/plain"]
+    assert value(kernel, "(str(beside.status), beside.cause)") == "('running', None)"
+    assert states(card_messages(kernel, beside))[-1]["live"]
+
+
+def test_a_run_that_fails_to_start_shows_no_card(kernel: Kernel) -> None:
+    """Bad input sends no comm and no display."""
+    before = len(kernel.comms)
+    cell = kernel.run("%%agentrun nobody\nhi")
+    assert error_line(cell).startswith("AgentNotFound")
+    assert [output["output_type"] for output in cell.outputs] == ["error"]
+    assert len(kernel.comms) == before

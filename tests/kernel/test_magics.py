@@ -1,0 +1,320 @@
+"""The magics in a real kernel: what a line starts, what the subcommands say, what unloading takes away."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.kernel.cells import AGENTS, LOAD, error_line, run_ok, stored, value, wait_for_text
+from tests.kernel.driver import Kernel
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture
+def shared(shared_kernel: Kernel) -> Kernel:
+    """The module's kernel, with nothing live in it."""
+    run_ok(shared_kernel, "nbrun.session().cancel_all()\nfor run in nbrun.runs(): run.wait(5)")
+    return shared_kernel
+
+
+# --- loading and unloading -------------------------------------------------------------------------
+
+
+def test_loading_is_silent_and_starts_nothing(kernel: Kernel) -> None:
+    """`%load_ext nbrun` prints nothing, makes no file and starts no thread; a second time neither."""
+    before = sorted(path.name for path in kernel.folder.iterdir())
+    for _ in range(2):
+        cell = run_ok(kernel, LOAD)
+        assert (
+            [m["msg_type"] for m in cell.messages if m["msg_type"] != "status"] == ["execute_input"]
+            or cell.stdout
+            == "The nbrun extension is already loaded. To reload it, use:\n  %reload_ext nbrun\n"
+        )
+    run_ok(kernel, AGENTS)
+    assert value(kernel, "nbrun_threads()") == "[]"
+    assert sorted(path.name for path in kernel.folder.iterdir()) == before
+
+
+def test_unloading_takes_everything_away(kernel: Kernel) -> None:
+    """Magics, control handler, the wrapped shutdown, settings, streams and threads: as before the load."""
+    state = """(
+        'agentrun' in ip.magics_manager.magics['cell'], 'agentrun' in ip.magics_manager.magics['line'],
+        'nbrun_request' in ip.kernel.control_handlers,
+        getattr(ip.kernel.do_shutdown, '__func__', None) is not type(ip.kernel).do_shutdown,
+        [c for c in ip.configurables if type(c).__name__ == 'NbRun'] != [],
+        type(sys.stdout).__name__, type(sys.stderr).__name__,
+    )"""
+    run_ok(kernel, AGENTS + "import sys; ip = get_ipython()")
+    bare = value(kernel, state)
+    assert bare.startswith("(False, False, False, False, False")
+    run_ok(kernel, LOAD)
+    run_ok(kernel, "%%agentrun endless -n long\nhi")
+    wait_for_text(kernel, "long")
+    assert value(kernel, state).startswith("(True, True, True, True, True, 'RunStream'")
+
+    cell = run_ok(kernel, "%unload_ext nbrun")
+    assert cell.stdout + cell.stderr == ""
+    assert value(kernel, state) == bare
+    assert value(kernel, "nbrun_threads()") == "[]"
+    record = stored(kernel.folder, "long")
+    assert record is not None
+    assert (record.status, record.cause, record.text) == ("cancelled", "shutdown", "begun ")
+    assert kernel.run("%%agentrun say\nhi").error is not None
+    assert "%load_ext nbrun" in error_line(kernel.run("nbrun.start(say)"))
+
+    # The run's card is static now, and its widget closed.
+    assert [m["msg_type"] for m in kernel.comms][-1] == "comm_close"
+    run_ok(kernel, LOAD)
+    assert value(kernel, "nbrun.get('long').status.value") == "'cancelled'"
+    run_ok(kernel, "%%agentrun say -b\nagain")
+    assert value(kernel, "nbrun.get('last').output") == "'again'"
+
+
+def test_reloading_twice_leaves_one_of_everything(loaded_kernel: Kernel) -> None:
+    """After `%reload_ext` twice a run starts, answers once, and is told to stop once."""
+    kernel = loaded_kernel
+    for _ in range(2):
+        assert run_ok(kernel, "%reload_ext nbrun").stdout == ""
+        run_ok(kernel, "%%agentrun endless -n long\nhi")
+        wait_for_text(kernel, "long")
+    assert value(kernel, "[str(r.status) for r in nbrun.runs()]") == "['running', 'cancelled']"
+    assert value(kernel, "nbrun_threads()") == "['nbrun-cards', 'nbrun-host', 'nbrun-writer']"
+    configurables = "[type(c).__name__ for c in get_ipython().configurables].count('NbRun')"
+    assert value(kernel, configurables) == "1"
+    run_ok(kernel, "%unload_ext nbrun")
+    assert value(kernel, "nbrun_threads()") == "[]"
+    assert value(kernel, "hasattr(get_ipython().kernel.do_shutdown, '__func__')") == "True"
+
+
+def test_settings_are_shown_and_changed(loaded_kernel: Kernel) -> None:
+    """`%config NbRun` lists every setting; a changed one holds for the next run."""
+    kernel = loaded_kernel
+    listed = run_ok(kernel, "%config NbRun").stdout
+    for setting in ("model", "store", "max_concurrent", "cancel_grace_s", "card"):
+        assert f"NbRun.{setting}=" in listed
+    run_ok(kernel, "%config NbRun.model = 'scripted'\n%config NbRun.card = False")
+    cell = run_ok(kernel, "%%agentrun\nhi")
+    assert all(WIDGET not in output["data"] for output in cell.outputs)
+    assert cell.outputs[0]["data"]["text/plain"]
+    assert value(kernel, "nbrun.get('last').record.model") == "'scripted (no model)'"
+    run_ok(kernel, "nbrun.get('last').wait(10)")
+
+
+# --- starting --------------------------------------------------------------------------------------
+
+
+def test_the_cell_returns_at_once_and_others_run_meanwhile(shared: Kernel) -> None:
+    """A run that never ends holds up neither its own cell nor the next one."""
+    began = time.monotonic()
+    cell = run_ok(shared, "%%agentrun endless -o long\nhi")
+    assert cell.result is None
+    assert cell.stdout + cell.stderr == ""
+    assert WIDGET in cell.outputs[0]["data"]
+    assert run_ok(shared, "6 * 7").result == "42"
+    assert time.monotonic() - began < 5
+    assert value(shared, "(long.done(), long.record.prompt)") == "(False, 'hi')"
+    run_ok(shared, "long.cancel().wait(5)")
+
+
+def test_a_run_has_the_name_tags_and_variable_that_the_line_gives(shared: Kernel) -> None:
+    """`-n`, `--tag` and `-o` name the run, label it and put it into the notebook."""
+    run_ok(shared, "%%agentrun say -b -n 'green tea' --tag kind=green --tag cup=2 -o tea\nhi")
+    assert value(shared, "(tea.name, tea.record.tags, tea.output)") == (
+        "('green tea', {'kind': 'green', 'cup': '2'}, 'hi')"
+    )
+    assert value(shared, "nbrun.get('green tea') == tea == nbrun.get('last')") == "True"
+    assert value(shared, "[r.name for r in nbrun.runs(tag='cup=2')]") == "['green tea']"
+
+
+def test_a_time_limit_cancels_and_says_so(shared: Kernel) -> None:
+    """`--timeout` ends the run as cancelled with the cause `deadline`; the words say "timed out"."""
+    run_ok(shared, "%%agentrun endless --timeout 300ms -o late\nhi")
+    assert value(shared, "(late.wait(5), str(late.status), str(late.cause))") == (
+        "(True, 'cancelled', 'deadline')"
+    )
+    assert "Timed out after" in value(shared, "late")
+
+
+def test_a_cell_that_is_run_again_queues_rejects_or_replaces(shared: Kernel) -> None:
+    """`--if-running` decides what becomes of a live run of the same cell; other cells do not matter."""
+    run_ok(shared, "%%agentrun endless -o first\nhi", cell_id="again")
+    run_ok(shared, "%%agentrun endless -o second\nhi", cell_id="again")
+    assert value(shared, "(first.number + 1, str(second.status))") == (
+        f"({value(shared, 'second.number')}, 'queued')"
+    )
+    assert f"waits for run #{value(shared, 'first.number')}" in value(
+        shared, "second.record.notices"
+    )
+    refused = error_line(shared.run("%%agentrun endless --if-running reject\nhi", cell_id="again"))
+    assert refused.startswith("RunRejected: ")
+    assert "--if-running queue" in refused
+    run_ok(shared, "%%agentrun say --if-running reject -b -o other\nhi", cell_id="elsewhere")
+    assert value(shared, "other.output") == "'hi'"
+
+    run_ok(shared, "%%agentrun say --if-running replace -o third\nhi", cell_id="again")
+    assert value(shared, "third.result(10)") == "'hi'"
+    assert value(shared, "[(str(r.status), str(r.cause)) for r in (first, second)]") == (
+        "[('cancelled', 'replaced'), ('cancelled', 'replaced')]"
+    )
+
+
+def test_an_id_starts_only_once(shared: Kernel) -> None:
+    """The same `--id` and inputs give the same run, unexecuted; other inputs are refused in one line."""
+    run_ok(
+        shared,
+        "entered = []\nasync def counted(prompt):\n    entered.append(prompt)\n    return prompt",
+    )
+    for out in ("one", "two"):
+        run_ok(shared, f"%%agentrun counted -b --id only-once -o {out}\nhi")
+    assert value(shared, "(one == two, entered, two.output)") == "(True, ['hi'], 'hi')"
+    refused = error_line(shared.run("%%agentrun counted -b --id only-once\nho"))
+    assert refused.startswith("IdConflict: ")
+    assert value(shared, "entered") == "['hi']"
+
+
+def test_the_body_can_be_python(shared: Kernel) -> None:
+    """`--python` runs the body in the notebook's namespace, awaits at its top, gives its last value."""
+    run_ok(
+        shared,
+        "%%agentrun --python -b -o cell\nawait asyncio.sleep(0)\nfound = {'a': 1}\nlen(found) + 1",
+    )
+    assert value(shared, "(cell.output, found)") == "(2, {'a': 1})"
+    run_ok(shared, "%%agentrun --python -b -o cell\n{name: 1 for name in found}\n")
+    assert value(shared, "cell.output") == "{'a': 1}"
+    assert "ZeroDivisionError" in error_line(shared.run("%%agentrun --python -b\n1 / 0"))
+
+
+def test_an_agent_that_blocks_gets_a_thread(shared: Kernel) -> None:
+    """`--thread` drives an async agent on a loop of its own, so that others go on while it blocks."""
+    run_ok(
+        shared,
+        "gate = threading.Event()\n"
+        "async def blocking(prompt):\n    gate.wait(20)\n    return threading.current_thread().name",
+    )
+    run_ok(shared, "%%agentrun blocking --thread -o aside\nhi")
+    run_ok(shared, "%%agentrun say -b -o beside\nhi")
+    assert value(shared, "(aside.done(), beside.output)") == "(False, 'hi')"
+    assert value(shared, "(gate.set(), aside.result(5).startswith('nbrun-agent'))[1]") == "True"
+
+
+def test_names_in_the_prompt_become_their_values(shared: Kernel) -> None:
+    """`{name}`, attributes, indexes and keys are looked up; other braces stay, and nothing is evaluated."""
+    run_ok(shared, "kind = 'oolong'; cups = ['big', 'small']; box = {'a b': 3}; gone = []")
+    body = (
+        "{kind} {cups[1]} {box['a b']} {os.name} {{kind}} {\"json\": 1} {1 + 1} {} {gone.append(1)}"
+    )
+    run_ok(shared, f"%%agentrun say -b -o said\n{body}")
+    assert value(shared, "(said.output, gone)") == repr(
+        (
+            'oolong small 3 posix {kind} {"json": 1} {1 + 1} {} {gone.append(1)}',
+            [],
+        )
+    )
+    run_ok(shared, "%%agentrun say -b -o said --no-interpolate\n{kind} {nothing}")
+    assert value(shared, "said.output") == "'{kind} {nothing}'"
+
+
+def test_a_target_may_be_a_registered_agent_or_none(shared: Kernel) -> None:
+    """`@nbrun.agent` makes a name known; without a target the model speaks."""
+    run_ok(shared, "@nbrun.agent\ndef known(prompt): return prompt.upper()\ndel known")
+    run_ok(shared, "%%agentrun known -b -o loud\nhi")
+    assert value(shared, "loud.output") == "'HI'"
+    run_ok(shared, "%%agentrun --model scripted -b -o poem\nWrite a haiku.")
+    assert "Steam curls" in value(shared, "poem.output")
+    assert value(shared, "[t.name for t in poem.record.tools]") == "['count_syllables']"
+
+
+# --- the subcommands -------------------------------------------------------------------------------
+
+
+def test_list_shows_the_runs_newest_first(shared: Kernel) -> None:
+    """`%agentrun`, `list` and `ls` give the table, in text and in HTML."""
+    run_ok(shared, "%%agentrun say -b -n older\nhi")
+    run_ok(shared, "%%agentrun say -b -n newer\nhi")
+    for line in ("%agentrun", "%agentrun list", "%agentrun ls"):
+        cell = run_ok(shared, line)
+        table = cell.result
+        assert table is not None
+        rows = table.splitlines()
+        assert rows[0].split() == ["run", "name", "status", "agent", "started", "tokens", "output"]
+        assert ("newer" in rows[1], "older" in rows[2]) == (True, True)
+        assert "<table>" in cell.outputs[0]["data"]["text/html"]
+
+
+def test_result_gives_the_output_or_raises_in_one_line(shared: Kernel) -> None:
+    """`result` returns the live object; a run that failed, or has not ended, is one line."""
+    run_ok(shared, "the_list = [1]\ndef give(prompt): return the_list")
+    run_ok(shared, "%%agentrun give -b\nhi")
+    assert run_ok(shared, "%agentrun result").result == "[1]"
+    run_ok(shared, "got = %agentrun result last\ngot is the_list or 1 / 0")
+    run_ok(shared, "%%agentrun broken -n sad\nhi")
+    run_ok(shared, "%agentrun wait sad")
+    assert "the kettle is empty" in error_line(shared.run("%agentrun result sad"))
+    run_ok(shared, "%%agentrun endless -n long\nhi")
+    assert "%agentrun wait" in error_line(shared.run("%agentrun result long"))
+
+
+def test_show_brings_the_card(shared: Kernel) -> None:
+    """`show` gives a live card for a live run, static output for an ended one; several at once."""
+    run_ok(shared, "%%agentrun endless -n long -o long\nhi")
+    run_ok(shared, "%%agentrun say -b -n short\nhi")
+    live, ended = run_ok(shared, "%agentrun show long short").outputs
+    assert WIDGET in live["data"]
+    assert set(ended["data"]) == {
+        "text/html", "text/markdown", "text/plain", "application/vnd.nbrun.run+json",
+    }  # fmt: skip
+    assert "Completed" in ended["data"]["text/plain"]
+
+
+def test_wait_waits_and_a_time_limit_leaves_the_run_alive(shared: Kernel) -> None:
+    """`wait` waits for all live runs or the named ones; over its limit is one line, and the run goes on."""
+    run_ok(
+        shared,
+        "gate = asyncio.Event()\nasync def gated(prompt):\n    await asyncio.sleep(0.3)\n    return prompt",
+    )
+    run_ok(shared, "%%agentrun gated -o one\nhi")
+    run_ok(shared, "%%agentrun gated -o two\nhi")
+    cell = run_ok(shared, "%agentrun wait")
+    assert cell.stdout.count("Completed") == 2
+    assert value(shared, "(one.done(), two.done())") == "(True, True)"
+    run_ok(shared, "%%agentrun endless -o long\nhi")
+    assert "goes on" in error_line(shared.run("%agentrun wait last --timeout 200ms"))
+    assert value(shared, "long.done()") == "False"
+
+
+def test_cancel_says_what_it_did(shared: Kernel) -> None:
+    """`cancel` stops the newest live run, the named ones or all; with nothing to stop it says so."""
+    assert run_ok(shared, "%agentrun cancel").stdout == "no run is live: nothing to cancel\n"
+    for name in ("a", "b", "c", "d"):
+        run_ok(shared, f"%%agentrun endless -n {name} -o {name}\nhi")
+    assert "d: " in run_ok(shared, "%agentrun cancel").stdout
+    assert value(shared, "(d.wait(5), str(d.cause), a.done())") == "(True, 'user', False)"
+    run_ok(shared, "%agentrun stop b --reason 'too slow'")
+    assert value(shared, "(b.wait(5), b.reason, a.done(), c.done())") == (
+        "(True, 'too slow', False, False)"
+    )
+    assert "has ended already" in run_ok(shared, "%agentrun cancel b").stdout
+    assert len(run_ok(shared, "%agentrun cancel --all").stdout.splitlines()) == 2
+    assert value(shared, "[r.wait(5) for r in (a, c)]") == "[True, True]"
+    # An unknown name beside a known one stops nothing.
+    run_ok(shared, "%%agentrun endless -n e -o e\nhi")
+    assert error_line(shared.run("%agentrun cancel e nobody")).startswith("RunNotFound: ")
+    assert value(shared, "e.record.status.value in ('queued', 'running')") == "True"
+
+
+def test_help_and_the_manual_name_every_option(shared: Kernel) -> None:
+    """`%agentrun help` lists the subcommands, `%%agentrun?` the options."""
+    listed = run_ok(shared, "%agentrun help").stdout
+    for subcommand in ("list", "show", "result", "wait", "cancel", "help"):
+        assert f"%agentrun {subcommand}" in listed
+    cell = run_ok(shared, "%%agentrun?")
+    assert cell.reply is not None
+    (page,) = (p for p in cell.reply["payload"] if p["source"] == "page")
+    manual = page["data"]["text/plain"]
+    for option in (
+        "--name", "--out", "--block", "--noblock", "--timeout", "--model", "--if-running", "--tag",
+        "--id", "--python", "--thread", "--no-interpolate", "TARGET", "Start an agent run",
+    ):  # fmt: skip
+        assert option in manual

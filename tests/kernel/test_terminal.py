@@ -1,0 +1,114 @@
+"""nbrun in a plain terminal IPython: no kernel, no widgets."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect  # type: ignore[import-untyped]  # comes with IPython, without types
+import pytest
+
+AGENTS = (
+    "import asyncio, nbrun",
+    "async def shout(prompt): return prompt.upper()",
+    "async def endless(prompt, run): run.text('begun '); await asyncio.Event().wait()",
+    "async def broken(prompt): raise ValueError('the kettle is empty')",
+)
+
+
+class Terminal:
+    """A terminal with IPython in it, typed into line by line; every wait is bounded."""
+
+    def __init__(self, folder: Path) -> None:
+        env = {name: text for name, text in os.environ.items() if not name.startswith("NBRUN_")}
+        env |= {
+            "IPYTHONDIR": str(folder / "ipython"),
+            "TERM": "xterm",
+        }  # not "dumb", on which nothing moves
+        env["PYTHONPATH"] = str(Path(__file__).parents[2])
+        self._numbers = itertools.count(1)
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "IPython", "--simple-prompt", "--no-banner", "--no-confirm-exit"],
+            cwd=str(folder),
+            env=env,
+            encoding="utf-8",
+            timeout=15,
+            dimensions=(40, 160),
+        )
+        self.read()
+
+    def read(self) -> str:
+        """Return what is shown until the prompt of the next cell."""
+        self.child.expect_exact(f"In [{next(self._numbers)}]: ")
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.child.before).replace("\r\n", "\n")
+
+    def type(self, *lines: str) -> None:
+        """Type the lines of a cell; IPython takes two empty ones for the end of a cell of several."""
+        for line in (*lines, "", "") if len(lines) > 1 else lines:
+            self.child.sendline(line)
+
+    def run(self, *lines: str) -> str:
+        """Run a cell and return what is shown, the typed lines left out."""
+        self.type(*lines)
+        shown = self.read()
+        for line in lines:
+            shown = shown.partition(line)[2]
+        return shown
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    """A terminal with nbrun loaded and some agents defined."""
+    terminal = Terminal(tmp_path)
+    assert terminal.run("%load_ext nbrun").strip() == ""
+    for line in AGENTS:
+        terminal.run(line)
+    yield terminal
+    terminal.child.close(force=True)
+
+
+def test_a_run_is_shown_until_its_end(terminal: Terminal) -> None:
+    """The cell waits, shows the words, the name and the text; a failure and a mistake are one line each."""
+    shown = terminal.run("%%agentrun shout -n loud", "hello there")
+    assert "Completed" in shown
+    assert "loud #1" in shown
+    assert "HELLO THERE" in shown
+    assert "42" in terminal.run("6 * 7")
+
+    shown = terminal.run("%%agentrun broken", "hi")
+    assert "RunFailed: run #2 (broken) failed: ValueError: the kettle is empty" in shown
+    assert "Traceback" not in shown
+
+    shown = terminal.run("%%agentrun nobody", "hi")
+    lines = [line for line in shown.splitlines() if line.strip(" .:")]
+    assert len(lines) == 1
+    assert lines[0].lstrip(" .:").startswith("AgentNotFound: there is no 'nobody'")
+
+    shown = terminal.run("%agentrun list")
+    assert shown.index("#2   broken") < shown.index("#1   loud")
+    assert "HELLO THERE" in terminal.run("%agentrun show 1")
+
+
+def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:
+    """Ctrl-C ends the wait and the run; a background run beside it goes on, and the exit is not held up."""
+    terminal.run("%%agentrun endless -a -n beside", "hi")
+    terminal.type("%%agentrun endless -n fore", "hi")
+    terminal.child.expect_exact("fore #2")
+    terminal.child.expect_exact("begun")
+    terminal.child.sendintr()
+    shown = terminal.read()
+    assert "Interrupted after" in shown
+    assert "KeyboardInterrupt" in shown
+    states = "[(r.name, str(r.status), str(r.cause)) for r in nbrun.runs()]"
+    assert "[('fore', 'cancelled', 'interrupt'), ('beside', 'running', 'None')]" in terminal.run(
+        f"print({states})"
+    )
+    terminal.type("exit")
+    terminal.child.expect(pexpect.EOF)
+    terminal.child.close()
+    assert terminal.child.exitstatus == 0

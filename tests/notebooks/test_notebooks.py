@@ -1,0 +1,128 @@
+"""The example notebooks: each executes in a real kernel, and is saved as its readers should see it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from nbrun.clock import SystemClock
+from nbrun.record import RunRecord
+from nbrun.store import SessionStore, store_path
+from tests.notebooks.headless import FOLDER, NOTEBOOKS, execute
+
+pytestmark = pytest.mark.timeout(120)
+
+MACHINE = re.compile(
+    r"/(?:home|root|tmp|Users|work|var|opt|usr)/|[A-Za-z]:\\\\|ipykernel_|-packages"
+)
+STATIC = {"text/html", "text/markdown", "text/plain", "application/vnd.nbrun.run+json"}
+
+each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+Executed = Callable[[Path], tuple[nbformat.NotebookNode, list[RunRecord]]]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    """Executes a notebook, the first time that it is asked for; gives it with its stored runs, oldest first."""
+
+    @functools.cache
+    def execute_once(path: Path) -> tuple[nbformat.NotebookNode, list[RunRecord]]:
+        folder = tmp_path_factory.mktemp("notebook")
+        return execute(path, folder), stored_runs(folder / path.name)
+
+    return execute_once
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[Any]:
+    """Return the cells that are code."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def stored_runs(notebook: Path) -> list[RunRecord]:
+    """Return the whole records of a notebook's runs, oldest first."""
+    store = SessionStore([store_path(notebook)], SystemClock())
+    store.open_existing()
+    try:
+        return [store.record(run.number) for run in reversed(store.runs())]
+    finally:
+        store.close(1.0)
+
+
+def table_of(cell: Any) -> str:
+    """Return the text of the table of runs that a cell shows."""
+    (result,) = [out for out in cell.outputs if out.output_type == "execute_result"]
+    assert "<table>" in result.data["text/html"]
+    return str(result.data["text/plain"])
+
+
+@each_notebook
+def test_executes_and_ends_with_its_stored_runs(notebook: Path, executed: Executed) -> None:
+    """From top to bottom with no error and no network; the last cell shows the runs that the store has."""
+    result, records = executed(notebook)
+    assert len(records) >= 2
+    assert not any(record.is_live for record in records)
+    rows = table_of(code_cells(result)[-1]).splitlines()[1:]
+    shown = [tuple(row.split()[:2]) for row in reversed(rows)]
+    assert shown == [(f"#{record.number}", record.name) for record in records]
+
+
+@each_notebook
+def test_cards_of_a_headless_run_show_its_end(notebook: Path, executed: Executed) -> None:
+    """No saved card says that its run is still going on, also where the cell did not wait for it."""
+    outputs = [out for cell in code_cells(executed(notebook)[0]) for out in cell.outputs]
+    cards = [out.data for out in outputs if "application/vnd.nbrun.run+json" in out.get("data", {})]
+    statuses = {card["application/vnd.nbrun.run+json"].get("status", "queued") for card in cards}
+    assert cards
+    assert statuses <= {"completed", "failed", "cancelled"}
+    assert all(set(card) == STATIC for card in cards)
+
+
+def test_first_notebook_asks_the_local_model(executed: Executed) -> None:
+    """Both prompts of 01 are answered by the real local model, and the braces were filled in."""
+    _, (haiku, winter) = executed(FOLDER / "01_first_run.ipynb")
+    assert "tea" in haiku.prompt
+    assert "{" not in winter.prompt
+    for record in (haiku, winter):
+        assert record.status == "completed"
+        assert (record.model or "").startswith("local")
+        assert record.text == record.output != ""
+        assert record.usage.output_tokens > 0
+
+
+def test_second_notebook_has_four_endings(executed: Executed) -> None:
+    """The runs of 02 end as its text says, and the cancelled one keeps the reason and the finished tools."""
+    _, records = executed(FOLDER / "02_cancel_and_failure.ipynb")
+    assert [(record.status, record.cause) for record in records] == [
+        ("completed", None),
+        ("cancelled", "user"),
+        ("failed", "error"),
+        ("cancelled", "deadline"),
+    ]
+    cancelled = records[1]
+    assert cancelled.reason == "the printer was quicker"
+    assert [tool.status for tool in cancelled.tools[-2:]] == ["ok", "cancelled"]
+
+
+@each_notebook
+def test_saved_with_outputs_and_without_this_machine(notebook: Path) -> None:
+    """A reader on the web sees every output, all of it static, and no path, error or timing of the author's."""
+    saved = nbformat.read(notebook, as_version=4)
+    nbformat.validate(saved)
+    assert saved.metadata.kernelspec.name == "python3"
+    assert MACHINE.search(json.dumps(saved)) is None
+    cells = code_cells(saved)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(not cell.metadata for cell in saved.cells)
+    outputs = [out for cell in cells for out in cell.outputs]
+    assert not [out for out in outputs if out.output_type == "error"]
+    assert all(set(out.get("data", {})) <= STATIC for out in outputs)
+    assert len(table_of(cells[-1]).splitlines()) >= 3

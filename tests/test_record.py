@@ -1,0 +1,233 @@
+"""The record: one fold makes a run's state, and an ending stays."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbrun import CancelCause, RunRecord, RunStatus
+from nbrun import events as ev
+from nbrun.record import AFTER_END, LIVE, TERMINAL, TRANSITIONS, fold, is_admitted, next_status
+from tests.test_events import SAMPLES
+
+CREATED = ev.RunCreated(session_id="s", name="haiku", agent="poet", prompt="tea", tags={"k": "v"})
+REQUEST = ev.CancelRequested(CancelCause.USER, "enough", "card")
+
+
+def log(*data: ev.EventData, first: int = 0) -> list[ev.RunEvent]:
+    """Return events of one run, a second apart."""
+    return [
+        ev.RunEvent(seq, 100.0 + seq, "run-1", 1, item) for seq, item in enumerate(data, first)
+    ]
+
+
+def admitted(data: list[ev.EventData]) -> list[ev.RunEvent]:
+    """Return the log that an intake would make of these."""
+    status, taken = RunStatus.QUEUED, []
+    for item in data:
+        kind = ev.type_of(item)
+        if is_admitted(status, kind):
+            status = next_status(status, kind)
+            taken.append(item)
+    return log(*taken)
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([], RunStatus.QUEUED),
+        ([ev.RunStarted()], RunStatus.RUNNING),
+        ([ev.RunStarted(), ev.RunWaiting()], RunStatus.WAITING),
+        ([ev.RunStarted(), ev.RunWaiting(), ev.RunResumed()], RunStatus.RUNNING),
+        ([ev.RunStarted(), REQUEST], RunStatus.CANCELLING),
+        ([ev.RunStarted(), ev.RunCompleted("x")], RunStatus.COMPLETED),
+        ([ev.RunStarted(), ev.RunFailed(ev.ErrorInfo("E", "m"))], RunStatus.FAILED),
+        ([REQUEST, ev.RunCancelled(CancelCause.USER)], RunStatus.CANCELLED),
+        ([ev.RunStarted(), ev.RunLost()], RunStatus.LOST),
+    ],
+    ids=lambda value: str(value) if isinstance(value, RunStatus) else "",
+)
+def test_every_status_is_reachable(events: list[ev.EventData], status: RunStatus) -> None:
+    """Each status is the fold of some log (W20)."""
+    assert fold(log(CREATED, *events)).status is status
+
+
+def test_those_are_all_statuses() -> None:
+    """The test above names each status there is, live or terminal, and no status is both."""
+    assert set(LIVE) | TERMINAL == set(RunStatus) == set(TRANSITIONS)
+    assert not set(LIVE) & TERMINAL
+
+
+@pytest.mark.parametrize("status", RunStatus)
+def test_live_and_terminal_exclude_each_other(status: RunStatus) -> None:
+    """A status says itself whether anything follows it."""
+    assert status.is_live is not status.is_terminal
+
+
+@pytest.mark.parametrize("status", LIVE)
+@pytest.mark.parametrize("kind", sorted(ev.END_TYPES))
+def test_any_live_status_may_go_to_any_end(status: RunStatus, kind: str) -> None:
+    """Nothing that goes on is beyond an ending."""
+    assert next_status(status, kind).is_terminal
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+@pytest.mark.parametrize("data", SAMPLES, ids=ev.type_of)
+def test_an_end_stays(status: RunStatus, data: ev.EventData) -> None:
+    """No event changes a terminal status, and only the end of detached work is taken after it."""
+    kind = ev.type_of(data)
+    assert next_status(status, kind) is status
+    assert is_admitted(status, kind) is (kind in AFTER_END)
+
+
+def test_cancelling_is_not_undone() -> None:
+    """A late start or answer does not make a run look as if nobody had asked it to stop."""
+    record = fold(log(CREATED, REQUEST, ev.RunStarted(), ev.RunWaiting(), ev.RunResumed()))
+    assert record.status is RunStatus.CANCELLING
+    assert (record.cause, record.reason, record.cancelled_by) == (CancelCause.USER, "enough", "card")
+    assert record.cancel_requested_at == 101.0
+
+
+def test_the_creation_sets_what_a_run_is() -> None:
+    """Name, agent, prompt, tags and the time come from the first event."""
+    record = fold(log(CREATED))
+    assert (record.run_id, record.session_id, record.name) == ("run-1", "s", "haiku")
+    assert (record.agent, record.prompt, record.tags) == ("poet", "tea", {"k": "v"})
+    assert (record.created_at, record.event_count, record.started_at) == (100.0, 1, None)
+
+
+def test_start_and_end_set_output_and_times() -> None:
+    """Start, end: completed, output and text stored, events counted."""
+    record = fold(log(CREATED, ev.RunStarted(), ev.TextDelta("a"), ev.TextDelta("b"), ev.RunCompleted([1])))
+    assert (record.status, record.output, record.text) == (RunStatus.COMPLETED, [1], "ab")
+    assert (record.started_at, record.ended_at, record.event_count) == (101.0, 104.0, 5)
+    assert record.elapsed_s(now=999.0) == 3.0
+
+
+def test_a_failure_keeps_error_and_partial_output() -> None:
+    """What there was until the error is kept with it."""
+    error = ev.ErrorInfo("ValueError", "no luck", "Traceback …")
+    record = fold(log(CREATED, ev.RunStarted(), ev.RunFailed(error, "half", ev.Usage(5))))
+    assert (record.error, record.output, record.cause) == (error, "half", CancelCause.ERROR)
+    assert record.usage == ev.Usage(5)
+
+
+def test_a_cancelled_run_keeps_output_error_and_what_still_runs() -> None:
+    """Nothing that was paid for is lost, and what goes on has a name."""
+    end = ev.RunCancelled(CancelCause.USER, "enough", "half", ev.ErrorInfo("E", "m"), None, ("tool",))
+    record = fold(log(CREATED, ev.RunStarted(), REQUEST, end))
+    assert (record.output, record.reason, record.detached) == ("half", "enough", ("tool",))
+    assert record.error == ev.ErrorInfo("E", "m")
+
+
+def test_the_end_of_detached_work_changes_neither_status_nor_output() -> None:
+    """It may follow an ending, and is counted."""
+    end = ev.RunCancelled(CancelCause.USER, None, "half", detached=("tool",))
+    before = fold(log(CREATED, ev.RunStarted(), REQUEST, end))
+    after = before.apply(log(ev.DetachedFinished("tool", 2), first=4))
+    assert (after.status, after.output, after.ended_at) == (before.status, "half", before.ended_at)
+    assert after.event_count == 5
+
+
+def test_a_lost_run_ended_with_its_last_event() -> None:
+    """It is not made to look as if it had gone on until somebody noticed."""
+    record = fold(log(CREATED, ev.RunStarted(), ev.RunLost("its kernel died", 101.0)))
+    assert (record.ended_at, record.cause) == (101.0, CancelCause.KERNEL_DIED)
+
+
+def test_tools_are_folded_by_their_id() -> None:
+    """A tool has one entry, in the order of the starts; an end without its start is tolerated."""
+    record = fold(
+        log(
+            CREATED,
+            ev.ToolStarted("t1", "search", args={"q": 1}),
+            ev.ToolStarted("t2", "read"),
+            ev.ToolFinished("t1", "ok", "found", 5.0),
+            ev.ToolFinished("t9", "error", "gone"),
+        )
+    )
+    assert [(tool.id, tool.name, tool.status) for tool in record.tools] == [
+        ("t1", "search", "ok"),
+        ("t2", "read", "running"),
+        ("t9", "t9", "error"),
+    ]
+    assert (record.tools[0].args, record.tools[0].result, record.tools[0].ms) == ({"q": 1}, "found", 5.0)
+
+
+def test_warnings_become_notices_whether_they_come_alone_or_together() -> None:
+    """Each warning of a batch is shown; the card keeps the last five."""
+    warnings = [ev.Log(f"w{number}", "warning") for number in range(7)]
+    together = fold(log(CREATED, *warnings, ev.Log("quiet", "info")))
+    assert together.notices == ("w2", "w3", "w4", "w5", "w6")
+
+
+def test_a_gap_is_refused() -> None:
+    """An event that does not come next raises, and names both numbers."""
+    with pytest.raises(ValueError, match="event 3 came where 1 was due"):
+        fold(log(CREATED)).apply(log(ev.RunStarted(), first=3))
+
+
+def test_an_event_after_the_end_is_refused() -> None:
+    """The fold never lets a log say two endings."""
+    record = fold(log(CREATED, ev.RunCompleted("x")))
+    with pytest.raises(ValueError, match="came after the run was completed"):
+        record.apply(log(ev.RunFailed(ev.ErrorInfo("E", "late")), first=2))
+
+
+def test_an_unknown_event_changes_nothing_but_the_count() -> None:
+    """Types are open: a later version's event is taken."""
+    before = fold(log(CREATED))
+    after = before.apply(log(ev.Unknown("oracle.spoke", {"x": 1}), first=1))
+    assert msgspec.structs.replace(after, event_count=1, last_event_at=100.0) == before
+
+
+def test_a_brief_record_is_small_and_says_so() -> None:
+    """A list of runs does not carry megabytes, and status and times are not cut."""
+    long = "x" * 100_000
+    record = fold(
+        log(
+            msgspec.structs.replace(CREATED, prompt=long), ev.TextDelta(long),
+            ev.ToolStarted("t", "t", args=long), ev.RunFailed(ev.ErrorInfo("E", long, long), long),
+        )
+    )  # fmt: skip
+    brief = record.brief()
+    assert len(msgspec.msgpack.encode(brief)) < 2_500
+    assert brief.is_brief
+    assert (brief.status, brief.ended_at, brief.event_count) == (RunStatus.FAILED, 103.0, 4)
+
+
+MORE = [*SAMPLES, ev.Log("careful", "warning"), ev.ToolStarted("t2", "read"), ev.RunStarted("again")]
+DATA = st.lists(st.sampled_from(MORE), max_size=40).map(lambda data: [CREATED, *data])
+
+
+@given(DATA)
+@settings(max_examples=200, deadline=None)
+def test_any_order_gives_a_legal_status_and_an_end_stays(data: list[ev.EventData]) -> None:
+    """Whatever comes in whatever order, each step is in the table, and the first ending is the last word."""
+    record = RunRecord()
+    for event in admitted(data):
+        before, record = record, record.apply([event])
+        legal = {before.status, TRANSITIONS[before.status].get(event.type, before.status)}
+        assert record.status in legal
+        if before.status.is_terminal:
+            assert (record.status, record.output, record.error) == (before.status, before.output, before.error)
+            assert record.ended_at == before.ended_at
+    assert (record.ended_at is None) is record.is_live
+
+
+@given(DATA, st.lists(st.integers(0, 41), max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_a_fold_in_batches_equals_one_by_one(data: list[ev.EventData], cuts: list[int]) -> None:
+    """However the log is cut into batches, the record is the same."""
+    events = admitted(data)
+    single = RunRecord()
+    for event in events:
+        single = single.apply([event])
+    edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
+    batched = RunRecord()
+    for start, end in zip(edges, edges[1:], strict=False):
+        batched = batched.apply(events[start:end])
+    assert batched == single
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(single), type=RunRecord) == single

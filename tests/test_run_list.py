@@ -1,0 +1,48 @@
+"""A list of runs: a table in a terminal, in a notebook and as a DataFrame."""
+
+from __future__ import annotations
+
+from nbrun import NotebookSession, RunList
+from tests.fakes import agents
+from tests.fakes.agents import BOUND_S
+
+
+def test_the_table_has_a_row_a_run(session: NotebookSession) -> None:
+    """Number, name, status, agent, start, tokens and what came out, newest first."""
+    session.start(agents.instant, "tea", name="first").wait(BOUND_S)
+    session.start(agents.failing, "tea", name="second").wait(BOUND_S)
+    header, second, first = repr(session.runs()).splitlines()
+    assert header.split() == ["run", "name", "status", "agent", "started", "tokens", "output"]
+    assert first.startswith("#1")
+    assert "Completed in" in first
+    assert first.endswith("done: tea")
+    assert "Failed after" in second
+    assert second.endswith("ValueError: no luck with tea")
+
+
+def test_the_html_table_holds_no_html_of_an_agent(session: NotebookSession) -> None:
+    """Names and outputs are text: nothing in them becomes a tag."""
+    session.start(agents.instant, "<img src=x onerror=alert(1)>", name="<b>x</b>").wait(BOUND_S)
+    html = session.runs()._repr_html_()
+    assert "<img" not in html
+    assert "<b>" not in html
+    assert "&lt;img" in html
+
+
+def test_an_empty_list_says_so() -> None:
+    """No runs is no empty table."""
+    assert repr(RunList()) == "no runs"
+    assert RunList()._repr_html_() == "<p>no runs</p>"
+
+
+def test_runs_become_a_data_frame(session: NotebookSession) -> None:
+    """One row a run, times as UTC, seconds as floats; an empty list is an empty frame."""
+    session.start(agents.talking, "tea", name="poem").wait(BOUND_S)
+    frame = session.runs().to_pandas()
+    assert list(frame["name"]) == ["poem"]
+    assert list(frame["output"]) == ["one two three"]
+    assert list(frame["status"]) == ["completed"]
+    assert str(frame["ended_at"].dtype).endswith("UTC]")
+    assert frame["elapsed_s"][0] >= 0
+    assert list(frame["events"]) == [6]
+    assert RunList().to_pandas().empty
