@@ -51,5 +51,5 @@ class HostEvent(msgspec.Struct, frozen=True):
     live: object = None
 
 
-Sink = Callable[[Sequence[HostEvent]], None]
-"""Takes events of a host, in order; from any thread."""
+Sink = Callable[[Sequence[HostEvent]], bool]
+"""Takes events of a host, in order, from any thread; returns whether the agent should pause."""

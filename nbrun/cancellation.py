@@ -7,9 +7,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nbrun.errors import Cancelled
+
+if TYPE_CHECKING:
+    from contextvars import Context
 
 
 class CancelCause(StrEnum):
@@ -93,7 +96,9 @@ class CancelToken:
 
     def __init__(self, *, deadline: float | None = None) -> None:
         self._parent: CancelToken | None = None
-        self._lock = threading.Lock()  # one for the whole tree: firing marks many nodes in one step
+        # One for the whole tree: firing marks many nodes in one step. Entered again by a signal handler, or a
+        # `__del__`, that cancels in the middle of a cancel.
+        self._lock = threading.RLock()
         self._request: CancelRequest | None = None
         self._children: set[CancelToken] = set()
         self._callbacks: list[Callback] = []
@@ -228,23 +233,25 @@ class CancelToken:
 
 def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:
     """Call each of them, whatever the others do; raise the first error at the end."""
-    first: Exception | None = None
+    first: BaseException | None = None
     for callback in callbacks:
         try:
             callback(request)
-        except Exception as error:  # isolated: the next callback still has to hear of it
+        except BaseException as error:  # isolated: the next callback still has to hear of it
             first = first or error
     if first is not None:
         raise first
 
 
-def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> bool:
-    """Call `callback` on `loop` from any thread; return False if that loop is closed.
+def call_soon(
+    loop: asyncio.AbstractEventLoop, callback: Callable[[], object], context: Context | None = None
+) -> bool:
+    """Call `callback` on `loop`, in `context`, from any thread; return False if that loop is closed.
 
     Who waited on a loop that is gone does not wait any more, so there is nobody to tell.
     """
     try:
-        loop.call_soon_threadsafe(callback)
+        loop.call_soon_threadsafe(callback, context=context)
     except RuntimeError:  # asyncio says "Event loop is closed" with nothing more exact
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import Any, TextIO
@@ -21,11 +22,12 @@ class RunStream:
     def __init__(self, stream: TextIO, level: str) -> None:
         self._stream = stream
         self._level = level
+        self._pid = os.getpid()
 
     def write(self, text: str) -> int:
         """Write to the run's log inside an agent, else to the stream behind."""
         run = current_run.get()
-        if run is None:
+        if run is None or os.getpid() != self._pid:  # a fork has no writer thread
             return self._stream.write(text)
         run.write(text, self._level)
         return len(text)
@@ -44,8 +46,14 @@ def install() -> None:
     global _users
     with _lock:
         _users += 1
-        if _users == 1:
-            for name in ("stdout", "stderr"):
+    renew()
+
+
+def renew() -> None:
+    """Stand before both streams again, where somebody has put others in their place."""
+    with _lock:
+        for name in ("stdout", "stderr") if _users else ():
+            if not isinstance(getattr(sys, name), RunStream):
                 setattr(sys, name, RunStream(getattr(sys, name), name))
 
 

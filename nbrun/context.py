@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from nbrun.clock import Clock
 
 
+MAX_LINE = 10_000
+"""Printed characters that wait for their line's end at most."""
+
+
 class Emit(Protocol):
     """Takes one event of a run, from any thread."""
 
@@ -118,10 +122,11 @@ class RunContext:
         self.token = token
         self._emit = emit
         self.clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # entered again where a collected object prints
         self._usage = ev.Usage()
         self._tools = 0
-        self._unfinished_lines: dict[str, str] = {}
+        self._unfinished_lines: dict[str, list[str]] = {}
+        self._unfinished_length = 0
         self.work: list[
             Work
         ] = []  # written by adapters on the host's loop, read by its cancel ladder
@@ -138,7 +143,9 @@ class RunContext:
 
     def send(self, data: ev.EventData, parent: str | None = None) -> None:
         """Append an event to the run's log."""
-        if current_guard.get() is None:  # the hot path: a context manager would cost as much as the rest
+        if (
+            current_guard.get() is None
+        ):  # the hot path: a context manager would cost as much as the rest
             self._emit(data, parent)
         else:
             with guarded():
@@ -171,19 +178,30 @@ class RunContext:
     def write(self, text: str, level: str = "stdout") -> None:
         """Take printed text; whole lines go to the log, the rest waits for its end."""
         with guarded(), self._lock:
-            held = self._unfinished_lines.pop(level, "") + text
-            lines, newline, rest = held.rpartition("\n")
-            if rest:
-                self._unfinished_lines[level] = rest
-        if newline:
+            parts = self._unfinished_lines.setdefault(level, [])
+            parts.append(text)
+            self._unfinished_length += len(text)
+            # A progress bar ends its lines by a bare return; and nothing is held for ever.
+            is_whole = "\n" in text or "\r" in text or self._unfinished_length > MAX_LINE
+        if is_whole:
+            self._log_lines(level)
+
+    def _log_lines(self, level: str) -> None:
+        with guarded(), self._lock:
+            held = "".join(self._unfinished_lines.pop(level, []))
+            end = max(held.rfind("\n"), held.rfind("\r"))
+            lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else (held, "")
+            self._unfinished_lines[level] = [rest] if rest else []
+            self._unfinished_length = sum(map(len, self._unfinished_lines[level]))
             self.log(lines, level)
 
     def flush_lines(self) -> None:
         """Log what was printed without a line's end."""
-        with self._lock:
-            rest, self._unfinished_lines = self._unfinished_lines, {}
-        for level, text in rest.items():
-            self.log(text, level)
+        with guarded(), self._lock:
+            held, self._unfinished_lines = self._unfinished_lines, {}
+            for level, parts in held.items():
+                if parts:
+                    self.log("".join(parts), level)
 
     def emit(self, name: str, value: object = None) -> None:
         """Append an event of the agent's own."""
@@ -210,8 +228,7 @@ class RunContext:
                 requests=known.requests + int(requests),
                 cost_usd=cost,
             )
-            usage = self._usage
-        self.send(usage)
+            self.send(self._usage)  # under the lock: totals must not be overtaken by older ones
 
     @contextmanager
     def tool(self, name: str, args: object = None, kind: str = "function") -> Iterator[ToolScope]:

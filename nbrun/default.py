@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -43,7 +42,6 @@ def session() -> NotebookSession:
     with _lock:
         if not _slot or _slot[0].is_closed:
             _slot[:] = [NotebookSession()]
-            atexit.register(_slot[0].close)
         return _slot[0]
 
 

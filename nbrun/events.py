@@ -374,7 +374,9 @@ class RunEvent(msgspec.Struct, frozen=True):
     @property
     def type(self) -> str:
         """The event's type, such as `text.delta`."""
-        return self.data.TYPE or type_of(self.data)  # asked for several times an event: one look mostly
+        return self.data.TYPE or type_of(
+            self.data
+        )  # asked for several times an event: one look mostly
 
 
 END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))

@@ -84,8 +84,9 @@ class ObserverThread:
             return
         self._calls.put((method, args))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._main, name="nbrun-observer", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._main, name="nbrun-observer", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _main(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,9 +25,15 @@ if TYPE_CHECKING:
     from nbrun.clock import Clock
     from nbrun.store import Committed
 
+_log = logging.getLogger("nbrun")
+
 BACKLOG_LIMIT = 20_000
 """Events that may wait; beyond it producers are paused, never dropped."""
 PAUSE_S = 0.05
+
+_listening = (
+    threading.Lock()
+)  # one for all runs: it is held for a moment, and each lock costs memory
 
 Listener = Callable[[RunRecord, Sequence[ev.RunEvent]], object]
 
@@ -61,18 +69,17 @@ class LiveRun:
     output: object = None
     is_created: threading.Event = field(default_factory=threading.Event)
     is_ended: threading.Event = field(default_factory=threading.Event)
-    unsaved: list[ev.RunEvent] = field(default_factory=list)
+    unsaved: tuple[ev.RunEvent, ...] = ()
     listeners: list[Listener] = field(default_factory=list)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Have `listener(record, events)` called on the writer's thread; return what ends that."""
-        self.listeners = [
-            *self.listeners,
-            listener,
-        ]  # replaced, never changed: it may be walked right now
+        with _listening:  # replaced, never changed: it may be walked right now
+            self.listeners = [*self.listeners, listener]
 
         def remove() -> None:
-            self.listeners = [known for known in self.listeners if known is not listener]
+            with _listening:
+                self.listeners = [known for known in self.listeners if known is not listener]
 
         return remove
 
@@ -97,13 +104,11 @@ class Intake:
         on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None],
     ) -> None:
         self._clock = clock
-        self._redactor = redactor
-        self._secrets = tuple(secret.encode() for secret in redactor.secrets)
+        self.redactor = redactor
         self._on_publish = on_publish
-        self._lock = threading.Lock()
+        # Entered again by a signal handler, or a `__del__`, that cancels a run in the middle of a start.
+        self._lock = threading.RLock()
         self._items: deque[tuple[LiveRun, HostEvent | ev.EventData, float]] = deque()
-        self._has_room = threading.Event()
-        self._has_room.set()
         self._runs: dict[str, LiveRun] = {}
         self.ring: Callable[..., None] = lambda **_: None
 
@@ -111,8 +116,12 @@ class Intake:
         """Let events of this run in."""
         self._runs[live.run_id] = live
 
-    def put(self, events: Sequence[HostEvent]) -> None:
-        """Take events of a host, in order; waits while too much is waiting already."""
+    def put(self, events: Sequence[HostEvent]) -> bool:
+        """Take events of a host, in order; return whether their agent should pause.
+
+        A thread is made to wait here while too much is waiting already. An event loop never is: a cancel of
+        another run on it must get through.
+        """
         is_text = is_urgent = False
         for event in events:
             live = self._runs.get(event.run_id)
@@ -128,22 +137,27 @@ class Intake:
                 self._items.append((live, event, event.ts))
                 is_text = kind in ev.DELTA_TYPES
         self.ring(is_text=is_text, is_urgent=is_urgent)
-        if len(self._items) > BACKLOG_LIMIT:
+        if len(self._items) <= BACKLOG_LIMIT:
+            return False
+        if not is_urgent and not _is_on_loop():
             self._wait_for_room(self._runs.get(events[-1].run_id))
+        return True
 
     def tell(self, live: LiveRun, data: ev.EventData) -> None:
         """Take an event of the session itself; an end only if none is here yet."""
+        now = self._clock.now()
         with guarded():
             with self._lock:
                 if data.TYPE in ev.END_TYPES:
                     if live.has_end:
                         return
                     live.has_end = True
-                self._items.append((live, data, self._clock.now()))
+                self._items.append((live, data, now))
             self.ring(is_urgent=True)
 
     def request_cancel(self, live: LiveRun, request: ev.CancelRequested) -> CancelOutcome:
         """Record the request unless there was one, or the run's end was here first; fires nothing."""
+        now = self._clock.now()
         with guarded():
             with self._lock:
                 if live.has_end:
@@ -151,14 +165,14 @@ class Intake:
                 if live.cancel is not None:
                     return CancelOutcome.ALREADY_REQUESTED
                 live.cancel = request
-                self._items.append((live, request, self._clock.now()))
+                self._items.append((live, request, now))
             self.ring(is_urgent=True)
         return CancelOutcome.REQUESTED
 
     def _wait_for_room(self, live: LiveRun | None) -> None:
-        self._has_room.clear()
-        while len(self._items) > BACKLOG_LIMIT and not (live and live.token.cancelled):
-            self._has_room.wait(PAUSE_S)
+        while live is not None and len(self._items) > BACKLOG_LIMIT:
+            if live.token.wait_sync(PAUSE_S):  # a cancel ends the waiting, too
+                return
 
     # --- the consumer ----------------------------------------------------------------------------
 
@@ -170,12 +184,33 @@ class Intake:
             live, item, ts = items.popleft()
             if live.run_id not in self._runs:  # forgotten while this waited
                 continue
-            if isinstance(item, HostEvent):
-                self._admit_host(live, item, events)
-            else:
-                self._admit(live, item, ts, 0, None, events)
-        self._has_room.set()
+            try:
+                if isinstance(item, HostEvent):
+                    self._admit_host(live, item, events)
+                else:
+                    self._admit(live, item, ts, 0, None, events)
+            except (
+                Exception
+            ) as error:  # one bad event of one agent; the others must not wait for it
+                self._replace_bad(live, item, ts, error, events)
         return events
+
+    def _replace_bad(
+        self,
+        live: LiveRun,
+        item: HostEvent | ev.EventData,
+        ts: float,
+        error: Exception,
+        events: list[ev.RunEvent],
+    ) -> None:
+        """Admit a word about an event that cannot be read; a failure in place of an end, for an end there must be."""
+        data = item.data if isinstance(item, HostEvent) else item
+        what = f"{type(error).__name__}: an event of type {type(data).__name__} could not be read"
+        stand_in: ev.EventData = ev.Log(what, "warning")
+        if data.TYPE in ev.END_TYPES:
+            stand_in = self._decided(live, ev.RunFailed(ev.ErrorInfo(type(error).__name__, what)))
+        _log.exception("%s: %s", live.run_id, what)
+        self._admit(live, stand_in, ts, 0, None, events)
 
     def _admit_host(self, live: LiveRun, item: HostEvent, events: list[ev.RunEvent]) -> None:
         if (
@@ -234,10 +269,10 @@ class Intake:
         self, live: LiveRun, data: ev.TextDelta | ev.ReasoningDelta
     ) -> ev.TextDelta | ev.ReasoningDelta:
         text = clean_text(data.text)
-        if self._redactor:
+        if self.redactor:
             stream = live.streams.get(data.TYPE)
             if stream is None:
-                stream = live.streams[data.TYPE] = StreamRedactor(self._redactor)
+                stream = live.streams[data.TYPE] = StreamRedactor(self.redactor)
             text = stream.feed(text)
         return data if text is data.text else type(data)(text)
 
@@ -259,7 +294,7 @@ class Intake:
         except (TypeError, ValueError, OverflowError):  # an adapter let something through as it was
             return ev.Unknown(ev.type_of(data), plain(data))
         # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
-        if not any(secret in blob for secret in self._secrets):
+        if not any(secret in blob for secret in self.redactor.encoded):
             return data
         clean: ev.EventData = self._without_secrets(data)
         return clean
@@ -275,32 +310,42 @@ class Intake:
             return value
         if isinstance(value, tuple):
             return tuple(self._without_secrets(part) for part in value)
-        return self._redactor.data(plain(value))
+        return self.redactor.data(plain(value))
 
     def record(self, run_id: str) -> RunRecord | None:
         """Return what is public of a run."""
         live = self._runs.get(run_id)
         return None if live is None else live.record
 
-    def publish(self, committed: list[Committed], problem: str | None) -> None:
+    def publish(self, committed: list[Committed]) -> None:
         """Make what was committed public: record first, then the end, then who listens."""
         for item in committed:
             live = self._runs.get(item.run_id)
             if live is None:
                 continue
-            if problem is None:
-                live.unsaved.clear()
-            else:
-                live.unsaved.extend(item.events)
-            live.problem = problem
+            # Replaced, never changed: somebody may be reading it.
+            live.unsaved = () if item.problem is None else (*live.unsaved, *item.events)
+            live.problem = item.problem
             if not item.record.is_live and not live.is_ended.is_set():
                 live.output = live.pending_output
             live.record = item.record
             live.is_created.set()
             if not item.record.is_live:
                 live.is_ended.set()
-            self._on_publish(live, item.events)
+            try:
+                self._on_publish(live, item.events)
+            except Exception:  # who listens to one run must not keep others from becoming public
+                _log.exception("the publishing of %s failed", live.run_id)
 
     def forget(self, live: LiveRun) -> None:
         """Let nothing of this run in any more."""
         self._runs.pop(live.run_id, None)
+
+
+def _is_on_loop() -> bool:
+    """Return whether this thread runs an event loop, which must not be held up."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

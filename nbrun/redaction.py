@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from nbrun.encoding import clean_text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,6 +18,11 @@ MIN_LENGTH = 8
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|APIKEY)(?:$|_)", re.IGNORECASE
 )
+
+
+def secrets_in(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables whose names look like keys."""
+    return {name: value for name, value in environ.items() if _SECRET_NAME.search(name)}
 
 
 class Redactor:
@@ -31,10 +38,18 @@ class Redactor:
     def __init__(self, secrets: Mapping[str, str] | None = None) -> None:
         # Longest first: a secret that contains another one must win.
         pairs = sorted(
-            ((value, name) for name, value in (secrets or {}).items() if len(value) >= MIN_LENGTH),
+            (
+                (
+                    clean_text(value),
+                    name,
+                )  # as it stands in events: an environment may hold other bytes
+                for name, value in (secrets or {}).items()
+                if len(value) >= MIN_LENGTH
+            ),
             key=lambda pair: (-len(pair[0]), pair[0]),
         )
         self._names = dict(reversed(pairs))
+        self.encoded = tuple(value.encode() for value, _ in pairs)
         self.secrets: tuple[str, ...] = tuple(value for value, _ in pairs)
         self._pattern = re.compile("|".join(map(re.escape, self.secrets))) if pairs else None
 
@@ -44,7 +59,7 @@ class Redactor:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Redactor:
         """Return a redactor for the values of variables whose names look like keys."""
-        return cls({name: value for name, value in environ.items() if _SECRET_NAME.search(name)})
+        return cls(secrets_in(environ))
 
     def text(self, text: str) -> str:
         """Return `text` with each secret replaced by `[NAME]`."""

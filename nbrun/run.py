@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
-from nbrun.errors import NoResult, RunCancelled, RunFailed, RunLost, RunNotFinished
+from nbrun.errors import NbrunError, NoResult, RunCancelled, RunFailed, RunLost, RunNotFinished
 from nbrun.record import RunRecord, RunStatus
 from nbrun.wording import status_words
 
@@ -30,6 +30,11 @@ class Owner(Protocol):
     """What a run needs of its session."""
 
     store: SessionStore
+
+    @property
+    def is_on_host_loop(self) -> bool:
+        """Whether this code runs on the loop that drives all runs."""
+        ...
 
     def cancel_run(
         self, run: Run, reason: str | None, cause: CancelCause, by: str
@@ -70,7 +75,7 @@ class Run:
         return self._stored
 
     @property
-    def _glance(self) -> RunRecord:
+    def glance(self) -> RunRecord:
         """The record, perhaps brief: enough for everything that is short, and cheap to have."""
         if self._live is not None:
             return self._live.record
@@ -84,32 +89,32 @@ class Run:
     @property
     def number(self) -> int | None:
         """The run's short number in its store, or None while it is not saved."""
-        return self._glance.number
+        return self.glance.number
 
     @property
     def name(self) -> str:
         """The run's name: the one that was given, or its agent's."""
-        return self._glance.name
+        return self.glance.name
 
     @property
     def status(self) -> RunStatus:
         """Where the run stands."""
-        return self._glance.status
+        return self.glance.status
 
     @property
     def cause(self) -> CancelCause | None:
         """Why the run was cancelled or failed, or is being cancelled."""
-        return self._glance.cause
+        return self.glance.cause
 
     @property
     def reason(self) -> str | None:
         """What was said with the cancel."""
-        return self._glance.reason
+        return self.glance.reason
 
     @property
     def phase(self) -> str | None:
         """What the agent says it is doing."""
-        return self._glance.phase
+        return self.glance.phase
 
     @property
     def output(self) -> object:
@@ -140,27 +145,27 @@ class Run:
     @property
     def usage(self) -> ev.Usage:
         """Tokens and requests so far."""
-        return self._glance.usage
+        return self.glance.usage
 
     @property
     def created_at(self) -> float:
         """When the run was created, in epoch seconds (UTC)."""
-        return self._glance.created_at
+        return self.glance.created_at
 
     @property
     def started_at(self) -> float | None:
         """When its agent was entered, in epoch seconds (UTC)."""
-        return self._glance.started_at
+        return self.glance.started_at
 
     @property
     def ended_at(self) -> float | None:
         """When the run ended, in epoch seconds (UTC)."""
-        return self._glance.ended_at
+        return self.glance.ended_at
 
     @property
     def parent_id(self) -> str | None:
         """The id of the run that started this one as its child."""
-        return self._glance.parent_id
+        return self.glance.parent_id
 
     @property
     def problem(self) -> str | None:
@@ -177,7 +182,16 @@ class Run:
         """Block until the run has ended, at most `timeout_s` seconds; return whether it has.
 
         Never raises for how the run ended.
+
+        Raises
+        ------
+        NbrunError
+            Called inside an async agent, where it would hold up the loop that all runs are on.
         """
+        if self._owner.is_on_host_loop and not self.done():
+            raise NbrunError(
+                "a blocking wait inside an async agent holds up all runs; use: await run"
+            )
         if self._live is not None:
             return self._live.is_ended.wait(timeout_s)
         waited = threading.Event()  # another kernel's run: nobody tells us, so look
@@ -188,6 +202,10 @@ class Run:
             waited.wait(TICK_S if left is None else min(TICK_S, left))
             left = None if left is None else left - TICK_S
         return True
+
+    def wait_created(self, timeout_s: float) -> bool:
+        """Block until the run's creation is public; return whether it is."""
+        return self._live is None or self._live.is_created.wait(timeout_s)
 
     def result(self, timeout_s: float | None = None) -> object:
         """Return the run's output, after waiting for it at most `timeout_s` seconds.
@@ -261,7 +279,10 @@ class Run:
         # Looked at first: what is saved in this moment is then read from the store, and not missed in both.
         unsaved = tuple(self._live.unsaved) if self._live is not None else ()
         number = self.number
-        record_count = self._glance.event_count
+        unsaved = (
+            self._live.unsaved if self._live else ()
+        )  # before the store: what is saved meanwhile is there
+        record_count = self.glance.event_count
         found = [] if number is None else self._owner.store.events(number, after, limit)
         if self._live is not None:
             # Committed events become public a moment later: show none before its card does.
@@ -337,8 +358,8 @@ class Run:
 
     @property
     def _session_id(self) -> str:
-        return self._glance.session_id
+        return self.glance.session_id
 
     def __repr__(self) -> str:
         number = "" if self.number is None else f"#{self.number} "
-        return f"<Run {number}{self.name}: {status_words(self._glance)}>"
+        return f"<Run {number}{self.name}: {status_words(self.glance)}>"

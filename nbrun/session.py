@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import logging
 import os
@@ -15,12 +16,14 @@ from nbrun import events as ev
 from nbrun.agents import builtin, find_adapter, registered
 from nbrun.attempt import Attempt
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
+from nbrun.catalog import Catalog
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
-from nbrun.context import guarded
+from nbrun.context import current_run, guarded
 from nbrun.encoding import Plain, clean_text
 from nbrun.errors import (
     AgentNotFound,
     BadOption,
+    Cancelled,
     IdConflict,
     RunNotFound,
     RunRejected,
@@ -28,10 +31,10 @@ from nbrun.errors import (
 )
 from nbrun.executors import local
 from nbrun.hooks import Observer, ObserverThread
-from nbrun.host import LoopThread
 from nbrun.intake import Intake, LiveRun
 from nbrun.line import Line
-from nbrun.redaction import Redactor
+from nbrun.loop_thread import LoopThread
+from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
@@ -48,8 +51,6 @@ SAVE_LIMIT_S = 2.0
 """How long a start waits for its run to be saved before it goes on unsaved."""
 CLOSE_S = 1.0
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
-KEEP_ENDED = 100
-"""How many ended runs stay in memory with their live output; older ones are read from the store."""
 MAX_TIMEOUT_S = 366 * 86_400.0
 
 _CHOICES = {
@@ -99,12 +100,10 @@ class NotebookSession:
         self.token = CancelToken()
         self._lock = threading.RLock()
         self._is_closed = False
-        self._lives: dict[str, LiveRun] = {}  # all that are in memory, oldest first
-        self._ended: deque[LiveRun] = (
-            deque()
-        )  # those of them that have ended; of the writer's thread
+        self._catalog = Catalog(self, self.id)
         self._line = Line(max_concurrent)
-        self._intake = Intake(self.clock, Redactor.from_environment(os.environ), self._published)
+        self._secrets = secrets_in(os.environ)
+        self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._attempts: dict[str, Attempt] = {}
         self._outgoing: deque[Attempt] = deque()
@@ -166,40 +165,78 @@ class NotebookSession:
         created = ev.RunCreated(
             session_id=self.id,
             name=clean_text(name or label),
-            agent=label,
+            agent=clean_text(label),
             prompt=clean_text(prompt),
             cell_id=cell_id,
             model=model_label,
-            tags=dict(tags or {}),
+            tags={
+                clean_text(str(key)): clean_text(str(value)) for key, value in (tags or {}).items()
+            },
             options=_options(timeout_s=timeout_s, thread=thread or None),
         )
+        self._watch_secrets()
+        capture.renew()
         with self._lock:
             if self._is_closed:
                 raise SessionClosed(
                     "this session is closed; load nbrun again with %reload_ext nbrun"
                 )
-            if id is not None and (existing := self._same(id, created)):
+            if id is not None and (existing := self._same(clean_text(id), created)):
                 return existing
-            live = LiveRun(
-                id or f"run-{self._ids.next_id()}", self.token.child(), key=cell_id or name
-            )
+            run_id = self._new_id() if id is None else clean_text(id)
+            live = LiveRun(run_id, self.token.child(), key=cell_id or name)
             behind = self._make_way(live, if_running)
-            self._attempts[live.run_id] = Attempt(
-                live.run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
+            attempt = Attempt(
+                run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
                 self.cancel_grace_s, timeout_s, thread,
             )  # fmt: skip
             self._begin()
-            self._intake.add(live)
-            self._lives[live.run_id] = live  # from here on it can be found, and it has its token
-            live.token.add_callback(lambda _request: self._token_fired(live))
-            self._intake.tell(live, created)
-        live.is_created.wait(SAVE_LIMIT_S)
-        if behind is not None:
-            self._intake.tell(live, ev.Log(f"waits for {behind} of the same cell", "warning"))
-        if self._line.join(live) or live.token.cancelled:
+        try:
+            self._enter(live, attempt, created)
+            live.is_created.wait(SAVE_LIMIT_S)
+            if behind is not None:
+                self._intake.tell(live, ev.Log(f"waits for {behind} of the same cell", "warning"))
+            if self.store.problem is not None:
+                self._intake.tell(live, ev.Log(self.store.problem, "warning"))
+            self._set_going(live)
+        except (
+            BaseException
+        ):  # ■ in the middle of it: what nobody holds yet must not be left behind
+            self._cancel(live, None, CancelCause.INTERRUPT, "interrupt")
+            self._submit(live)
+            raise
+        return Run(self, live.record, live)
+
+    def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
+        """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
+        self._attempts[live.run_id] = attempt
+        self._intake.add(live)
+        self._intake.tell(live, created)
+        live.token.add_callback(lambda _request: self._token_fired(live))
+        self._catalog.add(live)
+
+    def _set_going(self, live: LiveRun) -> None:
+        """Hand the run to its executor, or let it wait in line.
+
+        A run that another run starts does not wait: the other may be waiting for it, with its place.
+        """
+        may_go = current_run.get() is not None or self._line.join(live)
+        if may_go or live.token.cancelled:  # a cancelled one is ended by its host, unentered
             self._line.pass_by(live)
             self._submit(live)
-        return Run(self, live.record, live)
+
+    def _new_id(self) -> str:
+        run_id = f"run-{self._ids.next_id()}"
+        while run_id in self._catalog:  # an id that was given may look like one of ours
+            run_id = f"run-{self._ids.next_id()}"
+        return run_id
+
+    def _watch_secrets(self) -> None:
+        """Take up keys that came into the environment since the last start."""
+        secrets = secrets_in(os.environ)
+        if secrets != self._secrets:
+            self._secrets = secrets
+            self._intake.redactor = Redactor(secrets)
 
     def _resolved(
         self, agent: object, model: str | None, tools: Sequence[Callable[..., object]] | None
@@ -221,29 +258,23 @@ class NotebookSession:
 
     def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
         """Return the run that this id already names in the store, if its inputs are these."""
-        live = self._lives.get(run_id)
-        stored = self.store.find(run_id)
-        inputs = None
-        if live is not None:
-            live.is_created.wait(SAVE_LIMIT_S)
-            inputs = _inputs(live.record)
-        elif stored is not None and stored.record.run_id == run_id:
-            inputs = stored.inputs
-        if inputs is None:
+        run = self._catalog.named(run_id)
+        if run is None or run.id != run_id:
             return None
+        run.wait_created(SAVE_LIMIT_S)
         # The stored inputs hold no secrets, so these must not either.
         asked = self._intake.storable(created)
-        if not isinstance(asked, ev.RunCreated) or inputs != asked.inputs():
+        if not isinstance(asked, ev.RunCreated) or _inputs(run.record) != asked.inputs():
             raise IdConflict(
                 f"the id '{run_id}' already names a run with other inputs; choose another id"
             )
-        return self.get(run_id)
+        return run
 
     def _make_way(self, live: LiveRun, if_running: str) -> str | None:
         """Do what `if_running` says of a live run of the same cell; return that run's title if there is one."""
         if live.key is None:
             return None
-        others = [other for other in self._live() if other.key == live.key]
+        others = [other for other in self._catalog.live() if other.key == live.key]
         if not others:
             return None
         title = f"run #{others[-1].record.number}"
@@ -266,6 +297,7 @@ class NotebookSession:
         )
         self._intake.ring = writer.ring
         capture.install()
+        atexit.register(self.close)
         self._host = host = LoopThread("nbrun-host")
         self._executor = executor = local.LocalExecutor(host, self.clock)
         host.call(
@@ -296,15 +328,12 @@ class NotebookSession:
     @property
     def live_runs(self) -> RunList:
         """The runs of this session that have not ended, newest first."""
-        return RunList(Run(self, live.record, live) for live in reversed(self._live()))
+        return RunList(self._catalog.run(live) for live in reversed(self._catalog.live()))
 
     @property
     def current_run(self) -> Run | None:
         """The newest-created live run of this session that is no child; None when there is none."""
-        for live in reversed(self._live()):
-            if live.record.parent_id is None:
-                return Run(self, live.record, live)
-        return None
+        return next((run for run in self.live_runs if run.parent_id is None), None)
 
     def get(self, ref: Run | int | str) -> Run:
         """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id.
@@ -316,34 +345,11 @@ class NotebookSession:
         RunNotFound
             No run has this reference.
         """
-        if isinstance(ref, Run):
-            return ref
-        text = str(ref).strip()
-        digits = text.removeprefix("#")
-        if text == "last":
-            digits = "-1"
-        is_number = digits.lstrip("-").isdecimal() and digits.count("-") <= 1
-        if is_number and len(digits) < 19:  # SQLite takes no greater one; then it may be a name
-            found = (
-                self._nth_newest(-int(digits))
-                if digits.startswith("-")
-                else self._numbered(int(digits))
-            )
-        else:
-            found = self._named(text)
-        if found is None:
-            raise RunNotFound(f"no run '{text}' here; %agentrun list shows what there is")
-        return found
+        return ref if isinstance(ref, Run) else self._catalog.get(ref)
 
     def own(self, run_id: str) -> Run | None:
         """Return the run of this session that has exactly this id: no name and no number stands for it."""
-        live = self._lives.get(run_id)
-        if live is not None:
-            return Run(self, live.record, live)
-        stored = self.store.find(clean_text(run_id))
-        if stored is None or (stored.record.run_id, stored.record.session_id) != (run_id, self.id):
-            return None
-        return self._run_of(stored.record)
+        return self._catalog.own(run_id)
 
     def runs(
         self,
@@ -360,54 +366,7 @@ class NotebookSession:
         ----------
         tag : `key=value`.
         """
-
-        def fits(record: RunRecord) -> bool:
-            tags = {f"{key}={value}" for key, value in record.tags.items()}
-            return (
-                (status is None or record.status == status)
-                and (name is None or record.name == name)
-                and (agent is None or record.agent == agent)
-                and (tag is None or tag in tags)
-            )
-
-        everything = limit is None or any(value is not None for value in (status, name, agent, tag))
-        found = [run for run in self._all(None if everything else limit) if fits(run._glance)]
-        return RunList(found if limit is None else found[:limit])
-
-    def _all(self, limit: int | None) -> list[Run]:
-        unsaved = [live for live in self._lives.values() if live.record.number is None]
-        runs = [Run(self, live.record, live) for live in reversed(unsaved)]
-        for stored in self.store.runs(limit):
-            runs.append(self._run_of(stored.record))
-        return runs
-
-    def _run_of(self, record: RunRecord) -> Run:
-        live = self._lives.get(record.run_id) if record.session_id == self.id else None
-        return Run(self, record if live is None else live.record, live)
-
-    def _numbered(self, number: int) -> Run | None:
-        stored = self.store.run(number)
-        return None if stored is None else self._run_of(stored.record)
-
-    def _nth_newest(self, n: int) -> Run | None:
-        own = list(self._lives.values())
-        if 0 < n <= len(own):
-            return Run(self, own[-n].record, own[-n])
-        runs = self._all(n)
-        return runs[n - 1] if 0 < n <= len(runs) else None
-
-    def _named(self, text: str) -> Run | None:
-        own = self._lives.get(text)
-        if own is None:
-            named = [live for live in self._lives.values() if live.record.name == text]
-            own = named[-1] if named else None
-        if own is not None:
-            return Run(self, own.record, own)
-        stored = self.store.find(text)
-        return None if stored is None else self._run_of(stored.record)
-
-    def _live(self) -> list[LiveRun]:
-        return [live for live in tuple(self._lives.values()) if not live.is_ended.is_set()]
+        return self._catalog.runs(status=status, name=name, agent=agent, tag=tag, limit=limit)
 
     # --- cancelling ------------------------------------------------------------------------------
 
@@ -463,7 +422,8 @@ class NotebookSession:
         # Recorded first, then fired: were it the other way round, an agent that sees its token could end the
         # run before the log knows why.
         outcome = self._intake.request_cancel(live, request)
-        if outcome is CancelOutcome.REQUESTED:
+        if outcome is not CancelOutcome.ALREADY_FINISHED:
+            # Also when it was requested before: whoever did may have been interrupted before this line.
             self._fire(live, request.reason, cause)
         return outcome
 
@@ -471,7 +431,7 @@ class NotebookSession:
         """Fire the token of a run; what its agent has hung on it cannot stop whoever cancels."""
         try:
             live.token.cancel(reason, cause)
-        except Exception:
+        except (Exception, Cancelled):
             _log.exception("a cancel callback of %s failed", live.run_id)
 
     def _token_fired(self, live: LiveRun) -> None:
@@ -485,6 +445,11 @@ class NotebookSession:
         )
         if self._line.pass_by(live):
             self._submit(live)  # the host ends it without entering the agent
+
+    @property
+    def is_on_host_loop(self) -> bool:
+        """Whether this code runs on the loop that drives all runs."""
+        return self._host is not None and self._host.is_current
 
     # --- what became public ----------------------------------------------------------------------
 
@@ -503,15 +468,8 @@ class NotebookSession:
             self._attempts.pop(live.run_id, None)
             for following in self._line.leave(live):
                 self._submit(following)
-            self._ended.append(live)
-            self._evict()
-
-    def _evict(self) -> None:
-        """Let go of runs that ended long ago and are saved."""
-        while len(self._ended) > KEEP_ENDED and self._ended[0].problem is None:
-            live = self._ended.popleft()
-            self._intake.forget(live)
-            self._lives.pop(live.run_id, None)
+            for gone in self._catalog.note_end(live):
+                self._intake.forget(gone)
 
     def display(self, run: Run) -> None:
         """Show a run's card, where there is something to show it with."""
@@ -534,7 +492,7 @@ class NotebookSession:
                 return
             self._is_closed = True
         began = self.clock.monotonic()
-        lives = self._live()
+        lives = self._catalog.live()
         for live in lives:  # all of them first, so that the requests are on disk whatever comes
             self._intake.request_cancel(
                 live, ev.CancelRequested(CancelCause.SHUTDOWN, None, "shutdown")
@@ -554,6 +512,7 @@ class NotebookSession:
         if self._host is not None:
             capture.remove()
             self._host.close(0.1)
+            atexit.unregister(self.close)
 
     def __enter__(self) -> NotebookSession:
         return self

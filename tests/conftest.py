@@ -29,9 +29,7 @@ def store_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_session(
-    store_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MakeSession]:
+def make_session(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeSession]:
     """Makes sessions on one store, with ids in a row and a short grace; closes them at the end."""
     for name in list(os.environ):  # what a developer's shell holds is no part of a test
         if name.startswith(("NBRUN_", "OLLAMA_")) or name.endswith(("_KEY", "_TOKEN")):

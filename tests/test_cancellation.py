@@ -80,7 +80,8 @@ def test_callbacks_are_called_once_with_the_whole_tree_marked() -> None:
 
 def test_a_callback_on_a_fired_token_is_called_at_once() -> None:
     """Asking late is as good as asking early."""
-    token, heard = CancelToken(), []
+    token = CancelToken()
+    heard: list[str | None] = []
     token.cancel("enough")
     token.add_callback(lambda request: heard.append(request.reason))
     assert heard == ["enough"]
@@ -88,7 +89,8 @@ def test_a_callback_on_a_fired_token_is_called_at_once() -> None:
 
 def test_a_removed_callback_is_not_called() -> None:
     """A handle takes its callback off, once or more often."""
-    token, heard = CancelToken(), []
+    token = CancelToken()
+    heard: list[CancelRequest] = []
     handle = token.add_callback(heard.append)
     handle.remove()
     handle.remove()
@@ -98,7 +100,8 @@ def test_a_removed_callback_is_not_called() -> None:
 
 def test_a_failing_callback_stops_no_other() -> None:
     """The others are called, the token has fired, and the first error comes out at the end."""
-    token, heard = CancelToken(), []
+    token = CancelToken()
+    heard: list[CancelRequest] = []
 
     def fail(request: CancelRequest) -> None:
         raise ValueError("broken")
@@ -167,7 +170,7 @@ def test_wait_returns_on_every_loop() -> None:
     async def wait() -> None:
         task = asyncio.create_task(token.wait())
         await asyncio.sleep(0)
-        waiting.wait(BOUND_S)  # noqa: ASYNC251 - a barrier of threads, and nothing else runs on this loop
+        waiting.wait(BOUND_S)
         await asyncio.wait_for(task, BOUND_S)
         done.append(True)
 

@@ -17,14 +17,16 @@ from tests.fakes.agents import BOUND_S
 def printed(run: Run, level: str = "stdout") -> str:
     """Return what the run printed, by its log."""
     assert run.wait(BOUND_S)
-    lines = [e.data.text for e in run.events() if isinstance(e.data, ev.Log) and e.data.level == level]
+    lines = [
+        e.data.text for e in run.events() if isinstance(e.data, ev.Log) and e.data.level == level
+    ]
     return "\n".join(lines)
 
 
 def test_prints_land_in_the_log(
     session: NotebookSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """stdout and stderr of an async agent are log events of its run, and reach no cell."""
+    """Standard output and error of an async agent are log events of its run, and reach no cell."""
 
     async def prints(prompt: str) -> None:
         print("hello", prompt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import nbrun
 from nbrun import NotebookSession, ScriptedAgent, SequentialIds, cli
 from nbrun.agents import local_install
 from nbrun.clock import SystemClock
@@ -172,17 +174,22 @@ def test_demo_without_the_model_says_so_in_one_line(tmp_path: Path, folder: Path
     assert [(record.status, record.model) for record in records] == [("completed", SCRIPTED)] * 2
 
 
+def checkout_with(folder: Path, *cells: str) -> dict[str, str]:
+    """Make a checkout whose first notebook has these cells; return the environment in which it is run."""
+    shutil.copytree(Path(nbrun.__file__).parent, folder / "checkout/nbrun")
+    (folder / "checkout/notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbformat.write(notebook, folder / "checkout/notebooks" / NOTEBOOK)
+    return environment(folder, PYTHONPATH=str(folder / "checkout"))
+
+
 @slow
 def test_demo_that_stops_halfway_is_a_failure(tmp_path: Path) -> None:
     """A cell that raises ends the demo with code 1 and one line; the notebook is saved as far as it came.
 
     An earlier demo's folder is left as it is.
     """
-    checkout = tmp_path / "checkout"
-    shutil.copytree(Path(cli.__file__).parent, checkout / "nbrun")
-    (checkout / "notebooks").mkdir()
-    cells = [nbformat.v4.new_code_cell(text) for text in ("1 + 1", "1 / 0", "print('never')")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), checkout / "notebooks" / NOTEBOOK)
+    env = checkout_with(tmp_path, "1 + 1", "1 / 0", "print('never')")
     earlier = tmp_path / "work" / "nbrun-demo" / NOTEBOOK
     earlier.parent.mkdir(parents=True)
     earlier.write_text("mine", encoding="utf-8")
@@ -190,7 +197,7 @@ def test_demo_that_stops_halfway_is_a_failure(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nbrun.cli", "demo"],
         cwd=tmp_path / "work",
-        env=environment(tmp_path, PYTHONPATH=str(checkout)),
+        env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -202,6 +209,29 @@ def test_demo_that_stops_halfway_is_a_failure(tmp_path: Path) -> None:
     saved = nbformat.read(tmp_path / "work/nbrun-demo-2" / NOTEBOOK, as_version=4)
     assert [len(cell.outputs) for cell in saved.cells] == [1, 1, 0]
     assert earlier.read_text(encoding="utf-8") == "mine"
+
+
+@slow
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has a signal for Ctrl-C")
+def test_interrupted_demo_ends_with_a_word(tmp_path: Path, folder: Path) -> None:
+    """Ctrl-C ends the kernel and then the command, which says so in one line."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "nbrun.cli", "demo"],
+        cwd=folder,
+        env=checkout_with(tmp_path, "import time; time.sleep(100)"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with command:
+        assert command.stdout is not None
+        seen = ""
+        while "1/1" not in seen:  # the line of the cell is begun when the cell is
+            seen += command.stdout.read(1)
+        command.send_signal(signal.SIGINT)
+        _, said = command.communicate(timeout=BOUND_S)
+    assert (command.returncode, said) == (130, "nbrun: interrupted\n")
 
 
 @slow

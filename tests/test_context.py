@@ -115,10 +115,15 @@ def test_a_tool_that_raises_has_failed(run: RunContext, log: Log) -> None:
 
 def test_a_tool_that_is_cancelled_says_so(run: RunContext, log: Log) -> None:
     """With a fired token a tool ends `cancelled`, and keeps what it had."""
-    with pytest.raises(asyncio.CancelledError), run.tool("search") as tool:
-        tool.result = "half"
-        run.token.cancel()
-        raise asyncio.CancelledError
+
+    def use() -> None:
+        with run.tool("search") as tool:
+            tool.result = "half"
+            run.token.cancel()
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        use()
     end = log.data[-1]
     assert isinstance(end, ev.ToolFinished)
     assert (end.status, end.result) == ("cancelled", "half")

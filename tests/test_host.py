@@ -167,7 +167,7 @@ def test_whatever_an_agent_raises_fails_its_own_run_only(
 def test_an_exit_in_a_task_on_the_side_does_not_end_the_loop(
     session: NotebookSession, error: type[BaseException]
 ) -> None:
-    """asyncio lets these two out of its loop; the loop of all runs goes on."""
+    """An event loop lets these two out; the loop of all runs goes on."""
 
     async def starts_a_task(prompt: str) -> str:
         async def exits() -> None:
@@ -278,7 +278,9 @@ def wait_for_phase(run: Run, phase: str) -> None:
     asyncio.run(asyncio.wait_for(follow(), BOUND_S))
 
 
-def test_a_stubborn_agent_is_named_after_the_grace(make_session: Callable[..., NotebookSession]) -> None:
+def test_a_stubborn_agent_is_named_after_the_grace(
+    make_session: Callable[..., NotebookSession],
+) -> None:
     """One that swallows its CancelledError is left behind by name; its later events are refused, its end told."""
     session, stubborn = make_session(cancel_grace_s=0.05), Stubborn()
     run = session.start(stubborn)
@@ -415,7 +417,7 @@ def test_a_thread_that_cannot_be_ended_is_named(
     run = session.start(blocking)
     assert blocking.entered.wait(BOUND_S)
     assert run.cancel().wait(BOUND_S)
-    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, (run.id,))
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ("Blocking",))
     assert rungs(run) == [Rung.THREAD]
     blocking.gate.set()
     assert thread_is_gone(run.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,9 @@ class Desk:
     def __init__(self, secrets: dict[str, str] | None = None) -> None:
         self.published: list[tuple[LiveRun, Sequence[ev.RunEvent]]] = []
         self.intake = Intake(
-            FakeClock(), Redactor(secrets), lambda live, events: self.published.append((live, events))
+            FakeClock(),
+            Redactor(secrets),
+            lambda live, events: self.published.append((live, events)),
         )
         self.live = LiveRun("run-1", CancelToken())
         self.intake.add(self.live)
@@ -163,9 +166,9 @@ def test_secrets_are_replaced_in_every_kind_of_event() -> None:
 
     desk = Desk({"TEA_API_KEY": SECRET})
 
-    def planted(value: object) -> object:
+    def planted(value: Any) -> Any:
         match value:
-            case ev.Unknown() | ev.EventData() | ev.ErrorInfo():
+            case ev.EventData() | ev.ErrorInfo():
                 fields = {name: planted(getattr(value, name)) for name in value.__struct_fields__}
                 return type(value)(**fields)
             case str() if type(value) is str:
@@ -191,7 +194,7 @@ def test_publishing_makes_the_record_public_before_anybody_hears(desk: Desk) -> 
     desk.send(ev.RunStarted(), ev.RunCompleted("x"))
     events = desk.log()
     assert not desk.live.is_ended.is_set()
-    desk.intake.publish([Committed("run-1", fold(events), events)], None)
+    desk.intake.publish([Committed("run-1", fold(events), events)])
     assert desk.live.is_ended.is_set()
     assert desk.live.record.status is RunStatus.COMPLETED
     assert desk.published == [(desk.live, events)]
@@ -201,10 +204,10 @@ def test_what_is_not_saved_is_kept_until_it_is(desk: Desk) -> None:
     """Events that are public and not on disk stay in memory, with the problem; saved, they leave it."""
     events = desk.log()
     record = fold(events)
-    desk.intake.publish([Committed("run-1", record, events)], "disk full")
-    assert (desk.live.unsaved, desk.live.problem) == (events, "disk full")
-    desk.intake.publish([Committed("run-1", record, ())], None)
-    assert (desk.live.unsaved, desk.live.problem) == ([], None)
+    desk.intake.publish([Committed("run-1", record, events, "disk full")])
+    assert (desk.live.unsaved, desk.live.problem) == (tuple(events), "disk full")
+    desk.intake.publish([Committed("run-1", record, ())])
+    assert (desk.live.unsaved, desk.live.problem) == ((), None)
 
 
 def test_events_of_a_forgotten_run_are_dropped(desk: Desk) -> None:
@@ -215,9 +218,7 @@ def test_events_of_a_forgotten_run_are_dropped(desk: Desk) -> None:
     assert desk.log() == []
 
 
-def test_a_full_intake_pauses_its_producers(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_intake_pauses_its_producers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a producer waits; nothing is dropped, and it goes on when there is room."""
     monkeypatch.setattr("nbrun.intake.BACKLOG_LIMIT", 10)
     sent = threading.Event()

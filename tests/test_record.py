@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -18,9 +20,7 @@ REQUEST = ev.CancelRequested(CancelCause.USER, "enough", "card")
 
 def log(*data: ev.EventData, first: int = 0) -> list[ev.RunEvent]:
     """Return events of one run, a second apart."""
-    return [
-        ev.RunEvent(seq, 100.0 + seq, "run-1", 1, item) for seq, item in enumerate(data, first)
-    ]
+    return [ev.RunEvent(seq, 100.0 + seq, "run-1", 1, item) for seq, item in enumerate(data, first)]
 
 
 def admitted(data: list[ev.EventData]) -> list[ev.RunEvent]:
@@ -86,7 +86,11 @@ def test_cancelling_is_not_undone() -> None:
     """A late start or answer does not make a run look as if nobody had asked it to stop."""
     record = fold(log(CREATED, REQUEST, ev.RunStarted(), ev.RunWaiting(), ev.RunResumed()))
     assert record.status is RunStatus.CANCELLING
-    assert (record.cause, record.reason, record.cancelled_by) == (CancelCause.USER, "enough", "card")
+    assert (record.cause, record.reason, record.cancelled_by) == (
+        CancelCause.USER,
+        "enough",
+        "card",
+    )
     assert record.cancel_requested_at == 101.0
 
 
@@ -100,7 +104,9 @@ def test_the_creation_sets_what_a_run_is() -> None:
 
 def test_start_and_end_set_output_and_times() -> None:
     """Start, end: completed, output and text stored, events counted."""
-    record = fold(log(CREATED, ev.RunStarted(), ev.TextDelta("a"), ev.TextDelta("b"), ev.RunCompleted([1])))
+    record = fold(
+        log(CREATED, ev.RunStarted(), ev.TextDelta("a"), ev.TextDelta("b"), ev.RunCompleted([1]))
+    )
     assert (record.status, record.output, record.text) == (RunStatus.COMPLETED, [1], "ab")
     assert (record.started_at, record.ended_at, record.event_count) == (101.0, 104.0, 5)
     assert record.elapsed_s(now=999.0) == 3.0
@@ -116,7 +122,9 @@ def test_a_failure_keeps_error_and_partial_output() -> None:
 
 def test_a_cancelled_run_keeps_output_error_and_what_still_runs() -> None:
     """Nothing that was paid for is lost, and what goes on has a name."""
-    end = ev.RunCancelled(CancelCause.USER, "enough", "half", ev.ErrorInfo("E", "m"), None, ("tool",))
+    end = ev.RunCancelled(
+        CancelCause.USER, "enough", "half", ev.ErrorInfo("E", "m"), None, ("tool",)
+    )
     record = fold(log(CREATED, ev.RunStarted(), REQUEST, end))
     assert (record.output, record.reason, record.detached) == ("half", "enough", ("tool",))
     assert record.error == ev.ErrorInfo("E", "m")
@@ -153,7 +161,11 @@ def test_tools_are_folded_by_their_id() -> None:
         ("t2", "read", "running"),
         ("t9", "t9", "error"),
     ]
-    assert (record.tools[0].args, record.tools[0].result, record.tools[0].ms) == ({"q": 1}, "found", 5.0)
+    assert (record.tools[0].args, record.tools[0].result, record.tools[0].ms) == (
+        {"q": 1},
+        "found",
+        5.0,
+    )
 
 
 def test_warnings_become_notices_whether_they_come_alone_or_together() -> None:
@@ -198,7 +210,12 @@ def test_a_brief_record_is_small_and_says_so() -> None:
     assert (brief.status, brief.ended_at, brief.event_count) == (RunStatus.FAILED, 103.0, 4)
 
 
-MORE = [*SAMPLES, ev.Log("careful", "warning"), ev.ToolStarted("t2", "read"), ev.RunStarted("again")]
+MORE = [
+    *SAMPLES,
+    ev.Log("careful", "warning"),
+    ev.ToolStarted("t2", "read"),
+    ev.RunStarted("again"),
+]
 DATA = st.lists(st.sampled_from(MORE), max_size=40).map(lambda data: [CREATED, *data])
 
 
@@ -212,7 +229,11 @@ def test_any_order_gives_a_legal_status_and_an_end_stays(data: list[ev.EventData
         legal = {before.status, TRANSITIONS[before.status].get(event.type, before.status)}
         assert record.status in legal
         if before.status.is_terminal:
-            assert (record.status, record.output, record.error) == (before.status, before.output, before.error)
+            assert (record.status, record.output, record.error) == (
+                before.status,
+                before.output,
+                before.error,
+            )
             assert record.ended_at == before.ended_at
     assert (record.ended_at is None) is record.is_live
 
@@ -227,7 +248,7 @@ def test_a_fold_in_batches_equals_one_by_one(data: list[ev.EventData], cuts: lis
         single = single.apply([event])
     edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
     batched = RunRecord()
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         batched = batched.apply(events[start:end])
     assert batched == single
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(single), type=RunRecord) == single

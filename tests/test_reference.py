@@ -1,4 +1,4 @@
-"""The seed behaviours of the run lifecycle that nbrun re-creates, one test each; the letter or W-number is in the docstring."""
+"""The seed behaviours of the run lifecycle that nbrun re-creates, one test each, by group and W-number."""
 
 from __future__ import annotations
 
@@ -330,9 +330,7 @@ def test_every_status_is_reachable_by_the_fold(end: ev.EventData | None, status:
     assert record.phase == ("verifying" if isinstance(end, ev.RunPhase) else None)
 
 
-def test_every_outcome_of_a_cancel_has_its_own_name(
-    make_session: MakeSession, held: Held
-) -> None:
+def test_every_outcome_of_a_cancel_has_its_own_name(make_session: MakeSession, held: Held) -> None:
     """W22: nothing running, unknown, finished, requested, asked again and foreign are six different answers."""
     session, beside = make_session(), make_session()
     finished = ended(session.start(agents.instant))

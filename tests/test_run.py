@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunEvent, RunStatus
+from nbrun import NotebookSession, Run, RunEvent, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.cancellation import CancelOutcome
 from nbrun.errors import NoResult, RunCancelled, RunFailed, RunNotFinished
@@ -83,7 +83,7 @@ def test_a_cancelled_run_raises_with_its_reason(session: NotebookSession, held: 
     """`RunCancelled` says in words how it ended and why; every such error is a `NoResult`."""
     run = session.start(held)
     run.cancel("enough")
-    with pytest.raises(RunCancelled, match="Cancelled by you.*: enough") as caught:
+    with pytest.raises(RunCancelled, match=r"Cancelled by you.*: enough") as caught:
         run.result(BOUND_S)
     assert isinstance(caught.value, NoResult)
 
@@ -149,7 +149,9 @@ def test_two_iterations_at_once_see_the_same(session: NotebookSession) -> None:
     assert len(first) == 303
 
 
-def test_a_reader_that_leaves_does_not_hold_up_the_run(session: NotebookSession, held: Held) -> None:
+def test_a_reader_that_leaves_does_not_hold_up_the_run(
+    session: NotebookSession, held: Held
+) -> None:
     """The consumer of events goes away after the first one; the run still completes (W6)."""
     run = session.start(held)
 
@@ -203,7 +205,9 @@ def test_nothing_is_shown_that_is_not_public(session: NotebookSession, held: Hel
 # --- cancelling --------------------------------------------------------------------------------------
 
 
-def test_a_cancel_answers_at_once_and_its_receipt_waits(session: NotebookSession, held: Held) -> None:
+def test_a_cancel_answers_at_once_and_its_receipt_waits(
+    session: NotebookSession, held: Held
+) -> None:
     """The receipt says `requested`, can be waited for, and is true while the request stands."""
     run = session.start(held)
     receipt = run.cancel("enough")
@@ -220,8 +224,14 @@ def test_a_run_says_that_it_is_being_cancelled(session: NotebookSession) -> None
     run = session.start(blocker)
     assert blocker.entered.wait(BOUND_S)
     assert run._live is not None
-    shown, came = [], threading.Event()
-    run._live.listen(lambda record, _events: (shown.append(record.status), came.set()))
+    shown: list[RunStatus] = []
+    came = threading.Event()
+
+    def note(record: RunRecord, events: object) -> None:
+        shown.append(record.status)
+        came.set()
+
+    run._live.listen(note)
     run.cancel()
     assert came.wait(BOUND_S)
     assert shown[-1] is RunStatus.CANCELLING

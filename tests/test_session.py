@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import nbrun
-from nbrun import CancelCause, NotebookSession, Run, RunContext, RunStatus, SequentialIds
+from nbrun import CancelCause, NotebookSession, Run, RunContext, RunStatus, SequentialIds, catalog
 from nbrun import events as ev
 from nbrun.cancellation import CancelOutcome
 from nbrun.errors import (
@@ -157,7 +158,9 @@ def test_of_equal_names_the_newest_is_meant(session: NotebookSession) -> None:
 def test_runs_are_filtered_and_newest_first(session: NotebookSession) -> None:
     """Status, name, agent and tag narrow the list; `limit` cuts it after that."""
     for number in range(3):
-        ended(session.start(agents.instant, str(number), name=f"n{number}", tags={"n": str(number)}))
+        ended(
+            session.start(agents.instant, str(number), name=f"n{number}", tags={"n": str(number)})
+        )
     ended(session.start(agents.failing, "x", name="broken"))
     assert [run.number for run in session.runs()] == [4, 3, 2, 1]
     assert [run.name for run in session.runs(status="completed", limit=2)] == ["n2", "n1"]
@@ -175,17 +178,30 @@ def test_live_runs_are_those_that_have_not_ended(session: NotebookSession, held:
     assert list(session.live_runs) == [second, first]
 
 
-def test_thousands_of_ended_runs_are_not_kept_in_memory(
+def test_ended_runs_are_not_kept_in_memory_for_ever(
     session: NotebookSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Old ended runs are let go of and read from the store; live ones stay, whatever comes after them."""
-    # By its full name: `nbrun.session` is the function of that name.
-    monkeypatch.setattr(sys.modules["nbrun.session"], "KEEP_ENDED", 3)
+    """Old ended runs are let go of, outputs and all, and read from the store; live ones stay."""
+    monkeypatch.setattr(catalog, "KEEP_ENDED", 3)
+    outputs: list[weakref.ref[object]] = []
+
+    class Thing:
+        """Something to return."""
+
+        def __repr__(self) -> str:
+            return "a thing"
+
+    async def returns_a_thing(prompt: str) -> object:
+        thing = Thing()
+        outputs.append(weakref.ref(thing))
+        return thing
+
     waiting = session.start(agents.waits_for_cancel)
-    for number in range(8):
-        ended(session.start(agents.instant, str(number)))
-    assert len(session._lives) <= 5
-    assert session.get("#2").output == "done: 0"
+    for _ in range(10):
+        ended(session.start(returns_a_thing))
+    gc.collect()
+    assert [output() is not None for output in outputs[:5]] == [False] * 5
+    assert "a thing" in str(session.get("#2").output)
     assert session.current_run == waiting
 
 
@@ -462,7 +478,11 @@ def test_a_later_session_shows_the_finished_run_whole(make_session: MakeSession)
     second = make_session()
     found = second.get("poem")
     assert found == run
-    assert (found.status, found.output, found.text) == (RunStatus.COMPLETED, "one two three", "one two three")
+    assert (found.status, found.output, found.text) == (
+        RunStatus.COMPLETED,
+        "one two three",
+        "one two three",
+    )
     assert found.events() == events
     assert found.record == run.record
     assert found.result(0) == "one two three"
@@ -481,7 +501,9 @@ def test_numbers_go_on_and_ids_may_repeat_in_a_later_session(make_session: MakeS
     assert second.get("#1").output == "done: old"
 
 
-def test_a_live_run_of_another_session_is_read_only_here(make_session: MakeSession, held: Held) -> None:
+def test_a_live_run_of_another_session_is_read_only_here(
+    make_session: MakeSession, held: Held
+) -> None:
     """A cancel from beside answers `foreign`, fires nothing, and the run goes on."""
     first, second = make_session(), make_session()
     run = first.start(held)

@@ -28,12 +28,10 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 # At temperature 0 this model repeats itself; 0.2 with top_p 0.9 mends most of it.
-_DEFAULTS: Final[dict[str, object]] = {
-    "max_tokens": 256,
-    "temperature": 0.2,
-    "top_p": 0.9,
-    "repeat_penalty": 1.1,
-}
+_DEFAULTS: Final[dict[str, object]] = {"max_tokens": 256, "temperature": 0.2, "top_p": 0.9}
+# Of 25 haikus without it, 10 went round in circles and 6 of those to the end of their tokens; with it none
+# of 75 answers did. Not for tool calls, whose JSON has to repeat itself.
+_REPEAT_PENALTY: Final = 1.1
 # pydantic-ai's name of each setting that is honoured → the runtime's
 _SETTINGS: Final = {
     "max_tokens": "max_tokens",
@@ -142,6 +140,8 @@ class LocalModel(Model):
         if offer is not None:
             schema = {"schema": offer.schema()}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        else:
+            body["repeat_penalty"] = _REPEAT_PENALTY
         decoding = Decoding(body)
         submit(decoding)
         try:

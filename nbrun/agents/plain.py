@@ -60,8 +60,7 @@ class PlainAdapter:
     ) -> AsyncIterator[EventData | Output]:
         """Yield what the function yields as text, then what it returns."""
         call = _bind(agent, prompt, run)
-        kind = _function(agent)
-        if inspect.isasyncgenfunction(kind) or inspect.iscoroutinefunction(kind):
+        if _is_async(agent):
             result = call()
         else:
             worker = Worker(run.run_id, functools.partial(_call_sync, call, run), copy_context())
@@ -86,6 +85,10 @@ class ThreadedAdapter(PlainAdapter):
         self, agent: object, prompt: str, run: RunContext
     ) -> AsyncIterator[EventData | Output]:
         """Yield what the agent returns; its deltas go to the run directly from its thread."""
+        if not _is_async(agent):  # it has a thread of its own anyway
+            async for item in super().events(agent, prompt, run):
+                yield item
+            return
         drive = functools.partial(asyncio.run, _on_own_loop(agent, prompt, run))
         worker = Worker(run.run_id, drive, copy_context())
         run.work.append(worker)
@@ -131,6 +134,11 @@ def _item(item: object) -> EventData:
             raise TypeError(
                 f"an agent yields text (str), not {type_name(item)}; use run.emit(name, value) for data"
             )
+
+
+def _is_async(agent: object) -> bool:
+    kind = _function(agent)
+    return inspect.isasyncgenfunction(kind) or inspect.iscoroutinefunction(kind)
 
 
 def _function(agent: object) -> Callable[..., Any]:

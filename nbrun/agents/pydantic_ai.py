@@ -58,6 +58,7 @@ class PydanticAIAdapter:
         from pydantic_ai.exceptions import RunCancelled
 
         token = self._tokens[run.run_id] = CancellationToken()
+        run.token.raise_if_cancelled()  # while the framework was imported; from here on its token hears of it
         mapper = _Mapper(run.clock)
         try:
             async with agent.run_stream_events(prompt, cancellation_token=token) as stream:

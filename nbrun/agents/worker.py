@@ -37,7 +37,9 @@ class Worker(Generic[T]):
         self._done: asyncio.Future[T] = self._loop.create_future()
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._guards = 1  # how often nbrun's own code was begun and not ended; 0 is the agent's code
+        self._guards = (
+            1  # how often nbrun's own code was begun and not ended; 0 is the agent's code
+        )
         self._raised = False
         self._thread = threading.Thread(target=self._main, name=f"nbrun-agent-{name}", daemon=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbrun.host import LoopThread, RunHost
+from nbrun.host import RunHost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nbrun.attempt import Attempt, Sink
     from nbrun.clock import Clock
     from nbrun.executors import OnHost
+    from nbrun.loop_thread import LoopThread
 
 NAME = "local"
 

@@ -15,8 +15,9 @@ import msgspec
 from nbrun.errors import StoreError
 from nbrun.record import RunRecord
 from nbrun.store import reader, schema
+from nbrun.store.orphans import mark_lost
 from nbrun.store.reader import StoredRun
-from nbrun.store.writer import Committed, Source, Writer, mark_lost
+from nbrun.store.writer import Committed, Source, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,6 +106,10 @@ class SessionStore:
                     notebook=notebook,
                     clock=self._clock,
                 )
+            if self._writer.source is not source:
+                raise StoreError(
+                    "this store is in use by another session; give each its own SessionStore"
+                )
             return self._writer
 
     def _open(self) -> None:
@@ -112,18 +117,26 @@ class SessionStore:
             return
         for path in self._places:
             try:
-                schema.prepare_folder(path.parent)
-                connection = schema.open_for_writing(path)
-                self.lost = mark_lost(connection, self._clock.now())
+                self._write_connection = self._opened(path)
             except (OSError, StoreError, sqlite3.Error) as error:
                 self.problem = self.problem or f"runs are not kept in {path}: {error}"
                 continue
-            self._write_connection, self.path = connection, path
+            self.path = path
             break
         else:
             self._write_connection = schema.open_for_writing(None)
             self.problem = f"{self.problem or 'no place to write'}; runs are kept in memory only"
         self._is_open = True
+
+    def _opened(self, path: Path) -> sqlite3.Connection:
+        schema.prepare_folder(path.parent)
+        connection = schema.open_for_writing(path)
+        try:
+            self.lost = mark_lost(connection, self._clock.now())
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     # --- reading ---------------------------------------------------------------------------------
 

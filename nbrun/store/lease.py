@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 class ProcessIdentity:
     """What tells one process from every other, also across reboots and containers.
 
-    `started_at` is in microseconds since the epoch, as the operating system tells it.
+    `started_at` is compared, never read as a time: clock ticks since the boot on Linux, elsewhere
+    microseconds since the epoch.
     """
 
     host: str
@@ -33,9 +35,10 @@ class ProcessIdentity:
             return None
         if self.boot_id != here.boot_id:
             return False
-        started_at = _started_at(self.pid)
-        # Clocks are adjusted, and the start time is reckoned from the boot: allow for it.
-        return started_at is not None and abs(started_at - self.started_at) < 2_000_000
+        try:
+            return _started_at(self.pid) == self.started_at
+        except PermissionError:
+            return None
 
 
 @lru_cache(maxsize=1)
@@ -50,17 +53,29 @@ def this_process() -> ProcessIdentity:
 
 
 def _started_at(pid: int) -> int | None:
+    """Return when a process was started, None if there is none; exact, and untouched by a clock that is set.
+
+    Raises
+    ------
+    PermissionError
+        The system does not tell.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    if sys.platform == "linux":
+        try:
+            # After the name, which may hold anything: state, then 18 numbers, then clock ticks since the boot.
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if fields[0] in "ZX" else int(fields[19])
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return int(process.create_time() * 1_000_000)
+        return int(psutil.Process(pid).create_time() * 1_000_000)
     except psutil.NoSuchProcess:
         return None
-    except psutil.AccessDenied:
-        return None
+    except psutil.AccessDenied as error:
+        raise PermissionError(f"process {pid} cannot be asked for its start") from error
 
 
 def _boot_id() -> str:

@@ -105,8 +105,10 @@ def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
             # SQLite would make it by the umask; its -wal and -shm files take the mode of this one.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, stat.S_IRUSR | stat.S_IWUSR))
         connection = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None
-        )
+            # rw: a file that is gone must not come back empty because somebody looked for it
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S,
+            check_same_thread=False, isolation_level=None,
+        )  # fmt: skip
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
@@ -127,7 +129,9 @@ def open_for_writing(path: Path | None) -> sqlite3.Connection:
     """
     connection = connect(path, create=path is not None)
     try:
-        _has_tables(connection, path)  # before anything is written: the journal's mode is a write as well
+        _has_tables(
+            connection, path
+        )  # before anything is written: the journal's mode is a write as well
         if path is not None:
             # WAL lets readers go on while we write; where it cannot be had, SQLite stays with its journal.
             connection.execute("PRAGMA journal_mode = WAL")

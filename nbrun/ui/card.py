@@ -132,9 +132,11 @@ class CardBoard:
         live = card.live
         try:
             card.widget.run = self._view(live)
-            if not live.record.is_live:
+            if live.record.is_live:
+                return
+            card.handle.update(bundle(live.record, live.problem), raw=True)
+            if live.problem is None:  # else it is drawn again when the run has been saved
                 card.remove()
-                card.handle.update(bundle(live.record, live.problem), raw=True)
                 card.widget.close()
         except Exception:  # a page that is gone must not end the drawing of the others
             _log.exception("the card of %s could not be drawn", live.run_id)

@@ -142,7 +142,7 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
     )  # fmt: skip
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|min)?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nbrun.cancellation import CancelCause
-from nbrun.host import LAST_S
+from nbrun.ladder import LAST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable

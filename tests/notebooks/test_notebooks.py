@@ -110,6 +110,10 @@ def test_second_notebook_has_four_endings(executed: Executed) -> None:
     cancelled = records[1]
     assert cancelled.reason == "the printer was quicker"
     assert [tool.status for tool in cancelled.tools[-2:]] == ["ok", "cancelled"]
+    failed = records[2].error
+    assert failed is not None
+    first_frame = failed.traceback.splitlines()[1]
+    assert first_frame.endswith("in calculator")  # it begins where the reader's own code does
 
 
 @each_notebook

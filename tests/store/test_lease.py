@@ -7,15 +7,15 @@ import os
 import subprocess
 import sys
 
-import psutil
-
+from nbrun.store import lease
 from nbrun.store.lease import ProcessIdentity, this_process
 from tests.fakes.agents import BOUND_S
 
 
 def identity_of(pid: int) -> ProcessIdentity:
     """Return the identity of another process on this machine."""
-    started_at = int(psutil.Process(pid).create_time() * 1_000_000)
+    started_at = lease._started_at(pid)
+    assert started_at is not None
     return dataclasses.replace(this_process(), pid=pid, started_at=started_at)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -36,10 +37,9 @@ class Given:
         """Return nothing: no run of these ends before its last event."""
         return None
 
-    def publish(self, committed: list[Committed], problem: str | None) -> None:
+    def publish(self, committed: list[Committed]) -> None:
         """Ask to be called again while there is more."""
-        if problem is not None:
-            self.problems.append(problem)
+        self.problems += [item.problem for item in committed if item.problem is not None]
         if self._batches:
             assert self.writer is not None
             self.writer.ring(is_urgent=True)
@@ -73,7 +73,9 @@ DATA = st.one_of(
     st.just(ev.RunPhase("p")),
     st.just(ev.Unknown("oracle.spoke", {"x": [1]})),
 )
-ITEM = st.tuples(DATA, st.integers(1, 2), st.sampled_from([None, "tool-1"]), st.integers(0, 2_000_000))
+ITEM = st.tuples(
+    DATA, st.integers(1, 2), st.sampled_from([None, "tool-1"]), st.integers(0, 2_000_000)
+)
 
 
 @given(
@@ -98,7 +100,7 @@ def test_any_page_is_that_slice_of_the_log(
         moment = round((moment + step / 1_000_000) * 1_000_000) / 1_000_000
         log.append(ev.RunEvent(seq, moment, "run-1", attempt, item, parent))
     edges = [0, *sorted(min(cut, len(log)) for cut in cuts), len(log)]
-    batches = [log[start:end] for start, end in zip(edges, edges[1:], strict=False) if start < end]
+    batches = [log[start:end] for start, end in pairwise(edges) if start < end]
     connection = written(batches)
     try:
         everything = reader.read_events(connection, 1)
@@ -118,7 +120,9 @@ def many() -> Iterator[sqlite3.Connection]:
     """A store in memory with seven runs."""
     batches = [
         [
-            ev.RunEvent(0, NOON, f"run-{number}", 0, ev.RunCreated(session_id="s", name="n", agent="a")),
+            ev.RunEvent(
+                0, NOON, f"run-{number}", 0, ev.RunCreated(session_id="s", name="n", agent="a")
+            ),
             ev.RunEvent(1, NOON, f"run-{number}", 1, ev.RunCompleted(number)),
         ]
         for number in range(1, 8)
@@ -148,7 +152,8 @@ def test_an_unknown_run_has_no_events(many: sqlite3.Connection) -> None:
 def test_a_damaged_row_keeps_its_numbers(many: sqlite3.Connection, blob: bytes) -> None:
     """What cannot be read is marked, and opens no gap before what comes after it."""
     many.execute(
-        "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data) VALUES (1, 2, 3, 0, 1, NULL, 'text.delta', ?)",
+        "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data)"
+        " VALUES (1, 2, 3, 0, 1, NULL, 'text.delta', ?)",
         (blob,),
     )
     events = reader.read_events(many, 1)

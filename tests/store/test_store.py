@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession, Run, RunRecord, RunStatus
-from nbrun import events as ev
 from nbrun.errors import StoreDamaged, StoreReadOnly, StoreTooNew
 from nbrun.store import SessionStore, places_for, schema
 from nbrun.store import writer as writer_module
@@ -44,7 +43,11 @@ def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize(
     ("agent", "status"),
-    [(agents.talking, "completed"), (agents.failing, "failed"), (agents.waits_for_cancel, "cancelled")],
+    [
+        (agents.talking, "completed"),
+        (agents.failing, "failed"),
+        (agents.waits_for_cancel, "cancelled"),
+    ],
 )
 def test_an_end_is_on_disk_before_it_is_visible(
     make_session: MakeSession, store_path: Path, held: Held, agent: object, status: str
@@ -260,8 +263,10 @@ def test_a_damaged_file_is_left_as_it_is(make_session: MakeSession, store_path: 
 
 
 @pytest.mark.parametrize("link", ["file", "folder"])
-def test_links_are_refused(make_session: MakeSession, store_path: Path, tmp_path: Path, link: str) -> None:
-    """nbrun writes through no symbolic link that somebody has put where its store should be."""
+def test_links_are_refused(
+    make_session: MakeSession, store_path: Path, tmp_path: Path, link: str
+) -> None:
+    """Nothing is written through a symbolic link that somebody has put where the store should be."""
     victim = tmp_path / "victim"
     if link == "file":
         victim.write_bytes(b"")
@@ -375,7 +380,10 @@ def test_a_full_disk_in_the_middle_of_a_run_loses_nothing(
     assert len(big.events()) == 5_003
     session.close()
     again = make_session()
-    assert [(one.status, len(one.events())) for one in again.runs()] == [("completed", 5_003), ("completed", 3)]
+    assert [(one.status, len(one.events())) for one in again.runs()] == [
+        ("completed", 5_003),
+        ("completed", 3),
+    ]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -453,7 +461,9 @@ def test_the_run_of_a_killed_process_is_lost_with_all_that_was_shown(
         assert process.stdout is not None
         shown = int(process.stdout.readline())
         beside = make_session()
-        assert beside.get("#1").status is RunStatus.RUNNING  # it lives: another session changes nothing
+        assert (
+            beside.get("#1").status is RunStatus.RUNNING
+        )  # it lives: another session changes nothing
         beside.close()
     finally:
         process.kill()

@@ -1,0 +1,150 @@
+"""Finding runs: those of this session by what is in memory, all others in the store."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from nbrun.encoding import clean_text
+from nbrun.errors import RunNotFound
+from nbrun.run import Owner, Run
+from nbrun.run_list import RunList
+
+if TYPE_CHECKING:
+    from nbrun.intake import LiveRun
+    from nbrun.record import RunRecord
+
+KEEP_ENDED = 100
+"""How many ended runs stay in memory with their live output; older ones are read from the store."""
+
+_MAX_DIGITS = 18  # SQLite takes no greater number; what is longer may be a name
+
+
+class Catalog:
+    """The runs of a session and of its store, by reference.
+
+    Threads: any method, from any thread, but `note_end()`, which is of the writer's. `_lives` is copied in
+    one step before it is walked.
+    """
+
+    def __init__(self, owner: Owner, session_id: str) -> None:
+        self._owner = owner
+        self._session_id = session_id
+        self._lives: dict[str, LiveRun] = {}  # all that are in memory, oldest first
+        self._ended: deque[LiveRun] = deque()
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._lives
+
+    def add(self, live: LiveRun) -> None:
+        """Let a run of this session be found."""
+        self._lives[live.run_id] = live
+
+    def note_end(self, live: LiveRun) -> list[LiveRun]:
+        """Note that a run has ended; return those that ended long ago, are saved, and were let go of."""
+        self._ended.append(live)
+        gone: list[LiveRun] = []
+        while len(self._ended) > KEEP_ENDED and self._ended[0].problem is None:
+            gone.append(self._ended.popleft())
+            self._lives.pop(gone[-1].run_id, None)
+        return gone
+
+    def live(self) -> list[LiveRun]:
+        """Return the runs of this session that have not ended, oldest first."""
+        return [live for live in tuple(self._lives.values()) if not live.is_ended.is_set()]
+
+    def run(self, live: LiveRun) -> Run:
+        """Return the handle of a run in memory."""
+        return Run(self._owner, live.record, live)
+
+    def get(self, ref: int | str) -> Run:
+        """Return the run that `ref` names.
+
+        Raises
+        ------
+        RunNotFound
+            No run has this reference.
+        """
+        text = str(ref).strip()
+        digits = "-1" if text == "last" else text.removeprefix("#")
+        is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
+        if not is_number:
+            found = self.named(text)
+        elif digits.startswith("-"):
+            found = self._nth_newest(-int(digits))
+        else:
+            found = self._numbered(int(digits))
+        if found is None:
+            raise RunNotFound(f"no run '{text}' here; %agentrun list shows what there is")
+        return found
+
+    def own(self, run_id: str) -> Run | None:
+        """Return the run of this session that has exactly this id: no name and no number stands for it."""
+        live = self._lives.get(run_id)
+        if live is not None:
+            return self.run(live)
+        stored = self._owner.store.find(clean_text(run_id))
+        if stored is None:
+            return None
+        is_it = (stored.record.run_id, stored.record.session_id) == (run_id, self._session_id)
+        return self._of(stored.record) if is_it else None
+
+    def named(self, text: str) -> Run | None:
+        """Return the newest run with this id, else the newest with this name; this session's first."""
+        own = self._lives.get(text)
+        if own is None:
+            same = [live for live in tuple(self._lives.values()) if live.record.name == text]
+            own = same[-1] if same else None
+        if own is not None:
+            return self.run(own)
+        stored = self._owner.store.find(clean_text(text))
+        return None if stored is None else self._of(stored.record)
+
+    def runs(
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        agent: str | None = None,
+        tag: str | None = None,
+        limit: int | None = None,
+    ) -> RunList:
+        """Return all runs, newest first, that fit every filter given."""
+
+        def fits(record: RunRecord) -> bool:
+            tags = {f"{key}={value}" for key, value in record.tags.items()}
+            return (
+                (status is None or record.status == status)
+                and (name is None or record.name == name)
+                and (agent is None or record.agent == agent)
+                and (tag is None or tag in tags)
+            )
+
+        is_filtered = any(value is not None for value in (status, name, agent, tag))
+        found = [run for run in self._all(None if is_filtered else limit) if fits(run.glance)]
+        return RunList(found if limit is None else found[:limit])
+
+    def _all(self, limit: int | None) -> list[Run]:
+        unsaved = [live for live in tuple(self._lives.values()) if live.record.number is None]
+        stored = self._owner.store.runs(limit)
+        return [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
+
+    def _of(self, record: RunRecord) -> Run:
+        live = self._lives.get(record.run_id) if record.session_id == self._session_id else None
+        return Run(self._owner, record) if live is None else self.run(live)
+
+    def _numbered(self, number: int) -> Run | None:
+        for live in tuple(
+            self._lives.values()
+        ):  # first, so that a busy store keeps no cancel waiting
+            if live.record.number == number:
+                return self.run(live)
+        stored = self._owner.store.run(number)
+        return None if stored is None else self._of(stored.record)
+
+    def _nth_newest(self, n: int) -> Run | None:
+        own = tuple(self._lives.values())
+        if 0 < n <= len(own):
+            return self.run(own[-n])
+        runs = self._all(n)
+        return runs[n - 1] if 0 < n <= len(runs) else None

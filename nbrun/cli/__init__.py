@@ -1,0 +1,99 @@
+"""The `nbrun` command: the demo, and the stored runs of a notebook from outside its kernel."""
+
+# Another process than any kernel: it reads stores and loads nothing of the kernel side. What needs that
+# side runs as a process of its own: the demo's notebook in a kernel, the model's installation as a module.
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from nbrun.cli.demo import DEMO_FOLDER, INSTALLER, run_demo
+from nbrun.cli.printing import say
+from nbrun.cli.stored import list_runs, show_run
+from nbrun.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with one line, without the usage in front of it."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a console that knows no "→" still gets its table
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if "action" not in options:
+        parser.print_help()
+        return 0
+    try:
+        code: int = options.action(options)
+        sys.stdout.flush()
+    except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        print(f"nbrun: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nbrun: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="nbrun", description="Agent runs in notebooks: try them, find them again."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"nbrun {metadata.version('jupyter-nbrun')}"
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    about = f"run the first notebook in ./{DEMO_FOLDER} and show its runs; no key, no account"
+    demo = commands.add_parser("demo", help=about, description=about.capitalize())
+    demo.add_argument("--lab", action="store_true", help="open the notebook in JupyterLab instead")
+    demo.add_argument(
+        "lab_options", nargs="*", metavar="-- OPTION", help="with --lab: options of `jupyter lab`"
+    )
+    demo.set_defaults(action=run_demo)
+
+    where = "a notebook, a folder of notebooks, or a store's file; default: the working folder"
+    about = "list the stored runs of notebooks, newest first"
+    listing = commands.add_parser("list", help=about, description=about.capitalize())
+    listing.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
+    listing.add_argument(
+        "--limit", type=int, default=50, metavar="N", help="at most so many of each notebook (50)"
+    )
+    listing.set_defaults(action=list_runs)
+
+    about = "show one stored run: its prompt, tools, text and error"
+    show = commands.add_parser("show", help=about, description=about.capitalize())
+    show.add_argument("ref", metavar="REF", help="#3, 3, last, -1, a run's name or its id")
+    show.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
+    show.set_defaults(action=show_run)
+
+    about = "the local demo model"
+    local = commands.add_parser("local", help=about, description=about.capitalize())
+    verbs = local.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    about = "bring the local demo model here (102 MB)"
+    install = verbs.add_parser("install", help=about, description=about.capitalize())
+    install.set_defaults(action=_install_model)
+    return parser
+
+
+def _install_model(_options: argparse.Namespace) -> int:
+    say("Looking for the local demo model, and fetching it (102 MB) where it is missing …")
+    return subprocess.run(INSTALLER, stdin=subprocess.DEVNULL, check=False).returncode  # noqa: S603 - our own words

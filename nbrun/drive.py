@@ -1,0 +1,250 @@
+"""One attempt under way: enters the agent, sends its events in order, and sends exactly one end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import traceback
+from collections import deque
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbrun import events as ev
+from nbrun.agents import Output, find_adapter
+from nbrun.agents.plain import ThreadedAdapter
+from nbrun.attempt import Attempt, HostEvent, Sink
+from nbrun.cancellation import CancelCause
+from nbrun.context import RunContext, current_guard, current_run
+from nbrun.encoding import Plain, clean_text, plain
+from nbrun.errors import Cancelled
+from nbrun.ladder import Ladder
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from nbrun.clock import Clock
+    from nbrun.loop_thread import LoopThread
+
+PAUSE_S = 0.05
+"""How long an agent that yields faster than can be stored is held at a time."""
+
+_TRACEBACK_LIMIT = 20_000
+_NOT_FOR_AGENTS = ev.END_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
+"""What only the host or the session may say of a run."""
+
+
+class Drive:
+    """One attempt under way.
+
+    Threads: `emit()` from any thread of the agent; everything else on the loop. `_lock` guards the numbers
+    and the end: nothing is sent after the end but `detached.finished`. It can be entered again, because a
+    garbage collection anywhere may call an agent's `__del__`, and that may print; `_outbox` keeps the order
+    of the numbers then. No code of the agent is called on purpose while it is held.
+    """
+
+    def __init__(
+        self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str
+    ) -> None:
+        self._attempt = attempt
+        self._thread = thread
+        self._sink = sink
+        self._clock = clock
+        self._host_name = host_name
+        self._token = attempt.token
+        self._adapter = ThreadedAdapter() if attempt.thread else find_adapter(attempt.agent)
+        self._run = RunContext(attempt.run_id, attempt.prompt, attempt.token, self.emit, clock)
+        self._lock = threading.RLock()
+        self._outbox: deque[tuple[ev.EventData, float, str | None, object]] = deque()
+        self._is_sending = False
+        self._must_pause = False
+        self._n = 0
+        self._is_ended = False
+        self._refused = 0
+        self._open_tools: dict[str, float] = {}
+        self._usage: ev.Usage | None = None
+        self._texts: list[str] = []
+        self._is_entered = False
+        self._finished = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def emit(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Send an event of the agent; refused and counted when the attempt has ended."""
+        now = self._clock.now()
+        with self._lock:
+            if self._is_ended:
+                self._refused += 1
+                return
+            if isinstance(data, ev.TextDelta):
+                self._texts.append(data.text)
+            elif isinstance(data, ev.ToolStarted):
+                self._open_tools[data.id] = now
+            elif isinstance(data, ev.ToolFinished):
+                self._open_tools.pop(data.id, None)
+            elif isinstance(data, ev.Usage):
+                self._usage = data
+            elif ev.type_of(data) in _NOT_FOR_AGENTS:
+                raise ValueError(f"an agent cannot send {ev.type_of(data)}: it returns or raises")
+            self._send(data, now, parent)
+
+    def _send(
+        self, data: ev.EventData, now: float, parent: str | None = None, live: object = None
+    ) -> None:
+        """Hand an event over; the caller holds the lock."""
+        self._outbox.append((data, now, parent, live))
+        if self._is_sending:  # entered again from within: the outer call sends it, after its own
+            return
+        self._is_sending = True
+        attempt = self._attempt
+        try:
+            while self._outbox:
+                data, now, parent, live = self._outbox.popleft()
+                event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live)
+                self._n += 1
+                self._must_pause = self._sink((event,))
+        finally:
+            self._is_sending = False
+
+    async def main(self) -> None:
+        """Drive the agent to its end, whatever it raises."""
+        current_run.set(self._run)
+        current_guard.set(None)  # the context is a copy of the starter's, which may be a sync agent
+        context = contextvars.copy_context()  # the ladder is of this run, whoever fires the token
+        cancel = self._token.add_callback(
+            lambda _request: self._thread.call(self._start_ladder, context)
+        )
+        timer = self._start_timer()
+        output: object = None
+        error: BaseException | None = None
+        try:
+            # A cancel between "created" and "started" ends here: the agent is never entered.
+            if not self._token.cancelled:
+                self._is_entered = True
+                self.emit(ev.RunStarted(self._host_name))
+                output = await self._drive()
+        except (
+            BaseException
+        ) as raised:  # the one place: an agent's SystemExit fails its own run only
+            error = raised
+        finally:
+            cancel.remove()
+            if timer is not None:
+                timer.cancel()
+            self._finished.set()
+        self._end(output, error)
+        if isinstance(error, asyncio.CancelledError):
+            raise error  # recorded above; the task itself must still end as cancelled
+
+    async def _drive(self) -> object:
+        returned: Output | None = None
+        attempt = self._attempt
+        events = self._adapter.events(attempt.agent, attempt.prompt, self._run)
+        async with aclosing(events) as items:  # type: ignore[type-var]  # adapters are async generators
+            async for item in items:
+                if isinstance(item, Output):
+                    returned = item
+                    continue
+                self.emit(item)
+                if self._must_pause:  # never a blocking wait here: other runs are on this loop
+                    await asyncio.sleep(PAUSE_S)
+        return None if returned is None else returned.value
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _end(
+        self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
+    ) -> None:
+        """Send the one end event, after the ends of open tools; after it, that detached work has ended."""
+        self._run.flush_lines()
+        if output is None and self._texts:
+            output = "".join(self._texts)
+        # Both call code of the agent's (`__repr__`, `__str__`), so they come before the lock.
+        stored, info = plain(output), None if error is None else describe(error)
+        now = self._clock.now()
+        with self._lock:
+            if self._is_ended:
+                self._send(ev.DetachedFinished(self._label, self._refused), now)
+                return
+            for tool_id, since in self._open_tools.items():
+                status = "cancelled" if self._token.cancelled or error is None else "error"
+                ms = round((now - since) * 1000, 3)
+                self._send(ev.ToolFinished(tool_id, status, None, ms), now)
+            self._is_ended = True
+            is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
+            self._send(self._classify(stored, info, is_signal, detached), now, live=output)
+
+    def _classify(
+        self, output: Plain, error: ev.ErrorInfo | None, is_signal: bool, detached: tuple[str, ...]
+    ) -> ev.EventData:
+        """Return the end event, by the token and by what was raised; never by the text of a result."""
+        usage = self._usage
+        if self._token.cancelled:
+            if usage is not None and (error is not None or detached):
+                usage = msgspec.structs.replace(usage, exact=False)  # its last report never came
+            return ev.RunCancelled(
+                cause=self._token.cause or CancelCause.USER,
+                reason=self._token.reason,
+                output=output,
+                error=None if is_signal else error,
+                usage=usage,
+                detached=detached,
+            )
+        if error is not None:
+            return ev.RunFailed(error, output, usage)
+        return ev.RunCompleted(output, usage)
+
+    @property
+    def _label(self) -> str:
+        return self._adapter.label(self._attempt.agent)
+
+    # --- the cancel ------------------------------------------------------------------------------
+
+    def _start_timer(self) -> asyncio.TimerHandle | None:
+        """Have the token fire at its deadline."""
+        now = self._clock.now()
+        if self._attempt.timeout_s is not None:
+            self._token.set_deadline(now + self._attempt.timeout_s)
+        deadline = self._token.deadline
+        if deadline is None:
+            return None
+        fire: Any = lambda: self._token.cancel(None, CancelCause.DEADLINE)  # noqa: E731
+        return self._thread.loop.call_later(max(0.0, deadline - now), fire)
+
+    def _start_ladder(self) -> None:
+        if not self._finished.is_set() and self._is_entered:
+            self._thread.spawn(self._cancel(), f"nbrun-cancel-{self._attempt.run_id}")
+
+    async def _cancel(self) -> None:
+        """Stop the agent, or end its run with what still runs named; its end is then told when it comes."""
+        ladder = Ladder(
+            self._adapter, self._run, self._finished, self._cancel_task, self._attempt.grace_s, self._clock
+        )  # fmt: skip
+        if not await ladder.climb():
+            self._end(None, None, (self._label,))
+
+    def _cancel_task(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+def describe(error: BaseException) -> ev.ErrorInfo:
+    """Return an exception as text, with its traceback cut to a readable size."""
+    try:
+        message = str(error)
+    except Exception as broken:  # somebody's __str__; the run must get its end all the same
+        message = f"<str failed: {type(broken).__name__}>"
+    if isinstance(error, asyncio.CancelledError):
+        message = message or "the agent raised CancelledError, but nobody had cancelled the run"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame):
+        trace = trace.tb_next  # how we got to the agent tells its author nothing
+    lines = "".join(traceback.format_exception(type(error), error, trace))
+    return ev.ErrorInfo(
+        type(error).__name__, clean_text(message), clean_text(lines[-_TRACEBACK_LIMIT:])
+    )
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == __package__

@@ -1,0 +1,184 @@
+"""What one transaction writes: sessions, runs, their events and their brief records."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun import events as ev
+from nbrun.record import RunRecord, RunStatus
+from nbrun.store import deltas, reader
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_INSERT_EVENT = (
+    "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+Values = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRow:
+    """The last row of a run while it takes more deltas."""
+
+    key: int | None  # None until it is inserted
+    seq: int
+    ts: int
+    kind: str
+    attempt: int
+    parent: str | None
+    texts: list[str] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+    def takes(self, event: ev.RunEvent) -> bool:
+        """Return whether the event belongs to this row."""
+        return (
+            len(self.texts) < deltas.PER_ROW
+            and event.type == self.kind
+            and event.attempt == self.attempt
+            and event.parent == self.parent
+        )
+
+    def values(self, number: int) -> Values:
+        """Return what is inserted for it."""
+        return (
+            number, self.seq, len(self.texts), self.ts, self.attempt, self.parent, self.kind,
+            deltas.encode(self.texts, self.steps),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the file says of a run, as far as its next write needs it."""
+
+    number: int
+    status: RunStatus
+    deltas: OpenRow | None = None
+
+
+class Ledger:
+    """Writes into an open transaction.
+
+    It keeps nothing of what it wrote: a caller that rolls back drops what was returned, one that commits
+    hands it in again.
+
+    Threads: of the writer's thread.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def insert_session(self, values: Values) -> int:
+        """Insert the session; return its key."""
+        cursor = self._connection.execute(
+            "INSERT INTO sessions (session_id, notebook, host, boot_id, pid_namespace, pid,"
+            " process_started_at, started_at, heartbeat_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            values,
+        )
+        return int(cursor.lastrowid or 0)
+
+    def insert_run(self, session_key: int, created: ev.RunEvent) -> tuple[Row, ev.RunEvent]:
+        """Insert a run; return its row, and its creation with the number that it was given."""
+        data = created.data
+        assert isinstance(data, ev.RunCreated)  # noqa: S101 - the writer looks before it calls
+        record = RunRecord().apply([created])
+        cursor = self._connection.execute(
+            "INSERT INTO runs (session, run_id, name, status, created_at, inputs, record)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                session_key, created.run_id, record.name, record.status, micros(created.ts),
+                data.inputs(), reader.encode_record(record),
+            ),
+        )  # fmt: skip
+        number = int(cursor.lastrowid or 0)
+        numbered = msgspec.structs.replace(data, number=number)
+        return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
+
+    def find_run(self, session_key: int, run_id: str, status: RunStatus) -> Row:
+        """Return the row of a run that is no longer kept in mind: its detached work has something to tell.
+
+        Raises
+        ------
+        sqlite3.IntegrityError
+            There is no such run.
+        """
+        found = self._connection.execute(
+            "SELECT number FROM runs WHERE session = ? AND run_id = ?", (session_key, run_id)
+        ).fetchone()
+        if found is None:
+            raise sqlite3.IntegrityError(f"{run_id} was never created")
+        return Row(found[0], status)
+
+    def write_events(self, row: Row, events: Sequence[ev.RunEvent]) -> Row:
+        """Write events of one run, by seq; deltas join the run's open row."""
+        inserts: list[Values] = []
+        opened = row.deltas
+        if opened is not None:  # a copy: what was handed in must stand if this is rolled back
+            opened = replace(opened, texts=list(opened.texts), steps=list(opened.steps))
+        for event in events:
+            if opened is not None and not opened.takes(event):
+                self._put(row.number, opened, inserts)
+                opened = None
+            if event.type not in ev.DELTA_TYPES:
+                inserts.append(_values(row.number, event))
+                continue
+            if opened is None:
+                opened = OpenRow(
+                    None, event.seq, micros(event.ts), event.type, event.attempt, event.parent
+                )
+            opened.texts.append(event.data.text)  # type: ignore[attr-defined]  # both delta types have one
+            opened.steps.append(micros(event.ts) - opened.ts)
+        if inserts:
+            self._connection.executemany(_INSERT_EVENT, inserts)
+        if opened is not None:
+            opened = self._keep_open(row.number, opened)
+        return replace(row, deltas=opened)
+
+    def write_record(self, row: Row, record: RunRecord) -> Row:
+        """Write the brief record where its status has changed."""
+        if record.status is row.status:
+            return row
+        self._connection.execute(
+            "UPDATE runs SET status = ?, record = ? WHERE number = ?",
+            (record.status, reader.encode_record(record), row.number),
+        )
+        return replace(row, status=record.status)
+
+    def _put(self, number: int, opened: OpenRow, inserts: list[Values]) -> None:
+        """Write a row that takes no more: over its first form, or as one of the inserts."""
+        if opened.key is None:
+            inserts.append(opened.values(number))
+        else:
+            self._update(opened)
+
+    def _keep_open(self, number: int, opened: OpenRow) -> OpenRow:
+        """Write a row that may take more, and remember where it is."""
+        if opened.key is not None:
+            self._update(opened)
+            return opened
+        cursor = self._connection.execute(_INSERT_EVENT, opened.values(number))
+        return replace(opened, key=cursor.lastrowid)
+
+    def _update(self, opened: OpenRow) -> None:
+        self._connection.execute(
+            "UPDATE events SET count = ?, data = ? WHERE key = ?",
+            (len(opened.texts), deltas.encode(opened.texts, opened.steps), opened.key),
+        )
+
+
+def _values(number: int, event: ev.RunEvent) -> Values:
+    return (
+        number, event.seq, 1, micros(event.ts), event.attempt, event.parent, event.type,
+        ev.encode_data(event.data),
+    )  # fmt: skip
+
+
+def micros(ts: float) -> int:
+    """Return epoch seconds as whole microseconds."""
+    return round(ts * 1_000_000)

@@ -1,0 +1,87 @@
+"""What a live card shows: one small dict, true to the record."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from nbrun import CancelCause, RunRecord, RunStatus
+from nbrun import events as ev
+from nbrun.record import ToolCall
+from nbrun.ui.view import TEXT_LIMIT, TOOL_LIMIT, view
+
+RECORD = RunRecord(
+    run_id="run-1", number=3, name="tea", agent="poet", status=RunStatus.RUNNING, phase="pouring",
+    created_at=100.0, started_at=101.0, text="Steam", usage=ev.Usage(12, 3, exact=False),
+    tools=(ToolCall("t1", "search", args={"q": "tea"}, status="running"),), notices=("careful",),
+)  # fmt: skip
+
+
+def test_a_view_is_what_the_record_says() -> None:
+    """Name, number, status and words, text, tools, tokens and times are the record's."""
+    shown = view(RECORD, now=105.0)
+    assert (shown["id"], shown["number"], shown["name"], shown["agent"]) == (
+        "run-1",
+        3,
+        "tea",
+        "poet",
+    )
+    assert (shown["status"], shown["words"], shown["live"]) == ("running", "Running", True)
+    assert (shown["phase"], shown["text"], shown["text_cut"]) == ("pouring", "Steam", 0)
+    assert (shown["started_at"], shown["ended_at"], shown["now"]) == (101.0, None, 105.0)
+    usage = shown["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"], usage["exact"]) == (12, 3, False)
+    (tool,) = shown["tools"]
+    assert (tool["id"], tool["name"], tool["status"], tool["args"]) == (
+        "t1",
+        "search",
+        "running",
+        '{"q":"tea"}',
+    )
+    assert "careful" in shown["notices"]
+
+
+@pytest.mark.parametrize("status", RunStatus)
+def test_a_view_of_every_status_can_be_sent(status: RunStatus) -> None:
+    """It is JSON, and `live` is what the status says."""
+    record = msgspec.structs.replace(RECORD, status=status, cause=CancelCause.USER, ended_at=110.0)
+    shown = json.loads(json.dumps(view(record, now=105.0)))
+    assert (shown["status"], shown["live"]) == (str(status), status.is_live)
+
+
+def test_a_long_run_has_a_small_view() -> None:
+    """Text and tools are cut in front, and how much is left out is told."""
+    record = msgspec.structs.replace(
+        RECORD, text="x" * 1_000_000 + "end",
+        tools=tuple(ToolCall(f"t{n}", "search", args={"q": "y" * 10_000}) for n in range(100)),
+    )  # fmt: skip
+    shown = view(record, now=105.0)
+    assert shown["text"].endswith("end")
+    assert shown["text_cut"] == 1_000_003 - TEXT_LIMIT
+    assert [tool["id"] for tool in shown["tools"]] == [
+        f"t{n}" for n in range(100 - TOOL_LIMIT, 100)
+    ]
+    assert shown["tools_cut"] == 100 - TOOL_LIMIT
+    assert len(json.dumps(shown)) < 64 * 1024
+
+
+def test_error_reason_and_problem_are_shown() -> None:
+    """What went wrong, why it was stopped, and that it is not saved."""
+    record = msgspec.structs.replace(
+        RECORD, status=RunStatus.CANCELLED, cause=CancelCause.USER, reason="too slow",
+        error=ev.ErrorInfo("ValueError", "no luck"),
+    )  # fmt: skip
+    shown = view(record, now=105.0, problem="disk full")
+    assert shown["error"] == "ValueError: no luck"
+    assert any("too slow" in notice for notice in shown["notices"])
+    assert any("not saved: disk full" in notice for notice in shown["notices"])
+
+
+def test_output_without_text_is_shown() -> None:
+    """An agent that returns data and says nothing has something to show."""
+    record = msgspec.structs.replace(
+        RECORD, text="", output={"answer": 42}, status=RunStatus.COMPLETED
+    )
+    assert view(record, now=105.0)["text"] == '{"answer":42}'
