@@ -80,5 +80,5 @@ def tokens_words(record: RunRecord) -> str:
     usage = record.usage
     if not usage.input_tokens and not usage.output_tokens:
         return ""
-    mark = "" if usage.exact else "≥"
-    return f"{mark}{usage.input_tokens:,} in · {mark}{usage.output_tokens:,} out tokens"
+    mark = "" if usage.exact else "≥ "
+    return f"{mark}{usage.input_tokens:,} in · {usage.output_tokens:,} out tokens"

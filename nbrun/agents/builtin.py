@@ -16,7 +16,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbrun.agents import Output, local_install, pydantic_ai
+from nbrun.agents import Output, pydantic_ai
 from nbrun.agents.scripted import HAIKU, ScriptedAgent
 from nbrun.errors import BadOption
 
@@ -86,11 +86,11 @@ def choose(
         raise BadOption(
             "no agent and no model: name a function, or give --model; or set NBRUN_MODEL, a provider's key "
             f"({', '.join(KEYS[provider][0] for provider in DEFAULTS)}), OLLAMA_BASE_URL, "
-            f"or install the local model ({local_install.missing()})"
+            f"or install the local model ({_local_lack()})"
         )
     named = named.strip()
     if named == DEMO:
-        named = LOCAL if local_install.missing() is None else SCRIPTED
+        named = LOCAL if _local_lack() is None else SCRIPTED
     if named == SCRIPTED:
         return ScriptedAgent(HAIKU), LABELS[SCRIPTED]
     _check(named, environ)
@@ -104,12 +104,12 @@ def _found_in(environ: Mapping[str, str]) -> str | None:
             return default
     if environ.get("OLLAMA_BASE_URL"):
         return f"ollama:{environ.get('OLLAMA_MODEL', 'llama3.2')}"
-    return LOCAL if local_install.missing() is None else None
+    return LOCAL if _local_lack() is None else None
 
 
 def _check(model: str, environ: Mapping[str, str]) -> None:
     if model == LOCAL:
-        if (problem := local_install.missing()) is not None:
+        if (problem := _local_lack()) is not None:
             raise BadOption(f"--model local: {problem}")
         return
     provider, colon, name = model.partition(":")
@@ -140,6 +140,13 @@ def _check_provider(model: str, provider: str) -> None:
         ) from None
     except ImportError as error:  # the provider's own package; pydantic-ai says which
         raise BadOption(f"--model {model}: {' '.join(str(error).split())}") from None
+
+
+def _local_lack() -> str | None:
+    """Return what the local model lacks; imported here, so that its module can also be run as a program."""
+    from nbrun.agents import local_install
+
+    return local_install.missing()
 
 
 class BuiltinAdapter:

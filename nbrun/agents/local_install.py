@@ -42,15 +42,17 @@ def find_model_file() -> Path | None:
 
 def missing() -> str | None:
     """Return one line that says what is missing and how to mend it, None when all is there."""
-    lacks: list[str] = []
-    runtime = _folder_of(RUNTIME_PACKAGE)
-    if runtime is None:
-        lacks.append(_NO_RUNTIME)
-    elif not _has_openmp(runtime):
-        lacks.append(_NO_OPENMP)
+    lacks = [lack for lack in (_runtime_lack(),) if lack is not None]
     if find_model_file() is None:
         lacks.append(_NO_MODEL)
     return f"The local demo model cannot run: {'; '.join(lacks)}." if lacks else None
+
+
+def _runtime_lack() -> str | None:
+    runtime = _folder_of(RUNTIME_PACKAGE)
+    if runtime is None:
+        return _NO_RUNTIME
+    return None if _has_openmp(runtime) else _NO_OPENMP
 
 
 def is_available() -> bool:
@@ -66,6 +68,8 @@ def install() -> str:
     InstallError
         When the installer is missing or fails, or when another part than the model file is missing.
     """
+    if (lack := _runtime_lack()) is not None:  # before 100 MB are fetched that could not be used
+        raise InstallError(f"The local demo model cannot run: {lack}.")
     if (model_file := find_model_file()) is not None:
         done = f"The local demo model is already here: {model_file.name}."
     else:
@@ -77,8 +81,6 @@ def install() -> str:
                 "run the same command with the Python of your kernel."
             )
         done = f"Installed the local demo model: {model_file.name}."
-    if (lack := missing()) is not None:
-        raise InstallError(lack)
     return done
 
 

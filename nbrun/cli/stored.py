@@ -21,7 +21,7 @@ from nbrun.cli.printing import (
 from nbrun.clock import SystemClock
 from nbrun.encoding import shown
 from nbrun.errors import RunNotFound
-from nbrun.store import FOLDER, SUFFIX, SessionStore, schema, store_path
+from nbrun.store import SUFFIX, SessionStore, schema, store_path
 from nbrun.wording import status_words
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _stores(path: Path) -> list[Path]:
     """
     path = path.absolute()
     if path.is_dir():
-        folder = path if path.name == FOLDER else path / FOLDER
+        folder = path if path.name == schema.FOLDER else path / schema.FOLDER
         return [found for found in sorted(folder.glob(f"*{SUFFIX}")) if _is_store(found)]
     if path.suffix == SUFFIX and path.is_file():
         if not _is_store(path):

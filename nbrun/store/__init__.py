@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Committed", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
 
-FOLDER = ".nbrun"
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
 
@@ -36,7 +35,7 @@ def store_path(notebook: Path) -> Path:
     """Return where the runs of this notebook are kept: `.nbrun/<its name>.db` beside it."""
     return (
         notebook.parent
-        / FOLDER
+        / schema.FOLDER
         / f"{notebook.stem if notebook.suffix == '.ipynb' else notebook.name}{SUFFIX}"
     )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION = 1
+FOLDER = ".nbrun"
 APPLICATION_ID = 0x6E62726E  # "nbrn"
 
 DDL = (
@@ -84,7 +85,7 @@ def prepare_folder(folder: Path) -> None:
         raise StoreReadOnly(f"{folder} is a symbolic link; nbrun does not write through it")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ignore = folder / ".gitignore"
-    if not ignore.exists():
+    if folder.name == FOLDER and not ignore.exists():
         ignore.write_text("*\n", encoding="utf-8")
 
 

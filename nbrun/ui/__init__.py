@@ -11,7 +11,7 @@ from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import RunNotFinished
 from nbrun.session import NotebookSession
 from nbrun.ui import control
-from nbrun.ui.waiting import is_headless, wait_for
+from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,13 +91,16 @@ class Extension:
         waits = headless if block is None else block
         if headless and waits:  # nobody can click: no widget, only what stays in the file
             try:
-                wait_for(run, self.session.cancel_grace_s)
+                with cancelled_by_interrupt(run, self.session.cancel_grace_s):
+                    wait_for(run)
             finally:
                 self._show_static(run)
+        elif waits:
+            with cancelled_by_interrupt(run, self.session.cancel_grace_s):
+                self.show(run)
+                wait_for(run)
         else:
             self.show(run)
-            if waits:
-                wait_for(run, self.session.cancel_grace_s)
         if waits:
             run.result(0)
 
@@ -107,7 +110,7 @@ class Extension:
         if block is False:
             print(repr(run))
             return
-        show_until_end(run, self.session.cancel_grace_s, self.session.clock.now())
+        show_until_end(run, self.session.cancel_grace_s, self.session.clock.now)
         run.result(0)
 
     def show(self, run: Run) -> None:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 from nbrun.encoding import shown
 from nbrun.ui.snapshot import plain_text
-from nbrun.ui.waiting import wait_for
+from nbrun.ui.waiting import cancelled_by_interrupt, wait_for
 from nbrun.wording import duration, status_words, tokens_words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nbrun.run import Run
 
 
-def show_until_end(run: Run, grace_s: float, now: float) -> None:
+def show_until_end(run: Run, grace_s: float, now: Callable[[], float]) -> None:
     """Show the run's line until it has ended, then what it gave.
 
     Raises
@@ -26,11 +28,11 @@ def show_until_end(run: Run, grace_s: float, now: float) -> None:
     from rich.text import Text
 
     console = Console()
-    began = run.created_at or now
+    began = run.created_at or now()
 
     def line() -> Text:
         record = run.record
-        seconds = duration(max(0.0, (record.ended_at or record.last_event_at) - began))
+        seconds = duration(max(0.0, (record.ended_at or now()) - began))
         parts = [
             status_words(record),
             f"{record.name} #{record.number}",
@@ -42,8 +44,11 @@ def show_until_end(run: Run, grace_s: float, now: float) -> None:
             " · ".join(part for part in [*parts, tail] if part), overflow="ellipsis", no_wrap=True
         )
 
+    live = Live(get_renderable=line, console=console, refresh_per_second=10, transient=True)
     try:
-        with Live(line(), console=console, refresh_per_second=10, transient=True) as live:
-            wait_for(run, grace_s, lambda: live.update(line()))
+        with cancelled_by_interrupt(run, grace_s):
+            live.start()  # within: Ctrl-C may come while it draws for the first time
+            wait_for(run)
     finally:
+        live.stop()
         console.print(Text(plain_text(run.record, run.problem)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nbrun.cancellation import CancelCause
 from nbrun.ladder import LAST_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from nbrun.run import Run
 
@@ -37,21 +38,24 @@ def cell_id(shell: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def wait_for(run: Run, grace_s: float, on_tick: Callable[[], object] | None = None) -> None:
-    """Wait for the run's end in short steps.
+def wait_for(run: Run) -> None:
+    """Wait for the run's end in short steps."""
+    while not run.wait(TICK_S):
+        pass
+
+
+@contextmanager
+def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
+    """Have ■ or Ctrl-C stop this run and no other, wherever it hits: also while the run is being shown.
 
     Raises
     ------
     KeyboardInterrupt
-        ■ or Ctrl-C came: this run was cancelled, and had its grace to stop. Other runs go on.
+        It came: this run was cancelled, and had its grace to stop.
     """
     try:
-        while not run.wait(TICK_S):
-            if on_tick is not None:
-                on_tick()
+        yield
     except KeyboardInterrupt:
         run.cancel(cause=CancelCause.INTERRUPT)
         run.wait(grace_s + 2 * LAST_S)
-        if on_tick is not None:
-            on_tick()
         raise
