@@ -243,6 +243,21 @@ class Run:
             f"run #{self.number} ({self.name})" if self.number else f"run {self.id} ({self.name})"
         )
 
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call `function` when a run of this session ends, on nbrun's own thread; at once if it has ended."""
+        if self._live is None:
+            return
+
+        def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
+            if not record.is_live:
+                remove()
+                function()
+
+        remove = self._live.listen(listener)
+        if self.done():  # it may have ended before we listened
+            remove()
+            function()
+
     async def settled(self) -> None:
         """Return when the run has ended; from any event loop. Cancelling the waiter leaves the run alive."""
         if self._live is None:

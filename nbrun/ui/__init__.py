@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +41,8 @@ class Extension:
         )
         self.session.on_display = self.show
         self._board: Any = None
-        self._still_shown: list[
-            tuple[Run, Any]
-        ] = []  # static cards of runs that went on, and their displays
+        # Static cards of a headless notebook whose runs went on, and what brings them up to date.
+        self._still_shown: list[tuple[Run, Callable[[], object]]] = []
         self._undo: list[Callable[[], object]] = []
 
     def open(self) -> None:
@@ -130,10 +130,19 @@ class Extension:
         if self.kernel is None:
             print(plain_text(run.record, run.problem))
             return
-        handle = DisplayHandle()
-        if not run.done():  # before it is drawn: it may end meanwhile
-            self._still_shown.append((run, handle))
-        display(bundle(run.record, run.problem), raw=True, display_id=handle.display_id)
+        handle, record = DisplayHandle(), run.record
+        display(bundle(record, run.problem), raw=True, display_id=handle.display_id)
+        if record.is_live:  # as it was drawn; it may have ended since
+            redraw = functools.partial(self._redraw, run, handle)
+            if is_headless(self.shell):
+                self._still_shown.append((run, redraw))
+            else:
+                run.when_ended(redraw)
+
+    def _redraw(self, run: Run, handle: Any) -> None:
+        from nbrun.ui.snapshot import bundle
+
+        handle.update(bundle(run.record, run.problem), raw=True)
 
     def _redraw_ended(self) -> None:
         """Bring static cards up to date whose runs have ended.
@@ -141,14 +150,12 @@ class Extension:
         Source: nbclient takes an update only while a cell runs, and only as that cell's, so a waiting cell
         has to send it.
         """
-        from nbrun.ui.snapshot import bundle
-
         still, self._still_shown = self._still_shown, []
-        for run, handle in still:
+        for run, redraw in still:
             if run.done():
-                handle.update(bundle(run.record, run.problem), raw=True)
+                redraw()
             else:
-                self._still_shown.append((run, handle))
+                self._still_shown.append((run, redraw))
 
     @property
     def board(self) -> Any:

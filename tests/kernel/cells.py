@@ -21,6 +21,10 @@ import nbrun
 async def say(prompt):
     return prompt
 
+async def soon(prompt):
+    await asyncio.sleep(0.5)  # long enough for its card to be shown while it is live
+    return prompt
+
 async def endless(prompt, run):
     run.text("begun ")
     await asyncio.Event().wait()

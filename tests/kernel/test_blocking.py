@@ -75,7 +75,7 @@ def test_noblock_and_the_environment_decide_over_the_front_end(kernel: Kernel) -
 
 def test_block_waits_behind_a_live_card(kernel: Kernel) -> None:
     """`--block` shows the live card and waits; a failed run makes the cell fail, in one line."""
-    cell = run_ok(kernel, "%%agentrun say --block -n seen\nhi")
+    cell = run_ok(kernel, "%%agentrun soon --block -n seen\nhi")
     assert WIDGET in cell.outputs[0]["data"]
     record = stored(kernel.folder, "seen")
     assert record is not None

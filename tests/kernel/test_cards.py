@@ -100,7 +100,7 @@ def assert_harmless(data: dict[str, Any]) -> None:
 
 def test_a_card_is_a_widget_and_static_output_at_first_and_static_at_last(kernel: Kernel) -> None:
     """The first display has the widget and every static form; the end replaces it by the static forms only."""
-    cell = run_ok(kernel, "%%agentrun say -n tea\nhi")
+    cell = run_ok(kernel, "%%agentrun soon -n tea\nhi")
     first = cell.outputs[0]
     assert first["output_type"] == "display_data"
     assert set(first["data"]) == STATIC | {WIDGET}
@@ -113,8 +113,9 @@ def test_a_card_is_a_widget_and_static_output_at_first_and_static_at_last(kernel
     record = data[RUN]
     assert (record["status"], record["name"], record["output"]) == ("completed", "tea", "hi")
     assert json.loads(json.dumps(record)) == record
+    kernel.wait_until(lambda: card_messages(kernel, cell)[-1]["msg_type"] == "comm_close")
     messages = card_messages(kernel, cell)
-    assert (messages[0]["msg_type"], messages[-1]["msg_type"]) == ("comm_open", "comm_close")
+    assert messages[0]["msg_type"] == "comm_open"
     assert states(messages)[-1]["status"] == "completed"
 
 
@@ -128,6 +129,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(kernel: Kernel) -> None:
         "    with run.tool(bad, {bad: bad}) as tool:\n"
         "        tool.result = bad\n"
         "    run.text(bad)\n"
+        "    await asyncio.sleep(0.5)\n"  # its card is shown while it is live
         "    if prompt == 'fail':\n"
         "        raise ValueError(bad)\n"
         "    await asyncio.Event().wait()\n"
@@ -156,6 +158,7 @@ def test_a_saved_card_is_small_however_long_the_run(kernel: Kernel, character: s
     run_ok(
         kernel,
         "async def long(prompt, run):\n"
+        "    await asyncio.sleep(0.5)\n"  # its card is shown while it is live
         "    for n in range(200):\n"
         f"        with run.tool('search' + '{character}' * 300, {{'q': '{character}' * 2000}}) as tool:\n"
         f"            tool.result = '{character}' * 2000\n"
@@ -290,3 +293,18 @@ def test_a_run_that_fails_to_start_shows_no_card(kernel: Kernel) -> None:
     assert error_line(cell).startswith("AgentNotFound")
     assert [output["output_type"] for output in cell.outputs] == ["error"]
     assert len(kernel.comms) == before
+
+
+def test_without_live_cards_the_static_one_follows_its_run(kernel: Kernel) -> None:
+    """With `NbRun.card` off the output is static from the start, and shows the end when it comes."""
+    run_ok(kernel, "%config NbRun.card = False")
+    shown = kernel.run(
+        "%%agentrun --python\nimport asyncio\nawait asyncio.sleep(0.3)", cell_id="c-off"
+    )
+    kernel.wait_until(
+        lambda: any(m["msg_type"] == "update_display_data" for m in shown.messages), 10
+    )
+    updates = [m for m in shown.messages if m["msg_type"] == "update_display_data"]
+    assert set(updates[-1]["content"]["data"]) == STATIC
+    assert "Completed" in updates[-1]["content"]["data"]["text/plain"]
+    run_ok(kernel, "%config NbRun.card = True")

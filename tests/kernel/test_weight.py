@@ -70,5 +70,5 @@ def test_loading_imports_no_widgets_and_no_agent_framework(kernel: Kernel) -> No
     # Headless there is no card; with a card there is, and still no framework.
     run_ok(kernel, "%%agentrun say\nhi", headless=True)
     assert value(kernel, loaded) == "[]"
-    run_ok(kernel, "%%agentrun say -b\nhi")
+    run_ok(kernel, "%%agentrun soon -b\nhi")
     assert value(kernel, loaded) == "['anywidget', 'ipywidgets']"
