@@ -7,13 +7,16 @@
 #   clock                                  the time and the ids: nothing else reads either.
 #   context                                what an agent sees of its run.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
-#   attempt, host                          what travels | drives one attempt on its own loop thread. Knows no store.
-#   executors/                             where hosts live: this kernel (a subprocess and a cluster are to come).
-#   intake, line, hooks                    the one door of a session | who waits their turn | who is told.
-#   run, run_list, session                 the handle users hold | a table of them | the owner of a notebook's runs.
-#   config                                 settings.
+#   attempt, loop_thread                   what travels to a host and back | the event loop that it has for itself.
+#   ladder, drive, host                    stopping an agent | one attempt, with exactly one end | all of a host's.
+#   capture                                an agent's prints into its run's log.
+#   executors/                             where hosts live: this kernel. (A subprocess and a cluster are to come.)
+#   intake, line, hooks                    the one door of a session | who waits for a turn | who is told.
+#   run, run_list, catalog                 the handle that users hold | a table of them | finding one.
+#   request, dispatch, session             what a start asks for | who goes when | the owner of a notebook's runs.
+#   config, default                        settings | nbrun.start() and the like, on the session of this shell.
 #   ui/                                    magics, card, control channel. The only part that knows IPython and widgets.
-#   cli                                    another process: reads the store and never imports the kernel side.
+#   cli/                                   another process: reads the store and never imports the kernel side.
 # A module imports from the lines above its own. Importing nbrun loads no IPython, no anywidget and no agent framework.
 
 from __future__ import annotations

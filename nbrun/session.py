@@ -7,21 +7,19 @@ import contextvars
 import logging
 import os
 import threading
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun import capture
+from nbrun import capture, request
 from nbrun import events as ev
-from nbrun.agents import builtin, find_adapter, registered
 from nbrun.attempt import Attempt
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.catalog import Catalog
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
 from nbrun.context import current_run, guarded
-from nbrun.encoding import Plain, clean_text
+from nbrun.dispatch import Dispatcher
+from nbrun.encoding import clean_text
 from nbrun.errors import (
-    AgentNotFound,
     BadOption,
     Cancelled,
     IdConflict,
@@ -29,11 +27,8 @@ from nbrun.errors import (
     RunRejected,
     SessionClosed,
 )
-from nbrun.executors import local
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
-from nbrun.line import Line
-from nbrun.loop_thread import LoopThread
 from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
@@ -43,21 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from nbrun.record import RunRecord
-
 _log = logging.getLogger("nbrun")
 
 SAVE_LIMIT_S = 2.0
 """How long a start waits for its run to be saved before it goes on unsaved."""
 CLOSE_S = 1.0
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
-MAX_TIMEOUT_S = 366 * 86_400.0
-
-_CHOICES = {
-    "approve": ("ask", "auto", "deny"),
-    "if_running": ("queue", "reject", "replace"),
-    "on": (local.NAME,),
-}
 
 
 class NotebookSession:
@@ -101,18 +87,12 @@ class NotebookSession:
         self._lock = threading.RLock()
         self._is_closed = False
         self._catalog = Catalog(self, self.id)
-        self._line = Line(max_concurrent)
+        self._dispatcher = Dispatcher(max_concurrent, self.clock)
         self._secrets = secrets_in(os.environ)
-        self._looked = (
-            len(os.environ),
-            self.clock.monotonic(),
-        )  # how many variables there were, and when
+        # How many variables there were when the environment was last looked at, and when that was.
+        self._looked = (len(os.environ), self.clock.monotonic())
         self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
         self._observers = [ObserverThread(observer) for observer in observers]
-        self._attempts: dict[str, Attempt] = {}
-        self._outgoing: deque[Attempt] = deque()
-        self._host: LoopThread | None = None
-        self._executor: local.LocalExecutor | None = None
         self.store.open_existing()
 
     # --- starting --------------------------------------------------------------------------------
@@ -132,7 +112,7 @@ class NotebookSession:
         max_cost: float | None = None,
         approve: str = "ask",
         if_running: str = "queue",
-        on: str = local.NAME,
+        on: str = "local",
         thread: bool = False,
         tags: Mapping[str, str] | None = None,
         tools: Sequence[Callable[..., object]] | None = None,
@@ -155,79 +135,58 @@ class NotebookSession:
         AgentNotFound, BadOption, IdConflict, RunRejected, SessionClosed
             Nothing was started, and nothing is left behind.
         """
-        for option, value in (("approve", approve), ("if_running", if_running), ("on", on)):
-            _check_choice(option, value)
-        if max_turns is not None or max_tokens is not None or max_cost is not None:
-            raise NotImplementedError(
-                "max_turns, max_tokens and max_cost are not in this version of nbrun"
-            )
-        _check_timeout(timeout_s)
-        agent, model_label = self._resolved(agent, model, tools)
-        adapter = find_adapter(agent)
-        adapter.check(agent)
-        label = adapter.label(agent)
-        created = ev.RunCreated(
-            session_id=self.id,
-            name=clean_text(name or label),
-            agent=clean_text(label),
-            prompt=clean_text(prompt),
-            cell_id=cell_id,
-            model=model_label,
-            tags={
-                clean_text(str(key)): clean_text(str(value)) for key, value in (tags or {}).items()
-            },
-            options=_options(timeout_s=timeout_s, thread=thread or None),
-        )
+        request.check_choices(approve=approve, if_running=if_running, on=on)
+        request.check_budgets(max_turns, max_tokens, max_cost)
+        request.check_timeout(timeout_s)
+        agent, model = request.resolve(agent, model, tools)
+        created = request.describe(
+            agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
+            timeout_s=timeout_s, thread=thread or None,
+        )  # fmt: skip
         self._watch_secrets()
         capture.renew()
-        with self._lock:
-            if self._is_closed:
-                raise SessionClosed(
-                    "this session is closed; load nbrun again with %reload_ext nbrun"
-                )
-            if id is not None and (existing := self._same(clean_text(id), created)):
-                return existing
-            run_id = self._new_id() if id is None else clean_text(id)
-            live = LiveRun(run_id, self.token.child(), key=cell_id or name)
-            behind = self._make_way(live, if_running)
-            attempt = Attempt(
-                run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
-                self.cancel_grace_s, timeout_s, thread,
-            )  # fmt: skip
-            self._begin()
+        live: LiveRun | None = None
         try:
-            self._enter(live, attempt, created)
+            with self._lock:
+                self._check_open()
+                if id is not None and (existing := self._same(clean_text(id), created)):
+                    return existing
+                key = cell_id or name
+                behind = self._make_way(key, if_running)
+                self._begin()
+                run_id = self._new_id() if id is None else clean_text(id)
+                live = LiveRun(run_id, self.token.child(), key=key)
+                attempt = Attempt(
+                    run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
+                    self.cancel_grace_s, timeout_s, thread,
+                )  # fmt: skip
+                self._enter(live, attempt, created)
             live.is_created.wait(SAVE_LIMIT_S)
-            if behind is not None:
-                self._intake.tell(live, ev.Log(f"waits for {behind} of the same cell", "warning"))
-            if self.store.problem is not None:
-                self._intake.tell(live, ev.Log(self.store.problem, "warning"))
-            self._set_going(live)
+            for notice in (behind, self.store.problem):
+                if notice is not None:
+                    self._intake.tell(live, ev.Log(notice, "warning"))
+            # A run that another run starts does not wait: the other may be waiting for it, with its place.
+            self._dispatcher.queue(live, at_once=current_run.get() is not None)
         except (
             BaseException
-        ):  # ■ in the middle of it: what nobody holds yet must not be left behind
-            self._cancel(live, None, CancelCause.INTERRUPT, "interrupt")
-            self._submit(live)
+        ):  # ■ in the middle of it: a run that nobody holds must not be left behind
+            if live is not None:
+                self._cancel(live, None, CancelCause.INTERRUPT, "interrupt")
+                self._dispatcher.queue(live, at_once=True)
             raise
         return Run(self, live.record, live)
 
     def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
         """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
-        self._attempts[live.run_id] = attempt
+        self._dispatcher.add(attempt)
         self._intake.add(live)
         self._intake.tell(live, created)
         live.token.add_callback(lambda _request: self._token_fired(live))
         self._catalog.add(live)
 
-    def _set_going(self, live: LiveRun) -> None:
-        """Hand the run to its executor, or let it wait in line.
-
-        A run that another run starts does not wait: the other may be waiting for it, with its place.
-        """
-        may_go = current_run.get() is not None or self._line.join(live)
-        if may_go or live.token.cancelled:  # a cancelled one is ended by its host, unentered
-            self._line.pass_by(live)
-            self._submit(live)
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise SessionClosed("this session is closed; run %reload_ext nbrun")
 
     def _new_id(self) -> str:
         run_id = f"run-{self._ids.next_id()}"
@@ -249,24 +208,6 @@ class NotebookSession:
             self._secrets = secrets
             self._intake.redactor = Redactor(secrets)
 
-    def _resolved(
-        self, agent: object, model: str | None, tools: Sequence[Callable[..., object]] | None
-    ) -> tuple[object, str | None]:
-        """Return the agent object, and the model's name where the built-in agent is meant."""
-        if agent is None:
-            return builtin.choose(model, os.environ, tuple(tools or ()))
-        if model is not None:
-            raise BadOption("give an agent or a model, not both")
-        if isinstance(agent, str):
-            known = registered()
-            if agent not in known:
-                names = ", ".join(sorted(known)) or "none yet"
-                raise AgentNotFound(
-                    f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object"
-                )
-            return known[agent], None
-        return agent, None
-
     def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
         """Return the run that this id already names in the store, if its inputs are these."""
         run = self._catalog.named(run_id)
@@ -275,33 +216,31 @@ class NotebookSession:
         run.wait_created(SAVE_LIMIT_S)
         # The stored inputs hold no secrets, so these must not either.
         asked = self._intake.storable(created)
-        if not isinstance(asked, ev.RunCreated) or _inputs(run.record) != asked.inputs():
+        if not isinstance(asked, ev.RunCreated) or request.inputs_of(run.record) != asked.inputs():
             raise IdConflict(
                 f"the id '{run_id}' already names a run with other inputs; choose another id"
             )
         return run
 
-    def _make_way(self, live: LiveRun, if_running: str) -> str | None:
-        """Do what `if_running` says of a live run of the same cell; return that run's title if there is one."""
-        if live.key is None:
-            return None
-        others = [other for other in self._catalog.live() if other.key == live.key]
+    def _make_way(self, key: str | None, if_running: str) -> str | None:
+        """Do what `if_running` says of a live run of the same cell; return what the new run's card says of it."""
+        others = [] if key is None else [live for live in self._catalog.live() if live.key == key]
         if not others:
             return None
         title = f"run #{others[-1].record.number}"
-        match if_running:
-            case "reject":
-                raise RunRejected(
-                    f"{title} of the same cell is live; wait for it, cancel it, or use --if-running queue"
-                )
-            case "replace":
-                for other in others:
-                    self._cancel(other, None, CancelCause.REPLACED, "a newer run of the same cell")
-        return title
+        if if_running == "reject":
+            raise RunRejected(
+                f"{title} of the same cell is live; wait for it, cancel it, or use --if-running queue"
+            )
+        if if_running == "replace":
+            for other in others:
+                self._cancel(other, None, CancelCause.REPLACED, "a newer run of the same cell")
+            return f"takes the place of {title} when that has stopped"
+        return f"waits for {title} of the same cell"
 
     def _begin(self) -> None:
         """Start the threads of this session, with its first run."""
-        if self._host is not None:
+        if self._dispatcher.is_begun:
             return
         writer = self.store.begin(
             self._intake, session_id=self.id, notebook=str(self.notebook) if self.notebook else None
@@ -309,30 +248,7 @@ class NotebookSession:
         self._intake.ring = writer.ring
         capture.install()
         atexit.register(self.close)
-        self._host = host = LoopThread("nbrun-host")
-        self._executor = executor = local.LocalExecutor(host, self.clock)
-        host.call(
-            lambda: host.spawn(
-                executor.open(self._intake.put, lambda _host, _up: None), "nbrun-open"
-            )
-        )
-
-    def _submit(self, live: LiveRun) -> None:
-        """Hand the run's attempt to the executor; only the first call for a run does something."""
-        attempt = self._attempts.pop(live.run_id, None)
-        host = self._host
-        if attempt is None or host is None:
-            return
-        self._outgoing.append(attempt)
-        host.call(self._send_out)
-
-    def _send_out(self) -> None:
-        """Submit all that waits to go out, in one batch; on the host's loop."""
-        attempts: list[Attempt] = []
-        while self._outgoing:
-            attempts.append(self._outgoing.popleft())
-        if attempts and self._host is not None and self._executor is not None:
-            self._host.spawn(self._executor.submit(attempts), "nbrun-submit")
+        self._dispatcher.begin(self._intake.put)
 
     # --- finding ---------------------------------------------------------------------------------
 
@@ -454,13 +370,12 @@ class NotebookSession:
         self._intake.request_cancel(
             live, ev.CancelRequested(token.cause or CancelCause.USER, token.reason, by)
         )
-        if self._line.pass_by(live):
-            self._submit(live)  # the host ends it without entering the agent
+        self._dispatcher.let_pass(live)
 
     @property
     def is_on_host_loop(self) -> bool:
         """Whether this code runs on the loop that drives all runs."""
-        return self._host is not None and self._host.is_current
+        return self._dispatcher.is_on_loop
 
     # --- what became public ----------------------------------------------------------------------
 
@@ -476,9 +391,7 @@ class NotebookSession:
             observer.tell(record, events)
         if any(event.type in ev.END_TYPES for event in events):
             live.token.release()
-            self._attempts.pop(live.run_id, None)
-            for following in self._line.leave(live):
-                self._submit(following)
+            self._dispatcher.note_end(live)
             for gone in self._catalog.note_end(live):
                 self._intake.forget(gone)
 
@@ -520,9 +433,9 @@ class NotebookSession:
         self.store.close(0.3)
         for observer in self._observers:
             observer.close(0.05)
-        if self._host is not None:
+        if self._dispatcher.is_begun:
             capture.remove()
-            self._host.close(0.1)
+            self._dispatcher.close(0.1)
             atexit.unregister(self.close)
 
     def __enter__(self) -> NotebookSession:
@@ -535,28 +448,6 @@ class NotebookSession:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _check_choice(option: str, value: str) -> None:
-    if value not in _CHOICES[option]:
-        raise BadOption(f"{option} is '{value}'; give one of: {', '.join(_CHOICES[option])}")
-
-
-def _check_timeout(timeout_s: float | None) -> None:
-    if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
-        raise BadOption(f"timeout_s is {timeout_s}; give seconds above 0, at most a year")
-
-
-def _options(**values: Plain) -> dict[str, Plain]:
-    """Return the execution options that differ from the defaults: part of a run's inputs."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _inputs(record: RunRecord) -> str:
-    return ev.RunCreated(
-        session_id=record.session_id, name=record.name, agent=record.agent, prompt=record.prompt,
-        model=record.model, options=record.options,
-    ).inputs()  # fmt: skip
 
 
 def _notebook_path(path: str | Path | None) -> Path | None:

@@ -1,0 +1,115 @@
+"""What a start asks for: checked, and resolved to an agent, before anything is begun."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from nbrun.agents import builtin, find_adapter, registered
+from nbrun.encoding import Plain, clean_text
+from nbrun.errors import AgentNotFound, BadOption
+from nbrun.events import RunCreated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nbrun.record import RunRecord
+
+MAX_TIMEOUT_S = 366 * 86_400.0
+
+_CHOICES = {
+    "approve": ("ask", "auto", "deny"),
+    "if_running": ("queue", "reject", "replace"),
+    "on": ("local",),
+}
+
+
+def check_choices(**chosen: str) -> None:
+    """Raise `BadOption` for a word that is not among those its option takes."""
+    for option, value in chosen.items():
+        if value not in _CHOICES[option]:
+            raise BadOption(f"{option} is '{value}'; give one of: {', '.join(_CHOICES[option])}")
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """Raise `BadOption` for a time that is not above zero and at most a year."""
+    if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise BadOption(f"timeout_s is {timeout_s}; give seconds above 0, at most a year")
+
+
+def check_budgets(*budgets: float | None) -> None:
+    """Raise for a budget: they are not in this version."""
+    if any(budget is not None for budget in budgets):
+        raise NotImplementedError(
+            "max_turns, max_tokens and max_cost are not in this version of nbrun"
+        )
+
+
+def resolve(
+    agent: object, model: str | None, tools: Sequence[Callable[..., object]] | None
+) -> tuple[object, str | None]:
+    """Return the agent object, and the model's name where the built-in agent is meant.
+
+    Raises
+    ------
+    AgentNotFound, BadOption
+        There is none, or it could not be entered.
+    """
+    if agent is None:
+        return builtin.choose(model, os.environ, tuple(tools or ()))
+    if model is not None:
+        raise BadOption("give an agent or a model, not both")
+    if not isinstance(agent, str):
+        return agent, None
+    known = registered()
+    if agent not in known:
+        names = ", ".join(sorted(known)) or "none yet"
+        raise AgentNotFound(
+            f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object"
+        )
+    return known[agent], None
+
+
+def describe(
+    agent: object,
+    *,
+    session_id: str,
+    prompt: str,
+    name: str | None,
+    model: str | None,
+    cell_id: str | None,
+    tags: Mapping[str, str] | None,
+    **options: Plain,
+) -> RunCreated:
+    """Return the run's first event, with everything in it that tells its inputs from another's.
+
+    Parameters
+    ----------
+    options : execution options; None stands for the default and is left out.
+
+    Raises
+    ------
+    AgentNotFound
+        The agent could not be entered.
+    """
+    adapter = find_adapter(agent)
+    adapter.check(agent)
+    label = adapter.label(agent)
+    return RunCreated(
+        session_id=session_id,
+        name=clean_text(name or label),
+        agent=clean_text(label),
+        prompt=clean_text(prompt),
+        cell_id=cell_id,
+        model=model,
+        tags={clean_text(str(key)): clean_text(str(value)) for key, value in (tags or {}).items()},
+        options={option: value for option, value in options.items() if value is not None},
+    )
+
+
+def inputs_of(record: RunRecord) -> str:
+    """Return what tells the inputs of a recorded run from another's."""
+    return RunCreated(
+        session_id=record.session_id, name=record.name, agent=record.agent, prompt=record.prompt,
+        model=record.model, options=record.options,
+    ).inputs()  # fmt: skip
