@@ -30,9 +30,8 @@ def session() -> NotebookSession:
     SessionClosed
         nbrun was unloaded from this shell.
     """
-    ipython = sys.modules.get(
-        "IPython"
-    )  # looked for, never imported: who runs without it does without
+    # Looked for, never imported: who runs without IPython does without.
+    ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
         held = getattr(shell, SHELL_ATTRIBUTE, None)

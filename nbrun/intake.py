@@ -31,9 +31,8 @@ BACKLOG_LIMIT = 20_000
 """Events that may wait; beyond it producers are paused, never dropped."""
 PAUSE_S = 0.05
 
-_listening = (
-    threading.Lock()
-)  # one for all runs: it is held for a moment, and each lock costs memory
+# One for all runs: it is held for a moment, and each lock costs memory.
+_listening = threading.Lock()
 
 Listener = Callable[[RunRecord, Sequence[ev.RunEvent]], object]
 
@@ -213,9 +212,8 @@ class Intake:
         self._admit(live, stand_in, ts, 0, None, events)
 
     def _admit_host(self, live: LiveRun, item: HostEvent, events: list[ev.RunEvent]) -> None:
-        if (
-            item.attempt != live.attempt or item.n != live.next_n
-        ):  # the fence: an older try, or a repeat
+        # The fence: an older try, or a repeat.
+        if item.attempt != live.attempt or item.n != live.next_n:
             live.refused += 1
             return
         live.next_n += 1

@@ -292,11 +292,8 @@ class Run:
     def events(self, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:
         """Return the run's public events that come after seq `after`, by seq, at most `limit`."""
         # Looked at first: what is saved in this moment is then read from the store, and not missed in both.
-        unsaved = tuple(self._live.unsaved) if self._live is not None else ()
+        unsaved = self._live.unsaved if self._live is not None else ()
         number = self.number
-        unsaved = (
-            self._live.unsaved if self._live else ()
-        )  # before the store: what is saved meanwhile is there
         record_count = self.glance.event_count
         found = [] if number is None else self._owner.store.events(number, after, limit)
         if self._live is not None:

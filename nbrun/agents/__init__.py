@@ -69,13 +69,8 @@ class NativeCancel(Protocol):
         ...
 
 
-_BUILT_IN = (
-    "cell",
-    "scripted",
-    "builtin",
-    "pydantic_ai",
-    "plain",
-)  # plain last: it takes any callable
+# In the order in which they are asked; plain comes last, for it takes any callable.
+_BUILT_IN = ("cell", "scripted", "builtin", "pydantic_ai", "plain")
 
 
 @lru_cache(maxsize=1)

@@ -110,8 +110,7 @@ class Worker(Generic[T]):
     def _fail(self, error: BaseException) -> None:
         if self._done.done():
             return
-        if isinstance(
-            error, StopIteration
-        ):  # a future refuses it: it would end the waiting coroutine
+        # A future refuses this one: it would end the waiting coroutine.
+        if isinstance(error, StopIteration):
             error = RuntimeError("the agent raised StopIteration")
         self._done.set_exception(error)

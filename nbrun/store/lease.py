@@ -81,9 +81,8 @@ def _started_at(pid: int) -> int | None:
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except (
-        OSError
-    ):  # macOS and Windows: the boot time, to the minute, since it is reckoned from now
+    except OSError:
+        # macOS and Windows: the boot time, to the minute, since it is reckoned from now.
         import psutil
 
         return f"boot-{round(psutil.boot_time() / 60)}"

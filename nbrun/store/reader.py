@@ -69,10 +69,8 @@ def _unpack(kind: str, blob: bytes, ts: int, count: int) -> list[tuple[int, ev.E
     if kind in ev.DELTA_TYPES:
         try:
             return deltas.decode(kind, blob, ts)
-        except (
-            msgspec.DecodeError,
-            ValueError,
-        ):  # damaged: its numbers stay taken, so that no gap opens
+        except (msgspec.DecodeError, ValueError):
+            # Damaged: its numbers stay taken, so that no gap opens.
             return [(ts, ev.Unknown(kind, {"$damaged": len(blob)}))] * count
     return [(ts, ev.decode_data(kind, blob))]
 

@@ -130,9 +130,8 @@ def open_for_writing(path: Path | None) -> sqlite3.Connection:
     """
     connection = connect(path, create=path is not None)
     try:
-        _has_tables(
-            connection, path
-        )  # before anything is written: the journal's mode is a write as well
+        # Before anything is written: the journal's mode is a write as well.
+        _has_tables(connection, path)
         if path is not None:
             # WAL lets readers go on while we write; where it cannot be had, SQLite stays with its journal.
             connection.execute("PRAGMA journal_mode = WAL")

@@ -167,9 +167,7 @@ class Writer:
             committed = self._commit(self._source_groups())
             if committed:
                 self.source.publish(committed)
-        except (
-            Exception
-        ):  # this thread serves every run: whatever comes, it goes on with the next events
+        except Exception:  # this thread serves every run: whatever comes, it goes on
             _log.exception("the store's writer failed")
         for run_id in [
             id_ for id_, run in self._runs.items() if not (run.record.is_live or run.backlog)
