@@ -12,6 +12,7 @@ from tests.browser.lab import LabNotebook
 
 OpenNotebook = Callable[..., LabNotebook]
 
+FIRST_RUN = Path(__file__).resolve().parents[2] / "notebooks/01_first_run.ipynb"
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 
 CHATTY = """%load_ext nbrun
@@ -30,7 +31,7 @@ def shoot(notebook: LabNotebook, name: str) -> None:
     notebook.page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-@pytest.mark.parametrize("kernel_name", ["6.30", "python3"])
+@pytest.mark.parametrize("kernel_name", ["6.30", "7.4"])
 def test_cancel_gets_through_while_another_cell_blocks_the_kernel(
     open_notebook: OpenNotebook, kernel_name: str
 ) -> None:
@@ -57,6 +58,29 @@ def test_cancel_gets_through_while_another_cell_blocks_the_kernel(
     assert notebook.wait_cell(2) > 0
     notebook.run_and_wait(3)
     expect(notebook.output(3)).to_contain_text("cancelled")
+
+
+def test_the_first_notebook_streams_its_model_and_cancel_stops_it(
+    open_notebook: OpenNotebook,
+) -> None:
+    """In `01_first_run` text arrives before the run ends, and Cancel stops the model while a cell blocks."""
+    notebook = open_notebook(FIRST_RUN)
+    notebook.run_and_wait(1)
+    notebook.run_and_wait(3)  # its first run: a haiku
+    expect(notebook.output(3)).to_contain_text("Completed in", timeout=60_000)
+    expect(notebook.output(3)).to_contain_text("local (135 M parameters, tiny)")
+    story = notebook.add_cell("%%agentrun --model demo\nTell a very long story about a tea house.")
+    block = notebook.add_cell("import time; time.sleep(12); print('the cell has ended')")
+    notebook.run_and_wait(story)
+    notebook.run_cell(block)
+    card = notebook.output(story)
+    expect(card.locator(".nbrun-card__text")).to_contain_text(" ", timeout=60_000)
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_contain_text("Cancelled by you")
+    expect(notebook.prompt(block)).to_have_text("[*]:")
+    assert card.locator("pre").inner_text().strip()  # what the model had written is kept
+    shoot(notebook, "journey-first-run-cancelled")
+    assert notebook.wait_cell(block) > 0
 
 
 def test_a_real_model_streams_and_the_answer_is_there_after_a_restart(
