@@ -158,10 +158,13 @@ class Drive:
     ) -> None:
         """Send the one end event, after the ends of open tools; after it, that detached work has ended."""
         self._run.flush_lines()
-        if output is None and self._texts:
-            output = "".join(self._texts)
-        # Both call code of the agent's (`__repr__`, `__str__`), so they come before the lock.
-        stored, info = plain(output), None if error is None else describe(error)
+        text = "".join(self._texts)
+        if output is None and text:
+            output = text
+        # Both call code of the agent's (`__repr__`, `__str__`), so they come before the lock. What was streamed
+        # is in the log already: an ended record without an output of its own takes the text for it.
+        stored = None if type(output) is str and output == text else plain(output)
+        info = None if error is None else describe(error)
         now = self._clock.now()
         with self._lock:
             if self._is_ended:

@@ -107,7 +107,7 @@ class RunResumed(EventData, frozen=True):
 
 
 class RunCompleted(EventData, frozen=True):
-    """The agent came to its end."""
+    """The agent came to its end; no output of its own means that its text is its output."""
 
     TYPE: ClassVar[str] = "run.completed"
     output: Plain = None

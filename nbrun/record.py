@@ -227,6 +227,8 @@ class _Draft:
             changes["tools"] = tuple(self._tools.values())
         if self._warnings:
             changes["notices"] = (*self._record.notices, *self._warnings)[-5:]
+        if self._status in TERMINAL and changes.get("output", self._record.output) is None:
+            changes["output"] = changes.get("text", self._record.text) or None
         return msgspec.structs.replace(
             self._record, status=self._status, event_count=self._next_seq, **changes
         )

@@ -1,0 +1,141 @@
+"""What a run costs, beside bare SQLite in the same process: `python -m tests.bench.core`.
+
+Each job is measured in rounds, an anchor in every round, since machines are noisy: read the ratios, and the
+CPU figures before the wall ones. What was stored is counted.
+
+A   no-op runs, one after another, each waited for until it is durable; the anchor commits twice a run,
+    the second time with `synchronous = FULL`, as an ending is.
+B   one run of 10,000 deltas of 20 characters.
+C   1,000 sleeping runs: started, then cancelled until all are durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbrun import NotebookSession, RunContext
+
+ROUNDS = 5
+RUNS = 300
+DELTAS = 10_000
+SLEEPERS = 1_000
+
+
+class Cost:
+    """CPU and wall seconds of a block."""
+
+    cpu = 0.0
+    wall = 0.0
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Cost]:
+    """Measure the block; of the whole process, all threads."""
+    cost, cpu, wall = Cost(), time.process_time(), time.perf_counter()
+    yield cost
+    cost.cpu, cost.wall = time.process_time() - cpu, time.perf_counter() - wall
+
+
+async def nothing(prompt: str) -> str:
+    """Return at once."""
+    return prompt
+
+
+async def deltas(prompt: str, run: RunContext) -> None:
+    """Stream."""
+    for number in range(DELTAS):
+        run.text("x" * 20)
+        if number % 20 == 0:
+            await asyncio.sleep(0)
+
+
+async def sleeper(prompt: str) -> None:
+    """Wait to be cancelled."""
+    await asyncio.Event().wait()
+
+
+def anchor(path: Path) -> Cost:
+    """Do what a no-op run needs of SQLite, and nothing else."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE IF NOT EXISTS t (a, b, c)")
+    with measured() as cost:
+        for number in range(RUNS):
+            for mode in ("NORMAL", "FULL"):
+                connection.execute(f"PRAGMA synchronous = {mode}")
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("INSERT INTO t VALUES (?, ?, ?)", (number, "x" * 100, mode))
+                connection.execute("COMMIT")
+    connection.close()
+    return cost
+
+
+def job_a(folder: Path, session: NotebookSession) -> tuple[float, float, float]:
+    """Return CPU ms a run, wall ms a run, and the CPU ratio to the anchor."""
+    with measured() as cost:
+        for _ in range(RUNS):
+            assert session.start(nothing).wait(10)
+    bare = anchor(folder / "anchor.db")
+    return cost.cpu / RUNS * 1e3, cost.wall / RUNS * 1e3, cost.cpu / bare.cpu
+
+
+def job_b(session: NotebookSession) -> tuple[float, float]:
+    """Return CPU µs an event and bytes an event; every event is counted in the store."""
+    path = session.store.path
+    before = path.stat().st_size if path and path.exists() else 0
+    with measured() as cost:
+        run = session.start(deltas)
+        assert run.wait(60)
+    stored = len(run.events())
+    assert stored == run.record.event_count == DELTAS + 3, stored
+    path = session.store.path
+    assert path is not None
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return cost.cpu / DELTAS * 1e6, (path.stat().st_size - before) / DELTAS
+
+
+def job_c(session: NotebookSession) -> tuple[float, float]:
+    """Return CPU ms a start, and wall seconds to cancel them all to a durable end."""
+    with measured() as start:
+        runs = [session.start(sleeper) for _ in range(SLEEPERS)]
+    with measured() as cancel:
+        session.cancel_all()
+        assert all(run.wait(30) for run in runs)
+    assert len(session.runs(status="cancelled")) == SLEEPERS
+    return start.cpu / SLEEPERS * 1e3, cancel.wall
+
+
+def main() -> None:
+    """Print the medians of all rounds."""
+    a, b, c = [], [], []
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with NotebookSession(store=folder / "a.db") as session:
+                a.append(job_a(folder, session))
+            with NotebookSession(store=folder / "b.db") as session:
+                b.append(job_b(session))
+            with NotebookSession(store=folder / "c.db", max_concurrent=SLEEPERS) as session:
+                c.append(job_c(session))
+    cpu, wall, ratio = (statistics.median(column) for column in zip(*a, strict=True))
+    print(
+        f"A  {cpu:.3f} ms CPU, {wall:.3f} ms wall a run; {ratio:.1f} x bare SQLite (two commits, one FULL)"
+    )
+    micro, size = (statistics.median(column) for column in zip(*b, strict=True))
+    print(f"B  {micro:.2f} µs CPU, {size:.1f} bytes a delta; {DELTAS:,} of {DELTAS:,} stored")
+    start, cancel = (statistics.median(column) for column in zip(*c, strict=True))
+    print(
+        f"C  {start:.3f} ms CPU a start; {SLEEPERS:,} cancelled to a durable end in {cancel:.3f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
