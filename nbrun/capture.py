@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from nbrun.context import current_run
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _users = 0
 
 

@@ -44,7 +44,9 @@ class Catalog:
         """Note that a run has ended; return those that ended long ago, are saved, and were let go of."""
         self._ended.append(live)
         gone: list[LiveRun] = []
-        while len(self._ended) > KEEP_ENDED and self._ended[0].problem is None:
+        while len(self._ended) > 2 * KEEP_ENDED or (
+            len(self._ended) > KEEP_ENDED and self._ended[0].problem is None
+        ):  # what cannot be saved stays longer, and not for ever
             gone.append(self._ended.popleft())
             self._lives.pop(gone[-1].run_id, None)
         return gone
@@ -83,11 +85,16 @@ class Catalog:
         live = self._lives.get(run_id)
         if live is not None:
             return self.run(live)
-        stored = self._owner.store.find(clean_text(run_id))
-        if stored is None:
-            return None
-        is_it = (stored.record.run_id, stored.record.session_id) == (run_id, self._session_id)
-        return self._of(stored.record) if is_it else None
+        stored = self._owner.store.find_id(clean_text(run_id), self._session_id)
+        return None if stored is None else self._of(stored.record)
+
+    def with_id(self, run_id: str) -> Run | None:
+        """Return the newest run of the store with exactly this id, whichever session's."""
+        live = self._lives.get(run_id)
+        if live is not None:
+            return self.run(live)
+        stored = self._owner.store.find_id(run_id)
+        return None if stored is None else self._of(stored.record)
 
     def named(self, text: str) -> Run | None:
         """Return the newest run with this id, else the newest with this name; this session's first."""

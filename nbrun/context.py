@@ -193,15 +193,16 @@ class RunContext:
             lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else (held, "")
             self._unfinished_lines[level] = [rest] if rest else []
             self._unfinished_length = sum(map(len, self._unfinished_lines[level]))
-            self.log(lines, level)
+        if held:  # else another thread has taken it
+            self.log(lines.rstrip("\r"), level)
 
     def flush_lines(self) -> None:
         """Log what was printed without a line's end."""
         with guarded(), self._lock:
             held, self._unfinished_lines = self._unfinished_lines, {}
-            for level, parts in held.items():
-                if parts:
-                    self.log("".join(parts), level)
+        for level, parts in held.items():
+            if parts:
+                self.log("".join(parts), level)
 
     def emit(self, name: str, value: object = None) -> None:
         """Append an event of the agent's own."""
@@ -216,16 +217,18 @@ class RunContext:
         cost_usd: float | None = None,
     ) -> None:
         """Add to the run's usage."""
+        # int() and float() first, for they are code of the agent's: what counts tokens may be a number of numpy's.
+        added = int(input_tokens), int(output_tokens), int(requests)
+        cost_added = None if cost_usd is None else float(cost_usd)
         with guarded(), self._lock:
             known = self._usage
-            cost = known.cost_usd if cost_usd is None else (known.cost_usd or 0.0) + float(cost_usd)
+            cost = known.cost_usd if cost_added is None else (known.cost_usd or 0.0) + cost_added
             self._usage = ev.Usage(
-                # int() and float(): what counts tokens may well be a number of numpy's
-                input_tokens=known.input_tokens + int(input_tokens),
-                output_tokens=known.output_tokens + int(output_tokens),
+                input_tokens=known.input_tokens + added[0],
+                output_tokens=known.output_tokens + added[1],
                 cache_read_tokens=known.cache_read_tokens,
                 reasoning_tokens=known.reasoning_tokens,
-                requests=known.requests + int(requests),
+                requests=known.requests + added[2],
                 cost_usd=cost,
             )
             self.send(self._usage)  # under the lock: totals must not be overtaken by older ones

@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections import deque
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from nbrun.errors import Cancelled
 from nbrun.ladder import Ladder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from nbrun.clock import Clock
@@ -71,8 +72,12 @@ class Drive:
         self.task: asyncio.Task[None] | None = None
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
-        """Send an event of the agent; refused and counted when the attempt has ended."""
+        """Send an event of the agent; refused and counted when the attempt has ended.
+
+        A thread that sends faster than can be stored is held up here, after the lock is given back.
+        """
         now = self._clock.now()
+        _check_event(data, parent)
         with self._lock:
             if self._is_ended:
                 self._refused += 1
@@ -85,9 +90,9 @@ class Drive:
                 self._open_tools.pop(data.id, None)
             elif isinstance(data, ev.Usage):
                 self._usage = data
-            elif ev.type_of(data) in _NOT_FOR_AGENTS:
-                raise ValueError(f"an agent cannot send {ev.type_of(data)}: it returns or raises")
             self._send(data, now, parent)
+        if self._must_pause and not _is_on_loop():
+            self._token.wait_sync(PAUSE_S)
 
     def _send(
         self, data: ev.EventData, now: float, parent: str | None = None, live: object = None
@@ -157,14 +162,17 @@ class Drive:
         self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
     ) -> None:
         """Send the one end event, after the ends of open tools; after it, that detached work has ended."""
-        self._run.flush_lines()
+        _safely(self._run.flush_lines, None)
         text = "".join(self._texts)
         if output is None and text:
             output = text
-        # Both call code of the agent's (`__repr__`, `__str__`), so they come before the lock. What was streamed
-        # is in the log already: an ended record without an output of its own takes the text for it.
-        stored = None if type(output) is str and output == text else plain(output)
-        info = None if error is None else describe(error)
+        # These call code of the agent's (`__repr__`, `__str__`), so they come before the lock, and nothing that
+        # it raises may keep the run from its end. What was streamed is in the log already: an ended record
+        # without an output of its own takes the text for it.
+        is_text = type(output) is str and output == text
+        unreadable: Plain = "<not readable>"
+        stored = None if is_text else _safely(lambda: plain(output), unreadable)
+        info = None if error is None else _described(error)
         now = self._clock.now()
         with self._lock:
             if self._is_ended:
@@ -230,6 +238,44 @@ class Drive:
     def _cancel_task(self) -> None:
         if self.task is not None:
             self.task.cancel()
+
+
+T = TypeVar("T")
+
+
+def _safely(function: Callable[[], T], otherwise: T) -> T:
+    """Return what the function gives, or `otherwise` whatever it raises."""
+    try:
+        return function()
+    except (
+        BaseException
+    ):  # the agent's own code: also its SystemExit must not eat the end of its run
+        return otherwise
+
+
+def _described(error: BaseException) -> ev.ErrorInfo:
+    otherwise = ev.ErrorInfo(type(error).__name__, "(this error cannot be described)")
+    return _safely(lambda: describe(error), otherwise)
+
+
+def _check_event(data: ev.EventData, parent: str | None) -> None:
+    """Raise for what is no event of an agent: in the agent, which then fails with its own mistake."""
+    if isinstance(data, ev.TextDelta | ev.ReasoningDelta):
+        if not isinstance(data.text, str):
+            raise TypeError(f"text is a str, not {type(data.text).__name__}")
+    elif ev.type_of(data) in _NOT_FOR_AGENTS:
+        raise ValueError(f"an agent cannot send {ev.type_of(data)}: it returns or raises")
+    if parent is not None and not isinstance(parent, str):
+        raise TypeError(f"parent is an id (str), not {type(parent).__name__}")
+
+
+def _is_on_loop() -> bool:
+    """Return whether this thread runs an event loop, which must not be held up."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def describe(error: BaseException) -> ev.ErrorInfo:

@@ -415,9 +415,9 @@ def decode_data(event_type: str, blob: bytes) -> EventData:
     if decoder is not None:
         try:
             return decoder.decode(blob)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, TypeError):
             pass  # falls through to the form that takes anything
     try:
         return Unknown(event_type, msgspec.msgpack.decode(blob))
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        return Unknown(event_type, {"$damaged": len(blob)})
+    except (msgspec.DecodeError, RecursionError, TypeError, ValueError):
+        return Unknown(event_type, {"$damaged": len(blob) if isinstance(blob, bytes) else 0})

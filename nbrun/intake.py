@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections import deque
@@ -18,6 +17,7 @@ from nbrun.attempt import HostEvent
 from nbrun.cancellation import CancelOutcome, CancelToken
 from nbrun.context import guarded
 from nbrun.encoding import clean_text, plain
+from nbrun.flag import Flag
 from nbrun.record import RunRecord, RunStatus, is_admitted, next_status
 from nbrun.redaction import Redactor, StreamRedactor
 
@@ -29,10 +29,9 @@ _log = logging.getLogger("nbrun")
 
 BACKLOG_LIMIT = 20_000
 """Events that may wait; beyond it producers are paused, never dropped."""
-PAUSE_S = 0.05
 
 # One for all runs: it is held for a moment, and each lock costs memory.
-_listening = threading.Lock()
+_listening = threading.RLock()
 
 Listener = Callable[[RunRecord, Sequence[ev.RunEvent]], object]
 
@@ -66,8 +65,8 @@ class LiveRun:
     record: RunRecord = field(default_factory=RunRecord)
     problem: str | None = None
     output: object = None
-    is_created: threading.Event = field(default_factory=threading.Event)
-    is_ended: threading.Event = field(default_factory=threading.Event)
+    is_created: Flag = field(default_factory=Flag)
+    is_ended: Flag = field(default_factory=Flag)
     unsaved: tuple[ev.RunEvent, ...] = ()
     listeners: list[Listener] = field(default_factory=list)
 
@@ -116,11 +115,7 @@ class Intake:
         self._runs[live.run_id] = live
 
     def put(self, events: Sequence[HostEvent]) -> bool:
-        """Take events of a host, in order; return whether their agent should pause.
-
-        A thread is made to wait here while too much is waiting already. An event loop never is: a cancel of
-        another run on it must get through.
-        """
+        """Take events of a host, in order; return whether too much is waiting, so that their agent should pause."""
         is_text = is_urgent = False
         for event in events:
             live = self._runs.get(event.run_id)
@@ -136,11 +131,7 @@ class Intake:
                 self._items.append((live, event, event.ts))
                 is_text = kind in ev.DELTA_TYPES
         self.ring(is_text=is_text, is_urgent=is_urgent)
-        if len(self._items) <= BACKLOG_LIMIT:
-            return False
-        if not is_urgent and not _is_on_loop():
-            self._wait_for_room(self._runs.get(events[-1].run_id))
-        return True
+        return len(self._items) > BACKLOG_LIMIT
 
     def tell(self, live: LiveRun, data: ev.EventData) -> None:
         """Take an event of the session itself; an end only if none is here yet."""
@@ -167,11 +158,6 @@ class Intake:
                 self._items.append((live, request, now))
             self.ring(is_urgent=True)
         return CancelOutcome.REQUESTED
-
-    def _wait_for_room(self, live: LiveRun | None) -> None:
-        while live is not None and len(self._items) > BACKLOG_LIMIT:
-            if live.token.wait_sync(PAUSE_S):  # a cancel ends the waiting, too
-                return
 
     # --- the consumer ----------------------------------------------------------------------------
 
@@ -218,6 +204,8 @@ class Intake:
             return
         live.next_n += 1
         data = item.data
+        if isinstance(data, ev.Unknown) and data.type in ev.TYPES:
+            raise ValueError(f"an event of type {data.type} that is none")
         if data.TYPE in ev.END_TYPES:
             live.pending_output = item.live
             data = self._decided(live, data)
@@ -290,7 +278,8 @@ class Intake:
         try:
             blob = ev.encode_data(data)
         except (TypeError, ValueError, OverflowError):  # an adapter let something through as it was
-            return ev.Unknown(ev.type_of(data), plain(data))
+            data = self._without_secrets(data)
+            blob = ev.encode_data(data)
         # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
         if not any(secret in blob for secret in self.redactor.encoded):
             return data
@@ -338,12 +327,3 @@ class Intake:
     def forget(self, live: LiveRun) -> None:
         """Let nothing of this run in any more."""
         self._runs.pop(live.run_id, None)
-
-
-def _is_on_loop() -> bool:
-    """Return whether this thread runs an event loop, which must not be held up."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -60,7 +60,11 @@ class Ladder:
                 return True
             grace_s = LAST_S  # the native cancel has used the grace up
         if self._run.work:  # a sync agent, which may look at its token, or be about to return
-            return await self._has_finished(grace_s) or await self._thread()
+            if await self._has_finished(grace_s):
+                return True
+            if self._run.work:
+                return await self._thread()
+            # Its thread has ended, and gave a coroutine that has not: one rung more for that.
         self._tell(Rung.TASK)
         self._cancel_task()
         return await self._has_finished(grace_s)

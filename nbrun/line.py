@@ -6,6 +6,8 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nbrun.intake import LiveRun
 
 
@@ -21,7 +23,7 @@ class Line:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # entered again by a signal handler that cancels
         self._under_way: list[LiveRun] = []
         self._waiting: list[LiveRun] = []
 
@@ -37,35 +39,45 @@ class Line:
     def leave(self, live: LiveRun) -> list[LiveRun]:
         """Take out a run that has ended; return those that may be entered now."""
         with self._lock:
-            self._under_way = [other for other in self._under_way if other is not live]
-            self._waiting = [other for other in self._waiting if other is not live]
+            _discard(self._under_way, live)
+            _discard(self._waiting, live)
             going: list[LiveRun] = []
-            staying: list[LiveRun] = []
-            for other in self._waiting:
-                if self._may_go(other, staying):
-                    self._under_way.append(other)
-                    going.append(other)
-                else:
-                    staying.append(other)
-            self._waiting = staying
+            # One at a time, and in place: what a handler does in between stands.
+            while (following := self._next()) is not None:
+                self._under_way.append(following)
+                _discard(self._waiting, following)
+                going.append(following)
             return going
+
+    def _next(self) -> LiveRun | None:
+        waiting = tuple(self._waiting)
+        for index, live in enumerate(waiting):
+            if self._may_go(live, waiting[:index]):
+                return live
+        return None
 
     def pass_by(self, live: LiveRun) -> bool:
         """Let a run out of turn: it was cancelled, and its host will end it unentered. False if it was not waiting."""
         with self._lock:
-            if live not in self._waiting:
-                return False
-            self._waiting.remove(live)
-            return True
+            return _discard(self._waiting, live)
 
     def position(self, live: LiveRun) -> int | None:
         """Return how many runs wait before this one, or None if it does not wait."""
         with self._lock:
             return self._waiting.index(live) if live in self._waiting else None
 
-    def _may_go(self, live: LiveRun, ahead: list[LiveRun]) -> bool:
+    def _may_go(self, live: LiveRun, ahead: Sequence[LiveRun]) -> bool:
         if len(self._under_way) >= self._limit:
             return False
         return live.key is None or all(
             other.key != live.key for other in (*self._under_way, *ahead)
         )
+
+
+def _discard(runs: list[LiveRun], live: LiveRun) -> bool:
+    """Take a run out of a list; return whether it was there."""
+    try:
+        runs.remove(live)
+    except ValueError:
+        return False
+    return True

@@ -92,6 +92,9 @@ def describe(
     AgentNotFound
         The agent could not be entered.
     """
+    for option, value in (("prompt", prompt), ("name", name)):
+        if value is not None and not isinstance(value, str):
+            raise BadOption(f"{option} is a text (str), not {type(value).__name__}")
     adapter = find_adapter(agent)
     adapter.check(agent)
     label = adapter.label(agent)

@@ -71,7 +71,9 @@ class Run:
         if self._stored.is_brief or self._stored.is_live:
             number = self._stored.number
             assert number is not None  # noqa: S101 - a stored run has its number
-            self._stored = self._owner.store.record(number)
+            found = self._owner.store.record(number)
+            if found.run_id:  # else the store is closed: what is known stays
+                self._stored = found
         return self._stored
 
     @property

@@ -64,7 +64,7 @@ def _html(cells: Sequence[str], tag: str) -> str:
 
 
 def _row(run: Run) -> tuple[str, ...]:
-    record = run.record
+    record = run.glance
     started = record.started_at or record.created_at
     result = shown(record.output, 60) if record.output is not None else ""
     if record.error is not None:

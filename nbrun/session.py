@@ -161,7 +161,8 @@ class NotebookSession:
                     self.cancel_grace_s, timeout_s, thread,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
-            live.is_created.wait(SAVE_LIMIT_S)
+            if not self.is_on_host_loop:  # there a busy file would hold up all runs
+                live.is_created.wait(SAVE_LIMIT_S)
             for notice in (behind, self.store.problem):
                 if notice is not None:
                     self._intake.tell(live, ev.Log(notice, "warning"))
@@ -200,7 +201,8 @@ class NotebookSession:
         A look at every variable costs as much as half a start, so a burst of starts shares one.
         """
         now, size = self.clock.monotonic(), len(os.environ)
-        if size == self._looked[0] and now - self._looked[1] < 1.0:
+        are_known = all(os.environ.get(name) == value for name, value in self._secrets.items())
+        if are_known and size == self._looked[0] and now - self._looked[1] < 1.0:
             return
         self._looked = (size, now)
         secrets = secrets_in(os.environ)
@@ -210,8 +212,8 @@ class NotebookSession:
 
     def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
         """Return the run that this id already names in the store, if its inputs are these."""
-        run = self._catalog.named(run_id)
-        if run is None or run.id != run_id:
+        run = self._catalog.with_id(run_id)
+        if run is None:
             return None
         run.wait_created(SAVE_LIMIT_S)
         # The stored inputs hold no secrets, so these must not either.
@@ -380,20 +382,19 @@ class NotebookSession:
     # --- what became public ----------------------------------------------------------------------
 
     def _published(self, live: LiveRun, events: Sequence[ev.RunEvent]) -> None:
-        """Tell everybody; on the writer's thread."""
+        """Give the place of an ended run to the next, and tell everybody; on the writer's thread."""
         record = live.record
-        for listener in live.listeners:
-            try:
-                listener(record, events)
-            except Exception:  # isolated: a card that fails must not stop the log
-                _log.exception("a listener of %s failed", live.run_id)
-        for observer in self._observers:
-            observer.tell(record, events)
         if any(event.type in ev.END_TYPES for event in events):
             live.token.release()
             self._dispatcher.note_end(live)
             for gone in self._catalog.note_end(live):
                 self._intake.forget(gone)
+        tell = [*live.listeners, *(observer.tell for observer in self._observers)]
+        for listener in tell:
+            try:
+                listener(record, events)
+            except Exception:  # isolated: a card or an observer that fails must not stop the log
+                _log.exception("a listener of %s failed", live.run_id)
 
     def display(self, run: Run) -> None:
         """Show a run's card, where there is something to show it with."""
@@ -430,7 +431,7 @@ class NotebookSession:
                 self._intake.tell(
                     live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,))
                 )
-        self.store.close(0.3)
+        self.store.close(0.3, self._intake)
         for observer in self._observers:
             observer.close(0.05)
         if self._dispatcher.is_begun:

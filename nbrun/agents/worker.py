@@ -36,7 +36,7 @@ class Worker(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[T] = self._loop.create_future()
         self._ended = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._guards = (
             1  # how often nbrun's own code was begun and not ended; 0 is the agent's code
         )

@@ -170,6 +170,11 @@ class SessionStore:
         with self._reading() as connection:
             return None if connection is None else reader.find_run(connection, text)
 
+    def find_id(self, run_id: str, session_id: str | None = None) -> StoredRun | None:
+        """Return the newest run with exactly this id, of that session if one is given."""
+        with self._reading() as connection:
+            return None if connection is None else reader.find_id(connection, run_id, session_id)
+
     def record(self, number: int) -> RunRecord:
         """Return the whole record of a run."""
         with self._reading() as connection:
@@ -184,8 +189,13 @@ class SessionStore:
                 [] if connection is None else reader.read_events(connection, number, after, limit)
             )
 
-    def close(self, timeout_s: float) -> bool:
-        """Write what waits and close the file; return whether that was done in time."""
+    def close(self, timeout_s: float, source: Source | None = None) -> bool:
+        """Write what waits and close the file; return whether that was done in time.
+
+        With a `source`, only if the writer is that one's: a session that was refused must not end another's.
+        """
+        if self._writer is not None and source is not None and self._writer.source is not source:
+            return True
         done = self._writer.close(timeout_s) if self._writer is not None else True
         with self._lock:
             if self._read_connection is not None:

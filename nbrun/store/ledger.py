@@ -140,6 +140,26 @@ class Ledger:
             opened = self._keep_open(row.number, opened)
         return replace(row, deltas=opened)
 
+    def write_one_by_one(
+        self, row: Row, events: Sequence[ev.RunEvent]
+    ) -> tuple[Row, list[ev.RunEvent]]:
+        """Write events each for itself, a stand-in for one that cannot be stored; return what was written.
+
+        The log stays without a gap, and an end stays an end.
+        """
+        written: list[ev.RunEvent] = []
+        for event in events:
+            self._connection.execute("SAVEPOINT one")
+            try:
+                row = self.write_events(row, [event])
+            except Exception as error:
+                self._connection.execute("ROLLBACK TO one")
+                event = _stand_in(event, error)
+                row = self.write_events(row, [event])
+            self._connection.execute("RELEASE one")
+            written.append(event)
+        return row, written
+
     def write_record(self, row: Row, record: RunRecord) -> Row:
         """Write the brief record where its status has changed."""
         if record.status is row.status:
@@ -177,6 +197,22 @@ def _values(number: int, event: ev.RunEvent) -> Values:
         number, event.seq, 1, micros(event.ts), event.attempt, event.parent, event.type,
         ev.encode_data(event.data),
     )  # fmt: skip
+
+
+def _stand_in(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
+    """Return an event that says, in the place of one that cannot be stored, that there was one."""
+    what = f"an event of type {event.type} could not be stored: {error}"
+    data: ev.EventData
+    match event.data:
+        case ev.RunCancelled(cause=cause, detached=detached):
+            data = ev.RunCancelled(cause, error=ev.ErrorInfo("NotStored", what), detached=detached)
+        case ev.RunCompleted():  # it has come to its end; what it gave is known to this kernel only
+            data = ev.RunCompleted({"$type": "NotStored", "$repr": what})
+        case ev.RunFailed():
+            data = ev.RunFailed(ev.ErrorInfo("NotStored", what))
+        case _:
+            data = ev.Log(what, "warning")
+    return ev.RunEvent(event.seq, event.ts, event.run_id, event.attempt, data)
 
 
 def micros(ts: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import sqlite3
 
 import msgspec
 
@@ -12,9 +12,6 @@ from nbrun.record import LIVE, RunRecord, RunStatus
 from nbrun.store import reader
 from nbrun.store.lease import ProcessIdentity
 from nbrun.store.ledger import Ledger, Row, micros
-
-if TYPE_CHECKING:
-    import sqlite3
 
 _log = logging.getLogger("nbrun")
 
@@ -37,7 +34,14 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
                 (session_key, *LIVE),
             ).fetchall()
             for (number,) in numbers:
-                _mark_one_lost(connection, number, now)
+                try:
+                    _mark_one_lost(connection, number, now)
+                except (
+                    TypeError,
+                    ValueError,
+                    sqlite3.DataError,
+                ):  # one damaged run must not close the file
+                    _log.exception("run #%s is damaged and cannot be marked as lost", number)
             found += len(numbers)
             connection.execute(
                 "UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(now), session_key)
@@ -71,13 +75,5 @@ def _mark_one_lost(connection: sqlite3.Connection, number: int, now: float) -> N
 
 
 def _record(connection: sqlite3.Connection, number: int) -> RunRecord:
-    """Return the record of a run, from its brief form where its log is damaged."""
-    stored = reader.read_run(connection, number)
-    try:
-        record = reader.read_record(connection, number)
-    except ValueError:
-        _log.warning(
-            "the log of run #%s has a gap; its record is what was last noted of it", number
-        )
-        record = stored.record if stored is not None else RunRecord(number=number)
+    record = reader.read_record(connection, number)
     return record if record.is_live else msgspec.structs.replace(record, status=RunStatus.RUNNING)

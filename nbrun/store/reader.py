@@ -69,15 +69,23 @@ def _unpack(kind: str, blob: bytes, ts: int, count: int) -> list[tuple[int, ev.E
     if kind in ev.DELTA_TYPES:
         try:
             return deltas.decode(kind, blob, ts)
-        except (msgspec.DecodeError, ValueError):
-            # Damaged: its numbers stay taken, so that no gap opens.
+        except (msgspec.DecodeError, TypeError, ValueError):
+            # Damaged: its numbers stay taken, so that no gap opens; no more of them than a row can hold.
+            count = max(1, min(count, deltas.PER_ROW))
             return [(ts, ev.Unknown(kind, {"$damaged": len(blob)}))] * count
     return [(ts, ev.decode_data(kind, blob))]
 
 
 def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
-    """Return the whole record of a run: the fold of its log."""
-    return fold(read_events(connection, number))
+    """Return the whole record of a run: the fold of its log, or what was last noted of it if that is damaged."""
+    try:
+        return fold(read_events(connection, number))
+    except (TypeError, ValueError):
+        stored = read_run(connection, number)
+        if stored is None:
+            raise
+        notice = "its log is damaged; this is what was last noted of it"
+        return msgspec.structs.replace(stored.record, is_brief=False, notices=(notice,))
 
 
 def read_runs(
@@ -97,6 +105,18 @@ def read_run(connection: sqlite3.Connection, number: int) -> StoredRun | None:
     return None if row is None else _stored(row)
 
 
+def find_id(
+    connection: sqlite3.Connection, run_id: str, session_id: str | None = None
+) -> StoredRun | None:
+    """Return the newest run with exactly this id, of that session if one is given."""
+    row = connection.execute(
+        f"{_COLUMNS} WHERE r.run_id = ?1 AND (?2 IS NULL OR s.session_id = ?2)"
+        " ORDER BY r.number DESC LIMIT 1",
+        (run_id, session_id),
+    ).fetchone()
+    return None if row is None else _stored(row)
+
+
 def find_run(connection: sqlite3.Connection, text: str) -> StoredRun | None:
     """Return the newest run with this id, else the newest with this name."""
     for column in ("run_id", "name"):
@@ -112,6 +132,10 @@ def _stored(row: tuple[int, str, bytes, str | None, str]) -> StoredRun:
     number, run_id, blob, inputs, session_id = row
     try:
         record = _decoder.decode(blob)
-    except (msgspec.DecodeError, RecursionError):  # the log is whole even if this copy is not
+    except (
+        msgspec.DecodeError,
+        RecursionError,
+        TypeError,
+    ):  # the log is whole even if this copy is not
         record = RunRecord(run_id=run_id, session_id=session_id, is_brief=True)
     return StoredRun(number, msgspec.structs.replace(record, number=number), inputs)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import sqlite3
 import threading
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from nbrun import events as ev
-from nbrun.record import RunRecord
+from nbrun.record import RunRecord, RunStatus
 from nbrun.store.lease import this_process
 from nbrun.store.ledger import Ledger, Row, Values, micros
 
@@ -29,11 +32,14 @@ LINGER_S = 0.045
 RETRY_S = 1.0
 """How long it waits before it tries again what could not be written."""
 
-_UNWRITABLE = (
-    sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
-    OverflowError, TypeError, ValueError, UnicodeError,
-)  # fmt: skip
-"""What a value raises that cannot be stored, now or ever; all else of SQLite may pass."""
+
+class _State(Enum):
+    """What the writer does: ringing its bell is needed only while it listens."""
+
+    IDLE = auto()
+    GATHERING = auto()
+    LINGERING = auto()
+    BUSY = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,6 @@ class _Run:
     record: RunRecord
     row: Row | None = None  # None until it is in the file
     backlog: list[ev.RunEvent] = field(default_factory=list)  # folded, and not in the file
-    is_given_up: bool = False  # something in it can never be stored; its other runs must not suffer
 
 
 _Group = dict[str, list[ev.RunEvent]]
@@ -108,12 +113,13 @@ class Writer:
         self._session_key: int | None = None
         self._runs: dict[str, _Run] = {}
         self._is_full_sync = False
-        self._wake = threading.Event()
-        self._hurry = threading.Event()
-        self._is_urgent = False
-        self._has_more_than_text = False
-        self._is_gathering = False
+        # The bell is a queue of C: ringing it can be interrupted, or entered again by a signal handler, at any
+        # point without leaving a lock behind.
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._state = _State.BUSY
+        self._has_news = self._is_urgent = self._has_more_than_text = False
         self._is_stopping = False
+        self._given_up: set[str] = set()  # runs of which something can never be stored
         self._thread = threading.Thread(target=self._main, name="nbrun-writer", daemon=True)
         self._thread.start()
 
@@ -123,11 +129,11 @@ class Writer:
             self._has_more_than_text = True
         if is_urgent:
             self._is_urgent = True
-        # The flags are set before this is looked at, and the writer looks at them after it has set it.
-        if self._is_gathering and not is_text:
-            self._hurry.set()
-        if not self._wake.is_set():
-            self._wake.set()
+        self._has_news = True
+        # Said first, then looked: the writer sets its state first, then looks at what was said.
+        state = self._state
+        if state is _State.IDLE or is_urgent or (state is _State.LINGERING and not is_text):
+            self._bell.put(None)
 
     def close(self, timeout_s: float) -> bool:
         """Write what is there, release the lease and stop; return whether that was done in time."""
@@ -148,27 +154,37 @@ class Writer:
 
     def _gather(self) -> None:
         """Wait for events, then a moment more, so that many share one commit."""
-        self._wake.wait(RETRY_S if self._has_backlog() else None)
-        self._is_gathering = True
+        self._state = _State.IDLE
+        if not self._has_news:
+            self._listen(RETRY_S if self._has_backlog() else None)
+        self._state = _State.GATHERING
         if not self._is_urgent:
-            self._hurry.wait(SOON_S)
+            self._listen(SOON_S)
+        self._state = _State.LINGERING
         if not self._is_urgent and not self._has_more_than_text:
-            self._hurry.wait(LINGER_S)
-        # Cleared before the source is drained: what comes after that rings again.
-        self._is_gathering = self._is_urgent = self._has_more_than_text = False
-        self._hurry.clear()
-        self._wake.clear()
+            self._listen(LINGER_S)
+        self._state = _State.BUSY
+        # Cleared before the source is drained: what comes after that is news again.
+        self._has_news = self._is_urgent = self._has_more_than_text = False
+        while not self._bell.empty():
+            self._bell.get()
+
+    def _listen(self, timeout_s: float | None) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._bell.get(timeout=timeout_s)
 
     def _has_backlog(self) -> bool:
         return any(run.backlog for run in self._runs.values())
 
     def _cycle(self) -> None:
+        committed: list[Committed] = []
         try:
-            committed = self._commit(self._source_groups())
-            if committed:
-                self.source.publish(committed)
+            self._commit(self._source_groups(), committed)
         except Exception:  # this thread serves every run: whatever comes, it goes on
             _log.exception("the store's writer failed")
+        finally:
+            if committed:
+                self.source.publish(committed)
         for run_id in [
             id_ for id_, run in self._runs.items() if not (run.record.is_live or run.backlog)
         ]:
@@ -181,27 +197,37 @@ class Writer:
             groups.setdefault(event.run_id, []).append(event)
         return groups
 
-    def _commit(self, groups: _Group) -> list[Committed]:
+    def _commit(self, groups: _Group, committed: list[Committed]) -> None:
         """Write the groups together; where that cannot be, keep them, or find out which of them is to blame."""
-        given_up = {id_: new for id_, new in groups.items() if self._run(id_).is_given_up}
-        groups = {id_: new for id_, new in groups.items() if id_ not in given_up}
-        committed = [
-            self._keep(id_, new, "a value of it cannot be stored") for id_, new in given_up.items()
-        ]
+        for run_id in self._given_up & groups.keys():
+            self._keep(run_id, groups.pop(run_id), "a value of it cannot be stored", committed)
         if not groups:
-            return committed
+            return
         try:
-            return committed + self._write(groups)
-        except _UNWRITABLE as error:
-            if len(groups) == 1:
-                (only,) = groups
-                self._run(only).is_given_up = True
-                return [*committed, self._keep(only, groups[only], str(error))]
-            return committed + [
-                item for id_, new in groups.items() for item in self._commit({id_: new})
-            ]
-        except sqlite3.Error as error:
-            return committed + [self._keep(id_, new, str(error)) for id_, new in groups.items()]
+            self._write(groups, committed)
+        except sqlite3.OperationalError as error:  # the file's trouble, not a value's: it may pass
+            for run_id, new in groups.items():
+                self._keep(run_id, new, str(error), committed)
+        except Exception as error:
+            if len(groups) > 1:
+                for run_id, new in groups.items():
+                    self._commit({run_id: new}, committed)
+                return
+            self._write_carefully(groups, error, committed)
+
+    def _write_carefully(
+        self, groups: _Group, error: Exception, committed: list[Committed]
+    ) -> None:
+        """Write the run that is to blame with stand-ins for what cannot be stored; give it up if that fails too."""
+        ((run_id, new),) = groups.items()
+        _log.warning("%s: something in it cannot be stored (%s)", run_id, error)
+        try:
+            self._write(groups, committed, stand_in=True)
+        except sqlite3.OperationalError as trouble:
+            self._keep(run_id, new, str(trouble), committed)
+        except Exception:
+            self._given_up.add(run_id)
+            self._keep(run_id, new, str(error), committed)
 
     def _run(self, run_id: str) -> _Run:
         known = self._runs.get(run_id)
@@ -209,19 +235,26 @@ class Writer:
             known = self._runs[run_id] = _Run(self.source.record(run_id) or RunRecord())
         return known
 
-    def _keep(self, run_id: str, new: list[ev.RunEvent], problem: str) -> Committed:
+    def _keep(
+        self, run_id: str, new: list[ev.RunEvent], problem: str, committed: list[Committed]
+    ) -> None:
         """Make events public that are not on disk; they are tried again unless their run was given up."""
         run = self._run(run_id)
-        run.record = run.record.apply(new)
-        run.backlog = [] if run.is_given_up else [*run.backlog, *new]
-        return Committed(run_id, run.record, new, problem)
+        try:
+            run.record = run.record.apply(new)
+        except Exception:  # an end must be seen even if what led to it cannot be
+            _log.exception("%s: its events cannot be read", run_id)
+            if _has_end(new):
+                run.record = msgspec.structs.replace(run.record, status=RunStatus.FAILED)
+        run.backlog = [] if run_id in self._given_up else [*run.backlog, *new]
+        committed.append(Committed(run_id, run.record, new, problem))
 
     # --- one transaction -------------------------------------------------------------------------
 
-    def _write(self, groups: _Group) -> list[Committed]:
+    def _write(self, groups: _Group, committed: list[Committed], *, stand_in: bool = False) -> None:
         """Commit the backlogs and the new events of these runs.
 
-        Nothing of this object changes when it raises, so that the same can be tried again.
+        Nothing changes when it raises, so that the same can be tried again.
         """
         runs = {run_id: self._run(run_id) for run_id in groups}
         everything = (event for id_, run in runs.items() for event in (*run.backlog, *groups[id_]))
@@ -231,7 +264,7 @@ class Writer:
             try:
                 session_key = self._session_key or self._ledger.insert_session(self._session_row)
                 written = {
-                    run_id: self._write_run(session_key, run_id, run, groups[run_id])
+                    run_id: self._write_run(session_key, run_id, run, groups[run_id], stand_in)
                     for run_id, run in runs.items()
                 }
                 self._connection.execute("COMMIT")
@@ -240,25 +273,26 @@ class Writer:
                     self._connection.execute("ROLLBACK")
                 raise
         self._session_key = session_key
-        committed = []
         for run_id, (row, record, new) in written.items():
             self._runs[run_id] = _Run(record, row)
             committed.append(Committed(run_id, record, new))
-        return committed
 
     def _write_run(
-        self, session_key: int, run_id: str, run: _Run, new: list[ev.RunEvent]
+        self, session_key: int, run_id: str, run: _Run, new: list[ev.RunEvent], stand_in: bool
     ) -> tuple[Row, RunRecord, list[ev.RunEvent]]:
         events, row, record = [*run.backlog, *new], run.row, run.record
-        if row is None and isinstance(events[0].data, ev.RunCreated):
+        if row is None and events and isinstance(events[0].data, ev.RunCreated):
             row, events[0] = self._ledger.insert_run(session_key, events[0])
         elif row is None:
             row = self._ledger.find_run(session_key, run_id, record.status)
+        if stand_in:
+            row, events = self._ledger.write_one_by_one(row, events)
+        else:
+            row = self._ledger.write_events(row, events)
         new = events[len(run.backlog) :]
         record = record.apply(new)
         if record.number is None:  # it was folded before it had one
             record = msgspec.structs.replace(record, number=row.number)
-        row = self._ledger.write_events(row, events)
         return self._ledger.write_record(row, record), record, new
 
     def _sync_fully(self, wanted: bool) -> None:
@@ -274,7 +308,9 @@ class Writer:
         """Give up the lease, so that nobody has to find out that this process is gone."""
         try:
             with self._lock:
-                if self._session_key is not None and not self._has_backlog():
+                # With a run given up, the file does not tell all; its live-looking runs are then lost at the next load.
+                is_told = not self._has_backlog() and not self._given_up
+                if self._session_key is not None and is_told:
                     self._connection.execute(
                         "UPDATE sessions SET closed_at = ? WHERE key = ?",
                         (micros(self._clock.now()), self._session_key),

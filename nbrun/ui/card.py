@@ -63,7 +63,7 @@ class CardBoard:
         self._session_id = session_id
         self._kernel_id = kernel_id
         self._answer = answer
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._changed: list[_Card] = []
         self._wake = threading.Event()
         self._is_closing = False
