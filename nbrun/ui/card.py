@@ -76,7 +76,7 @@ class CardBoard:
         widget = CardWidget(
             run=self._view(live), kernel_id=self._kernel_id, session_id=self._session_id
         )
-        widget.on_msg(self._on_message)
+        widget.on_msg(lambda sender, content, _buffers: self._on_message(live, sender, content))
         data = {
             "application/vnd.jupyter.widget-view+json": {
                 "version_major": 2, "version_minor": 1, "model_id": widget.model_id,
@@ -137,14 +137,19 @@ class CardBoard:
             card.handle.update(bundle(live.record, live.problem), raw=True)
             if live.problem is None:  # else it is drawn again when the run has been saved
                 card.remove()
-                card.widget.close()
         except Exception:  # a page that is gone must not end the drawing of the others
             _log.exception("the card of %s could not be drawn", live.run_id)
 
     def _view(self, live: LiveRun) -> dict[str, Any]:
         return view(live.record, self._clock.now(), live.problem)
 
-    def _on_message(self, widget: CardWidget, content: object, _buffers: object) -> None:
+    def _on_message(self, live: LiveRun, widget: CardWidget, content: object) -> None:
         """Answer a click that came over the comm; on whichever thread the kernel handles it."""
-        if isinstance(content, dict):
+        if not isinstance(content, dict):
+            return
+        if content.get("op") != "gone":
             widget.send(self._answer(content))
+        elif not live.record.is_live:
+            # The page shows the static output now. Without this word the widget stays: after a reload the page
+            # knows no display to update, and its widget view is all that can show the end.
+            widget.close()

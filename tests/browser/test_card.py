@@ -589,3 +589,29 @@ def test_portraits(card: CardPage, theme: str) -> None:
     card.pass_ms(1600)
     take("no-answer")
     assert (SCREENSHOTS / f"{theme}-no-answer.png").stat().st_size > 0
+
+
+def test_a_card_whose_kernel_is_gone_claims_nothing(card: CardPage) -> None:
+    """When the page's kernel restarts or dies, a live card says that it follows its run no longer, and stops."""
+    card.open(make_run(number=7))
+    root = card.page.locator(".nbrun-card")
+    expect(card.cancel).to_be_visible()
+    card.page.evaluate("() => harness.kernel.slots.forEach((slot) => slot(null, 'restarting'))")
+    card.pass_ms(100)
+    expect(root).to_contain_text("No longer followed")
+    expect(root).to_contain_text("%agentrun show #7")
+    expect(root).not_to_contain_text("Running")
+    expect(card.cancel).to_be_hidden()
+    card.page.evaluate("() => harness.cleanup()")
+    assert card.ask("harness.kernel.slots.size") == 0
+    assert card.ask("harness.model.sent") == []
+
+
+def test_a_view_that_gives_way_after_the_end_says_so(card: CardPage) -> None:
+    """The kernel hears that the static output has replaced the view of an ended run, and of no other."""
+    card.open(make_run())
+    card.page.evaluate("() => harness.cleanup()")
+    assert card.ask("harness.model.sent") == []
+    card.open(make_run(status="completed", words="Completed in 2 s", live=False, ended_at=2.0))
+    card.page.evaluate("() => harness.cleanup()")
+    assert card.ask("harness.model.sent") == [{"op": "gone"}]

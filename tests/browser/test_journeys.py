@@ -132,3 +132,34 @@ def test_a_saved_notebook_shows_the_run_without_its_kernel(open_notebook: OpenNo
     expect(notebook.output(1)).to_contain_text("Timed out after 1")
     expect(notebook.output(1)).to_contain_text("word5 ")
     shoot(notebook, "journey-saved")
+
+
+def test_a_reload_keeps_the_card_to_its_end(open_notebook: OpenNotebook) -> None:
+    """After a reload in the middle of a run its card is back, Cancel works, and the end stays on the page."""
+    notebook = open_notebook([CHATTY, "%%agentrun chatty\nTalk."])
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1)
+    expect(card).to_contain_text("word5 ")
+    notebook.save()
+    notebook.reload()
+    expect(card).to_contain_text("Running")
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_contain_text("Cancelled by you")
+    expect(card).to_contain_text("word5 ")
+
+
+def test_a_restart_leaves_no_card_that_says_running(open_notebook: OpenNotebook) -> None:
+    """A live card whose kernel is restarted says that it follows its run no longer; the store has its end."""
+    notebook = open_notebook(
+        [CHATTY, "%%agentrun chatty\nTalk.", "%load_ext nbrun\n%agentrun show"]
+    )
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1)
+    expect(card).to_contain_text("word5 ")
+    notebook.restart()
+    expect(card).not_to_contain_text("Running")
+    shoot(notebook, "journey-restarted")
+    notebook.run_and_wait(2)
+    expect(notebook.output(2)).to_contain_text("Cancelled by the kernel's shutdown")

@@ -33,7 +33,9 @@
  *
  * @typedef {{ onReply: (message: { content: Answer }) => void, dispose: () => void }} Future
  * @typedef {(message: object, expectReply: boolean, disposeOnDone: boolean) => Future} SendControl
- * @typedef {{ clientId: string, sendControlMessage?: SendControl }} Kernel
+ * @typedef {(sender: unknown, status: string) => void} OnStatus
+ * @typedef {{ connect: (slot: OnStatus) => void, disconnect: (slot: OnStatus) => void }} StatusSignal
+ * @typedef {{ clientId: string, sendControlMessage?: SendControl, statusChanged?: StatusSignal }} Kernel
  *
  * @typedef {object} Model
  * @property {(trait: string) => any} get
@@ -51,6 +53,8 @@ const REFUSALS = new Map([
   ["not_found", "This run is not in the running kernel (was it restarted?)."],
   ["foreign", "This run belongs to another kernel; it can only be cancelled there."],
 ]);
+
+const ENDS_OF_KERNEL = new Set(["restarting", "autorestarting", "terminating", "dead"]);
 
 // ---- what is written -------------------------------------------------------------------------------------------
 
@@ -329,6 +333,24 @@ function sendBySocket(kernelId, content, onAnswer, signal) {
   signal.addEventListener("abort", () => socket.close());
 }
 
+/** Tell when the kernel of this page is gone, and with it who could update the card. @param {Model} model
+ * @param {() => void} onGone @param {AbortSignal} signal */
+function watchKernel(model, onGone, signal) {
+  const changes = model.widget_manager?.kernel?.statusChanged; // undocumented: a signal of JupyterLab's and Notebook's
+  if (!changes?.connect) return;
+  /** @type {OnStatus} */
+  const slot = (_sender, status) => void (ENDS_OF_KERNEL.has(status) && onGone());
+  changes.connect(slot);
+  signal.addEventListener("abort", () => changes.disconnect(slot));
+}
+
+/** What may still be said of a live run whose kernel is gone: nothing of how it stands. @param {Run} run @returns {Run} */
+function unfollowed(run) {
+  const ref = run.number === null ? run.id : `#${run.number}`;
+  const notice = `The kernel was restarted or has died. %agentrun show ${ref} tells how this run ended.`;
+  return { ...run, live: false, status: "lost", words: "No longer followed", phase: null, notices: [...run.notices, notice] };
+}
+
 // ---- the view --------------------------------------------------------------------------------------------------
 
 /**
@@ -351,12 +373,14 @@ function render({ model, el }) {
   let asking = new AbortController(); // holds what waits for the answer to the last click: a timer, a socket
   let skewS = clockSkewS(model.get("run"), false);
   let [frame, tick] = [0, 0];
+  let isKernelGone = false;
 
   const drawNow = () => {
     cancelAnimationFrame(frame);
     clearTimeout(tick);
     frame = 0;
-    const run = /** @type {Run} */ (model.get("run"));
+    const last = /** @type {Run} */ (model.get("run"));
+    const run = isKernelGone && last.live ? unfollowed(last) : last;
     const seconds = elapsedS(run, Date.now() / 1000 + skewS);
     draw(card, run, request, seconds);
     if (run.live && seconds !== null) tick = setTimeout(drawSoon, 1000 - ((seconds * 1000) % 1000));
@@ -401,7 +425,18 @@ function render({ model, el }) {
   listen(model, "change:run", onRun, closing.signal);
   listen(model, "msg:custom", (message) => message?.op === "reply" && onAnswer(message), closing.signal);
   card.cancel.addEventListener("click", askToCancel, { signal: closing.signal });
+  watchKernel(
+    model,
+    () => {
+      isKernelGone = true;
+      settle(false, "");
+    },
+    closing.signal,
+  );
   closing.signal.addEventListener("abort", () => {
+    // The static output has taken this view's place. Without this word the kernel keeps the card's state, since
+    // a page that was reloaded has no other place to show the end.
+    if (!model.get("run").live && !isKernelGone) tryRoad(() => model.send({ op: "gone" }));
     asking.abort();
     cancelAnimationFrame(frame);
     clearTimeout(tick);

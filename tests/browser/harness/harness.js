@@ -27,6 +27,8 @@ class FakeModel {
 /** The page's own kernel connection, as JupyterLab has it. */
 class FakeKernel {
   clientId = "page-client";
+  slots = new Set();
+  statusChanged = { connect: (slot) => this.slots.add(slot), disconnect: (slot) => this.slots.delete(slot) };
   sent = [];
   disposed = 0;
 
