@@ -149,13 +149,25 @@ def _ordered(values: Iterable[object]) -> Iterable[object]:
 
 def shown(value: Plain, limit: int = 200) -> str:
     """Return JSON-like data as one short line for a person."""
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, dict) and REPR_KEY in value:
-        text = str(value[REPR_KEY])
-    elif isinstance(value, float) and not math.isfinite(value):
-        text = str(value)
-    else:
-        text = msgspec.json.encode(value).decode()
-    text = " ".join(text.split())
+    text = " ".join(readable(value).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def readable(value: Plain) -> str:
+    """Return JSON-like data as text for a person: a text as it is, a stand-in as its repr, the rest as JSON."""
+    value = _unmarked(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return msgspec.json.encode(value).decode()
+
+
+def _unmarked(value: Plain) -> Plain:
+    if isinstance(value, list):
+        return [_unmarked(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if REPR_KEY in value:
+        return str(value[REPR_KEY])
+    return {key: _unmarked(item) for key, item in value.items()}

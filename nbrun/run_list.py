@@ -55,7 +55,9 @@ class RunList(list[Run]):
         if not self:
             return "<p>no runs</p>"
         body = "".join(_html(row, "td") for row in self.rows())
-        return f"<table><thead>{_html(COLUMNS, 'th')}</thead><tbody>{body}</tbody></table>"
+        head = _html(COLUMNS, "th")
+        # The class keeps dollar signs in an agent's text from being set as formulas.
+        return f'<table class="mathjax_ignore tex2jax_ignore"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
 def _html(cells: Sequence[str], tag: str) -> str:

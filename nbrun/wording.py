@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nbrun.cancellation import CancelCause
+from nbrun.encoding import readable
 from nbrun.record import RunRecord, RunStatus
 
 
@@ -73,6 +74,14 @@ def _detached_words(record: RunRecord) -> str:
     if not record.detached:
         return ""
     return f"; still running: {', '.join(record.detached)}"
+
+
+def said(record: RunRecord) -> str:
+    """Return what a run has given: what it streamed, and what it returned where that is something else."""
+    if record.output is None or record.output == record.text:
+        return record.text
+    output = readable(record.output)
+    return f"{record.text.rstrip()}\n\n→ {output}" if record.text else output
 
 
 def tokens_words(record: RunRecord) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from nbrun.encoding import shown
 from nbrun.record import RunRecord, RunStatus, ToolCall
-from nbrun.wording import status_words, tokens_words
+from nbrun.wording import said, status_words, tokens_words
 
 MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
@@ -115,12 +115,7 @@ def _tool_words(tool: ToolCall) -> str:
 
 def _body(record: RunRecord, limit: int) -> str:
     """Return what the run said, or else what it returned; cut in front, for its end is the answer."""
-    if record.text:
-        text = record.text
-    elif record.output is not None:
-        text = shown(record.output, limit)
-    else:
-        return ""
+    text = said(record)
     left_out = len(text) - limit
     return f"… {left_out:,} earlier characters\n{text[-limit:]}" if left_out > 0 else text
 
@@ -131,7 +126,7 @@ def _html(record: RunRecord, problem: str | None, limit: int) -> str:
     agent = record.model or (record.agent if record.agent != record.name else "")
     facts = "".join(f" · {escape(part)}" for part in (agent, tokens_words(record)) if part)
     rows = [
-        f'<div class="nbrun-static" style="{_FRAME};border-left:3px solid {colour}">',
+        f'<div class="nbrun-static mathjax_ignore tex2jax_ignore" style="{_FRAME};border-left:3px solid {colour}">',
         f'<div><span style="color:{colour}" aria-hidden="true">{shape}</span> '
         f"<strong>{escape(status_words(record))}</strong> · {escape(record.name)}{number}"
         f'<span style="opacity:.75">{facts}</span></div>',

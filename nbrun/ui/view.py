@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbrun.encoding import shown
-from nbrun.wording import status_words
+from nbrun.wording import said, status_words
 
 if TYPE_CHECKING:
     from nbrun.record import RunRecord, ToolCall
@@ -22,10 +22,9 @@ def view(record: RunRecord, now: float, problem: str | None = None) -> dict[str,
     of the text, `text_cut` the number of characters left out before it.
     """
     usage = record.usage
-    hidden = max(0, len(record.text) - TEXT_LIMIT)
-    text = record.text[hidden:]
-    if not text and record.output is not None:
-        text = shown(record.output, TEXT_LIMIT)
+    text = said(record)
+    hidden = max(0, len(text) - TEXT_LIMIT)
+    text = text[hidden:]
     notices = [*record.notices, *([f"not saved: {problem}"] if problem else [])]
     if record.reason:
         notices.insert(0, f"“{record.reason}”")

@@ -108,10 +108,18 @@ def test_a_saved_card_is_small_whatever_the_run_said(text: str) -> None:
 
 def test_a_long_text_is_cut_in_front() -> None:
     """Its end is the answer; how much is left out is said."""
-    record = msgspec.structs.replace(RECORD, text="x" * 100_000 + "the end")
+    record = msgspec.structs.replace(RECORD, text="x" * 100_000 + "the end", output=None)
     text = plain_text(record)
     assert text.endswith("the end")
     assert "earlier characters" in text
+
+
+def test_what_was_returned_stands_below_what_was_streamed() -> None:
+    """A run that streams one thing and returns another shows both; the same twice is shown once."""
+    both = msgspec.structs.replace(RECORD, text="thinking aloud", output={"final": 42})
+    assert plain_text(both).endswith('thinking aloud\n\n→ {"final":42}')
+    once = msgspec.structs.replace(RECORD, text="tea", output="tea")
+    assert plain_text(once).count("\ntea") == 1
 
 
 def test_a_run_that_is_not_saved_says_so() -> None:
