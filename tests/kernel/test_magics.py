@@ -241,7 +241,7 @@ def test_list_shows_the_runs_newest_first(shared: Kernel) -> None:
         rows = table.splitlines()
         assert rows[0].split() == ["run", "name", "status", "agent", "started", "tokens", "output"]
         assert ("newer" in rows[1], "older" in rows[2]) == (True, True)
-        assert "<table>" in cell.outputs[0]["data"]["text/html"]
+        assert "<table " in cell.outputs[0]["data"]["text/html"]
 
 
 def test_result_gives_the_output_or_raises_in_one_line(shared: Kernel) -> None:
