@@ -237,8 +237,8 @@ class NotebookSession:
         if if_running == "replace":
             for other in others:
                 self._cancel(other, None, CancelCause.REPLACED, "a newer run of the same cell")
-            return f"takes the place of {title} when that has stopped"
-        return f"waits for {title} of the same cell"
+            return f"takes the place of {title}"
+        return f"queued behind {title} of the same cell"
 
     def _begin(self) -> None:
         """Start the threads of this session, with its first run."""

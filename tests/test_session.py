@@ -295,7 +295,7 @@ def test_a_second_run_of_a_cell_waits_and_says_so(session: NotebookSession, held
     assert not second.wait(0.0)
     held.let_go()
     assert second.result(BOUND_S) == "done: second"
-    assert second.record.notices == (f"waits for run #{first.number} of the same cell",)
+    assert second.record.notices == (f"queued behind run #{first.number} of the same cell",)
     assert (second.started_at or 0) >= (first.ended_at or 0)
 
 

@@ -145,7 +145,7 @@ def test_a_cell_that_is_run_again_queues_rejects_or_replaces(shared: Kernel) -> 
     assert value(shared, "(first.number + 1, str(second.status))") == (
         f"({value(shared, 'second.number')}, 'queued')"
     )
-    assert f"waits for run #{value(shared, 'first.number')}" in value(
+    assert f"queued behind run #{value(shared, 'first.number')}" in value(
         shared, "second.record.notices"
     )
     refused = error_line(shared.run("%%agentrun endless --if-running reject\nhi", cell_id="again"))

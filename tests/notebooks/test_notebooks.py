@@ -60,7 +60,7 @@ def stored_runs(notebook: Path) -> list[RunRecord]:
 def table_of(cell: Any) -> str:
     """Return the text of the table of runs that a cell shows."""
     (result,) = [out for out in cell.outputs if out.output_type == "execute_result"]
-    assert "<table>" in result.data["text/html"]
+    assert "<table " in result.data["text/html"]
     return str(result.data["text/plain"])
 
 
