@@ -3,7 +3,7 @@
 # General layout, from what knows nothing to what knows everything:
 #
 #   errors, cancellation, events, record   what a run is. No I/O, no clock, no Jupyter.
-#     encoding, redaction, wording         values → data, secrets out of text, states in words.
+#     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
 #   clock                                  the time and the ids: nothing else reads either.
 #   context                                what an agent sees of its run.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
