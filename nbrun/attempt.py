@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from nbrun.cancellation import CancelToken
 
 
+class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a run may use up: model calls, tokens (in and out together), US dollars; None is no limit."""
+
+    max_turns: int | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One try at a run on a host.
@@ -34,6 +45,9 @@ class Attempt:
     grace_s: float = 2.0
     timeout_s: float | None = None  # from the moment the agent is entered, not while it is queued
     thread: bool = False
+    limits: Limits = NO_LIMITS
+    approve: str = "ask"  # ask, auto or deny
+    on: str = "local"  # the executor
 
 
 class HostEvent(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from nbrun.executors.local import LocalExecutor
+from nbrun.executors.local import NAME, LocalExecutor
 from nbrun.line import Line
 from nbrun.loop_thread import LoopThread
 
@@ -71,6 +71,17 @@ class Dispatcher:
         self._attempts.pop(live.run_id, None)
         for following in self._line.leave(live):
             self._submit(following)
+
+    def control(self, live: LiveRun, op: str, body: dict[str, object]) -> None:
+        """Send a word to the host of a run; whatever comes of it comes back as events."""
+        host, executor = self._host, self._executor
+        if host is not None and executor is not None:
+            whole = {**body, "run_id": live.run_id, "attempt": live.attempt}
+            host.call(
+                lambda: host.spawn(
+                    executor.control(NAME, op, whole), f"nbrun-control-{live.run_id}"
+                )
+            )
 
     def close(self, timeout_s: float) -> None:
         """Stop the host's thread."""

@@ -94,6 +94,10 @@ class Drive:
         if self._must_pause and not _is_on_loop():
             self._token.wait_sync(PAUSE_S)
 
+    def control(self, op: str, body: dict[str, object]) -> str:
+        """Do what the session asks of this attempt; return what came of it."""
+        return "unknown_op"
+
     def _send(
         self, data: ev.EventData, now: float, parent: str | None = None, live: object = None
     ) -> None:

@@ -24,12 +24,21 @@ class RunHost:
         self._thread = thread
         self._sink = sink
         self._clock = clock
-        self._drives: dict[tuple[str, int], Drive] = {}
+        self._drives: dict[tuple[object, object], Drive] = {}
 
     @property
     def live(self) -> int:
         """How many attempts have not ended."""
         return len(self._drives)
+
+    def control(self, op: str, body: dict[str, object]) -> dict[str, object]:
+        """Do what the session asks for; `run_id` and `attempt` in `body` say of which run."""
+        if op == "ping":
+            return {"op": op, "live": self.live}
+        drive = self._drives.get((body.get("run_id"), body.get("attempt")))
+        if drive is None:
+            return {"op": op, "outcome": "not_found"}
+        return {"op": op, "outcome": drive.control(op, body)}
 
     def begin(self, attempt: Attempt) -> None:
         """Start an attempt."""

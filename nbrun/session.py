@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nbrun import capture, request
 from nbrun import events as ev
-from nbrun.attempt import Attempt
+from nbrun.attempt import Attempt, Limits
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.catalog import Catalog
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
@@ -158,7 +158,7 @@ class NotebookSession:
                 live = LiveRun(run_id, self.token.child(), key=key)
                 attempt = Attempt(
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
-                    self.cancel_grace_s, timeout_s, thread,
+                    self.cancel_grace_s, timeout_s, thread, Limits(max_turns, max_tokens, max_cost), approve, on,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if not self.is_on_host_loop:  # there a busy file would hold up all runs

@@ -42,8 +42,10 @@ class LocalExecutor:
             self._host.begin(attempt)
 
     async def control(self, host: str, op: str, body: dict[str, object]) -> dict[str, object]:
-        """Answer a ping; the rest goes by the token."""
-        return {"op": op, "live": self._host.live if self._host else 0}
+        """Hand it to the host; a cancel goes by the token."""
+        if self._host is None:
+            return {"op": op, "outcome": "not_found"}
+        return self._host.control(op, body)
 
     async def release(self, attempts: Sequence[Attempt]) -> None:
         """Nothing to release: an attempt is never run again here."""
