@@ -4,11 +4,13 @@
 #
 #   errors, cancellation, events, record   what a run is. No I/O, no clock, no Jupyter.
 #     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
+#     gate                                 whether an agent's own code is on a thread, to be cancelled there.
 #   clock                                  the time and the ids: nothing else reads either.
 #   context                                what an agent sees of its run.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
 #   attempt, loop_thread                   what travels to a host and back | the event loop that it has for itself.
-#   ladder, drive, host                    stopping an agent | one attempt, with exactly one end | all of a host's.
+#   ladder, children                       stopping an agent | the runs below a run, which end before it.
+#   drive, pulse, host                     one attempt, with exactly one end | who blocks the loop | all of a host's.
 #   capture                                an agent's prints into its run's log.
 #   executors/                             where hosts live: this kernel. (A subprocess and a cluster are to come.)
 #   intake, line, hooks                    the one door of a session | who waits for a turn | who is told.

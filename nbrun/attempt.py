@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from nbrun.cancellation import CancelToken
+    from nbrun.context import StartChild
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -48,6 +49,7 @@ class Attempt:
     limits: Limits = NO_LIMITS
     approve: str = "ask"  # ask, auto or deny
     on: str = "local"  # the executor
+    start_child: StartChild | None = None  # None on a host that cannot reach the session
 
 
 class HostEvent(msgspec.Struct, frozen=True):

@@ -140,6 +140,12 @@ class CancelToken:
         return self._request is not None
 
     @property
+    def is_inherited(self) -> bool:
+        """Whether it was a token above that fired this one."""
+        above = self._parent
+        return above is not None and self.cancelled and above._request is self._request
+
+    @property
     def reason(self) -> str | None:
         """What the first request said, if it said anything."""
         return self._request.reason if self._request else None

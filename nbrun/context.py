@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nbrun import events as ev
 from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import NbrunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
-    from nbrun.cancellation import CancelToken
+    from nbrun.cancellation import CancelCause, CancelToken
     from nbrun.clock import Clock
+    from nbrun.gate import Gate
 
 
 MAX_LINE = 10_000
@@ -30,25 +32,19 @@ class Emit(Protocol):
         ...
 
 
-class Guard(Protocol):
-    """Keeps a `Cancelled` that is raised into a thread out of the code within."""
-
-    def enter(self) -> None:
-        """Begin the code that is kept whole."""
-        ...
-
-    def leave(self) -> None:
-        """End it."""
-        ...
-
-
 class Work(Protocol):
     """A thread that a run has started; it may go on when the task that waits for it is cancelled."""
 
     name: str
+    is_driver: bool
+    """Whether it is the agent itself, a sync one, and not something beside it."""
 
     def is_alive(self) -> bool:
         """Return whether the agent's code still runs there."""
+        ...
+
+    async def ended(self) -> None:
+        """Return when it does not; on the host's loop."""
         ...
 
     def interrupt(self) -> bool:
@@ -56,8 +52,59 @@ class Work(Protocol):
         ...
 
 
+class ChildRun(Protocol):
+    """What a run has of a child run that it has started: the handle that users hold."""
+
+    @property
+    def id(self) -> str:
+        """The child run's id."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def number(self) -> int | None:
+        """Its short number in the store."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """Where it stands."""
+        ...
+
+    def cancel(self, reason: str | None = None, cause: CancelCause = ...) -> object:
+        """Ask it to stop; its parent goes on."""
+        ...
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until it has ended: for sync agents, in their threads."""
+        ...
+
+    def result(self, timeout_s: float | None = None) -> object:
+        """Return its output, after waiting for it: for sync agents, in their threads."""
+        ...
+
+    def when_created(self, function: Callable[[], object]) -> None:
+        """Call `function` when its name and number can be read."""
+        ...
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call `function` when it has ended."""
+        ...
+
+    def __await__(self) -> Generator[object, None, object]:
+        """Wait for its end and return its output; raises as `result()` does."""
+        ...
+
+
+StartChild = Callable[[object, str, "dict[str, Any]"], ChildRun]
+"""Starts a child run: agent, prompt, options of `nbrun.start()`."""
+
 current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default=None)
-current_guard: ContextVar[Guard | None] = ContextVar("nbrun_guard", default=None)
+current_guard: ContextVar[Gate | None] = ContextVar("nbrun_guard", default=None)
 
 
 @contextmanager
@@ -115,13 +162,20 @@ class RunContext:
     """
 
     def __init__(
-        self, run_id: str, prompt: str, token: CancelToken, emit: Emit, clock: Clock
+        self,
+        run_id: str,
+        prompt: str,
+        token: CancelToken,
+        emit: Emit,
+        clock: Clock,
+        start_child: StartChild | None = None,
     ) -> None:
         self.run_id = run_id
         self.prompt = prompt
         self.token = token
         self._emit = emit
         self.clock = clock
+        self._start_child = start_child
         self._lock = threading.RLock()  # entered again where a collected object prints
         self._usage = ev.Usage()
         self._tools = 0
@@ -143,13 +197,16 @@ class RunContext:
 
     def send(self, data: ev.EventData, parent: str | None = None) -> None:
         """Append an event to the run's log."""
-        if (
-            current_guard.get() is None
-        ):  # the hot path: a context manager would cost as much as the rest
+        # As guarded() does, which on this hot path would cost as much as the rest.
+        guard = current_guard.get()
+        if guard is None:
             self._emit(data, parent)
         else:
-            with guarded():
+            guard.enter()
+            try:
                 self._emit(data, parent)
+            finally:
+                guard.leave()
 
     def text(self, delta: str) -> None:
         """Add to the answer."""
@@ -282,6 +339,25 @@ class RunContext:
         """Keep a state to go on from: not in this version."""
         raise NotImplementedError("run.checkpoint() is not in this version of nbrun")
 
-    def start_child(self, agent: object, prompt: str = "", **options: object) -> object:
-        """Start a child run: not in this version."""
-        raise NotImplementedError("run.start_child() is not in this version of nbrun")
+    def start_child(self, agent: object, prompt: str = "", **options: Any) -> ChildRun:
+        """Start a run below this one: with a log of its own, and cancelled when this one is.
+
+        This run ends after its children: one that has returned waits for them, one that has failed cancels
+        them. A child that is cancelled, or fails, leaves this run alone, unless it is awaited: then it raises
+        here what `run.result()` raises.
+
+        Parameters
+        ----------
+        options : those of `nbrun.start()`.
+
+        Raises
+        ------
+        Cancelled
+            This run was cancelled: nothing was started.
+        NbrunError
+            This run has ended, or it is on a host that starts no child runs.
+        """
+        self.token.raise_if_cancelled()
+        if self._start_child is None:
+            raise NbrunError("this run cannot start child runs here: leave --on process out")
+        return self._start_child(agent, prompt, options)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbrun.executors.local import NAME, LocalExecutor
@@ -12,14 +15,15 @@ from nbrun.loop_thread import LoopThread
 if TYPE_CHECKING:
     from nbrun.attempt import Attempt, Sink
     from nbrun.clock import Clock
+    from nbrun.executors import Executor
     from nbrun.intake import LiveRun
 
 
 class Dispatcher:
     """Hands attempts to the executor, each once.
 
-    Threads: any method, from any thread; `_send_out()` on the host's loop. An attempt is taken out of
-    `_attempts` in one step, so that of two who want it to go only one has it.
+    Threads: any method, from any thread; `_send_out()` on a host's loop. An attempt is taken out of
+    `_attempts` in one step, so that of two who want it to go only one has it; `_outgoing` likewise.
 
     Parameters
     ----------
@@ -31,24 +35,36 @@ class Dispatcher:
         self._clock = clock
         self._attempts: dict[str, Attempt] = {}
         self._outgoing: deque[Attempt] = deque()
-        self._host: LoopThread | None = None
-        self._executor: LocalExecutor | None = None
+        self._is_closed = False
+        self._hosts: list[_Host] = []  # the last one takes attempts; those before it are blocked
+        self._places: dict[str, _Host] = {}
 
     @property
     def is_begun(self) -> bool:
         """Whether the host's thread was started."""
-        return self._host is not None
+        return bool(self._hosts)
 
     @property
     def is_on_loop(self) -> bool:
-        """Whether this code runs on the loop that drives all runs."""
-        return self._host is not None and self._host.is_current
+        """Whether this code runs on a loop that drives runs."""
+        return any(host.thread.is_current for host in self._hosts)
 
     def begin(self, sink: Sink) -> None:
         """Start the host's thread and open the executor on it."""
-        self._host = host = LoopThread("nbrun-host")
-        self._executor = executor = LocalExecutor(host, self._clock)
-        host.call(lambda: host.spawn(executor.open(sink, lambda _host, _up: None), "nbrun-open"))
+        self._open_host(sink)
+
+    def _open_host(self, sink: Sink) -> None:
+        thread = LoopThread("nbrun-host")
+        host = _Host(thread, LocalExecutor(thread, self._clock))
+        self._hosts.append(host)
+
+        def note_host(_name: str, is_up: bool) -> None:
+            # An agent blocks the loop: who comes from now on must not wait for it.
+            if not is_up and host is self._hosts[-1] and not self._is_closed:
+                self._open_host(sink)
+                self._hosts[-1].thread.call(self._send_out)
+
+        thread.call(lambda: thread.spawn(host.executor.open(sink, note_host), "nbrun-open"))
 
     def add(self, attempt: Attempt) -> None:
         """Keep an attempt until it goes."""
@@ -69,35 +85,57 @@ class Dispatcher:
     def note_end(self, live: LiveRun) -> None:
         """Give the place of a run that has ended to those who wait."""
         self._attempts.pop(live.run_id, None)
+        self._places.pop(live.run_id, None)
         for following in self._line.leave(live):
             self._submit(following)
 
     def control(self, live: LiveRun, op: str, body: dict[str, object]) -> None:
         """Send a word to the host of a run; whatever comes of it comes back as events."""
-        host, executor = self._host, self._executor
-        if host is not None and executor is not None:
-            whole = {**body, "run_id": live.run_id, "attempt": live.attempt}
-            host.call(
-                lambda: host.spawn(
-                    executor.control(NAME, op, whole), f"nbrun-control-{live.run_id}"
-                )
-            )
+        host = self._places.get(live.run_id)
+        if host is None:  # it waits in line, or has ended
+            return
+        thread, executor = host.thread, host.executor
+        whole = {**body, "run_id": live.run_id, "attempt": live.attempt}
+        thread.call(
+            lambda: thread.spawn(executor.control(NAME, op, whole), f"nbrun-control-{live.run_id}")
+        )
 
     def close(self, timeout_s: float) -> None:
-        """Stop the host's thread."""
-        if self._host is not None:
-            self._host.close(timeout_s)
+        """Let go of the hosts and stop their threads."""
+        self._is_closed = True
+        for host in self._hosts:
+            closed = threading.Event()
+            host.thread.call(functools.partial(_begin_close, host, closed))
+            if not host.thread.is_current:
+                closed.wait(timeout_s)
+            host.thread.close(timeout_s)
 
     def _submit(self, live: LiveRun) -> None:
         attempt = self._attempts.pop(live.run_id, None)
-        if attempt is not None and self._host is not None:
+        if attempt is not None and self._hosts:
             self._outgoing.append(attempt)
-            self._host.call(self._send_out)
+            self._hosts[-1].thread.call(self._send_out)
 
     def _send_out(self) -> None:
-        """Submit all that waits to go out, in one batch."""
+        """Submit all that waits to go out, in one batch, to the host on whose loop this runs."""
+        host = next(host for host in self._hosts if host.thread.is_current)
         attempts: list[Attempt] = []
         while self._outgoing:
-            attempts.append(self._outgoing.popleft())
-        if attempts and self._host is not None and self._executor is not None:
-            self._host.spawn(self._executor.submit(attempts), "nbrun-submit")
+            attempt = self._outgoing.popleft()
+            self._places[attempt.run_id] = host
+            attempts.append(attempt)
+        if attempts:
+            host.thread.spawn(host.executor.submit(attempts), "nbrun-submit")
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """A host's thread, and the executor that lives on it."""
+
+    thread: LoopThread
+    executor: Executor
+
+
+def _begin_close(host: _Host, closed: threading.Event) -> None:
+    task = host.thread.spawn(host.executor.close(), "nbrun-close")
+    task.add_done_callback(lambda _task: closed.set())

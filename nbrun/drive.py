@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import traceback
@@ -16,11 +17,13 @@ from nbrun import events as ev
 from nbrun.agents import Output, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
 from nbrun.attempt import Attempt, HostEvent, Sink
-from nbrun.cancellation import CancelCause
-from nbrun.context import RunContext, current_guard, current_run
+from nbrun.cancellation import CancelCause, Rung
+from nbrun.children import Children
+from nbrun.context import ChildRun, RunContext, current_guard, current_run
 from nbrun.encoding import Plain, clean_text, plain
-from nbrun.errors import Cancelled
-from nbrun.ladder import Ladder
+from nbrun.errors import Cancelled, NbrunError
+from nbrun.gate import Gate, Stepped
+from nbrun.ladder import LAST_S, Ladder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,10 +43,11 @@ _NOT_FOR_AGENTS = ev.END_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
 class Drive:
     """One attempt under way.
 
-    Threads: `emit()` from any thread of the agent; everything else on the loop. `_lock` guards the numbers
-    and the end: nothing is sent after the end but `detached.finished`. It can be entered again, because a
-    garbage collection anywhere may call an agent's `__del__`, and that may print; `_outbox` keeps the order
-    of the numbers then. No code of the agent is called on purpose while it is held.
+    Threads: `emit()` and `start_child()` from any thread of the agent; `tell()`, `warn()` and
+    `stop_from_outside()` from any thread; everything else on the loop. `_lock` guards the numbers and the
+    end: nothing is sent after the end but `detached.finished`. It can be entered again, because a garbage
+    collection anywhere may call an agent's `__del__`, and that may print; `_outbox` keeps the order of the
+    numbers then. No code of the agent is called on purpose while it is held.
     """
 
     def __init__(
@@ -56,7 +60,12 @@ class Drive:
         self._host_name = host_name
         self._token = attempt.token
         self._adapter = ThreadedAdapter() if attempt.thread else find_adapter(attempt.agent)
-        self._run = RunContext(attempt.run_id, attempt.prompt, attempt.token, self.emit, clock)
+        starter = None if attempt.start_child is None else self.start_child
+        self.run = RunContext(
+            attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter
+        )
+        self._gate = Gate()
+        self._children = Children(thread, self.tell)
         self._lock = threading.RLock()
         self._outbox: deque[tuple[ev.EventData, float, str | None, object]] = deque()
         self._is_sending = False
@@ -68,7 +77,15 @@ class Drive:
         self._usage: ev.Usage | None = None
         self._texts: list[str] = []
         self._is_entered = False
+        self._is_driving = False
+        self._stop_until: float | None = None  # of the pulse's thread
+        self._detached: tuple[str, ...] = ()
+        self._fired_at = 0.0
         self._finished = asyncio.Event()
+        self._ladder = Ladder(
+            self._adapter, self.run, thread, self._finished, self._cancel_task, self.tell, self._give_up,
+            attempt.grace_s, clock,
+        )  # fmt: skip
         self.task: asyncio.Task[None] | None = None
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
@@ -94,6 +111,25 @@ class Drive:
         if self._must_pause and not _is_on_loop():
             self._token.wait_sync(PAUSE_S)
 
+    def tell(self, data: ev.EventData) -> None:
+        """Send an event of the host's own, if the run has not ended."""
+        with self._lock:
+            if not self._is_ended:
+                self._send(data, self._clock.now())
+
+    def warn(self, text: str) -> None:
+        """Write to the run's card what its user should know."""
+        self.tell(ev.Log(text, "warning"))
+
+    def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
+        """Start a child run, which is followed from then on."""
+        start = self._attempt.start_child
+        if start is None or self._is_ended:
+            raise NbrunError("this run has ended; it starts no child runs")
+        child = start(agent, prompt, options)
+        self._children.add(child)
+        return child
+
     def control(self, op: str, body: dict[str, object]) -> str:
         """Do what the session asks of this attempt; return what came of it."""
         return "unknown_op"
@@ -118,19 +154,18 @@ class Drive:
 
     async def main(self) -> None:
         """Drive the agent to its end, whatever it raises."""
-        current_run.set(self._run)
-        current_guard.set(None)  # the context is a copy of the starter's, which may be a sync agent
+        current_run.set(self.run)
+        self._gate.bind()
+        current_guard.set(self._gate)
         context = contextvars.copy_context()  # the ladder is of this run, whoever fires the token
-        cancel = self._token.add_callback(
-            lambda _request: self._thread.call(self._start_ladder, context)
-        )
+        cancel = self._token.add_callback(lambda _request: self._note_cancel(context))
         timer = self._start_timer()
         output: object = None
         error: BaseException | None = None
         try:
             # A cancel between "created" and "started" ends here: the agent is never entered.
             if not self._token.cancelled:
-                self._is_entered = True
+                self._is_entered = self._is_driving = True
                 self.emit(ev.RunStarted(self._host_name))
                 output = await self._drive()
         except (
@@ -138,27 +173,47 @@ class Drive:
         ) as raised:  # the one place: an agent's SystemExit fails its own run only
             error = raised
         finally:
+            self._is_driving = False
+        try:
+            await self._rest_ended(error)
+        finally:
             cancel.remove()
             if timer is not None:
                 timer.cancel()
-            self._finished.set()
-        self._end(output, error)
+            self._end(output, error)
         if isinstance(error, asyncio.CancelledError):
             raise error  # recorded above; the task itself must still end as cancelled
 
     async def _drive(self) -> object:
+        """Hand on what the agent sends, the gate open while its own code runs; return its output."""
         returned: Output | None = None
-        attempt = self._attempt
-        events = self._adapter.events(attempt.agent, attempt.prompt, self._run)
-        async with aclosing(events) as items:  # type: ignore[type-var]  # adapters are async generators
-            async for item in items:
+        attempt, gate = self._attempt, self._gate
+        events = self._adapter.events(attempt.agent, attempt.prompt, self.run)
+        async with aclosing(events):  # type: ignore[type-var]  # adapters are async generators
+            while True:
+                try:
+                    item = await Stepped(anext(events), gate)
+                except StopAsyncIteration:
+                    return None if returned is None else returned.value
                 if isinstance(item, Output):
                     returned = item
                     continue
                 self.emit(item)
                 if self._must_pause:  # never a blocking wait here: other runs are on this loop
                     await asyncio.sleep(PAUSE_S)
-        return None if returned is None else returned.value
+
+    async def _rest_ended(self, error: BaseException | None) -> None:
+        """Return when the agent's threads have ended, then its child runs, whose ends come before this one's."""
+        has_failed = error is not None and not self._token.cancelled
+        if has_failed:
+            self._children.cancel()
+            await self._ladder.stop_threads()
+        else:
+            for work in tuple(self.run.work):
+                await work.ended()
+        self._finished.set()
+        self._ladder.end()
+        await self._children.ended()
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -166,7 +221,7 @@ class Drive:
         self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
     ) -> None:
         """Send the one end event, after the ends of open tools; after it, that detached work has ended."""
-        _safely(self._run.flush_lines, None)
+        _safely(self.run.flush_lines, None)
         text = "".join(self._texts)
         if output is None and text:
             output = text
@@ -180,7 +235,8 @@ class Drive:
         now = self._clock.now()
         with self._lock:
             if self._is_ended:
-                self._send(ev.DetachedFinished(self._label, self._refused), now)
+                names = ", ".join(self._detached) or self.label
+                self._send(ev.DetachedFinished(names, self._refused), now)
                 return
             for tool_id, since in self._open_tools.items():
                 status = "cancelled" if self._token.cancelled or error is None else "error"
@@ -210,10 +266,6 @@ class Drive:
             return ev.RunFailed(error, output, usage)
         return ev.RunCompleted(output, usage)
 
-    @property
-    def _label(self) -> str:
-        return self._adapter.label(self._attempt.agent)
-
     # --- the cancel ------------------------------------------------------------------------------
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
@@ -227,21 +279,57 @@ class Drive:
         fire: Any = lambda: self._token.cancel(None, CancelCause.DEADLINE)  # noqa: E731
         return self._thread.loop.call_later(max(0.0, deadline - now), fire)
 
-    def _start_ladder(self) -> None:
-        if not self._finished.is_set() and self._is_entered:
-            self._thread.spawn(self._cancel(), f"nbrun-cancel-{self._attempt.run_id}")
+    def _note_cancel(self, context: contextvars.Context) -> None:
+        """Begin the ladder, from whichever thread the token was fired."""
+        self._fired_at = self._clock.monotonic()
+        self._thread.call(self._begin_ladder, context)
 
-    async def _cancel(self) -> None:
-        """Stop the agent, or end its run with what still runs named; its end is then told when it comes."""
-        ladder = Ladder(
-            self._adapter, self._run, self._finished, self._cancel_task, self._attempt.grace_s, self._clock
-        )  # fmt: skip
-        if not await ladder.climb():
-            self._end(None, None, (self._label,))
+    def _begin_ladder(self) -> None:
+        if self._is_entered and not self._finished.is_set():
+            self._ladder.begin(self._fired_at)
 
-    def _cancel_task(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
+    def _cancel_task(self) -> bool:
+        if self.task is None or not self._is_driving:
+            return False
+        return self.task.cancel()
+
+    async def _give_up(self, threads: tuple[str, ...]) -> None:
+        """End the run with what still runs named; that this has ended is told when it has."""
+        names = (*threads, self.label) if self._is_driving and not threads else threads
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_S):  # they were cancelled with this one
+                await self._children.ended()
+        self._detach(names)
+
+    def _detach(self, names: tuple[str, ...]) -> None:
+        self._detached = names
+        self.tell(ev.CancelEscalated(Rung.DETACHED, ", ".join(names)))
+        self._end(None, None, names)
+
+    # --- from outside the loop -------------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """The agent's name."""
+        return self._adapter.label(self._attempt.agent)
+
+    @property
+    def is_on_thread(self) -> bool:
+        """Whether the agent's own code is on the loop's thread right now."""
+        return self._gate.is_open
+
+    def stop_from_outside(self) -> None:
+        """Do what the ladder would, were its loop not blocked: once the run was cancelled and had its grace."""
+        if not self._token.cancelled or self._is_ended:
+            return
+        now = self._clock.monotonic()
+        if self._stop_until is None:
+            if now >= self._fired_at + self._attempt.grace_s:
+                self._stop_until = now + LAST_S
+                if self._gate.interrupt():
+                    self.tell(ev.CancelEscalated(Rung.THREAD, self.label))
+        elif now >= self._stop_until:
+            self._detach((self.label,))
 
 
 T = TypeVar("T")

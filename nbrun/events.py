@@ -327,6 +327,8 @@ class ChildStarted(EventData, frozen=True):
 
     TYPE: ClassVar[str] = "child.started"
     run_id: str
+    name: str = ""
+    number: int | None = None
 
 
 class ChildFinished(EventData, frozen=True):

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+from nbrun import events as ev
+from nbrun.context import current_run
 from nbrun.drive import Drive
+from nbrun.pulse import Pulse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nbrun.attempt import Attempt, Sink
     from nbrun.clock import Clock
     from nbrun.loop_thread import LoopThread
+
+_log = logging.getLogger("nbrun")
 
 
 class RunHost:
     """Drives attempts: `run.started` first, then what the agent does, then one end event.
 
-    Threads: `begin()` on the loop, where the drives live; `sink` is called from the loop and from the worker
-    threads of sync agents.
+    Threads: `begin()` on the loop, where the drives live; `sink` is called from the loop, from the worker
+    threads of sync agents, and from the pulse's. The pulse reads `_drives` and `_owners`, copied in one step.
     """
 
-    def __init__(self, thread: LoopThread, sink: Sink, clock: Clock, name: str = "local") -> None:
+    def __init__(
+        self,
+        thread: LoopThread,
+        sink: Sink,
+        clock: Clock,
+        name: str = "local",
+        on_blocked: Callable[[], object] = lambda: None,
+    ) -> None:
         self.name = name
         self._thread = thread
         self._sink = sink
         self._clock = clock
         self._drives: dict[tuple[object, object], Drive] = {}
+        # Of which run a task is, also one that the agent has made: asyncio itself keeps no such thing.
+        self._owners: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
+        self.pulse = Pulse(thread, lambda: tuple(self._drives.values()), self._blocker, on_blocked)
+        thread.loop.set_task_factory(self._make_task)
+        thread.loop.set_exception_handler(self._on_loop_error)
 
     @property
     def live(self) -> int:
@@ -47,4 +69,45 @@ class RunHost:
         # In the context of the cell that started the run, whatever started the loop's thread.
         task = attempt.context.run(self._thread.spawn, drive.main(), f"nbrun-run-{attempt.run_id}")
         drive.task = task
+        self._owners[task] = attempt.run_id
         task.add_done_callback(lambda _task: self._drives.pop(key, None))
+        self.pulse.begin()
+
+    def close(self) -> None:
+        """Stop watching the loop; what is under way on it is its thread's business."""
+        self.pulse.close()
+
+    # --- whose is it? ----------------------------------------------------------------------------
+
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any
+    ) -> asyncio.Task[Any]:
+        task = asyncio.Task(work, loop=loop, **options)
+        run = current_run.get()
+        if run is not None:
+            self._owners[task] = run.run_id
+        return task
+
+    def _drive_of(self, task: asyncio.Future[Any] | None) -> Drive | None:
+        run_id = None if task is None else self._owners.get(task)
+        return next((drive for key, drive in tuple(self._drives.items()) if key[0] == run_id), None)
+
+    def _blocker(self) -> Drive | None:
+        """Return whose code is on the loop; called from outside it.
+
+        Source: `asyncio.current_task(loop)` may be asked from another thread.
+        """
+        for drive in tuple(self._drives.values()):
+            if drive.is_on_thread:
+                return drive
+        return self._drive_of(asyncio.current_task(self._thread.loop))
+
+    def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Write to the run's log what nobody has awaited: asyncio would print it into some cell."""
+        drive = self._drive_of(context.get("task") or context.get("future"))
+        error = context.get("exception")
+        text = f"{context.get('message')}: {error!r}" if error else str(context.get("message"))
+        if drive is None:
+            _log.warning("on the event loop of the runs: %s", text)
+        else:
+            drive.tell(ev.Log(text, "error"))

@@ -48,6 +48,7 @@ class LiveRun:
     token: CancelToken
     attempt: int = 1
     key: str | None = None  # what `if_running` compares: the cell, or the name that was given
+    is_child: bool = False
 
     # under the intake's lock
     cancel: ev.CancelRequested | None = None

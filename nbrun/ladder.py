@@ -10,27 +10,33 @@ from nbrun.agents import NativeCancel
 from nbrun.cancellation import Rung
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from nbrun.agents import AgentAdapter
     from nbrun.clock import Clock
-    from nbrun.context import RunContext
+    from nbrun.context import RunContext, Work
+    from nbrun.loop_thread import LoopThread
 
-LAST_S = 0.5
-"""Seconds that the last rung gets, after the grace, before what still runs is named."""
+LAST_S = 0.4
+"""Seconds that each rung after the grace gets, before what still runs is named."""
 
 _AGAIN_S = 0.02
 
 
 class Ladder:
-    """The rungs between a fired token and an agent that has ended.
+    """The rungs between a fired token and a run in which nothing runs any more.
+
+    What is stopped is the task that drives the agent, and the threads that the agent has been given. A thread
+    cannot be cancelled, only asked, and then have `Cancelled` raised in it.
 
     Threads: of the host's loop.
 
     Parameters
     ----------
-    finished : set when the drive of the agent is over.
-    cancel_task : cancels the driving task.
+    finished : set when neither the task nor a thread runs any more.
+    cancel_task : cancels the driving task; returns False when it is over.
+    tell : takes an event that is the host's own.
+    give_up : ends the run with these names of what still runs.
     grace_s : seconds that cleanup code gets.
     """
 
@@ -38,48 +44,92 @@ class Ladder:
         self,
         adapter: AgentAdapter,
         run: RunContext,
+        thread: LoopThread,
         finished: asyncio.Event,
-        cancel_task: Callable[[], object],
+        cancel_task: Callable[[], bool],
+        tell: Callable[[ev.EventData], None],
+        give_up: Callable[[tuple[str, ...]], Awaitable[None]],
         grace_s: float,
         clock: Clock,
     ) -> None:
-        self._adapter = adapter
+        self._native = adapter if isinstance(adapter, NativeCancel) else None
         self._run = run
+        self._thread = thread
         self._finished = finished
         self._cancel_task = cancel_task
+        self._tell = tell
+        self._give_up = give_up
         self._grace_s = grace_s
         self._clock = clock
+        self._until = 0.0
+        self._is_task_cancelled = False
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def climb(self) -> bool:
-        """Use one rung after the other; return whether the agent has ended."""
-        grace_s = self._grace_s
-        if isinstance(self._adapter, NativeCancel):
-            self._tell(Rung.NATIVE)
-            await self._native(self._adapter)
-            if await self._has_finished(grace_s):
-                return True
-            grace_s = LAST_S  # the native cancel has used the grace up
-        if self._run.work:  # a sync agent, which may look at its token, or be about to return
-            if await self._has_finished(grace_s):
-                return True
-            if self._run.work:
-                return await self._thread()
-            # Its thread has ended, and gave a coroutine that has not: one rung more for that.
-        self._tell(Rung.TASK)
-        self._cancel_task()
-        return await self._has_finished(grace_s)
+    def begin(self, fired_at: float) -> None:
+        """Use the first rung; `fired_at` is when the token fired, by the monotonic clock."""
+        self._until = fired_at + self._grace_s
+        if self._native is not None or self._has_driver():
+            self._climb_on()
+            return
+        # A coroutine, and by far the most: no task is made for what is over in a moment.
+        self._stop_task()
+        self._timer = self._thread.loop.call_later(self._left_s(), self._climb_on)
 
-    async def _native(self, adapter: NativeCancel) -> None:
+    def end(self) -> None:
+        """Put the ladder away: nothing runs any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def stop_threads(self) -> None:
+        """Stop the threads of a run that has failed; what does not stop is named in its log."""
+        alive = self._threads()
+        if alive and not await self._interrupt(alive):
+            names = ", ".join(work.name for work in alive if work.is_alive())
+            self._tell(ev.Log(f"still running: {names}", "warning"))
+
+    def _climb_on(self) -> None:
+        self._timer = None
+        self._thread.spawn(self._climb(), f"nbrun-cancel-{self._run.run_id}")
+
+    async def _climb(self) -> None:
+        if not self._finished.is_set() and not await self._reaches_the_end():
+            names = tuple(dict.fromkeys(work.name for work in self._threads()))
+            await self._give_up(names)
+
+    async def _reaches_the_end(self) -> bool:
+        """Use one rung after the other; return whether nothing runs any more."""
+        if self._native is not None:
+            self._tell(ev.CancelEscalated(Rung.NATIVE))
+            await self._ask(self._native)
+        if await self._has_finished(self._left_s()):  # a sync agent may look at its token, too
+            return True
+        if self._native is not None and self._stop_task() and await self._has_finished(LAST_S):
+            return True
+        alive = self._threads()
+        if alive:
+            self._tell(ev.CancelEscalated(Rung.THREAD, ", ".join(work.name for work in alive)))
+            if await self._interrupt(alive):
+                return True
+        # A sync function may have given a coroutine, when its thread was over: one rung more for that.
+        return self._stop_task() and await self._has_finished(LAST_S)
+
+    async def _ask(self, adapter: NativeCancel) -> None:
         try:
-            async with asyncio.timeout(self._grace_s):
+            async with asyncio.timeout(self._left_s()):
                 await adapter.cancel(self._run)
         except Exception as error:  # the ladder goes on: the next rung does not need this one
-            self._run.log(f"native cancel failed: {type(error).__name__}: {error}", "error")
+            self._tell(ev.Log(f"native cancel failed: {type(error).__name__}: {error}", "error"))
 
-    async def _thread(self) -> bool:
-        """Raise `Cancelled` in the worker threads; again while one is inside nbrun's own code."""
-        alive = [work for work in self._run.work if work.is_alive()]
-        self._tell(Rung.THREAD, ", ".join(work.name for work in alive))
+    def _stop_task(self) -> bool:
+        """Cancel the driving task, once, and not while it waits for a sync agent; return whether it was."""
+        if self._is_task_cancelled or self._has_driver() or not self._cancel_task():
+            return False
+        self._is_task_cancelled = True
+        self._tell(ev.CancelEscalated(Rung.TASK))
+        return True
+
+    async def _interrupt(self, alive: list[Work]) -> bool:
+        """Raise `Cancelled` in threads; again while one is inside nbrun's own code."""
         until = self._clock.monotonic() + LAST_S
         while self._clock.monotonic() < until:
             for work in alive:
@@ -89,8 +139,16 @@ class Ladder:
                 return True
         return False
 
-    def _tell(self, rung: Rung, note: str = "") -> None:
-        self._run.send(ev.CancelEscalated(rung, note))
+    def _threads(self) -> list[Work]:
+        """Return the threads in which code of the agent runs."""
+        return [work for work in self._run.work if work.is_alive()]
+
+    def _has_driver(self) -> bool:
+        """Return whether the agent is a thread, or was until now: its result may be on its way to the task."""
+        return any(work.is_driver for work in self._run.work)
+
+    def _left_s(self) -> float:
+        return max(0.0, self._until - self._clock.monotonic())
 
     async def _has_finished(self, timeout_s: float) -> bool:
         try:

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from nbrun.cancellation import call_soon
+from nbrun.errors import Cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -55,8 +56,8 @@ class LoopThread:
         while not self._is_stopping:
             try:
                 self.loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):
-                # asyncio lets these two out of a task that an agent has started on the side. They end
+            except (SystemExit, KeyboardInterrupt, Cancelled):
+                # asyncio lets these out of a task that an agent has started on the side. They end
                 # that task; they must not end the loop of everybody's runs.
                 continue
         for task in asyncio.all_tasks(self.loop):

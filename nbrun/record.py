@@ -85,6 +85,15 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
     ms: float | None = None
 
 
+class ChildSummary(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A child run, as its parent's log tells of it."""
+
+    run_id: str
+    name: str
+    number: int | None = None
+    status: str = "queued"
+
+
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The state of a run, frozen: the fold of its events up to `event_count`.
 
@@ -120,6 +129,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     error: ev.ErrorInfo | None = None
     usage: ev.Usage = ev.Usage()
     tools: tuple[ToolCall, ...] = ()
+    children: tuple[ChildSummary, ...] = ()
     progress: ev.Progress | None = None
     notices: tuple[str, ...] = ()  # what the run's card has to tell besides its status
     detached: tuple[str, ...] = ()
@@ -159,6 +169,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             text=self.text[:head],
             output=output,
             tools=(),
+            children=(),
             error=None
             if self.error is None
             else ev.ErrorInfo(self.error.type, self.error.message[:head]),
@@ -186,6 +197,7 @@ class _Draft:
         self._text: list[str] = []
         self._warnings: list[str] = []
         self._tools: dict[str, ToolCall] | None = None
+        self._children: dict[str, ChildSummary] | None = None
 
     def apply(self, event: ev.RunEvent) -> None:
         if event.seq != self._next_seq:
@@ -203,6 +215,8 @@ class _Draft:
             self._text.append(data.text)
         elif isinstance(data, ev.ToolStarted | ev.ToolFinished):
             self._tool(data, event.ts)
+        elif isinstance(data, ev.ChildStarted | ev.ChildFinished):
+            self._child(data)
         elif isinstance(data, ev.Log) and data.level == "warning":
             self._warnings.append(data.text)
         else:
@@ -219,12 +233,25 @@ class _Draft:
                 known, status=data.status, result=data.result, ms=data.ms
             )
 
+    def _child(self, data: ev.ChildStarted | ev.ChildFinished) -> None:
+        if self._children is None:
+            self._children = {child.run_id: child for child in self._record.children}
+        if isinstance(data, ev.ChildStarted):
+            self._children[data.run_id] = ChildSummary(
+                data.run_id, data.name, data.number, RunStatus.RUNNING
+            )
+        else:  # an end without its start is tolerated, as with tools
+            known = self._children.get(data.run_id) or ChildSummary(data.run_id, data.run_id)
+            self._children[data.run_id] = msgspec.structs.replace(known, status=data.status)
+
     def finish(self) -> RunRecord:
         changes = self._changes
         if self._text:
             changes["text"] = self._record.text + "".join(self._text)
         if self._tools is not None:
             changes["tools"] = tuple(self._tools.values())
+        if self._children is not None:
+            changes["children"] = tuple(self._children.values())
         if self._warnings:
             changes["notices"] = (*self._record.notices, *self._warnings)[-5:]
         if self._status in TERMINAL and changes.get("output", self._record.output) is None:

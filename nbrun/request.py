@@ -79,6 +79,7 @@ def describe(
     model: str | None,
     cell_id: str | None,
     tags: Mapping[str, str] | None,
+    parent_id: str | None = None,
     **options: Plain,
 ) -> RunCreated:
     """Return the run's first event, with everything in it that tells its inputs from another's.
@@ -103,6 +104,7 @@ def describe(
         name=clean_text(name or label),
         agent=clean_text(label),
         prompt=clean_text(prompt),
+        parent_id=parent_id,
         cell_id=cell_id,
         model=model,
         tags={clean_text(str(key)): clean_text(str(value)) for key, value in (tags or {}).items()},

@@ -245,9 +245,27 @@ class Run:
             f"run #{self.number} ({self.name})" if self.number else f"run {self.id} ({self.name})"
         )
 
+    def when_created(self, function: Callable[[], object]) -> None:
+        """Call `function` when the run is public, with its number and name; at once if it is."""
+        if self._live is None or self._live.is_created.is_set():
+            function()
+            return
+        called = iter([function])
+
+        def call(*_: object) -> None:
+            for only in called:  # once, though both of us may see it
+                remove()
+                only()
+
+        remove = self._live.listen(call)
+        if self._live.is_created.is_set():
+            call()
+
     def when_ended(self, function: Callable[[], object]) -> None:
         """Call `function` when a run of this session ends, on nbrun's own thread; at once if it has ended."""
         if self._live is None:
+            if self.done():
+                function()
             return
 
         def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:

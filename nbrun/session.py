@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbrun import capture, request
 from nbrun import events as ev
@@ -37,6 +37,8 @@ from nbrun.store import SessionStore, places_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
+
+    from nbrun.context import StartChild
 
 _log = logging.getLogger("nbrun")
 
@@ -117,6 +119,7 @@ class NotebookSession:
         tags: Mapping[str, str] | None = None,
         tools: Sequence[Callable[..., object]] | None = None,
         cell_id: str | None = None,
+        parent: Run | None = None,
     ) -> Run:
         """Start a run and return its handle; the run goes on in the background.
 
@@ -129,6 +132,7 @@ class NotebookSession:
         if_running : what to do while a run of the same cell, or the same given name, is live.
         thread : drive an async agent on a thread of its own, because it blocks.
         tools : functions for the built-in agent.
+        parent : the run whose child it is: it is cancelled with that run, and ends before it.
 
         Raises
         ------
@@ -141,7 +145,7 @@ class NotebookSession:
         agent, model = request.resolve(agent, model, tools)
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
-            timeout_s=timeout_s, thread=thread or None,
+            timeout_s=timeout_s, thread=thread or None, parent_id=None if parent is None else parent.id,
         )  # fmt: skip
         self._watch_secrets()
         capture.renew()
@@ -155,10 +159,12 @@ class NotebookSession:
                 behind = self._make_way(key, if_running)
                 self._begin()
                 run_id = self._new_id() if id is None else clean_text(id)
-                live = LiveRun(run_id, self.token.child(), key=key)
+                token = self._token_above(parent).child()
+                live = LiveRun(run_id, token, key=key, is_child=parent is not None)
                 attempt = Attempt(
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
                     self.cancel_grace_s, timeout_s, thread, Limits(max_turns, max_tokens, max_cost), approve, on,
+                    self._child_starter(live),
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if not self.is_on_host_loop:  # there a busy file would hold up all runs
@@ -176,6 +182,28 @@ class NotebookSession:
                 self._dispatcher.queue(live, at_once=True)
             raise
         return Run(self, live.record, live)
+
+    def _token_above(self, parent: Run | None) -> CancelToken:
+        """Return the token that a new run's hangs below.
+
+        Raises
+        ------
+        RunRejected
+            The parent has ended, or is not of this session.
+        """
+        if parent is None:
+            return self.token
+        if parent._live is None or parent.done():
+            raise RunRejected(f"{parent!r} starts no child runs: it is not under way here")
+        return parent._live.token
+
+    def _child_starter(self, parent: LiveRun) -> StartChild:
+        """Return what the agent of a run starts child runs with."""
+
+        def start_child(agent: object, prompt: str, options: dict[str, Any]) -> Run:
+            return self.start(agent, prompt, parent=self._catalog.run(parent), **options)
+
+        return start_child
 
     def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
         """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
@@ -366,11 +394,11 @@ class NotebookSession:
     def _token_fired(self, live: LiveRun) -> None:
         """See to it that whoever fired the token (a deadline, the agent, a parent), it stands in the log."""
         token = live.token
-        by = {CancelCause.DEADLINE: "its time limit"}.get(
-            token.cause or CancelCause.USER, "its token"
-        )
+        cause = token.cause or CancelCause.USER
+        if live.is_child and token.is_inherited:
+            cause = CancelCause.PARENT
         self._intake.request_cancel(
-            live, ev.CancelRequested(token.cause or CancelCause.USER, token.reason, by)
+            live, ev.CancelRequested(cause, token.reason, _BY.get(cause, "its token"))
         )
         self._dispatcher.let_pass(live)
 
@@ -410,6 +438,7 @@ class NotebookSession:
         """Whether the session takes no new runs."""
         return self._is_closed
 
+    @guarded()  # an agent that closes its session is cancelled by that, and must get through it
     def close(self) -> None:
         """Cancel what is live, write everything, release the lease; idempotent, at most 1.5 s."""
         with self._lock:
@@ -449,6 +478,14 @@ class NotebookSession:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_BY = {
+    CancelCause.DEADLINE: "its time limit",
+    CancelCause.BUDGET: "its budget",
+    CancelCause.PARENT: "its parent",
+}
+"""Who asked, where a token was fired that nobody called `cancel()` for."""
 
 
 def _notebook_path(path: str | Path | None) -> Path | None:

@@ -418,7 +418,7 @@ def test_a_thread_that_cannot_be_ended_is_named(
     assert blocking.entered.wait(BOUND_S)
     assert run.cancel().wait(BOUND_S)
     assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ("Blocking",))
-    assert rungs(run) == [Rung.THREAD]
+    assert rungs(run) == [Rung.THREAD, Rung.DETACHED]
     blocking.gate.set()
     assert thread_is_gone(run.id)
 

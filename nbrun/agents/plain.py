@@ -63,7 +63,10 @@ class PlainAdapter:
         if _is_async(agent):
             result = call()
         else:
-            worker = Worker(run.run_id, functools.partial(_call_sync, call, run), copy_context())
+            drive = functools.partial(_call_sync, call, run)
+            worker = Worker(
+                run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True
+            )
             run.work.append(worker)
             result = await worker.result()
             run.work.remove(worker)  # so that a cancel from here on is none of a thread
@@ -90,9 +93,11 @@ class ThreadedAdapter(PlainAdapter):
                 yield item
             return
         drive = functools.partial(asyncio.run, _on_own_loop(agent, prompt, run))
-        worker = Worker(run.run_id, drive, copy_context())
+        worker = Worker(run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True)
         run.work.append(worker)
-        yield Output(await worker.result())
+        result = await worker.result()
+        run.work.remove(worker)
+        yield Output(result)
 
 
 async def _on_own_loop(agent: object, prompt: str, run: RunContext) -> object:

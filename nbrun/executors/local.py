@@ -21,7 +21,8 @@ class LocalExecutor:
     """Runs attempts in this process.
 
     Its tokens are the session's own, so a cancel needs no message; and a host that lives as long as the
-    process cannot be killed.
+    process cannot be killed. One whose event loop an agent blocks is told as gone: it should get no more
+    attempts, and goes on with those it has when the block ends.
     """
 
     def __init__(self, thread: LoopThread, clock: Clock) -> None:
@@ -31,7 +32,9 @@ class LocalExecutor:
 
     async def open(self, sink: Sink, on_host: OnHost) -> None:
         """Make the host."""
-        self._host = RunHost(self._thread, sink, self._clock, NAME)
+        self._host = RunHost(
+            self._thread, sink, self._clock, NAME, on_blocked=lambda: on_host(NAME, False)
+        )
         on_host(NAME, True)
 
     async def submit(self, attempts: Sequence[Attempt]) -> None:
@@ -56,4 +59,6 @@ class LocalExecutor:
 
     async def close(self) -> None:
         """Forget the host."""
-        self._host = None
+        if self._host is not None:
+            self._host.close()
+            self._host = None

@@ -1,0 +1,57 @@
+"""The child runs of a run under way: told of in its log, and ended before it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nbrun import events as ev
+from nbrun.cancellation import CancelCause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nbrun.context import ChildRun
+    from nbrun.loop_thread import LoopThread
+
+
+class Children:
+    """Follows the child runs of one run.
+
+    Threads: `add()` from any thread of the agent; everything else on the host's loop.
+
+    Parameters
+    ----------
+    tell : takes an event of the run.
+    """
+
+    def __init__(self, thread: LoopThread, tell: Callable[[ev.EventData], None]) -> None:
+        self._thread = thread
+        self._tell = tell
+        self._all: list[tuple[ChildRun, asyncio.Event]] = []
+
+    def add(self, child: ChildRun) -> None:
+        """Follow a child run that has just been started."""
+        ended = asyncio.Event()
+        self._all.append((child, ended))
+        # Not at once: what it is called is public only when its creation has been saved.
+        child.when_created(lambda: self._thread.call(lambda: self._note_start(child)))
+        child.when_ended(lambda: self._thread.call(lambda: self._note_end(child, ended)))
+
+    def cancel(self) -> None:
+        """Ask all that are live to stop: the run has failed, and nobody waits for them."""
+        for child, ended in tuple(self._all):
+            if not ended.is_set():
+                child.cancel(None, CancelCause.PARENT)
+
+    async def ended(self) -> None:
+        """Return when every child run has ended."""
+        for _child, ended in self._all:  # grows, perhaps, while it is walked
+            await ended.wait()
+
+    def _note_start(self, child: ChildRun) -> None:
+        self._tell(ev.ChildStarted(child.id, child.name, child.number))
+
+    def _note_end(self, child: ChildRun, ended: asyncio.Event) -> None:
+        self._tell(ev.ChildFinished(child.id, str(child.status)))
+        ended.set()
