@@ -231,7 +231,12 @@ class Drive:
         is_text = type(output) is str and output == text
         unreadable: Plain = "<not readable>"
         stored = None if is_text else _safely(lambda: plain(output), unreadable)
-        info = None if error is None else _described(error)
+        is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
+        info: ev.ErrorInfo | None = None
+        if error is not None and not (is_signal and self._token.cancelled):
+            info = _described(
+                error
+            )  # not of what was asked for: a traceback costs as much as a run
         now = self._clock.now()
         with self._lock:
             if self._is_ended:
@@ -243,7 +248,6 @@ class Drive:
                 ms = round((now - since) * 1000, 3)
                 self._send(ev.ToolFinished(tool_id, status, None, ms), now)
             self._is_ended = True
-            is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
             self._send(self._classify(stored, info, is_signal, detached), now, live=output)
 
     def _classify(

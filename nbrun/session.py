@@ -394,12 +394,12 @@ class NotebookSession:
     def _token_fired(self, live: LiveRun) -> None:
         """See to it that whoever fired the token (a deadline, the agent, a parent), it stands in the log."""
         token = live.token
-        cause = token.cause or CancelCause.USER
-        if live.is_child and token.is_inherited:
-            cause = CancelCause.PARENT
-        self._intake.request_cancel(
-            live, ev.CancelRequested(cause, token.reason, _BY.get(cause, "its token"))
-        )
+        if live.cancel is None:  # else it was fired by way of the log
+            cause = token.cause or CancelCause.USER
+            if live.is_child and token.is_inherited:
+                cause = CancelCause.PARENT
+            request = ev.CancelRequested(cause, token.reason, _BY.get(cause, "its token"))
+            self._intake.request_cancel(live, request)
         self._dispatcher.let_pass(live)
 
     @property
@@ -412,7 +412,7 @@ class NotebookSession:
     def _published(self, live: LiveRun, events: Sequence[ev.RunEvent]) -> None:
         """Give the place of an ended run to the next, and tell everybody; on the writer's thread."""
         record = live.record
-        if any(event.type in ev.END_TYPES for event in events):
+        if not record.is_live and any(event.type in ev.END_TYPES for event in events):
             live.token.release()
             self._dispatcher.note_end(live)
             for gone in self._catalog.note_end(live):

@@ -138,7 +138,7 @@ class Ledger:
             self._connection.executemany(_INSERT_EVENT, inserts)
         if opened is not None:
             opened = self._keep_open(row.number, opened)
-        return replace(row, deltas=opened)
+        return row if opened is row.deltas else Row(row.number, row.status, opened)
 
     def write_one_by_one(
         self, row: Row, events: Sequence[ev.RunEvent]
@@ -168,7 +168,7 @@ class Ledger:
             "UPDATE runs SET status = ?, record = ? WHERE number = ?",
             (record.status, reader.encode_record(record), row.number),
         )
-        return replace(row, status=record.status)
+        return Row(row.number, record.status, row.deltas)
 
     def _put(self, number: int, opened: OpenRow, inserts: list[Values]) -> None:
         """Write a row that takes no more: over its first form, or as one of the inserts."""

@@ -112,6 +112,7 @@ class Writer:
         )  # fmt: skip
         self._session_key: int | None = None
         self._runs: dict[str, _Run] = {}
+        self._behind: set[str] = set()  # those of them that have a backlog
         self._is_full_sync = False
         # The bell is a queue of C: ringing it can be interrupted, or entered again by a signal handler, at any
         # point without leaving a lock behind.
@@ -156,7 +157,7 @@ class Writer:
         """Wait for events, then a moment more, so that many share one commit."""
         self._state = _State.IDLE
         if not self._has_news:
-            self._listen(RETRY_S if self._has_backlog() else None)
+            self._listen(RETRY_S if self._behind else None)
         self._state = _State.GATHERING
         if not self._is_urgent:
             self._listen(SOON_S)
@@ -173,9 +174,6 @@ class Writer:
         with contextlib.suppress(queue.Empty):
             self._bell.get(timeout=timeout_s)
 
-    def _has_backlog(self) -> bool:
-        return any(run.backlog for run in self._runs.values())
-
     def _cycle(self) -> None:
         committed: list[Committed] = []
         try:
@@ -185,14 +183,13 @@ class Writer:
         finally:
             if committed:
                 self.source.publish(committed)
-        for run_id in [
-            id_ for id_, run in self._runs.items() if not (run.record.is_live or run.backlog)
-        ]:
-            del self._runs[run_id]
+        for item in committed:
+            if not item.record.is_live and item.run_id not in self._behind:
+                self._runs.pop(item.run_id, None)
 
     def _source_groups(self) -> _Group:
         """Return new events by run, and no events for runs that have only a backlog."""
-        groups: _Group = {run_id: [] for run_id, run in self._runs.items() if run.backlog}
+        groups: _Group = {run_id: [] for run_id in self._behind}
         for event in self.source.drain():
             groups.setdefault(event.run_id, []).append(event)
         return groups
@@ -247,6 +244,7 @@ class Writer:
             if _has_end(new):
                 run.record = msgspec.structs.replace(run.record, status=RunStatus.FAILED)
         run.backlog = [] if run_id in self._given_up else [*run.backlog, *new]
+        (self._behind.add if run.backlog else self._behind.discard)(run_id)
         committed.append(Committed(run_id, run.record, new, problem))
 
     # --- one transaction -------------------------------------------------------------------------
@@ -275,6 +273,7 @@ class Writer:
         self._session_key = session_key
         for run_id, (row, record, new) in written.items():
             self._runs[run_id] = _Run(record, row)
+            self._behind.discard(run_id)
             committed.append(Committed(run_id, record, new))
 
     def _write_run(
@@ -309,7 +308,7 @@ class Writer:
         try:
             with self._lock:
                 # With a run given up, the file does not tell all; its live-looking runs are then lost at the next load.
-                is_told = not self._has_backlog() and not self._given_up
+                is_told = not self._behind and not self._given_up
                 if self._session_key is not None and is_told:
                     self._connection.execute(
                         "UPDATE sessions SET closed_at = ? WHERE key = ?",
