@@ -18,6 +18,7 @@
 #   request, dispatch, session             what a start asks for | who goes when | the owner of a notebook's runs.
 #   config, default                        settings | nbrun.start() and the like, on the session of this shell.
 #   ui/                                    magics, card, control channel. The only part that knows IPython and widgets.
+#   server/                                in the Jupyter server: asks a kernel by its control channel.
 #   cli/                                   another process: reads the store and never imports the kernel side.
 # A module imports from the lines above its own. Importing nbrun loads no IPython, no anywidget and no agent framework.
 

@@ -16,7 +16,7 @@ from tests.browser import chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ("6.30", "7.4")
-OWN_GROUPS = ("kernel", "notebooks", "browser")
+OWN_GROUPS = ("kernel", "notebooks", "server", "browser")
 
 Action = Callable[[Sequence[str]], bool]
 
@@ -130,7 +130,8 @@ def _test_units(more: Sequence[str]) -> bool:
 
 def _test_kernels(more: Sequence[str]) -> bool:
     # Made beforehand, since an installation is no part of a test's time.
-    paths = [path for path in ("tests/kernel", "tests/notebooks") if (ROOT / path).is_dir()]
+    folders = ("tests/kernel", "tests/notebooks", "tests/server")
+    paths = [path for path in folders if (ROOT / path).is_dir()]
     return _python("-m", "tests.kernels", *KERNELS) and _pytest(paths, more)
 
 
@@ -151,7 +152,7 @@ STEPS = (
     Step("js", "types of the static JavaScript files", _check_javascript),
     Step("model", "the local demo model", _install_model),
     Step("unit", "tests without a kernel and a browser", _test_units),
-    Step("kernel", "tests in real kernels, and the example notebooks", _test_kernels),
+    Step("kernel", "tests in real kernels and servers, and the example notebooks", _test_kernels),
     # In a process of its own: Playwright's running event loop breaks `asyncio.run` elsewhere.
     Step("browser", "tests of the card and of Lab in Chromium", _test_in_browser),
 )

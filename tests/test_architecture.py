@@ -14,7 +14,16 @@ import pytest
 import nbrun
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"IPython", "anywidget", "ipywidgets", "tornado", "pydantic", "pydantic_ai", "zmq"}
+HEAVY = {
+    "IPython",
+    "anywidget",
+    "ipywidgets",
+    "jupyter_server",
+    "tornado",
+    "pydantic",
+    "pydantic_ai",
+    "zmq",
+}
 TOP_LEVEL = {
     *("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"),
     *("jupyter-config", "nbrun", "notebooks", "tests"),
@@ -66,11 +75,13 @@ def test_public_names_are_sorted_and_documented() -> None:
 
 @pytest.mark.timeout(BUILD_TIMEOUT_S)
 def test_wheel_holds_what_is_needed_at_run_time(wheel: set[str]) -> None:
-    """A wheel brings the card's files, the type marker and every example notebook."""
+    """A wheel brings the card's files, the type marker, every example notebook and the server's switch."""
     notebooks = {f"nbrun/{path.relative_to(ROOT)}" for path in ROOT.glob("notebooks/*.ipynb")}
     assert notebooks
     static = {"nbrun/ui/static/card.js", "nbrun/ui/static/card.css"}
-    assert {"nbrun/py.typed", *static, *notebooks} <= wheel
+    (data,) = {name.partition("/")[0] for name in wheel if ".data/" in name}
+    switch = f"{data}/data/etc/jupyter/jupyter_server_config.d/nbrun.json"
+    assert {"nbrun/py.typed", switch, *static, *notebooks} <= wheel
 
 
 @pytest.mark.timeout(BUILD_TIMEOUT_S)

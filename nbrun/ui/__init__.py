@@ -13,6 +13,7 @@ from nbrun.errors import RunNotFinished
 from nbrun.session import NotebookSession
 from nbrun.ui import control
 from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, wait_for
+from nbrun.wording import status_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from nbrun.run import Run
 
 _EXTENSION_ATTRIBUTE = "nbrun_extension"
+
+LIST_LIMIT = 200
+"""How many live runs are told of at once, the newest: a cancel may be waiting behind the answer."""
 
 
 class Extension:
@@ -193,22 +197,38 @@ class Extension:
     # --- the doors -------------------------------------------------------------------------------
 
     def answer(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Do what a card asks for, by comm or control channel; fires tokens and touches no widget.
+        """Do what a card or the server asks for, by comm or control channel; fires tokens and touches no widget.
 
-        A request comes twice, once down each road, with one nonce; a cancel is idempotent, so the second
-        finds `already_requested`.
+        A card's request comes twice, once down each road, with one nonce; a cancel is idempotent, so the
+        second finds `already_requested`.
         """
         nonce = content.get("nonce")
         reply: dict[str, Any] = {"op": "reply", "nonce": nonce if isinstance(nonce, str) else None}
-        if content.get("op") != "cancel":
-            return {**reply, "outcome": "unknown_op"}
-        run_id, session_id = content.get("run_id"), content.get("session_id")
+        match content.get("op"):
+            case "cancel":
+                return reply | self._answer_cancel(content)
+            case "list":
+                return reply | self._answer_list()
+            case _:
+                return reply | {"outcome": "unknown_op"}
+
+    def _answer_cancel(self, content: dict[str, Any]) -> dict[str, Any]:
+        by = "server" if content.get("by") == "server" else "card"
+        run_id, reason = content.get("run_id"), content.get("reason")
+        # The server finds its kernel by id, so it may leave the session out: exactly this id, in this session.
+        # A page outlives its kernel, and must name the session that its run is of.
+        session_id = content.get("session_id", self.session.id if by == "server" else None)
         is_ours = session_id == self.session.id
         run = self.session.own(run_id) if is_ours and isinstance(run_id, str) else None
         if run is None:
-            return {**reply, "outcome": "not_found"}
-        receipt = self.session.cancel(run, by="card")
-        return {**reply, "outcome": str(receipt.outcome)}
+            return {"outcome": "not_found"}
+        receipt = self.session.cancel(run, reason if isinstance(reason, str) else None, by=by)
+        return {"outcome": str(receipt.outcome)}
+
+    def _answer_list(self) -> dict[str, Any]:
+        live = self.session.live_runs
+        runs = [{**_listed(run), "session_id": self.session.id} for run in live[:LIST_LIMIT]]
+        return {"outcome": "listed", "runs": runs, "total": len(live)}
 
 
 def _wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]:
@@ -230,6 +250,21 @@ def _wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]
             kernel.do_shutdown = original
 
     return restore
+
+
+def _listed(run: Run) -> dict[str, Any]:
+    """Return what a list outside the kernel shows of a run; no prompt and no output."""
+    record = run.glance
+    return {
+        "id": run.id,
+        "number": record.number,
+        "name": record.name,
+        "agent": record.model or record.agent,
+        "status": str(record.status),
+        "words": status_words(record),
+        "created_at": record.created_at,
+        "started_at": record.started_at,
+    }
 
 
 def _kernel_id(kernel: Any) -> str:
