@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from nbrun.cancellation import call_soon
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
 class LoopThread:
     """An event loop on a daemon thread, which keeps the tasks that it is given.
 
-    Threads: `spawn()` only on the loop; everything else from any thread. `_tasks` is of the loop.
+    Threads: `spawn()` only on the loop; everything else from any thread. `_tasks` is of the loop; `_calls` is
+    filled by any thread and emptied by the loop.
     """
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
+        self._is_called = False
         self._is_stopping = False
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
@@ -34,9 +38,14 @@ class LoopThread:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def call(self, function: Callable[[], object], context: Context | None = None) -> bool:
-        """Call `function` on the loop, in `context`; False when the loop has been closed."""
-        return call_soon(self.loop, function, context)
+    def call(self, function: Callable[[], object], context: Context | None = None) -> None:
+        """Call `function` on the loop, in `context`, in the order of the calls; not when it is closed."""
+        self._calls.append((function, context))
+        if (
+            not self._is_called
+        ):  # else it is on its way, and to wake it again costs fifty times this
+            self._is_called = True
+            call_soon(self.loop, self._run_calls)
 
     @property
     def is_current(self) -> bool:
@@ -50,6 +59,17 @@ class LoopThread:
         if not self.is_current:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _run_calls(self) -> None:
+        self._is_called = False  # first: who comes from here on wakes the loop again
+        for _ in range(len(self._calls)):
+            function, context = self._calls.popleft()
+            try:
+                function() if context is None else context.run(function)
+            except Exception as error:  # as the loop does: one callback does not stop another
+                self.loop.call_exception_handler(
+                    {"message": f"{function!r} failed", "exception": error}
+                )
 
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)

@@ -238,7 +238,7 @@ class _Draft:
             self._children = {child.run_id: child for child in self._record.children}
         if isinstance(data, ev.ChildStarted):
             self._children[data.run_id] = ChildSummary(
-                data.run_id, data.name, data.number, RunStatus.RUNNING
+                data.run_id, data.name, data.number, str(RunStatus.RUNNING)
             )
         else:  # an end without its start is tolerated, as with tools
             known = self._children.get(data.run_id) or ChildSummary(data.run_id, data.run_id)

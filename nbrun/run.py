@@ -247,36 +247,28 @@ class Run:
 
     def when_created(self, function: Callable[[], object]) -> None:
         """Call `function` when the run is public, with its number and name; at once if it is."""
-        if self._live is None or self._live.is_created.is_set():
-            function()
-            return
-        called = iter([function])
-
-        def call(*_: object) -> None:
-            for only in called:  # once, though both of us may see it
-                remove()
-                only()
-
-        remove = self._live.listen(call)
-        if self._live.is_created.is_set():
-            call()
+        self._when(lambda live: live.is_created.is_set(), function)
 
     def when_ended(self, function: Callable[[], object]) -> None:
         """Call `function` when a run of this session ends, on nbrun's own thread; at once if it has ended."""
-        if self._live is None:
+        self._when(lambda live: live.is_ended.is_set(), function)
+
+    def _when(self, is_so: Callable[[LiveRun], bool], function: Callable[[], object]) -> None:
+        live = self._live
+        if live is None:
             if self.done():
                 function()
             return
+        waiting = iter([function])
 
-        def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
-            if not record.is_live:
-                remove()
-                function()
+        def look(*_: object) -> None:
+            if is_so(live):
+                for only in waiting:  # once, though two threads may see it
+                    remove()
+                    only()
 
-        remove = self._live.listen(listener)
-        if self.done():  # it may have ended before we listened
-            remove()
-            function()
+        remove = live.listen(look)
+        look()  # it may have been so before we listened
 
     async def settled(self) -> None:
         """Return when the run has ended; from any event loop. Cancelling the waiter leaves the run alive."""
