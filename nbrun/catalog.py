@@ -40,6 +40,10 @@ class Catalog:
         """Let a run of this session be found."""
         self._lives[live.run_id] = live
 
+    def discard(self, live: LiveRun) -> None:
+        """Forget a run that never was."""
+        self._lives.pop(live.run_id, None)
+
     def note_end(self, live: LiveRun) -> list[LiveRun]:
         """Note that a run has ended; return those that ended long ago, are saved, and were let go of."""
         self._ended.append(live)

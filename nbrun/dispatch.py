@@ -70,6 +70,10 @@ class Dispatcher:
         """Keep an attempt until it goes."""
         self._attempts[attempt.run_id] = attempt
 
+    def discard(self, live: LiveRun) -> None:
+        """Forget an attempt that must not go."""
+        self._attempts.pop(live.run_id, None)
+
     def queue(self, live: LiveRun, *, at_once: bool) -> None:
         """Hand the run to the executor when its turn has come, or without waiting for it."""
         # A cancelled one goes out of turn: its host ends it without entering the agent.

@@ -58,6 +58,10 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 # --- run ---------------------------------------------------------------------------------------------
 
 
+ONCE = "once"
+"""The option of a run whose id was given: a store file takes it only once."""
+
+
 class RunCreated(EventData, frozen=True):
     """The run exists; it has not been entered."""
 

@@ -66,6 +66,7 @@ class LiveRun:
     record: RunRecord = field(default_factory=RunRecord)
     problem: str | None = None
     output: object = None
+    is_refused: bool = False  # its id is taken: it never was
     is_created: Flag = field(default_factory=Flag)
     is_ended: Flag = field(default_factory=Flag)
     unsaved: tuple[ev.RunEvent, ...] = ()
@@ -324,6 +325,14 @@ class Intake:
                 self._on_publish(live, item.events)
             except Exception:  # who listens to one run must not keep others from becoming public
                 _log.exception("the publishing of %s failed", live.run_id)
+
+    def refuse(self, run_id: str) -> None:
+        """Take back a run that was not begun: the store has its id already. Who waits for it is let go."""
+        live = self._runs.pop(run_id, None)
+        if live is not None:
+            live.is_refused = True
+            live.is_created.set()
+            live.is_ended.set()
 
     def forget(self, live: LiveRun) -> None:
         """Let nothing of this run in any more."""

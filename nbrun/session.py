@@ -146,6 +146,7 @@ class NotebookSession:
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
             timeout_s=timeout_s, thread=thread or None, parent_id=None if parent is None else parent.id,
+            **({} if id is None else {ev.ONCE: True}),
         )  # fmt: skip
         self._watch_secrets()
         capture.renew()
@@ -167,8 +168,12 @@ class NotebookSession:
                     self._child_starter(live),
                 )  # fmt: skip
                 self._enter(live, attempt, created)
-            if not self.is_on_host_loop:  # there a busy file would hold up all runs
+            if (
+                id is not None or not self.is_on_host_loop
+            ):  # there a busy file would hold up all runs
                 live.is_created.wait(SAVE_LIMIT_S)
+            if live.is_refused and (taken := self._take_back(live, created)):
+                return taken
             for notice in (behind, self.store.problem):
                 if notice is not None:
                     self._intake.tell(live, ev.Log(notice, "warning"))
@@ -244,6 +249,9 @@ class NotebookSession:
         if run is None:
             return None
         run.wait_created(SAVE_LIMIT_S)
+        if run._live is not None and run._live.is_refused:  # another thread of ours came too late
+            self._catalog.discard(run._live)
+            return self._same(run_id, created)
         # The stored inputs hold no secrets, so these must not either.
         asked = self._intake.storable(created)
         if not isinstance(asked, ev.RunCreated) or request.inputs_of(run.record) != asked.inputs():
@@ -251,6 +259,13 @@ class NotebookSession:
                 f"the id '{run_id}' already names a run with other inputs; choose another id"
             )
         return run
+
+    def _take_back(self, live: LiveRun, created: ev.RunCreated) -> Run | None:
+        """Forget a run whose id another kernel took first; return that one."""
+        self._dispatcher.discard(live)
+        self._catalog.discard(live)
+        live.token.release()
+        return self._same(live.run_id, created)
 
     def _make_way(self, key: str | None, if_running: str) -> str | None:
         """Do what `if_running` says of a live run of the same cell; return what the new run's card says of it."""

@@ -671,3 +671,55 @@ def test_threads_end_with_their_session(make_session: MakeSession) -> None:
     for thread in own:
         thread.join(BOUND_S)
     assert not [thread.name for thread in own if thread.is_alive()]
+
+
+def test_of_many_who_start_one_id_one_does(make_session: MakeSession) -> None:
+    """Eight threads in four sessions on one file: the agent is entered once, and all hold the same run."""
+    sessions = [make_session(ids=None) for _ in range(4)]
+    entered: list[str] = []
+    start = threading.Barrier(8)
+    found: list[Run] = []
+
+    async def agent(prompt: str) -> str:
+        entered.append(prompt)
+        return prompt
+
+    def race(session: NotebookSession) -> None:
+        start.wait(BOUND_S)
+        run = session.start(agent, "once", id="only")
+        assert run.wait(BOUND_S)
+        found.append(run)
+
+    threads = [threading.Thread(target=race, args=(session,)) for session in sessions * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(BOUND_S)
+    assert entered == ["once"]
+    assert len(found) == 8
+    assert {(run.id, run.number, run.output) for run in found} == {("only", 1, "once")}
+    assert len(sessions[0].runs()) == 1
+    assert all(not session.live_runs for session in sessions)
+
+
+def test_of_two_who_start_one_id_with_other_inputs_one_is_refused(
+    make_session: MakeSession, held: Held
+) -> None:
+    """The second kernel looked before the first had written; the insert decides, and nothing is left behind."""
+    first, second = make_session(ids=None), make_session(ids=None)
+    second.start(agents.instant).wait(BOUND_S)  # its writer is there
+    looked = second._catalog.with_id
+    run = first.start(held, "mine", id="only")
+
+    def sees_nothing_once(run_id: str) -> Run | None:
+        second._catalog.with_id = looked  # type: ignore[method-assign]
+        return None
+
+    second._catalog.with_id = sees_nothing_once  # type: ignore[method-assign]
+    with pytest.raises(IdConflict):
+        second.start(held, "other", id="only")
+    assert held.prompts in ([], ["mine"])
+    assert second.live_runs == []
+    held.let_go()
+    assert ended(run).output == "held"
+    assert held.prompts == ["mine"]

@@ -62,6 +62,10 @@ class Row:
     deltas: OpenRow | None = None
 
 
+class IdTaken(Exception):
+    """A run with this id is in the file already; `args[0]` is the id."""
+
+
 class Ledger:
     """Writes into an open transaction.
 
@@ -84,10 +88,24 @@ class Ledger:
         return int(cursor.lastrowid or 0)
 
     def insert_run(self, session_key: int, created: ev.RunEvent) -> tuple[Row, ev.RunEvent]:
-        """Insert a run; return its row, and its creation with the number that it was given."""
+        """Insert a run; return its row, and its creation with the number that it was given.
+
+        Raises
+        ------
+        IdTaken
+            It is to be started once only, and the file has a run with its id: of another kernel, perhaps, that
+            came first. The transaction that is open here keeps all others out meanwhile.
+        """
         data = created.data
         assert isinstance(data, ev.RunCreated)  # noqa: S101 - the writer looks before it calls
         record = RunRecord().apply([created])
+        if (
+            data.options.get(ev.ONCE)
+            and self._connection.execute(
+                "SELECT 1 FROM runs WHERE run_id = ?", (created.run_id,)
+            ).fetchone()
+        ):
+            raise IdTaken(created.run_id)
         cursor = self._connection.execute(
             "INSERT INTO runs (session, run_id, name, status, created_at, inputs, record)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",

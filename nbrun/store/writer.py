@@ -16,7 +16,7 @@ import msgspec
 from nbrun import events as ev
 from nbrun.record import RunRecord, RunStatus
 from nbrun.store.lease import this_process
-from nbrun.store.ledger import Ledger, Row, Values, micros
+from nbrun.store.ledger import IdTaken, Ledger, Row, Values, micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,6 +68,10 @@ class Source(Protocol):
 
     def publish(self, committed: list[Committed]) -> None:
         """Make this public."""
+        ...
+
+    def refuse(self, run_id: str) -> None:
+        """Take back a run that was not begun: its id is taken."""
         ...
 
 
@@ -202,6 +206,8 @@ class Writer:
             return
         try:
             self._write(groups, committed)
+        except IdTaken as taken:
+            self._refuse(str(taken), groups, committed)
         except sqlite3.OperationalError as error:  # the file's trouble, not a value's: it may pass
             for run_id, new in groups.items():
                 self._keep(run_id, new, str(error), committed)
@@ -211,6 +217,17 @@ class Writer:
                     self._commit({run_id: new}, committed)
                 return
             self._write_carefully(groups, error, committed)
+
+    def _refuse(self, run_id: str, groups: _Group, committed: list[Committed]) -> None:
+        """Leave out a run whose id is taken, and commit the others."""
+        new = groups.pop(run_id)
+        if self._run(run_id).backlog:  # it is under way, unsaved: it cannot be taken back any more
+            self._given_up.add(run_id)
+            self._keep(run_id, new, "the store has a run with its id already", committed)
+        else:
+            del self._runs[run_id]
+            self.source.refuse(run_id)
+        self._commit(groups, committed)
 
     def _write_carefully(
         self, groups: _Group, error: Exception, committed: list[Committed]

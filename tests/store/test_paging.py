@@ -37,6 +37,10 @@ class Given:
         """Return nothing: no run of these ends before its last event."""
         return None
 
+    def refuse(self, run_id: str) -> None:
+        """Note it: none of these has an id that is taken."""
+        self.problems.append(f"{run_id} was refused")
+
     def publish(self, committed: list[Committed]) -> None:
         """Ask to be called again while there is more."""
         self.problems += [item.problem for item in committed if item.problem is not None]
