@@ -20,6 +20,13 @@ KEEP_ENDED = 100
 _MAX_DIGITS = 18  # SQLite takes no greater number; what is longer may be a name
 
 
+def number_of(ref: str) -> int | None:
+    """Return the run's number that a reference is, a place from the end if below 0; None for a name or an id."""
+    digits = "-1" if ref == "last" else ref.removeprefix("#")
+    is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
+    return int(digits) if is_number else None
+
+
 class Catalog:
     """The runs of a session and of its store, by reference.
 
@@ -72,14 +79,13 @@ class Catalog:
             No run has this reference.
         """
         text = str(ref).strip()
-        digits = "-1" if text == "last" else text.removeprefix("#")
-        is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
-        if not is_number:
+        number = number_of(text)
+        if number is None:
             found = self.named(text)
-        elif digits.startswith("-"):
-            found = self._nth_newest(-int(digits))
+        elif number < 0:
+            found = self._nth_newest(-number)
         else:
-            found = self._numbered(int(digits))
+            found = self._numbered(number)
         if found is None:
             raise RunNotFound(f"no run '{text}' here; %agentrun list shows what there is")
         return found

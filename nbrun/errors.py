@@ -18,6 +18,7 @@ NbrunError
 │  └─ StoreDamaged
 └─ SessionClosed
 Cancelled            a BaseException, raised only inside an agent
+Interrupted          a KeyboardInterrupt: ■ or Ctrl-C has ended a wait of nbrun
 """
 
 from __future__ import annotations
@@ -97,6 +98,22 @@ class StoreDamaged(StoreError):
 
 class SessionClosed(NbrunError):
     """The session takes no new runs."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """■ or Ctrl-C has ended a wait of nbrun; the message says what became of the runs.
+
+    A `KeyboardInterrupt`, so that "Run All" stops, and told in one line: where nbrun was waiting inside
+    itself helps nobody.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the line that IPython prints in place of a traceback."""
+        return [f"{KeyboardInterrupt.__name__}: {self}"]
+
+
+# Front ends know an interrupt by its name, which the kernel takes from the class.
+Interrupted.__name__ = KeyboardInterrupt.__name__
 
 
 class Cancelled(BaseException):

@@ -13,7 +13,7 @@ from typing import ClassVar
 import msgspec
 
 from nbrun.cancellation import CancelCause, Rung
-from nbrun.encoding import Plain
+from nbrun.encoding import Plain, shown
 
 
 class EventData(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -383,6 +383,10 @@ class RunEvent(msgspec.Struct, frozen=True):
         return self.data.TYPE or type_of(
             self.data
         )  # asked for several times an event: one look mostly
+
+    def __repr__(self) -> str:
+        """Return it in one short line: its data may be a megabyte."""
+        return f"<RunEvent {self.seq} {self.type}: {shown(repr(self.data), 120)}>"
 
 
 END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from nbrun.agents import builtin, find_adapter, registered
+from nbrun.catalog import number_of
 from nbrun.encoding import Plain, clean_text
 from nbrun.errors import AgentNotFound, BadOption
 from nbrun.events import RunCreated
@@ -90,12 +91,14 @@ def describe(
 
     Raises
     ------
-    AgentNotFound
-        The agent could not be entered.
+    AgentNotFound, BadOption
+        The agent could not be entered, or the prompt or the name is none.
     """
     for option, value in (("prompt", prompt), ("name", name)):
         if value is not None and not isinstance(value, str):
             raise BadOption(f"{option} is a text (str), not {type(value).__name__}")
+    if name is not None and number_of(name.strip()) is not None:
+        raise BadOption(f"name is '{name}', which refers to a run by its place; give another name")
     adapter = find_adapter(agent)
     adapter.check(agent)
     label = adapter.label(agent)

@@ -33,6 +33,7 @@ from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
+from nbrun.wording import status_words, title
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -368,24 +369,18 @@ class NotebookSession:
     ) -> CancelReceipt:
         """Ask one run to stop: the one function that every door leads to."""
         live = run._live
-        if live is None:
-            if run.done():
-                return CancelReceipt(
-                    CancelOutcome.ALREADY_FINISHED, run.id, f"{run!r} has ended already", run
-                )
-            return CancelReceipt(
-                CancelOutcome.FOREIGN,
-                run.id,
-                f"{run!r} belongs to another kernel; cancel it there",
-                run,
-            )
-        outcome = self._cancel(live, reason, cause, by)
+        if live is not None:
+            outcome = self._cancel(live, reason, cause, by)
+        else:
+            outcome = CancelOutcome.ALREADY_FINISHED if run.done() else CancelOutcome.FOREIGN
+        record = run.glance
         words = {
             CancelOutcome.REQUESTED: "cancel requested",
             CancelOutcome.ALREADY_REQUESTED: "was asked to stop already",
-            CancelOutcome.ALREADY_FINISHED: "has ended already",
+            CancelOutcome.ALREADY_FINISHED: f"has ended already ({status_words(record)})",
+            CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
         }
-        return CancelReceipt(outcome, run.id, f"{run!r}: {words[outcome]}", run)
+        return CancelReceipt(outcome, run.id, f"{title(record)}: {words[outcome]}", run)
 
     def _cancel(
         self, live: LiveRun, reason: str | None, cause: CancelCause, by: str
@@ -454,8 +449,13 @@ class NotebookSession:
         return self._is_closed
 
     @guarded()  # an agent that closes its session is cancelled by that, and must get through it
-    def close(self) -> None:
-        """Cancel what is live, write everything, release the lease; idempotent, at most 1.5 s."""
+    def close(self, *, by: str = "shutdown") -> None:
+        """Cancel what is live, write everything, release the lease; idempotent, at most 1.5 s.
+
+        Parameters
+        ----------
+        by : whose word it is, for the log and the card.
+        """
         with self._lock:
             if self._is_closed:
                 return
@@ -463,9 +463,7 @@ class NotebookSession:
         began = self.clock.monotonic()
         lives = self._catalog.live()
         for live in lives:  # all of them first, so that the requests are on disk whatever comes
-            self._intake.request_cancel(
-                live, ev.CancelRequested(CancelCause.SHUTDOWN, None, "shutdown")
-            )
+            self._intake.request_cancel(live, ev.CancelRequested(CancelCause.SHUTDOWN, None, by))
         for live in lives:
             self._fire(live, None, CancelCause.SHUTDOWN)
         for live in lives:

@@ -6,6 +6,9 @@ from nbrun.cancellation import CancelCause
 from nbrun.encoding import readable
 from nbrun.record import RunRecord, RunStatus
 
+UNLOAD = "unload"
+"""Who cancels when the extension is taken out of a kernel that goes on; the cause is `shutdown` all the same."""
+
 
 def duration(seconds: float) -> str:
     """Return a length of time as people say it: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
@@ -21,6 +24,12 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+def title(record: RunRecord) -> str:
+    """Return what a sentence calls the run: `run #3 poet`."""
+    number = "" if record.number is None else f"#{record.number} "
+    return f"run {number}{record.name}"
 
 
 def status_words(record: RunRecord) -> str:
@@ -65,7 +74,9 @@ def _cancelled_words(record: RunRecord, after: str) -> str:
         case CancelCause.PARENT:
             return f"Cancelled with its parent{limit}"
         case CancelCause.SHUTDOWN:
-            return f"Cancelled by the kernel's shutdown{limit}"
+            is_unload = record.cancelled_by == UNLOAD
+            why = "because nbrun was unloaded" if is_unload else "by the kernel's shutdown"
+            return f"Cancelled {why}{limit}"
         case _:
             return f"Cancelled by you{limit}"
 

@@ -110,6 +110,13 @@ def test_inputs_are_agent_prompt_model_and_options(
     assert (first.inputs() == other.inputs()) is is_same
 
 
+def test_an_event_is_one_short_line() -> None:
+    """Its place, its type and the head of its data, however much that is."""
+    event = ev.RunEvent(7, 0.0, "run-1", 1, ev.TextDelta("a\n" * 100_000))
+    assert repr(event).startswith("<RunEvent 7 text.delta: TextDelta(text='a")
+    assert len(repr(event)) < 160
+
+
 def test_an_error_reads_as_type_and_message() -> None:
     """An error without words is its type."""
     assert str(ev.ErrorInfo("ValueError", "no luck")) == "ValueError: no luck"

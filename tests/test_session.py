@@ -96,6 +96,10 @@ def test_a_registered_agent_is_found_by_its_name(session: NotebookSession) -> No
         ({"on": "mars"}, BadOption, "on is 'mars'"),
         ({"timeout_s": 0}, BadOption, "give seconds above 0"),
         ({"timeout_s": float("nan")}, BadOption, "give seconds above 0"),
+        *(
+            ({"name": ref}, BadOption, "give another name")
+            for ref in ("last", "#3", "3", "-1", " 3 ")
+        ),
         ({"model": "local"}, BadOption, "give an agent or a model, not both"),
         ({"agent": None, "model": "openai:gpt"}, BadOption, "set OPENAI_API_KEY"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
-from nbrun.wording import duration, status_words, tokens_words
+from nbrun.wording import UNLOAD, duration, status_words, tokens_words
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,9 @@ def test_each_cause_of_a_cancel_has_its_words(cause: CancelCause, words: str) ->
         RECORD, status=RunStatus.CANCELLED, cause=cause, started_at=100.0, ended_at=190.0
     )
     assert status_words(record) == words
+    if cause is CancelCause.SHUTDOWN:
+        unloaded = msgspec.structs.replace(record, cancelled_by=UNLOAD)
+        assert status_words(unloaded) == "Cancelled because nbrun was unloaded after 1 min 30 s"
     unentered = msgspec.structs.replace(record, started_at=None)
     assert status_words(unentered).endswith(" before it began")
 

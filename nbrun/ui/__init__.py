@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun.config import NbRun
 from nbrun.default import SHELL_ATTRIBUTE
-from nbrun.errors import RunNotFinished
+from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import NotebookSession
 from nbrun.ui import control
 from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, wait_for
-from nbrun.wording import status_words
+from nbrun.wording import UNLOAD, status_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,9 +65,9 @@ class Extension:
         atexit.register(self.close)
         self._undo.append(lambda: atexit.unregister(self.close))
 
-    def close(self) -> None:
+    def close(self, *, by: str = "shutdown") -> None:
         """End the session and take everything away again; idempotent."""
-        self.session.close()
+        self.session.close(by=by)
         if self._board is not None:
             self._board.close(0.3)
         undo, self._undo = self._undo, []
@@ -85,7 +85,7 @@ class Extension:
         ------
         RunFailed, RunCancelled
             It was waited for, and ended so: the cell must not count as done.
-        KeyboardInterrupt
+        Interrupted
             ■ came while it was waited for.
         """
         if self.kernel is None:
@@ -179,20 +179,27 @@ class Extension:
         ------
         RunNotFinished
             The time is over; the runs go on.
-        KeyboardInterrupt
+        Interrupted
             ■ came: only the waiting ends, the runs go on.
         """
         clock = self.session.clock
         until = None if timeout_s is None else clock.monotonic() + timeout_s
-        for run in runs:
-            while not run.wait(0.05):
-                if until is not None and clock.monotonic() >= until:
-                    raise RunNotFinished(
-                        f"{run!r} has not finished after {timeout_s:g} s; it goes on"
-                    )
+        try:
+            for run in runs:
+                while not run.wait(0.05):
+                    if until is not None and clock.monotonic() >= until:
+                        raise RunNotFinished(
+                            f"{run!r} has not finished after {timeout_s:g} s; it goes on"
+                        )
+        except KeyboardInterrupt:
+            live = sum(not run.done() for run in runs)
+            going = "1 run goes on" if live == 1 else f"{live} runs go on"
+            raise Interrupted(f"{going}; %agentrun cancel stops one, --all stops all") from None
         self._redraw_ended()
         for run in runs:
             print(repr(run))
+        if not runs:
+            print("no run is live: nothing to wait for")
 
     # --- the doors -------------------------------------------------------------------------------
 
@@ -292,8 +299,11 @@ def unload(shell: Any) -> None:
     extension = getattr(shell, _EXTENSION_ATTRIBUTE, None)
     if extension is None:
         return
-    extension.close()
+    live = len(extension.session.live_runs)
+    extension.close(by=UNLOAD)
     for kind in ("cell", "line"):
         shell.magics_manager.magics[kind].pop("agentrun", None)
     setattr(shell, _EXTENSION_ATTRIBUTE, None)
     setattr(shell, SHELL_ATTRIBUTE, None)
+    if live:
+        print(f"nbrun was unloaded: {live} live run{'s were' if live > 1 else ' was'} cancelled")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+import inspect
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import magic_arguments
 
-from nbrun.agents import registered
+from nbrun.agents import find_adapter, registered
 from nbrun.agents.cell import PythonCell, check_code
 from nbrun.errors import AgentNotFound, BadOption, RunNotFinished
 from nbrun.ui.interpolation import interpolate
 from nbrun.ui.options import (
+    ALIASES,
+    SUBCOMMANDS,
     Request,
     duration_s,
     help_text,
@@ -21,12 +26,21 @@ from nbrun.ui.options import (
     refuse_flags,
     run_options,
     take_flag,
+    usage_text,
 )  # fmt: skip
 from nbrun.ui.waiting import cell_id
 
 if TYPE_CHECKING:
     from nbrun.run_list import RunList
     from nbrun.ui import Extension
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _with_two_per_cents(magic: F) -> F:
+    """Mend the usage line of a cell magic's manual, which IPython writes as that of a line magic."""
+    magic.__doc__ = re.sub("(?<!%)%agentrun", "%%agentrun", magic.__doc__ or "")
+    return magic
 
 
 @magics_class
@@ -37,6 +51,7 @@ class AgentMagics(Magics):
         super().__init__(extension.shell)
         self._extension = extension
 
+    @_with_two_per_cents
     @magic_arguments()
     @run_options
     @cell_magic
@@ -66,7 +81,11 @@ class AgentMagics(Magics):
     @line_magic("agentrun")  # type: ignore[arg-type]  # IPython's untyped decorator seems to take nothing
     def agentrun_line(self, line: str) -> object:
         """List, show, wait for and cancel runs: `%agentrun help`."""
+        self._refuse_agent(line)
         verb, words = read_subcommand(line)
+        if {"-h", "--help"}.intersection(words):
+            print(usage_text(verb))
+            return None
         return getattr(self, f"_{verb}")(words)
 
     # --- the subcommands -------------------------------------------------------------------------
@@ -132,9 +151,27 @@ class AgentMagics(Magics):
         names: dict[str, Any] = {**registered(), **self._extension.shell.user_ns}
         if request.target in names:
             return names[request.target]
-        near = difflib.get_close_matches(request.target, names, 1)
+        near = difflib.get_close_matches(request.target, self._agents(), 1)
         hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
         raise AgentNotFound(f"there is no '{request.target}' in this notebook; {hint}")
+
+    def _agents(self) -> dict[str, object]:
+        """Return what can be run, by name: the registered agents, and what the notebook itself has made."""
+        shell = self._extension.shell
+        own = {
+            name: value
+            for name, value in shell.user_ns.items()
+            if not name.startswith("_") and name not in shell.user_ns_hidden
+        }
+        return {name: value for name, value in {**registered(), **own}.items() if _can_run(value)}
+
+    def _refuse_agent(self, line: str) -> None:
+        """Raise `BadOption` for a `%agentrun` line that names an agent in place of a subcommand."""
+        word = (line.split() or [""])[0]
+        if word in {"", *SUBCOMMANDS, *ALIASES} or word not in (agents := self._agents()):
+            return
+        what = "a function" if inspect.isroutine(agents[word]) else "an agent"
+        raise BadOption(f"{word} is {what} here: write %%agentrun {word}, and the prompt below it")
 
     def _prompt(self, request: Request, cell: str) -> str:
         text = cell.strip("\n").rstrip()
@@ -150,3 +187,11 @@ class AgentMagics(Magics):
 
     def _model(self, agent: object) -> str | None:
         return (self._extension.config.model or None) if agent is None else None
+
+
+def _can_run(value: object) -> bool:
+    try:
+        find_adapter(value)
+    except AgentNotFound:
+        return False
+    return True

@@ -76,7 +76,7 @@ SUBCOMMANDS = {
     ),
     "help": Subcommand("help", "this list"),
 }
-ALIASES = {"stop": "cancel", "ls": "list"}
+ALIASES = {"stop": "cancel", "ls": "list", "-h": "help", "--help": "help"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -118,6 +118,7 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
     BadOption
         An option or a value is unknown; the message names the mend.
     """
+    refuse_call(line)
     try:
         # Not by IPython's parse_argstring: it leaves the quotes in a quoted value.
         args = magic.parser.parse_args(shlex.split(line))  # type: ignore[attr-defined]  # the decorators add it
@@ -140,6 +141,17 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
         None if args.timeout is None else duration_s(args.timeout), args.model, args.if_running or "queue",
         _tags(args.tag or ()), args.id, args.python, args.thread, not args.no_interpolate,
     )  # fmt: skip
+
+
+_CALL = re.compile(r"\s*(\w+)\s*\(")
+
+
+def refuse_call(line: str) -> None:
+    """Raise `BadOption` for a line that calls its agent, as `slow(prompt)` would."""
+    if call := _CALL.match(line):
+        raise BadOption(
+            f"the agent is named, not called: write %%agentrun {call[1]}, and the prompt below it"
+        )
 
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h)?")
@@ -203,6 +215,7 @@ def read_subcommand(line: str) -> tuple[str, list[str]]:
         raise BadOption(
             f"the line cannot be read ({error}); close the quote, or escape it"
         ) from None
+    refuse_call(line)
     verb = words[0] if words else "list"
     verb = ALIASES.get(verb, verb)
     if verb not in SUBCOMMANDS:
@@ -240,9 +253,21 @@ def take_flag(words: list[str], flag: str, *, has_value: bool) -> str | None:
 
 def refuse_flags(verb: str, words: Sequence[str]) -> None:
     """Raise `BadOption` for an option that the subcommand does not know."""
+    usage = SUBCOMMANDS[verb].usage
+    flags = re.findall(r"--[a-z]+", usage)
     for word in words:
-        if word.startswith("--"):
-            raise BadOption(f"{word} is no option of it: %agentrun {SUBCOMMANDS[verb].usage}")
+        letters = word.lstrip("-")
+        if word == letters or letters.isdecimal():  # a reference: -1 is the last run
+            continue
+        near = [flag for flag in flags if letters and flag.startswith(f"--{letters}")]
+        near = near or difflib.get_close_matches(f"--{letters}", flags, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise BadOption(f"{word} is no option of it{hint}: %agentrun {usage}")
+
+
+def usage_text(verb: str) -> str:
+    """Return what `%agentrun VERB --help` prints."""
+    return f"%agentrun {SUBCOMMANDS[verb].usage}\n{SUBCOMMANDS[verb].help}"
 
 
 def help_text() -> str:

@@ -23,6 +23,7 @@ def show_until_end(run: Run, grace_s: float, now: Callable[[], float]) -> None:
     KeyboardInterrupt
         Ctrl-C came, and the run was cancelled.
     """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -39,10 +40,9 @@ def show_until_end(run: Run, grace_s: float, now: Callable[[], float]) -> None:
             seconds,
             tokens_words(record),
         ]
-        tail = shown(record.text[-200:], 200)
-        return Text(
-            " · ".join(part for part in [*parts, tail] if part), overflow="ellipsis", no_wrap=True
-        )
+        head = " · ".join(part for part in parts if part)
+        tail = _end(shown(record.text[-400:], 400), console.width - cell_len(head) - 3)
+        return Text(f"{head} · {tail}" if tail else head, overflow="ellipsis", no_wrap=True)
 
     live = Live(get_renderable=line, console=console, refresh_per_second=10, transient=True)
     try:
@@ -52,3 +52,14 @@ def show_until_end(run: Run, grace_s: float, now: Callable[[], float]) -> None:
     finally:
         live.stop()
         console.print(Text(plain_text(run.record, run.problem)))
+
+
+def _end(text: str, width: int) -> str:
+    """Return the end of a text, as much as fits into so many columns: what came last is what one waits for."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    while text and cell_len(text) >= width:
+        text = text[1:]
+    return f"…{text}" if text else ""

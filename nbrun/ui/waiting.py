@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from nbrun.cancellation import CancelCause
+from nbrun.errors import Interrupted
 from nbrun.ladder import LAST_S
+from nbrun.wording import status_words, title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,12 +52,16 @@ def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
 
     Raises
     ------
-    KeyboardInterrupt
+    Interrupted
         It came: this run was cancelled, and had its grace to stop.
     """
     try:
         yield
     except KeyboardInterrupt:
         run.cancel(cause=CancelCause.INTERRUPT)
-        run.wait(grace_s + 2 * LAST_S)
-        raise
+        with suppress(
+            KeyboardInterrupt
+        ):  # a second one: does not want to wait for the grace either
+            run.wait(grace_s + 2 * LAST_S)
+        record = run.record
+        raise Interrupted(f"{title(record)}: {status_words(record)}") from None

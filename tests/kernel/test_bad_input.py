@@ -13,6 +13,7 @@ from tests.kernel.driver import Kernel
 SETUP = f"""\
 import math as a_module
 a_number = 5
+ten_cups = 10
 class AClass:
     pass
 def wants_three(one, two, three):
@@ -42,6 +43,12 @@ def nothing_left(kernel: Kernel) -> Iterator[None]:
     [
         pytest.param("nobody", "hi", "AgentNotFound", "define it", id="unknown-target"),
         pytest.param("sai", "hi", "AgentNotFound", "did you mean say?", id="misspelt-target"),
+        pytest.param("ten_cup", "hi", "AgentNotFound", "define it", id="near-a-variable"),
+        pytest.param("quitt", "hi", "AgentNotFound", "define it", id="near-an-own-of-ipython"),
+        pytest.param("say(prompt)", "hi", "BadOption", "write %%agentrun say,", id="call"),
+        pytest.param("say -n last", "hi", "BadOption", "another name", id="name-is-a-reference"),
+        pytest.param("say -n '#3'", "hi", "BadOption", "another name", id="name-is-a-number"),
+        pytest.param("say --name=-1", "hi", "BadOption", "another name", id="name-is-a-place"),
         pytest.param("a_module", "hi", "AgentNotFound", "give a function", id="module"),
         pytest.param("a_number", "hi", "AgentNotFound", "give a function", id="number"),
         pytest.param("AClass", "hi", "AgentNotFound", "give a function", id="class"),
@@ -104,7 +111,10 @@ def test_a_start_with_a_mistake_is_one_line(
         pytest.param(f"result {'9' * 30}", "RunNotFound", "%agentrun list", id="huge-number"),
         pytest.param("canel", "BadOption", "did you mean cancel?", id="misspelt-subcommand"),
         pytest.param("nonsense", "BadOption", "cancel", id="unknown-subcommand"),
-        pytest.param("say", "BadOption", "%%agentrun", id="one-per-cent-sign"),
+        pytest.param("say", "BadOption", "write %%agentrun say,", id="one-per-cent-sign"),
+        pytest.param("say hi", "BadOption", "say is a function here", id="a-whole-start"),
+        pytest.param("ten_cups", "BadOption", "two per cents", id="no-agent"),
+        pytest.param("cancel -a", "BadOption", "did you mean --all?", id="near-an-option"),
         pytest.param("list 5", "BadOption", "leave '5' out", id="too-many-words"),
         pytest.param("cancel --now", "BadOption", "%agentrun cancel [REF", id="unknown-option"),
         pytest.param("cancel 1 --all", "BadOption", "not both", id="runs-and-all"),

@@ -95,6 +95,7 @@ def test_an_interrupt_cancels_the_waited_run_only(kernel: Kernel, headless: bool
     print(f"interrupt of a blocking cell: {took_s * 1000:.0f} ms")
     assert cell.error is not None
     assert cell.error["ename"] == "KeyboardInterrupt"
+    assert f"waited-{headless}: Interrupted after " in error_line(cell)  # and no traceback of ours
     assert took_s < PROMPT_S
     record = stored(kernel.folder, f"waited-{headless}")
     assert record is not None
@@ -111,6 +112,7 @@ def test_an_interrupted_run_gets_its_grace(kernel: Kernel) -> None:
     took_s = interrupt(kernel, cell)
     assert cell.error is not None
     assert cell.error["ename"] == "KeyboardInterrupt"
+    assert "mule: Interrupted after 2" in error_line(cell)
     assert took_s < 4.5  # 2 s of grace, 0.5 s for the last rung
     record = wait_for_status(kernel, "mule", "cancelled")
     assert record.cause == "interrupt"
@@ -146,6 +148,8 @@ def test_an_interrupt_of_a_wait_leaves_the_runs_alive(kernel: Kernel, code: str)
     print(f"interrupt of {code}: {took_s * 1000:.0f} ms")
     assert cell.error is not None
     assert cell.error["ename"] == "KeyboardInterrupt"
+    if code.startswith("%"):
+        assert error_line(cell).startswith("KeyboardInterrupt: 2 runs go on; %agentrun cancel")
     assert took_s < PROMPT_S
     assert value(kernel, "(one.wait(0.2), two.done(), one.cause, two.cause)") == (
         "(False, False, None, None)"

@@ -55,7 +55,7 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
     assert value(kernel, state).startswith("(True, True, True, True, True, 'RunStream'")
 
     cell = run_ok(kernel, "%unload_ext nbrun")
-    assert cell.stdout + cell.stderr == ""
+    assert cell.stdout + cell.stderr == "nbrun was unloaded: 1 live run was cancelled\n"
     assert value(kernel, state) == bare
     assert value(kernel, "nbrun_threads()") == "[]"
     record = stored(kernel.folder, "long")
@@ -66,7 +66,9 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
 
     # The last that the run's card heard is its end.
     states = [m["content"]["data"].get("state", {}).get("run") for m in kernel.comms]
-    assert [state for state in states if state][-1]["status"] == "cancelled"
+    last = [state for state in states if state][-1]
+    assert last["status"] == "cancelled"
+    assert last["words"].startswith("Cancelled because nbrun was unloaded")
     run_ok(kernel, LOAD)
     assert value(kernel, "nbrun.get('long').status.value") == "'cancelled'"
     run_ok(kernel, "%%agentrun say -b\nagain")
@@ -76,8 +78,8 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
 def test_reloading_twice_leaves_one_of_everything(loaded_kernel: Kernel) -> None:
     """After `%reload_ext` twice a run starts, answers once, and is told to stop once."""
     kernel = loaded_kernel
-    for _ in range(2):
-        assert run_ok(kernel, "%reload_ext nbrun").stdout == ""
+    for said in ("", "nbrun was unloaded: 1 live run was cancelled\n"):
+        assert run_ok(kernel, "%reload_ext nbrun").stdout == said
         run_ok(kernel, "%%agentrun endless -n long\nhi")
         wait_for_text(kernel, "long")
     assert value(kernel, "[str(r.status) for r in nbrun.runs()]") == "['running', 'cancelled']"
@@ -280,6 +282,7 @@ def test_wait_waits_and_a_time_limit_leaves_the_run_alive(shared: Kernel) -> Non
     cell = run_ok(shared, "%agentrun wait")
     assert cell.stdout.count("Completed") == 2
     assert value(shared, "(one.done(), two.done())") == "(True, True)"
+    assert run_ok(shared, "%agentrun wait").stdout == "no run is live: nothing to wait for\n"
     run_ok(shared, "%%agentrun endless -o long\nhi")
     assert "goes on" in error_line(shared.run("%agentrun wait last --timeout 200ms"))
     assert value(shared, "long.done()") == "False"
@@ -290,7 +293,8 @@ def test_cancel_says_what_it_did(shared: Kernel) -> None:
     assert run_ok(shared, "%agentrun cancel").stdout == "no run is live: nothing to cancel\n"
     for name in ("a", "b", "c", "d"):
         run_ok(shared, f"%%agentrun endless -n {name} -o {name}\nhi")
-    assert "d: " in run_ok(shared, "%agentrun cancel").stdout
+    number = value(shared, "d.number")
+    assert run_ok(shared, "%agentrun cancel").stdout == f"run #{number} d: cancel requested\n"
     assert value(shared, "(d.wait(5), str(d.cause), a.done())") == "(True, 'user', False)"
     run_ok(shared, "%agentrun stop b --reason 'too slow'")
     assert value(shared, "(b.wait(5), b.reason, a.done(), c.done())") == (
@@ -308,6 +312,8 @@ def test_cancel_says_what_it_did(shared: Kernel) -> None:
 def test_help_and_the_manual_name_every_option(shared: Kernel) -> None:
     """`%agentrun help` lists the subcommands, `%%agentrun?` the options."""
     listed = run_ok(shared, "%agentrun help").stdout
+    assert run_ok(shared, "%agentrun --help").stdout == listed
+    assert run_ok(shared, "%agentrun cancel -h").stdout.startswith("%agentrun cancel [REF…")
     for subcommand in ("list", "show", "result", "wait", "cancel", "help"):
         assert f"%agentrun {subcommand}" in listed
     cell = run_ok(shared, "%%agentrun?")
@@ -319,3 +325,4 @@ def test_help_and_the_manual_name_every_option(shared: Kernel) -> None:
         "--id", "--python", "--thread", "--no-interpolate", "TARGET", "Start an agent run",
     ):  # fmt: skip
         assert option in manual
+    assert "  %%agentrun [-n NAME]" in manual

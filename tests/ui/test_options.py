@@ -70,6 +70,8 @@ def test_every_option_is_read() -> None:
         ("poet --model local", "not both"),
         ("poet --python", "leave TARGET and --model out"),
         ("'open", "close the quote"),
+        ("poet(prompt)", "write %%agentrun poet, and"),
+        ("poet('a, b', 3) --block", "write %%agentrun poet, and"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_mend(line: str, words: str) -> None:
@@ -107,6 +109,8 @@ def test_what_is_no_length_of_time_is_refused(text: str) -> None:
         ("show #3", "show", ["#3"]),
         ("stop last", "cancel", ["last"]),
         ("ls", "list", []),
+        ("-h", "help", []),
+        ("--help", "help", []),
         ("cancel 3 --reason 'too slow'", "cancel", ["3", "--reason", "too slow"]),
     ],
 )
@@ -121,6 +125,7 @@ def test_subcommands_are_read(line: str, verb: str, words: list[str]) -> None:
         ("cancle 3", "did you mean cancel"),
         ("make tea", "two per cent"),
         ("show 'x", "close the quote"),
+        ("poet(prompt)", "write %%agentrun poet, and"),
     ],
 )
 def test_an_unknown_subcommand_names_what_there_is(line: str, words: str) -> None:
@@ -142,9 +147,22 @@ def test_flags_are_taken_out_of_the_words() -> None:
 
 
 def test_a_strange_flag_of_a_subcommand_is_refused() -> None:
-    """The message is the subcommand's usage."""
+    """The message is the subcommand's usage; a place counted from the end is no flag."""
     with pytest.raises(BadOption, match="%agentrun show"):
         options.refuse_flags("show", ["--wide"])
+    options.refuse_flags("show", ["-1", "#3", "-12"])
+
+
+@pytest.mark.parametrize("flag", ["-a", "-all", "--al", "--alll"])
+def test_a_flag_that_is_nearly_one_gets_a_hint(flag: str) -> None:
+    """A beginning, one dash for two, and a slip of the finger are enough to know what was meant."""
+    with pytest.raises(BadOption, match=r"did you mean --all\?"):
+        options.refuse_flags("cancel", [flag])
+
+
+def test_a_subcommand_has_a_help_of_its_own() -> None:
+    """It is the line of the table."""
+    assert options.usage_text("wait").startswith("%agentrun wait [REF…] [--timeout TIME]\nwait for")
 
 
 def test_the_help_names_every_subcommand() -> None:
