@@ -8,6 +8,7 @@
 #   clock                                  the time and the ids: nothing else reads either.
 #   context                                what an agent sees of its run.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
+#   finding                                what doctor has found, and what it can find out without a kernel.
 #   attempt, loop_thread                   what travels to a host and back | the event loop that it has for itself.
 #   ladder, children                       stopping an agent | the runs below a run, which end before it.
 #   drive, pulse, host                     one attempt, with exactly one end | who blocks the loop | all of a host's.

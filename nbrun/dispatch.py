@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbrun.executors.local import NAME, LocalExecutor
+from nbrun.flag import Flag
 from nbrun.line import Line
 from nbrun.loop_thread import LoopThread
 
@@ -104,6 +105,16 @@ class Dispatcher:
             lambda: thread.spawn(executor.control(NAME, op, whole), f"nbrun-control-{live.run_id}")
         )
 
+    def ping(self, timeout_s: float) -> list[float | None]:
+        """Return after how many seconds each host's loop has answered, the newest last; None if it has not."""
+        began = self._clock.monotonic()
+        asked = [_Ping(Flag(), []) for _ in self._hosts]
+        for host, ping in zip(self._hosts, asked, strict=False):  # another may be opened just now
+            host.thread.call(functools.partial(ping.answer, self._clock))
+        for ping in asked:
+            ping.flag.wait(max(0.0, began + timeout_s - self._clock.monotonic()))
+        return [ping.answered_at[0] - began if ping.flag.is_set() else None for ping in asked]
+
     def close(self, timeout_s: float) -> None:
         """Let go of the hosts and stop their threads."""
         self._is_closed = True
@@ -138,6 +149,19 @@ class _Host:
 
     thread: LoopThread
     executor: Executor
+
+
+@dataclass(frozen=True, slots=True)
+class _Ping:
+    """A question to a loop, and when it was answered."""
+
+    flag: Flag
+    answered_at: list[float]
+
+    def answer(self, clock: Clock) -> None:
+        """Note the time; called on the loop."""
+        self.answered_at.append(clock.monotonic())
+        self.flag.set()
 
 
 def _begin_close(host: _Host, closed: threading.Event) -> None:

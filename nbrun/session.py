@@ -81,6 +81,7 @@ class NotebookSession:
             raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
         self.clock = clock or SystemClock()
         self.cancel_grace_s = cancel_grace_s
+        self.max_concurrent = max_concurrent
         self.notebook = _notebook_path(path)
         self.store = _store(store, self.notebook, self.clock)
         self.on_display: Callable[[Run], None] | None = None  # given by the user interface
@@ -416,6 +417,10 @@ class NotebookSession:
     def is_on_host_loop(self) -> bool:
         """Whether this code runs on the loop that drives all runs."""
         return self._dispatcher.is_on_loop
+
+    def ping_hosts(self, timeout_s: float) -> list[float | None]:
+        """Return after how many seconds each loop that drives runs has answered, the newest last; None: not yet."""
+        return self._dispatcher.ping(timeout_s)
 
     # --- what became public ----------------------------------------------------------------------
 

@@ -81,6 +81,11 @@ class SessionStore:
         self.lost = 0
 
     @property
+    def wanted(self) -> Path:
+        """The first choice of a place, whether it could be taken or not."""
+        return self._places[0]
+
+    @property
     def is_durable(self) -> bool:
         """Whether runs are kept beyond this process."""
         return not self._is_open or self.path is not None

@@ -168,7 +168,7 @@ class Extension:
             from nbrun.ui.card import CardBoard
 
             self._board = CardBoard(
-                self.session.clock, self.session.id, _kernel_id(self.kernel), self.answer
+                self.session.clock, self.session.id, kernel_id(self.kernel), self.answer
             )
         return self._board
 
@@ -216,6 +216,8 @@ class Extension:
                 return reply | self._answer_cancel(content)
             case "list":
                 return reply | self._answer_list()
+            case "ping":
+                return reply | {"outcome": "pong"}
             case _:
                 return reply | {"outcome": "unknown_op"}
 
@@ -274,7 +276,7 @@ def _listed(run: Run) -> dict[str, Any]:
     }
 
 
-def _kernel_id(kernel: Any) -> str:
+def kernel_id(kernel: Any) -> str:
     """Return the kernel's id as the server knows it, or nothing.
 
     Source: Jupyter names the connection file `kernel-<id>.json`.

@@ -132,6 +132,12 @@ class AgentMagics(Magics):
         if not receipts:
             print("no run is live: nothing to cancel")
 
+    def _doctor(self, words: list[str]) -> None:
+        from nbrun.ui import doctor
+
+        self._no_more("doctor", words)
+        doctor.show(self._extension)
+
     def _help(self, words: list[str]) -> None:
         self._no_more("help", words)
         print(help_text())

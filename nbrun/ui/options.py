@@ -74,6 +74,7 @@ SUBCOMMANDS = {
     "cancel": Subcommand(
         "cancel [REF… | --all] [--reason TEXT]", "stop runs; the newest live one without REF"
     ),
+    "doctor": Subcommand("doctor", "what works here, what does not, and what to do about it"),
     "help": Subcommand("help", "this list"),
 }
 ALIASES = {"stop": "cancel", "ls": "list", "-h": "help", "--help": "help"}

@@ -29,6 +29,7 @@
  * @typedef {{ nonce: string, outcome: string }} Answer
  * @typedef {(answer: Answer) => void} OnAnswer
  * @typedef {{ op: "cancel", nonce: string, run_id: string, session_id: string }} CancelContent
+ * @typedef {CancelContent | { op: "ping", nonce: string }} Asked
  * @typedef {{ isOpen: boolean, note: string }} Request  what became of the click; never what became of the run
  *
  * @typedef {{ onReply: (message: { content: Answer }) => void, dispose: () => void }} Future
@@ -288,7 +289,7 @@ function tryRoad(road) {
   }
 }
 
-/** @param {CancelContent} content @param {string} session */
+/** @param {Asked} content @param {string} session */
 function controlMessage(content, session) {
   const date = new Date().toISOString();
   const header = { msg_id: content.nonce, msg_type: "nbrun_request", session, username: "nbrun", date, version: "5.4" };
@@ -297,7 +298,7 @@ function controlMessage(content, session) {
 
 /**
  * The kernel's control channel, which is read even while a cell blocks the shell that reads widget messages.
- * @param {Model} model @param {CancelContent} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
+ * @param {Model} model @param {Asked} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
  */
 function sendByControl(model, content, onAnswer, signal) {
   const kernel = model.widget_manager?.kernel; // undocumented, as is the method: there in JupyterLab 4 and Notebook 7
@@ -309,7 +310,7 @@ function sendByControl(model, content, onAnswer, signal) {
 
 /**
  * The same channel by a connection of our own, where the page is a Jupyter server's.
- * @param {string} kernelId @param {CancelContent} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
+ * @param {string} kernelId @param {Asked} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
  */
 function sendBySocket(kernelId, content, onAnswer, signal) {
   const config = document.getElementById("jupyter-config-data")?.textContent; // undocumented
@@ -452,4 +453,5 @@ function listen(model, event, callback, signal) {
   signal.addEventListener("abort", () => model.off(event, callback));
 }
 
+export { newNonce, sendByControl, tryRoad }; // for doctor, which tries the roads
 export default { render };

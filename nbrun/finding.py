@@ -1,0 +1,171 @@
+"""What doctor has found: one line each, with what to do; those findings that need no kernel are made here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nbrun.store import SessionStore
+
+LOW_DISK_BYTES = 200 * 1024 * 1024
+
+OWN = "jupyter-nbrun"
+NEEDED = (OWN, "ipython", "ipykernel", "ipywidgets", "anywidget", "jupyter-client")
+MODELS = "pydantic-ai-slim"
+
+
+class Sign(StrEnum):
+    """How a finding is to be taken."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+MARKS = {Sign.OK: "✔", Sign.NOTE: "•", Sign.PROBLEM: "✘"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what was found and, where that is not well, what to do."""
+
+    sign: Sign
+    subject: str
+    text: str
+    mend: str = ""
+
+    @property
+    def said(self) -> str:
+        """The finding without its sign, on one line."""
+        mend = f" → {self.mend}" if self.mend else ""
+        return " ".join(f"{self.subject}: {self.text}{mend}".split())
+
+    def __str__(self) -> str:
+        return f"{MARKS[self.sign]} {self.sign:<7}  {self.said}"
+
+
+Probe = Callable[[], Iterable[Finding]]
+
+
+def tried(subject: str, probe: Probe) -> list[Finding]:
+    """Return what a probe finds; one that fails is a finding too, and does not keep others from being made."""
+    try:
+        return list(probe())
+    except Exception as error:
+        why = f"could not be tried: {type(error).__name__}: {error}"
+        return [Finding(Sign.NOTE, subject, why, "run it again; if it stays, report this line")]
+
+
+# --- what is installed -----------------------------------------------------------------------------
+
+
+def versions(*more: str) -> list[Finding]:
+    """Return what is installed, of what nbrun needs and of `more`; nothing is imported for it."""
+    found = {name: _version(name) for name in (*NEEDED, MODELS, *more)}
+    found[OWN] = found[OWN] or _running(OWN)  # a checkout on the path need not be installed
+    here = [f"{_short(name)} {version}" for name, version in found.items() if version]
+    python = ".".join(map(str, sys.version_info[:3]))
+    findings = [Finding(Sign.OK, "versions", ", ".join([f"Python {python}", *here]))]
+    missing = " ".join(name for name in NEEDED if found[name] is None)
+    if missing:
+        mend = f"%pip install {missing}, then restart the kernel"
+        findings.append(Finding(Sign.PROBLEM, "versions", f"not installed: {missing}", mend))
+    if found[MODELS] is None:
+        text = (
+            "pydantic-ai is not installed: functions run, models other than the scripted one do not"
+        )
+        findings.append(
+            Finding(Sign.NOTE, "versions", text, "%pip install 'jupyter-nbrun[agents]'")
+        )
+    for name in (OWN, "ipykernel"):
+        running = _running(name) or found[name]
+        if found[name] is not None and running != found[name]:
+            text = f"{_short(name)} {found[name]} is installed, but {running} is running"
+            findings.append(Finding(Sign.PROBLEM, "versions", text, "restart the kernel"))
+    return findings
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _running(name: str) -> str | None:
+    return getattr(sys.modules.get(_short(name)), "__version__", None)
+
+
+def _short(name: str) -> str:
+    return {OWN: "nbrun", MODELS: "pydantic-ai"}.get(name, name)
+
+
+# --- where runs are kept ---------------------------------------------------------------------------
+
+
+def kept(store: SessionStore) -> list[Finding]:
+    """Return where runs are kept, whether they outlive the kernel, and what may come in the way."""
+    if store.path is None:
+        return [_not_kept(store)]
+    findings = [_file(store.path, store.problem), *_disk(store.path)]
+    if store.lost:
+        text = f"{store.lost} runs were live when their kernel died, and are shown as lost"
+        findings.append(Finding(Sign.NOTE, "store", text, "%agentrun list shows what they had"))
+    return findings
+
+
+def _not_kept(store: SessionStore) -> Finding:
+    if not store.is_durable:
+        mend = (
+            "make its folder writable, or set %config NbRun.store = 'PATH', and %reload_ext nbrun"
+        )
+        text = f"in memory only, gone with the kernel: {store.problem}"
+        return Finding(Sign.PROBLEM, "store", text, mend)
+    folder = store.wanted.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        text = f"{folder} cannot be written: runs will be kept in your data folder"
+        return Finding(Sign.NOTE, "store", text, "%config NbRun.store = 'PATH' chooses the file")
+    return Finding(Sign.OK, "store", f"no run yet; the first one makes {store.wanted}")
+
+
+def _file(path: Path, problem: str | None) -> Finding:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+    size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+    text = f"{path}, durable, {_bytes(size)}, journal mode {str(journal).upper()}"
+    if problem is not None:
+        mend = "mend that and %reload_ext nbrun, or set %config NbRun.store"
+        return Finding(Sign.NOTE, "store", f"{text}; {problem}", mend)
+    if journal != "wal":
+        mend = "nothing, if it is quick enough; a local disk is quicker than a network's"
+        return Finding(Sign.NOTE, "store", f"{text}: this file system knows no WAL", mend)
+    return Finding(Sign.OK, "store", text)
+
+
+def _disk(path: Path) -> list[Finding]:
+    free = shutil.disk_usage(path.parent).free
+    if free >= LOW_DISK_BYTES:
+        return [Finding(Sign.OK, "disk", f"{_bytes(free)} free")]
+    mend = "make room; until then runs may stay in memory and be lost with the kernel"
+    return [Finding(Sign.PROBLEM, "disk", f"only {_bytes(free)} free at {path.parent}", mend)]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

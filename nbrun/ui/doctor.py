@@ -1,0 +1,244 @@
+"""`%agentrun doctor`: what works here, what does not, and the mend; what can be tried is tried."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from nbrun.finding import MARKS, Finding, Sign, kept, tried, versions
+from nbrun.record import RunStatus
+from nbrun.ui import control
+from nbrun.ui.waiting import cell_id, is_headless
+from nbrun.wording import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from nbrun.clock import Clock
+    from nbrun.ui import Extension
+
+ANSWER_S = 2.0
+"""How long a probe waits for an answer; the cell is blocked meanwhile."""
+SLOW_S = 0.5
+
+_COLOURS = {Sign.OK: "#2e7d32", Sign.NOTE: "#757575", Sign.PROBLEM: "#c62828"}
+
+
+def show(extension: Extension) -> None:
+    """Look at everything and show what was found; the page, where there is one, adds its own lines later."""
+    findings = examine(extension)
+    if extension.kernel is None:
+        print("\n".join(map(str, findings)))
+        return
+    from IPython.display import display
+
+    display(bundle(findings), raw=True)
+    if _why_no_page(extension) is None:
+        from nbrun.ui import kernel_id
+        from nbrun.ui.page_probe import show_probe
+
+        show_probe(kernel_id(extension.kernel), extension.answer)
+
+
+def examine(extension: Extension) -> list[Finding]:
+    """Return all that can be found out while the cell runs."""
+    probes = {
+        "versions": versions,
+        "front end": lambda: [_front_end(extension)],
+        "control channel": lambda: [_control(extension)],
+        "page": lambda: _page(extension),
+        "subshells": lambda: _subshells(extension.kernel),
+        "nest_asyncio": lambda: [_nesting()],
+        "store": lambda: kept(extension.session.store),
+        "runs": lambda: _runs(extension),
+    }
+    return [finding for subject, probe in probes.items() for finding in tried(subject, probe)]
+
+
+def bundle(findings: Iterable[Finding]) -> dict[str, str]:
+    """Return findings as an output: text, and HTML without script, everything in it escaped."""
+    findings = list(findings)
+    rows = (
+        f'<div data-sign="{found.sign}"><span style="color:{_COLOURS[found.sign]}">'
+        f'<span aria-hidden="true">{MARKS[found.sign]}</span> <strong>{found.sign}</strong></span> '
+        f"{escape(found.said)}</div>"
+        for found in findings
+    )
+    return {
+        "text/plain": "\n".join(map(str, findings)),
+        "text/html": f'<div class="nbrun-doctor mathjax_ignore tex2jax_ignore">{"".join(rows)}</div>',
+    }
+
+
+# --- the front end and its roads -------------------------------------------------------------------
+
+
+def _front_end(extension: Extension) -> Finding:
+    shell, subject = extension.shell, "front end"
+    if extension.kernel is None:
+        return Finding(Sign.OK, subject, "a terminal: no cards, but one live line; Ctrl-C cancels")
+    if is_headless(shell):
+        text = "headless: cells wait for their runs, and cards are static"
+        mend = (
+            "nothing, if nobody looks on; NBRUN_BLOCK=0 in the environment says that somebody does"
+        )
+        return Finding(Sign.NOTE, subject, text, mend)
+    name = "a notebook"
+    if "__vsc_ipynb_file__" in shell.user_ns:
+        name = "VS Code"
+    elif "google.colab" in sys.modules:
+        name = "Colab"
+    path = extension.session.notebook
+    text = f"{name}, {path or 'which does not tell its path'}"
+    if cell_id(shell) is None:
+        mend = "--name tells such runs apart for --if-running"
+        return Finding(Sign.NOTE, subject, f"{text}; it does not tell which cell is run", mend)
+    return Finding(Sign.OK, subject, text)
+
+
+def _control(extension: Extension) -> Finding:
+    subject, kernel = "control channel", extension.kernel
+    if kernel is None:
+        return Finding(
+            Sign.OK, subject, "there is none without a kernel; Ctrl-C cancels the run that is waited for"
+        )  # fmt: skip
+    if control.REQUEST not in kernel.control_handlers:
+        return Finding(
+            Sign.PROBLEM, subject, "nbrun's handler is gone from the kernel", "%reload_ext nbrun"
+        )
+    took_s = control_round_trip_s(kernel, extension.session.clock)
+    if took_s is None:
+        text = f"no answer in {ANSWER_S:g} s: Cancel on a card waits until no cell is running"
+        return Finding(
+            Sign.PROBLEM, subject, text, "use ■ Interrupt in a waiting cell; restart the kernel"
+        )
+    text = f"answers in {duration(took_s)} while this cell keeps the kernel busy, so Cancel gets through"
+    return Finding(Sign.OK, subject, text)
+
+
+def control_round_trip_s(kernel: Any, clock: Clock) -> float | None:
+    """Return how long a question down the control channel took, as a card sends it; None if no answer came.
+
+    It goes by a socket of its own to the kernel's own ports; the socket is closed, and its context ended.
+    """
+    import zmq
+    from jupyter_client.client import KernelClient
+
+    app = kernel.parent
+    with zmq.Context() as context:
+        client = KernelClient(context=context)
+        client.load_connection_file(str(getattr(app, "abs_connection_file", app.connection_file)))
+        with client.connect_control() as socket:
+            socket.linger = 0  # else a kernel that does not read would hold up the context's end
+            began = clock.monotonic()
+            asked = client.session.send(socket, control.REQUEST, {"op": "ping", "nonce": "doctor"})
+            while (left_s := began + ANSWER_S - clock.monotonic()) > 0:
+                if not socket.poll(int(left_s * 1000) + 1):
+                    continue
+                _, reply = client.session.recv(socket)
+                if reply and reply["parent_header"].get("msg_id") == asked["header"]["msg_id"]:
+                    return clock.monotonic() - began
+    return None
+
+
+def _why_no_page(extension: Extension) -> str | None:
+    if extension.kernel is None:
+        return "a terminal has no page"
+    if is_headless(extension.shell):
+        return "nobody looks on, so no page would answer"
+    if not extension.config.card:
+        return "live cards are switched off (%config NbRun.card = True)"
+    return None
+
+
+def _page(extension: Extension) -> Iterator[Finding]:
+    why = _why_no_page(extension)
+    if why is not None:
+        yield Finding(Sign.NOTE, "page", f"not tried: {why}", "run it where you want to see cards")
+
+
+def _subshells(kernel: Any) -> Iterator[Finding]:
+    """Tell whether clicks are handled while a cell runs; whether they are or not, Cancel is.
+
+    Source: ipykernel 7 has a `shell_channel_thread`, which manages subshells; since 7.4 it hands messages of a
+    widget to the thread that the kernel itself last sent from, which is mostly the main one.
+    """
+    if kernel is None:
+        return
+    from ipykernel.comm.comm import BaseComm
+
+    subject, cancel = "subshells", "Cancel does not"
+    thread = getattr(kernel, "shell_channel_thread", None)
+    opened = [] if thread is None else thread.manager.list_subshell()
+    if thread is None:
+        text = f"this ipykernel has none: other widgets wait for running cells, {cancel}"
+        yield Finding(Sign.NOTE, subject, text, "nothing, or %pip install -U ipykernel")
+    elif hasattr(BaseComm, "_reply_subshell_for"):
+        text = (
+            f"{len(opened)} open; this ipykernel lets most clicks wait for running cells, {cancel}"
+        )
+        yield Finding(Sign.OK, subject, text)
+    elif opened:
+        yield Finding(Sign.OK, subject, f"{len(opened)} open: clicks do not wait for running cells")
+    else:
+        text = "none open; JupyterLab opens one with its first widget, other pages let clicks wait"
+        yield Finding(Sign.OK, subject, text)
+
+
+# --- the kernel's loop, and the agents' ------------------------------------------------------------
+
+
+def _nesting() -> Finding:
+    """Tell who has made the loop reentrant: its `run_forever` is then that module's own.
+
+    Source: nest_asyncio 1.6 and nest_asyncio2 1.7 put it on the loop's class and mark `asyncio._nest_patched`.
+    """
+    try:
+        loops = [type(asyncio.get_running_loop())]
+    except RuntimeError:  # a terminal's cells run outside of a loop
+        loops = []
+    owners = {getattr(loop.run_forever, "__module__", "") for loop in loops}
+    by = sorted(owners & {"nest_asyncio", "nest_asyncio2"})
+    if not by and not hasattr(asyncio, "_nest_patched"):
+        return Finding(Sign.OK, "nest_asyncio", "not applied")
+    if "nest_asyncio" in by or (not by and "nest_asyncio" in sys.modules):
+        text = "nest_asyncio is applied; on ipykernel 7 it loses clicks and other widget messages"
+        mend = (
+            "restart the kernel, and apply nest_asyncio2 (pip install nest-asyncio2) in its place"
+        )
+        return Finding(Sign.PROBLEM, "nest_asyncio", text, mend)
+    text = "nest_asyncio2 is applied, which is safe; clicks wait for a nested run to end"
+    return Finding(
+        Sign.NOTE, "nest_asyncio", text, "await in place of asyncio.run(), where you can"
+    )
+
+
+def _runs(extension: Extension) -> Iterator[Finding]:
+    session, subject = extension.session, "runs"
+    live = session.live_runs
+    waiting = sum(run.status is RunStatus.QUEUED for run in live)
+    text = f"{len(live)} live, {waiting} of them waiting; at most {session.max_concurrent} at once"
+    if waiting:
+        mend = "they begin when others end; c.NbRun.max_concurrent allows more, at the next load"
+        yield Finding(Sign.NOTE, subject, text, mend)
+    else:
+        yield Finding(Sign.OK, subject, text)
+    for run in live:
+        if run.problem is not None:
+            yield Finding(Sign.PROBLEM, subject, f"#{run.number} {run.name} is not saved: {run.problem}",
+                          "mend that; it is saved when the fault clears")  # fmt: skip
+    yield from _loops(session.ping_hosts(ANSWER_S))
+
+
+def _loops(answers: list[float | None]) -> Iterator[Finding]:
+    """Tell whether the loops on which agents run answer; there is more than one where an agent has blocked one."""
+    subject = "agents' loop"
+    quick = [took_s for took_s in answers if took_s is not None and took_s < SLOW_S]
+    if quick:
+        yield Finding(Sign.OK, subject, f"answers in {duration(max(quick))}")
+    if blocked := len(answers) - len(quick):
+        text = f"{blocked} of {len(answers)} blocked: an agent holds up itself and all who share the loop"
+        mend = "%agentrun list names it; cancel it, and start it again with --thread"
+        yield Finding(Sign.PROBLEM, subject, text, mend)

@@ -1,0 +1,92 @@
+// @ts-check
+/** Doctor's lines of the page: asks the kernel down both roads of a cancel, and says what came back, and when. */
+import { newNonce, sendByControl, tryRoad } from "./card.js";
+
+/**
+ * @typedef {import("./card.js").Model} Model
+ * @typedef {{ sign: "ok" | "note" | "problem", subject: string, text: string, mend: string }} Finding
+ * @typedef {{ name: string, silence: string, nonce: string, ms: number | null }} Road  ms: how long its answer took
+ */
+
+const PATIENCE_MS = 3000;
+const MARKS = { ok: "✔", note: "•", problem: "✘" };
+
+/** @param {Road} road @param {boolean} isOver  whether the patience is @returns {Finding} */
+function findingOf({ name, silence, ms }, isOver) {
+  const subject = "page";
+  if (ms === null && !isOver) return { sign: "note", subject, text: `asks the kernel by ${name} …`, mend: "" };
+  if (ms === null) return { sign: "problem", subject, text: `no answer by ${name} in ${PATIENCE_MS / 1000} s`, mend: silence };
+  const text = `the page reached the kernel by ${name} in ${Math.max(1, Math.round(ms))} ms`;
+  if (ms < PATIENCE_MS) return { sign: "ok", subject, text, mend: "" };
+  return { sign: "note", subject, text, mend: "nothing, if a cell was running: Cancel takes both roads at once" };
+}
+
+/** @param {HTMLElement} root @param {Finding[]} findings */
+function drawFindings(root, findings) {
+  root.replaceChildren(
+    ...findings.map(({ sign, subject, text, mend }) => {
+      const line = document.createElement("div");
+      line.dataset.sign = sign;
+      line.textContent = `${MARKS[sign]} ${sign} ${subject}: ${text}${mend && ` → ${mend}`}`;
+      return line;
+    }),
+  );
+}
+
+/** @param {{ model: Model, el: HTMLElement }} view */
+function renderDoctor({ model, el }) {
+  const closing = new AbortController();
+  const root = el.appendChild(document.createElement("div"));
+  root.className = "nbrun-doctor";
+  root.setAttribute("role", "status");
+  const began = performance.now();
+  let isOver = false;
+  let isTold = false;
+  /** @type {Road} */
+  const message = {
+    name: "widget message",
+    silence: "it comes when no cell is running; else run this cell again, or restart the kernel",
+    nonce: newNonce(),
+    ms: null,
+  };
+  /** @type {Road} */
+  const control = {
+    name: "control channel",
+    silence: "Cancel then waits for running cells: this front end, or a proxy before it, keeps such messages back",
+    nonce: newNonce(),
+    ms: null,
+  };
+
+  const drawNow = () => {
+    const findings = [message, control].map((road) => findingOf(road, isOver));
+    drawFindings(root, findings);
+    // What is told goes the message road, so only when that is open; it then stays as a static output.
+    if (isTold || message.ms === null || (control.ms === null && !isOver)) return;
+    isTold = true;
+    tryRoad(() => model.send({ op: "found", findings }));
+  };
+  /** @param {{ nonce?: unknown }} answer */
+  const onAnswer = ({ nonce }) => {
+    for (const road of [message, control]) {
+      if (road.nonce === nonce) road.ms ??= performance.now() - began;
+    }
+    drawNow();
+  };
+
+  model.on("msg:custom", onAnswer);
+  const patience = setTimeout(() => {
+    isOver = true;
+    drawNow();
+  }, PATIENCE_MS);
+  closing.signal.addEventListener("abort", () => {
+    model.off("msg:custom", onAnswer);
+    clearTimeout(patience);
+    root.remove();
+  });
+  drawNow();
+  tryRoad(() => model.send({ op: "ping", nonce: message.nonce }));
+  tryRoad(() => sendByControl(model, { op: "ping", nonce: control.nonce }, onAnswer, closing.signal));
+  return () => closing.abort();
+}
+
+export default { render: renderDoctor };
