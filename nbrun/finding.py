@@ -79,15 +79,13 @@ def versions(*more: str) -> list[Finding]:
     findings = [Finding(Sign.OK, "versions", ", ".join([f"Python {python}", *here]))]
     missing = " ".join(name for name in NEEDED if found[name] is None)
     if missing:
-        mend = f"%pip install {missing}, then restart the kernel"
+        mend = f"pip install {missing}, then restart the kernel"
         findings.append(Finding(Sign.PROBLEM, "versions", f"not installed: {missing}", mend))
     if found[MODELS] is None:
         text = (
             "pydantic-ai is not installed: functions run, models other than the scripted one do not"
         )
-        findings.append(
-            Finding(Sign.NOTE, "versions", text, "%pip install 'jupyter-nbrun[agents]'")
-        )
+        findings.append(Finding(Sign.NOTE, "versions", text, "pip install 'jupyter-nbrun[agents]'"))
     for name in (OWN, "ipykernel"):
         running = _running(name) or found[name]
         if found[name] is not None and running != found[name]:
@@ -121,7 +119,7 @@ def kept(store: SessionStore) -> list[Finding]:
     findings = [_file(store.path, store.problem), *_disk(store.path)]
     if store.lost:
         text = f"{store.lost} runs were live when their kernel died, and are shown as lost"
-        findings.append(Finding(Sign.NOTE, "store", text, "%agentrun list shows what they had"))
+        findings.append(Finding(Sign.NOTE, "store", text, "nothing: what they had is kept"))
     return findings
 
 

@@ -119,6 +119,33 @@ def kept(folder: Path) -> Path:
     return notebook
 
 
+# --- doctor ------------------------------------------------------------------------------------------
+
+
+def test_doctor_tells_what_is_here_without_a_kernel(kept: Path) -> None:
+    """Versions, whether cards can be drawn, and each store with its size and journal; all well is exit code 0."""
+    done = run("doctor", cwd=kept.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^✔ ok +versions: Python 3.*nbrun \d.*jupyterlab \d", done.stdout, re.M)
+    assert re.search(r"^✔ ok +cards: JupyterLab", done.stdout, re.M)
+    line = r"^✔ ok +store: .*lesson\.db, durable, \d+ KiB, journal mode WAL$"
+    assert re.search(line, done.stdout, re.M)
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(kept: Path, folder: Path) -> None:
+    """A store that cannot be opened is a problem with its mend, and the exit code 1; so is a place that is none."""
+    store = kept.parent / ".nbrun" / "lesson.db"
+    with sqlite3.connect(store) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    done = run("doctor", str(kept), cwd=folder)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.search(r"^✘ problem +store: .*newer nbrun.* → move it away", done.stdout, re.M)
+    done = run("doctor", "nowhere", cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("nbrun: there is no ")
+
+
 # --- demo --------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from nbrun.cli import doctor
 from nbrun.cli.demo import DEMO_FOLDER, INSTALLER, run_demo
 from nbrun.cli.printing import say
 from nbrun.cli.stored import list_runs, show_run
@@ -84,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("ref", metavar="REF", help="#3, 3, last, -1, a run's name or its id")
     show.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
     show.set_defaults(action=show_run)
+
+    about = "tell what works here, what does not, and what to do about it"
+    check = commands.add_parser("doctor", help=about, description=about.capitalize())
+    check.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
+    check.set_defaults(action=doctor.examine)
 
     about = "the local demo model"
     local = commands.add_parser("local", help=about, description=about.capitalize())

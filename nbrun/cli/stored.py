@@ -38,7 +38,7 @@ def list_runs(options: argparse.Namespace) -> int:
     """List the runs of every store that the path stands for; return the exit code."""
     if options.limit < 1:
         raise CommandError(f"--limit {options.limit}: give at least 1")
-    paths = _stores(options.path)
+    paths = stores_at(options.path)
     if not paths:
         say(f"No runs are kept in {options.path.absolute()}.")
     for path in paths:
@@ -72,7 +72,7 @@ def _list_table(runs: Sequence[StoredRun]) -> Table:
 
 def show_run(options: argparse.Namespace) -> int:
     """Show all that is kept of one run; return the exit code."""
-    paths = _stores(options.path)
+    paths = stores_at(options.path)
     if not paths:
         raise CommandError(f"no runs are kept in {options.path.absolute()}")
     if len(paths) > 1:
@@ -116,7 +116,7 @@ def show_run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stores(path: Path) -> list[Path]:
+def stores_at(path: Path) -> list[Path]:
     """Return the store files that a notebook, a folder or a file stands for.
 
     Raises

@@ -174,7 +174,7 @@ def _subshells(kernel: Any) -> Iterator[Finding]:
     opened = [] if thread is None else thread.manager.list_subshell()
     if thread is None:
         text = f"this ipykernel has none: other widgets wait for running cells, {cancel}"
-        yield Finding(Sign.NOTE, subject, text, "nothing, or %pip install -U ipykernel")
+        yield Finding(Sign.NOTE, subject, text, "nothing, or pip install -U ipykernel")
     elif hasattr(BaseComm, "_reply_subshell_for"):
         text = (
             f"{len(opened)} open; this ipykernel lets most clicks wait for running cells, {cancel}"

@@ -89,6 +89,11 @@ def test_a_run_is_shown_until_its_end(terminal: Terminal) -> None:
     assert len(lines) == 1
     assert lines[0].lstrip(" .:").startswith("AgentNotFound: there is no 'nobody'")
 
+    shown = terminal.run("%agentrun doctor")
+    assert "✔ ok       front end: a terminal" in shown
+    assert "page: not tried: a terminal has no page" in shown.replace("\n", "")
+    assert "could not be tried" not in shown
+
     shown = terminal.run("%agentrun list")
     assert shown.index("#2   broken") < shown.index("#1   loud")
     assert "HELLO THERE" in terminal.run("%agentrun show 1")

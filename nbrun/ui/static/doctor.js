@@ -16,7 +16,8 @@ function findingOf({ name, silence, ms }, isOver) {
   const subject = "page";
   if (ms === null && !isOver) return { sign: "note", subject, text: `asks the kernel by ${name} …`, mend: "" };
   if (ms === null) return { sign: "problem", subject, text: `no answer by ${name} in ${PATIENCE_MS / 1000} s`, mend: silence };
-  const text = `the page reached the kernel by ${name} in ${Math.max(1, Math.round(ms))} ms`;
+  const time = ms < PATIENCE_MS ? `${Math.max(1, Math.round(ms))} ms` : `${Math.round(ms / 1000)} s`;
+  const text = `reached the kernel by ${name} in ${time}`;
   if (ms < PATIENCE_MS) return { sign: "ok", subject, text, mend: "" };
   return { sign: "note", subject, text, mend: "nothing, if a cell was running: Cancel takes both roads at once" };
 }
@@ -52,7 +53,7 @@ function renderDoctor({ model, el }) {
   /** @type {Road} */
   const control = {
     name: "control channel",
-    silence: "Cancel then waits for running cells: this front end, or a proxy before it, keeps such messages back",
+    silence: "stop a run by ■ Interrupt where its cell waits: this front end, or a proxy, keeps such messages back",
     nonce: newNonce(),
     ms: null,
   };

@@ -1,0 +1,67 @@
+"""`nbrun doctor`: what can be told without a kernel, each with what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbrun.cli.printing import CommandError, safe, say
+from nbrun.cli.stored import opened, stores_at
+from nbrun.finding import Finding, Sign, kept, tried, versions
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+PAGES = ("jupyterlab", "notebook", "jupyter-server")
+# What a page of JupyterLab and Notebook needs to draw cards, and the package that brings it.
+EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
+
+
+def examine(options: argparse.Namespace) -> int:
+    """Print what is found here; return 1 if a problem is among it."""
+    paths = stores_at(options.path)
+    findings = [
+        *tried("versions", lambda: versions(*PAGES)),
+        *tried("cards", _cards),
+        *tried("store", lambda: _stores(options.path, paths)),
+    ]
+    for finding in findings:
+        say(safe(str(finding)))
+    say("In a notebook, %agentrun doctor also tries the kernel and the page.")
+    return 1 if any(finding.sign is Sign.PROBLEM for finding in findings) else 0
+
+
+def _cards() -> Iterator[Finding]:
+    """Tell whether the pages of this environment can draw cards."""
+    from jupyter_core.paths import jupyter_path
+
+    folders = [Path(folder) for folder in jupyter_path("labextensions")]
+    missing = [
+        package
+        for name, package in EXTENSIONS.items()
+        if not any((folder / name / "package.json").is_file() for folder in folders)
+    ]
+    if not missing:
+        yield Finding(Sign.OK, "cards", "JupyterLab and Notebook of this environment draw them")
+        return
+    mend = f"pip install {' '.join(missing)}, and start the server again"
+    if not any(importlib.util.find_spec(name) for name in ("jupyterlab", "notebook")):
+        text = "neither JupyterLab nor Notebook is in this environment, so theirs cannot be seen"
+        yield Finding(Sign.NOTE, "cards", text, f"in theirs, if cards are missing: {mend}")
+        return
+    text = f"JupyterLab and Notebook of this environment draw none: {', '.join(missing)} is missing"
+    yield Finding(Sign.PROBLEM, "cards", text, mend)
+
+
+def _stores(place: Path, paths: Sequence[Path]) -> Iterator[Finding]:
+    if not paths:
+        yield Finding(Sign.OK, "store", f"no runs are kept in {place.absolute()}")
+    for file in paths:
+        try:
+            with opened(file) as store:
+                yield from kept(store)
+        except CommandError as error:
+            mend = "move it away to begin a new one; nothing in it was changed"
+            yield Finding(Sign.PROBLEM, "store", str(error), mend)

@@ -1,0 +1,99 @@
+"""Findings: one line each, and what can be told without a kernel."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbrun import NotebookSession, finding
+from nbrun.clock import SystemClock
+from nbrun.finding import Finding, Sign, kept, tried, versions
+from nbrun.store import SessionStore
+from tests.conftest import MakeSession
+from tests.fakes import agents
+
+
+def used(session: NotebookSession) -> SessionStore:
+    """Return the session's store, with one run in it."""
+    assert session.start(agents.instant, "tea").wait(10)
+    return session.store
+
+
+def test_a_finding_is_one_line() -> None:
+    """Its sign as a mark and a word, what was found and what to do, whatever line breaks are in it."""
+    found = Finding(Sign.PROBLEM, "store", "it is\nfull", "make room")
+    assert str(found) == "✘ problem  store: it is full → make room"
+    assert str(Finding(Sign.OK, "disk", "9 GiB free")) == "✔ ok       disk: 9 GiB free"
+
+
+def test_a_probe_that_fails_is_a_finding() -> None:
+    """What it had found is not told half; the error's kind and words are."""
+
+    def probe() -> Iterator[Finding]:
+        yield Finding(Sign.OK, "store", "half of it")
+        raise OSError("no such device")
+
+    (found,) = tried("store", probe)
+    assert (found.sign, found.text) == (Sign.NOTE, "could not be tried: OSError: no such device")
+    assert found.mend
+
+
+def test_versions_name_what_is_missing_and_what_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that nbrun needs is a problem with the line that installs it; an old nbrun in memory is one too."""
+    (fine,) = versions("no-such-extra")
+    assert fine.sign is Sign.OK
+    assert "no-such-extra" not in fine.text
+    monkeypatch.setattr(finding, "NEEDED", (*finding.NEEDED, "no-such-package"))
+    monkeypatch.setattr("nbrun.__version__", "0.0.9")
+    _, missing, stale = versions()
+    assert (missing.sign, stale.sign) == (Sign.PROBLEM, Sign.PROBLEM)
+    assert "pip install no-such-package" in missing.mend
+    assert "0.0.9 is running" in stale.text
+
+
+def test_a_store_is_told_with_its_size_and_its_room(session: NotebookSession) -> None:
+    """Where it is, that it lasts, and how much is free; before the first run, where it will be."""
+    (empty,) = kept(session.store)
+    assert (empty.sign, str(session.store.wanted) in empty.text) == (Sign.OK, True)
+    file, disk = kept(used(session))
+    assert (file.sign, disk.sign) == (Sign.OK, Sign.OK)
+    assert f"{session.store.path}, durable, " in file.text
+    assert file.text.endswith("journal mode WAL")
+    session.store.lost = 2
+    assert "2 runs were live when their kernel died" in kept(session.store)[-1].text
+
+
+def test_a_store_in_another_place_or_in_memory_says_why(
+    make_session: MakeSession, tmp_path: Path
+) -> None:
+    """The second choice is a note, memory is a problem; both name what was wrong with the first."""
+    blocked = tmp_path / "file" / "store.db"
+    blocked.parent.write_text("no folder")
+    elsewhere = SessionStore([blocked, tmp_path / "other" / "store.db"], SystemClock())
+    second, _disk = kept(used(make_session(store=elsewhere)))
+    assert second.sign is Sign.NOTE
+    assert str(blocked) in second.text
+    (memory,) = kept(used(make_session(store=SessionStore([blocked], SystemClock()))))
+    assert memory.sign is Sign.PROBLEM
+    assert "in memory only" in memory.text
+    assert "NbRun.store" in memory.mend
+
+
+def test_a_full_disk_and_a_slow_journal_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Little room is a problem; a file system without WAL only a note."""
+    path = tmp_path / "store.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE t (x)")
+    connection.close()
+    store = SessionStore([path], SystemClock())
+    store.path = path
+    monkeypatch.setattr(finding, "LOW_DISK_BYTES", 1 << 80)
+    slow, full = kept(store)
+    assert (slow.sign, full.sign) == (Sign.NOTE, Sign.PROBLEM)
+    assert "journal mode DELETE: this file system knows no WAL" in slow.text
+    assert full.text.startswith("only ")
