@@ -142,7 +142,7 @@ def test_an_interrupt_of_a_wait_leaves_the_runs_alive(kernel: Kernel, code: str)
     """Only the waiting ends, also where several runs are waited for."""
     for name in ("one", "two"):
         run_ok(kernel, f"%%agentrun endless -n {name} -o {name}\nhi")
-    cell = kernel.start(f"print('waiting', flush=True)\n{code}")
+    cell = kernel.start(f"print('waiting')\n{code}")  # seen 0.2 s later: it is in its wait by then
     kernel.wait_until(lambda: "waiting" in cell.stdout)
     took_s = interrupt(kernel, cell)
     print(f"interrupt of {code}: {took_s * 1000:.0f} ms")
