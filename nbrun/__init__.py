@@ -13,7 +13,7 @@
 #   ladder, children                       stopping an agent | the runs below a run, which end before it.
 #   drive, pulse, host                     one attempt, with exactly one end | who blocks the loop | all of a host's.
 #   capture                                an agent's prints into its run's log.
-#   executors/                             where hosts live: this kernel. (A subprocess and a cluster are to come.)
+#   executors/                             where hosts live: this kernel, or a process a run. (A cluster is to come.)
 #   intake, line, hooks                    the one door of a session | who waits for a turn | who is told.
 #   run, run_list, catalog                 the handle that users hold | a table of them | finding one.
 #   request, dispatch, session             what a start asks for | who goes when | the owner of a notebook's runs.

@@ -50,6 +50,7 @@ class Attempt:
     approve: str = "ask"  # ask, auto or deny
     on: str = "local"  # the executor
     start_child: StartChild | None = None  # None on a host that cannot reach the session
+    parcel: bytes = b""  # the agent as bytes, for a host that is another process
 
 
 class HostEvent(msgspec.Struct, frozen=True):

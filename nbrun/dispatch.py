@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from nbrun.intake import LiveRun
 
 
+PROCESS = "process"
+
+
 class Dispatcher:
     """Hands attempts to the executor, each once.
 
@@ -31,6 +34,9 @@ class Dispatcher:
     limit : how many runs may be under way at once.
     """
 
+    # A run in a process of its own has its host there. Its executor has a loop of its own as well, which no agent
+    # can block.
+
     def __init__(self, limit: int, clock: Clock) -> None:
         self._line = Line(limit)
         self._clock = clock
@@ -38,6 +44,9 @@ class Dispatcher:
         self._outgoing: deque[Attempt] = deque()
         self._is_closed = False
         self._hosts: list[_Host] = []  # the last one takes attempts; those before it are blocked
+        self._process_host: _Host | None = None  # with the first run that wants it
+        self._process_lock = threading.Lock()
+        self._sink: Sink = lambda _events: False
         self._places: dict[str, _Host] = {}
 
     @property
@@ -52,6 +61,7 @@ class Dispatcher:
 
     def begin(self, sink: Sink) -> None:
         """Start the host's thread and open the executor on it."""
+        self._sink = sink
         self._open_host(sink)
 
     def _open_host(self, sink: Sink) -> None:
@@ -118,7 +128,9 @@ class Dispatcher:
     def close(self, timeout_s: float) -> None:
         """Let go of the hosts and stop their threads."""
         self._is_closed = True
-        for host in self._hosts:
+        for host in (self._process_host, *self._hosts):
+            if host is None:
+                continue
             closed = threading.Event()
             host.thread.call(functools.partial(_begin_close, host, closed))
             if not host.thread.is_current:
@@ -127,9 +139,28 @@ class Dispatcher:
 
     def _submit(self, live: LiveRun) -> None:
         attempt = self._attempts.pop(live.run_id, None)
-        if attempt is not None and self._hosts:
+        if attempt is None:
+            return
+        if attempt.on == PROCESS:
+            self._submit_to_process(attempt)
+        elif self._hosts:
             self._outgoing.append(attempt)
             self._hosts[-1].thread.call(self._send_out)
+
+    def _submit_to_process(self, attempt: Attempt) -> None:
+        host = self._places[attempt.run_id] = self._opened_process_host()
+        host.thread.call(lambda: host.thread.spawn(host.executor.submit([attempt]), "nbrun-submit"))
+
+    def _opened_process_host(self) -> _Host:
+        with self._process_lock:
+            if self._process_host is None:
+                from nbrun.executors.process import ProcessExecutor
+
+                thread, executor = LoopThread("nbrun-processes"), ProcessExecutor(self._clock)
+                opening = executor.open(self._sink, lambda _host, _is_up: None)
+                thread.call(lambda: thread.spawn(opening, "nbrun-open"))
+                self._process_host = _Host(thread, executor)
+            return self._process_host
 
     def _send_out(self) -> None:
         """Submit all that waits to go out, in one batch, to the host on whose loop this runs."""

@@ -36,6 +36,8 @@ class RunHost:
         clock: Clock,
         name: str = "local",
         on_blocked: Callable[[], object] = lambda: None,
+        *,
+        is_shared: bool = True,
     ) -> None:
         self.name = name
         self._thread = thread
@@ -44,7 +46,13 @@ class RunHost:
         self._drives: dict[tuple[object, object], Drive] = {}
         # Of which run a task is, also one that the agent has made: asyncio itself keeps no such thing.
         self._owners: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
-        self.pulse = Pulse(thread, lambda: tuple(self._drives.values()), self._blocker, on_blocked)
+        self.pulse = Pulse(
+            thread,
+            lambda: tuple(self._drives.values()),
+            self._blocker,
+            on_blocked,
+            is_shared=is_shared,
+        )
         thread.loop.set_task_factory(self._make_task)
         thread.loop.set_exception_handler(self._on_loop_error)
 

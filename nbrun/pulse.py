@@ -31,6 +31,7 @@ class Pulse:
     drives : returns the attempts that are under way, oldest first.
     blocker : returns the one whose code is on the loop, as far as that can be told.
     on_blocked : called each time that the loop has not answered for a second.
+    is_shared : whether the loop is one for many runs, so that to block it is worth a warning.
     """
 
     def __init__(
@@ -39,11 +40,14 @@ class Pulse:
         drives: Callable[[], Sequence[Drive]],
         blocker: Callable[[], Drive | None],
         on_blocked: Callable[[], object],
+        *,
+        is_shared: bool = True,
     ) -> None:
         self._thread = thread
         self._drives = drives
         self._blocker = blocker
         self._on_blocked = on_blocked
+        self._is_shared = is_shared
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._asked = 0
@@ -84,7 +88,7 @@ class Pulse:
             drive.stop_from_outside()
         if self._missed == BLOCKED_TICKS:
             self._on_blocked()
-        if self._missed >= BLOCKED_TICKS:
+        if self._missed >= BLOCKED_TICKS and self._is_shared:
             self._tell()
 
     def _answer(self, asked: int) -> None:

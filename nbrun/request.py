@@ -10,6 +10,7 @@ from nbrun.catalog import number_of
 from nbrun.encoding import Plain, clean_text
 from nbrun.errors import AgentNotFound, BadOption
 from nbrun.events import RunCreated
+from nbrun.executors import parcel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ MAX_TIMEOUT_S = 366 * 86_400.0
 _CHOICES = {
     "approve": ("ask", "auto", "deny"),
     "if_running": ("queue", "reject", "replace"),
-    "on": ("local",),
+    "on": ("local", "process"),
 }
 
 
@@ -30,6 +31,8 @@ def check_choices(**chosen: str) -> None:
     for option, value in chosen.items():
         if value not in _CHOICES[option]:
             raise BadOption(f"{option} is '{value}'; give one of: {', '.join(_CHOICES[option])}")
+    if chosen.get("on") == "process" and os.name == "nt":
+        raise BadOption("on is 'process', which Windows cannot do; leave it out")
 
 
 def check_timeout(timeout_s: float | None) -> None:
@@ -69,6 +72,17 @@ def resolve(
             f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object"
         )
     return known[agent], None
+
+
+def parcel_of(agent: object, on: str) -> bytes:
+    """Return the agent as bytes where it is to run in another process, else nothing.
+
+    Raises
+    ------
+    BadOption
+        It cannot go there.
+    """
+    return b"" if on == "local" else parcel.pack(agent)
 
 
 def describe(

@@ -132,6 +132,7 @@ class NotebookSession:
         id : makes the start idempotent: the same id and inputs give the existing run.
         timeout_s : seconds after which the run is cancelled (cause `deadline`), counted from its start.
         if_running : what to do while a run of the same cell, or the same given name, is live.
+        on : `process` runs the agent in a process of its own, which can be killed with all it has started.
         thread : drive an async agent on a thread of its own, because it blocks.
         tools : functions for the built-in agent.
         parent : the run whose child it is: it is cancelled with that run, and ends before it.
@@ -147,9 +148,10 @@ class NotebookSession:
         agent, model = request.resolve(agent, model, tools)
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
-            timeout_s=timeout_s, thread=thread or None, parent_id=None if parent is None else parent.id,
-            **({} if id is None else {ev.ONCE: True}),
+            timeout_s=timeout_s, thread=thread or None, on=None if on == "local" else on,
+            parent_id=None if parent is None else parent.id, **({} if id is None else {ev.ONCE: True}),
         )  # fmt: skip
+        parcel = request.parcel_of(agent, on)
         self._watch_secrets()
         capture.renew()
         live: LiveRun | None = None
@@ -167,7 +169,7 @@ class NotebookSession:
                 attempt = Attempt(
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
                     self.cancel_grace_s, timeout_s, thread, Limits(max_turns, max_tokens, max_cost), approve, on,
-                    self._child_starter(live),
+                    self._child_starter(live), parcel,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (

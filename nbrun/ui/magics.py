@@ -72,7 +72,7 @@ class AgentMagics(Magics):
         run = session.start(
             agent, prompt, name=request.name, id=request.id, model=request.model or self._model(agent),
             timeout_s=request.timeout_s, if_running=request.if_running, thread=request.thread,
-            tags=request.tags, cell_id=cell_id(self._extension.shell),
+            on=request.on, tags=request.tags, cell_id=cell_id(self._extension.shell),
         )  # fmt: skip
         if request.out is not None:
             self._extension.shell.user_ns[request.out] = run

@@ -50,6 +50,10 @@ OPTIONS = (
         ("--if-running",), "what to do while a run of this cell is live: queue, reject, replace",
         choices=("queue", "reject", "replace"),
     ),
+    Option(
+        ("--on",), "where: local (this kernel), or process (one of its own, which can always be stopped)",
+        choices=("local", "process"),
+    ),
     Option(("--tag",), "label the run with key=value; may be given again", "K=V", is_list=True),
     Option(("--id",), "start only once: the same id and inputs give the same run", "ID"),
     Option(("--python",), "the body is async Python, run in this notebook's namespace", is_switch=True),
@@ -106,6 +110,7 @@ class Request:
     if_running: str
     tags: dict[str, str]
     id: str | None
+    on: str
     python: bool
     thread: bool
     interpolate: bool
@@ -137,10 +142,12 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
         raise BadOption("give a TARGET or a --model, not both")
     if args.python and (args.target is not None or args.model is not None):
         raise BadOption("--python runs the body itself; leave TARGET and --model out")
+    if args.python and args.on == "process":
+        raise BadOption("--python runs in this notebook's namespace; leave --on process out")
     return Request(
         args.target, args.name, args.out, True if args.block else False if args.noblock else None,
         None if args.timeout is None else duration_s(args.timeout), args.model, args.if_running or "queue",
-        _tags(args.tag or ()), args.id, args.python, args.thread, not args.no_interpolate,
+        _tags(args.tag or ()), args.id, args.on or "local", args.python, args.thread, not args.no_interpolate,
     )  # fmt: skip
 
 

@@ -1,0 +1,39 @@
+"""What a process prints past its agent's run: on its file descriptors, from C, from programs it starts."""
+
+from __future__ import annotations
+
+import codecs
+
+from nbrun.context import MAX_LINE
+
+TAIL = 4_000
+"""Characters that are kept for the case that they are the last words of a process."""
+
+
+class Printed:
+    """One stream of a process: bytes in, whole lines out: for the run's log.
+
+    Threads: of one.
+    """
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+        self.tail = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def feed(self, data: bytes) -> str:
+        """Take what was printed, nothing at the end of the stream; return the lines that are whole now."""
+        text = self._decoder.decode(data, final=not data)
+        self.tail = (self.tail + text)[-TAIL:]
+        self._held += text
+        lines, end, rest = self._held.rpartition("\n")
+        if not data or (not end and len(rest) > MAX_LINE):
+            return self.rest()
+        self._held = rest
+        return lines
+
+    def rest(self) -> str:
+        """Return what waits for its line's end, and wait no longer."""
+        rest, self._held = self._held.removesuffix("\n"), ""
+        return rest

@@ -1,0 +1,141 @@
+"""Agents for processes of their own: each says its process id, and most of them would not be stopped elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import nbrun
+from nbrun import RunContext
+
+FOR_EVER_S = 600.0
+
+
+def enter(run: RunContext) -> None:
+    """Say which process this is, and that it is here."""
+    run.emit("pid", os.getpid())
+    run.phase("entered")
+
+
+async def says(prompt: str, run: RunContext) -> dict[str, object]:
+    """Do a little of everything."""
+    enter(run)
+    run.text("some text")
+    with run.tool("look", {"at": prompt}) as tool:
+        tool.result = 42
+    run.progress(1, 2)
+    print("printed")
+    os.write(1, b"written\n")
+    return {"pid": os.getpid(), "same": nbrun.current() is run, "folder": os.getcwd()}
+
+
+async def streams(prompt: str) -> AsyncIterator[str]:
+    """Say as many words as the prompt says."""
+    for number in range(int(prompt)):
+        yield f"{number} "
+
+
+async def fails(prompt: str) -> None:
+    """Raise."""
+    raise ValueError(f"no luck with {prompt}")
+
+
+async def exits_by_name(prompt: str) -> None:
+    """Ask for the end of the process, as Python does."""
+    raise SystemExit(3)
+
+
+async def exits_at_once(prompt: str, run: RunContext) -> None:
+    """End the process past all of Python, with a few last words."""
+    enter(run)
+    with run.tool("open"):
+        run.usage(input_tokens=5)
+        sys.stderr.write("last words\n")
+        os.write(2, b"very last words\n")
+        await asyncio.sleep(0.05)  # what was said goes over first
+        os._exit(7)
+
+
+async def crashes(prompt: str) -> None:
+    """Touch what is nobody's."""
+    ctypes.string_at(0)
+
+
+async def waits(prompt: str, run: RunContext) -> None:
+    """Wait for a cancel, with a tool open."""
+    enter(run)
+    run.text("so far")
+    with run.tool("wait"):
+        await asyncio.sleep(FOR_EVER_S)
+
+
+def waits_in_thread(prompt: str, run: RunContext) -> None:
+    """Wait for a cancel, in a thread."""
+    enter(run)
+    run.text("so far")
+    run.sleep(FOR_EVER_S)
+
+
+async def swallows(prompt: str, run: RunContext) -> None:
+    """Mind no cancel."""
+    enter(run)
+    run.text("so far")
+    run.usage(input_tokens=5)
+    while True:
+        try:
+            await asyncio.sleep(FOR_EVER_S)
+        except asyncio.CancelledError:
+            run.text(", undisturbed")
+
+
+def sleeps_in_c(prompt: str, run: RunContext) -> None:
+    """Sleep in C, in a thread."""
+    enter(run)
+    run.text("so far")
+    time.sleep(FOR_EVER_S)
+
+
+async def blocks_loop(prompt: str, run: RunContext) -> None:
+    """Sleep in C, on the event loop."""
+    enter(run)
+    run.text("so far")
+    time.sleep(FOR_EVER_S)  # noqa: ASYNC251 - the point
+
+
+async def holds_interpreter(prompt: str, run: RunContext) -> None:
+    """Keep every other thread of the process from running, for minutes."""
+    enter(run)
+    run.text("so far")
+    time.sleep(0.1)  # noqa: ASYNC251 - what was said goes over first
+    sum(range(10**11))
+
+
+async def spawns(prompt: str, run: RunContext) -> None:
+    """Start a program that minds no SIGTERM, and wait; swallows its cancel."""
+    child = subprocess.Popen(["/bin/sh", "-c", 'trap "" TERM; sleep 600'])  # noqa: ASYNC220
+    run.emit("child", child.pid)
+    await swallows(prompt, run)
+
+
+async def leaves_behind(prompt: str, run: RunContext) -> str:
+    """Start a program that minds no SIGTERM, and end."""
+    child = subprocess.Popen(["/bin/sh", "-c", 'trap "" TERM; sleep 600'])  # noqa: ASYNC220
+    run.emit("child", child.pid)
+    return "done"
+
+
+async def cancels_itself(prompt: str, run: RunContext) -> None:
+    """Fire its own token and mind it."""
+    run.token.cancel("had enough")
+    await asyncio.sleep(FOR_EVER_S)
+
+
+async def killed_by_others(prompt: str, run: RunContext) -> None:
+    """Be killed as the system kills who takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
