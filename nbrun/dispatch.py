@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nbrun.attempt import Attempt, Sink
     from nbrun.clock import Clock
     from nbrun.executors import Executor
+    from nbrun.executors.process import ProcessExecutor
     from nbrun.intake import LiveRun
 
 
@@ -45,6 +46,7 @@ class Dispatcher:
         self._is_closed = False
         self._hosts: list[_Host] = []  # the last one takes attempts; those before it are blocked
         self._process_host: _Host | None = None  # with the first run that wants it
+        self._processes: ProcessExecutor | None = None
         self._process_lock = threading.Lock()
         self._sink: Sink = lambda _events: False
         self._places: dict[str, _Host] = {}
@@ -125,6 +127,11 @@ class Dispatcher:
             ping.flag.wait(max(0.0, began + timeout_s - self._clock.monotonic()))
         return [ping.answered_at[0] - began if ping.flag.is_set() else None for ping in asked]
 
+    def hurry(self) -> None:
+        """Have what can be killed end within the time of a close, whatever its grace."""
+        if self._processes is not None:
+            self._processes.hurry()
+
     def close(self, timeout_s: float) -> None:
         """Let go of the hosts and stop their threads."""
         self._is_closed = True
@@ -159,7 +166,7 @@ class Dispatcher:
                 thread, executor = LoopThread("nbrun-processes"), ProcessExecutor(self._clock)
                 opening = executor.open(self._sink, lambda _host, _is_up: None)
                 thread.call(lambda: thread.spawn(opening, "nbrun-open"))
-                self._process_host = _Host(thread, executor)
+                self._processes, self._process_host = executor, _Host(thread, executor)
             return self._process_host
 
     def _send_out(self) -> None:

@@ -473,6 +473,7 @@ class NotebookSession:
             self._intake.request_cancel(live, ev.CancelRequested(CancelCause.SHUTDOWN, None, by))
         for live in lives:
             self._fire(live, None, CancelCause.SHUTDOWN)
+        self._dispatcher.hurry()
         for live in lives:
             live.is_ended.wait(max(0.0, began + CLOSE_S - self.clock.monotonic()))
         for live in lives:

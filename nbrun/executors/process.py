@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbrun.encoding import plain
-from nbrun.executors.run_process import RunProcess
+from nbrun.executors.relay import Relay
+from nbrun.executors.run_process import RunProcess, not_started
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +50,13 @@ class ProcessExecutor:
                 if process.name:
                     self._tell(process.name, is_up)
 
-            process = RunProcess(attempt, self._sink, self._clock, note)
-            self._processes[key] = process
-            process.begin()
+            try:
+                process = RunProcess(attempt, self._sink, self._clock, note)
+                self._processes[key] = process
+                process.begin()
+            except (OSError, RuntimeError) as error:  # no file descriptor or thread is to be had
+                self._processes.pop(key, None)
+                Relay(attempt, self._sink, self._clock).fail(not_started(error))
 
     async def control(self, host: str, op: str, body: dict[str, object]) -> dict[str, object]:
         """Send it to the run's process; what comes of it comes as events."""
@@ -72,6 +77,11 @@ class ProcessExecutor:
         for process in list(self._processes.values()):
             if process.name == host:
                 process.kill()
+
+    def hurry(self) -> None:
+        """Leave every process no more time than the close of its session has; from any thread."""
+        for process in list(self._processes.values()):
+            process.hurry()
 
     async def close(self) -> None:
         """Kill every process and its group; wait a moment for that."""

@@ -6,9 +6,7 @@ import contextlib
 import logging
 import os
 import selectors
-import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections import deque
@@ -19,6 +17,7 @@ from nbrun.cancellation import CancelCause, Rung
 from nbrun.drive import describe
 from nbrun.errors import Cancelled
 from nbrun.executors.printed import Printed
+from nbrun.executors.process_group import ProcessGroup
 from nbrun.executors.relay import Relay, Told
 from nbrun.executors.wire import (
     Batch,
@@ -50,6 +49,8 @@ GIVE_UP_S = 1.0
 """How long a killed process may take to die before its run ends without it."""
 MAX_READS = 64
 """How often a stream is read in one go, 64 KiB each."""
+DYING_S = 0.01
+"""How often it is looked for a process that is about to end."""
 LOOK_S = 0.25
 """How often it is looked whether the process lives; mostly its socket tells."""
 
@@ -63,8 +64,7 @@ class RunProcess:
     """One attempt in a process of its own, which leads a group with all that the agent starts.
 
     Threads: `begin()`, `control()` and `kill()` from any; everything else is of the thread `nbrun-process-…`,
-    which starts the process and outlives it. The process is not waited for before its group was killed: until
-    then its number cannot become somebody else's.
+    which starts the process and outlives it.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class RunProcess:
         self._clock = clock
         self._on_host = on_host
         self._words: deque[Control] = deque()
-        self._is_unwanted = False
+        self._is_unwanted = self._is_hurried = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._thread = threading.Thread(
@@ -98,8 +98,8 @@ class RunProcess:
         self._has_begun = False
         self._has_told_cancel = False
         self._has_passed_deadline = False
+        self._is_detaching = False
         self._kill_at: float | None = None  # by the monotonic clock
-        self._is_killed = False
 
     def begin(self) -> None:
         """Start the thread, and with it the process."""
@@ -108,6 +108,11 @@ class RunProcess:
     def control(self, op: str, body: dict[str, Plain]) -> None:
         """Send a word to the host, when its agent has been entered."""
         self._words.append(Control(op, body))
+        self._wake()
+
+    def hurry(self) -> None:
+        """Leave the process no more time than the close of its session has."""
+        self._is_hurried = True
         self._wake()
 
     def kill(self) -> None:
@@ -145,26 +150,24 @@ class RunProcess:
             self._relay.cancel(token.cause or CancelCause.SHUTDOWN, token.reason, ())
             return
         try:
-            process = self._open(stack)
+            group = self._open(stack)
         except (OSError, ValueError) as error:
-            why = f"the run's process could not be started: {error}"
-            self._relay.fail(ev.ErrorInfo(type(error).__name__, why))
+            self._relay.fail(not_started(error))
             return
+        is_dead = False
         try:
-            self._follow(process)
+            self._follow(group)
         finally:
-            _kill_group(process.pid)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GIVE_UP_S)
+            is_dead = group.put_away(GIVE_UP_S)
         while self._channel in self._selector.get_map() and self._receive():
             pass
         self._read_all_printed()
         if not self._relay.is_ended:
-            self._end_dead(process)
+            self._end_dead(group, is_dead)
 
     # --- the process -----------------------------------------------------------------------------
 
-    def _open(self, stack: contextlib.ExitStack) -> subprocess.Popen[bytes]:
+    def _open(self, stack: contextlib.ExitStack) -> ProcessGroup:
         """Start the process; what it needs of ours is closed here again, what is ours with the stack."""
         channel, theirs = socket.socketpair()
         stack.callback(channel.close)
@@ -175,48 +178,42 @@ class RunProcess:
                 path=[entry for entry in sys.path if isinstance(entry, str)],
                 channel=theirs.fileno(), lifeline=lifeline, parent=os.getpid(),
             )  # fmt: skip
-            process = subprocess.Popen(  # noqa: S603 - this Python, and code of ours
-                [sys.executable, "-u", "-c", code],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(), lifeline), start_new_session=True,
-            )  # fmt: skip
+            group = ProcessGroup(code, (theirs.fileno(), lifeline))
         finally:
             theirs.close()
             os.close(lifeline)
-        self.name = f"process-{process.pid}"
+        stack.callback(group.close)
+        self.name = f"process-{group.pid}"
         self._on_host(self, True)
         channel.setblocking(False)
         self._channel = channel
         self._selector.register(channel, selectors.EVENT_READ)
         self._selector.register(self._wake_out, selectors.EVENT_READ)
-        for stream, level in ((process.stdout, "stdout"), (process.stderr, "stderr")):
-            assert stream is not None  # noqa: S101 - both are pipes
-            stack.callback(stream.close)
-            os.set_blocking(stream.fileno(), False)
-            self._printed[stream.fileno()] = Printed(level)
-            self._selector.register(stream.fileno(), selectors.EVENT_READ)
-        return process
+        for fd, level in group.streams():
+            self._printed[fd] = Printed(level)
+            self._selector.register(fd, selectors.EVENT_READ)
+        return group
 
-    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+    def _follow(self, group: ProcessGroup) -> None:
         """Pass on what the process sends and does, until it is dead or does not die."""
-        while not _is_dead(process):
+        while not group.is_dead():
             self._obey()
             now = self._clock.monotonic()
             if self._kill_at is not None and now >= self._kill_at:
-                if now >= self._kill_at + GIVE_UP_S and self._is_killed:
+                if now >= self._kill_at + GIVE_UP_S and group.was_killed:
                     return
-                self._is_killed = True
-                _kill_group(process.pid)
+                group.kill()
             for key, _ in self._selector.select(self._patience_s(now)):
-                self._read(key.fileobj)
+                if key.fileobj in self._selector.get_map():  # else it was read to its end meanwhile
+                    self._read(key.fileobj)
 
     def _patience_s(self, now: float) -> float:
         """Return for how long nothing needs to be looked at if nothing comes."""
-        if self._is_killed or self._channel not in self._selector.get_map():
-            return 0.01  # it is about to die
+        if self._channel not in self._selector.get_map():
+            return DYING_S
         times = [LOOK_S]
         if self._kill_at is not None:
-            times.append(self._kill_at - now)
+            times.append(max(self._kill_at - now, DYING_S))
         if self._relay.deadline is not None and not self._has_passed_deadline:
             times.append(self._relay.deadline - self._clock.now())
         return max(0.0, min(times))
@@ -226,6 +223,9 @@ class RunProcess:
         token = self._attempt.token
         if self._is_unwanted:
             self._kill_by(0.0)
+        if self._is_hurried:
+            self._is_hurried = False
+            self._kill_by(SHUTDOWN_S)
         deadline = self._relay.deadline
         if deadline is not None and not self._has_passed_deadline:
             self._has_passed_deadline = self._clock.now() >= deadline
@@ -235,9 +235,7 @@ class RunProcess:
             self._has_told_cancel = True
             if self._has_begun:
                 self._send(Cancel(token.reason, token.cause or CancelCause.USER))
-                grace_s = self._attempt.grace_s + LAST_S
-                is_close = token.cause is CancelCause.SHUTDOWN
-                self._kill_by(min(grace_s, SHUTDOWN_S) if is_close else grace_s)
+                self._kill_by(self._attempt.grace_s + LAST_S)
             else:  # its agent is never entered
                 self._kill_by(0.0)
         while self._relay.is_entered and self._words:
@@ -360,64 +358,32 @@ class RunProcess:
         if isinstance(end, ev.RunCancelled):
             self._fire(end.reason, end.cause)  # the log says first that it was asked to stop
             if end.detached:  # here nothing is left behind: it is killed, and that is its run's end
+                self._is_detaching = True
                 self._kill_by(0.0)
-                self._is_killed = True  # also if it is quicker
                 return
         self._relay.pass_on(events[-1:])
         self._kill_at = self._clock.monotonic() + LINGER_S
 
     # --- the end of a process that has not told one ----------------------------------------------
 
-    def _end_dead(self, process: subprocess.Popen[bytes]) -> None:
+    def _end_dead(self, group: ProcessGroup, is_dead: bool) -> None:
         """Send the end that the process did not live to send."""
         token = self._attempt.token
-        if not (self._is_killed and token.cancelled):
-            self._relay.fail(self._obituary(process))
+        if not token.cancelled or not (group.was_killed or self._is_detaching):
+            words = "".join(p.tail for p in self._printed.values() if p.level == "stderr")
+            self._relay.fail(ev.ErrorInfo("ProcessDied", f"the run's process {group.fate}", words))
             return
         if self._has_begun:
-            note = f"killed process group {process.pid}"
+            note = f"killed process group {group.pid}"
             self._relay.say(ev.CancelEscalated(Rung.PROCESS, note))
-        detached = () if process.returncode is not None else (self.name,)
+        detached = () if is_dead else (self.name,)
         self._relay.cancel(token.cause or CancelCause.USER, token.reason, detached)
 
-    def _obituary(self, process: subprocess.Popen[bytes]) -> ev.ErrorInfo:
-        """Return what a process died of, and its last words."""
-        code = process.returncode
-        if code is None:
-            how = "does not answer and cannot be killed"
-        elif self._is_killed:
-            how = "was ended by nbrun"
-        elif code >= 0:
-            how = f"ended with exit code {code} before its agent had"
-        else:
-            how = f"was killed by {_signal_name(-code)}"
-            if -code == signal.SIGKILL:
-                how += " (out of memory?)"
-        words = "".join(p.tail for p in self._printed.values() if p.level == "stderr")
-        return ev.ErrorInfo("ProcessDied", f"the run's process {how}", words)
 
-
-def _is_dead(process: subprocess.Popen[bytes]) -> bool:
-    """Return whether the process has ended, and leave it to be waited for, so that its number stays its own."""
-    if not hasattr(os, "waitid"):  # macOS before Python 3.13
-        return process.poll() is not None
-    try:
-        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:  # somebody in this kernel waits for every child
-        return True
+def not_started(error: Exception) -> ev.ErrorInfo:
+    """Return why there is no process."""
+    return ev.ErrorInfo(type(error).__name__, f"the run's process could not be started: {error}")
 
 
 def _is_detaching(data: ev.EventData) -> bool:
     return isinstance(data, ev.CancelEscalated) and data.rung is Rung.DETACHED
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no names
-        return f"signal {number}"

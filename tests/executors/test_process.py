@@ -20,6 +20,7 @@ import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunContext, RunStatus
 from nbrun import events as ev
 from nbrun.cancellation import Rung
+from nbrun.drive import Drive
 from nbrun.errors import BadOption, RunFailed
 from nbrun.executors import parcel
 from nbrun.executors.printed import Printed
@@ -92,6 +93,11 @@ def wait_until(holds: Callable[[], bool], what: str, bound_s: float = BOUND_S) -
     while not holds():
         assert time.monotonic() < until, what
         pause.wait(0.01)
+
+
+def process_threads() -> list[str]:
+    """Return the names of the threads that follow a process."""
+    return [t.name for t in threading.enumerate() if t.name.startswith("nbrun-process-")]
 
 
 def wait_until_gone(pid: int, bound_s: float = BOUND_S) -> None:
@@ -445,9 +451,9 @@ def test_a_local_run_is_not_disturbed(session: NotebookSession, held: Held) -> N
 def test_ten_at_once_leave_nothing(make_session: MakeSession) -> None:
     """Ten processes side by side come to their ends; no thread, file descriptor or child of them is left."""
     session = make_session(max_concurrent=10)
-    session.start(agents.instant).wait(BOUND_S)
-    assert session.runs()[0].events()  # what a session itself needs is open now
     me = psutil.Process()
+    assert ended(start(session, fakes.says)).events()  # what a session itself needs is there now
+    wait_until(lambda: not process_threads(), "a thread is left")
     before = me.num_fds(), threading.active_count()
     runs = [start(session, fakes.says) for _ in range(10)]
     pids = {told(ended(run), "pid") for run in runs}
@@ -455,7 +461,23 @@ def test_ten_at_once_leave_nothing(make_session: MakeSession) -> None:
     assert {run.status for run in runs} == {RunStatus.COMPLETED}
     wait_until(lambda: me.children() == [], "children are left")
     wait_until(lambda: threading.active_count() <= before[1], "threads are left")
+    assert process_threads() == []
     assert me.num_fds() <= before[0]
+
+
+def test_a_word_of_the_session_reaches_the_host(session: NotebookSession) -> None:
+    """`control()` comes to the attempt's drive in its process, also when it was said before the agent was entered."""
+
+    async def listens(prompt: str, run: RunContext) -> object:
+        heard = asyncio.get_running_loop().create_future()
+        # In its own process an agent may change what a host does with a word.
+        Drive.control = lambda self, op, body: heard.set_result([op, body["text"]])  # type: ignore[method-assign,assignment,return-value]
+        return await heard
+
+    run = start(session, listens)
+    assert run._live is not None
+    session._dispatcher.control(run._live, "steer", {"text": "left"})
+    assert run.result(BOUND_S) == ["steer", "left"]
 
 
 def test_close_ends_the_processes_in_time(make_session: MakeSession) -> None:
@@ -464,11 +486,13 @@ def test_close_ends_the_processes_in_time(make_session: MakeSession) -> None:
     runs = [start(session, agent) for agent in (fakes.spawns, fakes.blocks_loop, fakes.waits)]
     for run in runs:
         wait_for_phase(run)
+    runs[0].cancel()  # its grace has begun, and is cut short
     began = time.monotonic()
     session.close()
     assert time.monotonic() - began < 1.5
     for run in runs:
-        assert (run.status, run.cause) == (RunStatus.CANCELLED, CancelCause.SHUTDOWN)
+        assert run.status is RunStatus.CANCELLED
+        assert run.cause is (CancelCause.USER if run is runs[0] else CancelCause.SHUTDOWN)
         assert run.record.detached == ()
         wait_until_gone(told(run, "pid"))
     wait_until_gone(told(runs[0], "child"))

@@ -1,0 +1,102 @@
+"""A Python process and all that it starts: begun, looked at, and killed as one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ProcessGroup:
+    """A process that leads a group of its own.
+
+    It is waited for only after its group was killed: until then its number cannot become somebody else's.
+
+    Threads: of one.
+
+    Parameters
+    ----------
+    code : what Python runs there.
+    pass_fds : what it keeps of our file descriptors, under the same numbers.
+
+    Raises
+    ------
+    OSError, ValueError
+        It could not be started.
+    """
+
+    def __init__(self, code: str, pass_fds: Sequence[int]) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - this Python, and code of ours
+            [sys.executable, "-u", "-c", code],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            pass_fds=pass_fds, start_new_session=True,
+        )  # fmt: skip
+        self.pid = self._process.pid
+        self.was_killed = False
+
+    def streams(self) -> list[tuple[int, str]]:
+        """Return the file descriptors of what it prints, with their names; they never block."""
+        named = ((self._process.stdout, "stdout"), (self._process.stderr, "stderr"))
+        streams = [(stream.fileno(), name) for stream, name in named if stream is not None]
+        for fd, _ in streams:
+            os.set_blocking(fd, False)
+        return streams
+
+    def is_dead(self) -> bool:
+        """Return whether the process has ended."""
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            return self._process.poll() is not None
+        try:
+            found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # somebody in this kernel waits for every child
+            return True
+        return found is not None
+
+    def kill(self) -> None:
+        """Kill all of the group."""
+        self.was_killed = True
+        self._kill()
+
+    def put_away(self, timeout_s: float) -> bool:
+        """Kill what is left of the group and wait for the process; return whether it is dead."""
+        self._kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return self._process.returncode is not None
+
+    def close(self) -> None:
+        """Let go of what it has printed."""
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody of it is left
+            os.killpg(self.pid, signal.SIGKILL)
+
+    @property
+    def fate(self) -> str:
+        """What has become of the process, after it was put away."""
+        code = self._process.returncode
+        if code is None:
+            return "does not answer and cannot be killed"
+        if self.was_killed:
+            return "was ended by nbrun"
+        if code >= 0:
+            return f"ended with exit code {code} before its agent had"
+        if -code == signal.SIGKILL:
+            return "was killed by SIGKILL (out of memory?)"
+        return f"was killed by {_signal_name(-code)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
