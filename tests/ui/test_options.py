@@ -29,13 +29,14 @@ def test_an_empty_line_is_all_defaults() -> None:
     assert (empty.target, empty.model, empty.name, empty.out, empty.id) == (None,) * 5
     assert (empty.block, empty.timeout_s, empty.if_running, empty.tags) == (None, None, "queue", {})
     assert (empty.python, empty.thread, empty.interpolate) == (False, False, True)
+    assert empty.on == "local"
 
 
 def test_every_option_is_read() -> None:
     """Short and long forms, quotes, and tags given more than once."""
     given = request(
         "poet -n 'my haiku' --out result -b --timeout 1m30s --if-running replace"
-        " --tag a=1 --tag b=x=y --id nightly --thread --no-interpolate"
+        " --tag a=1 --tag b=x=y --id nightly --on process --thread --no-interpolate"
     )
     assert (given.target, given.name, given.out, given.block) == (
         "poet",
@@ -45,7 +46,7 @@ def test_every_option_is_read() -> None:
     )
     assert (given.timeout_s, given.if_running, given.id) == (90.0, "replace", "nightly")
     assert given.tags == {"a": "1", "b": "x=y"}
-    assert (given.thread, given.interpolate) == (True, False)
+    assert (given.on, given.thread, given.interpolate) == ("process", True, False)
     assert request("-a").block is False
     assert request("--model local").model == "local"
     assert request("--python").python
@@ -69,6 +70,8 @@ def test_every_option_is_read() -> None:
         ("-b -a", "exclude each other"),
         ("poet --model local", "not both"),
         ("poet --python", "leave TARGET and --model out"),
+        ("--python --on process", "leave --on process out"),
+        ("--on mars", "invalid choice"),
         ("'open", "close the quote"),
         ("poet(prompt)", "write %%agentrun poet, and"),
         ("poet('a, b', 3) --block", "write %%agentrun poet, and"),
