@@ -148,7 +148,8 @@ class Dispatcher:
         attempt = self._attempts.pop(live.run_id, None)
         if attempt is None:
             return
-        if attempt.on == PROCESS:
+        # A cancelled one is never entered, so it needs no process for its end.
+        if attempt.on == PROCESS and not attempt.token.cancelled:
             self._submit_to_process(attempt)
         elif self._hosts:
             self._outgoing.append(attempt)

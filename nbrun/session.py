@@ -132,7 +132,8 @@ class NotebookSession:
         id : makes the start idempotent: the same id and inputs give the existing run.
         timeout_s : seconds after which the run is cancelled (cause `deadline`), counted from its start.
         if_running : what to do while a run of the same cell, or the same given name, is live.
-        on : `process` runs the agent in a process of its own, which can be killed with all it has started.
+        on : `process` runs the agent in a process of its own, which can be killed with all it has started; its
+            output comes back as JSON-like data.
         thread : drive an async agent on a thread of its own, because it blocks.
         tools : functions for the built-in agent.
         parent : the run whose child it is: it is cancelled with that run, and ends before it.

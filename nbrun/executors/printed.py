@@ -27,11 +27,12 @@ class Printed:
         text = self._decoder.decode(data, final=not data)
         self.tail = (self.tail + text)[-TAIL:]
         self._held += text
-        lines, end, rest = self._held.rpartition("\n")
-        if not data or (not end and len(rest) > MAX_LINE):
+        # A progress bar ends its lines by a bare return.
+        end = max(self._held.rfind("\n"), self._held.rfind("\r"))
+        if not data or (end < 0 and len(self._held) > MAX_LINE):
             return self.rest()
-        self._held = rest
-        return lines
+        lines, self._held = self._held[: max(end, 0)], self._held[end + 1 :]
+        return lines.rstrip("\r")
 
     def rest(self) -> str:
         """Return what waits for its line's end, and wait no longer."""

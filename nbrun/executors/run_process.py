@@ -94,6 +94,7 @@ class RunProcess:
         self._frames = Frames()
         self._outgoing = bytearray()
         self._printed: dict[int, Printed] = {}
+        self._unlogged: deque[ev.Log] = deque()
         # What has happened, in about this order.
         self._has_begun = False
         self._has_told_cancel = False
@@ -162,6 +163,7 @@ class RunProcess:
         while self._channel in self._selector.get_map() and self._receive():
             pass
         self._read_all_printed()
+        self._log_unlogged()
         if not self._relay.is_ended:
             self._end_dead(group, is_dead)
 
@@ -322,7 +324,14 @@ class RunProcess:
 
     def _log_printed(self, printed: Printed, text: str) -> None:
         if text:
-            self._relay.say(ev.Log(text, printed.level))
+            self._unlogged.append(ev.Log(text, printed.level))
+        if self._relay.is_entered:
+            self._log_unlogged()
+
+    def _log_unlogged(self) -> None:
+        """Log what was printed; until then what overtakes the start of the run has waited."""
+        while self._unlogged:
+            self._relay.say(self._unlogged.popleft())
 
     def _hear(self, message: Message) -> None:
         match message:
@@ -353,8 +362,9 @@ class RunProcess:
         if end.TYPE not in ev.END_TYPES:
             self._relay.pass_on(events)
             return
-        self._read_all_printed()
         self._relay.pass_on(events[:-1])
+        self._read_all_printed()
+        self._log_unlogged()
         if isinstance(end, ev.RunCancelled):
             self._fire(end.reason, end.cause)  # the log says first that it was asked to stop
             if end.detached:  # here nothing is left behind: it is killed, and that is its run's end

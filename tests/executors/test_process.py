@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 import pytest
@@ -122,6 +123,13 @@ def test_a_run_is_the_same_in_a_process_of_its_own(session: NotebookSession) -> 
     assert [e.seq for e in events] == list(range(len(events)))
     assert [e.ts for e in events[1:]] == sorted(e.ts for e in events[1:])
     assert (events[1].type, events[-1].type) == ("run.started", "run.completed")
+
+
+def test_what_is_printed_before_the_start_follows_it(session: NotebookSession) -> None:
+    """A line that the making of the agent prints, in its process, is logged after `run.started`."""
+    run = ended(start(session, fakes.Loud()))
+    assert [event.type for event in run.events()[1:3]] == ["run.started", "log"]
+    assert logged(run) == [("stdout", "made")]
 
 
 def test_every_word_of_a_long_stream_arrives(session: NotebookSession) -> None:
@@ -262,12 +270,12 @@ def test_a_death_while_a_fork_lives_is_noticed_too(session: NotebookSession) -> 
 # --- what cannot travel ------------------------------------------------------------------------------
 
 
-def _with_lock() -> object:
+def _with_lock(_log: TextIO) -> object:
     lock = threading.Lock()
     return lambda prompt: lock.locked()
 
 
-def _with_generator() -> object:
+def _with_generator(_log: TextIO) -> object:
     numbers = (number for number in range(3))
 
     def inner() -> int:
@@ -276,9 +284,12 @@ def _with_generator() -> object:
     return lambda prompt: inner()
 
 
-def _with_file() -> object:
-    log = open(os.devnull, "w")  # noqa: SIM115 - it is what cannot travel
-    return lambda prompt: log.close()
+def _with_file(log: TextIO) -> object:
+    return functools.partial(lambda prompt, out: out.write(prompt), out=log)
+
+
+def _with_self(_log: TextIO) -> object:
+    return Held()
 
 
 @pytest.mark.parametrize(
@@ -286,24 +297,23 @@ def _with_file() -> object:
     [
         (_with_lock, r"'lock' \(_thread.lock\)"),
         (_with_generator, r"'numbers' \(generator\)"),
-        (_with_file, r"'log' \(_io.TextIOWrapper\)"),
-        (Held, r"'entered' \(threading.Event\)"),
+        (_with_file, r"'out' \(_io.TextIOWrapper\)"),
+        (_with_self, r"'entered' \(threading.Event\)"),
     ],
-    ids=["lock", "generator", "file", "object"],
 )
 def test_what_cannot_travel_is_named_before_anything_is_begun(
-    session: NotebookSession, store_path: Path, make: Callable[[], object], culprit: str
+    session: NotebookSession,
+    store_path: Path,
+    tmp_path: Path,
+    make: Callable[[TextIO], object],
+    culprit: str,
 ) -> None:
     """One line names the part and the mend; there is no run, no file and no id used up."""
-    agent = make()
-    with pytest.raises(BadOption, match=f"{culprit} cannot be pickled; make it inside the agent"):
-        start(session, agent)
+    line = f"{culprit} cannot be pickled; make it inside the agent, or leave out --on process"
+    with (tmp_path / "log.txt").open("w") as log, pytest.raises(BadOption, match=line):
+        start(session, make(log))
     assert session.runs() == []
     assert not store_path.exists()
-    if callable(agent) and isinstance(agent, type(_with_file)) and agent.__closure__:
-        for cell in agent.__closure__:
-            with contextlib.suppress(AttributeError):
-                cell.cell_contents.close()
     assert session.start(agents.instant).id == "run-seq-0"
 
 
@@ -352,6 +362,7 @@ def test_whoever_minds_no_cancel_is_killed(session: NotebookSession, agent: obje
     assert (run.status, run.cause) == (RunStatus.CANCELLED, CancelCause.USER)
     assert str(run.output).startswith("so far")
     assert (run.record.detached, rungs(run)[-1]) == ((), Rung.PROCESS)
+    assert Rung.DETACHED not in rungs(run)
     assert GRACE_S <= took_s < GRACE_S + LAST_S + 1.0
     (end,) = [e for e in run.events() if e.type in ev.END_TYPES]
     assert end == run.events()[-1]
@@ -383,6 +394,7 @@ def test_a_cancel_before_the_start_never_enters_the_agent(
         trace.write_text("here")
 
     run = start(session, leaves_trace)
+    wait_until(lambda: psutil.Process().children() != [], "no process")
     assert run.cancel().wait(BOUND_S)
     assert (run.status, run.record.started_at) == (RunStatus.CANCELLED, None)
     assert rungs(run) == []
@@ -398,6 +410,7 @@ def test_a_cancel_in_line_starts_no_process(make_session: MakeSession, held: Hel
     assert run.cancel().wait(BOUND_S)
     assert [e.type for e in run.events()] == ["run.created", "cancel.requested", "run.cancelled"]
     assert psutil.Process().children() == []
+    assert "nbrun-processes" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_token_that_the_agent_fires_is_fired_here_too(session: NotebookSession) -> None:
@@ -480,6 +493,23 @@ def test_a_word_of_the_session_reaches_the_host(session: NotebookSession) -> Non
     assert run.result(BOUND_S) == ["steer", "left"]
 
 
+def test_a_child_run_may_be_in_a_process(session: NotebookSession) -> None:
+    """A local run starts a child in a process, and a cancel of the parent ends it; there itself it starts none."""
+
+    async def outer(prompt: str, run: RunContext) -> object:
+        return await run.start_child(fakes.swallows, on="process", name="inner")
+
+    parent = session.start(outer)
+    wait_until(lambda: any(run.name == "inner" for run in session.runs()), "no child")
+    child = session.get("inner")
+    wait_for_phase(child)
+    assert parent.cancel().wait(BOUND_S)
+    assert (child.status, child.cause) == (RunStatus.CANCELLED, CancelCause.PARENT)
+    assert is_gone(told(child, "pid"))
+    refused = ended(start(session, outer))
+    assert "leave --on process out" in str(refused.error)
+
+
 def test_close_ends_the_processes_in_time(make_session: MakeSession) -> None:
     """Closing the session ends stubborn processes and all they have started within 1.5 s, grace or no grace."""
     session = make_session(cancel_grace_s=30.0)
@@ -501,7 +531,7 @@ def test_close_ends_the_processes_in_time(make_session: MakeSession) -> None:
 # --- the kernel dies ---------------------------------------------------------------------------------
 
 KERNEL = """
-import sys, nbrun
+import os, signal, sys, nbrun
 from tests.fakes import process_agents
 session = nbrun.NotebookSession(store=sys.argv[1])
 agent = getattr(process_agents, sys.argv[2])
@@ -516,30 +546,46 @@ run = session.start(with_program, on="process")
 pids = {}
 while len(pids) < 2 or run.phase != "entered" or run.text != "so far":
     pids = {e.data.name: e.data.value for e in run.events() if e.type == "custom"}
-print(pids["pid"], pids["child"], flush=True)
+fork = os.fork() if sys.argv[3] == "forked" else None
+if fork == 0:
+    signal.pause()  # it holds all that the kernel has open
+print(pids["pid"], pids["child"], fork or "", flush=True)
 run.wait()
 """
 
 
-@pytest.mark.parametrize("agent", ["waits", "blocks_loop", "holds_interpreter"])
-def test_a_killed_kernel_leaves_no_orphan(tmp_path: Path, agent: str) -> None:
-    """SIGKILL of the kernel takes the process and what it has started along, whatever the agent is doing."""
+@pytest.mark.parametrize(
+    ("agent", "fork"),
+    [("waits", ""), ("blocks_loop", ""), ("holds_interpreter", ""), ("blocks_loop", "forked")],
+)
+def test_a_killed_kernel_leaves_no_orphan(tmp_path: Path, agent: str, fork: str) -> None:
+    """SIGKILL of the kernel takes the process and what it has started along, whatever the agent is doing.
+
+    So it does where a fork of the kernel lives on, and keeps open what the kernel had.
+    """
     if agent == "holds_interpreter" and sys.platform != "linux":
         pytest.skip("only Linux kills a group by itself")
     kernel = subprocess.Popen(
-        [sys.executable, "-c", KERNEL, str(tmp_path / "runs.db"), agent],
+        [sys.executable, "-c", KERNEL, str(tmp_path / "runs.db"), agent, fork],
         stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
+    assert kernel.stdout is not None
+    pids = [int(word) for word in kernel.stdout.readline().split()]
     try:
-        assert kernel.stdout is not None
-        pids = [int(word) for word in kernel.stdout.readline().split()]
-        assert len(pids) == 2
+        assert len(pids) == (3 if fork else 2)
         assert not any(map(is_gone, pids))
+        if agent == "holds_interpreter":  # it does when it computes, and no more sleeps
+            process = psutil.Process(pids[0])
+            used_s = process.cpu_times().user
+            wait_until(lambda: process.cpu_times().user > used_s + 0.2, "it does not compute")
+        kernel.kill()
+        for pid in pids[:2]:
+            wait_until_gone(pid, 4.0)
     finally:
+        for pid in pids[2:]:
+            os.kill(pid, signal.SIGKILL)
         kernel.kill()
         kernel.communicate()
-    for pid in pids:
-        wait_until_gone(pid, 3.0)
 
 
 # --- small parts -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import nbrun
 from nbrun import RunContext
@@ -33,6 +33,24 @@ async def says(prompt: str, run: RunContext) -> dict[str, object]:
     print("printed")
     os.write(1, b"written\n")
     return {"pid": os.getpid(), "same": nbrun.current() is run, "folder": os.getcwd()}
+
+
+class Loud:
+    """An agent whose making, where it arrives, prints."""
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        """Be made anew there."""
+        return loud, ()
+
+    async def __call__(self, prompt: str) -> str:
+        """Return at once."""
+        return prompt
+
+
+def loud() -> Loud:
+    """Make it."""
+    os.write(1, b"made\n")
+    return Loud()
 
 
 async def streams(prompt: str) -> AsyncIterator[str]:
