@@ -355,7 +355,7 @@ class RunProcess:
     def _pass_on(self, events: list[Told]) -> None:
         """Hand on events of the host; an end comes last in its batch, and is looked at first."""
         # Where the host would leave something behind, it is killed; that is another rung.
-        events = [told for told in events if not _is_detaching(told[1])]
+        events = [told for told in events if not _tells_detached(told[1])]
         if not events:
             return
         end = events[-1][1]
@@ -395,5 +395,5 @@ def not_started(error: Exception) -> ev.ErrorInfo:
     return ev.ErrorInfo(type(error).__name__, f"the run's process could not be started: {error}")
 
 
-def _is_detaching(data: ev.EventData) -> bool:
+def _tells_detached(data: ev.EventData) -> bool:
     return isinstance(data, ev.CancelEscalated) and data.rung is Rung.DETACHED
