@@ -53,6 +53,7 @@ class RunHost:
             on_blocked,
             is_shared=is_shared,
         )
+        thread.on_close.append(self.pulse.close)
         thread.loop.set_task_factory(self._make_task)
         thread.loop.set_exception_handler(self._on_loop_error)
 
@@ -80,10 +81,6 @@ class RunHost:
         self._owners[task] = attempt.run_id
         task.add_done_callback(lambda _task: self._drives.pop(key, None))
         self.pulse.begin()
-
-    def close(self) -> None:
-        """Stop watching the loop; what is under way on it is its thread's business."""
-        self.pulse.close()
 
     # --- whose is it? ----------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class LoopThread:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
         self._is_called = False
+        self.on_close: list[Callable[[], object]] = []  # called by who closes it, whatever the loop does
         self._is_stopping = False
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
@@ -55,6 +56,8 @@ class LoopThread:
     def close(self, timeout_s: float) -> bool:
         """Stop the loop; return whether its thread has ended within the time."""
         self._is_stopping = True
+        for callback in self.on_close:
+            callback()
         call_soon(self.loop, self.loop.stop)
         if not self.is_current:
             self._thread.join(timeout_s)

@@ -59,6 +59,4 @@ class LocalExecutor:
 
     async def close(self) -> None:
         """Forget the host."""
-        if self._host is not None:
-            self._host.close()
-            self._host = None
+        self._host = None
