@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from enum import Enum
@@ -24,6 +25,13 @@ MAX_PARTS = 500_000
 """How many parts of a value are stored: those that share their parts can have more paths than atoms exist."""
 MAX_REPR = 2_000
 _INT_LIMIT = 2**63
+
+_ESCAPE_CODE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, moves of the cursor
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
+    r"|\x1b[ -/]*[0-Z\\^-~]"  # the short ones; not the openings of those above
+)
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 
 TYPE_KEY = "$type"
 REPR_KEY = "$repr"
@@ -51,6 +59,13 @@ def clean_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-8", "backslashreplace").decode()
     return str(text)
+
+
+def printable(text: str) -> str:
+    """Return text as a terminal shows it, without its escape codes; other control characters become visible."""
+    if text.isprintable():
+        return text
+    return _ESCAPE_CODE.sub("", text).translate(_PICTURES)
 
 
 def type_name(value: object) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbrun import events as ev
-from nbrun.cancellation import CancelCause
-from nbrun.encoding import Plain, shown
+from nbrun.cancellation import CancelCause, Rung
+from nbrun.encoding import Plain, printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,6 +58,11 @@ TRANSITIONS: dict[RunStatus, dict[str, RunStatus]] = {
 }
 """The one table: status → event type → status. An event type that is not listed changes nothing."""
 
+LOG_LINES = 20
+"""How many of its last log lines a record holds; all of them are in the log."""
+LOG_WIDTH = 300
+"""Characters that it holds of each of them."""
+
 AFTER_END = frozenset({ev.DetachedFinished.TYPE})
 """The events that may follow an ending; they change neither status nor output."""
 
@@ -99,7 +104,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     Times are epoch seconds (UTC). `text` is all that was streamed; `output` is what the agent returned, as
     JSON-like data, or the text where it returned nothing. `detached` names what a cancelled run has left
-    running.
+    running, `detached_finished` those of them that have ended since. `log` is the tail of `log_count` lines.
     """
 
     run_id: str = ""
@@ -122,6 +127,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     created_at: float = 0.0
     started_at: float | None = None
     cancel_requested_at: float | None = None
+    rung: Rung | None = None  # the last step of the cancel ladder that was used
     ended_at: float | None = None
     last_event_at: float = 0.0
     text: str = ""
@@ -132,7 +138,12 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     children: tuple[ChildSummary, ...] = ()
     progress: ev.Progress | None = None
     notices: tuple[str, ...] = ()  # what the run's card has to tell besides its status
+    log: tuple[str, ...] = ()
+    log_count: int = 0
     detached: tuple[str, ...] = ()
+    detached_finished: tuple[str, ...] = ()
+    detached_finished_at: float | None = None
+    refused: int = 0  # what detached work still sent after the end
     event_count: int = 0
     is_brief: bool = False  # long fields are cut; the whole is in the log
 
@@ -140,6 +151,16 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     def is_live(self) -> bool:
         """Whether the run has not ended."""
         return self.status.is_live
+
+    @property
+    def still_running(self) -> tuple[str, ...]:
+        """The names of detached work that is not known to have ended."""
+        return tuple(name for name in self.detached if name not in self.detached_finished)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more is to come: it has ended, and left nothing running."""
+        return not self.is_live and not self.still_running
 
     def elapsed_s(self, now: float) -> float | None:
         """Return the seconds from the start to the end, or to `now` while it is live."""
@@ -170,6 +191,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             output=output,
             tools=(),
             children=(),
+            log=(),
             error=None
             if self.error is None
             else ev.ErrorInfo(self.error.type, self.error.message[:head]),
@@ -196,6 +218,7 @@ class _Draft:
         self._next_seq = record.event_count
         self._text: list[str] = []
         self._warnings: list[str] = []
+        self._logs: list[str] = []
         self._tools: dict[str, ToolCall] | None = None
         self._children: dict[str, ChildSummary] | None = None
 
@@ -217,10 +240,21 @@ class _Draft:
             self._tool(data, event.ts)
         elif isinstance(data, ev.ChildStarted | ev.ChildFinished):
             self._child(data)
-        elif isinstance(data, ev.Log) and data.level == "warning":
-            self._warnings.append(data.text)
+        elif isinstance(data, ev.Log):
+            self._log(data, is_own=event.attempt > 0)
+        elif isinstance(data, ev.DetachedFinished):
+            known = self._changes.get("detached_finished", self._record.detached_finished)
+            self._changes["detached_finished"] = (*known, data.name)
+            self._changes["detached_finished_at"] = event.ts
+            self._changes["refused"] = data.refused  # a total
         else:
             self._changes.update(_changes(event))
+
+    def _log(self, data: ev.Log, is_own: bool) -> None:
+        if data.level == "warning":
+            self._warnings.append(data.text)
+        if is_own:  # a notice of the session's is no line of the agent's
+            self._logs.append(data.text)
 
     def _tool(self, data: ev.ToolStarted | ev.ToolFinished, ts: float) -> None:
         if self._tools is None:
@@ -254,11 +288,33 @@ class _Draft:
             changes["children"] = tuple(self._children.values())
         if self._warnings:
             changes["notices"] = (*self._record.notices, *self._warnings)[-5:]
+        if self._logs:
+            record = self._record
+            changes["log"] = (*record.log, *_last_lines(self._logs))[-LOG_LINES:]
+            changes["log_count"] = record.log_count + sum(t.count("\n") + 1 for t in self._logs)
         if self._status in TERMINAL and changes.get("output", self._record.output) is None:
             changes["output"] = changes.get("text", self._record.text) or None
         return msgspec.structs.replace(
             self._record, status=self._status, event_count=self._next_seq, **changes
         )
+
+
+def _last_lines(texts: list[str]) -> list[str]:
+    """Return the last lines of these texts, cut; what stands before them is not looked at, for it may be much."""
+    lines: list[str] = []
+    for text in reversed(texts):
+        end = len(text)
+        while end >= 0 and len(lines) < LOG_LINES:
+            start = text.rfind("\n", 0, end) + 1
+            lines.append(_cut_line(text[start:end]))
+            end = start - 1
+    return lines[::-1]
+
+
+def _cut_line(line: str) -> str:
+    # A terminal shows what stands behind the last bare return. Cut twice: escape codes are made nothing of.
+    line = printable(line.rstrip("\r").rpartition("\r")[2][: 4 * LOG_WIDTH])
+    return line if len(line) <= LOG_WIDTH else line[: LOG_WIDTH - 1] + "…"
 
 
 def _changes(event: ev.RunEvent) -> dict[str, Any]:
@@ -274,6 +330,8 @@ def _changes(event: ev.RunEvent) -> dict[str, Any]:
             return {"phase": phase}
         case ev.CancelRequested(cause=cause, reason=reason, by=by):
             return {"cause": cause, "reason": reason, "cancelled_by": by, "cancel_requested_at": ts}
+        case ev.CancelEscalated(rung=rung):
+            return {"rung": rung}
         case ev.RunCompleted(output=output, usage=usage):
             return {
                 "ended_at": ts,

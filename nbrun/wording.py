@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from nbrun.cancellation import CancelCause
-from nbrun.encoding import readable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from nbrun.cancellation import CancelCause, Rung
+from nbrun.encoding import readable, shown
 from nbrun.record import RunRecord, RunStatus
+
+if TYPE_CHECKING:
+    from nbrun.events import Progress
 
 UNLOAD = "unload"
 """Who cancels when the extension is taken out of a kernel that goes on; the cause is `shutdown` all the same."""
+
+SOON_S = 0.5
+"""A cancel that took longer from the request to the end is told with its times."""
+
+_RUNGS = {
+    Rung.TOKEN: "asking the agent",
+    Rung.NATIVE: "asking the agent",
+    Rung.TASK: "cancelling its task",
+    Rung.THREAD: "stopping its thread",
+    Rung.PROCESS: "killing its process",
+}
+_ASKED_BY_CAUSE = {
+    CancelCause.INTERRUPT: "an interrupt",
+    CancelCause.PARENT: "its parent",
+}
+_ASKED_BY = {
+    "card": "the card",
+    "python": "Python",
+    "magic": "%agentrun cancel",
+    "shutdown": "the kernel's shutdown",
+    UNLOAD: "the unloading of nbrun",
+}
 
 
 def duration(seconds: float) -> str:
@@ -43,7 +71,7 @@ def status_words(record: RunRecord) -> str:
         case RunStatus.WAITING:
             return "Waiting for you"
         case RunStatus.CANCELLING:
-            return "Cancelling…"
+            return f"Cancelling…{_rung_words(record)}"
         case RunStatus.COMPLETED:
             return f"Completed{after and f' in {after}'}"
         case RunStatus.FAILED:
@@ -60,11 +88,19 @@ def _after(record: RunRecord) -> str:
     return duration(record.ended_at - record.started_at)
 
 
+def _rung_words(record: RunRecord) -> str:
+    """Return how the agent is being stopped. Its token fired at once, so without another rung it is being asked."""
+    if record.started_at is None:
+        return ""
+    words = _RUNGS.get(record.rung or Rung.TOKEN)
+    return f" ({words})" if words else ""
+
+
 def _cancelled_words(record: RunRecord, after: str) -> str:
     limit = f" after {after}" if after else " before it began"
     match record.cause:
         case CancelCause.DEADLINE:
-            return f"Timed out{limit}"
+            return f"Timed out{_limit_words(record) or limit}"
         case CancelCause.BUDGET:
             return f"Over budget{limit}"
         case CancelCause.INTERRUPT:
@@ -81,10 +117,98 @@ def _cancelled_words(record: RunRecord, after: str) -> str:
             return f"Cancelled by you{limit}"
 
 
-def _detached_words(record: RunRecord) -> str:
-    if not record.detached:
+def _limit_words(record: RunRecord) -> str:
+    """Return the time limit that a run has met, and how long it took where that is longer."""
+    limit_s = record.options.get("timeout_s")
+    if record.started_at is None or record.ended_at is None or not isinstance(limit_s, int | float):
         return ""
-    return f"; still running: {', '.join(record.detached)}"
+    took_s = record.ended_at - record.started_at
+    limit = _round_duration(limit_s)
+    if took_s - limit_s <= SOON_S:
+        return f" after {limit}"
+    return f" at its limit of {limit}; ended after {duration(took_s)}"
+
+
+def _round_duration(seconds: float) -> str:
+    """Return a length of time that a person chose: `2 s`, `1 min 30 s`, `10 min`."""
+    if seconds < 60:
+        return f"{seconds:g} s"
+    return duration(seconds).removesuffix(" 0 s").removesuffix(" 0 min")
+
+
+def _detached_words(record: RunRecord) -> str:
+    if not record.still_running:
+        return ""
+    return f"; still running: {', '.join(record.still_running)}"
+
+
+def cancel_notes(record: RunRecord) -> list[str]:
+    """Return what there is to say of a cancel besides the status: its reason, its times, what it left behind."""
+    if record.status not in (RunStatus.CANCELLING, RunStatus.CANCELLED):
+        return []
+    notes = [f"“{record.reason}”", _times_words(record), _finished_words(record)]
+    return [note for note in notes[0 if record.reason else 1 :] if note]
+
+
+def _times_words(record: RunRecord) -> str:
+    """Return who asked when, and how much later the run stopped, where that was not at once."""
+    asked_at, ended_at = record.cancel_requested_at, record.ended_at
+    if asked_at is None or ended_at is None or record.cause is CancelCause.DEADLINE:
+        return ""  # of a time limit the status tells all
+    late_s = ended_at - asked_at
+    if late_s <= SOON_S:
+        return ""
+    by = _ASKED_BY.get(record.cancelled_by, record.cancelled_by) or "somebody"
+    if record.cause is not None:
+        by = _ASKED_BY_CAUSE.get(record.cause, by)
+    return f"asked by {by} at {_clock_time(asked_at)}, stopped {duration(late_s)} later"
+
+
+def _clock_time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%H:%M:%S")
+
+
+def _finished_words(record: RunRecord) -> str:
+    """Return that what a cancel left behind has ended."""
+    finished_at, ended_at = record.detached_finished_at, record.ended_at
+    if finished_at is None or ended_at is None:
+        return ""
+    names = ", ".join(record.detached_finished)
+    verb = "has" if len(record.detached_finished) == 1 else "have"
+    words = (
+        f"{names} {verb} ended by now, {duration(max(0.0, finished_at - ended_at))} after the run"
+    )
+    if record.refused == 1:
+        return f"{words}; 1 late event was refused"
+    return f"{words}; {record.refused:,} late events were refused" if record.refused else words
+
+
+def queued_words(ahead: int, under_way: int) -> str:
+    """Return what a queued run waits for: `Queued: 3rd in line, 8 runs are under way`."""
+    runs = "1 run is" if under_way == 1 else f"{under_way:,} runs are"
+    return f"Queued: {_ordinal(ahead + 1)} in line, {runs} under way"
+
+
+def _ordinal(number: int) -> str:
+    ending = (
+        "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    )
+    return f"{number:,}{ending}"
+
+
+def progress_words(progress: Progress | None) -> str:
+    """Return how far a run has come: `3 of 12 · pages`; empty where it has not told."""
+    if progress is None:
+        return ""
+    total = "" if progress.total is None else f" of {_amount(progress.total)}"
+    label = f" · {shown(progress.label, 100)}" if progress.label else ""
+    return f"{_amount(progress.done)}{total}{label}"
+
+
+def _amount(number: float) -> str:
+    if not abs(number) < 1e15:  # also what is no number
+        return f"{number:g}"
+    return f"{number:,.2f}".rstrip("0").rstrip(".")
 
 
 def said(record: RunRecord) -> str:

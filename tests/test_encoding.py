@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbrun.encoding import REPR_KEY, TYPE_KEY, clean_text, plain, shown
+from nbrun.encoding import REPR_KEY, TYPE_KEY, clean_text, plain, printable, shown
 
 
 class Colour(enum.Enum):
@@ -203,3 +203,20 @@ def test_any_value_can_be_stored_and_read_back(value: object) -> None:
     # By repr, because NaN is not equal to itself.
     assert repr(decoded) == repr(stored)
     assert repr(plain(stored)) == repr(stored)
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("plain", "plain"),
+        ("\x1b[1;31mred\x1b[0m \x9b2Kgone", "red gone"),
+        ("\x1b]8;;http://evil\x1b\\link\x1b]8;;\x07", "link"),
+        ("\x1b(Bcharset\x1b=", "charset"),
+        ("\x1b]0;no end", "\u241b]0;no end"),
+        ("a\x08b\x00c\x7f", "a\u2408b\u2400c\u2421"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+    ],
+)
+def test_printable_text_has_no_codes_and_hides_nothing(text: str, seen: str) -> None:
+    """A code that is whole is left out; what only begins like one is shown."""
+    assert printable(text) == seen

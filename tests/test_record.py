@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
+from nbrun.cancellation import Rung
 from nbrun.record import AFTER_END, LIVE, TERMINAL, TRANSITIONS, fold, is_admitted, next_status
 from tests.test_events import SAMPLES
 
@@ -139,6 +140,28 @@ def test_the_end_of_detached_work_changes_neither_status_nor_output() -> None:
     assert after.event_count == 5
 
 
+def test_detached_work_is_told_to_its_end() -> None:
+    """What ended when, what still runs, how much was refused; only then is the run settled."""
+    end = ev.RunCancelled(CancelCause.USER, detached=("fetch", "search"))
+    record = fold(log(CREATED, ev.RunStarted(), REQUEST, end))
+    assert (record.still_running, record.is_settled) == (("fetch", "search"), False)
+    both = log(ev.DetachedFinished("fetch", 2), ev.DetachedFinished("search", 3), first=4)
+    record = record.apply(both[:1])
+    assert (record.still_running, record.is_settled) == (("search",), False)
+    assert (record.detached_finished, record.detached_finished_at) == (("fetch",), 104.0)
+    record = record.apply(both[1:])
+    assert (record.still_running, record.is_settled, record.refused) == ((), True, 3)
+    assert record.detached == ("fetch", "search")  # what it left behind at its end stays told
+
+
+def test_the_last_rung_of_a_cancel_is_kept() -> None:
+    """The record says how firmly the run was asked."""
+    record = fold(log(CREATED, ev.RunStarted(), REQUEST))
+    assert record.rung is None
+    rungs = [ev.CancelEscalated(Rung.NATIVE), ev.CancelEscalated(Rung.TASK)]
+    assert record.apply(log(*rungs, first=3)).rung is Rung.TASK
+
+
 def test_a_lost_run_ended_with_its_last_event() -> None:
     """It is not made to look as if it had gone on until somebody noticed."""
     record = fold(log(CREATED, ev.RunStarted(), ev.RunLost("its kernel died", 101.0)))
@@ -175,6 +198,34 @@ def test_warnings_become_notices_whether_they_come_alone_or_together() -> None:
     assert together.notices == ("w2", "w3", "w4", "w5", "w6")
 
 
+def test_the_last_log_lines_are_kept_and_all_are_counted() -> None:
+    """Twenty lines, whichever events they came in; each is cut, and empty ones count."""
+    record = fold(log(CREATED, ev.Log("a\nb", "stdout"), ev.Log("", "stdout"), ev.Log("c")))
+    assert (record.log, record.log_count) == (("a", "b", "", "c"), 4)
+    many = "\n".join(f"line {number}" for number in range(1000))
+    record = record.apply(log(ev.Log(many, "stderr"), ev.Log("x" * 1000), first=4))
+    assert record.log_count == 1005
+    assert (len(record.log), record.log[0], record.log[-2]) == (20, "line 981", "line 999")
+    assert record.log[-1] == "x" * 299 + "…"
+
+
+def test_a_log_line_is_what_a_terminal_shows() -> None:
+    """Colours are taken out, a bar that is drawn over itself is its last state, other controls are visible."""
+    bar = ev.Log("10%\r\x1b[32m20%\x1b[0m\r\nbell\x07", "stderr")
+    assert fold(log(CREATED, bar)).log == ("20%", "bell\u2407")
+    coloured = ev.Log("\x1b[31m" * 50 + "y" * 400)
+    assert fold(log(CREATED, coloured)).log == ("y" * 299 + "…",)
+
+
+def test_a_notice_of_the_session_is_no_log_line_of_the_agent() -> None:
+    """A warning of the agent's is both; the session's own events have attempt 0."""
+    own, notice = ev.Log("careful", "warning"), ev.Log("queued behind #1", "warning")
+    events = [*log(CREATED, own), ev.RunEvent(2, 102.0, "run-1", 0, notice)]
+    record = fold(events)
+    assert record.notices == ("careful", "queued behind #1")
+    assert (record.log, record.log_count) == (("careful",), 1)
+
+
 def test_a_gap_is_refused() -> None:
     """An event that does not come next raises, and names both numbers."""
     with pytest.raises(ValueError, match="event 3 came where 1 was due"):
@@ -201,18 +252,21 @@ def test_a_brief_record_is_small_and_says_so() -> None:
     record = fold(
         log(
             msgspec.structs.replace(CREATED, prompt=long), ev.TextDelta(long),
-            ev.ToolStarted("t", "t", args=long), ev.RunFailed(ev.ErrorInfo("E", long, long), long),
+            ev.ToolStarted("t", "t", args=long), ev.Log("\n".join([long] * 30)),
+            ev.RunFailed(ev.ErrorInfo("E", long, long), long),
         )
     )  # fmt: skip
     brief = record.brief()
     assert len(msgspec.msgpack.encode(brief)) < 2_500
     assert brief.is_brief
-    assert (brief.status, brief.ended_at, brief.event_count) == (RunStatus.FAILED, 103.0, 4)
+    assert (brief.status, brief.ended_at, brief.event_count) == (RunStatus.FAILED, 104.0, 5)
 
 
 MORE = [
     *SAMPLES,
     ev.Log("careful", "warning"),
+    ev.Log("\n".join("many")),
+    ev.DetachedFinished("other", 1),
     ev.ToolStarted("t2", "read"),
     ev.RunStarted("again"),
 ]

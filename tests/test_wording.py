@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
+
 import msgspec
 import pytest
 
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
-from nbrun.wording import UNLOAD, duration, status_words, tokens_words
+from nbrun.cancellation import Rung
+from nbrun.wording import (
+    UNLOAD,
+    cancel_notes,
+    duration,
+    progress_words,
+    queued_words,
+    status_words,
+    tokens_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +104,123 @@ def test_tokens_are_shown_where_they_were_told() -> None:
     bound = tokens_words(msgspec.structs.replace(RECORD, usage=ev.Usage(1200, 34, exact=False)))
     assert "≥ 1,200" in bound
     assert "34 out" in bound
+
+
+CANCELLED = msgspec.structs.replace(
+    RECORD, status=RunStatus.CANCELLED, cause=CancelCause.USER, cancelled_by="card", started_at=100.0,
+    cancel_requested_at=103.0, ended_at=105.1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "took_s", "words"),
+    [
+        (2.0, 2.04, "Timed out after 2 s"),
+        (2.0, 4.5, "Timed out at its limit of 2 s; ended after 4.5 s"),
+        (0.25, 0.26, "Timed out after 0.25 s"),
+        (90.0, 90.1, "Timed out after 1 min 30 s"),
+        (600, 660.0, "Timed out at its limit of 10 min; ended after 11 min 0 s"),
+    ],
+)
+def test_a_time_limit_is_named(limit_s: float, took_s: float, words: str) -> None:
+    """It timed out after what was allowed, not after what it took; that is told where it is longer."""
+    record = msgspec.structs.replace(
+        CANCELLED, cause=CancelCause.DEADLINE, options={"timeout_s": limit_s}, ended_at=100.0 + took_s
+    )  # fmt: skip
+    assert status_words(record) == words
+    assert cancel_notes(record) == []
+
+
+@pytest.mark.parametrize(
+    ("rung", "words"),
+    [
+        (None, "Cancelling… (asking the agent)"),
+        (Rung.NATIVE, "Cancelling… (asking the agent)"),
+        (Rung.TASK, "Cancelling… (cancelling its task)"),
+        (Rung.THREAD, "Cancelling… (stopping its thread)"),
+        (Rung.PROCESS, "Cancelling… (killing its process)"),
+        (Rung.DETACHED, "Cancelling…"),
+    ],
+)
+def test_a_cancel_under_way_names_its_rung(rung: Rung | None, words: str) -> None:
+    """Who waits for a stop sees what is being tried."""
+    record = msgspec.structs.replace(
+        RECORD, status=RunStatus.CANCELLING, started_at=100.0, rung=rung
+    )
+    assert status_words(record) == words
+
+
+@pytest.mark.parametrize(
+    ("cause", "by", "who"),
+    [
+        (CancelCause.USER, "card", "the card"),
+        (CancelCause.USER, "python", "Python"),
+        (CancelCause.USER, "magic", "%agentrun cancel"),
+        (CancelCause.USER, "the server page", "the server page"),
+        (CancelCause.USER, "", "somebody"),
+        (CancelCause.INTERRUPT, "python", "an interrupt"),
+        (CancelCause.REPLACED, "a newer run of the same cell", "a newer run of the same cell"),
+    ],
+)
+def test_a_slow_stop_is_told_with_its_times(cause: CancelCause, by: str, who: str) -> None:
+    """Who asked, when by the clock on the wall, and how much later it stopped; nothing of it after a quick one."""
+    record = msgspec.structs.replace(CANCELLED, cause=cause, cancelled_by=by)
+    wall = datetime.fromtimestamp(103.0, UTC).astimezone().strftime("%H:%M:%S")
+    assert cancel_notes(record) == [f"asked by {who} at {wall}, stopped 2.1 s later"]
+    assert cancel_notes(msgspec.structs.replace(record, ended_at=103.4)) == []
+
+
+def test_a_reason_is_quoted() -> None:
+    """It stands in front of the times; a run that was not cancelled has none to quote."""
+    record = msgspec.structs.replace(CANCELLED, reason="too slow", ended_at=103.1)
+    assert cancel_notes(record) == ["“too slow”"]
+    assert cancel_notes(msgspec.structs.replace(record, status=RunStatus.LOST)) == []
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (0, "fetch has ended by now, 12 s after the run"),
+        (1, "fetch has ended by now, 12 s after the run; 1 late event was refused"),
+        (3, "fetch has ended by now, 12 s after the run; 3 late events were refused"),
+    ],
+)
+def test_the_end_of_what_was_left_running_is_told(refused: int, words: str) -> None:
+    """The status no longer says that it runs, and what it still sent is counted."""
+    record = msgspec.structs.replace(
+        CANCELLED, ended_at=103.1, detached=("fetch", "search"), detached_finished=("fetch",),
+        detached_finished_at=115.1, refused=refused,
+    )  # fmt: skip
+    assert status_words(record) == "Cancelled by you after 3.1 s; still running: search"
+    assert cancel_notes(record) == [words]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "under_way", "words"),
+    [
+        (0, 1, "Queued: 1st in line, 1 run is under way"),
+        (1, 0, "Queued: 2nd in line, 0 runs are under way"),
+        (2, 8, "Queued: 3rd in line, 8 runs are under way"),
+        (10, 8, "Queued: 11th in line, 8 runs are under way"),
+        (21, 8, "Queued: 22nd in line, 8 runs are under way"),
+    ],
+)
+def test_a_place_in_line_reads_as_people_say_it(ahead: int, under_way: int, words: str) -> None:
+    """How many are before it, and what all of them wait for."""
+    assert queued_words(ahead, under_way) == words
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        (None, ""),
+        (ev.Progress(3, 12, "pages"), "3 of 12 · pages"),
+        (ev.Progress(1500, None), "1,500"),
+        (ev.Progress(0.25, 1.0), "0.25 of 1"),
+        (ev.Progress(math.nan, math.inf), "nan of inf"),
+        (ev.Progress(1e300, 1e300), "1e+300 of 1e+300"),
+    ],
+)
+def test_progress_reads_as_a_count(progress: ev.Progress | None, words: str) -> None:
+    """Whole numbers without a fraction, and no number of an agent's is too much."""
+    assert progress_words(progress) == words
