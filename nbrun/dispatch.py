@@ -99,6 +99,11 @@ class Dispatcher:
         if self._line.pass_by(live):
             self._submit(live)
 
+    def place(self, live: LiveRun) -> tuple[int, int] | None:
+        """Return how many runs wait before this one, and how many are under way; None if it does not wait."""
+        ahead = self._line.position(live)
+        return None if ahead is None else (ahead, self._line.under_way)
+
     def note_end(self, live: LiveRun) -> None:
         """Give the place of a run that has ended to those who wait."""
         self._attempts.pop(live.run_id, None)

@@ -66,6 +66,11 @@ class Line:
         with self._lock:
             return self._waiting.index(live) if live in self._waiting else None
 
+    @property
+    def under_way(self) -> int:
+        """How many runs have been let in and have not ended."""
+        return len(self._under_way)
+
     def _may_go(self, live: LiveRun, ahead: Sequence[LiveRun]) -> bool:
         if len(self._under_way) >= self._limit:
             return False

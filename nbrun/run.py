@@ -42,6 +42,10 @@ class Owner(Protocol):
         """Ask a run to stop."""
         ...
 
+    def line_words(self, live: LiveRun) -> str | None:
+        """Return what a queued run waits for, in words."""
+        ...
+
     def display(self, run: Run) -> None:
         """Show a run's card."""
         ...
@@ -102,6 +106,14 @@ class Run:
     def status(self) -> RunStatus:
         """Where the run stands."""
         return self.glance.status
+
+    def status_words(self) -> str:
+        """Return where the run stands, in words; of a queued one also its place in line."""
+        record = self.glance
+        place = None
+        if self._live is not None and record.status is RunStatus.QUEUED:
+            place = self._owner.line_words(self._live)
+        return place or status_words(record)
 
     @property
     def cause(self) -> CancelCause | None:
@@ -270,6 +282,26 @@ class Run:
         remove = live.listen(look)
         look()  # it may have been so before we listened
 
+    def follow_end(self, function: Callable[[], object]) -> None:
+        """Call `function` when a run of this session ends, on nbrun's own thread; at once if it has ended.
+
+        It is called again when the run has been saved, and when what a cancel left running has ended.
+        """
+        live = self._live
+        if live is None:
+            return
+
+        def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
+            if record.is_live:
+                return
+            if record.is_settled and live.problem is None:
+                remove()
+            function()
+
+        remove = live.listen(listener)
+        if self.done():  # it may have ended before we listened
+            listener(live.record, ())
+
     async def settled(self) -> None:
         """Return when the run has ended; from any event loop. Cancelling the waiter leaves the run alive."""
         if self._live is None:
@@ -386,4 +418,4 @@ class Run:
 
     def __repr__(self) -> str:
         number = "" if self.number is None else f"#{self.number} "
-        return f"<Run {number}{self.name}: {status_words(self.glance)}>"
+        return f"<Run {number}{self.name}: {self.status_words()}>"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.encoding import shown
 from nbrun.run import Run
-from nbrun.wording import status_words, tokens_words
+from nbrun.wording import tokens_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,7 @@ def _row(run: Run) -> tuple[str, ...]:
     return (
         f"#{record.number}" if record.number is not None else "–",
         record.name,
-        status_words(record),
+        run.status_words(),
         record.model or record.agent,
         datetime.fromtimestamp(started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         tokens_words(record),

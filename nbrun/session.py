@@ -33,7 +33,7 @@ from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
-from nbrun.wording import status_words, title
+from nbrun.wording import queued_words, status_words, title
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +85,8 @@ class NotebookSession:
         self.notebook = _notebook_path(path)
         self.store = _store(store, self.notebook, self.clock)
         self.on_display: Callable[[Run], None] | None = None  # given by the user interface
+        # The same: called on the writer's thread when a run has ended, and others have moved up in line.
+        self.on_line_moved: Callable[[], None] | None = None
         self._ids = ids or TimeOrderedIds(self.clock)
         self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"  # not from `ids`: the first run is number 0
         self.token = CancelToken()
@@ -435,12 +437,19 @@ class NotebookSession:
             self._dispatcher.note_end(live)
             for gone in self._catalog.note_end(live):
                 self._intake.forget(gone)
+            if self.on_line_moved is not None:
+                self.on_line_moved()
         tell = [*live.listeners, *(observer.tell for observer in self._observers)]
         for listener in tell:
             try:
                 listener(record, events)
             except Exception:  # isolated: a card or an observer that fails must not stop the log
                 _log.exception("a listener of %s failed", live.run_id)
+
+    def line_words(self, live: LiveRun) -> str | None:
+        """Return what a queued run waits for, in words; None if it does not wait."""
+        place = self._dispatcher.place(live)
+        return None if place is None else queued_words(*place)
 
     def display(self, run: Run) -> None:
         """Show a run's card, where there is something to show it with."""

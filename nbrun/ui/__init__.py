@@ -76,6 +76,11 @@ class Extension:
         if self.config in self.shell.configurables:
             self.shell.configurables.remove(self.config)
 
+    def let_go(self) -> None:
+        """Close the widgets of the cards, where the kernel goes on without nbrun."""
+        if self._board is not None:
+            self._board.let_go()
+
     # --- showing ---------------------------------------------------------------------------------
 
     def present(self, run: Run, block: bool | None) -> None:
@@ -135,13 +140,16 @@ class Extension:
             print(plain_text(run.record, run.problem))
             return
         handle, record = DisplayHandle(), run.record
-        display(bundle(record, run.problem), raw=True, display_id=handle.display_id)
-        if record.is_live:  # as it was drawn; it may have ended since
-            redraw = functools.partial(self._redraw, run, handle)
-            if is_headless(self.shell):
-                self._still_shown.append((run, redraw))
-            else:
-                run.when_ended(redraw)
+        is_ours, headless = run._live is not None, is_headless(self.shell)
+        data = bundle(record, run.problem, is_redrawn=is_ours and not headless)
+        display(data, raw=True, display_id=handle.display_id)
+        redraw = functools.partial(self._redraw, run, handle)
+        if record.is_settled or not (is_ours or record.is_live):
+            return  # what is shown is the last word
+        if headless:
+            self._still_shown.append((run, redraw))
+        else:
+            run.follow_end(redraw)
 
     def _redraw(self, run: Run, handle: Any) -> None:
         from nbrun.ui.snapshot import bundle
@@ -158,7 +166,7 @@ class Extension:
         for run, redraw in still:
             if run.done():
                 redraw()
-            else:
+            if not run.record.is_settled:
                 self._still_shown.append((run, redraw))
 
     @property
@@ -167,9 +175,8 @@ class Extension:
         if self._board is None:
             from nbrun.ui.card import CardBoard
 
-            self._board = CardBoard(
-                self.session.clock, self.session.id, kernel_id(self.kernel), self.answer
-            )
+            self._board = CardBoard(self.session, kernel_id(self.kernel), self.answer)
+            self.session.on_line_moved = self._board.redraw_queued
         return self._board
 
     def wait(self, runs: list[Run], timeout_s: float | None) -> None:
@@ -303,6 +310,7 @@ def unload(shell: Any) -> None:
         return
     live = len(extension.session.live_runs)
     extension.close(by=UNLOAD)
+    extension.let_go()
     for kind in ("cell", "line"):
         shell.magics_manager.magics[kind].pop("agentrun", None)
     setattr(shell, _EXTENSION_ATTRIBUTE, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import traitlets
 
+from nbrun.record import RunStatus
 from nbrun.ui.snapshot import bundle
 from nbrun.ui.view import view
 
 if TYPE_CHECKING:
-    from nbrun.clock import Clock
     from nbrun.intake import LiveRun
+    from nbrun.session import NotebookSession
 
 _log = logging.getLogger("nbrun")
 _STATIC = Path(__file__).parent / "static"
@@ -25,6 +27,9 @@ _STATIC = Path(__file__).parent / "static"
 TICK_S = 0.1
 PER_TICK = 2
 """With ten ticks a second: at most 10 updates a second of one card, 20 of all together."""
+
+KEEP_ENDED = 100
+"""How many widgets of ended runs stay open, for pages in which no static output has taken their place."""
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -55,16 +60,21 @@ class CardBoard:
     """Shows cards and keeps them current.
 
     Threads: `show()` on the main thread; the listeners mark cards as changed on the writer's thread; the
-    thread `nbrun-cards` alone writes traits and outputs after the first display. `_lock` guards `_changed`.
+    thread `nbrun-cards` alone writes traits and outputs after the first display. `_lock` guards the lists.
+
+    Parameters
+    ----------
+    answer : does what a page asks for; called on whichever thread the kernel handles the message.
     """
 
-    def __init__(self, clock: Clock, session_id: str, kernel_id: str, answer: Answer) -> None:
-        self._clock = clock
-        self._session_id = session_id
+    def __init__(self, session: NotebookSession, kernel_id: str, answer: Answer) -> None:
+        self._session = session
         self._kernel_id = kernel_id
         self._answer = answer
         self._lock = threading.RLock()
         self._changed: list[_Card] = []
+        self._live: list[_Card] = []
+        self._ended: deque[_Card] = deque()
         self._wake = threading.Event()
         self._is_closing = False
         self._thread: threading.Thread | None = None
@@ -74,9 +84,9 @@ class CardBoard:
         from IPython.display import DisplayHandle, display
 
         widget = CardWidget(
-            run=self._view(live), kernel_id=self._kernel_id, session_id=self._session_id
+            run=self._view(live), kernel_id=self._kernel_id, session_id=self._session.id
         )
-        widget.on_msg(lambda sender, content, _buffers: self._on_message(live, sender, content))
+        widget.on_msg(lambda sender, content, _buffers: self._on_message(sender, content))
         data = {
             "application/vnd.jupyter.widget-view+json": {
                 "version_major": 2, "version_minor": 1, "model_id": widget.model_id,
@@ -86,8 +96,17 @@ class CardBoard:
         handle = DisplayHandle()
         display(data, raw=True, display_id=handle.display_id)
         card = _Card(live, widget, handle)
+        with self._lock:
+            self._live.append(card)
         card.remove = live.listen(lambda _record, _events: self._mark(card))
         self._mark(card)  # it may have moved on, or ended, before we listened
+
+    def redraw_queued(self) -> None:
+        """Bring the cards of queued runs up to date: their places in line have changed."""
+        with self._lock:
+            queued = [c for c in self._live if c.live.record.status is RunStatus.QUEUED]
+        for card in queued:
+            self._mark(card)
 
     def close(self, timeout_s: float) -> None:
         """Draw what has changed and stop."""
@@ -95,6 +114,17 @@ class CardBoard:
         self._wake.set()
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
+
+    def let_go(self) -> None:
+        """Close all widgets; where one is all that a page shows of its run, the page then shows nothing.
+
+        So not before the kernel ends: what pages show should stay.
+        """
+        with self._lock:
+            cards, self._live, self._ended = [*self._live, *self._ended], [], deque()
+        for card in cards:
+            card.remove()
+            card.context.run(card.widget.close)
 
     def _mark(self, card: _Card) -> None:
         with self._lock:
@@ -135,21 +165,31 @@ class CardBoard:
             if live.record.is_live:
                 return
             card.handle.update(bundle(live.record, live.problem), raw=True)
-            if live.problem is None:  # else it is drawn again when the run has been saved
+            # Else it is drawn again: when the run has been saved, or what it left running has ended.
+            if live.problem is None and live.record.is_settled:
                 card.remove()
+            self._close_oldest(card)
         except Exception:  # a page that is gone must not end the drawing of the others
             _log.exception("the card of %s could not be drawn", live.run_id)
 
-    def _view(self, live: LiveRun) -> dict[str, Any]:
-        return view(live.record, self._clock.now(), live.problem)
+    def _close_oldest(self, card: _Card) -> None:
+        """Note that a card's run has ended; close the widget that has been of no use for the longest time."""
+        with self._lock:
+            if card not in self._live:  # it was drawn with its end before
+                return
+            self._live.remove(card)
+            self._ended.append(card)
+            oldest = self._ended.popleft() if len(self._ended) > KEEP_ENDED else None
+        if oldest is not None:
+            oldest.context.run(oldest.widget.close)
 
-    def _on_message(self, live: LiveRun, widget: CardWidget, content: object) -> None:
+    def _view(self, live: LiveRun) -> dict[str, Any]:
+        record = live.record
+        is_queued = record.status is RunStatus.QUEUED
+        words = self._session.line_words(live) if is_queued else None
+        return view(record, self._session.clock.now(), live.problem, words)
+
+    def _on_message(self, widget: CardWidget, content: object) -> None:
         """Answer a click that came over the comm; on whichever thread the kernel handles it."""
-        if not isinstance(content, dict):
-            return
-        if content.get("op") != "gone":
+        if isinstance(content, dict):
             widget.send(self._answer(content))
-        elif not live.record.is_live:
-            # The page shows the static output now. Without this word the widget stays: after a reload the page
-            # knows no display to update, and its widget view is all that can show the end.
-            widget.close()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from nbrun.encoding import shown
 from nbrun.record import RunRecord, RunStatus, ToolCall
-from nbrun.wording import said, status_words, tokens_words
+from nbrun.wording import cancel_notes, progress_words, said, status_words, tokens_words
 
 MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
@@ -22,35 +23,75 @@ _FRAME = "border:1px solid rgba(128,128,128,.35);border-radius:3px;padding:8px 1
 # `pre` keeps the lines of a text where styles are stripped; the rest makes it prose where they are not.
 _PROSE = (
     "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;font-family:inherit;font-size:inherit;"
-    "line-height:1.5;margin:6px 0 0;padding:0;background:transparent;border:0"
+    "line-height:1.5;margin:6px 0 0;padding:0;background:transparent;border:0;max-height:30em;overflow:auto"
 )
+_LINES = "white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0 0;padding:0;background:transparent;border:0"
+# White on a ground of its own: no colour of text has a contrast of 4.5 on white and on #111 as well. Each ground
+# has at least 3 on both.
+_SHAPE = "display:inline-block;min-width:1.5em;text-align:center;border-radius:3px;color:#fff"
+_MUTED = "opacity:.75"
 
-_SHAPES = {
-    RunStatus.QUEUED: ("○", "#757575"),
+SHAPES = {
+    RunStatus.QUEUED: ("○", "#6e6e6e"),
     RunStatus.RUNNING: ("▶", "#1565c0"),
     RunStatus.WAITING: ("?", "#a05a00"),
     RunStatus.CANCELLING: ("◼", "#a05a00"),
     RunStatus.COMPLETED: ("✔", "#2e7d32"),
     RunStatus.FAILED: ("✘", "#c62828"),
     RunStatus.CANCELLED: ("■", "#a05a00"),
-    RunStatus.LOST: ("◌", "#757575"),
+    RunStatus.LOST: ("◌", "#6e6e6e"),
 }
+_WAS = {
+    RunStatus.QUEUED: "Was queued",
+    RunStatus.RUNNING: "Was running",
+    RunStatus.WAITING: "Was waiting for you",
+    RunStatus.CANCELLING: "Was being cancelled",
+}
+_PAST = SHAPES[RunStatus.LOST][1]
 
 
-def bundle(record: RunRecord, problem: str | None = None) -> dict[str, Any]:
-    """Return the run under every MIME type that a notebook file keeps of it. All of an agent's text is escaped."""
+class _Moment(NamedTuple):
+    """What a static card says of the moment that it shows."""
+
+    words: str
+    notes: tuple[str, ...] = ()
+
+
+def bundle(
+    record: RunRecord, problem: str | None = None, *, is_redrawn: bool = False
+) -> dict[str, Any]:
+    """Return the run under every MIME type that a notebook file keeps of it. All of an agent's text is escaped.
+
+    Of a live run it says that it is a snapshot; `is_redrawn` when somebody will put the end in its place.
+    """
+    moment = _moment(record, is_redrawn)
     record, limit = _trimmed(record), TEXT_LIMIT
     # A character may take six bytes, escaped, and a line twenty: how much text fits is found by trying.
-    while _saved_size(data := _bundle(record, problem, limit)) > SAVED_LIMIT and limit > 200:
+    while (
+        _saved_size(data := _bundle(record, problem, limit, moment)) > SAVED_LIMIT and limit > 200
+    ):
         limit //= 2
     return data
 
 
-def _bundle(record: RunRecord, problem: str | None, limit: int) -> dict[str, Any]:
+def _moment(record: RunRecord, is_redrawn: bool) -> _Moment | None:
+    """Return how the state of a live run reads in a file, where it may stay for ever; None for an end."""
+    if not record.is_live:
+        return None
+    show = f"%agentrun show {record.run_id if record.number is None else f'#{record.number}'}"
+    if is_redrawn:
+        notes = ("drawn again when the run has ended", f"{show} tells how it stands")
+        return _Moment(f"{_WAS[record.status]} when this was drawn", notes)
+    return _Moment(f"{_WAS[record.status]} when this was saved", (f"{show} tells how it ended",))
+
+
+def _bundle(
+    record: RunRecord, problem: str | None, limit: int, moment: _Moment | None
+) -> dict[str, Any]:
     return {
-        "text/html": _html(record, problem, limit),
-        "text/markdown": _markdown(record, problem, limit),
-        "text/plain": plain_text(record, problem, limit),
+        "text/html": _html(record, problem, limit, moment),
+        "text/markdown": _markdown(record, problem, limit, moment),
+        "text/plain": plain_text(record, problem, limit, moment),
         MIME: msgspec.to_builtins(record.brief()),
     }
 
@@ -75,7 +116,9 @@ def _trimmed(record: RunRecord) -> RunRecord:
         progress=progress
         and msgspec.structs.replace(progress, label=progress.label and shown(progress.label, 100)),
         notices=tuple(shown(notice, 200) for notice in record.notices),
+        cancelled_by=shown(record.cancelled_by, 60),
         detached=tuple(shown(name, 60) for name in record.detached[:5]),
+        detached_finished=tuple(shown(name, 60) for name in record.detached_finished[:5]),
     )
 
 
@@ -84,27 +127,75 @@ def _shown_tools(record: RunRecord, limit: int) -> tuple[ToolCall, ...]:
     return record.tools[-min(TOOL_LIMIT, max(3, limit // 400)) :]
 
 
-def plain_text(record: RunRecord, problem: str | None = None, limit: int = TEXT_LIMIT) -> str:
+def _shown_log(record: RunRecord, limit: int) -> list[str]:
+    """Return the last log lines, in proportion as well, under a word on those that are left out."""
+    count, width = min(20, max(3, limit // 400)), min(300, max(40, limit // 20))
+    lines = [_cut(line, width) for line in record.log[-count:]]
+    hidden = record.log_count - len(lines)
+    return [f"… {_counted(hidden, 'earlier line')}", *lines] if hidden > 0 else lines
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def plain_text(
+    record: RunRecord,
+    problem: str | None = None,
+    limit: int = TEXT_LIMIT,
+    moment: _Moment | None = None,
+) -> str:
     """Return the run as a few lines of text, at most `limit` characters of them the agent's own."""
-    lines = [f"{_SHAPES[record.status][0]} {_headline(record)}"]
-    lines += [f"  ! {notice}" for notice in _notices(record, problem)]
+    lines = [f"{SHAPES[record.status][0]} {_headline(record, moment)}"]
+    lines += [f"  {words}" for words in [progress_words(record.progress)] if words]
+    lines += [f"  ! {notice}" for notice in _notices(record, problem, moment)]
     lines += [f"  · {_tool_words(tool)}" for tool in _shown_tools(record, limit)]
+    if record.log_count:
+        lines.append(f"  {_log_title(record)}:")
+        lines += [f"  | {line}" for line in _shown_log(record, limit)]
     if record.error is not None:
         lines.append(f"  {shown(str(record.error), 500)}")
     body = _body(record, limit)
     return "\n".join(lines + ([body] if body else []))
 
 
-def _headline(record: RunRecord) -> str:
-    number = f" #{record.number}" if record.number is not None else ""
+def _words(record: RunRecord, moment: _Moment | None) -> str:
+    return status_words(record) if moment is None else moment.words
+
+
+def _headline(record: RunRecord, moment: _Moment | None) -> str:
+    parts = [f"{_words(record, moment)} – {_title(record)}", *_facts(record)]
+    return " · ".join(parts)
+
+
+def _title(record: RunRecord) -> str:
+    return record.name + (f" #{record.number}" if record.number is not None else "")
+
+
+def _facts(record: RunRecord) -> list[str]:
     agent = record.model or (record.agent if record.agent != record.name else "")
-    parts = [f"{status_words(record)} – {record.name}{number}", agent, tokens_words(record)]
-    return " · ".join(part for part in parts if part)
+    return [part for part in (agent, tokens_words(record)) if part]
 
 
-def _notices(record: RunRecord, problem: str | None) -> list[str]:
-    said = [f"“{record.reason}”"] if record.reason and record.status is RunStatus.CANCELLED else []
-    return [*said, *record.notices, *([f"not saved: {problem}"] if problem else [])]
+def _notices(record: RunRecord, problem: str | None, moment: _Moment | None) -> list[str]:
+    notes = [] if moment is None else list(moment.notes)
+    saved = [f"not saved: {problem}"] if problem else []
+    return [*notes, *cancel_notes(record), *record.notices, *saved]
+
+
+def _log_title(record: RunRecord) -> str:
+    return f"Log ({_counted(record.log_count, 'line')})"
+
+
+def _tools_title(record: RunRecord) -> str:
+    """Return how many tools there were and how they ended: `3 tool calls: 2 ok, 1 error`."""
+    kinds = Counter(shown(tool.status, 20) for tool in record.tools).most_common(5)
+    calls = _counted(len(record.tools), "tool call")
+    return f"{calls}: {', '.join(f'{number:,} {kind}' for kind, number in kinds)}"
 
 
 def _tool_words(tool: ToolCall) -> str:
@@ -120,40 +211,64 @@ def _body(record: RunRecord, limit: int) -> str:
     return f"… {left_out:,} earlier characters\n{text[-limit:]}" if left_out > 0 else text
 
 
-def _html(record: RunRecord, problem: str | None, limit: int) -> str:
-    shape, colour = _SHAPES[record.status]
-    number = f" #{record.number}" if record.number is not None else ""
-    agent = record.model or (record.agent if record.agent != record.name else "")
-    facts = "".join(f" · {escape(part)}" for part in (agent, tokens_words(record)) if part)
+def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
+    shape, colour = SHAPES[record.status]
+    edge = colour if moment is None else _PAST
+    facts = "".join(f" · {escape(part)}" for part in _facts(record))
     rows = [
-        f'<div class="nbrun-static mathjax_ignore tex2jax_ignore" style="{_FRAME};border-left:3px solid {colour}">',
-        f'<div><span style="color:{colour}" aria-hidden="true">{shape}</span> '
-        f"<strong>{escape(status_words(record))}</strong> · {escape(record.name)}{number}"
-        f'<span style="opacity:.75">{facts}</span></div>',
-        *(f"<div>! {escape(notice)}</div>" for notice in _notices(record, problem)),
+        f'<div class="nbrun-static mathjax_ignore tex2jax_ignore" style="{_FRAME};border-left:3px solid {edge}">',
+        f'<div><span style="{_SHAPE};background-color:{edge}" aria-hidden="true">{shape}</span> '
+        f"<strong>{escape(_words(record, moment))}</strong> · {escape(_title(record))}"
+        f'<span style="{_MUTED}">{facts}</span></div>',
     ]
-    tools = _shown_tools(record, limit)
-    hidden = len(record.tools) - len(tools)
-    if hidden > 0:
-        rows.append(f'<div style="opacity:.75">… {hidden:,} earlier tools</div>')
-    for tool in tools:
-        rows.append(f'<div style="opacity:.85">· <code>{escape(_tool_words(tool))}</code></div>')
+    if record.progress is not None:
+        rows.append(f"<div>{escape(progress_words(record.progress))}</div>")
+    rows += [f"<div>! {escape(notice)}</div>" for notice in _notices(record, problem, moment)]
+    rows += _html_tools(record, limit)
+    if record.log_count:
+        lines = escape("\n".join(_shown_log(record, limit)))
+        rows.append(_folded(_log_title(record), f'<pre style="{_LINES}">{lines}</pre>'))
     body = _body(record, limit)
     if body:
         rows.append(f'<pre style="{_PROSE}">{escape(body)}</pre>')
     if record.error is not None:
         trace = escape(record.error.traceback[-limit // 2 :])
         rows.append(f"<div><strong>{escape(shown(str(record.error), 500))}</strong></div>")
-        rows.append(f"<details><summary>Traceback</summary><pre>{trace}</pre></details>")
+        rows.append(_folded("Traceback", f'<pre style="{_LINES}">{trace}</pre>'))
     return "".join([*rows, "</div>"])
 
 
-def _markdown(record: RunRecord, problem: str | None, limit: int) -> str:
-    parts = [
-        f"**{_literal(status_words(record))}** · {_code(_headline(record).partition(' – ')[2])}"
-    ]
-    parts += [f"- {_code(notice)}" for notice in _notices(record, problem)]
+def _html_tools(record: RunRecord, limit: int) -> list[str]:
+    """Return the tools behind a fold, which is open where something failed: there they tell why."""
+    tools = _shown_tools(record, limit)
+    if not tools:
+        return []
+    hidden = len(record.tools) - len(tools)
+    rows = (
+        [f'<div style="{_MUTED}">… {_counted(hidden, "earlier tool call")}</div>']
+        if hidden > 0
+        else []
+    )
+    rows += [f"<div>· <code>{escape(_tool_words(tool))}</code></div>" for tool in tools]
+    is_open = record.status is RunStatus.FAILED or any(tool.status == "error" for tool in tools)
+    return [_folded(_tools_title(record), "".join(rows), is_open)]
+
+
+def _folded(title: str, html: str, is_open: bool = False) -> str:
+    return (
+        f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>{html}</details>"
+    )
+
+
+def _markdown(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
+    title = " · ".join([_title(record), *_facts(record)])
+    parts = [f"**{_literal(_words(record, moment))}** · {_code(title)}"]
+    parts += [_code(words) for words in [progress_words(record.progress)] if words]
+    parts += [f"- {_code(notice)}" for notice in _notices(record, problem, moment)]
     parts += [f"- {_code(_tool_words(tool))}" for tool in _shown_tools(record, limit)]
+    if record.log_count:
+        parts.append(f"{_log_title(record)}:")
+        parts.append(_fenced("\n".join(_shown_log(record, limit))))
     if record.error is not None:
         parts.append(_fenced(shown(str(record.error), 500)))
     body = _body(record, limit)

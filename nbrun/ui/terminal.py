@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nbrun.encoding import shown
 from nbrun.ui.snapshot import plain_text
 from nbrun.ui.waiting import cancelled_by_interrupt, wait_for
-from nbrun.wording import duration, status_words, tokens_words
+from nbrun.wording import duration, progress_words, status_words, tokens_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,7 @@ def show_until_end(run: Run, grace_s: float, now: Callable[[], float]) -> None:
             status_words(record),
             f"{record.name} #{record.number}",
             seconds,
+            progress_words(record.progress),
             tokens_words(record),
         ]
         head = " · ".join(part for part in parts if part)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from nbrun.encoding import shown
-from nbrun.wording import said, status_words
+from nbrun.wording import cancel_notes, progress_words, said, status_words
 
 if TYPE_CHECKING:
+    from nbrun.events import Progress
     from nbrun.record import RunRecord, ToolCall
 
 TEXT_LIMIT = 20_000
@@ -15,28 +17,32 @@ TOOL_LIMIT = 20
 ERROR_LIMIT = 2_000
 
 
-def view(record: RunRecord, now: float, problem: str | None = None) -> dict[str, Any]:
+def view(
+    record: RunRecord, now: float, problem: str | None = None, words: str | None = None
+) -> dict[str, Any]:
     """Return the card's state.
 
     `now` is the kernel's time in epoch seconds, by which the page reckons elapsed times; `text` is the end
-    of the text, `text_cut` the number of characters left out before it.
+    of the text, `text_cut` the number of characters left out before it. `words` say how the run stands where
+    more is known of that than its record tells.
     """
     usage = record.usage
     text = said(record)
     hidden = max(0, len(text) - TEXT_LIMIT)
     text = text[hidden:]
-    notices = [*record.notices, *([f"not saved: {problem}"] if problem else [])]
-    if record.reason:
-        notices.insert(0, f"“{record.reason}”")
+    notices = [*cancel_notes(record), *record.notices]
+    if problem:
+        notices.append(f"not saved: {problem}")
     return {
         "id": record.run_id,
         "number": record.number,
         "name": record.name,
         "agent": record.model or record.agent,
         "status": str(record.status),
-        "words": status_words(record),
+        "words": words or status_words(record),
         "live": record.is_live,
         "phase": record.phase,
+        "progress": _progress(record.progress),
         "created_at": record.created_at,
         "started_at": record.started_at,
         "ended_at": record.ended_at,
@@ -50,6 +56,8 @@ def view(record: RunRecord, now: float, problem: str | None = None) -> dict[str,
         "text_cut": hidden,
         "tools": [_tool(tool) for tool in record.tools[-TOOL_LIMIT:]],
         "tools_cut": max(0, len(record.tools) - TOOL_LIMIT),
+        "log": list(record.log),
+        "log_count": record.log_count,
         "error": None if record.error is None else str(record.error)[:ERROR_LIMIT],
         "notices": notices,
     }
@@ -64,3 +72,13 @@ def _tool(tool: ToolCall) -> dict[str, Any]:
         "ms": tool.ms,
         "result": "" if tool.result is None else shown(tool.result),
     }
+
+
+def _progress(progress: Progress | None) -> dict[str, Any] | None:
+    """Return what the bar shows: `part` of 1, or None where no end is known."""
+    if progress is None:
+        return None
+    done, total = progress.done, progress.total
+    is_known = total is not None and total > 0 and math.isfinite(done) and math.isfinite(total)
+    part = min(1.0, max(0.0, done / total)) if is_known and total is not None else None
+    return {"part": part, "words": progress_words(progress)}

@@ -9,8 +9,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from playwright.sync_api import expect
+
+from nbrun import CancelCause, RunRecord, RunStatus
+from nbrun import events as ev
+from nbrun.record import ToolCall
+from nbrun.ui.snapshot import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +64,9 @@ def make_run(status: str = "running", **fields: Any) -> dict[str, Any]:
         "text_cut": 0,
         "tools": [],
         "tools_cut": 0,
+        "progress": None,
+        "log": [],
+        "log_count": 0,
         "error": None,
         "notices": [],
     }
@@ -256,7 +265,8 @@ def test_hostile_strings_stay_text(card: CardPage) -> None:
     tool = make_tool(HOSTILE, id=HOSTILE, args=HOSTILE, status=HOSTILE, result=HOSTILE)
     fields = ("words", "name", "agent", "status", "phase", "text", "error")
     card.update(tools=[tool], notices=[HOSTILE], **dict.fromkeys(fields, HOSTILE))
-    for part in ("words", "name", "phase", "notice", "text", "error"):
+    card.update(log=[HOSTILE], log_count=1, progress={"part": 0.5, "words": HOSTILE})
+    for part in ("words", "name", "phase", "notice", "text", "error", "log-lines", "done"):
         expect(card.part(part)).to_have_text(HOSTILE)
     for part in ("tool-name", "tool-args", "tool-status", "tool-result"):
         expect(card.part(part)).to_have_text(HOSTILE)
@@ -278,7 +288,9 @@ def test_tool_rows(card: CardPage) -> None:
     later = [make_tool("tool_error", "error"), make_tool("tool_new", "running")]
     card.update(tools=later, tools_cut=4)
     expect(card.part("tool-name")).to_have_text(["tool_error", "tool_new"])
-    assert card.ask("[...document.querySelectorAll('details')].map(d => d.open)") == [True, False]
+    assert card.ask(
+        "[...document.querySelectorAll('.nbrun-card__tool details')].map(d => d.open)"
+    ) == [True, False]
 
 
 def test_a_silent_agent_is_waited_for_aloud(card: CardPage) -> None:
@@ -289,8 +301,47 @@ def test_a_silent_agent_is_waited_for_aloud(card: CardPage) -> None:
     expect(card.part("idle")).to_be_hidden()
     card.update(tools=[make_tool()])
     expect(card.part("idle")).to_be_visible()
-    card.update(text="Hello")
+    for telling in ("phase", "text"):
+        card.update(**{telling: "Hello"})
+        expect(card.part("idle")).to_be_hidden()
+        card.update(**{telling: ""})
+        expect(card.part("idle")).to_be_visible()
+    card.update(progress={"part": 0.0, "words": "0 of 12"})
     expect(card.part("idle")).to_be_hidden()
+
+
+def test_progress_is_a_bar_and_words(card: CardPage) -> None:
+    """A part of a whole fills the bar, without a whole it moves, and after the end only the words are left."""
+    card.open(make_run())
+    expect(card.part("progress")).to_be_hidden()
+    card.update(progress={"part": 0.25, "words": "3 of 12 · pages"})
+    bar = card.page.get_by_role("progressbar", name="3 of 12 · pages")
+    expect(bar).to_be_visible()
+    expect(card.part("done")).to_have_text("3 of 12 · pages")
+    assert bar.evaluate("(bar) => bar.position") == 0.25
+    card.update(progress={"part": None, "words": "3"})
+    assert card.part("bar").evaluate("(bar) => bar.position") == -1  # no known end
+    card.update(status="cancelled", words="Cancelled", live=False, ended_at=NOW)
+    expect(card.part("bar")).to_be_hidden()
+    expect(card.part("done")).to_have_text("3")
+
+
+def test_the_log_is_folded(card: CardPage) -> None:
+    """One line says how long it is; opened it shows the last lines, stays open, and follows its end."""
+    card.open(make_run())
+    expect(card.part("log")).to_be_hidden()
+    card.update(log=["one line"], log_count=1)
+    expect(card.part("log-title")).to_have_text("Log (1 line)")
+    expect(card.part("log-lines")).to_be_hidden()
+    card.part("log-title").click()
+    expect(card.part("log-lines")).to_have_text("one line")
+    card.update(log=[f"line {n}" for n in range(14, 34)], log_count=34)
+    expect(card.part("log-title")).to_have_text("Log (34 lines)")
+    expect(card.part("log").locator(".nbrun-card__cut")).to_have_text("… 14 earlier lines")
+    expect(card.part("log-lines")).to_be_visible()
+    assert card.part("log-lines").inner_text().endswith("line 32\nline 33")
+    box = card.part("log-lines")
+    assert box.evaluate("(box) => box.scrollHeight - box.scrollTop - box.clientHeight") <= 1
 
 
 def test_elapsed_ticks_by_the_kernels_clock(card: CardPage) -> None:
@@ -529,6 +580,9 @@ def busy_run() -> dict[str, Any]:
         name="literature_review_of_periodic_comets",
         agent="openai:gpt-with-a-rather-long-model-name",
         phase="planning",
+        progress={"part": 0.25, "words": "3 of 12 · catalogues"},
+        log=[f"page {n} read" for n in range(19)] + ["/data/" + "deep/" * 60],
+        log_count=34,
         usage={"input_tokens": 18_204, "output_tokens": 3340, "exact": False},
         notices=["not saved: disk full"],
         tools_cut=4,
@@ -550,8 +604,9 @@ def test_a_narrow_card_does_not_overflow(card: CardPage) -> None:
     card.page.set_viewport_size({"width": 320, "height": 900})
     card.open(busy_run())
     card.part("tool-line").nth(1).click()
+    card.part("log-title").click()
     assert card.ask("document.documentElement.scrollWidth") <= 320
-    for part in ("head", "facts", "tools", "text", "error"):
+    for part in ("head", "facts", "progress", "tools", "log-lines", "text", "error"):
         assert card.part(part).evaluate("(box) => box.scrollWidth - box.clientWidth") <= 0, part
     expect(card.cancel).to_be_in_viewport(ratio=1)
 
@@ -581,6 +636,8 @@ def test_portraits(card: CardPage, theme: str) -> None:
         take(status)
     card.update(**busy_run())
     take("busy")
+    card.part("log-title").click()
+    take("busy-log")
     card.page.set_viewport_size({"width": 320, "height": 900})
     take("busy-narrow")
     card.page.set_viewport_size({"width": 760, "height": 400})
@@ -589,6 +646,44 @@ def test_portraits(card: CardPage, theme: str) -> None:
     card.pass_ms(1600)
     take("no-answer")
     assert (SCREENSHOTS / f"{theme}-no-answer.png").stat().st_size > 0
+
+
+RECORD = RunRecord(
+    run_id="run-1", number=3, name="literature_review", agent="pydantic-ai", prompt="Comets?", started_at=100.0,
+    ended_at=107.1, usage=ev.Usage(18_204, 3340, exact=False), progress=ev.Progress(3, 12, "catalogues"),
+    text="Comets are small bodies of ice and dust.\n\n" + "Halley: 76 years. " * 120, log_count=34,
+    log=tuple(f"page {n} read" for n in range(20)),
+    tools=tuple(ToolCall(f"t{n}", "search", args={"query": "comets"}, status="ok", result=n) for n in range(12)),
+)  # fmt: skip
+CANCEL = {
+    "status": RunStatus.CANCELLED, "cause": CancelCause.USER, "cancelled_by": "card", "reason": "wrong catalogue",
+    "cancel_requested_at": 105.0, "detached": ("fetch_all",),
+}  # fmt: skip
+ERROR = ev.ErrorInfo("ValueError", "no such comet", "Traceback: line 3, in orbit")
+STATIC_CARDS: dict[str, dict[str, Any]] = {
+    "completed": {"status": RunStatus.COMPLETED},
+    "failed": {"status": RunStatus.FAILED, "error": ERROR, "text": ""},
+    "detached": CANCEL,
+    "finished": {**CANCEL, "detached_finished": ("fetch_all",), "detached_finished_at": 119.1, "refused": 3},
+    "running": {"status": RunStatus.RUNNING, "ended_at": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#111111"])
+def test_static_portraits(browser: Browser, ground: str) -> None:
+    """Pictures of what stays in the file, on white and on black; none of them is taller than its text's box."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 760, "height": 400})
+    ink = "#111" if ground == "#ffffff" else "#ddd"
+    for name, fields in STATIC_CARDS.items():
+        html = bundle(msgspec.structs.replace(RECORD, **fields))["text/html"]
+        page.set_content(
+            f"<body style='background:{ground};color:{ink};font:13px system-ui'>{html}"
+        )
+        page.screenshot(path=SCREENSHOTS / f"static-{ground[1:]}-{name}.png", full_page=True)
+        assert page.locator(".nbrun-static").evaluate("(card) => card.offsetHeight") < 700
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 760
+    page.close()
 
 
 def test_a_card_whose_kernel_is_gone_claims_nothing(card: CardPage) -> None:
@@ -607,11 +702,8 @@ def test_a_card_whose_kernel_is_gone_claims_nothing(card: CardPage) -> None:
     assert card.ask("harness.model.sent") == []
 
 
-def test_a_view_that_gives_way_after_the_end_says_so(card: CardPage) -> None:
-    """The kernel hears that the static output has replaced the view of an ended run, and of no other."""
-    card.open(make_run())
-    card.page.evaluate("() => harness.cleanup()")
-    assert card.ask("harness.model.sent") == []
+def test_a_view_that_gives_way_tells_the_kernel_nothing(card: CardPage) -> None:
+    """The static output of one page replaces its view; another page may still need the card."""
     card.open(make_run(status="completed", words="Completed in 2 s", live=False, ended_at=2.0))
     card.page.evaluate("() => harness.cleanup()")
-    assert card.ask("harness.model.sent") == [{"op": "gone"}]
+    assert card.ask("harness.model.sent") == []

@@ -3,6 +3,7 @@
 
 /**
  * @typedef {{ name: string, args: string, status: string, ms: number | null, result: string }} Tool
+ * @typedef {{ part: number | null, words: string }} Progress  `part` of 1, if an end is known
  * @typedef {{ input_tokens: number, output_tokens: number, exact: boolean }} Usage
  *
  * @typedef {object} Run  Moments are seconds since 1970, by the kernel's clock.
@@ -14,6 +15,7 @@
  * @property {string} words  the status as people say it
  * @property {boolean} live
  * @property {string | null} phase
+ * @property {Progress | null} progress
  * @property {number} created_at
  * @property {number | null} started_at
  * @property {number | null} ended_at
@@ -23,6 +25,8 @@
  * @property {number} text_cut  characters left out in front of the tail
  * @property {Tool[]} tools
  * @property {number} tools_cut
+ * @property {string[]} log  its last lines
+ * @property {number} log_count  how many there are
  * @property {string | null} error
  * @property {string[]} notices
  *
@@ -158,16 +162,24 @@ function buildCard(el) {
   const answer = add(root, "div", "answer");
   answer.setAttribute("role", "alert");
   const phase = add(root, "div", "phase");
+  const progress = add(root, "div", "progress");
+  const bar = add(progress, "progress", "bar");
+  const done = add(progress, "span", "done");
   const notices = add(root, "ul", "notices");
   const toolsCut = add(root, "div", "cut");
   const tools = add(root, "ul", "tools");
+  const log = add(root, "details", "log");
+  const logTitle = add(log, "summary", "log-title");
+  const logCut = add(log, "div", "cut");
+  const logLines = add(log, "div", "log-lines");
   const idle = add(root, "div", "idle");
   const textCut = add(root, "div", "cut");
   const text = add(root, "div", "text");
   const stream = text.appendChild(new Text());
   const error = add(root, "div", "error");
   el.append(root);
-  const body = { phase, notices, toolsCut, tools, idle, textCut, text, stream, error };
+  const story = { phase, progress, bar, done, log, logTitle, logCut, logLines };
+  const body = { ...story, notices, toolsCut, tools, idle, textCut, text, stream, error };
   return { root, shape, words, name, number, agent, elapsed, usage, cancel, answer, ...body };
 }
 
@@ -182,9 +194,11 @@ function draw(card, run, request, seconds) {
   drawHead(card, run, seconds);
   drawCancel(card, run, request);
   write(card.phase, run.phase);
+  drawProgress(card, run);
   drawNotices(card.notices, run.notices);
   write(card.toolsCut, earlier(run.tools_cut, "tool call"));
   drawTools(card.tools, run);
+  drawLog(card, run);
   write(card.idle, isSilent(run) ? `waiting for the agent… ${wholeDuration(seconds ?? 0)}` : "");
   drawText(card, run);
   write(card.error, run.error);
@@ -208,6 +222,18 @@ function drawCancel({ cancel, answer }, run, request) {
   cancel.disabled = isCancelling;
   cancel.hidden = !run.live;
   write(answer, request.note);
+}
+
+/** @param {Card} card @param {Run} run */
+function drawProgress({ progress, bar, done }, run) {
+  progress.hidden = !run.progress;
+  if (!run.progress) return;
+  const { part, words } = run.progress;
+  write(done, words);
+  bar.hidden = !run.live; // without a known end it moves, and would go on moving
+  bar.setAttribute("aria-label", words);
+  if (part === null) bar.removeAttribute("value");
+  else bar.value = part;
 }
 
 /** @param {HTMLElement} list @param {string[]} notices */
@@ -259,9 +285,19 @@ function drawTool(row, tool) {
   write(part("tool-result"), tool.result);
 }
 
-/** @param {Run} run */
+/** @param {Card} card @param {Run} run */
+function drawLog({ log, logTitle, logCut, logLines }, run) {
+  log.hidden = !run.log_count;
+  write(logTitle, `Log (${counted(run.log_count)} line${run.log_count === 1 ? "" : "s"})`);
+  write(logCut, earlier(run.log_count - run.log.length, "line"));
+  const lines = run.log.join("\n");
+  if (logLines.textContent !== lines) followEnd(logLines, () => (logLines.textContent = lines));
+}
+
+/** Whether it says nothing of what it does. @param {Run} run */
 function isSilent(run) {
-  return run.status === "running" && !run.text && !run.tools.some((tool) => tool.status === "running");
+  const isTelling = run.text || run.phase || run.progress || run.tools.some((tool) => tool.status === "running");
+  return run.status === "running" && !isTelling;
 }
 
 /** @param {Card} card @param {Run} run */
@@ -349,7 +385,8 @@ function watchKernel(model, onGone, signal) {
 function unfollowed(run) {
   const ref = run.number === null ? run.id : `#${run.number}`;
   const notice = `The kernel was restarted or has died. %agentrun show ${ref} tells how this run ended.`;
-  return { ...run, live: false, status: "lost", words: "No longer followed", phase: null, notices: [...run.notices, notice] };
+  const state = { live: false, status: "lost", words: "No longer followed", phase: null, progress: null };
+  return { ...run, ...state, notices: [...run.notices, notice] };
 }
 
 // ---- the view --------------------------------------------------------------------------------------------------
@@ -435,9 +472,6 @@ function render({ model, el }) {
     closing.signal,
   );
   closing.signal.addEventListener("abort", () => {
-    // The static output has taken this view's place. Without this word the kernel keeps the card's state, since
-    // a page that was reloaded has no other place to show the end.
-    if (!model.get("run").live && !isKernelGone) tryRoad(() => model.send({ op: "gone" }));
     asking.abort();
     cancelAnimationFrame(frame);
     clearTimeout(tick);
