@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import queue
 import threading
 import time
 import weakref
@@ -282,6 +283,40 @@ def test_no_more_than_max_concurrent_are_under_way(make_session: MakeSession) ->
     finally:
         for agent in holders:
             agent.let_go()
+
+
+def test_a_queued_run_says_what_it_waits_for(make_session: MakeSession, held: Held) -> None:
+    """Its place is told by its handle and in lists, moves up when others end, and whoever draws it hears of that."""
+    session = make_session(max_concurrent=1)
+    moved = threading.Semaphore(0)
+    session.on_line_moved = moved.release
+    holder, other = session.start(held), Held()
+    second, third = session.start(other), session.start(agents.instant)
+    assert second.status_words() == "Queued: 1st in line, 1 run is under way"
+    assert repr(third).endswith("Queued: 2nd in line, 1 run is under way>")
+    assert "2nd in line" in repr(session.runs())
+    held.let_go()
+    assert moved.acquire(timeout=BOUND_S)
+    assert third.status_words() == "Queued: 1st in line, 1 run is under way"
+    other.let_go()
+    assert ended(holder).status_words().startswith("Completed in")
+    assert ended(third).status_words().startswith("Completed in")
+
+
+def test_an_end_is_told_again_when_what_was_left_running_has_ended(
+    make_session: MakeSession,
+) -> None:
+    """Whoever shows an ended run hears once of its end, and once more when nothing of it goes on."""
+    session, stubborn = make_session(cancel_grace_s=0.05), Stubborn()
+    run = session.start(stubborn)
+    assert stubborn.entered.wait(BOUND_S)
+    told: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
+    run.follow_end(lambda: told.put(run.record.still_running))
+    run.cancel()
+    assert told.get(timeout=BOUND_S) == ("Stubborn",)
+    stubborn.let_go()
+    assert told.get(timeout=BOUND_S) == ()
+    assert run.record.is_settled
 
 
 def test_max_concurrent_must_allow_something(make_session: MakeSession) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextvars
 import functools
 import os
 from typing import TYPE_CHECKING, Any
@@ -148,8 +149,9 @@ class Extension:
             return  # what is shown is the last word
         if headless:
             self._still_shown.append((run, redraw))
-        else:
-            run.follow_end(redraw)
+        else:  # as this cell's: a bare thread would send it as whichever cell's ran last
+            context = contextvars.copy_context()
+            run.follow_end(lambda: context.copy().run(redraw))
 
     def _redraw(self, run: Run, handle: Any) -> None:
         from nbrun.ui.snapshot import bundle

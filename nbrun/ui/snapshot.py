@@ -19,7 +19,7 @@ TOOL_LIMIT = 30
 SAVED_LIMIT = 60 * 1024
 """Bytes that a notebook file gets of a run, so that a saved card stays below 64 KiB."""
 
-_FRAME = "border:1px solid rgba(128,128,128,.35);border-radius:3px;padding:8px 12px"
+_FRAME = "border:1px solid rgba(128,128,128,.35);border-radius:3px;padding:8px 12px;line-height:1.5"
 # `pre` keeps the lines of a text where styles are stripped; the rest makes it prose where they are not.
 _PROSE = (
     "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;font-family:inherit;font-size:inherit;"

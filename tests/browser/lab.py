@@ -13,7 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -245,6 +246,17 @@ class LabNotebook:
             raise TypeError(f"the server's sessions are no list: {sessions!r}")
         path = self.path.relative_to(self.server.root).as_posix()
         return str(next(s["kernel"]["id"] for s in sessions if s["path"] == path))
+
+    @contextmanager
+    def second_page(self) -> Iterator[LabNotebook]:
+        """Open the notebook's file in a second page, on the same kernel; save before, for it shows what is saved."""
+        workspace = f"{self._workspace}-beside"
+        other = LabNotebook(self.server, self._context, self.path, workspace=workspace)
+        try:
+            other.load()
+            yield other
+        finally:
+            other.page.close()
 
     def load(self) -> None:
         """Load the page and wait until the notebook is drawn and its kernel idle."""

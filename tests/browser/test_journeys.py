@@ -149,6 +149,26 @@ def test_a_reload_keeps_the_card_to_its_end(open_notebook: OpenNotebook) -> None
     expect(card).to_contain_text("word5 ")
 
 
+def test_two_pages_of_one_notebook_both_show_the_end(open_notebook: OpenNotebook) -> None:
+    """A second tab keeps its card when the first has put the static output in its place, and both say how it ended."""
+    notebook = open_notebook([CHATTY, "%%agentrun chatty\nTalk.", "nbrun.session().live_runs"])
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1)
+    expect(card).to_contain_text("word5 ")
+    notebook.save()
+    with notebook.second_page() as other:
+        beside = other.output(1)
+        expect(beside.locator(".nbrun-card")).to_contain_text("Running")
+        card.get_by_role("button", name="Cancel").click()
+        expect(card.locator(".nbrun-static")).to_contain_text("Cancelled by you")
+        expect(beside).to_contain_text("Cancelled by you")
+        notebook.run_and_wait(2)  # all that the first page had to say has been read by the kernel
+        expect(beside).to_contain_text("Cancelled by you")
+        expect(beside).to_contain_text("word5 ")
+        shoot(other, "journey-second-page")
+
+
 def test_a_restart_leaves_no_card_that_says_running(open_notebook: OpenNotebook) -> None:
     """A live card whose kernel is restarted says that it follows its run no longer; the store has its end."""
     notebook = open_notebook(

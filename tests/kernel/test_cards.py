@@ -31,9 +31,11 @@ HOSTILE = (
 
 @pytest.fixture
 def kernel(shared_kernel: Kernel) -> Iterator[Kernel]:
-    """The module's kernel; afterwards nothing is live in it."""
+    """The module's kernel; afterwards nothing is live in it, and its settings are as before."""
     yield shared_kernel
-    run_ok(shared_kernel, "nbrun.session().cancel_all()\nfor run in nbrun.runs(): run.wait(5)")
+    run_ok(shared_kernel, "nbrun.session().cancel_all(); freed.set()")
+    run_ok(shared_kernel, "for run in nbrun.runs(): run.wait(5)\nfreed.clear()")
+    run_ok(shared_kernel, "%config NbRun.card = True\nnbrun.session().cancel_grace_s = 2.0")
 
 
 class Tags(HTMLParser):
@@ -91,7 +93,7 @@ def assert_harmless(data: dict[str, Any]) -> None:
     """Fail if anything of an agent's text is more than text, in HTML or in Markdown."""
     html = Tags(data["text/html"])
     assert html.tags <= TAGS
-    assert html.attributes <= {"class", "style", "aria-hidden"}
+    assert html.attributes <= {"class", "style", "aria-hidden", "open"}
     # Rendered by a renderer that lets raw HTML through, as some front ends do.
     rendered = Tags(MarkdownIt("commonmark", {"html": True}).render(data["text/markdown"]))
     assert rendered.tags <= {"p", "strong", "em", "code", "pre", "ul", "li"}
@@ -118,15 +120,105 @@ def test_a_card_is_a_widget_and_static_output_at_first_and_static_at_last(kernel
     record = data[RUN]
     assert (record["status"], record["name"], record["output"]) == ("completed", "tea", "hi")
     assert json.loads(json.dumps(record)) == record
+    for form in STATIC - {RUN}:  # what a file keeps that is saved while the run goes on
+        assert "when this was saved" in first["data"][form]
     messages = card_messages(kernel, cell)
-    # It closes only when a page says that the static output has taken its place: see card.js.
-    assert messages[-1]["msg_type"] != "comm_close"
-    comm_id = messages[0]["content"]["comm_id"]
-    gone = {"method": "custom", "content": {"op": "gone"}}
-    kernel.send("comm_msg", {"comm_id": comm_id, "data": gone})
-    kernel.wait_until(lambda: has_closed(kernel, comm_id))
+    # It stays open: of another page, or of this one after a reload, it may be all that can show the end.
+    assert [m["msg_type"] for m in messages].count("comm_close") == 0
     assert messages[0]["msg_type"] == "comm_open"
     assert states(messages)[-1]["status"] == "completed"
+
+
+def test_the_oldest_ended_cards_are_closed(kernel: Kernel) -> None:
+    """Widgets do not pile up for ever: beyond so many ended ones the oldest is closed; live ones never are."""
+    endless = run_ok(kernel, "%%agentrun endless -n endless\nhi")
+    run_ok(kernel, "from nbrun.ui import card as card_module\ncard_module.KEEP_ENDED = 2")
+    cells = []
+    for number in range(4):
+        cells.append(run_ok(kernel, f"%%agentrun soon -n old{number}\nhi"))
+        final_update(kernel, cells[-1])
+    first, second, third, last = (cell.outputs[0]["data"][WIDGET]["model_id"] for cell in cells)
+    kernel.wait_until(lambda: has_closed(kernel, second))
+    assert has_closed(kernel, first)
+    assert not has_closed(kernel, third)
+    assert not has_closed(kernel, last)
+    assert not has_closed(kernel, endless.outputs[0]["data"][WIDGET]["model_id"])
+    run_ok(kernel, "card_module.KEEP_ENDED = 100")
+
+
+def test_unloading_closes_the_widgets(kernel: Kernel) -> None:
+    """A kernel that goes on without nbrun holds no card of it."""
+    cell = run_ok(kernel, "%%agentrun soon -n unloaded\nhi")
+    final_update(kernel, cell)
+    run_ok(kernel, "%unload_ext nbrun")
+    assert has_closed(kernel, cell.outputs[0]["data"][WIDGET]["model_id"])
+    run_ok(kernel, "%load_ext nbrun")
+
+
+@pytest.mark.parametrize("is_live", [True, False], ids=["live", "static"])
+def test_a_card_tells_when_what_was_left_running_has_ended(kernel: Kernel, is_live: bool) -> None:
+    """The end names what goes on; when that ends, card and output are brought up to date."""
+    run_ok(kernel, f"%config NbRun.card = {is_live}\nnbrun.session().cancel_grace_s = 0.05")
+    cell = run_ok(kernel, "%%agentrun tidy -n left -o left\nhi")
+    wait_for_text(kernel, "left")
+
+    def last_output() -> str:
+        updates = [o for o in cell.outputs if o["output_type"] == "update_display_data"]
+        return str(updates[-1]["data"]["text/plain"]) if updates else ""
+
+    run_ok(kernel, "left.cancel('enough').wait(5)")
+    kernel.wait_until(lambda: "still running: tidy" in last_output())
+    assert "“enough”" in last_output()
+    run_ok(kernel, "freed.set()")
+    kernel.wait_until(lambda: "tidy has ended by now" in last_output())
+    assert "still running" not in last_output()
+    if is_live:
+        state = states(card_messages(kernel, cell))[-1]
+        assert any("tidy has ended by now" in notice for notice in state["notices"])
+
+
+def test_a_queued_card_says_what_it_waits_for(kernel: Kernel) -> None:
+    """Its place in line is on the card, and moves up when a run before it ends, which has no card of its own."""
+    run_ok(
+        kernel,
+        "gates = [asyncio.Event() for _ in range(9)]\n"
+        "async def gated(prompt): await gates[int(prompt)].wait()\n"
+        "async def free(number): gates[number].set()\n"
+        "held = [nbrun.start(gated, str(n), name=f'held{n}') for n in range(9)]",
+    )
+    cell = run_ok(kernel, "%%agentrun soon -n queued\nhi")
+
+    def words() -> str:
+        return str(states(card_messages(kernel, cell))[-1]["words"])
+
+    assert words() == "Queued: 2nd in line, 8 runs are under way"
+    run_ok(kernel, "held[8].cancel()")
+    kernel.wait_until(lambda: words() == "Queued: 1st in line, 8 runs are under way")
+    table = run_ok(kernel, "%agentrun list").outputs[0]["data"]["text/plain"]
+    assert "Queued: 1st in line, 8 runs are under way" in table
+    run_ok(kernel, "held[0].cancel()")
+    kernel.wait_until(lambda: words().startswith("Completed"))
+
+
+def test_progress_and_prints_are_on_the_card(kernel: Kernel) -> None:
+    """How far it came and what it printed are shown while it runs, and kept in the output."""
+    run_ok(
+        kernel,
+        "async def prints_on(prompt, run):\n"
+        "    for n in range(30):\n"
+        "        print(f'\\x1b[32mpage {n}\\x1b[0m')\n"
+        "        run.progress(n + 1, 30, 'pages')\n"
+        "    await asyncio.sleep(0.5)\n",
+    )
+    cell = run_ok(kernel, "%%agentrun prints_on -n prints_on\nhi")
+    html = final_update(kernel, cell)["text/html"]
+    assert "30 of 30 · pages" in html
+    assert "Log (30 lines)" in html
+    assert "page 29" in html
+    assert "[32m" not in html
+    live = [state for state in states(card_messages(kernel, cell)) if state["live"]][-1]
+    assert live["progress"] == {"part": 1.0, "words": "30 of 30 · pages"}
+    assert (live["log_count"], live["log"][-1]) == (30, "page 29")
 
 
 def test_hostile_text_stays_text_wherever_it_comes_from(kernel: Kernel) -> None:
@@ -135,7 +227,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(kernel: Kernel) -> None:
         kernel,
         f"bad = {HOSTILE!r}\n"
         "async def hostile(prompt, run):\n"
-        "    run.phase(bad); run.log(bad); run.progress(1, 2, bad)\n"
+        "    run.phase(bad); run.log(bad); print(bad); run.progress(1, 2, bad)\n"
         "    with run.tool(bad, {bad: bad}) as tool:\n"
         "        tool.result = bad\n"
         "    run.text(bad)\n"
@@ -315,6 +407,9 @@ def test_without_live_cards_the_static_one_follows_its_run(kernel: Kernel) -> No
         lambda: any(m["msg_type"] == "update_display_data" for m in shown.messages), 10
     )
     updates = [m for m in shown.messages if m["msg_type"] == "update_display_data"]
+    first = shown.outputs[0]["data"]["text/plain"]
+    assert "when this was drawn" in first
+    assert "drawn again when the run has ended" in first
     assert set(updates[-1]["content"]["data"]) == STATIC
     assert "Completed" in updates[-1]["content"]["data"]["text/plain"]
     run_ok(kernel, "%config NbRun.card = True")

@@ -12,7 +12,8 @@ from markdown_it import MarkdownIt
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.record import ToolCall
-from nbrun.ui.snapshot import MIME, bundle, plain_text
+from nbrun.ui.snapshot import MIME, SHAPES, bundle, plain_text
+from nbrun.wording import status_words
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>[x](javascript:alert(1))`` ` ```\n```\n# h\n<b>"
 SAVED_LIMIT = 64 * 1024
@@ -32,6 +33,8 @@ def hostile(text: str) -> RunRecord:
         cause=CancelCause.USER, reason=text, text=text, output=text, error=ev.ErrorInfo(text[:200], text, text),
         tools=tuple(ToolCall(text, text, args={text: text}, result=text) for _ in range(50)), phase=text,
         notices=(text,) * 5, detached=(text,), tags={text: text}, started_at=1.0, ended_at=2.0,
+        progress=ev.Progress(1, 2, text), log=(text.replace("\n", "\r")[:300],) * 20, log_count=10**6,
+        cancelled_by=text, cancel_requested_at=1.0, detached_finished=(text,), detached_finished_at=3.0,
     )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def test_text_of_an_agent_is_never_html() -> None:
     """Whatever it says, wherever it says it, there is no tag and no attribute but our own."""
     page = Tags(bundle(hostile(EVIL), EVIL)["text/html"])
     assert page.tags <= {"div", "span", "strong", "code", "pre", "details", "summary"}
-    assert page.attributes <= {"class", "style", "aria-hidden"}
+    assert page.attributes <= {"class", "style", "aria-hidden", "open"}
 
 
 def test_text_of_an_agent_is_never_markup_in_markdown() -> None:
@@ -146,3 +149,109 @@ def test_output_without_text_is_shown_as_data() -> None:
     """An agent that returns data and says nothing still has something to show."""
     record = msgspec.structs.replace(RECORD, text="", output={"answer": 42})
     assert '{"answer":42}' in plain_text(record)
+
+
+FORMS = ("text/html", "text/markdown", "text/plain")
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("status", [status for status in RunStatus if status.is_live])
+def test_a_live_run_is_shown_as_a_snapshot(status: RunStatus, kind: str) -> None:
+    """A file does not say for ever that a run goes on; it says when that was true, and who knows more."""
+    record = msgspec.structs.replace(RECORD, status=status, ended_at=None)
+    saved = bundle(record)[kind].replace("\\", "")
+    assert "when this was saved" in saved
+    assert "%agentrun show #3 tells how it ended" in saved
+    assert status_words(record) not in saved
+    drawn = bundle(record, is_redrawn=True)[kind]
+    assert "when this was drawn" in drawn
+    assert "drawn again when the run has ended" in drawn
+    unsaved = bundle(msgspec.structs.replace(record, number=None))[kind]
+    assert "%agentrun show run-1" in unsaved
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_an_ended_run_is_no_snapshot(kind: str) -> None:
+    """An end is the last word, whenever it was drawn; a terminal is told of a live run as it stands."""
+    assert "when this was" not in bundle(RECORD, is_redrawn=True)[kind]
+    live = msgspec.structs.replace(RECORD, status=RunStatus.RUNNING, ended_at=None)
+    assert plain_text(live).startswith("▶ Running – tea #3")
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_progress_and_log_are_in_every_form(kind: str) -> None:
+    """How far it came, the last of what it printed, and how much it printed."""
+    record = msgspec.structs.replace(
+        RECORD,
+        progress=ev.Progress(3, 12, "cups"),
+        log=tuple(f"<line> {n}" for n in range(14, 34)),
+        log_count=34,
+    )
+    shown = bundle(record)[kind]
+    assert "3 of 12 · cups" in shown
+    assert "Log (34 lines)" in shown
+    assert "… 14 earlier lines" in shown
+    assert ("&lt;line&gt; 33" if kind == "text/html" else "<line> 33") in shown
+    assert "Log" not in bundle(RECORD)[kind]
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_cancel_is_told_in_full(kind: str) -> None:
+    """Who, why, when, what it left behind, and that this has ended by now."""
+    record = msgspec.structs.replace(
+        RECORD, status=RunStatus.CANCELLED, cause=CancelCause.USER, cancelled_by="card", reason="too hot",
+        cancel_requested_at=101.0, detached=("boil",),
+    )  # fmt: skip
+    shown = bundle(record)[kind].replace("\\", "")
+    for words in (
+        "Cancelled by you after 2.5 s; still running: boil",
+        "“too hot”",
+        "asked by the card at",
+    ):
+        assert words in shown, words
+    assert "stopped 1.5 s later" in shown
+    over = bundle(
+        msgspec.structs.replace(record, detached_finished=("boil",), detached_finished_at=104.5)
+    )[kind]
+    assert "boil has ended by now, 2.0 s after the run" in over
+    assert "still running" not in over
+
+
+def test_many_tools_are_folded_and_open_where_something_failed() -> None:
+    """The fold says how they ended; what failed is seen without a click."""
+    html = bundle(RECORD)["text/html"]
+    assert "<details><summary>1 tool call: 1 ok</summary>" in html
+    failed = msgspec.structs.replace(RECORD.tools[0], status="error")
+    html = bundle(msgspec.structs.replace(RECORD, tools=(*RECORD.tools * 2, failed)))["text/html"]
+    assert "<details open><summary>3 tool calls: 2 ok, 1 error</summary>" in html
+    html = bundle(msgspec.structs.replace(RECORD, status=RunStatus.FAILED))["text/html"]
+    assert "<details open>" in html
+
+
+def test_a_long_text_scrolls_in_a_box() -> None:
+    """A page of answers stays a page that can be looked over, where styles are kept."""
+    assert "max-height:30em;overflow:auto" in bundle(RECORD)["text/html"]
+
+
+@pytest.mark.parametrize("status", RunStatus)
+def test_colours_are_told_apart_on_light_and_on_dark_pages(status: RunStatus) -> None:
+    """The sign has a contrast of 4.5 on its own ground, and that has 3 on white and on #111.
+
+    Source: WCAG 2.2, 1.4.3 for text and 1.4.11 for graphics. No one colour of text has 4.5 on both pages.
+    """
+    _, ground = SHAPES[status]
+    assert contrast("#ffffff", ground) >= 4.5
+    assert min(contrast("#ffffff", ground), contrast("#111111", ground)) >= 3
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours, 1 to 21, by WCAG's formula."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of `#rrggbb`."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import msgspec
 import pytest
@@ -85,3 +86,41 @@ def test_output_without_text_is_shown() -> None:
         RECORD, text="", output={"answer": 42}, status=RunStatus.COMPLETED
     )
     assert view(record, now=105.0)["text"] == '{"answer":42}'
+
+
+@pytest.mark.parametrize(
+    ("progress", "part"),
+    [
+        (ev.Progress(3, 12, "cups"), 0.25),
+        (ev.Progress(13, 12), 1.0),
+        (ev.Progress(-1, 12), 0.0),
+        (ev.Progress(3), None),
+        (ev.Progress(3, 0), None),
+        (ev.Progress(math.nan, 12), None),
+        (ev.Progress(3, math.inf), None),
+    ],
+)
+def test_progress_is_a_part_of_one(progress: ev.Progress, part: float | None) -> None:
+    """Whatever numbers an agent gives, the page gets a part of a whole or none, and words."""
+    shown = view(msgspec.structs.replace(RECORD, progress=progress), now=105.0)["progress"]
+    assert shown["part"] == part
+    assert shown["words"]
+    json.dumps(shown, allow_nan=False)
+
+
+def test_log_and_place_in_line_are_shown() -> None:
+    """The tail of the log and its length are the record's; words of a place stand for the status."""
+    record = msgspec.structs.replace(RECORD, log=("a", "b"), log_count=12)
+    shown = view(record, now=105.0, words="Queued: 1st in line, 1 run is under way")
+    assert (shown["log"], shown["log_count"]) == (["a", "b"], 12)
+    assert shown["words"] == "Queued: 1st in line, 1 run is under way"
+    assert view(RECORD, now=105.0)["progress"] is None
+
+
+def test_a_slow_cancel_is_told_on_the_card() -> None:
+    """What a static card says of a cancel, the live one says too."""
+    record = msgspec.structs.replace(
+        RECORD, status=RunStatus.CANCELLED, cause=CancelCause.USER, cancelled_by="card",
+        cancel_requested_at=102.0, ended_at=104.0,
+    )  # fmt: skip
+    assert "stopped 2.0 s later" in view(record, now=105.0)["notices"][0]
