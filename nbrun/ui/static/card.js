@@ -73,17 +73,16 @@ function wholeDuration(seconds) {
   return min === "0" ? `${s} s` : `${min} min ${s?.padStart(2, "0")} s`;
 }
 
-/** The same for what has ended, where short times tell something: "140 ms", "3.2 s". @param {number} ms */
+/** The same for a tool that has ended, where short times tell something: "140 ms", "3.2 s". @param {number} ms */
 function fineDuration(ms) {
   if (ms < 1000) return `${Math.round(ms)} ms`;
   return ms < 10_000 ? `${(Math.floor(ms / 100) / 10).toFixed(1)} s` : wholeDuration(ms / 1000);
 }
 
-/** How long the run is being waited for, or took. @param {Run} run @param {number} nowS */
+/** How long a live run is being waited for; the words of an ended one tell how long it took.
+ * @param {Run} run @param {number} nowS */
 function elapsedS(run, nowS) {
-  const fromS = run.started_at ?? (run.live ? run.created_at : null);
-  const toS = run.live ? nowS : run.ended_at;
-  return fromS === null || toS === null ? null : Math.max(0, toS - fromS);
+  return run.live ? Math.max(0, nowS - (run.started_at ?? run.created_at)) : null;
 }
 
 /** @param {Usage} usage */
@@ -211,7 +210,7 @@ function drawHead(card, run, seconds) {
   writeLabel(card.name, run.name);
   write(card.number, run.number === null ? "" : `#${run.number}`);
   writeLabel(card.agent, run.agent === run.name ? "" : run.agent);
-  write(card.elapsed, seconds === null ? "" : run.live ? wholeDuration(seconds) : fineDuration(seconds * 1000));
+  write(card.elapsed, seconds === null ? "" : wholeDuration(seconds));
   write(card.usage, tokens(run.usage));
 }
 
@@ -421,7 +420,7 @@ function render({ model, el }) {
     const run = isKernelGone && last.live ? unfollowed(last) : last;
     const seconds = elapsedS(run, Date.now() / 1000 + skewS);
     draw(card, run, request, seconds);
-    if (run.live && seconds !== null) tick = setTimeout(drawSoon, 1000 - ((seconds * 1000) % 1000));
+    if (seconds !== null) tick = setTimeout(drawSoon, 1000 - ((seconds * 1000) % 1000));
   };
   const drawSoon = () => {
     frame ||= requestAnimationFrame(drawNow);
