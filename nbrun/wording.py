@@ -26,6 +26,7 @@ _RUNGS = {
     Rung.PROCESS: "killing its process",
 }
 _ASKED_BY_CAUSE = {
+    CancelCause.BUDGET: "its budget",
     CancelCause.INTERRUPT: "an interrupt",
     CancelCause.PARENT: "its parent",
 }

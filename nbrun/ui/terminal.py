@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nbrun.encoding import shown
 from nbrun.ui.snapshot import plain_text
 from nbrun.ui.waiting import cancelled_by_interrupt, wait_for
-from nbrun.wording import duration, progress_words, status_words, tokens_words
+from nbrun.wording import duration, progress_words, tokens_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def show_until_end(run: Run, grace_s: float, now: Callable[[], float]) -> None:
         record = run.record
         seconds = duration(max(0.0, (record.ended_at or now()) - began))
         parts = [
-            status_words(record),
+            run.status_words(),
             f"{record.name} #{record.number}",
             seconds,
             progress_words(record.progress),

@@ -99,6 +99,19 @@ def test_a_run_is_shown_until_its_end(terminal: Terminal) -> None:
     assert "HELLO THERE" in terminal.run("%agentrun show 1")
 
 
+def test_progress_is_on_the_line(terminal: Terminal) -> None:
+    """The line that lives tells how far the run has come; what is left of it tells that and what was printed."""
+    terminal.run(
+        "async def counts(prompt, run): run.progress(3, 12, 'pages'); print('page 3'); await asyncio.Event().wait()"
+    )
+    terminal.type("%%agentrun counts -n counts", "hi")
+    terminal.child.expect(r"Running · counts #1 · [\d.]+ m?s · 3 of 12 · pages")
+    terminal.child.sendintr()
+    shown = terminal.read()
+    assert "Interrupted after" in shown
+    assert "counts #1\n  3 of 12 · pages\n  Log (1 line):\n  | page 3" in shown
+
+
 def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:
     """Ctrl-C ends the wait and the run; a background run beside it goes on, and the exit is not held up."""
     terminal.run("%%agentrun endless -a -n beside", "hi")
