@@ -243,10 +243,7 @@ class _Draft:
         elif isinstance(data, ev.Log):
             self._log(data, is_own=event.attempt > 0)
         elif isinstance(data, ev.DetachedFinished):
-            known = self._changes.get("detached_finished", self._record.detached_finished)
-            self._changes["detached_finished"] = (*known, data.name)
-            self._changes["detached_finished_at"] = event.ts
-            self._changes["refused"] = data.refused  # a total
+            self._detached_finished(data, event.ts)
         else:
             self._changes.update(_changes(event))
 
@@ -255,6 +252,16 @@ class _Draft:
             self._warnings.append(data.text)
         if is_own:  # a notice of the session's is no line of the agent's
             self._logs.append(data.text)
+
+    def _detached_finished(self, data: ev.DetachedFinished, ts: float) -> None:
+        record, changes = self._record, self._changes
+        detached = changes.get("detached", record.detached)
+        # One of them, or all together: their host then names them as it likes.
+        names = (data.name,) if data.name in detached else detached or (data.name,)
+        known = changes.get("detached_finished", record.detached_finished)
+        changes["detached_finished"] = (*known, *(name for name in names if name not in known))
+        changes["detached_finished_at"] = ts
+        changes["refused"] = data.refused  # a total
 
     def _tool(self, data: ev.ToolStarted | ev.ToolFinished, ts: float) -> None:
         if self._tools is None:

@@ -34,6 +34,7 @@ _ASKED_BY = {
     "card": "the card",
     "python": "Python",
     "magic": "%agentrun cancel",
+    "server": "the Jupyter server",
     "shutdown": "the kernel's shutdown",
     UNLOAD: "the unloading of nbrun",
 }

@@ -154,6 +154,13 @@ def test_detached_work_is_told_to_its_end() -> None:
     assert record.detached == ("fetch", "search")  # what it left behind at its end stays told
 
 
+def test_detached_work_may_be_told_of_together() -> None:
+    """One event for all of it: nothing is left running then."""
+    end = ev.RunCancelled(CancelCause.USER, detached=("fetch", "search"))
+    record = fold(log(CREATED, REQUEST, end, ev.DetachedFinished("fetch, search", 1)))
+    assert (record.still_running, record.detached_finished) == ((), ("fetch", "search"))
+
+
 def test_the_last_rung_of_a_cancel_is_kept() -> None:
     """The record says how firmly the run was asked."""
     record = fold(log(CREATED, ev.RunStarted(), REQUEST))

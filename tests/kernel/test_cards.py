@@ -120,8 +120,6 @@ def test_a_card_is_a_widget_and_static_output_at_first_and_static_at_last(kernel
     record = data[RUN]
     assert (record["status"], record["name"], record["output"]) == ("completed", "tea", "hi")
     assert json.loads(json.dumps(record)) == record
-    for form in STATIC - {RUN}:  # what a file keeps that is saved while the run goes on
-        assert "when this was saved" in first["data"][form]
     messages = card_messages(kernel, cell)
     # It stays open: of another page, or of this one after a reload, it may be all that can show the end.
     assert [m["msg_type"] for m in messages].count("comm_close") == 0
@@ -207,18 +205,19 @@ def test_progress_and_prints_are_on_the_card(kernel: Kernel) -> None:
         "async def prints_on(prompt, run):\n"
         "    for n in range(30):\n"
         "        print(f'\\x1b[32mpage {n}\\x1b[0m')\n"
-        "        run.progress(n + 1, 30, 'pages')\n"
-        "    await asyncio.sleep(0.5)\n",
+        "        run.progress(n + 1, 40, 'pages')\n"
+        "    await asyncio.Event().wait()\n",
     )
-    cell = run_ok(kernel, "%%agentrun prints_on -n prints_on\nhi")
+    cell = run_ok(kernel, "%%agentrun prints_on -n prints_on -o prints_on_run\nhi")
+    last: Callable[[], dict[str, Any]] = lambda: states(card_messages(kernel, cell))[-1]  # noqa: E731
+    kernel.wait_until(lambda: last()["log_count"] == 30 and last()["progress"]["part"] == 0.75)
+    assert last()["progress"]["words"] == "30 of 40 · pages"
+    assert last()["log"] == [f"page {n}" for n in range(10, 30)]
+    run_ok(kernel, "prints_on_run.cancel()")
     html = final_update(kernel, cell)["text/html"]
-    assert "30 of 30 · pages" in html
-    assert "Log (30 lines)" in html
-    assert "page 29" in html
+    for words in ("30 of 40 · pages", "Log (30 lines)", "… 10 earlier lines", "page 29"):
+        assert words in html
     assert "[32m" not in html
-    live = [state for state in states(card_messages(kernel, cell)) if state["live"]][-1]
-    assert live["progress"] == {"part": 1.0, "words": "30 of 30 · pages"}
-    assert (live["log_count"], live["log"][-1]) == (30, "page 29")
 
 
 def test_hostile_text_stays_text_wherever_it_comes_from(kernel: Kernel) -> None:
@@ -361,6 +360,8 @@ def test_a_click_cancels_and_is_answered(kernel: Kernel) -> None:
     beside = run_ok(kernel, "%%agentrun endless -n beside -o beside\nhi")
     cell = run_ok(kernel, "%%agentrun endless -n clicked\nhi")
     wait_for_text(kernel, "clicked")
+    for form in STATIC - {RUN}:  # what a file keeps that is saved while the run goes on
+        assert "when this was saved" in cell.outputs[0]["data"][form]
     opened = card_messages(kernel, cell)[0]["content"]["data"]["state"]
     click = {
         "op": "cancel", "nonce": "n1", "run_id": opened["run"]["id"], "session_id": opened["session_id"],
@@ -390,11 +391,11 @@ def test_a_click_cancels_and_is_answered(kernel: Kernel) -> None:
 
 def test_a_run_that_fails_to_start_shows_no_card(kernel: Kernel) -> None:
     """Bad input sends no comm and no display."""
-    before = len(kernel.comms)
+    opened = [m for m in kernel.comms if m["msg_type"] == "comm_open"]
     cell = kernel.run("%%agentrun nobody\nhi")
     assert error_line(cell).startswith("AgentNotFound")
     assert [output["output_type"] for output in cell.outputs] == ["error"]
-    assert len(kernel.comms) == before
+    assert [m for m in kernel.comms if m["msg_type"] == "comm_open"] == opened
 
 
 def test_without_live_cards_the_static_one_follows_its_run(kernel: Kernel) -> None:
