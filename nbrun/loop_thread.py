@@ -27,7 +27,9 @@ class LoopThread:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
         self._is_called = False
-        self.on_close: list[Callable[[], object]] = []  # called by who closes it, whatever the loop does
+        self.on_close: list[
+            Callable[[], object]
+        ] = []  # called by who closes it, whatever the loop does
         self._is_stopping = False
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
