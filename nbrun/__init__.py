@@ -6,6 +6,7 @@
 #     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
 #     gate                                 whether an agent's own code is on a thread, to be cancelled there.
 #   clock                                  the time and the ids: nothing else reads either.
+#   budget                                 what a run may use up, and has.
 #   context                                what an agent sees of its run.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
 #   finding                                what doctor has found, and what it can find out without a kernel.

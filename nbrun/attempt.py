@@ -8,24 +8,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from nbrun.budget import NO_LIMITS as NO_LIMITS
+from nbrun.budget import Limits as Limits  # part of what travels
 from nbrun.events import EventData
 
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from nbrun.budget import Budget
     from nbrun.cancellation import CancelToken
     from nbrun.context import StartChild
-
-
-class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a run may use up: model calls, tokens (in and out together), US dollars; None is no limit."""
-
-    max_turns: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
-
-
-NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +43,9 @@ class Attempt:
     on: str = "local"  # the executor
     start_child: StartChild | None = None  # None on a host that cannot reach the session
     parcel: bytes = b""  # the agent as bytes, for a host that is another process
+    budget: Budget | None = (
+        None  # the session's, on a host in its process; elsewhere made of `limits`
+    )
 
 
 class HostEvent(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbrun import events as ev
+from nbrun.budget import NO_LIMITS, Budget
 from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import NbrunError
 
@@ -176,6 +177,7 @@ class RunContext:
         emit: Emit,
         clock: Clock,
         start_child: StartChild | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.run_id = run_id
         self.prompt = prompt
@@ -183,8 +185,10 @@ class RunContext:
         self._emit = emit
         self.clock = clock
         self._start_child = start_child
+        self.budget = budget or Budget(NO_LIMITS, token)  # what child runs use counts in it too
         self._lock = threading.RLock()  # entered again where a collected object prints
         self._usage = ev.Usage()
+        self._requests = 0  # as reported; those that were begun are the budget's
         self._tools = 0
         self._unfinished_lines: dict[str, list[str]] = {}
         self._unfinished_length = 0
@@ -274,27 +278,45 @@ class RunContext:
         """Append an event of the agent's own."""
         self.send(ev.Custom(clean_text(name), plain(value)))
 
+    def begin_turn(self) -> None:
+        """Say that the agent is about to call a model: counts the call, and stops where no budget is left for it.
+
+        To be called before each call, so that `max_turns=N` lets N calls be made and no more. What a call
+        has used is told afterwards, by `usage()`; a request told of there is not counted again.
+
+        Raises
+        ------
+        Cancelled
+            The call must not be made: the run is over budget now, or was cancelled before.
+        """
+        with guarded():
+            self.budget.begin_turn()
+
     def usage(
         self,
         *,
         input_tokens: int = 0,
         output_tokens: int = 0,
+        cache_read_tokens: int = 0,
+        reasoning_tokens: int = 0,
         requests: int = 0,
         cost_usd: float | None = None,
     ) -> None:
-        """Add to the run's usage."""
+        """Add to the run's usage; what is over budget by it is cancelled."""
         # int() and float() first, for they are code of the agent's: what counts tokens may be a number of numpy's.
         added = int(input_tokens), int(output_tokens), int(requests)
+        details = int(cache_read_tokens), int(reasoning_tokens)
         cost_added = None if cost_usd is None else float(cost_usd)
         with guarded(), self._lock:
             known = self._usage
+            self._requests += added[2]
             cost = known.cost_usd if cost_added is None else (known.cost_usd or 0.0) + cost_added
             self._usage = ev.Usage(
                 input_tokens=known.input_tokens + added[0],
                 output_tokens=known.output_tokens + added[1],
-                cache_read_tokens=known.cache_read_tokens,
-                reasoning_tokens=known.reasoning_tokens,
-                requests=known.requests + added[2],
+                cache_read_tokens=known.cache_read_tokens + details[0],
+                reasoning_tokens=known.reasoning_tokens + details[1],
+                requests=max(self._requests, self.budget.begun),
                 cost_usd=cost,
             )
             self.send(self._usage)  # under the lock: totals must not be overtaken by older ones

@@ -17,6 +17,7 @@ from nbrun import events as ev
 from nbrun.agents import Output, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
 from nbrun.attempt import Attempt, HostEvent, Sink
+from nbrun.budget import Budget
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.children import Children
 from nbrun.context import ChildRun, RunContext, current_guard, current_run
@@ -60,9 +61,10 @@ class Drive:
         self._host_name = host_name
         self._token = attempt.token
         self._adapter = ThreadedAdapter() if attempt.thread else find_adapter(attempt.agent)
+        self._budget = attempt.budget or Budget(attempt.limits, attempt.token, self.warn)
         starter = None if attempt.start_child is None else self.start_child
         self.run = RunContext(
-            attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter
+            attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter, self._budget
         )
         self._gate = Gate()
         self._children = Children(thread, self.tell)
@@ -108,6 +110,8 @@ class Drive:
             elif isinstance(data, ev.Usage):
                 self._usage = data
             self._send(data, now, parent)
+        if isinstance(data, ev.Usage):  # not under the lock: a fired token calls code of others
+            self._budget.note_usage(data)
         if self._must_pause and not _is_on_loop():
             self._token.wait_sync(PAUSE_S)
 

@@ -22,6 +22,7 @@ from nbrun.record import RunRecord, RunStatus, is_admitted, next_status
 from nbrun.redaction import Redactor, StreamRedactor
 
 if TYPE_CHECKING:
+    from nbrun.budget import Budget
     from nbrun.clock import Clock
     from nbrun.store import Committed
 
@@ -49,6 +50,7 @@ class LiveRun:
     attempt: int = 1
     key: str | None = None  # what `if_running` compares: the cell, or the name that was given
     is_child: bool = False
+    budget: Budget | None = None  # where it, or a run above it, has limits
 
     # under the intake's lock
     cancel: ev.CancelRequested | None = None

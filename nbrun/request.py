@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+from numbers import Integral, Real
+from operator import index
 from typing import TYPE_CHECKING
 
 from nbrun.agents import builtin, find_adapter, registered
+from nbrun.budget import Limits
 from nbrun.catalog import number_of
 from nbrun.encoding import Plain, clean_text
 from nbrun.errors import AgentNotFound, BadOption
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from nbrun.record import RunRecord
 
 MAX_TIMEOUT_S = 366 * 86_400.0
+MAX_COUNT = 2**53
+"""The largest limit that every reader of the log takes for the same number."""
 
 _CHOICES = {
     "approve": ("ask", "auto", "deny"),
@@ -41,12 +47,34 @@ def check_timeout(timeout_s: float | None) -> None:
         raise BadOption(f"timeout_s is {timeout_s}; give seconds above 0, at most a year")
 
 
-def check_budgets(*budgets: float | None) -> None:
-    """Raise for a budget: they are not in this version."""
-    if any(budget is not None for budget in budgets):
-        raise NotImplementedError(
-            "max_turns, max_tokens and max_cost are not in this version of nbrun"
-        )
+def read_limits(max_turns: object, max_tokens: object, max_cost: object) -> Limits:
+    """Return what a run may use up.
+
+    Raises
+    ------
+    BadOption
+        A limit is no number above zero.
+    """
+    return Limits(
+        _count(max_turns, "max_turns"), _count(max_tokens, "max_tokens"), _dollars(max_cost)
+    )
+
+
+def _count(value: object, option: str) -> int | None:
+    if value is None:
+        return None
+    # A bool is an int to Python; to a person, `max_turns=True` is a mistake.
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 < index(value) < MAX_COUNT:
+        return index(value)
+    raise BadOption(f"{option} is {value!r}; give a whole number, 1 or more")
+
+
+def _dollars(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf:
+        return float(value)
+    raise BadOption(f"max_cost is {value!r}; give US dollars above 0, such as 0.50")
 
 
 def resolve(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun import capture, request
 from nbrun import events as ev
-from nbrun.attempt import Attempt, Limits
+from nbrun.attempt import Attempt
+from nbrun.budget import NO_LIMITS, Budget, Limits
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.catalog import Catalog
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
@@ -133,6 +134,9 @@ class NotebookSession:
         model : the built-in agent's model; None with no agent: the configured one.
         id : makes the start idempotent: the same id and inputs give the existing run.
         timeout_s : seconds after which the run is cancelled (cause `deadline`), counted from its start.
+        max_turns : model calls after which the run is cancelled (cause `budget`), before the next is made.
+        max_tokens : tokens, in and out together, above which it is cancelled.
+        max_cost : US dollars above which it is cancelled, where the model's price is known.
         if_running : what to do while a run of the same cell, or the same given name, is live.
         on : `process` runs the agent in a process of its own, which can be killed with all it has started; its
             output comes back as JSON-like data.
@@ -146,13 +150,14 @@ class NotebookSession:
             Nothing was started, and nothing is left behind.
         """
         request.check_choices(approve=approve, if_running=if_running, on=on)
-        request.check_budgets(max_turns, max_tokens, max_cost)
+        limits = request.read_limits(max_turns, max_tokens, max_cost)
         request.check_timeout(timeout_s)
         agent, model = request.resolve(agent, model, tools)
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
             timeout_s=timeout_s, thread=thread or None, on=None if on == "local" else on,
             parent_id=None if parent is None else parent.id, **({} if id is None else {ev.ONCE: True}),
+            max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
         )  # fmt: skip
         parcel = request.parcel_of(agent, on)
         self._watch_secrets()
@@ -169,10 +174,11 @@ class NotebookSession:
                 run_id = self._new_id() if id is None else clean_text(id)
                 token = self._token_above(parent).child()
                 live = LiveRun(run_id, token, key=key, is_child=parent is not None)
+                live.budget = self._budget(live, limits, parent)
                 attempt = Attempt(
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
-                    self.cancel_grace_s, timeout_s, thread, Limits(max_turns, max_tokens, max_cost), approve, on,
-                    self._child_starter(live), parcel,
+                    self.cancel_grace_s, timeout_s, thread, limits, approve, on, self._child_starter(live), parcel,
+                    live.budget,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (
@@ -208,6 +214,18 @@ class NotebookSession:
         if parent._live is None or parent.done():
             raise RunRejected(f"{parent!r} starts no child runs: it is not under way here")
         return parent._live.token
+
+    def _budget(self, live: LiveRun, limits: Limits, parent: Run | None) -> Budget | None:
+        """Return a new run's budget, which its parent's counts in; None where neither has limits."""
+        above = parent._live.budget if parent is not None and parent._live is not None else None
+        if above is None and limits == NO_LIMITS:
+            return None
+        return Budget(
+            limits,
+            live.token,
+            lambda notice: self._intake.tell(live, ev.Log(notice, "warning")),
+            above,
+        )
 
     def _child_starter(self, parent: LiveRun) -> StartChild:
         """Return what the agent of a run starts child runs with."""

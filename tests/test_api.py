@@ -107,7 +107,7 @@ def test_functions_take_what_is_documented(
         ),
         (
             RunContext,
-            "text tool progress phase usage log emit ask checkpoint restored start_child deadline",
+            "text tool progress phase begin_turn usage log emit ask checkpoint restored start_child deadline",
         ),
         (Observer, "on_created on_event on_cancelled on_ended"),
         (
@@ -148,17 +148,9 @@ def test_outside_of_a_kernel_a_session_is_made_on_first_use(in_a_folder: Path) -
 
 
 def test_what_belongs_to_a_later_version_says_so() -> None:
-    """`panel()` and limits of turns, tokens and costs raise; they are no silent stubs."""
+    """`panel()` raises; it is no silent stub."""
     with pytest.raises(NotImplementedError, match="not in this version"):
         nbrun.panel()
-
-
-@pytest.mark.parametrize("limit", ["max_turns", "max_tokens", "max_cost"])
-def test_a_limit_that_is_not_kept_is_refused(session: NotebookSession, limit: str) -> None:
-    """A limit is never taken and then ignored."""
-    with pytest.raises(NotImplementedError, match=limit):
-        session.start(agents.instant, **{limit: 1})  # type: ignore[arg-type]  # one of three names
-    assert session.runs() == []
 
 
 def test_users_mistakes_are_one_line_in_ipython() -> None:

@@ -73,6 +73,7 @@ class AgentMagics(Magics):
             agent, prompt, name=request.name, id=request.id, model=request.model or self._model(agent),
             timeout_s=request.timeout_s, if_running=request.if_running, thread=request.thread,
             on=request.on, tags=request.tags, cell_id=cell_id(self._extension.shell),
+            max_turns=request.max_turns, max_tokens=request.max_tokens, max_cost=request.max_cost,
         )  # fmt: skip
         if request.out is not None:
             self._extension.shell.user_ns[request.out] = run

@@ -45,6 +45,9 @@ OPTIONS = (
     Option(("-b", "--block"), "wait for the end (the default when headless)", is_switch=True),
     Option(("-a", "--noblock"), "return at once (the default in a notebook)", is_switch=True),
     Option(("--timeout",), "cancel after this long: 90s, 10m, 1h", "TIME"),
+    Option(("--max-turns",), "cancel before one model call more than this", "N"),
+    Option(("--max-tokens",), "cancel above so many tokens, in and out together", "N"),
+    Option(("--max-cost",), "cancel above so many US dollars, where the model's price is known", "USD"),
     Option(("--model",), "run the built-in agent on this model: local, scripted, demo, or provider:name", "MODEL"),
     Option(
         ("--if-running",), "what to do while a run of this cell is live: queue, reject, replace",
@@ -114,6 +117,9 @@ class Request:
     python: bool
     thread: bool
     interpolate: bool
+    max_turns: int | None
+    max_tokens: int | None
+    max_cost: float | None
 
 
 def read_request(magic: Callable[..., Any], line: str) -> Request:
@@ -148,6 +154,8 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
         args.target, args.name, args.out, True if args.block else False if args.noblock else None,
         None if args.timeout is None else duration_s(args.timeout), args.model, args.if_running or "queue",
         _tags(args.tag or ()), args.id, args.on or "local", args.python, args.thread, not args.no_interpolate,
+        _number(args.max_turns, int, "--max-turns"), _number(args.max_tokens, int, "--max-tokens"),
+        _number(args.max_cost, float, "--max-cost"),
     )  # fmt: skip
 
 
@@ -184,6 +192,20 @@ def duration_s(text: str) -> float:
             f"'{text}' is too {'long' if seconds else 'short'}; give more than zero and at most a year"
         )
     return seconds
+
+
+N = TypeVar("N", int, float)
+
+
+def _number(text: str | None, kind: Callable[[str], N], flag: str) -> N | None:
+    """Return a limit as a number; whether it can be one is the session's to say."""
+    if text is None:
+        return None
+    try:
+        return kind(text.removeprefix("$").replace(",", ""))
+    except ValueError:
+        what = "a whole number" if kind is int else "US dollars, such as 0.50"
+        raise BadOption(f"{flag} {text}: give {what}") from None
 
 
 def _tags(pairs: Sequence[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ def test_an_empty_line_is_all_defaults() -> None:
     empty = request("")
     assert (empty.target, empty.model, empty.name, empty.out, empty.id) == (None,) * 5
     assert (empty.block, empty.timeout_s, empty.if_running, empty.tags) == (None, None, "queue", {})
+    assert (empty.max_turns, empty.max_tokens, empty.max_cost) == (None, None, None)
     assert (empty.python, empty.thread, empty.interpolate) == (False, False, True)
     assert empty.on == "local"
 
@@ -36,6 +37,7 @@ def test_every_option_is_read() -> None:
     """Short and long forms, quotes, and tags given more than once."""
     given = request(
         "poet -n 'my haiku' --out result -b --timeout 1m30s --if-running replace"
+        " --max-turns 5 --max-tokens 10,000 --max-cost $0.50"
         " --tag a=1 --tag b=x=y --id nightly --on process --thread --no-interpolate"
     )
     assert (given.target, given.name, given.out, given.block) == (
@@ -45,6 +47,7 @@ def test_every_option_is_read() -> None:
         True,
     )
     assert (given.timeout_s, given.if_running, given.id) == (90.0, "replace", "nightly")
+    assert (given.max_turns, given.max_tokens, given.max_cost) == (5, 10_000, 0.5)
     assert given.tags == {"a": "1", "b": "x=y"}
     assert (given.on, given.thread, given.interpolate) == ("process", True, False)
     assert request("-a").block is False
@@ -62,6 +65,11 @@ def test_every_option_is_read() -> None:
         ("--timeout 0s", "more than zero"),
         ("--timeout 1000000h", "too long"),
         ("--timeout", "expected one argument"),
+        ("--max-turns many", "give a whole number"),
+        ("--max-turns 2.5", "give a whole number"),
+        ("--max-tokens 10k", "give a whole number"),
+        ("--max-cost cheap", "give US dollars"),
+        ("--max-cost", "expected one argument"),
         ("--if-running panic", "invalid choice"),
         ("--tag x", "write key=value"),
         ("--tag =x", "write key=value"),
