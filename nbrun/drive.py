@@ -260,7 +260,7 @@ class Drive:
         """Return the end event, by the token and by what was raised; never by the text of a result."""
         usage = self._usage
         if self._token.cancelled:
-            if usage is not None and (error is not None or detached):
+            if usage is not None and (error is not None or is_signal or detached):
                 usage = msgspec.structs.replace(usage, exact=False)  # its last report never came
             return ev.RunCancelled(
                 cause=self._token.cause or CancelCause.USER,
