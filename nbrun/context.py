@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import ContextDecorator, contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nbrun import events as ev
 from nbrun.budget import NO_LIMITS, Budget
@@ -15,11 +17,15 @@ from nbrun.errors import NbrunError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from contextvars import Context
 
     from nbrun.cancellation import CancelCause, CancelToken
     from nbrun.clock import Clock
     from nbrun.gate import Gate
 
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 MAX_LINE = 10_000
 """Printed characters that wait for their line's end at most."""
@@ -50,6 +56,24 @@ class Work(Protocol):
 
     def interrupt(self) -> bool:
         """Raise `Cancelled` in it; return False where that is not possible at this moment."""
+        ...
+
+
+class Thread(Work, Protocol[T_co]):
+    """Work that somebody waits for."""
+
+    async def result(self) -> T_co:
+        """Start it, and return what its function returns."""
+        ...
+
+
+class MakeThread(Protocol):
+    """Makes a thread that runs a function in a context; it is not started."""
+
+    def __call__(
+        self, run_id: str, function: Callable[[], T], context: Context, *, name: str
+    ) -> Thread[T]:
+        """Make it."""
         ...
 
 
@@ -178,6 +202,7 @@ class RunContext:
         clock: Clock,
         start_child: StartChild | None = None,
         budget: Budget | None = None,
+        make_thread: MakeThread | None = None,
     ) -> None:
         self.run_id = run_id
         self.prompt = prompt
@@ -186,15 +211,14 @@ class RunContext:
         self.clock = clock
         self._start_child = start_child
         self.budget = budget or Budget(NO_LIMITS, token)  # what child runs use counts in it too
+        self._make_thread = make_thread
         self._lock = threading.RLock()  # entered again where a collected object prints
         self._usage = ev.Usage()
         self._requests = 0  # as reported; those that were begun are the budget's
         self._tools = 0
         self._unfinished_lines: dict[str, list[str]] = {}
         self._unfinished_length = 0
-        self.work: list[
-            Work
-        ] = []  # written by adapters on the host's loop, read by its cancel ladder
+        self.work: tuple[Work, ...] = ()  # replaced, never changed: the cancel ladder walks it
 
     @property
     def deadline(self) -> float | None:
@@ -205,6 +229,16 @@ class RunContext:
     def restored(self) -> Plain:
         """The checkpointed state to go on from: None for a run that begins anew."""
         return None
+
+    def add_work(self, work: Work) -> None:
+        """Let a cancel of the run reach a thread that is started for it."""
+        with guarded(), self._lock:
+            self.work = (*self.work, work)
+
+    def drop_work(self, ended: Work) -> None:
+        """Forget a thread that has ended."""
+        with guarded(), self._lock:
+            self.work = tuple(work for work in self.work if work is not ended)
 
     def send(self, data: ev.EventData, parent: str | None = None) -> None:
         """Append an event to the run's log."""
@@ -361,6 +395,34 @@ class RunContext:
         """
         if self.token.wait_sync(seconds):
             self.token.raise_if_cancelled()
+
+    async def in_thread(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> T:
+        """Call a sync function in a thread of its own, and return what it returns.
+
+        `nbrun.current()`, prints and the token work there. A cancel of the run raises `Cancelled` in it after
+        the grace; one of this wait alone, by a time limit around it, at once. What does not stop is named.
+
+        Raises
+        ------
+        Cancelled
+            The run was cancelled before: the function was not called.
+        """
+        self.token.raise_if_cancelled()
+        if self._make_thread is None:
+            raise NbrunError("run.in_thread() works in a run that a session has started")
+        name = clean_text(str(getattr(function, "__name__", type(function).__name__)))
+        call = partial(function, *args, **kwargs)
+        thread = self._make_thread(self.run_id, call, copy_context(), name=name)
+        self.add_work(thread)
+        try:
+            return await thread.result()
+        except asyncio.CancelledError:
+            if not self.token.cancelled:  # else the ladder gives it its grace first
+                thread.interrupt()
+            raise
+        finally:
+            if not thread.is_alive():
+                self.drop_work(thread)
 
     async def ask(self, message: str, **options: object) -> object:
         """Ask a person: not in this version."""

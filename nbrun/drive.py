@@ -16,6 +16,7 @@ import msgspec
 from nbrun import events as ev
 from nbrun.agents import Output, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
+from nbrun.agents.worker import Worker
 from nbrun.attempt import Attempt, HostEvent, Sink
 from nbrun.budget import Budget
 from nbrun.cancellation import CancelCause, Rung
@@ -64,8 +65,8 @@ class Drive:
         self._budget = attempt.budget or Budget(attempt.limits, attempt.token, self.warn)
         starter = None if attempt.start_child is None else self.start_child
         self.run = RunContext(
-            attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter, self._budget
-        )
+            attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter, self._budget, Worker
+        )  # fmt: skip
         self._gate = Gate()
         self._children = Children(thread, self.tell)
         self._lock = threading.RLock()

@@ -67,9 +67,9 @@ class PlainAdapter:
             worker = Worker(
                 run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True
             )
-            run.work.append(worker)
+            run.add_work(worker)
             result = await worker.result()
-            run.work.remove(worker)  # so that a cancel from here on is none of a thread
+            run.drop_work(worker)  # so that a cancel from here on is none of a thread
         # A decorator or a lambda around an async function is a plain function that returns one of these.
         if inspect.isasyncgen(result):
             async with aclosing(result) as items:
@@ -94,9 +94,9 @@ class ThreadedAdapter(PlainAdapter):
             return
         drive = functools.partial(asyncio.run, _on_own_loop(agent, prompt, run))
         worker = Worker(run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True)
-        run.work.append(worker)
+        run.add_work(worker)
         result = await worker.result()
-        run.work.remove(worker)
+        run.drop_work(worker)
         yield Output(result)
 
 

@@ -5,6 +5,7 @@ Found by class, never imported before one is driven: the import takes a second o
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from pydantic_ai import Agent, CancellationToken
-    from pydantic_ai.usage import RunUsage
 
     from nbrun.clock import Clock
     from nbrun.context import RunContext
@@ -55,20 +55,27 @@ class PydanticAIAdapter:
     ) -> AsyncIterator[ev.EventData | Output]:
         """Yield what the agent does; its `RunCancelled` becomes ours when it was the run that was cancelled."""
         from pydantic_ai import CancellationToken
+        from pydantic_ai.capabilities import UseThreadExecutor
         from pydantic_ai.exceptions import RunCancelled
+
+        from nbrun.agents.pydantic_ai_watch import Meter, ToolThreads, Watch
 
         token = self._tokens[run.run_id] = CancellationToken()
         run.token.raise_if_cancelled()  # while the framework was imported; from here on its token hears of it
-        mapper = _Mapper(run.clock)
+        mapper, meter = _Mapper(run.clock), Meter(run)
+        threads = ToolThreads(run, asyncio.get_running_loop())
+        watching = [Watch(run, meter), UseThreadExecutor(threads)]
         try:
-            async with agent.run_stream_events(prompt, cancellation_token=token) as stream:
+            async with agent.run_stream_events(
+                prompt, cancellation_token=token, capabilities=watching
+            ) as stream:
                 try:
                     async for event in stream:
                         for mapped in mapper.map(event):
                             yield mapped
                 finally:
                     # Also after a cancel: what was paid for is told.
-                    run.send(usage_of(stream.usage))
+                    meter.tell(stream.usage)
         except RunCancelled:
             run.token.raise_if_cancelled()
             raise
@@ -137,17 +144,6 @@ def _args(part: Any) -> Any:
         return plain(part.args_as_dict())
     except (ValueError, AssertionError):  # the model wrote no JSON; its text is the truth
         return plain(part.args)
-
-
-def usage_of(usage: RunUsage) -> ev.Usage:
-    """Return pydantic-ai's usage under our names."""
-    return ev.Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cache_read_tokens=usage.cache_read_tokens,
-        reasoning_tokens=usage.details.get("reasoning_tokens", 0),
-        requests=usage.requests,
-    )
 
 
 async def make_agent(

@@ -238,4 +238,4 @@ def test_the_adapter_yields_the_output_last() -> None:
     assert asyncio.run(collect(agents.instant)) == [Output("done: tea")]
     assert asyncio.run(collect(agents.counting)) == [Output(3)]
     assert sent == [ev.TextDelta("a "), ev.TextDelta("b "), ev.TextDelta("c")]
-    assert run.work == []
+    assert run.work == ()

@@ -7,14 +7,17 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 from pydantic_ai import Agent
+from pydantic_ai import RunContext as FrameworkContext
 from pydantic_ai.messages import ModelMessage, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from nbrun import NotebookSession, RunStatus
+import nbrun
+from nbrun import CancelCause, NotebookSession, Run, RunStatus
 from nbrun import events as ev
 from nbrun.agents import find_adapter
 from nbrun.agents.pydantic_ai import PydanticAIAdapter
+from nbrun.budget import NO_PRICE
 from nbrun.cancellation import Rung
 from tests.fakes.agents import BOUND_S
 
@@ -140,3 +143,201 @@ def test_one_agent_may_have_two_runs_at_once(session: NotebookSession) -> None:
         gate()
     assert second.result(BOUND_S) == "waiting done"
     assert first.status is RunStatus.CANCELLED
+
+
+# --- budgets ------------------------------------------------------------------------------------------
+
+
+class Caller:
+    """A model that wants a tool at each of its calls, so that the agent would go on for ever; counts them."""
+
+    def __init__(self, tool: str = "look", model: str | None = None, calls: int = 1000) -> None:
+        self.calls = 0
+        self._tool = tool
+        self._wanted = calls
+        self.model = FunctionModel(stream_function=self.stream, model_name=model)
+
+    async def stream(
+        self, messages: list[ModelMessage], info: AgentInfo
+    ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+        """Ask for the tool, or answer once it was called often enough."""
+        self.calls += 1
+        if self.calls > self._wanted:
+            yield "enough"
+        else:
+            yield {0: DeltaToolCall(self._tool, "{}", tool_call_id=f"call-{self.calls}")}
+
+
+async def look() -> str:
+    """Look around."""
+    return "nothing new"
+
+
+def test_no_model_is_called_beyond_max_turns(session: NotebookSession) -> None:
+    """The model is called twice and never a third time; what was paid for is told."""
+    caller = Caller()
+    run = session.start(Agent(caller.model, tools=[look]), "go", max_turns=2)
+    assert run.wait(BOUND_S)
+    assert (run.status, run.cause) == (RunStatus.CANCELLED, CancelCause.BUDGET)
+    assert run.reason == "max_turns 2: 2 model calls made, another was due"
+    assert caller.calls == 2
+    assert run.usage.requests == 2
+    assert [tool.status for tool in run.record.tools] == ["ok", "ok"]
+
+
+def test_usage_is_told_after_every_response(session: NotebookSession) -> None:
+    """Not only at the end: a limit on tokens stops an agent between two calls."""
+    caller = Caller(calls=3)
+    run = session.start(Agent(caller.model, tools=[look]), "go")
+    assert run.result(BOUND_S) == "enough"
+    usages = [event.data for event in run.events() if isinstance(event.data, ev.Usage)]
+    tokens = [usage.input_tokens for usage in usages]
+    assert len(usages) >= 4
+    assert tokens == sorted(tokens)
+    assert run.usage.requests == caller.calls == 4
+
+    caller = Caller()
+    stopped = session.start(Agent(caller.model, tools=[look]), "go", max_tokens=tokens[1])
+    assert stopped.wait(BOUND_S)
+    assert stopped.cause is CancelCause.BUDGET
+    assert caller.calls == 2
+
+
+def test_the_price_of_a_known_model_is_held_to(session: NotebookSession) -> None:
+    """Its responses are priced offline; an unknown one is told on the card, once."""
+    caller = Caller(model="gpt-4o")
+    run = session.start(Agent(caller.model, tools=[look]), "go", max_cost=0.0003)
+    assert run.wait(BOUND_S)
+    assert run.usage.cost_usd is not None
+    assert run.usage.cost_usd >= 0.0003
+    assert str(run.reason).startswith("max_cost $0.0003: $")
+    assert run.record.notices == ()
+    unknown = session.start(Agent(Caller(calls=3).model, tools=[look]), "go", max_cost=0.0003)
+    assert unknown.result(BOUND_S) == "enough"
+    assert unknown.usage.cost_usd is None
+    assert unknown.record.notices == (NO_PRICE,)
+
+
+def test_what_a_tool_reports_comes_on_top(session: NotebookSession) -> None:
+    """A tool that calls a model itself adds to the usage, and is held to the budget with the rest."""
+
+    async def asks_a_model(run: FrameworkContext[None]) -> str:
+        """Ask another model."""
+        nbrun.current().begin_turn()
+        nbrun.current().usage(input_tokens=1_000_000, requests=1)
+        return "it says hello"
+
+    run = session.start(Agent(Caller("asks_a_model", calls=1).model, tools=[asks_a_model]), "go")
+    assert run.result(BOUND_S) == "enough"
+    assert run.usage.requests == 3
+    assert run.usage.input_tokens > 1_000_000
+
+
+# --- sync tools ---------------------------------------------------------------------------------------
+
+
+def rungs_of(run: Run) -> list[tuple[Rung, str]]:
+    """Return the rungs that the ladder used, with what it says of them."""
+    return [
+        (e.data.rung, e.data.note) for e in run.events() if isinstance(e.data, ev.CancelEscalated)
+    ]
+
+
+def test_a_sync_tool_has_a_thread_of_its_own(session: NotebookSession) -> None:
+    """There the run is the current one, prints go to its log, and its thread is nbrun's."""
+
+    def measure() -> str:
+        """Measure."""
+        print("measuring")
+        run = nbrun.current()
+        run.phase("measuring")
+        return threading.current_thread().name
+
+    run = session.start(Agent(Caller("measure", calls=1).model, tools=[measure]), "go")
+    assert run.result(BOUND_S) == "enough"
+    (tool,) = run.record.tools
+    assert (tool.status, tool.result) == ("ok", f"nbrun-agent-{run.id}")
+    assert run.phase == "measuring"
+    logs = [event.data.text for event in run.events() if isinstance(event.data, ev.Log)]
+    assert logs == ["measuring"]
+
+
+def test_a_sync_tool_that_fails_fails_as_ever(session: NotebookSession) -> None:
+    """Its error is the run's."""
+
+    def breaks() -> str:
+        """Break."""
+        raise ValueError("no luck")
+
+    run = session.start(Agent(Caller("breaks").model, tools=[breaks]), "go")
+    assert run.wait(BOUND_S)
+    assert run.status is RunStatus.FAILED
+    assert "no luck" in str(run.error)
+
+
+def test_a_cancel_stops_a_sync_tool_that_computes(session: NotebookSession) -> None:
+    """After the grace `Cancelled` is raised in its thread; the run has ended only then, with nothing left behind."""
+    entered, left = threading.Event(), threading.Event()
+
+    def spins() -> None:
+        """Compute for ever."""
+        try:
+            entered.set()
+            while True:
+                pass
+        finally:
+            left.set()
+
+    run = session.start(Agent(Caller("spins").model, tools=[spins]), "go")
+    assert entered.wait(BOUND_S)
+    assert run.cancel().wait(BOUND_S)
+    assert left.is_set()
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
+    assert rungs_of(run)[-1] == (Rung.THREAD, "spins")
+
+
+def test_a_sync_tool_that_looks_at_its_token_needs_no_force(session: NotebookSession) -> None:
+    """`sleep()` wakes at the cancel, and no thread is raised into."""
+    entered = threading.Event()
+
+    def waits() -> None:
+        """Wait for long."""
+        entered.set()
+        nbrun.current().sleep(60)
+
+    run = session.start(Agent(Caller("waits").model, tools=[waits]), "go")
+    assert entered.wait(BOUND_S)
+    assert run.cancel().wait(BOUND_S)
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
+    assert rungs_of(run) == [(Rung.NATIVE, "")]
+
+
+def test_a_sync_tool_that_does_not_stop_is_named(session: NotebookSession) -> None:
+    """The run ends cancelled with the tool's name, and the log says when the tool has ended."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def blocks() -> str:
+        """Wait where Python cannot raise."""
+        entered.set()
+        gate.wait(BOUND_S * 2)
+        return "at last"
+
+    run = session.start(Agent(Caller("blocks").model, tools=[blocks]), "go")
+    assert entered.wait(BOUND_S)
+    try:
+        assert run.cancel().wait(BOUND_S)
+        assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ("blocks",))
+        assert not any(event.type == ev.DetachedFinished.TYPE for event in run.events())
+    finally:
+        gate.set()
+    told = threading.Event()
+    stop = run._live.listen(lambda _record, _events: told.set()) if run._live else None
+    while run.events()[-1].type != ev.DetachedFinished.TYPE:
+        assert told.wait(BOUND_S)
+        told.clear()
+    assert stop is not None
+    stop()
+    last = run.events()[-1].data
+    assert isinstance(last, ev.DetachedFinished)
+    assert last.name == "blocks"
+    assert run.status is RunStatus.CANCELLED
