@@ -345,7 +345,7 @@ class RunContext:
             known = self._usage
             self._requests += added[2]
             cost = known.cost_usd if cost_added is None else (known.cost_usd or 0.0) + cost_added
-            self._usage = ev.Usage(
+            totals = ev.Usage(
                 input_tokens=known.input_tokens + added[0],
                 output_tokens=known.output_tokens + added[1],
                 cache_read_tokens=known.cache_read_tokens + details[0],
@@ -353,7 +353,9 @@ class RunContext:
                 requests=max(self._requests, self.budget.begun),
                 cost_usd=cost,
             )
-            self.send(self._usage)  # under the lock: totals must not be overtaken by older ones
+            if totals != known:
+                self._usage = totals
+                self.send(totals)  # under the lock: totals must not be overtaken by older ones
 
     @contextmanager
     def tool(self, name: str, args: object = None, kind: str = "function") -> Iterator[ToolScope]:

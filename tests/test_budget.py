@@ -10,7 +10,7 @@ import pytest
 from nbrun import CancelCause, CancelToken, NotebookSession, RunContext, RunStatus
 from nbrun import events as ev
 from nbrun.budget import NO_PRICE, Budget, Limits, dollars
-from nbrun.errors import BadOption, Cancelled, IdConflict
+from nbrun.errors import BadOption, Cancelled, IdConflict, RunCancelled
 from nbrun.ui.snapshot import bundle, plain_text
 from nbrun.ui.view import view
 from tests.fakes.agents import BOUND_S, instant
@@ -219,6 +219,45 @@ def test_limits_belong_to_the_inputs_of_a_run(session: NotebookSession) -> None:
 
 
 # --- a tree of runs -----------------------------------------------------------------------------------
+
+
+def test_child_runs_count_in_the_budget_of_their_parent(session: NotebookSession) -> None:
+    """Own usage and that of two children together are too much: all that is live is cancelled."""
+    children: list[Any] = []
+
+    async def helper(prompt: str, run: RunContext) -> None:
+        run.usage(input_tokens=4, requests=1)
+        await run.token.wait()
+
+    async def parent(prompt: str, run: RunContext) -> None:
+        run.usage(input_tokens=3, requests=1)
+        children.extend(run.start_child(helper, name=f"helper {n}") for n in (1, 2))
+        await run.token.wait()
+
+    run = session.start(parent, max_tokens=10)
+    assert run.wait(BOUND_S)
+    assert (run.status, run.cause) == OVER
+    assert run.reason == "max_tokens 10: 11 used, child runs included"
+    assert [child.cause for child in children] == [CancelCause.PARENT] * 2
+    assert run.usage.input_tokens == 3  # its own: each run's card shows what that run has used
+
+
+def test_a_child_with_limits_of_its_own_ends_alone(session: NotebookSession) -> None:
+    """Its parent hears of it as of any cancelled child, and goes on."""
+
+    async def helper(prompt: str, run: RunContext) -> None:
+        run.usage(input_tokens=4)
+        await run.token.wait()
+
+    async def parent(prompt: str, run: RunContext) -> str:
+        try:
+            await run.start_child(helper, max_tokens=3)
+        except RunCancelled as error:
+            return str(error)
+        return "not cancelled"
+
+    run = session.start(parent, max_tokens=10)
+    assert "max_tokens 3: 4 used" in str(run.result(BOUND_S))
 
 
 def test_what_children_use_counts_above_them() -> None:

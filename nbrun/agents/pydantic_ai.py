@@ -54,7 +54,7 @@ class PydanticAIAdapter:
         self, agent: Any, prompt: str, run: RunContext
     ) -> AsyncIterator[ev.EventData | Output]:
         """Yield what the agent does; its `RunCancelled` becomes ours when it was the run that was cancelled."""
-        from pydantic_ai import CancellationToken
+        from pydantic_ai import CancellationToken, UsageLimits
         from pydantic_ai.capabilities import UseThreadExecutor
         from pydantic_ai.exceptions import RunCancelled
 
@@ -64,10 +64,13 @@ class PydanticAIAdapter:
         run.token.raise_if_cancelled()  # while the framework was imported; from here on its token hears of it
         mapper, meter = _Mapper(run.clock), Meter(run)
         threads = ToolThreads(run, asyncio.get_running_loop())
+        # The framework's own limit of 50 requests stands where no other was given.
+        has_limit = run.budget.limits.max_turns is not None
+        limits = UsageLimits(request_limit=None) if has_limit else None
         watching = [Watch(run, meter), UseThreadExecutor(threads)]
         try:
             async with agent.run_stream_events(
-                prompt, cancellation_token=token, capabilities=watching
+                prompt, cancellation_token=token, capabilities=watching, usage_limits=limits
             ) as stream:
                 try:
                     async for event in stream:

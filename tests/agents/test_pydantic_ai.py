@@ -20,6 +20,7 @@ from nbrun.agents.pydantic_ai import PydanticAIAdapter
 from nbrun.budget import NO_PRICE
 from nbrun.cancellation import Rung
 from tests.fakes.agents import BOUND_S
+from tests.fakes.late import late_event
 
 Stream = Callable[[list[ModelMessage], AgentInfo], AsyncIterator[str | dict[int, DeltaToolCall]]]
 
@@ -185,6 +186,14 @@ def test_no_model_is_called_beyond_max_turns(session: NotebookSession) -> None:
     assert [tool.status for tool in run.record.tools] == ["ok", "ok"]
 
 
+def test_a_limit_that_was_given_replaces_the_frameworks_own(session: NotebookSession) -> None:
+    """pydantic-ai stops at 50 requests by itself; who asks for 60 gets them."""
+    caller = Caller(calls=55)
+    run = session.start(Agent(caller.model, tools=[look]), "go", max_turns=60)
+    assert run.result(BOUND_S) == "enough"
+    assert caller.calls == 56
+
+
 def test_usage_is_told_after_every_response(session: NotebookSession) -> None:
     """Not only at the end: a limit on tokens stops an agent between two calls."""
     caller = Caller(calls=3)
@@ -330,14 +339,5 @@ def test_a_sync_tool_that_does_not_stop_is_named(session: NotebookSession) -> No
         assert not any(event.type == ev.DetachedFinished.TYPE for event in run.events())
     finally:
         gate.set()
-    told = threading.Event()
-    stop = run._live.listen(lambda _record, _events: told.set()) if run._live else None
-    while run.events()[-1].type != ev.DetachedFinished.TYPE:
-        assert told.wait(BOUND_S)
-        told.clear()
-    assert stop is not None
-    stop()
-    last = run.events()[-1].data
-    assert isinstance(last, ev.DetachedFinished)
-    assert last.name == "blocks"
+    assert late_event(run, ev.DetachedFinished).name == "blocks"
     assert run.status is RunStatus.CANCELLED
