@@ -8,6 +8,7 @@
 #   clock                                  the time and the ids: nothing else reads either.
 #   budget                                 what a run may use up, and has.
 #   context                                what an agent sees of its run.
+#   reentrant                              a loop for agents that start a loop within a loop.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
 #   finding                                what doctor has found, and what it can find out without a kernel.
 #   attempt, loop_thread                   what travels to a host and back | the event loop that it has for itself.

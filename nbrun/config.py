@@ -29,6 +29,11 @@ class NbRun(Configurable):
         min=0.0,
         help="Seconds that an agent's cleanup code gets after a cancel. Takes effect at load.",
     ).tag(config=True)
+    reentrant_loop = Bool(
+        False,
+        help="Let agents call asyncio.run() on the event loop that drives them, by nest-asyncio2; the kernel's own "
+        "loop stays as it is. Takes effect at load.",
+    ).tag(config=True)
     card = Bool(
         True, help="Show live cards. False: static output only, as in a headless kernel."
     ).tag(config=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from collections import deque
@@ -14,6 +15,8 @@ from nbrun.line import Line
 from nbrun.loop_thread import LoopThread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nbrun.attempt import Attempt, Sink
     from nbrun.clock import Clock
     from nbrun.executors import Executor
@@ -33,14 +36,21 @@ class Dispatcher:
     Parameters
     ----------
     limit : how many runs may be under way at once.
+    make_loop : makes the event loop of a host.
     """
 
     # A run in a process of its own has its host there. Its executor has a loop of its own as well, which no agent
     # can block.
 
-    def __init__(self, limit: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        limit: int,
+        clock: Clock,
+        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
         self._line = Line(limit)
         self._clock = clock
+        self._make_loop = make_loop
         self._attempts: dict[str, Attempt] = {}
         self._outgoing: deque[Attempt] = deque()
         self._is_closed = False
@@ -67,7 +77,7 @@ class Dispatcher:
         self._open_host(sink)
 
     def _open_host(self, sink: Sink) -> None:
-        thread = LoopThread("nbrun-host")
+        thread = LoopThread("nbrun-host", self._make_loop)
         host = _Host(thread, LocalExecutor(thread, self._clock))
         self._hosts.append(host)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from nbrun import events as ev
+from nbrun import reentrant
 from nbrun.agents import Output, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
 from nbrun.agents.worker import Worker
@@ -387,6 +388,8 @@ def describe(error: BaseException) -> ev.ErrorInfo:
         message = f"<str failed: {type(broken).__name__}>"
     if isinstance(error, asyncio.CancelledError):
         message = message or "the agent raised CancelledError, but nobody had cancelled the run"
+    if (mend := reentrant.mend(error)) is not None:
+        message = f"{message}\n{mend}"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame):
         trace = trace.tb_next  # how we got to the agent tells its author nothing

@@ -22,8 +22,12 @@ class LoopThread:
     filled by any thread and emptied by the loop.
     """
 
-    def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(
+        self,
+        name: str,
+        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
+        self.loop = make_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
         self._is_called = False

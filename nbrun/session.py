@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextvars
 import logging
@@ -10,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbrun import capture, request
+from nbrun import capture, reentrant, request
 from nbrun import events as ev
 from nbrun.attempt import Attempt
 from nbrun.budget import NO_LIMITS, Budget, Limits
@@ -65,6 +66,7 @@ class NotebookSession:
     observers : who is told of runs, see `Observer`.
     max_concurrent : how many runs are under way at once; more wait in line.
     cancel_grace_s : seconds that cleanup code gets after a cancel.
+    reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class NotebookSession:
         observers: Sequence[Observer | object] = (),
         max_concurrent: int = 8,
         cancel_grace_s: float = 2.0,
+        reentrant_loop: bool = False,
     ) -> None:
         if max_concurrent < 1:
             raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
@@ -94,7 +97,8 @@ class NotebookSession:
         self._lock = threading.RLock()
         self._is_closed = False
         self._catalog = Catalog(self, self.id)
-        self._dispatcher = Dispatcher(max_concurrent, self.clock)
+        make_loop = reentrant.new_loop if reentrant_loop else asyncio.new_event_loop
+        self._dispatcher = Dispatcher(max_concurrent, self.clock, make_loop)
         self._secrets = secrets_in(os.environ)
         # How many variables there were when the environment was last looked at, and when that was.
         self._looked = (len(os.environ), self.clock.monotonic())

@@ -18,6 +18,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from nbrun import reentrant
 from nbrun.agents import Output
 from nbrun.agents.worker import Worker
 from nbrun.cancellation import call_soon
@@ -26,7 +27,7 @@ from nbrun.errors import AgentNotFound
 from nbrun.events import EventData, TextDelta
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from nbrun.context import RunContext
 
@@ -92,12 +93,18 @@ class ThreadedAdapter(PlainAdapter):
             async for item in super().events(agent, prompt, run):
                 yield item
             return
-        drive = functools.partial(asyncio.run, _on_own_loop(agent, prompt, run))
+        drive = functools.partial(_run_on_own_loop, _on_own_loop(agent, prompt, run))
         worker = Worker(run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True)
         run.add_work(worker)
         result = await worker.result()
         run.drop_work(worker)
         yield Output(result)
+
+
+def _run_on_own_loop(work: Coroutine[Any, Any, object]) -> object:
+    # It blocks nobody else, so it may as well be entered again: `asyncio.run()` within an agent works there.
+    with asyncio.Runner(loop_factory=reentrant.new_loop) as runner:
+        return runner.run(work)
 
 
 async def _on_own_loop(agent: object, prompt: str, run: RunContext) -> object:

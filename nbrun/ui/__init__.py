@@ -43,6 +43,7 @@ class Extension:
             store=self.config.store or None,
             max_concurrent=self.config.max_concurrent,
             cancel_grace_s=self.config.cancel_grace_s,
+            reentrant_loop=self.config.reentrant_loop,
         )
         self.session.on_display = self.show
         self._board: Any = None
