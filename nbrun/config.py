@@ -32,7 +32,7 @@ class NbRun(Configurable):
     reentrant_loop = Bool(
         False,
         help="Let agents call asyncio.run() on the event loop that drives them, by nest-asyncio2; the kernel's own "
-        "loop stays as it is. Takes effect at load.",
+        "loop stays as it is. Holds from the next run on.",
     ).tag(config=True)
     card = Bool(
         True, help="Show live cards. False: static output only, as in a headless kernel."

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,14 @@ from nbrun.line import Line
 from nbrun.loop_thread import LoopThread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from nbrun.attempt import Attempt, Sink
     from nbrun.clock import Clock
     from nbrun.executors import Executor
     from nbrun.executors.process import ProcessExecutor
     from nbrun.intake import LiveRun
 
+
+MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 
 PROCESS = "process"
 
@@ -36,21 +37,16 @@ class Dispatcher:
     Parameters
     ----------
     limit : how many runs may be under way at once.
-    make_loop : makes the event loop of a host.
     """
 
     # A run in a process of its own has its host there. Its executor has a loop of its own as well, which no agent
     # can block.
 
-    def __init__(
-        self,
-        limit: int,
-        clock: Clock,
-        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
-    ) -> None:
+    def __init__(self, limit: int, clock: Clock) -> None:
         self._line = Line(limit)
         self._clock = clock
-        self._make_loop = make_loop
+        self._make_loop: MakeLoop = asyncio.new_event_loop
+        self._sink: Sink | None = None
         self._attempts: dict[str, Attempt] = {}
         self._outgoing: deque[Attempt] = deque()
         self._is_closed = False
@@ -75,6 +71,12 @@ class Dispatcher:
         """Start the host's thread and open the executor on it."""
         self._sink = sink
         self._open_host(sink)
+
+    def use_loops(self, make_loop: MakeLoop) -> None:
+        """Have what goes from now on driven on such a loop; what is under way stays where it is."""
+        self._make_loop = make_loop
+        if self._sink is not None and not self._is_closed:
+            self._open_host(self._sink)
 
     def _open_host(self, sink: Sink) -> None:
         thread = LoopThread("nbrun-host", self._make_loop)

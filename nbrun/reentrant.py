@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OPTIONS = "run it with --thread, or set %config NbRun.reentrant_loop = True"
 _MENDS = {
-    "cannot be called from a running event loop": "run it with --thread, or set %config "
-    "NbRun.reentrant_loop = True before %load_ext nbrun",
-    "loop is already running": "run it with --thread, or set %config NbRun.reentrant_loop = True "
-    "before %load_ext nbrun",
+    "cannot be called from a running event loop": _OPTIONS,
+    "loop is already running": _OPTIONS,
     "while another loop is running": "call what does so by `await run.in_thread(function)`",
 }
 

@@ -97,8 +97,9 @@ class NotebookSession:
         self._lock = threading.RLock()
         self._is_closed = False
         self._catalog = Catalog(self, self.id)
-        make_loop = reentrant.new_loop if reentrant_loop else asyncio.new_event_loop
-        self._dispatcher = Dispatcher(max_concurrent, self.clock, make_loop)
+        self._dispatcher = Dispatcher(max_concurrent, self.clock)
+        if reentrant_loop:
+            self.let_enter_loop(True)
         self._secrets = secrets_in(os.environ)
         # How many variables there were when the environment was last looked at, and when that was.
         self._looked = (len(os.environ), self.clock.monotonic())
@@ -323,6 +324,10 @@ class NotebookSession:
         capture.install()
         atexit.register(self.close)
         self._dispatcher.begin(self._intake.put)
+
+    def let_enter_loop(self, is_reentrant: bool) -> None:
+        """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""
+        self._dispatcher.use_loops(reentrant.new_loop if is_reentrant else asyncio.new_event_loop)
 
     # --- finding ---------------------------------------------------------------------------------
 

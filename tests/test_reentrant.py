@@ -80,6 +80,19 @@ def test_with_the_option_it_works_on_the_loop(make_session: MakeSession, start: 
         assert run.text == "within "
 
 
+def test_the_option_may_be_changed_between_runs(session: NotebookSession, held: Held) -> None:
+    """It holds from the next run on; what is under way goes on."""
+    first = session.start(held)
+    assert held.entered.wait(BOUND_S)
+    session.let_enter_loop(True)
+    assert session.start(nesting(asyncio_run), "tea").result(BOUND_S) == "nested: tea"
+    session.let_enter_loop(False)
+    assert session.start(nesting(asyncio_run), "tea").wait(BOUND_S)
+    assert session.get("last").status is RunStatus.FAILED
+    held.let_go()
+    assert first.result(BOUND_S) == "held"
+
+
 def test_other_runs_go_on_within(make_session: MakeSession, held: Held) -> None:
     """While one agent is in its inner loop, others begin, work and end."""
     session = make_session(reentrant_loop=True)

@@ -45,6 +45,9 @@ class Extension:
             cancel_grace_s=self.config.cancel_grace_s,
             reentrant_loop=self.config.reentrant_loop,
         )
+        self.config.observe(
+            lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"
+        )
         self.session.on_display = self.show
         self._board: Any = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.

@@ -97,7 +97,7 @@ def test_settings_are_shown_and_changed(loaded_kernel: Kernel) -> None:
     """`%config NbRun` lists every setting; a changed one holds for the next run."""
     kernel = loaded_kernel
     listed = run_ok(kernel, "%config NbRun").stdout
-    for setting in ("model", "store", "max_concurrent", "cancel_grace_s", "card"):
+    for setting in ("model", "store", "max_concurrent", "cancel_grace_s", "card", "reentrant_loop"):
         assert f"NbRun.{setting}=" in listed
     run_ok(kernel, "%config NbRun.model = 'scripted'\n%config NbRun.card = False")
     cell = run_ok(kernel, "%%agentrun\nhi")
@@ -105,6 +105,30 @@ def test_settings_are_shown_and_changed(loaded_kernel: Kernel) -> None:
     assert cell.outputs[0]["data"]["text/plain"]
     assert value(kernel, "nbrun.get('last').record.model") == "'scripted (no model)'"
     run_ok(kernel, "nbrun.get('last').wait(10)")
+
+
+def test_agents_may_enter_the_loop_again_where_that_is_asked_for(loaded_kernel: Kernel) -> None:
+    """Without the setting the error names it; with it the next run works, and the kernel's loop is as ever."""
+    kernel = loaded_kernel
+    run_ok(
+        kernel,
+        """
+import asyncio
+
+async def nests(prompt):
+    work = asyncio.sleep(0, "nested")
+    try:
+        return asyncio.run(work)
+    finally:
+        work.close()
+""",
+    )
+    run_ok(kernel, "failed = nbrun.start(nests); failed.wait(10)")
+    assert value(kernel, "'%config NbRun.reentrant_loop = True' in str(failed.error)") == "True"
+    run_ok(kernel, "%config NbRun.reentrant_loop = True")
+    assert value(kernel, "nbrun.start(nests).result(10)") == "'nested'"
+    assert value(kernel, "hasattr(asyncio.get_event_loop(), '_nest_patched')") == "False"
+    run_ok(kernel, "%config NbRun.reentrant_loop = False")
 
 
 # --- starting --------------------------------------------------------------------------------------
