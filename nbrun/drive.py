@@ -98,6 +98,7 @@ class Drive:
         A thread that sends faster than can be stored is held up here, after the lock is given back.
         """
         now = self._clock.now()
+        usage: ev.Usage | None = None
         _check_event(data, parent)
         with self._lock:
             if self._is_ended:
@@ -110,10 +111,10 @@ class Drive:
             elif isinstance(data, ev.ToolFinished):
                 self._open_tools.pop(data.id, None)
             elif isinstance(data, ev.Usage):
-                self._usage = data
+                self._usage = usage = data
             self._send(data, now, parent)
-        if isinstance(data, ev.Usage):  # not under the lock: a fired token calls code of others
-            self._budget.note_usage(data)
+        if usage is not None:  # not under the lock: a fired token calls code of others
+            self._budget.note_usage(usage)
         if self._must_pause and not _is_on_loop():
             self._token.wait_sync(PAUSE_S)
 

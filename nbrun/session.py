@@ -459,6 +459,9 @@ class NotebookSession:
     def _published(self, live: LiveRun, events: Sequence[ev.RunEvent]) -> None:
         """Give the place of an ended run to the next, and tell everybody; on the writer's thread."""
         record = live.record
+        # A host in this process has told its budget already, and totals may be told twice; another could not.
+        if live.budget is not None and any(event.type == ev.Usage.TYPE for event in events):
+            live.budget.note_usage(record.usage)
         if not record.is_live and any(event.type in ev.END_TYPES for event in events):
             live.token.release()
             self._dispatcher.note_end(live)

@@ -13,7 +13,7 @@ from nbrun.budget import NO_PRICE, Budget, Limits, dollars
 from nbrun.errors import BadOption, Cancelled, IdConflict, RunCancelled
 from nbrun.ui.snapshot import bundle, plain_text
 from nbrun.ui.view import view
-from tests.fakes.agents import BOUND_S, instant
+from tests.fakes.agents import BOUND_S, Held, instant
 
 OVER = (RunStatus.CANCELLED, CancelCause.BUDGET)
 
@@ -183,6 +183,20 @@ def test_a_cancel_by_a_person_stays_theirs(session: NotebookSession) -> None:
     go.set()
     assert run.wait(BOUND_S)
     assert (run.status, run.cause, run.reason) == (RunStatus.CANCELLED, CancelCause.USER, "enough")
+
+
+def test_usage_told_from_another_process_counts(session: NotebookSession, held: Held) -> None:
+    """Where a host could not hold the run to its limits, the session does, by what it is told."""
+    run = session.start(held, max_tokens=5)
+    assert held.entered.wait(BOUND_S)
+    assert run._live is not None
+    fired = threading.Event()
+    run._live.token.add_callback(lambda _request: fired.set())
+    # As a host would send it, beside the run's own.
+    session._intake.tell(run._live, ev.Usage(input_tokens=6))
+    assert run.wait(BOUND_S)
+    assert fired.is_set()
+    assert (run.status, run.cause, run.reason) == (*OVER, "max_tokens 5: 6 used")
 
 
 # --- what is asked for --------------------------------------------------------------------------------
