@@ -58,6 +58,7 @@ class Budget:
     __slots__ = (
         "_begun",
         "_has_told",
+        "_is_free",
         "_lock",
         "_own",
         "_parent",
@@ -83,14 +84,17 @@ class Budget:
         self._own = Used()
         self._total = Used()  # with what its children have used
         self._has_told = False
+        self._is_free = parent is None and limits == NO_LIMITS
 
     @property
     def used(self) -> Used:
-        """What the run and its children have used up to now."""
+        """What the run and its children have used up to now, where that is held against a limit."""
         return self._total
 
     def note_usage(self, usage: Usage) -> None:
         """Take the run's totals; what goes over a limit by them, of this run or one above it, is cancelled."""
+        if self._is_free:  # by far the most
+            return
         tokens = usage.input_tokens + usage.output_tokens
         is_unpriced = usage.cost_usd is None and tokens > 0
         with self._lock:
@@ -116,10 +120,11 @@ class Budget:
         """
         self._token.raise_if_cancelled()
         with self._lock:
-            over = self._over(calls=1)
+            over = [] if self._is_free else self._over(calls=1)
             if not over:
                 self._begun += 1
-                self._count(Used(turns=self._begun))
+                if not self._is_free:
+                    self._count(Used(turns=self._begun))
         for node, reason in over:
             node._fire(reason)
         if over:
