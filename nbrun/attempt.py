@@ -43,9 +43,8 @@ class Attempt:
     on: str = "local"  # the executor
     start_child: StartChild | None = None  # None on a host that cannot reach the session
     parcel: bytes = b""  # the agent as bytes, for a host that is another process
-    budget: Budget | None = (
-        None  # the session's, on a host in its process; elsewhere made of `limits`
-    )
+    budget: Budget | None = None  # the session's; a host in another process makes one of `limits`
+    reentrant_loop: bool = False  # asked of a host that is made for this attempt
 
 
 class HostEvent(msgspec.Struct, frozen=True):

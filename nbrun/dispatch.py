@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 MakeLoop = Callable[[], asyncio.AbstractEventLoop]
-
 PROCESS = "process"
 
 
@@ -46,7 +45,6 @@ class Dispatcher:
         self._line = Line(limit)
         self._clock = clock
         self._make_loop: MakeLoop = asyncio.new_event_loop
-        self._sink: Sink | None = None
         self._attempts: dict[str, Attempt] = {}
         self._outgoing: deque[Attempt] = deque()
         self._is_closed = False
@@ -75,7 +73,7 @@ class Dispatcher:
     def use_loops(self, make_loop: MakeLoop) -> None:
         """Have what goes from now on driven on such a loop; what is under way stays where it is."""
         self._make_loop = make_loop
-        if self._sink is not None and not self._is_closed:
+        if self._hosts and not self._is_closed:
             self._open_host(self._sink)
 
     def _open_host(self, sink: Sink) -> None:

@@ -98,6 +98,7 @@ class NotebookSession:
         self._is_closed = False
         self._catalog = Catalog(self, self.id)
         self._dispatcher = Dispatcher(max_concurrent, self.clock)
+        self._is_reentrant = False
         if reentrant_loop:
             self.let_enter_loop(True)
         self._secrets = secrets_in(os.environ)
@@ -183,7 +184,7 @@ class NotebookSession:
                 attempt = Attempt(
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
                     self.cancel_grace_s, timeout_s, thread, limits, approve, on, self._child_starter(live), parcel,
-                    live.budget,
+                    live.budget, self._is_reentrant,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (
@@ -327,6 +328,7 @@ class NotebookSession:
 
     def let_enter_loop(self, is_reentrant: bool) -> None:
         """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""
+        self._is_reentrant = is_reentrant
         self._dispatcher.use_loops(reentrant.new_loop if is_reentrant else asyncio.new_event_loop)
 
     # --- finding ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -13,8 +14,9 @@ from nbrun.budget import NO_PRICE, Budget, Limits, dollars
 from nbrun.errors import BadOption, Cancelled, IdConflict, RunCancelled
 from nbrun.ui.snapshot import bundle, plain_text
 from nbrun.ui.view import view
-from tests.fakes.agents import BOUND_S, Held, instant
+from tests.fakes.agents import BOUND_S, instant
 
+IN_A_PROCESS = pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
 OVER = (RunStatus.CANCELLED, CancelCause.BUDGET)
 
 
@@ -185,18 +187,35 @@ def test_a_cancel_by_a_person_stays_theirs(session: NotebookSession) -> None:
     assert (run.status, run.cause, run.reason) == (RunStatus.CANCELLED, CancelCause.USER, "enough")
 
 
-def test_usage_told_from_another_process_counts(session: NotebookSession, held: Held) -> None:
-    """Where a host could not hold the run to its limits, the session does, by what it is told."""
-    run = session.start(held, max_tokens=5)
-    assert held.entered.wait(BOUND_S)
-    assert run._live is not None
-    fired = threading.Event()
-    run._live.token.add_callback(lambda _request: fired.set())
-    # As a host would send it, beside the run's own.
-    session._intake.tell(run._live, ev.Usage(input_tokens=6))
+@IN_A_PROCESS
+def test_a_run_in_another_process_is_held_to_its_limits(session: NotebookSession) -> None:
+    """Only its limits travel; it makes as many calls as it may, and no more."""
+    made: list[int] = []  # its copy of it grows there
+    run = session.start(caller(5, made, input_tokens=1), max_turns=2, on="process")
     assert run.wait(BOUND_S)
-    assert fired.is_set()
-    assert (run.status, run.cause, run.reason) == (*OVER, "max_tokens 5: 6 used")
+    assert (run.status, run.cause) == OVER
+    assert run.reason == "max_turns 2: 2 model calls made, another was due"
+    assert run.output == "0 1 "
+    assert run.usage.requests == 2
+
+
+@IN_A_PROCESS
+def test_a_child_in_another_process_counts_in_its_parents_budget(session: NotebookSession) -> None:
+    """By what it tells: its host there knows nothing of the limit, and its cancel comes from here."""
+
+    async def helper(prompt: str, run: RunContext) -> None:
+        run.usage(input_tokens=6)
+        await run.token.wait()
+
+    async def parent(prompt: str, run: RunContext) -> None:
+        await run.start_child(helper, on="process")
+
+    run = session.start(parent, max_tokens=5)
+    assert run.wait(BOUND_S)
+    assert (run.status, run.cause) == OVER
+    assert run.reason == "max_tokens 5: 6 used, child runs included"
+    (child,) = (one for one in session.runs() if one.parent_id == run.id)
+    assert (child.status, child.cause) == (RunStatus.CANCELLED, CancelCause.PARENT)
 
 
 # --- what is asked for --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -91,6 +92,16 @@ def test_the_option_may_be_changed_between_runs(session: NotebookSession, held: 
     assert session.get("last").status is RunStatus.FAILED
     held.let_go()
     assert first.result(BOUND_S) == "held"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_the_option_holds_in_another_process_too(make_session: MakeSession, is_asked: bool) -> None:
+    """It travels with the attempt."""
+    session = make_session(reentrant_loop=is_asked)
+    run = session.start(nesting(asyncio_run), "tea", on="process")
+    assert run.wait(BOUND_S)
+    assert run.status is (RunStatus.COMPLETED if is_asked else RunStatus.FAILED)
 
 
 def test_other_runs_go_on_within(make_session: MakeSession, held: Held) -> None:

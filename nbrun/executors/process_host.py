@@ -7,6 +7,7 @@ and stopped like any other.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import faulthandler
 import os
@@ -40,6 +41,7 @@ from nbrun.executors.wire import (
 )  # fmt: skip
 from nbrun.host import RunHost
 from nbrun.loop_thread import LoopThread
+from nbrun.reentrant import new_loop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +134,9 @@ class ProcessHost:
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(), begin.grace_s,
             begin.timeout_s, begin.thread, begin.limits, begin.approve, "process",
         )  # fmt: skip
-        self._thread = thread = LoopThread("nbrun-host")
+        self._thread = thread = LoopThread(
+            "nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop
+        )
         self._host = host = RunHost(thread, self._take, self._clock, begin.host, is_shared=False)
 
         def enter() -> None:

@@ -29,6 +29,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     limits: Limits
     approve: str
     host: str
+    reentrant_loop: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
