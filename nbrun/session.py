@@ -341,7 +341,8 @@ class NotebookSession:
     @property
     def current_run(self) -> Run | None:
         """The newest-created live run of this session that is no child; None when there is none."""
-        return next((run for run in self.live_runs if run.parent_id is None), None)
+        own = (live for live in reversed(self._catalog.live()) if not live.is_child)
+        return next(map(self._catalog.run, own), None)
 
     def get(self, ref: Run | int | str) -> Run:
         """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id.

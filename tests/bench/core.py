@@ -6,19 +6,24 @@ CPU figures before the wall ones. What was stored is counted.
 A   no-op runs, one after another, each waited for until it is durable; the anchor commits twice a run,
     the second time with `synchronous = FULL`, as an ending is.
 B   one run of 10,000 deltas of 20 characters.
-C   1,000 sleeping runs: started, then cancelled until all are durable.
+C   1,000 sleeping runs: started, then cancelled until all are durable; what they hold in memory. The anchor
+    is a bare asyncio loop with the same rows in SQLite: two events and a status a run, in two transactions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import json
 import sqlite3
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from nbrun import NotebookSession, RunContext
 
@@ -102,15 +107,62 @@ def job_b(session: NotebookSession) -> tuple[float, float]:
     return cost.cpu / DELTAS * 1e6, (path.stat().st_size - before) / DELTAS
 
 
-def job_c(session: NotebookSession) -> tuple[float, float]:
-    """Return CPU ms a start, and wall seconds to cancel them all to a durable end."""
+async def bare_loop(path: Path) -> Cost:
+    """Cancel as many bare tasks to a durable end, by hand."""
+    db = sqlite3.connect(path, isolation_level=None)
+    for statement in (
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "CREATE TABLE runs (number INTEGER PRIMARY KEY, status TEXT, record BLOB)",
+        "CREATE TABLE events (run INT, seq INT, ts REAL, type TEXT, data BLOB, PRIMARY KEY (run, seq))",
+    ):
+        db.execute(statement)
+    event = "INSERT INTO events VALUES (?, ?, ?, ?, ?)"
+    tasks = [asyncio.create_task(sleeper("")) for _ in range(SLEEPERS)]
+    db.execute("BEGIN")
+    for number in range(SLEEPERS):
+        db.execute("INSERT INTO runs VALUES (?, 'running', '{}')", (number,))
+        db.execute(event, (number, 0, time.time(), "run.started", "{}"))
+    db.execute("COMMIT")
+    await asyncio.sleep(0)
+    with measured() as cost:
+        db.execute("BEGIN")
+        for number, task in enumerate(tasks):
+            data = json.dumps({"cause": "user", "by": "python"})
+            db.execute(event, (number, 1, time.time(), "cancel.requested", data))
+            task.cancel()
+        db.execute("COMMIT")
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        db.execute("BEGIN")
+        for number, _end in enumerate(ends):
+            data = json.dumps({"status": "cancelled", "cause": "user", "ended_at": time.time()})
+            db.execute(event, (number, 2, time.time(), "run.cancelled", data))
+            db.execute(
+                "UPDATE runs SET status = 'cancelled', record = ? WHERE number = ?", (data, number)
+            )
+        db.execute("COMMIT")
+    db.close()
+    return cost
+
+
+def job_c(folder: Path, session: NotebookSession) -> tuple[float, float, float, float, float]:
+    """Return CPU ms a start, wall s to cancel all, its ratios to the anchor (wall, CPU), and KiB a run."""
+    session.start(nothing).wait(10)
+    gc.collect()
+    before = psutil.Process().memory_info().rss
     with measured() as start:
         runs = [session.start(sleeper) for _ in range(SLEEPERS)]
+    while any(run.status != "running" for run in runs):
+        time.sleep(0.01)
+    gc.collect()
+    held = psutil.Process().memory_info().rss - before
     with measured() as cancel:
         session.cancel_all()
         assert all(run.wait(30) for run in runs)
     assert len(session.runs(status="cancelled")) == SLEEPERS
-    return start.cpu / SLEEPERS * 1e3, cancel.wall
+    bare = asyncio.run(bare_loop(folder / "bare.db"))
+    ratios = cancel.wall / bare.wall, cancel.cpu / bare.cpu
+    return start.cpu / SLEEPERS * 1e3, cancel.wall, *ratios, held / SLEEPERS / 1024
 
 
 def main() -> None:
@@ -124,16 +176,17 @@ def main() -> None:
             with NotebookSession(store=folder / "b.db") as session:
                 b.append(job_b(session))
             with NotebookSession(store=folder / "c.db", max_concurrent=SLEEPERS) as session:
-                c.append(job_c(session))
+                c.append(job_c(folder, session))
     cpu, wall, ratio = (statistics.median(column) for column in zip(*a, strict=True))
     print(
         f"A  {cpu:.3f} ms CPU, {wall:.3f} ms wall a run; {ratio:.1f} x bare SQLite (two commits, one FULL)"
     )
     micro, size = (statistics.median(column) for column in zip(*b, strict=True))
     print(f"B  {micro:.2f} µs CPU, {size:.1f} bytes a delta; {DELTAS:,} of {DELTAS:,} stored")
-    start, cancel = (statistics.median(column) for column in zip(*c, strict=True))
+    start, cancel, wall, cpu, held = (statistics.median(column) for column in zip(*c, strict=True))
     print(
-        f"C  {start:.3f} ms CPU a start; {SLEEPERS:,} cancelled to a durable end in {cancel:.3f} s"
+        f"C  {start:.3f} ms CPU a start; {SLEEPERS:,} cancelled to a durable end in {cancel:.3f} s, "
+        f"{wall:.1f} x bare asyncio and SQLite ({cpu:.1f} x its CPU); {held:.1f} KiB a live run"
     )
 
 
