@@ -7,6 +7,7 @@
 #     gate                                 whether an agent's own code is on a thread, to be cancelled there.
 #   clock                                  the time and the ids: nothing else reads either.
 #   budget                                 what a run may use up, and has.
+#   questions, inbox                       what a run asks of people | what people say to it. The arbiter of both.
 #   context                                what an agent sees of its run.
 #   reentrant                              a loop for agents that start a loop within a loop.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
@@ -18,7 +19,8 @@
 #   executors/                             where hosts live: this kernel, or a process a run. (A cluster is to come.)
 #   intake, line, hooks                    the one door of a session | who waits for a turn | who is told.
 #   run, run_list, catalog                 the handle that users hold | a table of them | finding one.
-#   request, dispatch, session             what a start asks for | who goes when | the owner of a notebook's runs.
+#   request, dispatch, people, session     what a start asks for | who goes when | what people say to a run | the
+#                                          owner of a notebook's runs.
 #   config, default                        settings | nbrun.start() and the like, on the session of this shell.
 #   ui/                                    magics, card, control channel. The only part that knows IPython and widgets.
 #   server/                                in the Jupyter server: asks a kernel by its control channel.
@@ -38,6 +40,7 @@ from nbrun.context import RunContext, current
 from nbrun.default import get, panel, runs, session, start
 from nbrun.events import RunEvent
 from nbrun.hooks import Observer
+from nbrun.questions import Answer
 from nbrun.record import RunRecord, RunStatus
 from nbrun.run import Run
 from nbrun.run_list import RunList
@@ -46,6 +49,7 @@ from nbrun.session import NotebookSession
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "CancelCause",
     "CancelReceipt",
     "CancelToken",

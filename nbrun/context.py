@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import ContextDecorator, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -14,14 +14,17 @@ from nbrun import events as ev
 from nbrun.budget import NO_LIMITS, Budget
 from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import NbrunError
+from nbrun.gate import current_guard as current_guard
+from nbrun.gate import guarded as guarded
+from nbrun.inbox import Inbox
+from nbrun.questions import Answer, Asking, Questions
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
     from contextvars import Context
 
     from nbrun.cancellation import CancelCause, CancelToken
     from nbrun.clock import Clock
-    from nbrun.gate import Gate
 
 
 T = TypeVar("T")
@@ -129,28 +132,6 @@ StartChild = Callable[[object, str, "dict[str, Any]"], ChildRun]
 """Starts a child run: agent, prompt, options of `nbrun.start()`."""
 
 current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default=None)
-current_guard: ContextVar[Gate | None] = ContextVar("nbrun_guard", default=None)
-
-
-class guarded(ContextDecorator):
-    """Keeps the cancel of an agent out of nbrun's own code, where it would tear a lock or a number.
-
-    A class, because a generator's context manager takes four times as long, and this is on every path.
-    """
-
-    __slots__ = ("_guard",)
-
-    def __enter__(self) -> None:
-        guard = self._guard = current_guard.get()
-        if guard is not None:
-            guard.enter()
-
-    def __exit__(self, *_: object) -> None:
-        if self._guard is not None:
-            self._guard.leave()
-
-    def _recreate_cm(self) -> guarded:
-        return guarded()  # a decorated function may be entered by two threads
 
 
 def current() -> RunContext:
@@ -203,6 +184,8 @@ class RunContext:
         start_child: StartChild | None = None,
         budget: Budget | None = None,
         make_thread: MakeThread | None = None,
+        questions: Questions | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self.run_id = run_id
         self.prompt = prompt
@@ -213,6 +196,9 @@ class RunContext:
         self.budget = budget or Budget(NO_LIMITS, token)  # what child runs use counts in it too
         self._make_thread = make_thread
         self._lock = threading.RLock()  # entered again where a collected object prints
+        self._questions = questions or Questions(token, emit, self._lock, clock)
+        # `is None`: an empty inbox is false.
+        self._inbox = Inbox(token, emit, self._lock) if inbox is None else inbox
         self._usage = ev.Usage()
         self._requests = 0  # as reported; those that were begun are the budget's
         self._tools = 0
@@ -239,6 +225,11 @@ class RunContext:
         """Forget a thread that has ended."""
         with guarded(), self._lock:
             self.work = tuple(work for work in self.work if work is not ended)
+
+    @property
+    def inbox(self) -> Inbox:
+        """The messages into the running agent: `take()` them at a safe point, or `await run.inbox.get()` one."""
+        return self._inbox
 
     def send(self, data: ev.EventData, parent: str | None = None) -> None:
         """Append an event to the run's log."""
@@ -367,9 +358,8 @@ class RunContext:
             The run was cancelled before the tool was entered.
         """
         self.token.raise_if_cancelled()
-        with guarded(), self._lock:
-            self._tools += 1
-            scope = ToolScope(self, f"tool-{self._tools}", name)
+        with guarded():
+            scope = ToolScope(self, self._new_tool_id(), name)
         began = self.clock.monotonic()
         self.send(ev.ToolStarted(scope.id, clean_text(name), kind, plain(args)))
 
@@ -386,6 +376,11 @@ class RunContext:
             finish("cancelled" if self.token.cancelled else "error", scope.result)
             raise
         finish("ok", scope.result)
+
+    def _new_tool_id(self) -> str:
+        with self._lock:
+            self._tools += 1
+            return f"tool-{self._tools}"
 
     def sleep(self, seconds: float) -> None:
         """Sleep in a sync agent; wakes at once when the run is cancelled.
@@ -426,9 +421,69 @@ class RunContext:
             if not thread.is_alive():
                 self.drop_work(thread)
 
-    async def ask(self, message: str, **options: object) -> object:
-        """Ask a person: not in this version."""
-        raise NotImplementedError("run.ask() is not in this version of nbrun")
+    def ask(
+        self,
+        message: str,
+        *,
+        args: object = None,
+        options: Sequence[str] = (),
+        tool_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Asking:
+        """Ask a person, and wait: `answer = await run.ask("Delete it?")`; in a sync agent use `ask_sync()`.
+
+        Several questions may be asked at once. `--approve auto` allows at once, `--approve deny` refuses at once.
+
+        Parameters
+        ----------
+        args : what is to be allowed; the person may change it, and the answer has what counts.
+        options : the words to choose from, instead of allow; the first is what `--approve auto` takes.
+        tool_id : the tool call that it is about.
+        timeout_s : seconds after which the answer is `deny`.
+
+        Raises
+        ------
+        Cancelled, asyncio.CancelledError
+            The run was cancelled, before or while it waited.
+        """
+        return Asking(self._questions.ask(message, args, options, tool_id, timeout_s))
+
+    def ask_sync(
+        self,
+        message: str,
+        *,
+        args: object = None,
+        options: Sequence[str] = (),
+        tool_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Ask a person, and wait, in a sync agent; the same as `ask()`.
+
+        Raises
+        ------
+        Cancelled
+            The run was cancelled, before or while it waited.
+        NbrunError
+            Called on an event loop, where it would hold up everything.
+        """
+        return self._questions.ask_sync(message, args, options, tool_id, timeout_s)
+
+    async def approve_tool(
+        self,
+        name: str,
+        args: object = None,
+        *,
+        message: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Ask whether a tool may be used; one that may not stands among the tools as `denied`."""
+        answer = await self.ask(message or f"Use {name}?", args=args, timeout_s=timeout_s)
+        if not answer:
+            with guarded():
+                tool_id = self._new_tool_id()
+                self.send(ev.ToolStarted(tool_id, clean_text(name), "function", plain(answer.args)))
+                self.send(ev.ToolFinished(tool_id, "denied", answer.text or None))
+        return answer
 
     def checkpoint(self, state: object) -> None:
         """Keep a state to go on from: not in this version."""

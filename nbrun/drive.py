@@ -26,7 +26,9 @@ from nbrun.context import ChildRun, RunContext, current_guard, current_run
 from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import Cancelled, NbrunError
 from nbrun.gate import Gate, Stepped
+from nbrun.inbox import Inbox
 from nbrun.ladder import LAST_S, Ladder
+from nbrun.questions import Questions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +41,17 @@ PAUSE_S = 0.05
 """How long an agent that yields faster than can be stored is held at a time."""
 
 _TRACEBACK_LIMIT = 20_000
-_NOT_FOR_AGENTS = ev.END_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
+_PEOPLE = (
+    ev.ApprovalRequested,
+    ev.ApprovalResolved,
+    ev.RunWaiting,
+    ev.RunResumed,
+    ev.Steer,
+    ev.SteerTaken,
+)
+_NOT_FOR_AGENTS = (
+    ev.END_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE} | {kind.TYPE for kind in _PEOPLE}
+)
 """What only the host or the session may say of a run."""
 
 
@@ -64,13 +76,16 @@ class Drive:
         self._token = attempt.token
         self._adapter = ThreadedAdapter() if attempt.thread else find_adapter(attempt.agent)
         self._budget = attempt.budget or Budget(attempt.limits, attempt.token, self.warn)
-        starter = None if attempt.start_child is None else self.start_child
-        self.run = RunContext(
-            attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter, self._budget, Worker
-        )  # fmt: skip
         self._gate = Gate()
         self._children = Children(thread, self.tell)
         self._lock = threading.RLock()
+        self._questions = Questions(attempt.token, self.tell, self._lock, clock, attempt.approve)
+        self._inbox = Inbox(attempt.token, self.tell, self._lock)
+        starter = None if attempt.start_child is None else self.start_child
+        self.run = RunContext(
+            attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter,
+            self._budget, Worker, self._questions, self._inbox,
+        )  # fmt: skip
         self._outbox: deque[tuple[ev.EventData, float, str | None, object]] = deque()
         self._is_sending = False
         self._must_pause = False
@@ -139,7 +154,13 @@ class Drive:
 
     def control(self, op: str, body: dict[str, object]) -> str:
         """Do what the session asks of this attempt; return what came of it."""
-        return "unknown_op"
+        match op:
+            case "answer":
+                return self._questions.answer(body)
+            case "steer":
+                return self._inbox.put(body)
+            case _:
+                return "unknown_op"
 
     def _send(
         self, data: ev.EventData, now: float, parent: str | None = None, live: object = None
@@ -250,6 +271,8 @@ class Drive:
                 names = ", ".join(self._detached) or self.label
                 self._send(ev.DetachedFinished(names, self._refused), now)
                 return
+            self._questions.close()
+            self._inbox.close()
             for tool_id, since in self._open_tools.items():
                 status = "cancelled" if self._token.cancelled or error is None else "error"
                 ms = round((now - since) * 1000, 3)
@@ -367,7 +390,7 @@ def _check_event(data: ev.EventData, parent: str | None) -> None:
         if not isinstance(data.text, str):
             raise TypeError(f"text is a str, not {type(data.text).__name__}")
     elif ev.type_of(data) in _NOT_FOR_AGENTS:
-        raise ValueError(f"an agent cannot send {ev.type_of(data)}: it returns or raises")
+        raise ValueError(f"an agent cannot send {ev.type_of(data)}: it returns, raises or asks")
     if parent is not None and not isinstance(parent, str):
         raise TypeError(f"parent is an id (str), not {type(parent).__name__}")
 

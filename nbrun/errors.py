@@ -6,6 +6,7 @@ NbrunError
 │  ├─ AgentNotFound  no such agent, or the object cannot be run
 │  ├─ RunNotFound    no run has this reference
 │  ├─ IdConflict     this id already names a run with other inputs
+│  ├─ NotPending     the run does not ask that, or takes no messages
 │  └─ RunRejected    a run of the same cell or name is live (`--if-running reject`)
 ├─ NoResult          all that `run.result()` and `await run` raise
 │  ├─ RunNotFinished the wait was over before the run was
@@ -54,6 +55,10 @@ class RunNotFound(UserError):
 
 class IdConflict(UserError):
     """A run with this id exists, and its inputs are not these."""
+
+
+class NotPending(UserError):
+    """The run does not wait for this answer, or takes no messages (any more)."""
 
 
 class RunRejected(UserError):

@@ -257,13 +257,14 @@ class ApprovalRequested(EventData, frozen=True):
 
 
 class ApprovalResolved(EventData, frozen=True):
-    """The person, or the deadline, has decided."""
+    """The person, or the deadline, has decided: `allow`, `deny` or one of the options."""
 
     TYPE: ClassVar[str] = "approval.resolved"
     id: str
     decision: str
-    args: Plain = None
+    args: Plain = None  # only where the person has changed them
     by: str = ""
+    text: str = ""
 
 
 class Steer(EventData, frozen=True):
@@ -272,6 +273,13 @@ class Steer(EventData, frozen=True):
     TYPE: ClassVar[str] = "steer"
     text: str
     by: str = ""
+
+
+class SteerTaken(EventData, frozen=True):
+    """The agent has read so many messages, the oldest that waited."""
+
+    TYPE: ClassVar[str] = "steer.taken"
+    count: int
 
 
 # --- work --------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from contextlib import ContextDecorator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from nbrun.errors import Cancelled
@@ -111,3 +113,27 @@ class Stepped(Generic[T]):
                 sent, raised = (yield waits_for), None
             except BaseException as error:  # handed on: the awaited code decides what becomes of it
                 raised = error
+
+
+current_guard: ContextVar[Gate | None] = ContextVar("nbrun_guard", default=None)
+
+
+class guarded(ContextDecorator):
+    """Keeps the cancel of an agent out of nbrun's own code, where it would tear a lock or a number.
+
+    A class, because a generator's context manager takes four times as long, and this is on every path.
+    """
+
+    __slots__ = ("_guard",)
+
+    def __enter__(self) -> None:
+        guard = self._guard = current_guard.get()
+        if guard is not None:
+            guard.enter()
+
+    def __exit__(self, *_: object) -> None:
+        if self._guard is not None:
+            self._guard.leave()
+
+    def _recreate_cm(self) -> guarded:
+        return guarded()  # a decorated function may be entered by two threads

@@ -77,6 +77,10 @@ def is_admitted(status: RunStatus, event_type: str) -> bool:
     return status not in TERMINAL or event_type in AFTER_END
 
 
+BRIEF_PENDING = 3
+"""Questions that a brief record holds."""
+
+
 class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
     """One use of a tool, as far as it has come."""
 
@@ -136,6 +140,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     usage: ev.Usage = ev.Usage()
     tools: tuple[ToolCall, ...] = ()
     children: tuple[ChildSummary, ...] = ()
+    pending: tuple[ev.ApprovalRequested, ...] = ()  # what a person is being asked, oldest first
+    steers: int = 0  # messages that came in,
+    steers_taken: int = 0  # and those that the agent has read
     progress: ev.Progress | None = None
     notices: tuple[str, ...] = ()  # what the run's card has to tell besides its status
     log: tuple[str, ...] = ()
@@ -192,11 +199,21 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             tools=(),
             children=(),
             log=(),
+            pending=tuple(_brief_question(asked, head) for asked in self.pending[:BRIEF_PENDING]),
             error=None
             if self.error is None
             else ev.ErrorInfo(self.error.type, self.error.message[:head]),
             is_brief=True,
         )
+
+
+def _brief_question(asked: ev.ApprovalRequested, head: int) -> ev.ApprovalRequested:
+    args = asked.args if _is_small(asked.args, head) else shown(asked.args, head)
+    options = tuple(option[:40] for option in asked.options[:10])
+    tool_id = asked.tool_id and asked.tool_id[:100]
+    return msgspec.structs.replace(
+        asked, message=asked.message[:head], tool_id=tool_id, args=args, options=options
+    )
 
 
 def _is_small(value: Plain, head: int) -> bool:
@@ -240,6 +257,10 @@ class _Draft:
             self._tool(data, event.ts)
         elif isinstance(data, ev.ChildStarted | ev.ChildFinished):
             self._child(data)
+        elif isinstance(data, ev.ApprovalRequested | ev.ApprovalResolved):
+            self._question(data)
+        elif isinstance(data, ev.Steer | ev.SteerTaken):
+            self._steer(data)
         elif isinstance(data, ev.Log):
             self._log(data, is_own=event.attempt > 0)
         elif isinstance(data, ev.DetachedFinished):
@@ -285,6 +306,16 @@ class _Draft:
             known = self._children.get(data.run_id) or ChildSummary(data.run_id, data.run_id)
             self._children[data.run_id] = msgspec.structs.replace(known, status=data.status)
 
+    def _question(self, data: ev.ApprovalRequested | ev.ApprovalResolved) -> None:
+        pending = self._changes.get("pending", self._record.pending)
+        others = tuple(asked for asked in pending if asked.id != data.id)
+        is_asked = isinstance(data, ev.ApprovalRequested)
+        self._changes["pending"] = (*others, data) if is_asked else others
+
+    def _steer(self, data: ev.Steer | ev.SteerTaken) -> None:
+        name, count = ("steers", 1) if isinstance(data, ev.Steer) else ("steers_taken", data.count)
+        self._changes[name] = self._changes.get(name, getattr(self._record, name)) + count
+
     def finish(self) -> RunRecord:
         changes = self._changes
         if self._text:
@@ -299,6 +330,8 @@ class _Draft:
             record = self._record
             changes["log"] = (*record.log, *_last_lines(self._logs))[-LOG_LINES:]
             changes["log_count"] = record.log_count + sum(t.count("\n") + 1 for t in self._logs)
+        if self._status in TERMINAL:
+            changes["pending"] = ()
         if self._status in TERMINAL and changes.get("output", self._record.output) is None:
             changes["output"] = changes.get("text", self._record.text) or None
         return msgspec.structs.replace(
@@ -332,7 +365,8 @@ def _changes(event: ev.RunEvent) -> dict[str, Any]:
             fields = {name: getattr(data, name) for name in data.__struct_fields__}
             return {**fields, "run_id": event.run_id, "created_at": ts}
         case ev.RunStarted():
-            return {"started_at": ts, "attempt": event.attempt}
+            # A new attempt knows nothing of what an older one had asked.
+            return {"started_at": ts, "attempt": event.attempt, "pending": ()}
         case ev.RunPhase(phase=phase):
             return {"phase": phase}
         case ev.CancelRequested(cause=cause, reason=reason, by=by):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
 from nbrun.errors import NbrunError, NoResult, RunCancelled, RunFailed, RunLost, RunNotFinished
+from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
 from nbrun.wording import status_words
 
@@ -44,6 +45,22 @@ class Owner(Protocol):
 
     def line_words(self, live: LiveRun) -> str | None:
         """Return what a queued run waits for, in words."""
+        ...
+
+    def answer(
+        self,
+        run: Run,
+        call: str | None,
+        decision: str,
+        *,
+        args: object = None,
+        text: str | None = None,
+    ) -> object:
+        """Answer a question of a run."""
+        ...
+
+    def steer(self, run: Run, text: str) -> None:
+        """Send a message into a running agent."""
         ...
 
     def display(self, run: Run) -> None:
@@ -124,6 +141,11 @@ class Run:
     def reason(self) -> str | None:
         """What was said with the cancel."""
         return self.glance.reason
+
+    @property
+    def pending(self) -> tuple[ev.ApprovalRequested, ...]:
+        """What the run asks a person, oldest first: `approve()` or `deny()` it."""
+        return self.record.pending
 
     @property
     def phase(self) -> str | None:
@@ -384,16 +406,48 @@ class Run:
         self._owner.display(self)
 
     def steer(self, text: str) -> None:
-        """Send a message into the running agent: not in this version."""
-        raise NotImplementedError("run.steer() is not in this version of nbrun")
+        """Send a message into the running agent, which reads it from its `run.inbox`.
 
-    def approve(self, call: str, **options: object) -> None:
-        """Allow what the run asks for: not in this version."""
-        raise NotImplementedError("run.approve() is not in this version of nbrun")
+        Raises
+        ------
+        NotPending, BadOption
+            The run has ended or has not begun, too many messages wait, or this one is too long.
+        """
+        self._owner.steer(self, text)
 
-    def deny(self, call: str, reason: str | None = None) -> None:
-        """Refuse what the run asks for: not in this version."""
-        raise NotImplementedError("run.deny() is not in this version of nbrun")
+    def approve(
+        self,
+        call: str | None = None,
+        *,
+        args: object = None,
+        text: str | None = None,
+        choice: str | None = None,
+    ) -> None:
+        """Allow what the run asks for.
+
+        Parameters
+        ----------
+        call : the question's id, or its tool's; None where exactly one question is pending, see `pending`.
+        args : what to go on with in place of what the agent had.
+        text : a word to the agent.
+        choice : the option to take, where the question has options.
+
+        Raises
+        ------
+        NotPending, BadOption
+            Nothing of this kind is asked; the message says what is.
+        """
+        self._owner.answer(self, call, choice or ALLOW, args=args, text=text)
+
+    def deny(self, call: str | None = None, reason: str | None = None) -> None:
+        """Refuse what the run asks for; `call` as in `approve()`.
+
+        Raises
+        ------
+        NotPending
+            Nothing of this kind is asked; the message says what is.
+        """
+        self._owner.answer(self, call, DENY, text=reason)
 
     def resume(self, **options: object) -> Run:
         """Go on from the run's checkpoint: not in this version."""

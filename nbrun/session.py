@@ -25,12 +25,15 @@ from nbrun.errors import (
     BadOption,
     Cancelled,
     IdConflict,
+    NotPending,
     RunNotFound,
     RunRejected,
     SessionClosed,
 )
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
+from nbrun.people import People
+from nbrun.questions import NOBODY
 from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
@@ -101,6 +104,7 @@ class NotebookSession:
         self._is_reentrant = False
         if reentrant_loop:
             self.let_enter_loop(True)
+        self._people = People(self._dispatcher)
         self._secrets = secrets_in(os.environ)
         # How many variables there were when the environment was last looked at, and when that was.
         self._looked = (len(os.environ), self.clock.monotonic())
@@ -131,6 +135,7 @@ class NotebookSession:
         tools: Sequence[Callable[..., object]] | None = None,
         cell_id: str | None = None,
         parent: Run | None = None,
+        answerable: bool = True,
     ) -> Run:
         """Start a run and return its handle; the run goes on in the background.
 
@@ -143,6 +148,8 @@ class NotebookSession:
         max_turns : model calls after which the run is cancelled (cause `budget`), before the next is made.
         max_tokens : tokens, in and out together, above which it is cancelled.
         max_cost : US dollars above which it is cancelled, where the model's price is known.
+        approve : who answers the run's questions: `ask` a person, `auto` allows, `deny` refuses.
+        answerable : whether there is a person to ask; False makes `ask` deny at once.
         if_running : what to do while a run of the same cell, or the same given name, is live.
         on : `process` runs the agent in a process of its own, which can be killed with all it has started; its
             output comes back as JSON-like data.
@@ -162,6 +169,7 @@ class NotebookSession:
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
             timeout_s=timeout_s, thread=thread or None, on=None if on == "local" else on,
+            approve=None if approve == "ask" else approve,
             parent_id=None if parent is None else parent.id, **({} if id is None else {ev.ONCE: True}),
             max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
         )  # fmt: skip
@@ -183,7 +191,8 @@ class NotebookSession:
                 live.budget = self._budget(live, limits, parent)
                 attempt = Attempt(
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
-                    self.cancel_grace_s, timeout_s, thread, limits, approve, on, self._child_starter(live), parcel,
+                    self.cancel_grace_s, timeout_s, thread, limits,
+                    approve if answerable or approve != "ask" else NOBODY, on, self._child_starter(live), parcel,
                     live.budget, self._is_reentrant,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
@@ -418,6 +427,37 @@ class NotebookSession:
         }
         return CancelReceipt(outcome, run.id, f"{title(record)}: {words[outcome]}", run)
 
+    # --- what people say to a run ----------------------------------------------------------------
+
+    def answer(
+        self,
+        run: Run,
+        call: str | None,
+        decision: str,
+        *,
+        args: object = None,
+        text: str | None = None,
+        by: str = "python",
+    ) -> ev.ApprovalRequested:
+        """Answer a question of a run and return the question: the one function that every door leads to.
+
+        Raises
+        ------
+        NotPending, BadOption
+            Nothing of this kind can be answered; the message says what can.
+        """
+        return self._people.answer(_live(run), call, decision, args=args, text=text, by=by)
+
+    def steer(self, run: Run, text: str, *, by: str = "python") -> None:
+        """Send a message into a running agent; it reads it from `run.inbox`.
+
+        Raises
+        ------
+        NotPending, BadOption
+            The run takes no messages, or not this one.
+        """
+        self._people.steer(_live(run), text, by=by)
+
     def _cancel(
         self, live: LiveRun, reason: str | None, cause: CancelCause, by: str
     ) -> CancelOutcome:
@@ -468,6 +508,7 @@ class NotebookSession:
         if not record.is_live and any(event.type in ev.END_TYPES for event in events):
             live.token.release()
             self._dispatcher.note_end(live)
+            self._people.forget(live)
             for gone in self._catalog.note_end(live):
                 self._intake.forget(gone)
             if self.on_line_moved is not None:
@@ -550,6 +591,14 @@ _BY = {
     CancelCause.PARENT: "its parent",
 }
 """Who asked, where a token was fired that nobody called `cancel()` for."""
+
+
+def _live(run: Run) -> LiveRun:
+    """Return the live side of a run, to which something is to be said."""
+    if run._live is not None:
+        return run._live
+    what = "has ended" if run.done() else "belongs to another kernel; answer it there"
+    raise NotPending(f"{run!r} {what}")
 
 
 def _notebook_path(path: str | Path | None) -> Path | None:

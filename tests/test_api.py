@@ -57,7 +57,8 @@ def test_start_takes_what_is_documented(start: Callable[..., Any]) -> None:
         (Run.events, {"after": -1, "limit": None}),
         (Run.cancel, {"reason": None}),
         (Run.steer, {"text": ...}),
-        (Run.deny, {"call": ..., "reason": None}),
+        (Run.approve, {"call": None, "args": None, "text": None}),
+        (Run.deny, {"call": None, "reason": None}),
         (Run.display, {}),
         (CancelToken.child, {}),
         (CancelToken.cancel, {"reason": None, "cause": nbrun.CancelCause.USER}),
@@ -107,7 +108,8 @@ def test_functions_take_what_is_documented(
         ),
         (
             RunContext,
-            "text tool progress phase begin_turn usage log emit ask checkpoint restored start_child deadline",
+            "text tool progress phase begin_turn usage log emit ask ask_sync inbox checkpoint restored "
+            "start_child deadline",
         ),
         (Observer, "on_created on_event on_cancelled on_ended"),
         (

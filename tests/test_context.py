@@ -176,9 +176,7 @@ def test_current_is_the_run_that_the_code_belongs_to(run: RunContext) -> None:
 
 
 def test_what_is_not_there_yet_says_so(run: RunContext) -> None:
-    """Asking people and checkpoints raise; they are no silent stubs."""
-    with pytest.raises(NotImplementedError):
-        asyncio.run(run.ask("may I?"))
+    """Checkpoints raise; they are no silent stubs."""
     with pytest.raises(NotImplementedError):
         run.checkpoint({})
     assert run.restored is None

@@ -233,6 +233,39 @@ def test_a_notice_of_the_session_is_no_log_line_of_the_agent() -> None:
     assert (record.log, record.log_count) == (("careful",), 1)
 
 
+def test_pending_questions_are_those_without_an_answer() -> None:
+    """By id, oldest first, alone or in one batch; an end and a new attempt leave none."""
+    first, second = ev.ApprovalRequested("ask-1", "a?"), ev.ApprovalRequested("ask-2", "b?")
+    asked = [CREATED, ev.RunStarted(), first, ev.RunWaiting(), second]
+    assert fold(log(*asked)).pending == (first, second)
+    answered = [*asked, ev.ApprovalResolved("ask-1", "allow"), ev.ApprovalResolved("x", "deny")]
+    assert fold(log(*answered)).pending == (second,)
+    assert fold(log(*asked)).apply(log(ev.ApprovalResolved("ask-2", "deny"), first=5)).pending == (
+        first,
+    )
+    for last in (ev.RunLost(), ev.RunCompleted(), ev.RunStarted()):
+        assert fold(log(*asked, last)).pending == ()
+
+
+def test_messages_are_counted_as_they_come_and_are_read() -> None:
+    """So that everybody sees how many still wait."""
+    record = fold(log(CREATED, ev.Steer("a"), ev.Steer("b"), ev.SteerTaken(2), ev.Steer("c")))
+    assert (record.steers, record.steers_taken) == (3, 2)
+
+
+def test_a_brief_record_keeps_a_few_questions_small() -> None:
+    """Whatever an agent asks, and however much."""
+    long = "x" * 100_000
+    asked = [
+        ev.ApprovalRequested(f"ask-{n}", long, None, {"a": long}, tuple(f"{long}{i}" for i in range(99)))
+        for n in range(50)
+    ]  # fmt: skip
+    record = fold(log(CREATED, ev.RunStarted(), *asked, ev.RunWaiting()))
+    assert len(record.pending) == 50
+    assert len(msgspec.msgpack.encode(record.brief())) < 5_000
+    assert [asked.id for asked in record.brief().pending] == ["ask-0", "ask-1", "ask-2"]
+
+
 def test_a_gap_is_refused() -> None:
     """An event that does not come next raises, and names both numbers."""
     with pytest.raises(ValueError, match="event 3 came where 1 was due"):

@@ -1,0 +1,136 @@
+"""What people say to a live run: looked at here, so that a mistake is told, and sent on to its host."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from nbrun.encoding import clean_text, plain, shown
+from nbrun.errors import BadOption, NotPending
+from nbrun.inbox import MAX_BYTES, MAX_WAITING
+from nbrun.questions import choices
+from nbrun.record import RunRecord, RunStatus
+
+if TYPE_CHECKING:
+    from nbrun.dispatch import Dispatcher
+    from nbrun.events import ApprovalRequested
+    from nbrun.intake import LiveRun
+
+
+class People:
+    """Answers and messages of people, on their way to the hosts.
+
+    Whether an answer counts is decided by the run's host; a second one is refused here already, since what
+    the first came to may not be public yet.
+
+    Threads: any method, from any thread. `_lock` guards `_answered` and `_sent`, which are kept per live run.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._lock = threading.RLock()
+        self._answered: dict[str, set[str]] = {}
+        self._sent: dict[str, int] = {}
+
+    def answer(
+        self,
+        live: LiveRun,
+        call: str | None,
+        decision: str,
+        *,
+        args: object = None,
+        text: str | None = None,
+        by: str,
+    ) -> ApprovalRequested:
+        """Send the answer to a pending question and return that question.
+
+        Parameters
+        ----------
+        call : the question's id, or that of the tool it is about; None where exactly one question is pending.
+        decision : `allow`, `deny`, or one of the question's options.
+
+        Raises
+        ------
+        NotPending, BadOption
+            There is no such question, or it does not take this decision; nothing was sent.
+        """
+        _check_live(live)
+        body: dict[str, object] = {"args": None if args is None else plain(args), "by": by}
+        body["text"] = clean_text(str(text or ""))
+        with self._lock:
+            answered = self._answered.setdefault(live.run_id, set())
+            asked = _find(live.record, call, answered)
+            if decision not in choices(asked):
+                words = ", ".join(choices(asked)[:-1])
+                raise BadOption(f"'{shown(asked.message, 80)}' wants a choice: give one of {words}")
+            answered.add(asked.id)
+        self._dispatcher.control(live, "answer", {**body, "id": asked.id, "decision": decision})
+        return asked
+
+    def steer(self, live: LiveRun, text: str, *, by: str) -> None:
+        """Send a message into the running agent.
+
+        Raises
+        ------
+        NotPending, BadOption
+            The run takes no messages, or not this one; nothing was sent.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise BadOption("there is no message: give a text for the agent")
+        text = clean_text(text)
+        if (size := len(text.encode())) > MAX_BYTES:
+            raise BadOption(
+                f"the message has {size:,} bytes; give at most {MAX_BYTES:,}, or a file's path"
+            )
+        _check_live(live)
+        record = live.record
+        if record.status is RunStatus.QUEUED:
+            raise NotPending(f"{_title(record)} has not begun; say it when it runs")
+        if record.status is RunStatus.CANCELLING:
+            raise NotPending(f"{_title(record)} is being cancelled and takes no messages")
+        with self._lock:
+            sent = self._sent.get(live.run_id, 0)
+            if sent - record.steers_taken >= MAX_WAITING:
+                raise NotPending(
+                    f"{MAX_WAITING} messages wait for {_title(record)}; say more when it has read them"
+                )
+            self._sent[live.run_id] = sent + 1
+        self._dispatcher.control(live, "steer", {"text": text, "by": by})
+
+    def forget(self, live: LiveRun) -> None:
+        """Keep nothing of a run that has ended."""
+        if self._answered or self._sent:  # most runs ask nothing
+            with self._lock:
+                self._answered.pop(live.run_id, None)
+                self._sent.pop(live.run_id, None)
+
+
+def _check_live(live: LiveRun) -> None:
+    if live.has_end or not live.record.is_live:
+        raise NotPending(f"{_title(live.record)} has ended; nobody reads what is said to it")
+
+
+def _title(record: RunRecord) -> str:
+    number = "" if record.number is None else f" #{record.number}"
+    return f"run{number} ({record.name})"
+
+
+def _find(record: RunRecord, call: str | None, answered: set[str]) -> ApprovalRequested:
+    """Return the pending question that `call` names, or the only one."""
+    pending = [asked for asked in record.pending if asked.id not in answered]
+    title = _title(record)
+    if call is None and len(pending) == 1:
+        return pending[0]
+    listed = ", ".join(f"{asked.id} (“{shown(asked.message, 60)}”)" for asked in pending)
+    if call is None:
+        raise NotPending(
+            f"{title} asks {len(pending)} things; name one: {listed}"
+            if pending
+            else f"{title} asks nothing: there is nothing to answer"
+        )
+    for asked in pending:
+        if call in (asked.id, asked.tool_id):
+            return asked
+    if call in answered:
+        raise NotPending(f"{call} of {title} was answered already; the first answer counts")
+    raise NotPending(f"{title} does not ask '{shown(call, 60)}'; it asks: {listed or 'nothing'}")
