@@ -196,7 +196,7 @@ class RunContext:
         self.budget = budget or Budget(NO_LIMITS, token)  # what child runs use counts in it too
         self._make_thread = make_thread
         self._lock = threading.RLock()  # entered again where a collected object prints
-        self._questions = questions or Questions(token, emit, self._lock, clock)
+        self.questions = questions or Questions(token, emit, self._lock, clock)
         # `is None`: an empty inbox is false.
         self._inbox = Inbox(token, emit, self._lock) if inbox is None else inbox
         self._usage = ev.Usage()
@@ -446,7 +446,7 @@ class RunContext:
         Cancelled, asyncio.CancelledError
             The run was cancelled, before or while it waited.
         """
-        return Asking(self._questions.ask(message, args, options, tool_id, timeout_s))
+        return Asking(self.questions.ask(message, args, options, tool_id, timeout_s))
 
     def ask_sync(
         self,
@@ -466,7 +466,7 @@ class RunContext:
         NbrunError
             Called on an event loop, where it would hold up everything.
         """
-        return self._questions.ask_sync(message, args, options, tool_id, timeout_s)
+        return self.questions.ask_sync(message, args, options, tool_id, timeout_s)
 
     async def approve_tool(
         self,

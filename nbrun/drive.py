@@ -41,17 +41,7 @@ PAUSE_S = 0.05
 """How long an agent that yields faster than can be stored is held at a time."""
 
 _TRACEBACK_LIMIT = 20_000
-_PEOPLE = (
-    ev.ApprovalRequested,
-    ev.ApprovalResolved,
-    ev.RunWaiting,
-    ev.RunResumed,
-    ev.Steer,
-    ev.SteerTaken,
-)
-_NOT_FOR_AGENTS = (
-    ev.END_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE} | {kind.TYPE for kind in _PEOPLE}
-)
+_NOT_FOR_AGENTS = ev.END_TYPES | ev.PEOPLE_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
 """What only the host or the session may say of a run."""
 
 
@@ -79,12 +69,12 @@ class Drive:
         self._gate = Gate()
         self._children = Children(thread, self.tell)
         self._lock = threading.RLock()
-        self._questions = Questions(attempt.token, self.tell, self._lock, clock, attempt.approve)
-        self._inbox = Inbox(attempt.token, self.tell, self._lock)
         starter = None if attempt.start_child is None else self.start_child
         self.run = RunContext(
             attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter,
-            self._budget, Worker, self._questions, self._inbox,
+            self._budget, Worker,
+            Questions(attempt.token, self.tell, self._lock, clock, attempt.approve),
+            Inbox(attempt.token, self.tell, self._lock),
         )  # fmt: skip
         self._outbox: deque[tuple[ev.EventData, float, str | None, object]] = deque()
         self._is_sending = False
@@ -156,9 +146,9 @@ class Drive:
         """Do what the session asks of this attempt; return what came of it."""
         match op:
             case "answer":
-                return self._questions.answer(body)
+                return self.run.questions.answer(body)
             case "steer":
-                return self._inbox.put(body)
+                return self.run.inbox.put(body)
             case _:
                 return "unknown_op"
 
@@ -271,8 +261,8 @@ class Drive:
                 names = ", ".join(self._detached) or self.label
                 self._send(ev.DetachedFinished(names, self._refused), now)
                 return
-            self._questions.close()
-            self._inbox.close()
+            self.run.questions.close()
+            self.run.inbox.close()
             for tool_id, since in self._open_tools.items():
                 status = "cancelled" if self._token.cancelled or error is None else "error"
                 ms = round((now - since) * 1000, 3)

@@ -398,6 +398,9 @@ class RunEvent(msgspec.Struct, frozen=True):
 
 
 END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))
+PEOPLE_TYPES = frozenset(
+    cls.TYPE for cls in (ApprovalRequested, ApprovalResolved, RunWaiting, RunResumed, Steer, SteerTaken)
+)  # fmt: skip
 DELTA_TYPES = frozenset(cls.TYPE for cls in (TextDelta, ReasoningDelta))
 
 

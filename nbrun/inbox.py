@@ -35,8 +35,9 @@ class Inbox:
         self._token = token
         self._tell = tell
         self._lock = lock
-        self._messages: list[str] = []
-        self._wakers: list[Waker] = []
+        # Tuples, replaced and never changed: an empty one takes no room in a run that nobody speaks to.
+        self._messages: tuple[str, ...] = ()
+        self._wakers: tuple[Waker, ...] = ()
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -71,7 +72,7 @@ class Inbox:
                 self._tell(ev.Log(f"a message was refused: {MAX_WAITING} wait already", "warning"))
                 return "full"
             steer = ev.Steer(str(body.get("text")), str(body.get("by") or ""))
-            self._messages.append(steer.text)
+            self._messages = (*self._messages, steer.text)
             self._tell(steer)
         self._wake()
         return "taken"
@@ -79,7 +80,7 @@ class Inbox:
     def close(self) -> None:
         """Say what the agent has not read: the run ends."""
         with self._lock:
-            count, self._messages = len(self._messages), []
+            count, self._messages = len(self._messages), ()
         if count:
             what = "a message" if count == 1 else f"{count} messages"
             self._tell(ev.Log(f"the run ended without having read {what}", "warning"))
@@ -91,17 +92,17 @@ class Inbox:
             taken, self._messages = self._messages[:limit], self._messages[limit:]
             if taken:
                 self._tell(ev.SteerTaken(len(taken)))
-        return taken
+        return list(taken)
 
     def _on_message(self, wake: Waker) -> None:
         with guarded(), self._lock:
-            self._wakers.append(wake)
+            self._wakers = (*self._wakers, wake)
             is_there = bool(self._messages) or self._token.cancelled
         if is_there:  # it came between the look and this
             self._wake()
 
     def _wake(self) -> None:
         with guarded(), self._lock:
-            wakers, self._wakers = self._wakers, []
+            wakers, self._wakers = self._wakers, ()
         for wake in wakers:
             wake()

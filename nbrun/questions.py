@@ -32,6 +32,10 @@ BY_CANCEL = "cancel"
 BY_AGENT = "agent"  # it does not wait any more
 BY_END = "the run's end"
 
+MAX_OPTIONS = 20
+MAX_OPTION = 80
+"""Characters of one option: it is the label of a button."""
+
 NOBODY = "nobody"
 """The policy of a run that would ask, where nobody could answer."""
 
@@ -341,4 +345,6 @@ def _options(options: object) -> tuple[str, ...]:
         raise BadOption(
             f"options must differ and be none of '', '{DENY}': to deny is always possible"
         )
+    if len(words) > MAX_OPTIONS or any(len(word) > MAX_OPTION for word in words):
+        raise BadOption(f"give at most {MAX_OPTIONS} options of at most {MAX_OPTION} characters")
     return words

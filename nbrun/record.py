@@ -199,7 +199,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             tools=(),
             children=(),
             log=(),
-            pending=tuple(_brief_question(asked, head) for asked in self.pending[:BRIEF_PENDING]),
+            pending=tuple(
+                _brief_question(asked, head // 2) for asked in self.pending[:BRIEF_PENDING]
+            ),
             error=None
             if self.error is None
             else ev.ErrorInfo(self.error.type, self.error.message[:head]),
@@ -209,8 +211,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 def _brief_question(asked: ev.ApprovalRequested, head: int) -> ev.ApprovalRequested:
     args = asked.args if _is_small(asked.args, head) else shown(asked.args, head)
-    options = tuple(option[:40] for option in asked.options[:10])
-    tool_id = asked.tool_id and asked.tool_id[:100]
+    options = tuple(option[:20] for option in asked.options[:5])
+    tool_id = asked.tool_id and asked.tool_id[:80]
     return msgspec.structs.replace(
         asked, message=asked.message[:head], tool_id=tool_id, args=args, options=options
     )

@@ -192,7 +192,8 @@ class NotebookSession:
                 attempt = Attempt(
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
                     self.cancel_grace_s, timeout_s, thread, limits,
-                    approve if answerable or approve != "ask" else NOBODY, on, self._child_starter(live), parcel,
+                    approve if answerable or approve != "ask" else NOBODY, on,
+                    self._child_starter(live, approve=approve, answerable=answerable), parcel,
                     live.budget, self._is_reentrant,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
@@ -242,11 +243,13 @@ class NotebookSession:
             above,
         )
 
-    def _child_starter(self, parent: LiveRun) -> StartChild:
-        """Return what the agent of a run starts child runs with."""
+    def _child_starter(self, parent: LiveRun, **policy: Any) -> StartChild:
+        """Return what the agent of a run starts child runs with; who answers for it answers for them."""
 
         def start_child(agent: object, prompt: str, options: dict[str, Any]) -> Run:
-            return self.start(agent, prompt, parent=self._catalog.run(parent), **options)
+            return self.start(
+                agent, prompt, parent=self._catalog.run(parent), **{**policy, **options}
+            )
 
         return start_child
 

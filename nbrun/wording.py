@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,10 @@ _ASKED_BY = {
     "shutdown": "the kernel's shutdown",
     UNLOAD: "the unloading of nbrun",
 }
+SHOWN_QUESTIONS = 3
+
+# Control characters, and those that turn the direction of what follows: a question must read as what it is.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def duration(seconds: float) -> str:
@@ -219,6 +224,25 @@ def said(record: RunRecord) -> str:
         return record.text
     output = readable(record.output)
     return f"{record.text.rstrip()}\n\n→ {output}" if record.text else output
+
+
+def visible(text: str) -> str:
+    """Return a text with nothing in it that hides or moves the rest, for somebody who decides by it."""
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def question_words(record: RunRecord) -> list[str]:
+    """Return what the run asks a person, each with the line that answers it."""
+    ref = record.run_id if record.number is None else f"#{record.number}"
+    lines = []
+    for asked in record.pending[:SHOWN_QUESTIONS]:
+        args = "" if asked.args is None else f" {shown(asked.args, 100)}"
+        call = f" {asked.id}" if len(record.pending) > 1 else ""
+        choose = f" --choose {shown('|'.join(asked.options), 80)}" if asked.options else ""
+        asked_words = visible(f"{shown(asked.message, 150)}{args}")
+        lines.append(f"Waiting for you: {asked_words} – %agentrun approve {ref}{call}{choose}")
+    hidden = len(record.pending) - SHOWN_QUESTIONS
+    return [*lines, f"… {hidden} more questions"] if hidden > 0 else lines
 
 
 def tokens_words(record: RunRecord) -> str:

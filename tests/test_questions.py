@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nbrun import Answer, CancelToken, NotebookSession, Run, RunContext, RunRecord, RunStatus
+from nbrun import Answer, CancelToken, NotebookSession, Run, RunContext, RunStatus
 from nbrun import events as ev
 from nbrun.errors import BadOption, Cancelled, NbrunError, NotPending, RunFailed
 from nbrun.inbox import MAX_BYTES, MAX_WAITING, Inbox
@@ -16,29 +16,9 @@ from nbrun.questions import Questions
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock
+from tests.fakes.people import asking, until
 
 MakeSession = Callable[..., NotebookSession]
-
-
-def until(run: Run, is_met: Callable[[RunRecord], bool]) -> RunRecord:
-    """Return the run's record once it is so."""
-    met = threading.Event()
-
-    def look(record: RunRecord, _events: object) -> None:
-        if is_met(record):
-            met.set()
-
-    assert run._live is not None
-    remove = run._live.listen(look)
-    look(run.record, ())
-    assert met.wait(BOUND_S), f"not so: {run.record}"
-    remove()
-    return run.record
-
-
-def asking(run: Run, count: int = 1) -> tuple[ev.ApprovalRequested, ...]:
-    """Return the run's questions once there are so many."""
-    return until(run, lambda record: len(record.pending) == count).pending
 
 
 def ended(run: Run) -> Run:
@@ -253,6 +233,32 @@ def test_an_ended_run_of_an_earlier_session_cannot_be_answered(make_session: Mak
     assert_takes_nothing(run)
 
 
+@ASKS
+def test_a_run_in_a_process_of_its_own_asks_and_hears_too(
+    session: NotebookSession, agent: object
+) -> None:
+    """Question, answer, edited args and messages cross to the process and back."""
+
+    async def asks_and_reads(prompt: str, run: RunContext) -> list[object]:
+        said = await run.inbox.get()
+        answer = await run.ask("go?")
+        return [said, answer.decision, answer.by]
+
+    run = session.start(agent, "tea.txt", on="process")
+    (asked,) = asking(run)
+    assert (asked.id, run.status) == ("ask-1", RunStatus.WAITING)
+    run.approve(args={"path": "cup.txt"}, text="go on")
+    assert run.result(BOUND_S) == {
+        "decision": "allow", "args": {"path": "cup.txt"}, "text": "go on", "by": "python",
+    }  # fmt: skip
+    reader = session.start(asks_and_reads, on="process")
+    until(reader, lambda record: record.status is RunStatus.RUNNING)
+    reader.steer("turn left")
+    asking(reader)
+    reader.deny()
+    assert reader.result(BOUND_S) == ["turn left", "deny", "python"]
+
+
 # --- no answer ---------------------------------------------------------------------------------------
 
 
@@ -302,22 +308,57 @@ def test_a_cancel_ends_the_wait_and_the_run(session: NotebookSession, agent: obj
         run.approve()
 
 
-def test_a_cancel_does_not_disturb_the_cleanup(session: NotebookSession) -> None:
-    """The agent hears of it once: its cleanup may wait for things."""
+def test_a_cancel_does_not_disturb_the_cleanup() -> None:
+    """The task's own cancel comes a little after the token: the agent hears of one of them, and cleans up."""
+    token = CancelToken()
     cleaned: list[str] = []
 
-    async def agent(prompt: str, run: RunContext) -> None:
+    async def agent(questions: Questions) -> None:
         try:
-            await run.ask("may I?")
+            await _answer(questions)
         finally:
-            await asyncio.sleep(0.15)  # longer than the moment that the cancel gets
+            for _ in range(50):
+                await asyncio.sleep(0)
             cleaned.append("clean")
 
-    run = session.start(agent)
-    asking(run)
-    assert run.cancel().wait(BOUND_S)
+    async def drive() -> None:
+        questions = _questions([], token)
+        task = asyncio.create_task(agent(questions))
+        await asyncio.sleep(0)
+        token.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(drive())
     assert cleaned == ["clean"]
-    assert run.status is RunStatus.CANCELLED
+
+
+def test_a_task_that_is_cancelled_before_its_question_was_rejected_by_the_cancel() -> None:
+    """Whichever of the two comes first, the log says that it was the cancel."""
+    token, is_over = CancelToken(), threading.Event()
+    told: list[ev.EventData] = []
+
+    async def drive() -> None:
+        loop, questions = asyncio.get_running_loop(), _questions(told, token)
+        task = asyncio.create_task(_answer(questions))
+        token.add_callback(lambda _request: loop.call_soon_threadsafe(task.cancel))
+        token.add_callback(lambda _request: is_over.wait(BOUND_S))  # before that of the questions
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=token.cancel)
+        thread.start()
+        await asyncio.wait((task,))
+        is_over.set()
+        thread.join(BOUND_S)
+
+    asyncio.run(drive())
+    assert told[-1] == ev.ApprovalResolved("ask-1", "deny", None, "cancel")
+
+
+def _questions(told: list[ev.EventData], token: CancelToken) -> Questions:
+    return Questions(token, told.append, threading.RLock(), FakeClock())
 
 
 def test_a_cancel_reaches_a_loop_of_the_agents_own(session: NotebookSession) -> None:
@@ -425,6 +466,23 @@ def test_where_nobody_can_answer_it_is_denied_and_said_once(session: NotebookSes
     assert auto.result(BOUND_S) == ["--approve auto"] * 2
 
 
+def test_who_answers_for_a_run_answers_for_its_children(session: NotebookSession) -> None:
+    """A child of a run that nobody is asked for does not wait for ever; its starter may say otherwise."""
+
+    async def parent(prompt: str, run: RunContext) -> list[object]:
+        children = [run.start_child(asks, "a"), run.start_child(asks, "b", approve="deny")]
+        return [await child for child in children]
+
+    decisions = {"auto": ["allow", "deny"], "deny": ["deny", "deny"]}
+    for approve, expected in decisions.items():
+        answers = session.start(parent, approve=approve).result(BOUND_S)
+        assert isinstance(answers, list)
+        assert [answer.decision for answer in answers] == expected
+    alone = session.start(parent, answerable=False).result(BOUND_S)
+    assert isinstance(alone, list)
+    assert [answer.by for answer in alone] == ["nobody", "--approve deny"]
+
+
 # --- mistakes of agents ------------------------------------------------------------------------------
 
 
@@ -460,6 +518,7 @@ def test_a_blocking_question_on_the_loop_is_refused(session: NotebookSession) ->
         ({"options": ["a", "a"]}, "must differ"),
         ({"options": ["deny"]}, "always possible"),
         ({"options": [3]}, "an option is a text"),
+        ({"options": ["x" * 81]}, "at most 20 options of at most 80"),
     ],
     ids=str,
 )

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from pydantic_ai import Agent, CancellationToken
+    from pydantic_ai.capabilities import AbstractCapability
+    from pydantic_ai.tools import (
+        DeferredToolRequests,
+        DeferredToolResults,
+        ToolApproved,
+        ToolDenied,
+    )
 
     from nbrun.clock import Clock
     from nbrun.context import RunContext
@@ -67,7 +74,7 @@ class PydanticAIAdapter:
         # The framework's own limit of 50 requests stands where no other was given.
         has_limit = run.budget.limits.max_turns is not None
         limits = UsageLimits(request_limit=None) if has_limit else None
-        watching = [Watch(run, meter), UseThreadExecutor(threads)]
+        watching = [Watch(run, meter), UseThreadExecutor(threads), approvals(run)]
         try:
             async with agent.run_stream_events(
                 prompt, cancellation_token=token, capabilities=watching, usage_limits=limits
@@ -123,12 +130,10 @@ class _Mapper:
     def _finished(self, event: Any) -> ev.EventData:
         result, now = event.part, self._clock.monotonic()
         ms = (now - self._began.pop(event.tool_call_id, now)) * 1000
-        is_error = (
-            result.part_kind == "retry-prompt" or getattr(result, "outcome", "success") != "success"
-        )
-        return ev.ToolFinished(
-            event.tool_call_id, "error" if is_error else "ok", plain(result.content), round(ms, 3)
-        )
+        outcome = getattr(result, "outcome", "success")
+        is_error = result.part_kind == "retry-prompt" or outcome != "success"
+        status = "denied" if outcome == "denied" else "error" if is_error else "ok"
+        return ev.ToolFinished(event.tool_call_id, status, plain(result.content), round(ms, 3))
 
 
 ADAPTER = PydanticAIAdapter()
@@ -147,6 +152,34 @@ def _args(part: Any) -> Any:
         return plain(part.args_as_dict())
     except (ValueError, AssertionError):  # the model wrote no JSON; its text is the truth
         return plain(part.args)
+
+
+def approvals(run: RunContext) -> AbstractCapability[Any]:
+    """Return the capability by which tools that require approval ask a person, all of a response at once."""
+    from pydantic_ai.capabilities import HandleDeferredToolCalls
+
+    async def ask(_context: object, requests: DeferredToolRequests) -> DeferredToolResults | None:
+        if not requests.approvals:  # what else is deferred is the business of who has deferred it
+            return None
+        results = await asyncio.gather(*(_approval(run, call) for call in requests.approvals))
+        ids = [call.tool_call_id for call in requests.approvals]
+        return requests.build_results(approvals=dict(zip(ids, results, strict=True)))
+
+    return HandleDeferredToolCalls(handler=ask)
+
+
+async def _approval(run: RunContext, call: Any) -> ToolApproved | ToolDenied:
+    from pydantic_ai.tools import ToolApproved, ToolDenied
+
+    args = _args(call)
+    answer = await run.ask(f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id)
+    if not answer:
+        return ToolDenied(answer.text or ToolDenied().message)
+    if answer.args is args:
+        return ToolApproved()
+    if not isinstance(answer.args, dict):
+        return ToolDenied("The arguments that a person gave are no JSON object.")
+    return ToolApproved(override_args=answer.args)
 
 
 async def make_agent(

@@ -12,13 +12,14 @@ from nbrun.config import NbRun
 from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import NotebookSession
-from nbrun.ui import control
+from nbrun.ui import clicks, control
 from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, wait_for
 from nbrun.wording import UNLOAD, status_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nbrun.record import RunRecord
     from nbrun.run import Run
 
 _EXTENSION_ATTRIBUTE = "nbrun_extension"
@@ -49,6 +50,7 @@ class Extension:
             lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"
         )
         self.session.on_display = self.show
+        self._clicks = clicks.Clicks(self.session)
         self._board: Any = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.
         self._still_shown: list[tuple[Run, Callable[[], object]]] = []
@@ -118,6 +120,11 @@ class Extension:
         if waits:
             run.result(0)
 
+    def is_answerable(self, block: bool | None) -> bool:
+        """Return whether a person could answer the run's questions: not where a headless cell waits for it."""
+        waits = block is not False
+        return self.kernel is None or not (waits and is_headless(self.shell))
+
     def _present_in_terminal(self, run: Run, block: bool | None) -> None:
         from nbrun.ui.terminal import show_until_end
 
@@ -155,7 +162,9 @@ class Extension:
             self._still_shown.append((run, redraw))
         else:  # as this cell's: a bare thread would send it as whichever cell's ran last
             context = contextvars.copy_context()
-            run.follow_end(lambda: context.copy().run(redraw))
+            redraw_here = lambda: context.copy().run(redraw)  # noqa: E731 - two listen with it
+            _when_asking(run, record, redraw_here)
+            run.follow_end(redraw_here)
 
     def _redraw(self, run: Run, handle: Any) -> None:
         from nbrun.ui.snapshot import bundle
@@ -217,7 +226,7 @@ class Extension:
     # --- the doors -------------------------------------------------------------------------------
 
     def answer(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Do what a card or the server asks for, by comm or control channel; fires tokens and touches no widget.
+        """Do what a card or the server asks for, by comm or control channel; only passes it on, touches no widget.
 
         A card's request comes twice, once down each road, with one nonce; a cancel is idempotent, so the
         second finds `already_requested`.
@@ -225,16 +234,16 @@ class Extension:
         nonce = content.get("nonce")
         reply: dict[str, Any] = {"op": "reply", "nonce": nonce if isinstance(nonce, str) else None}
         match content.get("op"):
-            case "cancel":
-                return reply | self._answer_cancel(content)
             case "list":
                 return reply | self._answer_list()
             case "ping":
                 return reply | {"outcome": "pong"}
+            case "cancel" | "approve" | "deny" | "steer":
+                return reply | self._answer_for_run(content)
             case _:
                 return reply | {"outcome": "unknown_op"}
 
-    def _answer_cancel(self, content: dict[str, Any]) -> dict[str, Any]:
+    def _answer_for_run(self, content: dict[str, Any]) -> dict[str, Any]:
         by = "server" if content.get("by") == "server" else "card"
         run_id, reason = content.get("run_id"), content.get("reason")
         # The server finds its kernel by id, so it may leave the session out: exactly this id, in this session.
@@ -244,6 +253,8 @@ class Extension:
         run = self.session.own(run_id) if is_ours and isinstance(run_id, str) else None
         if run is None:
             return {"outcome": "not_found"}
+        if content["op"] != "cancel":
+            return self._clicks.answer(run, content, by)
         receipt = self.session.cancel(run, reason if isinstance(reason, str) else None, by=by)
         return {"outcome": str(receipt.outcome)}
 
@@ -251,6 +262,22 @@ class Extension:
         live = self.session.live_runs
         runs = [{**_listed(run), "session_id": self.session.id} for run in live[:LIST_LIMIT]]
         return {"outcome": "listed", "runs": runs, "total": len(live)}
+
+
+def _when_asking(run: Run, drawn: RunRecord, redraw: Callable[[], object]) -> None:
+    """Call `redraw` whenever a live run asks something else than was drawn: a static card must say that it waits."""
+    live = run._live
+    if live is None:
+        return
+    shown = [drawn.pending]
+
+    def look(record: RunRecord, _events: object) -> None:
+        if record.is_live and record.pending != shown[0]:  # its end is drawn by who waits for that
+            shown[0] = record.pending
+            redraw()
+
+    live.listen(look)
+    look(live.record, ())  # it may have asked before we listened
 
 
 def _wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,9 @@ from IPython.core.magic_arguments import magic_arguments
 
 from nbrun.agents import find_adapter, registered
 from nbrun.agents.cell import PythonCell, check_code
-from nbrun.errors import AgentNotFound, BadOption, RunNotFinished
+from nbrun.encoding import shown
+from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
+from nbrun.questions import ALLOW, DENY
 from nbrun.ui.interpolation import interpolate
 from nbrun.ui.options import (
     ALIASES,
@@ -31,6 +34,7 @@ from nbrun.ui.options import (
 from nbrun.ui.waiting import cell_id
 
 if TYPE_CHECKING:
+    from nbrun.run import Run
     from nbrun.run_list import RunList
     from nbrun.ui import Extension
 
@@ -74,6 +78,7 @@ class AgentMagics(Magics):
             timeout_s=request.timeout_s, if_running=request.if_running, thread=request.thread,
             on=request.on, tags=request.tags, cell_id=cell_id(self._extension.shell),
             max_turns=request.max_turns, max_tokens=request.max_tokens, max_cost=request.max_cost,
+            approve=request.approve, answerable=self._extension.is_answerable(request.block),
         )  # fmt: skip
         if request.out is not None:
             self._extension.shell.user_ns[request.out] = run
@@ -139,6 +144,48 @@ class AgentMagics(Magics):
         self._no_more("doctor", words)
         doctor.show(self._extension)
 
+    def _approve(self, words: list[str]) -> None:
+        args = take_flag(words, "--args", has_value=True)
+        choice = take_flag(words, "--choose", has_value=True)
+        text = take_flag(words, "--text", has_value=True)
+        refuse_flags("approve", words)
+        run, call = self._asking("approve", words)
+        edited = None if args is None else _json(args)
+        self._answer(run, call, choice or ALLOW, args=edited, text=text)
+
+    def _deny(self, words: list[str]) -> None:
+        reason = take_flag(words, "--reason", has_value=True)
+        refuse_flags("deny", words)
+        run, call = self._asking("deny", words)
+        self._answer(run, call, DENY, text=reason)
+
+    def _answer(self, run: Run, call: str | None, decision: str, **said: Any) -> None:
+        asked = self._extension.session.answer(run, call, decision, **said, by="magic")
+        print(f"{run!r}: “{shown(asked.message, 80)}” – {decision}")
+
+    def _asking(self, verb: str, words: list[str]) -> tuple[Run, str | None]:
+        """Return the run that is answered, and the question that the line names, if it names one."""
+        self._no_more(verb, words[2:])
+        session = self._extension.session
+        if words:
+            return session.get(words[0]), words[1] if len(words) > 1 else None
+        asking = [run for run in session.live_runs if run.pending]
+        if len(asking) != 1:
+            runs = ", ".join(f"#{run.number} ({run.name})" for run in asking)
+            raise NotPending(
+                f"{len(asking)} runs ask something: {runs}; name one: %agentrun {verb} #{asking[0].number}"
+                if asking
+                else "no run asks anything: there is nothing to answer"
+            )
+        return asking[0], None
+
+    def _say(self, words: list[str]) -> None:
+        if len(words) < 2:
+            raise BadOption("%agentrun say wants a run and a text: %agentrun say last and be brief")
+        run = self._extension.session.get(words[0])
+        self._extension.session.steer(run, words[1], by="magic")
+        print(f"{run!r}: said")
+
     def _help(self, words: list[str]) -> None:
         self._no_more("help", words)
         print(help_text())
@@ -202,3 +249,12 @@ def _can_run(value: object) -> bool:
     except AgentNotFound:
         return False
     return True
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadOption(
+            f'--args is no JSON ({error}); write --args \'{{"path": "x"}}\' in single quotes'
+        ) from None

@@ -57,6 +57,10 @@ OPTIONS = (
         ("--on",), "where: local (this kernel), or process (one of its own, which can always be stopped)",
         choices=("local", "process"),
     ),
+    Option(
+        ("--approve",), "who answers what the run asks: ask (you), auto (allowed), deny (refused)",
+        choices=("ask", "auto", "deny"),
+    ),
     Option(("--tag",), "label the run with key=value; may be given again", "K=V", is_list=True),
     Option(("--id",), "start only once: the same id and inputs give the same run", "ID"),
     Option(("--python",), "the body is async Python, run in this notebook's namespace", is_switch=True),
@@ -81,6 +85,12 @@ SUBCOMMANDS = {
     "cancel": Subcommand(
         "cancel [REF… | --all] [--reason TEXT]", "stop runs; the newest live one without REF"
     ),
+    "approve": Subcommand(
+        "approve [REF] [CALL] [--args JSON] [--choose OPTION] [--text TEXT]",
+        "allow what a run asks for",
+    ),
+    "deny": Subcommand("deny [REF] [CALL] [--reason TEXT]", "refuse what a run asks for"),
+    "say": Subcommand("say REF TEXT…", "a message into a running agent"),
     "doctor": Subcommand("doctor", "what works here, what does not, and what to do about it"),
     "help": Subcommand("help", "this list"),
 }
@@ -111,6 +121,7 @@ class Request:
     timeout_s: float | None
     model: str | None
     if_running: str
+    approve: str
     tags: dict[str, str]
     id: str | None
     on: str
@@ -153,7 +164,8 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
     return Request(
         args.target, args.name, args.out, True if args.block else False if args.noblock else None,
         None if args.timeout is None else duration_s(args.timeout), args.model, args.if_running or "queue",
-        _tags(args.tag or ()), args.id, args.on or "local", args.python, args.thread, not args.no_interpolate,
+        args.approve or "ask", _tags(args.tag or ()), args.id, args.on or "local", args.python, args.thread,
+        not args.no_interpolate,
         _number(args.max_turns, int, "--max-turns"), _number(args.max_tokens, int, "--max-tokens"),
         _number(args.max_cost, float, "--max-cost"),
     )  # fmt: skip
@@ -231,6 +243,12 @@ def _mended(message: str) -> str:
     return f"{message}; {hint}%%agentrun? lists the options"
 
 
+_SAY = re.compile(
+    r"\s*say(?:\s+(?:(?P<quote>['\"])(?P<quoted>.+?)(?P=quote)|(?P<ref>\S+)))?(?:\s+(?P<text>.*?))?\s*",
+    re.DOTALL,
+)
+
+
 def read_subcommand(line: str) -> tuple[str, list[str]]:
     """Return the subcommand of a `%agentrun` line and its words; `list` for an empty line.
 
@@ -239,6 +257,8 @@ def read_subcommand(line: str) -> tuple[str, list[str]]:
     BadOption
         There is no such subcommand.
     """
+    if (said := _SAY.fullmatch(line)) is not None:  # the text as it is: quotes are a part of it
+        return "say", [word for word in (said["quoted"] or said["ref"], said["text"]) if word]
     try:
         words = shlex.split(line)
     except ValueError as error:

@@ -10,7 +10,14 @@ import msgspec
 
 from nbrun.encoding import shown
 from nbrun.record import RunRecord, RunStatus, ToolCall
-from nbrun.wording import cancel_notes, progress_words, said, status_words, tokens_words
+from nbrun.wording import (
+    cancel_notes,
+    progress_words,
+    question_words,
+    said,
+    status_words,
+    tokens_words,
+)
 
 MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
@@ -151,6 +158,7 @@ def plain_text(
 ) -> str:
     """Return the run as a few lines of text, at most `limit` characters of them the agent's own."""
     lines = [f"{SHAPES[record.status][0]} {_headline(record, moment)}"]
+    lines += [f"  ? {words}" for words in question_words(record)]
     lines += [f"  {words}" for words in [progress_words(record.progress)] if words]
     lines += [f"  ! {notice}" for notice in _notices(record, problem, moment)]
     lines += [f"  · {_tool_words(tool)}" for tool in _shown_tools(record, limit)]
@@ -220,6 +228,7 @@ def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | 
         f'<div><span style="{_SHAPE};background-color:{edge}" aria-hidden="true">{shape}</span> '
         f"<strong>{escape(_words(record, moment))}</strong> · {escape(_title(record))}"
         f'<span style="{_MUTED}">{facts}</span></div>',
+        *(f"<div>? {escape(words)}</div>" for words in question_words(record)),
     ]
     if record.progress is not None:
         rows.append(f"<div>{escape(progress_words(record.progress))}</div>")
@@ -263,6 +272,7 @@ def _folded(title: str, html: str, is_open: bool = False) -> str:
 def _markdown(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
     title = " · ".join([_title(record), *_facts(record)])
     parts = [f"**{_literal(_words(record, moment))}** · {_code(title)}"]
+    parts += [f"- {_code(words)}" for words in question_words(record)]
     parts += [_code(words) for words in [progress_words(record.progress)] if words]
     parts += [f"- {_code(notice)}" for notice in _notices(record, problem, moment)]
     parts += [f"- {_code(_tool_words(tool))}" for tool in _shown_tools(record, limit)]

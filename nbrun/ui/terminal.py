@@ -1,17 +1,21 @@
-"""A run in a terminal: one line that lives while it is waited for; Ctrl-C cancels."""
+"""A run in a terminal: one line that lives while it is waited for, and its questions; Ctrl-C cancels."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbrun.encoding import shown
+from nbrun.encoding import readable, shown
+from nbrun.errors import UserError
 from nbrun.ui.snapshot import plain_text
-from nbrun.ui.waiting import cancelled_by_interrupt, wait_for
-from nbrun.wording import duration, progress_words, tokens_words
+from nbrun.ui.waiting import TICK_S, cancelled_by_interrupt
+from nbrun.wording import duration, progress_words, tokens_words, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
+
+    from nbrun.events import ApprovalRequested
     from nbrun.run import Run
 
 
@@ -49,7 +53,14 @@ def show_until_end(run: Run, grace_s: float, now: Callable[[], float]) -> None:
     try:
         with cancelled_by_interrupt(run, grace_s):
             live.start()  # within: Ctrl-C may come while it draws for the first time
-            wait_for(run)
+            asked: set[str] = set()  # what was answered may be pending for a moment more
+            while not run.wait(TICK_S):
+                for question in run.pending:
+                    if question.id not in asked:
+                        asked.add(question.id)
+                        live.stop()  # the line would be drawn over what is typed
+                        _ask(run, question, console)
+                        live.start()
     finally:
         live.stop()
         console.print(Text(plain_text(run.record, run.problem)))
@@ -64,3 +75,25 @@ def _end(text: str, width: int) -> str:
     while text and cell_len(text) >= width:
         text = text[1:]
     return f"…{text}" if text else ""
+
+
+def _ask(run: Run, asked: ApprovalRequested, console: Console) -> None:
+    """Ask a question of the run's at the keyboard; what is no clear yes is a no."""
+    from rich.text import Text
+
+    args = "" if asked.args is None else f" {readable(asked.args)}"
+    console.print(Text(visible(f"? {asked.message}{args}")))
+    words = visible("/".join(asked.options)) if asked.options else "y/N"
+    try:
+        typed = input(f"  [{words}] ").strip()
+    except EOFError:  # nobody is at the keyboard
+        typed = ""
+    is_yes = typed.lower() in ("y", "yes")
+    choice = typed if typed in asked.options else None
+    try:
+        if choice is not None or (is_yes and not asked.options):
+            run.approve(asked.id, choice=choice)
+        else:
+            run.deny(asked.id)
+    except UserError as error:  # its time was over while somebody typed
+        console.print(Text(str(error)))

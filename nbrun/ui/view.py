@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from nbrun.encoding import shown
-from nbrun.wording import cancel_notes, progress_words, said, status_words
+from nbrun.encoding import readable, shown
+from nbrun.wording import cancel_notes, progress_words, said, status_words, visible
 
 if TYPE_CHECKING:
-    from nbrun.events import Progress
+    from nbrun.events import ApprovalRequested, Progress
     from nbrun.record import RunRecord, ToolCall
 
 TEXT_LIMIT = 20_000
 TOOL_LIMIT = 20
 ERROR_LIMIT = 2_000
+QUESTION_LIMIT = 5
+ASKED_LIMIT = 3_000
 
 
 def view(
@@ -58,9 +60,28 @@ def view(
         "tools_cut": max(0, len(record.tools) - TOOL_LIMIT),
         "log": list(record.log),
         "log_count": record.log_count,
+        "questions": [_question(asked) for asked in record.pending[:QUESTION_LIMIT]],
+        "questions_cut": max(0, len(record.pending) - QUESTION_LIMIT),
         "error": None if record.error is None else str(record.error)[:ERROR_LIMIT],
         "notices": notices,
     }
+
+
+def _question(asked: ApprovalRequested) -> dict[str, Any]:
+    return {
+        "id": asked.id,
+        "message": _head(asked.message),
+        "args": "" if asked.args is None else _head(readable(asked.args)),
+        "options": list(asked.options),
+        "deadline": asked.deadline,
+    }
+
+
+def _head(text: str) -> str:
+    """Return the beginning of a text, and how much of it is not shown to who decides."""
+    text = visible(text)
+    hidden = len(text) - ASKED_LIMIT
+    return text if hidden <= 0 else f"{text[:ASKED_LIMIT]}… {hidden:,} more characters"
 
 
 def _tool(tool: ToolCall) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 
-from pydantic_ai import Agent
+from pydantic_ai import Agent, Tool
 from pydantic_ai import RunContext as FrameworkContext
 from pydantic_ai.messages import ModelMessage, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
@@ -21,6 +21,7 @@ from nbrun.budget import NO_PRICE
 from nbrun.cancellation import Rung
 from tests.fakes.agents import BOUND_S
 from tests.fakes.late import late_event
+from tests.fakes.people import asking
 
 Stream = Callable[[list[ModelMessage], AgentInfo], AsyncIterator[str | dict[int, DeltaToolCall]]]
 
@@ -341,3 +342,79 @@ def test_a_sync_tool_that_does_not_stop_is_named(session: NotebookSession) -> No
         gate.set()
     assert late_event(run, ev.DetachedFinished).name == "blocks"
     assert run.status is RunStatus.CANCELLED
+
+
+async def calls_delete(
+    messages: list[ModelMessage], info: AgentInfo
+) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+    """Call the tool twice at once, then say what came of it."""
+    if returned := [part for part in messages[-1].parts if isinstance(part, ToolReturnPart)]:
+        yield " | ".join(str(part.content) for part in returned)
+    else:
+        yield {
+            number: DeltaToolCall("delete", f'{{"path": "{name}"}}', tool_call_id=f"call-{name}")
+            for number, name in enumerate(("a", "b"))
+        }
+
+
+def deleting(deleted: list[str]) -> Agent[None, str]:
+    """Return an agent with a tool that requires approval."""
+
+    async def delete(path: str) -> str:
+        """Delete a file."""
+        deleted.append(path)
+        return f"deleted {path}"
+
+    return agent_on(calls_delete, tools=[Tool(delete, requires_approval=True)])
+
+
+def test_a_tool_that_requires_approval_asks_a_person(session: NotebookSession) -> None:
+    """One is denied with a word to the model, one is allowed with other arguments; both are rows of tools."""
+    deleted: list[str] = []
+    run = session.start(deleting(deleted), "clean up")
+    asked = asking(run, 2)
+    assert [(one.message, one.tool_id, one.args) for one in asked] == [
+        ("Use delete?", "call-a", {"path": "a"}),
+        ("Use delete?", "call-b", {"path": "b"}),
+    ]
+    run.deny("call-a", "keep that one")
+    run.approve("call-b", args={"path": "c"})
+    assert run.result(BOUND_S) == "keep that one | deleted c"
+    assert deleted == ["c"]
+    assert [(tool.id, tool.status) for tool in run.record.tools] == [
+        ("call-a", "denied"),
+        ("call-b", "ok"),
+    ]
+
+
+def test_a_policy_answers_for_the_tools_of_a_model(session: NotebookSession) -> None:
+    """`--approve auto` uses them all, `--approve deny` none."""
+    deleted: list[str] = []
+    assert session.start(deleting(deleted), "", approve="deny").wait(BOUND_S)
+    assert deleted == []
+    run = session.start(deleting(deleted), "", approve="auto")
+    assert run.result(BOUND_S) == "deleted a | deleted b"
+    assert sorted(deleted) == ["a", "b"]
+
+
+def test_a_cancel_while_a_model_waits_for_approval(session: NotebookSession) -> None:
+    """The native cancel is enough, and nothing is used."""
+    deleted: list[str] = []
+    run = session.start(deleting(deleted), "clean up")
+    asking(run, 2)
+    assert run.cancel().wait(BOUND_S)
+    assert (run.status, run.error, deleted) == (RunStatus.CANCELLED, None, [])
+    rungs = [e.data.rung for e in run.events() if isinstance(e.data, ev.CancelEscalated)]
+    assert rungs == [Rung.NATIVE]
+    assert {tool.status for tool in run.record.tools} <= {"cancelled", "error"}
+
+
+def test_no_clear_arguments_are_no_permission(session: NotebookSession) -> None:
+    """What a person gave is no object: the tool is not used."""
+    deleted: list[str] = []
+    run = session.start(deleting(deleted), "clean up")
+    asking(run, 2)
+    run.approve("call-a", args="everything")
+    run.deny("call-b")
+    assert run.wait(BOUND_S)
+    assert deleted == []

@@ -707,3 +707,92 @@ def test_a_view_that_gives_way_tells_the_kernel_nothing(card: CardPage) -> None:
     card.open(make_run(status="completed", words="Completed in 2 s", live=False, ended_at=2.0))
     card.page.evaluate("() => harness.cleanup()")
     assert card.ask("harness.model.sent") == []
+
+
+# --- what a person is asked ---------------------------------------------------------------------------
+
+
+def make_question(number: int = 1, **fields: Any) -> dict[str, Any]:
+    """Return one pending question as the kernel sends it."""
+    question: dict[str, Any] = {
+        "id": f"ask-{number}", "message": "Delete it?", "args": '{"path":"tea.txt"}', "options": [], "deadline": None,
+    }  # fmt: skip
+    return question | fields
+
+
+def test_a_question_is_answered_down_both_roads(card: CardPage) -> None:
+    """Message and args are shown; Allow and Deny send the word typed, by comm and control, with one nonce."""
+    card.open(make_run("waiting", questions=[make_question()]))
+    expect(card.part("message")).to_have_text("Delete it?")
+    expect(card.part("args")).to_have_text('{"path":"tea.txt"}')
+    expect(card.part("left")).to_be_hidden()
+    card.part("reason").fill("not this one")
+    card.page.get_by_role("button", name="Deny").click()
+    [by_comm] = card.ask("harness.model.sent")
+    [by_control] = card.ask("harness.kernel.sent")
+    assert by_control["content"] == by_comm
+    assert by_control["channel"] == "control"
+    assert by_comm == {
+        "op": "deny", "nonce": by_comm["nonce"], "run_id": "run-1", "session_id": "session-id",
+        "call": "ask-1", "choice": None, "text": "not this one",
+    }  # fmt: skip
+    expect(card.page.get_by_role("button", name="Allow")).to_be_disabled()
+    expect(card.cancel).to_be_enabled()  # a question is not the run
+    card.reply("sent")
+    expect(card.page.get_by_role("button", name="Allow")).to_be_disabled()
+    card.update(status="running", words="Running", questions=[])
+    expect(card.part("question")).to_have_count(0)
+
+
+def test_each_question_has_its_own_answer(card: CardPage) -> None:
+    """What is typed for one stays while another comes and goes; a refusal is said beside its question."""
+    card.open(make_run("waiting", questions=[make_question(1), make_question(2)]))
+    card.part("reason").nth(1).fill("typing")
+    card.part("question").nth(0).get_by_role("button", name="Allow").click()
+    card.page.evaluate(
+        """() => harness.model.tell("msg:custom", { op: "reply", outcome: "refused", message: "was answered already",
+              nonce: harness.model.sent.at(-1).nonce })"""
+    )
+    card.pass_ms(20)
+    refusal = card.part("question").nth(0).get_by_role("alert")
+    expect(refusal).to_have_text("was answered already")
+    expect(card.part("question").nth(0).get_by_role("button", name="Allow")).to_be_enabled()
+    card.update(questions=[make_question(2), make_question(3)], questions_cut=4)
+    expect(card.part("reason").nth(0)).to_have_value("typing")
+    expect(card.part("reason").nth(1)).to_have_value("")
+    expect(card.page.get_by_text("… 4 more questions")).to_be_visible()
+
+
+def test_options_are_buttons_and_the_time_runs(card: CardPage) -> None:
+    """One button an option, and Deny; how long there is to answer is said in words, each second anew."""
+    options = ["green", HOSTILE]
+    card.open(make_run("waiting", questions=[make_question(options=options, deadline=NOW + 65)]))
+    expect(card.part("decide")).to_have_text([*options, "Deny"])
+    expect(card.part("left")).to_have_text("denied in 1 min 05 s without an answer")
+    card.pass_ms(3000)
+    expect(card.part("left")).to_have_text("denied in 1 min 02 s without an answer")
+    card.part("decide").nth(1).click()
+    [sent] = card.ask("harness.model.sent")
+    assert (sent["op"], sent["choice"]) == ("approve", HOSTILE)
+    card.pass_ms(2000)
+    expect(card.part("question").get_by_role("alert")).to_contain_text("has not answered yet")
+
+
+def test_a_hostile_question_stays_text(card: CardPage) -> None:
+    """Markup in a question is shown as it is."""
+    question = make_question(id=HOSTILE, message=HOSTILE, args=HOSTILE, options=[HOSTILE])
+    card.open(make_run())
+    opened = len(card.requests)
+    card.update(questions=[question])
+    expect(card.part("message")).to_have_text(HOSTILE)
+    expect(card.part("args")).to_have_text(HOSTILE)
+    assert card.ask("document.querySelectorAll('img, script:not([src]), a, iframe').length") == 0
+    assert card.requests[opened:] == []
+
+
+def test_a_question_of_a_kernel_that_is_gone_is_not_asked(card: CardPage) -> None:
+    """Nobody could hear the answer."""
+    card.open(make_run("waiting", questions=[make_question()]))
+    card.page.evaluate("() => harness.kernel.slots.forEach((slot) => slot(null, 'restarting'))")
+    card.pass_ms(20)
+    expect(card.part("question")).to_have_count(0)

@@ -16,6 +16,7 @@ AGENTS = (
     "import asyncio, nbrun",
     "async def shout(prompt): return prompt.upper()",
     "async def endless(prompt, run): run.text('word ' * 80 + 'begun '); await asyncio.Event().wait()",
+    "async def asks(prompt, run): return [(await run.ask(word, args=prompt)).decision for word in ('one?', 'two?')]",
     "async def broken(prompt): raise ValueError('the kettle is empty')",
 )
 
@@ -110,6 +111,19 @@ def test_progress_is_on_the_line(terminal: Terminal) -> None:
     shown = terminal.read()
     assert "Interrupted after" in shown
     assert "counts #1\n  3 of 12 · pages\n  Log (1 line):\n  | page 3" in shown
+
+
+def test_a_question_is_asked_at_the_keyboard(terminal: Terminal) -> None:
+    """The cell waits, so what the run asks is asked there; only a clear yes allows."""
+    terminal.type("%%agentrun asks -o answers", "hello")
+    terminal.child.expect_exact("? one? hello")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.sendline("y")
+    terminal.child.expect_exact("? two? hello")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.sendline("what?")
+    assert "Completed" in terminal.read()
+    assert "['allow', 'deny']" in terminal.run("print(answers.output)")
 
 
 def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:

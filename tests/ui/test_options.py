@@ -31,6 +31,7 @@ def test_an_empty_line_is_all_defaults() -> None:
     assert (empty.max_turns, empty.max_tokens, empty.max_cost) == (None, None, None)
     assert (empty.python, empty.thread, empty.interpolate) == (False, False, True)
     assert empty.on == "local"
+    assert empty.approve == "ask"
 
 
 def test_every_option_is_read() -> None:
@@ -53,6 +54,7 @@ def test_every_option_is_read() -> None:
     assert request("-a").block is False
     assert request("--model local").model == "local"
     assert request("--python").python
+    assert request("--approve auto").approve == "auto"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,7 @@ def test_every_option_is_read() -> None:
         ("--max-cost cheap", "give US dollars"),
         ("--max-cost", "expected one argument"),
         ("--if-running panic", "invalid choice"),
+        ("--approve maybe", "invalid choice"),
         ("--tag x", "write key=value"),
         ("--tag =x", "write key=value"),
         ("--out 1x", "a name that Python takes"),
@@ -123,6 +126,11 @@ def test_what_is_no_length_of_time_is_refused(text: str) -> None:
         ("-h", "help", []),
         ("--help", "help", []),
         ("cancel 3 --reason 'too slow'", "cancel", ["3", "--reason", "too slow"]),
+        ("approve 3 ask-1 --args '{\"a\": 1}'", "approve", ["3", "ask-1", "--args", '{"a": 1}']),
+        ('say #3 don\'t "do"  that ', "say", ["#3", 'don\'t "do"  that']),
+        ("say 'green tea' it's hot", "say", ["green tea", "it's hot"]),
+        ("say last", "say", ["last"]),
+        ("say", "say", []),
     ],
 )
 def test_subcommands_are_read(line: str, verb: str, words: list[str]) -> None:
@@ -137,6 +145,7 @@ def test_subcommands_are_read(line: str, verb: str, words: list[str]) -> None:
         ("make tea", "two per cent"),
         ("show 'x", "close the quote"),
         ("poet(prompt)", "write %%agentrun poet, and"),
+        ("saying #3 hello", "did you mean say"),
     ],
 )
 def test_an_unknown_subcommand_names_what_there_is(line: str, words: str) -> None:

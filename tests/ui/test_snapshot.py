@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import unescape
 from html.parser import HTMLParser
 
 import msgspec
@@ -35,6 +36,15 @@ def hostile(text: str) -> RunRecord:
         notices=(text,) * 5, detached=(text,), tags={text: text}, started_at=1.0, ended_at=2.0,
         progress=ev.Progress(1, 2, text), log=(text.replace("\n", "\r")[:300],) * 20, log_count=10**6,
         cancelled_by=text, cancel_requested_at=1.0, detached_finished=(text,), detached_finished_at=3.0,
+    )  # fmt: skip
+
+
+def asking(text: str) -> RunRecord:
+    """Return the same of a run that asks a person, and so has no end."""
+    asked = (ev.ApprovalRequested("ask-1", text, text, {text: text}, (text[:80],) * 20),) * 5
+    return msgspec.structs.replace(
+        hostile(text), status=RunStatus.WAITING, cause=None, reason=None, output=None, error=None, detached=(),
+        ended_at=None, pending=asked,
     )  # fmt: skip
 
 
@@ -84,16 +94,16 @@ def test_every_status_has_a_shape_and_words(status: RunStatus) -> None:
 
 def test_text_of_an_agent_is_never_html() -> None:
     """Whatever it says, wherever it says it, there is no tag and no attribute but our own."""
-    page = Tags(bundle(hostile(EVIL), EVIL)["text/html"])
+    html = bundle(hostile(EVIL), EVIL)["text/html"] + bundle(asking(EVIL), EVIL)["text/html"]
+    page = Tags(html)
     assert page.tags <= {"div", "span", "strong", "code", "pre", "details", "summary"}
     assert page.attributes <= {"class", "style", "aria-hidden", "open"}
 
 
 def test_text_of_an_agent_is_never_markup_in_markdown() -> None:
     """Rendered with raw HTML on, the Markdown has no link, image, heading or tag of an agent's making."""
-    html = MarkdownIt("commonmark", {"html": True}).render(
-        bundle(hostile(EVIL), EVIL)["text/markdown"]
-    )
+    saved = [bundle(record, EVIL)["text/markdown"] for record in (hostile(EVIL), asking(EVIL))]
+    html = MarkdownIt("commonmark", {"html": True}).render("\n\n".join(saved))
     assert Tags(html).tags <= {"p", "strong", "code", "ul", "li", "pre"}
     assert Tags(html).attributes <= {"class"}
 
@@ -103,10 +113,9 @@ def test_text_of_an_agent_is_never_markup_in_markdown() -> None:
 )
 def test_a_saved_card_is_small_whatever_the_run_said(text: str) -> None:
     """All forms together stay below 64 KiB, as a notebook file keeps them."""
-    assert (
-        len(json.dumps(bundle(hostile(text), "disk full"), ensure_ascii=False).encode())
-        <= SAVED_LIMIT
-    )
+    for record in (hostile(text), asking(text)):
+        saved = json.dumps(bundle(record, "disk full"), ensure_ascii=False)
+        assert len(saved.encode()) <= SAVED_LIMIT
 
 
 def test_a_long_text_is_cut_in_front() -> None:
@@ -123,6 +132,25 @@ def test_what_was_returned_stands_below_what_was_streamed() -> None:
     assert plain_text(both).endswith('thinking aloud\n\n→ {"final":42}')
     once = msgspec.structs.replace(RECORD, text="tea", output="tea")
     assert plain_text(once).count("\ntea") == 1
+
+
+def test_a_question_is_shown_with_the_line_that_answers_it() -> None:
+    """In every form that a person reads; where there are several, the line names one."""
+    first = ev.ApprovalRequested("ask-1", "Delete it?", args={"path": "x"})
+    second = ev.ApprovalRequested("ask-2", "Which tea?", options=("green", "black"))
+    record = msgspec.structs.replace(
+        RECORD, status=RunStatus.WAITING, ended_at=None, pending=(first,)
+    )
+    line = "Waiting for you: Delete it? {path:x} – %agentrun approve #3"
+    data = bundle(record)
+    for kind in ("text/html", "text/markdown", "text/plain"):
+        assert line in unescape(data[kind]).replace('"', ""), kind
+    assert data[MIME]["pending"][0]["message"] == "Delete it?"
+    both = plain_text(msgspec.structs.replace(record, pending=(first, second)))
+    assert "approve #3 ask-1" in both
+    assert "Which tea? – %agentrun approve #3 ask-2 --choose green|black" in both
+    many = plain_text(msgspec.structs.replace(record, pending=(first,) * 5))
+    assert "… 2 more questions" in many
 
 
 def test_a_run_that_is_not_saved_says_so() -> None:

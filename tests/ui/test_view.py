@@ -68,6 +68,31 @@ def test_a_long_run_has_a_small_view() -> None:
     assert len(json.dumps(shown)) < 64 * 1024
 
 
+def test_a_question_is_shown_as_it_is_asked() -> None:
+    """Message, args as text, options and deadline; what would hide the rest of a line is made visible."""
+    asked = ev.ApprovalRequested(
+        "ask-1", "Delete?", "t1", {"path": "a\u202eb\x1b[2K"}, ("a", "b"), 130.0
+    )
+    record = msgspec.structs.replace(RECORD, status=RunStatus.WAITING, pending=(asked,))
+    (shown,) = view(record, now=105.0)["questions"]
+    assert shown == {
+        "id": "ask-1", "message": "Delete?", "args": '{"path":"a\\u202eb\\u001b[2K"}', "options": ["a", "b"],
+        "deadline": 130.0,
+    }  # fmt: skip
+
+
+def test_many_and_long_questions_have_a_small_view() -> None:
+    """How much is not shown to who decides is told."""
+    asked = tuple(
+        ev.ApprovalRequested(f"ask-{n}", "x" * 10_000, None, "y" * 10_000) for n in range(9)
+    )
+    shown = view(msgspec.structs.replace(RECORD, pending=asked), now=105.0)
+    assert [question["id"] for question in shown["questions"]] == [f"ask-{n}" for n in range(5)]
+    assert shown["questions_cut"] == 4
+    assert shown["questions"][0]["args"].endswith("y… 7,000 more characters")
+    assert len(json.dumps(shown)) < 64 * 1024
+
+
 def test_error_reason_and_problem_are_shown() -> None:
     """What went wrong, why it was stopped, and that it is not saved."""
     record = msgspec.structs.replace(

@@ -1,10 +1,12 @@
 // @ts-check
-/** The card: draws one run, and carries a click on Cancel to the kernel. What it shows is `model.get("run")`. */
+/** The card: draws one run, and carries clicks (Cancel, Allow, Deny) to the kernel. What it shows is `model.get("run")`. */
 
 /**
  * @typedef {{ name: string, args: string, status: string, ms: number | null, result: string }} Tool
  * @typedef {{ part: number | null, words: string }} Progress  `part` of 1, if an end is known
  * @typedef {{ input_tokens: number, output_tokens: number, exact: boolean }} Usage
+ *
+ * @typedef {{ id: string, message: string, args: string, options: string[], deadline: number | null }} Question
  *
  * @typedef {object} Run  Moments are seconds since 1970, by the kernel's clock.
  * @property {string} id
@@ -27,14 +29,23 @@
  * @property {number} tools_cut
  * @property {string[]} log  its last lines
  * @property {number} log_count  how many there are
+ * @property {Question[]} [questions]  what a person is asked
+ * @property {number} [questions_cut]
  * @property {string | null} error
  * @property {string[]} notices
  *
- * @typedef {{ nonce: string, outcome: string }} Answer
+ * @typedef {{ nonce: string, outcome: string, message?: string }} Answer
  * @typedef {(answer: Answer) => void} OnAnswer
- * @typedef {{ op: "cancel", nonce: string, run_id: string, session_id: string }} CancelContent
- * @typedef {CancelContent | { op: "ping", nonce: string }} Asked
- * @typedef {{ isOpen: boolean, note: string }} Request  what became of the click; never what became of the run
+ * @typedef {{ op: string, nonce: string, run_id: string, session_id: string }} Content
+ * @typedef {Content | { op: "ping", nonce: string }} Asked
+ *
+ * @typedef {object} Request  What became of a click; never what became of the run.
+ * @property {boolean} isOpen
+ * @property {string} note
+ * @property {string} nonce
+ * @property {AbortController} waiting  holds what waits for the answer: a timer, a socket
+ *
+ * @typedef {Map<string, Request>} Requests  by the question that they are for, or CANCEL
  *
  * @typedef {{ onReply: (message: { content: Answer }) => void, dispose: () => void }} Future
  * @typedef {(message: object, expectReply: boolean, disposeOnDone: boolean) => Future} SendControl
@@ -58,6 +69,8 @@ const REFUSALS = new Map([
   ["not_found", "This run is not in the running kernel (was it restarted?)."],
   ["foreign", "This run belongs to another kernel; it can only be cancelled there."],
 ]);
+
+const CANCEL = "";
 
 const ENDS_OF_KERNEL = new Set(["restarting", "autorestarting", "terminating", "dead"]);
 
@@ -160,6 +173,8 @@ function buildCard(el) {
   cancel.setAttribute("data-lm-suppress-shortcuts", "true"); // undocumented: the notebook leaves Enter to the button
   const answer = add(root, "div", "answer");
   answer.setAttribute("role", "alert");
+  const questions = add(root, "ul", "questions");
+  const questionsCut = add(root, "div", "more");
   const phase = add(root, "div", "phase");
   const progress = add(root, "div", "progress");
   const bar = add(progress, "progress", "bar");
@@ -178,7 +193,7 @@ function buildCard(el) {
   const error = add(root, "div", "error");
   el.append(root);
   const story = { phase, progress, bar, done, log, logTitle, logCut, logLines };
-  const body = { ...story, notices, toolsCut, tools, idle, textCut, text, stream, error };
+  const body = { ...story, questions, questionsCut, notices, toolsCut, tools, idle, textCut, text, stream, error };
   return { root, shape, words, name, number, agent, elapsed, usage, cancel, answer, ...body };
 }
 
@@ -186,12 +201,14 @@ function buildCard(el) {
 
 // ---- drawing ---------------------------------------------------------------------------------------------------
 
-/** @param {Card} card @param {Run} run @param {Request} request @param {number | null} seconds */
-function draw(card, run, request, seconds) {
+/** @param {Card} card @param {Run} run @param {Requests} requests @param {number} nowS @param {number | null} seconds */
+function draw(card, run, requests, nowS, seconds) {
   card.root.dataset.status = run.status;
   card.root.setAttribute("aria-label", `Run ${run.name}`);
   drawHead(card, run, seconds);
-  drawCancel(card, run, request);
+  drawCancel(card, run, requests.get(CANCEL));
+  drawQuestions(card.questions, run.questions ?? [], requests, nowS);
+  write(card.questionsCut, moreQuestions(run.questions_cut ?? 0));
   write(card.phase, run.phase);
   drawProgress(card, run);
   drawNotices(card.notices, run.notices);
@@ -214,13 +231,67 @@ function drawHead(card, run, seconds) {
   write(card.usage, tokens(run.usage));
 }
 
-/** @param {Card} card @param {Run} run @param {Request} request */
+/** @param {Card} card @param {Run} run @param {Request | undefined} request */
 function drawCancel({ cancel, answer }, run, request) {
-  const isCancelling = request.isOpen || run.status === "cancelling";
+  const isCancelling = request?.isOpen || run.status === "cancelling";
   write(cancel, isCancelling ? "Cancelling…" : "Cancel");
   cancel.disabled = isCancelling;
   cancel.hidden = !run.live;
-  write(answer, request.note);
+  write(answer, request?.note ?? "");
+}
+
+/** @param {number} count */
+const moreQuestions = (count) => (count > 0 ? `… ${counted(count)} more question${count > 1 ? "s" : ""}` : "");
+
+/**
+ * A row is known by its question, so that what its reader is typing stays.
+ * @param {HTMLElement} list @param {Question[]} questions @param {Requests} requests @param {number} nowS
+ */
+function drawQuestions(list, questions, requests, nowS) {
+  const rows = /** @type {HTMLElement[]} */ ([...list.children]);
+  for (const row of rows) if (!questions.some(({ id }) => id === row.dataset.id)) row.remove();
+  for (const question of questions) {
+    const row = rows.find((one) => one.dataset.id === question.id) ?? addQuestion(list, question);
+    const request = requests.get(question.id);
+    for (const button of row.querySelectorAll("button")) button.disabled = Boolean(request?.isOpen);
+    const [left, note] = row.querySelectorAll(".nbrun-card__left, .nbrun-card__answer");
+    write(/** @type {HTMLElement} */ (left), timeLeft(question.deadline, nowS));
+    write(/** @type {HTMLElement} */ (note), request?.note ?? "");
+  }
+  list.hidden = !questions.length;
+}
+
+/** @param {number | null} deadline @param {number} nowS */
+function timeLeft(deadline, nowS) {
+  if (deadline === null) return "";
+  return deadline > nowS ? `denied in ${wholeDuration(deadline - nowS)} without an answer` : "the time is over";
+}
+
+/** @param {HTMLElement} list @param {Question} question */
+function addQuestion(list, { id, message, args, options }) {
+  const row = add(list, "li", "question");
+  row.dataset.id = id;
+  row.setAttribute("data-lm-suppress-shortcuts", "true"); // as above: what is typed here is no command
+  write(add(row, "div", "message"), message);
+  write(add(row, "div", "args"), args);
+  add(row, "div", "left");
+  const bar = add(row, "div", "decision");
+  const text = add(bar, "input", "reason");
+  text.type = "text";
+  text.placeholder = "a word to the agent (optional)";
+  text.setAttribute("aria-label", `A word to the agent, with your answer to: ${message}`);
+  for (const choice of options.length ? options : [""]) addDecision(bar, "approve", choice || "Allow", choice);
+  addDecision(bar, "deny", "Deny", "");
+  add(row, "div", "answer").setAttribute("role", "alert");
+  return row;
+}
+
+/** @param {HTMLElement} bar @param {string} op @param {string} label @param {string} choice */
+function addDecision(bar, op, label, choice) {
+  const button = add(bar, "button", "decide");
+  button.type = "button";
+  Object.assign(button.dataset, { op, choice });
+  write(button, label);
 }
 
 /** @param {Card} card @param {Run} run */
@@ -306,7 +377,7 @@ function drawText(card, run) {
   if (card.stream.data !== run.text) followEnd(card.text, () => streamInto(card.stream, run.text));
 }
 
-// ---- cancel: one nonce, two roads ------------------------------------------------------------------------------
+// ---- a click: one nonce, two roads -----------------------------------------------------------------------------
 
 /** @returns {string} */
 function newNonce() {
@@ -320,7 +391,7 @@ function tryRoad(road) {
   try {
     road();
   } catch (error) {
-    console.warn("nbrun: a cancel request could not be sent", error);
+    console.warn("nbrun: a request could not be sent", error);
   }
 }
 
@@ -384,7 +455,7 @@ function watchKernel(model, onGone, signal) {
 function unfollowed(run) {
   const ref = run.number === null ? run.id : `#${run.number}`;
   const notice = `The kernel was restarted or has died. %agentrun show ${ref} tells how this run ended.`;
-  const state = { live: false, status: "lost", words: "No longer followed", phase: null, progress: null };
+  const state = { live: false, status: "lost", words: "No longer followed", phase: null, progress: null, questions: [] };
   return { ...run, ...state, notices: [...run.notices, notice] };
 }
 
@@ -404,10 +475,8 @@ function clockSkewS(run, isFresh) {
 function render({ model, el }) {
   const closing = new AbortController();
   const card = buildCard(el);
-  /** @type {Request} */
-  let request = { isOpen: false, note: "" };
-  let nonce = "";
-  let asking = new AbortController(); // holds what waits for the answer to the last click: a timer, a socket
+  /** @type {Requests} */
+  const requests = new Map();
   let skewS = clockSkewS(model.get("run"), false);
   let [frame, tick] = [0, 0];
   let isKernelGone = false;
@@ -418,60 +487,81 @@ function render({ model, el }) {
     frame = 0;
     const last = /** @type {Run} */ (model.get("run"));
     const run = isKernelGone && last.live ? unfollowed(last) : last;
-    const seconds = elapsedS(run, Date.now() / 1000 + skewS);
-    draw(card, run, request, seconds);
+    const nowS = Date.now() / 1000 + skewS;
+    const seconds = elapsedS(run, nowS);
+    draw(card, run, requests, nowS, seconds);
     if (seconds !== null) tick = setTimeout(drawSoon, 1000 - ((seconds * 1000) % 1000));
   };
   const drawSoon = () => {
     frame ||= requestAnimationFrame(drawNow);
   };
-  /** @param {boolean} isOpen @param {string} note */
-  const settle = (isOpen, note) => {
-    asking.abort();
-    request = { isOpen, note };
+  /** @param {string} key @param {boolean} isOpen @param {string} note */
+  const settle = (key, isOpen, note) => {
+    const request = requests.get(key);
+    if (!request) return;
+    request.waiting.abort();
+    Object.assign(request, { isOpen, note });
     drawSoon();
   };
   /** @param {Answer} answer */
   const onAnswer = (answer) => {
-    if (answer.nonce !== nonce || asking.signal.aborted) return;
-    const refusal = REFUSALS.get(answer.outcome);
-    settle(!refusal, refusal ?? ""); // not refused: the button waits for the run's own next state
+    for (const [key, { nonce, waiting }] of requests) {
+      if (answer.nonce !== nonce || waiting.signal.aborted) continue;
+      const refusal = answer.outcome === "refused" ? answer.message : REFUSALS.get(answer.outcome);
+      settle(key, !refusal, refusal ?? ""); // not refused: the button waits for the run's own next state
+    }
   };
   const onRun = () => {
     const run = /** @type {Run} */ (model.get("run"));
     skewS = clockSkewS(run, true);
-    if (!run.live || run.status === "cancelling") settle(false, "");
+    if (!run.live || run.status === "cancelling") settle(CANCEL, false, "");
+    for (const key of requests.keys()) {
+      if (key !== CANCEL && !run.questions?.some(({ id }) => id === key)) settle(key, false, "");
+    }
     drawSoon();
   };
-  const askToCancel = () => {
-    nonce = newNonce();
-    asking = new AbortController();
-    request = { isOpen: true, note: "" };
+  /** @param {string} key  the question that it is for, or CANCEL @param {string} op @param {object} [extra] */
+  const ask = (key, op, extra) => {
+    requests.get(key)?.waiting.abort();
+    const [nonce, waiting] = [newNonce(), new AbortController()];
+    /** @type {Request} */
+    const request = { isOpen: true, note: "", nonce, waiting };
+    requests.set(key, request);
     drawNow();
-    /** @type {CancelContent} */
-    const content = { op: "cancel", nonce, run_id: model.get("run").id, session_id: model.get("session_id") };
+    /** @type {Content} */
+    const content = { op, nonce, run_id: model.get("run").id, session_id: model.get("session_id"), ...extra };
     tryRoad(() => model.send(content));
-    tryRoad(() => sendByControl(model, content, onAnswer, asking.signal));
+    tryRoad(() => sendByControl(model, content, onAnswer, waiting.signal));
     const patience = setTimeout(() => {
-      request = { isOpen: true, note: NO_ANSWER };
+      request.note = NO_ANSWER;
       drawSoon();
     }, ANSWER_WITHIN_MS);
-    asking.signal.addEventListener("abort", () => clearTimeout(patience));
+    waiting.signal.addEventListener("abort", () => clearTimeout(patience));
+  };
+  /** @param {Event} event */
+  const decide = ({ target }) => {
+    const button = target instanceof Element ? target.closest("button") : null;
+    const row = button?.closest("li");
+    if (!button?.dataset.op || !row?.dataset.id) return;
+    const [call, choice] = [row.dataset.id, button.dataset.choice || null];
+    ask(call, button.dataset.op, { call, choice, text: row.querySelector("input")?.value ?? "" });
   };
 
   listen(model, "change:run", onRun, closing.signal);
   listen(model, "msg:custom", (message) => message?.op === "reply" && onAnswer(message), closing.signal);
-  card.cancel.addEventListener("click", askToCancel, { signal: closing.signal });
+  card.cancel.addEventListener("click", () => ask(CANCEL, "cancel"), { signal: closing.signal });
+  card.questions.addEventListener("click", decide, { signal: closing.signal });
   watchKernel(
     model,
     () => {
       isKernelGone = true;
-      settle(false, "");
+      for (const key of requests.keys()) settle(key, false, "");
+      drawSoon();
     },
     closing.signal,
   );
   closing.signal.addEventListener("abort", () => {
-    asking.abort();
+    for (const { waiting } of requests.values()) waiting.abort();
     cancelAnimationFrame(frame);
     clearTimeout(tick);
     card.root.remove();

@@ -1,0 +1,59 @@
+"""Clicks by which a page says something to a run: `approve`, `deny` and `steer`."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from nbrun.errors import BadOption, UserError
+from nbrun.questions import ALLOW, DENY
+
+if TYPE_CHECKING:
+    from nbrun.run import Run
+    from nbrun.session import NotebookSession
+
+_REMEMBERED = 256
+
+
+class Clicks:
+    """Does what a click asks for, once: it comes twice, down two roads, with one nonce.
+
+    Threads: `answer()` from any thread; `_lock` guards `_replies`, and makes the second wait for the first.
+    """
+
+    def __init__(self, session: NotebookSession) -> None:
+        self._session = session
+        self._lock = threading.RLock()
+        self._replies: dict[str, dict[str, Any]] = {}
+
+    def answer(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
+        """Return `outcome`: `sent`, or `refused` with a `message` that says why."""
+        nonce = content.get("nonce")
+        if not isinstance(nonce, str):  # nothing to know it by
+            return self._do(run, content, by)
+        with self._lock:
+            reply = self._replies.get(nonce)
+            if reply is None:
+                reply = self._replies[nonce] = self._do(run, content, by)
+                if len(self._replies) > _REMEMBERED:
+                    del self._replies[next(iter(self._replies))]
+        return reply
+
+    def _do(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
+        call, text, choice = (content.get(name) for name in ("call", "text", "choice"))
+        try:
+            for word in (call, text, choice):
+                if word is not None and not isinstance(word, str):
+                    raise BadOption("call, text and choice are texts")
+            match content["op"]:
+                case "approve":
+                    self._session.answer(
+                        run, call, choice or ALLOW, args=content.get("args"), text=text, by=by
+                    )
+                case "deny":
+                    self._session.answer(run, call, DENY, text=text, by=by)
+                case _:
+                    self._session.steer(run, text or "", by=by)
+        except UserError as error:
+            return {"outcome": "refused", "message": str(error)}
+        return {"outcome": "sent"}

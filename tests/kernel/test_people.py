@@ -1,0 +1,178 @@
+"""Answers and messages by the kernel's control channel and by magics, while a run waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.kernel.cells import error_line, run_ok, stored, value, wait_for_status, wait_for_text
+from tests.kernel.driver import Kernel, Message
+from tests.kernel.test_cancel import BUSY, HEARD_S, ask, cancel_request
+
+AGENTS = """
+async def asks(prompt, run):
+    answer = await run.ask(f"Delete {prompt}?", args={"path": prompt})
+    return [answer.decision, answer.args, answer.text, answer.by]
+
+async def reads(prompt, run):
+    run.text("begun ")
+    return [await run.inbox.get(), run.inbox.take()]
+"""
+
+
+@pytest.fixture
+def people_kernel(loaded_kernel: Kernel) -> Kernel:
+    """A loaded kernel with agents that ask and that read."""
+    run_ok(loaded_kernel, AGENTS)
+    return loaded_kernel
+
+
+def click(kernel: Kernel, op: str, name: str, **said: object) -> dict[str, Any]:
+    """Return what a page sends to say something to this run."""
+    return cancel_request(kernel, name, op=op, **said)
+
+
+def sent(reply: Message) -> str:
+    """Return what became of a click."""
+    return str(reply["outcome"])
+
+
+def test_an_answer_gets_through_while_the_main_thread_is_busy(people_kernel: Kernel) -> None:
+    """In `time.sleep`, a loop and an `await`: the run goes on, in the store, before the cell ends."""
+    kernel = people_kernel
+    for situation, code in BUSY.items():
+        run_ok(kernel, f"%%agentrun asks -n {situation}\ntea")
+        wait_for_status(kernel, situation, "waiting")
+        request = click(
+            kernel, "approve", situation, call="ask-1", args={"path": "cup"}, text="go on"
+        )
+        blocked = kernel.start(code)
+        kernel.wait_until(lambda blocked=blocked: "in" in blocked.stdout)  # type: ignore[misc]
+        reply = ask(kernel, request)
+        assert reply == {"op": "reply", "nonce": request["nonce"], "outcome": "sent"}
+        record = wait_for_status(kernel, situation, "completed", timeout_s=HEARD_S * 3)
+        assert record.output == ["allow", {"path": "cup"}, "go on", "card"]
+        assert not blocked.is_done
+        kernel.interrupt()
+        blocked.wait()
+
+
+def test_what_comes_twice_is_done_once(people_kernel: Kernel) -> None:
+    """A click comes down two roads with one nonce: one message, one answer, and two equal replies."""
+    kernel = people_kernel
+    run_ok(kernel, "%%agentrun endless -n long -o long\nhi")
+    wait_for_text(kernel, "long")
+    request = click(kernel, "steer", "long", text="be brief")
+    assert [sent(ask(kernel, request)) for _ in range(3)] == ["sent"] * 3
+    kernel.wait_until(
+        lambda: (found := stored(kernel.folder, "long")) is not None and found.steers > 0
+    )
+    assert sent(ask(kernel, request | {"nonce": "another", "text": "x"})) == "sent"
+    asked = "[e.data.text for e in long.events() if e.type == 'steer']"
+    kernel.wait_until(
+        lambda: (found := stored(kernel.folder, "long")) is not None and found.steers > 1
+    )
+    assert value(kernel, asked) == "['be brief', 'x']"
+
+    run_ok(kernel, "%%agentrun asks -n asking -o asking\ntea")
+    wait_for_status(kernel, "asking", "waiting")
+    request = click(kernel, "deny", "asking", text="no")
+    assert [sent(ask(kernel, request)) for _ in range(2)] == ["sent"] * 2
+    wait_for_status(kernel, "asking", "completed")
+    assert value(kernel, "asking.output") == "['deny', {'path': 'tea'}, 'no', 'card']"
+
+
+def test_what_cannot_be_said_is_refused_and_harmless(people_kernel: Kernel) -> None:
+    """Unknown calls, wrong types, strange sessions and ended runs are answered in one line."""
+    kernel = people_kernel
+    run_ok(kernel, "%%agentrun asks -n asking -o asking\ntea")
+    wait_for_status(kernel, "asking", "waiting")
+    request = click(kernel, "approve", "asking")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"call": "ask-9"}, "refused"),
+        ({"call": 3}, "refused"),
+        ({"choice": "green"}, "refused"),
+        ({"choice": ["allow"]}, "refused"),
+        ({"op": "deny", "text": {}}, "refused"),
+        ({"op": "steer"}, "refused"),
+        ({"op": "steer", "text": "x" * 200_000}, "refused"),
+        ({"session_id": "session-nobody"}, "not_found"),
+        ({"run_id": "last"}, "not_found"),
+        ({"op": "answer"}, "unknown_op"),
+    ]
+    for number, (changes, outcome) in enumerate(cases):
+        reply = ask(kernel, request | {"nonce": f"click-{number}"} | changes)
+        assert sent(reply) == outcome, changes
+        assert "\n" not in str(reply.get("message", ""))
+    assert value(kernel, "str(asking.status)") == "'waiting'"
+    assert sent(ask(kernel, request)) == "sent"
+    wait_for_status(kernel, "asking", "completed")
+    late = ask(kernel, request | {"nonce": "late"})
+    assert sent(late) == "refused"
+    assert "has ended" in late["message"]
+    assert "Traceback" not in kernel.log.read_text()
+
+
+def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
+    """Each names its run, or takes the only one that asks; a mistake is one line."""
+    kernel = people_kernel
+    assert "no run asks anything" in error_line(kernel.run("%agentrun approve"))
+    run_ok(kernel, "%%agentrun asks -n first -o first\ntea")
+    wait_for_status(kernel, "first", "waiting")
+    assert (
+        "– allow"
+        in run_ok(kernel, "%agentrun approve --args '{\"path\": \"cup\"}' --text 'go on'").stdout
+    )
+    assert value(kernel, "first.result(10)") == "['allow', {'path': 'cup'}, 'go on', 'magic']"
+
+    run_ok(kernel, "%%agentrun asks -n second -o second\ntea")
+    run_ok(kernel, "%%agentrun asks -n third -o third\ntea")
+    wait_for_status(kernel, "second", "waiting")
+    wait_for_status(kernel, "third", "waiting")
+    assert "2 runs ask something" in error_line(kernel.run("%agentrun deny"))
+    assert "--args is no JSON" in error_line(kernel.run("%agentrun approve second --args {"))
+    assert "does not ask 'ask-7'" in error_line(kernel.run("%agentrun approve second ask-7"))
+    run_ok(kernel, "%agentrun deny second ask-1 --reason 'not that one'")
+    run_ok(kernel, "%agentrun approve third")
+    assert value(kernel, "second.result(10)[:3]") == "['deny', {'path': 'tea'}, 'not that one']"
+    assert value(kernel, "third.result(10)[0]") == "'allow'"
+
+    run_ok(kernel, "%%agentrun reads -n 'reads on' -o reading\nhi")
+    wait_for_text(kernel, "reads on")
+    assert "say wants a run and a text" in error_line(kernel.run("%agentrun say last"))
+    assert "said" in run_ok(kernel, "%agentrun say 'reads on' don't stop").stdout
+    assert value(kernel, "reading.result(10)") == '["don\'t stop", []]'
+    assert "has ended" in error_line(kernel.run("%agentrun say 'reads on' too late"))
+
+
+def test_a_static_card_says_that_its_run_waits(people_kernel: Kernel) -> None:
+    """Where no live card is shown, the output gets the question, and the line that answers it."""
+    kernel = people_kernel
+    run_ok(kernel, "%config NbRun.card = False")
+    cell = run_ok(kernel, "%%agentrun asks -n asking -o asking\ntea")
+    line = "Waiting for you: Delete tea?"
+    kernel.wait_until(lambda: line in cell.outputs[-1]["data"]["text/plain"])
+    assert "– %agentrun approve #1" in cell.outputs[-1]["data"]["text/plain"]
+    # An update goes by the display's id, from whichever cell ran last.
+    approving = run_ok(kernel, "%agentrun approve #1")
+
+    def latest() -> str:
+        return str([*cell.outputs, *approving.outputs][-1]["data"]["text/plain"])
+
+    kernel.wait_until(lambda: "Completed" in latest())
+    assert line not in latest()
+
+
+def test_a_policy_answers_and_a_headless_cell_is_not_held_up(people_kernel: Kernel) -> None:
+    """`--approve auto` allows; a headless cell that waits denies at once, and its card says why."""
+    kernel = people_kernel
+    run_ok(kernel, "%%agentrun asks -b --approve auto -o allowed\ntea")
+    assert value(kernel, "allowed.output[0::3]") == "['allow', '--approve auto']"
+    cell = run_ok(kernel, "%%agentrun asks -o denied\ntea", headless=True)
+    assert value(kernel, "denied.output[0::3]") == "['deny', 'nobody']"
+    assert "use --approve auto" in cell.outputs[0]["data"]["text/plain"]
+    run_ok(kernel, "%%agentrun asks -a -n later -o later\ntea", headless=True)
+    wait_for_status(kernel, "later", "waiting")  # a later cell can answer this one
+    run_ok(kernel, "later.approve()", headless=True)
+    assert value(kernel, "later.result(10)[0]") == "'allow'"
