@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nbrun import dispatch
+from nbrun.pulse import Pulse
 from tests.fakes.virtual import VirtualThread
 from tests.fakes.world import World
 
@@ -29,6 +30,7 @@ def play(seed: int, made: list[VirtualThread]) -> None:
 @pytest.mark.parametrize("block", range(20))
 def test_every_interleaving_keeps_the_rules(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, emit, cancel, end, deadline and close in any order: one end each, the first wins, nothing is lost."""
+    monkeypatch.setattr(Pulse, "begin", lambda _self: None)  # a thread of its own, by real time
     made: list[VirtualThread] = []
     monkeypatch.setattr(dispatch, "LoopThread", lambda _name: made[0])
     for seed in range(block * SEQUENCES, (block + 1) * SEQUENCES):

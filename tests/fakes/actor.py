@@ -21,6 +21,7 @@ class VirtualWork:
     """A worker thread of a sync agent; what is raised into it comes at its next turn, or in C never."""
 
     name = "work"
+    is_driver = True
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
@@ -28,6 +29,10 @@ class VirtualWork:
     def is_alive(self) -> bool:
         """Return whether it runs."""
         return not self._actor.is_out
+
+    async def ended(self) -> None:
+        """Return: it is awaited when it has."""
+        assert self._actor.is_out
 
     def interrupt(self) -> bool:
         """Raise into it."""
@@ -39,13 +44,24 @@ class VirtualWork:
 class Actor:
     """An agent that does one thing of its script at each turn, and takes a cancel well or badly."""
 
-    def __init__(self, world: World, name: str, *, is_child: bool) -> None:
+    def __init__(self, world: World, name: str, *, is_inner: bool) -> None:
         rng = world.rng
-        self.world, self.name, self.is_child = world, name, is_child
+        self.world, self.name, self.is_inner = world, name, is_inner
         self.key: str | None = None
         self.began_at = self.queued_at = float("inf")  # by the steps of the world
-        ops = ("text", "tool", "usage", "phase", "wait", "resume", "start", "token", "cancel")
-        self.script = rng.choices(ops, (6, 3, 1, 1, 2, 2, 1, 1, 1), k=rng.randrange(4))
+        ops = (
+            "text",
+            "tool",
+            "usage",
+            "phase",
+            "wait",
+            "resume",
+            "start",
+            "child",
+            "token",
+            "cancel",
+        )
+        self.script = rng.choices(ops, (6, 3, 1, 1, 2, 2, 1, 2, 1, 1), k=rng.randrange(4))
         self.end = rng.choice(("return", "return", "raise", "unasked", "exit"))
         self.on_cancel = rng.choice(("obey", "obey", "swallow", "clean", "return", "raise"))
         self.is_sync = rng.random() < 0.25
@@ -134,7 +150,9 @@ class Actor:
             case "cancel":
                 self.world.cancel(run.run_id)
             case "start" if not self.world.held["session"]:
-                self.world.start(is_child=True)
+                self.world.start(is_inner=True)
+            case "child" if not self.world.held["session"]:
+                self.world.start(is_inner=True, parent=run)
 
     def say(self) -> None:
         """Say a word, from any thread."""

@@ -38,7 +38,8 @@ class Account:
     """What the model knows of a run: what came through the door, in order, and what became public."""
 
     actor: Actor
-    live: LiveRun | None = None
+    live: LiveRun
+    parent_id: str | None = None
     cancel: ev.CancelRequested | None = None
     cancelled_at: float = 0.0
     has_ended: bool = False  # its host has said so

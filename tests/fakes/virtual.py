@@ -137,9 +137,11 @@ class VirtualThread(LoopThread):
     def __init__(self, clock: VirtualClock) -> None:
         self.loop: VirtualLoop = VirtualLoop(clock)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
+        self._is_called = False
         self.is_busy = False  # in the middle of a callback
         self.is_stepping = False  # and not interrupted there by another thread
-        self.is_closed = False
+        self.is_closing = self.is_closed = False
 
     @property
     def tasks(self) -> set[asyncio.Task[Any]]:
@@ -148,8 +150,8 @@ class VirtualThread(LoopThread):
 
     @property
     def is_current(self) -> bool:
-        """Whether this is its turn."""
-        return self.is_stepping
+        """Whether this is its turn, or somebody closes it, who then does not wait for it."""
+        return self.is_stepping or self.is_closing
 
     def step(self) -> None:
         """Run the next callback."""
@@ -159,12 +161,15 @@ class VirtualThread(LoopThread):
         finally:
             self.is_busy = self.is_stepping = False
 
-    def call(self, function: Callable[[], object], context: Context | None = None) -> bool:
+    def call(self, function: Callable[[], object], context: Context | None = None) -> None:
         """Put a callback in the queue, unless it is closed."""
-        return not self.is_closed and super().call(function, context)
+        if not self.is_closed:
+            super().call(function, context)
 
     def close(self, timeout_s: float) -> bool:
         """Let each task see its CancelledError once, and end."""
+        for _ in range(self.loop.queued):
+            self.step()
         for task in tuple(self._tasks):
             task.cancel()
         for _ in range(3):  # as often as asyncio goes round for a `sleep(0)` that is waited for
@@ -270,9 +275,10 @@ class VirtualWriter:
 class VirtualStore(SessionStore):
     """A store that keeps nothing: its writer's steps are all that it is."""
 
-    def __init__(self, clock: VirtualClock, pause: Pause) -> None:
+    def __init__(self, clock: VirtualClock, pause: Pause, thread: VirtualThread) -> None:
         super().__init__([], clock)
         self.writer: VirtualWriter | None = None
+        self._thread = thread
         self._pause = pause
 
     def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Any:
@@ -288,4 +294,5 @@ class VirtualStore(SessionStore):
         """Write what is there."""
         if self.writer is not None:
             self.writer.close()
+        self._thread.is_closing = True  # a session does that next
         return True

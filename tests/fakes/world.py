@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import msgspec
 
-from nbrun import CancelCause, NotebookSession, SequentialIds
+from nbrun import CancelCause, NotebookSession, RunContext, SequentialIds
 from nbrun import events as ev
 from nbrun.attempt import Attempt, HostEvent
 from nbrun.cancellation import CancelOutcome
 from nbrun.drive import Drive
-from nbrun.errors import IdConflict, RunRejected, SessionClosed
+from nbrun.errors import Cancelled, NbrunError
+from nbrun.executors.local import LocalExecutor
 from nbrun.host import RunHost
 from nbrun.intake import Intake, LiveRun
 from nbrun.redaction import Redactor
@@ -44,15 +45,25 @@ class WatchedIntake(Intake):
         expect = self.world.expect
         for event in events:
             account, kind = self.world.accounts[event.run_id], event.data.TYPE
-            assert account.live is not None
             expect(not account.has_ended or kind == "detached.finished", f"{kind} after the end")
             if kind in ENDS:
                 account.has_ended = True
+                self._check_children(event)
                 account.take_end(event.data)
             elif kind == "run.started":
                 expect(not account.live.token.cancelled, "entered although cancelled")
         self.world.sent.extend(events)
         return super().put(events)
+
+    def _check_children(self, end: HostEvent) -> None:
+        """Check that the child runs have ended first, unless what still runs is named."""
+        live = [
+            child_id
+            for child_id, account in self.world.accounts.items()
+            if account.parent_id == end.run_id and account.end is None
+        ]
+        is_detached = isinstance(end.data, ev.RunCancelled) and bool(end.data.detached)
+        self.world.expect(is_detached or not live, f"{end.run_id} ended before {live}")
 
     def repeat(self, event: HostEvent) -> None:
         """Take an event that was taken before, or as an older attempt would send it."""
@@ -62,7 +73,9 @@ class WatchedIntake(Intake):
         """Take an event of the session."""
         account = self.world.accounts.get(live.run_id)
         if account is None:
-            account = self.world.accounts[live.run_id] = Account(current_actor.get(), live)
+            parent_id = data.parent_id if isinstance(data, ev.RunCreated) else None
+            account = Account(current_actor.get(), live, parent_id)
+            self.world.accounts[live.run_id] = account
             self.world.expect(live.token.cancelled or not self.world.is_fired, "born quiet")
         if data.TYPE in ENDS:
             account.was_cut = account.end is None
@@ -128,7 +141,7 @@ class World:
         self._depth = 0
         self.thread = VirtualThread(self.clock)
         make_thread[:] = [self.thread]
-        self.store = VirtualStore(self.clock, self.pause)
+        self.store = VirtualStore(self.clock, self.pause, self.thread)
         self.session = VirtualSession(self)
 
     def lock(self, name: str) -> VirtualLock:
@@ -211,8 +224,9 @@ class World:
 
     def host(self) -> RunHost | None:
         """Return the host, when there is one."""
-        executor = self.session._dispatcher._executor
-        return None if executor is None else executor._host
+        hosts = self.session._dispatcher._hosts
+        executor = hosts[-1].executor if hosts else None
+        return executor._host if isinstance(executor, LocalExecutor) else None
 
     def drives(self) -> list[Drive]:
         """Return the drives that have not ended."""
@@ -252,10 +266,10 @@ class World:
 
     # --- what users do -----------------------------------------------------------------------------
 
-    def start(self, *, is_child: bool = False) -> None:
+    def start(self, *, is_inner: bool = False, parent: RunContext | None = None) -> None:
         """Start a run."""
         rng = self.rng
-        actor = Actor(self, f"a{len(self.actors)}", is_child=is_child)
+        actor = Actor(self, f"a{len(self.actors)}", is_inner=is_inner)
         actor.key = rng.choice((None, None, "cell"))
         how = rng.choice(("queue", "replace", "reject"))
         self.note(f"start {actor.script} {actor.end} {actor.on_cancel} {actor.key} {how}")
@@ -263,12 +277,13 @@ class World:
         actor.began_at = len(self.trace)
         current_actor.set(actor)
         try:
-            self.session.start(
+            start = self.session.start if parent is None else parent.start_child
+            start(
                 agent, actor.name, cell_id=actor.key, if_running=how,
                 timeout_s=rng.choice((None, None, 0.5)),
-                id="fixed" if rng.random() < 0.1 and not is_child else None,
+                id="fixed" if rng.random() < 0.1 and not is_inner else None,
             )  # fmt: skip
-        except (RunRejected, SessionClosed, IdConflict) as error:
+        except (Cancelled, NbrunError) as error:
             self.note(f"no start: {error}")
         else:
             actor.queued_at = len(self.trace)
@@ -282,13 +297,13 @@ class World:
             return
         self.note(f"cancel {found.id}")
         account = self.accounts[found.id]
-        assert account.live is not None
         token, was_fired = account.live.token, account.live.token.cancelled
         expected = replace(account).request(ev.CancelRequested(CancelCause.USER), 0.0)
         outcome = found.cancel("enough").outcome
         self.expect(outcome is expected, f"{found.id}: {outcome}, not {expected}")
         must_fire = was_fired or outcome is not CancelOutcome.ALREADY_FINISHED
-        self.expect(token.cancelled is must_fire, f"{found.id}: {outcome}, fired {token.cancelled}")
+        is_right = self.is_fired or token.cancelled is must_fire
+        self.expect(is_right, f"{found.id}: {outcome}, fired {token.cancelled}")
 
     def fire(self) -> None:
         """Fire the token of all runs."""
@@ -300,7 +315,7 @@ class World:
         """Send an old event once more: nothing may come of it."""
         event = self.rng.choice(self.sent)
         live = self.accounts[event.run_id].live
-        if live is not None and self.rng.random() < 0.5:  # the right number, of an older attempt
+        if self.rng.random() < 0.5:  # the right number, of an older attempt
             event = msgspec.structs.replace(event, attempt=0, n=live.next_n)
         self.note(f"repeat {event.n} {event.data.TYPE} of attempt {event.attempt}")
         self.session.intake.repeat(event)
@@ -321,7 +336,7 @@ class World:
         inside = [
             account.actor
             for account in self.accounts.values()
-            if account.actor.is_in and not account.actor.is_child and account.end is None
+            if account.actor.is_in and not account.actor.is_inner and account.end is None
         ]
         self.expect(len(inside) <= LIMIT, f"{len(inside)} at once")
         keys = [other.key for other in inside if other.key is not None]
@@ -331,10 +346,10 @@ class World:
             for account in self.accounts.values()
             if account.end is None
             and account.actor.key == actor.key
-            and not (account.actor.is_child or account.actor.is_in)
+            and not (account.actor.is_inner or account.actor.is_in)
             and account.actor.queued_at < actor.began_at
         ]
-        self.expect(actor.key is None or actor.is_child or not ahead, f"went before {ahead}")
+        self.expect(actor.key is None or actor.is_inner or not ahead, f"went before {ahead}")
 
     # --- the end -----------------------------------------------------------------------------------
 
