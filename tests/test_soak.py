@@ -107,9 +107,13 @@ def wait_for_tool(run: Run) -> None:
     """Return when the run's tool is public."""
     has_begun = threading.Event()
     assert run._live is not None
-    remove = run._live.listen(lambda record, _events: record.tools and has_begun.set())
-    if run.record.tools:
-        has_begun.set()
+
+    def look(*_: object) -> None:
+        if run.record.tools:
+            has_begun.set()
+
+    remove = run._live.listen(look)
+    look()
     assert has_begun.wait(BOUND_S)
     remove()
 
