@@ -9,8 +9,8 @@ from nbrun.pulse import Pulse
 from tests.fakes.virtual import VirtualThread
 from tests.fakes.world import World
 
-SEQUENCES = 500
-"""In each of twenty blocks."""
+SEQUENCES = 250
+"""In each of forty blocks."""
 STEPS = 25
 
 
@@ -27,7 +27,7 @@ def play(seed: int, made: list[VirtualThread]) -> None:
         world.end()
 
 
-@pytest.mark.parametrize("block", range(20))
+@pytest.mark.parametrize("block", range(40))
 def test_every_interleaving_keeps_the_rules(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, emit, cancel, end, deadline and close in any order: one end each, the first wins, nothing is lost."""
     monkeypatch.setattr(Pulse, "begin", lambda _self: None)  # a thread of its own, by real time

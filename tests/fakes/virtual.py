@@ -139,6 +139,7 @@ class VirtualThread(LoopThread):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
         self._is_called = False
+        self.on_close: list[Callable[[], object]] = []
         self.is_busy = False  # in the middle of a callback
         self.is_stepping = False  # and not interrupted there by another thread
         self.is_closing = self.is_closed = False
