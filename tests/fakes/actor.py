@@ -66,7 +66,7 @@ class Actor:
         self.on_cancel = rng.choice(("obey", "obey", "swallow", "clean", "return", "raise"))
         self.is_sync = rng.random() < 0.25
         self.is_in_c = rng.random() < 0.3
-        self.is_interrupted = self.is_in = self.is_out = False
+        self.is_interrupted = self.is_in = self.is_out = self.has_failed = False
         self.gate: asyncio.Future[None] | None = None
         self.run: RunContext | None = None
         self.text = ""
@@ -164,6 +164,7 @@ class Actor:
 
     def finish(self) -> object:
         """End as it is to end."""
+        self.has_failed = self.end != "return"
         match self.end:
             case "raise":
                 raise ValueError("no luck")

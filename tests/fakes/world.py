@@ -196,7 +196,7 @@ class World:
             can += [actor.go for actor in waiting] * many
             if self.accounts:
                 can.append(self.cancel)
-            if self.rng.random() < 0.01:
+            if self.rng.random() < 0.02:
                 can.append(self.fire)
             if self.sent and self.rng.random() < 0.2:
                 can.append(self.repeat)
@@ -362,7 +362,7 @@ class World:
             if self.is_closing:
                 break
         self.is_released = True  # nobody does anything new; who hangs goes on hanging
-        self.run_until(self.clock.passed_s + GRACE_S + 1.0)
+        self.run_until(self.clock.passed_s + GRACE_S + 1.5)
         self.check_cancelled()
         for actor in self.actors:
             actor.is_interrupted = False
@@ -376,12 +376,15 @@ class World:
                 self.pass_time(moment)
 
     def check_cancelled(self) -> None:
-        """Check that no cancel was lost: who was asked has ended, with its cause, whatever its agent does."""
+        """Check that no cancel was lost: who was asked has ended, whatever its agent does, or its children's."""
         for run_id, account in self.accounts.items():
-            if (
-                account.cancel is not None
-                and self.clock.passed_s > account.cancelled_at + GRACE_S + 0.9
-            ):
+            parent = self.accounts.get(account.parent_id or "")
+            if parent is not None and parent.cancel is not None:
+                assert account.cancel or account.end, (
+                    f"{run_id}: its parent was cancelled, it was not"
+                )
+            had_time = self.clock.passed_s > account.cancelled_at + GRACE_S + 0.9
+            if (account.cancel is not None and had_time) or account.actor.has_failed:
                 assert account.status in ENDS.values(), f"{run_id} is {account.status}: lost cancel"
 
     def check(self) -> None:
@@ -402,7 +405,7 @@ class World:
         self.thread.is_closed = False
         for actor in self.actors:
             actor.go()
-        while self.thread.loop.is_ready or self.thread.tasks:
+        while self.thread.loop.is_ready or self.thread.loop.next_at is not None:
             if self.thread.loop.is_ready:
                 self.thread.step()
             else:
