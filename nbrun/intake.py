@@ -189,7 +189,7 @@ class Intake:
                 if isinstance(item, HostEvent):
                     self._admit_host(live, item, events)
                 else:
-                    if item.TYPE in ev.END_TYPES:  # a close comes after a request like any other end
+                    if item.TYPE in ev.END_TYPES:  # a close, and it may come after a request
                         item = self._decided(live, item)
                     self._admit(live, item, ts, 0, None, events)
             except (

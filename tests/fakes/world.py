@@ -290,6 +290,9 @@ class World:
 
     def cancel(self, run_id: str | None = None) -> None:
         """Cancel a run, or all; what the receipt says must be what the model says."""
+        current = self.session.current_run
+        is_own = current is None or self.accounts[current.id].parent_id is None
+        self.expect(is_own, f"{current} is a child, and no current run")
         found = self.session.own(run_id or self.rng.choice(list(self.accounts)))
         if found is None or self.rng.random() < 0.1:  # it cannot be found before it is created
             self.note("cancel all")
