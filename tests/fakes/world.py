@@ -362,6 +362,9 @@ class World:
         for _ in range(steps):
             if not self.step() or self.rng.random() < 0.05:
                 self.pass_time()
+            for run_id, account in self.accounts.items():  # nobody is in the middle of a call now
+                is_told = account.cancel is not None or account.end is not None
+                assert is_told or not account.live.token.cancelled, f"{run_id}: fired, not told"
             if self.is_closing:
                 break
         self.is_released = True  # nobody does anything new; who hangs goes on hanging
