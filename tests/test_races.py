@@ -32,6 +32,6 @@ def test_every_interleaving_keeps_the_rules(block: int, monkeypatch: pytest.Monk
     """Start, emit, cancel, end, deadline and close in any order: one end each, the first wins, nothing is lost."""
     monkeypatch.setattr(Pulse, "begin", lambda _self: None)  # a thread of its own, by real time
     made: list[VirtualThread] = []
-    monkeypatch.setattr(dispatch, "LoopThread", lambda _name: made[0])
+    monkeypatch.setattr(dispatch, "LoopThread", lambda *_: made[0])
     for seed in range(block * SEQUENCES, (block + 1) * SEQUENCES):
         play(seed, made)
