@@ -128,6 +128,8 @@ class Intake:
             kind = event.data.TYPE
             if kind in ev.END_TYPES and event.attempt == live.attempt:
                 with self._lock:
+                    if isinstance(event.data, ev.RunCancelled):
+                        self._note_cancel(live, event.data, event.ts)
                     live.has_end = True
                     self._items.append((live, event, event.ts))
                 is_urgent = True
@@ -163,6 +165,16 @@ class Intake:
             self.ring(is_urgent=True)
         return CancelOutcome.REQUESTED
 
+    def _note_cancel(self, live: LiveRun, end: ev.RunCancelled, ts: float) -> None:
+        """Have a host's cancelled end follow a request; the caller holds the lock.
+
+        A token is fired before its callbacks are called. Where that was done directly, by an agent or by the
+        token of all runs, the agent may have ended before the callback that records the request.
+        """
+        if live.cancel is None and not live.has_end:
+            live.cancel = ev.CancelRequested(end.cause, end.reason, "its token")
+            self._items.append((live, live.cancel, ts))
+
     # --- the consumer ----------------------------------------------------------------------------
 
     def drain(self) -> list[ev.RunEvent]:
@@ -177,6 +189,8 @@ class Intake:
                 if isinstance(item, HostEvent):
                     self._admit_host(live, item, events)
                 else:
+                    if item.TYPE in ev.END_TYPES:  # a close, and it may come after a request
+                        item = self._decided(live, item)
                     self._admit(live, item, ts, 0, None, events)
             except (
                 Exception

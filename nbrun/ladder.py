@@ -155,5 +155,5 @@ class Ladder:
             async with asyncio.timeout(timeout_s):
                 await self._finished.wait()
         except TimeoutError:
-            return False
+            return self._finished.is_set()  # both may have come in one turn of the loop
         return True

@@ -129,6 +129,23 @@ def test_only_the_first_request_is_recorded(desk: Desk) -> None:
     assert [event.data for event in desk.log()[1:]] == [REQUEST]
 
 
+def test_a_close_does_not_take_the_place_of_the_first_request(desk: Desk) -> None:
+    """A run that a user had cancelled, and that its session cuts short, was cancelled by that user."""
+    desk.intake.request_cancel(desk.live, REQUEST)
+    desk.intake.tell(desk.live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=("a",)))
+    record = fold(desk.log())
+    assert (record.cause, record.reason, record.detached) == (CancelCause.USER, "enough", ("a",))
+
+
+def test_a_cancelled_end_always_follows_a_request(desk: Desk) -> None:
+    """Where a host saw the token before its callbacks were called, the request is told for it."""
+    desk.send(ev.RunStarted(), ev.RunCancelled(CancelCause.BUDGET, "too dear"))
+    assert desk.intake.request_cancel(desk.live, REQUEST) is CancelOutcome.ALREADY_FINISHED
+    events = desk.log()
+    assert [event.type for event in events[2:]] == ["cancel.requested", "run.cancelled"]
+    assert events[2].data == ev.CancelRequested(CancelCause.BUDGET, "too dear", "its token")
+
+
 def test_a_lost_runs_end_is_not_made_a_cancel(desk: Desk) -> None:
     """A host that vanished is what it is, also after a request."""
     desk.intake.request_cancel(desk.live, REQUEST)
