@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.encoding import readable, shown
-from nbrun.record import RunRecord, RunStatus
+from nbrun.record import ChildSummary, RunRecord, RunStatus
 
 if TYPE_CHECKING:
     from nbrun.events import Progress
@@ -243,6 +243,11 @@ def question_words(record: RunRecord) -> list[str]:
         lines.append(f"Waiting for you: {asked_words} – %agentrun approve {ref}{call}{choose}")
     hidden = len(record.pending) - SHOWN_QUESTIONS
     return [*lines, f"… {hidden} more questions"] if hidden > 0 else lines
+
+
+def child_title(child: ChildSummary) -> str:
+    """Return what a child run is called on its parent's card: `helper #5`."""
+    return child.name if child.number is None else f"{child.name} #{child.number}"
 
 
 def tokens_words(record: RunRecord) -> str:

@@ -12,6 +12,7 @@ from nbrun.encoding import shown
 from nbrun.record import RunRecord, RunStatus, ToolCall
 from nbrun.wording import (
     cancel_notes,
+    child_title,
     progress_words,
     question_words,
     said,
@@ -23,6 +24,7 @@ MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
 """Characters of a run's text in each form; fewer where they take more room."""
 TOOL_LIMIT = 30
+CHILD_LIMIT = 20
 SAVED_LIMIT = 60 * 1024
 """Bytes that a notebook file gets of a run, so that a saved card stays below 64 KiB."""
 
@@ -162,6 +164,7 @@ def plain_text(
     lines += [f"  {words}" for words in [progress_words(record.progress)] if words]
     lines += [f"  ! {notice}" for notice in _notices(record, problem, moment)]
     lines += [f"  · {_tool_words(tool)}" for tool in _shown_tools(record, limit)]
+    lines += [f"  ↳ {words}" for words in _child_words(record)]
     if record.log_count:
         lines.append(f"  {_log_title(record)}:")
         lines += [f"  | {line}" for line in _shown_log(record, limit)]
@@ -212,6 +215,16 @@ def _tool_words(tool: ToolCall) -> str:
     return f"{shown(tool.name, 80)}{args} {tool.status}{result}"
 
 
+def _child_words(record: RunRecord) -> list[str]:
+    """Return a line for each of the last child runs, and for how many came before them."""
+    last = record.children[-CHILD_LIMIT:]
+    hidden = len(record.children) - len(last)
+    lines = [f"… {_counted(hidden, 'earlier child run')}"] if hidden else []
+    return lines + [
+        f"{shown(child_title(child), 100)} {shown(child.status, 20)}" for child in last
+    ]
+
+
 def _body(record: RunRecord, limit: int) -> str:
     """Return what the run said, or else what it returned; cut in front, for its end is the answer."""
     text = said(record)
@@ -234,6 +247,7 @@ def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | 
         rows.append(f"<div>{escape(progress_words(record.progress))}</div>")
     rows += [f"<div>! {escape(notice)}</div>" for notice in _notices(record, problem, moment)]
     rows += _html_tools(record, limit)
+    rows += [f'<div style="{_MUTED}">↳ {escape(words)}</div>' for words in _child_words(record)]
     if record.log_count:
         lines = escape("\n".join(_shown_log(record, limit)))
         rows.append(_folded(_log_title(record), f'<pre style="{_LINES}">{lines}</pre>'))
@@ -276,6 +290,7 @@ def _markdown(record: RunRecord, problem: str | None, limit: int, moment: _Momen
     parts += [_code(words) for words in [progress_words(record.progress)] if words]
     parts += [f"- {_code(notice)}" for notice in _notices(record, problem, moment)]
     parts += [f"- {_code(_tool_words(tool))}" for tool in _shown_tools(record, limit)]
+    parts += [f"- ↳ {_code(words)}" for words in _child_words(record)]
     if record.log_count:
         parts.append(f"{_log_title(record)}:")
         parts.append(_fenced("\n".join(_shown_log(record, limit))))

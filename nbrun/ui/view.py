@@ -6,11 +6,18 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from nbrun.encoding import readable, shown
-from nbrun.wording import cancel_notes, progress_words, said, status_words, visible
+from nbrun.wording import (
+    cancel_notes,
+    child_title,
+    progress_words,
+    said,
+    status_words,
+    visible,
+)
 
 if TYPE_CHECKING:
     from nbrun.events import ApprovalRequested, Progress
-    from nbrun.record import RunRecord, ToolCall
+    from nbrun.record import ChildSummary, RunRecord, ToolCall
 
 TEXT_LIMIT = 20_000
 TOOL_LIMIT = 20
@@ -58,6 +65,8 @@ def view(
         "text_cut": hidden,
         "tools": [_tool(tool) for tool in record.tools[-TOOL_LIMIT:]],
         "tools_cut": max(0, len(record.tools) - TOOL_LIMIT),
+        "children": [_child(child) for child in record.children[-TOOL_LIMIT:]],
+        "children_cut": max(0, len(record.children) - TOOL_LIMIT),
         "log": list(record.log),
         "log_count": record.log_count,
         "questions": [_question(asked) for asked in record.pending[:QUESTION_LIMIT]],
@@ -92,6 +101,14 @@ def _tool(tool: ToolCall) -> dict[str, Any]:
         "status": tool.status,
         "ms": tool.ms,
         "result": "" if tool.result is None else shown(tool.result),
+    }
+
+
+def _child(child: ChildSummary) -> dict[str, Any]:
+    return {
+        "title": shown(child_title(child), 100),
+        "status": child.status,
+        "words": shown(child.status, 20),
     }
 
 

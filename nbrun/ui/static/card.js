@@ -3,6 +3,7 @@
 
 /**
  * @typedef {{ name: string, args: string, status: string, ms: number | null, result: string }} Tool
+ * @typedef {{ title: string, status: string, words: string }} Child
  * @typedef {{ part: number | null, words: string }} Progress  `part` of 1, if an end is known
  * @typedef {{ input_tokens: number, output_tokens: number, exact: boolean }} Usage
  *
@@ -27,6 +28,8 @@
  * @property {number} text_cut  characters left out in front of the tail
  * @property {Tool[]} tools
  * @property {number} tools_cut
+ * @property {Child[]} [children]  the runs that this one has started
+ * @property {number} [children_cut]
  * @property {string[]} log  its last lines
  * @property {number} log_count  how many there are
  * @property {Question[]} [questions]  what a person is asked
@@ -182,6 +185,8 @@ function buildCard(el) {
   const notices = add(root, "ul", "notices");
   const toolsCut = add(root, "div", "cut");
   const tools = add(root, "ul", "tools");
+  const childrenCut = add(root, "div", "cut");
+  const children = add(root, "ul", "children");
   const log = add(root, "details", "log");
   const logTitle = add(log, "summary", "log-title");
   const logCut = add(log, "div", "cut");
@@ -192,7 +197,7 @@ function buildCard(el) {
   const stream = text.appendChild(new Text());
   const error = add(root, "div", "error");
   el.append(root);
-  const story = { phase, progress, bar, done, log, logTitle, logCut, logLines };
+  const story = { phase, progress, bar, done, childrenCut, children, log, logTitle, logCut, logLines };
   const body = { ...story, questions, questionsCut, notices, toolsCut, tools, idle, textCut, text, stream, error };
   return { root, shape, words, name, number, agent, elapsed, usage, cancel, answer, ...body };
 }
@@ -214,6 +219,8 @@ function draw(card, run, requests, nowS, seconds) {
   drawNotices(card.notices, run.notices);
   write(card.toolsCut, earlier(run.tools_cut, "tool call"));
   drawTools(card.tools, run);
+  write(card.childrenCut, earlier(run.children_cut ?? 0, "child run"));
+  drawChildren(card.children, run.children ?? []);
   drawLog(card, run);
   write(card.idle, isSilent(run) ? `waiting for the agent… ${wholeDuration(seconds ?? 0)}` : "");
   drawText(card, run);
@@ -353,6 +360,28 @@ function drawTool(row, tool) {
   write(part("tool-status"), tool.status);
   write(part("tool-ms"), tool.ms === null ? "" : fineDuration(tool.ms));
   write(part("tool-result"), tool.result);
+}
+
+/** @param {HTMLElement} list @param {Child[]} children */
+function drawChildren(list, children) {
+  while (list.children.length > children.length) list.lastElementChild?.remove();
+  while (list.children.length < children.length) addChild(list);
+  children.forEach((child, at) => {
+    const [shape, title, words] = /** @type {HTMLCollectionOf<HTMLElement>} */ (list.children[at]?.children ?? []);
+    if (!shape || !title || !words) return;
+    shape.dataset.shape = child.status;
+    writeLabel(title, child.title);
+    write(words, child.words);
+  });
+  list.hidden = !children.length;
+}
+
+/** @param {HTMLElement} list */
+function addChild(list) {
+  const row = add(list, "li", "child");
+  addShape(row);
+  add(row, "span", "child-title");
+  add(row, "span", "child-words");
 }
 
 /** @param {Card} card @param {Run} run */
