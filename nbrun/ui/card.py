@@ -43,6 +43,12 @@ class CardWidget(anywidget.AnyWidget):
     kernel_id = traitlets.Unicode().tag(sync=True)
     session_id = traitlets.Unicode().tag(sync=True)
 
+    def close(self) -> None:
+        """Close it together with its layout, a widget of its own that would stay."""
+        layout = self.layout
+        super().close()
+        layout.close()
+
 
 class _Card:
     """A card on display: its widget, its output, and the context of the cell that it is in."""
