@@ -75,7 +75,8 @@ def uninterrupted() -> Iterator[None]:
 
     On other threads than the main one there is nothing to hold back.
     """
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is None:  # None: not Python's to give back
         yield
         return
     held: list[Any] = []
