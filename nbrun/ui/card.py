@@ -130,7 +130,8 @@ class CardBoard:
             cards, self._live, self._ended = [*self._live, *self._ended], [], deque()
         for card in cards:
             card.remove()
-            card.context.run(card.widget.close)
+            # In a copy: the card may be being drawn in its context at this moment.
+            card.context.copy().run(card.widget.close)
 
     def _mark(self, card: _Card) -> None:
         with self._lock:
