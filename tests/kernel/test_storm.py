@@ -41,7 +41,7 @@ def storm(kernel: Kernel, cell: Execution, moment_s: float) -> None:
     kernel.wait_until(lambda: bool(cell.messages))  # its "busy"
     due = time.monotonic() + moment_s
     while not cell.is_done:
-        kernel.wait_until(lambda: cell.is_done or time.monotonic() > due)
+        kernel.wait_until(lambda: cell.is_done or time.monotonic() > due)  # noqa: B023 - at once
         if not cell.is_done:
             kernel.interrupt()
         due = time.monotonic() + AGAIN_S
