@@ -1,6 +1,6 @@
 """Kernels with other versions of ipykernel, each in a virtual environment that is made once and kept.
 
-`python -m tests.kernels 6.30 7.3` makes them ahead of time.
+`python -m tests.kernels 6.30 7.3` makes them ahead of time; without arguments, all that the tests ask for.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ import platformdirs
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 INSTALL_TIMEOUT_S = 600
+
+# What a fresh installation resolves to, and so what the tests themselves run on.
+NEWEST = ".".join(importlib.metadata.version("ipykernel").split(".")[:2])
+# Between these the way of a click changed; what is newest may be one of them.
+VERSIONS = tuple(dict.fromkeys(("6.30", "7.3", "7.4", NEWEST)))
 
 
 def kernelspec(version: str) -> str:
@@ -128,5 +133,5 @@ def _write_spec(name: str, python: str) -> None:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:]:
+    for wanted in sys.argv[1:] or VERSIONS:
         print(f"ipykernel {wanted}: {kernelspec(wanted)}", flush=True)

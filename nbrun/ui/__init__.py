@@ -13,7 +13,7 @@ from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import NotebookSession
 from nbrun.ui import clicks, control
-from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, wait_for
+from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, uninterrupted, wait_for
 from nbrun.wording import UNLOAD, status_words
 
 if TYPE_CHECKING:
@@ -139,7 +139,10 @@ class Extension:
         live = run._live
         can_live = self.kernel is not None and self.config.card and not is_headless(self.shell)
         if live is not None and not run.done() and can_live:
-            self.board.show(live)
+            with (
+                uninterrupted()
+            ):  # half-shown, a card would never change again, or be a widget of nobody
+                self.board.show(live)
         else:
             self._show_static(run)
 

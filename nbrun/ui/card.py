@@ -43,6 +43,12 @@ class CardWidget(anywidget.AnyWidget):
     kernel_id = traitlets.Unicode().tag(sync=True)
     session_id = traitlets.Unicode().tag(sync=True)
 
+    def close(self) -> None:
+        """Close it together with its layout, a widget of its own that would stay."""
+        layout = self.layout
+        super().close()
+        layout.close()
+
 
 class _Card:
     """A card on display: its widget, its output, and the context of the cell that it is in."""
@@ -124,7 +130,8 @@ class CardBoard:
             cards, self._live, self._ended = [*self._live, *self._ended], [], deque()
         for card in cards:
             card.remove()
-            card.context.run(card.widget.close)
+            # In a copy: the card may be being drawn in its context at this moment.
+            card.context.copy().run(card.widget.close)
 
     def _mark(self, card: _Card) -> None:
         with self._lock:

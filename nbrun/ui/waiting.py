@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -65,3 +67,23 @@ def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
             run.wait(grace_s + 2 * LAST_S)
         record = run.record
         raise Interrupted(f"{title(record)}: {status_words(record)}") from None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold ■ back while something short is done, so that it is not left half-made; it comes right after.
+
+    On other threads than the main one there is nothing to hold back.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is None:  # None: not Python's to give back
+        yield
+        return
+    held: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *signalled: held.append(signalled))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held and callable(before):
+            before(*held[0])

@@ -11,9 +11,11 @@ import pytest
 from playwright.sync_api import Browser, Error, sync_playwright
 
 from tests.browser import chromium
+from tests.browser.clicks import Row, table
 from tests.browser.lab import LabNotebook, LabServer, Source
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
+ROWS = pytest.StashKey[list[Row]]()
 TIMEOUT_S = 180  # a journey through Lab takes 30 to 60 seconds on a busy machine with two cores
 
 
@@ -36,6 +38,16 @@ def pytest_runtest_makereport(
         for path in _take_screenshots(browser, item.nodeid):
             report.sections.append(("screenshot", str(path)))
     return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show how long a click on Cancel took to the agent's token."""
+    if rows := config.stash.get(ROWS, []):
+        terminalreporter.section("click on Cancel to the agent's token")
+        for line in table(rows):
+            terminalreporter.write_line(line)
 
 
 def _take_screenshots(browser: Browser, name: str) -> Iterator[Path]:

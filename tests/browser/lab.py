@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -94,7 +95,12 @@ class LabServer:
         return json.loads(text) if text else None
 
     def open(
-        self, browser: Browser, source: Source, *, kernel_name: str = "python3"
+        self,
+        browser: Browser,
+        source: Source,
+        *,
+        kernel_name: str = "python3",
+        page: type[LabNotebook] | None = None,
     ) -> LabNotebook:
         """Open a notebook in a browser context of its own, and return it once its kernel is idle.
 
@@ -102,11 +108,13 @@ class LabServer:
         ----------
         kernel_name
             A kernelspec's name or a version of ipykernel ("6.30"); a notebook file has its own.
+        page
+            What shows it: Lab, or another front end's page of the same server.
         """
         self._opened += 1
         path = self._write_notebook(source, kernels.named(kernel_name))
         context = browser.new_context(viewport={"width": 1200, "height": 900})
-        notebook = LabNotebook(self, context, path, workspace=f"test-{self._opened}")
+        notebook = (page or LabNotebook)(self, context, path, workspace=f"test-{self._opened}")
         try:
             notebook.load()
         except BaseException:
@@ -162,6 +170,7 @@ class LabServer:
             "--ServerApp.terminals_enabled=False",
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
             "--LabApp.expose_app_in_browser=True",
+            "--JupyterNotebookApp.expose_app_in_browser=True",  # Notebook 7, on the same server
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -183,7 +192,7 @@ class LabServer:
     def _answers(self) -> bool:
         try:
             self.request("GET", "api/status")
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError):
             return False
         return True
 
@@ -258,12 +267,16 @@ class LabNotebook:
         finally:
             other.page.close()
 
+    @property
+    def address(self) -> str:
+        """The page's path below the server's."""
+        path = self.path.relative_to(self.server.root).as_posix()
+        return f"lab/workspaces/{self._workspace}/tree/{path}"
+
     def load(self) -> None:
         """Load the page and wait until the notebook is drawn and its kernel idle."""
-        path = self.path.relative_to(self.server.root).as_posix()
         self.page.goto(
-            f"{self.server.url}lab/workspaces/{self._workspace}/tree/{path}"
-            f"?token={self.server.token}",
+            f"{self.server.url}{self.address}?token={self.server.token}",
             timeout=OPEN_TIMEOUT_S * 1000,
         )
         self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)

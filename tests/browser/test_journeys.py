@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import expect
 
 from tests.browser.lab import LabNotebook
@@ -22,42 +21,12 @@ async def chatty(prompt):
         yield f"word{n} "
         await asyncio.sleep(0.02)
 """
-BLOCK = "t = time.monotonic(); time.sleep(12); print('the cell has ended')"
 
 
 def shoot(notebook: LabNotebook, name: str) -> None:
     """Keep a picture of the page for people to look at."""
     SCREENSHOTS.mkdir(exist_ok=True)
     notebook.page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-@pytest.mark.parametrize("kernel_name", ["6.30", "7.4"])
-def test_cancel_gets_through_while_another_cell_blocks_the_kernel(
-    open_notebook: OpenNotebook, kernel_name: str
-) -> None:
-    """Cancel is clicked while a cell sits in `time.sleep`; the card says cancelled before that cell ends."""
-    notebook = open_notebook(
-        [CHATTY, "%%agentrun chatty\nTalk.", BLOCK, "import nbrun; nbrun.get('last').status"],
-        kernel_name=kernel_name,
-    )
-    notebook.run_and_wait(0)
-    notebook.run_and_wait(1)  # the cell returns at once; the run goes on
-    card = notebook.output(1)
-    expect(card.locator(".nbrun-card")).to_contain_text("Running")
-    expect(card).to_contain_text("word20 ")
-    notebook.run_cell(2)
-    expect(notebook.prompt(2)).to_have_text("[*]:")
-    shoot(notebook, f"journey-{kernel_name}-running")
-
-    card.get_by_role("button", name="Cancel").click()
-    expect(card).to_contain_text("Cancelled by you")
-    expect(notebook.prompt(2)).to_have_text("[*]:")
-    assert "the cell has ended" not in notebook.output(2).inner_text()
-    shoot(notebook, f"journey-{kernel_name}-cancelled")
-
-    assert notebook.wait_cell(2) > 0
-    notebook.run_and_wait(3)
-    expect(notebook.output(3)).to_contain_text("cancelled")
 
 
 def test_the_first_notebook_streams_its_model_and_cancel_stops_it(

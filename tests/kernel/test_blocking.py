@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import time
 from collections.abc import Iterator
 
@@ -101,6 +102,38 @@ def test_an_interrupt_cancels_the_waited_run_only(kernel: Kernel, headless: bool
     assert record is not None
     assert (record.status, record.cause) == ("cancelled", "interrupt")
     assert run_ok(kernel, "6 * 7").result == "42"
+    assert value(kernel, "(str(beside.status), beside.cause)") == "('running', None)"
+
+
+def test_an_interrupt_leaves_the_cell_with_its_agents_end(kernel: Kernel) -> None:
+    """`KeyboardInterrupt` comes within 0.5 s of the agent's end, however long its cleaning up took."""
+    run_ok(
+        kernel,
+        "left = []\n"
+        "async def cleans(prompt, run):\n"
+        "    run.text('begun ')\n"
+        "    try:\n"
+        "        await asyncio.Event().wait()\n"
+        "    finally:\n"
+        "        await asyncio.sleep(0.4)\n"
+        "        left.append(time.monotonic())\n"
+        # In place of IPython's traceback, which may take longer to draw than all the rest.
+        "def note(shell, kind, error, traceback, tb_offset=None):\n"
+        "    left.append(time.monotonic())\n"
+        "get_ipython().set_custom_exc((KeyboardInterrupt,), note)",
+    )
+    run_ok(kernel, "%%agentrun endless -n beside -o beside\nhi")
+    cell = kernel.start("%%agentrun cleans --block -n cleans -o cleans_run\nhi")
+    wait_for_text(kernel, "cleans")
+    kernel.interrupt()
+    cell.wait()
+    run_ok(kernel, "get_ipython().set_custom_exc((), None)")
+    agent_left_at, cell_left_at = ast.literal_eval(value(kernel, "left"))
+    print(f"the interrupt after the agent's end: {(cell_left_at - agent_left_at) * 1000:.0f} ms")
+    assert 0 < cell_left_at - agent_left_at < 0.5
+    assert value(kernel, "(str(cleans_run.status), cleans_run.record.detached)") == (
+        "('cancelled', ())"
+    )
     assert value(kernel, "(str(beside.status), beside.cause)") == "('running', None)"
 
 

@@ -24,11 +24,11 @@ SHUTDOWN_S = 1.5
 """The promise for a close; what is added below is the kernel's own and a loaded machine's."""
 
 
-def shut_down(kernel: Kernel) -> float:
+def shut_down(kernel: Kernel, *, restart: bool = False) -> float:
     """Ask the kernel to shut down; return the seconds until it answers, or is gone with its answer unsent."""
     client = kernel.client
     began = time.monotonic()
-    client.control_channel.send(client.session.msg("shutdown_request", {"restart": False}))
+    client.control_channel.send(client.session.msg("shutdown_request", {"restart": restart}))
     while kernel.is_alive and time.monotonic() - began < 10:
         try:
             reply = client.get_control_msg(timeout=0.1)
@@ -153,6 +153,35 @@ def test_a_restart_with_a_live_run_records_it(loaded_kernel: Kernel) -> None:
         "('cancelled', 'shutdown')"
     )
     assert "shutdown" in error_line(kernel.run("nbrun.get('live').result()"))
+
+
+@pytest.mark.parametrize("kernel", ["python3", "6.30"], indirect=True)
+def test_a_restart_records_every_live_run_before_the_kernel_goes(loaded_kernel: Kernel) -> None:
+    """Running, queued, cleaning up and waited for: each is stored as cancelled by the shutdown, in the old kernel."""
+    kernel = loaded_kernel
+    run_ok(kernel, "%%agentrun endless -n running\nhi", cell_id="same")
+    run_ok(kernel, "%%agentrun endless -n queued\nhi", cell_id="same")
+    run_ok(kernel, "%%agentrun tidy -n cleans\nhi")
+    kernel.start("%%agentrun endless -b -n waited\nhi")
+    for name in ("running", "cleans", "waited"):
+        wait_for_text(kernel, name)
+    wait_for_status(kernel, "queued", "queued")
+
+    took_s = shut_down(kernel, restart=True)
+    print(f"restart with four live runs: {took_s * 1000:.0f} ms")
+    assert took_s < SHUTDOWN_S + 0.7
+    names = ("running", "queued", "cleans", "waited")
+    before = [stored(kernel.folder, name) for name in names]  # what its end alone has left
+    for record in before:
+        assert record is not None
+        assert (record.status, record.cause) == ("cancelled", "shutdown"), record.name
+    assert before[1] is not None
+    assert before[1].started_at is None  # never entered
+
+    kernel.restart()
+    loaded(kernel)
+    assert [stored(kernel.folder, name) for name in names] == before
+    assert value(kernel, "{str(run.status) for run in nbrun.runs()}") == "{'cancelled'}"
 
 
 def test_a_shutdown_while_a_cell_waits_for_the_run(loaded_kernel: Kernel) -> None:
