@@ -220,9 +220,7 @@ def _child_words(record: RunRecord) -> list[str]:
     last = record.children[-CHILD_LIMIT:]
     hidden = len(record.children) - len(last)
     lines = [f"… {_counted(hidden, 'earlier child run')}"] if hidden else []
-    return lines + [
-        f"{shown(child_title(child), 100)} {shown(child.status, 20)}" for child in last
-    ]
+    return lines + [f"{shown(child_title(child), 100)} {shown(child.status, 20)}" for child in last]
 
 
 def _body(record: RunRecord, limit: int) -> str:
