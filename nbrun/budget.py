@@ -185,7 +185,7 @@ class Budget:
     def _fire(self, reason: str) -> None:
         """Fire the token; what somebody has hung on it cannot stop the run that happened to report."""
         try:
-            self._token.cancel(reason, CancelCause.BUDGET)
+            self._token.cancel(reason, CancelCause.BUDGET, patience_s=0.0)
         except (Exception, Cancelled):
             _log.exception("a cancel callback failed")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from nbrun.errors import Cancelled
 
 if TYPE_CHECKING:
     from contextvars import Context
+
+
+_log = logging.getLogger("nbrun")
 
 
 class CancelCause(StrEnum):
@@ -89,6 +93,7 @@ class CancelToken:
         "_callbacks",
         "_children",
         "_deadline",
+        "_firsts",
         "_lock",
         "_parent",
         "_request",
@@ -101,6 +106,7 @@ class CancelToken:
         self._lock = threading.RLock()
         self._request: CancelRequest | None = None
         self._children: set[CancelToken] = set()
+        self._firsts: list[Callback] = []  # nbrun's own, which are quick
         self._callbacks: list[Callback] = []
         self._deadline = deadline
 
@@ -115,10 +121,21 @@ class CancelToken:
                 self._children.add(token)
         return token
 
-    def cancel(self, reason: str | None = None, cause: CancelCause = CancelCause.USER) -> bool:
+    def cancel(
+        self,
+        reason: str | None = None,
+        cause: CancelCause = CancelCause.USER,
+        *,
+        patience_s: float | None = None,
+    ) -> bool:
         """Fire this token and all below it; return whether this call was the first.
 
         The first exception of a callback is raised again after every other callback has been called.
+
+        Parameters
+        ----------
+        patience_s : seconds that callbacks may hold up who calls this; then they go on by themselves, and what
+            they raise is logged. None waits for them.
         """
         request = CancelRequest(reason, cause)
         with self._lock:  # child() takes it too: a later child is born fired
@@ -127,11 +144,16 @@ class CancelToken:
             fired = [token for token in self._walk() if token._request is None]
             for token in fired:
                 token._request = request
+            firsts = [callback for token in fired for callback in token._firsts]
             callbacks = [callback for token in fired for callback in token._callbacks]
             for token in fired:
-                token._callbacks = []
+                token._firsts, token._callbacks = [], []
         # Only now, with the whole tree marked: a slow callback must not leave a child run going.
-        _call_all(callbacks, request)
+        if patience_s is None or not callbacks:
+            _call_all([*firsts, *callbacks], request)
+        else:
+            _call_all(firsts, request)
+            _call_aside(callbacks, request, patience_s)
         return True
 
     @property
@@ -186,13 +208,20 @@ class CancelToken:
 
         It runs on whichever thread fires the token, so it must be quick and thread-safe.
         """
+        return self._add(self._callbacks, callback)
+
+    def _add(self, callbacks: list[Callback], callback: Callback) -> CallbackHandle:
         with self._lock:
             request = self._request
             if request is None:
-                self._callbacks.append(callback)
+                callbacks.append(callback)
         if request is not None:
             callback(request)
         return CallbackHandle(self, callback)
+
+    def add_first(self, callback: Callback) -> CallbackHandle:
+        """Do as `add_callback()` does, before the callbacks of anybody else: for nbrun's own, which are quick."""
+        return self._add(self._firsts, callback)
 
     async def wait(self) -> None:
         """Return when the token has fired; from any event loop."""
@@ -203,7 +232,7 @@ class CancelToken:
             if not fired.done():
                 fired.set_result(None)
 
-        handle = self.add_callback(lambda _request: call_soon(loop, set_fired))
+        handle = self.add_first(lambda _request: call_soon(loop, set_fired))
         try:
             await fired
         finally:
@@ -212,7 +241,7 @@ class CancelToken:
     def wait_sync(self, timeout_s: float | None = None) -> bool:
         """Block until the token has fired or `timeout_s` seconds are over; return whether it has fired."""
         fired = threading.Event()
-        handle = self.add_callback(lambda _request: fired.set())
+        handle = self.add_first(lambda _request: fired.set())
         try:
             return fired.wait(timeout_s)
         finally:
@@ -233,8 +262,10 @@ class CancelToken:
 
     def _discard(self, callback: Callback) -> None:
         with self._lock:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
+            for callbacks in (self._firsts, self._callbacks):
+                if callback in callbacks:
+                    callbacks.remove(callback)
+                    return
 
 
 def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:
@@ -247,6 +278,20 @@ def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:
             first = first or error
     if first is not None:
         raise first
+
+
+def _call_aside(callbacks: list[Callback], request: CancelRequest, patience_s: float) -> None:
+    """Call each of them on a thread of their own, and wait for it no longer than that."""
+
+    def call() -> None:
+        try:
+            _call_all(callbacks, request)
+        except BaseException:  # an agent's own code: it ends with this thread
+            _log.exception("a cancel callback failed")
+
+    thread = threading.Thread(target=call, name="nbrun-hooks", daemon=True)
+    thread.start()
+    thread.join(patience_s)
 
 
 def call_soon(

@@ -176,7 +176,7 @@ class Drive:
         self._gate.bind()
         current_guard.set(self._gate)
         context = contextvars.copy_context()  # the ladder is of this run, whoever fires the token
-        cancel = self._token.add_callback(lambda _request: self._note_cancel(context))
+        cancel = self._token.add_first(lambda _request: self._note_cancel(context))
         timer = self._start_timer()
         output: object = None
         error: BaseException | None = None
@@ -300,7 +300,7 @@ class Drive:
         deadline = self._token.deadline
         if deadline is None:
             return None
-        fire: Any = lambda: self._token.cancel(None, CancelCause.DEADLINE)  # noqa: E731
+        fire: Any = lambda: self._token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)  # noqa: E731
         return self._thread.loop.call_later(max(0.0, deadline - now), fire)
 
     def _note_cancel(self, context: contextvars.Context) -> None:
@@ -319,16 +319,19 @@ class Drive:
 
     async def _give_up(self, threads: tuple[str, ...]) -> None:
         """End the run with what still runs named; that this has ended is told when it has."""
-        names = (*threads, self.label) if self._is_driving and not threads else threads
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):  # they were cancelled with this one
                 await self._children.ended()
-        self._detach(names)
+        if not self._finished.is_set():  # else it has ended in this moment, by itself
+            self._detach(threads or (self.label,))
 
     def _detach(self, names: tuple[str, ...]) -> None:
-        self._detached = names
-        self.tell(ev.CancelEscalated(Rung.DETACHED, ", ".join(names)))
-        self._end(None, None, names)
+        with self._lock:
+            if self._is_ended:
+                return
+            self._detached = names
+            self.tell(ev.CancelEscalated(Rung.DETACHED, ", ".join(names)))
+            self._end(None, None, names)
 
     # --- from outside the loop -------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class Inbox:
         """
         self._token.raise_if_cancelled()
         while not (messages := self._take(1)):
-            handle = self._token.add_callback(lambda _request: self._wake())
+            handle = self._token.add_first(lambda _request: self._wake())
             try:
                 await woken(self._on_message)
             finally:

@@ -252,7 +252,7 @@ class Questions:
         """Have a cancel reject what is pending; a run that never asks needs no callback."""
         if not self._is_watching:
             self._is_watching = True
-            self._token.add_callback(self._reject)
+            self._token.add_first(self._reject)
 
     def _reject(self, _request: CancelRequest) -> None:
         with guarded(), self._lock:

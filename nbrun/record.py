@@ -39,6 +39,7 @@ class RunStatus(StrEnum):
 
 
 TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST})
+_CUT_SHORT = frozenset({RunStatus.CANCELLED, RunStatus.LOST})
 LIVE = tuple(status for status in RunStatus if status not in TERMINAL)
 
 _ENDS = {
@@ -318,8 +319,18 @@ class _Draft:
         name, count = ("steers", 1) if isinstance(data, ev.Steer) else ("steers_taken", data.count)
         self._changes[name] = self._changes.get(name, getattr(self._record, name)) + count
 
+    def _close_tools(self) -> None:
+        """Let no tool run on in a run that was ended from outside: its host had no time to say so."""
+        if self._tools is None:
+            self._tools = {tool.id: tool for tool in self._record.tools}
+        for id_, tool in self._tools.items():
+            if tool.status == "running":
+                self._tools[id_] = msgspec.structs.replace(tool, status="cancelled")
+
     def finish(self) -> RunRecord:
         changes = self._changes
+        if self._status in _CUT_SHORT and self._status is not self._record.status:
+            self._close_tools()
         if self._text:
             changes["text"] = self._record.text + "".join(self._text)
         if self._tools is not None:

@@ -37,7 +37,7 @@ class Reentrant(asyncio.BaseEventLoop):
             return super().run_until_complete(future)
         # The task that is under way here cannot be cancelled before this returns; the one within can.
         inner: asyncio.Future[T] = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]  # as asyncio's own
-        cancel = run.token.add_callback(lambda _request: call_soon(self, inner.cancel))
+        cancel = run.token.add_first(lambda _request: call_soon(self, inner.cancel))
         try:
             return super().run_until_complete(inner)
         finally:

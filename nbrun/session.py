@@ -50,6 +50,8 @@ _log = logging.getLogger("nbrun")
 
 SAVE_LIMIT_S = 2.0
 """How long a start waits for its run to be saved before it goes on unsaved."""
+HOOKS_S = 0.1
+"""How long what an agent has hung on its token may hold up who cancels its run: a click, a cell, a close."""
 CLOSE_S = 1.0
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
 
@@ -258,7 +260,7 @@ class NotebookSession:
         self._dispatcher.add(attempt)
         self._intake.add(live)
         self._intake.tell(live, created)
-        live.token.add_callback(lambda _request: self._token_fired(live))
+        live.token.add_first(lambda _request: self._token_fired(live))
         self._catalog.add(live)
 
     def _check_open(self) -> None:
@@ -476,7 +478,7 @@ class NotebookSession:
     def _fire(self, live: LiveRun, reason: str | None, cause: CancelCause) -> None:
         """Fire the token of a run; what its agent has hung on it cannot stop whoever cancels."""
         try:
-            live.token.cancel(reason, cause)
+            live.token.cancel(reason, cause, patience_s=HOOKS_S)
         except (Exception, Cancelled):
             _log.exception("a cancel callback of %s failed", live.run_id)
 

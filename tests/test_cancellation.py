@@ -258,3 +258,26 @@ def test_a_receipt_of_no_run_has_settled() -> None:
     assert receipt.wait(0.0)
     asyncio.run(receipt.settled())
     assert str(receipt) == "no run 'x' here"
+
+
+def test_a_callback_that_hangs_holds_nobody_up_for_long() -> None:
+    """Who cancels with patience goes on; nbrun's own callbacks were called before, the others in the end."""
+    token, gate, called = CancelToken(), threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def hangs(_request: object) -> None:
+        assert gate.wait(10)
+        order.append("hung")
+
+    def last(_request: object) -> None:
+        order.append("last")
+        called.set()
+
+    token.add_callback(hangs)
+    token.add_callback(last)
+    token.add_first(lambda _request: order.append("ours"))
+    assert token.cancel("why", patience_s=0.0)
+    assert order == ["ours"]
+    gate.set()
+    assert called.wait(10)
+    assert order == ["ours", "hung", "last"]

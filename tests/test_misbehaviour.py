@@ -209,3 +209,23 @@ def test_a_damaged_run_does_not_break_the_list(make_session: MakeSession, store_
     assert "coffee" in repr(later.runs())
     assert "damaged" in later.get(1).record.notices[0]
     assert later.get(1).status == "completed"
+
+
+def test_a_hook_that_hangs_holds_up_nobody_who_cancels(session: NotebookSession) -> None:
+    """What an agent hangs on its token goes on by itself: a click, a cell and a close do not wait for it."""
+    gate, is_in = threading.Event(), threading.Event()
+
+    async def hooked(prompt: str, run: RunContext) -> None:
+        run.token.add_callback(lambda _request: gate.wait(BOUND_S * 3))
+        is_in.set()
+        await asyncio.Event().wait()
+
+    other = session.start(agents.waits_for_cancel)
+    run = session.start(hooked)
+    assert is_in.wait(BOUND_S)
+    try:
+        assert run.cancel().wait(BOUND_S)  # without patience it would hang for longer than that
+        assert (run.status, run.record.detached) == ("cancelled", ())
+        assert other.cancel().wait(BOUND_S)
+    finally:
+        gate.set()

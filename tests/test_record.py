@@ -346,3 +346,20 @@ def test_a_fold_in_batches_equals_one_by_one(data: list[ev.EventData], cuts: lis
         batched = batched.apply(events[start:end])
     assert batched == single
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(single), type=RunRecord) == single
+
+
+@pytest.mark.parametrize(
+    "end",
+    [ev.RunCancelled(CancelCause.SHUTDOWN, detached=("poet",)), ev.RunLost("its kernel died")],
+)
+def test_no_tool_runs_on_in_a_run_that_was_cut_short(end: ev.EventData) -> None:
+    """Its host had no time to say so: the record does; a tool that had ended stays as it was."""
+    tools = [
+        ev.ToolStarted("a", "search"),
+        ev.ToolFinished("a", "ok"),
+        ev.ToolStarted("b", "fetch"),
+    ]
+    before = RunRecord().apply(log(CREATED, ev.RunStarted(), *tools))
+    record = before.apply(log(end, first=before.event_count))
+    assert [tool.status for tool in record.tools] == ["ok", "cancelled"]
+    assert record == fold(log(CREATED, ev.RunStarted(), *tools, end))

@@ -110,7 +110,7 @@ def _run_on_own_loop(work: Coroutine[Any, Any, object]) -> object:
 async def _on_own_loop(agent: object, prompt: str, run: RunContext) -> object:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None  # noqa: S101 - a coroutine that runs has one
-    handle = run.token.add_callback(lambda _request: call_soon(loop, task.cancel))
+    handle = run.token.add_first(lambda _request: call_soon(loop, task.cancel))
     output: object = None
     try:
         async for item in PlainAdapter().events(agent, prompt, run):

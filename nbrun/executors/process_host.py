@@ -127,7 +127,7 @@ class ProcessHost:
 
     def _start(self, begin: Begin, agent: object) -> None:
         capture.install()
-        self._token.add_callback(
+        self._token.add_first(
             lambda request: self._outgoing.put(Cancel(request.reason, request.cause))
         )
         attempt = Attempt(
@@ -222,7 +222,7 @@ class ProcessHost:
             case Cancel(reason=reason, cause=cause):
                 # What the agent has hung on its token may raise; the next word must still be heard.
                 with contextlib.suppress(Exception, Cancelled):
-                    self._token.cancel(reason, cause)
+                    self._token.cancel(reason, cause, patience_s=0.0)
             case Control(op=op, body=body):
                 thread, host = self._thread, self._host
                 if thread is not None and host is not None:

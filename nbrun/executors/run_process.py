@@ -135,7 +135,7 @@ class RunProcess:
             with contextlib.ExitStack() as stack:
                 for part in (self._wake_in, self._wake_out, self._selector):
                     stack.callback(part.close)
-                handle = self._attempt.token.add_callback(lambda _request: self._wake())
+                handle = self._attempt.token.add_first(lambda _request: self._wake())
                 stack.callback(handle.remove)
                 try:
                     self._run(stack)
@@ -252,7 +252,7 @@ class RunProcess:
     def _fire(self, reason: str | None, cause: CancelCause) -> None:
         """Fire the run's token here; what hangs on it cannot keep its process from being followed."""
         try:
-            self._attempt.token.cancel(reason, cause)
+            self._attempt.token.cancel(reason, cause, patience_s=0.0)
         except (Exception, Cancelled):
             _log.exception("a cancel callback of %s failed", self._attempt.run_id)
 

@@ -326,6 +326,23 @@ def test_progress_is_a_bar_and_words(card: CardPage) -> None:
     expect(card.part("done")).to_have_text("3")
 
 
+def test_child_runs_stand_below_their_parent(card: CardPage) -> None:
+    """One row each, with its shape, its name and its word; what an agent wrote stays text."""
+    rows = [
+        {"title": f"{HOSTILE} #4", "status": "running", "words": "running"},
+        {"title": "reader #5", "status": "failed", "words": "failed"},
+    ]
+    card.open(make_run(children=rows, children_cut=2))
+    expect(card.part("child")).to_have_count(2)
+    expect(card.part("child-title").nth(0)).to_have_text(f"{HOSTILE} #4")
+    expect(card.part("child-words").nth(1)).to_have_text("failed")
+    expect(card.part("child").nth(1).locator("[data-shape=failed]")).to_be_visible()
+    expect(card.page.locator(".nbrun-card")).to_contain_text("2 earlier child runs")
+    card.update(children=[{**rows[0], "status": "cancelled", "words": "cancelled"}], children_cut=0)
+    expect(card.part("child")).to_have_count(1)
+    expect(card.part("child-words")).to_have_text("cancelled")
+
+
 def test_the_log_is_folded(card: CardPage) -> None:
     """One line says how long it is; opened it shows the last lines, stays open, and follows its end."""
     card.open(make_run())
