@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from nbrun import events as ev
 from nbrun.cancellation import CancelCause
+from nbrun.loop_flag import LoopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +25,20 @@ class Children:
     tell : takes an event of the run.
     """
 
+    __slots__ = (
+        "_all",
+        "_tell",
+        "_thread",
+    )
+
     def __init__(self, thread: LoopThread, tell: Callable[[ev.EventData], None]) -> None:
         self._thread = thread
         self._tell = tell
-        self._all: list[tuple[ChildRun, asyncio.Event]] = []
+        self._all: list[tuple[ChildRun, LoopFlag]] = []
 
     def add(self, child: ChildRun) -> None:
         """Follow a child run that has just been started."""
-        ended = asyncio.Event()
+        ended = LoopFlag()
         self._all.append((child, ended))
         # Not at once: what it is called is public only when its creation has been saved.
         child.when_created(lambda: self._thread.call(lambda: self._note_start(child)))
@@ -52,6 +58,6 @@ class Children:
     def _note_start(self, child: ChildRun) -> None:
         self._tell(ev.ChildStarted(child.id, child.name, child.number))
 
-    def _note_end(self, child: ChildRun, ended: asyncio.Event) -> None:
+    def _note_end(self, child: ChildRun, ended: LoopFlag) -> None:
         self._tell(ev.ChildFinished(child.id, str(child.status)))
         ended.set()

@@ -174,6 +174,27 @@ class RunContext:
     by one thread.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_emit",
+        "_inbox",
+        "_lock",
+        "_make_thread",
+        "_requests",
+        "_start_child",
+        "_tools",
+        "_unfinished_length",
+        "_unfinished_lines",
+        "_usage",
+        "budget",
+        "clock",
+        "prompt",
+        "questions",
+        "run_id",
+        "token",
+        "work",
+    )
+
     def __init__(
         self,
         run_id: str,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import threading
 import traceback
-from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +26,7 @@ from nbrun.errors import Cancelled, NbrunError
 from nbrun.gate import Gate, Stepped
 from nbrun.inbox import Inbox
 from nbrun.ladder import LAST_S, Ladder
+from nbrun.loop_flag import LoopFlag
 from nbrun.questions import Questions
 
 if TYPE_CHECKING:
@@ -55,6 +54,39 @@ class Drive:
     numbers then. No code of the agent is called on purpose while it is held.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_adapter",
+        "_attempt",
+        "_budget",
+        "_children",
+        "_clock",
+        "_detached",
+        "_finished",
+        "_fired_at",
+        "_gate",
+        "_host_name",
+        "_is_driving",
+        "_is_ended",
+        "_is_entered",
+        "_is_sending",
+        "_ladder",
+        "_lock",
+        "_must_pause",
+        "_n",
+        "_open_tools",
+        "_outbox",
+        "_refused",
+        "_sink",
+        "_stop_until",
+        "_texts",
+        "_thread",
+        "_token",
+        "_usage",
+        "run",
+        "task",
+    )
+
     def __init__(
         self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str
     ) -> None:
@@ -76,7 +108,7 @@ class Drive:
             Questions(attempt.token, self.tell, self._lock, clock, attempt.approve),
             Inbox(attempt.token, self.tell, self._lock),
         )  # fmt: skip
-        self._outbox: deque[tuple[ev.EventData, float, str | None, object]] = deque()
+        self._outbox: list[tuple[ev.EventData, float, str | None, object]] = []
         self._is_sending = False
         self._must_pause = False
         self._n = 0
@@ -90,7 +122,7 @@ class Drive:
         self._stop_until: float | None = None  # of the pulse's thread
         self._detached: tuple[str, ...] = ()
         self._fired_at = 0.0
-        self._finished = asyncio.Event()
+        self._finished = LoopFlag()
         self._ladder = Ladder(
             self._adapter, self.run, thread, self._finished, self._cancel_task, self.tell, self._give_up,
             attempt.grace_s, clock,
@@ -163,7 +195,7 @@ class Drive:
         attempt = self._attempt
         try:
             while self._outbox:
-                data, now, parent, live = self._outbox.popleft()
+                data, now, parent, live = self._outbox.pop(0)
                 event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live)
                 self._n += 1
                 self._must_pause = self._sink((event,))
@@ -175,8 +207,7 @@ class Drive:
         current_run.set(self.run)
         self._gate.bind()
         current_guard.set(self._gate)
-        context = contextvars.copy_context()  # the ladder is of this run, whoever fires the token
-        cancel = self._token.add_first(lambda _request: self._note_cancel(context))
+        cancel = self._token.add_first(self._note_cancel)
         timer = self._start_timer()
         output: object = None
         error: BaseException | None = None
@@ -303,9 +334,12 @@ class Drive:
         fire: Any = lambda: self._token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)  # noqa: E731
         return self._thread.loop.call_later(max(0.0, deadline - now), fire)
 
-    def _note_cancel(self, context: contextvars.Context) -> None:
-        """Begin the ladder, from whichever thread the token was fired."""
+    def _note_cancel(self, _request: object) -> None:
+        """Begin the ladder, from whichever thread the token was fired; what it does is of this run all the same."""
         self._fired_at = self._clock.monotonic()
+        context = self._attempt.context.copy()
+        context.run(current_run.set, self.run)
+        context.run(current_guard.set, None)  # it may be a copy of another agent's
         self._thread.call(self._begin_ladder, context)
 
     def _begin_ladder(self) -> None:

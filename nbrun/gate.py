@@ -26,6 +26,13 @@ class Gate:
     `_is_raised` are written under `_lock`.
     """
 
+    __slots__ = (
+        "_depth",
+        "_is_raised",
+        "_lock",
+        "_thread_id",
+    )
+
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._depth = 1  # how often nbrun's own code was begun and not ended; 0 is the agent's

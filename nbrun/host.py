@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -44,7 +45,7 @@ class RunHost:
         self._sink = sink
         self._clock = clock
         self._drives: dict[tuple[object, object], Drive] = {}
-        # Of which run a task is, also one that the agent has made: asyncio itself keeps no such thing.
+        # Of which run a task is that an agent has made: asyncio itself keeps no such thing.
         self._owners: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
         self.pulse = Pulse(
             thread,
@@ -78,9 +79,11 @@ class RunHost:
         # In the context of the cell that started the run, whatever started the loop's thread.
         task = attempt.context.run(self._thread.spawn, drive.main(), f"nbrun-run-{attempt.run_id}")
         drive.task = task
-        self._owners[task] = attempt.run_id
-        task.add_done_callback(lambda _task: self._drives.pop(key, None))
+        task.add_done_callback(functools.partial(self._note_over, key))
         self.pulse.begin()
+
+    def _note_over(self, key: tuple[object, object], _task: object) -> None:
+        self._drives.pop(key, None)
 
     # --- whose is it? ----------------------------------------------------------------------------
 
@@ -94,8 +97,12 @@ class RunHost:
         return task
 
     def _drive_of(self, task: asyncio.Future[Any] | None) -> Drive | None:
-        run_id = None if task is None else self._owners.get(task)
-        return next((drive for key, drive in tuple(self._drives.items()) if key[0] == run_id), None)
+        if task is None:
+            return None
+        run_id = self._owners.get(task)
+        drives = tuple(self._drives.items())
+        own = (drive for _, drive in drives if drive.task is task)
+        return next(own, None) or next((drive for key, drive in drives if key[0] == run_id), None)
 
     def _blocker(self) -> Drive | None:
         """Return whose code is on the loop; called from outside it.

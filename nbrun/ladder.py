@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nbrun.agents import AgentAdapter
     from nbrun.clock import Clock
     from nbrun.context import RunContext, Work
+    from nbrun.loop_flag import LoopFlag
     from nbrun.loop_thread import LoopThread
 
 LAST_S = 0.4
@@ -40,12 +41,27 @@ class Ladder:
     grace_s : seconds that cleanup code gets.
     """
 
+    __slots__ = (
+        "_cancel_task",
+        "_clock",
+        "_finished",
+        "_give_up",
+        "_grace_s",
+        "_is_task_cancelled",
+        "_native",
+        "_run",
+        "_tell",
+        "_thread",
+        "_timer",
+        "_until",
+    )
+
     def __init__(
         self,
         adapter: AgentAdapter,
         run: RunContext,
         thread: LoopThread,
-        finished: asyncio.Event,
+        finished: LoopFlag,
         cancel_task: Callable[[], bool],
         tell: Callable[[ev.EventData], None],
         give_up: Callable[[tuple[str, ...]], Awaitable[None]],
