@@ -105,7 +105,7 @@ class CancelToken:
         # `__del__`, that cancels in the middle of a cancel.
         self._lock = threading.RLock()
         self._request: CancelRequest | None = None
-        self._children: set[CancelToken] = set()
+        self._children: set[CancelToken] | tuple[()] = ()  # a set with the first: most have none
         self._firsts: list[Callback] = []  # nbrun's own, which are quick
         self._callbacks: list[Callback] = []
         self._deadline = deadline
@@ -118,6 +118,8 @@ class CancelToken:
         with self._lock:
             token._request = self._request
             if self._request is None:
+                if not isinstance(self._children, set):
+                    self._children = set()
                 self._children.add(token)
         return token
 
@@ -250,8 +252,10 @@ class CancelToken:
     def release(self) -> None:
         """Take a token that is no longer needed off its parent, so that a session does not collect them."""
         if self._parent is not None:
+            siblings = self._parent._children
             with self._lock:
-                self._parent._children.discard(self)
+                if isinstance(siblings, set):
+                    siblings.discard(self)
 
     def _walk(self) -> list[CancelToken]:
         """Return this token and all below it; the caller holds the lock."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
+import functools
 import logging
 import os
 import threading
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from nbrun.context import StartChild
 
 _log = logging.getLogger("nbrun")
 
@@ -195,7 +195,7 @@ class NotebookSession:
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
                     self.cancel_grace_s, timeout_s, thread, limits,
                     approve if answerable or approve != "ask" else NOBODY, on,
-                    self._child_starter(live, approve=approve, answerable=answerable), parcel,
+                    functools.partial(self._start_child, live, approve, answerable), parcel,
                     live.budget, self._is_reentrant,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
@@ -245,22 +245,20 @@ class NotebookSession:
             above,
         )
 
-    def _child_starter(self, parent: LiveRun, **policy: Any) -> StartChild:
-        """Return what the agent of a run starts child runs with; who answers for it answers for them."""
-
-        def start_child(agent: object, prompt: str, options: dict[str, Any]) -> Run:
-            return self.start(
-                agent, prompt, parent=self._catalog.run(parent), **{**policy, **options}
-            )
-
-        return start_child
+    def _start_child(
+        self, parent: LiveRun, approve: str, answerable: bool,
+        agent: object, prompt: str, options: dict[str, Any],
+    ) -> Run:  # fmt: skip
+        """Start a child run; who answers for its parent answers for it."""
+        policy = {"approve": approve, "answerable": answerable}
+        return self.start(agent, prompt, parent=self._catalog.run(parent), **{**policy, **options})
 
     def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
         """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
         self._dispatcher.add(attempt)
         self._intake.add(live)
         self._intake.tell(live, created)
-        live.token.add_first(lambda _request: self._token_fired(live))
+        live.token.add_first(functools.partial(self._token_fired, live))
         self._catalog.add(live)
 
     def _check_open(self) -> None:
@@ -482,7 +480,7 @@ class NotebookSession:
         except (Exception, Cancelled):
             _log.exception("a cancel callback of %s failed", live.run_id)
 
-    def _token_fired(self, live: LiveRun) -> None:
+    def _token_fired(self, live: LiveRun, _request: object) -> None:
         """See to it that whoever fired the token (a deadline, the agent, a parent), it stands in the log."""
         token = live.token
         if live.cancel is None:  # else it was fired by way of the log
