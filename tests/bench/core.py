@@ -63,7 +63,7 @@ async def deltas(prompt: str, run: RunContext) -> None:
 
 async def sleeper(prompt: str) -> None:
     """Wait to be cancelled."""
-    await asyncio.Event().wait()
+    await asyncio.sleep(3600)
 
 
 def anchor(path: Path) -> Cost:
