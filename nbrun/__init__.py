@@ -4,12 +4,13 @@
 #
 #   errors, cancellation, events, record   what a run is. No I/O, no clock, no Jupyter.
 #     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
-#     gate                                 whether an agent's own code is on a thread, to be cancelled there.
+#     gate, loop_flag                      whether an agent's own code is on a thread, to be cancelled there | a
+#                                          one-shot event of a loop.
 #   clock                                  the time and the ids: nothing else reads either.
 #   budget                                 what a run may use up, and has.
 #   questions, inbox                       what a run asks of people | what people say to it. The arbiter of both.
-#   context                                what an agent sees of its run.
-#   reentrant                              a loop for agents that start a loop within a loop.
+#   backstage, context                     what a host keeps ready for a run's context | what an agent sees of its run.
+#   reentrant, failure                     a loop for agents that start a loop within a loop | what they raise, as text.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
 #   finding                                what doctor has found, and what it can find out without a kernel.
 #   attempt, loop_thread                   what travels to a host and back | the event loop that it has for itself.
@@ -19,8 +20,9 @@
 #   executors/                             where hosts live: this kernel, or a process a run. (A cluster is to come.)
 #   intake, line, hooks                    the one door of a session | who waits for a turn | who is told.
 #   run, run_list, catalog                 the handle that users hold | a table of them | finding one.
-#   request, dispatch, people, session     what a start asks for | who goes when | what people say to a run | the
-#                                          owner of a notebook's runs.
+#   request, dispatch, canceller, people   what a start asks for | who goes when | who is asked to stop | what people
+#                                          say to a run.
+#   session                                the owner of a notebook's runs: starts, finds and closes them.
 #   config, default                        settings | nbrun.start() and the like, on the session of this shell.
 #   ui/                                    magics, card, control channel. The only part that knows IPython and widgets.
 #   server/                                in the Jupyter server: asks a kernel by its control channel.

@@ -15,9 +15,9 @@ from nbrun.events import EventData
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from nbrun.backstage import StartChild
     from nbrun.budget import Budget
     from nbrun.cancellation import CancelToken
-    from nbrun.context import StartChild
 
 
 @dataclass(frozen=True, slots=True)

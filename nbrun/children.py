@@ -11,7 +11,7 @@ from nbrun.loop_flag import LoopFlag
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nbrun.context import ChildRun
+    from nbrun.backstage import ChildRun
     from nbrun.loop_thread import LoopThread
 
 

@@ -4,132 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun import events as ev
 from nbrun.budget import NO_LIMITS, Budget
 from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import NbrunError
-from nbrun.gate import current_guard as current_guard
-from nbrun.gate import guarded as guarded
+from nbrun.gate import current_guard, guarded
 from nbrun.inbox import Inbox
 from nbrun.questions import Answer, Asking, Questions
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
-    from contextvars import Context
+    from collections.abc import Callable, Iterator, Sequence
 
-    from nbrun.cancellation import CancelCause, CancelToken
+    from nbrun.backstage import ChildRun, Emit, MakeThread, StartChild, Work
+    from nbrun.cancellation import CancelToken
     from nbrun.clock import Clock
 
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 MAX_LINE = 10_000
 """Printed characters that wait for their line's end at most."""
 
-
-class Emit(Protocol):
-    """Takes one event of a run, from any thread."""
-
-    def __call__(self, data: ev.EventData, parent: str | None = None) -> None:
-        """Take the event."""
-        ...
-
-
-class Work(Protocol):
-    """A thread that a run has started; it may go on when the task that waits for it is cancelled."""
-
-    name: str
-    is_driver: bool
-    """Whether it is the agent itself, a sync one, and not something beside it."""
-
-    def is_alive(self) -> bool:
-        """Return whether the agent's code still runs there."""
-        ...
-
-    async def ended(self) -> None:
-        """Return when it does not; on the host's loop."""
-        ...
-
-    def interrupt(self) -> bool:
-        """Raise `Cancelled` in it; return False where that is not possible at this moment."""
-        ...
-
-
-class Thread(Work, Protocol[T_co]):
-    """Work that somebody waits for."""
-
-    async def result(self) -> T_co:
-        """Start it, and return what its function returns."""
-        ...
-
-
-class MakeThread(Protocol):
-    """Makes a thread that runs a function in a context; it is not started."""
-
-    def __call__(
-        self, run_id: str, function: Callable[[], T], context: Context, *, name: str
-    ) -> Thread[T]:
-        """Make it."""
-        ...
-
-
-class ChildRun(Protocol):
-    """What a run has of a child run that it has started: the handle that users hold."""
-
-    @property
-    def id(self) -> str:
-        """The child run's id."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def number(self) -> int | None:
-        """Its short number in the store."""
-        ...
-
-    @property
-    def status(self) -> str:
-        """Where it stands."""
-        ...
-
-    def cancel(self, reason: str | None = None, cause: CancelCause = ...) -> object:
-        """Ask it to stop; its parent goes on."""
-        ...
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until it has ended: for sync agents, in their threads."""
-        ...
-
-    def result(self, timeout_s: float | None = None) -> object:
-        """Return its output, after waiting for it: for sync agents, in their threads."""
-        ...
-
-    def when_created(self, function: Callable[[], object]) -> None:
-        """Call `function` when its name and number can be read."""
-        ...
-
-    def when_ended(self, function: Callable[[], object]) -> None:
-        """Call `function` when it has ended."""
-        ...
-
-    def __await__(self) -> Generator[object, None, object]:
-        """Wait for its end and return its output; raises as `result()` does."""
-        ...
-
-
-StartChild = Callable[[object, str, "dict[str, Any]"], ChildRun]
-"""Starts a child run: agent, prompt, options of `nbrun.start()`."""
 
 current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default=None)
 

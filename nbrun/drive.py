@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import traceback
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nbrun import events as ev
-from nbrun import reentrant
 from nbrun.agents import Output, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
 from nbrun.agents.worker import Worker
@@ -20,26 +18,24 @@ from nbrun.attempt import Attempt, HostEvent, Sink
 from nbrun.budget import Budget
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.children import Children
-from nbrun.context import ChildRun, RunContext, current_guard, current_run
-from nbrun.encoding import Plain, clean_text, plain
+from nbrun.context import RunContext, current_run
+from nbrun.encoding import Plain, plain
 from nbrun.errors import Cancelled, NbrunError
-from nbrun.gate import Gate, Stepped
+from nbrun.failure import described, safely
+from nbrun.gate import Gate, Stepped, current_guard
 from nbrun.inbox import Inbox
 from nbrun.ladder import LAST_S, Ladder
 from nbrun.loop_flag import LoopFlag
 from nbrun.questions import Questions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-
+    from nbrun.backstage import ChildRun
     from nbrun.clock import Clock
     from nbrun.loop_thread import LoopThread
 
 PAUSE_S = 0.05
 """How long an agent that yields faster than can be stored is held at a time."""
 
-_TRACEBACK_LIMIT = 20_000
 _NOT_FOR_AGENTS = ev.END_TYPES | ev.PEOPLE_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
 """What only the host or the session may say of a run."""
 
@@ -270,7 +266,7 @@ class Drive:
         self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
     ) -> None:
         """Send the one end event, after the ends of open tools; after it, that detached work has ended."""
-        _safely(self.run.flush_lines, None)
+        safely(self.run.flush_lines, None)
         text = "".join(self._texts)
         if output is None and text:
             output = text
@@ -279,13 +275,11 @@ class Drive:
         # without an output of its own takes the text for it.
         is_text = type(output) is str and output == text
         unreadable: Plain = "<not readable>"
-        stored = None if is_text else _safely(lambda: plain(output), unreadable)
+        stored = None if is_text else safely(lambda: plain(output), unreadable)
         is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
         info: ev.ErrorInfo | None = None
         if error is not None and not (is_signal and self._token.cancelled):
-            info = _described(
-                error
-            )  # not of what was asked for: a traceback costs as much as a run
+            info = described(error)  # not of what was asked for: a traceback costs as much as a run
         now = self._clock.now()
         with self._lock:
             if self._is_ended:
@@ -393,24 +387,6 @@ class Drive:
             self._detach((self.label,))
 
 
-T = TypeVar("T")
-
-
-def _safely(function: Callable[[], T], otherwise: T) -> T:
-    """Return what the function gives, or `otherwise` whatever it raises."""
-    try:
-        return function()
-    except (
-        BaseException
-    ):  # the agent's own code: also its SystemExit must not eat the end of its run
-        return otherwise
-
-
-def _described(error: BaseException) -> ev.ErrorInfo:
-    otherwise = ev.ErrorInfo(type(error).__name__, "(this error cannot be described)")
-    return _safely(lambda: describe(error), otherwise)
-
-
 def _check_event(data: ev.EventData, parent: str | None) -> None:
     """Raise for what is no event of an agent: in the agent, which then fails with its own mistake."""
     if isinstance(data, ev.TextDelta | ev.ReasoningDelta):
@@ -429,26 +405,3 @@ def _is_on_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def describe(error: BaseException) -> ev.ErrorInfo:
-    """Return an exception as text, with its traceback cut to a readable size."""
-    try:
-        message = str(error)
-    except Exception as broken:  # somebody's __str__; the run must get its end all the same
-        message = f"<str failed: {type(broken).__name__}>"
-    if isinstance(error, asyncio.CancelledError):
-        message = message or "the agent raised CancelledError, but nobody had cancelled the run"
-    if (mend := reentrant.mend(error)) is not None:
-        message = f"{message}\n{mend}"
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame):
-        trace = trace.tb_next  # how we got to the agent tells its author nothing
-    lines = "".join(traceback.format_exception(type(error), error, trace))
-    return ev.ErrorInfo(
-        type(error).__name__, clean_text(message), clean_text(lines[-_TRACEBACK_LIMIT:])
-    )
-
-
-def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] == __package__

@@ -15,9 +15,9 @@ import msgspec
 from nbrun import events as ev
 from nbrun.attempt import HostEvent
 from nbrun.cancellation import CancelOutcome, CancelToken
-from nbrun.context import guarded
 from nbrun.encoding import clean_text, plain
 from nbrun.flag import Flag
+from nbrun.gate import guarded
 from nbrun.record import RunRecord, RunStatus, is_admitted, next_status
 from nbrun.redaction import Redactor, StreamRedactor
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nbrun.agents import AgentAdapter
+    from nbrun.backstage import Work
     from nbrun.clock import Clock
-    from nbrun.context import RunContext, Work
+    from nbrun.context import RunContext
     from nbrun.loop_flag import LoopFlag
     from nbrun.loop_thread import LoopThread
 

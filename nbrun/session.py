@@ -17,20 +17,21 @@ from nbrun import events as ev
 from nbrun.attempt import Attempt
 from nbrun.budget import NO_LIMITS, Budget, Limits
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
+from nbrun.canceller import Canceller
 from nbrun.catalog import Catalog
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
-from nbrun.context import current_run, guarded
+from nbrun.context import current_run
 from nbrun.dispatch import Dispatcher
 from nbrun.encoding import clean_text
 from nbrun.errors import (
     BadOption,
-    Cancelled,
     IdConflict,
     NotPending,
     RunNotFound,
     RunRejected,
     SessionClosed,
 )
+from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
 from nbrun.people import People
@@ -39,7 +40,7 @@ from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
-from nbrun.wording import queued_words, status_words, title
+from nbrun.wording import queued_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,8 +51,6 @@ _log = logging.getLogger("nbrun")
 
 SAVE_LIMIT_S = 2.0
 """How long a start waits for its run to be saved before it goes on unsaved."""
-HOOKS_S = 0.1
-"""How long what an agent has hung on its token may hold up who cancels its run: a click, a cell, a close."""
 CLOSE_S = 1.0
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
 
@@ -111,6 +110,7 @@ class NotebookSession:
         # How many variables there were when the environment was last looked at, and when that was.
         self._looked = (len(os.environ), self.clock.monotonic())
         self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
+        self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
         self.store.open_existing()
 
@@ -214,7 +214,7 @@ class NotebookSession:
             BaseException
         ):  # ■ in the middle of it: a run that nobody holds must not be left behind
             if live is not None:
-                self._cancel(live, None, CancelCause.INTERRUPT, "interrupt")
+                self._canceller.cancel(live, None, CancelCause.INTERRUPT, "interrupt")
                 self._dispatcher.queue(live, at_once=True)
             raise
         return Run(self, live.record, live)
@@ -258,7 +258,7 @@ class NotebookSession:
         self._dispatcher.add(attempt)
         self._intake.add(live)
         self._intake.tell(live, created)
-        live.token.add_first(functools.partial(self._token_fired, live))
+        self._canceller.watch(live)
         self._catalog.add(live)
 
     def _check_open(self) -> None:
@@ -322,7 +322,9 @@ class NotebookSession:
             )
         if if_running == "replace":
             for other in others:
-                self._cancel(other, None, CancelCause.REPLACED, "a newer run of the same cell")
+                self._canceller.cancel(
+                    other, None, CancelCause.REPLACED, "a newer run of the same cell"
+                )
             return f"takes the place of {title}"
         return f"queued behind {title} of the same cell"
 
@@ -416,19 +418,7 @@ class NotebookSession:
         self, run: Run, reason: str | None, cause: CancelCause, by: str
     ) -> CancelReceipt:
         """Ask one run to stop: the one function that every door leads to."""
-        live = run._live
-        if live is not None:
-            outcome = self._cancel(live, reason, cause, by)
-        else:
-            outcome = CancelOutcome.ALREADY_FINISHED if run.done() else CancelOutcome.FOREIGN
-        record = run.glance
-        words = {
-            CancelOutcome.REQUESTED: "cancel requested",
-            CancelOutcome.ALREADY_REQUESTED: "was asked to stop already",
-            CancelOutcome.ALREADY_FINISHED: f"has ended already ({status_words(record)})",
-            CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
-        }
-        return CancelReceipt(outcome, run.id, f"{title(record)}: {words[outcome]}", run)
+        return self._canceller.cancel_run(run, reason, cause, by)
 
     # --- what people say to a run ----------------------------------------------------------------
 
@@ -460,36 +450,6 @@ class NotebookSession:
             The run takes no messages, or not this one.
         """
         self._people.steer(_live(run), text, by=by)
-
-    def _cancel(
-        self, live: LiveRun, reason: str | None, cause: CancelCause, by: str
-    ) -> CancelOutcome:
-        request = ev.CancelRequested(cause, None if reason is None else clean_text(reason), by)
-        # Recorded first, then fired: were it the other way round, an agent that sees its token could end the
-        # run before the log knows why.
-        outcome = self._intake.request_cancel(live, request)
-        if outcome is not CancelOutcome.ALREADY_FINISHED:
-            # Also when it was requested before: whoever did may have been interrupted before this line.
-            self._fire(live, request.reason, cause)
-        return outcome
-
-    def _fire(self, live: LiveRun, reason: str | None, cause: CancelCause) -> None:
-        """Fire the token of a run; what its agent has hung on it cannot stop whoever cancels."""
-        try:
-            live.token.cancel(reason, cause, patience_s=HOOKS_S)
-        except (Exception, Cancelled):
-            _log.exception("a cancel callback of %s failed", live.run_id)
-
-    def _token_fired(self, live: LiveRun, _request: object) -> None:
-        """See to it that whoever fired the token (a deadline, the agent, a parent), it stands in the log."""
-        token = live.token
-        if live.cancel is None:  # else it was fired by way of the log
-            cause = token.cause or CancelCause.USER
-            if live.is_child and token.is_inherited:
-                cause = CancelCause.PARENT
-            request = ev.CancelRequested(cause, token.reason, _BY.get(cause, "its token"))
-            self._intake.request_cancel(live, request)
-        self._dispatcher.let_pass(live)
 
     @property
     def is_on_host_loop(self) -> bool:
@@ -556,10 +516,7 @@ class NotebookSession:
             self._is_closed = True
         began = self.clock.monotonic()
         lives = self._catalog.live()
-        for live in lives:  # all of them first, so that the requests are on disk whatever comes
-            self._intake.request_cancel(live, ev.CancelRequested(CancelCause.SHUTDOWN, None, by))
-        for live in lives:
-            self._fire(live, None, CancelCause.SHUTDOWN)
+        self._canceller.cancel_together(lives, CancelCause.SHUTDOWN, by)
         self._dispatcher.hurry()
         for live in lives:
             live.is_ended.wait(max(0.0, began + CLOSE_S - self.clock.monotonic()))
@@ -586,14 +543,6 @@ class NotebookSession:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-_BY = {
-    CancelCause.DEADLINE: "its time limit",
-    CancelCause.BUDGET: "its budget",
-    CancelCause.PARENT: "its parent",
-}
-"""Who asked, where a token was fired that nobody called `cancel()` for."""
 
 
 def _live(run: Run) -> LiveRun:

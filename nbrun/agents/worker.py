@@ -7,8 +7,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from nbrun.context import current_guard
-from nbrun.gate import Gate
+from nbrun.gate import Gate, current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,6 @@ from nbrun import events as ev
 from nbrun.attempt import Attempt, HostEvent
 from nbrun.cancellation import CancelToken
 from nbrun.clock import SystemClock
-from nbrun.drive import describe
 from nbrun.errors import Cancelled
 from nbrun.executors import parcel
 from nbrun.executors.wire import (
@@ -39,6 +38,7 @@ from nbrun.executors.wire import (
     frame,
     pack_event,
 )  # fmt: skip
+from nbrun.failure import describe
 from nbrun.host import RunHost
 from nbrun.loop_thread import LoopThread
 from nbrun.reentrant import new_loop

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from nbrun import events as ev
 from nbrun.cancellation import CancelCause, Rung
-from nbrun.drive import describe
 from nbrun.errors import Cancelled
 from nbrun.executors.printed import Printed
 from nbrun.executors.process_group import ProcessGroup
@@ -30,6 +29,7 @@ from nbrun.executors.wire import (
     frame,
     unpack_event,
 )
+from nbrun.failure import describe
 from nbrun.ladder import LAST_S
 
 if TYPE_CHECKING:

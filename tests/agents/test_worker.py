@@ -10,8 +10,8 @@ from contextvars import copy_context
 import pytest
 
 from nbrun.agents.worker import Worker
-from nbrun.context import guarded
 from nbrun.errors import Cancelled
+from nbrun.gate import guarded
 from tests.fakes.agents import BOUND_S
 
 

@@ -112,7 +112,7 @@ class VirtualSession(NotebookSession):
         self.world = world
         self.intake = WatchedIntake(world.clock, Redactor(), self._published)
         self.intake.world = world
-        self._intake = self.intake
+        self._intake = self._canceller._intake = self.intake
         self._lock = world.lock("session")  # type: ignore[assignment]  # all that is used of it
         self._intake._lock = world.lock("inner")  # type: ignore[assignment]
         self._dispatcher._line._lock = world.lock("inner")  # type: ignore[assignment]

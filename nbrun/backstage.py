@@ -1,0 +1,114 @@
+"""What stands behind a run's context: the contracts that its host and its session keep for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from contextvars import Context
+
+    from nbrun import events as ev
+    from nbrun.cancellation import CancelCause
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Emit(Protocol):
+    """Takes one event of a run, from any thread."""
+
+    def __call__(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Take the event."""
+        ...
+
+
+class Work(Protocol):
+    """A thread that a run has started; it may go on when the task that waits for it is cancelled."""
+
+    name: str
+    is_driver: bool
+    """Whether it is the agent itself, a sync one, and not something beside it."""
+
+    def is_alive(self) -> bool:
+        """Return whether the agent's code still runs there."""
+        ...
+
+    async def ended(self) -> None:
+        """Return when it does not; on the host's loop."""
+        ...
+
+    def interrupt(self) -> bool:
+        """Raise `Cancelled` in it; return False where that is not possible at this moment."""
+        ...
+
+
+class Thread(Work, Protocol[T_co]):
+    """Work that somebody waits for."""
+
+    async def result(self) -> T_co:
+        """Start it, and return what its function returns."""
+        ...
+
+
+class MakeThread(Protocol):
+    """Makes a thread that runs a function in a context; it is not started."""
+
+    def __call__(
+        self, run_id: str, function: Callable[[], T], context: Context, *, name: str
+    ) -> Thread[T]:
+        """Make it."""
+        ...
+
+
+class ChildRun(Protocol):
+    """What a run has of a child run that it has started: the handle that users hold."""
+
+    @property
+    def id(self) -> str:
+        """The child run's id."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def number(self) -> int | None:
+        """Its short number in the store."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """Where it stands."""
+        ...
+
+    def cancel(self, reason: str | None = None, cause: CancelCause = ...) -> object:
+        """Ask it to stop; its parent goes on."""
+        ...
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until it has ended: for sync agents, in their threads."""
+        ...
+
+    def result(self, timeout_s: float | None = None) -> object:
+        """Return its output, after waiting for it: for sync agents, in their threads."""
+        ...
+
+    def when_created(self, function: Callable[[], object]) -> None:
+        """Call `function` when its name and number can be read."""
+        ...
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call `function` when it has ended."""
+        ...
+
+    def __await__(self) -> Generator[object, None, object]:
+        """Wait for its end and return its output; raises as `result()` does."""
+        ...
+
+
+StartChild = Callable[[object, str, "dict[str, Any]"], ChildRun]
+"""Starts a child run: agent, prompt, options of `nbrun.start()`."""
