@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from nbrun.errors import Cancelled
+from nbrun.gate import guarded
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -139,7 +140,10 @@ class CancelToken:
         patience_s : seconds that callbacks may hold up who calls this; then they go on by themselves, and what
             they raise is logged. None waits for them.
         """
-        request = CancelRequest(reason, cause)
+        with guarded():  # an agent's thread may be the one that calls: a token is not fired by half
+            return self._cancel(CancelRequest(reason, cause), patience_s)
+
+    def _cancel(self, request: CancelRequest, patience_s: float | None) -> bool:
         with self._lock:  # child() takes it too: a later child is born fired
             if self._request is not None:
                 return False

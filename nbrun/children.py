@@ -27,6 +27,7 @@ class Children:
 
     __slots__ = (
         "_all",
+        "_is_closing",
         "_tell",
         "_thread",
     )
@@ -35,17 +36,21 @@ class Children:
         self._thread = thread
         self._tell = tell
         self._all: list[tuple[ChildRun, LoopFlag]] = []
+        self._is_closing = False
 
     def add(self, child: ChildRun) -> None:
         """Follow a child run that has just been started."""
         ended = LoopFlag()
+        if self._is_closing:
+            child.cancel(None, CancelCause.PARENT)
         self._all.append((child, ended))
         # Not at once: what it is called is public only when its creation has been saved.
         child.when_created(lambda: self._thread.call(lambda: self._note_start(child)))
         child.when_ended(lambda: self._thread.call(lambda: self._note_end(child, ended)))
 
     def cancel(self) -> None:
-        """Ask all that are live to stop: the run has failed, and nobody waits for them."""
+        """Ask all that are live to stop, and any that come: the run has failed, and nobody waits for them."""
+        self._is_closing = True
         for child, ended in tuple(self._all):
             if not ended.is_set():
                 child.cancel(None, CancelCause.PARENT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -248,11 +249,19 @@ class RunContext:
         requests: int = 0,
         cost_usd: float | None = None,
     ) -> None:
-        """Add to the run's usage; what is over budget by it is cancelled."""
+        """Add to the run's usage; what is over budget by it is cancelled.
+
+        Raises
+        ------
+        ValueError
+            A number is below zero, or none.
+        """
         # int() and float() first, for they are code of the agent's: what counts tokens may be a number of numpy's.
         added = int(input_tokens), int(output_tokens), int(requests)
         details = int(cache_read_tokens), int(reasoning_tokens)
         cost_added = None if cost_usd is None else float(cost_usd)
+        if min(*added, *details, cost_added or 0.0) < 0 or not math.isfinite(cost_added or 0.0):
+            raise ValueError("usage is what was used more, in finite numbers from 0 on")
         with guarded(), self._lock:
             known = self._usage
             self._requests += added[2]

@@ -22,7 +22,7 @@ from nbrun.context import RunContext, current_run
 from nbrun.encoding import Plain, plain
 from nbrun.errors import Cancelled, NbrunError
 from nbrun.failure import described, safely
-from nbrun.gate import Gate, Stepped, current_guard
+from nbrun.gate import Gate, Stepped, current_guard, guarded
 from nbrun.inbox import Inbox
 from nbrun.ladder import LAST_S, Ladder
 from nbrun.loop_flag import LoopFlag
@@ -164,10 +164,11 @@ class Drive:
     def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
         """Start a child run, which is followed from then on."""
         start = self._attempt.start_child
-        if start is None or self._is_ended:
-            raise NbrunError("this run has ended; it starts no child runs")
-        child = start(agent, prompt, options)
-        self._children.add(child)
+        with guarded():  # a child that is started is followed, whatever strikes in between
+            if start is None or self._is_ended:
+                raise NbrunError("this run has ended; it starts no child runs")
+            child = start(agent, prompt, options)
+            self._children.add(child)
         return child
 
     def control(self, op: str, body: dict[str, object]) -> str:
@@ -237,7 +238,7 @@ class Drive:
         async with aclosing(events):  # type: ignore[type-var]  # adapters are async generators
             while True:
                 try:
-                    item = await Stepped(anext(events), gate)
+                    item = await Stepped(anext(events), gate, self._hold)
                 except StopAsyncIteration:
                     return None if returned is None else returned.value
                 if isinstance(item, Output):
@@ -246,6 +247,10 @@ class Drive:
                 self.emit(item)
                 if self._must_pause:  # never a blocking wait here: other runs are on this loop
                     await asyncio.sleep(PAUSE_S)
+
+    def _hold(self) -> float:
+        """Return how long the agent is held, because what it has sent cannot be stored as fast."""
+        return PAUSE_S if self._must_pause else 0.0
 
     async def _rest_ended(self, error: BaseException | None) -> None:
         """Return when the agent's threads have ended, then its child runs, whose ends come before this one's."""
@@ -333,7 +338,6 @@ class Drive:
         self._fired_at = self._clock.monotonic()
         context = self._attempt.context.copy()
         context.run(current_run.set, self.run)
-        context.run(current_guard.set, None)  # it may be a copy of another agent's
         self._thread.call(self._begin_ladder, context)
 
     def _begin_ladder(self) -> None:
@@ -374,17 +378,26 @@ class Drive:
         return self._gate.is_open
 
     def stop_from_outside(self) -> None:
-        """Do what the ladder would, were its loop not blocked: once the run was cancelled and had its grace."""
-        if not self._token.cancelled or self._is_ended:
+        """Do what the timer and the ladder would, were their loop not blocked."""
+        if self._is_ended or not self._is_entered:
+            return
+        if not self._token.cancelled:
+            deadline = self._token.deadline
+            if deadline is not None and self._clock.now() >= deadline:
+                self._token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)
             return
         now = self._clock.monotonic()
+        if not self._fired_at or now < self._fired_at + self._attempt.grace_s:
+            return
+        threads = [work for work in self.run.work if work.is_alive()]
+        was_raised = any([self._gate.interrupt(), *(work.interrupt() for work in threads)])
         if self._stop_until is None:
-            if now >= self._fired_at + self._attempt.grace_s:
-                self._stop_until = now + LAST_S
-                if self._gate.interrupt():
-                    self.tell(ev.CancelEscalated(Rung.THREAD, self.label))
+            self._stop_until = now + LAST_S
+            if was_raised:
+                names = ", ".join(work.name for work in threads) or self.label
+                self.tell(ev.CancelEscalated(Rung.THREAD, names))
         elif now >= self._stop_until:
-            self._detach((self.label,))
+            self._detach(tuple(work.name for work in threads) or (self.label,))
 
 
 def _check_event(data: ev.EventData, parent: str | None) -> None:

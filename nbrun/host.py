@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -11,6 +12,7 @@ from weakref import WeakKeyDictionary
 from nbrun import events as ev
 from nbrun.context import current_run
 from nbrun.drive import Drive
+from nbrun.gate import Steps, current_guard
 from nbrun.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -90,8 +92,11 @@ class RunHost:
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any
     ) -> asyncio.Task[Any]:
+        run, gate = current_run.get(), current_guard.get()
+        # What an agent has begun on the side is its own code as well, and may block as well.
+        if gate is not None and inspect.iscoroutine(work):
+            work = Steps(work, gate)
         task = asyncio.Task(work, loop=loop, **options)
-        run = current_run.get()
         if run is not None:
             self._owners[task] = run.run_id
         return task

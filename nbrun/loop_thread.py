@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun.cancellation import call_soon
 from nbrun.errors import Cancelled
+from nbrun.gate import current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -40,7 +41,11 @@ class LoopThread:
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Start a task and keep it until it ends."""
-        task = self.loop.create_task(work, name=name)
+        before = current_guard.set(None)  # it is nbrun's own, though an agent may be who caused it
+        try:
+            task = self.loop.create_task(work, name=name)
+        finally:
+            current_guard.reset(before)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -71,14 +76,19 @@ class LoopThread:
 
     def _run_calls(self) -> None:
         self._is_called = False  # first: who comes from here on wakes the loop again
-        for _ in range(len(self._calls)):
-            function, context = self._calls.popleft()
-            try:
-                function() if context is None else context.run(function)
-            except Exception as error:  # as the loop does: one callback does not stop another
-                self.loop.call_exception_handler(
-                    {"message": f"{function!r} failed", "exception": error}
-                )
+        try:
+            for _ in range(len(self._calls)):
+                function, context = self._calls.popleft()
+                try:
+                    function() if context is None else context.run(function)
+                except Exception as error:  # as the loop does: one callback does not stop another
+                    self.loop.call_exception_handler(
+                        {"message": f"{function!r} failed", "exception": error}
+                    )
+        finally:
+            if self._calls and not self._is_called:  # nor does a SystemExit that leaves here
+                self._is_called = True
+                self.loop.call_soon(self._run_calls)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -91,5 +101,7 @@ class LoopThread:
                 continue
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
-        self.loop.run_until_complete(asyncio.sleep(0))  # lets each see its CancelledError once
-        self.loop.close()
+        try:
+            self.loop.run_until_complete(asyncio.sleep(0))  # lets each see its CancelledError once
+        finally:
+            self.loop.close()

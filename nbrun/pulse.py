@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
 
     from nbrun.drive import Drive
     from nbrun.loop_thread import LoopThread
+
+_log = logging.getLogger("nbrun")
 
 TICK_S = 0.25
 BLOCKED_TICKS = 4
@@ -73,7 +76,12 @@ class Pulse:
             self._wake.wait()
             self._wake.clear()
             while self._drives() and not self._stop.wait(TICK_S):
-                self._tick()
+                try:
+                    self._tick()
+                except (
+                    Exception
+                ):  # no file descriptor is left, say: the runs here are looked after all the same
+                    _log.exception("the pulse of a host failed")
             self._rest()
 
     def _tick(self) -> None:

@@ -41,6 +41,12 @@ def check_choices(**chosen: str) -> None:
         raise BadOption("on is 'process', which Windows cannot do; leave it out")
 
 
+def strictest(*policies: str) -> str:
+    """Return the one of these ways to answer an agent's questions that grants the least."""
+    order = ("auto", "ask", "deny")
+    return max(policies, key=lambda policy: order.index(policy) if policy in order else len(order))
+
+
 def check_timeout(timeout_s: float | None) -> None:
     """Raise `BadOption` for a time that is not above zero and at most a year."""
     if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:

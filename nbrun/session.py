@@ -249,9 +249,16 @@ class NotebookSession:
         self, parent: LiveRun, approve: str, answerable: bool,
         agent: object, prompt: str, options: dict[str, Any],
     ) -> Run:  # fmt: skip
-        """Start a child run; who answers for its parent answers for it."""
-        policy = {"approve": approve, "answerable": answerable}
-        return self.start(agent, prompt, parent=self._catalog.run(parent), **{**policy, **options})
+        """Start a child run; who answers for its parent answers for it, and it may be granted less, not more."""
+        asked = options.get("approve", approve)
+        strictest = request.strictest(approve, asked) if isinstance(asked, str) else asked
+        policy = {"answerable": answerable, **options, "approve": strictest}
+        run = self.start(agent, prompt, parent=self._catalog.run(parent), **policy)
+        if run.parent_id not in (parent.run_id, None):
+            raise IdConflict(f"{run!r} is another run's child; give this one an id of its own")
+        if run._live is None or not run._live.is_child:
+            raise IdConflict(f"{run!r} is no child run; give this one an id of its own")
+        return run
 
     def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
         """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""

@@ -108,8 +108,8 @@ class Meter:
         cost = None if usage.cost is None else float(usage.cost)
         if totals == self._told and cost == self._cost:
             return
-        new = [now - told for now, told in zip(totals, self._told, strict=True)]
-        cost_usd = None if cost is None else cost - (self._cost or 0.0)
+        new = [max(0, now - told) for now, told in zip(totals, self._told, strict=True)]
+        cost_usd = None if cost is None else max(0.0, cost - (self._cost or 0.0))
         self._told, self._cost = totals, cost
         self._run.usage(
             input_tokens=new[0], output_tokens=new[1], cache_read_tokens=new[2], reasoning_tokens=new[3],

@@ -50,7 +50,11 @@ class Worker(Generic[T]):
 
     def start(self) -> Future[T]:
         """Start the thread; return what the function will return or raise."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread left: it has ended before it began
+            self._over.set_result(None)
+            raise
         return self._outcome
 
     async def result(self) -> T:
@@ -69,8 +73,12 @@ class Worker(Generic[T]):
         await asyncio.wrap_future(self._over)
 
     def interrupt(self) -> bool:
-        """Raise `Cancelled` in the thread at its next bytecode; False while it is inside nbrun's own code."""
-        return self._gate.interrupt()
+        """Raise `Cancelled` in the thread at its next bytecode; False while it is inside nbrun's own code.
+
+        Then it is raised when that is over.
+        """
+        is_started = self._thread.ident is not None
+        return is_started and self._gate.interrupt(later=True)
 
     def _main(self) -> None:
         try:

@@ -45,6 +45,10 @@ class Clicks:
             for word in (call, text, choice):
                 if word is not None and not isinstance(word, str):
                     raise BadOption("call, text and choice are texts")
+            if (
+                content["op"] != "steer" and not call
+            ):  # a click is one on a question, never on whichever is open
+                raise BadOption("call is missing: the id of the question")
             match content["op"]:
                 case "approve":
                     self._session.answer(
