@@ -31,6 +31,13 @@ _log = logging.getLogger("nbrun")
 BACKLOG_LIMIT = 20_000
 """Events that may wait; beyond it producers are paused, never dropped."""
 
+COMMIT_CHARS = 4_000_000
+"""Characters that one commit takes: what is behind them, of other runs too, must not wait for long."""
+LARGE_CHARS, FEW = 16_000, 64
+"""Producers are paused as well when more than a few events wait and these are large, or were left over."""
+
+_PLAIN_WEIGHT = 200  # of an event that is no text
+
 # One for all runs: it is held for a moment, and each lock costs memory.
 _listening = threading.RLock()
 
@@ -112,6 +119,7 @@ class Intake:
         self._lock = threading.RLock()
         self._items: deque[tuple[LiveRun, HostEvent | ev.EventData, float]] = deque()
         self._runs: dict[str, LiveRun] = {}
+        self._is_behind = False  # written by the consumer: a commit has left something over
         self.ring: Callable[..., None] = lambda **_: None
 
     def add(self, live: LiveRun) -> None:
@@ -120,7 +128,7 @@ class Intake:
 
     def put(self, events: Sequence[HostEvent]) -> bool:
         """Take events of a host, in order; return whether too much is waiting, so that their agent should pause."""
-        is_text = is_urgent = False
+        is_text = is_urgent = is_large = False
         for event in events:
             live = self._runs.get(event.run_id)
             if live is None:  # its session has forgotten it: nothing to append to
@@ -136,8 +144,10 @@ class Intake:
             else:
                 self._items.append((live, event, event.ts))
                 is_text = kind in ev.DELTA_TYPES
+                is_large = is_large or _weight(event.data) > LARGE_CHARS
         self.ring(is_text=is_text, is_urgent=is_urgent)
-        return len(self._items) > BACKLOG_LIMIT
+        waiting = len(self._items)
+        return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
 
     def tell(self, live: LiveRun, data: ev.EventData) -> None:
         """Take an event of the session itself; an end only if none is here yet."""
@@ -178,11 +188,16 @@ class Intake:
     # --- the consumer ----------------------------------------------------------------------------
 
     def drain(self) -> list[ev.RunEvent]:
-        """Return all that waits as numbered events; what comes after an end is refused and counted."""
+        """Return what waits, as numbered events, as far as one commit should hold of it.
+
+        What comes after an end is refused and counted.
+        """
         events: list[ev.RunEvent] = []
         items = self._items
-        for _ in range(len(items)):
+        room = COMMIT_CHARS
+        while items and room > 0:
             live, item, ts = items.popleft()
+            room -= _weight(item.data if isinstance(item, HostEvent) else item)
             if live.run_id not in self._runs:  # forgotten while this waited
                 continue
             try:
@@ -196,6 +211,9 @@ class Intake:
                 Exception
             ) as error:  # one bad event of one agent; the others must not wait for it
                 self._replace_bad(live, item, ts, error, events)
+        self._is_behind = bool(items)
+        if self._is_behind:
+            self.ring(is_urgent=True)
         return events
 
     def _replace_bad(
@@ -353,3 +371,10 @@ class Intake:
     def forget(self, live: LiveRun) -> None:
         """Let nothing of this run in any more."""
         self._runs.pop(live.run_id, None)
+
+
+def _weight(data: ev.EventData) -> int:
+    """Return about how many characters an event has."""
+    if isinstance(data, (ev.TextDelta, ev.Log, ev.ReasoningDelta)) and isinstance(data.text, str):
+        return len(data.text)
+    return _PLAIN_WEIGHT

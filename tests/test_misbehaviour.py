@@ -229,3 +229,29 @@ def test_a_hook_that_hangs_holds_up_nobody_who_cancels(session: NotebookSession)
         assert other.cancel().wait(BOUND_S)
     finally:
         gate.set()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_flood_of_large_lines_is_held_back(make_session: MakeSession, is_async: bool) -> None:
+    """Whoever writes faster than can be stored is paused: memory stays small, and others come through."""
+    session, line = make_session(), "x" * 64_000
+    sent: list[int] = []
+
+    def floods(prompt: str, run: RunContext) -> None:
+        while True:
+            run.log(line)
+            sent.append(1)
+
+    async def floods_on_the_loop(prompt: str, run: RunContext) -> None:
+        while True:
+            run.log(line)
+            sent.append(1)
+            await asyncio.sleep(0)
+
+    flood = session.start(floods_on_the_loop if is_async else floods)
+    others = [session.start(agents.instant, str(number)) for number in range(5)]
+    assert [ended(run).output for run in others] == [f"done: {number}" for number in range(5)]
+    waiting = len(sent) - flood.record.log_count
+    assert waiting * len(line) < 100_000_000
+    assert flood.cancel().wait(BOUND_S)
+    assert flood.record.detached == ()
