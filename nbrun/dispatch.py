@@ -120,6 +120,15 @@ class Dispatcher:
         self._places.pop(live.run_id, None)
         for following in self._line.leave(live):
             self._submit(following)
+        for host in self._hosts[:-1]:
+            host.thread.call(functools.partial(self._retire, host))
+
+    def _retire(self, host: _Host) -> None:
+        """Let go of a host that was blocked and has nothing left to do; on its loop, which answers again."""
+        if isinstance(host.executor, LocalExecutor) and not host.executor.live:
+            if host in self._hosts[:-1]:
+                self._hosts.remove(host)
+            host.thread.close(0.0)
 
     def control(self, live: LiveRun, op: str, body: dict[str, object]) -> None:
         """Send a word to the host of a run; whatever comes of it comes back as events."""
@@ -150,14 +159,23 @@ class Dispatcher:
     def close(self, timeout_s: float) -> None:
         """Let go of the hosts and stop their threads."""
         self._is_closed = True
-        for host in (self._process_host, *self._hosts):
-            if host is None:
-                continue
-            closed = threading.Event()
-            host.thread.call(functools.partial(_begin_close, host, closed))
+        hosts = [host for host in (self._process_host, *self._hosts) if host is not None]
+        closed = [threading.Event() for _ in hosts]
+        for host, event in zip(hosts, closed, strict=True):
+            host.thread.call(functools.partial(_begin_close, host, event))
+        self._wait(hosts, timeout_s, lambda at, left_s: closed[at].wait(left_s))
+        for host in hosts:
+            host.thread.close(0.0)
+        self._wait(hosts, timeout_s, lambda at, left_s: hosts[at].thread.close(left_s))
+
+    def _wait(
+        self, hosts: list[_Host], timeout_s: float, wait: Callable[[int, float], object]
+    ) -> None:
+        """Wait for something of each host, for all together within the time; not for the one that this runs on."""
+        until = self._clock.monotonic() + timeout_s
+        for at, host in enumerate(hosts):
             if not host.thread.is_current:
-                closed.wait(timeout_s)
-            host.thread.close(timeout_s)
+                wait(at, max(0.0, until - self._clock.monotonic()))
 
     def _submit(self, live: LiveRun) -> None:
         attempt = self._attempts.pop(live.run_id, None)
@@ -187,7 +205,9 @@ class Dispatcher:
 
     def _send_out(self) -> None:
         """Submit all that waits to go out, in one batch, to the host on whose loop this runs."""
-        host = next(host for host in self._hosts if host.thread.is_current)
+        host = next((host for host in self._hosts if host.thread.is_current), None)
+        if host is None:  # it was let go of; another has been told as well
+            return
         attempts: list[Attempt] = []
         while self._outgoing:
             attempt = self._outgoing.popleft()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nbrun import events as ev
+from nbrun.agents.worker import RunThreads
 from nbrun.context import current_run
 from nbrun.drive import Drive
 from nbrun.gate import Steps, current_guard
@@ -57,6 +58,7 @@ class RunHost:
             is_shared=is_shared,
         )
         thread.on_close.append(self.pulse.close)
+        thread.loop.set_default_executor(RunThreads(thread.loop))
         thread.loop.set_task_factory(self._make_task)
         thread.loop.set_exception_handler(self._on_loop_error)
 

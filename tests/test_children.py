@@ -225,3 +225,33 @@ def test_the_current_run_is_no_child(session: NotebookSession, held: Held) -> No
     assert session.current_run == run
     assert session.cancel_current().wait(BOUND_S)
     assert run.status is RunStatus.CANCELLED
+
+
+def test_a_child_is_granted_no_more_than_its_parent(session: NotebookSession) -> None:
+    """An agent that must not be allowed anything cannot have a child that may."""
+
+    async def child(prompt: str, run: RunContext) -> bool:
+        return bool(await run.ask("May I?"))
+
+    async def parent(prompt: str, run: RunContext) -> object:
+        return await run.start_child(child, approve="auto")
+
+    assert session.start(parent, approve="deny").result(BOUND_S) is False
+    assert session.start(parent, approve="auto").result(BOUND_S) is True
+
+
+def test_a_run_of_somebody_else_is_no_child(session: NotebookSession, held: Held) -> None:
+    """An id that names another's run is refused: that run is not cancelled with this one."""
+    other = session.start(held, id="taken")
+
+    async def parent(prompt: str, run: RunContext) -> object:
+        return await run.start_child(held, id="taken")
+
+    run = session.start(parent)
+    assert run.wait(BOUND_S)
+    assert run.status is RunStatus.FAILED
+    assert run.error is not None
+    assert run.error.type == "IdConflict"
+    assert not other.done()
+    held.let_go()
+    assert other.result(BOUND_S) == "held"

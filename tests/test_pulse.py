@@ -172,3 +172,75 @@ def test_the_watch_ends_with_the_session(session: NotebookSession) -> None:
         if thread.name == "nbrun-pulse":
             thread.join(BOUND_S)
     assert "nbrun-pulse" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_hosts_that_were_blocked_do_not_pile_up(session: NotebookSession) -> None:
+    """When its block is over and its runs have ended, a host is let go of with the next end of a run."""
+    for _ in range(3):
+        agent = Blocks()
+        run = session.start(agent)
+        assert agent.entered.wait(BOUND_S)
+        wait_for_notice(run, "--thread")
+        agent.gate.set()
+        assert run.result(BOUND_S) == "woke up"
+    gone = threading.Event()
+    while not gone.wait(0.02):
+        assert session.start(agents.instant).wait(BOUND_S)
+        hosts = [t for t in threading.enumerate() if t.name in ("nbrun-host", "nbrun-pulse")]
+        if len(hosts) == 2:
+            gone.set()
+
+
+def test_a_time_limit_holds_on_a_blocked_loop(session: NotebookSession) -> None:
+    """Neither the timer nor the ladder can act there: the pulse does, for both runs on that loop."""
+    calm = session.start(agents.waits_for_cancel, timeout_s=1.5)
+    run = session.start(spins, timeout_s=0.3)
+    assert run.wait(BOUND_S)
+    assert (run.status, run.cause) == (RunStatus.CANCELLED, "deadline")
+    assert calm.wait(BOUND_S)
+    assert (calm.status, calm.cause) == (RunStatus.CANCELLED, "deadline")
+
+
+def test_what_an_agent_began_on_the_side_is_stopped_too(session: NotebookSession) -> None:
+    """Pure Python in a task of the agent's own blocks the loop as well, and ends by a cancel as well."""
+
+    async def gathers(prompt: str) -> None:
+        await asyncio.gather(spins(prompt), asyncio.sleep(3600))
+
+    run = session.start(gathers)
+    while run.phase is None:
+        assert not run.wait(0.01)
+    assert run.cancel().wait(BOUND_S)
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
+    assert session.start(agents.instant).result(BOUND_S)
+
+
+def test_threads_of_asyncio_are_stopped_or_named(session: NotebookSession) -> None:
+    """`asyncio.to_thread()` in an agent: Python in it ends by a cancel, a call outside of it is named."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def computes() -> None:
+        nbrun.current().phase("computing")
+        while True:
+            pass
+
+    def hangs() -> None:
+        entered.set()
+        gate.wait(BOUND_S * 2)
+
+    async def in_python(prompt: str) -> None:
+        await asyncio.to_thread(computes)
+
+    async def outside(prompt: str) -> None:
+        await asyncio.to_thread(hangs)
+
+    run = session.start(in_python)
+    while run.phase is None:
+        assert not run.wait(0.01)
+    assert run.cancel().wait(BOUND_S)
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
+    run = session.start(outside)
+    assert entered.wait(BOUND_S)
+    assert run.cancel().wait(BOUND_S)
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ("hangs",))
+    gate.set()

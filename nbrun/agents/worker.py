@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from nbrun.cancellation import call_soon
+from nbrun.context import current_run
 from nbrun.gate import Gate, current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import Context
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -102,3 +105,35 @@ class Worker(Generic[T]):
             return self._function()
         finally:
             gate.enter()
+
+
+class RunThreads(ThreadPoolExecutor):
+    """What `asyncio.to_thread()` of an agent gets: a thread of its own, which a cancel of the run reaches and names.
+
+    asyncio's own threads would hold up the exit of the kernel, and nobody could tell what runs in them.
+
+    Threads: `submit()` on the host's loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(max_workers=1)  # it starts none: asyncio takes no other class
+        self._loop = loop
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Begin it."""
+        context, call = copy_context(), partial(fn, *args, **kwargs)
+        owner = getattr(call.func, "__self__", None)
+        if isinstance(owner, Context):
+            # asyncio submits `context.run(function)`. The function is taken out, so that it sees its own guard.
+            function: Callable[..., T] = call.args[0]
+            context, call = owner, partial(function, *call.args[1:], **call.keywords)
+        run = current_run.get()
+        name = getattr(call.func, "__name__", "a thread")
+        worker: Worker[T] = Worker(run.run_id if run else "aside", call, context, name=name)
+        if run is None:
+            return worker.start()
+        run.add_work(worker)
+        future = worker.start()
+        drop = partial(run.drop_work, worker)
+        future.add_done_callback(lambda _future: call_soon(self._loop, drop))
+        return future

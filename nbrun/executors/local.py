@@ -30,6 +30,11 @@ class LocalExecutor:
         self._clock = clock
         self._host: RunHost | None = None
 
+    @property
+    def live(self) -> int:
+        """How many attempts are under way here."""
+        return self._host.live if self._host is not None else 0
+
     async def open(self, sink: Sink, on_host: OnHost) -> None:
         """Make the host."""
         self._host = RunHost(
