@@ -238,6 +238,7 @@ class RunContext:
         """
         with guarded():
             self.budget.begin_turn()
+            self.usage()  # so that a budget above hears of the call, too, from wherever it is made
 
     def usage(
         self,

@@ -391,3 +391,37 @@ def test_threads_report_together() -> None:
 def test_dollars_are_written_as_people_do(amount: float, words: str) -> None:
     """Cents, and more places where they matter."""
     assert dollars(amount) == words
+
+
+@pytest.mark.parametrize(
+    "usage", [{"input_tokens": -1}, {"cost_usd": float("nan")}, {"cost_usd": -0.1}]
+)
+def test_usage_is_never_taken_back(session: NotebookSession, usage: dict[str, Any]) -> None:
+    """A negative number, or none, would let a run pass its limits: it is the agent's error."""
+
+    async def agent(prompt: str, run: RunContext) -> None:
+        run.usage(**usage)
+
+    run = session.start(agent, max_cost=1.0)
+    assert run.wait(BOUND_S)
+    assert run.error is not None
+    assert run.error.type == "ValueError"
+
+
+@IN_A_PROCESS
+def test_calls_in_another_process_count_in_its_parents_budget(session: NotebookSession) -> None:
+    """A child that only says that it calls a model is heard of above, and ended with its parent."""
+
+    async def child(prompt: str, run: RunContext) -> None:
+        import asyncio
+
+        while True:
+            run.begin_turn()
+            await asyncio.sleep(0.01)
+
+    async def parent(prompt: str, run: RunContext) -> object:
+        return await run.start_child(child, on="process")
+
+    run = session.start(parent, max_turns=5)
+    assert run.wait(BOUND_S)
+    assert (run.status, run.cause) == OVER
