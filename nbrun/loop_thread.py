@@ -65,11 +65,12 @@ class LoopThread:
         return threading.current_thread() is self._thread
 
     def close(self, timeout_s: float) -> bool:
-        """Stop the loop; return whether its thread has ended within the time."""
-        self._is_stopping = True
-        for callback in self.on_close:
-            callback()
-        call_soon(self.loop, self.loop.stop)
+        """Stop the loop; return whether its thread has ended within the time. May be called again to wait."""
+        if not self._is_stopping:  # a second stop would hit the loop while its tasks see their end
+            self._is_stopping = True
+            for callback in self.on_close:
+                callback()
+            call_soon(self.loop, self.loop.stop)
         if not self.is_current:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
