@@ -77,7 +77,8 @@ def test_what_comes_twice_is_done_once(people_kernel: Kernel) -> None:
 
     run_ok(kernel, "%%agentrun asks -n asking -o asking\ntea")
     wait_for_status(kernel, "asking", "waiting")
-    request = click(kernel, "deny", "asking", text="no")
+    call = value(kernel, "asking.record.pending[0].id").strip("'")
+    request = click(kernel, "deny", "asking", text="no", call=call)
     assert [sent(ask(kernel, request)) for _ in range(2)] == ["sent"] * 2
     wait_for_status(kernel, "asking", "completed")
     assert value(kernel, "asking.output") == "['deny', {'path': 'tea'}, 'no', 'card']"
@@ -88,8 +89,10 @@ def test_what_cannot_be_said_is_refused_and_harmless(people_kernel: Kernel) -> N
     kernel = people_kernel
     run_ok(kernel, "%%agentrun asks -n asking -o asking\ntea")
     wait_for_status(kernel, "asking", "waiting")
-    request = click(kernel, "approve", "asking")
+    call = value(kernel, "asking.record.pending[0].id").strip("'")
+    request = click(kernel, "approve", "asking", call=call)
     cases: list[tuple[dict[str, Any], str]] = [
+        ({"call": None}, "refused"),  # a click is one on a question, never on whichever is open
         ({"call": "ask-9"}, "refused"),
         ({"call": 3}, "refused"),
         ({"choice": "green"}, "refused"),
