@@ -75,6 +75,7 @@ def test_a_shutdown_takes_every_process_along(loaded_kernel: Kernel) -> None:
     until = time.monotonic() + 5
     kernel.wait_until(lambda: all(map(is_gone, pids)) or time.monotonic() > until)
     assert all(map(is_gone, pids))
+    kernel.wait_until(lambda: not kernel.is_alive)  # the end is written a moment after the kill
     record = stored(kernel.folder, "blocks")
     assert record is not None
     assert (record.status, record.cause, record.detached) == ("cancelled", "shutdown", ())
