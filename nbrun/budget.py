@@ -58,6 +58,7 @@ class Budget:
     __slots__ = (
         "_begun",
         "_has_told",
+        "_is_shared",
         "_is_free",
         "_lock",
         "_own",
@@ -84,6 +85,7 @@ class Budget:
         self._own = Used()
         self._total = Used()  # with what its children have used
         self._has_told = False
+        self._is_shared = False  # whether child runs have used something
         self._is_free = parent is None and limits == NO_LIMITS
 
     @property
@@ -150,6 +152,7 @@ class Budget:
             max(before.cost, told.cost),
         )
         for node in self._line():
+            node._is_shared = node._is_shared or node is not self
             total = node._total
             node._total = Used(
                 total.turns + now.turns - before.turns,
@@ -175,7 +178,7 @@ class Budget:
             cost > limits.max_cost or (calls and cost == limits.max_cost)
         ):
             words = f"max_cost {dollars(limits.max_cost)}: {dollars(cost)} spent"
-        return words and f"{words}{'' if self._total == self._own else ', child runs included'}"
+        return words and f"{words}{', child runs included' if self._is_shared else ''}"
 
     def _is_untold(self) -> bool:
         return self.limits.max_cost is not None and not self._has_told

@@ -425,3 +425,11 @@ def test_calls_in_another_process_count_in_its_parents_budget(session: NotebookS
     run = session.start(parent, max_turns=5)
     assert run.wait(BOUND_S)
     assert (run.status, run.cause) == OVER
+
+
+def test_a_run_without_children_is_not_told_of_any(session: NotebookSession) -> None:
+    """Sums of cents differ in their last bit: that is no child run."""
+    run = session.start(caller(50, [], input_tokens=100, cost_usd=0.01), max_tokens=500)
+    assert run.wait(BOUND_S)
+    assert str(run.reason).startswith("max_tokens 500: ")
+    assert "child" not in str(run.reason)
