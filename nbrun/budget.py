@@ -58,8 +58,8 @@ class Budget:
     __slots__ = (
         "_begun",
         "_has_told",
-        "_is_shared",
         "_is_free",
+        "_is_shared",
         "_lock",
         "_own",
         "_parent",
