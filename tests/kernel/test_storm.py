@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import random
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -83,5 +84,7 @@ def test_interrupts_at_any_moment_leave_nothing_behind(loaded_kernel: Kernel) ->
         wait_for_end_on_card(kernel, cell)
     after = counts(kernel)
     assert after.pop("files") <= before.pop("files") + OPEN_FILES  # a leak would be of 50
-    assert after == before
+    assert after["comms"] <= before["comms"]
+    for kind in ("threads", "tasks"):  # the kernel's own come and go: none may have come to stay
+        assert not Counter(after[kind]) - Counter(before[kind]), kind
     assert run_ok(kernel, "6 * 7").result == "42"
