@@ -128,13 +128,13 @@ class SessionStore:
             self.path = path
             break
         else:
-            self._write_connection = schema.open_for_writing(None)
+            self._write_connection = schema.open_for_writing(None, self._clock.now())
             self.problem = f"{self.problem or 'no place to write'}; runs are kept in memory only"
         self._is_open = True
 
     def _opened(self, path: Path) -> sqlite3.Connection:
         schema.prepare_folder(path.parent)
-        connection = schema.open_for_writing(path)
+        connection = schema.open_for_writing(path, self._clock.now())
         try:
             self.lost = mark_lost(connection, self._clock.now())
         except BaseException:

@@ -2,6 +2,9 @@
 
 Times are integer microseconds since the epoch (UTC). `events.data` is MessagePack; consecutive text deltas
 share a row (`count` > 1), see `deltas`.
+
+A new version adds tables and indexes and changes none, so that going up is running the statements that are new;
+`versions` says when that was done.
 """
 
 from __future__ import annotations
@@ -16,11 +19,10 @@ from nbrun.errors import StoreDamaged, StoreReadOnly, StoreTooNew
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION = 1
 FOLDER = ".nbrun"
 APPLICATION_ID = 0x6E62726E  # "nbrn"
 
-DDL = (
+_FIRST = (
     """CREATE TABLE sessions (
   key INTEGER PRIMARY KEY,
   session_id TEXT NOT NULL UNIQUE,
@@ -66,6 +68,42 @@ DDL = (
   state BLOB NOT NULL
 )""",
 )
+_SECOND = (
+    """CREATE TABLE versions (
+  version INTEGER PRIMARY KEY,
+  made_at INTEGER NOT NULL
+)""",
+    # Which file the session wrote to: a copy of it has another inode.
+    """CREATE TABLE homes (
+  session INTEGER PRIMARY KEY REFERENCES sessions (key),
+  device INTEGER NOT NULL,
+  inode INTEGER NOT NULL
+)""",
+    # What a run goes on from: `kind` is resume, retry, replay or continue.
+    """CREATE TABLE origins (
+  run INTEGER PRIMARY KEY REFERENCES runs (number),
+  origin INTEGER NOT NULL,
+  kind TEXT NOT NULL
+)""",
+    "CREATE INDEX origins_by_origin ON origins (origin)",
+    # Files beside the database, named by their hash; several rows may share one.
+    """CREATE TABLE artifacts (
+  key INTEGER PRIMARY KEY,
+  run INTEGER NOT NULL REFERENCES runs (number),
+  id TEXT NOT NULL,
+  name TEXT NOT NULL,
+  media_type TEXT NOT NULL,
+  size INTEGER NOT NULL,
+  sha256 TEXT NOT NULL,
+  made_at INTEGER NOT NULL,
+  UNIQUE (run, id)
+)""",
+    "CREATE INDEX artifacts_by_sha256 ON artifacts (sha256)",
+)
+
+VERSIONS = (_FIRST, _SECOND)
+"""What each version of the schema has added, the first one first."""
+VERSION = len(VERSIONS)
 
 BUSY_TIMEOUT_S = 1.0
 MAX_VALUE_BYTES = 256 * 1024 * 1024
@@ -116,8 +154,12 @@ def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def open_for_writing(path: Path | None) -> sqlite3.Connection:
-    """Return a connection to a file that has our tables, made if the file is new.
+def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
+    """Return a connection to a file that has our tables, made where they are missing.
+
+    Parameters
+    ----------
+    now : epoch seconds; what `versions` notes.
 
     Raises
     ------
@@ -131,14 +173,13 @@ def open_for_writing(path: Path | None) -> sqlite3.Connection:
     connection = connect(path, create=path is not None)
     try:
         # Before anything is written: the journal's mode is a write as well.
-        _has_tables(connection, path)
+        _check(connection, path)
         if path is not None:
             # WAL lets readers go on while we write; where it cannot be had, SQLite stays with its journal.
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
-        if not _has_tables(connection, path):
-            _make_tables(connection)
+        _bring_up(connection, _check(connection, path), now)
         connection.execute("COMMIT")
     except sqlite3.DatabaseError as error:
         connection.close()
@@ -151,29 +192,41 @@ def open_for_writing(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
-    for statement in DDL:
-        connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+def _bring_up(connection: sqlite3.Connection, version: int, now: float) -> None:
+    """Make the tables that a file of this version lacks; the caller has a transaction open."""
+    for number, statements in enumerate(VERSIONS[version:], version + 1):
+        for statement in statements:
+            connection.execute(statement)
+        if number > 1:  # the first version had no table for it
+            connection.execute("INSERT INTO versions VALUES (?, ?)", (number, round(now * 1_000_000)))
+    if version < VERSION:
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
-def _has_tables(connection: sqlite3.Connection, path: Path | None) -> bool:
-    """Return whether our tables are there, False for an empty file; raise where anything else is."""
+def _check(connection: sqlite3.Connection, path: Path | None) -> int:
+    """Return the version of a file that is as we make them, 0 for an empty one.
+
+    Raises
+    ------
+    StoreTooNew, StoreReadOnly
+        It is anything else.
+    """
     found = {
         row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
     }
     if not found:
-        return False
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+        return 0
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
         raise StoreTooNew(
             f"{path} was made by a newer nbrun (schema {version}, this one knows {VERSION}); update nbrun"
         )
-    strange = found - set(DDL) - {"CREATE TABLE sqlite_sequence(name,seq)"}
-    if strange or set(DDL) - found:
+    ours = {sql for statements in VERSIONS[: max(version, 1)] for sql in statements}
+    strange = found - ours - {"CREATE TABLE sqlite_sequence(name,seq)"}
+    if strange or ours - found:
         what = ", ".join(sorted(" ".join(sql.split()[:3]) for sql in strange)) or "missing tables"
         raise StoreReadOnly(
             f"{path} is not as nbrun makes its stores ({what}); it is not written to"
         )
-    return True
+    return version

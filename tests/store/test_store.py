@@ -242,7 +242,7 @@ def test_each_kind_of_strange_file_has_its_error(tmp_path: Path) -> None:
     with pytest.raises(StoreTooNew, match="update nbrun"):
         schema.open_for_writing(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute(f"PRAGMA user_version = {schema.VERSION}")
         connection.execute("CREATE TABLE evil (x)")
     with pytest.raises(StoreReadOnly, match="CREATE TABLE evil"):
         schema.open_for_writing(path)
