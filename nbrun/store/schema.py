@@ -198,7 +198,9 @@ def _bring_up(connection: sqlite3.Connection, version: int, now: float) -> None:
         for statement in statements:
             connection.execute(statement)
         if number > 1:  # the first version had no table for it
-            connection.execute("INSERT INTO versions VALUES (?, ?)", (number, round(now * 1_000_000)))
+            connection.execute(
+                "INSERT INTO versions VALUES (?, ?)", (number, round(now * 1_000_000))
+            )
     if version < VERSION:
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
