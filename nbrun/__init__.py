@@ -3,6 +3,7 @@
 # General layout, from what knows nothing to what knows everything:
 #
 #   errors, cancellation, events, record   what a run is. No I/O, no clock, no Jupyter.
+#     fold                                 from events to the record.
 #     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
 #     gate, loop_flag                      whether an agent's own code is on a thread, to be cancelled there | a
 #                                          one-shot event of a loop.

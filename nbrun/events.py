@@ -16,8 +16,11 @@ from nbrun.cancellation import CancelCause, Rung
 from nbrun.encoding import Plain, shown
 
 
-class EventData(msgspec.Struct, frozen=True, omit_defaults=True):
+class EventData(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What an event says; the base of every type below."""
+
+    # gc=False, here and in records: they hold plain data, so that nothing in them can lead back to them, and
+    # there are so many that the garbage collector would take longer over them than everything else does.
 
     TYPE: ClassVar[str] = ""
 
@@ -44,7 +47,7 @@ class Usage(EventData, frozen=True):
     )
 
 
-class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An exception, as text."""
 
     type: str
@@ -370,7 +373,7 @@ class Raw(EventData, frozen=True):
 # --- envelope and codec ------------------------------------------------------------------------------
 
 
-class RunEvent(msgspec.Struct, frozen=True):
+class RunEvent(msgspec.Struct, frozen=True, gc=False):
     """One entry of a run's log.
 
     `seq` is gapless per run and given by the session at intake; `ts` is epoch seconds (UTC); `attempt` 0

@@ -29,8 +29,8 @@ class Flag:
     def set(self) -> None:
         """Set it, for good."""
         self._is_set = True  # first: who is not in the list yet looks at it after entering
-        with contextlib.suppress(IndexError):  # a waiter may take its own out in between
-            while True:
+        while self._waiters:
+            with contextlib.suppress(IndexError):  # a waiter may take its own out in between
                 self._waiters.pop().release()
 
     def wait(self, timeout_s: float | None = None) -> bool:

@@ -37,6 +37,7 @@ LARGE_CHARS, FEW = 16_000, 64
 """Producers are paused as well when more than a few events wait and these are large, or were left over."""
 
 _PLAIN_WEIGHT = 200  # of an event that is no text
+_DELTAS = (ev.TextDelta, ev.ReasoningDelta)  # a tuple: a union is built anew at each look
 
 # One for all runs: it is held for a moment, and each lock costs memory.
 _listening = threading.RLock()
@@ -68,7 +69,7 @@ class LiveRun:
     next_seq: int = 0
     next_n: int = 0
     refused: int = 0
-    streams: dict[str, StreamRedactor] = field(default_factory=dict)
+    streams: dict[str, StreamRedactor] | None = None  # with the first text of a session that has secrets
     pending_output: object = None
 
     # public
@@ -79,16 +80,16 @@ class LiveRun:
     is_created: Flag = field(default_factory=Flag)
     is_ended: Flag = field(default_factory=Flag)
     unsaved: tuple[ev.RunEvent, ...] = ()
-    listeners: list[Listener] = field(default_factory=list)
+    listeners: tuple[Listener, ...] = ()  # replaced, never changed: they may be walked right now
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Have `listener(record, events)` called on the writer's thread; return what ends that."""
-        with _listening:  # replaced, never changed: it may be walked right now
-            self.listeners = [*self.listeners, listener]
+        with _listening:
+            self.listeners = (*self.listeners, listener)
 
         def remove() -> None:
             with _listening:
-                self.listeners = [known for known in self.listeners if known is not listener]
+                self.listeners = tuple(known for known in self.listeners if known is not listener)
 
         return remove
 
@@ -271,11 +272,11 @@ class Intake:
         parent: str | None,
         events: list[ev.RunEvent],
     ) -> None:
-        kind = ev.type_of(data)
+        kind = data.TYPE or ev.type_of(data)
         if not is_admitted(live.status, kind):
             live.refused += 1
             return
-        if isinstance(data, ev.TextDelta | ev.ReasoningDelta):
+        if isinstance(data, _DELTAS):
             data = self._redacted_delta(live, data)
         else:
             if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
@@ -292,6 +293,8 @@ class Intake:
     ) -> ev.TextDelta | ev.ReasoningDelta:
         text = clean_text(data.text)
         if self.redactor:
+            if live.streams is None:
+                live.streams = {}
             stream = live.streams.get(data.TYPE)
             if stream is None:
                 stream = live.streams[data.TYPE] = StreamRedactor(self.redactor)
@@ -302,7 +305,7 @@ class Intake:
         self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]
     ) -> None:
         """Append what was held of the run's texts: its stream is over, and it was no secret."""
-        for kind, stream in live.streams.items():
+        for kind, stream in (live.streams or {}).items():
             tail = stream.flush()
             if tail:
                 data = ev.TextDelta(tail) if kind == ev.TextDelta.TYPE else ev.ReasoningDelta(tail)
@@ -317,7 +320,8 @@ class Intake:
             data = self._without_secrets(data)
             blob = ev.encode_data(data)
         # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
-        if not any(secret in blob for secret in self.redactor.encoded):
+        secrets = self.redactor.encoded
+        if not secrets or not any(secret in blob for secret in secrets):
             return data
         clean: ev.EventData = self._without_secrets(data)
         return clean
@@ -349,11 +353,12 @@ class Intake:
             # Replaced, never changed: somebody may be reading it.
             live.unsaved = () if item.problem is None else (*live.unsaved, *item.events)
             live.problem = item.problem
-            if not item.record.is_live and not live.is_ended.is_set():
+            is_live = item.record.is_live
+            if not is_live and not live.is_ended.is_set():
                 live.output = live.pending_output
             live.record = item.record
             live.is_created.set()
-            if not item.record.is_live:
+            if not is_live:
                 live.is_ended.set()
             try:
                 self._on_publish(live, item.events)

@@ -24,14 +24,14 @@ class Line:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.RLock()  # entered again by a signal handler that cancels
-        self._under_way: list[LiveRun] = []
+        self._under_way: dict[LiveRun, None] = {}  # a set that keeps the order
         self._waiting: list[LiveRun] = []
 
     def join(self, live: LiveRun) -> bool:
         """Put a run in the line; return whether it may be entered at once."""
         with self._lock:
             if self._may_go(live, self._waiting):
-                self._under_way.append(live)
+                self._under_way[live] = None
                 return True
             self._waiting.append(live)
             return False
@@ -39,12 +39,12 @@ class Line:
     def leave(self, live: LiveRun) -> list[LiveRun]:
         """Take out a run that has ended; return those that may be entered now."""
         with self._lock:
-            _discard(self._under_way, live)
+            self._under_way.pop(live, None)
             _discard(self._waiting, live)
             going: list[LiveRun] = []
             # One at a time, and in place: what a handler does in between stands.
             while (following := self._next()) is not None:
-                self._under_way.append(following)
+                self._under_way[following] = None
                 _discard(self._waiting, following)
                 going.append(following)
             return going
@@ -81,8 +81,7 @@ class Line:
 
 def _discard(runs: list[LiveRun], live: LiveRun) -> bool:
     """Take a run out of a list; return whether it was there."""
-    try:
+    is_there = live in runs
+    if is_there:
         runs.remove(live)
-    except ValueError:
-        return False
-    return True
+    return is_there

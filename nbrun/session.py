@@ -112,6 +112,7 @@ class NotebookSession:
         self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
+        self._tellers = tuple(observer.tell for observer in self._observers)
         self.store.open_existing()
 
     # --- starting --------------------------------------------------------------------------------
@@ -473,9 +474,9 @@ class NotebookSession:
         """Give the place of an ended run to the next, and tell everybody; on the writer's thread."""
         record = live.record
         # A host in this process has told its budget already, and totals may be told twice; another could not.
-        if live.budget is not None and any(event.type == ev.Usage.TYPE for event in events):
+        if live.budget is not None and any(isinstance(event.data, ev.Usage) for event in events):
             live.budget.note_usage(record.usage)
-        if not record.is_live and any(event.type in ev.END_TYPES for event in events):
+        if not record.is_live and any(event.data.TYPE in ev.END_TYPES for event in events):
             live.token.release()
             self._dispatcher.note_end(live)
             self._people.forget(live)
@@ -483,8 +484,7 @@ class NotebookSession:
                 self._intake.forget(gone)
             if self.on_line_moved is not None:
                 self.on_line_moved()
-        tell = [*live.listeners, *(observer.tell for observer in self._observers)]
-        for listener in tell:
+        for listener in (*live.listeners, *self._tellers):
             try:
                 listener(record, events)
             except Exception:  # isolated: a card or an observer that fails must not stop the log

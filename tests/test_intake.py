@@ -12,8 +12,8 @@ from nbrun import CancelCause, CancelToken, RunStatus
 from nbrun import events as ev
 from nbrun.attempt import HostEvent
 from nbrun.cancellation import CancelOutcome
+from nbrun.fold import fold
 from nbrun.intake import Intake, LiveRun
-from nbrun.record import fold
 from nbrun.redaction import Redactor
 from nbrun.store import Committed
 from tests.fakes.agents import BOUND_S

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.cancellation import Rung
-from nbrun.record import AFTER_END, LIVE, TERMINAL, TRANSITIONS, fold, is_admitted, next_status
+from nbrun.fold import fold
+from nbrun.record import AFTER_END, LIVE, TERMINAL, TRANSITIONS, is_admitted, next_status
 from tests.test_events import SAMPLES
 
 CREATED = ev.RunCreated(session_id="s", name="haiku", agent="poet", prompt="tea", tags={"k": "v"})
@@ -135,7 +136,7 @@ def test_the_end_of_detached_work_changes_neither_status_nor_output() -> None:
     """It may follow an ending, and is counted."""
     end = ev.RunCancelled(CancelCause.USER, None, "half", detached=("tool",))
     before = fold(log(CREATED, ev.RunStarted(), REQUEST, end))
-    after = before.apply(log(ev.DetachedFinished("tool", 2), first=4))
+    after = fold(log(ev.DetachedFinished("tool", 2), first=4), before)
     assert (after.status, after.output, after.ended_at) == (before.status, "half", before.ended_at)
     assert after.event_count == 5
 
@@ -146,10 +147,10 @@ def test_detached_work_is_told_to_its_end() -> None:
     record = fold(log(CREATED, ev.RunStarted(), REQUEST, end))
     assert (record.still_running, record.is_settled) == (("fetch", "search"), False)
     both = log(ev.DetachedFinished("fetch", 2), ev.DetachedFinished("search", 3), first=4)
-    record = record.apply(both[:1])
+    record = fold(both[:1], record)
     assert (record.still_running, record.is_settled) == (("search",), False)
     assert (record.detached_finished, record.detached_finished_at) == (("fetch",), 104.0)
-    record = record.apply(both[1:])
+    record = fold(both[1:], record)
     assert (record.still_running, record.is_settled, record.refused) == ((), True, 3)
     assert record.detached == ("fetch", "search")  # what it left behind at its end stays told
 
@@ -166,7 +167,7 @@ def test_the_last_rung_of_a_cancel_is_kept() -> None:
     record = fold(log(CREATED, ev.RunStarted(), REQUEST))
     assert record.rung is None
     rungs = [ev.CancelEscalated(Rung.NATIVE), ev.CancelEscalated(Rung.TASK)]
-    assert record.apply(log(*rungs, first=3)).rung is Rung.TASK
+    assert fold(log(*rungs, first=3), record).rung is Rung.TASK
 
 
 def test_a_lost_run_ended_with_its_last_event() -> None:
@@ -210,7 +211,7 @@ def test_the_last_log_lines_are_kept_and_all_are_counted() -> None:
     record = fold(log(CREATED, ev.Log("a\nb", "stdout"), ev.Log("", "stdout"), ev.Log("c")))
     assert (record.log, record.log_count) == (("a", "b", "", "c"), 4)
     many = "\n".join(f"line {number}" for number in range(1000))
-    record = record.apply(log(ev.Log(many, "stderr"), ev.Log("x" * 1000), first=4))
+    record = fold(log(ev.Log(many, "stderr"), ev.Log("x" * 1000), first=4), record)
     assert record.log_count == 1005
     assert (len(record.log), record.log[0], record.log[-2]) == (20, "line 981", "line 999")
     assert record.log[-1] == "x" * 299 + "…"
@@ -240,7 +241,7 @@ def test_pending_questions_are_those_without_an_answer() -> None:
     assert fold(log(*asked)).pending == (first, second)
     answered = [*asked, ev.ApprovalResolved("ask-1", "allow"), ev.ApprovalResolved("x", "deny")]
     assert fold(log(*answered)).pending == (second,)
-    assert fold(log(*asked)).apply(log(ev.ApprovalResolved("ask-2", "deny"), first=5)).pending == (
+    assert fold(log(ev.ApprovalResolved("ask-2", "deny"), first=5), fold(log(*asked))).pending == (
         first,
     )
     for last in (ev.RunLost(), ev.RunCompleted(), ev.RunStarted()):
@@ -269,20 +270,20 @@ def test_a_brief_record_keeps_a_few_questions_small() -> None:
 def test_a_gap_is_refused() -> None:
     """An event that does not come next raises, and names both numbers."""
     with pytest.raises(ValueError, match="event 3 came where 1 was due"):
-        fold(log(CREATED)).apply(log(ev.RunStarted(), first=3))
+        fold(log(ev.RunStarted(), first=3), fold(log(CREATED)))
 
 
 def test_an_event_after_the_end_is_refused() -> None:
     """The fold never lets a log say two endings."""
     record = fold(log(CREATED, ev.RunCompleted("x")))
     with pytest.raises(ValueError, match="came after the run was completed"):
-        record.apply(log(ev.RunFailed(ev.ErrorInfo("E", "late")), first=2))
+        fold(log(ev.RunFailed(ev.ErrorInfo("E", "late")), first=2), record)
 
 
 def test_an_unknown_event_changes_nothing_but_the_count() -> None:
     """Types are open: a later version's event is taken."""
     before = fold(log(CREATED))
-    after = before.apply(log(ev.Unknown("oracle.spoke", {"x": 1}), first=1))
+    after = fold(log(ev.Unknown("oracle.spoke", {"x": 1}), first=1), before)
     assert msgspec.structs.replace(after, event_count=1, last_event_at=100.0) == before
 
 
@@ -319,7 +320,7 @@ def test_any_order_gives_a_legal_status_and_an_end_stays(data: list[ev.EventData
     """Whatever comes in whatever order, each step is in the table, and the first ending is the last word."""
     record = RunRecord()
     for event in admitted(data):
-        before, record = record, record.apply([event])
+        before, record = record, fold([event], record)
         legal = {before.status, TRANSITIONS[before.status].get(event.type, before.status)}
         assert record.status in legal
         if before.status.is_terminal:
@@ -339,11 +340,11 @@ def test_a_fold_in_batches_equals_one_by_one(data: list[ev.EventData], cuts: lis
     events = admitted(data)
     single = RunRecord()
     for event in events:
-        single = single.apply([event])
+        single = fold([event], single)
     edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
     batched = RunRecord()
     for start, end in pairwise(edges):
-        batched = batched.apply(events[start:end])
+        batched = fold(events[start:end], batched)
     assert batched == single
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(single), type=RunRecord) == single
 
@@ -359,7 +360,7 @@ def test_no_tool_runs_on_in_a_run_that_was_cut_short(end: ev.EventData) -> None:
         ev.ToolFinished("a", "ok"),
         ev.ToolStarted("b", "fetch"),
     ]
-    before = RunRecord().apply(log(CREATED, ev.RunStarted(), *tools))
-    record = before.apply(log(end, first=before.event_count))
+    before = fold(log(CREATED, ev.RunStarted(), *tools))
+    record = fold(log(end, first=before.event_count), before)
     assert [tool.status for tool in record.tools] == ["ok", "cancelled"]
     assert record == fold(log(CREATED, ev.RunStarted(), *tools, end))

@@ -12,7 +12,7 @@ import pytest
 from nbrun import CancelCause, NotebookSession, Run, RunContext, RunStatus
 from nbrun import events as ev
 from nbrun.cancellation import CancelOutcome
-from nbrun.record import fold
+from nbrun.fold import fold
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.observer import Notes

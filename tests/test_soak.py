@@ -14,7 +14,7 @@ from nbrun import NotebookSession, Run, RunContext, RunStatus
 from nbrun import events as ev
 from nbrun.attempt import HostEvent
 from nbrun.cancellation import CancelOutcome, CancelReceipt
-from nbrun.record import fold
+from nbrun.fold import fold
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 

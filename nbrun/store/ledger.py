@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from nbrun import events as ev
+from nbrun.fold import fold
 from nbrun.record import RunRecord, RunStatus
 from nbrun.store import deltas, reader
 
@@ -19,6 +20,8 @@ _INSERT_EVENT = (
     "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
+
+_UPDATE_RUN = "UPDATE runs SET status = ?, record = ? WHERE number = ?"
 
 Values = tuple[object, ...]
 
@@ -53,8 +56,7 @@ class OpenRow:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """What the file says of a run, as far as its next write needs it."""
 
     number: int
@@ -67,16 +69,44 @@ class IdTaken(Exception):
 
 
 class Ledger:
-    """Writes into an open transaction.
+    """Writes in a transaction, which it begins and commits.
 
-    It keeps nothing of what it wrote: a caller that rolls back drops what was returned, one that commits
-    hands it in again.
+    It keeps nothing of what it has committed: a caller that rolls back drops what was returned, one that
+    commits hands it in again. What has no answer to wait for is collected, and written at the commit in one go:
+    a statement of its own for each costs more than its row.
 
     Threads: of the writer's thread.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._events: list[Values] = []
+        self._records: list[Values] = []
+
+    def begin(self) -> None:
+        """Begin a transaction, in which no other connection writes."""
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Write what was collected, and commit."""
+        self.flush()
+        self._connection.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Take all back; also where the transaction is over already, as SQLite ends one itself in need."""
+        self._events.clear()
+        self._records.clear()
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        events, self._events = self._events, []
+        records, self._records = self._records, []
+        if events:
+            self._connection.executemany(_INSERT_EVENT, events)
+        if records:
+            self._connection.executemany(_UPDATE_RUN, records)
 
     def insert_session(self, values: Values) -> int:
         """Insert the session; return its key."""
@@ -98,7 +128,7 @@ class Ledger:
         """
         data = created.data
         assert isinstance(data, ev.RunCreated)  # noqa: S101 - the writer looks before it calls
-        record = RunRecord().apply([created])
+        record = fold([created])
         if (
             data.options.get(ev.ONCE)
             and self._connection.execute(
@@ -135,16 +165,15 @@ class Ledger:
 
     def write_events(self, row: Row, events: Sequence[ev.RunEvent]) -> Row:
         """Write events of one run, by seq; deltas join the run's open row."""
-        inserts: list[Values] = []
         opened = row.deltas
         if opened is not None:  # a copy: what was handed in must stand if this is rolled back
             opened = replace(opened, texts=list(opened.texts), steps=list(opened.steps))
         for event in events:
             if opened is not None and not opened.takes(event):
-                self._put(row.number, opened, inserts)
+                self._put(row.number, opened)
                 opened = None
             if event.type not in ev.DELTA_TYPES:
-                inserts.append(_values(row.number, event))
+                self._events.append(_values(row.number, event))
                 continue
             if opened is None:
                 opened = OpenRow(
@@ -152,8 +181,6 @@ class Ledger:
                 )
             opened.texts.append(event.data.text)  # type: ignore[attr-defined]  # both delta types have one
             opened.steps.append(micros(event.ts) - opened.ts)
-        if inserts:
-            self._connection.executemany(_INSERT_EVENT, inserts)
         if opened is not None:
             opened = self._keep_open(row.number, opened)
         return row if opened is row.deltas else Row(row.number, row.status, opened)
@@ -169,11 +196,15 @@ class Ledger:
         for event in events:
             self._connection.execute("SAVEPOINT one")
             try:
-                row = self.write_events(row, [event])
+                after = self.write_events(row, [event])
+                self.flush()
             except Exception as error:
+                self._events.clear()
                 self._connection.execute("ROLLBACK TO one")
                 event = _stand_in(event, error)
-                row = self.write_events(row, [event])
+                after = self.write_events(row, [event])
+                self.flush()
+            row = after
             self._connection.execute("RELEASE one")
             written.append(event)
         return row, written
@@ -182,16 +213,13 @@ class Ledger:
         """Write the brief record where its status has changed."""
         if record.status is row.status:
             return row
-        self._connection.execute(
-            "UPDATE runs SET status = ?, record = ? WHERE number = ?",
-            (record.status, reader.encode_record(record), row.number),
-        )
+        self._records.append((record.status, reader.encode_record(record), row.number))
         return Row(row.number, record.status, row.deltas)
 
-    def _put(self, number: int, opened: OpenRow, inserts: list[Values]) -> None:
-        """Write a row that takes no more: over its first form, or as one of the inserts."""
+    def _put(self, number: int, opened: OpenRow) -> None:
+        """Write a row that takes no more: over its first form, or with the other events."""
         if opened.key is None:
-            inserts.append(opened.values(number))
+            self._events.append(opened.values(number))
         else:
             self._update(opened)
 

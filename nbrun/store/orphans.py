@@ -8,6 +8,7 @@ import sqlite3
 import msgspec
 
 from nbrun import events as ev
+from nbrun.fold import fold
 from nbrun.record import LIVE, RunRecord, RunStatus
 from nbrun.store import reader
 from nbrun.store.lease import ProcessIdentity
@@ -71,7 +72,8 @@ def _mark_one_lost(connection: sqlite3.Connection, number: int, now: float) -> N
     row = Row(number, record.status)
     ledger = Ledger(connection)
     ledger.write_events(row, [lost])
-    ledger.write_record(row, msgspec.structs.replace(record, event_count=seq).apply([lost]))
+    ledger.write_record(row, fold([lost], msgspec.structs.replace(record, event_count=seq)))
+    ledger.flush()
 
 
 def _record(connection: sqlite3.Connection, number: int) -> RunRecord:

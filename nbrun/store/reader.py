@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbrun import events as ev
-from nbrun.record import RunRecord, fold
+from nbrun.fold import fold
+from nbrun.record import RunRecord
 from nbrun.store import deltas
 
 if TYPE_CHECKING:

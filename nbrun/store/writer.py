@@ -7,13 +7,14 @@ import logging
 import queue
 import sqlite3
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
 from nbrun import events as ev
+from nbrun.fold import fold
 from nbrun.record import RunRecord, RunStatus
 from nbrun.store.lease import this_process
 from nbrun.store.ledger import IdTaken, Ledger, Row, Values, micros
@@ -42,8 +43,7 @@ class _State(Enum):
     BUSY = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(NamedTuple):
     """What became public of one run: its record, and the events that led there from the last one.
 
     `problem` says why it is not on disk, if it is not.
@@ -81,7 +81,7 @@ class _Run:
 
     record: RunRecord
     row: Row | None = None  # None until it is in the file
-    backlog: list[ev.RunEvent] = field(default_factory=list)  # folded, and not in the file
+    backlog: Sequence[ev.RunEvent] = ()  # folded, and not in the file
 
 
 _Group = dict[str, list[ev.RunEvent]]
@@ -255,12 +255,12 @@ class Writer:
         """Make events public that are not on disk; they are tried again unless their run was given up."""
         run = self._run(run_id)
         try:
-            run.record = run.record.apply(new)
+            run.record = fold(new, run.record)
         except Exception:  # an end must be seen even if what led to it cannot be
             _log.exception("%s: its events cannot be read", run_id)
             if _has_end(new):
                 run.record = msgspec.structs.replace(run.record, status=RunStatus.FAILED)
-        run.backlog = [] if run_id in self._given_up else [*run.backlog, *new]
+        run.backlog = () if run_id in self._given_up else (*run.backlog, *new)
         (self._behind.add if run.backlog else self._behind.discard)(run_id)
         committed.append(Committed(run_id, run.record, new, problem))
 
@@ -272,31 +272,33 @@ class Writer:
         Nothing changes when it raises, so that the same can be tried again.
         """
         runs = {run_id: self._run(run_id) for run_id in groups}
-        everything = (event for id_, run in runs.items() for event in (*run.backlog, *groups[id_]))
-        self._sync_fully(_has_end(everything))
+        self._sync_fully(
+            any(_has_end(run.backlog) or _has_end(groups[run_id]) for run_id, run in runs.items())
+        )
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._ledger.begin()
             try:
                 session_key = self._session_key or self._ledger.insert_session(self._session_row)
                 written = {
                     run_id: self._write_run(session_key, run_id, run, groups[run_id], stand_in)
                     for run_id, run in runs.items()
                 }
-                self._connection.execute("COMMIT")
+                self._ledger.commit()
             except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                self._ledger.rollback()
                 raise
         self._session_key = session_key
         for run_id, (row, record, new) in written.items():
-            self._runs[run_id] = _Run(record, row)
+            run = runs[run_id]
+            run.record, run.row, run.backlog = record, row, ()
             self._behind.discard(run_id)
             committed.append(Committed(run_id, record, new))
 
     def _write_run(
         self, session_key: int, run_id: str, run: _Run, new: list[ev.RunEvent], stand_in: bool
     ) -> tuple[Row, RunRecord, list[ev.RunEvent]]:
-        events, row, record = [*run.backlog, *new], run.row, run.record
+        events = [*run.backlog, *new]
+        row, record = run.row, run.record
         if row is None and events and isinstance(events[0].data, ev.RunCreated):
             row, events[0] = self._ledger.insert_run(session_key, events[0])
         elif row is None:
@@ -306,7 +308,7 @@ class Writer:
         else:
             row = self._ledger.write_events(row, events)
         new = events[len(run.backlog) :]
-        record = record.apply(new)
+        record = fold(new, record)
         if record.number is None:  # it was folded before it had one
             record = msgspec.structs.replace(record, number=row.number)
         return self._ledger.write_record(row, record), record, new
@@ -337,4 +339,4 @@ class Writer:
 
 
 def _has_end(events: Iterable[ev.RunEvent]) -> bool:
-    return any(event.type in ev.END_TYPES for event in events)
+    return any(event.data.TYPE in ev.END_TYPES for event in events)

@@ -19,6 +19,7 @@ import msgspec
 from nbrun import RunRecord
 from nbrun import events as ev
 from nbrun.flag import Flag
+from nbrun.fold import fold
 from nbrun.loop_thread import LoopThread
 from nbrun.store import Committed, SessionStore, Source
 from nbrun.store.reader import StoredRun
@@ -247,7 +248,7 @@ class VirtualWriter:
         for run_id, events in groups.items():
             record = unsaved.get(run_id) or self.source.record(run_id)
             assert record is not None, f"{run_id} was forgotten before it was written"
-            record = record.apply(events)
+            record = fold(events, record)
             if record.number is None:
                 record = msgspec.structs.replace(record, number=next(self._numbers))
             if problem is not None:

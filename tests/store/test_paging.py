@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nbrun import CancelCause, RunRecord
 from nbrun import events as ev
-from nbrun.record import fold
+from nbrun.fold import fold
 from nbrun.store import reader, schema
 from nbrun.store.writer import Committed, Writer
 from tests.fakes.agents import BOUND_S

@@ -1,0 +1,303 @@
+"""The fold: from a run's events to its record. Nothing else decides a status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbrun import events as ev
+from nbrun.cancellation import CancelCause
+from nbrun.encoding import printable
+from nbrun.record import (
+    TERMINAL,
+    TRANSITIONS,
+    ChildSummary,
+    RunRecord,
+    RunStatus,
+    ToolCall,
+    is_admitted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+LOG_LINES = 20
+"""How many of its last log lines a record holds; all of them are in the log."""
+LOG_WIDTH = 300
+"""Characters that it holds of each of them."""
+
+_CUT_SHORT = frozenset({RunStatus.CANCELLED, RunStatus.LOST})
+_EMPTY = RunRecord()
+
+
+def fold(events: Iterable[ev.RunEvent], record: RunRecord = _EMPTY) -> RunRecord:
+    """Return the record after `events`, which are by seq and go on where `record` stands.
+
+    Raises
+    ------
+    ValueError
+        An event does not come next, or follows an ending. The intake lets neither through.
+    """
+    draft = _Draft(record)
+    for event in events:
+        draft.apply(event)
+    return draft.finish()
+
+
+class _Draft:
+    """A record while a batch of events is folded into it: one copy per batch, not per event."""
+
+    __slots__ = (
+        "changes",
+        "children",
+        "logs",
+        "next_seq",
+        "record",
+        "status",
+        "text",
+        "tools",
+        "warnings",
+    )
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        self.changes: dict[str, Any] = {}
+        self.status = record.status
+        self.next_seq = record.event_count
+        self.text: list[str] = []
+        self.warnings: list[str] = []
+        self.logs: list[str] = []
+        self.tools: dict[str, ToolCall] | None = None
+        self.children: dict[str, ChildSummary] | None = None
+
+    def apply(self, event: ev.RunEvent) -> None:
+        if event.seq != self.next_seq:
+            raise ValueError(
+                f"{event.run_id}: event {event.seq} came where {self.next_seq} was due"
+            )
+        kind, status = event.type, self.status
+        if not is_admitted(status, kind):
+            raise ValueError(f"{event.run_id}: {kind} came after the run was {status}")
+        self.next_seq += 1
+        self.status = TRANSITIONS[status].get(kind, status)
+        fold_one = _FOLDS.get(type(event.data))
+        if fold_one is not None:
+            fold_one(self, event.data, event)
+        self.changes["last_event_at"] = event.ts
+
+    def value(self, name: str) -> Any:
+        """Return a field as it stands."""
+        return self.changes[name] if name in self.changes else getattr(self.record, name)
+
+    def take_usage(self, usage: ev.Usage | None) -> None:
+        if usage is not None:
+            self.changes["usage"] = usage
+
+    def known_tools(self) -> dict[str, ToolCall]:
+        if self.tools is None:
+            self.tools = {tool.id: tool for tool in self.record.tools}
+        return self.tools
+
+    def known_children(self) -> dict[str, ChildSummary]:
+        if self.children is None:
+            self.children = {child.run_id: child for child in self.record.children}
+        return self.children
+
+    def _close_tools(self) -> None:
+        """Let no tool run on in a run that was ended from outside: its host had no time to say so."""
+        tools = self.known_tools()
+        for id_, tool in tools.items():
+            if tool.status == "running":
+                tools[id_] = msgspec.structs.replace(tool, status="cancelled")
+
+    def finish(self) -> RunRecord:
+        changes, record, status = self.changes, self.record, self.status
+        if status in _CUT_SHORT and status is not record.status:
+            self._close_tools()
+        if self.text:
+            changes["text"] = record.text + "".join(self.text)
+        if self.tools is not None:
+            changes["tools"] = tuple(self.tools.values())
+        if self.children is not None:
+            changes["children"] = tuple(self.children.values())
+        if self.warnings:
+            changes["notices"] = (*record.notices, *self.warnings)[-5:]
+        if self.logs:
+            changes["log"] = (*record.log, *_last_lines(self.logs))[-LOG_LINES:]
+            changes["log_count"] = record.log_count + sum(t.count("\n") + 1 for t in self.logs)
+        if status in TERMINAL:
+            changes["pending"] = ()
+            if self.value("output") is None:
+                changes["output"] = self.value("text") or None
+        return msgspec.structs.replace(record, status=status, event_count=self.next_seq, **changes)
+
+
+# --- what each type of event does to a record, status apart -------------------------------------------
+
+
+def _created(draft: _Draft, data: ev.RunCreated, event: ev.RunEvent) -> None:
+    fields = {name: getattr(data, name) for name in data.__struct_fields__}
+    draft.changes.update(fields, run_id=event.run_id, created_at=event.ts)
+
+
+def _started(draft: _Draft, _data: ev.RunStarted, event: ev.RunEvent) -> None:
+    # A new attempt knows nothing of what an older one had asked.
+    draft.changes.update(started_at=event.ts, attempt=event.attempt, pending=())
+
+
+def _phase(draft: _Draft, data: ev.RunPhase, _event: ev.RunEvent) -> None:
+    draft.changes["phase"] = data.phase
+
+
+def _cancel_requested(draft: _Draft, data: ev.CancelRequested, event: ev.RunEvent) -> None:
+    draft.changes.update(
+        cause=data.cause, reason=data.reason, cancelled_by=data.by, cancel_requested_at=event.ts
+    )
+
+
+def _cancel_escalated(draft: _Draft, data: ev.CancelEscalated, _event: ev.RunEvent) -> None:
+    draft.changes["rung"] = data.rung
+
+
+def _completed(draft: _Draft, data: ev.RunCompleted, event: ev.RunEvent) -> None:
+    draft.changes.update(ended_at=event.ts, output=data.output, cause=None, reason=None)
+    draft.take_usage(data.usage)
+
+
+def _failed(draft: _Draft, data: ev.RunFailed, event: ev.RunEvent) -> None:
+    draft.changes.update(
+        ended_at=event.ts, error=data.error, output=data.output, cause=CancelCause.ERROR
+    )
+    draft.take_usage(data.usage)
+
+
+def _cancelled(draft: _Draft, data: ev.RunCancelled, event: ev.RunEvent) -> None:
+    draft.changes.update(
+        ended_at=event.ts, cause=data.cause, reason=data.reason, output=data.output, error=data.error,
+        detached=data.detached,
+    )  # fmt: skip
+    draft.take_usage(data.usage)
+
+
+def _lost(draft: _Draft, data: ev.RunLost, event: ev.RunEvent) -> None:
+    ended_at = data.last_event_at or event.ts
+    draft.changes.update(ended_at=ended_at, cause=CancelCause.KERNEL_DIED, reason=data.reason)
+
+
+def _used(draft: _Draft, data: ev.Usage, _event: ev.RunEvent) -> None:
+    draft.changes["usage"] = data
+
+
+def _progress(draft: _Draft, data: ev.Progress, _event: ev.RunEvent) -> None:
+    draft.changes["progress"] = data
+
+
+def _text(draft: _Draft, data: ev.TextDelta, _event: ev.RunEvent) -> None:
+    draft.text.append(data.text)
+
+
+def _log(draft: _Draft, data: ev.Log, event: ev.RunEvent) -> None:
+    if data.level == "warning":
+        draft.warnings.append(data.text)
+    if event.attempt > 0:  # a notice of the session's is no line of the agent's
+        draft.logs.append(data.text)
+
+
+def _detached_finished(draft: _Draft, data: ev.DetachedFinished, event: ev.RunEvent) -> None:
+    detached, known = draft.value("detached"), draft.value("detached_finished")
+    # One of them, or all together: their host then names them as it likes.
+    names = (data.name,) if data.name in detached else detached or (data.name,)
+    draft.changes.update(
+        detached_finished=(*known, *(name for name in names if name not in known)),
+        detached_finished_at=event.ts,
+        refused=data.refused,  # a total
+    )
+
+
+def _tool_started(draft: _Draft, data: ev.ToolStarted, event: ev.RunEvent) -> None:
+    tool = ToolCall(data.id, data.name, data.kind, data.args, started_at=event.ts)
+    draft.known_tools()[data.id] = tool
+
+
+def _tool_finished(draft: _Draft, data: ev.ToolFinished, event: ev.RunEvent) -> None:
+    tools = draft.known_tools()
+    # An end without its start is tolerated: some frameworks tell only ends.
+    known = tools.get(data.id) or ToolCall(data.id, data.id, started_at=event.ts)
+    tools[data.id] = msgspec.structs.replace(
+        known, status=data.status, result=data.result, ms=data.ms
+    )
+
+
+def _child_started(draft: _Draft, data: ev.ChildStarted, _event: ev.RunEvent) -> None:
+    child = ChildSummary(data.run_id, data.name, data.number, str(RunStatus.RUNNING))
+    draft.known_children()[data.run_id] = child
+
+
+def _child_finished(draft: _Draft, data: ev.ChildFinished, _event: ev.RunEvent) -> None:
+    children = draft.known_children()
+    known = children.get(data.run_id) or ChildSummary(data.run_id, data.run_id)  # as with tools
+    children[data.run_id] = msgspec.structs.replace(known, status=data.status)
+
+
+def _asked(draft: _Draft, data: ev.ApprovalRequested, _event: ev.RunEvent) -> None:
+    others = (asked for asked in draft.value("pending") if asked.id != data.id)
+    draft.changes["pending"] = (*others, data)
+
+
+def _answered(draft: _Draft, data: ev.ApprovalResolved, _event: ev.RunEvent) -> None:
+    pending = draft.value("pending")
+    draft.changes["pending"] = tuple(asked for asked in pending if asked.id != data.id)
+
+
+def _steered(draft: _Draft, _data: ev.Steer, _event: ev.RunEvent) -> None:
+    draft.changes["steers"] = draft.value("steers") + 1
+
+
+def _steer_taken(draft: _Draft, data: ev.SteerTaken, _event: ev.RunEvent) -> None:
+    draft.changes["steers_taken"] = draft.value("steers_taken") + data.count
+
+
+_FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
+    ev.RunCreated: _created,
+    ev.RunStarted: _started,
+    ev.RunPhase: _phase,
+    ev.RunCompleted: _completed,
+    ev.RunFailed: _failed,
+    ev.RunCancelled: _cancelled,
+    ev.RunLost: _lost,
+    ev.CancelRequested: _cancel_requested,
+    ev.CancelEscalated: _cancel_escalated,
+    ev.DetachedFinished: _detached_finished,
+    ev.TextDelta: _text,
+    ev.ToolStarted: _tool_started,
+    ev.ToolFinished: _tool_finished,
+    ev.ApprovalRequested: _asked,
+    ev.ApprovalResolved: _answered,
+    ev.Steer: _steered,
+    ev.SteerTaken: _steer_taken,
+    ev.ChildStarted: _child_started,
+    ev.ChildFinished: _child_finished,
+    ev.Usage: _used,
+    ev.Progress: _progress,
+    ev.Log: _log,
+}
+"""What is not listed, and what is of an unknown type, is in the log only."""
+
+
+def _last_lines(texts: list[str]) -> list[str]:
+    """Return the last lines of these texts, cut; what stands before them is not looked at, for it may be much."""
+    lines: list[str] = []
+    for text in reversed(texts):
+        end = len(text)
+        while end >= 0 and len(lines) < LOG_LINES:
+            start = text.rfind("\n", 0, end) + 1
+            lines.append(_cut_line(text[start:end]))
+            end = start - 1
+    return lines[::-1]
+
+
+def _cut_line(line: str) -> str:
+    # A terminal shows what stands behind the last bare return. Cut twice: escape codes are made nothing of.
+    line = printable(line.rstrip("\r").rpartition("\r")[2][: 4 * LOG_WIDTH])
+    return line if len(line) <= LOG_WIDTH else line[: LOG_WIDTH - 1] + "…"
