@@ -47,7 +47,7 @@ class Attempt:
     reentrant_loop: bool = False  # asked of a host that is made for this attempt
 
 
-class HostEvent(msgspec.Struct, frozen=True):
+class HostEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as a host sends it: `n` counts per attempt, without gaps.
 
     `live` is the agent's own object behind the output of an end event; it travels only within a process.

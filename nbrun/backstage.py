@@ -10,18 +10,13 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from nbrun import events as ev
+    from nbrun.budget import Budget
     from nbrun.cancellation import CancelCause
+    from nbrun.inbox import Inbox
+    from nbrun.questions import Questions
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-
-
-class Emit(Protocol):
-    """Takes one event of a run, from any thread."""
-
-    def __call__(self, data: ev.EventData, parent: str | None = None) -> None:
-        """Take the event."""
-        ...
 
 
 class Work(Protocol):
@@ -49,16 +44,6 @@ class Thread(Work, Protocol[T_co]):
 
     async def result(self) -> T_co:
         """Start it, and return what its function returns."""
-        ...
-
-
-class MakeThread(Protocol):
-    """Makes a thread that runs a function in a context; it is not started."""
-
-    def __call__(
-        self, run_id: str, function: Callable[[], T], context: Context, *, name: str
-    ) -> Thread[T]:
-        """Make it."""
         ...
 
 
@@ -107,6 +92,42 @@ class ChildRun(Protocol):
 
     def __await__(self) -> Generator[object, None, object]:
         """Wait for its end and return its output; raises as `result()` does."""
+        ...
+
+
+class Stage(Protocol):
+    """What an agent's context stands on: the host's side of its run.
+
+    Threads: any member, from any thread of the agent. What few agents use is made when it is first asked for.
+    """
+
+    @property
+    def budget(self) -> Budget:
+        """What the run, and its child runs, may use up."""
+        ...
+
+    @property
+    def questions(self) -> Questions:
+        """What the run asks of people."""
+        ...
+
+    @property
+    def inbox(self) -> Inbox:
+        """What people say to the agent."""
+        ...
+
+    def emit(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Take an event of the agent."""
+        ...
+
+    def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
+        """Start a child run; raises `NbrunError` where that cannot be."""
+        ...
+
+    def make_thread(
+        self, run_id: str, function: Callable[[], T], context: Context, *, name: str
+    ) -> Thread[T]:
+        """Return a thread that runs a function in a context; it is not started."""
         ...
 
 

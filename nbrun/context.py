@@ -11,25 +11,28 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun import events as ev
-from nbrun.budget import NO_LIMITS, Budget
 from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import NbrunError
 from nbrun.gate import current_guard, guarded
-from nbrun.inbox import Inbox
-from nbrun.questions import Answer, Asking, Questions
+from nbrun.questions import Asking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from nbrun.backstage import ChildRun, Emit, MakeThread, StartChild, Work
+    from nbrun.backstage import ChildRun, Stage, Work
+    from nbrun.budget import Budget
     from nbrun.cancellation import CancelToken
     from nbrun.clock import Clock
+    from nbrun.inbox import Inbox
+    from nbrun.questions import Answer
 
 
 T = TypeVar("T")
 
 MAX_LINE = 10_000
 """Printed characters that wait for their line's end at most."""
+
+_NO_USAGE = ev.Usage()
 
 
 current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default=None)
@@ -77,20 +80,15 @@ class RunContext:
 
     __slots__ = (
         "__weakref__",
-        "_emit",
-        "_inbox",
         "_lock",
-        "_make_thread",
         "_requests",
-        "_start_child",
+        "_stage",
         "_tools",
         "_unfinished_length",
         "_unfinished_lines",
         "_usage",
-        "budget",
         "clock",
         "prompt",
-        "questions",
         "run_id",
         "token",
         "work",
@@ -101,27 +99,16 @@ class RunContext:
         run_id: str,
         prompt: str,
         token: CancelToken,
-        emit: Emit,
         clock: Clock,
-        start_child: StartChild | None = None,
-        budget: Budget | None = None,
-        make_thread: MakeThread | None = None,
-        questions: Questions | None = None,
-        inbox: Inbox | None = None,
+        stage: Stage,
     ) -> None:
         self.run_id = run_id
         self.prompt = prompt
         self.token = token
-        self._emit = emit
         self.clock = clock
-        self._start_child = start_child
-        self.budget = budget or Budget(NO_LIMITS, token)  # what child runs use counts in it too
-        self._make_thread = make_thread
+        self._stage = stage
         self._lock = threading.RLock()  # entered again where a collected object prints
-        self.questions = questions or Questions(token, emit, self._lock, clock)
-        # `is None`: an empty inbox is false.
-        self._inbox = Inbox(token, emit, self._lock) if inbox is None else inbox
-        self._usage = ev.Usage()
+        self._usage = _NO_USAGE
         self._requests = 0  # as reported; those that were begun are the budget's
         self._tools = 0
         self._unfinished_lines: dict[str, list[str]] = {}
@@ -151,18 +138,23 @@ class RunContext:
     @property
     def inbox(self) -> Inbox:
         """The messages into the running agent: `take()` them at a safe point, or `await run.inbox.get()` one."""
-        return self._inbox
+        return self._stage.inbox
+
+    @property
+    def budget(self) -> Budget:
+        """What the run may use up; what its child runs use counts in it, too."""
+        return self._stage.budget
 
     def send(self, data: ev.EventData, parent: str | None = None) -> None:
         """Append an event to the run's log."""
         # As guarded() does, which on this hot path would cost as much as the rest.
         guard = current_guard.get()
         if guard is None:
-            self._emit(data, parent)
+            self._stage.emit(data, parent)
         else:
             guard.enter()
             try:
-                self._emit(data, parent)
+                self._stage.emit(data, parent)
             finally:
                 guard.leave()
 
@@ -336,11 +328,9 @@ class RunContext:
             The run was cancelled before: the function was not called.
         """
         self.token.raise_if_cancelled()
-        if self._make_thread is None:
-            raise NbrunError("run.in_thread() works in a run that a session has started")
         name = clean_text(str(getattr(function, "__name__", type(function).__name__)))
         call = partial(function, *args, **kwargs)
-        thread = self._make_thread(self.run_id, call, copy_context(), name=name)
+        thread = self._stage.make_thread(self.run_id, call, copy_context(), name=name)
         self.add_work(thread)
         try:
             return await thread.result()
@@ -377,7 +367,7 @@ class RunContext:
         Cancelled, asyncio.CancelledError
             The run was cancelled, before or while it waited.
         """
-        return Asking(self.questions.ask(message, args, options, tool_id, timeout_s))
+        return Asking(self._stage.questions.ask(message, args, options, tool_id, timeout_s))
 
     def ask_sync(
         self,
@@ -397,7 +387,7 @@ class RunContext:
         NbrunError
             Called on an event loop, where it would hold up everything.
         """
-        return self.questions.ask_sync(message, args, options, tool_id, timeout_s)
+        return self._stage.questions.ask_sync(message, args, options, tool_id, timeout_s)
 
     async def approve_tool(
         self,
@@ -439,6 +429,4 @@ class RunContext:
             This run has ended, or it is on a host that starts no child runs.
         """
         self.token.raise_if_cancelled()
-        if self._start_child is None:
-            raise NbrunError("this run cannot start child runs here: leave --on process out")
-        return self._start_child(agent, prompt, options)
+        return self._stage.start_child(agent, prompt, options)

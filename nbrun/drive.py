@@ -15,7 +15,7 @@ from nbrun.agents import Output, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
 from nbrun.agents.worker import Worker
 from nbrun.attempt import Attempt, HostEvent, Sink
-from nbrun.budget import Budget
+from nbrun.budget import NO_LIMITS, Budget
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.children import Children
 from nbrun.context import RunContext, current_run
@@ -62,6 +62,7 @@ class Drive:
         "_fired_at",
         "_gate",
         "_host_name",
+        "_inbox",
         "_is_driving",
         "_is_ended",
         "_is_entered",
@@ -72,6 +73,7 @@ class Drive:
         "_n",
         "_open_tools",
         "_outbox",
+        "_questions",
         "_refused",
         "_sink",
         "_stop_until",
@@ -93,17 +95,17 @@ class Drive:
         self._host_name = host_name
         self._token = attempt.token
         self._adapter = ThreadedAdapter() if attempt.thread else find_adapter(attempt.agent)
-        self._budget = attempt.budget or Budget(attempt.limits, attempt.token, self.warn)
         self._gate = Gate()
-        self._children = Children(thread, self.tell)
         self._lock = threading.RLock()
-        starter = None if attempt.start_child is None else self.start_child
-        self.run = RunContext(
-            attempt.run_id, attempt.prompt, attempt.token, self.emit, clock, starter,
-            self._budget, Worker,
-            Questions(attempt.token, self.tell, self._lock, clock, attempt.approve),
-            Inbox(attempt.token, self.tell, self._lock),
-        )  # fmt: skip
+        self.run = RunContext(attempt.run_id, attempt.prompt, attempt.token, clock, self)
+        # Of what most runs never use, nothing is made before it is used: there may be thousands of runs.
+        self._budget = attempt.budget
+        if self._budget is None and attempt.limits != NO_LIMITS:
+            self._budget = Budget(attempt.limits, attempt.token, self.warn)
+        self._questions: Questions | None = None
+        self._inbox: Inbox | None = None
+        self._children: Children | None = None
+        self._ladder: Ladder | None = None
         self._outbox: list[tuple[ev.EventData, float, str | None, object]] = []
         self._is_sending = False
         self._must_pause = False
@@ -119,10 +121,6 @@ class Drive:
         self._detached: tuple[str, ...] = ()
         self._fired_at = 0.0
         self._finished = LoopFlag()
-        self._ladder = Ladder(
-            self._adapter, self.run, thread, self._finished, self._cancel_task, self.tell, self._give_up,
-            attempt.grace_s, clock,
-        )  # fmt: skip
         self.task: asyncio.Task[None] | None = None
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
@@ -146,8 +144,8 @@ class Drive:
             elif isinstance(data, ev.Usage):
                 self._usage = usage = data
             self._send(data, now, parent)
-        if usage is not None:  # not under the lock: a fired token calls code of others
-            self._budget.note_usage(usage)
+        if usage is not None and self._budget is not None:
+            self._budget.note_usage(usage)  # not under the lock: a fired token calls code of others
         if self._must_pause and not _is_on_loop():
             self._token.wait_sync(PAUSE_S)
 
@@ -161,23 +159,63 @@ class Drive:
         """Write to the run's card what its user should know."""
         self.tell(ev.Log(text, "warning"))
 
+    # --- what the agent's context stands on ------------------------------------------------------
+
+    make_thread = Worker
+
     def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
         """Start a child run, which is followed from then on."""
         start = self._attempt.start_child
+        if start is None:
+            raise NbrunError("this run cannot start child runs here: leave --on process out")
         with guarded():  # a child that is started is followed, whatever strikes in between
-            if start is None or self._is_ended:
+            if self._is_ended:
                 raise NbrunError("this run has ended; it starts no child runs")
             child = start(agent, prompt, options)
-            self._children.add(child)
+            self._followed().add(child)
         return child
+
+    def _followed(self) -> Children:
+        with guarded(), self._lock:
+            if self._children is None:
+                self._children = Children(self._thread, self.tell)
+            return self._children
+
+    @property
+    def budget(self) -> Budget:
+        """What the run may use up."""
+        with guarded(), self._lock:
+            if self._budget is None:
+                self._budget = Budget(NO_LIMITS, self._token)
+            return self._budget
+
+    @property
+    def questions(self) -> Questions:
+        """What the run asks of people."""
+        with guarded(), self._lock:
+            if self._questions is None:
+                self._questions = Questions(
+                    self._token, self.tell, self._lock, self._clock, self._attempt.approve
+                )
+                if self._is_ended:
+                    self._questions.close()
+            return self._questions
+
+    @property
+    def inbox(self) -> Inbox:
+        """What people say to the agent."""
+        with guarded(), self._lock:
+            if self._inbox is None:
+                self._inbox = Inbox(self._token, self.tell, self._lock)
+            return self._inbox
 
     def control(self, op: str, body: dict[str, object]) -> str:
         """Do what the session asks of this attempt; return what came of it."""
         match op:
             case "answer":
-                return self.run.questions.answer(body)
+                return self.questions.answer(body)
             case "steer":
-                return self.run.inbox.put(body)
+                return self.inbox.put(body)
             case _:
                 return "unknown_op"
 
@@ -256,14 +294,16 @@ class Drive:
         """Return when the agent's threads have ended, then its child runs, whose ends come before this one's."""
         has_failed = error is not None and not self._token.cancelled
         if has_failed:
-            self._children.cancel()
-            await self._ladder.stop_threads()
+            self._followed().cancel()
+            await self._climbed().stop_threads()
         else:
             for work in tuple(self.run.work):
                 await work.ended()
         self._finished.set()
-        self._ladder.end()
-        await self._children.ended()
+        if self._ladder is not None:
+            self._ladder.end()
+        if self._children is not None:
+            await self._children.ended()
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -291,8 +331,10 @@ class Drive:
                 names = ", ".join(self._detached) or self.label
                 self._send(ev.DetachedFinished(names, self._refused), now)
                 return
-            self.run.questions.close()
-            self.run.inbox.close()
+            if self._questions is not None:
+                self._questions.close()
+            if self._inbox is not None:
+                self._inbox.close()
             for tool_id, since in self._open_tools.items():
                 status = "cancelled" if self._token.cancelled or error is None else "error"
                 ms = round((now - since) * 1000, 3)
@@ -336,13 +378,21 @@ class Drive:
     def _note_cancel(self, _request: object) -> None:
         """Begin the ladder, from whichever thread the token was fired; what it does is of this run all the same."""
         self._fired_at = self._clock.monotonic()
-        context = self._attempt.context.copy()
-        context.run(current_run.set, self.run)
-        self._thread.call(self._begin_ladder, context)
+        # A copy: code of the agent's that is on the loop in its own may be who enters the loop again.
+        self._thread.call(self._begin_ladder, self._attempt.context.copy())
 
     def _begin_ladder(self) -> None:
         if self._is_entered and not self._finished.is_set():
-            self._ladder.begin(self._fired_at)
+            self._climbed().begin(self._fired_at)
+
+    def _climbed(self) -> Ladder:
+        """Return the run's ladder; on the loop."""
+        if self._ladder is None:
+            self._ladder = Ladder(
+                self._adapter, self.run, self._thread, self._finished, self._cancel_task, self.tell,
+                self._give_up, self._attempt.grace_s, self._clock,
+            )  # fmt: skip
+        return self._ladder
 
     def _cancel_task(self) -> bool:
         if self.task is None or not self._is_driving:
@@ -353,7 +403,7 @@ class Drive:
         """End the run with what still runs named; that this has ended is told when it has."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):  # they were cancelled with this one
-                await self._children.ended()
+                await self._followed().ended()
         if not self._finished.is_set():  # else it has ended in this moment, by itself
             self._detach(threads or (self.label,))
 
@@ -366,6 +416,11 @@ class Drive:
             self._end(None, None, names)
 
     # --- from outside the loop -------------------------------------------------------------------
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The run's id, and which attempt at it this is."""
+        return self._attempt.run_id, self._attempt.number
 
     @property
     def label(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import logging
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,7 @@ class RunHost:
         self._thread = thread
         self._sink = sink
         self._clock = clock
-        self._drives: dict[tuple[object, object], Drive] = {}
+        self._drives: dict[asyncio.Future[Any], Drive] = {}  # by the task that drives
         # Of which run a task is that an agent has made: asyncio itself keeps no such thing.
         self._owners: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
         self.pulse = Pulse(
@@ -71,23 +70,24 @@ class RunHost:
         """Do what the session asks for; `run_id` and `attempt` in `body` say of which run."""
         if op == "ping":
             return {"op": op, "live": self.live}
-        drive = self._drives.get((body.get("run_id"), body.get("attempt")))
-        if drive is None:
-            return {"op": op, "outcome": "not_found"}
-        return {"op": op, "outcome": drive.control(op, body)}
+        key = (body.get("run_id"), body.get("attempt"))
+        for drive in self._drives.values():
+            if drive.key == key:
+                return {"op": op, "outcome": drive.control(op, body)}
+        return {"op": op, "outcome": "not_found"}
 
     def begin(self, attempt: Attempt) -> None:
         """Start an attempt."""
-        key = (attempt.run_id, attempt.number)
-        drive = self._drives[key] = Drive(attempt, self._thread, self._sink, self._clock, self.name)
+        drive = Drive(attempt, self._thread, self._sink, self._clock, self.name)
         # In the context of the cell that started the run, whatever started the loop's thread.
-        task = attempt.context.run(self._thread.spawn, drive.main(), f"nbrun-run-{attempt.run_id}")
-        drive.task = task
-        task.add_done_callback(functools.partial(self._note_over, key))
+        drive.task = task = self._thread.start(
+            drive.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._note_over
+        )
+        self._drives[task] = drive
         self.pulse.begin()
 
-    def _note_over(self, key: tuple[object, object], _task: object) -> None:
-        self._drives.pop(key, None)
+    def _note_over(self, task: asyncio.Future[Any]) -> None:
+        self._drives.pop(task, None)
 
     # --- whose is it? ----------------------------------------------------------------------------
 
@@ -106,10 +106,12 @@ class RunHost:
     def _drive_of(self, task: asyncio.Future[Any] | None) -> Drive | None:
         if task is None:
             return None
+        own = self._drives.get(task)
+        if own is not None:
+            return own
         run_id = self._owners.get(task)
-        drives = tuple(self._drives.items())
-        own = (drive for _, drive in drives if drive.task is task)
-        return next(own, None) or next((drive for key, drive in drives if key[0] == run_id), None)
+        drives = tuple(self._drives.values())
+        return next((drive for drive in drives if drive.run.run_id == run_id), None)
 
     def _blocker(self) -> Drive | None:
         """Return whose code is on the loop; called from outside it.

@@ -69,7 +69,9 @@ class LiveRun:
     next_seq: int = 0
     next_n: int = 0
     refused: int = 0
-    streams: dict[str, StreamRedactor] | None = None  # with the first text of a session that has secrets
+    streams: dict[str, StreamRedactor] | None = (
+        None  # with the first text of a session that has secrets
+    )
     pending_output: object = None
 
     # public
@@ -173,7 +175,7 @@ class Intake:
                     return CancelOutcome.ALREADY_REQUESTED
                 live.cancel = request
                 self._items.append((live, request, now))
-            self.ring(is_urgent=True)
+            self.ring()  # not urgent: the end is, and mostly it comes in time for the same commit
         return CancelOutcome.REQUESTED
 
     def _note_cancel(self, live: LiveRun, end: ev.RunCancelled, ts: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from nbrun.cancellation import call_soon
@@ -13,7 +14,6 @@ from nbrun.gate import current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from contextvars import Context
 
 
 class LoopThread:
@@ -36,18 +36,31 @@ class LoopThread:
             Callable[[], object]
         ] = []  # called by who closes it, whatever the loop does
         self._is_stopping = False
+        self._forget = self._tasks.discard
+        self._context = Context()  # of callbacks that need none: to copy one for each costs memory
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Start a task and keep it until it ends."""
+        task = self.start(work, name, None, self._forget)
+        self._tasks.add(task)
+        return task
+
+    def start(
+        self,
+        work: Coroutine[Any, Any, Any],
+        name: str,
+        context: Context | None,
+        on_end: Callable[[asyncio.Task[Any]], object],
+    ) -> asyncio.Task[Any]:
+        """Start a task in `context` itself, or in a copy of the current one, for who keeps it until `on_end(task)`."""
         before = current_guard.set(None)  # it is nbrun's own, though an agent may be who caused it
         try:
-            task = self.loop.create_task(work, name=name)
+            task = self.loop.create_task(work, name=name, context=context)
         finally:
             current_guard.reset(before)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(on_end, context=self._context)
         return task
 
     def call(self, function: Callable[[], object], context: Context | None = None) -> None:

@@ -169,7 +169,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
 
     def brief(self, head: int = 300) -> RunRecord:
         """Return the record with its long fields cut to `head` characters: what a list of runs needs."""
-        cut: dict[str, Any] = {}  # only what has to be: most runs are small, and all come through here
+        cut: dict[
+            str, Any
+        ] = {}  # only what has to be: most runs are small, and all come through here
         if len(self.prompt) > head:
             cut["prompt"] = self.prompt[:head]
         if len(self.text) > head:

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 import nbrun
-from nbrun import CancelToken, RunContext
+from nbrun import RunContext
 from nbrun import events as ev
 from nbrun.context import current_run
 from nbrun.errors import Cancelled, NbrunError
-from tests.fakes.clock import FakeClock
+from tests.fakes.stage import context_on_no_host
 
 
 class Log:
@@ -36,7 +36,7 @@ def log() -> Log:
 @pytest.fixture
 def run(log: Log) -> RunContext:
     """A context on no host."""
-    return RunContext("run-1", "tea", CancelToken(), log, FakeClock())
+    return context_on_no_host(log)
 
 
 def test_each_method_sends_its_event(run: RunContext, log: Log) -> None:

@@ -11,10 +11,10 @@ import nbrun
 from nbrun import CancelToken, NotebookSession, Run, RunContext, RunStatus
 from nbrun import events as ev
 from nbrun.cancellation import Rung
-from nbrun.errors import Cancelled, NbrunError
+from nbrun.errors import Cancelled
 from tests.fakes.agents import BOUND_S
-from tests.fakes.clock import FakeClock
 from tests.fakes.late import late_event
+from tests.fakes.stage import context_on_no_host
 
 
 def spin(entered: threading.Event, left: threading.Event) -> None:
@@ -134,11 +134,9 @@ def test_a_time_limit_around_it_ends_it(session: NotebookSession) -> None:
 
 
 def test_a_cancelled_run_calls_nothing(session: NotebookSession) -> None:
-    """Cancelled before, nothing is called; and without a host there is no thread to call it in."""
+    """Cancelled before, nothing is called."""
     token = CancelToken()
-    run = RunContext("run-1", "tea", token, lambda _data, parent=None: None, FakeClock())
-    with pytest.raises(NbrunError, match="a session has started"):
-        asyncio.run(run.in_thread(print))
+    run = context_on_no_host(token=token)
     token.cancel()
     with pytest.raises(Cancelled):
         asyncio.run(run.in_thread(print))

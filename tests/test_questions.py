@@ -17,6 +17,7 @@ from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock
 from tests.fakes.people import asking, until
+from tests.fakes.stage import context_on_no_host
 
 MakeSession = Callable[..., NotebookSession]
 
@@ -527,8 +528,7 @@ def test_a_question_that_makes_no_sense_is_not_asked(
 ) -> None:
     """The agent gets one line that names the mend."""
     told: list[ev.EventData] = []
-    questions = Questions(CancelToken(), told.append, threading.RLock(), FakeClock())
-    run = RunContext("run-1", "", CancelToken(), told.append, FakeClock(), questions=questions)  # type: ignore[arg-type]
+    run = context_on_no_host(told.append)
     with pytest.raises(BadOption, match=words):
         asyncio.run(_await(run.ask("may I?", **options)))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(BadOption, match="message is a text"):
@@ -745,7 +745,6 @@ def test_waiting_in_a_cancelled_run_is_no_wait() -> None:
 
 def test_a_question_has_no_truth_before_it_is_answered() -> None:
     """Also where nobody runs it."""
-    questions = Questions(CancelToken(), lambda _data: None, threading.RLock(), FakeClock())
-    run = RunContext("run-1", "", CancelToken(), lambda *_: None, FakeClock(), questions=questions)
+    run = context_on_no_host()
     with pytest.raises(NbrunError, match="nobody was asked"):
         bool(run.ask("may I?"))

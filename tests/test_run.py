@@ -121,7 +121,7 @@ def test_cancelling_the_waiter_leaves_the_run_alive(session: NotebookSession, he
     held.let_go()
     assert run.result(BOUND_S) == "held"
     assert run._live is not None
-    assert run._live.listeners == []
+    assert run._live.listeners == ()
 
 
 # --- events ------------------------------------------------------------------------------------------

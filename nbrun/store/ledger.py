@@ -10,11 +10,12 @@ import msgspec
 
 from nbrun import events as ev
 from nbrun.fold import fold
-from nbrun.record import RunRecord, RunStatus
 from nbrun.store import deltas, reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from nbrun.record import RunRecord, RunStatus
 
 _INSERT_EVENT = (
     "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data)"

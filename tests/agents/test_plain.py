@@ -17,6 +17,7 @@ from nbrun.agents.plain import PlainAdapter
 from nbrun.errors import AgentNotFound
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
+from tests.fakes.stage import context_on_no_host
 
 
 class Caller:
@@ -221,16 +222,8 @@ def test_an_agent_is_called_by_its_functions_name(agent: object, label: str) -> 
 
 def test_the_adapter_yields_the_output_last() -> None:
     """Without a host as with one: events first, then what was returned."""
-    from tests.fakes.clock import FakeClock
-
     sent: list[ev.EventData] = []
-    run = RunContext(
-        "run-1",
-        "tea",
-        nbrun.CancelToken(),
-        lambda data, parent=None: sent.append(data),
-        FakeClock(),
-    )
+    run = context_on_no_host(sent.append)
 
     async def collect(agent: object) -> list[object]:
         return [item async for item in PlainAdapter().events(agent, "tea", run)]

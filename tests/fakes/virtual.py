@@ -138,6 +138,9 @@ class VirtualThread(LoopThread):
     def __init__(self, clock: VirtualClock) -> None:
         self.loop: VirtualLoop = VirtualLoop(clock)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._forget = self._tasks.discard
+        self._started: set[asyncio.Task[Any]] = set()
+        self._context = Context()
         self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
         self._is_called = False
         self.on_close: list[Callable[[], object]] = []
@@ -148,7 +151,13 @@ class VirtualThread(LoopThread):
     @property
     def tasks(self) -> set[asyncio.Task[Any]]:
         """The tasks that have not ended."""
-        return self._tasks
+        return {*self._tasks, *(task for task in self._started if not task.done())}
+
+    def start(self, *args: Any) -> asyncio.Task[Any]:
+        """Start a task that another keeps."""
+        task = super().start(*args)
+        self._started.add(task)
+        return task
 
     @property
     def is_current(self) -> bool:

@@ -1,0 +1,50 @@
+"""What a run's context stands on where there is no host: for tests of the context alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from nbrun import CancelToken, RunContext
+from nbrun import events as ev
+from nbrun.agents.worker import Worker
+from nbrun.budget import NO_LIMITS, Budget
+from nbrun.clock import Clock
+from nbrun.errors import NbrunError
+from nbrun.inbox import Inbox
+from nbrun.questions import Questions
+from tests.fakes.clock import FakeClock
+
+
+class FakeStage:
+    """Hands on what it is given.
+
+    Threads: of the test.
+    """
+
+    make_thread = Worker
+
+    def __init__(
+        self, sent: Callable[[ev.EventData], object], token: CancelToken, clock: Clock
+    ) -> None:
+        self._sent = sent
+        lock = threading.RLock()
+        self.budget = Budget(NO_LIMITS, token)
+        self.questions = Questions(token, self.emit, lock, clock)
+        self.inbox = Inbox(token, self.emit, lock)
+
+    def emit(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Hand it on."""
+        self._sent(data)
+
+    def start_child(self, agent: object, prompt: str, options: dict[str, object]) -> None:
+        """Refuse."""
+        raise NbrunError("no host here")
+
+
+def context_on_no_host(
+    sent: Callable[[ev.EventData], object] = lambda _data: None, token: CancelToken | None = None
+) -> RunContext:
+    """Return the context of a run that no host drives; its events are given to `sent`."""
+    token, clock = token or CancelToken(), FakeClock()
+    return RunContext("run-1", "tea", token, clock, FakeStage(sent, token, clock))  # type: ignore[arg-type]  # starts no child
