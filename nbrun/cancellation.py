@@ -107,8 +107,9 @@ class CancelToken:
         self._lock = threading.RLock()
         self._request: CancelRequest | None = None
         self._children: set[CancelToken] | tuple[()] = ()  # a set with the first: most have none
-        self._firsts: list[Callback] = []  # nbrun's own, which are quick
-        self._callbacks: list[Callback] = []
+        # Tuples, replaced under the lock: most tokens have none of anybody's.
+        self._firsts: tuple[Callback, ...] = ()  # nbrun's own, which are quick
+        self._callbacks: tuple[Callback, ...] = ()
         self._deadline = deadline
 
     def child(self, *, deadline: float | None = None) -> CancelToken:
@@ -153,7 +154,7 @@ class CancelToken:
             firsts = [callback for token in fired for callback in token._firsts]
             callbacks = [callback for token in fired for callback in token._callbacks]
             for token in fired:
-                token._firsts, token._callbacks = [], []
+                token._firsts = token._callbacks = ()
         # Only now, with the whole tree marked: a slow callback must not leave a child run going.
         if patience_s is None or not callbacks:
             _call_all([*firsts, *callbacks], request)
@@ -214,20 +215,24 @@ class CancelToken:
 
         It runs on whichever thread fires the token, so it must be quick and thread-safe.
         """
-        return self._add(self._callbacks, callback)
-
-    def _add(self, callbacks: list[Callback], callback: Callback) -> CallbackHandle:
         with self._lock:
             request = self._request
             if request is None:
-                callbacks.append(callback)
+                self._callbacks = (*self._callbacks, callback)
+        return self._added(callback, request)
+
+    def _added(self, callback: Callback, request: CancelRequest | None) -> CallbackHandle:
         if request is not None:
             callback(request)
         return CallbackHandle(self, callback)
 
     def add_first(self, callback: Callback) -> CallbackHandle:
         """Do as `add_callback()` does, before the callbacks of anybody else: for nbrun's own, which are quick."""
-        return self._add(self._firsts, callback)
+        with self._lock:
+            request = self._request
+            if request is None:
+                self._firsts = (*self._firsts, callback)
+        return self._added(callback, request)
 
     async def wait(self) -> None:
         """Return when the token has fired; from any event loop."""
@@ -270,10 +275,16 @@ class CancelToken:
 
     def _discard(self, callback: Callback) -> None:
         with self._lock:
-            for callbacks in (self._firsts, self._callbacks):
-                if callback in callbacks:
-                    callbacks.remove(callback)
-                    return
+            self._firsts = _without(self._firsts, callback)
+            self._callbacks = _without(self._callbacks, callback)
+
+
+def _without(callbacks: tuple[Callback, ...], callback: Callback) -> tuple[Callback, ...]:
+    """Return them without the first that is this one: it may have been added twice."""
+    if callback not in callbacks:
+        return callbacks
+    at = callbacks.index(callback)
+    return (*callbacks[:at], *callbacks[at + 1 :])
 
 
 def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:

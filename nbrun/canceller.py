@@ -23,6 +23,12 @@ _log = logging.getLogger("nbrun")
 HOOKS_S = 0.1
 """How long what an agent has hung on its token may hold up who cancels its run: a click, a cell, a close."""
 
+_WORDS = {
+    CancelOutcome.REQUESTED: "cancel requested",
+    CancelOutcome.ALREADY_REQUESTED: "was asked to stop already",
+    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
+}
+
 _BY = {
     CancelCause.DEADLINE: "its time limit",
     CancelCause.BUDGET: "its budget",
@@ -47,10 +53,11 @@ class Canceller:
     def __init__(self, intake: Intake, let_pass: Callable[[LiveRun], object]) -> None:
         self._intake = intake
         self._let_pass = let_pass
+        self._on_fired = self._token_fired  # one object for all runs
 
     def watch(self, live: LiveRun) -> None:
         """See to it that whoever fires the token (a deadline, the agent, a parent), it stands in the log."""
-        live.token.add_first(functools.partial(self._token_fired, live))
+        live.token.add_first(functools.partial(self._on_fired, live))
 
     def cancel_run(
         self, run: Run, reason: str | None, cause: CancelCause, by: str
@@ -62,13 +69,11 @@ class Canceller:
         else:
             outcome = CancelOutcome.ALREADY_FINISHED if run.done() else CancelOutcome.FOREIGN
         record = run.glance
-        words = {
-            CancelOutcome.REQUESTED: "cancel requested",
-            CancelOutcome.ALREADY_REQUESTED: "was asked to stop already",
-            CancelOutcome.ALREADY_FINISHED: f"has ended already ({status_words(record)})",
-            CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
-        }
-        return CancelReceipt(outcome, run.id, f"{title(record)}: {words[outcome]}", run)
+        if outcome is CancelOutcome.ALREADY_FINISHED:
+            words = f"has ended already ({status_words(record)})"
+        else:
+            words = _WORDS[outcome]
+        return CancelReceipt(outcome, run.id, f"{title(record)}: {words}", run)
 
     def cancel(
         self, live: LiveRun, reason: str | None, cause: CancelCause, by: str

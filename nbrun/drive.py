@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -273,7 +272,7 @@ class Drive:
         returned: Output | None = None
         attempt, gate = self._attempt, self._gate
         events = self._adapter.events(attempt.agent, attempt.prompt, self.run)
-        async with aclosing(events):  # type: ignore[type-var]  # adapters are async generators
+        try:
             while True:
                 try:
                     item = await Stepped(anext(events), gate, self._hold)
@@ -285,6 +284,8 @@ class Drive:
                 self.emit(item)
                 if self._must_pause:  # never a blocking wait here: other runs are on this loop
                     await asyncio.sleep(PAUSE_S)
+        finally:  # as aclosing() does; but that holds two objects more a run
+            await events.aclose()  # type: ignore[attr-defined]  # adapters are async generators
 
     def _hold(self) -> float:
         """Return how long the agent is held, because what it has sent cannot be stored as fast."""

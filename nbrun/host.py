@@ -43,6 +43,7 @@ class RunHost:
         is_shared: bool = True,
     ) -> None:
         self.name = name
+        self._on_over = self._note_over  # one object for all tasks
         self._thread = thread
         self._sink = sink
         self._clock = clock
@@ -81,7 +82,7 @@ class RunHost:
         drive = Drive(attempt, self._thread, self._sink, self._clock, self.name)
         # In the context of the cell that started the run, whatever started the loop's thread.
         drive.task = task = self._thread.start(
-            drive.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._note_over
+            drive.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._on_over
         )
         self._drives[task] = drive
         self.pulse.begin()

@@ -6,13 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nbrun import events as ev
-from nbrun.agents import NativeCancel
+from nbrun.agents import as_native
 from nbrun.cancellation import Rung
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from nbrun.agents import AgentAdapter
+    from nbrun.agents import AgentAdapter, NativeCancel
     from nbrun.backstage import Work
     from nbrun.clock import Clock
     from nbrun.context import RunContext
@@ -69,7 +69,7 @@ class Ladder:
         grace_s: float,
         clock: Clock,
     ) -> None:
-        self._native = adapter if isinstance(adapter, NativeCancel) else None
+        self._native = as_native(adapter)
         self._run = run
         self._thread = thread
         self._finished = finished

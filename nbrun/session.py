@@ -112,6 +112,7 @@ class NotebookSession:
         self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
+        self._starter = self._start_child  # one object for all runs
         self._tellers = tuple(observer.tell for observer in self._observers)
         self.store.open_existing()
 
@@ -196,7 +197,7 @@ class NotebookSession:
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
                     self.cancel_grace_s, timeout_s, thread, limits,
                     approve if answerable or approve != "ask" else NOBODY, on,
-                    functools.partial(self._start_child, live, approve, answerable), parcel,
+                    functools.partial(self._starter, live, approve, answerable), parcel,
                     live.budget, self._is_reentrant,
                 )  # fmt: skip
                 self._enter(live, attempt, created)

@@ -193,7 +193,7 @@ def test_a_wait_that_is_given_up_leaves_no_callback() -> None:
             await asyncio.wait_for(token.wait(), 0.001)
         return token
 
-    assert asyncio.run(give_up())._callbacks == []
+    assert asyncio.run(give_up())._callbacks == ()
 
 
 def test_firing_after_the_waiters_loop_has_closed_is_no_error() -> None:

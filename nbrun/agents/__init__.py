@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 from nbrun.errors import AgentNotFound
 
@@ -60,13 +60,18 @@ class AgentAdapter(Protocol):
         ...
 
 
-@runtime_checkable
 class NativeCancel(Protocol):
     """An adapter whose framework can stop its agent."""
 
     async def cancel(self, run: RunContext) -> None:
         """Stop the agent; called on the host's loop."""
         ...
+
+
+def as_native(adapter: AgentAdapter) -> NativeCancel | None:
+    """Return the adapter if it can stop its agent by itself."""
+    # Not by isinstance(): of a protocol it takes 50 µs, and is asked at every cancel.
+    return cast("NativeCancel", adapter) if hasattr(adapter, "cancel") else None
 
 
 # In the order in which they are asked; plain comes last, for it takes any callable.

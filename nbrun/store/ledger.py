@@ -173,7 +173,7 @@ class Ledger:
             if opened is not None and not opened.takes(event):
                 self._put(row.number, opened)
                 opened = None
-            if event.type not in ev.DELTA_TYPES:
+            if event.data.TYPE not in ev.DELTA_TYPES:
                 self._events.append(_values(row.number, event))
                 continue
             if opened is None:
