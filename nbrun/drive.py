@@ -319,9 +319,9 @@ class Drive:
         # These call code of the agent's (`__repr__`, `__str__`), so they come before the lock, and nothing that
         # it raises may keep the run from its end. What was streamed is in the log already: an ended record
         # without an output of its own takes the text for it.
-        is_text = type(output) is str and output == text
+        is_told = output is None or (type(output) is str and output == text)
         unreadable: Plain = "<not readable>"
-        stored = None if is_text else safely(lambda: plain(output), unreadable)
+        stored = None if is_told else safely(lambda: plain(output), unreadable)
         is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
         info: ev.ErrorInfo | None = None
         if error is not None and not (is_signal and self._token.cancelled):
@@ -377,10 +377,9 @@ class Drive:
         return self._thread.loop.call_later(max(0.0, deadline - now), fire)
 
     def _note_cancel(self, _request: object) -> None:
-        """Begin the ladder, from whichever thread the token was fired; what it does is of this run all the same."""
+        """Begin the ladder, from whichever thread the token was fired."""
         self._fired_at = self._clock.monotonic()
-        # A copy: code of the agent's that is on the loop in its own may be who enters the loop again.
-        self._thread.call(self._begin_ladder, self._attempt.context.copy())
+        self._thread.call(self._begin_ladder)
 
     def _begin_ladder(self) -> None:
         if self._is_entered and not self._finished.is_set():
@@ -391,7 +390,7 @@ class Drive:
         if self._ladder is None:
             self._ladder = Ladder(
                 self._adapter, self.run, self._thread, self._finished, self._cancel_task, self.tell,
-                self._give_up, self._attempt.grace_s, self._clock,
+                self._give_up, self._attempt.grace_s, self._clock, self._attempt.context,
             )  # fmt: skip
         return self._ladder
 

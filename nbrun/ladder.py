@@ -11,6 +11,7 @@ from nbrun.cancellation import Rung
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextvars import Context
 
     from nbrun.agents import AgentAdapter, NativeCancel
     from nbrun.backstage import Work
@@ -40,11 +41,13 @@ class Ladder:
     tell : takes an event that is the host's own.
     give_up : ends the run with these names of what still runs.
     grace_s : seconds that cleanup code gets.
+    context : the context variables of the run.
     """
 
     __slots__ = (
         "_cancel_task",
         "_clock",
+        "_context",
         "_finished",
         "_give_up",
         "_grace_s",
@@ -68,6 +71,7 @@ class Ladder:
         give_up: Callable[[tuple[str, ...]], Awaitable[None]],
         grace_s: float,
         clock: Clock,
+        context: Context,
     ) -> None:
         self._native = as_native(adapter)
         self._run = run
@@ -78,6 +82,7 @@ class Ladder:
         self._give_up = give_up
         self._grace_s = grace_s
         self._clock = clock
+        self._context = context
         self._until = 0.0
         self._is_task_cancelled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -90,7 +95,9 @@ class Ladder:
             return
         # A coroutine, and by far the most: no task is made for what is over in a moment.
         self._stop_task()
-        self._timer = self._thread.loop.call_later(self._left_s(), self._climb_on)
+        self._timer = self._thread.loop.call_later(
+            self._left_s(), self._climb_on, context=self._thread.context
+        )
 
     def end(self) -> None:
         """Put the ladder away: nothing runs any more."""
@@ -106,7 +113,9 @@ class Ladder:
 
     def _climb_on(self) -> None:
         self._timer = None
-        self._thread.spawn(self._climb(), f"nbrun-cancel-{self._run.run_id}")
+        # Of the run as well, whoever cancels it. A copy: the agent may be in its own, and enter the loop again.
+        context = self._context.copy()
+        self._thread.spawn(self._climb(), f"nbrun-cancel-{self._run.run_id}", context)
 
     async def _climb(self) -> None:
         if not self._finished.is_set() and not await self._reaches_the_end():
@@ -162,7 +171,8 @@ class Ladder:
 
     def _has_driver(self) -> bool:
         """Return whether the agent is a thread, or was until now: its result may be on its way to the task."""
-        return any(work.is_driver for work in self._run.work)
+        work = self._run.work
+        return bool(work) and any(one.is_driver for one in work)
 
     def _left_s(self) -> float:
         return max(0.0, self._until - self._clock.monotonic())

@@ -30,20 +30,22 @@ class LoopThread:
     ) -> None:
         self.loop = make_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._is_called = False
         self.on_close: list[
             Callable[[], object]
         ] = []  # called by who closes it, whatever the loop does
         self._is_stopping = False
         self._forget = self._tasks.discard
-        self._context = Context()  # of callbacks that need none: to copy one for each costs memory
+        self.context = Context()  # of callbacks that need none: a copy for each costs memory
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Start a task and keep it until it ends."""
-        task = self.start(work, name, None, self._forget)
+    def spawn(
+        self, work: Coroutine[Any, Any, Any], name: str, context: Context | None = None
+    ) -> asyncio.Task[Any]:
+        """Start a task, in `context` or a copy of the current one, and keep it until it ends."""
+        task = self.start(work, name, context, self._forget)
         self._tasks.add(task)
         return task
 
@@ -54,23 +56,23 @@ class LoopThread:
         context: Context | None,
         on_end: Callable[[asyncio.Task[Any]], object],
     ) -> asyncio.Task[Any]:
-        """Start a task in `context` itself, or in a copy of the current one, for who keeps it until `on_end(task)`."""
+        """Start a task for somebody who keeps it until `on_end(task)`."""
         before = current_guard.set(None)  # it is nbrun's own, though an agent may be who caused it
         try:
             task = self.loop.create_task(work, name=name, context=context)
         finally:
             current_guard.reset(before)
-        task.add_done_callback(on_end, context=self._context)
+        task.add_done_callback(on_end, context=self.context)
         return task
 
-    def call(self, function: Callable[[], object], context: Context | None = None) -> None:
-        """Call `function` on the loop, in `context`, in the order of the calls; not when it is closed."""
-        self._calls.append((function, context))
+    def call(self, function: Callable[[], object]) -> None:
+        """Call `function` on the loop, in the order of the calls; not when it is closed."""
+        self._calls.append(function)
         if (
             not self._is_called
         ):  # else it is on its way, and to wake it again costs fifty times this
             self._is_called = True
-            call_soon(self.loop, self._run_calls)
+            call_soon(self.loop, self._run_calls, self.context)
 
     @property
     def is_current(self) -> bool:
@@ -92,9 +94,9 @@ class LoopThread:
         self._is_called = False  # first: who comes from here on wakes the loop again
         try:
             for _ in range(len(self._calls)):
-                function, context = self._calls.popleft()
+                function = self._calls.popleft()
                 try:
-                    function() if context is None else context.run(function)
+                    function()
                 except Exception as error:  # as the loop does: one callback does not stop another
                     self.loop.call_exception_handler(
                         {"message": f"{function!r} failed", "exception": error}
@@ -102,7 +104,7 @@ class LoopThread:
         finally:
             if self._calls and not self._is_called:  # nor does a SystemExit that leaves here
                 self._is_called = True
-                self.loop.call_soon(self._run_calls)
+                self.loop.call_soon(self._run_calls, context=self.context)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)

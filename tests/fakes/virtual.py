@@ -140,8 +140,8 @@ class VirtualThread(LoopThread):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._forget = self._tasks.discard
         self._started: set[asyncio.Task[Any]] = set()
-        self._context = Context()
-        self._calls: deque[tuple[Callable[[], object], Context | None]] = deque()
+        self.context = Context()
+        self._calls: deque[Callable[[], object]] = deque()
         self._is_called = False
         self.on_close: list[Callable[[], object]] = []
         self.is_busy = False  # in the middle of a callback
@@ -172,16 +172,16 @@ class VirtualThread(LoopThread):
         finally:
             self.is_busy = self.is_stepping = False
 
-    def call(self, function: Callable[[], object], context: Context | None = None) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Put a callback in the queue, unless it is closed."""
         if not self.is_closed:
-            super().call(function, context)
+            super().call(function)
 
     def close(self, timeout_s: float) -> bool:
         """Let each task see its CancelledError once, and end."""
         for _ in range(self.loop.queued):
             self.step()
-        for task in tuple(self._tasks):
+        for task in self.tasks:
             task.cancel()
         for _ in range(3):  # as often as asyncio goes round for a `sleep(0)` that is waited for
             for _ in range(self.loop.queued):
