@@ -183,6 +183,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             cut["pending"] = tuple(_brief_question(one, head // 2) for one in asked)
         if self.error is not None:
             cut["error"] = ev.ErrorInfo(self.error.type, self.error.message[:head])
+        if not (cut or self.tools or self.children or self.log):
+            return self
         return msgspec.structs.replace(self, tools=(), children=(), log=(), is_brief=True, **cut)
 
 

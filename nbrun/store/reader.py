@@ -139,4 +139,6 @@ def _stored(row: tuple[int, str, bytes, str | None, str]) -> StoredRun:
         TypeError,
     ):  # the log is whole even if this copy is not
         record = RunRecord(run_id=run_id, session_id=session_id, is_brief=True)
-    return StoredRun(number, msgspec.structs.replace(record, number=number), inputs)
+    # Brief whatever it says: it is as of the last change of status, and the log may have gone on.
+    record = msgspec.structs.replace(record, number=number, is_brief=True)
+    return StoredRun(number, record, inputs)
