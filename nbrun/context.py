@@ -11,19 +11,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun import events as ev
+from nbrun.budget import NO_LIMITS, Budget
 from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import NbrunError
 from nbrun.gate import current_guard, guarded
-from nbrun.questions import Asking
+from nbrun.inbox import Inbox
+from nbrun.questions import Asking, Questions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextvars import Context
 
-    from nbrun.backstage import ChildRun, Stage, Work
-    from nbrun.budget import Budget
+    from nbrun.backstage import ChildRun, Stage, Thread, Work
     from nbrun.cancellation import CancelToken
     from nbrun.clock import Clock
-    from nbrun.inbox import Inbox
     from nbrun.questions import Answer
 
 
@@ -71,6 +72,49 @@ class ToolScope:
         self._run.send(ev.ToolProgress(self.id, done, total, label))
 
 
+class EndedStage:
+    """What the context of a run stands on that is over, for who still holds it: refuses everything.
+
+    Threads: any member, from any thread.
+    """
+
+    __slots__ = ("_clock", "_token")
+
+    def __init__(self, token: CancelToken, clock: Clock) -> None:
+        self._token = token
+        self._clock = clock
+
+    @property
+    def budget(self) -> Budget:
+        """A budget in which nothing is counted."""
+        return Budget(NO_LIMITS, self._token)
+
+    @property
+    def questions(self) -> Questions:
+        """What denies all that it is asked."""
+        questions = Questions(self._token, self.emit, threading.RLock(), self._clock)
+        questions.close()
+        return questions
+
+    @property
+    def inbox(self) -> Inbox:
+        """An inbox that stays empty."""
+        return Inbox(self._token, self.emit, threading.RLock())
+
+    def emit(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Refuse an event."""
+
+    def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
+        """Refuse."""
+        raise NbrunError("this run has ended; it starts no child runs")
+
+    def make_thread(
+        self, run_id: str, function: Callable[[], T], context: Context, *, name: str
+    ) -> Thread[T]:
+        """Refuse."""
+        raise NbrunError("this run has ended; it starts no threads")
+
+
 class RunContext:
     """What an agent sees of its run: its token, and how to tell what it does.
 
@@ -114,6 +158,11 @@ class RunContext:
         self._unfinished_lines: dict[str, list[str]] = {}
         self._unfinished_length = 0
         self.work: tuple[Work, ...] = ()  # replaced, never changed: the cancel ladder walks it
+
+    def leave(self, stage: Stage) -> None:
+        """Stand on another stage from now on: the run is over."""
+        with self._lock:
+            self._stage, self.work = stage, ()
 
     @property
     def deadline(self) -> float | None:

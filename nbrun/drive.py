@@ -17,7 +17,7 @@ from nbrun.attempt import Attempt, HostEvent, Sink
 from nbrun.budget import NO_LIMITS, Budget
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.children import Children
-from nbrun.context import RunContext, current_run
+from nbrun.context import EndedStage, RunContext, current_run
 from nbrun.encoding import Plain, plain
 from nbrun.errors import Cancelled, NbrunError
 from nbrun.failure import described, safely
@@ -264,8 +264,12 @@ class Drive:
             if timer is not None:
                 timer.cancel()
             self._end(output, error)
-        if isinstance(error, asyncio.CancelledError):
-            raise error  # recorded above; the task itself must still end as cancelled
+        self._leave()
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                raise error  # recorded above; the task itself must still end as cancelled
+        finally:
+            error = None  # it leads to this frame; see `Steps.throw()`
 
     async def _drive(self) -> object:
         """Hand on what the agent sends, the gate open while its own code runs; return its output."""
@@ -307,6 +311,13 @@ class Drive:
             await self._children.ended()
 
     # --- the end ---------------------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        """Let go of all that leads back here: nothing of a run that is over waits for the garbage collector."""
+        with self._lock:
+            self.task = self._ladder = self._children = None
+            self._questions = self._inbox = self._budget = None
+        self.run.leave(EndedStage(self._token, self._clock))
 
     def _end(
         self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()

@@ -112,7 +112,12 @@ class Steps(Coroutine[Any, Any, T]):
 
     def throw(self, error: Any, value: Any = None, trace: Any = None) -> Any:
         """Go on with an error."""
-        return self._step(self._work.throw, error if value is None else value)
+        try:
+            return self._step(self._work.throw, error if value is None else value)
+        finally:
+            # An error that comes out leads to this frame: were it also led to from here, neither would go before
+            # the garbage collector comes. That would be half of what a cancelled run leaves behind.
+            del error, value
 
     def close(self) -> None:
         """End it."""
@@ -134,23 +139,26 @@ class Steps(Coroutine[Any, Any, T]):
 
     def _step(self, step: Callable[[Any], Any], argument: Any) -> Any:
         gate = self._gate
-        while True:
-            try:
-                gate.leave()
+        try:
+            while True:
                 try:
-                    return step(argument)
-                finally:
-                    gate.enter()
-            except Cancelled as cancelled:
-                if argument is cancelled:
+                    gate.leave()
+                    try:
+                        return step(argument)
+                    finally:
+                        gate.enter()
+                except Cancelled as cancelled:
+                    if argument is cancelled:
+                        raise
+                    # It may have surfaced here, at the very end of a step, and the code has yet to hear of it.
+                    step, argument = self._work.throw, cancelled
+                except RuntimeError as error:
+                    # Python says so of a coroutine that is over: it had heard of the cancel.
+                    if isinstance(argument, Cancelled) and "already awaited" in str(error):
+                        raise argument from None
                     raise
-                # It may have surfaced here, at the very end of a step, and the code has yet to hear of it.
-                step, argument = self._work.throw, cancelled
-            except RuntimeError as error:
-                # Python says so of a coroutine that is over: it had heard of the cancel.
-                if isinstance(argument, Cancelled) and "already awaited" in str(error):
-                    raise argument from None
-                raise
+        finally:
+            del argument  # as in `throw()`
 
 
 class Stepped(Generic[T]):
@@ -174,18 +182,24 @@ class Stepped(Generic[T]):
         steps: Steps[T] = Steps(self._awaited.__await__(), self._gate)
         sent: object = None
         raised: BaseException | None = None
-        while True:
-            try:
-                waits_for = steps.send(sent) if raised is None else steps.throw(raised)
-            except StopIteration as end:
-                value: T = end.value
-                return value
-            try:
-                if self._hold is not None and (hold_s := self._hold()):
-                    yield from asyncio.sleep(hold_s).__await__()
-                sent, raised = (yield waits_for), None
-            except BaseException as error:  # handed on: the awaited code decides what becomes of it
-                raised = error
+        waits_for: Any = None
+        try:
+            while True:
+                try:
+                    waits_for = steps.send(sent) if raised is None else steps.throw(raised)
+                except StopIteration as end:
+                    value: T = end.value
+                    return value
+                try:
+                    if self._hold is not None and (hold_s := self._hold()):
+                        yield from asyncio.sleep(hold_s).__await__()
+                    sent, raised = (yield waits_for), None
+                except (
+                    BaseException
+                ) as error:  # handed on: the awaited code decides what comes of it
+                    raised = error
+        finally:
+            raised = waits_for = None  # as in `Steps.throw()`; a future leads to its error
 
 
 current_guard: ContextVar[Gate | None] = ContextVar("nbrun_guard", default=None)

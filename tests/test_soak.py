@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 from collections.abc import Callable
@@ -149,3 +150,31 @@ def test_a_late_start_undoes_no_cancel(
         thread.join(BOUND_S)
     assert set(threading.enumerate()) == threads
     assert psutil.Process().num_fds() == files
+
+
+@pytest.mark.parametrize("agent", [agents.instant, agents.failing, uses_a_tool, sync_uses_a_tool])
+def test_an_ended_run_leaves_nothing_to_the_garbage_collector(
+    session: NotebookSession, agent: Callable[..., object]
+) -> None:
+    """What was made for a run goes with it, at once: a kernel with many runs is not held up for it later."""
+    assert session.start(agents.instant).wait(BOUND_S)
+    gc.collect()
+    gc.disable()
+    try:
+        run = session.start(agent)
+        if agent in (uses_a_tool, sync_uses_a_tool):
+            wait_for_tool(run)
+            assert "Drive" in made_for_runs()
+            run.cancel()
+        assert run.wait(BOUND_S)
+        for _ in range(2):  # the end of the task, and what is called at it
+            assert session.ping_hosts(BOUND_S) != [None]
+        assert made_for_runs() == []
+    finally:
+        gc.enable()
+
+
+def made_for_runs() -> list[str]:
+    """Return the types of all there is that a host makes for one run."""
+    names = {"Drive", "RunContext", "Steps", "Stepped", "Ladder", "Gate", "Worker"}
+    return sorted(name for item in gc.get_objects() if (name := type(item).__name__) in names)

@@ -41,24 +41,22 @@ class Worker(Generic[T]):
         self.is_driver = is_driver
         self._function = function
         self._context = context
-        # Begun already, to them: giving up the wait for one does not cancel it.
-        self._outcome: Future[T] = Future()
-        self._outcome.set_running_or_notify_cancel()
-        self._over: Future[None] = Future()
-        self._over.set_running_or_notify_cancel()
+        self._over: Future[None] = _begun()
         self._gate = Gate()
-        self._thread = threading.Thread(
-            target=self._main, name=f"nbrun-agent-{run_id}", daemon=True
-        )
+        self._thread: threading.Thread | None = None
+        self._run_id = run_id
 
     def start(self) -> Future[T]:
         """Start the thread; return what the function will return or raise."""
+        outcome: Future[T] = _begun()
+        name = f"nbrun-agent-{self._run_id}"
+        self._thread = threading.Thread(target=self._main, args=(outcome,), name=name, daemon=True)
         try:
             self._thread.start()
         except RuntimeError:  # the system has no thread left: it has ended before it began
             self._over.set_result(None)
             raise
-        return self._outcome
+        return outcome
 
     async def result(self) -> T:
         """Start the thread and wait for what the function returns or raises.
@@ -80,21 +78,23 @@ class Worker(Generic[T]):
 
         Then it is raised when that is over.
         """
-        is_started = self._thread.ident is not None
+        is_started = self._thread is not None and self._thread.ident is not None
         return is_started and self._gate.interrupt(later=True)
 
-    def _main(self) -> None:
+    def _main(self, outcome: Future[T]) -> None:
         try:
             result = self._context.run(self._run_guarded)
         except StopIteration:  # a future refuses this one: it would end the waiting coroutine
             self._over.set_result(None)
-            self._outcome.set_exception(RuntimeError("the agent raised StopIteration"))
+            outcome.set_exception(RuntimeError("the agent raised StopIteration"))
         except BaseException as error:  # carried to the host, which fails this run only
             self._over.set_result(None)
-            self._outcome.set_exception(error)
+            outcome.set_exception(error)
         else:
             self._over.set_result(None)
-            self._outcome.set_result(result)
+            outcome.set_result(result)
+        finally:
+            del outcome  # it leads to the error, and that to this frame: see `gate.Steps.throw()`
 
     def _run_guarded(self) -> T:
         gate = self._gate
@@ -105,6 +105,13 @@ class Worker(Generic[T]):
             return self._function()
         finally:
             gate.enter()
+
+
+def _begun() -> Future[Any]:
+    """Return a future that looks begun: giving up the wait for it does not cancel it."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 class RunThreads(ThreadPoolExecutor):
