@@ -84,9 +84,7 @@ def _end(text: str, width: int) -> str:
     return f"…{text}" if text else ""
 
 
-def _ask(
-    run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console: Console
-) -> None:
+def _ask(run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console: Console) -> None:
     """Ask a question of the run's at the keyboard, until it is answered, here or elsewhere, or asked no more."""
     from rich.text import Text
 
