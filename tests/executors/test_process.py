@@ -300,6 +300,21 @@ def _with_file(log: TextIO) -> object:
     return functools.partial(lambda prompt, out: out.write(prompt), out=log)
 
 
+class Service:
+    """An agent's object, whose method is the agent."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def run(self, prompt: str) -> bool:
+        """Be an agent."""
+        return self.lock.locked()
+
+
+def _with_method(_log: TextIO) -> object:
+    return Service().run
+
+
 def _with_self(_log: TextIO) -> object:
     return Held()
 
@@ -310,6 +325,7 @@ def _with_self(_log: TextIO) -> object:
         (_with_lock, r"'lock' \(_thread.lock\)"),
         (_with_generator, r"'numbers' \(generator\)"),
         (_with_file, r"'out' \(_io.TextIOWrapper\)"),
+        (_with_method, r"'Service.run' cannot go .*: 'lock' \(_thread.lock\)"),
         (_with_self, r"'entered' \(threading.Event\)"),
     ],
 )
