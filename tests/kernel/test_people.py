@@ -167,6 +167,30 @@ def test_a_static_card_says_that_its_run_waits(people_kernel: Kernel) -> None:
     assert line not in latest()
 
 
+def test_a_saved_live_card_says_that_its_run_waits(people_kernel: Kernel) -> None:
+    """What a notebook file keeps beside the live card is brought up to date when a question is asked."""
+    kernel = people_kernel
+    run_ok(
+        kernel,
+        "gate = asyncio.Event()\n"
+        "async def asks_later(prompt, run): await gate.wait(); return await asks(prompt, run)",
+    )
+    cell = run_ok(kernel, "%%agentrun asks_later -n later\ntea")
+    line = "Waiting for you: Delete tea?"
+    assert line not in cell.outputs[-1]["data"]["text/html"]
+    cells = [cell, run_ok(kernel, "gate.set()")]
+
+    def latest() -> dict[str, Any]:
+        shown: dict[str, Any] = [found for each in cells for found in each.outputs][-1]["data"]
+        return shown
+
+    kernel.wait_until(lambda: line in latest()["text/html"])
+    assert "application/vnd.jupyter.widget-view+json" in latest()
+    cells.append(run_ok(kernel, "%agentrun deny"))
+    kernel.wait_until(lambda: "Completed" in latest()["text/html"])
+    assert "application/vnd.jupyter.widget-view+json" not in latest()
+
+
 def test_a_policy_answers_and_a_headless_cell_is_not_held_up(people_kernel: Kernel) -> None:
     """`--approve auto` allows; a headless cell that waits denies at once, and its card says why."""
     kernel = people_kernel
