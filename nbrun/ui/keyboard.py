@@ -77,7 +77,8 @@ def _text(typed: bytes) -> str:
 class _Aside:
     """Lines of a stdin that is no terminal, where Python may hold back what has come: a thread waits for them.
 
-    The thread cannot be called off, so a line that comes too late is kept for the next question.
+    The thread cannot be called off, so it takes one line more when its question is over. That line is dropped: it
+    is no answer to the next question.
 
     Threads: `next_line()` of the main one; `nbrun-keyboard` reads one line and ends.
     """
@@ -87,6 +88,10 @@ class _Aside:
         self._is_reading = False
 
     def next_line(self, is_wanted: Callable[[], bool]) -> str | None:
+        """Return the next line, None when it is wanted no more; raise `EOFError` at the end."""
+        if not self._lines.empty():
+            self._lines.get()
+            self._is_reading = False
         if not self._is_reading:
             self._is_reading = True
             threading.Thread(target=self._read, name="nbrun-keyboard", daemon=True).start()

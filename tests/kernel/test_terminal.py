@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,6 +167,20 @@ def test_a_question_that_is_over_takes_no_line(terminal: Terminal) -> None:
     terminal.type("6 * 9")
     assert "Cancelled by you" in terminal.read()
     assert "54" in terminal.read()
+
+
+def test_questions_of_a_piped_session_are_answered_by_its_lines(tmp_path: Path) -> None:
+    """Where stdin is no terminal the next line is the answer, and its end is a no."""
+    lines = ["%load_ext nbrun", *AGENTS, "", "", "%%agentrun asks -o piped", "hello", "", "", "y"]
+    script = "\n".join(f"{line}\n" if line.startswith("async def") else line for line in lines)
+    env = {name: text for name, text in os.environ.items() if not name.startswith("NBRUN_")}
+    env |= {"IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--simple-prompt", "--no-banner", "--no-confirm-exit"],
+        input=f"{script}\nno\nprint(piped.output, who(piped))\n",
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=15, check=False,
+    )  # fmt: skip
+    assert "['allow', 'deny'] [('allow', 'terminal'), ('deny', 'terminal')]" in done.stdout
 
 
 def test_ctrl_c_at_a_question_cancels_the_run(terminal: Terminal) -> None:
