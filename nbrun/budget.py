@@ -167,17 +167,17 @@ class Budget:
     def _excess(self, calls: int) -> str | None:
         limits, (turns, tokens, cost) = self.limits, self._total
         cost = round(cost, 9)  # a sum of cents is not to be over by the last bit of it
-        words = None
+        words, due = None, ", another call was due" if calls else ""
         if limits.max_turns is not None and turns + calls > limits.max_turns:
             made = f"{turns:,} model call{'' if turns == 1 else 's'} made"
             words = f"max_turns {limits.max_turns:,}: {made}{', another was due' if calls else ''}"
         # A call uses at least one token, and some of a dollar.
         elif limits.max_tokens is not None and tokens + calls > limits.max_tokens:
-            words = f"max_tokens {limits.max_tokens:,}: {tokens:,} used"
+            words = f"max_tokens {limits.max_tokens:,}: {tokens:,} used{due}"
         elif limits.max_cost is not None and (
             cost > limits.max_cost or (calls and cost == limits.max_cost)
         ):
-            words = f"max_cost {dollars(limits.max_cost)}: {dollars(cost)} spent"
+            words = f"max_cost {dollars(limits.max_cost)}: {dollars(cost)} spent{due}"
         return words and f"{words}{', child runs included' if self._is_shared else ''}"
 
     def _is_untold(self) -> bool:

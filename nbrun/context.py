@@ -16,7 +16,7 @@ from nbrun.encoding import Plain, clean_text, plain
 from nbrun.errors import NbrunError
 from nbrun.gate import current_guard, guarded
 from nbrun.inbox import Inbox
-from nbrun.questions import Asking, Questions
+from nbrun.questions import ASK, Asking, Questions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -416,7 +416,9 @@ class RunContext:
         Cancelled, asyncio.CancelledError
             The run was cancelled, before or while it waited.
         """
-        return Asking(self._stage.questions.ask(message, args, options, tool_id, timeout_s))
+        questions = self._stage.questions
+        work = partial(questions.ask, message, args, options, tool_id, timeout_s)
+        return Asking(questions, ASK, work)
 
     def ask_sync(
         self,
@@ -438,16 +440,23 @@ class RunContext:
         """
         return self._stage.questions.ask_sync(message, args, options, tool_id, timeout_s)
 
-    async def approve_tool(
+    def approve_tool(
         self,
         name: str,
         args: object = None,
         *,
         message: str | None = None,
         timeout_s: float | None = None,
+    ) -> Asking:
+        """Ask whether a tool may be used, and wait; one that may not stands among the tools as `denied`."""
+        words = message or f"Use {name}?"
+        work = partial(self._approve_tool, name, args, words, timeout_s)
+        return Asking(self._stage.questions, "run.approve_tool", work)
+
+    async def _approve_tool(
+        self, name: str, args: object, message: str, timeout_s: float | None
     ) -> Answer:
-        """Ask whether a tool may be used; one that may not stands among the tools as `denied`."""
-        answer = await self.ask(message or f"Use {name}?", args=args, timeout_s=timeout_s)
+        answer = await self.ask(message, args=args, timeout_s=timeout_s)
         if not answer:
             with guarded():
                 tool_id = self._new_tool_id()

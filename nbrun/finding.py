@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -11,11 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from nbrun.store import SessionStore
 
 LOW_DISK_BYTES = 200 * 1024 * 1024
@@ -23,6 +23,7 @@ LOW_DISK_BYTES = 200 * 1024 * 1024
 OWN = "jupyter-nbrun"
 NEEDED = (OWN, "ipython", "ipykernel", "ipywidgets", "anywidget", "jupyter-client")
 MODELS = "pydantic-ai-slim"
+EXTENSION = "nbrun.server"
 
 
 class Sign(StrEnum):
@@ -107,6 +108,47 @@ def _running(name: str) -> str | None:
 
 def _short(name: str) -> str:
     return {OWN: "nbrun", MODELS: "pydantic-ai"}.get(name, name)
+
+
+# --- the server's extension ------------------------------------------------------------------------
+
+
+def served() -> Finding:
+    """Return whether the Jupyter Server of this environment has nbrun's extension; only its settings are read."""
+    subject, version = "server", _version("jupyter-server")
+    if version is None:
+        text = (
+            "Jupyter Server is not in this environment, so it cannot be seen whether it knows nbrun"
+        )
+        mend = "to cancel without a page, pip install 'jupyter-nbrun[server]' in the server's environment"
+        return Finding(Sign.NOTE, subject, text, mend)
+    switch = _switch()
+    if switch is not None and switch[0]:
+        text = f"{EXTENSION} is switched on by {switch[1]}: runs can be cancelled without a page"
+        return Finding(Sign.OK, subject, text)
+    off = "not switched on" if switch is None else f"switched off by {switch[1]}"
+    text = f"{EXTENSION} is {off}: runs can be cancelled in the notebook only"
+    mend = f"jupyter server extension enable {EXTENSION}, and start the server again"
+    return Finding(Sign.NOTE, subject, text, mend)
+
+
+def _switch() -> tuple[bool, Path] | None:
+    """Return whether the server's settings switch the extension on, and the file that does.
+
+    Source: Jupyter Server reads `jupyter_server_config.json` of each folder, then the files of the folder of that
+    name with `.d`; the first folder that says something wins. What a `.py` file sets is not seen.
+    """
+    from jupyter_core.paths import jupyter_config_path
+
+    for folder in map(Path, jupyter_config_path()):
+        files = sorted((folder / "jupyter_server_config.d").glob("*.json"), reverse=True)
+        for file in (folder / "jupyter_server_config.json", *files):
+            try:
+                found = json.loads(file.read_text("utf-8"))["ServerApp"]["jpserver_extensions"]
+                return bool(found[EXTENSION]), file
+            except (OSError, ValueError, LookupError, TypeError):  # no such file, or silent on it
+                continue
+    return None
 
 
 # --- where runs are kept ---------------------------------------------------------------------------

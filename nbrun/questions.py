@@ -36,6 +36,8 @@ MAX_OPTIONS = 20
 MAX_OPTION = 80
 """Characters of one option: it is the label of a button."""
 
+ASK = "run.ask"
+
 NOBODY = "nobody"
 """The policy of a run that would ask, where nobody could answer."""
 
@@ -64,11 +66,29 @@ class Answer:
 class Asking(Coroutine[Any, Any, Answer]):
     """A question to be awaited: it is asked when it is awaited, and has no truth before.
 
-    An ordinary coroutine is true, so that a forgotten `await` would be a permission.
+    An ordinary coroutine is true, so that a forgotten `await` would be a permission. One that is never awaited
+    is told of in the run's log.
+
+    Parameters
+    ----------
+    call : what the agent has called, for the case that it never awaits it.
     """
 
-    def __init__(self, work: Coroutine[Any, Any, Answer]) -> None:
-        self._work = work
+    def __init__(
+        self, questions: Questions, call: str, ask: Callable[[], Coroutine[Any, Any, Answer]]
+    ) -> None:
+        self._questions = questions
+        self._call = call
+        self._ask = ask
+        self._begun: Coroutine[Any, Any, Answer] | None = None
+        self._questions.note_made(call)
+
+    @property
+    def _work(self) -> Coroutine[Any, Any, Answer]:
+        if self._begun is None:
+            self._questions.note_awaited(self._call)
+            self._begun = self._ask()
+        return self._begun
 
     def __await__(self) -> Generator[Any, Any, Answer]:
         """Ask, and wait for the answer."""
@@ -88,7 +108,7 @@ class Asking(Coroutine[Any, Any, Answer]):
 
     def __bool__(self) -> bool:
         """Raise: there is no answer yet."""
-        self._work.close()
+        self.close()
         raise NbrunError(
             "nobody was asked: write `await run.ask(…)`, in a sync agent run.ask_sync(…)"
         )
@@ -121,7 +141,7 @@ class Questions:
 
     __slots__ = (
         "_clock", "_count", "_is_closed", "_is_told", "_is_watching", "_lock", "_pending", "_policy", "_tell",
-        "_token",
+        "_token", "_unawaited",
     )  # fmt: skip
 
     def __init__(
@@ -137,6 +157,20 @@ class Questions:
         self._is_watching = False
         self._is_told = False
         self._is_closed = False
+        self._unawaited: tuple[str, ...] = ()  # replaced, never changed: most runs ask nothing
+
+    def note_made(self, call: str) -> None:
+        """Take note of a question that will be asked when it is awaited."""
+        with guarded(), self._lock:
+            self._unawaited = (*self._unawaited, call)
+
+    def note_awaited(self, call: str) -> None:
+        """Take note that it was."""
+        with guarded(), self._lock:
+            if call in self._unawaited:  # else its run has ended, and has told of it
+                calls = list(self._unawaited)
+                calls.remove(call)
+                self._unawaited = tuple(calls)
 
     async def ask(
         self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None
@@ -198,8 +232,21 @@ class Questions:
         """Deny what is pending, and all that is asked from now on: the run ends."""
         with self._lock:
             self._is_closed = True
+            self._tell_forgotten()
             for question in list(self._pending.values()):
                 self._settle(question, Answer(DENY, question.args, by=BY_END))
+
+    def _tell_forgotten(self) -> None:
+        """Say once of questions that were never awaited that nobody was asked; a cancel may have come between."""
+        calls, self._unawaited = self._unawaited, ()
+        if calls and not self._token.cancelled:
+            call = calls[0]
+            times = f", {len(calls)} times" if len(calls) > 1 else ""
+            aside = ", in a sync agent run.ask_sync(…)" if call == ASK else ""
+            words = (
+                f"{call}() was not awaited{times}: nobody was asked; write `await {call}(…)`{aside}"
+            )
+            self._tell(ev.Log(words, "warning"))
 
     def _open(
         self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None

@@ -50,7 +50,17 @@ def strictest(*policies: str) -> str:
 def check_timeout(timeout_s: float | None) -> None:
     """Raise `BadOption` for a time that is not above zero and at most a year."""
     if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
-        raise BadOption(f"timeout_s is {timeout_s}; give seconds above 0, at most a year")
+        raise BadOption(
+            f"timeout_s is {timeout_s}; give seconds above 0, such as 90, at most a year"
+        )
+
+
+def check_id(run_id: str | None) -> None:
+    """Raise `BadOption` for an id that is none."""
+    if run_id is not None and not isinstance(run_id, str):
+        raise BadOption(f"id is a text (str), not {type(run_id).__name__}")
+    if run_id is not None and not run_id.strip():
+        raise BadOption("id is empty; give a text that names this start, or leave it out")
 
 
 def read_limits(max_turns: object, max_tokens: object, max_cost: object) -> Limits:
@@ -145,6 +155,10 @@ def describe(
     for option, value in (("prompt", prompt), ("name", name)):
         if value is not None and not isinstance(value, str):
             raise BadOption(f"{option} is a text (str), not {type(value).__name__}")
+    if prompt is None:
+        raise BadOption('prompt is None; give a text, "" for none')
+    if name is not None and not name.strip():
+        raise BadOption("name is empty; give a text, or leave it out")
     if name is not None and number_of(name.strip()) is not None:
         raise BadOption(f"name is '{name}', which refers to a run by its place; give another name")
     adapter = find_adapter(agent)

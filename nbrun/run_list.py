@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("run", "name", "status", "agent", "started", "tokens", "output")
+
+_LEAST = {"started": 11, "output": 14, "tokens": 10, "agent": 8, "name": 9, "status": 12}
+"""Columns that become narrower where the terminal is narrow, in this order, and how narrow they may become."""
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 
 class RunList(list[Run]):
@@ -44,20 +51,46 @@ class RunList(list[Run]):
     def __repr__(self) -> str:
         if not self:
             return "no runs"
-        rows = [COLUMNS, *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+        rows = self._table()
+        widths = _widths(rows, shutil.get_terminal_size().columns)
         return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            "  ".join(_fitted(cell, w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
+
+    def _table(self) -> list[tuple[str, ...]]:
+        """Return the columns' names and the rows, without a column in which nothing stands."""
+        rows = self.rows()
+        kept = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
+        return [tuple(row[i] for i in kept) for row in (COLUMNS, *rows)]
 
     def _repr_html_(self) -> str:
         if not self:
             return "<p>no runs</p>"
-        body = "".join(_html(row, "td") for row in self.rows())
-        head = _html(COLUMNS, "th")
+        columns, *rows = self._table()
+        body = "".join(_html(row, "td") for row in rows)
+        head = _html(columns, "th")
         # The class keeps dollar signs in an agent's text from being set as formulas.
         return f'<table class="mathjax_ignore tex2jax_ignore"><thead>{head}</thead><tbody>{body}</tbody></table>'
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return how wide the columns are, so that their rows fit into so many characters, if they can."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    over = sum(widths) + 2 * (len(widths) - 1) - room
+    for name, least in _LEAST.items():
+        if name in rows[0]:
+            at = rows[0].index(name)
+            taken = min(max(over, 0), max(widths[at] - least, 0))
+            widths[at] -= taken
+            over -= taken
+    return widths
+
+
+def _fitted(cell: str, width: int) -> str:
+    if len(cell) > width and _MOMENT.fullmatch(cell):
+        cell = cell[5 : 5 + width]  # the year goes first, then the seconds
+    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 1]}…"
 
 
 def _html(cells: Sequence[str], tag: str) -> str:
@@ -68,6 +101,7 @@ def _html(cells: Sequence[str], tag: str) -> str:
 def _row(run: Run) -> tuple[str, ...]:
     record = run.glance
     started = record.started_at or record.created_at
+    agent = record.model or record.agent
     result = shown(record.output, 60) if record.output is not None else ""
     if record.error is not None:
         result = shown(str(record.error), 60)
@@ -75,7 +109,7 @@ def _row(run: Run) -> tuple[str, ...]:
         f"#{record.number}" if record.number is not None else "–",
         record.name,
         run.status_words(),
-        record.model or record.agent,
+        agent if agent != record.name else "",
         datetime.fromtimestamp(started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         tokens_words(record),
         result,

@@ -169,6 +169,7 @@ class NotebookSession:
         request.check_choices(approve=approve, if_running=if_running, on=on)
         limits = request.read_limits(max_turns, max_tokens, max_cost)
         request.check_timeout(timeout_s)
+        request.check_id(id)
         agent, model = request.resolve(agent, model, tools)
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,

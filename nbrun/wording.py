@@ -11,7 +11,7 @@ from nbrun.encoding import readable, shown
 from nbrun.record import ChildSummary, RunRecord, RunStatus
 
 if TYPE_CHECKING:
-    from nbrun.events import Progress
+    from nbrun.events import ApprovalResolved, Progress
 
 UNLOAD = "unload"
 """Who cancels when the extension is taken out of a kernel that goes on; the cause is `shutdown` all the same."""
@@ -36,6 +36,7 @@ _ASKED_BY = {
     "python": "Python",
     "magic": "%agentrun cancel",
     "server": "the Jupyter server",
+    "terminal": "the terminal",
     "shutdown": "the kernel's shutdown",
     UNLOAD: "the unloading of nbrun",
 }
@@ -243,6 +244,31 @@ def question_words(record: RunRecord) -> list[str]:
         lines.append(f"Waiting for you: {asked_words} – %agentrun approve {ref}{call}{choose}")
     hidden = len(record.pending) - SHOWN_QUESTIONS
     return [*lines, f"… {hidden} more questions"] if hidden > 0 else lines
+
+
+def resolution_words(
+    resolved: ApprovalResolved, limit_s: float | None, cause: CancelCause | None
+) -> str:
+    """Return what came of a question, for who was asked it and did not answer: `denied: no answer in 3 s`.
+
+    Parameters
+    ----------
+    limit_s : how long the question could be answered, in seconds.
+    cause : why the run is being cancelled, where it is.
+    """
+    decision = {"allow": "allowed", "deny": "denied"}.get(resolved.decision, resolved.decision)
+    match resolved.by:
+        case "deadline":
+            late = "in time" if limit_s is None else f"in {_round_duration(round(limit_s, 1))}"
+            return f"{decision}: no answer {late}"
+        case "cancel" if cause is CancelCause.DEADLINE:
+            return f"{decision}: the run's time is over"
+        case "cancel":
+            return f"{decision}: the run is being cancelled"
+        case "agent":
+            return f"{decision}: the agent does not wait for it any more"
+        case by:
+            return visible(f"{shown(decision, 80)} by {_ASKED_BY.get(by, by) or 'somebody'}")
 
 
 def child_title(child: ChildSummary) -> str:

@@ -113,8 +113,12 @@ def test_an_agent_that_only_reports_is_cancelled_by_its_report(
 @pytest.mark.parametrize(
     ("limit", "usage", "reason"),
     [
-        ({"max_tokens": 10}, {"output_tokens": 10}, "max_tokens 10: 10 used"),
-        ({"max_cost": 0.25}, {"cost_usd": 0.25}, "max_cost $0.25: $0.25 spent"),
+        ({"max_tokens": 10}, {"output_tokens": 10}, "max_tokens 10: 10 used, another call was due"),
+        (
+            {"max_cost": 0.25},
+            {"cost_usd": 0.25},
+            "max_cost $0.25: $0.25 spent, another call was due",
+        ),
     ],
     ids=["tokens", "cost"],
 )

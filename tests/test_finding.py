@@ -10,7 +10,7 @@ import pytest
 
 from nbrun import NotebookSession, finding
 from nbrun.clock import SystemClock
-from nbrun.finding import Finding, Sign, kept, tried, versions
+from nbrun.finding import Finding, Sign, kept, served, tried, versions
 from nbrun.store import SessionStore
 from tests.conftest import MakeSession
 from tests.fakes import agents
@@ -52,6 +52,36 @@ def test_versions_name_what_is_missing_and_what_is_stale(monkeypatch: pytest.Mon
     assert (missing.sign, stale.sign) == (Sign.PROBLEM, Sign.PROBLEM)
     assert "pip install no-such-package" in missing.mend
     assert "0.0.9 is running" in stale.text
+
+
+def test_the_servers_extension_is_told_by_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first folder that says something wins; what is off has the line that switches it on."""
+    near, far = tmp_path / "near", tmp_path / "far"
+    monkeypatch.setattr(
+        "jupyter_core.paths.jupyter_config_path",
+        lambda: [str(tmp_path / "none"), str(near), str(far)],
+    )
+    nowhere = served()
+    assert (nowhere.sign, "not switched on" in nowhere.text) == (Sign.NOTE, True)
+    assert nowhere.mend.startswith("jupyter server extension enable nbrun.server")
+
+    shipped = next((Path(__file__).parents[1] / "jupyter-config").glob("*.d/*.json"))
+    copied = far / shipped.parent.name / shipped.name
+    copied.parent.mkdir(parents=True)
+    copied.write_text(shipped.read_text())
+    there = served()
+    assert (there.sign, str(copied) in there.text) == (Sign.OK, True)
+
+    near.mkdir()
+    (near / "jupyter_server_config.json").write_text("{no json")
+    assert served() == there
+    off = '{"ServerApp": {"jpserver_extensions": {"nbrun.server": false}}}'
+    (near / "jupyter_server_config.json").write_text(off)
+    assert (served().sign, "switched off by" in served().text) == (Sign.NOTE, True)
+    monkeypatch.setattr(finding, "_version", lambda _name: None)
+    assert "not in this environment" in served().text
 
 
 def test_a_store_is_told_with_its_size_and_its_room(session: NotebookSession) -> None:

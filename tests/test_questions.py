@@ -500,6 +500,42 @@ def test_a_forgotten_await_is_no_permission(session: NotebookSession) -> None:
     assert "nobody was asked: write `await run.ask" in str(run.error)
 
 
+@pytest.mark.parametrize("is_sync", [True, False], ids=["sync", "async"])
+def test_a_question_that_is_never_awaited_is_told_of(
+    session: NotebookSession, is_sync: bool
+) -> None:
+    """The agent goes on as if it had asked; its log has one warning, with the mend, and nothing was asked."""
+
+    def sync_agent(prompt: str, run: RunContext) -> str:
+        run.ask("first?")
+        run.ask("second?")
+        return "done"
+
+    async def agent(prompt: str, run: RunContext) -> str:
+        await run.ask("this one?")
+        return sync_agent(prompt, run)
+
+    run = ended(session.start(sync_agent if is_sync else agent, approve="auto"))
+    assert run.output == "done"
+    (words,) = run.record.notices
+    assert words.startswith("run.ask() was not awaited, 2 times: nobody was asked; write `await")
+    assert len(resolved(run)) == (0 if is_sync else 1)
+
+
+def test_a_tool_that_is_approved_without_await_is_told_of(session: NotebookSession) -> None:
+    """To approve a tool is to ask: it has no truth before it was awaited."""
+    used: list[str] = []
+
+    async def agent(prompt: str, run: RunContext) -> None:
+        run.approve_tool("delete")
+        if run.approve_tool("delete"):
+            used.append("delete")
+
+    run = ended(session.start(agent))
+    assert (run.status, used) == (RunStatus.FAILED, [])
+    assert run.record.notices[0].startswith("run.approve_tool() was not awaited: nobody was asked")
+
+
 def test_a_blocking_question_on_the_loop_is_refused(session: NotebookSession) -> None:
     """It would hold up all runs, and could never be answered."""
 

@@ -95,7 +95,11 @@ def test_a_registered_agent_is_found_by_its_name(session: NotebookSession) -> No
         ({"approve": "maybe"}, BadOption, "give one of: ask, auto, deny"),
         ({"if_running": "panic"}, BadOption, "give one of: queue, reject, replace"),
         ({"on": "mars"}, BadOption, "on is 'mars'"),
-        ({"timeout_s": 0}, BadOption, "give seconds above 0"),
+        ({"prompt": None}, BadOption, 'prompt is None; give a text, "" for none'),
+        ({"name": ""}, BadOption, "name is empty"),
+        ({"id": " "}, BadOption, "id is empty"),
+        ({"id": 3}, BadOption, "id is a text"),
+        ({"timeout_s": 0}, BadOption, "give seconds above 0, such as 90"),
         ({"timeout_s": float("nan")}, BadOption, "give seconds above 0"),
         *(
             ({"name": ref}, BadOption, "give another name")

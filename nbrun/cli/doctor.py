@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.cli.printing import CommandError, safe, say
 from nbrun.cli.stored import opened, stores_at
-from nbrun.finding import Finding, Sign, kept, tried, versions
+from nbrun.finding import Finding, Sign, kept, served, tried, versions
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +25,7 @@ def examine(options: argparse.Namespace) -> int:
     findings = [
         *tried("versions", lambda: versions(*PAGES)),
         *tried("cards", _cards),
+        *tried("server", lambda: [served()]),
         *tried("store", lambda: _stores(options.path, paths)),
     ]
     for finding in findings:

@@ -46,14 +46,25 @@ def unpack(parcel: bytes) -> object:
 
 
 def _refusal(agent: object, error: Exception) -> str:
-    what = getattr(agent, "__name__", None) or type_name(agent)
+    what = _name(agent)
     culprit = _culprit(agent, what, set(), MAX_DEPTH)
     why = (
         f"{culprit} cannot be pickled"
         if culprit
         else f"it cannot be pickled ({' '.join(str(error).split()) or type_name(error)})"
     )
-    return f"{what} cannot go to another process: {why}; make it inside the agent, or leave out --on process"
+    return f"'{what}' cannot go to another process: {why}; make it inside the agent, or leave out --on process"
+
+
+def _name(agent: object) -> str:
+    """Return what an agent is called; a method together with its class, for `run` alone would say little."""
+    name = getattr(agent, "__name__", None)
+    if not isinstance(name, str):
+        return type_name(agent)
+    if not isinstance(agent, MethodType):
+        return name
+    owner = agent.__self__
+    return f"{(owner if isinstance(owner, type) else type(owner)).__name__}.{name}"
 
 
 def _culprit(value: object, path: str, seen: set[int], depth: int) -> str | None:

@@ -89,7 +89,7 @@ class ProcessGroup:
         if self.was_killed:
             return "was ended by nbrun"
         if code >= 0:
-            return f"ended with exit code {code} before its agent had"
+            return f"ended with exit code {code} before the agent was done"
         if -code == signal.SIGKILL:
             return "was killed by SIGKILL (out of memory?)"
         return f"was killed by {_signal_name(-code)}"

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
@@ -94,8 +95,8 @@ def _die() -> None:
 class ProcessHost:
     """Drives one attempt and sends its events.
 
-    Threads: `run()` on the main thread, the only one that sends; `_obey()` on the commands' thread, the only one
-    that receives. `_outgoing` is written by all.
+    Threads: `run()` on the main thread, which sends; `_obey()` on the commands' thread, the only one that
+    receives. `_outgoing` is written by all, and emptied under `_lock`: by the main thread, and by one that prints.
     """
 
     def __init__(self, channel: socket.socket, lifeline_fd: int, parent_pid: int) -> None:
@@ -105,7 +106,11 @@ class ProcessHost:
         self._token = CancelToken()
         self._clock = SystemClock()
         self._begun: queue.SimpleQueue[Begin] = queue.SimpleQueue()
-        self._outgoing: queue.SimpleQueue[HostEvent | Cancel] = queue.SimpleQueue()
+        self._outgoing: deque[HostEvent | Cancel] = deque()
+        self._wake = threading.Event()
+        self._lock = threading.RLock()
+        self._is_sending = self._has_sent_end = False
+        self._pid = os.getpid()
         self._thread: LoopThread | None = None
         self._host: RunHost | None = None
 
@@ -120,16 +125,16 @@ class ProcessHost:
             self._fail(begin, error)
         else:
             self._start(begin, agent)
-        while not self._send_next():
-            pass
+        while not self._has_sent_end:
+            self._wake.wait()
+            self._wake.clear()
+            self._send_waiting()
         if self._thread is not None:
             self._thread.close(CLEANUP_S)
 
     def _start(self, begin: Begin, agent: object) -> None:
         capture.install()
-        self._token.add_first(
-            lambda request: self._outgoing.put(Cancel(request.reason, request.cause))
-        )
+        self._token.add_first(lambda request: self._put(Cancel(request.reason, request.cause)))
         attempt = Attempt(
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(), begin.grace_s,
             begin.timeout_s, begin.thread, begin.limits, begin.approve, "process",
@@ -149,42 +154,54 @@ class ProcessHost:
 
     def _fail(self, begin: Begin, error: Exception) -> None:
         data = ev.RunFailed(describe(error))
-        self._outgoing.put(HostEvent(begin.run_id, begin.number, 0, self._clock.now(), data))
+        self._put(HostEvent(begin.run_id, begin.number, 0, self._clock.now(), data))
 
     # --- sending ---------------------------------------------------------------------------------
 
     def _take(self, events: Sequence[HostEvent]) -> bool:
         """Take events of the drive, from any thread; return whether the agent should pause."""
         for event in events:
-            self._outgoing.put(event)
-        return self._outgoing.qsize() > PAUSE_AT
+            self._put(event)
+        # What was printed is over there before the agent goes on: its next line may be the process's last.
+        if os.getpid() == self._pid and any(isinstance(event.data, ev.Log) for event in events):
+            self._send_waiting()
+        return len(self._outgoing) > PAUSE_AT
 
-    def _send_next(self) -> bool:
-        """Wait for what is to be sent and send it; return whether the end was among it."""
+    def _put(self, item: HostEvent | Cancel) -> None:
+        self._outgoing.append(item)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _send_waiting(self) -> None:
+        """Send what waits, up to the end."""
+        with self._lock:
+            if (
+                self._is_sending
+            ):  # this thread, which is in the midst of it: a collected object has printed
+                return
+            self._is_sending = True
+            try:
+                while self._outgoing and not self._has_sent_end:
+                    self._send_batch()
+            finally:
+                self._is_sending = False
+
+    def _send_batch(self) -> None:
         batch: list[HostEvent] = []
-        item: HostEvent | Cancel | None = self._outgoing.get()
-        while item is not None:
+        cancel: Cancel | None = None
+        while self._outgoing and len(batch) < BATCH:
+            item = self._outgoing.popleft()
             if isinstance(item, Cancel):
-                self._send_events(batch)
-                batch = []
-                self._send(item)
-            else:
-                batch.append(item)
-                if item.data.TYPE in ev.END_TYPES:
-                    break
-            item = self._next() if len(batch) < BATCH else None
-        self._send_events(batch)
-        return bool(batch) and batch[-1].data.TYPE in ev.END_TYPES
-
-    def _next(self) -> HostEvent | Cancel | None:
-        try:
-            return self._outgoing.get_nowait()
-        except queue.Empty:
-            return None
-
-    def _send_events(self, events: list[HostEvent]) -> None:
-        if events:
-            self._send(Batch([pack_event(event) for event in events]))
+                cancel = item
+                break
+            batch.append(item)
+            if item.data.TYPE in ev.END_TYPES:
+                break
+        if batch:
+            self._send(Batch([pack_event(event) for event in batch]))
+            self._has_sent_end = batch[-1].data.TYPE in ev.END_TYPES
+        if cancel is not None:
+            self._send(cancel)
 
     def _send(self, message: Message) -> None:
         try:

@@ -131,7 +131,7 @@ class Extension:
         if block is False:
             print(repr(run))
             return
-        show_until_end(run, self.session.cancel_grace_s, self.session.clock.now)
+        show_until_end(run, self.session)
         run.result(0)
 
     def show(self, run: Run) -> None:

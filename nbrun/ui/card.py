@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nbrun")
 _STATIC = Path(__file__).parent / "static"
 
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 TICK_S = 0.1
 PER_TICK = 2
 """With ten ticks a second: at most 10 updates a second of one card, 20 of all together."""
@@ -60,6 +61,16 @@ class _Card:
         # A bare thread would send into whichever cell ran last.
         self.context = contextvars.copy_context()
         self.remove: Callable[[], None] = lambda: None
+        self.says_asking = (
+            False  # whether what a notebook file has of the run says that it asks something
+        )
+
+    def bundle(self) -> dict[str, Any]:
+        """Return the output as a page shows it, and as a notebook file keeps it for eyes without a kernel."""
+        record = self.live.record
+        self.says_asking = bool(record.pending)
+        view = {"version_major": 2, "version_minor": 1, "model_id": self.widget.model_id}
+        return {WIDGET_VIEW: view, **bundle(record, self.live.problem)}
 
 
 class CardBoard:
@@ -93,15 +104,8 @@ class CardBoard:
             run=self._view(live), kernel_id=self._kernel_id, session_id=self._session.id
         )
         widget.on_msg(lambda sender, content, _buffers: self._on_message(sender, content))
-        data = {
-            "application/vnd.jupyter.widget-view+json": {
-                "version_major": 2, "version_minor": 1, "model_id": widget.model_id,
-            },
-            **bundle(live.record, live.problem),
-        }  # fmt: skip
-        handle = DisplayHandle()
-        display(data, raw=True, display_id=handle.display_id)
-        card = _Card(live, widget, handle)
+        card = _Card(live, widget, handle := DisplayHandle())
+        display(card.bundle(), raw=True, display_id=handle.display_id)
         with self._lock:
             self._live.append(card)
         card.remove = live.listen(lambda _record, _events: self._mark(card))
@@ -170,6 +174,9 @@ class CardBoard:
         try:
             card.widget.run = self._view(live)
             if live.record.is_live:
+                # Not with each question: the page draws the card anew, and somebody may be typing in it.
+                if bool(live.record.pending) != card.says_asking:
+                    card.handle.update(card.bundle(), raw=True)
                 return
             card.handle.update(bundle(live.record, live.problem), raw=True)
             # Else it is drawn again: when the run has been saved, or what it left running has ended.

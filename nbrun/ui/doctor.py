@@ -7,7 +7,7 @@ import sys
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from nbrun.finding import MARKS, Finding, Sign, kept, tried, versions
+from nbrun.finding import MARKS, Finding, Sign, kept, served, tried, versions
 from nbrun.record import RunStatus
 from nbrun.ui import control
 from nbrun.ui.waiting import cell_id, is_headless
@@ -51,6 +51,7 @@ def examine(extension: Extension) -> list[Finding]:
         "page": lambda: _page(extension),
         "subshells": lambda: _subshells(extension.kernel),
         "nest_asyncio": lambda: [_nesting()],
+        "server": lambda: [served()],
         "store": lambda: kept(extension.session.store),
         "runs": lambda: _runs(extension),
     }
@@ -169,21 +170,22 @@ def _subshells(kernel: Any) -> Iterator[Finding]:
         return
     from ipykernel.comm.comm import BaseComm
 
-    subject, cancel = "subshells", "Cancel does not"
+    subject, waits = "subshells", "wait until no cell is running; Cancel does not wait"
     thread = getattr(kernel, "shell_channel_thread", None)
     opened = [] if thread is None else thread.manager.list_subshell()
     if thread is None:
-        text = f"this ipykernel has none: other widgets wait for running cells, {cancel}"
+        text = f"this ipykernel has none: clicks on widgets {waits}"
         yield Finding(Sign.NOTE, subject, text, "nothing, or pip install -U ipykernel")
     elif hasattr(BaseComm, "_reply_subshell_for"):
-        text = (
-            f"{len(opened)} open; this ipykernel lets most clicks wait for running cells, {cancel}"
-        )
+        text = f"{len(opened)} open; with this ipykernel most clicks on widgets still {waits}"
         yield Finding(Sign.OK, subject, text)
     elif opened:
-        yield Finding(Sign.OK, subject, f"{len(opened)} open: clicks do not wait for running cells")
+        text = f"{len(opened)} open: clicks on widgets are handled while a cell is running"
+        yield Finding(Sign.OK, subject, text)
     else:
-        text = "none open; JupyterLab opens one with its first widget, other pages let clicks wait"
+        text = (
+            f"none open: JupyterLab opens one with its first widget; on other pages clicks {waits}"
+        )
         yield Finding(Sign.OK, subject, text)
 
 

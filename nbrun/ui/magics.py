@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,7 @@ from IPython.core.magic_arguments import magic_arguments
 
 from nbrun.agents import find_adapter, registered
 from nbrun.agents.cell import PythonCell, check_code
+from nbrun.cancellation import CancelOutcome, CancelReceipt
 from nbrun.encoding import shown
 from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.questions import ALLOW, DENY
@@ -32,11 +34,25 @@ from nbrun.ui.options import (
     usage_text,
 )  # fmt: skip
 from nbrun.ui.waiting import cell_id
+from nbrun.wording import title
 
 if TYPE_CHECKING:
+    from nbrun.events import ApprovalRequested
+    from nbrun.record import RunRecord
     from nbrun.run import Run
     from nbrun.run_list import RunList
     from nbrun.ui import Extension
+
+SHOWN_RECEIPTS = 5
+"""Lines that a cancel of all runs prints at most; more of them are counted."""
+
+_OUTCOMES = {
+    CancelOutcome.REQUESTED: "cancel requested",
+    CancelOutcome.ALREADY_REQUESTED: "a cancel was requested already",
+    CancelOutcome.ALREADY_FINISHED: "had ended already",
+    CancelOutcome.NOT_FOUND: "not found",
+    CancelOutcome.FOREIGN: "of another kernel; cancel them there",
+}
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -133,10 +149,7 @@ class AgentMagics(Magics):
             receipts = [session.cancel(run, reason, by="magic") for run in runs]
         else:
             receipts = [session.cancel_current(reason, by="magic")]
-        for receipt in receipts:
-            print(receipt)
-        if not receipts:
-            print("no run is live: nothing to cancel")
+        print("\n".join(_receipt_lines(receipts, is_long=everything is not None)))
 
     def _doctor(self, words: list[str]) -> None:
         from nbrun.ui import doctor
@@ -161,7 +174,8 @@ class AgentMagics(Magics):
 
     def _answer(self, run: Run, call: str | None, decision: str, **said: Any) -> None:
         asked = self._extension.session.answer(run, call, decision, **said, by="magic")
-        print(f"{run!r}: “{shown(asked.message, 80)}” – {decision}")
+        words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
+        print(f"{title(run.record)}: {words} {_asked_words(asked, run.record)}")
 
     def _asking(self, verb: str, words: list[str]) -> tuple[Run, str | None]:
         """Return the run that is answered, and the question that the line names, if it names one."""
@@ -184,7 +198,7 @@ class AgentMagics(Magics):
             raise BadOption("%agentrun say wants a run and a text: %agentrun say last and be brief")
         run = self._extension.session.get(words[0])
         self._extension.session.steer(run, words[1], by="magic")
-        print(f"{run!r}: said")
+        print(f"{title(run.record)}: the message was sent")
 
     def _help(self, words: list[str]) -> None:
         self._no_more("help", words)
@@ -249,6 +263,22 @@ def _can_run(value: object) -> bool:
     except AgentNotFound:
         return False
     return True
+
+
+def _asked_words(asked: ApprovalRequested, record: RunRecord) -> str:
+    """Return what was asked: the tool it is about, where that is known, else the question."""
+    name = next((tool.name for tool in record.tools if tool.id == asked.tool_id), None)
+    return f"“{shown(asked.message, 80)}”" if name is None else f"`{shown(name, 80)}`"
+
+
+def _receipt_lines(receipts: list[CancelReceipt], *, is_long: bool) -> list[str]:
+    """Return a line a receipt; of many that nobody has named, one line for all with the same outcome."""
+    if not receipts:
+        return ["no run is live: nothing to cancel"]
+    if not is_long or len(receipts) <= SHOWN_RECEIPTS:
+        return [str(receipt) for receipt in receipts]
+    outcomes = Counter(receipt.outcome for receipt in receipts)
+    return [f"{count:,} runs: {_OUTCOMES[outcome]}" for outcome, count in outcomes.items()]
 
 
 def _json(text: str) -> object:

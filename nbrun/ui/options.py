@@ -144,7 +144,7 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
     refuse_call(line)
     try:
         # Not by IPython's parse_argstring: it leaves the quotes in a quoted value.
-        args = magic.parser.parse_args(shlex.split(line))  # type: ignore[attr-defined]  # the decorators add it
+        args = magic.parser.parse_args(_joined(shlex.split(line)))  # type: ignore[attr-defined]  # the decorators add it
     except UsageError as error:
         raise BadOption(_mended(str(error))) from None
     except ValueError as error:  # shlex: a quote that is never closed
@@ -171,6 +171,18 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
     )  # fmt: skip
 
 
+def _joined(words: list[str]) -> list[str]:
+    """Return the words with a value below zero joined to its option, for which it would be taken else."""
+    valued = {flag for option in OPTIONS if not option.is_switch for flag in option.flags}
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in valued and re.match(r"-[\d.]", word):
+            joined[-1] = f"{joined[-1]}{'=' if joined[-1].startswith('--') else ''}{word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 _CALL = re.compile(r"\s*(\w+)\s*\(")
 
 
@@ -195,14 +207,15 @@ def duration_s(text: str) -> float:
         It is no length of time, or not above zero.
     """
     compact = text.replace(" ", "")
+    if compact.startswith("-") and compact != "-":
+        raise BadOption(f"'{text}' is below zero; give a time above zero, such as 90s")
     parts = list(_DURATION.finditer(compact))
     if not parts or "".join(part.group() for part in parts) != compact:
         raise BadOption(f"'{text}' is no length of time; write 90s, 10m or 1h30m")
     seconds = sum(float(part.group(1)) * _UNITS[part.group(2) or "s"] for part in parts)
     if not 0 < seconds <= 366 * 86_400:
-        raise BadOption(
-            f"'{text}' is too {'long' if seconds else 'short'}; give more than zero and at most a year"
-        )
+        what = "long; give at most a year" if seconds else "short; give a time above zero"
+        raise BadOption(f"'{text}' is too {what}, such as 90s")
     return seconds
 
 
@@ -243,6 +256,9 @@ def _mended(message: str) -> str:
     return f"{message}; {hint}%%agentrun? lists the options"
 
 
+SLIP = 0.75
+"""How alike a word and a subcommand are where a finger has slipped: `lsit`, and not `dance` for `cancel`."""
+
 _SAY = re.compile(
     r"\s*say(?:\s+(?:(?P<quote>['\"])(?P<quoted>.+?)(?P=quote)|(?P<ref>\S+)))?(?:\s+(?P<text>.*?))?\s*",
     re.DOTALL,
@@ -269,9 +285,10 @@ def read_subcommand(line: str) -> tuple[str, list[str]]:
     verb = words[0] if words else "list"
     verb = ALIASES.get(verb, verb)
     if verb not in SUBCOMMANDS:
-        near = difflib.get_close_matches(verb, SUBCOMMANDS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise BadOption(f"%agentrun has no '{verb}'; {hint}It knows: {', '.join(SUBCOMMANDS)}. "
+        near = [name for name in SUBCOMMANDS if verb.startswith(name) or name.startswith(verb)]
+        near = near or difflib.get_close_matches(verb, SUBCOMMANDS, 1, SLIP)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise BadOption(f"%agentrun has no '{verb}'{hint} It knows: {', '.join(SUBCOMMANDS)}. "
                         "To start a run, begin its cell with %%agentrun (two per cents), the prompt below")  # fmt: skip
     return verb, words[1:]
 

@@ -162,7 +162,8 @@ def plain_text(
     lines = [f"{SHAPES[record.status][0]} {_headline(record, moment)}"]
     lines += [f"  ? {words}" for words in question_words(record)]
     lines += [f"  {words}" for words in [progress_words(record.progress)] if words]
-    lines += [f"  ! {notice}" for notice in _notices(record, problem, moment)]
+    lines += [f"  {note}" for note in _notes(record, moment)]
+    lines += [f"  ! {warning}" for warning in _warnings(record, problem)]
     lines += [f"  · {_tool_words(tool)}" for tool in _shown_tools(record, limit)]
     lines += [f"  ↳ {words}" for words in _child_words(record)]
     if record.log_count:
@@ -192,10 +193,13 @@ def _facts(record: RunRecord) -> list[str]:
     return [part for part in (agent, tokens_words(record)) if part]
 
 
-def _notices(record: RunRecord, problem: str | None, moment: _Moment | None) -> list[str]:
-    notes = [] if moment is None else list(moment.notes)
-    saved = [f"not saved: {problem}"] if problem else []
-    return [*notes, *cancel_notes(record), *record.notices, *saved]
+def _notes(record: RunRecord, moment: _Moment | None) -> list[str]:
+    """Return what there is to say besides the status; nothing of it is wrong."""
+    return [*(() if moment is None else moment.notes), *cancel_notes(record)]
+
+
+def _warnings(record: RunRecord, problem: str | None) -> list[str]:
+    return [*record.notices, *([f"not saved: {problem}"] if problem else [])]
 
 
 def _log_title(record: RunRecord) -> str:
@@ -243,7 +247,8 @@ def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | 
     ]
     if record.progress is not None:
         rows.append(f"<div>{escape(progress_words(record.progress))}</div>")
-    rows += [f"<div>! {escape(notice)}</div>" for notice in _notices(record, problem, moment)]
+    rows += [f"<div>{escape(note)}</div>" for note in _notes(record, moment)]
+    rows += [f"<div>! {escape(warning)}</div>" for warning in _warnings(record, problem)]
     rows += _html_tools(record, limit)
     rows += [f'<div style="{_MUTED}">↳ {escape(words)}</div>' for words in _child_words(record)]
     if record.log_count:
@@ -286,7 +291,7 @@ def _markdown(record: RunRecord, problem: str | None, limit: int, moment: _Momen
     parts = [f"**{_literal(_words(record, moment))}** · {_code(title)}"]
     parts += [f"- {_code(words)}" for words in question_words(record)]
     parts += [_code(words) for words in [progress_words(record.progress)] if words]
-    parts += [f"- {_code(notice)}" for notice in _notices(record, problem, moment)]
+    parts += [f"- {_code(note)}" for note in (*_notes(record, moment), *_warnings(record, problem))]
     parts += [f"- {_code(_tool_words(tool))}" for tool in _shown_tools(record, limit)]
     parts += [f"- ↳ {_code(words)}" for words in _child_words(record)]
     if record.log_count:

@@ -237,6 +237,18 @@ def test_a_crash_is_named_by_its_signal(session: NotebookSession) -> None:
     assert "process_agents.py" in run.error.traceback
 
 
+@pytest.mark.parametrize("agent", [fakes.prints_and_exits, fakes.prints_and_crashes])
+def test_what_was_printed_before_the_death_is_kept(session: NotebookSession, agent: object) -> None:
+    """A line that was printed is on its way before the agent's next one, which may be the process's last."""
+    for _ in range(3):
+        run = ended(start(session, agent))
+        assert run.status is RunStatus.FAILED
+        assert [entry for entry in logged(run) if entry[0] == "stdout"] == [
+            ("stdout", "one"),
+            ("stdout", "two"),
+        ]
+
+
 def test_a_killed_process_is_noticed_at_once(session: NotebookSession) -> None:
     """SIGKILL from outside fails the run within a second, and its message names the likely reason."""
     run = start(session, fakes.waits)
@@ -288,6 +300,21 @@ def _with_file(log: TextIO) -> object:
     return functools.partial(lambda prompt, out: out.write(prompt), out=log)
 
 
+class Service:
+    """An agent's object, whose method is the agent."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def run(self, prompt: str) -> bool:
+        """Be an agent."""
+        return self.lock.locked()
+
+
+def _with_method(_log: TextIO) -> object:
+    return Service().run
+
+
 def _with_self(_log: TextIO) -> object:
     return Held()
 
@@ -298,6 +325,7 @@ def _with_self(_log: TextIO) -> object:
         (_with_lock, r"'lock' \(_thread.lock\)"),
         (_with_generator, r"'numbers' \(generator\)"),
         (_with_file, r"'out' \(_io.TextIOWrapper\)"),
+        (_with_method, r"'Service.run' cannot go .*: 'lock' \(_thread.lock\)"),
         (_with_self, r"'entered' \(threading.Event\)"),
     ],
 )

@@ -80,6 +80,20 @@ async def exits_at_once(prompt: str, run: RunContext) -> None:
         os._exit(7)
 
 
+async def prints_and_exits(prompt: str) -> None:
+    """Print two lines, and end the process in the next moment."""
+    print("one")
+    print("two")
+    os._exit(3)
+
+
+def prints_and_crashes(prompt: str) -> None:
+    """Print a line, in a thread, and touch what is nobody's."""
+    print("one")
+    print("two")
+    ctypes.string_at(0)
+
+
 async def crashes(prompt: str) -> None:
     """Touch what is nobody's."""
     ctypes.string_at(0)

@@ -193,7 +193,7 @@ def test_a_queued_card_says_what_it_waits_for(kernel: Kernel) -> None:
     run_ok(kernel, "held[8].cancel()")
     kernel.wait_until(lambda: words() == "Queued: 1st in line, 8 runs are under way")
     table = run_ok(kernel, "%agentrun list").outputs[0]["data"]["text/plain"]
-    assert "Queued: 1st in line, 8 runs are under way" in table
+    assert "Queued: 1st in line" in table
     run_ok(kernel, "held[0].cancel()")
     kernel.wait_until(lambda: words().startswith("Completed"))
 

@@ -38,7 +38,8 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     assert int(value(kernel, FILES)) < files + 5  # the kernel's own go up and down by one or two
     lines = lines_of(cell)
     assert set(lines) == {
-        "versions", "front end", "control channel", "subshells", "nest_asyncio", "store", "runs",
+        "versions", "front end", "control channel", "subshells", "nest_asyncio", "server", "store",
+        "runs",
     }  # fmt: skip
     assert re.search(r"^✔ ok .*Python 3.*nbrun \d.*ipykernel \d.*anywidget \d", lines["versions"])
     assert re.search(r"^✔ ok .*a notebook", lines["front end"])
@@ -46,6 +47,11 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     assert answer is not None
     print(f"round trip on the control channel: {answer[1]}")
     assert "not applied" in lines["nest_asyncio"]
+    assert re.search(r"switched o|not in this environment", lines["server"])
+    assert (
+        value(kernel, "[m for m in __import__('sys').modules if m.startswith('nbrun.server')]")
+        == "[]"
+    )
     assert "the first one makes" in lines["store"]
     assert "0 live, 0 of them waiting; at most 8 at once" in lines["runs"]
     assert "problem" not in "".join(lines.values())

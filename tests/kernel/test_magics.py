@@ -329,6 +329,9 @@ def test_cancel_says_what_it_did(shared: Kernel) -> None:
     assert "has ended already" in run_ok(shared, "%agentrun cancel b").stdout
     assert len(run_ok(shared, "%agentrun cancel --all").stdout.splitlines()) == 2
     assert value(shared, "[r.wait(5) for r in (a, c)]") == "[True, True]"
+    for _ in range(7):
+        run_ok(shared, "%%agentrun endless\nhi")
+    assert run_ok(shared, "%agentrun cancel --all").stdout == "7 runs: cancel requested\n"
     # An unknown name beside a known one stops nothing.
     run_ok(shared, "%%agentrun endless -n e -o e\nhi")
     assert error_line(shared.run("%agentrun cancel e nobody")).startswith("RunNotFound: ")

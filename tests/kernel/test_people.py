@@ -123,10 +123,8 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     assert "no run asks anything" in error_line(kernel.run("%agentrun approve"))
     run_ok(kernel, "%%agentrun asks -n first -o first\ntea")
     wait_for_status(kernel, "first", "waiting")
-    assert (
-        "– allow"
-        in run_ok(kernel, "%agentrun approve --args '{\"path\": \"cup\"}' --text 'go on'").stdout
-    )
+    cell = run_ok(kernel, "%agentrun approve --args '{\"path\": \"cup\"}' --text 'go on'")
+    assert cell.stdout == "run #1 first: allowed “Delete tea?”\n"
     assert value(kernel, "first.result(10)") == "['allow', {'path': 'cup'}, 'go on', 'magic']"
 
     run_ok(kernel, "%%agentrun asks -n second -o second\ntea")
@@ -136,7 +134,8 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     assert "2 runs ask something" in error_line(kernel.run("%agentrun deny"))
     assert "--args is no JSON" in error_line(kernel.run("%agentrun approve second --args {"))
     assert "does not ask 'ask-7'" in error_line(kernel.run("%agentrun approve second ask-7"))
-    run_ok(kernel, "%agentrun deny second ask-1 --reason 'not that one'")
+    cell = run_ok(kernel, "%agentrun deny second ask-1 --reason 'not that one'")
+    assert cell.stdout == "run #2 second: denied “Delete tea?”\n"
     run_ok(kernel, "%agentrun approve third")
     assert value(kernel, "second.result(10)[:3]") == "['deny', {'path': 'tea'}, 'not that one']"
     assert value(kernel, "third.result(10)[0]") == "'allow'"
@@ -144,7 +143,8 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     run_ok(kernel, "%%agentrun reads -n 'reads on' -o reading\nhi")
     wait_for_text(kernel, "reads on")
     assert "say wants a run and a text" in error_line(kernel.run("%agentrun say last"))
-    assert "said" in run_ok(kernel, "%agentrun say 'reads on' don't stop").stdout
+    cell = run_ok(kernel, "%agentrun say 'reads on' don't stop")
+    assert cell.stdout == "run #4 reads on: the message was sent\n"
     assert value(kernel, "reading.result(10)") == '["don\'t stop", []]'
     assert "has ended" in error_line(kernel.run("%agentrun say 'reads on' too late"))
 
@@ -165,6 +165,30 @@ def test_a_static_card_says_that_its_run_waits(people_kernel: Kernel) -> None:
 
     kernel.wait_until(lambda: "Completed" in latest())
     assert line not in latest()
+
+
+def test_a_saved_live_card_says_that_its_run_waits(people_kernel: Kernel) -> None:
+    """What a notebook file keeps beside the live card is brought up to date when a question is asked."""
+    kernel = people_kernel
+    run_ok(
+        kernel,
+        "gate = asyncio.Event()\n"
+        "async def asks_later(prompt, run): await gate.wait(); return await asks(prompt, run)",
+    )
+    cell = run_ok(kernel, "%%agentrun asks_later -n later\ntea")
+    line = "Waiting for you: Delete tea?"
+    assert line not in cell.outputs[-1]["data"]["text/html"]
+    cells = [cell, run_ok(kernel, "gate.set()")]
+
+    def latest() -> dict[str, Any]:
+        shown: dict[str, Any] = [found for each in cells for found in each.outputs][-1]["data"]
+        return shown
+
+    kernel.wait_until(lambda: line in latest()["text/html"])
+    assert "application/vnd.jupyter.widget-view+json" in latest()
+    cells.append(run_ok(kernel, "%agentrun deny"))
+    kernel.wait_until(lambda: "Completed" in latest()["text/html"])
+    assert "application/vnd.jupyter.widget-view+json" not in latest()
 
 
 def test_a_policy_answers_and_a_headless_cell_is_not_held_up(people_kernel: Kernel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ AGENTS = (
     "async def shout(prompt): return prompt.upper()",
     "async def endless(prompt, run): run.text('word ' * 80 + 'begun '); await asyncio.Event().wait()",
     "async def asks(prompt, run): return [(await run.ask(word, args=prompt)).decision for word in ('one?', 'two?')]",
+    "async def asks_briefly(prompt, run): return (await run.ask('quick?', timeout_s=1)).by",
+    "who = lambda run: [(e.data.decision, e.data.by) for e in run.events() if e.type == 'approval.resolved']",
     "async def broken(prompt): raise ValueError('the kettle is empty')",
 )
 
@@ -114,7 +117,7 @@ def test_progress_is_on_the_line(terminal: Terminal) -> None:
 
 
 def test_a_question_is_asked_at_the_keyboard(terminal: Terminal) -> None:
-    """The cell waits, so what the run asks is asked there; only a clear yes allows."""
+    """The cell waits, so what the run asks is asked there, until it is answered by a clear yes or no."""
     terminal.type("%%agentrun asks -o answers", "hello")
     terminal.child.expect_exact("? one? hello")
     terminal.child.expect_exact("[y/N] ")
@@ -122,8 +125,85 @@ def test_a_question_is_asked_at_the_keyboard(terminal: Terminal) -> None:
     terminal.child.expect_exact("? two? hello")
     terminal.child.expect_exact("[y/N] ")
     terminal.child.sendline("what?")
+    terminal.child.expect_exact("answer with one of: y/N")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.sendline("n")
     assert "Completed" in terminal.read()
-    assert "['allow', 'deny']" in terminal.run("print(answers.output)")
+    assert "[('allow', 'terminal'), ('deny', 'terminal')]" in terminal.run("print(who(answers))")
+
+    terminal.type("%%agentrun asks -o answers", "hello")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.sendline("")
+    terminal.child.expect_exact("? two? hello")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.sendeof()
+    assert "Completed" in terminal.read()
+    assert "['deny', 'deny']" in terminal.run("print(answers.output)")
+
+
+def test_a_question_that_is_over_takes_no_line(terminal: Terminal) -> None:
+    """Its deadline, a time limit and a cancel end the prompt at once; what is typed then is the next cell's."""
+    terminal.type("%%agentrun asks_briefly -o brief", "hello")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.send("ye")  # half an answer is not a part of the next cell either
+    terminal.child.expect_exact("denied: no answer in 1 s")
+    terminal.type("6 * 7")
+    assert "Completed" in terminal.read()
+    assert "42" in terminal.read()
+    assert "deadline" in terminal.run("print(brief.output)")
+
+    terminal.type("%%agentrun asks --timeout 1s", "hello")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("denied: the run's time is over")
+    terminal.type("6 * 8")
+    assert "Timed out" in terminal.read()
+    assert "48" in terminal.read()
+
+    terminal.run(
+        "import threading; threading.Timer(1.5, lambda: nbrun.session().cancel_all('no')).start()"
+    )
+    terminal.type("%%agentrun asks", "hello")
+    terminal.child.expect_exact("denied: the run is being cancelled")
+    terminal.type("6 * 9")
+    assert "Cancelled by you" in terminal.read()
+    assert "54" in terminal.read()
+
+
+def test_questions_of_a_piped_session_are_answered_by_its_lines(tmp_path: Path) -> None:
+    """Where stdin is no terminal the next line is the answer, and its end is a no."""
+    lines = ["%load_ext nbrun", *AGENTS, "", "", "%%agentrun asks -o piped", "hello", "", "", "y"]
+    script = "\n".join(f"{line}\n" if line.startswith("async def") else line for line in lines)
+    env = {name: text for name, text in os.environ.items() if not name.startswith("NBRUN_")}
+    env |= {"IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--simple-prompt", "--no-banner", "--no-confirm-exit"],
+        input=f"{script}\nno\nprint(piped.output, who(piped))\n",
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=15, check=False,
+    )  # fmt: skip
+    assert "['allow', 'deny'] [('allow', 'terminal'), ('deny', 'terminal')]" in done.stdout
+
+
+def test_ctrl_c_at_a_question_cancels_the_run(terminal: Terminal) -> None:
+    """It is no answer: the run is interrupted, and its question with it."""
+    terminal.type("%%agentrun asks -o stopped", "hello")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.sendintr()
+    assert "KeyboardInterrupt: run #1 asks: Interrupted after" in terminal.read()
+    assert "[('deny', 'cancel')]" in terminal.run("print(who(stopped))")
+
+
+def test_what_was_typed_before_a_question_is_no_answer(terminal: Terminal) -> None:
+    """A line that was typed ahead is dropped, with a word, where a question comes up."""
+    terminal.run(
+        "async def late(prompt, run): run.text('begun'); await asyncio.sleep(1); return (await run.ask('ok?')).decision"
+    )
+    terminal.type("%%agentrun late", "hello")
+    terminal.child.expect_exact("begun")
+    terminal.child.sendline("y")
+    terminal.child.expect_exact("typed before it was asked, and dropped: y")
+    terminal.child.expect_exact("[y/N] ")
+    terminal.child.sendline("no")
+    assert "deny" in terminal.read()
 
 
 def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:

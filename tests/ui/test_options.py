@@ -64,7 +64,9 @@ def test_every_option_is_read() -> None:
         ("--nonsense", "lists the options"),
         ("one two", "two"),
         ("--timeout soon", "write 90s, 10m or 1h30m"),
-        ("--timeout 0s", "more than zero"),
+        ("--timeout 0s", "above zero, such as 90s"),
+        ("--timeout -5s", "above zero, such as 90s"),
+        ("--timeout=-5s", "above zero, such as 90s"),
         ("--timeout 1000000h", "too long"),
         ("--timeout", "expected one argument"),
         ("--max-turns many", "give a whole number"),
@@ -112,7 +114,7 @@ def test_lengths_of_time_are_read(text: str, seconds: float) -> None:
 )
 def test_what_is_no_length_of_time_is_refused(text: str) -> None:
     """No guess is made."""
-    with pytest.raises(BadOption, match=r"length of time|too short"):
+    with pytest.raises(BadOption, match=r"length of time|too short|below zero"):
         duration_s(text)
 
 
@@ -146,6 +148,9 @@ def test_subcommands_are_read(line: str, verb: str, words: list[str]) -> None:
         ("show 'x", "close the quote"),
         ("poet(prompt)", "write %%agentrun poet, and"),
         ("saying #3 hello", "did you mean say"),
+        ("res 3", "did you mean result"),
+        ("lsit", "did you mean list"),
+        ("dance", "has no 'dance'. It knows"),
     ],
 )
 def test_an_unknown_subcommand_names_what_there_is(line: str, words: str) -> None:

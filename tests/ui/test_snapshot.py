@@ -245,6 +245,17 @@ def test_a_cancel_is_told_in_full(kind: str) -> None:
     assert "still running" not in over
 
 
+def test_only_a_warning_carries_its_sign() -> None:
+    """A reason and a hint are nothing to be careful about."""
+    record = msgspec.structs.replace(RECORD, status=RunStatus.CANCELLED, reason="too hot")
+    text = plain_text(record, "disk full")
+    assert "\n  “too hot”\n" in text
+    assert "\n  ! careful\n  ! not saved: disk full\n" in text
+    live = msgspec.structs.replace(RECORD, status=RunStatus.RUNNING, ended_at=None, notices=())
+    assert "! " not in bundle(live)["text/html"]
+    assert "! " not in bundle(live)["text/plain"]
+
+
 def test_many_tools_are_folded_and_open_where_something_failed() -> None:
     """The fold says how they ended; what failed is seen without a click."""
     html = bundle(RECORD)["text/html"]
