@@ -105,7 +105,7 @@ class Drive:
         self._inbox: Inbox | None = None
         self._children: Children | None = None
         self._ladder: Ladder | None = None
-        self._outbox: list[tuple[ev.EventData, float, str | None, object]] = []
+        self._outbox: tuple[tuple[ev.EventData, float, str | None, object], ...] = ()
         self._is_sending = False
         self._must_pause = False
         self._n = 0
@@ -222,17 +222,20 @@ class Drive:
         self, data: ev.EventData, now: float, parent: str | None = None, live: object = None
     ) -> None:
         """Hand an event over; the caller holds the lock."""
-        self._outbox.append((data, now, parent, live))
         if self._is_sending:  # entered again from within: the outer call sends it, after its own
+            self._outbox = (*self._outbox, (data, now, parent, live))
             return
         self._is_sending = True
         attempt = self._attempt
         try:
-            while self._outbox:
-                data, now, parent, live = self._outbox.pop(0)
+            while True:
                 event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live)
                 self._n += 1
                 self._must_pause = self._sink((event,))
+                if not self._outbox:
+                    break
+                (data, now, parent, live), *rest = self._outbox
+                self._outbox = tuple(rest)
         finally:
             self._is_sending = False
 
@@ -468,7 +471,7 @@ class Drive:
 
 def _check_event(data: ev.EventData, parent: str | None) -> None:
     """Raise for what is no event of an agent: in the agent, which then fails with its own mistake."""
-    if isinstance(data, ev.TextDelta | ev.ReasoningDelta):
+    if isinstance(data, ev.DELTAS):  # a tuple: a union is built anew at each look
         if not isinstance(data.text, str):
             raise TypeError(f"text is a str, not {type(data.text).__name__}")
     elif ev.type_of(data) in _NOT_FOR_AGENTS:

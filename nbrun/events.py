@@ -404,7 +404,8 @@ END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled
 PEOPLE_TYPES = frozenset(
     cls.TYPE for cls in (ApprovalRequested, ApprovalResolved, RunWaiting, RunResumed, Steer, SteerTaken)
 )  # fmt: skip
-DELTA_TYPES = frozenset(cls.TYPE for cls in (TextDelta, ReasoningDelta))
+DELTAS = (TextDelta, ReasoningDelta)
+DELTA_TYPES = frozenset(cls.TYPE for cls in DELTAS)
 
 
 def _subclasses(base: type[EventData]) -> dict[str, type[EventData]]:

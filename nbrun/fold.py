@@ -51,6 +51,7 @@ class _Draft:
     __slots__ = (
         "changes",
         "children",
+        "last_event_at",
         "logs",
         "next_seq",
         "record",
@@ -65,6 +66,7 @@ class _Draft:
         self.changes: dict[str, Any] = {}
         self.status = record.status
         self.next_seq = record.event_count
+        self.last_event_at = record.last_event_at
         self.text: list[str] = []
         self.warnings: list[str] = []
         self.logs: list[str] = []
@@ -76,15 +78,19 @@ class _Draft:
             raise ValueError(
                 f"{event.run_id}: event {event.seq} came where {self.next_seq} was due"
             )
-        kind, status = event.type, self.status
+        data, status = event.data, self.status
+        kind = data.TYPE or ev.type_of(data)
         if not is_admitted(status, kind):
             raise ValueError(f"{event.run_id}: {kind} came after the run was {status}")
         self.next_seq += 1
+        self.last_event_at = event.ts
+        if isinstance(data, ev.TextDelta):  # by far the most
+            self.text.append(data.text)
+            return
         self.status = TRANSITIONS[status].get(kind, status)
-        fold_one = _FOLDS.get(type(event.data))
+        fold_one = _FOLDS.get(type(data))
         if fold_one is not None:
-            fold_one(self, event.data, event)
-        self.changes["last_event_at"] = event.ts
+            fold_one(self, data, event)
 
     def value(self, name: str) -> Any:
         """Return a field as it stands."""
@@ -130,7 +136,8 @@ class _Draft:
             changes["pending"] = ()
             if self.value("output") is None:
                 changes["output"] = self.value("text") or None
-        return msgspec.structs.replace(record, status=status, event_count=self.next_seq, **changes)
+        changes.update(last_event_at=self.last_event_at, event_count=self.next_seq)
+        return msgspec.structs.replace(record, status=status, **changes)
 
 
 # --- what each type of event does to a record, status apart -------------------------------------------
@@ -191,10 +198,6 @@ def _used(draft: _Draft, data: ev.Usage, _event: ev.RunEvent) -> None:
 
 def _progress(draft: _Draft, data: ev.Progress, _event: ev.RunEvent) -> None:
     draft.changes["progress"] = data
-
-
-def _text(draft: _Draft, data: ev.TextDelta, _event: ev.RunEvent) -> None:
-    draft.text.append(data.text)
 
 
 def _log(draft: _Draft, data: ev.Log, event: ev.RunEvent) -> None:
@@ -269,7 +272,6 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.CancelRequested: _cancel_requested,
     ev.CancelEscalated: _cancel_escalated,
     ev.DetachedFinished: _detached_finished,
-    ev.TextDelta: _text,
     ev.ToolStarted: _tool_started,
     ev.ToolFinished: _tool_finished,
     ev.ApprovalRequested: _asked,

@@ -37,7 +37,7 @@ LARGE_CHARS, FEW = 16_000, 64
 """Producers are paused as well when more than a few events wait and these are large, or were left over."""
 
 _PLAIN_WEIGHT = 200  # of an event that is no text
-_DELTAS = (ev.TextDelta, ev.ReasoningDelta)  # a tuple: a union is built anew at each look
+_TEXTS = (*ev.DELTAS, ev.Log)
 
 # One for all runs: it is held for a moment, and each lock costs memory.
 _listening = threading.RLock()
@@ -147,7 +147,7 @@ class Intake:
             else:
                 self._items.append((live, event, event.ts))
                 is_text = kind in ev.DELTA_TYPES
-                is_large = is_large or _weight(event.data) > LARGE_CHARS
+                is_large = _weight(event.data) > LARGE_CHARS or is_large
         self.ring(is_text=is_text, is_urgent=is_urgent)
         waiting = len(self._items)
         return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
@@ -278,13 +278,13 @@ class Intake:
         if not is_admitted(live.status, kind):
             live.refused += 1
             return
-        if isinstance(data, _DELTAS):
+        if isinstance(data, ev.DELTAS):  # changes no status, and is by far the most
             data = self._redacted_delta(live, data)
         else:
             if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
                 self._flush_streams(live, ts, attempt, events)
             data = self.storable(data)
-        live.status = next_status(live.status, kind)
+            live.status = next_status(live.status, kind)
         # Whole microseconds: what is read back is then exactly what was shown.
         ts = round(ts * 1_000_000) / 1_000_000
         events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data, parent))
@@ -293,8 +293,8 @@ class Intake:
     def _redacted_delta(
         self, live: LiveRun, data: ev.TextDelta | ev.ReasoningDelta
     ) -> ev.TextDelta | ev.ReasoningDelta:
-        text = clean_text(data.text)
-        if self.redactor:
+        text = data.text if data.text.isascii() else clean_text(data.text)
+        if self.redactor.secrets:
             if live.streams is None:
                 live.streams = {}
             stream = live.streams.get(data.TYPE)
@@ -382,6 +382,6 @@ class Intake:
 
 def _weight(data: ev.EventData) -> int:
     """Return about how many characters an event has."""
-    if isinstance(data, (ev.TextDelta, ev.Log, ev.ReasoningDelta)) and isinstance(data.text, str):
+    if isinstance(data, _TEXTS) and isinstance(data.text, str):
         return len(data.text)
     return _PLAIN_WEIGHT

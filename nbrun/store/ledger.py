@@ -44,7 +44,7 @@ class OpenRow:
         """Return whether the event belongs to this row."""
         return (
             len(self.texts) < deltas.PER_ROW
-            and event.type == self.kind
+            and self.kind == event.data.TYPE
             and event.attempt == self.attempt
             and event.parent == self.parent
         )
