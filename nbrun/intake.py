@@ -131,7 +131,7 @@ class Intake:
 
     def put(self, events: Sequence[HostEvent]) -> bool:
         """Take events of a host, in order; return whether too much is waiting, so that their agent should pause."""
-        is_text = is_urgent = is_large = False
+        is_text, is_urgent, is_large = True, False, False
         for event in events:
             live = self._runs.get(event.run_id)
             if live is None:  # its session has forgotten it: nothing to append to
@@ -143,13 +143,15 @@ class Intake:
                         self._note_cancel(live, event.data, event.ts)
                     live.has_end = True
                     self._items.append((live, event, event.ts))
-                is_urgent = True
+                is_urgent, is_text = True, False
             else:
                 self._items.append((live, event, event.ts))
-                is_text = kind in ev.DELTA_TYPES
+                is_text = is_text and kind in ev.DELTA_TYPES
                 is_large = _weight(event.data) > LARGE_CHARS or is_large
-        self.ring(is_text=is_text, is_urgent=is_urgent)
         waiting = len(self._items)
+        # Where more waits, its producer has rung the bell, or is about to: text needs no second ring.
+        if waiting <= len(events) or not is_text:
+            self.ring(is_text=is_text, is_urgent=is_urgent)
         return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
 
     def tell(self, live: LiveRun, data: ev.EventData) -> None:
