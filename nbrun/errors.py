@@ -7,7 +7,9 @@ NbrunError
 │  ├─ RunNotFound    no run has this reference
 │  ├─ IdConflict     this id already names a run with other inputs
 │  ├─ NotPending     the run does not ask that, or takes no messages
-│  └─ RunRejected    a run of the same cell or name is live (`--if-running reject`)
+│  ├─ RunRejected    a run of the same cell or name is live (`--if-running reject`)
+│  ├─ NotResumable   the run cannot be gone on with, or not here
+│  └─ BadRecording   a file that is to be a recorded run is none
 ├─ NoResult          all that `run.result()` and `await run` raise
 │  ├─ RunNotFinished the wait was over before the run was
 │  ├─ RunFailed
@@ -63,6 +65,14 @@ class NotPending(UserError):
 
 class RunRejected(UserError):
     """A run of the same cell or name is live, and `if_running="reject"` was asked for."""
+
+
+class NotResumable(UserError):
+    """The run cannot be gone on with, or started again, or not here; the message says what can be done."""
+
+
+class BadRecording(UserError):
+    """A file that is to be a recorded run is none, or tells what cannot have happened."""
 
 
 class NoResult(NbrunError):
