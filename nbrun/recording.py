@@ -19,11 +19,13 @@ import msgspec
 from nbrun import events as ev
 from nbrun.encoding import Plain
 from nbrun.errors import BadRecording
-from nbrun.record import RunRecord
+from nbrun.fold import fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from nbrun.record import RunRecord
 
 VERSION = 1
 MAX_LINE = 64 * 1024 * 1024
@@ -118,7 +120,7 @@ def load(lines: Iterable[bytes]) -> tuple[Header, list[ev.RunEvent]]:
             "the recording does not begin with the creation of its run; export it again"
         )
     try:
-        RunRecord().apply(events)
+        fold(events)
     except (TypeError, ValueError) as error:
         raise BadRecording(f"the recording tells what cannot have happened: {error}") from None
     return found, events

@@ -15,7 +15,7 @@ from nbrun import events as ev
 from nbrun import recording
 from nbrun.encoding import Plain
 from nbrun.errors import BadRecording
-from nbrun.record import fold
+from nbrun.fold import fold
 
 ODD: Plain = {"text": "ü \u2028 \x00", "numbers": [1, -(2**63), 2**63 - 1, 0.1, -0.0], "none": None}
 BYTES: Any = {"raw": b"\x00\xff", "n": 1}  # MessagePack of another version may hold some
