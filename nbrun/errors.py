@@ -8,6 +8,7 @@ NbrunError
 │  ├─ IdConflict     this id already names a run with other inputs
 │  ├─ NotPending     the run does not ask that, or takes no messages
 │  ├─ RunRejected    a run of the same cell or name is live (`--if-running reject`)
+│  ├─ PackageMissing what was asked for needs a package that is not installed; an ImportError too
 │  ├─ NotResumable   the run cannot be gone on with, or not here
 │  └─ BadRecording   a file that is to be a recorded run is none
 ├─ NoResult          all that `run.result()` and `await run` raise
@@ -65,6 +66,10 @@ class NotPending(UserError):
 
 class RunRejected(UserError):
     """A run of the same cell or name is live, and `if_running="reject"` was asked for."""
+
+
+class PackageMissing(UserError, ImportError):
+    """What was asked for needs a package that is not installed; the message says how to install it."""
 
 
 class NotResumable(UserError):

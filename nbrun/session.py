@@ -35,6 +35,7 @@ from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
 from nbrun.people import People
+from nbrun.query import Since, read_query
 from nbrun.questions import NOBODY
 from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
@@ -391,15 +392,38 @@ class NotebookSession:
         name: str | None = None,
         agent: str | None = None,
         tag: str | None = None,
+        since: Since | None = None,
+        text: str | None = None,
         limit: int | None = None,
+        before: Run | int | None = None,
     ) -> RunList:
         """Return the runs of this notebook, newest first, that fit every filter given.
 
         Parameters
         ----------
-        tag : `key=value`.
+        agent : the agent's name, or its model's.
+        tag : `key=value`, or a key alone for any value of it.
+        since : created at or after this; a date, a datetime, or text such as `2h` for two hours ago.
+        text : what the prompt, the text or the output holds, whole and in any case; reads the logs of long runs.
+        limit : at most so many, the newest; None: all.
+        before : only runs older than this one, or below this number: the last of one page gives the next.
+
+        Raises
+        ------
+        BadOption
+            A filter is none that can be asked for.
         """
-        return self._catalog.runs(status=status, name=name, agent=agent, tag=tag, limit=limit)
+        if isinstance(before, Run):
+            if before.number is None:
+                raise BadOption(
+                    f"{before!r} is not saved and has no number; give another to before"
+                )
+            before = before.number
+        query = read_query(
+            self.clock.now(), status=status, name=name, agent=agent, tag=tag, since=since, text=text,
+            limit=limit, before=before,
+        )  # fmt: skip
+        return self._catalog.runs(query)
 
     # --- cancelling ------------------------------------------------------------------------------
 

@@ -20,15 +20,18 @@ from nbrun.store.reader import StoredRun
 from nbrun.store.writer import Committed, Source, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from nbrun.clock import Clock
     from nbrun.events import RunEvent
+    from nbrun.query import Query
 
 __all__ = ["Committed", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
 
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
+PAGE = 200
+"""Runs that are looked at in one go."""
 
 
 def store_path(notebook: Path) -> Path:
@@ -164,6 +167,40 @@ class SessionStore:
         """Return stored runs, newest first, those below number `before`, at most `limit`; records are brief."""
         with self._reading() as connection:
             return [] if connection is None else reader.read_runs(connection, limit, before)
+
+    def select(
+        self, query: Query, skip: Callable[[StoredRun], bool] = lambda _: False
+    ) -> list[StoredRun]:
+        """Return stored runs that fit the query, newest first, but those of which `skip` says so.
+
+        Page by page, so that nobody has to wait until a long log was searched.
+        """
+        found: list[StoredRun] = []
+        before, limit = query.before, query.limit
+        while limit is None or len(found) < limit:
+            is_short = query.is_of_columns and limit is not None
+            size = min(limit - len(found), PAGE) if is_short and limit is not None else PAGE
+            with self._reading() as connection:
+                page = (
+                    [] if connection is None else reader.read_page(connection, query, before, size)
+                )
+            for stored in page:
+                if (
+                    query.fits_within(stored.record)
+                    and not skip(stored)
+                    and self._finds(query, stored)
+                ):
+                    found.append(stored)
+                    if len(found) == limit:
+                        break
+            if len(page) < size:
+                break
+            before = page[-1].number
+        return found
+
+    def _finds(self, query: Query, stored: StoredRun) -> bool:
+        is_found = query.finds(stored.record)
+        return bool(query.finds(self.record(stored.number)) if is_found is None else is_found)
 
     def run(self, number: int) -> StoredRun | None:
         """Return the run with this number."""

@@ -15,6 +15,8 @@ from nbrun.store import deltas
 if TYPE_CHECKING:
     import sqlite3
 
+    from nbrun.query import Query
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RunRecord)
 
@@ -97,6 +99,21 @@ def read_runs(
         f"{_COLUMNS} WHERE r.number < ? ORDER BY r.number DESC LIMIT ?",
         (before if before is not None else 2**62, -1 if limit is None else limit),
     )
+    return [_stored(row) for row in rows]
+
+
+def read_page(
+    connection: sqlite3.Connection, query: Query, before: int | None, limit: int
+) -> list[StoredRun]:
+    """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`."""
+    rows = connection.execute(
+        f"{_COLUMNS} WHERE r.number < ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
+        " AND (?4 IS NULL OR r.created_at >= ?4) ORDER BY r.number DESC LIMIT ?5",
+        (
+            before if before is not None else 2**62, query.status, query.name,
+            None if query.since is None else round(query.since * 1_000_000), limit,
+        ),
+    )  # fmt: skip
     return [_stored(row) for row in rows]
 
 

@@ -24,7 +24,6 @@ from nbrun.ui.options import (
     ALIASES,
     SUBCOMMANDS,
     Request,
-    duration_s,
     help_text,
     read_request,
     read_subcommand,
@@ -32,9 +31,10 @@ from nbrun.ui.options import (
     run_options,
     take_flag,
     usage_text,
+    whole_number,
 )  # fmt: skip
 from nbrun.ui.waiting import cell_id
-from nbrun.wording import title
+from nbrun.wording import duration_s, title
 
 if TYPE_CHECKING:
     from nbrun.events import ApprovalRequested
@@ -53,6 +53,8 @@ _OUTCOMES = {
     CancelOutcome.NOT_FOUND: "not found",
     CancelOutcome.FOREIGN: "of another kernel; cancel them there",
 }
+LIST_LIMIT = 100
+LIST_FILTERS = ("status", "name", "agent", "tag", "since", "text")
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -113,8 +115,15 @@ class AgentMagics(Magics):
     # --- the subcommands -------------------------------------------------------------------------
 
     def _list(self, words: list[str]) -> RunList:
+        given = {name: take_flag(words, f"--{name}", has_value=True) for name in LIST_FILTERS}
+        limit = take_flag(words, "--limit", has_value=True)
+        before = take_flag(words, "--before", has_value=True)
+        refuse_flags("list", words)
         self._no_more("list", words)
-        return self._extension.session.runs(limit=100)
+        session = self._extension.session
+        count = LIST_LIMIT if limit is None else whole_number(limit, "--limit")
+        older = None if before is None else session.get(before)
+        return session.runs(**given, limit=count, before=older)
 
     def _show(self, words: list[str]) -> None:
         refuse_flags("show", words)
