@@ -14,6 +14,8 @@
 #   backstage, context                     what a host keeps ready for a run's context | what an agent sees of its run.
 #   reentrant, failure                     a loop for agents that start a loop within a loop | what they raise, as text.
 #   recording                              a run as a file of lines, to be shown or played again elsewhere.
+#   snapshot                               a run as static output: HTML without script, Markdown, text.
+#   export                                 runs as files for other eyes and other tools.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
 #   finding                                what doctor has found, and what it can find out without a kernel.
 #   attempt, loop_thread                   what travels to a host and back | the event loop that it has for itself.

@@ -4,14 +4,20 @@
     {"seq": 0, "ts": 1700000000.0, "attempt": 0, "parent": null, "type": "run.created", "data": {…}}
 
 UTF-8. What JSON has no word for is written as an object with one key: `{"$float": "nan"}` (also `inf` and
-`-inf`), `{"$bytes": base64}`. Reading runs no code of what is read, and trusts none of it.
+`-inf`), `{"$bytes": base64}`. Several runs may follow one another. Reading runs no code of what is read, and trusts
+none of it.
+
+The same as one JSON document is an array of `{"nbrun": "run", "version": 1, "run": …, "record": …, "events": […]}`;
+`record` is the fold of the events, for other readers, and not read again.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,7 +28,7 @@ from nbrun.errors import BadRecording
 from nbrun.fold import fold
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from nbrun.record import RunRecord
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
 VERSION = 1
 MAX_LINE = 64 * 1024 * 1024
 """Bytes of one line: what is longer is no event of ours."""
+MAX_RUN = 256 * 1024 * 1024
+"""Bytes of one run, and of a document."""
 MAX_DEPTH = 64
 MAX_TYPE = 200
 """Characters of an event's type."""
@@ -72,9 +80,19 @@ class _Line(msgspec.Struct, frozen=True):
     data: Any = None
 
 
+class _Entry(msgspec.Struct, frozen=True):
+    """A run in a document."""
+
+    run: msgspec.Raw
+    events: list[msgspec.Raw]
+    nbrun: str = "run"
+    version: int = VERSION
+
+
 _encoder = msgspec.json.Encoder()
 _first = msgspec.json.Decoder(_First)
 _line = msgspec.json.Decoder(_Line)
+_document = msgspec.json.Decoder(list[_Entry])
 
 
 def header(record: RunRecord) -> Header:
@@ -98,11 +116,31 @@ def dump(record: RunRecord, events: Iterable[ev.RunEvent]) -> Iterator[bytes]:
         yield _encoder.encode(line) + b"\n"
 
 
-def load(lines: Iterable[bytes]) -> tuple[Header, list[ev.RunEvent]]:
+def dump_entry(record: RunRecord, events: Iterable[ev.RunEvent]) -> Iterator[bytes]:
+    """Yield the parts of a run's entry in a document; parameters as those of `dump`."""
+    lines = dump(record, events)
+    whole = _written(msgspec.to_builtins(record, builtin_types=(bytes,), str_keys=True))
+    yield next(lines).rstrip(b"}\n") + b'},"record":' + _encoder.encode(whole) + b',"events":[\n'
+    for number, line in enumerate(lines):
+        yield (b"," if number else b"") + line
+    yield b"]}"
+
+
+def _line_number(number: int) -> str:
+    return f"line {number}"
+
+
+def load(
+    lines: Iterable[bytes], place: Callable[[int], str] = _line_number
+) -> tuple[Header, list[ev.RunEvent]]:
     """Return what a recording says: its run, and the events by seq, without a gap.
 
     An event of an unknown type, or one that does not fit its type, is `Unknown`, with all that was written.
     The events can be folded: `fold(events)` raises for none of them.
+
+    Parameters
+    ----------
+    place : what a message calls the line with this number, counted from 1.
 
     Raises
     ------
@@ -110,11 +148,11 @@ def load(lines: Iterable[bytes]) -> tuple[Header, list[ev.RunEvent]]:
         It is none, a newer nbrun made it, or what it tells cannot have happened.
     """
     numbered = enumerate(lines, 1)
-    found = _read_header(next(numbered, (1, b""))[1])
+    found = _read_header(place(1), next(numbered, (1, b""))[1])
     events: list[ev.RunEvent] = []
     for number, line in numbered:
         if line.strip():
-            events.append(_read_event(found.run_id, number, line))
+            events.append(_read_event(found.run_id, place(number), line))
     if not events or not isinstance(events[0].data, ev.RunCreated):
         raise BadRecording(
             "the recording does not begin with the creation of its run; export it again"
@@ -123,7 +161,52 @@ def load(lines: Iterable[bytes]) -> tuple[Header, list[ev.RunEvent]]:
         fold(events)
     except (TypeError, ValueError) as error:
         raise BadRecording(f"the recording tells what cannot have happened: {error}") from None
+    if any(event.type == ev.RunCreated.TYPE for event in events[1:]):
+        raise BadRecording("the recording creates its run twice")
     return found, events
+
+
+_HEADER = re.compile(rb'\s*\{\s*"nbrun"\s*:')
+
+
+def load_all(lines: Iterable[bytes]) -> Iterator[tuple[Header, list[ev.RunEvent]]]:
+    """Yield what several recordings say that follow one another; see `load`."""
+    block: list[bytes] = []
+    first, size = 1, 0
+
+    def loaded() -> tuple[Header, list[ev.RunEvent]]:
+        return load(block, lambda number: _line_number(first + number - 1))
+
+    for number, line in enumerate(lines, 1):
+        if block and _HEADER.match(line):
+            yield loaded()
+            block, size = [], 0
+        if not block:
+            if not line.strip():
+                continue
+            first = number
+        block.append(_bounded(_line_number(number), line))
+        size += len(line)
+        if size > MAX_RUN:
+            raise BadRecording(f"the run of {_line_number(first)} is longer than {MAX_RUN:,} bytes")
+    yield loaded()
+
+
+def load_document(document: bytes) -> Iterator[tuple[Header, list[ev.RunEvent]]]:
+    """Yield what the recordings of a JSON document say; see `load`."""
+    if len(document) > MAX_RUN:
+        raise BadRecording(f"the document is longer than {MAX_RUN:,} bytes; export it as jsonl")
+    try:
+        entries = _document.decode(document)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise BadRecording(f"no document of recorded runs: {error}") from None
+    for number, entry in enumerate(entries, 1):
+        first = _encoder.encode(_First(entry.nbrun, entry.version, entry.run))
+        yield load([first, *map(bytes, entry.events)], functools.partial(_entry_part, number))
+
+
+def _entry_part(run: int, line: int) -> str:
+    return f"run {run}" if line == 1 else f"event {line - 2} of run {run}"
 
 
 def read(path: Path) -> tuple[Header, list[ev.RunEvent]]:
@@ -143,13 +226,14 @@ def read(path: Path) -> tuple[Header, list[ev.RunEvent]]:
         raise BadRecording(f"{path}: {error}") from None
 
 
-def _read_header(line: bytes) -> Header:
+def _read_header(place: str, line: bytes) -> Header:
     try:
-        first = _first.decode(_bounded(1, line))
+        first = _first.decode(_bounded(place, line))
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         first = None
     if first is None or first.nbrun != "run":
-        raise BadRecording('no recording of a run: its first line is not {"nbrun": "run", …}')
+        said = f'its first line is not {{"nbrun": "run", …}} ({place})'
+        raise BadRecording(f"no recording of a run: {said}")
     if first.version != VERSION:
         raise BadRecording(
             f"a recording of version {first.version}, this nbrun reads {VERSION}; update nbrun"
@@ -157,23 +241,27 @@ def _read_header(line: bytes) -> Header:
     try:
         return msgspec.convert(_read(first.run), Header)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadRecording(f"line 1 does not tell which run it is: {error}") from None
+        raise BadRecording(f"{place} does not tell which run it is: {error}") from None
 
 
-def _read_event(run_id: str, number: int, line: bytes) -> ev.RunEvent:
+def _read_event(run_id: str, place: str, line: bytes) -> ev.RunEvent:
     try:
-        told = _line.decode(_bounded(number, line))
+        told = _line.decode(_bounded(place, line))
         data = _data(told.type, _read(told.data))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadRecording(f"line {number} is no event: {error}") from None
-    if told.attempt < 0 or not 0 <= told.ts < 1e11 or not 0 < len(told.type) <= MAX_TYPE:
-        raise BadRecording(f"line {number} is no event: its attempt, time or type is out of range")
+        raise BadRecording(f"{place} is no event: {error}") from None
+    if (
+        not 0 <= told.attempt < 2**31
+        or not 0 <= told.ts < 1e11
+        or not 0 < len(told.type) <= MAX_TYPE
+    ):
+        raise BadRecording(f"{place} is no event: its attempt, time or type is out of range")
     return ev.RunEvent(told.seq, told.ts, run_id, told.attempt, data, told.parent)
 
 
-def _bounded(number: int, line: bytes) -> bytes:
+def _bounded(place: str, line: bytes) -> bytes:
     if len(line) > MAX_LINE:
-        raise BadRecording(f"line {number} is longer than {MAX_LINE:,} bytes")
+        raise BadRecording(f"{place} is longer than {MAX_LINE:,} bytes")
     return line
 
 

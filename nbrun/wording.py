@@ -51,6 +51,8 @@ def duration(seconds: float) -> str:
     """Return a length of time as people say it: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
     if seconds < 0.1:
         return f"{seconds * 1000:.0f} ms"
+    if not seconds < 1e12:  # also what is no number: in somebody else's file
+        return f"{seconds:g} s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

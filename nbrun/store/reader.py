@@ -156,6 +156,7 @@ def _stored(row: tuple[int, str, bytes, str | None, str]) -> StoredRun:
         TypeError,
     ):  # the log is whole even if this copy is not
         record = RunRecord(run_id=run_id, session_id=session_id, is_brief=True)
-    # Brief whatever it says: it is as of the last change of status, and the log may have gone on.
-    record = msgspec.structs.replace(record, number=number, is_brief=True)
+    # Brief whatever it says: it is as of the last change of status, and the log may have gone on. And whose it is
+    # the row says: an imported run tells of another session.
+    record = msgspec.structs.replace(record, number=number, session_id=session_id, is_brief=True)
     return StoredRun(number, record, inputs)

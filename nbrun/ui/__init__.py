@@ -149,7 +149,7 @@ class Extension:
     def _show_static(self, run: Run) -> None:
         from IPython.display import DisplayHandle, display
 
-        from nbrun.ui.snapshot import bundle, plain_text
+        from nbrun.snapshot import bundle, plain_text
 
         if self.kernel is None:
             print(plain_text(run.record, run.problem))
@@ -170,7 +170,7 @@ class Extension:
             run.follow_end(redraw_here)
 
     def _redraw(self, run: Run, handle: Any) -> None:
-        from nbrun.ui.snapshot import bundle
+        from nbrun.snapshot import bundle
 
         handle.update(bundle(run.record, run.problem), raw=True)
 

@@ -14,7 +14,7 @@ import anywidget
 import traitlets
 
 from nbrun.record import RunStatus
-from nbrun.ui.snapshot import bundle
+from nbrun.snapshot import bundle
 from nbrun.ui.view import view
 
 if TYPE_CHECKING:

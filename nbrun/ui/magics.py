@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
@@ -159,6 +160,26 @@ class AgentMagics(Magics):
         else:
             receipts = [session.cancel_current(reason, by="magic")]
         print("\n".join(_receipt_lines(receipts, is_long=everything is not None)))
+
+    def _export(self, words: list[str]) -> None:
+        from nbrun.export import read_form
+
+        out, form = (take_flag(words, flag, has_value=True) for flag in ("--out", "--form"))
+        refuse_flags("export", words)
+        self._no_more("export", words[1:])
+        run = self._extension.session.get(words[0] if words else "last")
+        path = None if out is None else Path(out)
+        form = read_form(form, path)
+        if path is None:
+            path = Path(f"run-{run.number or 'unsaved'}.{form}")
+            if path.exists():
+                raise BadOption(f"{path} is here already; name another file with --out")
+        try:
+            print(f"{run!r}: written to {run.export(path, form)}")
+        except OSError as error:
+            raise BadOption(
+                f"{path} cannot be written ({error.strerror}); name another file with --out"
+            ) from None
 
     def _doctor(self, words: list[str]) -> None:
         from nbrun.ui import doctor

@@ -96,6 +96,10 @@ SUBCOMMANDS = {
     ),
     "deny": Subcommand("deny [REF] [CALL] [--reason TEXT]", "refuse what a run asks for"),
     "say": Subcommand("say REF TEXT…", "a message into a running agent"),
+    "export": Subcommand(
+        "export [REF] [--form FORM] [--out FILE]",
+        "a run as a file: jsonl, json, html or md; run-3.jsonl for #3 without FILE",
+    ),
     "doctor": Subcommand("doctor", "what works here, what does not, and what to do about it"),
     "help": Subcommand("help", "this list"),
 }
