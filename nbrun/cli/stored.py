@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from nbrun.store import StoredRun
 
 
+_ID = struct.pack(">I", schema.APPLICATION_ID)
+
+
 def list_runs(options: argparse.Namespace) -> int:
     """List the runs of every store that the path stands for; return the exit code."""
     if options.limit < 1:
@@ -176,7 +179,29 @@ def _is_store(path: Path) -> bool:
     """
     with path.open("rb") as file:
         head = file.read(72)
-    return head[68:] == struct.pack(">I", schema.APPLICATION_ID)
+    return head[68:] == _ID or _is_store_soon(path.with_name(f"{path.name}-wal"))
+
+
+def _is_store_soon(wal: Path) -> bool:
+    """Return whether the file's head is still in its log, as it is while the first kernel that uses it runs.
+
+    Source: the SQLite file format: after 32 bytes, of which four at 8 are the page's size, a log has frames of
+    24 bytes, the first four of which are the page's number, and a page.
+    """
+    try:
+        with wal.open("rb") as file:
+            (size,) = struct.unpack(">8xI20x", file.read(32))
+            while len(frame := file.read(24)) == 24:
+                (number,) = struct.unpack_from(">I", frame)
+                if number != 1:
+                    file.seek(size, 1)
+                elif (page := file.read(size))[68:72] == _ID:
+                    return True
+                elif len(page) < size:
+                    return False
+    except (FileNotFoundError, struct.error):
+        pass  # there is no log, or not yet
+    return False
 
 
 @contextmanager
