@@ -6,7 +6,7 @@ import html.parser
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -416,7 +416,7 @@ def changed(lines: list[bytes], number: int, line: bytes) -> bytes:
 
 
 EVENT = b'{"seq":1,"ts":1.0,"attempt":1,"parent":null,"type":"log","data":'
-BAD = {
+BAD: dict[str, tuple[Callable[[list[bytes]], bytes], str]] = {
     "no-json": (lambda lines: changed(lines, 3, b"garbage"), "line 3 is no event"),
     "later-run": (lambda lines: b"".join(lines) + lines[0] + b"{}\n", "line {last} is no event"),
     "gap": (lambda lines: b"".join([lines[0], lines[1], *lines[3:]]), "came where 1 was due"),

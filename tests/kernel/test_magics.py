@@ -355,3 +355,24 @@ def test_help_and_the_manual_name_every_option(shared: Kernel) -> None:
     ):  # fmt: skip
         assert option in manual
     assert "  %%agentrun [-n NAME]" in manual
+
+
+def test_runs_are_listed_by_filter_and_written_to_files(shared: Kernel) -> None:
+    """`%agentrun list` takes what `nbrun.runs()` takes; `%agentrun export` names its file after the run, once."""
+    run_ok(shared, "%%agentrun say -b -n kept --tag set=a\nred tea")
+    run_ok(shared, "%%agentrun say -b -n left\ngreen tea")
+    for options in ("--name kept", "--tag set=a", "--tag set", "--text RED --since 1h --limit 1"):
+        table = run_ok(shared, f"%agentrun list {options}").outputs[0]["data"]["text/plain"]
+        assert "kept" in table
+        assert "left" not in table
+    assert "kept" in value(shared, "repr(nbrun.runs(before=nbrun.get('left'), limit=1))")
+
+    number = value(shared, "nbrun.get('kept').number")
+    file = f"run-{number}.md"
+    assert file in run_ok(shared, "%agentrun export kept --form md").stdout
+    assert "red tea" in (shared.folder / file).read_text(encoding="utf-8")
+    assert "name another" in error_line(shared.run("%agentrun export kept --form md"))
+    assert "jsonl, json" in error_line(shared.run("%agentrun export kept --form pdf"))
+    assert "cannot be written" in error_line(shared.run("%agentrun export kept --out no/x.md"))
+    assert "mine.html" in run_ok(shared, "%agentrun export kept --out mine.html").stdout
+    assert (shared.folder / "mine.html").read_bytes().startswith(b"<!doctype html>")
