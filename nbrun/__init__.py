@@ -44,7 +44,7 @@ from nbrun.agents.scripted import ScriptedAgent
 from nbrun.cancellation import CancelCause, CancelReceipt, CancelToken
 from nbrun.clock import SequentialIds
 from nbrun.context import RunContext, current
-from nbrun.default import get, panel, runs, session, start
+from nbrun.default import get, panel, redact, runs, session, start
 from nbrun.events import RunEvent
 from nbrun.hooks import Observer
 from nbrun.questions import Answer
@@ -75,6 +75,7 @@ __all__ = [
     "errors",
     "get",
     "panel",
+    "redact",
     "runs",
     "session",
     "start",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Float, Int, Unicode
+from traitlets import Bool, Float, Int, List, Unicode
 from traitlets.config import Configurable
+
+from nbrun.redaction import RULE
 
 
 class NbRun(Configurable):
@@ -33,6 +35,11 @@ class NbRun(Configurable):
         False,
         help="Let agents call asyncio.run() on the event loop that drives them, by nest-asyncio2; the kernel's own "
         "loop stays as it is. Holds from the next run on.",
+    ).tag(config=True)
+    secrets = List(
+        Unicode(),
+        help="Names of more environment variables whose values are replaced, from the next run on. "
+        + RULE,
     ).tag(config=True)
     card = Bool(
         True, help="Show live cards. False: static output only, as in a headless kernel."

@@ -93,6 +93,11 @@ def runs(
     )  # fmt: skip
 
 
+def redact(value: str, name: str = "SECRET") -> None:
+    """Have a secret replaced by `[NAME]` in all that runs tell from now on; see `NotebookSession.redact`."""
+    session().redact(value, name)
+
+
 def panel() -> object:
     """Show a live table of the notebook's runs: not in this version."""
     raise NotImplementedError(

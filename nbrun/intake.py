@@ -285,7 +285,10 @@ class Intake:
         else:
             if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
                 self._flush_streams(live, ts, attempt, events)
-            data = self.storable(data)
+            if isinstance(data, ev.ToolArgsDelta):
+                data = self._redacted_args(live, data)
+            else:
+                data = self.storable(data)
             live.status = next_status(live.status, kind)
         # Whole microseconds: what is read back is then exactly what was shown.
         ts = round(ts * 1_000_000) / 1_000_000
@@ -302,17 +305,31 @@ class Intake:
             stream = live.streams.get(data.TYPE)
             if stream is None:
                 stream = live.streams[data.TYPE] = StreamRedactor(self.redactor)
+            stream.redactor = self.redactor  # a secret may have come since
             text = stream.feed(text)
         return data if text is data.text else type(data)(text)
+
+    def _redacted_args(self, live: LiveRun, data: ev.ToolArgsDelta) -> ev.ToolArgsDelta:
+        """Return a piece of a tool's arguments; each tool has a stream of its own."""
+        if live.streams is None:
+            live.streams = {}
+        stream = live.streams.setdefault(f"{data.TYPE} {data.id}", StreamRedactor(self.redactor))
+        stream.redactor = self.redactor
+        return ev.ToolArgsDelta(self.redactor.text(data.id), stream.feed(clean_text(data.text)))
 
     def _flush_streams(
         self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]
     ) -> None:
         """Append what was held of the run's texts: its stream is over, and it was no secret."""
-        for kind, stream in (live.streams or {}).items():
+        data: ev.EventData
+        for name, stream in (live.streams or {}).items():
             tail = stream.flush()
             if tail:
-                data = ev.TextDelta(tail) if kind == ev.TextDelta.TYPE else ev.ReasoningDelta(tail)
+                kind, _, tool_id = name.partition(" ")
+                if kind == ev.ToolArgsDelta.TYPE:
+                    data = ev.ToolArgsDelta(self.redactor.text(tool_id), tail)
+                else:
+                    data = ev.TYPES[kind](tail)
                 events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data))
                 live.next_seq += 1
 

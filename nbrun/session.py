@@ -37,14 +37,14 @@ from nbrun.intake import Intake, LiveRun
 from nbrun.people import People
 from nbrun.query import Since, read_query
 from nbrun.questions import NOBODY
-from nbrun.redaction import Redactor, secrets_in
+from nbrun.redaction import MIN_LENGTH, Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
 from nbrun.wording import queued_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
 
@@ -107,6 +107,8 @@ class NotebookSession:
         if reentrant_loop:
             self.let_enter_loop(True)
         self._people = People(self._dispatcher)
+        self._secret_names: frozenset[str] = frozenset()
+        self._registered: dict[str, str] = {}  # value → name
         self._secrets = secrets_in(os.environ)
         # How many variables there were when the environment was last looked at, and when that was.
         self._looked = (len(os.environ), self.clock.monotonic())
@@ -186,6 +188,7 @@ class NotebookSession:
         try:
             with self._lock:
                 self._check_open()
+                self._refuse_secret(id)
                 if id is not None and (existing := self._same(clean_text(id), created)):
                     return existing
                 key = cell_id or name
@@ -276,11 +279,44 @@ class NotebookSession:
         if self._is_closed:
             raise SessionClosed("this session is closed; run %reload_ext nbrun")
 
+    def _refuse_secret(self, run_id: str | None) -> None:
+        """Raise `BadOption` for an id that holds a secret: it names the run everywhere, so it cannot be replaced."""
+        if run_id is not None and self._intake.redactor.text(run_id) != run_id:
+            raise BadOption(
+                f"the id holds a secret, {self._intake.redactor.text(run_id)}; choose another id"
+            )
+
     def _new_id(self) -> str:
         run_id = f"run-{self._ids.next_id()}"
         while run_id in self._catalog:  # an id that was given may look like one of ours
             run_id = f"run-{self._ids.next_id()}"
         return run_id
+
+    def redact(self, value: str, name: str = "SECRET") -> None:
+        """Have a secret replaced by `[NAME]` in all that runs tell from now on; it is never stored itself.
+
+        Raises
+        ------
+        BadOption
+            It has less than 8 characters: to replace it would tear holes into ordinary words.
+        """
+        if not isinstance(value, str) or len(value.strip()) < MIN_LENGTH:
+            raise BadOption(
+                f"a secret is a text of {MIN_LENGTH} characters or more; this value is not replaced"
+            )
+        with self._lock:
+            self._registered = {**self._registered, clean_text(value): name}
+            self._renew_redactor()
+
+    def watch_variables(self, names: Collection[str]) -> None:
+        """Count the values of these environment variables as secrets, whatever their names look like."""
+        with self._lock:
+            self._secret_names = frozenset(names)
+            self._secrets = secrets_in(os.environ, self._secret_names)
+            self._renew_redactor()
+
+    def _renew_redactor(self) -> None:
+        self._intake.redactor = Redactor(self._secrets, self._registered)
 
     def _watch_secrets(self) -> None:
         """Take up keys that came into the environment since the last start.
@@ -292,10 +328,11 @@ class NotebookSession:
         if are_known and size == self._looked[0] and now - self._looked[1] < 1.0:
             return
         self._looked = (size, now)
-        secrets = secrets_in(os.environ)
+        secrets = secrets_in(os.environ, self._secret_names)
         if secrets != self._secrets:
-            self._secrets = secrets
-            self._intake.redactor = Redactor(secrets)
+            with self._lock:
+                self._secrets = secrets
+                self._renew_redactor()
 
     def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
         """Return the run that this id already names in the store, if its inputs are these."""

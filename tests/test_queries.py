@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from nbrun.run import Run
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import FakeClock
+from tests.fakes.people import until
 
 MakeSession = Callable[..., NotebookSession]
 
@@ -34,15 +34,6 @@ def ended(session: NotebookSession, agent: object, prompt: str = "tea", **option
     run = session.start(agent, prompt, **options)
     assert run.wait(BOUND_S)
     return run
-
-
-def until(run: Run, holds: Callable[[], bool]) -> None:
-    """Wait until something holds that a run of this session has made public."""
-    seen = threading.Event()
-    assert run._live is not None
-    remove = run._live.listen(lambda *_: seen.set() if holds() else None)
-    assert holds() or seen.wait(BOUND_S)
-    remove()
 
 
 def long_text(end: str) -> Callable[[str], Any]:
@@ -136,7 +127,7 @@ def test_since_takes_dates_and_times(make_session: MakeSession) -> None:
 def test_the_state_in_memory_decides(session: NotebookSession, held: Held) -> None:
     """A run is found by the status that its card shows, before and after its end."""
     run = session.start(held, "tea")
-    until(run, lambda: run.status is RunStatus.RUNNING)
+    until(run, lambda record: record.status is RunStatus.RUNNING)
     assert session.runs(status="running") == [run]
     assert session.runs(status="completed") == []
     held.let_go()
@@ -214,7 +205,7 @@ def test_text_of_a_live_run_is_found_by_another_session(
     """The file keeps a short form of a run from its last change of status; its log has gone on since."""
     talker = Held("the cat sat")
     run = session.start(talker, "hm")
-    until(run, lambda: "cat" in run.text)
+    until(run, lambda record: "cat" in record.text)
     assert numbers(make_session().runs(text="CAT")) == [run.number]
     talker.let_go()
 

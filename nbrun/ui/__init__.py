@@ -49,12 +49,17 @@ class Extension:
         self.config.observe(
             lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"
         )
+        self.config.observe(lambda _: self._name_secrets(), "secrets")
+        self._name_secrets()
         self.session.on_display = self.show
         self._clicks = clicks.Clicks(self.session)
         self._board: Any = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.
         self._still_shown: list[tuple[Run, Callable[[], object]]] = []
         self._undo: list[Callable[[], object]] = []
+
+    def _name_secrets(self) -> None:
+        self.session.watch_variables(self.config.secrets)
 
     def open(self) -> None:
         """Register the magics and every road by which a cancel or the end can come."""

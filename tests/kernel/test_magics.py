@@ -97,8 +97,23 @@ def test_settings_are_shown_and_changed(loaded_kernel: Kernel) -> None:
     """`%config NbRun` lists every setting; a changed one holds for the next run."""
     kernel = loaded_kernel
     listed = run_ok(kernel, "%config NbRun").stdout
-    for setting in ("model", "store", "max_concurrent", "cancel_grace_s", "card", "reentrant_loop"):
+    settings = (
+        "model",
+        "store",
+        "max_concurrent",
+        "cancel_grace_s",
+        "card",
+        "reentrant_loop",
+        "secrets",
+    )
+    for setting in settings:
         assert f"NbRun.{setting}=" in listed
+    assert "PASSWORD" in listed  # the rule by which a variable is a secret
+    run_ok(
+        kernel, "%env DATABASE_URL=postgres://me:tea@host\n%config NbRun.secrets = ['DATABASE_URL']"
+    )
+    run_ok(kernel, "%%agentrun say -b\nat postgres://me:tea@host")
+    assert value(kernel, "nbrun.get('last').record.output") == "'at [DATABASE_URL]'"
     run_ok(kernel, "%config NbRun.model = 'scripted'\n%config NbRun.card = False")
     cell = run_ok(kernel, "%%agentrun\nhi")
     assert all(WIDGET not in output["data"] for output in cell.outputs)
