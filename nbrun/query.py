@@ -22,7 +22,7 @@ class Query:
     agent: str | None = None
     tag: str | None = None
     since: float | None = None  # epoch seconds
-    text: str | None = None  # as `str.casefold` makes it
+    text: str | None = None  # as `_comparable` makes it
     limit: int | None = None
     before: int | None = None
 
@@ -61,19 +61,22 @@ class Query:
         if self.text is None:
             return True
         output = "" if record.output is None else readable(record.output)
-        if any(self.text in part.casefold() for part in (record.prompt, record.text, output)):
+        if record.is_brief and len(output) >= BRIEF_HEAD:
+            output = output[: BRIEF_HEAD - 1]  # the last may be the sign that it was cut
+        parts = (record.prompt, record.text, output)
+        if any(self.text in _comparable(part) for part in parts):
             return True
-        return False if _is_whole(record) else None
+        is_cut = record.is_brief and any(len(part) >= BRIEF_HEAD - 1 for part in parts)
+        # Of a run that is live, a store has the short form from its last change of status.
+        return None if is_cut or (record.is_brief and record.is_live) else False
 
 
-def _is_whole(record: RunRecord) -> bool:
-    """Return whether the texts of a record are not cut: a brief one does not say so of itself."""
-    if not record.is_brief:
-        return True
-    is_short = len(record.prompt) < BRIEF_HEAD and len(record.text) < BRIEF_HEAD
-    # A long value stands in it as the beginning of what it reads like; and what is live has gone on since.
-    is_value = not isinstance(record.output, str) or record.output == record.text
-    return is_short and is_value and not record.is_live
+def _comparable(text: str) -> str:
+    """Return a text as it is searched: in no case, and a space where there is any white space.
+
+    So the short form of a record, whose output is one line, has in it what the whole one has.
+    """
+    return " ".join(text.split()).casefold()
 
 
 def read_query(
@@ -111,7 +114,7 @@ def read_query(
         agent=agent,
         tag=tag,
         since=None if since is None else _since(since, now),
-        text=None if text is None else text.casefold(),
+        text=None if text is None else _comparable(text),
         limit=limit,
         before=before,
     )

@@ -172,6 +172,7 @@ def test_what_cannot_be_asked_for_is_one_line(
         ("green tea", [4, 1]),
         ("GREEN Tea", [4, 1]),
         ("needle", [3, 2]),
+        ("tea,  please", [1]),
         ("straße", [5]),
         ("strasse", [5]),
         ("twelve", [6]),
@@ -183,7 +184,7 @@ def test_text_is_found_in_whole_prompts_and_outputs(
 ) -> None:
     """In any case, and also where a list of runs keeps only the beginning; by a later session as well."""
     with make_session() as first:
-        ended(first, agents.instant, "Green tea, please")
+        ended(first, agents.instant, "Green tea,\nplease")
         ended(first, long_text("and a needle."))
         ended(first, agents.instant, f"{'hay ' * 200} NEEDLE")
         ended(first, long_text("Green tea."), "what?")
@@ -244,7 +245,7 @@ RECORDS = st.builds(
 )
 
 
-@given(RECORDS, st.text("xyz", min_size=1, max_size=12))
+@given(RECORDS, st.text("xyz… \n", min_size=1, max_size=12).filter(str.strip))
 @settings(max_examples=200, deadline=None)
 def test_a_brief_record_never_tells_otherwise_than_the_whole_one(
     record: RunRecord, text: str
