@@ -8,7 +8,7 @@
 #     gate, loop_flag                      whether an agent's own code is on a thread, to be cancelled there | a
 #                                          one-shot event of a loop.
 #   clock                                  the time and the ids: nothing else reads either.
-#   query                                  which runs are asked for.
+#   query, keyring                         which runs are asked for | the secrets of a session.
 #   budget                                 what a run may use up, and has.
 #   questions, inbox                       what a run asks of people | what people say to it. The arbiter of both.
 #   backstage, context                     what a host keeps ready for a run's context | what an agent sees of its run.

@@ -34,10 +34,10 @@ from nbrun.errors import (
 from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
+from nbrun.keyring import Keyring
 from nbrun.people import People
 from nbrun.query import Since, read_query
 from nbrun.questions import NOBODY
-from nbrun.redaction import MIN_LENGTH, Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
@@ -46,6 +46,8 @@ from nbrun.wording import queued_words
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
+
+    from nbrun.redaction import Redactor
 
 
 _log = logging.getLogger("nbrun")
@@ -107,12 +109,8 @@ class NotebookSession:
         if reentrant_loop:
             self.let_enter_loop(True)
         self._people = People(self._dispatcher)
-        self._secret_names: frozenset[str] = frozenset()
-        self._registered: dict[str, str] = {}  # value → name
-        self._secrets = secrets_in(os.environ)
-        # How many variables there were when the environment was last looked at, and when that was.
-        self._looked = (len(os.environ), self.clock.monotonic())
-        self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
+        self._keyring = Keyring(os.environ, self.clock.monotonic, self._use_redactor)
+        self._intake = Intake(self.clock, self._keyring.redactor, self._published)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._starter = self._start_child  # one object for all runs
@@ -182,7 +180,7 @@ class NotebookSession:
             max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
         )  # fmt: skip
         parcel = request.parcel_of(agent, on)
-        self._watch_secrets()
+        self._keyring.look()
         capture.renew()
         live: LiveRun | None = None
         try:
@@ -300,39 +298,14 @@ class NotebookSession:
         BadOption
             It has less than 8 characters: to replace it would tear holes into ordinary words.
         """
-        if not isinstance(value, str) or len(value.strip()) < MIN_LENGTH:
-            raise BadOption(
-                f"a secret is a text of {MIN_LENGTH} characters or more; this value is not replaced"
-            )
-        with self._lock:
-            self._registered = {**self._registered, clean_text(value): name}
-            self._renew_redactor()
+        self._keyring.add(value, name)
 
     def watch_variables(self, names: Collection[str]) -> None:
         """Count the values of these environment variables as secrets, whatever their names look like."""
-        with self._lock:
-            self._secret_names = frozenset(names)
-            self._secrets = secrets_in(os.environ, self._secret_names)
-            self._renew_redactor()
+        self._keyring.watch(names)
 
-    def _renew_redactor(self) -> None:
-        self._intake.redactor = Redactor(self._secrets, self._registered)
-
-    def _watch_secrets(self) -> None:
-        """Take up keys that came into the environment since the last start.
-
-        A look at every variable costs as much as half a start, so a burst of starts shares one.
-        """
-        now, size = self.clock.monotonic(), len(os.environ)
-        are_known = all(os.environ.get(name) == value for name, value in self._secrets.items())
-        if are_known and size == self._looked[0] and now - self._looked[1] < 1.0:
-            return
-        self._looked = (size, now)
-        secrets = secrets_in(os.environ, self._secret_names)
-        if secrets != self._secrets:
-            with self._lock:
-                self._secrets = secrets
-                self._renew_redactor()
+    def _use_redactor(self, redactor: Redactor) -> None:
+        self._intake.redactor = redactor
 
     def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
         """Return the run that this id already names in the store, if its inputs are these."""
