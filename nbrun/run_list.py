@@ -60,7 +60,9 @@ class RunList(list[Run]):
         frame = pd.DataFrame({name: [row[name] for row in rows] for name in DTYPES})
         for name, dtype in DTYPES.items():
             if dtype == "time":
-                moments = pd.to_datetime(frame[name].astype("float64"), unit="s", utc=True)
+                seconds = frame[name].astype("float64")
+                # Somebody else's file may tell of a time that pandas has none for.
+                moments = pd.to_datetime(seconds, unit="s", utc=True, errors="coerce")
                 frame[name] = moments.astype("datetime64[us, UTC]")
             else:
                 frame[name] = frame[name].astype(dtype)

@@ -299,6 +299,17 @@ def test_a_data_frame_has_types_that_can_be_reckoned_with(session: NotebookSessi
     assert abs(frame["created_at"][1].timestamp() - session.get(1).created_at) < 1e-3
 
 
+def test_a_time_that_pandas_has_none_for_spoils_no_frame(make_session: MakeSession) -> None:
+    """Somebody else's run may have been created in the year 4821: its time is missing, the others are there."""
+    with make_session() as now:
+        ended(now, agents.instant)
+    later = make_session(clock=FakeClock(9e10))
+    ended(later, agents.instant)
+    frame = later.runs().to_pandas()
+    assert list(frame["created_at"].isna()) == [True, False]
+    assert list(frame["output"]) == ["done: tea"] * 2
+
+
 def test_without_pandas_there_is_one_line(
     session: NotebookSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
