@@ -282,13 +282,12 @@ class Intake:
             return
         if isinstance(data, ev.DELTAS):  # changes no status, and is by far the most
             data = self._redacted_delta(live, data)
+        elif isinstance(data, ev.ToolArgsDelta):
+            data = self._redacted_args(live, data)
         else:
             if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
                 self._flush_streams(live, ts, attempt, events)
-            if isinstance(data, ev.ToolArgsDelta):
-                data = self._redacted_args(live, data)
-            else:
-                data = self.storable(data)
+            data = self.storable(data)
             live.status = next_status(live.status, kind)
         # Whole microseconds: what is read back is then exactly what was shown.
         ts = round(ts * 1_000_000) / 1_000_000
