@@ -115,7 +115,7 @@ class NotebookSession:
         self._observers = [ObserverThread(observer) for observer in observers]
         self._starter = self._start_child  # one object for all runs
         self._tellers = tuple(observer.tell for observer in self._observers)
-        self.store.open_existing()
+        self.store.open_existing(sets_aside=True)
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class NotebookSession:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused and (taken := self._take_back(live, created)):
                 return taken
-            for notice in (behind, self.store.problem):
+            for notice in (behind, self.store.problem, *self.store.take_news()):
                 if notice is not None:
                     self._intake.tell(live, ev.Log(notice, "warning"))
             # A run that another run starts does not wait: the other may be waiting for it, with its place.

@@ -159,12 +159,13 @@ class Extension:
         if self.kernel is None:
             print(plain_text(run.record, run.problem))
             return
-        handle, record = DisplayHandle(), run.record
+        handle, record, problem = DisplayHandle(), run.record, run.problem
         is_ours, headless = run._live is not None, is_headless(self.shell)
-        data = bundle(record, run.problem, is_redrawn=is_ours and not headless)
+        data = bundle(record, problem, is_redrawn=is_ours and not headless)
         display(data, raw=True, display_id=handle.display_id)
         redraw = functools.partial(self._redraw, run, handle)
-        if record.is_settled or not (is_ours or record.is_live):
+        is_last = record.is_settled and problem is None
+        if is_last or not (is_ours or record.is_live):
             return  # what is shown is the last word
         if headless:
             self._still_shown.append((run, redraw))
@@ -189,7 +190,7 @@ class Extension:
         for run, redraw in still:
             if run.done():
                 redraw()
-            if not run.record.is_settled:
+            if not run.record.is_settled or run.problem is not None:
                 self._still_shown.append((run, redraw))
 
     @property
