@@ -191,6 +191,7 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Small
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "nbrun-test", str(folder)]
     is_mounted = (
         request.param == "file system"
+        and shutil.which("mount") is not None
         and subprocess.run(mount, capture_output=True).returncode == 0
     )
     disk = SmallDisk(folder, is_mounted=is_mounted)
@@ -411,6 +412,24 @@ def test_a_file_that_is_gone_is_begun_again_with_what_the_kernel_knows(
     again.close()
     left = {path.name for path in store_path.parent.iterdir()}
     assert left == {".gitignore", store_path.name}
+    with closing(sqlite3.connect(store_path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_kernels_that_share_a_file_share_the_new_one(
+    make_session: MakeSession, store_path: Path
+) -> None:
+    """Whichever of them misses it first makes it; the others join in, and no number is given twice."""
+    first, second = make_session(ids=None), make_session(ids=None)
+    for round_ in range(3):
+        for session in (first, second):
+            ended(session.start(agents.talking, f"round {round_}"))
+        store_path.unlink()
+    for session in (first, second):
+        ended(session.start(agents.talking, "last"))
+    until(lambda: len(first.runs()) == len(second.runs()) == 8, "not all runs are in the new file")
+    assert sorted(run.number or 0 for run in first.runs()) == list(range(1, 9))
+    assert texts(first) == texts(second) == ["one two three"] * 8
     with closing(sqlite3.connect(store_path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
