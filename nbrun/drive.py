@@ -30,6 +30,7 @@ from nbrun.questions import Questions
 if TYPE_CHECKING:
     from nbrun.backstage import ChildRun
     from nbrun.clock import Clock
+    from nbrun.keeper import Keeper
     from nbrun.loop_thread import LoopThread
 
 PAUSE_S = 0.05
@@ -207,6 +208,15 @@ class Drive:
             if self._inbox is None:
                 self._inbox = Inbox(self._token, self.tell, self._lock)
             return self._inbox
+
+    @property
+    def keeper(self) -> Keeper:
+        """What keeps files beside the run's log."""
+        if self._attempt.keeper is None:
+            raise NbrunError(
+                "there is no folder for files: its store is in memory, or in no session"
+            )
+        return self._attempt.keeper
 
     def control(self, op: str, body: dict[str, object]) -> str:
         """Do what the session asks of this attempt; return what came of it."""

@@ -16,7 +16,8 @@ NbrunError
 ├─ StoreError
 │  ├─ StoreReadOnly
 │  ├─ StoreTooNew
-│  └─ StoreDamaged
+│  ├─ StoreDamaged
+│  └─ ArtifactLost   a file beside the store is gone, or was changed
 └─ SessionClosed
 Cancelled            a BaseException, raised only inside an agent
 Interrupted          a KeyboardInterrupt: ■ or Ctrl-C has ended a wait of nbrun
@@ -99,6 +100,10 @@ class StoreTooNew(StoreReadOnly):
 
 class StoreDamaged(StoreError):
     """The file is not a usable database."""
+
+
+class ArtifactLost(StoreError):
+    """A file that a run has made is gone, or is not what was kept."""
 
 
 class SessionClosed(NbrunError):

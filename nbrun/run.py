@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Sequence
 
     from nbrun import events as ev
+    from nbrun.artifacts import Artifact
     from nbrun.encoding import Plain
     from nbrun.intake import LiveRun
     from nbrun.store import SessionStore
@@ -368,6 +369,12 @@ class Run:
             last = found[-1].seq if found else after
             found += [event for event in unsaved if event.seq > last]
         return found if limit is None else found[:limit]
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """The files that the run has made, oldest first; `artifact.read()` gives what is in one."""
+        number = self.number
+        return [] if number is None else self._owner.store.artifacts(number)
 
     async def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
         """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""

@@ -34,6 +34,7 @@ from nbrun.errors import (
 from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
+from nbrun.keeper import Keeper
 from nbrun.people import People
 from nbrun.questions import NOBODY
 from nbrun.redaction import Redactor, secrets_in
@@ -110,6 +111,7 @@ class NotebookSession:
         # How many variables there were when the environment was last looked at, and when that was.
         self._looked = (len(os.environ), self.clock.monotonic())
         self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
+        self._keeper = Keeper(lambda: self.store.files, lambda: self._intake.redactor)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._starter = self._start_child  # one object for all runs
@@ -199,7 +201,7 @@ class NotebookSession:
                     self.cancel_grace_s, timeout_s, thread, limits,
                     approve if answerable or approve != "ask" else NOBODY, on,
                     functools.partial(self._starter, live, approve, answerable), parcel,
-                    live.budget, self._is_reentrant,
+                    live.budget, self._is_reentrant, self._keeper,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from nbrun.artifacts import ArtifactFiles, folder_beside
 from nbrun.errors import StoreError
 from nbrun.record import RunRecord
 from nbrun.store import reader, schema
+from nbrun.store.artifacts import read_artifacts
 from nbrun.store.orphans import mark_lost
 from nbrun.store.reader import StoredRun
 from nbrun.store.writer import Committed, Source, Writer
@@ -22,6 +24,7 @@ from nbrun.store.writer import Committed, Source, Writer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from nbrun.artifacts import Artifact
     from nbrun.clock import Clock
     from nbrun.events import RunEvent
 
@@ -79,6 +82,7 @@ class SessionStore:
         self.path: Path | None = None
         self.problem: str | None = None
         self.lost = 0
+        self._held = ArtifactFiles(None)  # for a store in memory
 
     @property
     def wanted(self) -> Path:
@@ -193,6 +197,16 @@ class SessionStore:
             return (
                 [] if connection is None else reader.read_events(connection, number, after, limit)
             )
+
+    @property
+    def files(self) -> ArtifactFiles:
+        """Where the files that runs have made are kept: beside the store, or in memory with it."""
+        return self._held if self.path is None else ArtifactFiles(folder_beside(self.path))
+
+    def artifacts(self, number: int) -> list[Artifact]:
+        """Return the files that a run has made, oldest first."""
+        with self._reading() as connection:
+            return [] if connection is None else read_artifacts(connection, number, self.files)
 
     def close(self, timeout_s: float, source: Source | None = None) -> bool:
         """Write what waits and close the file; return whether that was done in time.

@@ -16,6 +16,7 @@ import msgspec
 from nbrun import events as ev
 from nbrun.fold import fold
 from nbrun.record import RunRecord, RunStatus
+from nbrun.store.artifacts import insert_artifacts
 from nbrun.store.lease import this_process
 from nbrun.store.ledger import IdTaken, Ledger, Row, Values, micros
 
@@ -307,6 +308,7 @@ class Writer:
             row, events = self._ledger.write_one_by_one(row, events)
         else:
             row = self._ledger.write_events(row, events)
+        insert_artifacts(self._connection, row.number, events)
         new = events[len(run.backlog) :]
         record = fold(new, record)
         if record.number is None:  # it was folded before it had one
