@@ -7,11 +7,11 @@
 #     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
 #     gate, loop_flag                      whether an agent's own code is on a thread, to be cancelled there | a
 #                                          one-shot event of a loop.
-#     artifacts                            files beside the store, named by their hash.
+#     artifacts, bundle                    files beside the store, named by their hash | what an output looks like.
 #   clock                                  the time and the ids: nothing else reads either.
 #   budget                                 what a run may use up, and has.
 #   questions, inbox                       what a run asks of people | what people say to it. The arbiter of both.
-#   keeper                                 what is kept of a run beside its log.
+#   keeper, result_view                    what is kept of a run beside its log | an output of an earlier kernel.
 #   backstage, context                     what a host keeps ready for a run's context | what an agent sees of its run.
 #   reentrant, failure                     a loop for agents that start a loop within a loop | what they raise, as text.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.

@@ -47,6 +47,7 @@ class Attempt:
     budget: Budget | None = None  # the session's; a host in another process makes one of `limits`
     reentrant_loop: bool = False  # asked of a host that is made for this attempt
     keeper: Keeper | None = None  # a host in another process has its own
+    keep_object: bool = False  # pickle the output
 
 
 class HostEvent(msgspec.Struct, frozen=True, gc=False):

@@ -10,6 +10,7 @@ from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
 from nbrun.errors import NbrunError, NoResult, RunCancelled, RunFailed, RunLost, RunNotFinished
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
+from nbrun.result_view import load_object, view_of
 from nbrun.wording import status_words
 
 if TYPE_CHECKING:
@@ -160,14 +161,15 @@ class Run:
         In the kernel that ran it this is the agent's own object, later its JSON-like form. None while the
         run is live.
         """
-        if (
-            self._live is not None
-            and self._live.is_ended.is_set()
-            and self._live.output is not None
-        ):
+        if self._live is not None and self._has_live_output:
             return self._live.output
         stored: Plain = self.record.output
         return stored
+
+    @property
+    def _has_live_output(self) -> bool:
+        live = self._live
+        return live is not None and live.is_ended.is_set() and live.output is not None
 
     @property
     def text(self) -> str:
@@ -375,6 +377,26 @@ class Run:
         """The files that the run has made, oldest first; `artifact.read()` gives what is in one."""
         number = self.number
         return [] if number is None else self._owner.store.artifacts(number)
+
+    def result_view(self) -> object:
+        """Return what Jupyter shows of the output: the object itself, or of an earlier kernel's what it looked like."""
+        if self._has_live_output:
+            return self.output
+        return view_of(self.record.output, self.artifacts)
+
+    def load_object(self, *, trusted: bool = False) -> object:
+        """Return the output itself, of a run that was started with `keep_object`, in a later kernel.
+
+        Parameters
+        ----------
+        trusted : must be said, for loading runs whatever code the store's author has put there.
+
+        Raises
+        ------
+        BadOption, NoResult, ArtifactLost, NbrunError
+            It was not said; no object was kept; its file is gone; it cannot be loaded here.
+        """
+        return load_object(self._title, self.artifacts, trusted=trusted)
 
     async def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
         """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""

@@ -142,6 +142,7 @@ class NotebookSession:
         cell_id: str | None = None,
         parent: Run | None = None,
         answerable: bool = True,
+        keep_object: bool = False,
     ) -> Run:
         """Start a run and return its handle; the run goes on in the background.
 
@@ -161,6 +162,7 @@ class NotebookSession:
             output comes back as JSON-like data.
         thread : drive an async agent on a thread of its own, because it blocks.
         tools : functions for the built-in agent.
+        keep_object : also keep the output itself, pickled, for `run.load_object()` of a later kernel.
         parent : the run whose child it is: it is cancelled with that run, and ends before it.
 
         Raises
@@ -176,6 +178,7 @@ class NotebookSession:
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
             timeout_s=timeout_s, thread=thread or None, on=None if on == "local" else on,
+            keep_object=keep_object or None,
             approve=None if approve == "ask" else approve,
             parent_id=None if parent is None else parent.id, **({} if id is None else {ev.ONCE: True}),
             max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
@@ -201,7 +204,7 @@ class NotebookSession:
                     self.cancel_grace_s, timeout_s, thread, limits,
                     approve if answerable or approve != "ask" else NOBODY, on,
                     functools.partial(self._starter, live, approve, answerable), parcel,
-                    live.budget, self._is_reentrant, self._keeper,
+                    live.budget, self._is_reentrant, self._keeper, keep_object,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (
@@ -351,6 +354,15 @@ class NotebookSession:
         capture.install()
         atexit.register(self.close)
         self._dispatcher.begin(self._intake.put)
+
+    @property
+    def on_format(self) -> Callable[[object], Mapping[str, object]] | None:
+        """What returns a value's forms by MIME type, given by the user interface; it runs the value's own code."""
+        return self._keeper.on_format
+
+    @on_format.setter
+    def on_format(self, function: Callable[[object], Mapping[str, object]] | None) -> None:
+        self._keeper.on_format = function
 
     def let_enter_loop(self, is_reentrant: bool) -> None:
         """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""

@@ -13,6 +13,7 @@ from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import NotebookSession
 from nbrun.ui import clicks, control
+from nbrun.ui.formatting import format_value
 from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, uninterrupted, wait_for
 from nbrun.wording import UNLOAD, status_words
 
@@ -50,6 +51,8 @@ class Extension:
             lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"
         )
         self.session.on_display = self.show
+        if self.kernel is not None:
+            self.session.on_format = functools.partial(format_value, shell)
         self._clicks = clicks.Clicks(self.session)
         self._board: Any = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.

@@ -94,7 +94,8 @@ class AgentMagics(Magics):
             timeout_s=request.timeout_s, if_running=request.if_running, thread=request.thread,
             on=request.on, tags=request.tags, cell_id=cell_id(self._extension.shell),
             max_turns=request.max_turns, max_tokens=request.max_tokens, max_cost=request.max_cost,
-            approve=request.approve, answerable=self._extension.is_answerable(request.block),
+            keep_object=request.keep_object, approve=request.approve,
+            answerable=self._extension.is_answerable(request.block),
         )  # fmt: skip
         if request.out is not None:
             self._extension.shell.user_ns[request.out] = run
@@ -126,7 +127,8 @@ class AgentMagics(Magics):
         run = self._extension.session.get(words[0] if words else "last")
         if not run.done():
             raise RunNotFinished(f"{run!r} has not finished; %agentrun wait waits for it")
-        return run.result(0)
+        run.result(0)  # raises unless it completed
+        return run.result_view()
 
     def _wait(self, words: list[str]) -> None:
         timeout = take_flag(words, "--timeout", has_value=True)
