@@ -11,6 +11,8 @@ from nbrun.run import Owner, Run
 from nbrun.run_list import RunList
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nbrun.intake import LiveRun
     from nbrun.record import RunRecord
 
@@ -50,6 +52,15 @@ class Catalog:
     def discard(self, live: LiveRun) -> None:
         """Forget a run that never was."""
         self._lives.pop(live.run_id, None)
+
+    def remove(self, numbers: Sequence[int]) -> list[int]:
+        """Remove ended runs from the store, and from what is found here; return the numbers of those that are gone."""
+        gone = self._owner.store.remove(numbers)
+        removed = set(gone)
+        for live in tuple(self._lives.values()):
+            if live.record.number in removed:
+                self.discard(live)
+        return gone
 
     def note_end(self, live: LiveRun) -> list[LiveRun]:
         """Note that a run has ended; return those that ended long ago, are saved, and were let go of."""

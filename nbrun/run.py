@@ -7,7 +7,15 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
-from nbrun.errors import NbrunError, NoResult, RunCancelled, RunFailed, RunLost, RunNotFinished
+from nbrun.errors import (
+    NbrunError,
+    NoResult,
+    RunCancelled,
+    RunFailed,
+    RunLost,
+    RunNotFinished,
+    RunNotFound,
+)
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
 from nbrun.result_view import load_object, view_of
@@ -359,7 +367,13 @@ class Run:
     # --- events ----------------------------------------------------------------------------------
 
     def events(self, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:
-        """Return the run's public events that come after seq `after`, by seq, at most `limit`."""
+        """Return the run's public events that come after seq `after`, by seq, at most `limit`.
+
+        Raises
+        ------
+        RunNotFound
+            The run was removed from the store.
+        """
         # Looked at first: what is saved in this moment is then read from the store, and not missed in both.
         unsaved = self._live.unsaved if self._live is not None else ()
         number = self.number
@@ -370,7 +384,13 @@ class Run:
             found = [event for event in found if event.seq < record_count]
             last = found[-1].seq if found else after
             found += [event for event in unsaved if event.seq > last]
+        if not found and number is not None and record_count > after + 1 and limit != 0:
+            self._refuse_removed(number)
         return found if limit is None else found[:limit]
+
+    def _refuse_removed(self, number: int) -> None:
+        if self._owner.store.is_removed(number):
+            raise RunNotFound(f"{self._title} was removed, and its events with it")
 
     @property
     def artifacts(self) -> list[Artifact]:

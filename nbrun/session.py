@@ -41,6 +41,7 @@ from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
+from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 from nbrun.wording import queued_words
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class NotebookSession:
     max_concurrent : how many runs are under way at once; more wait in line.
     cancel_grace_s : seconds that cleanup code gets after a cancel.
     reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
+    keep_runs, keep_bytes : what the store keeps at most; the oldest ended runs go first. 0: all.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class NotebookSession:
         max_concurrent: int = 8,
         cancel_grace_s: float = 2.0,
         reentrant_loop: bool = False,
+        keep_runs: int = KEEP_RUNS,
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         if max_concurrent < 1:
             raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
@@ -92,7 +96,9 @@ class NotebookSession:
         self.cancel_grace_s = cancel_grace_s
         self.max_concurrent = max_concurrent
         self.notebook = _notebook_path(path)
-        self.store = _store(store, self.notebook, self.clock)
+        if min(keep_runs, keep_bytes) < 0:
+            raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
+        self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
         self.on_display: Callable[[Run], None] | None = None  # given by the user interface
         # The same: called on the writer's thread when a run has ended, and others have moved up in line.
         self.on_line_moved: Callable[[], None] | None = None
@@ -415,6 +421,32 @@ class NotebookSession:
         """
         return self._catalog.runs(status=status, name=name, agent=agent, tag=tag, limit=limit)
 
+    # --- removing --------------------------------------------------------------------------------
+
+    def remove(self, *refs: Run | int | str) -> list[int]:
+        """Remove ended runs, with their events, files and child runs; return the numbers of what is gone.
+
+        Raises
+        ------
+        RunNotFound, BadOption
+            There is no such run, or it is live, or one below it is. All are looked up before any is removed.
+        StoreError
+            The store cannot be written.
+        """
+        runs = [self.get(ref) for ref in refs]
+        numbers = [_removable(run) for run in runs]
+        gone = self._catalog.remove(numbers)
+        for run, number in zip(runs, numbers, strict=True):
+            if number not in gone and not self.store.is_removed(number):
+                raise BadOption(f"{run!r} has a child run that is live; cancel that first")
+        return gone
+
+    def remove_ended(self) -> list[int]:
+        """Remove all runs of this notebook that have ended; return their numbers."""
+        return self._catalog.remove(
+            [stored.number for stored in self.store.runs() if not stored.record.is_live]
+        )
+
     # --- cancelling ------------------------------------------------------------------------------
 
     def cancel(
@@ -500,6 +532,7 @@ class NotebookSession:
                 self._intake.forget(gone)
             if self.on_line_moved is not None:
                 self.on_line_moved()
+            self.store.note_end(record.number)
         for listener in (*live.listeners, *self._tellers):
             try:
                 listener(record, events)
@@ -576,6 +609,15 @@ def _live(run: Run) -> LiveRun:
     raise NotPending(f"{run!r} {what}")
 
 
+def _removable(run: Run) -> int:
+    """Return the number of a run that may be removed."""
+    if not run.done():
+        raise BadOption(f"{run!r} is live; cancel it first")
+    if run.number is None or run.problem is not None:
+        raise BadOption(f"{run!r} is not saved: there is nothing to remove")
+    return run.number
+
+
 def _notebook_path(path: str | Path | None) -> Path | None:
     """Return the notebook's path: the one given, else the one Jupyter names, if its folder exists.
 
@@ -590,8 +632,9 @@ def _notebook_path(path: str | Path | None) -> Path | None:
 
 
 def _store(
-    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock
+    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock, keep: Keep
 ) -> SessionStore:
     if isinstance(store, SessionStore):
         return store
-    return SessionStore([Path(store)] if store is not None else places_for(notebook), clock)
+    places = [Path(store)] if store is not None else places_for(notebook)
+    return SessionStore(places, clock, keep)

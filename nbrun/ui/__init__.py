@@ -46,6 +46,8 @@ class Extension:
             max_concurrent=self.config.max_concurrent,
             cancel_grace_s=self.config.cancel_grace_s,
             reentrant_loop=self.config.reentrant_loop,
+            keep_runs=self.config.keep_runs,
+            keep_bytes=self.config.keep_bytes,
         )
         self.config.observe(
             lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"

@@ -153,6 +153,18 @@ class AgentMagics(Magics):
             receipts = [session.cancel_current(reason, by="magic")]
         print("\n".join(_receipt_lines(receipts, is_long=everything is not None)))
 
+    def _rm(self, words: list[str]) -> None:
+        everything = take_flag(words, "--all-ended", has_value=False)
+        refuse_flags("rm", words)
+        if bool(everything) == bool(words):
+            raise BadOption("name the runs to remove, or give --all-ended: %agentrun rm #3 #4")
+        session = self._extension.session
+        gone = session.remove_ended() if everything else session.remove(*words)
+        what = ", ".join(f"#{number}" for number in sorted(gone)[:20])
+        more = "" if len(gone) <= 20 else " …"
+        print(f"removed {len(gone)} run{'' if len(gone) == 1 else 's'}: {what}{more}" if gone
+              else "no run has ended: nothing to remove")  # fmt: skip
+
     def _doctor(self, words: list[str]) -> None:
         from nbrun.ui import doctor
 

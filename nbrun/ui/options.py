@@ -92,6 +92,7 @@ SUBCOMMANDS = {
     ),
     "deny": Subcommand("deny [REF] [CALL] [--reason TEXT]", "refuse what a run asks for"),
     "say": Subcommand("say REF TEXT…", "a message into a running agent"),
+    "rm": Subcommand("rm REF… | --all-ended", "remove ended runs, with their child runs and files"),
     "doctor": Subcommand("doctor", "what works here, what does not, and what to do about it"),
     "help": Subcommand("help", "this list"),
 }
