@@ -20,7 +20,7 @@ from nbrun.store import reader, schema
 from nbrun.store.artifacts import read_artifacts
 from nbrun.store.orphans import mark_lost
 from nbrun.store.reader import StoredRun
-from nbrun.store.retention import Cleaned, Keep, Sweeper
+from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
 from nbrun.store.writer import Committed, Source, Writer
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class SessionStore:
             The file cannot be written.
         """
         with self._sweeping() as sweeper:
-            return [gone for number in numbers for gone in sweeper.remove(number)]
+            return sweeper.remove(numbers)
 
     def clean(self, keep: Keep) -> Cleaned:
         """Remove what is more than is kept, and give back the room; see `retention.clean`."""
@@ -273,24 +273,24 @@ class SessionStore:
 
     def _sweep(self) -> None:
         try:
-            with self._sweeping(self._is_stopping.is_set) as sweeper:
+            with self._sweeping(lambda: self._is_stopping.wait(REST_S)) as sweeper:
                 sweeper.sweep(self.keep)
         except (OSError, StoreError, sqlite3.Error) as error:  # it is tried again
             _log.warning("old runs are not removed: %s", error)
 
     @contextmanager
-    def _sweeping(self, is_stopped: Callable[[], bool] = lambda: False) -> Iterator[Sweeper]:
+    def _sweeping(self, rest: Callable[[], bool] | None = None) -> Iterator[Sweeper]:
         if self.path is None:
             with self._lock:
                 if self._write_connection is None or self._is_closed:
                     raise StoreError("there are no stored runs")
-                yield Sweeper(self._write_connection, self.files)
+                yield Sweeper(self._write_connection, self.files, lambda: False)
             return
         try:
             with self._sweep_lock, closing(schema.connect(self.path)) as connection:
                 # What is removed is overwritten: it may be removed because nobody should read it.
                 connection.execute("PRAGMA secure_delete = ON")
-                yield Sweeper(connection, self.files, is_stopped)
+                yield Sweeper(connection, self.files, rest)
         except sqlite3.Error as error:
             raise StoreError(f"{self.path} cannot be written: {error}") from error
 

@@ -7,6 +7,8 @@ small ones, so that no commit of the writer waits for long. What a crash leaves 
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ from nbrun.store.orphans import open_sessions
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from nbrun.artifacts import ArtifactFiles
 
@@ -27,6 +29,8 @@ KEEP_BYTES = 2 * 1024**3
 """The same in bytes, of the file and of what lies beside it."""
 STEP = 500
 """Rows that one transaction removes: some milliseconds."""
+REST_S = 0.03
+"""How long the file is left to others then."""
 
 _LIVE = frozenset(str(status) for status in LIVE)
 _TAKE_OUT = (
@@ -54,64 +58,54 @@ class Cleaned:
     is_in_use: bool
 
 
+def _pause() -> bool:
+    return threading.Event().wait(REST_S)
+
+
 class Sweeper:
     """Removes runs, on a connection of its own.
 
-    Threads: of one at a time. The writer of this kernel, and those of others, may commit between its steps.
+    It gathers what it removes into transactions of some milliseconds, and rests after each: the writers of this
+    and other kernels get in meanwhile. One that finds the file locked tries again sooner than the rest is over.
+
+    Threads: of one at a time.
 
     Parameters
     ----------
-    is_stopped : asked between two steps; what is left then is for the next sweep.
+    rest : called between two transactions, to wait; returns whether to stop. What is left then is for the next sweep.
     """
 
     def __init__(
         self,
         connection: sqlite3.Connection,
         files: ArtifactFiles,
-        is_stopped: Callable[[], bool] = lambda: False,
+        rest: Callable[[], bool] | None = None,
     ) -> None:
         self._connection = connection
         self._files = files
-        self._is_stopped = is_stopped
+        self._rest = rest or _pause
+        self._rows = 0  # removed in the open transaction
+        self._hashes: set[str] = set()  # of files that may be needed no more when that is committed
+        self._is_stopped = False
 
-    def remove(self, number: int) -> list[int]:
-        """Remove a run and those below it; return their numbers, none if one of them is live, or there is none."""
-        tree = self._take_out(number)
-        self._remove_events(tree)
-        return tree
+    def remove(self, numbers: Iterable[int]) -> list[int]:
+        """Remove runs and those below them; return the numbers of those that are gone: no live one is."""
+        with self._transactions():
+            return [gone for number in numbers for gone in self._remove(number)]
 
     def sweep(self, keep: Keep) -> list[int]:
         """Remove the oldest runs that are more than is kept; return their numbers."""
-        self.remove_leftovers()
         removed: list[int] = []
-        for number in self._roots():
-            if self._is_stopped() or not self._is_too_much(keep):
-                break
-            removed += self.remove(number)
+        with self._transactions():
+            self._remove_leftovers()
+            (count,) = self._connection.execute("SELECT count(*) FROM runs").fetchone()
+            for number in self._roots():
+                too_many = bool(keep.runs) and count - len(removed) > keep.runs
+                too_large = bool(keep.bytes) and self._used_bytes() > keep.bytes
+                if self._is_stopped or not (too_many or too_large):
+                    break
+                removed += self._remove(number)
         return removed
-
-    def remove_leftovers(self) -> int:
-        """Remove events whose run is gone: a removal was cut short. Return of how many runs there were some."""
-        left = [
-            number
-            for number in self._numbers_with_events()
-            if not self._connection.execute(
-                "SELECT 1 FROM runs WHERE number = ?", (number,)
-            ).fetchone()
-        ]
-        self._remove_events(left)
-        return len(left)
-
-    def used_bytes(self) -> int:
-        """Return what the runs take: the file's pages that are in use, and the files beside it."""
-        pages, free, size = (
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        (beside,) = self._connection.execute(
-            "SELECT coalesce(sum(size), 0) FROM (SELECT DISTINCT sha256, size FROM artifacts)"
-        ).fetchone()
-        return int((pages - free) * size + beside)
 
     def clean(self, keep: Keep, now: float) -> Cleaned:
         """Remove what is more than is kept, and files that no run names; give back room unless a kernel is at work."""
@@ -125,14 +119,52 @@ class Sweeper:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return Cleaned(removed, strays, is_in_use)
 
+    # --- transactions ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _transactions(self) -> Iterator[None]:
+        try:
+            yield
+            self._commit()
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            self._hashes.clear()
+
+    def _begin(self) -> None:
+        if not self._connection.in_transaction:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._rows = 0
+
+    def _count(self, rows: int) -> None:
+        """Note what was removed; after a step's worth, commit it and let others write."""
+        self._rows += rows
+        if self._rows >= STEP:
+            self._commit()
+            self._is_stopped = self._rest() or self._is_stopped
+
+    def _commit(self) -> None:
+        if not self._connection.in_transaction:
+            return
+        self._connection.execute("COMMIT")
+        for sha256 in self._hashes:
+            named = self._connection.execute("SELECT 1 FROM artifacts WHERE sha256 = ?", (sha256,))
+            if named.fetchone() is None:
+                self._files.remove(sha256)
+        self._hashes.clear()
+
     # --- what is too much ------------------------------------------------------------------------
 
-    def _is_too_much(self, keep: Keep) -> bool:
-        if keep.runs:
-            (count,) = self._connection.execute("SELECT count(*) FROM runs").fetchone()
-            if count > keep.runs:
-                return True
-        return bool(keep.bytes) and self.used_bytes() > keep.bytes
+    def _used_bytes(self) -> int:
+        """Return what the runs take: the file's pages that are in use, and the files beside it."""
+        pages, free, size = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        (beside,) = self._connection.execute(
+            "SELECT coalesce(sum(size), 0) FROM artifacts"
+        ).fetchone()
+        return int((pages - free) * size + beside)
 
     def _roots(self) -> Iterator[int]:
         """Yield the runs that may go, oldest first: ended, below no other, and not the newest."""
@@ -163,37 +195,32 @@ class Sweeper:
 
     # --- one run and those below it --------------------------------------------------------------
 
-    def _take_out(self, number: int) -> list[int]:
-        """Remove a tree of runs from sight, with their files; return their numbers."""
-        connection = self._connection
+    def _remove(self, number: int) -> list[int]:
+        """Remove a tree of runs; return their numbers, none if one of them is live, or there is none."""
+        if self._is_long(number):  # looking through its log takes a while: not with the file locked
+            self._commit()
         tree = self._tree(number)  # it does not grow any more once all in it have ended
-        keys = [(number,) for number in tree]
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if not tree or self._has_live(tree):
-                connection.execute("ROLLBACK")
-                return []
-            hashes = {
-                row
-                for key in keys
-                for row in connection.execute("SELECT sha256 FROM artifacts WHERE run = ?", key)
-            }
-            for statement in _TAKE_OUT:
-                connection.executemany(statement, keys)
-            unnamed = [row[0] for row in hashes if not self._is_named(row)]
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        for sha256 in unnamed:
-            self._files.remove(sha256)
+        if not tree:
+            return []
+        self._begin()
+        if self._has_live(tree):
+            return []
+        keys = [(each,) for each in tree]
+        for key in keys:
+            found = self._connection.execute("SELECT sha256 FROM artifacts WHERE run = ?", key)
+            self._hashes.update(row[0] for row in found)
+        for statement in _TAKE_OUT:
+            self._connection.executemany(statement, keys)
+        self._count(len(_TAKE_OUT) * len(tree))
+        for each in tree:
+            self._remove_events(each)
         return tree
 
-    def _is_named(self, row: tuple[str]) -> bool:
-        """Return whether a run that stays has made the same file."""
-        found = self._connection.execute("SELECT 1 FROM artifacts WHERE sha256 = ?", row)
-        return found.fetchone() is not None
+    def _is_long(self, number: int) -> bool:
+        row = self._connection.execute(
+            "SELECT max(seq) FROM events WHERE run = ?", (number,)
+        ).fetchone()
+        return (row[0] or 0) > STEP
 
     def _has_live(self, tree: Sequence[int]) -> bool:
         rows = (
@@ -211,52 +238,50 @@ class Sweeper:
         while todo:
             number = todo.pop()
             row = self._connection.execute(
-                "SELECT session FROM runs WHERE number = ?", (number,)
+                "SELECT session, run_id FROM runs WHERE number = ?", (number,)
             ).fetchone()
             if row is None or number in tree:
                 continue
             tree[number] = None
-            children = self._connection.execute(
-                "SELECT data FROM events WHERE run = ? AND type = ?",
-                (number, ev.ChildStarted.TYPE),
-            )
-            for (blob,) in children.fetchall():
-                data = ev.decode_data(ev.ChildStarted.TYPE, blob)
-                child = (
-                    self._find(row[0], data.run_id) if isinstance(data, ev.ChildStarted) else None
-                )
-                # What a log says is checked: a run may only take with it what names it as its parent.
-                if child is not None and self._is_child(child, number):
-                    todo.append(child)
+            todo += self._children(number, *row)
         return list(tree)
 
-    def _is_child(self, child: int, parent: int) -> bool:
-        (blob,) = self._connection.execute(
-            "SELECT record FROM runs WHERE number = ?", (child,)
-        ).fetchone()
-        (parent_id,) = self._connection.execute(
-            "SELECT run_id FROM runs WHERE number = ?", (parent,)
-        ).fetchone()
-        return bool(reader.decode_parent(blob) == parent_id)
+    def _children(self, number: int, session: int, run_id: str) -> Iterator[int]:
+        """Yield the numbers of a run's children: what its log says is checked, for it may say anything."""
+        rows = self._connection.execute(
+            "SELECT data FROM events WHERE run = ? AND type = ?", (number, ev.ChildStarted.TYPE)
+        ).fetchall()
+        for (blob,) in rows:
+            data = ev.decode_data(ev.ChildStarted.TYPE, blob)
+            child = self._find(session, data.run_id) if isinstance(data, ev.ChildStarted) else None
+            if child is None:
+                continue
+            (record,) = self._connection.execute(
+                "SELECT record FROM runs WHERE number = ?", (child,)
+            ).fetchone()
+            if reader.decode_parent(record) == run_id:
+                yield child
 
-    def _remove_events(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            while not self._is_stopped():
-                cursor = self._connection.execute(
-                    "DELETE FROM events WHERE key IN (SELECT key FROM events WHERE run = ? LIMIT ?)",
-                    (number, STEP),
-                )
-                if cursor.rowcount < STEP:
-                    break
+    def _remove_events(self, number: int) -> None:
+        count = STEP
+        while count == STEP and not self._is_stopped:
+            self._begin()
+            count = self._connection.execute(
+                "DELETE FROM events WHERE key IN (SELECT key FROM events WHERE run = ? LIMIT ?)",
+                (number, STEP),
+            ).rowcount
+            self._count(count)
 
-    def _numbers_with_events(self) -> Iterator[int]:
-        """Yield each run's number once, by the index: there may be millions of events."""
+    def _remove_leftovers(self) -> None:
+        """Remove events whose run is gone: a removal was cut short."""
         number = 0
-        while True:
+        while True:  # by the index: there may be millions of events
             (found,) = self._connection.execute(
                 "SELECT min(run) FROM events WHERE run > ?", (number,)
             ).fetchone()
             if found is None:
                 return
             number = found
-            yield number
+            run = self._connection.execute("SELECT 1 FROM runs WHERE number = ?", (number,))
+            if run.fetchone() is None:
+                self._remove_events(number)
