@@ -19,6 +19,7 @@ from nbrun.errors import (
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
 from nbrun.result_view import load_object, view_of
+from nbrun.store.large import is_outsourced, whole
 from nbrun.wording import status_words
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Run:
         if self._live is not None and self._has_live_output:
             return self._live.output
         stored: Plain = self.record.output
-        return stored
+        return whole(stored, self.artifacts) if is_outsourced(stored) else stored
 
     @property
     def _has_live_output(self) -> bool:
@@ -402,7 +403,8 @@ class Run:
         """Return what Jupyter shows of the output: the object itself, or of an earlier kernel's what it looked like."""
         if self._has_live_output:
             return self.output
-        return view_of(self.record.output, self.artifacts)
+        artifacts = self.artifacts
+        return view_of(whole(self.record.output, artifacts), artifacts)
 
     def load_object(self, *, trusted: bool = False) -> object:
         """Return the output itself, of a run that was started with `keep_object`, in a later kernel.

@@ -128,6 +128,8 @@ class SessionStore:
                     notebook=notebook,
                     clock=self._clock,
                 )
+                if self.path is not None:
+                    self._writer.use_files(self.files)
             if self._writer.source is not source:
                 raise StoreError(
                     "this store is in use by another session; give each its own SessionStore"

@@ -23,6 +23,7 @@ from nbrun.store.ledger import IdTaken, Ledger, Row, Values, micros
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from nbrun.artifacts import ArtifactFiles
     from nbrun.clock import Clock
 
 _log = logging.getLogger("nbrun")
@@ -140,6 +141,10 @@ class Writer:
         state = self._state
         if state is _State.IDLE or is_urgent or (state is _State.LINGERING and not is_text):
             self._bell.put(None)
+
+    def use_files(self, files: ArtifactFiles) -> None:
+        """Say where values go that are too large for a row; before the first event."""
+        self._ledger.files = files
 
     def close(self, timeout_s: float) -> bool:
         """Write what is there, release the lease and stop; return whether that was done in time."""

@@ -370,3 +370,28 @@ def test_a_store_sweeps_what_is_its_own_to_sweep(store_path: Path) -> None:
     if store._sweep_thread is not None:
         store._sweep_thread.join(BOUND_S)
     assert not store_path.exists()
+
+
+def test_others_can_write_between_the_steps_of_a_large_removal(
+    make_session: MakeSession, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each step the file is free: another connection that does not wait at all can write."""
+    monkeypatch.setattr(retention, "STEP", 10)
+    with make_session() as session:
+        for _ in range(5):
+            ended(session.start(agents.chatty(500)))
+    with (
+        closing(sqlite3.connect(store_path, timeout=0)) as other,
+        closing(schema.connect(store_path)) as connection,
+    ):
+        written: list[int] = []
+
+        def rest() -> bool:
+            other.execute("UPDATE sessions SET heartbeat_at = heartbeat_at + 1")
+            other.commit()
+            written.append(1)
+            return False
+
+        files = ArtifactFiles(folder_beside(store_path))
+        assert Sweeper(connection, files, rest).sweep(Keep(runs=1)) == [1, 2, 3, 4]
+    assert len(written) > 5
