@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nbrun.backstage import ChildRun, Stage, Thread, Work
     from nbrun.cancellation import CancelToken
     from nbrun.clock import Clock
+    from nbrun.keeper import Keeper
     from nbrun.questions import Answer
 
 
@@ -101,6 +102,11 @@ class EndedStage:
     def inbox(self) -> Inbox:
         """An inbox that stays empty."""
         return Inbox(self._token, self.emit, threading.RLock())
+
+    @property
+    def keeper(self) -> Keeper:
+        """Refuse."""
+        raise NbrunError("this run has ended")
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
         """Refuse an event."""

@@ -351,19 +351,23 @@ class Drive:
         limit_s = OBJECT_LIMIT_S if attempt.keep_object else LOOK_LIMIT_S
         try:
             kept = asyncio.wrap_future(work.start())
-        except RuntimeError as error:
-            self.warn(f"how its output looks is not kept: {error}")
+        except RuntimeError as no_thread:
+            self.warn(f"how its output looks is not kept: {no_thread}")
             return
         hurry = self._token.add_callback(lambda _request: self._thread.call(kept.cancel))
         await asyncio.wait({kept}, timeout=limit_s)
         hurry.remove()
-        if kept.done() and not kept.cancelled() and kept.exception() is None:
+        if not kept.done():
+            kept.cancel()
+            work.interrupt()
+            self.warn(f"how its output looks is not kept: that took over {limit_s:g} s")
+        elif kept.cancelled():
+            work.interrupt()
+        elif (error := kept.exception()) is not None:  # a SystemExit, say, of its own code
+            self.warn(f"how its output looks is not kept ({described(error)})")
+        else:
             for data in kept.result():
                 self.tell(data)
-            return
-        work.interrupt()
-        if not self._token.cancelled:
-            self.warn(f"how its output looks is not kept: that took over {limit_s:g} s")
 
     # --- the end ---------------------------------------------------------------------------------
 

@@ -157,6 +157,20 @@ def test_a_form_that_raises_or_prints_is_told_in_its_run(make_shown: MakeSession
     assert "about to fail" in run.record.log
 
 
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt])
+def test_a_form_that_wants_to_end_everything_ends_nothing(
+    make_shown: MakeSession, raised: type[BaseException]
+) -> None:
+    """Its run is completed, and its card names what was raised."""
+
+    def form() -> str:
+        raise raised("enough")
+
+    run = ended(make_shown().start(returning(Reprs(form))))
+    assert run.status is RunStatus.COMPLETED
+    assert f"{raised.__name__}: enough" in run.record.notices[0]
+
+
 @pytest.fixture
 def hanging() -> Iterator[tuple[Reprs, threading.Event]]:
     """A value whose form hangs, and what says that it does."""
