@@ -275,6 +275,8 @@ def test_live_runs_are_refused_and_then_nothing_is_removed(
     with pytest.raises(RunNotFound):
         session.remove(done, "no such run")
     assert numbers(store_path) == [1, 2]
+    assert live.number is not None
+    assert session.store.remove([live.number]) == []  # the store itself looks, too
     assert session.remove_ended() == [1]
     assert numbers(store_path) == [2]
     held.let_go()
