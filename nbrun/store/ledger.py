@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nbrun.artifacts import ArtifactFiles
     from nbrun.record import RunRecord, RunStatus
 
+_LARGE = large.LIMIT
 _log = logging.getLogger("nbrun")
 
 _INSERT_EVENT = (
@@ -182,7 +183,7 @@ class Ledger:
                 opened = None
             if event.data.TYPE not in ev.DELTA_TYPES:
                 values = _values(row.number, event)
-                if len(values[-1]) > large.LIMIT:  # type: ignore[arg-type]  # the last one is its data
+                if len(values[-1]) > _LARGE:  # type: ignore[arg-type]  # the last one is its data
                     values = self._outsourced(row.number, event) or values
                 self._events.append(values)
                 continue
