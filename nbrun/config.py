@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Float, Int, Unicode
+from traitlets import Bool, Float, Int, List, Unicode
 from traitlets.config import Configurable
 
+from nbrun.redaction import RULE
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS
 
 
@@ -46,6 +47,11 @@ class NbRun(Configurable):
         KEEP_BYTES,
         min=0,
         help="Bytes that they may take, files included. 0: any. Takes effect at load.",
+    ).tag(config=True)
+    secrets = List(
+        Unicode(),
+        help="Names of more environment variables whose values are replaced, from the next run on. "
+        + RULE,
     ).tag(config=True)
     card = Bool(
         True, help="Show live cards. False: static output only, as in a headless kernel."

@@ -255,6 +255,10 @@ class RunContext:
         with guarded(), self._lock:
             held = "".join(self._unfinished_lines.pop(level, []))
             end = max(held.rfind("\n"), held.rfind("\r"))
+            if (
+                end < 0
+            ):  # a line without an end is cut at a space: half a secret would not be known as one
+                end = held.rfind(" ", MAX_LINE // 2)
             lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else (held, "")
             self._unfinished_lines[level] = [rest] if rest else []
             self._unfinished_length = sum(map(len, self._unfinished_lines[level]))

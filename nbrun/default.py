@@ -12,6 +12,7 @@ from nbrun.session import NotebookSession
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nbrun.query import Since
     from nbrun.run import Run
     from nbrun.run_list import RunList
 
@@ -82,10 +83,20 @@ def runs(
     name: str | None = None,
     agent: str | None = None,
     tag: str | None = None,
+    since: Since | None = None,
+    text: str | None = None,
     limit: int | None = None,
+    before: Run | int | None = None,
 ) -> RunList:
     """Return this notebook's runs, newest first; see `NotebookSession.runs`."""
-    return session().runs(status=status, name=name, agent=agent, tag=tag, limit=limit)
+    return session().runs(
+        status=status, name=name, agent=agent, tag=tag, since=since, text=text, limit=limit, before=before
+    )  # fmt: skip
+
+
+def redact(value: str, name: str = "SECRET") -> None:
+    """Have a secret replaced by `[NAME]` in all that runs tell from now on; see `NotebookSession.redact`."""
+    session().redact(value, name)
 
 
 def panel() -> object:

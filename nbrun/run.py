@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
@@ -443,6 +444,24 @@ class Run:
                     continue
         finally:
             remove()
+
+    def export(self, path: str | Path, form: str | None = None) -> Path:
+        """Write the run to a file, and return its path.
+
+        Parameters
+        ----------
+        form : `jsonl` or `json`, which `nbrun import` reads, `html` or `md`; None: as the file's name ends.
+
+        Raises
+        ------
+        BadOption, OSError
+            There is no such form, or the file cannot be written.
+        """
+        from nbrun import export
+
+        path = Path(path)
+        export.write(path, export.read_form(form, path), [(self.record, export.paged(self.events))])
+        return path
 
     # --- doing -----------------------------------------------------------------------------------
 

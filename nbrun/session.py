@@ -35,9 +35,10 @@ from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
 from nbrun.keeper import Keeper
+from nbrun.keyring import Keyring
 from nbrun.people import People
+from nbrun.query import Since, read_query
 from nbrun.questions import NOBODY
-from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
@@ -45,8 +46,10 @@ from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 from nbrun.wording import queued_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
+
+    from nbrun.redaction import Redactor
 
 
 _log = logging.getLogger("nbrun")
@@ -113,16 +116,14 @@ class NotebookSession:
         if reentrant_loop:
             self.let_enter_loop(True)
         self._people = People(self._dispatcher)
-        self._secrets = secrets_in(os.environ)
-        # How many variables there were when the environment was last looked at, and when that was.
-        self._looked = (len(os.environ), self.clock.monotonic())
-        self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
+        self._keyring = Keyring(os.environ, self.clock.monotonic, self._use_redactor)
+        self._intake = Intake(self.clock, self._keyring.redactor, self._published)
         self._keeper = Keeper(lambda: self.store.files, lambda: self._intake.redactor)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._starter = self._start_child  # one object for all runs
         self._tellers = tuple(observer.tell for observer in self._observers)
-        self.store.open_existing()
+        self.store.open_existing(sets_aside=True)
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -190,12 +191,13 @@ class NotebookSession:
             max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
         )  # fmt: skip
         parcel = request.parcel_of(agent, on)
-        self._watch_secrets()
+        self._keyring.look()
         capture.renew()
         live: LiveRun | None = None
         try:
             with self._lock:
                 self._check_open()
+                self._refuse_secret(id)
                 if id is not None and (existing := self._same(clean_text(id), created)):
                     return existing
                 key = cell_id or name
@@ -219,7 +221,7 @@ class NotebookSession:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused and (taken := self._take_back(live, created)):
                 return taken
-            for notice in (behind, self.store.problem):
+            for notice in (behind, self.store.problem, *self.store.take_news()):
                 if notice is not None:
                     self._intake.tell(live, ev.Log(notice, "warning"))
             # A run that another run starts does not wait: the other may be waiting for it, with its place.
@@ -286,26 +288,35 @@ class NotebookSession:
         if self._is_closed:
             raise SessionClosed("this session is closed; run %reload_ext nbrun")
 
+    def _refuse_secret(self, run_id: str | None) -> None:
+        """Raise `BadOption` for an id that holds a secret: it names the run everywhere, so it cannot be replaced."""
+        if run_id is not None and self._intake.redactor.text(run_id) != run_id:
+            raise BadOption(
+                f"the id holds a secret, {self._intake.redactor.text(run_id)}; choose another id"
+            )
+
     def _new_id(self) -> str:
         run_id = f"run-{self._ids.next_id()}"
         while run_id in self._catalog:  # an id that was given may look like one of ours
             run_id = f"run-{self._ids.next_id()}"
         return run_id
 
-    def _watch_secrets(self) -> None:
-        """Take up keys that came into the environment since the last start.
+    def redact(self, value: str, name: str = "SECRET") -> None:
+        """Have a secret replaced by `[NAME]` in all that runs tell from now on; it is never stored itself.
 
-        A look at every variable costs as much as half a start, so a burst of starts shares one.
+        Raises
+        ------
+        BadOption
+            It has less than 8 characters: to replace it would tear holes into ordinary words.
         """
-        now, size = self.clock.monotonic(), len(os.environ)
-        are_known = all(os.environ.get(name) == value for name, value in self._secrets.items())
-        if are_known and size == self._looked[0] and now - self._looked[1] < 1.0:
-            return
-        self._looked = (size, now)
-        secrets = secrets_in(os.environ)
-        if secrets != self._secrets:
-            self._secrets = secrets
-            self._intake.redactor = Redactor(secrets)
+        self._keyring.add(value, name)
+
+    def watch_variables(self, names: Collection[str]) -> None:
+        """Count the values of these environment variables as secrets, whatever their names look like."""
+        self._keyring.watch(names)
+
+    def _use_redactor(self, redactor: Redactor) -> None:
+        self._intake.redactor = redactor
 
     def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
         """Return the run that this id already names in the store, if its inputs are these."""
@@ -411,15 +422,38 @@ class NotebookSession:
         name: str | None = None,
         agent: str | None = None,
         tag: str | None = None,
+        since: Since | None = None,
+        text: str | None = None,
         limit: int | None = None,
+        before: Run | int | None = None,
     ) -> RunList:
         """Return the runs of this notebook, newest first, that fit every filter given.
 
         Parameters
         ----------
-        tag : `key=value`.
+        agent : the agent's name, or its model's.
+        tag : `key=value`, or a key alone for any value of it.
+        since : created at or after this; a date, a datetime, or text such as `2h` for two hours ago.
+        text : what the prompt, the text or the output holds, whole and in any case; reads the logs of long runs.
+        limit : at most so many, the newest; None: all.
+        before : only runs older than this one, or below this number: the last of one page gives the next.
+
+        Raises
+        ------
+        BadOption
+            A filter is none that can be asked for.
         """
-        return self._catalog.runs(status=status, name=name, agent=agent, tag=tag, limit=limit)
+        if isinstance(before, Run):
+            if before.number is None:
+                raise BadOption(
+                    f"{before!r} is not saved and has no number; give another to before"
+                )
+            before = before.number
+        query = read_query(
+            self.clock.now(), status=status, name=name, agent=agent, tag=tag, since=since, text=text,
+            limit=limit, before=before,
+        )  # fmt: skip
+        return self._catalog.runs(query)
 
     # --- removing --------------------------------------------------------------------------------
 
@@ -435,7 +469,7 @@ class NotebookSession:
         """
         runs = [self.get(ref) for ref in refs]
         numbers = [_removable(run) for run in runs]
-        gone = self._catalog.remove(numbers)
+        gone = self._remove(numbers)
         for run, number in zip(runs, numbers, strict=True):
             if number not in gone and not self.store.is_removed(number):
                 raise BadOption(f"{run!r} has a child run that is live; cancel that first")
@@ -443,9 +477,15 @@ class NotebookSession:
 
     def remove_ended(self) -> list[int]:
         """Remove all runs of this notebook that have ended; return their numbers."""
-        return self._catalog.remove(
+        return self._remove(
             [stored.number for stored in self.store.runs() if not stored.record.is_live]
         )
+
+    def _remove(self, numbers: Sequence[int]) -> list[int]:
+        gone, forgotten = self._catalog.remove(numbers)
+        for live in forgotten:  # else it would be written again into a file that is begun anew
+            self._intake.forget(live)
+        return gone
 
     # --- cancelling ------------------------------------------------------------------------------
 

@@ -381,7 +381,7 @@ class RunProcess:
         """Send the end that the process did not live to send."""
         token = self._attempt.token
         if not token.cancelled or not (group.was_killed or self._is_detaching):
-            words = "".join(p.tail for p in self._printed.values() if p.level == "stderr")
+            words = "".join(p.last_words() for p in self._printed.values() if p.level == "stderr")
             self._relay.fail(ev.ErrorInfo("ProcessDied", f"the run's process {group.fate}", words))
             return
         if self._has_begun:

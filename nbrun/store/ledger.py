@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from nbrun.artifacts import ArtifactFiles
     from nbrun.record import RunRecord, RunStatus
+    from nbrun.store.backlog import Dropped
 
 _LARGE = large.LIMIT
 _log = logging.getLogger("nbrun")
@@ -236,6 +237,13 @@ class Ledger:
             self._connection.execute("RELEASE one")
             written.append(event)
         return row, written
+
+    def write_dropped(self, row: Row, dropped: Dropped, text: str) -> Row:
+        """Write what stands in the place of events that were let go of, a few at a time."""
+        for part in dropped.parts(text):
+            row = self.write_events(row, part)
+            self.flush()
+        return row
 
     def write_record(self, row: Row, record: RunRecord) -> Row:
         """Write the brief record where its status has changed."""

@@ -69,7 +69,8 @@ def _mark_one_lost(connection: sqlite3.Connection, number: int, now: float) -> N
         "SELECT coalesce(max(seq + count), 0) FROM events WHERE run = ?", (number,)
     ).fetchone()
     data = ev.RunLost("its kernel died", record.last_event_at or None)
-    lost = ev.RunEvent(seq, now, record.run_id, 0, data)
+    # The clock may have been set back since that kernel died.
+    lost = ev.RunEvent(seq, max(now, record.last_event_at), record.run_id, 0, data)
     row = Row(number, record.status)
     ledger = Ledger(connection)
     ledger.write_events(row, [lost])

@@ -15,6 +15,8 @@ from nbrun.store import deltas
 if TYPE_CHECKING:
     import sqlite3
 
+    from nbrun.query import Query
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RunRecord)
 
@@ -115,6 +117,21 @@ def read_runs(
     return [_stored(row) for row in rows]
 
 
+def read_page(
+    connection: sqlite3.Connection, query: Query, before: int | None, limit: int
+) -> list[StoredRun]:
+    """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`."""
+    rows = connection.execute(
+        f"{_COLUMNS} WHERE r.number < ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
+        " AND (?4 IS NULL OR r.created_at >= ?4) ORDER BY r.number DESC LIMIT ?5",
+        (
+            before if before is not None else 2**62, query.status, query.name,
+            None if query.since is None else round(query.since * 1_000_000), limit,
+        ),
+    )  # fmt: skip
+    return [_stored(row) for row in rows]
+
+
 def read_run(connection: sqlite3.Connection, number: int) -> StoredRun | None:
     """Return the run with this number."""
     row = connection.execute(f"{_COLUMNS} WHERE r.number = ?", (number,)).fetchone()
@@ -154,6 +171,7 @@ def _stored(row: tuple[int, str, bytes, str | None, str]) -> StoredRun:
         TypeError,
     ):  # the log is whole even if this copy is not
         record = RunRecord(run_id=run_id, session_id=session_id, is_brief=True)
-    # Brief whatever it says: it is as of the last change of status, and the log may have gone on.
-    record = msgspec.structs.replace(record, number=number, is_brief=True)
+    # Brief whatever it says: it is as of the last change of status, and the log may have gone on. And whose it is
+    # the row says: an imported run tells of another session.
+    record = msgspec.structs.replace(record, number=number, session_id=session_id, is_brief=True)
     return StoredRun(number, record, inputs)

@@ -397,3 +397,16 @@ def test_others_can_write_between_the_steps_of_a_large_removal(
         files = ArtifactFiles(folder_beside(store_path))
         assert Sweeper(connection, files, rest).sweep(Keep(runs=1)) == [1, 2, 3, 4]
     assert len(written) > 5
+
+
+def test_a_removed_run_does_not_come_back_with_a_file_that_is_begun_anew(
+    make_session: MakeSession, store_path: Path
+) -> None:
+    """What a kernel knows is told to the new file: not what was removed."""
+    session = make_session()
+    removed, kept = ended(session.start(agents.instant)), ended(session.start(agents.instant))
+    session.remove(removed)
+    store_path.unlink()
+    ended(session.start(agents.instant))
+    assert numbers(store_path)[0] == kept.number
+    assert len(numbers(store_path)) == 2
