@@ -20,7 +20,8 @@ NbrunError
 │  ├─ StoreReadOnly
 │  ├─ StoreTooNew
 │  ├─ StoreDamaged
-│  └─ StoreInTrouble the file cannot be used now
+│  ├─ StoreInTrouble the file cannot be used now
+│  └─ ArtifactLost   a file beside the store is gone, or was changed
 └─ SessionClosed
 Cancelled            a BaseException, raised only inside an agent
 Interrupted          a KeyboardInterrupt: ■ or Ctrl-C has ended a wait of nbrun
@@ -123,6 +124,10 @@ class StoreInTrouble(StoreError):
     def __init__(self, trouble: object) -> None:
         super().__init__(str(trouble))
         self.trouble = trouble
+
+
+class ArtifactLost(StoreError):
+    """A file that a run has made is gone, or is not what was kept."""
 
 
 class SessionClosed(NbrunError):

@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from nbrun.artifacts import ArtifactFiles, folder_beside
 from nbrun.errors import StoreDamaged, StoreError, StoreInTrouble
 from nbrun.record import RunRecord
 from nbrun.store import reader, schema
+from nbrun.store.artifacts import read_artifacts
 from nbrun.store.home import Home
 from nbrun.store.reader import StoredRun
+from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
 from nbrun.store.trouble import Trouble, is_damage, trouble_of
 from nbrun.store.writer import Committed, Source, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from nbrun.artifacts import Artifact
     from nbrun.clock import Clock
     from nbrun.events import RunEvent
     from nbrun.query import Query
 
-__all__ = ["Committed", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
+__all__ = ["Committed", "Keep", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
 
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
 PAGE = 200
 """Runs that are looked at in one go."""
+SWEEP_S = 60.0
+"""How often it is looked at most whether there is more than is kept."""
+CLOSE_SWEEP_S = 0.2
+"""How long a close waits for the step that is under way."""
+
+_log = logging.getLogger("nbrun")
 
 
 def store_path(notebook: Path) -> Path:
@@ -69,9 +80,11 @@ class SessionStore:
     Parameters
     ----------
     places : where to keep it, best first; memory when none can be written.
+    keep : how much of it is kept; older runs are removed.
     """
 
-    def __init__(self, places: list[Path], clock: Clock) -> None:
+    def __init__(self, places: list[Path], clock: Clock, keep: Keep | None = None) -> None:
+        self.keep = keep or Keep()
         self._places = places
         self._lock = threading.RLock()
         self._write_lock = (
@@ -84,6 +97,11 @@ class SessionStore:
         self._read_generation = 0
         self._is_closed = False
         self._is_shut = False  # what there was in memory is gone
+        self._held = ArtifactFiles(None)  # for a store in memory
+        self._sweep_lock = threading.Lock()
+        self._sweep_at = 0.0
+        self._sweep_thread: threading.Thread | None = None
+        self._is_stopping = threading.Event()
 
     @property
     def wanted(self) -> Path:
@@ -288,6 +306,88 @@ class SessionStore:
                 [] if connection is None else reader.read_events(connection, number, after, limit)
             )
 
+    @property
+    def files(self) -> ArtifactFiles:
+        """Where the files that runs have made are kept: beside the store, or in memory with it."""
+        return self._held if self.path is None else ArtifactFiles(folder_beside(self.path))
+
+    def artifacts(self, number: int) -> list[Artifact]:
+        """Return the files that a run has made, oldest first."""
+        with self._reading() as connection:
+            return [] if connection is None else read_artifacts(connection, number, self.files)
+
+    # --- removing --------------------------------------------------------------------------------
+
+    def is_removed(self, number: int) -> bool:
+        """Return whether there is no run with this number any more."""
+        with self._reading() as connection:
+            return connection is not None and reader.read_run(connection, number) is None
+
+    def remove(self, numbers: Iterable[int]) -> list[int]:
+        """Remove runs and those below them; return the numbers of those that are gone: no live one is.
+
+        Raises
+        ------
+        StoreError
+            The file cannot be written.
+        """
+        with self._sweeping() as sweeper:
+            return sweeper.remove(numbers)
+
+    def clean(self, keep: Keep) -> Cleaned:
+        """Remove what is more than is kept, and give back the room; see `retention.clean`."""
+        with self._sweeping() as sweeper:
+            return sweeper.clean(keep, self._clock.now())
+
+    def note_end(self, number: int | None) -> None:
+        """Look now and then, on a thread, whether more is stored than is kept; the number is that of an ended run.
+
+        Most stores are far from that, and then this costs next to nothing.
+        """
+        now = self._clock.monotonic()
+        if now < self._sweep_at or self._is_stopping.is_set():
+            return
+        self._sweep_at = now + SWEEP_S
+        if self._may_hold_too_much(number or 0):
+            self._sweep_thread = threading.Thread(
+                target=self._sweep, name="nbrun-retention", daemon=True
+            )
+            self._sweep_thread.start()
+
+    def _may_hold_too_much(self, number: int) -> bool:
+        if self.keep.runs and number > self.keep.runs:
+            return True
+        if not self.keep.bytes or self.path is None:
+            return False
+        try:
+            is_large = self.path.stat().st_size > self.keep.bytes
+        except OSError:
+            return False
+        return is_large or folder_beside(self.path).is_dir()
+
+    def _sweep(self) -> None:
+        try:
+            with self._sweeping(lambda: self._is_stopping.wait(REST_S)) as sweeper:
+                sweeper.sweep(self.keep)
+        except (OSError, StoreError, sqlite3.Error) as error:  # it is tried again
+            _log.warning("old runs are not removed: %s", error)
+
+    @contextmanager
+    def _sweeping(self, rest: Callable[[], bool] | None = None) -> Iterator[Sweeper]:
+        if self.path is None:
+            with self._write_lock:
+                if self._write_connection is None or self._is_closed:
+                    raise StoreError(str(self.trouble or "there are no stored runs"))
+                yield Sweeper(self._write_connection, self.files, lambda: False)
+            return
+        try:
+            with self._sweep_lock, closing(schema.connect(self.path)) as connection:
+                # What is removed is overwritten: it may be removed because nobody should read it.
+                connection.execute("PRAGMA secure_delete = ON")
+                yield Sweeper(connection, self.files, rest)
+        except sqlite3.Error as error:
+            raise StoreInTrouble(trouble_of(error, self.path)) from error
+
     def close(self, timeout_s: float, source: Source | None = None) -> bool:
         """Write what waits and close the file; return whether that was done in time.
 
@@ -295,7 +395,10 @@ class SessionStore:
         """
         if self._writer is not None and source is not None and self._writer.source is not source:
             return True
+        self._is_stopping.set()
         done = self._writer.close(timeout_s) if self._writer is not None else True
+        if self._sweep_thread is not None:
+            self._sweep_thread.join(CLOSE_SWEEP_S)
         with self._lock:
             if self._read_connection is not None:
                 self._read_connection.close()

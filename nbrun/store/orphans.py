@@ -27,7 +27,7 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
     connection.execute("BEGIN IMMEDIATE")
     try:
         found = 0
-        for session_key, identity in _open_sessions(connection):
+        for session_key, identity in open_sessions(connection):
             if identity.is_alive() is not False:
                 continue
             numbers = connection.execute(
@@ -55,7 +55,8 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
     return found
 
 
-def _open_sessions(connection: sqlite3.Connection) -> list[tuple[int, ProcessIdentity]]:
+def open_sessions(connection: sqlite3.Connection) -> list[tuple[int, ProcessIdentity]]:
+    """Return the sessions that were not closed, by key, with their kernels."""
     rows = connection.execute(
         "SELECT key, host, boot_id, pid_namespace, pid, process_started_at FROM sessions WHERE closed_at IS NULL"
     ).fetchall()

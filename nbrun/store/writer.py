@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from nbrun import events as ev
+from nbrun.artifacts import ArtifactFiles, folder_beside
 from nbrun.fold import fold
 from nbrun.record import RunRecord, RunStatus
 from nbrun.store import schema, watch
+from nbrun.store.artifacts import insert_artifacts
 from nbrun.store.backlog import HELD_BYTES, Backlog
 from nbrun.store.lease import this_process
 from nbrun.store.ledger import IdTaken, Ledger, Row, Values, micros
@@ -142,7 +144,7 @@ class Writer:
         self._home = home
         # In memory until there is a file: nothing is written to it.
         self._connection = connection or sqlite3.connect(":memory:", check_same_thread=False)
-        self._ledger = Ledger(self._connection)
+        self._ledger = _ledger(self._connection, home)
         self._lock = lock
         self._clock = clock
         self.trouble: Trouble | None = None if home is None else home.trouble
@@ -357,7 +359,7 @@ class Writer:
         try:
             connection = self._made_ready(self._home, committed)
             if connection is not self._connection:
-                self._connection, self._ledger = connection, Ledger(connection)
+                self._connection, self._ledger = connection, _ledger(connection, self._home)
                 self._is_full_sync, self._busy_wait_s = False, -1.0
             self._wait_for_locks(schema.BUSY_TIMEOUT_S if self.trouble is None else BUSY_AGAIN_S)
             if self._home.is_begun_again:
@@ -556,6 +558,7 @@ class Writer:
             row, events = self._ledger.write_one_by_one(row, events)
         else:
             row = self._ledger.write_events(row, events)
+        insert_artifacts(self._connection, row.number, events)
         new = events[len(run.backlog) :]
         record = fold(new, record)
         if record.number is None:  # it was folded before it had one
@@ -603,6 +606,14 @@ class Writer:
             self._connection.close()
             if self._home is not None:
                 self._home.close()
+
+
+def _ledger(connection: sqlite3.Connection, home: Home | None) -> Ledger:
+    """Return what writes to a file, and what is too large for it beside it."""
+    ledger = Ledger(connection)
+    if home is not None and home.path is not None:
+        ledger.files = ArtifactFiles(folder_beside(home.path))
+    return ledger
 
 
 def _has_end(events: Iterable[ev.RunEvent]) -> bool:

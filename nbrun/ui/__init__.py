@@ -13,6 +13,7 @@ from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import NotebookSession
 from nbrun.ui import clicks, control
+from nbrun.ui.formatting import format_value
 from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, uninterrupted, wait_for
 from nbrun.wording import UNLOAD, status_words
 
@@ -45,6 +46,8 @@ class Extension:
             max_concurrent=self.config.max_concurrent,
             cancel_grace_s=self.config.cancel_grace_s,
             reentrant_loop=self.config.reentrant_loop,
+            keep_runs=self.config.keep_runs,
+            keep_bytes=self.config.keep_bytes,
         )
         self.config.observe(
             lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"
@@ -52,6 +55,8 @@ class Extension:
         self.config.observe(lambda _: self._name_secrets(), "secrets")
         self._name_secrets()
         self.session.on_display = self.show
+        if self.kernel is not None:
+            self.session.on_format = functools.partial(format_value, shell)
         self._clicks = clicks.Clicks(self.session)
         self._board: Any = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.
