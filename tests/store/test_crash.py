@@ -5,26 +5,21 @@ Each test's child processes come from a fork server, so that 200 of them take se
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import random
-import sqlite3
 import statistics
 import sys
 import time
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from nbrun.fold import fold
-from nbrun.store import SessionStore, StoredRun
 from tests.fakes import doomed
-from tests.fakes.clock import FakeClock
-from tests.fakes.doomed import PHASES, Phase, Shown
+from tests.fakes.doomed import PHASES
+from tests.store.crash import Life, check
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork server there")
 
@@ -33,21 +28,6 @@ NEW_FILE_EVERY = (
     5  # else a round goes on with the file of the one before: its load has lost runs to tell
 )
 TEND_S = 10.0
-
-_decoder = msgspec.msgpack.Decoder(Shown | Phase)
-
-
-@dataclass
-class Life:
-    """What a child told before it died, and when its phases began, in seconds."""
-
-    shown: list[Shown] = field(default_factory=list)
-    began: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def died_in(self) -> str:
-        """The phase that it was in at last."""
-        return list(self.began)[-1] if self.began else "before"
 
 
 class Nursery:
@@ -67,73 +47,23 @@ class Nursery:
         life = Life()
         with closing(ours):
             deadline = time.monotonic() + TEND_S
-            while self._hear(ours, life, deadline):
+            while life.hear(ours, deadline):
                 if kill is not None and kill[0] in life.began:
                     phase, delay_s = kill
                     deadline, kill = life.began[phase] + delay_s, None
             child.kill()  # no news until the deadline, or it has gone
-            while self._hear(ours, life, deadline=None):
+            while life.hear(ours, None):
                 pass  # it is dead, and what it had said is still in the pipe
         child.join(TEND_S)
         assert child.exitcode in ((-9,) if life.died_in != "gone" else (-9, 0))
         child.close()
         return life
 
-    def _hear(self, pipe: Connection, life: Life, deadline: float | None) -> bool:
-        """Take the next word; return whether there was one."""
-        if deadline is not None and not pipe.poll(max(0.0, deadline - time.monotonic())):
-            return False
-        try:
-            item = _decoder.decode(pipe.recv_bytes())
-        except (EOFError, OSError):  # also in the middle of a word
-            return False
-        if isinstance(item, Phase):
-            life.began[item.name] = time.monotonic()
-        else:
-            life.shown.append(item)
-        return True
-
 
 @pytest.fixture(scope="module")
 def nursery() -> Nursery:
     """One fork server for all tests."""
     return Nursery()
-
-
-def check(path: Path, life: Life, after: int) -> int:
-    """Check that all that was shown is in the file after one load; return the number of its newest run."""
-    if not path.exists():
-        assert life.shown == []
-        return after
-    store = SessionStore([path], FakeClock())
-    store.open_existing()
-    assert store.problem is None
-    runs = {run.record.run_id: run for run in store.runs() if run.number > after}
-    assert all(not run.record.is_live for run in runs.values())
-    stored = {run_id: check_log(store, run) for run_id, run in runs.items()}
-    ends: dict[str, str] = {}
-    for shown in life.shown:
-        events = stored[shown.run_id]
-        assert shown.count <= len(events)
-        for seq, kind, checksum in shown.events:
-            assert (events[seq][0], events[seq][1]) == (kind, checksum)
-        if shown.status in ("completed", "failed", "cancelled"):
-            ends[shown.run_id] = shown.status
-    assert {run_id: str(runs[run_id].record.status) for run_id in ends} == ends
-    store.close(1)
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    return max((run.number for run in runs.values()), default=after)
-
-
-def check_log(store: SessionStore, run: StoredRun) -> list[tuple[str, int]]:
-    """Check that a log has no gap and is what the list says of its run; return type and checksum of its events."""
-    events = store.events(run.number)
-    assert [event.seq for event in events] == list(range(len(events)))
-    record = fold(events)
-    assert (record.run_id, record.status) == (run.record.run_id, run.record.status)
-    assert not record.is_live
-    return [(event.type, doomed.checksum(event)) for event in events]
 
 
 def die_often(nursery: Nursery, folder: Path, seed: int, rounds: int) -> Counter[str]:
@@ -145,7 +75,7 @@ def die_often(nursery: Nursery, folder: Path, seed: int, rounds: int) -> Counter
         life = nursery.live(path, None)
         assert life.died_in == "gone"
         newest = check(path, life, newest)
-        for phase, following in zip(PHASES, PHASES[1:], strict=False):
+        for phase, following in itertools.pairwise(PHASES):
             lengths[phase].append(life.began[following] - life.began[phase])
     typical = {phase: statistics.median(found) for phase, found in lengths.items() if found}
     deaths: Counter[str] = Counter()
