@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import zlib
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -18,6 +19,9 @@ from nbrun import events as ev
 PHASES = ("load", "first", "work", "close", "gone")
 """What it is at, in this order; `gone` is after the close."""
 
+PRELOAD = ["pytest", "nbrun", "tests.fakes.doomed"]
+"""What a fork server of such processes imports once for all; pytest, since a child imports its parent's main module."""
+
 SAYS = 150
 
 
@@ -28,6 +32,13 @@ class Shown(msgspec.Struct, array_like=True, tag=True):
     status: str
     count: int
     events: list[tuple[int, str, int]]
+
+
+class Trouble(msgspec.Struct, array_like=True, tag=True):
+    """What a run was told of the store; there should be none."""
+
+    run_id: str
+    problem: str
 
 
 class Phase(msgspec.Struct, array_like=True, tag=True):
@@ -80,20 +91,23 @@ class Teller:
         self._lock = threading.Lock()
         self._encoder = msgspec.msgpack.Encoder()
 
-    def tell(self, item: Shown | Phase) -> None:
+    def tell(self, item: Shown | Trouble | Phase) -> None:
         """Send it."""
         with self._lock:
             self._pipe.send_bytes(self._encoder.encode(item))
 
     def follow(self, run: Run) -> None:
         """Tell all that becomes public of a run from now on, and how far it is."""
+        live = run._live
+        assert live is not None
 
         def look(record: RunRecord, events: Sequence[ev.RunEvent]) -> None:
+            if live.problem is not None:
+                self.tell(Trouble(record.run_id, live.problem))
             marks = [(event.seq, event.type, checksum(event)) for event in events]
             self.tell(Shown(record.run_id, record.status, record.event_count, marks))
 
-        assert run._live is not None
-        run._live.listen(look)
+        live.listen(look)
         record = run.record
         self.tell(Shown(record.run_id, record.status, record.event_count, []))
 
@@ -118,5 +132,26 @@ def work(path: Path, pipe: Connection, options: dict[str, Any] | None = None) ->
         staying[0].cancel("enough")
         for run in (*talks, *short, staying[0]):
             run.wait(10)
+        teller.tell(Phase("close"))
+    teller.tell(Phase("gone"))
+
+
+def works_for(path: Path, pipe: Connection, span_s: float) -> None:
+    """Start runs one after another, some at a time, for so long; end them all, and close."""
+    teller = Teller(pipe)
+    teller.tell(Phase("load"))
+    with NotebookSession(store=path, max_concurrent=4) as session:
+        teller.tell(Phase("work"))
+        runs: list[Run] = []
+        until = time.monotonic() + span_s
+        while time.monotonic() < until:
+            runs += [session.start(agent, "tea") for agent in (streams, brief, breaks)]
+            for run in runs[-3:]:
+                teller.follow(run)
+            runs[-3].wait(10)
+        for run in runs:
+            assert run.wait(10)
+        if session.store.problem is not None:
+            teller.tell(Trouble("", session.store.problem))
         teller.tell(Phase("close"))
     teller.tell(Phase("gone"))

@@ -15,9 +15,9 @@ from nbrun.fold import fold
 from nbrun.store import SessionStore, StoredRun
 from tests.fakes import doomed
 from tests.fakes.clock import FakeClock
-from tests.fakes.doomed import Phase, Shown
+from tests.fakes.doomed import Phase, Shown, Trouble
 
-_decoder = msgspec.msgpack.Decoder(Shown | Phase)
+_decoder = msgspec.msgpack.Decoder(Shown | Trouble | Phase)
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Life:
     """What a child told before it died, and when its phases began, in seconds."""
 
     shown: list[Shown] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
     began: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -42,6 +43,8 @@ class Life:
             return False
         if isinstance(item, Phase):
             self.began[item.name] = time.monotonic()
+        elif isinstance(item, Trouble):
+            self.troubles.append(f"{item.run_id}: {item.problem}")
         else:
             self.shown.append(item)
         return True

@@ -35,8 +35,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        # pytest: a child imports the main module of its parent.
-        self._context.set_forkserver_preload(["pytest", "nbrun", "tests.fakes.doomed"])
+        self._context.set_forkserver_preload(doomed.PRELOAD)
 
     def live(self, path: Path, kill: tuple[str, float] | None) -> Life:
         """Run a child on the file until it has ended, or is killed so many seconds after a phase began."""
