@@ -245,12 +245,14 @@ def _check(connection: sqlite3.Connection, path: Path | None) -> int:
     StoreTooNew, StoreReadOnly
         It is anything else.
     """
-    found = {
-        row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
-    }
-    if not found:
+    # In one statement, which sees one state of the file: another process may be bringing it up just now.
+    rows = connection.execute(
+        "SELECT sql, (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE sql IS NOT NULL"
+    ).fetchall()
+    if not rows:
         return 0
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    found = {row[0] for row in rows}
+    version: int = rows[0][1]
     if version > VERSION:
         raise StoreTooNew(
             f"{path} was made by a newer nbrun (schema {version}, this one knows {VERSION}); update nbrun"
