@@ -284,10 +284,15 @@ def cuts(
             yield list(notes), files
 
 
-def lay_out(folder: Path, files: Files) -> None:
-    """Have exactly these files in a folder."""
-    folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+def lay_out(path: Path, files: Files) -> None:
+    """Have exactly these files in the folder of a store.
+
+    The store's own file is written to, empty where there is none, and never replaced: one that is another on
+    the disk would be taken for a copy.
+    """
+    path.parent.mkdir(exist_ok=True)
+    for old in path.parent.iterdir():
+        if old.name not in files and old != path:
+            old.unlink()
+    for name, data in ({path.name: b""} | files).items():
+        path.with_name(name).write_bytes(data)

@@ -20,7 +20,6 @@ from tests.store.crash import Life, check
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files there have other rules")
 
-NAME = "test.db"
 RUNS = 9
 LIVE = ("queued", "running", "waiting", "cancelling")
 
@@ -50,10 +49,16 @@ def two_kernels(path: Path, disk: Disk) -> None:
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Step]:
-    """What two kernels wrote to one file, and where in between something was shown."""
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file."""
+    return tmp_path_factory.mktemp("power") / "test.db"
+
+
+@pytest.fixture(scope="module")
+def steps(path: Path) -> list[Step]:
+    """What two kernels wrote to it, and where in between something was shown."""
     with recorded() as disk:
-        two_kernels(tmp_path_factory.mktemp("before") / NAME, disk)
+        two_kernels(path, disk)
         return disk.steps
 
 
@@ -64,19 +69,19 @@ def next_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_identity_of", lambda _pid: new)
 
 
-def check_cuts(steps: list[Step], start: Files, folder: Path, how: Left, seed: int = 0) -> int:
+def check_cuts(path: Path, steps: list[Step], start: Files, how: Left, seed: int = 0) -> int:
     """Check what every cut leaves; return how many runs had been shown as ended at the last."""
     ended: set[str] = set()
     layouts = 0
     for notes, files in cuts(steps, start, how, seed):
-        lay_out(folder, files)
+        lay_out(path, files)
         shown = [note for note in notes if isinstance(note, Shown)]
         ended = {item.run_id for item in shown if item.status not in LIVE}
         if (
             how is not Left.EVERYTHING
         ):  # a power loss, and no mere death: endings are promised, and what led there
             shown = [item for item in shown if item.run_id in ended]
-        check(folder / NAME, Life(shown), 0)
+        check(path, Life(shown), 0)
         layouts += 1
     print(f"{how.name}: {layouts} layouts")
     return len(ended)
@@ -85,36 +90,35 @@ def check_cuts(steps: list[Step], start: Files, folder: Path, how: Left, seed: i
 @pytest.mark.usefixtures("next_boot")
 @pytest.mark.parametrize("how", Left)
 def test_a_power_cut_at_any_moment_keeps_every_visible_ending(
-    steps: list[Step], tmp_path: Path, how: Left
+    path: Path, steps: list[Step], how: Left
 ) -> None:
     """After each write and sync: what had been shown as ended has its end and whole log, and nothing is torn."""
-    assert check_cuts(steps, {}, tmp_path / "after", how) == RUNS
+    assert check_cuts(path, steps, {}, how) == RUNS
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("next_boot")
-def test_whatever_part_of_it_had_arrived(steps: list[Step], tmp_path: Path) -> None:
+def test_whatever_part_of_it_had_arrived(path: Path, steps: list[Step]) -> None:
     """The same for twenty ways in which what was not synced may be torn."""
     for seed in range(1, 21):
-        assert check_cuts(steps, {}, tmp_path / "after", Left.SOME, seed) == RUNS
+        assert check_cuts(path, steps, {}, Left.SOME, seed) == RUNS
 
 
 @pytest.mark.usefixtures("next_boot")
 @pytest.mark.parametrize("how", Left)
 def test_a_power_cut_at_load_leaves_lost_runs_to_the_next_load(
-    steps: list[Step], tmp_path: Path, how: Left
+    path: Path, steps: list[Step], how: Left
 ) -> None:
     """A file with live-looking runs of a dead kernel may lose the power again while these are told as lost."""
-    folder = tmp_path / "before"
     layouts = list(cuts(steps, {}, Left.EVERYTHING))
     notes, files = layouts[len(layouts) * 3 // 5]
-    lay_out(folder, files)
+    lay_out(path, files)
     with recorded() as disk:
-        store = SessionStore([folder / NAME], FakeClock())
+        store = SessionStore([path], FakeClock())
         store.open_existing()
         store.close(1)
     assert store.problem is None
     assert store.lost > 0
     again: list[Step] = [*(Note(note) for note in notes), *disk.steps]
-    assert check_cuts(again, files, tmp_path / "after", how) > 0
+    assert check_cuts(path, again, files, how) > 0

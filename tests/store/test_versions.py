@@ -106,10 +106,10 @@ def test_power_that_fails_on_the_way_up_leaves_one_version_whole(tmp_path: Path,
         schema.open_for_writing(path, 1.0).close()
     found = []
     for _, files in cuts(disk.steps, before, how):
-        lay_out(tmp_path / "after", files)
-        found.append(version_of(tmp_path / "after" / path.name))
-        schema.open_for_writing(tmp_path / "after" / path.name, 1.0).close()
-        assert version_of(tmp_path / "after" / path.name) == schema.VERSION
+        lay_out(path, files)
+        found.append(version_of(path))
+        schema.open_for_writing(path, 1.0).close()
+        assert version_of(path) == schema.VERSION
     assert found == sorted(found)
     assert set(found) == {1, schema.VERSION}
 
