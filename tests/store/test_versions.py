@@ -23,6 +23,7 @@ from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import FakeClock
 from tests.fakes.power import Left, cuts, lay_out, recorded
 
+PROCESSES, FILES = 6, 40
 OLD = Path(__file__).parent / "data" / "version_1.db"
 
 
@@ -83,7 +84,7 @@ def test_a_new_store_and_an_old_one_brought_up_are_alike(tmp_path: Path) -> None
 # --- brought up while something happens ----------------------------------------------------------------
 
 
-def version_of(path: Path) -> int:
+def version_of(path: Path, runs: int = 3) -> int:
     """Return the version that a file says it has, once it is seen to have that version's tables and all runs."""
     with closing(sqlite3.connect(path)) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -92,7 +93,7 @@ def version_of(path: Path) -> int:
         }
         expected = {sql for statements in schema.VERSIONS[:version] for sql in statements}
         assert found - {"CREATE TABLE sqlite_sequence(name,seq)"} == expected
-        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (3,)
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (runs,)
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     return int(version)
 
@@ -114,44 +115,47 @@ def test_power_that_fails_on_the_way_up_leaves_one_version_whole(tmp_path: Path,
     assert set(found) == {1, schema.VERSION}
 
 
-def bring_up(path: Path, gate: Barrier, answers: Connection) -> None:
-    """Open an old file at the same time as others do, and say what came of it; a process of its own."""
-    gate.wait(BOUND_S)
-    store = SessionStore([path], FakeClock())
-    store.open_existing()
-    answers.send((store.problem, [run.record.name for run in store.runs()]))
-    store.close(1)
+def open_at_once(paths: list[Path], gate: Barrier, answers: Connection) -> None:
+    """Open each of these files at the same time as others do, and say what came of it; a process of its own."""
+    for path in paths:
+        gate.wait(BOUND_S)
+        store = SessionStore([path], FakeClock())
+        with NotebookSession(store=store) as session:
+            session.store.begin(session._intake, session_id=session.id, notebook=None)
+            answers.send((store.problem, [run.record.name for run in store.runs()]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork server there")
-def test_processes_that_bring_up_the_same_file_at_once_agree(tmp_path: Path) -> None:
-    """Four at a time, ten times: each finds all runs and no fault, and it was brought up once."""
+@pytest.mark.parametrize(("is_old", "names"), [(True, ["waits", "breaks", "talk"]), (False, [])])
+def test_processes_that_open_the_same_file_at_once_agree(
+    tmp_path: Path, is_old: bool, names: list[str]
+) -> None:
+    """Six at a time, forty files: an old one is brought up, a new one made, once; nobody finds a fault in it."""
+    paths = [tmp_path / f"{number}.db" for number in range(FILES)]
+    if is_old:
+        for path in paths:
+            shutil.copy(OLD, path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(doomed.PRELOAD)
-    for number in range(10):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        path = copied(folder)
-        gate = context.Barrier(4)
-        pipes = [context.Pipe(duplex=False) for _ in range(4)]
-        children = [
-            context.Process(target=bring_up, args=(path, gate, its), daemon=True)
-            for _, its in pipes
-        ]
-        for child in children:
-            child.start()
-        for child, (ours, its) in zip(children, pipes, strict=True):
-            its.close()
-            with ours:
-                assert ours.poll(BOUND_S)
-                assert ours.recv() == (None, ["waits", "breaks", "talk"])
-            child.join(BOUND_S)
-            assert child.exitcode == 0
-        assert version_of(path) == schema.VERSION
+    gate, pipes = context.Barrier(PROCESSES), [context.Pipe(duplex=False) for _ in range(PROCESSES)]
+    children = [
+        context.Process(target=open_at_once, args=(paths, gate, its), daemon=True)
+        for _, its in pipes
+    ]
+    for child in children:
+        child.start()
+    for child, (ours, its) in zip(children, pipes, strict=True):
+        its.close()
+        with ours:
+            found = [ours.recv() for _ in paths]  # ends with an error where the child has died
+        assert found == [(None, names)] * FILES
+        child.join(BOUND_S)
+        assert child.exitcode == 0
+    for path in paths:
+        assert version_of(path, len(names)) == schema.VERSION
         with closing(sqlite3.connect(path)) as connection:
-            assert connection.execute("SELECT count(*) FROM versions").fetchone() == (
-                schema.VERSION - 1,
-            )
+            (times,) = connection.execute("SELECT count(*) FROM versions").fetchone()
+        assert times == schema.VERSION - 1
 
 
 def test_a_reader_of_the_old_version_goes_on_while_the_file_is_brought_up(tmp_path: Path) -> None:
