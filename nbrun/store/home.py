@@ -24,7 +24,7 @@ _log = logging.getLogger("nbrun")
 
 COMPANIONS = ("", "-wal", "-shm")
 """What SQLite appends to a database's name for the files that belong to it."""
-OPEN_WAIT_S = 0.8
+OPEN_WAIT_S = 0.5
 """How long an opening that somebody waits for waits for a lock; the writer goes on with it."""
 CHECK_S = 0.1
 """How often the file is looked for where no run begins or ends; a look takes 3 µs, on a network far more."""

@@ -107,7 +107,7 @@ VERSIONS = (_FIRST, _SECOND)
 """What each version of the schema has added, the first one first."""
 VERSION = len(VERSIONS)
 
-BUSY_TIMEOUT_S = 1.5
+BUSY_TIMEOUT_S = 1.0
 TRY_MS = 5
 """What lies between two tries where SQLite itself does not wait."""
 MAX_VALUE_BYTES = 256 * 1024 * 1024
