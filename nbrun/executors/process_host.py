@@ -137,7 +137,7 @@ class ProcessHost:
         self._token.add_first(lambda request: self._put(Cancel(request.reason, request.cause)))
         attempt = Attempt(
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(), begin.grace_s,
-            begin.timeout_s, begin.thread, begin.limits, begin.approve, "process",
+            begin.timeout_s, begin.thread, begin.limits, begin.approve, "process", restored=begin.restored,
         )  # fmt: skip
         self._thread = thread = LoopThread(
             "nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop

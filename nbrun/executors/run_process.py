@@ -343,7 +343,7 @@ class RunProcess:
                         Begin(
                             attempt.run_id, attempt.number, attempt.parcel, attempt.prompt, attempt.grace_s,
                             attempt.timeout_s, attempt.thread, attempt.limits, attempt.approve, self.name,
-                            attempt.reentrant_loop,
+                            attempt.reentrant_loop, attempt.restored,
                         )
                     )  # fmt: skip
             case Cancel(reason=reason, cause=cause):

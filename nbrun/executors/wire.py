@@ -9,6 +9,7 @@ import msgspec
 from nbrun import events as ev
 from nbrun.attempt import HostEvent, Limits
 from nbrun.cancellation import CancelCause
+from nbrun.checkpoint import Restored
 from nbrun.encoding import Plain, plain
 
 
@@ -30,6 +31,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     approve: str
     host: str
     reentrant_loop: bool = False
+    restored: Restored | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

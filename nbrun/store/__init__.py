@@ -14,7 +14,8 @@ import msgspec
 
 from nbrun.errors import StoreError
 from nbrun.record import RunRecord
-from nbrun.store import reader, schema
+from nbrun.store import checkpoints, reader, schema
+from nbrun.store.checkpoints import Checkpointed
 from nbrun.store.orphans import mark_lost
 from nbrun.store.reader import StoredRun
 from nbrun.store.writer import Committed, Source, Writer
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
     from nbrun.events import RunEvent
     from nbrun.query import Query
 
-__all__ = ["Committed", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
+__all__ = [
+    "Checkpointed",
+    "Committed",
+    "SessionStore",
+    "Source",
+    "StoredRun",
+    "places_for",
+    "store_path",
+]
 
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
@@ -140,6 +149,7 @@ class SessionStore:
         connection = schema.open_for_writing(path, self._clock.now())
         try:
             self.lost = mark_lost(connection, self._clock.now())
+            checkpoints.sweep(connection)
         except BaseException:
             connection.close()
             raise
@@ -230,6 +240,16 @@ class SessionStore:
             return (
                 [] if connection is None else reader.read_events(connection, number, after, limit)
             )
+
+    def checkpoint(self, number: int) -> bytes | None:
+        """Return the packed state that a run can be gone on from, if there is one."""
+        with self._reading() as connection:
+            return None if connection is None else checkpoints.read(connection, number)
+
+    def sequels(self, number: int) -> list[tuple[int, str]]:
+        """Return the number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
+        with self._reading() as connection:
+            return [] if connection is None else checkpoints.sequels(connection, number)
 
     def close(self, timeout_s: float, source: Source | None = None) -> bool:
         """Write what waits and close the file; return whether that was done in time.

@@ -10,12 +10,13 @@ import msgspec
 
 from nbrun import events as ev
 from nbrun.fold import fold
-from nbrun.store import deltas, reader
+from nbrun.store import checkpoints, deltas, reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nbrun.record import RunRecord, RunStatus
+    from nbrun.store.checkpoints import Checkpointed
 
 _INSERT_EVENT = (
     "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data)"
@@ -125,7 +126,8 @@ class Ledger:
         ------
         IdTaken
             It is to be started once only, and the file has a run with its id: of another kernel, perhaps, that
-            came first. The transaction that is open here keeps all others out meanwhile.
+            came first; or it goes on from a run that another one goes on from already. The transaction that is
+            open here keeps all others out meanwhile.
         """
         data = created.data
         assert isinstance(data, ev.RunCreated)  # noqa: S101 - the writer looks before it calls
@@ -137,6 +139,11 @@ class Ledger:
             ).fetchone()
         ):
             raise IdTaken(created.run_id)
+        origin = data.origin
+        place = None if origin is None else origin.number
+        if origin is not None and place is not None and origin.kind == ev.RESUME:
+            if checkpoints.is_resumed(self._connection, place):
+                raise IdTaken(created.run_id)
         cursor = self._connection.execute(
             "INSERT INTO runs (session, run_id, name, status, created_at, inputs, record)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -146,6 +153,8 @@ class Ledger:
             ),
         )  # fmt: skip
         number = int(cursor.lastrowid or 0)
+        if origin is not None and place is not None:
+            checkpoints.insert_origin(self._connection, number, place, origin.kind)
         numbered = msgspec.structs.replace(data, number=number)
         return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
 
@@ -216,6 +225,14 @@ class Ledger:
             return row
         self._records.append((record.status, reader.encode_record(record), row.number))
         return Row(row.number, record.status, row.deltas)
+
+    def keep_checkpoint(self, row: Row, checkpointed: Checkpointed) -> None:
+        """Write the newest state that a run can be gone on from, after the events before it."""
+        checkpoints.keep(self._connection, row.number, checkpointed)
+
+    def drop_checkpoints(self, number: int) -> None:
+        """Delete, in a transaction of its own, what nobody goes on from any more: the run has completed."""
+        checkpoints.drop(self._connection, number)
 
     def _put(self, number: int, opened: OpenRow) -> None:
         """Write a row that takes no more: over its first form, or with the other events."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from nbrun.clock import Clock
+    from nbrun.store.checkpoints import Checkpointed
 
 _log = logging.getLogger("nbrun")
 
@@ -56,7 +57,12 @@ class Committed(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the writer gets events from; its methods are called on the writer's thread only."""
+    """Where the writer gets events from; its methods are called on the writer's thread only.
+
+    `checkpoints` are states that drained events tell of, by run: the writer takes them out once they are stored.
+    """
+
+    checkpoints: dict[str, Checkpointed]
 
     def drain(self) -> list[ev.RunEvent]:
         """Return all events that wait: numbered, redacted, in order."""
@@ -124,6 +130,7 @@ class Writer:
         self._state = _State.BUSY
         self._has_news = self._is_urgent = self._has_more_than_text = False
         self._is_stopping = False
+        self._checkpointed: set[str] = set()  # live runs that have a checkpoint in the file
         self._given_up: set[str] = set()  # runs of which something can never be stored
         self._thread = threading.Thread(target=self._main, name="nbrun-writer", daemon=True)
         self._thread.start()
@@ -190,6 +197,19 @@ class Writer:
         for item in committed:
             if not item.record.is_live and item.run_id not in self._behind:
                 self._runs.pop(item.run_id, None)
+                self._drop_checkpoints(item.record)
+
+    def _drop_checkpoints(self, record: RunRecord) -> None:
+        """Delete what an ended run was to be gone on from, if it has completed; its end is on disk."""
+        had_one = record.run_id in self._checkpointed or record.resumed_from is not None
+        self._checkpointed.discard(record.run_id)
+        if not had_one or record.status is not RunStatus.COMPLETED or record.number is None:
+            return
+        try:
+            with self._lock:
+                self._ledger.drop_checkpoints(record.number)
+        except sqlite3.Error as error:  # it does no harm, and is swept when the file is next opened
+            _log.warning("%s: its checkpoint could not be deleted (%s)", record.run_id, error)
 
     def _source_groups(self) -> _Group:
         """Return new events by run, and no events for runs that have only a backlog."""
@@ -283,11 +303,18 @@ class Writer:
                     run_id: self._write_run(session_key, run_id, run, groups[run_id], stand_in)
                     for run_id, run in runs.items()
                 }
+                kept = self.source.checkpoints.keys() & written.keys()
+                for run_id in kept:
+                    checkpointed = self.source.checkpoints[run_id]
+                    self._ledger.keep_checkpoint(written[run_id][0], checkpointed)
                 self._ledger.commit()
             except BaseException:
                 self._ledger.rollback()
                 raise
         self._session_key = session_key
+        for run_id in kept:
+            del self.source.checkpoints[run_id]
+            self._checkpointed.add(run_id)
         for run_id, (row, record, new) in written.items():
             run = runs[run_id]
             run.record, run.row, run.backlog = record, row, ()
