@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
-    """A state as it is stored; the first form had no version, and was the state alone."""
+    """A state as it is stored."""
 
     version: int
     state: msgspec.Raw

@@ -374,6 +374,8 @@ class Intake:
             )
         if isinstance(value, StrEnum):
             return value
+        if isinstance(value, bytes):
+            return self.redactor.raw(value)
         if isinstance(value, tuple):
             return tuple(self._without_secrets(part) for part in value)
         return self.redactor.data(plain(value))

@@ -103,6 +103,8 @@ class NotebookSession:
         self.on_display: Callable[[Run], None] | None = None  # given by the user interface
         # The same: called on the writer's thread when a run has ended, and others have moved up in line.
         self.on_line_moved: Callable[[], None] | None = None
+        # The same: called with a run that another one comes from by now.
+        self.on_followed: Callable[[Run], None] | None = None
         # The same: looks an agent up by its name in the notebook.
         self.find_agent: FindAgent = lambda name: registered().get(name)
         self._ids = ids or TimeOrderedIds(self.clock)
@@ -260,7 +262,10 @@ class NotebookSession:
         if run.store is not self.store:
             raise NotResumable(f"{run!r} is of another store; go on from it there")
         plan = PLANS[kind](run, self.store, agent, self.find_agent, options)
-        return self.start(plan.agent, plan.prompt, sequel=plan.sequel, **plan.options)
+        following = self.start(plan.agent, plan.prompt, sequel=plan.sequel, **plan.options)
+        if self.on_followed is not None:
+            self.on_followed(run)
+        return following
 
     def _token_above(self, parent: Run | None) -> CancelToken:
         """Return the token that a new run's hangs below.
