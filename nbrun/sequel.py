@@ -219,6 +219,7 @@ def _found(
     if agent is not None or options.get("model") is not None:
         options.pop("tools", None) if agent is not None else _find_tools(record, find, options)
         return agent
+    options["target"] = record.target  # so that a later kernel finds it for the sequel as well
     live = run._live
     if live is not None and live.agent is not None:
         options.pop("tools", None)  # it has them
