@@ -210,6 +210,11 @@ class Run:
         return self.glance.parent_id
 
     @property
+    def resumed_from(self) -> str | None:
+        """The id of the run that this one goes on from."""
+        return self.glance.resumed_from
+
+    @property
     def problem(self) -> str | None:
         """Why the run is not saved, or None when it is."""
         return self._live.problem if self._live else None
