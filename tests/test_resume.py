@@ -356,7 +356,7 @@ def test_an_exhausted_budget_stays_exhausted(
     with pytest.raises(
         NotResumable, match=rf"has used up its budget \({words}.*\); give it a larger max_"
     ):
-        old.resume(**limits)  # type: ignore[arg-type]  # limits
+        old.resume(**limits)
     new = ended(old.resume(max_tokens=50))
     assert (new.status, new.cause) == ("cancelled", "budget")
     assert new.usage.input_tokens + new.usage.output_tokens == 55

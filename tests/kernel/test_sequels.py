@@ -92,3 +92,27 @@ def test_the_code_of_a_cell_is_not_run_again_unseen(loaded_kernel: Kernel) -> No
     kernel.restart()
     loaded(kernel)
     assert "is its cell: run that cell again" in error_line(kernel.run("%agentrun retry code"))
+
+
+def test_the_card_of_the_old_run_names_the_new_one(loaded_kernel: Kernel) -> None:
+    """It is drawn again, in its own cell, when another run comes from its run."""
+    kernel = loaded_kernel
+    old = kernel.run("%%agentrun broken -n old -a\nhi")
+    run_ok(kernel, "%agentrun wait old")
+    kernel.wait_until(lambda: "Failed" in str(old.outputs))
+    assert "retried as" not in str(old.outputs)
+    run_ok(kernel, "%agentrun retry old -a")
+    kernel.wait_until(lambda: "retried as #2" in str(old.outputs))
+
+
+def test_a_notebook_ships_a_run_as_a_file(loaded_kernel: Kernel) -> None:
+    """It is named in a cell like any agent, and its card says what it is."""
+    kernel = loaded_kernel
+    run_ok(kernel, "%%agentrun say -n said -b\nhello")
+    run_ok(kernel, "nbrun.get('said').save_recording('said.jsonl')")
+    run_ok(kernel, "lesson = nbrun.agents.Replay('said.jsonl', speed='max')")
+    cell = run_ok(kernel, "%%agentrun lesson -b -o shown\nhello", headless=True)
+    assert "replay of a recorded run (said)" in str(cell.outputs)
+    assert value(kernel, "shown.output") == "'hello'"
+    line = error_line(kernel.run("nbrun.agents.Replay('gone.jsonl')"))
+    assert line.startswith("BadRecording: gone.jsonl cannot be read")

@@ -124,8 +124,8 @@ def test_fifth_notebook_goes_on_after_a_kill(executed: Executed) -> None:
     assert resumed.resumed_from == lost.run_id
     chapters = [f"chapter {number}" for number in range(1, 13)]
     assert resumed.output == replayed.output == chapters
-    read = [tool.args["chapter"] for tool in resumed.tools]
-    assert read == list(range(13 - len(read), 13))
+    read = [tool.args for tool in resumed.tools]
+    assert read == [{"book": "Emma", "chapter": n} for n in range(13 - len(read), 13)]
     assert 0 < len(read) < 12
     assert replayed.origin is not None
     assert (replayed.origin.kind, replayed.origin.number) == ("replay", resumed.number)
