@@ -148,6 +148,19 @@ def test_a_replay_keeps_its_pace(
     assert least_s <= run.ended_at - run.started_at <= most_s
 
 
+def test_the_time_of_people_is_not_waited_for(session: NotebookSession) -> None:
+    """A person had taken an hour to answer; a replay does not."""
+    header, events = recorded(0.0)
+    *before, end = events
+    asked = [ev.RunWaiting("Delete it?"), ev.RunResumed(), ev.TextDelta("yes")]
+    later = [
+        ev.RunEvent(end.seq + at, end.ts + 3600 * min(at, 1), "run-x", 1, data)
+        for at, data in enumerate([*asked, end.data])
+    ]
+    run = ended(session.start(Replay((header, [*before, *later]))))
+    assert (run.status, run.text) == ("completed", "2 yes")
+
+
 def test_a_replay_can_be_cancelled(session: NotebookSession) -> None:
     """Between two events that are far apart, at once."""
     run = session.start(Replay(recorded(0.0, 3600.0)))

@@ -168,6 +168,21 @@ def test_a_state_that_is_too_large_leaves_the_last_one(
     assert ended(run.resume()).output == "small"
 
 
+def test_a_state_past_the_context_is_measured_too(
+    session: NotebookSession, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter may send the event itself: what is too large is not stored, and said."""
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 1000)
+
+    async def sends(prompt: str, run: RunContext) -> None:
+        run.send(ev.Checkpoint("mine", 2000, checkpoint.pack(b"x" * 2000)))
+        raise ValueError("over")
+
+    run = ended(session.start(sends))
+    assert "too large" in run.record.notices[0]
+    assert checkpoints_in(store_path) == []
+
+
 @pytest.mark.parametrize(
     ("blob", "words"),
     [
@@ -369,6 +384,28 @@ def test_the_last_calls_of_a_budget_are_those_that_are_left(session: NotebookSes
         new = ended(old.resume(on=on))
         assert (new.status, new.cause, new.usage.requests) == ("cancelled", "budget", 4)
         assert new.text == "p3 "
+
+
+@pytest.mark.parametrize("on", ["local", "process"])
+def test_a_budget_with_no_call_left_makes_none(session: NotebookSession, on: str) -> None:
+    """All three calls were made: the resumed run is entered, for it may need none, and stopped before one."""
+    old = cut_short(session, max_turns=3)
+    new = ended(old.resume(on=on))
+    assert (new.status, new.cause, new.text) == ("cancelled", "budget", "")
+    assert new.usage.requests == 3
+
+
+def test_calls_that_are_told_of_afterwards_go_on_too(session: NotebookSession) -> None:
+    """An agent that only reports what it has used adds to what was used before."""
+
+    async def reports(prompt: str, run: RunContext) -> None:
+        run.usage(requests=2, input_tokens=5)
+        run.checkpoint("here")
+        if run.restored is None:
+            raise ValueError("over")
+
+    new = ended(ended(session.start(reports)).resume())
+    assert (new.usage.requests, new.usage.input_tokens) == (4, 10)
 
 
 def test_usage_goes_on_where_nothing_more_was_told(session: NotebookSession) -> None:
