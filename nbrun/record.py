@@ -149,6 +149,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     detached_finished_at: float | None = None
     refused: int = 0  # what detached work still sent after the end
     event_count: int = 0
+    sequels: tuple[
+        tuple[int, str], ...
+    ] = ()  # runs that come from it: told by its store, not its log
     is_brief: bool = False  # long fields are cut; the whole is in the log
 
     @property

@@ -330,24 +330,20 @@ def sequel_words(sequels: Sequence[tuple[int, str]]) -> str:
 
 
 def going_on_notes(record: RunRecord) -> list[str]:
-    """Return what there is to say of where a run comes from, and of how it can be gone on with."""
-    notes = [origin_words(record)]
+    """Return what there is to say of where a run comes from, what comes from it, and how it can be gone on with."""
+    notes = [origin_words(record), sequel_words(record.sequels)]
     is_replay = record.origin is not None and record.origin.kind == REPLAY
+    is_resumed = any(kind == RESUME for _, kind in record.sequels)
     has_state = record.checkpoint is not None or record.resumed_from is not None
-    if has_state and not is_replay and record.status in _RESUMABLE:
+    if has_state and not is_replay and not is_resumed and record.status in _RESUMABLE:
         ref = record.run_id if record.number is None else f"#{record.number}"
         notes.append(f"%agentrun resume {ref} goes on from its last checkpoint")
     return [note for note in notes if note]
 
 
 def with_sequels(record: RunRecord, sequels: Sequence[tuple[int, str]]) -> RunRecord:
-    """Return the record as it is shown once other runs come from it: with a word on them, and no more on going on."""
-    if not sequels:
-        return record
-    notices = (*record.notices, sequel_words(sequels))
-    if all(kind != RESUME for _, kind in sequels):
-        return msgspec.structs.replace(record, notices=notices)
-    return msgspec.structs.replace(record, notices=notices, checkpoint=None)
+    """Return the record as it is shown once other runs come from it."""
+    return msgspec.structs.replace(record, sequels=tuple(sequels)) if sequels else record
 
 
 def tokens_words(record: RunRecord) -> str:

@@ -273,8 +273,11 @@ def test_a_run_says_what_has_come_of_it() -> None:
     )
     assert with_sequels(lost, []) is lost
     retried = with_sequels(lost, [(5, "retry"), (6, "replay")])
-    assert retried.notices == ("retried as #5, replayed as #6",)
-    assert len(going_on_notes(retried)) == 1
-    assert going_on_notes(with_sequels(lost, [(5, "retry"), (7, "resume")])) == []
+    words, how = going_on_notes(retried)
+    assert words == "retried as #5, replayed as #6"
+    assert how.startswith("%agentrun resume #4")
+    assert going_on_notes(with_sequels(lost, [(5, "retry"), (7, "resume")])) == [
+        "retried as #5, resumed as #7"
+    ]
     many = with_sequels(lost, [(number, "retry") for number in range(5, 50)])
-    assert many.notices[0].startswith("…, retried as #45")
+    assert going_on_notes(many)[0].startswith("…, retried as #45")

@@ -102,7 +102,9 @@ def show_run(options: argparse.Namespace) -> int:
     for word, text in _facts(record, relative(path)):
         if text:
             say(safe(f"  {word:<8} {text}"))
-    for notice in (*going_on_notes(record), *cancel_notes(record), *record.notices):
+    for note in going_on_notes(record):
+        say(safe(f"  {note}"))
+    for notice in (*cancel_notes(record), *record.notices):
         say(safe(f"  ! {notice}"))
     for tool in record.tools:
         result = "" if tool.result is None else f" → {shown(tool.result)}"
