@@ -52,7 +52,7 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
     card = str(run_ok(kernel, "%agentrun show 1").outputs)
     assert "resumed as #2" in card
     assert "%agentrun resume" not in card
-    assert "book (resumed from #1)" in value(kernel, "repr(nbrun.runs())")
+    assert "book (resumed from #1)" in value(kernel, "nbrun.runs()._repr_html_()")
     assert "has completed; retry" in error_line(kernel.run("%agentrun resume #2"))
 
     run_ok(kernel, "%agentrun retry #2 --timeout 50s -n again -a -o again")
