@@ -224,11 +224,11 @@ class NotebookSession:
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (
-                id is not None or not self.is_on_host_loop
+                id is not None or sequel is not None or not self.is_on_host_loop
             ):  # there a busy file would hold up all runs
                 live.is_created.wait(SAVE_LIMIT_S)
-            if live.is_refused and (taken := self._take_back(live, created)):
-                return taken
+            if live.is_refused:
+                return self._take_back(live, created)
             for notice in (behind, self.store.problem):
                 if notice is not None:
                     self._intake.tell(live, ev.Log(notice, "warning"))
@@ -370,12 +370,21 @@ class NotebookSession:
             )
         return run
 
-    def _take_back(self, live: LiveRun, created: ev.RunCreated) -> Run | None:
-        """Forget a run whose id another kernel took first; return that one."""
+    def _take_back(self, live: LiveRun, created: ev.RunCreated) -> Run:
+        """Forget a run whose id another kernel took first; return that one.
+
+        Raises
+        ------
+        NotResumable
+            It was no id: another kernel was the first to go on from the same run.
+        """
         self._dispatcher.discard(live)
         self._catalog.discard(live)
         live.token.release()
-        return self._same(live.run_id, created)
+        taken = self._same(live.run_id, created)
+        if taken is None:
+            raise NotResumable("another kernel goes on from that run already; see nbrun.runs()")
+        return taken
 
     def _make_way(self, key: str | None, if_running: str) -> str | None:
         """Do what `if_running` says of a live run of the same cell; return what the new run's card says of it."""

@@ -19,6 +19,7 @@ from nbrun.agents import Output
 from nbrun.checkpoint import State
 from nbrun.errors import AgentNotFound, BadOption, NotResumable
 from nbrun.redaction import Redactor
+from nbrun.sequel import PLANS
 from nbrun.store import SessionStore
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
@@ -346,6 +347,23 @@ def test_nobody_goes_on_twice(session: NotebookSession, held: Held) -> None:
     with pytest.raises(NotResumable, match="was gone on with as #2, which has completed"):
         old.resume()
     assert len(session.runs()) == 2
+
+
+def test_of_two_kernels_one_goes_on(make_session: MakeSession, held: Held) -> None:
+    """Both have looked, and nobody went on; the file takes the first, and the other creates no run."""
+    one = make_session()
+    cut_short(one)
+    two = make_session(ids=nbrun.SequentialIds("two"))
+    found = two.get(1)
+    plan = PLANS["resume"](found, two.store, held, two.find_agent, {})
+    first = one.get(1).resume(agent=held)
+    with pytest.raises(NotResumable, match="another kernel goes on from that run already"):
+        two.start(plan.agent, plan.prompt, sequel=plan.sequel, **plan.options)
+    assert len(held.prompts) <= 1
+    assert (len(two.live_runs), len(two.runs())) == (0, 2)
+    held.let_go()
+    assert ended(first).status is RunStatus.COMPLETED
+    assert ended(two.start(agents.instant)).status is RunStatus.COMPLETED  # as if nothing had been
 
 
 def test_a_run_of_another_store_is_refused(

@@ -132,18 +132,8 @@ class Ledger:
         data = created.data
         assert isinstance(data, ev.RunCreated)  # noqa: S101 - the writer looks before it calls
         record = fold([created])
-        if (
-            data.options.get(ev.ONCE)
-            and self._connection.execute(
-                "SELECT 1 FROM runs WHERE run_id = ?", (created.run_id,)
-            ).fetchone()
-        ):
+        if self._is_taken(created.run_id, data):
             raise IdTaken(created.run_id)
-        origin = data.origin
-        place = None if origin is None else origin.number
-        if origin is not None and place is not None and origin.kind == ev.RESUME:
-            if checkpoints.is_resumed(self._connection, place):
-                raise IdTaken(created.run_id)
         cursor = self._connection.execute(
             "INSERT INTO runs (session, run_id, name, status, created_at, inputs, record)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -153,10 +143,21 @@ class Ledger:
             ),
         )  # fmt: skip
         number = int(cursor.lastrowid or 0)
-        if origin is not None and place is not None:
-            checkpoints.insert_origin(self._connection, number, place, origin.kind)
+        origin = data.origin
+        if origin is not None and origin.number is not None:
+            checkpoints.insert_origin(self._connection, number, origin.number, origin.kind)
         numbered = msgspec.structs.replace(data, number=number)
         return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
+
+    def _is_taken(self, run_id: str, data: ev.RunCreated) -> bool:
+        """Return whether what this run is to be the only one of is there already."""
+        if data.options.get(ev.ONCE):
+            same = "SELECT 1 FROM runs WHERE run_id = ?"
+            return self._connection.execute(same, (run_id,)).fetchone() is not None
+        origin = data.origin
+        if origin is None or origin.kind != ev.RESUME or origin.number is None:
+            return False
+        return checkpoints.is_resumed(self._connection, origin.number)
 
     def find_run(self, session_key: int, run_id: str, status: RunStatus) -> Row:
         """Return the row of a run that is no longer kept in mind: its detached work has something to tell.
