@@ -208,17 +208,7 @@ def load(
         raise BadRecording(f"the recording tells what cannot have happened: {error}") from None
     if any(event.type == ev.RunCreated.TYPE for event in events[1:]):
         raise BadRecording("the recording creates its run twice")
-    events[0] = _without_place(events[0])
     return found, events
-
-
-def _without_place(created: ev.RunEvent) -> ev.RunEvent:
-    """Return a creation without the number of the run that it comes from: that is a place in another store."""
-    data = created.data
-    if not isinstance(data, ev.RunCreated) or data.origin is None:
-        return created
-    origin = msgspec.structs.replace(data.origin, number=None)
-    return msgspec.structs.replace(created, data=msgspec.structs.replace(data, origin=origin))
 
 
 _HEADER = re.compile(rb'\s*\{\s*"nbrun"\s*:')

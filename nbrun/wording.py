@@ -319,7 +319,8 @@ def origin_words(record: RunRecord) -> str:
     origin = record.origin
     if origin is None:
         return ""
-    ref = f"a recorded run ({origin.name})" if origin.number is None else f"#{origin.number}"
+    where = "a recorded run" if origin.kind == REPLAY else "a run of another store"
+    ref = f"{where} ({origin.name})" if origin.number is None else f"#{origin.number}"
     return f"{_COMES_FROM.get(origin.kind, 'comes from')} {ref}"
 
 

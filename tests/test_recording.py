@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,19 +111,6 @@ def test_what_is_no_recording_is_refused_in_one_line(lines: list[bytes], words: 
     with pytest.raises(BadRecording, match=words) as caught:
         recording.load(lines)
     assert "\n" not in str(caught.value)
-
-
-def test_the_number_of_another_store_means_nothing_here() -> None:
-    """Which run a recorded one comes from is known by its id; its number is a place in the store it was in."""
-    created, *rest = log()
-    assert isinstance(created.data, ev.RunCreated)
-    origin = ev.Origin("resume", "run-old", 7, "poet", 2)
-    created = msgspec.structs.replace(
-        created, data=msgspec.structs.replace(created.data, origin=origin)
-    )
-    data = recording.load(written([created, *rest]))[1][0].data
-    assert isinstance(data, ev.RunCreated)
-    assert data.origin == ev.Origin("resume", "run-old", None, "poet", 2)
 
 
 def test_an_event_that_does_not_fit_its_type_is_kept() -> None:

@@ -11,7 +11,7 @@ import pytest
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.record import ToolCall
-from nbrun.ui.snapshot import bundle
+from nbrun.snapshot import bundle
 from nbrun.ui.view import TEXT_LIMIT, TOOL_LIMIT, view
 
 RECORD = RunRecord(
