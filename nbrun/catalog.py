@@ -11,6 +11,8 @@ from nbrun.run import Owner, Run
 from nbrun.run_list import RunList
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nbrun.intake import LiveRun
     from nbrun.query import Query
     from nbrun.record import RunRecord
@@ -51,6 +53,20 @@ class Catalog:
     def discard(self, live: LiveRun) -> None:
         """Forget a run that never was."""
         self._lives.pop(live.run_id, None)
+
+    def remove(self, numbers: Sequence[int]) -> tuple[list[int], list[LiveRun]]:
+        """Remove ended runs from the store, and from what is found here.
+
+        Returns
+        -------
+        The numbers of the runs that are gone, and those of them that were in memory.
+        """
+        gone = self._owner.store.remove(numbers)
+        removed = set(gone)
+        forgotten = [live for live in tuple(self._lives.values()) if live.record.number in removed]
+        for live in forgotten:
+            self.discard(live)
+        return gone, forgotten
 
     def note_end(self, live: LiveRun) -> list[LiveRun]:
         """Note that a run has ended; return those that ended long ago, are saved, and were let go of."""

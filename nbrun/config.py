@@ -6,6 +6,7 @@ from traitlets import Bool, Float, Int, List, Unicode
 from traitlets.config import Configurable
 
 from nbrun.redaction import RULE
+from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS
 
 
 class NbRun(Configurable):
@@ -35,6 +36,17 @@ class NbRun(Configurable):
         False,
         help="Let agents call asyncio.run() on the event loop that drives them, by nest-asyncio2; the kernel's own "
         "loop stays as it is. Holds from the next run on.",
+    ).tag(config=True)
+    keep_runs = Int(
+        KEEP_RUNS,
+        min=0,
+        help="How many runs the store keeps; the oldest ended ones are removed, with their child runs and files. "
+        "0: all. Takes effect at load.",
+    ).tag(config=True)
+    keep_bytes = Int(
+        KEEP_BYTES,
+        min=0,
+        help="Bytes that they may take, files included. 0: any. Takes effect at load.",
     ).tag(config=True)
     secrets = List(
         Unicode(),

@@ -62,12 +62,13 @@ def start(
     thread: bool = False,
     tags: Mapping[str, str] | None = None,
     tools: Sequence[Callable[..., object]] | None = None,
+    keep_object: bool = False,
 ) -> Run:
     """Start a run in this notebook's session and return its handle; see `NotebookSession.start`."""
     return session().start(
         agent, prompt, name=name, id=id, model=model, timeout_s=timeout_s, max_turns=max_turns,
         max_tokens=max_tokens, max_cost=max_cost, approve=approve, if_running=if_running, on=on, thread=thread,
-        tags=tags, tools=tools,
+        tags=tags, tools=tools, keep_object=keep_object,
     )  # fmt: skip
 
 

@@ -19,7 +19,9 @@ NbrunError
 ├─ StoreError
 │  ├─ StoreReadOnly
 │  ├─ StoreTooNew
-│  └─ StoreDamaged
+│  ├─ StoreDamaged
+│  ├─ StoreInTrouble the file cannot be used now
+│  └─ ArtifactLost   a file beside the store is gone, or was changed
 └─ SessionClosed
 Cancelled            a BaseException, raised only inside an agent
 Interrupted          a KeyboardInterrupt: ■ or Ctrl-C has ended a wait of nbrun
@@ -114,6 +116,18 @@ class StoreTooNew(StoreReadOnly):
 
 class StoreDamaged(StoreError):
     """The file is not a usable database."""
+
+
+class StoreInTrouble(StoreError):
+    """The file cannot be used now: it is locked, its disk is full, or it is gone; `trouble` tells which."""
+
+    def __init__(self, trouble: object) -> None:
+        super().__init__(str(trouble))
+        self.trouble = trouble
+
+
+class ArtifactLost(StoreError):
+    """A file that a run has made is gone, or is not what was kept."""
 
 
 class SessionClosed(NbrunError):

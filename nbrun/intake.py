@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,7 @@ class LiveRun:
     status: RunStatus = RunStatus.QUEUED
     next_seq: int = 0
     next_n: int = 0
+    last_ts: float = 0.0
     refused: int = 0
     streams: dict[str, StreamRedactor] | None = (
         None  # with the first text of a session that has secrets
@@ -84,7 +85,7 @@ class LiveRun:
     is_refused: bool = False  # its id is taken: it never was
     is_created: Flag = field(default_factory=Flag)
     is_ended: Flag = field(default_factory=Flag)
-    unsaved: tuple[ev.RunEvent, ...] = ()
+    unsaved: Iterable[ev.RunEvent] = ()
     listeners: tuple[Listener, ...] = ()  # replaced, never changed: they may be walked right now
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -299,6 +300,9 @@ class Intake:
         if not is_admitted(live.status, kind):
             live.refused += 1
             return
+        # Whole microseconds: what is read back is then exactly what was shown. Never back: a host has a clock of
+        # its own, and a clock can be set.
+        ts = live.last_ts = max(live.last_ts, round(ts * 1_000_000) / 1_000_000)
         if isinstance(data, ev.DELTAS):  # changes no status, and is by far the most
             data = self._redacted_delta(live, data)
         elif isinstance(data, ev.ToolArgsDelta):
@@ -308,8 +312,6 @@ class Intake:
                 self._flush_streams(live, ts, attempt, events)
             data = self.storable(data)
             live.status = next_status(live.status, kind)
-        # Whole microseconds: what is read back is then exactly what was shown.
-        ts = round(ts * 1_000_000) / 1_000_000
         events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data, parent))
         live.next_seq += 1
 
@@ -385,6 +387,17 @@ class Intake:
         live = self._runs.get(run_id)
         return None if live is None else live.record
 
+    def known(self) -> list[RunRecord]:
+        """Return what is public of all runs that are in memory."""
+        return [live.record for live in tuple(self._runs.values())]
+
+    def warn(self, text: str) -> bool:
+        """Tell all live runs of something; return whether there were any."""
+        lives = [live for live in tuple(self._runs.values()) if not live.has_end]
+        for live in lives:
+            self.tell(live, ev.Log(text, "warning"))
+        return bool(lives)
+
     def publish(self, committed: list[Committed]) -> None:
         """Make what was committed public: record first, then the end, then who listens."""
         for item in committed:
@@ -392,7 +405,7 @@ class Intake:
             if live is None:
                 continue
             # Replaced, never changed: somebody may be reading it.
-            live.unsaved = () if item.problem is None else (*live.unsaved, *item.events)
+            live.unsaved = item.waiting
             live.problem = item.problem
             is_live = item.record.is_live
             if not is_live and not live.is_ended.is_set():

@@ -27,7 +27,7 @@ FindAgent = Callable[[str], object]
 
 _OPTIONS: dict[str, tuple[type, ...]] = {
     "timeout_s": (int, float), "max_turns": (int,), "max_tokens": (int,), "max_cost": (int, float),
-    "approve": (str,), "on": (str,), "thread": (bool,),
+    "approve": (str,), "on": (str,), "thread": (bool,), "keep_object": (bool,),
 }  # fmt: skip
 _NOT_AGAIN = frozenset({"prompt", "parent", "sequel", "target"})
 

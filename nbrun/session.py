@@ -38,6 +38,7 @@ from nbrun.errors import (
 from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
+from nbrun.keeper import Keeper
 from nbrun.keyring import Keyring
 from nbrun.people import People
 from nbrun.query import Since, read_query
@@ -46,6 +47,7 @@ from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.sequel import PLANS, FindAgent, Sequel, of_recording
 from nbrun.store import SessionStore, places_for
+from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 from nbrun.wording import queued_words
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class NotebookSession:
     max_concurrent : how many runs are under way at once; more wait in line.
     cancel_grace_s : seconds that cleanup code gets after a cancel.
     reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
+    keep_runs, keep_bytes : what the store keeps at most; the oldest ended runs go first. 0: all.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class NotebookSession:
         max_concurrent: int = 8,
         cancel_grace_s: float = 2.0,
         reentrant_loop: bool = False,
+        keep_runs: int = KEEP_RUNS,
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         if max_concurrent < 1:
             raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
@@ -99,7 +104,9 @@ class NotebookSession:
         self.cancel_grace_s = cancel_grace_s
         self.max_concurrent = max_concurrent
         self.notebook = _notebook_path(path)
-        self.store = _store(store, self.notebook, self.clock)
+        if min(keep_runs, keep_bytes) < 0:
+            raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
+        self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
         self.on_display: Callable[[Run], None] | None = None  # given by the user interface
         # The same: called on the writer's thread when a run has ended, and others have moved up in line.
         self.on_line_moved: Callable[[], None] | None = None
@@ -120,11 +127,12 @@ class NotebookSession:
         self._people = People(self._dispatcher)
         self._keyring = Keyring(os.environ, self.clock.monotonic, self._use_redactor)
         self._intake = Intake(self.clock, self._keyring.redactor, self._published)
+        self._keeper = Keeper(lambda: self.store.files, lambda: self._intake.redactor)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._starter = self._start_child  # one object for all runs
         self._tellers = tuple(observer.tell for observer in self._observers)
-        self.store.open_existing()
+        self.store.open_existing(sets_aside=True)
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -150,6 +158,7 @@ class NotebookSession:
         cell_id: str | None = None,
         parent: Run | None = None,
         answerable: bool = True,
+        keep_object: bool = False,
         target: str | None = None,
         sequel: Sequel | None = None,
     ) -> Run:
@@ -171,6 +180,7 @@ class NotebookSession:
             output comes back as JSON-like data.
         thread : drive an async agent on a thread of its own, because it blocks.
         tools : functions for the built-in agent.
+        keep_object : also keep the output itself, pickled, for `run.load_object()` of a later kernel.
         target : the agent's name in the notebook, by which a later kernel finds it again.
         sequel : what there is to know of the run that this one comes from.
         parent : the run whose child it is: it is cancelled with that run, and ends before it.
@@ -192,6 +202,7 @@ class NotebookSession:
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
             tools=tools, target=target,
             timeout_s=timeout_s, thread=thread or None, on=None if on == "local" else on,
+            keep_object=keep_object or None,
             approve=None if approve == "ask" else approve,
             parent_id=None if parent is None else parent.id, **({} if id is None else {ev.ONCE: True}),
             max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
@@ -221,6 +232,7 @@ class NotebookSession:
                     approve if answerable or approve != "ask" else NOBODY, on,
                     functools.partial(self._starter, live, approve, answerable), parcel,
                     live.budget, self._is_reentrant, None if sequel is None else sequel.restored,
+                    self._keeper, keep_object,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (
@@ -229,7 +241,7 @@ class NotebookSession:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused:
                 return self._take_back(live, created)
-            for notice in (behind, self.store.problem):
+            for notice in (behind, self.store.problem, *self.store.take_news()):
                 if notice is not None:
                     self._intake.tell(live, ev.Log(notice, "warning"))
             # A run that another run starts does not wait: the other may be waiting for it, with its place.
@@ -416,6 +428,15 @@ class NotebookSession:
         atexit.register(self.close)
         self._dispatcher.begin(self._intake.put)
 
+    @property
+    def on_format(self) -> Callable[[object], Mapping[str, object]] | None:
+        """What returns a value's forms by MIME type, given by the user interface; it runs the value's own code."""
+        return self._keeper.on_format
+
+    @on_format.setter
+    def on_format(self, function: Callable[[object], Mapping[str, object]] | None) -> None:
+        self._keeper.on_format = function
+
     def let_enter_loop(self, is_reentrant: bool) -> None:
         """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""
         self._is_reentrant = is_reentrant
@@ -489,6 +510,38 @@ class NotebookSession:
             limit=limit, before=before,
         )  # fmt: skip
         return self._catalog.runs(query)
+
+    # --- removing --------------------------------------------------------------------------------
+
+    def remove(self, *refs: Run | int | str) -> list[int]:
+        """Remove ended runs, with their events, files and child runs; return the numbers of what is gone.
+
+        Raises
+        ------
+        RunNotFound, BadOption
+            There is no such run, or it is live, or one below it is. All are looked up before any is removed.
+        StoreError
+            The store cannot be written.
+        """
+        runs = [self.get(ref) for ref in refs]
+        numbers = [_removable(run) for run in runs]
+        gone = self._remove(numbers)
+        for run, number in zip(runs, numbers, strict=True):
+            if number not in gone and not self.store.is_removed(number):
+                raise BadOption(f"{run!r} has a child run that is live; cancel that first")
+        return gone
+
+    def remove_ended(self) -> list[int]:
+        """Remove all runs of this notebook that have ended; return their numbers."""
+        return self._remove(
+            [stored.number for stored in self.store.runs() if not stored.record.is_live]
+        )
+
+    def _remove(self, numbers: Sequence[int]) -> list[int]:
+        gone, forgotten = self._catalog.remove(numbers)
+        for live in forgotten:  # else it would be written again into a file that is begun anew
+            self._intake.forget(live)
+        return gone
 
     # --- cancelling ------------------------------------------------------------------------------
 
@@ -575,6 +628,7 @@ class NotebookSession:
                 self._intake.forget(gone)
             if self.on_line_moved is not None:
                 self.on_line_moved()
+            self.store.note_end(record.number)
         for listener in (*live.listeners, *self._tellers):
             try:
                 listener(record, events)
@@ -657,6 +711,15 @@ def _live(run: Run) -> LiveRun:
     raise NotPending(f"{run!r} {what}")
 
 
+def _removable(run: Run) -> int:
+    """Return the number of a run that may be removed."""
+    if not run.done():
+        raise BadOption(f"{run!r} is live; cancel it first")
+    if run.number is None or run.problem is not None:
+        raise BadOption(f"{run!r} is not saved: there is nothing to remove")
+    return run.number
+
+
 def _notebook_path(path: str | Path | None) -> Path | None:
     """Return the notebook's path: the one given, else the one Jupyter names, if its folder exists.
 
@@ -671,8 +734,9 @@ def _notebook_path(path: str | Path | None) -> Path | None:
 
 
 def _store(
-    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock
+    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock, keep: Keep
 ) -> SessionStore:
     if isinstance(store, SessionStore):
         return store
-    return SessionStore([Path(store)] if store is not None else places_for(notebook), clock)
+    places = [Path(store)] if store is not None else places_for(notebook)
+    return SessionStore(places, clock, keep)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nbrun.cli import doctor
+from nbrun.cli import doctor, gc
 from nbrun.cli.demo import DEMO_FOLDER, INSTALLER, run_demo
 from nbrun.cli.printing import say
 from nbrun.cli.stored import list_runs, show_run
@@ -90,6 +90,20 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(action=show_run)
 
     _add_transfer(commands, where)
+
+    about = "remove old runs and unneeded files, and give back their room"
+    clean = commands.add_parser("gc", help=about, description=about.capitalize())
+    clean.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
+    clean.add_argument(
+        "--keep-runs",
+        type=int,
+        metavar="N",
+        help="runs that are kept of each notebook (10,000; 0: all)",
+    )
+    clean.add_argument(
+        "--keep-bytes", metavar="SIZE", help="what they may take, such as 500M (2G; 0: any size)"
+    )
+    clean.set_defaults(action=gc.collect)
 
     about = "tell what works here, what does not, and what to do about it"
     check = commands.add_parser("doctor", help=about, description=about.capitalize())

@@ -343,7 +343,8 @@ class RunProcess:
                         Begin(
                             attempt.run_id, attempt.number, attempt.parcel, attempt.prompt, attempt.grace_s,
                             attempt.timeout_s, attempt.thread, attempt.limits, attempt.approve, self.name,
-                            attempt.reentrant_loop, attempt.restored,
+                            attempt.reentrant_loop, attempt.keep_object, _folder_of(attempt),
+                            attempt.restored,
                         )
                     )  # fmt: skip
             case Cancel(reason=reason, cause=cause):
@@ -389,6 +390,11 @@ class RunProcess:
             self._relay.say(ev.CancelEscalated(Rung.PROCESS, note))
         detached = () if is_dead else (self.name,)
         self._relay.cancel(token.cause or CancelCause.USER, token.reason, detached)
+
+
+def _folder_of(attempt: Attempt) -> str:
+    folder = None if attempt.keeper is None else attempt.keeper.folder
+    return "" if folder is None else str(folder)
 
 
 def not_started(error: Exception) -> ev.ErrorInfo:

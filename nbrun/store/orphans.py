@@ -27,7 +27,7 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
     connection.execute("BEGIN IMMEDIATE")
     try:
         found = 0
-        for session_key, identity in _open_sessions(connection):
+        for session_key, identity in open_sessions(connection):
             if identity.is_alive() is not False:
                 continue
             numbers = connection.execute(
@@ -55,7 +55,8 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
     return found
 
 
-def _open_sessions(connection: sqlite3.Connection) -> list[tuple[int, ProcessIdentity]]:
+def open_sessions(connection: sqlite3.Connection) -> list[tuple[int, ProcessIdentity]]:
+    """Return the sessions that were not closed, by key, with their kernels."""
     rows = connection.execute(
         "SELECT key, host, boot_id, pid_namespace, pid, process_started_at FROM sessions WHERE closed_at IS NULL"
     ).fetchall()
@@ -68,7 +69,8 @@ def _mark_one_lost(connection: sqlite3.Connection, number: int, now: float) -> N
         "SELECT coalesce(max(seq + count), 0) FROM events WHERE run = ?", (number,)
     ).fetchone()
     data = ev.RunLost("its kernel died", record.last_event_at or None)
-    lost = ev.RunEvent(seq, now, record.run_id, 0, data)
+    # The clock may have been set back since that kernel died.
+    lost = ev.RunEvent(seq, max(now, record.last_event_at), record.run_id, 0, data)
     row = Row(number, record.status)
     ledger = Ledger(connection)
     ledger.write_events(row, [lost])

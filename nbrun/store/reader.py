@@ -40,6 +40,21 @@ def encode_record(record: RunRecord) -> bytes:
     return _encoder.encode(record.brief())
 
 
+class _Parent(msgspec.Struct):
+    parent_id: str | None = None
+
+
+_parent_decoder = msgspec.msgpack.Decoder(_Parent)
+
+
+def decode_parent(blob: bytes) -> str | None:
+    """Return the id of the run that the one with this brief record is a child of."""
+    try:
+        return _parent_decoder.decode(blob).parent_id
+    except (msgspec.DecodeError, RecursionError, TypeError):
+        return None
+
+
 def read_events(
     connection: sqlite3.Connection, number: int, after: int = -1, limit: int | None = None
 ) -> list[ev.RunEvent]:

@@ -9,6 +9,7 @@ A new version adds tables and indexes and changes none, so that going up is runn
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -127,8 +128,14 @@ def prepare_folder(folder: Path) -> None:
         ignore.write_text("*\n", encoding="utf-8")
 
 
-def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
+def connect(
+    path: Path | None, *, create: bool = False, wait_s: float | None = None
+) -> sqlite3.Connection:
     """Return a connection that reads and, where the file allows it, writes; `None` is memory.
+
+    Parameters
+    ----------
+    wait_s : how long it waits for a lock, at most and if not given `BUSY_TIMEOUT_S`.
 
     Raises
     ------
@@ -140,12 +147,20 @@ def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
     else:
         if path.is_symlink():
             raise StoreReadOnly(f"{path} is a symbolic link; nbrun does not write through it")
+        if _is_emptied(path):
+            raise StoreDamaged(f"{path} is empty, and its journal is not")
         if create:
-            # SQLite would make it by the umask; its -wal and -shm files take the mode of this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, stat.S_IRUSR | stat.S_IWUSR))
+            # SQLite would make it by the umask; its -wal and -shm files take the mode of this one. Not where it is
+            # there: closing a file that this process has open elsewhere would give up the locks on it.
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+                os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
+            if not os.access(path, os.W_OK):  # SQLite would open it to be read, and say nothing
+                raise StoreReadOnly(f"{path} may only be read")
         connection = sqlite3.connect(
             # rw: a file that is gone must not come back empty because somebody looked for it
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S,
+            f"{path.absolute().as_uri()}?mode=rw", uri=True,
+            timeout=BUSY_TIMEOUT_S if wait_s is None else min(wait_s, BUSY_TIMEOUT_S),
             check_same_thread=False, isolation_level=None,
         )  # fmt: skip
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
@@ -154,12 +169,28 @@ def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
+def _is_emptied(path: Path) -> bool:
+    """Return whether the database was cut to nothing beside a journal that is full.
+
+    SQLite would take it for a new one, and delete the journal.
+    """
+    try:
+        if path.stat().st_size > 0:
+            return False
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def open_for_writing(
+    path: Path | None, now: float = 0.0, wait_s: float | None = None
+) -> sqlite3.Connection:
     """Return a connection to a file that has our tables, made where they are missing.
 
     Parameters
     ----------
     now : epoch seconds; what `versions` notes.
+    wait_s : how long to wait for a lock, as in `connect()`.
 
     Raises
     ------
@@ -170,7 +201,7 @@ def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
     StoreDamaged
         It is no database.
     """
-    connection = connect(path, create=path is not None)
+    connection = connect(path, create=path is not None, wait_s=wait_s)
     try:
         # Before anything is written: the journal's mode is a write as well.
         _check(connection, path)

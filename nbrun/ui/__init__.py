@@ -14,6 +14,7 @@ from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import NotebookSession
 from nbrun.ui import clicks, control
+from nbrun.ui.formatting import format_value
 from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, uninterrupted, wait_for
 from nbrun.wording import UNLOAD, status_words, with_sequels
 
@@ -46,6 +47,8 @@ class Extension:
             max_concurrent=self.config.max_concurrent,
             cancel_grace_s=self.config.cancel_grace_s,
             reentrant_loop=self.config.reentrant_loop,
+            keep_runs=self.config.keep_runs,
+            keep_bytes=self.config.keep_bytes,
         )
         self.config.observe(
             lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"
@@ -55,6 +58,8 @@ class Extension:
         self.session.on_display = self.show
         self.session.find_agent = self._find_agent
         self.session.on_followed = self._redraw_followed
+        if self.kernel is not None:
+            self.session.on_format = functools.partial(format_value, shell)
         self._clicks = clicks.Clicks(self.session)
         self._board: Any = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.
@@ -162,12 +167,13 @@ class Extension:
         if self.kernel is None:
             print(plain_text(_shown_record(run), run.problem))
             return
-        handle, record = DisplayHandle(), _shown_record(run)
+        handle, record, problem = DisplayHandle(), _shown_record(run), run.problem
         is_ours, headless = run._live is not None, is_headless(self.shell)
-        data = bundle(record, run.problem, is_redrawn=is_ours and not headless)
+        data = bundle(record, problem, is_redrawn=is_ours and not headless)
         display(data, raw=True, display_id=handle.display_id)
         redraw = functools.partial(self._redraw, run, handle)
-        if record.is_settled or not (is_ours or record.is_live):
+        is_last = record.is_settled and problem is None
+        if is_last or not (is_ours or record.is_live):
             return  # what is shown is the last word
         if headless:
             self._still_shown.append((run, redraw))
@@ -204,7 +210,7 @@ class Extension:
         for run, redraw in still:
             if run.done():
                 redraw()
-            if not run.record.is_settled:
+            if not run.record.is_settled or run.problem is not None:
                 self._still_shown.append((run, redraw))
 
     @property

@@ -99,7 +99,8 @@ class AgentMagics(Magics):
             timeout_s=request.timeout_s, if_running=request.if_running, thread=request.thread,
             on=request.on, tags=request.tags, cell_id=cell_id(self._extension.shell),
             max_turns=request.max_turns, max_tokens=request.max_tokens, max_cost=request.max_cost,
-            approve=request.approve, answerable=self._extension.is_answerable(request.block),
+            keep_object=request.keep_object, approve=request.approve,
+            answerable=self._extension.is_answerable(request.block),
             target=CELL if request.python else request.target,
         )  # fmt: skip
         if request.out is not None:
@@ -139,7 +140,8 @@ class AgentMagics(Magics):
         run = self._extension.session.get(words[0] if words else "last")
         if not run.done():
             raise RunNotFinished(f"{run!r} has not finished; %agentrun wait waits for it")
-        return run.result(0)
+        run.result(0)  # raises unless it completed
+        return run.result_view()
 
     def _wait(self, words: list[str]) -> None:
         timeout = take_flag(words, "--timeout", has_value=True)
@@ -163,6 +165,18 @@ class AgentMagics(Magics):
         else:
             receipts = [session.cancel_current(reason, by="magic")]
         print("\n".join(_receipt_lines(receipts, is_long=everything is not None)))
+
+    def _rm(self, words: list[str]) -> None:
+        everything = take_flag(words, "--all-ended", has_value=False)
+        refuse_flags("rm", words)
+        if bool(everything) == bool(words):
+            raise BadOption("name the runs to remove, or give --all-ended: %agentrun rm #3 #4")
+        session = self._extension.session
+        gone = session.remove_ended() if everything else session.remove(*words)
+        what = ", ".join(f"#{number}" for number in sorted(gone)[:20])
+        more = "" if len(gone) <= 20 else " …"
+        print(f"removed {len(gone)} run{'' if len(gone) == 1 else 's'}: {what}{more}" if gone
+              else "no run has ended: nothing to remove")  # fmt: skip
 
     def _export(self, words: list[str]) -> None:
         from nbrun.export import read_form

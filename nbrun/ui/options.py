@@ -65,6 +65,7 @@ OPTIONS = (
     Option(("--tag",), "label the run with key=value; may be given again", "K=V", is_list=True),
     Option(("--id",), "start only once: the same id and inputs give the same run", "ID"),
     Option(("--python",), "the body is async Python, run in this notebook's namespace", is_switch=True),
+    Option(("--keep-object",), "also keep the output itself, pickled, for run.load_object()", is_switch=True),
     Option(("--thread",), "drive an async agent on a thread of its own, because it blocks", is_switch=True),
     Option(("--no-interpolate",), "leave {name} in the prompt as it is", is_switch=True),
 )  # fmt: skip
@@ -103,6 +104,7 @@ SUBCOMMANDS = {
     ),
     "deny": Subcommand("deny [REF] [CALL] [--reason TEXT]", "refuse what a run asks for"),
     "say": Subcommand("say REF TEXT…", "a message into a running agent"),
+    "rm": Subcommand("rm REF… | --all-ended", "remove ended runs, with their child runs and files"),
     "export": Subcommand(
         "export [REF] [--form FORM] [--out FILE]",
         "a run as a file: jsonl, json, html or md; run-3.jsonl for #3 without FILE",
@@ -147,6 +149,7 @@ class Request:
     max_turns: int | None
     max_tokens: int | None
     max_cost: float | None
+    keep_object: bool
 
 
 def read_request(magic: Callable[..., Any], line: str) -> Request:
@@ -193,7 +196,7 @@ def _request(args: Any) -> Request:
         args.approve or "ask", _tags(args.tag or ()), args.id, args.on or "local", args.python, args.thread,
         not args.no_interpolate,
         _number(args.max_turns, int, "--max-turns"), _number(args.max_tokens, int, "--max-tokens"),
-        _number(args.max_cost, float, "--max-cost"),
+        _number(args.max_cost, float, "--max-cost"), args.keep_object,
     )  # fmt: skip
 
 
