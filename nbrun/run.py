@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 from nbrun import events as ev
 from nbrun import recording
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
@@ -578,8 +580,20 @@ class Run:
         """Write the run into a file that `nbrun.agents.Replay` shows once more, in any notebook; return its path."""
         target, record = Path(path), self.record
         with target.open("wb") as file:
-            file.writelines(recording.dump(record, self.events()))
+            file.writelines(recording.dump(record, self.recorded_events()))
         return target
+
+    def recorded_events(self) -> list[ev.RunEvent]:
+        """Return the events as another run can tell them again: the output is whole, wherever it is kept."""
+        events = self.events()
+        for at, event in enumerate(events):
+            data = event.data
+            if not isinstance(data, ev.RunCompleted | ev.RunFailed | ev.RunCancelled):
+                continue
+            if is_outsourced(data.output):
+                told = msgspec.structs.replace(data, output=whole(data.output, self.artifacts))
+                events[at] = msgspec.structs.replace(event, data=told)
+        return events
 
     @property
     def sequels(self) -> list[tuple[int, str]]:

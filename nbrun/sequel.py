@@ -116,7 +116,7 @@ def replay(
     speed = recording.read_speed(given.pop("speed", 1.0))
     _check_ended(run)
     record = run.record
-    shown = Replay((recording.header(record), run.events()), speed)
+    shown = Replay((recording.header(record), run.recorded_events()), speed)
     named: dict[str, Any] = {} if record.name == record.agent else {"name": record.name}
     whole = {"tags": dict(record.tags), **named, **_given(given)}
     return Plan(shown, record.prompt, whole, Sequel(_origin(ev.REPLAY, record), record.model))

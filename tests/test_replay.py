@@ -212,6 +212,20 @@ def test_a_file_is_run_as_an_agent(make_session: MakeSession, tmp_path: Path) ->
     assert new.record.origin == ev.Origin("replay", old.id, None, "all")
 
 
+def test_an_output_that_is_kept_as_a_file_is_shown_whole(
+    session: NotebookSession, tmp_path: Path
+) -> None:
+    """By a replay of the store, and by one of a file, which then needs no other file."""
+
+    async def gives_much(prompt: str) -> list[str]:
+        return ["much " * 20] * 20_000
+
+    old = ended(session.start(gives_much))
+    path = old.save_recording(tmp_path / "much.jsonl")
+    for new in (old.replay("max"), session.start(Replay(path, "max"))):
+        assert ended(new).output == old.output
+
+
 def test_a_replay_runs_in_a_process_too(session: NotebookSession) -> None:
     """It holds nothing that cannot travel."""
     run = ended(session.start(Replay(recorded(0.0), "max"), on="process"))

@@ -224,7 +224,8 @@ class SequelRequest:
 
 _NOT_OF_SEQUELS = ("id", "python", "no_interpolate")
 _NOT_OF_REPLAYS = (
-    "timeout_s", "max_turns", "max_tokens", "max_cost", "model", "approve", "on", "thread"
+    "timeout_s", "max_turns", "max_tokens", "max_cost", "model", "approve", "on", "thread",
+    "keep_object",
 )  # fmt: skip
 
 
@@ -248,6 +249,7 @@ def read_sequel(magic: Callable[..., Any], verb: str, words: list[str]) -> Seque
         "max_turns": request.max_turns, "max_tokens": request.max_tokens, "max_cost": request.max_cost,
         "if_running": args.if_running, "approve": args.approve, "on": args.on,
         "tags": request.tags or None, "thread": args.thread or None, "speed": speed,
+        "keep_object": args.keep_object or None,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     if verb == "replay" and (strange := [name for name in _NOT_OF_REPLAYS if name in options]):
