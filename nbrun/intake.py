@@ -250,14 +250,15 @@ class Intake:
             return
         live.next_n += 1
         data = item.data
-        if isinstance(data, ev.Unknown) and data.type in ev.TYPES:
-            raise ValueError(f"an event of type {data.type} that is none")
+        if isinstance(data, ev.Unknown):
+            data = _named(data)
+        parent = None if item.parent is None else clean_text(item.parent)
         if data.TYPE in ev.END_TYPES:
             live.pending_output = item.live
             data = self._decided(live, data)
         elif isinstance(data, ev.Checkpoint) and data.state:
             data = self._kept(live, data, item.ts)
-        self._admit(live, data, item.ts, item.attempt, item.parent, events)
+        self._admit(live, data, item.ts, item.attempt, parent, events)
 
     def _decided(self, live: LiveRun, data: ev.EventData) -> ev.EventData:
         """Return the end that intake order gives the run: a cancel that came first wins over any end."""
@@ -431,6 +432,20 @@ class Intake:
         """Let nothing of this run in any more."""
         self._runs.pop(live.run_id, None)
         self.checkpoints.pop(live.run_id, None)
+
+
+def _named(data: ev.Unknown) -> ev.Unknown:
+    """Return data of an unknown type under a name that can be stored.
+
+    Raises
+    ------
+    ValueError
+        Its type is a known one, which it is not of.
+    """
+    if data.type in ev.TYPES:
+        raise ValueError(f"an event of type {data.type} that is none")
+    name = clean_text(data.type)
+    return data if name == data.type else ev.Unknown(name, data.body)
 
 
 def _weight(data: ev.EventData) -> int:

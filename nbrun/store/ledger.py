@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from nbrun import events as ev
+from nbrun.encoding import clean_text
 from nbrun.errors import StoreError
 from nbrun.fold import fold
 from nbrun.store import checkpoints, deltas, large, reader
@@ -301,7 +302,7 @@ def _values(number: int, event: ev.RunEvent) -> Values:
 
 def _stand_in(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
     """Return an event that says, in the place of one that cannot be stored, that there was one."""
-    what = f"an event of type {event.type} could not be stored: {error}"
+    what = clean_text(f"an event of type {event.type} could not be stored: {error}")
     data: ev.EventData
     match event.data:
         case ev.RunCancelled(cause=cause, detached=detached):

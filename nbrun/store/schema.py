@@ -13,6 +13,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import time
 from typing import TYPE_CHECKING
 
 from nbrun.errors import StoreDamaged, StoreReadOnly, StoreTooNew
@@ -107,6 +108,8 @@ VERSIONS = (_FIRST, _SECOND)
 VERSION = len(VERSIONS)
 
 BUSY_TIMEOUT_S = 1.0
+TRY_MS = 5
+"""What lies between two tries where SQLite itself does not wait."""
 MAX_VALUE_BYTES = 256 * 1024 * 1024
 
 
@@ -207,7 +210,7 @@ def open_for_writing(
         _check(connection, path)
         if path is not None:
             # WAL lets readers go on while we write; where it cannot be had, SQLite stays with its journal.
-            connection.execute("PRAGMA journal_mode = WAL")
+            _switch_to_wal(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
         _bring_up(connection, _check(connection, path), now)
@@ -221,6 +224,25 @@ def open_for_writing(
         connection.close()
         raise
     return connection
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Set the journal's mode, as soon as no other process is in the way.
+
+    Source: SQLite does not wait for a lock when it changes this, since two that do so at once might wait for each
+    other; it says "locked". So it is tried again, for as long as the connection waits for locks elsewhere.
+    """
+    (patience_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute("PRAGMA busy_timeout = 0")
+    for left in reversed(range(patience_ms // TRY_MS + 1)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if not left or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        time.sleep(TRY_MS / 1000)
+    connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
 
 
 def _bring_up(connection: sqlite3.Connection, version: int, now: float) -> None:
@@ -245,12 +267,14 @@ def _check(connection: sqlite3.Connection, path: Path | None) -> int:
     StoreTooNew, StoreReadOnly
         It is anything else.
     """
-    found = {
-        row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
-    }
-    if not found:
+    # In one statement, which sees one state of the file: another process may be bringing it up just now.
+    rows = connection.execute(
+        "SELECT sql, (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE sql IS NOT NULL"
+    ).fetchall()
+    if not rows:
         return 0
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    found = {row[0] for row in rows}
+    version: int = rows[0][1]
     if version > VERSION:
         raise StoreTooNew(
             f"{path} was made by a newer nbrun (schema {version}, this one knows {VERSION}); update nbrun"

@@ -5,16 +5,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import sqlite3
+import sys
 from contextlib import closing
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from nbrun import NotebookSession
-from nbrun.store import SessionStore, schema
-from tests.fakes import agents
-from tests.fakes.clock import FakeClock
+import pytest
 
+from nbrun import NotebookSession
+from nbrun.store import SessionStore, reader, schema
+from tests.fakes import agents, doomed
+from tests.fakes.agents import BOUND_S
+from tests.fakes.clock import FakeClock
+from tests.fakes.power import Left, cuts, lay_out, recorded
+
+PROCESSES, FILES = 6, 40
 OLD = Path(__file__).parent / "data" / "version_1.db"
 
 
@@ -70,3 +79,102 @@ def test_a_new_store_and_an_old_one_brought_up_are_alike(tmp_path: Path) -> None
             rows = connection.execute("SELECT type, name, sql FROM sqlite_schema")
             schemas.append(sorted(rows, key=repr))
     assert schemas[0] == schemas[1]
+
+
+# --- brought up while something happens ----------------------------------------------------------------
+
+
+def version_of(path: Path, runs: int = 3) -> int:
+    """Return the version that a file says it has, once it is seen to have that version's tables and all runs."""
+    with closing(sqlite3.connect(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        found = {
+            row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql > ''")
+        }
+        expected = {sql for statements in schema.VERSIONS[:version] for sql in statements}
+        assert found - {"CREATE TABLE sqlite_sequence(name,seq)"} == expected
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (runs,)
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    return int(version)
+
+
+@pytest.mark.parametrize("how", Left)
+def test_power_that_fails_on_the_way_up_leaves_one_version_whole(tmp_path: Path, how: Left) -> None:
+    """After each write and sync the file is of the old version or of the new one, and opens to be brought up."""
+    path = copied(tmp_path)
+    before = {path.name: path.read_bytes()}
+    with recorded() as disk:
+        schema.open_for_writing(path, 1.0).close()
+    found = []
+    for _, files in cuts(disk.steps, before, how):
+        lay_out(path, files)
+        found.append(version_of(path))
+        schema.open_for_writing(path, 1.0).close()
+        assert version_of(path) == schema.VERSION
+    assert found == sorted(found)
+    assert set(found) == {1, schema.VERSION}
+
+
+def open_at_once(paths: list[Path], gate: Barrier, answers: Connection) -> None:
+    """Open each of these files at the same time as others do, and say what came of it; a process of its own."""
+    for path in paths:
+        gate.wait(BOUND_S)
+        store = SessionStore([path], FakeClock())
+        with NotebookSession(store=store) as session:
+            session.store.begin(session._intake, session_id=session.id, notebook=None)
+            answers.send((store.problem, [run.record.name for run in store.runs()]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork server there")
+@pytest.mark.parametrize(("is_old", "names"), [(True, ["waits", "breaks", "talk"]), (False, [])])
+def test_processes_that_open_the_same_file_at_once_agree(
+    tmp_path: Path, is_old: bool, names: list[str]
+) -> None:
+    """Six at a time, forty files: an old one is brought up, a new one made, once; nobody finds a fault in it."""
+    paths = [tmp_path / f"{number}.db" for number in range(FILES)]
+    if is_old:
+        for path in paths:
+            shutil.copy(OLD, path)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(doomed.PRELOAD)
+    gate, pipes = context.Barrier(PROCESSES), [context.Pipe(duplex=False) for _ in range(PROCESSES)]
+    children = [
+        context.Process(target=open_at_once, args=(paths, gate, its), daemon=True)
+        for _, its in pipes
+    ]
+    for child in children:
+        child.start()
+    for child, (ours, its) in zip(children, pipes, strict=True):
+        its.close()
+        with ours:
+            found = [ours.recv() for _ in paths]  # ends with an error where the child has died
+        assert found == [(None, names)] * FILES
+        child.join(BOUND_S)
+        assert child.exitcode == 0
+    for path in paths:
+        assert version_of(path, len(names)) == schema.VERSION
+        with closing(sqlite3.connect(path)) as connection:
+            (times,) = connection.execute("SELECT count(*) FROM versions").fetchone()
+        assert times == schema.VERSION - 1
+
+
+def test_a_reader_of_the_old_version_goes_on_while_the_file_is_brought_up(tmp_path: Path) -> None:
+    """A process that had the old file open, in the middle of reading or not, reads the same before and after."""
+    path = copied(tmp_path)
+    with closing(
+        sqlite3.connect(path)
+    ) as connection:  # as it is in use; the copy that is kept is one file
+        connection.execute("PRAGMA journal_mode = WAL")
+    with closing(schema.connect(path)) as old, closing(schema.connect(path)) as idle:
+        before = reader.read_runs(old), reader.read_events(old, 1)
+        assert len(reader.read_runs(idle)) == 3
+        old.execute("BEGIN")  # in the middle of a read: it keeps what it sees
+        old.execute("SELECT count(*) FROM runs").fetchone()
+        with NotebookSession(store=path) as session:
+            assert session.store.problem is None
+            assert session.start(agents.talking).wait(5)
+            assert (reader.read_runs(old), reader.read_events(old, 1)) == before
+            old.execute("COMMIT")
+            for connection in (old, idle):
+                assert [run.number for run in reader.read_runs(connection)] == [4, 3, 2, 1]
+                assert reader.read_events(connection, 1) == before[1]
