@@ -4,6 +4,7 @@
 #
 #   errors, cancellation, events, record   what a run is. No I/O, no clock, no Jupyter.
 #     fold                                 from events to the record.
+#     checkpoint                           a state that a run can be gone on from: as bytes, and back.
 #     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
 #     gate, loop_flag                      whether an agent's own code is on a thread, to be cancelled there | a
 #                                          one-shot event of a loop.
@@ -29,6 +30,7 @@
 #   run, run_list, catalog                 the handle that users hold | a table of them | finding one.
 #   request, dispatch, canceller, people   what a start asks for | who goes when | who is asked to stop | what people
 #                                          say to a run.
+#   sequel                                 what follows a run: its resumption, its retry, its replay.
 #   session                                the owner of a notebook's runs: starts, finds and closes them.
 #   config, default                        settings | nbrun.start() and the like, on the session of this shell.
 #   ui/                                    magics, card, control channel. The only part that knows IPython and widgets.

@@ -53,6 +53,7 @@ class Budget:
     ----------
     tell : takes the one notice that there may be, for the run's card.
     parent : the budget of the run that started this one.
+    before : what the runs have used that this one goes on from; it counts.
     """
 
     __slots__ = (
@@ -75,15 +76,18 @@ class Budget:
         token: CancelToken,
         tell: Callable[[str], object] = lambda _notice: None,
         parent: Budget | None = None,
+        before: Usage | None = None,
     ) -> None:
         self.limits = limits
         self._token = token
         self._tell = tell
         self._parent = parent
         self._lock: threading.RLock = parent._lock if parent is not None else threading.RLock()
-        self._begun = 0  # calls that were told of before they were made
-        self._own = Used()
-        self._total = Used()  # with what its children have used
+        self._begun = (
+            0 if before is None else before.requests
+        )  # calls told of before they were made
+        self._own = Used() if before is None else _used(before)
+        self._total = self._own  # with what its children have used
         self._has_told = False
         self._is_shared = False  # whether child runs have used something
         self._is_free = parent is None and limits == NO_LIMITS
@@ -97,10 +101,10 @@ class Budget:
         """Take the run's totals; what goes over a limit by them, of this run or one above it, is cancelled."""
         if self._is_free:  # by far the most
             return
-        tokens = usage.input_tokens + usage.output_tokens
-        is_unpriced = usage.cost_usd is None and tokens > 0
+        told = _used(usage)
+        is_unpriced = usage.cost_usd is None and told.tokens > 0
         with self._lock:
-            self._count(Used(usage.requests, tokens, usage.cost_usd or 0.0))
+            self._count(told)
             over = self._over(calls=0)
             untold = [node for node in self._line() if is_unpriced and node._is_untold()]
             for node in untold:
@@ -131,6 +135,12 @@ class Budget:
             node._fire(reason)
         if over:
             raise Cancelled(over[0][1])
+
+    @property
+    def excess(self) -> str | None:
+        """What is used up, in words, where that is more than there was; None while there is something left."""
+        with self._lock:
+            return self._excess(calls=0)
 
     @property
     def begun(self) -> int:
@@ -191,6 +201,11 @@ class Budget:
             self._token.cancel(reason, CancelCause.BUDGET, patience_s=0.0)
         except (Exception, Cancelled):
             _log.exception("a cancel callback failed")
+
+
+def _used(usage: Usage) -> Used:
+    tokens = usage.input_tokens + usage.output_tokens
+    return Used(usage.requests, tokens, usage.cost_usd or 0.0)
 
 
 def dollars(amount: float) -> str:

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nbrun import checkpoint as checkpoints
 from nbrun import events as ev
 from nbrun.budget import NO_LIMITS, Budget
-from nbrun.encoding import Plain, clean_text, plain
+from nbrun.encoding import clean_text, plain
 from nbrun.errors import NbrunError
 from nbrun.gate import current_guard, guarded
 from nbrun.inbox import Inbox
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from nbrun.backstage import ChildRun, Stage, Thread, Work
     from nbrun.cancellation import CancelToken
+    from nbrun.checkpoint import Restored, State
     from nbrun.clock import Clock
     from nbrun.keeper import Keeper
     from nbrun.questions import Answer
@@ -132,8 +134,10 @@ class RunContext:
     __slots__ = (
         "__weakref__",
         "_artifacts",
+        "_checkpoints",
         "_lock",
         "_requests",
+        "_restored",
         "_stage",
         "_tools",
         "_unfinished_length",
@@ -153,6 +157,7 @@ class RunContext:
         token: CancelToken,
         clock: Clock,
         stage: Stage,
+        restored: Restored | None = None,
     ) -> None:
         self.run_id = run_id
         self.prompt = prompt
@@ -160,9 +165,11 @@ class RunContext:
         self.clock = clock
         self._stage = stage
         self._lock = threading.RLock()  # entered again where a collected object prints
-        self._usage = _NO_USAGE
-        self._requests = 0  # as reported; those that were begun are the budget's
-        self._tools = 0
+        self._restored = restored
+        self._usage = _NO_USAGE if restored is None else restored.usage
+        self._requests = self._usage.requests  # as reported; those begun are the budget's
+        self._tools = 0 if restored is None else restored.tools
+        self._checkpoints = 0
         self._artifacts = 0
         self._unfinished_lines: dict[str, list[str]] = {}
         self._unfinished_length = 0
@@ -179,9 +186,9 @@ class RunContext:
         return self.token.deadline
 
     @property
-    def restored(self) -> Plain:
-        """The checkpointed state to go on from: None for a run that begins anew."""
-        return None
+    def restored(self) -> State:
+        """The state to go on from, as `checkpoint()` was given it last; None in a run that begins anew."""
+        return None if self._restored is None else checkpoints.unpack(self._restored.state)
 
     def add_work(self, work: Work) -> None:
         """Let a cancel of the run reach a thread that is started for it."""
@@ -352,6 +359,7 @@ class RunContext:
                 reasoning_tokens=known.reasoning_tokens + details[1],
                 requests=max(self._requests, self.budget.begun),
                 cost_usd=cost,
+                exact=known.exact,
             )
             if totals != known:
                 self._usage = totals
@@ -502,8 +510,30 @@ class RunContext:
         return answer
 
     def checkpoint(self, state: object) -> None:
-        """Keep a state to go on from: not in this version."""
-        raise NotImplementedError("run.checkpoint() is not in this version of nbrun")
+        """Keep a state to go on from, in the place of the one before.
+
+        Should the run fail, be cancelled or lost, `run.resume()` starts a new one that finds it in `restored`.
+        It is stored after everything that the run has said before. Secrets in it are replaced, as everywhere.
+
+        Parameters
+        ----------
+        state : anything JSON-like, or `bytes`; tuples come back as lists, keys as text. What has no such form
+            comes back as its `repr`, and the card says so.
+        """
+        with guarded():
+            blob = checkpoints.pack(state)
+            lost = sorted(set(checkpoints.stand_ins(checkpoints.unpack(blob))))
+            with self._lock:
+                self._checkpoints += 1
+                name = f"checkpoint-{self._checkpoints}"
+        if len(blob) > checkpoints.MAX_BYTES:
+            size = f"{len(blob) / 1e6:,.0f} MB"
+            self.log(f"a checkpoint of {size} is too large; the one before it stays", "warning")
+            return
+        if lost:
+            what = ", ".join(lost)
+            self.log(f"a checkpoint holds what is no data ({what}): its repr is kept", "warning")
+        self.send(ev.Checkpoint(name, len(blob), blob))
 
     def start_child(self, agent: object, prompt: str = "", **options: Any) -> ChildRun:
         """Start a run below this one: with a log of its own, and cancelled when this one is.

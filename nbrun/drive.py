@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbrun import events as ev
-from nbrun.agents import Output, find_adapter
+from nbrun.agents import Output, Resuming, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
 from nbrun.agents.worker import Worker
 from nbrun.attempt import Attempt, HostEvent, Sink
@@ -30,6 +30,8 @@ from nbrun.loop_flag import LoopFlag
 from nbrun.questions import Questions
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from nbrun.backstage import ChildRun
     from nbrun.clock import Clock
     from nbrun.keeper import Keeper
@@ -102,13 +104,17 @@ class Drive:
         self._host_name = host_name
         self._token = attempt.token
         self._adapter = ThreadedAdapter() if attempt.thread else find_adapter(attempt.agent)
+        restored = attempt.restored
+        self._usage = None if restored is None else restored.usage
         self._gate = Gate()
         self._lock = threading.RLock()
-        self.run = RunContext(attempt.run_id, attempt.prompt, attempt.token, clock, self)
+        self.run = RunContext(
+            attempt.run_id, attempt.prompt, attempt.token, clock, self, attempt.restored
+        )
         # Of what most runs never use, nothing is made before it is used: there may be thousands of runs.
         self._budget = attempt.budget
         if self._budget is None and attempt.limits != NO_LIMITS:
-            self._budget = Budget(attempt.limits, attempt.token, self.warn)
+            self._budget = Budget(attempt.limits, attempt.token, self.warn, before=self._usage)
         self._questions: Questions | None = None
         self._inbox: Inbox | None = None
         self._children: Children | None = None
@@ -120,7 +126,6 @@ class Drive:
         self._is_ended = False
         self._refused = 0
         self._open_tools: dict[str, float] = {}
-        self._usage: ev.Usage | None = None
         self._texts: list[str] = []
         self._is_entered = False
         self._is_driving = False
@@ -193,7 +198,9 @@ class Drive:
         """What the run may use up."""
         with guarded(), self._lock:
             if self._budget is None:
-                self._budget = Budget(NO_LIMITS, self._token)
+                restored = self._attempt.restored
+                before = None if restored is None else restored.usage
+                self._budget = Budget(NO_LIMITS, self._token, before=before)
             return self._budget
 
     @property
@@ -296,8 +303,7 @@ class Drive:
     async def _drive(self) -> object:
         """Hand on what the agent sends, the gate open while its own code runs; return its output."""
         returned: Output | None = None
-        attempt, gate = self._attempt, self._gate
-        events = self._adapter.events(attempt.agent, attempt.prompt, self.run)
+        gate, events = self._gate, self._events()
         try:
             while True:
                 try:
@@ -312,6 +318,13 @@ class Drive:
                     await asyncio.sleep(PAUSE_S)
         finally:  # as aclosing() does; but that holds two objects more a run
             await events.aclose()  # type: ignore[attr-defined]  # adapters are async generators
+
+    def _events(self) -> AsyncIterator[ev.EventData | Output]:
+        """Return what the agent does: from its beginning, or from where its adapter knows how to go on."""
+        attempt, adapter = self._attempt, self._adapter
+        if attempt.restored is not None and isinstance(adapter, Resuming):
+            return adapter.resume(attempt.agent, self.run.restored, self.run)
+        return adapter.events(attempt.agent, attempt.prompt, self.run)
 
     def _hold(self) -> float:
         """Return how long the agent is held, because what it has sent cannot be stored as fast."""

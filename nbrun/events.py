@@ -65,8 +65,21 @@ ONCE = "once"
 """The option of a run whose id was given: a store file takes it only once."""
 
 
+RESUME, RETRY, REPLAY = "resume", "retry", "replay"
+
+
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The run that another one comes from: it goes on from it, does it again, or shows it."""
+
+    kind: str  # RESUME, RETRY or REPLAY
+    run_id: str
+    number: int | None = None  # None for a run of another store
+    name: str = ""
+    tools: int = 0  # tool calls of the runs that it goes on from
+
+
 class RunCreated(EventData, frozen=True):
-    """The run exists; it has not been entered."""
+    """The run exists; it has not been entered. One that goes on from another has used what that had used."""
 
     TYPE: ClassVar[str] = "run.created"
     session_id: str
@@ -79,6 +92,9 @@ class RunCreated(EventData, frozen=True):
     model: str | None = None
     tags: dict[str, str] = {}
     options: dict[str, Plain] = {}
+    target: str | None = None  # the agent's name in the notebook, where it was started by that
+    origin: Origin | None = None
+    usage: Usage = Usage()
 
     def inputs(self) -> str:
         """Return what tells the inputs of one run from another's: agent, prompt, model, options."""
@@ -320,11 +336,16 @@ class Log(EventData, frozen=True):
 
 
 class Checkpoint(EventData, frozen=True):
-    """A state to go on from was kept."""
+    """A state to go on from was kept.
+
+    `state` is on its way from the agent to the session's door, and never in the log: the store keeps the last
+    one of a run, beside it.
+    """
 
     TYPE: ClassVar[str] = "checkpoint"
     id: str
     size: int = 0
+    state: bytes = b""
 
 
 class Artifact(EventData, frozen=True):

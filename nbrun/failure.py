@@ -19,6 +19,14 @@ T = TypeVar("T")
 _TRACEBACK_LIMIT = 20_000
 
 
+class Told(Exception):
+    """Stands for an error that was told before: a replay fails as the recorded run had."""
+
+    def __init__(self, info: ev.ErrorInfo) -> None:
+        super().__init__(str(info))
+        self.info = info
+
+
 def safely(function: Callable[[], T], otherwise: T) -> T:
     """Return what the function gives, or `otherwise` whatever it raises."""
     try:
@@ -31,6 +39,8 @@ def safely(function: Callable[[], T], otherwise: T) -> T:
 
 def described(error: BaseException) -> ev.ErrorInfo:
     """Return an exception as text, whatever its own code does."""
+    if isinstance(error, Told):
+        return error.info
     otherwise = ev.ErrorInfo(type(error).__name__, "(this error cannot be described)")
     return safely(lambda: describe(error), otherwise)
 

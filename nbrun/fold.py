@@ -200,6 +200,10 @@ def _progress(draft: _Draft, data: ev.Progress, _event: ev.RunEvent) -> None:
     draft.changes["progress"] = data
 
 
+def _checkpoint(draft: _Draft, data: ev.Checkpoint, _event: ev.RunEvent) -> None:
+    draft.changes["checkpoint"] = data
+
+
 def _log(draft: _Draft, data: ev.Log, event: ev.RunEvent) -> None:
     if data.level == "warning":
         draft.warnings.append(data.text)
@@ -282,6 +286,7 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.ChildFinished: _child_finished,
     ev.Usage: _used,
     ev.Progress: _progress,
+    ev.Checkpoint: _checkpoint,
     ev.Log: _log,
 }
 """What is not listed, and what is of an unknown type, is in the log only."""

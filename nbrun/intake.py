@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nbrun import checkpoint
 from nbrun import events as ev
 from nbrun.attempt import HostEvent
 from nbrun.cancellation import CancelOutcome, CancelToken
@@ -20,6 +21,7 @@ from nbrun.flag import Flag
 from nbrun.gate import guarded
 from nbrun.record import RunRecord, RunStatus, is_admitted, next_status
 from nbrun.redaction import Redactor, StreamRedactor
+from nbrun.store import Checkpointed
 
 if TYPE_CHECKING:
     from nbrun.budget import Budget
@@ -58,6 +60,7 @@ class LiveRun:
     attempt: int = 1
     key: str | None = None  # what `if_running` compares: the cell, or the name that was given
     is_child: bool = False
+    agent: object = None  # what a retry of it runs
     budget: Budget | None = None  # where it, or a run above it, has limits
 
     # under the intake's lock
@@ -123,6 +126,7 @@ class Intake:
         self._lock = threading.RLock()
         self._items: deque[tuple[LiveRun, HostEvent | ev.EventData, float]] = deque()
         self._runs: dict[str, LiveRun] = {}
+        self.checkpoints: dict[str, Checkpointed] = {}
         self._is_behind = False  # written by the consumer: a commit has left something over
         self.ring: Callable[..., None] = lambda **_: None
 
@@ -252,6 +256,8 @@ class Intake:
         if data.TYPE in ev.END_TYPES:
             live.pending_output = item.live
             data = self._decided(live, data)
+        elif isinstance(data, ev.Checkpoint) and data.state:
+            data = self._kept(live, data, item.ts)
         self._admit(live, data, item.ts, item.attempt, parent, events)
 
     def _decided(self, live: LiveRun, data: ev.EventData) -> ev.EventData:
@@ -268,6 +274,19 @@ class Intake:
                 return msgspec.structs.replace(data, cause=cancel.cause, reason=cancel.reason)
             case _:
                 return data
+
+    def _kept(self, live: LiveRun, data: ev.Checkpoint, ts: float) -> ev.EventData:
+        """Lay a state aside for the writer, which stores it together with its event; return that without it."""
+        if not is_admitted(live.status, data.TYPE):
+            return data  # refused in a moment
+        if len(data.state) > checkpoint.MAX_BYTES:
+            size = f"{len(data.state) / 1e6:,.0f} MB"
+            return ev.Log(
+                f"a checkpoint of {size} is too large; the one before it stays", "warning"
+            )
+        state = checkpoint.redacted(data.state, self.redactor)
+        self.checkpoints[live.run_id] = Checkpointed(live.next_seq, round(ts * 1_000_000), state)
+        return ev.Checkpoint(data.id, len(state))
 
     def _admit(
         self,
@@ -358,6 +377,8 @@ class Intake:
             )
         if isinstance(value, StrEnum):
             return value
+        if isinstance(value, bytes):
+            return self.redactor.raw(value)
         if isinstance(value, tuple):
             return tuple(self._without_secrets(part) for part in value)
         return self.redactor.data(plain(value))
@@ -410,6 +431,7 @@ class Intake:
     def forget(self, live: LiveRun) -> None:
         """Let nothing of this run in any more."""
         self._runs.pop(live.run_id, None)
+        self.checkpoints.pop(live.run_id, None)
 
 
 def _named(data: ev.Unknown) -> ev.Unknown:
@@ -430,4 +452,6 @@ def _weight(data: ev.EventData) -> int:
     """Return about how many characters an event has."""
     if isinstance(data, _TEXTS) and isinstance(data.text, str):
         return len(data.text)
+    if isinstance(data, ev.Checkpoint):
+        return _PLAIN_WEIGHT + len(data.state)
     return _PLAIN_WEIGHT

@@ -122,6 +122,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     cell_id: str | None = None
     tags: dict[str, str] = {}
     options: dict[str, Plain] = {}
+    target: str | None = None
+    origin: ev.Origin | None = None  # the run that this one comes from
+    checkpoint: ev.Checkpoint | None = None  # the last one; the store keeps its state
     created_at: float = 0.0
     started_at: float | None = None
     cancel_requested_at: float | None = None
@@ -146,12 +149,26 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     detached_finished_at: float | None = None
     refused: int = 0  # what detached work still sent after the end
     event_count: int = 0
+    sequels: tuple[
+        tuple[int, str], ...
+    ] = ()  # runs that come from it: told by its store, not its log
     is_brief: bool = False  # long fields are cut; the whole is in the log
 
     @property
     def is_live(self) -> bool:
         """Whether the run has not ended."""
         return self.status.is_live
+
+    @property
+    def resumed_from(self) -> str | None:
+        """The id of the run that this one goes on from."""
+        origin = self.origin
+        return origin.run_id if origin is not None and origin.kind == ev.RESUME else None
+
+    @property
+    def tool_count(self) -> int:
+        """How many tools were called, by the runs that this one goes on from too; of a whole record."""
+        return len(self.tools) + (0 if self.origin is None else self.origin.tools)
 
     @property
     def still_running(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A run as a file: JSON lines, the first of the run itself, then one an event.
+"""A run as a file: JSON lines, the first of the run itself, then one an event; and that file as an agent.
 
     {"nbrun": "run", "version": 1, "run": {"run_id": "run-seq-0", "name": "poet", …}}
     {"seq": 0, "ts": 1700000000.0, "attempt": 0, "parent": null, "type": "run.created", "data": {…}}
@@ -18,18 +18,18 @@ import binascii
 import functools
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nbrun import events as ev
 from nbrun.encoding import Plain
-from nbrun.errors import BadRecording
+from nbrun.errors import BadOption, BadRecording
 from nbrun.fold import fold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from nbrun.record import RunRecord
 
@@ -59,6 +59,51 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Plain] = {}
     session_id: str = ""
     created_at: float = 0.0
+
+
+MAX_SPEED = math.inf
+
+
+class Replay:
+    """A recorded run, to be run as an agent: `nbrun.start(Replay("poet.jsonl"))` shows it once more.
+
+    Parameters
+    ----------
+    source : the file of a recording, which `run.save_recording()` makes, or what `load()` has returned.
+    speed : how much faster than it was: 1, 10 …; "max" leaves no time between its events.
+
+    Raises
+    ------
+    BadRecording
+        The file is no recording.
+    BadOption
+        The speed is none.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | tuple[Header, Sequence[ev.RunEvent]],
+        speed: float | str = 1.0,
+    ) -> None:
+        self.speed = read_speed(speed)
+        self.header, self.events = source if isinstance(source, tuple) else read(Path(source))
+
+
+def read_speed(speed: float | str) -> float:
+    """Return a speed as a number.
+
+    Raises
+    ------
+    BadOption
+        It is none, or not above zero.
+    """
+    try:
+        number = MAX_SPEED if speed == "max" else float(speed)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not number > 0:
+        raise BadOption(f"speed is {speed!r}; give 1, 10 or another number above 0, or 'max'")
+    return number
 
 
 class _First(msgspec.Struct, frozen=True):

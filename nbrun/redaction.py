@@ -97,6 +97,12 @@ class Redactor:
             return text
         return self._pattern.sub(lambda match: f"[{self._names[match.group()]}]", text)
 
+    def raw(self, data: bytes) -> bytes:
+        """Return bytes with each secret in them replaced, where it stands there as UTF-8."""
+        for secret in self.secrets:  # the longest first, as in a text
+            data = data.replace(secret.encode(), f"[{self._names[secret]}]".encode())
+        return data
+
     def data(self, value: Plain) -> Plain:
         """Return JSON-like data with each secret in it replaced, keys included."""
         if self._pattern is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nbrun.agents import builtin, find_adapter, registered
 from nbrun.budget import Limits
 from nbrun.catalog import number_of
-from nbrun.encoding import Plain, clean_text
+from nbrun.encoding import Plain, clean_text, type_name
 from nbrun.errors import AgentNotFound, BadOption
 from nbrun.events import RunCreated
 from nbrun.executors import parcel
@@ -139,6 +139,8 @@ def describe(
     cell_id: str | None,
     tags: Mapping[str, str] | None,
     parent_id: str | None = None,
+    tools: Sequence[Callable[..., object]] | None = None,
+    target: str | None = None,
     **options: Plain,
 ) -> RunCreated:
     """Return the run's first event, with everything in it that tells its inputs from another's.
@@ -164,6 +166,8 @@ def describe(
     adapter = find_adapter(agent)
     adapter.check(agent)
     label = adapter.label(agent)
+    if tools:  # by name, so that a later kernel can find them
+        options["tools"] = [str(getattr(tool, "__name__", type_name(tool))) for tool in tools]
     return RunCreated(
         session_id=session_id,
         name=clean_text(name or label),
@@ -173,6 +177,7 @@ def describe(
         cell_id=cell_id,
         model=model,
         tags={clean_text(str(key)): clean_text(str(value)) for key, value in (tags or {}).items()},
+        target=target and clean_text(target),
         options={option: value for option, value in options.items() if value is not None},
     )
 

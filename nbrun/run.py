@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
+from nbrun import events as ev
+from nbrun import recording
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
 from nbrun.errors import (
     NbrunError,
@@ -26,7 +30,6 @@ from nbrun.wording import status_words
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Sequence
 
-    from nbrun import events as ev
     from nbrun.artifacts import Artifact
     from nbrun.encoding import Plain
     from nbrun.intake import LiveRun
@@ -77,6 +80,10 @@ class Owner(Protocol):
 
     def display(self, run: Run) -> None:
         """Show a run's card."""
+        ...
+
+    def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
+        """Start a run that comes from this one."""
         ...
 
 
@@ -215,6 +222,11 @@ class Run:
     def parent_id(self) -> str | None:
         """The id of the run that started this one as its child."""
         return self.glance.parent_id
+
+    @property
+    def resumed_from(self) -> str | None:
+        """The id of the run that this one goes on from."""
+        return self.glance.resumed_from
 
     @property
     def problem(self) -> str | None:
@@ -519,13 +531,80 @@ class Run:
         """
         self._owner.answer(self, call, DENY, text=reason)
 
-    def resume(self, **options: object) -> Run:
-        """Go on from the run's checkpoint: not in this version."""
-        raise NotImplementedError("run.resume() is not in this version of nbrun")
+    def resume(self, *, agent: object = None, **options: Any) -> Run:
+        """Go on from the checkpoint of a failed, cancelled or lost run, in a new run; return that.
 
-    def retry(self, **options: object) -> Run:
-        """Run the same inputs again: not in this version."""
-        raise NotImplementedError("run.retry() is not in this version of nbrun")
+        What this run has used up counts there too. The checkpoint stays until the new run has completed.
+
+        Parameters
+        ----------
+        agent : what to run; None for this run's own agent, found by name where another kernel had started it.
+        options : those of `nbrun.start()` that are to be others than this run's.
+
+        Raises
+        ------
+        NotResumable
+            It is live or has completed, has no checkpoint, or nothing is left of its budget.
+        AgentNotFound, BadOption
+            Its agent is not here; an option is none.
+        """
+        return self._owner.follow(ev.RESUME, self, agent, **options)
+
+    def retry(self, *, agent: object = None, **options: Any) -> Run:
+        """Run the same inputs again, in a new run; return that. Parameters as in `resume()`.
+
+        Raises
+        ------
+        NotResumable
+            It is live.
+        AgentNotFound, BadOption
+            Its agent is not here; an option is none.
+        """
+        return self._owner.follow(ev.RETRY, self, agent, **options)
+
+    def replay(self, speed: float | str = 1.0, **options: Any) -> Run:
+        """Show this run once more, in a new run that needs no agent and no key; return that.
+
+        Parameters
+        ----------
+        speed : how much faster: 1, 10 …, or "max".
+
+        Raises
+        ------
+        NotResumable, BadOption
+            It is live; the speed is none.
+        """
+        return self._owner.follow(ev.REPLAY, self, speed=speed, **options)
+
+    def save_recording(self, path: str | Path) -> Path:
+        """Write the run into a file that `nbrun.agents.Replay` shows once more, in any notebook; return its path."""
+        target, record = Path(path), self.record
+        with target.open("wb") as file:
+            file.writelines(recording.dump(record, self.recorded_events()))
+        return target
+
+    def recorded_events(self) -> list[ev.RunEvent]:
+        """Return the events as another run can tell them again: the output is whole, wherever it is kept."""
+        events = self.events()
+        for at, event in enumerate(events):
+            data = event.data
+            if not isinstance(data, ev.RunCompleted | ev.RunFailed | ev.RunCancelled):
+                continue
+            if is_outsourced(data.output):
+                told = msgspec.structs.replace(data, output=whole(data.output, self.artifacts))
+                events[at] = msgspec.structs.replace(event, data=told)
+        return events
+
+    @property
+    def sequels(self) -> list[tuple[int, str]]:
+        """The number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
+        number = self.number
+        return [] if number is None else self.store.sequels(number)
+
+    @property
+    def store(self) -> SessionStore:
+        """The store that the run is kept in."""
+        return self._owner.store
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and (self.id, self._session_id) == (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nbrun.encoding import shown
 from nbrun.errors import PackageMissing
 from nbrun.run import Run
-from nbrun.wording import tokens_words
+from nbrun.wording import origin_words, tokens_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +127,7 @@ def _row(run: Run) -> tuple[str, ...]:
         result = shown(str(record.error), 60)
     return (
         f"#{record.number}" if record.number is not None else "–",
-        record.name,
+        f"{record.name} ({comes_from})" if (comes_from := origin_words(record)) else record.name,
         run.status_words(),
         agent if agent != record.name else "",
         datetime.fromtimestamp(started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),

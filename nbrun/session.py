@@ -12,8 +12,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nbrun import capture, reentrant, request
 from nbrun import events as ev
+from nbrun.agents import Replay, registered
 from nbrun.attempt import Attempt
 from nbrun.budget import NO_LIMITS, Budget, Limits
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
@@ -27,6 +30,7 @@ from nbrun.errors import (
     BadOption,
     IdConflict,
     NotPending,
+    NotResumable,
     RunNotFound,
     RunRejected,
     SessionClosed,
@@ -41,6 +45,7 @@ from nbrun.query import Since, read_query
 from nbrun.questions import NOBODY
 from nbrun.run import Run
 from nbrun.run_list import RunList
+from nbrun.sequel import PLANS, FindAgent, Sequel, of_recording
 from nbrun.store import SessionStore, places_for
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 from nbrun.wording import queued_words
@@ -105,6 +110,10 @@ class NotebookSession:
         self.on_display: Callable[[Run], None] | None = None  # given by the user interface
         # The same: called on the writer's thread when a run has ended, and others have moved up in line.
         self.on_line_moved: Callable[[], None] | None = None
+        # The same: called with a run that another one comes from by now.
+        self.on_followed: Callable[[Run], None] | None = None
+        # The same: looks an agent up by its name in the notebook.
+        self.find_agent: FindAgent = lambda name: registered().get(name)
         self._ids = ids or TimeOrderedIds(self.clock)
         self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"  # not from `ids`: the first run is number 0
         self.token = CancelToken()
@@ -150,6 +159,8 @@ class NotebookSession:
         parent: Run | None = None,
         answerable: bool = True,
         keep_object: bool = False,
+        target: str | None = None,
+        sequel: Sequel | None = None,
     ) -> Run:
         """Start a run and return its handle; the run goes on in the background.
 
@@ -170,6 +181,8 @@ class NotebookSession:
         thread : drive an async agent on a thread of its own, because it blocks.
         tools : functions for the built-in agent.
         keep_object : also keep the output itself, pickled, for `run.load_object()` of a later kernel.
+        target : the agent's name in the notebook, by which a later kernel finds it again.
+        sequel : what there is to know of the run that this one comes from.
         parent : the run whose child it is: it is cancelled with that run, and ends before it.
 
         Raises
@@ -181,15 +194,20 @@ class NotebookSession:
         limits = request.read_limits(max_turns, max_tokens, max_cost)
         request.check_timeout(timeout_s)
         request.check_id(id)
+        target = agent if isinstance(agent, str) else target
         agent, model = request.resolve(agent, model, tools)
+        if sequel is None and isinstance(agent, Replay):
+            sequel, prompt = of_recording(agent), prompt or agent.header.prompt
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
+            tools=tools, target=target,
             timeout_s=timeout_s, thread=thread or None, on=None if on == "local" else on,
             keep_object=keep_object or None,
             approve=None if approve == "ask" else approve,
             parent_id=None if parent is None else parent.id, **({} if id is None else {ev.ONCE: True}),
             max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
         )  # fmt: skip
+        created = created if sequel is None else _following(created, sequel)
         parcel = request.parcel_of(agent, on)
         self._keyring.look()
         capture.renew()
@@ -206,21 +224,23 @@ class NotebookSession:
                 run_id = self._new_id() if id is None else clean_text(id)
                 token = self._token_above(parent).child()
                 live = LiveRun(run_id, token, key=key, is_child=parent is not None)
-                live.budget = self._budget(live, limits, parent)
+                live.agent = agent
+                live.budget = self._budget(live, limits, parent, created.usage)
                 attempt = Attempt(
                     run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
                     self.cancel_grace_s, timeout_s, thread, limits,
                     approve if answerable or approve != "ask" else NOBODY, on,
                     functools.partial(self._starter, live, approve, answerable), parcel,
-                    live.budget, self._is_reentrant, self._keeper, keep_object,
+                    live.budget, self._is_reentrant, None if sequel is None else sequel.restored,
+                    self._keeper, keep_object,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (
-                id is not None or not self.is_on_host_loop
+                id is not None or sequel is not None or not self.is_on_host_loop
             ):  # there a busy file would hold up all runs
                 live.is_created.wait(SAVE_LIMIT_S)
-            if live.is_refused and (taken := self._take_back(live, created)):
-                return taken
+            if live.is_refused:
+                return self._take_back(live, created)
             for notice in (behind, self.store.problem, *self.store.take_news()):
                 if notice is not None:
                     self._intake.tell(live, ev.Log(notice, "warning"))
@@ -234,6 +254,30 @@ class NotebookSession:
                 self._dispatcher.queue(live, at_once=True)
             raise
         return Run(self, live.record, live)
+
+    def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
+        """Start a run that comes from the one that `ref` names: its `resume`, `retry` or `replay`.
+
+        Parameters
+        ----------
+        agent : what to run; None for the agent that the run had.
+        options : those of `start()` that are to be others than the run's own; of a replay, `speed` as well.
+
+        Raises
+        ------
+        NotResumable
+            It cannot be; the message says what can.
+        RunNotFound, AgentNotFound, BadOption, SessionClosed
+            Nothing was started.
+        """
+        run = self.get(ref)
+        if run.store is not self.store:
+            raise NotResumable(f"{run!r} is of another store; go on from it there")
+        plan = PLANS[kind](run, self.store, agent, self.find_agent, options)
+        following = self.start(plan.agent, plan.prompt, sequel=plan.sequel, **plan.options)
+        if self.on_followed is not None:
+            self.on_followed(run)
+        return following
 
     def _token_above(self, parent: Run | None) -> CancelToken:
         """Return the token that a new run's hangs below.
@@ -249,7 +293,9 @@ class NotebookSession:
             raise RunRejected(f"{parent!r} starts no child runs: it is not under way here")
         return parent._live.token
 
-    def _budget(self, live: LiveRun, limits: Limits, parent: Run | None) -> Budget | None:
+    def _budget(
+        self, live: LiveRun, limits: Limits, parent: Run | None, before: ev.Usage
+    ) -> Budget | None:
         """Return a new run's budget, which its parent's counts in; None where neither has limits."""
         above = parent._live.budget if parent is not None and parent._live is not None else None
         if above is None and limits == NO_LIMITS:
@@ -259,6 +305,7 @@ class NotebookSession:
             live.token,
             lambda notice: self._intake.tell(live, ev.Log(notice, "warning")),
             above,
+            before,
         )
 
     def _start_child(
@@ -335,12 +382,21 @@ class NotebookSession:
             )
         return run
 
-    def _take_back(self, live: LiveRun, created: ev.RunCreated) -> Run | None:
-        """Forget a run whose id another kernel took first; return that one."""
+    def _take_back(self, live: LiveRun, created: ev.RunCreated) -> Run:
+        """Forget a run whose id another kernel took first; return that one.
+
+        Raises
+        ------
+        NotResumable
+            It was no id: another kernel was the first to go on from the same run.
+        """
         self._dispatcher.discard(live)
         self._catalog.discard(live)
         live.token.release()
-        return self._same(live.run_id, created)
+        taken = self._same(live.run_id, created)
+        if taken is None:
+            raise NotResumable("another kernel goes on from that run already; see nbrun.runs()")
+        return taken
 
     def _make_way(self, key: str | None, if_running: str) -> str | None:
         """Do what `if_running` says of a live run of the same cell; return what the new run's card says of it."""
@@ -639,6 +695,12 @@ class NotebookSession:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _following(created: ev.RunCreated, sequel: Sequel) -> ev.RunCreated:
+    """Return a run's creation with what it has of the run that it comes from."""
+    model = created.model or sequel.model
+    return msgspec.structs.replace(created, origin=sequel.origin, usage=sequel.usage, model=model)
 
 
 def _live(run: Run) -> LiveRun:

@@ -14,6 +14,7 @@ from nbrun.record import RunRecord, RunStatus, ToolCall
 from nbrun.wording import (
     cancel_notes,
     child_title,
+    going_on_notes,
     progress_words,
     question_words,
     said,
@@ -176,6 +177,8 @@ def _trimmed(record: RunRecord) -> RunRecord:
         and msgspec.structs.replace(progress, label=progress.label and shown(progress.label, 100)),
         notices=tuple(shown(notice, 200) for notice in record.notices),
         cancelled_by=shown(record.cancelled_by, 60),
+        origin=record.origin
+        and msgspec.structs.replace(record.origin, name=shown(record.origin.name, 60)),
         detached=tuple(shown(name, 60) for name in record.detached[:5]),
         detached_finished=tuple(shown(name, 60) for name in record.detached_finished[:5]),
     )
@@ -245,7 +248,8 @@ def _facts(record: RunRecord) -> list[str]:
 
 def _notes(record: RunRecord, moment: _Moment | None) -> list[str]:
     """Return what there is to say besides the status; nothing of it is wrong."""
-    return [*(() if moment is None else moment.notes), *cancel_notes(record)]
+    notes = () if moment is None else moment.notes
+    return [*notes, *going_on_notes(record), *cancel_notes(record)]
 
 
 def _warnings(record: RunRecord, problem: str | None) -> list[str]:

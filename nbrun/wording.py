@@ -6,12 +6,17 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.encoding import readable, shown
 from nbrun.errors import BadOption
+from nbrun.events import REPLAY, RESUME, RETRY
 from nbrun.record import ChildSummary, RunRecord, RunStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nbrun.events import ApprovalResolved, Progress
 
 UNLOAD = "unload"
@@ -42,6 +47,7 @@ _ASKED_BY = {
     UNLOAD: "the unloading of nbrun",
 }
 SHOWN_QUESTIONS = 3
+_RESUMABLE = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
 
 # Control characters, and those that turn the direction of what follows: a question must read as what it is.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -302,6 +308,43 @@ def resolution_words(
 def child_title(child: ChildSummary) -> str:
     """Return what a child run is called on its parent's card: `helper #5`."""
     return child.name if child.number is None else f"{child.name} #{child.number}"
+
+
+_COMES_FROM = {RESUME: "resumed from", RETRY: "retry of", REPLAY: "replay of"}
+_BECAME = {RESUME: "resumed as", RETRY: "retried as", REPLAY: "replayed as"}
+
+
+def origin_words(record: RunRecord) -> str:
+    """Return which run this one comes from: `resumed from #3`; empty where it comes from none."""
+    origin = record.origin
+    if origin is None:
+        return ""
+    where = "a recorded run" if origin.kind == REPLAY else "a run of another store"
+    ref = f"{where} ({origin.name})" if origin.number is None else f"#{origin.number}"
+    return f"{_COMES_FROM.get(origin.kind, 'comes from')} {ref}"
+
+
+def sequel_words(sequels: Sequence[tuple[int, str]]) -> str:
+    """Return which runs come from this one: `retried as #5, resumed as #6`; the last ones of many."""
+    named = [f"{_BECAME.get(kind, 'followed by')} #{number}" for number, kind in sequels]
+    return ", ".join(named if len(named) <= 5 else ["…", *named[-5:]])
+
+
+def going_on_notes(record: RunRecord) -> list[str]:
+    """Return what there is to say of where a run comes from, what comes from it, and how it can be gone on with."""
+    notes = [origin_words(record), sequel_words(record.sequels)]
+    is_replay = record.origin is not None and record.origin.kind == REPLAY
+    is_resumed = any(kind == RESUME for _, kind in record.sequels)
+    has_state = record.checkpoint is not None or record.resumed_from is not None
+    if has_state and not is_replay and not is_resumed and record.status in _RESUMABLE:
+        ref = record.run_id if record.number is None else f"#{record.number}"
+        notes.append(f"%agentrun resume {ref} goes on from its last checkpoint")
+    return [note for note in notes if note]
+
+
+def with_sequels(record: RunRecord, sequels: Sequence[tuple[int, str]]) -> RunRecord:
+    """Return the record as it is shown once other runs come from it."""
+    return msgspec.structs.replace(record, sequels=tuple(sequels)) if sequels else record
 
 
 def tokens_words(record: RunRecord) -> str:

@@ -492,3 +492,27 @@ def test_a_reader_that_leaves_early_is_no_error(kept: Path) -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_list_and_show_tell_what_comes_from_what(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A retry names the run that it repeats, and that one names its retry; what can be gone on with says how."""
+
+    async def keeps(prompt: str, run: nbrun.RunContext) -> None:
+        run.checkpoint(1)
+        raise ValueError("over")
+
+    with NotebookSession(tmp_path / "tea.ipynb", ids=SequentialIds()) as session:
+        old = session.start(keeps, name="old")
+        old.wait(BOUND_S)
+        old.retry().wait(BOUND_S)
+    path = str(tmp_path / "tea.ipynb")
+    assert cli.main(["list", path]) == 0
+    assert "old (retry of #1)" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["show", "1", path]) == 0
+    shown = capsys.readouterr().out
+    assert "retried as #2" in shown
+    assert "%agentrun resume #1 goes on from its last checkpoint" in shown
+    assert cli.main(["show", "2", path]) == 0
+    assert "retry of #1" in capsys.readouterr().out

@@ -173,10 +173,3 @@ def test_current_is_the_run_that_the_code_belongs_to(run: RunContext) -> None:
         assert nbrun.current() is run
     finally:
         current_run.reset(token)
-
-
-def test_what_is_not_there_yet_says_so(run: RunContext) -> None:
-    """Checkpoints raise; they are no silent stubs."""
-    with pytest.raises(NotImplementedError):
-        run.checkpoint({})
-    assert run.restored is None

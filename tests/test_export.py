@@ -22,6 +22,7 @@ from nbrun.record import RunRecord
 from nbrun.store import SessionStore, store_path
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
+from tests.fakes.readers import reader
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> </pre></article>"
@@ -166,6 +167,31 @@ def test_the_number_of_a_child_is_no_strangers(file: Path, target: Kept) -> None
     parent = target.runs()[2][0]
     assert [child.number for child in parent.children] == [None]
     assert [child.run_id for child in parent.children] == ["run-seq-1"]
+
+
+def test_the_number_of_an_origin_is_no_strangers(
+    tmp_path: Path, target: Kept, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was resumed names the run that it goes on from by its id; here its number is another's."""
+    notebook, path = tmp_path / "book.ipynb", tmp_path / "book.jsonl"
+    with NotebookSession(notebook, ids=SequentialIds("book")) as session:
+        old = session.start(reader(2), "tea")
+        assert old.wait(BOUND_S)
+        assert old.resume().wait(BOUND_S)
+    session.store.close(1.0)
+    assert cli.main(["export", "--all", str(notebook), "-o", str(path)]) == 0
+    for here in (target.notebook, notebook):
+        assert cli.main(["import", str(path), str(here)]) == 0
+    resumed = target.runs()[-1][0]
+    assert resumed.origin == ev.Origin("resume", "run-book-0", None, "reader", 2)
+    store = SessionStore([target.path], SystemClock())
+    store.open_existing()
+    assert store.sequels(1) == []
+    store.close(1.0)
+    assert len(Kept(notebook).runs()) == 2  # it knows its own
+    capsys.readouterr()
+    assert cli.main(["show", "last", str(target.notebook)]) == 0
+    assert "resumed from a run of another store (reader)" in capsys.readouterr().out
 
 
 def test_a_run_that_was_live_is_lost_where_it_comes_in(

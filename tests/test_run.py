@@ -326,17 +326,3 @@ def test_display_goes_to_whoever_shows_cards(
     session.on_display = shown.append
     run.display()
     assert shown == [run]
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda run: run.resume(), lambda run: run.retry(),
-    ],
-    ids=["resume", "retry"],
-)  # fmt: skip
-def test_what_is_not_there_yet_says_so(session: NotebookSession, call: object) -> None:
-    """Nothing is a silent stub."""
-    run = ended(session.start(agents.instant))
-    with pytest.raises(NotImplementedError, match="not in this version"):
-        call(run)  # type: ignore[operator]  # the lambdas above

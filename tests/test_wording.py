@@ -15,10 +15,13 @@ from nbrun.wording import (
     UNLOAD,
     cancel_notes,
     duration,
+    going_on_notes,
+    origin_words,
     progress_words,
     queued_words,
     status_words,
     tokens_words,
+    with_sequels,
 )
 
 
@@ -226,3 +229,55 @@ def test_a_place_in_line_reads_as_people_say_it(ahead: int, under_way: int, word
 def test_progress_reads_as_a_count(progress: ev.Progress | None, words: str) -> None:
     """Whole numbers without a fraction, and no number of an agent's is too much."""
     assert progress_words(progress) == words
+
+
+ORIGIN = ev.Origin("resume", "run-x", 3, "tea")
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [
+        (None, ""),
+        (ORIGIN, "resumed from #3"),
+        (ev.Origin("retry", "run-x", 3), "retry of #3"),
+        (ev.Origin("replay", "run-x", 3), "replay of #3"),
+        (ev.Origin("replay", "run-x", None, "tea"), "replay of a recorded run (tea)"),
+        (ev.Origin("acme", "run-x", 3), "comes from #3"),
+    ],
+)
+def test_a_run_says_where_it_comes_from(origin: ev.Origin | None, words: str) -> None:
+    """By the number in its store, or the name of a recording."""
+    assert origin_words(msgspec.structs.replace(RECORD, origin=origin)) == words
+
+
+@pytest.mark.parametrize("status", RunStatus)
+def test_a_run_says_how_it_can_be_gone_on_with(status: RunStatus) -> None:
+    """Where it has a checkpoint, or goes on from a run that has one, and has neither completed nor is live."""
+    kept = msgspec.structs.replace(
+        RECORD, status=status, number=4, checkpoint=ev.Checkpoint("c", 9)
+    )
+    told = ["%agentrun resume #4 goes on from its last checkpoint"]
+    can_be = status in (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
+    assert going_on_notes(kept) == (told if can_be else [])
+    resumed = msgspec.structs.replace(kept, checkpoint=None, origin=ORIGIN)
+    assert going_on_notes(resumed) == ["resumed from #3", *(told if can_be else [])]
+    replay = msgspec.structs.replace(kept, origin=ev.Origin("replay", "run-x", 3))
+    assert going_on_notes(replay) == ["replay of #3"]
+    assert going_on_notes(msgspec.structs.replace(kept, checkpoint=None)) == []
+
+
+def test_a_run_says_what_has_come_of_it() -> None:
+    """Each run that comes from it; once it is gone on with, no more how that can be done."""
+    lost = msgspec.structs.replace(
+        RECORD, status=RunStatus.LOST, number=4, checkpoint=ev.Checkpoint("c", 9)
+    )
+    assert with_sequels(lost, []) is lost
+    retried = with_sequels(lost, [(5, "retry"), (6, "replay")])
+    words, how = going_on_notes(retried)
+    assert words == "retried as #5, replayed as #6"
+    assert how.startswith("%agentrun resume #4")
+    assert going_on_notes(with_sequels(lost, [(5, "retry"), (7, "resume")])) == [
+        "retried as #5, resumed as #7"
+    ]
+    many = with_sequels(lost, [(number, "retry") for number in range(5, 50)])
+    assert going_on_notes(many)[0].startswith("…, retried as #45")

@@ -14,8 +14,10 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 from nbrun.errors import AgentNotFound
+from nbrun.recording import Replay as Replay
 
 if TYPE_CHECKING:
+    from nbrun.checkpoint import State
     from nbrun.context import RunContext
     from nbrun.events import EventData
 
@@ -74,8 +76,19 @@ def as_native(adapter: AgentAdapter) -> NativeCancel | None:
     return cast("NativeCancel", adapter) if hasattr(adapter, "cancel") else None
 
 
+@runtime_checkable
+class Resuming(Protocol):
+    """An adapter that can go on from a state; without it, an agent looks at `run.restored` itself."""
+
+    def resume(
+        self, agent: object, state: State, run: RunContext
+    ) -> AsyncIterator[EventData | Output]:
+        """Yield what the agent does from there on; `state` as the adapter gave it to `run.checkpoint()`."""
+        ...
+
+
 # In the order in which they are asked; plain comes last, for it takes any callable.
-_BUILT_IN = ("cell", "scripted", "builtin", "pydantic_ai", "plain")
+_BUILT_IN = ("cell", "scripted", "replay", "builtin", "pydantic_ai", "plain")
 
 
 @lru_cache(maxsize=1)

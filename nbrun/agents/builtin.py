@@ -98,6 +98,11 @@ def choose(
     return ModelAgent(named, label, tools), label
 
 
+def named(label: str) -> str:
+    """Return the model that cards call so."""
+    return next((model for model, words in LABELS.items() if words == label), label)
+
+
 def _found_in(environ: Mapping[str, str]) -> str | None:
     for provider, default in DEFAULTS.items():
         if any(environ.get(key) for key in KEYS[provider]):

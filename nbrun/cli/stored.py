@@ -24,7 +24,14 @@ from nbrun.errors import RunNotFound
 from nbrun.query import read_query
 from nbrun.record import RunRecord, RunStatus
 from nbrun.store import SUFFIX, SessionStore, schema, store_path
-from nbrun.wording import cancel_notes, progress_words, status_words
+from nbrun.wording import (
+    cancel_notes,
+    going_on_notes,
+    origin_words,
+    progress_words,
+    status_words,
+    with_sequels,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -72,7 +79,9 @@ def _list_table(runs: Sequence[StoredRun]) -> Table:
         rows.add_row(
             *cells(
                 f"#{run.number}",
-                record.name,
+                f"{record.name} ({comes_from})"
+                if (comes_from := origin_words(record))
+                else record.name,
                 status_words(record),
                 record.agent,
                 moment(record.started_at or record.created_at),
@@ -87,11 +96,14 @@ def show_run(options: argparse.Namespace) -> int:
     """Show all that is kept of one run; return the exit code."""
     path = store_at(options.path)
     with opened(path) as store:
-        record = store.record(find(store, options.ref).number)
+        number = find(store, options.ref).number
+        record = with_sequels(store.record(number), store.sequels(number))
     say(safe(f"#{record.number} {record.name}"))
     for word, text in _facts(record, relative(path)):
         if text:
             say(safe(f"  {word:<8} {text}"))
+    for note in going_on_notes(record):
+        say(safe(f"  {note}"))
     for notice in (*cancel_notes(record), *record.notices):
         say(safe(f"  ! {notice}"))
     for tool in record.tools:

@@ -150,7 +150,7 @@ class ProcessHost:
         attempt = Attempt(
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(), begin.grace_s,
             begin.timeout_s, begin.thread, begin.limits, begin.approve, "process",
-            keeper=_keeper(begin), keep_object=begin.keep_object,
+            keeper=_keeper(begin), keep_object=begin.keep_object, restored=begin.restored,
         )  # fmt: skip
         self._thread = thread = LoopThread(
             "nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop

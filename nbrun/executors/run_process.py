@@ -344,6 +344,7 @@ class RunProcess:
                             attempt.run_id, attempt.number, attempt.parcel, attempt.prompt, attempt.grace_s,
                             attempt.timeout_s, attempt.thread, attempt.limits, attempt.approve, self.name,
                             attempt.reentrant_loop, attempt.keep_object, _folder_of(attempt),
+                            attempt.restored,
                         )
                     )  # fmt: skip
             case Cancel(reason=reason, cause=cause):

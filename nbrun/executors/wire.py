@@ -9,6 +9,7 @@ import msgspec
 from nbrun import events as ev
 from nbrun.attempt import HostEvent, Limits
 from nbrun.cancellation import CancelCause
+from nbrun.checkpoint import Restored
 from nbrun.encoding import Plain, plain
 
 
@@ -32,6 +33,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     reentrant_loop: bool = False
     keep_object: bool = False
     files: str = ""  # the folder for the files that it makes; empty where there is none
+    restored: Restored | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

@@ -17,8 +17,9 @@ import msgspec
 from nbrun.artifacts import ArtifactFiles, folder_beside
 from nbrun.errors import StoreDamaged, StoreError, StoreInTrouble
 from nbrun.record import RunRecord
-from nbrun.store import reader, schema
+from nbrun.store import checkpoints, reader, schema
 from nbrun.store.artifacts import read_artifacts
+from nbrun.store.checkpoints import Checkpointed
 from nbrun.store.home import Home
 from nbrun.store.reader import StoredRun
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
@@ -33,7 +34,16 @@ if TYPE_CHECKING:
     from nbrun.events import RunEvent
     from nbrun.query import Query
 
-__all__ = ["Committed", "Keep", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
+__all__ = [
+    "Checkpointed",
+    "Committed",
+    "Keep",
+    "SessionStore",
+    "Source",
+    "StoredRun",
+    "places_for",
+    "store_path",
+]
 
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
@@ -305,6 +315,16 @@ class SessionStore:
             return (
                 [] if connection is None else reader.read_events(connection, number, after, limit)
             )
+
+    def checkpoint(self, number: int) -> bytes | None:
+        """Return the packed state that a run can be gone on from, if there is one."""
+        with self._reading() as connection:
+            return None if connection is None else checkpoints.read(connection, number)
+
+    def sequels(self, number: int) -> list[tuple[int, str]]:
+        """Return the number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
+        with self._reading() as connection:
+            return [] if connection is None else checkpoints.sequels(connection, number)
 
     @property
     def files(self) -> ArtifactFiles:

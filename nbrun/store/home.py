@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from nbrun.errors import StoreDamaged, StoreError, StoreInTrouble
-from nbrun.store import schema
+from nbrun.store import checkpoints, schema
 from nbrun.store.orphans import mark_lost
 from nbrun.store.trouble import Kind, Trouble, is_damage, trouble_of
 
@@ -132,6 +132,7 @@ class Home:
         connection = schema.open_for_writing(path, self._clock.now(), OPEN_WAIT_S)
         try:
             self.lost = mark_lost(connection, self._clock.now())
+            checkpoints.sweep(connection)
         except BaseException:
             connection.close()
             raise

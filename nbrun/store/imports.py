@@ -125,9 +125,14 @@ def _number_of(
 
 def _without_numbers(event: ev.RunEvent) -> ev.RunEvent:
     """Return an event without the numbers that runs had in another file: here they are those of others."""
-    if isinstance(event.data, ev.RunCreated | ev.ChildStarted):
-        return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, number=None))
-    return event
+    data = event.data
+    if not isinstance(data, ev.RunCreated | ev.ChildStarted):
+        return event
+    data = msgspec.structs.replace(data, number=None)
+    if isinstance(data, ev.RunCreated) and data.origin is not None:
+        origin = msgspec.structs.replace(data.origin, number=None)
+        data = msgspec.structs.replace(data, origin=origin)
+    return msgspec.structs.replace(event, data=data)
 
 
 def _digest(events: Sequence[ev.RunEvent]) -> str:

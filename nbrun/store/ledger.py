@@ -13,7 +13,7 @@ from nbrun import events as ev
 from nbrun.encoding import clean_text
 from nbrun.errors import StoreError
 from nbrun.fold import fold
-from nbrun.store import deltas, large, reader
+from nbrun.store import checkpoints, deltas, large, reader
 from nbrun.store.artifacts import insert_artifacts
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nbrun.artifacts import ArtifactFiles
     from nbrun.record import RunRecord, RunStatus
     from nbrun.store.backlog import Dropped
+    from nbrun.store.checkpoints import Checkpointed
 
 _LARGE = large.LIMIT
 _log = logging.getLogger("nbrun")
@@ -135,17 +136,13 @@ class Ledger:
         ------
         IdTaken
             It is to be started once only, and the file has a run with its id: of another kernel, perhaps, that
-            came first. The transaction that is open here keeps all others out meanwhile.
+            came first; or it goes on from a run that another one goes on from already. The transaction that is
+            open here keeps all others out meanwhile.
         """
         data = created.data
         assert isinstance(data, ev.RunCreated)  # noqa: S101 - the writer looks before it calls
         record = fold([created])
-        if (
-            data.options.get(ev.ONCE)
-            and self._connection.execute(
-                "SELECT 1 FROM runs WHERE run_id = ?", (created.run_id,)
-            ).fetchone()
-        ):
+        if self._is_taken(created.run_id, data):
             raise IdTaken(created.run_id)
         cursor = self._connection.execute(
             "INSERT INTO runs (session, run_id, name, status, created_at, inputs, record)"
@@ -156,8 +153,21 @@ class Ledger:
             ),
         )  # fmt: skip
         number = int(cursor.lastrowid or 0)
+        origin = data.origin
+        if origin is not None and origin.number is not None:
+            checkpoints.insert_origin(self._connection, number, origin.number, origin.kind)
         numbered = msgspec.structs.replace(data, number=number)
         return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
+
+    def _is_taken(self, run_id: str, data: ev.RunCreated) -> bool:
+        """Return whether what this run is to be the only one of is there already."""
+        if data.options.get(ev.ONCE):
+            same = "SELECT 1 FROM runs WHERE run_id = ?"
+            return self._connection.execute(same, (run_id,)).fetchone() is not None
+        origin = data.origin
+        if origin is None or origin.kind != ev.RESUME or origin.number is None:
+            return False
+        return checkpoints.is_resumed(self._connection, origin.number)
 
     def find_run(self, session_key: int, run_id: str, status: RunStatus) -> Row:
         """Return the row of a run that is no longer kept in mind: its detached work has something to tell.
@@ -252,6 +262,14 @@ class Ledger:
             return row
         self._records.append((record.status, reader.encode_record(record), row.number))
         return Row(row.number, record.status, row.deltas)
+
+    def keep_checkpoint(self, row: Row, checkpointed: Checkpointed) -> None:
+        """Write the newest state that a run can be gone on from, after the events before it."""
+        checkpoints.keep(self._connection, row.number, checkpointed)
+
+    def drop_checkpoints(self, number: int) -> None:
+        """Delete, in a transaction of its own, what nobody goes on from any more: the run has completed."""
+        checkpoints.drop(self._connection, number)
 
     def _put(self, number: int, opened: OpenRow) -> None:
         """Write a row that takes no more: over its first form, or with the other events."""

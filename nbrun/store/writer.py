@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from nbrun.clock import Clock
+    from nbrun.store.checkpoints import Checkpointed
     from nbrun.store.home import Home
 
 _log = logging.getLogger("nbrun")
@@ -76,7 +77,12 @@ class Committed(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the writer gets events from; its methods are called on the writer's thread only."""
+    """Where the writer gets events from; its methods are called on the writer's thread only.
+
+    `checkpoints` are states that drained events tell of, by run: the writer takes them out once they are stored.
+    """
+
+    checkpoints: dict[str, Checkpointed]
 
     def drain(self) -> list[ev.RunEvent]:
         """Return all events that wait: numbered, redacted, in order."""
@@ -166,6 +172,7 @@ class Writer:
         self._state = _State.BUSY
         self._has_news = self._is_urgent = self._has_more_than_text = False
         self._is_stopping = False
+        self._checkpointed: set[str] = set()  # live runs that have a checkpoint in the file
         self._is_look_due = True
         self._given_up: set[str] = set()  # runs of which something can never be stored
         self._watch = Watch(self._overtake, clock)
@@ -239,6 +246,19 @@ class Writer:
         for item in committed:
             if not item.record.is_live and item.run_id not in self._behind | self._given_up:
                 self._runs.pop(item.run_id, None)
+                self._drop_checkpoints(item.record)
+
+    def _drop_checkpoints(self, record: RunRecord) -> None:
+        """Delete what an ended run was to be gone on from, if it has completed; its end is on disk."""
+        had_one = record.run_id in self._checkpointed or record.resumed_from is not None
+        self._checkpointed.discard(record.run_id)
+        if not had_one or record.status is not RunStatus.COMPLETED or record.number is None:
+            return
+        try:
+            with self._lock:
+                self._ledger.drop_checkpoints(record.number)
+        except sqlite3.Error as error:  # it does no harm, and is swept when the file is next opened
+            _log.warning("%s: its checkpoint could not be deleted (%s)", record.run_id, error)
 
     def _source_groups(self, committed: list[Committed]) -> _Group:
         """Return new events by run, and no events for runs that have only a backlog.
@@ -494,11 +514,31 @@ class Writer:
                     run_id: self._write_run(session_key, run_id, run, groups[run_id], stand_in)
                     for run_id, run in runs.items()
                 }
+                kept = self._keep_checkpoints(written)
                 self._ledger.commit()
             except BaseException:
                 self._ledger.rollback()
                 raise
+        for run_id, checkpointed in kept.items():
+            self._checkpointed.add(run_id)
+            if (
+                self.source.checkpoints.get(run_id) is checkpointed
+            ):  # else a newer one waits already
+                del self.source.checkpoints[run_id]
         return session_key, written
+
+    def _keep_checkpoints(
+        self, written: dict[str, tuple[Row, RunRecord, list[ev.RunEvent]]]
+    ) -> dict[str, Checkpointed]:
+        """Write the newest states of these runs; return them. One whose event is not written yet has to wait for it."""
+        kept: dict[str, Checkpointed] = {}
+        for run_id in self.source.checkpoints.keys() & written.keys():
+            checkpointed = self.source.checkpoints[run_id]
+            row, record, _ = written[run_id]
+            if checkpointed.seq < record.event_count:
+                self._ledger.keep_checkpoint(row, checkpointed)
+                kept[run_id] = checkpointed
+        return kept
 
     # --- while the disk does not answer ----------------------------------------------------------
 

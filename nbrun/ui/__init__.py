@@ -8,6 +8,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
+from nbrun.agents import registered
 from nbrun.config import NbRun
 from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
@@ -15,7 +16,7 @@ from nbrun.session import NotebookSession
 from nbrun.ui import clicks, control
 from nbrun.ui.formatting import format_value
 from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, uninterrupted, wait_for
-from nbrun.wording import UNLOAD, status_words
+from nbrun.wording import UNLOAD, status_words, with_sequels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,8 @@ class Extension:
         self.config.observe(lambda _: self._name_secrets(), "secrets")
         self._name_secrets()
         self.session.on_display = self.show
+        self.session.find_agent = self._find_agent
+        self.session.on_followed = self._redraw_followed
         if self.kernel is not None:
             self.session.on_format = functools.partial(format_value, shell)
         self._clicks = clicks.Clicks(self.session)
@@ -162,9 +165,9 @@ class Extension:
         from nbrun.snapshot import bundle, plain_text
 
         if self.kernel is None:
-            print(plain_text(run.record, run.problem))
+            print(plain_text(_shown_record(run), run.problem))
             return
-        handle, record, problem = DisplayHandle(), run.record, run.problem
+        handle, record, problem = DisplayHandle(), _shown_record(run), run.problem
         is_ours, headless = run._live is not None, is_headless(self.shell)
         data = bundle(record, problem, is_redrawn=is_ours and not headless)
         display(data, raw=True, display_id=handle.display_id)
@@ -183,7 +186,19 @@ class Extension:
     def _redraw(self, run: Run, handle: Any) -> None:
         from nbrun.snapshot import bundle
 
-        handle.update(bundle(run.record, run.problem), raw=True)
+        handle.update(bundle(_shown_record(run), run.problem), raw=True)
+
+    def _redraw_followed(self, run: Run) -> None:
+        """Have the card of a run say which runs come from it by now."""
+        if self._board is not None and run._live is not None:
+            self._board.note_sequels(run._live, run.sequels)
+
+    def _find_agent(self, name: str) -> object:
+        """Return the agent of this name: registered, or made by the notebook itself; None where there is none."""
+        shell = self.shell
+        if name in shell.user_ns and not name.startswith("_") and name not in shell.user_ns_hidden:
+            return shell.user_ns[name]
+        return registered().get(name)
 
     def _redraw_ended(self) -> None:
         """Bring static cards up to date whose runs have ended.
@@ -276,6 +291,12 @@ class Extension:
         live = self.session.live_runs
         runs = [{**_listed(run), "session_id": self.session.id} for run in live[:LIST_LIMIT]]
         return {"outcome": "listed", "runs": runs, "total": len(live)}
+
+
+def _shown_record(run: Run) -> RunRecord:
+    """Return the record with a word on the runs that come from this one."""
+    record = run.record
+    return record if record.is_live else with_sequels(record, run.sequels)
 
 
 def _when_asking(run: Run, drawn: RunRecord, redraw: Callable[[], object]) -> None:

@@ -6,7 +6,7 @@ import contextvars
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import traitlets
 from nbrun.record import RunStatus
 from nbrun.snapshot import bundle
 from nbrun.ui.view import view
+from nbrun.wording import with_sequels
 
 if TYPE_CHECKING:
     from nbrun.intake import LiveRun
@@ -61,6 +62,7 @@ class _Card:
         # A bare thread would send into whichever cell ran last.
         self.context = contextvars.copy_context()
         self.remove: Callable[[], None] = lambda: None
+        self.sequels: Sequence[tuple[int, str]] = ()
         self.says_asking = (
             False  # whether what a notebook file has of the run says that it asks something
         )
@@ -118,6 +120,14 @@ class CardBoard:
         for card in queued:
             self._mark(card)
 
+    def note_sequels(self, live: LiveRun, sequels: Sequence[tuple[int, str]]) -> None:
+        """Have the card of an ended run say which runs come from it."""
+        with self._lock:
+            cards = [card for card in (*self._live, *self._ended) if card.live is live]
+        for card in cards:
+            card.sequels = sequels
+            self._mark(card)
+
     def close(self, timeout_s: float) -> None:
         """Draw what has changed and stop."""
         self._is_closing = True
@@ -172,14 +182,14 @@ class CardBoard:
     def _draw(self, card: _Card) -> None:
         live = card.live
         try:
-            card.widget.run = self._view(live)
+            card.widget.run = self._view(live, card.sequels)
             if live.record.is_live:
                 # Not with each question: the page draws the card anew, and somebody may be typing in it.
                 if bool(live.record.pending) != card.says_asking:
                     card.handle.update(card.bundle(), raw=True)
                 return
             problem = live.problem  # looked at once: what clears it meanwhile marks the card again
-            card.handle.update(bundle(live.record, problem), raw=True)
+            card.handle.update(bundle(with_sequels(live.record, card.sequels), problem), raw=True)
             # Else it is drawn again: when the run has been saved, or what it left running has ended.
             if problem is None and live.record.is_settled:
                 card.remove()
@@ -198,8 +208,8 @@ class CardBoard:
         if oldest is not None:
             oldest.context.run(oldest.widget.close)
 
-    def _view(self, live: LiveRun) -> dict[str, Any]:
-        record = live.record
+    def _view(self, live: LiveRun, sequels: Sequence[tuple[int, str]] = ()) -> dict[str, Any]:
+        record = with_sequels(live.record, sequels)
         is_queued = record.status is RunStatus.QUEUED
         words = self._session.line_words(live) if is_queued else None
         return view(record, self._session.clock.now(), live.problem, words)

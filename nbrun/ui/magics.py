@@ -20,6 +20,7 @@ from nbrun.cancellation import CancelOutcome, CancelReceipt
 from nbrun.encoding import shown
 from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.questions import ALLOW, DENY
+from nbrun.sequel import CELL
 from nbrun.ui.interpolation import interpolate
 from nbrun.ui.options import (
     ALIASES,
@@ -27,6 +28,7 @@ from nbrun.ui.options import (
     Request,
     help_text,
     read_request,
+    read_sequel,
     read_subcommand,
     refuse_flags,
     run_options,
@@ -99,6 +101,7 @@ class AgentMagics(Magics):
             max_turns=request.max_turns, max_tokens=request.max_tokens, max_cost=request.max_cost,
             keep_object=request.keep_object, approve=request.approve,
             answerable=self._extension.is_answerable(request.block),
+            target=CELL if request.python else request.target,
         )  # fmt: skip
         if request.out is not None:
             self._extension.shell.user_ns[request.out] = run
@@ -200,6 +203,24 @@ class AgentMagics(Magics):
 
         self._no_more("doctor", words)
         doctor.show(self._extension)
+
+    def _retry(self, words: list[str]) -> None:
+        self._follow("retry", words)
+
+    def _resume(self, words: list[str]) -> None:
+        self._follow("resume", words)
+
+    def _replay(self, words: list[str]) -> None:
+        self._follow("replay", words)
+
+    def _follow(self, kind: str, words: list[str]) -> None:
+        """Start a run that comes from another one, and show its card."""
+        asked, extension = read_sequel(self.agentrun, kind, words), self._extension
+        answerable = extension.is_answerable(asked.block)
+        run = extension.session.follow(kind, asked.ref, answerable=answerable, **asked.options)
+        if asked.out is not None:
+            extension.shell.user_ns[asked.out] = run
+        extension.present(run, asked.block)
 
     def _approve(self, words: list[str]) -> None:
         args = take_flag(words, "--args", has_value=True)

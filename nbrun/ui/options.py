@@ -91,6 +91,13 @@ SUBCOMMANDS = {
     "cancel": Subcommand(
         "cancel [REF… | --all] [--reason TEXT]", "stop runs; the newest live one without REF"
     ),
+    "retry": Subcommand("retry [REF] [options]", "run the same again, as a new run"),
+    "resume": Subcommand(
+        "resume [REF] [options]", "go on from the checkpoint of a failed, cancelled or lost run"
+    ),
+    "replay": Subcommand(
+        "replay [REF] [--speed 1|10|max]", "show a run once more: no agent, no key"
+    ),
     "approve": Subcommand(
         "approve [REF] [CALL] [--args JSON] [--choose OPTION] [--text TEXT]",
         "allow what a run asks for",
@@ -156,13 +163,23 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
     refuse_call(line)
     try:
         # Not by IPython's parse_argstring: it leaves the quotes in a quoted value.
-        args = magic.parser.parse_args(_joined(shlex.split(line)))  # type: ignore[attr-defined]  # the decorators add it
-    except UsageError as error:
-        raise BadOption(_mended(str(error))) from None
-    except ValueError as error:  # shlex: a quote that is never closed
+        words = shlex.split(line)
+    except ValueError as error:  # a quote that is never closed
         raise BadOption(
             f"the line cannot be read ({error}); close the quote, or escape it"
         ) from None
+    return _request(_parsed(magic, words))
+
+
+def _parsed(magic: Callable[..., Any], words: list[str]) -> Any:
+    try:
+        return magic.parser.parse_args(_joined(words))  # type: ignore[attr-defined]  # the decorators add it
+    except UsageError as error:
+        raise BadOption(_mended(str(error))) from None
+
+
+def _request(args: Any) -> Request:
+    """Return what was parsed, checked."""
     if args.block and args.noblock:
         raise BadOption("--block and --noblock exclude each other; give one")
     if args.out is not None and (not args.out.isidentifier() or keyword.iskeyword(args.out)):
@@ -193,6 +210,52 @@ def _joined(words: list[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+@dataclass(frozen=True, slots=True)
+class SequelRequest:
+    """What a `%agentrun retry`, `resume` or `replay` line asks for: a run, and what is to be other than there."""
+
+    ref: str
+    out: str | None
+    block: bool | None
+    options: dict[str, Any]
+
+
+_NOT_OF_SEQUELS = ("id", "python", "no_interpolate")
+_NOT_OF_REPLAYS = (
+    "timeout_s", "max_turns", "max_tokens", "max_cost", "model", "approve", "on", "thread",
+    "keep_object",
+)  # fmt: skip
+
+
+def read_sequel(magic: Callable[..., Any], verb: str, words: list[str]) -> SequelRequest:
+    """Return what the line asks for; of the options, those that it gives.
+
+    Raises
+    ------
+    BadOption
+        An option or a value is unknown, or has no place here; the message names the mend.
+    """
+    speed = take_flag(words, "--speed", has_value=True) if verb == "replay" else None
+    args = _parsed(magic, words)
+    for name in _NOT_OF_SEQUELS:
+        if getattr(args, name):
+            raise BadOption(f"--{name.replace('_', '-')} has no place in %agentrun {verb}")
+    target, args.target = args.target, None  # a run, no agent
+    request = _request(args)
+    given = {
+        "name": request.name, "timeout_s": request.timeout_s, "model": request.model,
+        "max_turns": request.max_turns, "max_tokens": request.max_tokens, "max_cost": request.max_cost,
+        "if_running": args.if_running, "approve": args.approve, "on": args.on,
+        "tags": request.tags or None, "thread": args.thread or None, "speed": speed,
+        "keep_object": args.keep_object or None,
+    }  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
+    if verb == "replay" and (strange := [name for name in _NOT_OF_REPLAYS if name in options]):
+        flag = strange[0].removesuffix("_s").replace("_", "-")
+        raise BadOption(f"--{flag} has no place in %agentrun replay: no agent runs in one")
+    return SequelRequest(target or "last", request.out, request.block, options)
 
 
 _CALL = re.compile(r"\s*(\w+)\s*\(")

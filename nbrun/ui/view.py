@@ -9,6 +9,7 @@ from nbrun.encoding import readable, shown
 from nbrun.wording import (
     cancel_notes,
     child_title,
+    going_on_notes,
     progress_words,
     said,
     status_words,
@@ -39,7 +40,7 @@ def view(
     text = said(record)
     hidden = max(0, len(text) - TEXT_LIMIT)
     text = text[hidden:]
-    notices = [*cancel_notes(record), *record.notices]
+    notices = [*going_on_notes(record), *cancel_notes(record), *record.notices]
     if problem:
         notices.append(f"not saved: {problem}")
     return {

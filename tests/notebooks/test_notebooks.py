@@ -82,7 +82,7 @@ def test_cards_of_a_headless_run_show_its_end(notebook: Path, executed: Executed
     cards = [out.data for out in outputs if "application/vnd.nbrun.run+json" in out.get("data", {})]
     statuses = {card["application/vnd.nbrun.run+json"].get("status", "queued") for card in cards}
     assert cards
-    assert statuses <= {"completed", "failed", "cancelled"}
+    assert statuses <= {"completed", "failed", "cancelled", "lost"}
     assert all(set(card) == STATIC for card in cards)
 
 
@@ -114,6 +114,21 @@ def test_second_notebook_has_four_endings(executed: Executed) -> None:
     assert failed is not None
     first_frame = failed.traceback.splitlines()[1]
     assert first_frame.endswith("in calculator")  # it begins where the reader's own code does
+
+
+def test_fifth_notebook_goes_on_after_a_kill(executed: Executed) -> None:
+    """The killed kernel's run of 05 is lost, its resumption reads the rest, and a replay shows that once more."""
+    _, (lost, resumed, replayed) = executed(FOLDER / "05_nothing_is_lost.ipynb")
+    assert [run.status for run in (lost, resumed, replayed)] == ["lost", "completed", "completed"]
+    assert lost.checkpoint is not None
+    assert resumed.resumed_from == lost.run_id
+    chapters = [f"chapter {number}" for number in range(1, 13)]
+    assert resumed.output == replayed.output == chapters
+    read = [tool.args for tool in resumed.tools]
+    assert read == [{"book": "Emma", "chapter": n} for n in range(13 - len(read), 13)]
+    assert 0 < len(read) < 12
+    assert replayed.origin is not None
+    assert (replayed.origin.kind, replayed.origin.number) == ("replay", resumed.number)
 
 
 @each_notebook

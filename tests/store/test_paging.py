@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nbrun import CancelCause, RunRecord
 from nbrun import events as ev
 from nbrun.fold import fold
-from nbrun.store import reader, schema
+from nbrun.store import Checkpointed, reader, schema
 from nbrun.store.writer import Committed, Writer
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import NOON, FakeClock
@@ -22,6 +22,8 @@ from tests.fakes.clock import NOON, FakeClock
 
 class Given:
     """A source that hands over one batch of events a commit."""
+
+    checkpoints: dict[str, Checkpointed] = {}  # noqa: RUF012 - there are none
 
     def __init__(self, batches: list[list[ev.RunEvent]]) -> None:
         self._batches = batches

@@ -9,7 +9,7 @@ from IPython.core.magic_arguments import magic_arguments
 
 from nbrun.errors import BadOption
 from nbrun.ui import options
-from nbrun.ui.options import Request, read_request, read_subcommand, take_flag
+from nbrun.ui.options import Request, read_request, read_sequel, read_subcommand, take_flag
 from nbrun.wording import duration_s
 
 
@@ -203,3 +203,34 @@ def test_the_magics_own_help_names_every_option() -> None:
     text = described.parser.format_help()
     for option in options.OPTIONS:
         assert option.flags[-1] in text
+
+
+def test_a_sequels_line_gives_what_is_to_be_other() -> None:
+    """The run, the options that are given and no others; `last` where no run is named."""
+    asked = read_sequel(
+        agentrun, "retry", ["#3", "--timeout", "90s", "-o", "again", "--tag", "a=1"]
+    )
+    assert (asked.ref, asked.out, asked.block) == ("#3", "again", None)
+    assert asked.options == {"timeout_s": 90.0, "tags": {"a": "1"}}
+    assert read_sequel(agentrun, "resume", []).ref == "last"
+    assert read_sequel(agentrun, "resume", []).options == {}
+    assert read_sequel(agentrun, "resume", ["-1", "-b"]).ref == "-1"
+    assert read_sequel(agentrun, "replay", ["tea", "--speed", "10"]).options == {"speed": "10"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("retry", ["1", "--id", "x"], "--id has no place in %agentrun retry"),
+        ("resume", ["1", "--python"], "--python has no place in %agentrun resume"),
+        ("replay", ["1", "--timeout", "3s"], "--timeout has no place in %agentrun replay"),
+        ("retry", ["1", "2"], "unrecognized arguments: 2"),
+        ("retry", ["1", "--speed", "3"], "unrecognized"),
+    ],
+)
+def test_what_has_no_place_in_a_sequels_line_is_refused(
+    verb: str, words: list[str], message: str
+) -> None:
+    """In one line."""
+    with pytest.raises(BadOption, match=message):
+        read_sequel(agentrun, verb, words)

@@ -11,6 +11,7 @@ import pytest
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.record import ToolCall
+from nbrun.snapshot import bundle
 from nbrun.ui.view import TEXT_LIMIT, TOOL_LIMIT, view
 
 RECORD = RunRecord(
@@ -149,3 +150,14 @@ def test_a_slow_cancel_is_told_on_the_card() -> None:
         cancel_requested_at=102.0, ended_at=104.0,
     )  # fmt: skip
     assert "stopped 2.0 s later" in view(record, now=105.0)["notices"][0]
+
+
+def test_a_view_and_a_saved_card_tell_where_a_run_comes_from() -> None:
+    """In words on both, and escaped where the name of a recording is anybody's."""
+    origin = ev.Origin("replay", "run-0", None, "<b>tea</b>" * 20)
+    record = msgspec.structs.replace(RECORD, origin=origin, status=RunStatus.COMPLETED)
+    assert view(record, now=105.0)["notices"][0].startswith("replay of a recorded run (<b>tea")
+    saved = bundle(record)
+    assert "replay of a recorded run (&lt;b&gt;tea" in saved["text/html"]
+    assert "<b>" not in saved["text/html"]
+    assert "replay of a recorded run" in saved["text/plain"]

@@ -1,0 +1,118 @@
+"""A kernel that is killed, and its next one that goes on: resume, retry and replay by their lines."""
+
+from __future__ import annotations
+
+from tests.kernel.cells import error_line, loaded, run_ok, stored, value
+from tests.kernel.driver import Kernel
+
+READER = """\
+async def reader(prompt, run):
+    begin = (run.restored or {"page": 0})["page"]
+    for page in range(begin, 6):
+        run.text(f"p{page} ")
+        run.usage(input_tokens=10, requests=1)
+        run.checkpoint({"page": page + 1})
+        if page == 3 and begin == 0:
+            run.phase("half")
+            await asyncio.Event().wait()
+    return f"began at {begin}"
+"""
+
+
+def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None:
+    """Start, checkpoint, SIGKILL, restart: it is lost, says how to go on, and goes on to its end."""
+    kernel = loaded_kernel
+    run_ok(kernel, READER)
+    run_ok(kernel, "%%agentrun reader -n book --max-tokens 1000 --tag k=v\ntea")
+    kernel.wait_until(
+        lambda: (r := stored(kernel.folder, "book")) is not None and r.phase == "half"
+    )
+    kernel.kill()
+    kernel.restart()
+    loaded(kernel)
+
+    card = str(run_ok(kernel, "%agentrun show book").outputs)
+    assert "Lost: its kernel died" in card
+    assert "%agentrun resume #1 goes on from its last checkpoint" in card
+    line = error_line(kernel.run("%agentrun resume book"))
+    assert line == (
+        "AgentNotFound: the agent of run #1 book is not here: define reader first, or pass agent="
+    )
+    assert value(kernel, "len(nbrun.runs())") == "1"
+
+    run_ok(kernel, READER)
+    run_ok(kernel, "%agentrun resume book -b -o new")
+    assert value(kernel, "(str(new.status), new.output, new.text)") == (
+        "('completed', 'began at 4', 'p4 p5 ')"
+    )
+    assert value(kernel, "(new.usage.input_tokens, new.record.tags, new.name)") == (
+        "(60, {'k': 'v'}, 'book')"
+    )
+    assert "resumed from #1" in str(run_ok(kernel, "%agentrun show 2").outputs)
+    card = str(run_ok(kernel, "%agentrun show 1").outputs)
+    assert "resumed as #2" in card
+    assert "%agentrun resume" not in card
+    assert "book (resumed from #1)" in value(kernel, "nbrun.runs()._repr_html_()")
+    assert "has completed; retry" in error_line(kernel.run("%agentrun resume #2"))
+
+    run_ok(kernel, "%agentrun retry #2 --timeout 50s -n again -a -o again")
+    run_ok(kernel, "%agentrun cancel again\n%agentrun wait again")
+    assert value(kernel, "again.record.options") == "{'timeout_s': 50.0, 'max_tokens': 1000}"
+    assert "retry of #2" in str(run_ok(kernel, "%agentrun show again").outputs)
+
+    run_ok(kernel, "%agentrun replay 2 --speed max -b -o shown")
+    assert value(kernel, "(shown.text, shown.output, shown.usage == new.usage)") == (
+        "('p4 p5 ', 'began at 4', True)"
+    )
+    assert "replay of #2" in str(run_ok(kernel, "%agentrun show last").outputs)
+
+
+def test_lines_that_ask_for_what_cannot_be(shared_kernel: Kernel) -> None:
+    """Each mistake is one line that names the mend."""
+    kernel = shared_kernel
+    run_ok(kernel, "%%agentrun say -n said -b\nhi")
+    for line, words in (
+        ("%agentrun resume said", "has completed; retry runs it again: %agentrun retry #"),
+        ("%agentrun retry nobody", "no run 'nobody' here"),
+        ("%agentrun retry said --id x", "--id has no place in %agentrun retry"),
+        ("%agentrun replay said --max-turns 3", "--max-turns has no place in %agentrun replay"),
+        ("%agentrun replay said --speed fast", "speed is 'fast'; give 1, 10"),
+        ("%agentrun retry said --timout 3s", "did you mean --timeout?"),
+        ("%agentrun replay said --speed", "--speed needs a value"),
+    ):
+        assert words in error_line(kernel.run(line)), line
+
+
+def test_the_code_of_a_cell_is_not_run_again_unseen(loaded_kernel: Kernel) -> None:
+    """`--python`: in its own session a retry runs the same code; a later kernel asks for the cell itself."""
+    kernel = loaded_kernel
+    run_ok(kernel, "%%agentrun --python -n code -b\n6 * 7")
+    run_ok(kernel, "%agentrun retry code -b -o again")
+    assert value(kernel, "again.output") == "42"
+    kernel.restart()
+    loaded(kernel)
+    assert "is its cell: run that cell again" in error_line(kernel.run("%agentrun retry code"))
+
+
+def test_the_card_of_the_old_run_names_the_new_one(loaded_kernel: Kernel) -> None:
+    """It is drawn again, in its own cell, when another run comes from its run."""
+    kernel = loaded_kernel
+    old = kernel.run("%%agentrun broken -n old -a\nhi")
+    run_ok(kernel, "%agentrun wait old")
+    kernel.wait_until(lambda: "Failed" in str(old.outputs))
+    assert "retried as" not in str(old.outputs)
+    run_ok(kernel, "%agentrun retry old -a")
+    kernel.wait_until(lambda: "retried as #2" in str(old.outputs))
+
+
+def test_a_notebook_ships_a_run_as_a_file(loaded_kernel: Kernel) -> None:
+    """It is named in a cell like any agent, and its card says what it is."""
+    kernel = loaded_kernel
+    run_ok(kernel, "%%agentrun say -n said -b\nhello")
+    run_ok(kernel, "nbrun.get('said').save_recording('said.jsonl')")
+    run_ok(kernel, "lesson = nbrun.agents.Replay('said.jsonl', speed='max')")
+    cell = run_ok(kernel, "%%agentrun lesson -b -o shown\nhello", headless=True)
+    assert "replay of a recorded run (said)" in str(cell.outputs)
+    assert value(kernel, "shown.output") == "'hello'"
+    line = error_line(kernel.run("nbrun.agents.Replay('gone.jsonl')"))
+    assert line.startswith("BadRecording: gone.jsonl cannot be read")
