@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nbrun.encoding import clean_text
-from nbrun.errors import RunNotFound
+from nbrun.errors import RunNotFound, StoreError
 from nbrun.run import Owner, Run
 from nbrun.run_list import RunList
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nbrun.intake import LiveRun
     from nbrun.record import RunRecord
+    from nbrun.store import SessionStore, StoredRun
+
+_log = logging.getLogger("nbrun")
+T = TypeVar("T")
 
 KEEP_ENDED = 100
 """How many ended runs stay in memory with their live output; older ones are read from the store."""
@@ -104,7 +111,9 @@ class Catalog:
         if live is not None:
             return self.run(live)
         stored = self._owner.store.find_id(run_id)
-        return None if stored is None else self._of(stored.record)
+        if stored is None:
+            return self._in_stranger(lambda store: store.find_id(run_id))
+        return self._of(stored.record)
 
     def named(self, text: str) -> Run | None:
         """Return the newest run with this id, else the newest with this name; this session's first."""
@@ -115,7 +124,9 @@ class Catalog:
         if own is not None:
             return self.run(own)
         stored = self._owner.store.find(clean_text(text))
-        return None if stored is None else self._of(stored.record)
+        if stored is None:
+            return self._in_stranger(lambda store: store.find(clean_text(text)))
+        return self._of(stored.record)
 
     def runs(
         self,
@@ -144,7 +155,31 @@ class Catalog:
     def _all(self, limit: int | None) -> list[Run]:
         unsaved = [live for live in tuple(self._lives.values()) if live.record.number is None]
         stored = self._owner.store.runs(limit)
-        return [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
+        own = [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
+        return own + self._strange_runs(limit) if limit is None or len(own) < limit else own
+
+    # --- the file that is only read ---------------------------------------------------------------
+
+    def _ask_stranger(self, question: Callable[[SessionStore], T]) -> T | None:
+        """Return what the file says that is only read; None where there is none, or it cannot be read."""
+        store = self._owner.store.stranger
+        if store is None:
+            return None
+        try:
+            return question(store)
+        except StoreError as error:  # somebody else's file: the runs of ours are found all the same
+            _log.warning("%s", error)
+            return None
+
+    def _in_stranger(self, question: Callable[[SessionStore], StoredRun | None]) -> Run | None:
+        found = self._ask_stranger(question)
+        if found is None:
+            return None
+        return Run(self._owner, found.record, store=self._owner.store.stranger)
+
+    def _strange_runs(self, limit: int | None) -> list[Run]:
+        found = self._ask_stranger(lambda store: store.runs(limit)) or []
+        return [Run(self._owner, one.record, store=self._owner.store.stranger) for one in found]
 
     def _of(self, record: RunRecord) -> Run:
         live = self._lives.get(record.run_id) if record.session_id == self._session_id else None
@@ -157,7 +192,9 @@ class Catalog:
             if live.record.number == number:
                 return self.run(live)
         stored = self._owner.store.run(number)
-        return None if stored is None else self._of(stored.record)
+        if stored is None:
+            return self._in_stranger(lambda store: store.run(number))
+        return self._of(stored.record)
 
     def _nth_newest(self, n: int) -> Run | None:
         own = tuple(self._lives.values())

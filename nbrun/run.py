@@ -77,10 +77,17 @@ class Run:
     Threads: any method, from any thread; `await run` and `async for` from any event loop.
     """
 
-    def __init__(self, owner: Owner, record: RunRecord, live: LiveRun | None = None) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        record: RunRecord,
+        live: LiveRun | None = None,
+        store: SessionStore | None = None,
+    ) -> None:
         self._owner = owner
         self._stored = record
         self._live = live
+        self._store = owner.store if store is None else store  # the file that it is read from
 
     # --- what it is ------------------------------------------------------------------------------
 
@@ -92,7 +99,7 @@ class Run:
         if self._stored.is_brief or self._stored.is_live:
             number = self._stored.number
             assert number is not None  # noqa: S101 - a stored run has its number
-            found = self._owner.store.record(number)
+            found = self._store.record(number)
             if found.run_id:  # else the store is closed: what is known stays
                 self._stored = found
         return self._stored
@@ -361,7 +368,7 @@ class Run:
         unsaved = self._live.unsaved if self._live is not None else ()
         number = self.number
         record_count = self.glance.event_count
-        found = [] if number is None else self._owner.store.events(number, after, limit)
+        found = [] if number is None else self._store.events(number, after, limit)
         if self._live is not None:
             # Committed events become public a moment later: show none before its card does.
             found = [event for event in found if event.seq < record_count]

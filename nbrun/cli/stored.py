@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -160,6 +161,10 @@ def opened(path: Path) -> Iterator[SessionStore]:
     """
     store = SessionStore([path], SystemClock())
     store.open_existing()
+    if store.stranger is not None:
+        print(f"nbrun: only read: {store.stranger.problem}", file=sys.stderr)
+        yield store.stranger
+        return
     if store.path is None:
         raise CommandError(f"{path} cannot be read: {store.problem}")
     try:

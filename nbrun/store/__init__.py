@@ -6,15 +6,15 @@ import hashlib
 import os
 import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.errors import StoreError
+from nbrun.errors import StoreDamaged, StoreError, StoreReadOnly
 from nbrun.record import RunRecord
-from nbrun.store import reader, schema
+from nbrun.store import reader, schema, stranger
 from nbrun.store.orphans import mark_lost
 from nbrun.store.reader import StoredRun
 from nbrun.store.writer import Committed, Source, Writer
@@ -25,10 +25,20 @@ if TYPE_CHECKING:
     from nbrun.clock import Clock
     from nbrun.events import RunEvent
 
-__all__ = ["Committed", "SessionStore", "Source", "StoredRun", "places_for", "store_path"]
+__all__ = [
+    "Committed",
+    "SessionStore",
+    "Source",
+    "StoredRun",
+    "Stranger",
+    "places_for",
+    "store_path",
+]
 
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
+MAX_NUMBER = 10**9
+"""The greatest number of a stranger's run that ours go on from; nobody comes to more honestly."""
 
 
 def store_path(notebook: Path) -> Path:
@@ -57,7 +67,8 @@ class SessionStore:
     """The runs of one notebook on disk, or in memory where nothing can be written.
 
     A file is made when the first run begins, not before. `problem` says in one line why the first choice of
-    a place was not taken; None when all is well.
+    a place was not taken; None when all is well. `stranger` is the first choice where it can be read though it
+    must not be written to.
 
     Threads: any method, from any thread. Readers of a file have a connection of their own; in memory they
     share the writer's, under `_lock`.
@@ -78,6 +89,7 @@ class SessionStore:
         self._is_closed = False
         self.path: Path | None = None
         self.problem: str | None = None
+        self.stranger: Stranger | None = None
         self.lost = 0
 
     @property
@@ -123,17 +135,41 @@ class SessionStore:
             try:
                 self._write_connection = self._opened(path)
             except (OSError, StoreError, sqlite3.Error) as error:
-                self.problem = self.problem or f"runs are not kept in {path}: {error}"
+                self.problem = self.problem or self._refused(path, error)
                 continue
             self.path = path
             break
         else:
             self._write_connection = schema.open_for_writing(None, self._clock.now())
             self.problem = f"{self.problem or 'no place to write'}; runs are kept in memory only"
+        if self.stranger is not None:
+            self._number_above(self.stranger)
         self._is_open = True
+
+    def _refused(self, path: Path, error: Exception) -> str:
+        """Return why a place was not taken, having looked whether what is there can at least be read."""
+        said = f"runs are not kept in {path}: {error}"
+        if isinstance(error, StoreDamaged) or not path.is_file():
+            return said
+        candidate = Stranger(path, str(error), self._clock)
+        try:
+            candidate.runs(limit=1)
+        except StoreError as why:
+            return said if str(why) == str(error) else f"{said}; {why}"
+        self.stranger = candidate
+        return f"{said}; the runs in it can be read"
+
+    def _number_above(self, other: Stranger) -> None:
+        """Have the numbers of new runs go on where those of the other file end, so that each names one run."""
+        newest = other.runs(limit=1)
+        if newest and newest[0].number <= MAX_NUMBER and self._write_connection is not None:
+            schema.number_above(self._write_connection, newest[0].number)
 
     def _opened(self, path: Path) -> sqlite3.Connection:
         schema.prepare_folder(path.parent)
+        if path.exists() and not os.access(path, os.W_OK):
+            # SQLite may open it all the same, and even begin to write: it says so at the first event only.
+            raise StoreReadOnly(f"{path} is write-protected")
         connection = schema.open_for_writing(path, self._clock.now())
         try:
             self.lost = mark_lost(connection, self._clock.now())
@@ -211,3 +247,37 @@ class SessionStore:
             self._is_closed = True
             self._is_open = self.path is not None and done
         return done
+
+
+class Stranger(SessionStore):
+    """A file that is read and never written to: `problem` says why.
+
+    Threads: any method, from any thread; every look has a connection of its own, since others may change the
+    file meanwhile.
+    """
+
+    def __init__(self, path: Path, why: str, clock: Clock) -> None:
+        super().__init__([path], clock)
+        self.path: Path = path
+        self.problem: str = why
+
+    def open_existing(self) -> None:
+        """Do nothing: it is opened for each look."""
+
+    def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
+        """Refuse.
+
+        Raises
+        ------
+        StoreReadOnly
+            Always.
+        """
+        raise StoreReadOnly(self.problem)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        try:
+            with closing(stranger.open_to_read(self.path)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise StoreDamaged(f"{self.path} cannot be read: {error}") from error

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RunRecord)
 
+_GREATEST = 2**63 - 1  # of SQLite's numbers
 _COLUMNS = (
     "SELECT r.number, r.run_id, r.record, r.inputs, s.session_id"
     " FROM runs r JOIN sessions s ON s.key = r.session"
@@ -94,8 +95,8 @@ def read_runs(
 ) -> list[StoredRun]:
     """Return runs newest first, those below number `before` if it is given, at most `limit`."""
     rows = connection.execute(
-        f"{_COLUMNS} WHERE r.number < ? ORDER BY r.number DESC LIMIT ?",
-        (before if before is not None else 2**62, -1 if limit is None else limit),
+        f"{_COLUMNS} WHERE r.number <= ? ORDER BY r.number DESC LIMIT ?",
+        (_GREATEST if before is None else before - 1, -1 if limit is None else limit),
     )
     return [_stored(row) for row in rows]
 

@@ -9,6 +9,7 @@ A new version adds tables and indexes and changes none, so that going up is runn
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -108,6 +109,9 @@ VERSION = len(VERSIONS)
 BUSY_TIMEOUT_S = 1.0
 MAX_VALUE_BYTES = 256 * 1024 * 1024
 
+COMPANIONS = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a file."""
+
 
 def prepare_folder(folder: Path) -> None:
     """Make the store's folder: 0700, and with a `.gitignore` of its own, since runs hold prompts.
@@ -127,6 +131,38 @@ def prepare_folder(folder: Path) -> None:
         ignore.write_text("*\n", encoding="utf-8")
 
 
+def refuse_links(path: Path) -> None:
+    """See to it that a store, and what SQLite opens with it unasked, are files of their own or not there.
+
+    Raises
+    ------
+    StoreReadOnly
+        One of them leads somewhere else, or is something that would keep us waiting.
+    """
+    for part in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
+        try:
+            mode = part.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_ISLNK(mode):
+            raise StoreReadOnly(f"{part} is a symbolic link; nbrun does not write through it")
+        if not stat.S_ISREG(mode):
+            raise StoreReadOnly(f"{part} is no file")
+
+
+def _make(path: Path) -> None:
+    """Make an empty file for its owner only; SQLite would go by the umask, and -wal and -shm take its mode.
+
+    One that is there is not even opened: closing it would take away the locks that another connection of
+    this process has on it.
+
+    Source: POSIX drops all of a process's locks on a file when it closes any descriptor of it.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
+
+
 def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
     """Return a connection that reads and, where the file allows it, writes; `None` is memory.
 
@@ -138,20 +174,23 @@ def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
     if path is None:
         connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     else:
-        if path.is_symlink():
-            raise StoreReadOnly(f"{path} is a symbolic link; nbrun does not write through it")
+        refuse_links(path)
         if create:
-            # SQLite would make it by the umask; its -wal and -shm files take the mode of this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, stat.S_IRUSR | stat.S_IWUSR))
+            _make(path)
         connection = sqlite3.connect(
             # rw: a file that is gone must not come back empty because somebody looked for it
             f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S,
             check_same_thread=False, isolation_level=None,
         )  # fmt: skip
+    set_limits(connection)
+    return connection
+
+
+def set_limits(connection: sqlite3.Connection) -> None:
+    """Bound what a file that somebody else made can do to who opens it."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    return connection
 
 
 def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
@@ -190,6 +229,18 @@ def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def number_above(connection: sqlite3.Connection, number: int) -> None:
+    """Have the runs that are to come numbered from above `number`.
+
+    Source: an AUTOINCREMENT column goes on from `sqlite_sequence`, whose ordinary rows may be written.
+    """
+    changed = connection.execute(
+        "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'runs'", (number,)
+    )
+    if not changed.rowcount:
+        connection.execute("INSERT INTO sqlite_sequence VALUES ('runs', ?)", (number,))
 
 
 def _bring_up(connection: sqlite3.Connection, version: int, now: float) -> None:
