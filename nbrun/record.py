@@ -145,11 +145,19 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     refused: int = 0  # what detached work still sent after the end
     event_count: int = 0
     is_brief: bool = False  # long fields are cut; the whole is in the log
+    unseen: str = (
+        ""  # why nobody here can say how it stands: a reader's word, neither folded nor stored
+    )
 
     @property
     def is_live(self) -> bool:
         """Whether the run has not ended."""
         return self.status.is_live
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it looks live, and its kernel cannot be seen from here."""
+        return self.is_live and bool(self.unseen)
 
     @property
     def still_running(self) -> tuple[str, ...]:

@@ -7,7 +7,15 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
-from nbrun.errors import NbrunError, NoResult, RunCancelled, RunFailed, RunLost, RunNotFinished
+from nbrun.errors import (
+    NbrunError,
+    NoResult,
+    NotPending,
+    RunCancelled,
+    RunFailed,
+    RunLost,
+    RunNotFinished,
+)
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
 from nbrun.wording import status_words
@@ -138,6 +146,11 @@ class Run:
         if self._live is not None and record.status is RunStatus.QUEUED:
             place = self._owner.line_words(self._live)
         return place or status_words(record)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody here can say how it stands: it looks live, and its kernel cannot be seen from here."""
+        return self._live is None and self.glance.is_unknown
 
     @property
     def cause(self) -> CancelCause | None:
@@ -407,6 +420,20 @@ class Run:
     ) -> CancelReceipt:
         """Ask the run to stop; never blocks, never raises for a run that has ended."""
         return self._owner.cancel_run(self, reason, cause, "python")
+
+    def mark_lost(self) -> None:
+        """Give the run up for lost: it looks live, and its kernel cannot be seen from here (`is_unknown`).
+
+        Raises
+        ------
+        NotPending
+            It has ended, or its kernel lives.
+        StoreReadOnly
+            The file that it is in must not be written to.
+        """
+        if self._live is not None or self.number is None:
+            raise NotPending(f"{self!r} is of this kernel; cancel it")
+        self._store.give_up(self.number)
 
     def display(self) -> None:
         """Show the run's card here."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 UNLOAD = "unload"
 """Who cancels when the extension is taken out of a kernel that goes on; the cause is `shutdown` all the same."""
 
+GIVEN_UP = "given up by hand, because its kernel could not be seen"
+"""The reason of a run that somebody has declared lost."""
+
 SOON_S = 0.5
 """A cancel that took longer from the request to the end is told with its times."""
 
@@ -70,6 +73,8 @@ def title(record: RunRecord) -> str:
 
 def status_words(record: RunRecord) -> str:
     """Return where the run stands, in words: `Running`, `Timed out after 90 s` …."""
+    if record.is_unknown:
+        return f"Unknown: {record.unseen}"
     after = _after(record)
     match record.status:
         case RunStatus.QUEUED:
@@ -85,7 +90,7 @@ def status_words(record: RunRecord) -> str:
         case RunStatus.FAILED:
             return f"Failed{after and f' after {after}'}"
         case RunStatus.LOST:
-            return "Lost: its kernel died"
+            return "Lost: " + (GIVEN_UP if record.reason == GIVEN_UP else "its kernel died")
         case RunStatus.CANCELLED:
             return _cancelled_words(record, after) + _detached_words(record)
 

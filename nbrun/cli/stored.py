@@ -151,8 +151,8 @@ def _is_store(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[SessionStore]:
-    """Open a store to read it.
+def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
+    """Open a store to read it; where that is all that may be done with it, say so unless `is_told` is false.
 
     Raises
     ------
@@ -162,7 +162,8 @@ def opened(path: Path) -> Iterator[SessionStore]:
     store = SessionStore([path], SystemClock())
     store.open_existing()
     if store.stranger is not None:
-        print(f"nbrun: only read: {store.stranger.problem}", file=sys.stderr)
+        if is_told:
+            print(f"nbrun: only read: {store.stranger.problem}", file=sys.stderr)
         yield store.stranger
         return
     if store.path is None:

@@ -7,16 +7,18 @@ import os
 import sqlite3
 import threading
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nbrun.errors import StoreDamaged, StoreError, StoreReadOnly
+from nbrun.errors import NotPending, StoreDamaged, StoreError, StoreReadOnly
 from nbrun.record import RunRecord
 from nbrun.store import reader, schema, stranger
-from nbrun.store.orphans import mark_lost
+from nbrun.store.orphans import give_up, mark_lost
 from nbrun.store.reader import StoredRun
+from nbrun.store.sight import sight_of
 from nbrun.store.writer import Committed, Source, Writer
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ __all__ = [
     "places_for",
     "store_path",
 ]
+
+S = TypeVar("S", StoredRun, StoredRun | None)
 
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
@@ -199,29 +203,53 @@ class SessionStore:
     def runs(self, limit: int | None = None, before: int | None = None) -> list[StoredRun]:
         """Return stored runs, newest first, those below number `before`, at most `limit`; records are brief."""
         with self._reading() as connection:
-            return [] if connection is None else reader.read_runs(connection, limit, before)
+            if connection is None:
+                return []
+            found = reader.read_runs(connection, limit, before)
+            return [self._seen(connection, stored) for stored in found]
 
     def run(self, number: int) -> StoredRun | None:
         """Return the run with this number."""
         with self._reading() as connection:
-            return None if connection is None else reader.read_run(connection, number)
+            if connection is None:
+                return None
+            return self._seen(connection, reader.read_run(connection, number))
 
     def find(self, text: str) -> StoredRun | None:
         """Return the newest run with this id or name."""
         with self._reading() as connection:
-            return None if connection is None else reader.find_run(connection, text)
+            if connection is None:
+                return None
+            return self._seen(connection, reader.find_run(connection, text))
 
     def find_id(self, run_id: str, session_id: str | None = None) -> StoredRun | None:
         """Return the newest run with exactly this id, of that session if one is given."""
         with self._reading() as connection:
-            return None if connection is None else reader.find_id(connection, run_id, session_id)
+            if connection is None:
+                return None
+            return self._seen(connection, reader.find_id(connection, run_id, session_id))
 
     def record(self, number: int) -> RunRecord:
         """Return the whole record of a run."""
         with self._reading() as connection:
             if connection is None:
                 return RunRecord(number=number)
-            return msgspec.structs.replace(reader.read_record(connection, number), number=number)
+            record = reader.read_record(connection, number)
+            return msgspec.structs.replace(
+                record, number=number, unseen=self._unseen(connection, number, record)
+            )
+
+    def _seen(self, connection: sqlite3.Connection, stored: S) -> S:
+        """Return a run with a word on its kernel, where it looks live."""
+        if stored is None or not stored.record.is_live:
+            return stored
+        unseen = self._unseen(connection, stored.number, stored.record)
+        return replace(stored, record=msgspec.structs.replace(stored.record, unseen=unseen))
+
+    def _unseen(self, connection: sqlite3.Connection, number: int, record: RunRecord) -> str:
+        """Return why nobody here can say how a live-looking run stands; empty for all others."""
+        sight = sight_of(connection, number) if record.is_live else None
+        return "" if sight is None else sight.unseen(self._clock.now())
 
     def events(self, number: int, after: int = -1, limit: int | None = None) -> list[RunEvent]:
         """Return the events of a run that come after seq `after`, by seq, at most `limit`."""
@@ -229,6 +257,21 @@ class SessionStore:
             return (
                 [] if connection is None else reader.read_events(connection, number, after, limit)
             )
+
+    def give_up(self, number: int) -> None:
+        """Mark a live-looking run as lost whose kernel cannot be seen from here.
+
+        Raises
+        ------
+        NotPending
+            It has ended, or its kernel lives.
+        StoreReadOnly
+            The file that it is in must not be written to.
+        """
+        if self.path is None:
+            raise NotPending(f"run #{number} is of this kernel; cancel it")
+        with closing(schema.connect(self.path)) as connection:
+            give_up(connection, number, self._clock.now())
 
     def close(self, timeout_s: float, source: Source | None = None) -> bool:
         """Write what waits and close the file; return whether that was done in time.
@@ -263,6 +306,16 @@ class Stranger(SessionStore):
 
     def open_existing(self) -> None:
         """Do nothing: it is opened for each look."""
+
+    def give_up(self, number: int) -> None:
+        """Refuse.
+
+        Raises
+        ------
+        StoreReadOnly
+            Always.
+        """
+        raise StoreReadOnly(self.problem)
 
     def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
         """Refuse.

@@ -141,5 +141,5 @@ def _stored(row: tuple[int, str, bytes, str | None, str]) -> StoredRun:
     ):  # the log is whole even if this copy is not
         record = RunRecord(run_id=run_id, session_id=session_id, is_brief=True)
     # Brief whatever it says: it is as of the last change of status, and the log may have gone on.
-    record = msgspec.structs.replace(record, number=number, is_brief=True)
+    record = msgspec.structs.replace(record, number=number, is_brief=True, unseen="")
     return StoredRun(number, record, inputs)

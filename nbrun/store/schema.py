@@ -218,8 +218,12 @@ def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
-        _bring_up(connection, _check(connection, path), now)
+        version = _check(connection, path)
+        _bring_up(connection, version, now)
         connection.execute("COMMIT")
+        if path is not None and version < VERSION:
+            # Into the file itself: it is known by its head, also while all else stands in the journal only.
+            connection.execute("PRAGMA wal_checkpoint")
     except sqlite3.DatabaseError as error:
         connection.close()
         if "not a database" in str(error) or "malformed" in str(error):

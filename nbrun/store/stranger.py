@@ -86,7 +86,11 @@ def _restrict(connection: sqlite3.Connection) -> None:
 
     def judge(action: int, table: str | None, *rest: str | None) -> int:
         """Return whether a statement may do this; the last of `rest` is the view or trigger that does it."""
-        is_read = action in _READS or (action == sqlite3.SQLITE_READ and table in ours)
+        is_read = (
+            action in _READS
+            or (action == sqlite3.SQLITE_READ and table in ours)
+            or (action == sqlite3.SQLITE_PRAGMA and table == "database_list")
+        )
         return sqlite3.SQLITE_OK if is_read and rest[-1] is None else sqlite3.SQLITE_DENY
 
     connection.set_authorizer(judge)

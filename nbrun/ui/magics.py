@@ -151,6 +151,14 @@ class AgentMagics(Magics):
             receipts = [session.cancel_current(reason, by="magic")]
         print("\n".join(_receipt_lines(receipts, is_long=everything is not None)))
 
+    def _lost(self, words: list[str]) -> None:
+        refuse_flags("lost", words)
+        if not words:
+            raise BadOption("%agentrun lost wants runs: %agentrun list shows which are unknown")
+        for run in [self._extension.session.get(ref) for ref in words]:
+            run.mark_lost()
+            print(repr(run))
+
     def _doctor(self, words: list[str]) -> None:
         from nbrun.ui import doctor
 

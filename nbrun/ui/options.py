@@ -85,6 +85,7 @@ SUBCOMMANDS = {
     "cancel": Subcommand(
         "cancel [REF… | --all] [--reason TEXT]", "stop runs; the newest live one without REF"
     ),
+    "lost": Subcommand("lost REF…", "give up runs whose kernel cannot be seen from here"),
     "approve": Subcommand(
         "approve [REF] [CALL] [--args JSON] [--choose OPTION] [--text TEXT]",
         "allow what a run asks for",
