@@ -24,14 +24,15 @@ T = TypeVar("T")
 KEEP_ENDED = 100
 """How many ended runs stay in memory with their live output; older ones are read from the store."""
 
-_MAX_DIGITS = 18  # SQLite takes no greater number; what is longer may be a name
+_MAX_DIGITS = 20  # SQLite takes no greater number; what is longer may be a name
 
 
 def number_of(ref: str) -> int | None:
     """Return the run's number that a reference is, a place from the end if below 0; None for a name or an id."""
     digits = "-1" if ref == "last" else ref.removeprefix("#")
     is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
-    return int(digits) if is_number else None
+    number = int(digits) if is_number else None
+    return None if number is None or abs(number) >= 2**63 else number
 
 
 class Catalog:

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
+from nbrun.encoding import printable, shown
 from nbrun.errors import (
     NbrunError,
     NoResult,
@@ -506,4 +507,6 @@ class Run:
 
     def __repr__(self) -> str:
         number = "" if self.number is None else f"#{self.number} "
-        return f"<Run {number}{self.name}: {self.status_words()}>"
+        return printable(
+            f"<Run {number}{shown(self.name, 120)}: {shown(self.status_words(), 300)}>"
+        )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.encoding import shown
+from nbrun.encoding import printable, shown
 from nbrun.run import Run
 from nbrun.wording import tokens_words
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+CELL = 120
+"""Characters of a name or a status that the table shows."""
 COLUMNS = ("run", "name", "status", "agent", "started", "tokens", "output")
 
 _LEAST = {"started": 11, "output": 14, "tokens": 10, "agent": 8, "name": 9, "status": 12}
@@ -102,18 +104,23 @@ def _row(run: Run) -> tuple[str, ...]:
     record = run.glance
     started = record.started_at or record.created_at
     agent = record.model or record.agent
-    result = shown(record.output, 60) if record.output is not None else ""
+    result = printable(shown(record.output, 60)) if record.output is not None else ""
     if record.error is not None:
-        result = shown(str(record.error), 60)
+        result = printable(shown(str(record.error), 60))
     return (
         f"#{record.number}" if record.number is not None else "–",
-        record.name,
-        run.status_words(),
-        agent if agent != record.name else "",
+        _cell(record.name),
+        _cell(run.status_words()),
+        _cell(agent) if agent != record.name else "",
         datetime.fromtimestamp(started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         tokens_words(record),
         result,
     )
+
+
+def _cell(text: str) -> str:
+    """Return a text that may be of any length, and anybody's, as one cell of the table."""
+    return printable(shown(text, CELL))
 
 
 def _fields(run: Run) -> dict[str, object]:

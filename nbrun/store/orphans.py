@@ -39,14 +39,20 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
                 (session_key, *LIVE),
             ).fetchall()
             for (number,) in numbers:
+                connection.execute("SAVEPOINT one")
                 try:
                     _mark_one_lost(connection, number, now)
+                # One damaged run must not close the file.
                 except (
                     TypeError,
                     ValueError,
+                    OverflowError,
                     sqlite3.DataError,
-                ):  # one damaged run must not close the file
+                    sqlite3.IntegrityError,
+                ):
+                    connection.execute("ROLLBACK TO one")
                     _log.exception("run #%s is damaged and cannot be marked as lost", number)
+                connection.execute("RELEASE one")
             found += len(numbers)
             connection.execute(
                 "UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(now), session_key)

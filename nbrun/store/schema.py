@@ -106,8 +106,13 @@ VERSIONS = (_FIRST, _SECOND)
 """What each version of the schema has added, the first one first."""
 VERSION = len(VERSIONS)
 
+MAX_NUMBER = 2**53
+"""Run numbers end here: a page writes no greater ones, and SQLite has none after 2**63."""
+
 BUSY_TIMEOUT_S = 1.0
-MAX_VALUE_BYTES = 256 * 1024 * 1024
+MAX_VALUE_BYTES = 64 * 1024 * 1024
+"""The longest value that is written or read. Reading one takes several times its length in memory, so that a
+planted file could use up a laptop's with little more; an agent's text of this length is 40 novels."""
 
 COMPANIONS = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a file."""
@@ -189,8 +194,14 @@ def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
 def set_limits(connection: sqlite3.Connection) -> None:
     """Bound what a file that somebody else made can do to who opens it."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+    connection.text_factory = _text
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
+
+
+def _text(stored: bytes) -> str:
+    """Return a text; where it is none in UTF-8, with signs for what cannot be read."""
+    return stored.decode("utf-8", "replace")
 
 
 def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
@@ -247,6 +258,12 @@ def number_above(connection: sqlite3.Connection, number: int) -> None:
         connection.execute("INSERT INTO sqlite_sequence VALUES ('runs', ?)", (number,))
 
 
+def _greatest_number(connection: sqlite3.Connection) -> int:
+    """Return the greatest number that a run has had; 0 where something else stands in its place."""
+    row = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'runs'").fetchone()
+    return row[0] if isinstance(row[0], int) else 0
+
+
 def _bring_up(connection: sqlite3.Connection, version: int, now: float) -> None:
     """Make the tables that a file of this version lacks; the caller has a transaction open."""
     for number, statements in enumerate(VERSIONS[version:], version + 1):
@@ -281,6 +298,10 @@ def _check(connection: sqlite3.Connection, path: Path | None) -> int:
         )
     ours = {sql for statements in VERSIONS[: max(version, 1)] for sql in statements}
     strange = found - ours - {"CREATE TABLE sqlite_sequence(name,seq)"}
+    if version and (greatest := _greatest_number(connection)) > MAX_NUMBER:
+        raise StoreReadOnly(
+            f"the run numbers of {path} are used up (#{greatest}); it is not written to"
+        )
     if strange or ours - found:
         what = ", ".join(sorted(" ".join(sql.split()[:3]) for sql in strange)) or "missing tables"
         raise StoreReadOnly(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nbrun.encoding import shown
+from nbrun.encoding import printable, shown
 from nbrun.record import RunRecord, RunStatus, ToolCall
 from nbrun.wording import (
     cancel_notes,
@@ -174,7 +174,7 @@ def plain_text(
     if record.error is not None:
         lines.append(f"  {shown(str(record.error), 500)}")
     body = _body(record, limit)
-    return "\n".join(lines + ([body] if body else []))
+    return printable("\n".join(lines + ([body] if body else [])))
 
 
 def _shape(record: RunRecord) -> tuple[str, str]:

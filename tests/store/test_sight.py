@@ -96,7 +96,8 @@ def test_the_live_looking_run_of_a_copied_folder_is_unknown(
         words = "Unknown: its kernel cannot be seen from here (this file is a copy"
         assert run.status_words().startswith(words)
         assert words in repr(session.runs())
-        assert run.record.unseen == run.glance.unseen != ""
+        assert run.record.is_unknown
+        assert run.glance.is_unknown
         assert run.cancel().outcome == "foreign"
         assert session.store.lost == 0
         original = only_run(make_session())
