@@ -114,6 +114,7 @@ MAX_VALUE_BYTES = 64 * 1024 * 1024
 """The longest value that is written or read. Reading one takes several times its length in memory, so that a
 planted file could use up a laptop's with little more; an agent's text of this length is 40 novels."""
 
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 COMPANIONS = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a file."""
 
@@ -142,7 +143,7 @@ def refuse_links(path: Path) -> None:
     Raises
     ------
     StoreReadOnly
-        One of them leads somewhere else, or is something that would keep us waiting.
+        One of them leads somewhere else, or would keep us waiting.
     """
     for part in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
         try:
@@ -153,6 +154,22 @@ def refuse_links(path: Path) -> None:
             raise StoreReadOnly(f"{part} is a symbolic link; nbrun does not write through it")
         if not stat.S_ISREG(mode):
             raise StoreReadOnly(f"{part} is no file")
+        if part.name.endswith("-journal") and _names_another(part):
+            raise StoreReadOnly(f"{part} names another file, which SQLite would delete")
+
+
+def _names_another(journal: Path) -> bool:
+    """Return whether a rollback journal ends with the name of another one, as those of attached files do.
+
+    Ours never do. Source: SQLite deletes a file of that name, whatever it is, when it has rolled back.
+    """
+    try:
+        with journal.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(_JOURNAL_MAGIC)))
+            return file.read() == _JOURNAL_MAGIC
+    except FileNotFoundError:  # another kernel has just done with it
+        return False
 
 
 def _make(path: Path) -> None:

@@ -254,7 +254,7 @@ def test_a_wrong_row_in_a_log_breaks_nothing(
     planter.run()
     created = encoded(session_id="theirs", name="poet", agent="poet", prompt="tea")
     planter.event(0, "run.created", created)
-    planter.event(**row)  # type: ignore[arg-type]  # of the table above
+    planter.event(**row)
     planter.event(2, "run.completed", encoded(**OK))
     run = only(opened(make_session, store_path))
     seqs = [event.seq for event in run.events()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -276,6 +277,30 @@ def test_what_is_no_file_keeps_nobody_waiting(make_session: MakeSession, store_p
     assert "is no file" in (session.store.problem or "")
     with pytest.raises(StoreReadOnly, match="is no file"):
         stranger.open_to_read(store_path)
+
+
+def test_a_journal_that_names_another_file_costs_nobody_that_file(
+    make_session: MakeSession, store_path: Path, tmp_path: Path
+) -> None:
+    """SQLite deletes the file that a planted journal names as the one above it: such a store is not opened."""
+    planted(store_path, "")
+    victim = tmp_path / "thesis.txt"
+    victim.write_text("three years of work", encoding="utf-8")
+    with closing(sqlite3.connect(store_path)) as connection:
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(victim)
+    head = (magic + struct.pack(">5I", 0, 1, pages, 512, page_size)).ljust(512, b"\0")
+    tail = (
+        struct.pack(">I", 2**30 // page_size + 1) + name + struct.pack(">2I", len(name), sum(name))
+    )
+    store_path.with_name(f"{store_path.name}-journal").write_bytes(head + tail + magic)
+    session = make_session()
+    assert session.runs() == []
+    assert session.start(agents.instant).wait(BOUND_S)
+    assert "names another file" in (session.store.problem or "")
+    assert main(["list", str(store_path)]) == 1
+    assert victim.read_text(encoding="utf-8") == "three years of work"
 
 
 def test_making_sure_of_a_file_leaves_its_locks_alone(store_path: Path) -> None:
