@@ -152,14 +152,17 @@ class SessionStore:
 
     def _refused(self, path: Path, error: Exception) -> str:
         """Return why a place was not taken, having looked whether what is there can at least be read."""
-        said = f"runs are not kept in {path}: {error}"
+        why = str(error)
+        if why.startswith(f"{path} "):  # a card has no room for saying it twice
+            why = f"it{why.removeprefix(str(path))}"
+        said = f"runs are not kept in {path}: {why}"
         if isinstance(error, StoreDamaged) or not path.is_file():
             return said
         candidate = Stranger(path, str(error), self._clock)
         try:
             candidate.runs(limit=1)
-        except StoreError as why:
-            return said if str(why) == str(error) else f"{said}; {why}"
+        except StoreError as other:
+            return said if str(other) == str(error) else f"{said}; {other}"
         self.stranger = candidate
         return f"{said}; the runs in it can be read"
 
