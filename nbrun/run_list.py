@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-CELL = 120
+CELL = 200
 """Characters of a name or a status that the table shows."""
 COLUMNS = ("run", "name", "status", "agent", "started", "tokens", "output")
 

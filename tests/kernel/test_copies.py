@@ -30,7 +30,7 @@ def test_a_run_in_a_copied_folder_is_unknown_until_it_is_given_up(loaded_kernel:
 
     loaded(kernel)
     words = "Unknown: its kernel cannot be seen from here (this file is a copy"
-    assert words in (run_ok(kernel, "%agentrun list").result or "")
+    assert words in str(run_ok(kernel, "%agentrun list").outputs)
     card = str(run_ok(kernel, "%agentrun show long").outputs)
     assert words in card
     assert "%agentrun lost #1" in card
