@@ -19,6 +19,7 @@ from nbrun.errors import (
 )
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
+from nbrun.store import Stranger
 from nbrun.wording import status_words
 
 if TYPE_CHECKING:
@@ -152,6 +153,11 @@ class Run:
     def is_unknown(self) -> bool:
         """Whether nobody here can say how it stands: it looks live, and its kernel cannot be seen from here."""
         return self._live is None and self.glance.is_unknown
+
+    @property
+    def only_read(self) -> str | None:
+        """Why nothing is written to the file that the run is read from; None where it is ours to write."""
+        return self._store.problem if isinstance(self._store, Stranger) else None
 
     @property
     def cause(self) -> CancelCause | None:

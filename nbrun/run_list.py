@@ -55,10 +55,24 @@ class RunList(list[Run]):
             return "no runs"
         rows = self._table()
         widths = _widths(rows, shutil.get_terminal_size().columns)
-        return "\n".join(
+        lines = [
             "  ".join(_fitted(cell, w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
-        )
+        ]
+        return "\n".join([*lines, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        """Return a line for each file that is only read: which runs are from there, and why."""
+        numbers: dict[str, list[int]] = {}
+        for run in self:
+            if (why := run.only_read) is not None and run.number is not None:
+                numbers.setdefault(printable(why), []).append(run.number)
+        return [
+            f"#{found[0]} is only read: {why}"
+            if len(found) == 1
+            else f"#{min(found)} to #{max(found)} are only read: {why}"
+            for why, found in numbers.items()
+        ]
 
     def _table(self) -> list[tuple[str, ...]]:
         """Return the columns' names and the rows, without a column in which nothing stands."""
@@ -73,7 +87,11 @@ class RunList(list[Run]):
         body = "".join(_html(row, "td") for row in rows)
         head = _html(columns, "th")
         # The class keeps dollar signs in an agent's text from being set as formulas.
-        return f'<table class="mathjax_ignore tex2jax_ignore"><thead>{head}</thead><tbody>{body}</tbody></table>'
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+        return (
+            '<table class="mathjax_ignore tex2jax_ignore">'
+            f"<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
+        )
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:

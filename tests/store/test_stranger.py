@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable
 from contextlib import closing
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,11 @@ def test_the_runs_of_a_strange_file_are_read_and_new_ones_go_on_above_them(
     assert (poet.text, poet.record.prompt) == ("one two three", "tea")
     assert [event.seq for event in poet.events()] == list(range(poet.record.event_count))
     assert poet.cancel().outcome == "already_finished"
+    assert poet.only_read is not None
+    assert new.only_read is None
+    note = f"#1 to #2 are only read: {poet.only_read}"
+    assert repr(session.runs()).endswith(f"\n{note}")
+    assert session.runs()._repr_html_().endswith(f"<p>{escape(note)}</p>")
     problem = session.store.problem or ""
     assert str(store_path) in problem
     assert "the runs in it can be read" in problem
