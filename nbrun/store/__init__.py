@@ -94,6 +94,7 @@ class SessionStore:
         self.path: Path | None = None
         self.problem: str | None = None
         self.stranger: Stranger | None = None
+        self._above = 0  # the greatest number of the stranger's runs
         self.lost = 0
 
     @property
@@ -146,31 +147,17 @@ class SessionStore:
         else:
             self._write_connection = schema.open_for_writing(None, self._clock.now())
             self.problem = f"{self.problem or 'no place to write'}; runs are kept in memory only"
-        if self.stranger is not None:
-            self._number_above(self.stranger)
+        if 0 < self._above <= MAX_NUMBER:  # so that a number names one run
+            schema.number_above(self._write_connection, self._above)
         self._is_open = True
 
     def _refused(self, path: Path, error: Exception) -> str:
         """Return why a place was not taken, having looked whether what is there can at least be read."""
-        why = str(error)
-        if why.startswith(f"{path} "):  # a card has no room for saying it twice
-            why = f"it{why.removeprefix(str(path))}"
-        said = f"runs are not kept in {path}: {why}"
-        if isinstance(error, StoreDamaged) or not path.is_file():
-            return said
-        candidate = Stranger(path, str(error), self._clock)
-        try:
-            candidate.runs(limit=1)
-        except StoreError as other:
-            return said if str(other) == str(error) else f"{said}; {other}"
-        self.stranger = candidate
-        return f"{said}; the runs in it can be read"
-
-    def _number_above(self, other: Stranger) -> None:
-        """Have the numbers of new runs go on where those of the other file end, so that each names one run."""
-        newest = other.runs(limit=1)
-        if newest and newest[0].number <= MAX_NUMBER and self._write_connection is not None:
-            schema.number_above(self._write_connection, newest[0].number)
+        found = stranger.look(path, error)
+        if found.greatest is not None:
+            self.stranger = Stranger(path, str(error), self._clock)
+            self._above = found.greatest
+        return f"runs are not kept in {path}: {found.words}"
 
     def _opened(self, path: Path) -> sqlite3.Connection:
         schema.prepare_folder(path.parent)

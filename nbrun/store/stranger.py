@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from nbrun.errors import StoreDamaged, StoreReadOnly
+from nbrun.errors import StoreDamaged, StoreError, StoreReadOnly
 from nbrun.store import schema
 
 if TYPE_CHECKING:
@@ -27,6 +29,32 @@ _READS = frozenset(
         sqlite3.SQLITE_TRANSACTION,
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a file that is not written to was found to be.
+
+    `greatest` is the greatest number of its runs, 0 where it has none, None where nothing can be read from it.
+    """
+
+    words: str
+    greatest: int | None
+
+
+def look(path: Path, error: Exception) -> Look:
+    """Return what is to be said of a file that was not taken because of `error`, and whether it can be read."""
+    words = str(error)
+    if words.startswith(f"{path} "):  # a card has no room for saying it twice
+        words = f"it{words.removeprefix(str(path))}"
+    if isinstance(error, StoreDamaged) or not path.is_file():
+        return Look(words, None)
+    try:
+        with closing(open_to_read(path)) as connection:
+            (greatest,) = connection.execute("SELECT max(number) FROM runs").fetchone()
+    except (StoreError, sqlite3.Error) as other:
+        return Look(words if str(other) == str(error) else f"{words}; {other}", None)
+    return Look(f"{words}; the runs in it can be read", greatest or 0)
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
