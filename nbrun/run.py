@@ -244,7 +244,8 @@ class Run:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the run has ended, at most `timeout_s` seconds; return whether it has.
 
-        Never raises for how the run ended.
+        Never raises for how the run ended. Of one that is unknown the end may never be seen: without a
+        `timeout_s` it is not waited for.
 
         Raises
         ------
@@ -257,6 +258,8 @@ class Run:
             )
         if self._live is not None:
             return self._live.is_ended.wait(timeout_s)
+        if timeout_s is None and self.is_unknown:
+            return False
         waited = threading.Event()  # another kernel's run: nobody tells us, so look
         left = timeout_s
         while not self.done():
@@ -281,8 +284,14 @@ class Run:
             The run ended so.
         """
         if not self.wait(timeout_s):
+            self._refuse_unknown()
             raise RunNotFinished(f"{self._title} has not finished after {timeout_s} s; it goes on")
         return self._result()
+
+    def _refuse_unknown(self) -> None:
+        """Raise `RunNotFinished` for a run whose end may never be seen here."""
+        if self.is_unknown:
+            raise RunNotFinished(f"{self!r}; run.mark_lost() gives it up")
 
     def _result(self) -> object:
         match self.status:
@@ -377,6 +386,7 @@ class Run:
 
     def __await__(self) -> Generator[object, None, object]:
         """Wait for the end and return the output; raises as `result()` does."""
+        self._refuse_unknown()
         yield from self.settled().__await__()
         return self._result()
 
@@ -406,7 +416,7 @@ class Run:
         try:
             while True:
                 changed.clear()
-                was_done = self.done()
+                was_done = self.done() or self.is_unknown
                 for event in self.events(after=seen):
                     seen = event.seq
                     yield event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -15,7 +16,7 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun.cli import main
-from nbrun.errors import NotPending, StoreReadOnly
+from nbrun.errors import NotPending, RunNotFinished, StoreReadOnly
 from nbrun.store import places_for
 from nbrun.store import writer as writer_module
 from nbrun.ui.snapshot import bundle, plain_text
@@ -250,6 +251,24 @@ def test_commits_carry_the_heartbeat_now_and_then(
         (beat,) = connection.execute("SELECT heartbeat_at FROM sessions").fetchone()
     assert beat == round((NOON + (60 if has_beaten else 0)) * 1_000_000)
     held.let_go()
+
+
+def test_the_end_of_an_unknown_run_is_not_waited_for(
+    make_session: MakeSession, store_path: Path
+) -> None:
+    """Nobody may ever see it: who waits without a limit is told so at once, with the way out."""
+    with kernel(store_path):
+        changed(store_path, "UPDATE sessions SET host = 'big-box'")
+    run = only_run(make_session())
+    assert run.wait() is False
+    with pytest.raises(RunNotFinished, match=r"Unknown.*mark_lost"):
+        run.result()
+
+    async def awaited() -> object:
+        return await run
+
+    with pytest.raises(RunNotFinished, match=r"Unknown.*mark_lost"):
+        asyncio.run(awaited())
 
 
 # --- asked -------------------------------------------------------------------------------------------
