@@ -13,6 +13,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 from nbrun.errors import StoreDamaged, StoreReadOnly, StoreTooNew
@@ -212,6 +213,8 @@ def set_limits(connection: sqlite3.Connection) -> None:
     """Bound what a file that somebody else made can do to who opens it."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.text_factory = _text
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE)
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
 

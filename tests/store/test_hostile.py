@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -104,10 +104,12 @@ class Planter:
 
 
 @pytest.fixture
-def planter(store_path: Path, make_session: MakeSession) -> Planter:
+def planter(store_path: Path, make_session: MakeSession) -> Iterator[Planter]:
     """A store that is filled by hand."""
     store_path.parent.parent.mkdir(exist_ok=True)
-    return Planter(store_path)
+    planter = Planter(store_path)
+    yield planter
+    planter.db.close()
 
 
 def shown_everywhere(session: NotebookSession, store_path: Path) -> RunList:
