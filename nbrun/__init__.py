@@ -7,11 +7,17 @@
 #     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
 #     gate, loop_flag                      whether an agent's own code is on a thread, to be cancelled there | a
 #                                          one-shot event of a loop.
+#     artifacts, bundle                    files beside the store, named by their hash | what an output looks like.
 #   clock                                  the time and the ids: nothing else reads either.
+#   query, keyring                         which runs are asked for | the secrets of a session.
 #   budget                                 what a run may use up, and has.
 #   questions, inbox                       what a run asks of people | what people say to it. The arbiter of both.
+#   keeper, result_view                    what is kept of a run beside its log | an output of an earlier kernel.
 #   backstage, context                     what a host keeps ready for a run's context | what an agent sees of its run.
 #   reentrant, failure                     a loop for agents that start a loop within a loop | what they raise, as text.
+#   recording                              a run as a file of lines, to be shown or played again elsewhere.
+#   snapshot                               a run as static output: HTML without script, Markdown, text.
+#   export                                 runs as files for other eyes and other tools.
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
 #   finding                                what doctor has found, and what it can find out without a kernel.
 #   attempt, loop_thread                   what travels to a host and back | the event loop that it has for itself.
@@ -40,7 +46,7 @@ from nbrun.agents.scripted import ScriptedAgent
 from nbrun.cancellation import CancelCause, CancelReceipt, CancelToken
 from nbrun.clock import SequentialIds
 from nbrun.context import RunContext, current
-from nbrun.default import get, panel, runs, session, start
+from nbrun.default import get, panel, redact, runs, session, start
 from nbrun.events import RunEvent
 from nbrun.hooks import Observer
 from nbrun.questions import Answer
@@ -71,6 +77,7 @@ __all__ = [
     "errors",
     "get",
     "panel",
+    "redact",
     "runs",
     "session",
     "start",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nbrun.backstage import StartChild
     from nbrun.budget import Budget
     from nbrun.cancellation import CancelToken
+    from nbrun.keeper import Keeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Attempt:
     parcel: bytes = b""  # the agent as bytes, for a host that is another process
     budget: Budget | None = None  # the session's; a host in another process makes one of `limits`
     reentrant_loop: bool = False  # asked of a host that is made for this attempt
+    keeper: Keeper | None = None  # a host in another process has its own
+    keep_object: bool = False  # pickle the output
 
 
 class HostEvent(msgspec.Struct, frozen=True, gc=False):

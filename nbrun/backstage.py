@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nbrun.budget import Budget
     from nbrun.cancellation import CancelCause
     from nbrun.inbox import Inbox
+    from nbrun.keeper import Keeper
     from nbrun.questions import Questions
 
 T = TypeVar("T")
@@ -122,6 +123,11 @@ class Stage(Protocol):
 
     def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
         """Start a child run; raises `NbrunError` where that cannot be."""
+        ...
+
+    @property
+    def keeper(self) -> Keeper:
+        """What keeps files beside the log; raises `NbrunError` where that cannot be."""
         ...
 
     def make_thread(

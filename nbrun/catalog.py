@@ -12,9 +12,10 @@ from nbrun.run import Owner, Run
 from nbrun.run_list import RunList
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nbrun.intake import LiveRun
+    from nbrun.query import Query
     from nbrun.record import RunRecord
     from nbrun.store import SessionStore, StoredRun
 
@@ -58,6 +59,20 @@ class Catalog:
     def discard(self, live: LiveRun) -> None:
         """Forget a run that never was."""
         self._lives.pop(live.run_id, None)
+
+    def remove(self, numbers: Sequence[int]) -> tuple[list[int], list[LiveRun]]:
+        """Remove ended runs from the store, and from what is found here.
+
+        Returns
+        -------
+        The numbers of the runs that are gone, and those of them that were in memory.
+        """
+        gone = self._owner.store.remove(numbers)
+        removed = set(gone)
+        forgotten = [live for live in tuple(self._lives.values()) if live.record.number in removed]
+        for live in forgotten:
+            self.discard(live)
+        return gone, forgotten
 
     def note_end(self, live: LiveRun) -> list[LiveRun]:
         """Note that a run has ended; return those that ended long ago, are saved, and were let go of."""
@@ -129,29 +144,24 @@ class Catalog:
             return self._in_stranger(lambda store: store.find(clean_text(text)))
         return self._of(stored.record)
 
-    def runs(
-        self,
-        *,
-        status: str | None = None,
-        name: str | None = None,
-        agent: str | None = None,
-        tag: str | None = None,
-        limit: int | None = None,
-    ) -> RunList:
-        """Return all runs, newest first, that fit every filter given."""
-
-        def fits(record: RunRecord) -> bool:
-            tags = {f"{key}={value}" for key, value in record.tags.items()}
-            return (
-                (status is None or record.status == status)
-                and (name is None or record.name == name)
-                and (agent is None or record.agent == agent)
-                and (tag is None or tag in tags)
-            )
-
-        is_filtered = any(value is not None for value in (status, name, agent, tag))
-        found = [run for run in self._all(None if is_filtered else limit) if fits(run.glance)]
-        return RunList(found if limit is None else found[:limit])
+    def runs(self, query: Query) -> RunList:
+        """Return the runs that are asked for, newest first."""
+        if query.is_unfiltered and query.before is None:
+            return RunList(self._all(query.limit)[: query.limit])
+        known = dict(self._lives)  # of these their own state decides: the store may be behind it
+        mine = [
+            self.run(live)
+            for live in known.values()
+            if query.fits(live.record) and query.finds(live.record)
+        ]
+        stored = self._owner.store.select(
+            query, lambda found: found.record.run_id in known and self._is_own(found.record)
+        )
+        found = [*reversed(mine), *(self._of(one.record) for one in stored)]
+        strange = self._ask_stranger(lambda store: store.select(query)) or []
+        found += [Run(self._owner, one.record, store=self._owner.store.stranger) for one in strange]
+        found.sort(key=_number_or_newer, reverse=True)
+        return RunList(found[: query.limit])
 
     def _all(self, limit: int | None) -> list[Run]:
         unsaved = [live for live in tuple(self._lives.values()) if live.record.number is None]
@@ -182,8 +192,11 @@ class Catalog:
         found = self._ask_stranger(lambda store: store.runs(limit)) or []
         return [Run(self._owner, one.record, store=self._owner.store.stranger) for one in found]
 
+    def _is_own(self, record: RunRecord) -> bool:
+        return record.session_id == self._session_id
+
     def _of(self, record: RunRecord) -> Run:
-        live = self._lives.get(record.run_id) if record.session_id == self._session_id else None
+        live = self._lives.get(record.run_id) if self._is_own(record) else None
         return Run(self._owner, record) if live is None else self.run(live)
 
     def _numbered(self, number: int) -> Run | None:
@@ -203,3 +216,8 @@ class Catalog:
             return self.run(own[-n])
         runs = self._all(n)
         return runs[n - 1] if 0 < n <= len(runs) else None
+
+
+def _number_or_newer(run: Run) -> int:
+    """Return what a list is sorted by: a run that is not saved yet is newer than all that are."""
+    return 2**63 if run.number is None else run.number

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Float, Int, Unicode
+from traitlets import Bool, Float, Int, List, Unicode
 from traitlets.config import Configurable
+
+from nbrun.redaction import RULE
+from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS
 
 
 class NbRun(Configurable):
@@ -33,6 +36,22 @@ class NbRun(Configurable):
         False,
         help="Let agents call asyncio.run() on the event loop that drives them, by nest-asyncio2; the kernel's own "
         "loop stays as it is. Holds from the next run on.",
+    ).tag(config=True)
+    keep_runs = Int(
+        KEEP_RUNS,
+        min=0,
+        help="How many runs the store keeps; the oldest ended ones are removed, with their child runs and files. "
+        "0: all. Takes effect at load.",
+    ).tag(config=True)
+    keep_bytes = Int(
+        KEEP_BYTES,
+        min=0,
+        help="Bytes that they may take, files included. 0: any. Takes effect at load.",
+    ).tag(config=True)
+    secrets = List(
+        Unicode(),
+        help="Names of more environment variables whose values are replaced, from the next run on. "
+        + RULE,
     ).tag(config=True)
     card = Bool(
         True, help="Show live cards. False: static output only, as in a headless kernel."

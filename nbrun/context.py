@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun import events as ev
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from nbrun.backstage import ChildRun, Stage, Thread, Work
     from nbrun.cancellation import CancelToken
     from nbrun.clock import Clock
+    from nbrun.keeper import Keeper
     from nbrun.questions import Answer
 
 
@@ -101,6 +103,11 @@ class EndedStage:
         """An inbox that stays empty."""
         return Inbox(self._token, self.emit, threading.RLock())
 
+    @property
+    def keeper(self) -> Keeper:
+        """Refuse."""
+        raise NbrunError("this run has ended")
+
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
         """Refuse an event."""
 
@@ -124,6 +131,7 @@ class RunContext:
 
     __slots__ = (
         "__weakref__",
+        "_artifacts",
         "_lock",
         "_requests",
         "_stage",
@@ -155,6 +163,7 @@ class RunContext:
         self._usage = _NO_USAGE
         self._requests = 0  # as reported; those that were begun are the budget's
         self._tools = 0
+        self._artifacts = 0
         self._unfinished_lines: dict[str, list[str]] = {}
         self._unfinished_length = 0
         self.work: tuple[Work, ...] = ()  # replaced, never changed: the cancel ladder walks it
@@ -246,6 +255,10 @@ class RunContext:
         with guarded(), self._lock:
             held = "".join(self._unfinished_lines.pop(level, []))
             end = max(held.rfind("\n"), held.rfind("\r"))
+            if (
+                end < 0
+            ):  # a line without an end is cut at a space: half a secret would not be known as one
+                end = held.rfind(" ", MAX_LINE // 2)
             lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else (held, "")
             self._unfinished_lines[level] = [rest] if rest else []
             self._unfinished_length = sum(map(len, self._unfinished_lines[level]))
@@ -265,6 +278,30 @@ class RunContext:
     def emit(self, name: str, value: object = None) -> None:
         """Append an event of the agent's own."""
         self.send(ev.Custom(clean_text(name), plain(value)))
+
+    def artifact(self, name: str, data: bytes | str | Path, media_type: str | None = None) -> bool:
+        """Keep a file with the run: `run.artifacts` of its handle lists it. Return whether it is kept.
+
+        Where it cannot be, the card says why and the agent goes on. It is on disk when this returns; from an async
+        agent, a large one is kept by `await run.in_thread(run.artifact, name, data)`.
+
+        Parameters
+        ----------
+        data : bytes; a text, in which secrets are replaced; or the path of a file, which is copied.
+        media_type : such as `image/png`; None: by the name's ending.
+        """
+        if not isinstance(data, bytes | str | Path):
+            raise TypeError(f"an artifact is bytes, a str or a Path, not {type(data).__name__}")
+        with guarded(), self._lock:
+            self._artifacts += 1
+            number = self._artifacts
+        try:
+            made = self._stage.keeper.keep(f"artifact-{number}", str(name), data, media_type)
+        except (NbrunError, OSError) as error:
+            self.log(f"the artifact '{name}' is not kept: {error}", "warning")
+            return False
+        self.send(made)
+        return True
 
     def begin_turn(self) -> None:
         """Say that the agent is about to call a model: counts the call, and stops where no budget is left for it.

@@ -12,6 +12,7 @@ from nbrun.session import NotebookSession
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nbrun.query import Since
     from nbrun.run import Run
     from nbrun.run_list import RunList
 
@@ -61,12 +62,13 @@ def start(
     thread: bool = False,
     tags: Mapping[str, str] | None = None,
     tools: Sequence[Callable[..., object]] | None = None,
+    keep_object: bool = False,
 ) -> Run:
     """Start a run in this notebook's session and return its handle; see `NotebookSession.start`."""
     return session().start(
         agent, prompt, name=name, id=id, model=model, timeout_s=timeout_s, max_turns=max_turns,
         max_tokens=max_tokens, max_cost=max_cost, approve=approve, if_running=if_running, on=on, thread=thread,
-        tags=tags, tools=tools,
+        tags=tags, tools=tools, keep_object=keep_object,
     )  # fmt: skip
 
 
@@ -81,10 +83,20 @@ def runs(
     name: str | None = None,
     agent: str | None = None,
     tag: str | None = None,
+    since: Since | None = None,
+    text: str | None = None,
     limit: int | None = None,
+    before: Run | int | None = None,
 ) -> RunList:
     """Return this notebook's runs, newest first; see `NotebookSession.runs`."""
-    return session().runs(status=status, name=name, agent=agent, tag=tag, limit=limit)
+    return session().runs(
+        status=status, name=name, agent=agent, tag=tag, since=since, text=text, limit=limit, before=before
+    )  # fmt: skip
+
+
+def redact(value: str, name: str = "SECRET") -> None:
+    """Have a secret replaced by `[NAME]` in all that runs tell from now on; see `NotebookSession.redact`."""
+    session().redact(value, name)
 
 
 def panel() -> object:

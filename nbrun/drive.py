@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,10 +32,16 @@ from nbrun.questions import Questions
 if TYPE_CHECKING:
     from nbrun.backstage import ChildRun
     from nbrun.clock import Clock
+    from nbrun.keeper import Keeper
     from nbrun.loop_thread import LoopThread
 
 PAUSE_S = 0.05
 """How long an agent that yields faster than can be stored is held at a time."""
+
+LOOK_LIMIT_S = 5.0
+"""How long an output's own code may take to show it, before its run ends without."""
+OBJECT_LIMIT_S = 60.0
+"""The same where the object is to be kept, which may be large."""
 
 _NOT_FOR_AGENTS = ev.END_TYPES | ev.PEOPLE_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
 """What only the host or the session may say of a run."""
@@ -208,6 +216,15 @@ class Drive:
                 self._inbox = Inbox(self._token, self.tell, self._lock)
             return self._inbox
 
+    @property
+    def keeper(self) -> Keeper:
+        """What keeps files beside the run's log."""
+        if self._attempt.keeper is None:
+            raise NbrunError(
+                "there is no folder for files: its store is in memory, or in no session"
+            )
+        return self._attempt.keeper
+
     def control(self, op: str, body: dict[str, object]) -> str:
         """Do what the session asks of this attempt; return what came of it."""
         match op:
@@ -262,6 +279,8 @@ class Drive:
             self._is_driving = False
         try:
             await self._rest_ended(error)
+            if error is None:
+                await self._keep_output(output)
         finally:
             cancel.remove()
             if timer is not None:
@@ -312,6 +331,43 @@ class Drive:
             self._ladder.end()
         if self._children is not None:
             await self._children.ended()
+
+    async def _keep_output(self, output: object) -> None:
+        """Have kept what is wanted of an output, before the end: in a thread, for its own code is asked to show it.
+
+        Neither that code's time nor its mistakes are the run's: it is waited for so long, and not after a cancel.
+        """
+        attempt, keeper = self._attempt, self._attempt.keeper
+        if self._token.cancelled:
+            return
+        if keeper is None:
+            if attempt.keep_object:
+                self.warn("the object of its output is not kept: there is no folder for it")
+            return
+        if not keeper.wants(output, attempt.keep_object):
+            return
+        keep = partial(keeper.keep_output, output, attempt.keep_object)
+        work = Worker(attempt.run_id, keep, copy_context(), name="output")
+        limit_s = OBJECT_LIMIT_S if attempt.keep_object else LOOK_LIMIT_S
+        try:
+            kept = asyncio.wrap_future(work.start())
+        except RuntimeError as no_thread:
+            self.warn(f"how its output looks is not kept: {no_thread}")
+            return
+        hurry = self._token.add_callback(lambda _request: self._thread.call(kept.cancel))
+        await asyncio.wait({kept}, timeout=limit_s)
+        hurry.remove()
+        if not kept.done():
+            kept.cancel()
+            work.interrupt()
+            self.warn(f"how its output looks is not kept: that took over {limit_s:g} s")
+        elif kept.cancelled():
+            work.interrupt()
+        elif (error := kept.exception()) is not None:  # a SystemExit, say, of its own code
+            self.warn(f"how its output looks is not kept ({described(error)})")
+        else:
+            for data in kept.result():
+                self.tell(data)
 
     # --- the end ---------------------------------------------------------------------------------
 

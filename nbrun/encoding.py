@@ -85,7 +85,9 @@ def marked_repr(value: object) -> dict[str, Plain]:
     except Exception as error:  # somebody's __repr__ is broken; the run is not
         text = f"<repr failed: {type(error).__name__}>"
     if len(text) > MAX_REPR:
-        text = text[:MAX_REPR] + f"… ({len(text):,} characters)"
+        # At a space, where there is one: half a secret would not be known as one.
+        space = text.rfind(" ", MAX_REPR - 200, MAX_REPR)
+        text = text[: space if space > 0 else MAX_REPR] + f"… ({len(text):,} characters)"
     return {TYPE_KEY: type_name(value), REPR_KEY: clean_text(text)}
 
 

@@ -7,7 +7,10 @@ NbrunError
 │  ├─ RunNotFound    no run has this reference
 │  ├─ IdConflict     this id already names a run with other inputs
 │  ├─ NotPending     the run does not ask that, or takes no messages
-│  └─ RunRejected    a run of the same cell or name is live (`--if-running reject`)
+│  ├─ RunRejected    a run of the same cell or name is live (`--if-running reject`)
+│  ├─ PackageMissing what was asked for needs a package that is not installed; an ImportError too
+│  ├─ NotResumable   the run cannot be gone on with, or not here
+│  └─ BadRecording   a file that is to be a recorded run is none
 ├─ NoResult          all that `run.result()` and `await run` raise
 │  ├─ RunNotFinished the wait was over before the run was
 │  ├─ RunFailed
@@ -16,7 +19,9 @@ NbrunError
 ├─ StoreError
 │  ├─ StoreReadOnly
 │  ├─ StoreTooNew
-│  └─ StoreDamaged
+│  ├─ StoreDamaged
+│  ├─ StoreInTrouble the file cannot be used now
+│  └─ ArtifactLost   a file beside the store is gone, or was changed
 └─ SessionClosed
 Cancelled            a BaseException, raised only inside an agent
 Interrupted          a KeyboardInterrupt: ■ or Ctrl-C has ended a wait of nbrun
@@ -65,6 +70,18 @@ class RunRejected(UserError):
     """A run of the same cell or name is live, and `if_running="reject"` was asked for."""
 
 
+class PackageMissing(UserError, ImportError):
+    """What was asked for needs a package that is not installed; the message says how to install it."""
+
+
+class NotResumable(UserError):
+    """The run cannot be gone on with, or started again, or not here; the message says what can be done."""
+
+
+class BadRecording(UserError):
+    """A file that is to be a recorded run is none, or tells what cannot have happened."""
+
+
 class NoResult(NbrunError):
     """The run has no result to give."""
 
@@ -99,6 +116,18 @@ class StoreTooNew(StoreReadOnly):
 
 class StoreDamaged(StoreError):
     """The file is not a usable database."""
+
+
+class StoreInTrouble(StoreError):
+    """The file cannot be used now: it is locked, its disk is full, or it is gone; `trouble` tells which."""
+
+    def __init__(self, trouble: object) -> None:
+        super().__init__(str(trouble))
+        self.trouble = trouble
+
+
+class ArtifactLost(StoreError):
+    """A file that a run has made is gone, or is not what was kept."""
 
 
 class SessionClosed(NbrunError):

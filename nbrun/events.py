@@ -328,13 +328,15 @@ class Checkpoint(EventData, frozen=True):
 
 
 class Artifact(EventData, frozen=True):
-    """A large value or file was kept beside the log."""
+    """A large value or file was kept beside the log; `id` tells it from the others of its run."""
 
     TYPE: ClassVar[str] = "artifact"
     id: str
     name: str
     size: int
     head: str = ""
+    media_type: str = ""
+    sha256: str = ""  # names its file; empty where there is none
 
 
 class ChildStarted(EventData, frozen=True):

@@ -49,9 +49,15 @@ def describe(error: BaseException) -> ev.ErrorInfo:
     while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame):
         trace = trace.tb_next  # how we got to the agent tells its author nothing
     lines = "".join(traceback.format_exception(type(error), error, trace))
-    return ev.ErrorInfo(
-        type(error).__name__, clean_text(message), clean_text(lines[-_TRACEBACK_LIMIT:])
-    )
+    return ev.ErrorInfo(type(error).__name__, clean_text(message), clean_text(_last_lines(lines)))
+
+
+def _last_lines(text: str) -> str:
+    """Return the end of a text, from a line's beginning on: half a secret would not be known as one."""
+    if len(text) <= _TRACEBACK_LIMIT:
+        return text
+    end = text[-_TRACEBACK_LIMIT:]
+    return end.partition("\n")[2] or end
 
 
 def _is_ours(frame: FrameType) -> bool:

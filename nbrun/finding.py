@@ -161,13 +161,27 @@ def kept(store: SessionStore) -> list[Finding]:
     if isinstance(store, Stranger):
         mend = "move it away to begin a new one; nothing in it was changed"
         return [Finding(Sign.PROBLEM, "store", f"only read: {store.problem}", mend)]
+    findings = [*_trouble(store), *(_befell(what) for what in store.told)]
     if store.path is None:
-        return [_not_kept(store)]
-    findings = [_file(store.path, store.problem), *_disk(store.path)]
+        return findings if store.trouble is not None else [*findings, _not_kept(store)]
+    findings += [_file(store.path, store.problem), *_disk(store.path)]
     if store.lost:
         text = f"{store.lost} runs were live when their kernel died, and are shown as lost"
         findings.append(Finding(Sign.NOTE, "store", text, "nothing: what they had is kept"))
     return findings
+
+
+def _trouble(store: SessionStore) -> Iterable[Finding]:
+    if store.trouble is not None:
+        behind = store.behind
+        waiting = f"{behind} {'run waits' if behind == 1 else 'runs wait'} in memory to be saved"
+        text = f"not written to: {store.trouble}; {waiting}"
+        yield Finding(Sign.PROBLEM, "store", text, store.trouble.mend)
+
+
+def _befell(what: str) -> Finding:
+    mend = "nothing; a file that was set aside can go when you do not need it"
+    return Finding(Sign.NOTE, "store", what, mend)
 
 
 def _not_kept(store: SessionStore) -> Finding:
@@ -187,8 +201,14 @@ def _not_kept(store: SessionStore) -> Finding:
 
 
 def _file(path: Path, problem: str | None) -> Finding:
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+    except sqlite3.Error as error:
+        mend = "%agentrun doctor again when a run has been written; it tells what was done"
+        return Finding(Sign.PROBLEM, "store", f"{path} cannot be read: {error}", mend)
     size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
     text = f"{path}, durable, {_bytes(size)}, journal mode {str(journal).upper()}"
     if problem is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ class LiveRun:
     status: RunStatus = RunStatus.QUEUED
     next_seq: int = 0
     next_n: int = 0
+    last_ts: float = 0.0
     refused: int = 0
     streams: dict[str, StreamRedactor] | None = (
         None  # with the first text of a session that has secrets
@@ -81,7 +82,7 @@ class LiveRun:
     is_refused: bool = False  # its id is taken: it never was
     is_created: Flag = field(default_factory=Flag)
     is_ended: Flag = field(default_factory=Flag)
-    unsaved: tuple[ev.RunEvent, ...] = ()
+    unsaved: Iterable[ev.RunEvent] = ()
     listeners: tuple[Listener, ...] = ()  # replaced, never changed: they may be walked right now
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -131,7 +132,7 @@ class Intake:
 
     def put(self, events: Sequence[HostEvent]) -> bool:
         """Take events of a host, in order; return whether too much is waiting, so that their agent should pause."""
-        is_text = is_urgent = is_large = False
+        is_text, is_urgent, is_large = True, False, False
         for event in events:
             live = self._runs.get(event.run_id)
             if live is None:  # its session has forgotten it: nothing to append to
@@ -143,13 +144,15 @@ class Intake:
                         self._note_cancel(live, event.data, event.ts)
                     live.has_end = True
                     self._items.append((live, event, event.ts))
-                is_urgent = True
+                is_urgent, is_text = True, False
             else:
                 self._items.append((live, event, event.ts))
-                is_text = kind in ev.DELTA_TYPES
+                is_text = is_text and kind in ev.DELTA_TYPES
                 is_large = _weight(event.data) > LARGE_CHARS or is_large
-        self.ring(is_text=is_text, is_urgent=is_urgent)
         waiting = len(self._items)
+        # Where more waits, its producer has rung the bell, or is about to: text needs no second ring.
+        if waiting <= len(events) or not is_text:
+            self.ring(is_text=is_text, is_urgent=is_urgent)
         return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
 
     def tell(self, live: LiveRun, data: ev.EventData) -> None:
@@ -278,15 +281,18 @@ class Intake:
         if not is_admitted(live.status, kind):
             live.refused += 1
             return
+        # Whole microseconds: what is read back is then exactly what was shown. Never back: a host has a clock of
+        # its own, and a clock can be set.
+        ts = live.last_ts = max(live.last_ts, round(ts * 1_000_000) / 1_000_000)
         if isinstance(data, ev.DELTAS):  # changes no status, and is by far the most
             data = self._redacted_delta(live, data)
+        elif isinstance(data, ev.ToolArgsDelta):
+            data = self._redacted_args(live, data)
         else:
             if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
                 self._flush_streams(live, ts, attempt, events)
             data = self.storable(data)
             live.status = next_status(live.status, kind)
-        # Whole microseconds: what is read back is then exactly what was shown.
-        ts = round(ts * 1_000_000) / 1_000_000
         events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data, parent))
         live.next_seq += 1
 
@@ -300,17 +306,31 @@ class Intake:
             stream = live.streams.get(data.TYPE)
             if stream is None:
                 stream = live.streams[data.TYPE] = StreamRedactor(self.redactor)
+            stream.redactor = self.redactor  # a secret may have come since
             text = stream.feed(text)
         return data if text is data.text else type(data)(text)
+
+    def _redacted_args(self, live: LiveRun, data: ev.ToolArgsDelta) -> ev.ToolArgsDelta:
+        """Return a piece of a tool's arguments; each tool has a stream of its own."""
+        if live.streams is None:
+            live.streams = {}
+        stream = live.streams.setdefault(f"{data.TYPE} {data.id}", StreamRedactor(self.redactor))
+        stream.redactor = self.redactor
+        return ev.ToolArgsDelta(self.redactor.text(data.id), stream.feed(clean_text(data.text)))
 
     def _flush_streams(
         self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]
     ) -> None:
         """Append what was held of the run's texts: its stream is over, and it was no secret."""
-        for kind, stream in (live.streams or {}).items():
+        data: ev.EventData
+        for name, stream in (live.streams or {}).items():
             tail = stream.flush()
             if tail:
-                data = ev.TextDelta(tail) if kind == ev.TextDelta.TYPE else ev.ReasoningDelta(tail)
+                kind, _, tool_id = name.partition(" ")
+                if kind == ev.ToolArgsDelta.TYPE:
+                    data = ev.ToolArgsDelta(self.redactor.text(tool_id), tail)
+                else:
+                    data = ev.TYPES[kind](tail)
                 events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data))
                 live.next_seq += 1
 
@@ -346,6 +366,17 @@ class Intake:
         live = self._runs.get(run_id)
         return None if live is None else live.record
 
+    def known(self) -> list[RunRecord]:
+        """Return what is public of all runs that are in memory."""
+        return [live.record for live in tuple(self._runs.values())]
+
+    def warn(self, text: str) -> bool:
+        """Tell all live runs of something; return whether there were any."""
+        lives = [live for live in tuple(self._runs.values()) if not live.has_end]
+        for live in lives:
+            self.tell(live, ev.Log(text, "warning"))
+        return bool(lives)
+
     def publish(self, committed: list[Committed]) -> None:
         """Make what was committed public: record first, then the end, then who listens."""
         for item in committed:
@@ -353,7 +384,7 @@ class Intake:
             if live is None:
                 continue
             # Replaced, never changed: somebody may be reading it.
-            live.unsaved = () if item.problem is None else (*live.unsaved, *item.events)
+            live.unsaved = item.waiting
             live.problem = item.problem
             is_live = item.record.is_live
             if not is_live and not live.is_ended.is_set():

@@ -69,6 +69,8 @@ def is_admitted(status: RunStatus, event_type: str) -> bool:
     return status not in TERMINAL or event_type in AFTER_END
 
 
+BRIEF_HEAD = 300
+"""Characters of its long fields that a brief record holds."""
 BRIEF_PENDING = 3
 """Questions that a brief record holds."""
 
@@ -175,7 +177,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             return None
         return max(0.0, (self.ended_at or now) - self.started_at)
 
-    def brief(self, head: int = 300) -> RunRecord:
+    def brief(self, head: int = BRIEF_HEAD) -> RunRecord:
         """Return the record with its long fields cut to `head` characters: what a list of runs needs."""
         cut: dict[
             str, Any

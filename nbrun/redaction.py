@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from nbrun.encoding import clean_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from nbrun.encoding import Plain
 
 MIN_LENGTH = 8
 """Shorter values are left alone: replacing them would tear holes into ordinary words."""
 
-_SECRET_NAME = re.compile(
-    r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|APIKEY)(?:$|_)", re.IGNORECASE
+WORDS = ("KEY", "TOKEN", "SECRET", "PASS", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS")
+"""What a variable's name calls a secret, as one of its words."""
+PARTS = ("PASSWORD", "PASSWD", "APIKEY")
+"""The same, anywhere in the name."""
+
+_SECRET_NAME = re.compile(rf"(?:^|_)(?:{'|'.join(WORDS)})(?:$|_)|{'|'.join(PARTS)}", re.IGNORECASE)
+
+RULE = (
+    f"Replaced by [NAME], before anything is stored or shown, are the values of environment variables with one of "
+    f"the words {', '.join(WORDS)} in their name, as in OPENAI_API_KEY, or with {', '.join(PARTS)} anywhere in it, and "
+    f"what nbrun.redact(value) was given. Values of less than {MIN_LENGTH} characters are left alone."
 )
+"""What is replaced, in words for people."""
 
 
-def secrets_in(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables whose names look like keys."""
-    return {name: value for name, value in environ.items() if _SECRET_NAME.search(name)}
+def forms_of(value: str) -> set[str]:
+    """Return a secret as it stands in texts: as it is, in a JSON or Python text, and in an address.
+
+    Without the white space around it, with which it often comes out of a file.
+    """
+    value = value.strip()
+    escaped = json.dumps(value, ensure_ascii=False)[1:-1]
+    return {value, escaped, json.dumps(value)[1:-1], quote(value, safe="", errors="replace")}
+
+
+def secrets_in(environ: Mapping[str, str], names: Collection[str] = ()) -> dict[str, str]:
+    """Return the variables whose names look like keys, and those of these names."""
+    return {
+        name: value for name, value in environ.items() if name in names or _SECRET_NAME.search(name)
+    }
 
 
 class Redactor:
@@ -31,20 +55,26 @@ class Redactor:
     Parameters
     ----------
     secrets : name → value; values under 8 characters are ignored.
+    registered : value → name; the same.
 
     Threads: immutable after construction.
     """
 
-    def __init__(self, secrets: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, secrets: Mapping[str, str] | None = None, registered: Mapping[str, str] | None = None
+    ) -> None:
         # Longest first: a secret that contains another one must win.
+        known = [
+            *(secrets or {}).items(),
+            *((name, value) for value, name in (registered or {}).items()),
+        ]
+        # Cleaned, as they stand in events: an environment may hold other bytes.
         pairs = sorted(
             (
-                (
-                    clean_text(value),
-                    name,
-                )  # as it stands in events: an environment may hold other bytes
-                for name, value in (secrets or {}).items()
-                if len(value) >= MIN_LENGTH
+                (form, name)
+                for name, value in known
+                if len(value.strip()) >= MIN_LENGTH
+                for form in forms_of(clean_text(value))
             ),
             key=lambda pair: (-len(pair[0]), pair[0]),
         )
@@ -121,15 +151,17 @@ class StreamRedactor:
     """
 
     def __init__(self, redactor: Redactor) -> None:
-        self._redactor = redactor
+        self.redactor = (
+            redactor  # may be another one from here on: what is held is looked through again
+        )
         self._tail = ""
 
     def feed(self, delta: str) -> str:
         """Return what may be shown of the text up to and including `delta`."""
-        shown, self._tail = self._redactor.split(self._tail + delta)
+        shown, self._tail = self.redactor.split(self._tail + delta)
         return shown
 
     def flush(self) -> str:
         """Return what was held, at the end of the stream; a secret that began a longer one is replaced now."""
         tail, self._tail = self._tail, ""
-        return self._redactor.text(tail)
+        return self.redactor.text(tail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
@@ -16,16 +17,20 @@ from nbrun.errors import (
     RunFailed,
     RunLost,
     RunNotFinished,
+    RunNotFound,
 )
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
+from nbrun.result_view import load_object, view_of
 from nbrun.store import Stranger
+from nbrun.store.large import is_outsourced, whole
 from nbrun.wording import status_words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Sequence
 
     from nbrun import events as ev
+    from nbrun.artifacts import Artifact
     from nbrun.encoding import Plain
     from nbrun.intake import LiveRun
     from nbrun.store import SessionStore
@@ -186,14 +191,15 @@ class Run:
         In the kernel that ran it this is the agent's own object, later its JSON-like form. None while the
         run is live.
         """
-        if (
-            self._live is not None
-            and self._live.is_ended.is_set()
-            and self._live.output is not None
-        ):
+        if self._live is not None and self._has_live_output:
             return self._live.output
         stored: Plain = self.record.output
-        return stored
+        return whole(stored, self.artifacts) if is_outsourced(stored) else stored
+
+    @property
+    def _has_live_output(self) -> bool:
+        live = self._live
+        return live is not None and live.is_ended.is_set() and live.output is not None
 
     @property
     def text(self) -> str:
@@ -393,7 +399,13 @@ class Run:
     # --- events ----------------------------------------------------------------------------------
 
     def events(self, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:
-        """Return the run's public events that come after seq `after`, by seq, at most `limit`."""
+        """Return the run's public events that come after seq `after`, by seq, at most `limit`.
+
+        Raises
+        ------
+        RunNotFound
+            The run was removed from the store.
+        """
         # Looked at first: what is saved in this moment is then read from the store, and not missed in both.
         unsaved = self._live.unsaved if self._live is not None else ()
         number = self.number
@@ -404,7 +416,40 @@ class Run:
             found = [event for event in found if event.seq < record_count]
             last = found[-1].seq if found else after
             found += [event for event in unsaved if event.seq > last]
+        if not found and number is not None and record_count > after + 1 and limit != 0:
+            self._refuse_removed(number)
         return found if limit is None else found[:limit]
+
+    def _refuse_removed(self, number: int) -> None:
+        if self._owner.store.is_removed(number):
+            raise RunNotFound(f"{self._title} was removed, and its events with it")
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """The files that the run has made, oldest first; `artifact.read()` gives what is in one."""
+        number = self.number
+        return [] if number is None else self._owner.store.artifacts(number)
+
+    def result_view(self) -> object:
+        """Return what Jupyter shows of the output: the object itself, or of an earlier kernel's what it looked like."""
+        if self._has_live_output:
+            return self.output
+        artifacts = self.artifacts
+        return view_of(whole(self.record.output, artifacts), artifacts)
+
+    def load_object(self, *, trusted: bool = False) -> object:
+        """Return the output itself, of a run that was started with `keep_object`, in a later kernel.
+
+        Parameters
+        ----------
+        trusted : must be said, for loading runs whatever code the store's author has put there.
+
+        Raises
+        ------
+        BadOption, NoResult, ArtifactLost, NbrunError
+            It was not said; no object was kept; its file is gone; it cannot be loaded here.
+        """
+        return load_object(self._title, self.artifacts, trusted=trusted)
 
     async def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
         """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""
@@ -429,6 +474,24 @@ class Run:
                     continue
         finally:
             remove()
+
+    def export(self, path: str | Path, form: str | None = None) -> Path:
+        """Write the run to a file, and return its path.
+
+        Parameters
+        ----------
+        form : `jsonl` or `json`, which `nbrun import` reads, `html` or `md`; None: as the file's name ends.
+
+        Raises
+        ------
+        BadOption, OSError
+            There is no such form, or the file cannot be written.
+        """
+        from nbrun import export
+
+        path = Path(path)
+        export.write(path, export.read_form(form, path), [(self.record, export.paged(self.events))])
+        return path
 
     # --- doing -----------------------------------------------------------------------------------
 

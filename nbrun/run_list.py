@@ -9,6 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from nbrun.encoding import printable, shown
+from nbrun.errors import PackageMissing
 from nbrun.run import Run
 from nbrun.wording import tokens_words
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 CELL = 200
 """Characters of a name or a status that the table shows."""
+DTYPES = {
+    "number": "Int64", "id": "string", "name": "string", "agent": "string", "model": "string",
+    "status": "string", "cause": "string", "created_at": "time", "started_at": "time", "ended_at": "time",
+    "elapsed_s": "float64", "input_tokens": "int64", "output_tokens": "int64", "requests": "int64",
+    "cost_usd": "float64", "events": "int64", "tags": "object", "prompt": "string", "output": "object",
+    "error": "string", "parent_id": "string",
+}  # fmt: skip
+"""The columns of a DataFrame, and what they hold."""
 COLUMNS = ("run", "name", "status", "agent", "started", "tokens", "output")
 
 _LEAST = {"started": 11, "output": 14, "tokens": 10, "agent": 8, "name": 9, "status": 12}
@@ -35,19 +44,30 @@ class RunList(list[Run]):
         return [_row(run) for run in self]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the runs as a DataFrame, one row a run; times are UTC, seconds are floats.
+        """Return the runs as a DataFrame, one row a run; times are UTC, seconds and US dollars are floats.
 
         Raises
         ------
-        ImportError
+        PackageMissing
             pandas is not installed.
         """
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError:
+            raise PackageMissing(
+                "to_pandas() needs pandas, which is not installed: pip install pandas"
+            ) from None
 
-        frame = pd.DataFrame([_fields(run) for run in self])
-        for column in ("created_at", "started_at", "ended_at"):
-            if column in frame:
-                frame[column] = pd.to_datetime(frame[column], unit="s", utc=True)
+        rows = [_fields(run) for run in self]
+        frame = pd.DataFrame({name: [row[name] for row in rows] for name in DTYPES})
+        for name, dtype in DTYPES.items():
+            if dtype == "time":
+                seconds = frame[name].astype("float64")
+                # Somebody else's file may tell of a time that pandas has none for.
+                moments = pd.to_datetime(seconds, unit="s", utc=True, errors="coerce")
+                frame[name] = moments.astype("datetime64[us, UTC]")
+            else:
+                frame[name] = frame[name].astype(dtype)
         return frame
 
     def __repr__(self) -> str:
@@ -157,8 +177,12 @@ def _fields(run: Run) -> dict[str, object]:
         "elapsed_s": record.elapsed_s(record.ended_at or record.last_event_at),
         "input_tokens": record.usage.input_tokens,
         "output_tokens": record.usage.output_tokens,
+        "requests": record.usage.requests,
+        "cost_usd": record.usage.cost_usd,
         "events": record.event_count,
+        "tags": dict(record.tags),
         "prompt": record.prompt,
         "output": record.output,
         "error": None if record.error is None else str(record.error),
+        "parent_id": record.parent_id,
     }

@@ -34,17 +34,22 @@ from nbrun.errors import (
 from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
+from nbrun.keeper import Keeper
+from nbrun.keyring import Keyring
 from nbrun.people import People
+from nbrun.query import Since, read_query
 from nbrun.questions import NOBODY
-from nbrun.redaction import Redactor, secrets_in
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.store import SessionStore, places_for
+from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 from nbrun.wording import queued_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
+
+    from nbrun.redaction import Redactor
 
 
 _log = logging.getLogger("nbrun")
@@ -71,6 +76,7 @@ class NotebookSession:
     max_concurrent : how many runs are under way at once; more wait in line.
     cancel_grace_s : seconds that cleanup code gets after a cancel.
     reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
+    keep_runs, keep_bytes : what the store keeps at most; the oldest ended runs go first. 0: all.
     """
 
     def __init__(
@@ -84,6 +90,8 @@ class NotebookSession:
         max_concurrent: int = 8,
         cancel_grace_s: float = 2.0,
         reentrant_loop: bool = False,
+        keep_runs: int = KEEP_RUNS,
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         if max_concurrent < 1:
             raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
@@ -91,7 +99,9 @@ class NotebookSession:
         self.cancel_grace_s = cancel_grace_s
         self.max_concurrent = max_concurrent
         self.notebook = _notebook_path(path)
-        self.store = _store(store, self.notebook, self.clock)
+        if min(keep_runs, keep_bytes) < 0:
+            raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
+        self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
         self.on_display: Callable[[Run], None] | None = None  # given by the user interface
         # The same: called on the writer's thread when a run has ended, and others have moved up in line.
         self.on_line_moved: Callable[[], None] | None = None
@@ -106,15 +116,14 @@ class NotebookSession:
         if reentrant_loop:
             self.let_enter_loop(True)
         self._people = People(self._dispatcher)
-        self._secrets = secrets_in(os.environ)
-        # How many variables there were when the environment was last looked at, and when that was.
-        self._looked = (len(os.environ), self.clock.monotonic())
-        self._intake = Intake(self.clock, Redactor(self._secrets), self._published)
+        self._keyring = Keyring(os.environ, self.clock.monotonic, self._use_redactor)
+        self._intake = Intake(self.clock, self._keyring.redactor, self._published)
+        self._keeper = Keeper(lambda: self.store.files, lambda: self._intake.redactor)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._starter = self._start_child  # one object for all runs
         self._tellers = tuple(observer.tell for observer in self._observers)
-        self.store.open_existing()
+        self.store.open_existing(sets_aside=True)
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -140,6 +149,7 @@ class NotebookSession:
         cell_id: str | None = None,
         parent: Run | None = None,
         answerable: bool = True,
+        keep_object: bool = False,
     ) -> Run:
         """Start a run and return its handle; the run goes on in the background.
 
@@ -159,6 +169,7 @@ class NotebookSession:
             output comes back as JSON-like data.
         thread : drive an async agent on a thread of its own, because it blocks.
         tools : functions for the built-in agent.
+        keep_object : also keep the output itself, pickled, for `run.load_object()` of a later kernel.
         parent : the run whose child it is: it is cancelled with that run, and ends before it.
 
         Raises
@@ -174,17 +185,19 @@ class NotebookSession:
         created = request.describe(
             agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
             timeout_s=timeout_s, thread=thread or None, on=None if on == "local" else on,
+            keep_object=keep_object or None,
             approve=None if approve == "ask" else approve,
             parent_id=None if parent is None else parent.id, **({} if id is None else {ev.ONCE: True}),
             max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
         )  # fmt: skip
         parcel = request.parcel_of(agent, on)
-        self._watch_secrets()
+        self._keyring.look()
         capture.renew()
         live: LiveRun | None = None
         try:
             with self._lock:
                 self._check_open()
+                self._refuse_secret(id)
                 if id is not None and (existing := self._same(clean_text(id), created)):
                     return existing
                 key = cell_id or name
@@ -199,7 +212,7 @@ class NotebookSession:
                     self.cancel_grace_s, timeout_s, thread, limits,
                     approve if answerable or approve != "ask" else NOBODY, on,
                     functools.partial(self._starter, live, approve, answerable), parcel,
-                    live.budget, self._is_reentrant,
+                    live.budget, self._is_reentrant, self._keeper, keep_object,
                 )  # fmt: skip
                 self._enter(live, attempt, created)
             if (
@@ -208,7 +221,7 @@ class NotebookSession:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused and (taken := self._take_back(live, created)):
                 return taken
-            for notice in (behind, self.store.problem):
+            for notice in (behind, self.store.problem, *self.store.take_news()):
                 if notice is not None:
                     self._intake.tell(live, ev.Log(notice, "warning"))
             # A run that another run starts does not wait: the other may be waiting for it, with its place.
@@ -275,26 +288,35 @@ class NotebookSession:
         if self._is_closed:
             raise SessionClosed("this session is closed; run %reload_ext nbrun")
 
+    def _refuse_secret(self, run_id: str | None) -> None:
+        """Raise `BadOption` for an id that holds a secret: it names the run everywhere, so it cannot be replaced."""
+        if run_id is not None and self._intake.redactor.text(run_id) != run_id:
+            raise BadOption(
+                f"the id holds a secret, {self._intake.redactor.text(run_id)}; choose another id"
+            )
+
     def _new_id(self) -> str:
         run_id = f"run-{self._ids.next_id()}"
         while run_id in self._catalog:  # an id that was given may look like one of ours
             run_id = f"run-{self._ids.next_id()}"
         return run_id
 
-    def _watch_secrets(self) -> None:
-        """Take up keys that came into the environment since the last start.
+    def redact(self, value: str, name: str = "SECRET") -> None:
+        """Have a secret replaced by `[NAME]` in all that runs tell from now on; it is never stored itself.
 
-        A look at every variable costs as much as half a start, so a burst of starts shares one.
+        Raises
+        ------
+        BadOption
+            It has less than 8 characters: to replace it would tear holes into ordinary words.
         """
-        now, size = self.clock.monotonic(), len(os.environ)
-        are_known = all(os.environ.get(name) == value for name, value in self._secrets.items())
-        if are_known and size == self._looked[0] and now - self._looked[1] < 1.0:
-            return
-        self._looked = (size, now)
-        secrets = secrets_in(os.environ)
-        if secrets != self._secrets:
-            self._secrets = secrets
-            self._intake.redactor = Redactor(secrets)
+        self._keyring.add(value, name)
+
+    def watch_variables(self, names: Collection[str]) -> None:
+        """Count the values of these environment variables as secrets, whatever their names look like."""
+        self._keyring.watch(names)
+
+    def _use_redactor(self, redactor: Redactor) -> None:
+        self._intake.redactor = redactor
 
     def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
         """Return the run that this id already names in the store, if its inputs are these."""
@@ -350,6 +372,15 @@ class NotebookSession:
         atexit.register(self.close)
         self._dispatcher.begin(self._intake.put)
 
+    @property
+    def on_format(self) -> Callable[[object], Mapping[str, object]] | None:
+        """What returns a value's forms by MIME type, given by the user interface; it runs the value's own code."""
+        return self._keeper.on_format
+
+    @on_format.setter
+    def on_format(self, function: Callable[[object], Mapping[str, object]] | None) -> None:
+        self._keeper.on_format = function
+
     def let_enter_loop(self, is_reentrant: bool) -> None:
         """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""
         self._is_reentrant = is_reentrant
@@ -391,15 +422,70 @@ class NotebookSession:
         name: str | None = None,
         agent: str | None = None,
         tag: str | None = None,
+        since: Since | None = None,
+        text: str | None = None,
         limit: int | None = None,
+        before: Run | int | None = None,
     ) -> RunList:
         """Return the runs of this notebook, newest first, that fit every filter given.
 
         Parameters
         ----------
-        tag : `key=value`.
+        agent : the agent's name, or its model's.
+        tag : `key=value`, or a key alone for any value of it.
+        since : created at or after this; a date, a datetime, or text such as `2h` for two hours ago.
+        text : what the prompt, the text or the output holds, whole and in any case; reads the logs of long runs.
+        limit : at most so many, the newest; None: all.
+        before : only runs older than this one, or below this number: the last of one page gives the next.
+
+        Raises
+        ------
+        BadOption
+            A filter is none that can be asked for.
         """
-        return self._catalog.runs(status=status, name=name, agent=agent, tag=tag, limit=limit)
+        if isinstance(before, Run):
+            if before.number is None:
+                raise BadOption(
+                    f"{before!r} is not saved and has no number; give another to before"
+                )
+            before = before.number
+        query = read_query(
+            self.clock.now(), status=status, name=name, agent=agent, tag=tag, since=since, text=text,
+            limit=limit, before=before,
+        )  # fmt: skip
+        return self._catalog.runs(query)
+
+    # --- removing --------------------------------------------------------------------------------
+
+    def remove(self, *refs: Run | int | str) -> list[int]:
+        """Remove ended runs, with their events, files and child runs; return the numbers of what is gone.
+
+        Raises
+        ------
+        RunNotFound, BadOption
+            There is no such run, or it is live, or one below it is. All are looked up before any is removed.
+        StoreError
+            The store cannot be written.
+        """
+        runs = [self.get(ref) for ref in refs]
+        numbers = [_removable(run) for run in runs]
+        gone = self._remove(numbers)
+        for run, number in zip(runs, numbers, strict=True):
+            if number not in gone and not self.store.is_removed(number):
+                raise BadOption(f"{run!r} has a child run that is live; cancel that first")
+        return gone
+
+    def remove_ended(self) -> list[int]:
+        """Remove all runs of this notebook that have ended; return their numbers."""
+        return self._remove(
+            [stored.number for stored in self.store.runs() if not stored.record.is_live]
+        )
+
+    def _remove(self, numbers: Sequence[int]) -> list[int]:
+        gone, forgotten = self._catalog.remove(numbers)
+        for live in forgotten:  # else it would be written again into a file that is begun anew
+            self._intake.forget(live)
+        return gone
 
     # --- cancelling ------------------------------------------------------------------------------
 
@@ -486,6 +572,7 @@ class NotebookSession:
                 self._intake.forget(gone)
             if self.on_line_moved is not None:
                 self.on_line_moved()
+            self.store.note_end(record.number)
         for listener in (*live.listeners, *self._tellers):
             try:
                 listener(record, events)
@@ -562,6 +649,15 @@ def _live(run: Run) -> LiveRun:
     raise NotPending(f"{run!r} {what}")
 
 
+def _removable(run: Run) -> int:
+    """Return the number of a run that may be removed."""
+    if not run.done():
+        raise BadOption(f"{run!r} is live; cancel it first")
+    if run.number is None or run.problem is not None:
+        raise BadOption(f"{run!r} is not saved: there is nothing to remove")
+    return run.number
+
+
 def _notebook_path(path: str | Path | None) -> Path | None:
     """Return the notebook's path: the one given, else the one Jupyter names, if its folder exists.
 
@@ -576,8 +672,9 @@ def _notebook_path(path: str | Path | None) -> Path | None:
 
 
 def _store(
-    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock
+    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock, keep: Keep
 ) -> SessionStore:
     if isinstance(store, SessionStore):
         return store
-    return SessionStore([Path(store)] if store is not None else places_for(notebook), clock)
+    places = [Path(store)] if store is not None else places_for(notebook)
+    return SessionStore(places, clock, keep)

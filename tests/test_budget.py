@@ -12,7 +12,7 @@ from nbrun import CancelCause, CancelToken, NotebookSession, RunContext, RunStat
 from nbrun import events as ev
 from nbrun.budget import NO_PRICE, Budget, Limits, dollars
 from nbrun.errors import BadOption, Cancelled, IdConflict, RunCancelled
-from nbrun.ui.snapshot import bundle, plain_text
+from nbrun.snapshot import bundle, plain_text
 from nbrun.ui.view import view
 from tests.fakes.agents import BOUND_S, instant
 

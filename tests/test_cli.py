@@ -396,6 +396,18 @@ def test_another_programs_database_is_left_alone(
     assert [each.name for each in folder.iterdir()] == ["other.db"]
 
 
+def test_runs_of_a_kernel_that_has_just_begun_are_found(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the first kernel of a notebook is at work, all of its store may still be in the log beside it."""
+    with NotebookSession(folder / "fresh.ipynb") as session:
+        run = session.start(ScriptedAgent([{"say": "hello"}], delay_s=0), "hm", name="early")
+        assert run.wait(10)
+        for path in (folder, folder / "fresh.ipynb", folder / ".nbrun" / "fresh.db"):
+            assert cli.main(["list", str(path)]) == 0
+            assert "early" in capsys.readouterr().out
+
+
 def test_show_asks_which_notebook_is_meant(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a folder with runs of two notebooks a reference alone would be a guess."""
     shutil.copy(kept.parent / ".nbrun/lesson.db", kept.parent / ".nbrun/other.db")

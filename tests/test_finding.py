@@ -92,7 +92,7 @@ def test_a_store_is_told_with_its_size_and_its_room(session: NotebookSession) ->
     assert (file.sign, disk.sign) == (Sign.OK, Sign.OK)
     assert f"{session.store.path}, durable, " in file.text
     assert file.text.endswith("journal mode WAL")
-    session.store.lost = 2
+    session.store._home.lost = 2
     assert "2 runs were live when their kernel died" in kept(session.store)[-1].text
 
 
@@ -121,7 +121,7 @@ def test_a_full_disk_and_a_slow_journal_are_told(
         connection.execute("CREATE TABLE t (x)")
     connection.close()
     store = SessionStore([path], SystemClock())
-    store.path = path
+    store._home.path = path
     monkeypatch.setattr(finding, "LOW_DISK_BYTES", 1 << 80)
     slow, full = kept(store)
     assert (slow.sign, full.sign) == (Sign.NOTE, Sign.PROBLEM)

@@ -221,8 +221,8 @@ def test_what_is_not_saved_is_kept_until_it_is(desk: Desk) -> None:
     """Events that are public and not on disk stay in memory, with the problem; saved, they leave it."""
     events = desk.log()
     record = fold(events)
-    desk.intake.publish([Committed("run-1", record, events, "disk full")])
-    assert (desk.live.unsaved, desk.live.problem) == (tuple(events), "disk full")
+    desk.intake.publish([Committed("run-1", record, events, "disk full", events)])
+    assert (desk.live.unsaved, desk.live.problem) == (events, "disk full")
     desk.intake.publish([Committed("run-1", record, ())])
     assert (desk.live.unsaved, desk.live.problem) == ((), None)
 

@@ -11,13 +11,15 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from nbrun.cli import doctor
+from nbrun.cli import doctor, gc
 from nbrun.cli.demo import DEMO_FOLDER, INSTALLER, run_demo
 from nbrun.cli.printing import say
 from nbrun.cli.stored import list_runs, show_run
+from nbrun.cli.transfer import export_runs, import_runs
 from nbrun.errors import UserError
+from nbrun.export import FORMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument(
         "--limit", type=int, default=50, metavar="N", help="at most so many of each notebook (50)"
     )
+    _add_filters(listing)
     listing.set_defaults(action=list_runs)
 
     about = "show one stored run: its prompt, tools, text and error"
@@ -85,6 +88,22 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("ref", metavar="REF", help="#3, 3, last, -1, a run's name or its id")
     show.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
     show.set_defaults(action=show_run)
+
+    _add_transfer(commands, where)
+
+    about = "remove old runs and unneeded files, and give back their room"
+    clean = commands.add_parser("gc", help=about, description=about.capitalize())
+    clean.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
+    clean.add_argument(
+        "--keep-runs",
+        type=int,
+        metavar="N",
+        help="runs that are kept of each notebook (10,000; 0: all)",
+    )
+    clean.add_argument(
+        "--keep-bytes", metavar="SIZE", help="what they may take, such as 500M (2G; 0: any size)"
+    )
+    clean.set_defaults(action=gc.collect)
 
     about = "tell what works here, what does not, and what to do about it"
     check = commands.add_parser("doctor", help=about, description=about.capitalize())
@@ -98,6 +117,48 @@ def _parser() -> argparse.ArgumentParser:
     install = verbs.add_parser("install", help=about, description=about.capitalize())
     install.set_defaults(action=_install_model)
     return parser
+
+
+def _add_filters(listing: argparse.ArgumentParser) -> None:
+    """Add the options that choose runs."""
+    for flag, value, about in (
+        (
+            "--status",
+            "STATUS",
+            "only runs that stand so: completed, failed, cancelled, lost, running …",
+        ),
+        ("--name", "NAME", "only runs of this name"),
+        ("--agent", "AGENT", "only runs of this agent or model"),
+        ("--tag", "K=V", "only runs with this tag, or with a tag K"),
+        ("--since", "TIME", "only runs of the last 2h, or since 2026-01-31"),
+        ("--text", "TEXT", "only runs whose prompt or output holds this, in any case"),
+    ):
+        listing.add_argument(flag, metavar=value, help=about)
+    listing.add_argument(
+        "--before", type=int, metavar="N", help="only runs below this number: the next page"
+    )
+
+
+def _add_transfer(commands: Any, where: str) -> None:
+    """Add the commands that bring runs out of a store, and in."""
+    about = "write stored runs to a file: JSON lines, JSON, a page, Markdown"
+    out = commands.add_parser("export", help=about, description=about[0].upper() + about[1:])
+    out.add_argument(
+        "ref", nargs="?", metavar="REF", help="#3, 3, last, -1, a run's name or its id"
+    )
+    out.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
+    out.add_argument("--all", action="store_true", help="all runs of the store; leave REF out")
+    out.add_argument("-f", "--form", choices=FORMS, help="default: as FILE ends, else jsonl")
+    out.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: the standard output")
+    out.set_defaults(action=export_runs)
+
+    about = (
+        "take exported runs (jsonl, json) into a store, under new numbers; nothing there is changed"
+    )
+    into = commands.add_parser("import", help=about, description=about.capitalize())
+    into.add_argument("file", type=Path, metavar="FILE", help="what nbrun export has written")
+    into.add_argument("path", nargs="?", type=Path, default=Path(), metavar="PATH", help=where)
+    into.set_defaults(action=import_runs)
 
 
 def _install_model(_options: argparse.Namespace) -> int:

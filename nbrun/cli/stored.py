@@ -22,8 +22,10 @@ from nbrun.cli.printing import (
 from nbrun.clock import SystemClock
 from nbrun.encoding import shown
 from nbrun.errors import RunNotFound
+from nbrun.query import read_query
+from nbrun.record import RunRecord, RunStatus
 from nbrun.store import SUFFIX, SessionStore, schema, store_path
-from nbrun.wording import status_words
+from nbrun.wording import cancel_notes, progress_words, status_words
 
 if TYPE_CHECKING:
     import argparse
@@ -35,21 +37,32 @@ if TYPE_CHECKING:
     from nbrun.store import StoredRun
 
 
+_ID = struct.pack(">I", schema.APPLICATION_ID)
+
+
 def list_runs(options: argparse.Namespace) -> int:
     """List the runs of every store that the path stands for; return the exit code."""
     if options.limit < 1:
         raise CommandError(f"--limit {options.limit}: give at least 1")
+    query = read_query(
+        SystemClock().now(), status=options.status, name=options.name, agent=options.agent, tag=options.tag,
+        since=options.since, text=options.text, limit=options.limit + 1, before=options.before,
+    )  # fmt: skip
     paths = stores_at(options.path)
     if not paths:
         say(f"No runs are kept in {options.path.absolute()}.")
     for path in paths:
         with opened(path) as store:
-            runs = store.runs(options.limit + 1)
-        say(f"{relative(path)}" if runs else f"{relative(path)}: no runs")
+            runs = store.select(query)
+        none = "no runs" if query.is_unfiltered and query.before is None else "no runs that fit"
+        say(f"{relative(path)}" if runs else f"{relative(path)}: {none}")
         if runs:
             console().print(_list_table(runs[: options.limit]))
         if len(runs) > options.limit:
-            say(f"There are more: --limit shows more than {options.limit}.")
+            last = runs[options.limit - 1].number
+            say(
+                f"There are more: --before {last} goes on, --limit shows more than {options.limit}."
+            )
     return 0
 
 
@@ -73,48 +86,51 @@ def _list_table(runs: Sequence[StoredRun]) -> Table:
 
 def show_run(options: argparse.Namespace) -> int:
     """Show all that is kept of one run; return the exit code."""
-    paths = stores_at(options.path)
-    if not paths:
-        raise CommandError(f"no runs are kept in {options.path.absolute()}")
-    if len(paths) > 1:
-        names = ", ".join(path.stem for path in paths)
-        raise CommandError(
-            f"{options.path.absolute()} has runs of several notebooks: name one of {names}"
-        )
-    with opened(paths[0]) as store:
-        record = store.record(_find(store, options.ref).number)
-    said = [
-        ("status", status_words(record) + (f": {record.reason}" if record.reason else "")),
-        ("agent", record.model or record.agent),
-        ("started", moment(record.started_at or record.created_at)),
-        ("tokens", tokens(record)),
-        ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
-        ("id", record.run_id),
-        ("events", f"{record.event_count} in {relative(paths[0])}"),
-    ]
+    path = store_at(options.path)
+    with opened(path) as store:
+        record = store.record(find(store, options.ref).number)
     say(safe(f"#{record.number} {record.name}"))
-    for word, text in said:
+    for word, text in _facts(record, relative(path)):
         if text:
             say(safe(f"  {word:<8} {text}"))
-    for notice in record.notices:
+    for notice in (*cancel_notes(record), *record.notices):
         say(safe(f"  ! {notice}"))
     for tool in record.tools:
         result = "" if tool.result is None else f" → {shown(tool.result)}"
-        say(
-            safe(
-                f"  tool     {tool.name}({shown(tool.args) if tool.args is not None else ''}) {tool.status}{result}"
-            )
-        )
+        args = "" if tool.args is None else shown(tool.args)
+        say(safe(f"  tool     {tool.name}({args}) {tool.status}{result}"))
+    hidden = record.log_count - len(record.log)
     parts = [
         ("prompt", record.prompt),
+        (f"log (the last {len(record.log)} of {record.log_count:,} lines)" if hidden > 0 else "log",
+         "\n".join(record.log)),
         ("text" if record.text else "output", answer(record)),
         ("error", (record.error.traceback or str(record.error)) if record.error else ""),
-    ]
+    ]  # fmt: skip
     for word, text in parts:
         if text:
             say(f"\n{word}:")
             say(safe("\n".join(f"  {line}" for line in text.strip().splitlines())))
     return 0
+
+
+def _facts(record: RunRecord, store: str) -> list[tuple[str, str]]:
+    """Return what is told of a run in a line each; what there is nothing of is empty."""
+    asked_at, ended_at = record.cancel_requested_at, record.ended_at
+    is_lost = record.status is RunStatus.LOST and record.reason not in (None, "its kernel died")
+    return [
+        ("status", status_words(record) + (f" ({record.reason})" if is_lost else "")),
+        ("agent", record.model or record.agent),
+        ("started", moment(record.started_at or record.created_at)),
+        ("asked", "" if asked_at is None else f"{moment(asked_at)}, to stop"),
+        ("ended", "" if ended_at is None else moment(ended_at)),
+        ("progress", progress_words(record.progress)),
+        ("phase", record.phase or ""),
+        ("tokens", tokens(record)),
+        ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
+        ("id", record.run_id),
+        ("events", f"{record.event_count} in {store}"),
+    ]
 
 
 def stores_at(path: Path) -> list[Path]:
@@ -140,6 +156,23 @@ def stores_at(path: Path) -> list[Path]:
     return []
 
 
+def store_at(path: Path) -> Path:
+    """Return the one store that a notebook, a folder or a file stands for.
+
+    Raises
+    ------
+    CommandError
+        There is none, or there are several.
+    """
+    paths = stores_at(path)
+    if not paths:
+        raise CommandError(f"no runs are kept in {path.absolute()}")
+    if len(paths) > 1:
+        names = ", ".join(found.stem for found in paths)
+        raise CommandError(f"{path.absolute()} has runs of several notebooks: name one of {names}")
+    return paths[0]
+
+
 def _is_store(path: Path) -> bool:
     """Return whether the file's head says that nbrun made it: opening another one could change it.
 
@@ -147,7 +180,29 @@ def _is_store(path: Path) -> bool:
     """
     with path.open("rb") as file:
         head = file.read(72)
-    return head[68:] == struct.pack(">I", schema.APPLICATION_ID)
+    return head[68:] == _ID or _is_store_soon(path.with_name(f"{path.name}-wal"))
+
+
+def _is_store_soon(wal: Path) -> bool:
+    """Return whether the file's head is still in its log, as it is while the first kernel that uses it runs.
+
+    Source: the SQLite file format: after 32 bytes, of which four at 8 are the page's size, a log has frames of
+    24 bytes, the first four of which are the page's number, and a page.
+    """
+    try:
+        with wal.open("rb") as file:
+            (size,) = struct.unpack(">8xI20x", file.read(32))
+            while len(frame := file.read(24)) == 24:
+                (number,) = struct.unpack_from(">I", frame)
+                if number != 1:
+                    file.seek(size, 1)
+                elif (page := file.read(size))[68:72] == _ID:
+                    return True
+                elif len(page) < size:
+                    return False
+    except (FileNotFoundError, struct.error):
+        pass  # there is no log, or not yet
+    return False
 
 
 @contextmanager
@@ -174,7 +229,7 @@ def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
         store.close(1.0)
 
 
-def _find(store: SessionStore, ref: str) -> StoredRun:
+def find(store: SessionStore, ref: str) -> StoredRun:
     """Return the run that a reference names: `#3`, `3`, `last`, `-1`, a name or an id."""
     digits = "-1" if ref == "last" else ref.removeprefix("#")
     found: StoredRun | None

@@ -29,10 +29,21 @@ class Printed:
         self._held += text
         # A progress bar ends its lines by a bare return.
         end = max(self._held.rfind("\n"), self._held.rfind("\r"))
-        if not data or (end < 0 and len(self._held) > MAX_LINE):
+        if end < 0 and len(self._held) > MAX_LINE:
+            # Cut at a space, where there is one: half a secret would not be known as one.
+            end = self._held.rfind(" ", MAX_LINE // 2)
+            if end < 0:
+                return self.rest()
+        if not data:
             return self.rest()
         lines, self._held = self._held[: max(end, 0)], self._held[end + 1 :]
         return lines.rstrip("\r")
+
+    def last_words(self) -> str:
+        """Return the end of what was printed, from a line's beginning on: half a secret would not be known as one."""
+        if len(self.tail) < TAIL:
+            return self.tail
+        return self.tail.partition("\n")[2] or self.tail
 
     def rest(self) -> str:
         """Return what waits for its line's end, and wait no longer."""

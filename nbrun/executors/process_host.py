@@ -19,10 +19,12 @@ import sys
 import threading
 from collections import deque
 from contextvars import copy_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun import capture
 from nbrun import events as ev
+from nbrun.artifacts import ArtifactFiles
 from nbrun.attempt import Attempt, HostEvent
 from nbrun.cancellation import CancelToken
 from nbrun.clock import SystemClock
@@ -41,7 +43,9 @@ from nbrun.executors.wire import (
 )  # fmt: skip
 from nbrun.failure import describe
 from nbrun.host import RunHost
+from nbrun.keeper import Keeper
 from nbrun.loop_thread import LoopThread
+from nbrun.redaction import Redactor
 from nbrun.reentrant import new_loop
 
 if TYPE_CHECKING:
@@ -92,6 +96,14 @@ def _die() -> None:
     os._exit(1)
 
 
+def _keeper(begin: Begin) -> Keeper | None:
+    """Return what writes the agent's files where its kernel would: the folder takes more than one writer."""
+    if not begin.files:
+        return None
+    files = ArtifactFiles(Path(begin.files))
+    return Keeper(lambda: files, lambda: Redactor.from_environment(os.environ))
+
+
 class ProcessHost:
     """Drives one attempt and sends its events.
 
@@ -138,6 +150,7 @@ class ProcessHost:
         attempt = Attempt(
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(), begin.grace_s,
             begin.timeout_s, begin.thread, begin.limits, begin.approve, "process",
+            keeper=_keeper(begin), keep_object=begin.keep_object,
         )  # fmt: skip
         self._thread = thread = LoopThread(
             "nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop

@@ -343,7 +343,7 @@ class RunProcess:
                         Begin(
                             attempt.run_id, attempt.number, attempt.parcel, attempt.prompt, attempt.grace_s,
                             attempt.timeout_s, attempt.thread, attempt.limits, attempt.approve, self.name,
-                            attempt.reentrant_loop,
+                            attempt.reentrant_loop, attempt.keep_object, _folder_of(attempt),
                         )
                     )  # fmt: skip
             case Cancel(reason=reason, cause=cause):
@@ -381,7 +381,7 @@ class RunProcess:
         """Send the end that the process did not live to send."""
         token = self._attempt.token
         if not token.cancelled or not (group.was_killed or self._is_detaching):
-            words = "".join(p.tail for p in self._printed.values() if p.level == "stderr")
+            words = "".join(p.last_words() for p in self._printed.values() if p.level == "stderr")
             self._relay.fail(ev.ErrorInfo("ProcessDied", f"the run's process {group.fate}", words))
             return
         if self._has_begun:
@@ -389,6 +389,11 @@ class RunProcess:
             self._relay.say(ev.CancelEscalated(Rung.PROCESS, note))
         detached = () if is_dead else (self.name,)
         self._relay.cancel(token.cause or CancelCause.USER, token.reason, detached)
+
+
+def _folder_of(attempt: Attempt) -> str:
+    folder = None if attempt.keeper is None else attempt.keeper.folder
+    return "" if folder is None else str(folder)
 
 
 def not_started(error: Exception) -> ev.ErrorInfo:

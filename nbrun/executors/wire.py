@@ -30,6 +30,8 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     approve: str
     host: str
     reentrant_loop: bool = False
+    keep_object: bool = False
+    files: str = ""  # the folder for the files that it makes; empty where there is none
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

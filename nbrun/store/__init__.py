@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import sqlite3
 import threading
@@ -13,22 +15,30 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nbrun.errors import NotPending, StoreDamaged, StoreError, StoreReadOnly
+from nbrun.artifacts import ArtifactFiles, folder_beside
+from nbrun.errors import NotPending, StoreDamaged, StoreError, StoreInTrouble, StoreReadOnly
 from nbrun.record import RunRecord
 from nbrun.store import reader, schema, stranger
-from nbrun.store.orphans import give_up, mark_lost
+from nbrun.store.artifacts import read_artifacts
+from nbrun.store.home import Home
+from nbrun.store.orphans import give_up
 from nbrun.store.reader import StoredRun
+from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
 from nbrun.store.sight import sight_of
+from nbrun.store.trouble import Trouble, is_damage, trouble_of
 from nbrun.store.writer import Committed, Source, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from nbrun.artifacts import Artifact
     from nbrun.clock import Clock
     from nbrun.events import RunEvent
+    from nbrun.query import Query
 
 __all__ = [
     "Committed",
+    "Keep",
     "SessionStore",
     "Source",
     "StoredRun",
@@ -41,8 +51,14 @@ S = TypeVar("S", StoredRun, StoredRun | None)
 
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
-MAX_NUMBER = 10**9
-"""The greatest number of a stranger's run that ours go on from; nobody comes to more honestly."""
+PAGE = 200
+"""Runs that are looked at in one go."""
+SWEEP_S = 60.0
+"""How often it is looked at most whether there is more than is kept."""
+CLOSE_SWEEP_S = 0.2
+"""How long a close waits for the step that is under way."""
+
+_log = logging.getLogger("nbrun")
 
 
 def store_path(notebook: Path) -> Path:
@@ -70,32 +86,37 @@ def places_for(notebook: Path | None) -> list[Path]:
 class SessionStore:
     """The runs of one notebook on disk, or in memory where nothing can be written.
 
-    A file is made when the first run begins, not before. `problem` says in one line why the first choice of
-    a place was not taken; None when all is well. `stranger` is the first choice where it can be read though it
-    must not be written to.
+    A file is made when the first run begins, not before.
 
-    Threads: any method, from any thread. Readers of a file have a connection of their own; in memory they
-    share the writer's, under `_lock`.
+    Threads: any method, from any thread. Readers of a file have a connection of their own, under `_lock`; in
+    memory they share the writer's, under `_write_lock`.
 
     Parameters
     ----------
     places : where to keep it, best first; memory when none can be written.
+    keep : how much of it is kept; older runs are removed.
     """
 
-    def __init__(self, places: list[Path], clock: Clock) -> None:
+    def __init__(self, places: list[Path], clock: Clock, keep: Keep | None = None) -> None:
+        self.keep = keep or Keep()
         self._places = places
-        self._clock = clock
         self._lock = threading.RLock()
+        self._write_lock = (
+            threading.RLock()
+        )  # of the writer's connection, which readers of memory share
+        self._home = Home(places, clock)
+        self._clock = clock
         self._writer: Writer | None = None
-        self._write_connection: sqlite3.Connection | None = None
         self._read_connection: sqlite3.Connection | None = None
-        self._is_open = False
+        self._read_generation = 0
         self._is_closed = False
-        self.path: Path | None = None
-        self.problem: str | None = None
-        self.stranger: Stranger | None = None
-        self._above = 0  # the greatest number of the stranger's runs
-        self.lost = 0
+        self._is_shut = False  # what there was in memory is gone
+        self._stranger: Stranger | None = None
+        self._held = ArtifactFiles(None)  # for a store in memory
+        self._sweep_lock = threading.Lock()
+        self._sweep_at = 0.0
+        self._sweep_thread: threading.Thread | None = None
+        self._is_stopping = threading.Event()
 
     @property
     def wanted(self) -> Path:
@@ -103,29 +124,94 @@ class SessionStore:
         return self._places[0]
 
     @property
+    def path(self) -> Path | None:
+        """The file; None before it is opened, and in memory."""
+        return self._home.path
+
+    @property
+    def problem(self) -> str | None:
+        """Why the first choice of a place was not taken, in one line."""
+        return self._home.problem
+
+    @property
+    def stranger(self) -> Stranger | None:
+        """The first choice of a place, where it can be read though it must not be written to."""
+        only_read = self._home.only_read
+        if only_read is None:
+            return None
+        if self._stranger is None:
+            self._stranger = Stranger(*only_read, self._clock)
+        return self._stranger
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why nothing is written at the moment; None when all is well."""
+        writer = self._writer
+        return self._home.trouble if writer is None else writer.trouble
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What befell the files of this store: which were set aside, gone or replaced."""
+        return self._home.told
+
+    @property
+    def lost(self) -> int:
+        """How many runs of dead kernels were found at the opening."""
+        return self._home.lost
+
+    @property
+    def behind(self) -> int:
+        """How many runs wait to be saved."""
+        return 0 if self._writer is None else self._writer.behind
+
+    @property
     def is_durable(self) -> bool:
         """Whether runs are kept beyond this process."""
         return not self._is_open or self.path is not None
 
-    def open_existing(self) -> None:
-        """Open the file if there is one, and mark as lost what a dead kernel left live."""
+    @property
+    def _is_open(self) -> bool:
+        return self._home.generation > 0 and not self._is_shut
+
+    @property
+    def _write_connection(self) -> sqlite3.Connection | None:
+        return self._home.connection
+
+    def take_news(self) -> list[str]:
+        """Return what befell the file and no run's log has told yet."""
+        news = self._home.news
+        return [news.popleft() for _ in range(len(news))]
+
+    def open_existing(self, *, sets_aside: bool = False) -> None:
+        """Open the file if there is one, and mark as lost what a dead kernel left live.
+
+        One that is in trouble stays unopened; `trouble` says why. Whoever is to write to the store has a damaged
+        one set aside.
+        """
         with self._lock:
-            if not self._is_open and any(path.exists() for path in self._places[:1]):
-                self._open()
+            is_there = any(path.exists() for path in self._places[:1])
+            if is_there and not self._is_open and self._writer is None:
+                with contextlib.suppress(StoreInTrouble):
+                    self._home.open(sets_aside=sets_aside)
 
     def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
-        """Open or make the file and start its writer; the same writer again when it is called again."""
+        """Open or make the file and start its writer; the same writer again when it is called again.
+
+        Where it is locked or full, the writer opens it when that has passed.
+        """
         with self._lock:
-            self._open()
-            assert self._write_connection is not None  # noqa: S101 - _open() sees to it
             if self._writer is None:
+                if not self._is_open and self._home.trouble is None:
+                    with contextlib.suppress(StoreInTrouble):
+                        self._home.open()
                 self._writer = Writer(
-                    self._write_connection,
-                    self._lock if self.path is None else threading.RLock(),
+                    self._home.connection,
+                    self._write_lock,
                     source,
                     session_id=session_id,
                     notebook=notebook,
                     clock=self._clock,
+                    home=self._home,
                 )
             if self._writer.source is not source:
                 raise StoreError(
@@ -133,62 +219,49 @@ class SessionStore:
                 )
             return self._writer
 
-    def _open(self) -> None:
-        if self._is_open:
-            return
-        for path in self._places:
-            try:
-                self._write_connection = self._opened(path)
-            except (OSError, StoreError, sqlite3.Error) as error:
-                self.problem = self.problem or self._refused(path, error)
-                continue
-            self.path = path
-            break
-        else:
-            self._write_connection = schema.open_for_writing(None, self._clock.now())
-            self.problem = f"{self.problem or 'no place to write'}; runs are kept in memory only"
-        if 0 < self._above <= MAX_NUMBER:  # so that a number names one run
-            schema.number_above(self._write_connection, self._above)
-        self._is_open = True
-
-    def _refused(self, path: Path, error: Exception) -> str:
-        """Return why a place was not taken, having looked whether what is there can at least be read."""
-        found = stranger.look(path, error)
-        if found.greatest is not None:
-            self.stranger = Stranger(path, str(error), self._clock)
-            self._above = found.greatest
-        return f"runs are not kept in {path}: {found.words}"
-
-    def _opened(self, path: Path) -> sqlite3.Connection:
-        schema.prepare_folder(path.parent)
-        if path.exists() and not os.access(path, os.W_OK):
-            # SQLite may open it all the same, and even begin to write: it says so at the first event only.
-            raise StoreReadOnly(f"{path} is write-protected")
-        connection = schema.open_for_writing(path, self._clock.now())
-        try:
-            self.lost = mark_lost(connection, self._clock.now())
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     # --- reading ---------------------------------------------------------------------------------
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """Give a connection to read with; None where there is nothing.
+
+        Raises
+        ------
+        StoreInTrouble
+            There is something, and it cannot be read now.
+        """
         with self._lock:
-            if not self._is_open and not self._is_closed:
+            if not self._is_open and not self._is_closed and self._writer is None:
                 self.open_existing()  # another kernel may have made it by now
             if not self._is_open:
+                if self._home.trouble is not None:
+                    raise StoreInTrouble(self._home.trouble)
                 yield None
                 return
             if self.path is None:
-                yield self._write_connection
+                with self._write_lock:
+                    yield self._write_connection
                 return
-            if self._read_connection is None:
-                self._read_connection = schema.connect(self.path)
-                self._read_connection.execute("PRAGMA query_only = ON")
-            yield self._read_connection
+            try:
+                yield self._reader(self.path)
+            except (sqlite3.DatabaseError, StoreDamaged) as error:
+                if is_damage(error):
+                    self._home.suspect(error)
+                    if self._writer is not None:
+                        self._writer.ring(is_urgent=True)
+                raise StoreInTrouble(trouble_of(error, self.path)) from error
+
+    def _reader(self, path: Path) -> sqlite3.Connection:
+        """Return the connection of readers, to the file that is written to now."""
+        generation = self._home.generation
+        if self._read_connection is not None and self._read_generation != generation:
+            self._read_connection.close()
+            self._read_connection = None
+        if self._read_connection is None:
+            self._read_connection = schema.connect(path)
+            self._read_connection.execute("PRAGMA query_only = ON")
+            self._read_generation = generation
+        return self._read_connection
 
     def runs(self, limit: int | None = None, before: int | None = None) -> list[StoredRun]:
         """Return stored runs, newest first, those below number `before`, at most `limit`; records are brief."""
@@ -197,6 +270,40 @@ class SessionStore:
                 return []
             found = reader.read_runs(connection, limit, before)
             return [self._seen(connection, stored) for stored in found]
+
+    def select(
+        self, query: Query, skip: Callable[[StoredRun], bool] = lambda _: False
+    ) -> list[StoredRun]:
+        """Return stored runs that fit the query, newest first, but those of which `skip` says so.
+
+        Page by page, so that nobody has to wait until a long log was searched.
+        """
+        found: list[StoredRun] = []
+        before, limit = query.before, query.limit
+        while limit is None or len(found) < limit:
+            is_short = query.is_of_columns and limit is not None
+            size = min(limit - len(found), PAGE) if is_short and limit is not None else PAGE
+            with self._reading() as connection:
+                page = (
+                    [] if connection is None else reader.read_page(connection, query, before, size)
+                )
+            for stored in page:
+                if (
+                    query.fits_within(stored.record)
+                    and not skip(stored)
+                    and self._finds(query, stored)
+                ):
+                    found.append(stored)
+                    if len(found) == limit:
+                        break
+            if len(page) < size:
+                break
+            before = page[-1].number
+        return found
+
+    def _finds(self, query: Query, stored: StoredRun) -> bool:
+        is_found = query.finds(stored.record)
+        return bool(query.finds(self.record(stored.number)) if is_found is None else is_found)
 
     def run(self, number: int) -> StoredRun | None:
         """Return the run with this number."""
@@ -263,6 +370,88 @@ class SessionStore:
         with closing(schema.connect(self.path)) as connection:
             give_up(connection, number, self._clock.now())
 
+    @property
+    def files(self) -> ArtifactFiles:
+        """Where the files that runs have made are kept: beside the store, or in memory with it."""
+        return self._held if self.path is None else ArtifactFiles(folder_beside(self.path))
+
+    def artifacts(self, number: int) -> list[Artifact]:
+        """Return the files that a run has made, oldest first."""
+        with self._reading() as connection:
+            return [] if connection is None else read_artifacts(connection, number, self.files)
+
+    # --- removing --------------------------------------------------------------------------------
+
+    def is_removed(self, number: int) -> bool:
+        """Return whether there is no run with this number any more."""
+        with self._reading() as connection:
+            return connection is not None and reader.read_run(connection, number) is None
+
+    def remove(self, numbers: Iterable[int]) -> list[int]:
+        """Remove runs and those below them; return the numbers of those that are gone: no live one is.
+
+        Raises
+        ------
+        StoreError
+            The file cannot be written.
+        """
+        with self._sweeping() as sweeper:
+            return sweeper.remove(numbers)
+
+    def clean(self, keep: Keep) -> Cleaned:
+        """Remove what is more than is kept, and give back the room; see `retention.clean`."""
+        with self._sweeping() as sweeper:
+            return sweeper.clean(keep, self._clock.now())
+
+    def note_end(self, number: int | None) -> None:
+        """Look now and then, on a thread, whether more is stored than is kept; the number is that of an ended run.
+
+        Most stores are far from that, and then this costs next to nothing.
+        """
+        now = self._clock.monotonic()
+        if now < self._sweep_at or self._is_stopping.is_set():
+            return
+        self._sweep_at = now + SWEEP_S
+        if self._may_hold_too_much(number or 0):
+            self._sweep_thread = threading.Thread(
+                target=self._sweep, name="nbrun-retention", daemon=True
+            )
+            self._sweep_thread.start()
+
+    def _may_hold_too_much(self, number: int) -> bool:
+        if self.keep.runs and number > self.keep.runs:
+            return True
+        if not self.keep.bytes or self.path is None:
+            return False
+        try:
+            is_large = self.path.stat().st_size > self.keep.bytes
+        except OSError:
+            return False
+        return is_large or folder_beside(self.path).is_dir()
+
+    def _sweep(self) -> None:
+        try:
+            with self._sweeping(lambda: self._is_stopping.wait(REST_S)) as sweeper:
+                sweeper.sweep(self.keep)
+        except (OSError, StoreError, sqlite3.Error) as error:  # it is tried again
+            _log.warning("old runs are not removed: %s", error)
+
+    @contextmanager
+    def _sweeping(self, rest: Callable[[], bool] | None = None) -> Iterator[Sweeper]:
+        if self.path is None:
+            with self._write_lock:
+                if self._write_connection is None or self._is_closed:
+                    raise StoreError(str(self.trouble or "there are no stored runs"))
+                yield Sweeper(self._write_connection, self.files, lambda: False)
+            return
+        try:
+            with self._sweep_lock, closing(schema.connect(self.path)) as connection:
+                # What is removed is overwritten: it may be removed because nobody should read it.
+                connection.execute("PRAGMA secure_delete = ON")
+                yield Sweeper(connection, self.files, rest)
+        except sqlite3.Error as error:
+            raise StoreInTrouble(trouble_of(error, self.path)) from error
+
     def close(self, timeout_s: float, source: Source | None = None) -> bool:
         """Write what waits and close the file; return whether that was done in time.
 
@@ -270,15 +459,18 @@ class SessionStore:
         """
         if self._writer is not None and source is not None and self._writer.source is not source:
             return True
+        self._is_stopping.set()
         done = self._writer.close(timeout_s) if self._writer is not None else True
+        if self._sweep_thread is not None:
+            self._sweep_thread.join(CLOSE_SWEEP_S)
         with self._lock:
             if self._read_connection is not None:
                 self._read_connection.close()
                 self._read_connection = None
-            if self._writer is None and self._write_connection is not None:
-                self._write_connection.close()
+            if self._writer is None:
+                self._home.close()
             self._is_closed = True
-            self._is_open = self.path is not None and done
+            self._is_shut = self.path is None or not done
         return done
 
 
@@ -291,10 +483,19 @@ class Stranger(SessionStore):
 
     def __init__(self, path: Path, why: str, clock: Clock) -> None:
         super().__init__([path], clock)
-        self.path: Path = path
-        self.problem: str = why
+        self._why = why
 
-    def open_existing(self) -> None:
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.wanted
+
+    @property
+    def problem(self) -> str:
+        """Why it is only read, in one line."""
+        return self._why
+
+    def open_existing(self, *, sets_aside: bool = False) -> None:
         """Do nothing: it is opened for each look."""
 
     def give_up(self, number: int) -> None:

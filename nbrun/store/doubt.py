@@ -137,15 +137,18 @@ def sound(record: RunRecord) -> RunRecord:
     return msgspec.structs.replace(record, **nothing)
 
 
-def sound_brief(record: RunRecord, number: int) -> RunRecord:
+def sound_brief(record: RunRecord, number: int, session_id: object) -> RunRecord:
     """Return a brief record as a list of runs shows it, with nothing in it that is the reader's to say."""
     record = sound(record)
     values = (record.output, record.options, record.pending)
     is_plain = not record.options and not record.pending
     if not (is_plain and isinstance(record.output, str | None)) and any(map(is_deep, values)):
         record = msgspec.structs.replace(record, output=None, options={}, pending=())
-    # Brief whatever it says: it is as of the last change of status, and the log may have gone on.
-    return msgspec.structs.replace(record, number=number, is_brief=True, unseen="")
+    # Brief whatever it says: it is as of the last change of status, and the log may have gone on. And whose it is
+    # the row says: an imported run tells of another session.
+    return msgspec.structs.replace(
+        record, number=number, session_id=text(session_id), is_brief=True, unseen=""
+    )
 
 
 def foldable(events: Iterable[ev.RunEvent]) -> Iterator[ev.RunEvent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,13 +10,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from nbrun import events as ev
+from nbrun.errors import StoreError
 from nbrun.fold import fold
-from nbrun.store import deltas, reader
+from nbrun.store import deltas, large, reader
+from nbrun.store.artifacts import insert_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nbrun.artifacts import ArtifactFiles
     from nbrun.record import RunRecord, RunStatus
+    from nbrun.store.backlog import Dropped
+
+_LARGE = large.LIMIT
+_log = logging.getLogger("nbrun")
 
 _INSERT_EVENT = (
     "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data)"
@@ -81,6 +89,7 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.files: ArtifactFiles | None = None  # for what is too large for a row
         self._events: list[Values] = []
         self._records: list[Values] = []
 
@@ -174,7 +183,10 @@ class Ledger:
                 self._put(row.number, opened)
                 opened = None
             if event.data.TYPE not in ev.DELTA_TYPES:
-                self._events.append(_values(row.number, event))
+                values = _values(row.number, event)
+                if len(values[-1]) > _LARGE:  # type: ignore[arg-type]  # the last one is its data
+                    values = self._outsourced(row.number, event) or values
+                self._events.append(values)
                 continue
             if opened is None:
                 opened = OpenRow(
@@ -185,6 +197,22 @@ class Ledger:
         if opened is not None:
             opened = self._keep_open(row.number, opened)
         return row if opened is row.deltas else Row(row.number, row.status, opened)
+
+    def _outsourced(self, number: int, event: ev.RunEvent) -> Values | None:
+        """Return the row of an event whose payload is in a file, listed with its run; None if it has to stay."""
+        if self.files is None:
+            return None
+        try:
+            found = large.outsourced(event, self.files)
+        except (OSError, StoreError) as error:  # no room there: then the row is as large as it is
+            _log.warning("%s: a large value stays in the file (%s)", event.run_id, error)
+            return None
+        if found is None:
+            return None
+        event, made = found
+        told = msgspec.structs.replace(event, data=made)
+        insert_artifacts(self._connection, number, [told])
+        return _values(number, event)
 
     def write_one_by_one(
         self, row: Row, events: Sequence[ev.RunEvent]
@@ -209,6 +237,13 @@ class Ledger:
             self._connection.execute("RELEASE one")
             written.append(event)
         return row, written
+
+    def write_dropped(self, row: Row, dropped: Dropped, text: str) -> Row:
+        """Write what stands in the place of events that were let go of, a few at a time."""
+        for part in dropped.parts(text):
+            row = self.write_events(row, part)
+            self.flush()
+        return row
 
     def write_record(self, row: Row, record: RunRecord) -> Row:
         """Write the brief record where its status has changed."""

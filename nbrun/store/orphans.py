@@ -101,7 +101,8 @@ def _mark_one_lost(
         "SELECT coalesce(max(seq + count), 0) FROM events WHERE run = ?", (number,)
     ).fetchone()
     data = ev.RunLost(reason, record.last_event_at or None)
-    lost = ev.RunEvent(seq, now, record.run_id, 0, data)
+    # The clock may have been set back since that kernel died.
+    lost = ev.RunEvent(seq, max(now, record.last_event_at), record.run_id, 0, data)
     row = Row(number, record.status)
     ledger = Ledger(connection)
     ledger.write_events(row, [lost])

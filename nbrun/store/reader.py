@@ -21,6 +21,8 @@ from nbrun.store.schema import MAX_VALUE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from nbrun.query import Query
+
 _log = logging.getLogger("nbrun")
 
 _encoder = msgspec.msgpack.Encoder()
@@ -29,7 +31,8 @@ _decoder = msgspec.msgpack.Decoder(RunRecord)
 _GREATEST = 2**63 - 1  # of SQLite's numbers
 _COLUMNS = (
     # Ours are shorter, and of a list each is read. By the type first: the length of a text is not told without it.
-    "SELECT r.number, CASE WHEN typeof(r.record) = 'blob' AND length(r.record) <= 65536 THEN r.record END"
+    "SELECT r.number, CASE WHEN typeof(r.record) = 'blob' AND length(r.record) <= 65536 THEN r.record END,"
+    " s.session_id"
     " FROM runs r JOIN sessions s ON s.key = r.session"
 )
 _EVENTS = (
@@ -49,6 +52,21 @@ class StoredRun:
 def encode_record(record: RunRecord) -> bytes:
     """Return what the `runs` table keeps of a record: its brief form."""
     return _encoder.encode(record.brief())
+
+
+class _Parent(msgspec.Struct):
+    parent_id: str | None = None
+
+
+_parent_decoder = msgspec.msgpack.Decoder(_Parent)
+
+
+def decode_parent(blob: bytes) -> str | None:
+    """Return the id of the run that the one with this brief record is a child of."""
+    try:
+        return _parent_decoder.decode(blob).parent_id
+    except (msgspec.DecodeError, RecursionError, TypeError):
+        return None
 
 
 def read_events(
@@ -176,6 +194,26 @@ def _read_singly(
     return [stored for stored in found if stored is not None]
 
 
+def read_page(
+    connection: sqlite3.Connection, query: Query, before: int | None, limit: int
+) -> list[StoredRun]:
+    """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`."""
+    rows = connection.execute(
+        f"{_COLUMNS} WHERE r.number <= ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
+        " AND (?4 IS NULL OR r.created_at >= ?4) ORDER BY r.number DESC LIMIT ?5",
+        (
+            _GREATEST if before is None else before - 1, query.status, query.name,
+            None if query.since is None else round(query.since * 1_000_000), limit,
+        ),
+    )  # fmt: skip
+    try:
+        return [_stored(connection, row) for row in rows]
+    except (
+        sqlite3.DataError
+    ):  # as in `read_runs`; what does not fit the query is told apart by its record
+        return _read_singly(connection, limit, before)
+
+
 def read_run(connection: sqlite3.Connection, number: int) -> StoredRun | None:
     """Return the run with this number."""
     return _first(connection, "WHERE r.number = ?", number)
@@ -212,10 +250,10 @@ def _first(connection: sqlite3.Connection, which: str, *values: object) -> Store
     return None if row is None else _stored(connection, row)
 
 
-def _stored(connection: sqlite3.Connection, row: tuple[int, bytes | None]) -> StoredRun:
-    number, blob = row
+def _stored(connection: sqlite3.Connection, row: tuple[int, bytes | None, str]) -> StoredRun:
+    number, blob, session_id = row
     try:
-        record = doubt.sound_brief(_decoder.decode(blob or b""), number)
+        record = doubt.sound_brief(_decoder.decode(blob or b""), number, session_id)
     except (RecursionError, TypeError, ValueError):  # the log is whole even if this copy is not
         record = _noted(connection, number)
     return StoredRun(number, record)

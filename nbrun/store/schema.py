@@ -186,8 +186,14 @@ def _make(path: Path) -> None:
         os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
 
 
-def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
+def connect(
+    path: Path | None, *, create: bool = False, wait_s: float | None = None
+) -> sqlite3.Connection:
     """Return a connection that reads and, where the file allows it, writes; `None` is memory.
+
+    Parameters
+    ----------
+    wait_s : how long it waits for a lock, at most and if not given `BUSY_TIMEOUT_S`.
 
     Raises
     ------
@@ -198,11 +204,16 @@ def connect(path: Path | None, *, create: bool = False) -> sqlite3.Connection:
         connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     else:
         refuse_links(path)
+        if _is_emptied(path):
+            raise StoreDamaged(f"{path} is empty, and its journal is not")
         if create:
             _make(path)
+            if not os.access(path, os.W_OK):  # SQLite would open it to be read, and say nothing
+                raise StoreReadOnly(f"{path} may only be read")
         connection = sqlite3.connect(
             # rw: a file that is gone must not come back empty because somebody looked for it
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S,
+            f"{path.absolute().as_uri()}?mode=rw", uri=True,
+            timeout=BUSY_TIMEOUT_S if wait_s is None else min(wait_s, BUSY_TIMEOUT_S),
             check_same_thread=False, isolation_level=None,
         )  # fmt: skip
     set_limits(connection)
@@ -224,12 +235,28 @@ def _text(stored: bytes) -> str:
     return stored.decode("utf-8", "replace")
 
 
-def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
+def _is_emptied(path: Path) -> bool:
+    """Return whether the database was cut to nothing beside a journal that is full.
+
+    SQLite would take it for a new one, and delete the journal.
+    """
+    try:
+        if path.stat().st_size > 0:
+            return False
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def open_for_writing(
+    path: Path | None, now: float = 0.0, wait_s: float | None = None
+) -> sqlite3.Connection:
     """Return a connection to a file that has our tables, made where they are missing.
 
     Parameters
     ----------
     now : epoch seconds; what `versions` notes.
+    wait_s : how long to wait for a lock, as in `connect()`.
 
     Raises
     ------
@@ -240,7 +267,7 @@ def open_for_writing(path: Path | None, now: float = 0.0) -> sqlite3.Connection:
     StoreDamaged
         It is no database.
     """
-    connection = connect(path, create=path is not None)
+    connection = connect(path, create=path is not None, wait_s=wait_s)
     try:
         # Before anything is written: the journal's mode is a write as well.
         _check(connection, path)

@@ -67,7 +67,7 @@ def note_home(connection: sqlite3.Connection, session: int) -> None:
     """Note which file a session writes to; the caller has a transaction open."""
     home = _home(connection)
     if home is not None:
-        connection.execute("INSERT INTO homes VALUES (?, ?, ?)", (session, *home))
+        connection.execute("INSERT OR REPLACE INTO homes VALUES (?, ?, ?)", (session, *home))
 
 
 def open_sessions(connection: sqlite3.Connection) -> list[Sight]:

@@ -42,9 +42,8 @@ class Look:
     greatest: int | None
 
 
-def look(path: Path, error: Exception) -> Look:
+def look(path: Path, error: Exception, words: str) -> Look:
     """Return what is to be said of a file that was not taken because of `error`, and whether it can be read."""
-    words = str(error)
     if words.startswith(f"{path} "):  # a card has no room for saying it twice
         words = f"it{words.removeprefix(str(path))}"
     if isinstance(error, StoreDamaged) or not path.is_file():

@@ -13,6 +13,7 @@ from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import NotebookSession
 from nbrun.ui import clicks, control
+from nbrun.ui.formatting import format_value
 from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, uninterrupted, wait_for
 from nbrun.wording import UNLOAD, status_words
 
@@ -45,16 +46,25 @@ class Extension:
             max_concurrent=self.config.max_concurrent,
             cancel_grace_s=self.config.cancel_grace_s,
             reentrant_loop=self.config.reentrant_loop,
+            keep_runs=self.config.keep_runs,
+            keep_bytes=self.config.keep_bytes,
         )
         self.config.observe(
             lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"
         )
+        self.config.observe(lambda _: self._name_secrets(), "secrets")
+        self._name_secrets()
         self.session.on_display = self.show
+        if self.kernel is not None:
+            self.session.on_format = functools.partial(format_value, shell)
         self._clicks = clicks.Clicks(self.session)
         self._board: Any = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.
         self._still_shown: list[tuple[Run, Callable[[], object]]] = []
         self._undo: list[Callable[[], object]] = []
+
+    def _name_secrets(self) -> None:
+        self.session.watch_variables(self.config.secrets)
 
     def open(self) -> None:
         """Register the magics and every road by which a cancel or the end can come."""
@@ -149,17 +159,18 @@ class Extension:
     def _show_static(self, run: Run) -> None:
         from IPython.display import DisplayHandle, display
 
-        from nbrun.ui.snapshot import bundle, plain_text
+        from nbrun.snapshot import bundle, plain_text
 
         if self.kernel is None:
             print(plain_text(run.record, run.problem))
             return
-        handle, record = DisplayHandle(), run.record
+        handle, record, problem = DisplayHandle(), run.record, run.problem
         is_ours, headless = run._live is not None, is_headless(self.shell)
-        data = bundle(record, run.problem, is_redrawn=is_ours and not headless)
+        data = bundle(record, problem, is_redrawn=is_ours and not headless)
         display(data, raw=True, display_id=handle.display_id)
         redraw = functools.partial(self._redraw, run, handle)
-        if record.is_settled or not (is_ours or record.is_live):
+        is_last = record.is_settled and problem is None
+        if is_last or not (is_ours or record.is_live):
             return  # what is shown is the last word
         if headless:
             self._still_shown.append((run, redraw))
@@ -170,7 +181,7 @@ class Extension:
             run.follow_end(redraw_here)
 
     def _redraw(self, run: Run, handle: Any) -> None:
-        from nbrun.ui.snapshot import bundle
+        from nbrun.snapshot import bundle
 
         handle.update(bundle(run.record, run.problem), raw=True)
 
@@ -184,7 +195,7 @@ class Extension:
         for run, redraw in still:
             if run.done():
                 redraw()
-            if not run.record.is_settled:
+            if not run.record.is_settled or run.problem is not None:
                 self._still_shown.append((run, redraw))
 
     @property

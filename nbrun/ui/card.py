@@ -14,7 +14,7 @@ import anywidget
 import traitlets
 
 from nbrun.record import RunStatus
-from nbrun.ui.snapshot import bundle
+from nbrun.snapshot import bundle
 from nbrun.ui.view import view
 
 if TYPE_CHECKING:
@@ -178,9 +178,10 @@ class CardBoard:
                 if bool(live.record.pending) != card.says_asking:
                     card.handle.update(card.bundle(), raw=True)
                 return
-            card.handle.update(bundle(live.record, live.problem), raw=True)
+            problem = live.problem  # looked at once: what clears it meanwhile marks the card again
+            card.handle.update(bundle(live.record, problem), raw=True)
             # Else it is drawn again: when the run has been saved, or what it left running has ended.
-            if live.problem is None and live.record.is_settled:
+            if problem is None and live.record.is_settled:
                 card.remove()
             self._close_oldest(card)
         except Exception:  # a page that is gone must not end the drawing of the others

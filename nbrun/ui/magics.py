@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
@@ -24,7 +25,6 @@ from nbrun.ui.options import (
     ALIASES,
     SUBCOMMANDS,
     Request,
-    duration_s,
     help_text,
     read_request,
     read_subcommand,
@@ -32,9 +32,10 @@ from nbrun.ui.options import (
     run_options,
     take_flag,
     usage_text,
+    whole_number,
 )  # fmt: skip
 from nbrun.ui.waiting import cell_id
-from nbrun.wording import title
+from nbrun.wording import duration_s, title
 
 if TYPE_CHECKING:
     from nbrun.events import ApprovalRequested
@@ -53,6 +54,8 @@ _OUTCOMES = {
     CancelOutcome.NOT_FOUND: "not found",
     CancelOutcome.FOREIGN: "of another kernel; cancel them there",
 }
+LIST_LIMIT = 100
+LIST_FILTERS = ("status", "name", "agent", "tag", "since", "text")
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -94,7 +97,8 @@ class AgentMagics(Magics):
             timeout_s=request.timeout_s, if_running=request.if_running, thread=request.thread,
             on=request.on, tags=request.tags, cell_id=cell_id(self._extension.shell),
             max_turns=request.max_turns, max_tokens=request.max_tokens, max_cost=request.max_cost,
-            approve=request.approve, answerable=self._extension.is_answerable(request.block),
+            keep_object=request.keep_object, approve=request.approve,
+            answerable=self._extension.is_answerable(request.block),
         )  # fmt: skip
         if request.out is not None:
             self._extension.shell.user_ns[request.out] = run
@@ -113,8 +117,15 @@ class AgentMagics(Magics):
     # --- the subcommands -------------------------------------------------------------------------
 
     def _list(self, words: list[str]) -> RunList:
+        given = {name: take_flag(words, f"--{name}", has_value=True) for name in LIST_FILTERS}
+        limit = take_flag(words, "--limit", has_value=True)
+        before = take_flag(words, "--before", has_value=True)
+        refuse_flags("list", words)
         self._no_more("list", words)
-        return self._extension.session.runs(limit=100)
+        session = self._extension.session
+        count = LIST_LIMIT if limit is None else whole_number(limit, "--limit")
+        older = None if before is None else session.get(before)
+        return session.runs(**given, limit=count, before=older)
 
     def _show(self, words: list[str]) -> None:
         refuse_flags("show", words)
@@ -126,7 +137,8 @@ class AgentMagics(Magics):
         run = self._extension.session.get(words[0] if words else "last")
         if not run.done():
             raise RunNotFinished(f"{run!r} has not finished; %agentrun wait waits for it")
-        return run.result(0)
+        run.result(0)  # raises unless it completed
+        return run.result_view()
 
     def _wait(self, words: list[str]) -> None:
         timeout = take_flag(words, "--timeout", has_value=True)
@@ -158,6 +170,38 @@ class AgentMagics(Magics):
         for run in [self._extension.session.get(ref) for ref in words]:
             run.mark_lost()
             print(repr(run))
+
+    def _rm(self, words: list[str]) -> None:
+        everything = take_flag(words, "--all-ended", has_value=False)
+        refuse_flags("rm", words)
+        if bool(everything) == bool(words):
+            raise BadOption("name the runs to remove, or give --all-ended: %agentrun rm #3 #4")
+        session = self._extension.session
+        gone = session.remove_ended() if everything else session.remove(*words)
+        what = ", ".join(f"#{number}" for number in sorted(gone)[:20])
+        more = "" if len(gone) <= 20 else " …"
+        print(f"removed {len(gone)} run{'' if len(gone) == 1 else 's'}: {what}{more}" if gone
+              else "no run has ended: nothing to remove")  # fmt: skip
+
+    def _export(self, words: list[str]) -> None:
+        from nbrun.export import read_form
+
+        out, form = (take_flag(words, flag, has_value=True) for flag in ("--out", "--form"))
+        refuse_flags("export", words)
+        self._no_more("export", words[1:])
+        run = self._extension.session.get(words[0] if words else "last")
+        path = None if out is None else Path(out)
+        form = read_form(form, path)
+        if path is None:
+            path = Path(f"run-{run.number or 'unsaved'}.{form}")
+            if path.exists():
+                raise BadOption(f"{path} is here already; name another file with --out")
+        try:
+            print(f"{run!r}: written to {run.export(path, form)}")
+        except OSError as error:
+            raise BadOption(
+                f"{path} cannot be written ({error.strerror}); name another file with --out"
+            ) from None
 
     def _doctor(self, words: list[str]) -> None:
         from nbrun.ui import doctor

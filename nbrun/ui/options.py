@@ -14,6 +14,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument
 
 from nbrun.errors import BadOption
+from nbrun.wording import duration_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ OPTIONS = (
     Option(("--tag",), "label the run with key=value; may be given again", "K=V", is_list=True),
     Option(("--id",), "start only once: the same id and inputs give the same run", "ID"),
     Option(("--python",), "the body is async Python, run in this notebook's namespace", is_switch=True),
+    Option(("--keep-object",), "also keep the output itself, pickled, for run.load_object()", is_switch=True),
     Option(("--thread",), "drive an async agent on a thread of its own, because it blocks", is_switch=True),
     Option(("--no-interpolate",), "leave {name} in the prompt as it is", is_switch=True),
 )  # fmt: skip
@@ -78,7 +80,11 @@ class Subcommand:
 
 
 SUBCOMMANDS = {
-    "list": Subcommand("list", "this notebook's runs, newest first"),
+    "list": Subcommand(
+        "list [--status STATUS] [--name NAME] [--agent AGENT] [--tag K=V] [--since TIME] [--text TEXT] [--limit N]"
+        " [--before REF]",
+        "this notebook's runs, newest first: the last 100, or those that fit",
+    ),
     "show": Subcommand("show [REF]", "the card of a run"),
     "result": Subcommand("result [REF]", "the output of a run"),
     "wait": Subcommand("wait [REF…] [--timeout TIME]", "wait for runs; all live ones without REF"),
@@ -92,6 +98,11 @@ SUBCOMMANDS = {
     ),
     "deny": Subcommand("deny [REF] [CALL] [--reason TEXT]", "refuse what a run asks for"),
     "say": Subcommand("say REF TEXT…", "a message into a running agent"),
+    "rm": Subcommand("rm REF… | --all-ended", "remove ended runs, with their child runs and files"),
+    "export": Subcommand(
+        "export [REF] [--form FORM] [--out FILE]",
+        "a run as a file: jsonl, json, html or md; run-3.jsonl for #3 without FILE",
+    ),
     "doctor": Subcommand("doctor", "what works here, what does not, and what to do about it"),
     "help": Subcommand("help", "this list"),
 }
@@ -132,6 +143,7 @@ class Request:
     max_turns: int | None
     max_tokens: int | None
     max_cost: float | None
+    keep_object: bool
 
 
 def read_request(magic: Callable[..., Any], line: str) -> Request:
@@ -168,7 +180,7 @@ def read_request(magic: Callable[..., Any], line: str) -> Request:
         args.approve or "ask", _tags(args.tag or ()), args.id, args.on or "local", args.python, args.thread,
         not args.no_interpolate,
         _number(args.max_turns, int, "--max-turns"), _number(args.max_tokens, int, "--max-tokens"),
-        _number(args.max_cost, float, "--max-cost"),
+        _number(args.max_cost, float, "--max-cost"), args.keep_object,
     )  # fmt: skip
 
 
@@ -195,31 +207,6 @@ def refuse_call(line: str) -> None:
         )
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h)?")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-def duration_s(text: str) -> float:
-    """Return `90s`, `10m`, `1h30m` or plain seconds as seconds.
-
-    Raises
-    ------
-    BadOption
-        It is no length of time, or not above zero.
-    """
-    compact = text.replace(" ", "")
-    if compact.startswith("-") and compact != "-":
-        raise BadOption(f"'{text}' is below zero; give a time above zero, such as 90s")
-    parts = list(_DURATION.finditer(compact))
-    if not parts or "".join(part.group() for part in parts) != compact:
-        raise BadOption(f"'{text}' is no length of time; write 90s, 10m or 1h30m")
-    seconds = sum(float(part.group(1)) * _UNITS[part.group(2) or "s"] for part in parts)
-    if not 0 < seconds <= 366 * 86_400:
-        what = "long; give at most a year" if seconds else "short; give a time above zero"
-        raise BadOption(f"'{text}' is too {what}, such as 90s")
-    return seconds
-
-
 N = TypeVar("N", int, float)
 
 
@@ -232,6 +219,19 @@ def _number(text: str | None, kind: Callable[[str], N], flag: str) -> N | None:
     except ValueError:
         what = "a whole number" if kind is int else "US dollars, such as 0.50"
         raise BadOption(f"{flag} {text}: give {what}") from None
+
+
+def whole_number(text: str, flag: str) -> int:
+    """Return the value of a subcommand's flag as a number of 1 or more.
+
+    Raises
+    ------
+    BadOption
+        It is none.
+    """
+    if not text.isdecimal() or not (number := int(text[:18])) > 0:
+        raise BadOption(f"{flag} {text}: give a whole number, at least 1")
+    return number
 
 
 def _tags(pairs: Sequence[str]) -> dict[str, str]:

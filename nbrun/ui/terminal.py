@@ -8,8 +8,8 @@ from nbrun import events as ev
 from nbrun.encoding import readable, shown
 from nbrun.errors import UserError
 from nbrun.questions import ALLOW, DENY
+from nbrun.snapshot import plain_text
 from nbrun.ui.keyboard import next_line, typed_ahead
-from nbrun.ui.snapshot import plain_text
 from nbrun.ui.waiting import TICK_S, cancelled_by_interrupt
 from nbrun.wording import (
     duration,

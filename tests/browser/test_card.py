@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.record import ToolCall
-from nbrun.ui.snapshot import bundle
+from nbrun.snapshot import bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

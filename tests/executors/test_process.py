@@ -630,6 +630,16 @@ def test_printed_bytes_become_whole_lines() -> None:
     assert printed.tail == "one\ntwo ä\n\nrest"
 
 
+def test_what_is_cut_of_printed_text_is_cut_between_words() -> None:
+    """A line without an end waits for a space to be cut at, and last words begin with a line: no half of a secret."""
+    printed = Printed("stdout")
+    assert printed.feed(b"word " * 2_500 + b"half-") == ("word " * 2_500).removesuffix(" ")
+    assert printed.feed(b"a-secret\n") == "half-a-secret"
+    assert printed.feed(b"x" * 10_001) == "x" * 10_001
+    printed.feed(b"a-long-line\n" * 1_000)
+    assert printed.last_words() == "a-long-line\n" * (4_000 // 12)
+
+
 def test_nbrun_does_not_grow_for_those_who_need_no_process() -> None:
     """Importing nbrun loads neither cloudpickle nor the process executor."""
     ask = (

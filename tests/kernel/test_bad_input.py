@@ -118,6 +118,13 @@ def test_a_start_with_a_mistake_is_one_line(
         pytest.param("ten_cups", "BadOption", "two per cents", id="no-agent"),
         pytest.param("cancel -a", "BadOption", "did you mean --all?", id="near-an-option"),
         pytest.param("list 5", "BadOption", "leave '5' out", id="too-many-words"),
+        pytest.param("list --status done", "BadOption", "queued, running", id="no-status"),
+        pytest.param("list --limit 0", "BadOption", "at least 1", id="no-limit"),
+        pytest.param("list --before tea", "RunNotFound", "%agentrun list", id="no-such-page"),
+        pytest.param("list --since soon", "BadOption", "write 90s", id="no-moment"),
+        pytest.param(
+            "list --stats failed", "BadOption", "did you mean --status?", id="near-a-filter"
+        ),
         pytest.param("cancel --now", "BadOption", "%agentrun cancel [REF", id="unknown-option"),
         pytest.param("cancel 1 --all", "BadOption", "not both", id="runs-and-all"),
         pytest.param("cancel --reason", "BadOption", "--reason needs a value", id="missing-value"),

@@ -84,7 +84,7 @@ def test_reloading_twice_leaves_one_of_everything(loaded_kernel: Kernel) -> None
         wait_for_text(kernel, "long")
     assert value(kernel, "[str(r.status) for r in nbrun.runs()]") == "['running', 'cancelled']"
     assert value(kernel, "nbrun_threads()") == (
-        "['nbrun-cards', 'nbrun-host', 'nbrun-pulse', 'nbrun-writer']"
+        "['nbrun-cards', 'nbrun-host', 'nbrun-pulse', 'nbrun-writer', 'nbrun-writer-watch']"
     )
     configurables = "[type(c).__name__ for c in get_ipython().configurables].count('NbRun')"
     assert value(kernel, configurables) == "1"
@@ -97,8 +97,23 @@ def test_settings_are_shown_and_changed(loaded_kernel: Kernel) -> None:
     """`%config NbRun` lists every setting; a changed one holds for the next run."""
     kernel = loaded_kernel
     listed = run_ok(kernel, "%config NbRun").stdout
-    for setting in ("model", "store", "max_concurrent", "cancel_grace_s", "card", "reentrant_loop"):
+    settings = (
+        "model",
+        "store",
+        "max_concurrent",
+        "cancel_grace_s",
+        "card",
+        "reentrant_loop",
+        "secrets",
+    )
+    for setting in settings:
         assert f"NbRun.{setting}=" in listed
+    assert "PASSWORD" in listed  # the rule by which a variable is a secret
+    run_ok(
+        kernel, "%env DATABASE_URL=postgres://me:tea@host\n%config NbRun.secrets = ['DATABASE_URL']"
+    )
+    run_ok(kernel, "%%agentrun say -b\nat postgres://me:tea@host")
+    assert value(kernel, "nbrun.get('last').record.output") == "'at [DATABASE_URL]'"
     run_ok(kernel, "%config NbRun.model = 'scripted'\n%config NbRun.card = False")
     cell = run_ok(kernel, "%%agentrun\nhi")
     assert all(WIDGET not in output["data"] for output in cell.outputs)
@@ -355,3 +370,24 @@ def test_help_and_the_manual_name_every_option(shared: Kernel) -> None:
     ):  # fmt: skip
         assert option in manual
     assert "  %%agentrun [-n NAME]" in manual
+
+
+def test_runs_are_listed_by_filter_and_written_to_files(shared: Kernel) -> None:
+    """`%agentrun list` takes what `nbrun.runs()` takes; `%agentrun export` names its file after the run, once."""
+    run_ok(shared, "%%agentrun say -b -n kept --tag set=a\nred tea")
+    run_ok(shared, "%%agentrun say -b -n left\ngreen tea")
+    for options in ("--name kept", "--tag set=a", "--tag set", "--text RED --since 1h --limit 1"):
+        table = run_ok(shared, f"%agentrun list {options}").outputs[0]["data"]["text/plain"]
+        assert "kept" in table
+        assert "left" not in table
+    assert "kept" in value(shared, "repr(nbrun.runs(before=nbrun.get('left'), limit=1))")
+
+    number = value(shared, "nbrun.get('kept').number")
+    file = f"run-{number}.md"
+    assert file in run_ok(shared, "%agentrun export kept --form md").stdout
+    assert "red tea" in (shared.folder / file).read_text(encoding="utf-8")
+    assert "name another" in error_line(shared.run("%agentrun export kept --form md"))
+    assert "jsonl, json" in error_line(shared.run("%agentrun export kept --form pdf"))
+    assert "cannot be written" in error_line(shared.run("%agentrun export kept --out no/x.md"))
+    assert "mine.html" in run_ok(shared, "%agentrun export kept --out mine.html").stdout
+    assert (shared.folder / "mine.html").read_bytes().startswith(b"<!doctype html>")

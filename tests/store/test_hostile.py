@@ -15,9 +15,9 @@ from nbrun import NotebookSession, Run, RunStatus
 from nbrun import events as ev
 from nbrun.cli import main
 from nbrun.run_list import RunList
+from nbrun.snapshot import bundle, plain_text
 from nbrun.store import doubt, schema
 from nbrun.store.lease import this_process
-from nbrun.ui.snapshot import bundle, plain_text
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import NOON

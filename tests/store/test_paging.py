@@ -37,6 +37,15 @@ class Given:
         """Return nothing: no run of these ends before its last event."""
         return None
 
+    def known(self) -> list[RunRecord]:
+        """Return nothing, for the same reason."""
+        return []
+
+    def warn(self, text: str) -> bool:
+        """Note it: nothing befalls a store in memory."""
+        self.problems.append(text)
+        return True
+
     def refuse(self, run_id: str) -> None:
         """Note it: none of these has an id that is taken."""
         self.problems.append(f"{run_id} was refused")

@@ -17,9 +17,9 @@ import pytest
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun.cli import main
 from nbrun.errors import NotPending, RunNotFinished, StoreReadOnly
+from nbrun.snapshot import bundle, plain_text
 from nbrun.store import places_for
 from nbrun.store import writer as writer_module
-from nbrun.ui.snapshot import bundle, plain_text
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock

@@ -9,7 +9,8 @@ from IPython.core.magic_arguments import magic_arguments
 
 from nbrun.errors import BadOption
 from nbrun.ui import options
-from nbrun.ui.options import Request, duration_s, read_request, read_subcommand, take_flag
+from nbrun.ui.options import Request, read_request, read_subcommand, take_flag
+from nbrun.wording import duration_s
 
 
 @magic_arguments()  # type: ignore[no-untyped-call, untyped-decorator]  # IPython has no types here
@@ -101,7 +102,7 @@ def test_a_mistake_is_one_line_with_its_mend(line: str, words: str) -> None:
     ("text", "seconds"),
     [
         ("90", 90.0), ("90s", 90.0), ("10m", 600.0), ("10min", 600.0), ("1h30m", 5400.0), ("1.5h", 5400.0),
-        ("250ms", 0.25), ("1 h 5 s", 3605.0),
+        ("250ms", 0.25), ("1 h 5 s", 3605.0), ("2d", 172_800.0),
     ],
 )  # fmt: skip
 def test_lengths_of_time_are_read(text: str, seconds: float) -> None:

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.record import ToolCall
-from nbrun.ui.snapshot import MIME, SHAPES, bundle, plain_text
+from nbrun.snapshot import MIME, SHAPES, bundle, plain_text
 from nbrun.wording import status_words
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>[x](javascript:alert(1))`` ` ```\n```\n# h\n<b>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from html import escape
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ from nbrun.wording import (
 MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
 """Characters of a run's text in each form; fewer where they take more room."""
-TOOL_LIMIT = 30
+WHOLE = 10**12
+"""A limit that cuts nothing."""
 CHILD_LIMIT = 20
 SAVED_LIMIT = 60 * 1024
 """Bytes that a notebook file gets of a run, so that a saved card stays below 64 KiB."""
@@ -83,6 +85,54 @@ def bundle(
     return data
 
 
+def whole_html(record: RunRecord) -> str:
+    """Return a run as part of a page: its facts, its prompt, and its card with nothing cut."""
+    facts = "".join(
+        f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _table(record)
+    )
+    card = _html(_trimmed(record), None, WHOLE, _moment(record, is_redrawn=False))
+    prompt = f'<h2>Prompt</h2><pre style="{_LINES}">{escape(record.prompt)}</pre>'
+    title = escape(shown(_title(record), 100))
+    return f"<article><h1>{title}</h1><dl>{facts}</dl>{prompt}<h2>Run</h2>{card}</article>"
+
+
+def whole_markdown(record: RunRecord) -> str:
+    """Return a run as Markdown: its facts, its prompt, and its card with nothing cut."""
+    facts = "\n".join(f"- {word}: {_code(text)}" for word, text in _table(record))
+    parts = [f"# {_code(shown(_title(record), 100))}", facts]
+    if record.prompt:
+        parts += ["## Prompt", _fenced(record.prompt)]
+    parts += ["## Run", _markdown(_trimmed(record), None, WHOLE, _moment(record, is_redrawn=False))]
+    if record.error is not None and record.error.traceback:
+        parts += ["## Traceback", _fenced(record.error.traceback)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(record: RunRecord) -> list[tuple[str, str]]:
+    """Return what else there is to say of a run, for somebody who has only the file."""
+    cost = record.usage.cost_usd
+    facts = [
+        ("id", record.run_id),
+        ("agent", record.agent),
+        ("model", record.model or ""),
+        ("created", _utc(record.created_at)),
+        ("started", _utc(record.started_at)),
+        ("ended", _utc(record.ended_at)),
+        ("tokens", tokens_words(record)),
+        ("cost", "" if cost is None else f"{cost:g} USD"),
+        ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
+        ("events", f"{record.event_count:,}"),
+    ]
+    return [(word, shown(text, 1_000)) for word, text in facts if text]
+
+
+def _utc(at: float | None) -> str:
+    try:
+        return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds")
+    except (OverflowError, ValueError, OSError):  # somebody else's file
+        return str(at)
+
+
 def _moment(record: RunRecord, is_redrawn: bool) -> _Moment | None:
     """Return how the state of a live run reads in a file, where it may stay for ever; None for an end."""
     if not record.is_live:
@@ -135,12 +185,12 @@ def _trimmed(record: RunRecord) -> RunRecord:
 
 def _shown_tools(record: RunRecord, limit: int) -> tuple[ToolCall, ...]:
     """Return the last of the tools: as many as stand in proportion to so much text."""
-    return record.tools[-min(TOOL_LIMIT, max(3, limit // 400)) :]
+    return record.tools[-max(3, limit // 400) :]
 
 
 def _shown_log(record: RunRecord, limit: int) -> list[str]:
     """Return the last log lines, in proportion as well, under a word on those that are left out."""
-    count, width = min(20, max(3, limit // 400)), min(300, max(40, limit // 20))
+    count, width = max(3, limit // 400), max(40, limit // 20)
     lines = [_cut(line, width) for line in record.log[-count:]]
     hidden = record.log_count - len(lines)
     return [f"… {_counted(hidden, 'earlier line')}", *lines] if hidden > 0 else lines
@@ -166,7 +216,7 @@ def plain_text(
     lines += [f"  {words}" for words in [progress_words(record.progress)] if words]
     lines += [f"  {note}" for note in _notes(record, moment)]
     lines += [f"  ! {warning}" for warning in _warnings(record, problem)]
-    lines += [f"  · {_tool_words(tool)}" for tool in _shown_tools(record, limit)]
+    lines += [f"  · {_tool_words(tool, limit)}" for tool in _shown_tools(record, limit)]
     lines += [f"  ↳ {words}" for words in _child_words(record)]
     if record.log_count:
         lines.append(f"  {_log_title(record)}:")
@@ -226,9 +276,10 @@ def _tools_title(record: RunRecord) -> str:
     return f"{calls}: {', '.join(f'{number:,} {kind}' for kind, number in kinds)}"
 
 
-def _tool_words(tool: ToolCall) -> str:
-    args = f"({shown(tool.args, 120)})" if tool.args is not None else "()"
-    result = f" → {shown(tool.result, 120)}" if tool.result is not None else ""
+def _tool_words(tool: ToolCall, limit: int) -> str:
+    width = 120 if limit <= TEXT_LIMIT else limit
+    args = f"({shown(tool.args, width)})" if tool.args is not None else "()"
+    result = f" → {shown(tool.result, width)}" if tool.result is not None else ""
     return f"{shown(tool.name, 80)}{args} {tool.status}{result}"
 
 
@@ -288,7 +339,7 @@ def _html_tools(record: RunRecord, limit: int) -> list[str]:
         if hidden > 0
         else []
     )
-    rows += [f"<div>· <code>{escape(_tool_words(tool))}</code></div>" for tool in tools]
+    rows += [f"<div>· <code>{escape(_tool_words(tool, limit))}</code></div>" for tool in tools]
     is_open = record.status is RunStatus.FAILED or any(tool.status == "error" for tool in tools)
     return [_folded(_tools_title(record), "".join(rows), is_open)]
 
@@ -305,7 +356,7 @@ def _markdown(record: RunRecord, problem: str | None, limit: int, moment: _Momen
     parts += [f"- {_code(words)}" for words in question_words(record)]
     parts += [_code(words) for words in [progress_words(record.progress)] if words]
     parts += [f"- {_code(note)}" for note in (*_notes(record, moment), *_warnings(record, problem))]
-    parts += [f"- {_code(_tool_words(tool))}" for tool in _shown_tools(record, limit)]
+    parts += [f"- {_code(_tool_words(tool, limit))}" for tool in _shown_tools(record, limit)]
     parts += [f"- ↳ {_code(words)}" for words in _child_words(record)]
     if record.log_count:
         parts.append(f"{_log_title(record)}:")

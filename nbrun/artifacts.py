@@ -1,0 +1,212 @@
+"""Files that runs have made, kept beside the store and named by their hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbrun.errors import ArtifactLost, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+MEMORY_BYTES = 64 * 1024 * 1024
+"""What a store in memory keeps of files, all together."""
+STRAY_AGE_S = 3600.0
+"""How old a file must be that no run names: a younger one may be named in a moment."""
+
+_PIECE = 1 << 20
+_HASH = re.compile(r"[0-9a-f]{64}")
+_UNFINISHED = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that a run has made; `made_at` is epoch seconds (UTC), `size` is in bytes."""
+
+    id: str
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    made_at: float
+    _files: ArtifactFiles = field(repr=False, compare=False)
+
+    def read(self) -> bytes:
+        """Return what is in it.
+
+        Raises
+        ------
+        ArtifactLost
+            Its file is gone, or is not what was kept.
+        """
+        return self._files.read(self.sha256, self.size, self.name)
+
+
+class ArtifactFiles:
+    """A folder of files named by their SHA-256, or the same in memory where a store has no folder.
+
+    A file is whole before it has its name: it is written under another, synced, and renamed. Nothing is ever
+    changed, so that readers, other kernels among them, need no lock.
+
+    Threads: any method, from any thread. `_lock` guards what is in memory.
+
+    Parameters
+    ----------
+    folder : made when the first file is kept; None for memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._held: dict[str, bytes] = {}
+
+    def keep(self, source: bytes | Path) -> tuple[str, int]:
+        """Keep bytes, or a copy of a file; return their hash and size.
+
+        Raises
+        ------
+        StoreError, OSError
+            There is no room, or no such file.
+        """
+        if isinstance(source, Path) and not source.is_file():  # a pipe would keep us waiting
+            raise StoreError(f"{source} is no file")
+        return self._hold(source) if self.folder is None else self._write(self.folder, source)
+
+    def _hold(self, source: bytes | Path) -> tuple[str, int]:
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        with self._lock:
+            if sum(map(len, self._held.values())) + size > MEMORY_BYTES:
+                raise StoreError("runs are kept in memory only, where there is no room for it")
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            sha256 = hashlib.sha256(data).hexdigest()
+            self._held[sha256] = data
+        return sha256, len(data)
+
+    def _write(self, folder: Path, source: bytes | Path) -> tuple[str, int]:
+        _make_folder(folder)
+        handle, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=folder)  # 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                sha256, size = _copy(source, file)
+                file.flush()
+                os.fsync(file.fileno())
+            place = folder / sha256[:2]
+            _make_folder(place)
+            Path(unfinished).replace(place / sha256)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            raise
+        _sync_folder(place)
+        return sha256, size
+
+    def read(self, sha256: str, size: int, name: str) -> bytes:
+        """Return what was kept; `name` is what an error calls it.
+
+        Raises
+        ------
+        ArtifactLost
+            It is not there, or is something else.
+        """
+        title = f"the artifact '{name}'"
+        if not _HASH.fullmatch(sha256):  # the row was not written by us: it could name any path
+            raise ArtifactLost(f"{title} has no proper hash; its store is damaged")
+        try:
+            data = self._held[sha256] if self.folder is None else _read(self.folder, sha256, size)
+        except (KeyError, FileNotFoundError):
+            where = "memory" if self.folder is None else self.folder
+            raise ArtifactLost(f"{title} is not in {where} (any more)") from None
+        except OSError as error:
+            raise ArtifactLost(f"{title} cannot be read: {error}") from None
+        if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+            raise ArtifactLost(f"{title} is not what was kept: its file was changed")
+        return data
+
+    def remove(self, sha256: str) -> None:
+        """Remove a file that no run names any more; one that is gone already is no mistake."""
+        if self.folder is None:
+            with self._lock:
+                self._held.pop(sha256, None)
+        elif _HASH.fullmatch(sha256):
+            with contextlib.suppress(OSError):
+                _check_folders(self.folder, sha256)
+                (self.folder / sha256[:2] / sha256).unlink()
+
+    def remove_strays(self, named: Collection[str], now: float) -> int:
+        """Remove files that no run names, left by a crash between file and row; return how many there were."""
+        if self.folder is None or self.folder.is_symlink() or not self.folder.is_dir():
+            return 0
+        removed = 0
+        for path in [*self.folder.glob("*" + _UNFINISHED), *self.folder.glob("??/*")]:
+            is_ours = path.suffix == _UNFINISHED or _HASH.fullmatch(path.name)
+            if not is_ours or path.name in named or path.parent.is_symlink():
+                continue
+            with contextlib.suppress(OSError):
+                if now - path.lstat().st_mtime > STRAY_AGE_S:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+
+def folder_beside(store: Path) -> Path:
+    """Return where the files of a store's runs are: `<its name>.files`."""
+    return store.with_name(f"{store.name.removesuffix('.db')}.files")
+
+
+def _copy(source: bytes | Path, file: object) -> tuple[str, int]:
+    """Write the source into an open file; return its hash and size."""
+    digest, size = hashlib.sha256(), 0
+    write = file.write  # type: ignore[attr-defined]  # an open binary file
+    if isinstance(source, bytes):
+        digest.update(source)
+        write(source)
+        return digest.hexdigest(), len(source)
+    with source.open("rb") as original:
+        while piece := original.read(_PIECE):
+            digest.update(piece)
+            write(piece)
+            size += len(piece)
+    return digest.hexdigest(), size
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_symlink():
+        raise StoreError(f"{folder} is a symbolic link; nbrun does not write through it")
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _check_folders(folder: Path, sha256: str) -> None:
+    for part in (folder, folder / sha256[:2]):
+        if not stat.S_ISDIR(part.lstat().st_mode):
+            raise OSError(f"{part} is no folder of ours")
+
+
+def _read(folder: Path, sha256: str, size: int) -> bytes:
+    """Return what is in a file, links not followed, and no more of it than should be there and one byte."""
+    _check_folders(folder, sha256)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(folder / sha256[:2] / sha256, flags | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("it is no file")
+        return file.read(max(0, size) + 1)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name survive a power loss, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

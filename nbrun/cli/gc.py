@@ -1,0 +1,73 @@
+"""`nbrun gc`: old runs, files that no run names, and room that is not needed any more."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from nbrun.artifacts import folder_beside
+from nbrun.cli.printing import CommandError, relative, say
+from nbrun.cli.stored import opened, stores_at
+from nbrun.errors import StoreError
+from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)i?B?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+def collect(options: argparse.Namespace) -> int:
+    """Clean every store that the path stands for; return the exit code."""
+    keep = _keep(options)
+    paths = stores_at(options.path)
+    if not paths:
+        say(f"No runs are kept in {options.path.absolute()}.")
+    for path in paths:
+        before = _size(path)
+        with opened(path) as store:
+            try:
+                done = store.clean(keep)
+            except StoreError as error:
+                raise CommandError(str(error)) from None
+        freed = before - _size(path)
+        words = [
+            _counted(len(done.removed), "run") + " removed",
+            _counted(done.strays, "file") + " of no run removed",
+            f"{freed / 1e6:,.1f} MB given back"
+            if not done.is_in_use
+            else "a kernel is using it: its room is given back when that has ended",
+        ]
+        say(f"{relative(path)}: {', '.join(words)}")
+    return 0
+
+
+def _keep(options: argparse.Namespace) -> Keep:
+    runs = KEEP_RUNS if options.keep_runs is None else options.keep_runs
+    if runs < 0:
+        raise CommandError(f"--keep-runs {runs}: give at least 1, or 0 to keep all")
+    size = KEEP_BYTES if options.keep_bytes is None else _bytes(options.keep_bytes)
+    return Keep(runs, size)
+
+
+def _bytes(text: str) -> int:
+    if (found := _SIZE.fullmatch(text.strip())) is None:
+        raise CommandError(f"--keep-bytes {text}: give a size such as 500M or 2G, or 0 for any")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a store, with what lies beside it."""
+    beside = folder_beside(path)
+    files = [
+        path,
+        path.with_name(f"{path.name}-wal"),
+        *(beside.rglob("*") if beside.is_dir() else ()),
+    ]
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
