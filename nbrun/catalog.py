@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nbrun.encoding import clean_text
-from nbrun.errors import RunNotFound
+from nbrun.errors import RunNotFound, StoreError
 from nbrun.run import Owner, Run
 from nbrun.run_list import RunList
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nbrun.intake import LiveRun
     from nbrun.query import Query
     from nbrun.record import RunRecord
+    from nbrun.store import SessionStore, StoredRun
+
+_log = logging.getLogger("nbrun")
+T = TypeVar("T")
 
 KEEP_ENDED = 100
 """How many ended runs stay in memory with their live output; older ones are read from the store."""
 
-_MAX_DIGITS = 18  # SQLite takes no greater number; what is longer may be a name
+_MAX_DIGITS = 20  # SQLite takes no greater number; what is longer may be a name
 
 
 def number_of(ref: str) -> int | None:
     """Return the run's number that a reference is, a place from the end if below 0; None for a name or an id."""
     digits = "-1" if ref == "last" else ref.removeprefix("#")
     is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
-    return int(digits) if is_number else None
+    number = int(digits) if is_number else None
+    return None if number is None or abs(number) >= 2**63 else number
 
 
 class Catalog:
@@ -121,7 +127,9 @@ class Catalog:
         if live is not None:
             return self.run(live)
         stored = self._owner.store.find_id(run_id)
-        return None if stored is None else self._of(stored.record)
+        if stored is None:
+            return self._in_stranger(lambda store: store.find_id(run_id))
+        return self._of(stored.record)
 
     def named(self, text: str) -> Run | None:
         """Return the newest run with this id, else the newest with this name; this session's first."""
@@ -132,7 +140,9 @@ class Catalog:
         if own is not None:
             return self.run(own)
         stored = self._owner.store.find(clean_text(text))
-        return None if stored is None else self._of(stored.record)
+        if stored is None:
+            return self._in_stranger(lambda store: store.find(clean_text(text)))
+        return self._of(stored.record)
 
     def runs(self, query: Query) -> RunList:
         """Return the runs that are asked for, newest first."""
@@ -148,13 +158,39 @@ class Catalog:
             query, lambda found: found.record.run_id in known and self._is_own(found.record)
         )
         found = [*reversed(mine), *(self._of(one.record) for one in stored)]
+        strange = self._ask_stranger(lambda store: store.select(query)) or []
+        found += [Run(self._owner, one.record, store=self._owner.store.stranger) for one in strange]
         found.sort(key=_number_or_newer, reverse=True)
         return RunList(found[: query.limit])
 
     def _all(self, limit: int | None) -> list[Run]:
         unsaved = [live for live in tuple(self._lives.values()) if live.record.number is None]
         stored = self._owner.store.runs(limit)
-        return [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
+        own = [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
+        return own + self._strange_runs(limit) if limit is None or len(own) < limit else own
+
+    # --- the file that is only read ---------------------------------------------------------------
+
+    def _ask_stranger(self, question: Callable[[SessionStore], T]) -> T | None:
+        """Return what the file says that is only read; None where there is none, or it cannot be read."""
+        store = self._owner.store.stranger
+        if store is None:
+            return None
+        try:
+            return question(store)
+        except StoreError as error:  # somebody else's file: the runs of ours are found all the same
+            _log.warning("%s", error)
+            return None
+
+    def _in_stranger(self, question: Callable[[SessionStore], StoredRun | None]) -> Run | None:
+        found = self._ask_stranger(question)
+        if found is None:
+            return None
+        return Run(self._owner, found.record, store=self._owner.store.stranger)
+
+    def _strange_runs(self, limit: int | None) -> list[Run]:
+        found = self._ask_stranger(lambda store: store.runs(limit)) or []
+        return [Run(self._owner, one.record, store=self._owner.store.stranger) for one in found]
 
     def _is_own(self, record: RunRecord) -> bool:
         return record.session_id == self._session_id
@@ -170,7 +206,9 @@ class Catalog:
             if live.record.number == number:
                 return self.run(live)
         stored = self._owner.store.run(number)
-        return None if stored is None else self._of(stored.record)
+        if stored is None:
+            return self._in_stranger(lambda store: store.run(number))
+        return self._of(stored.record)
 
     def _nth_newest(self, n: int) -> Run | None:
         own = tuple(self._lives.values())

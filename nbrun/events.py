@@ -463,7 +463,7 @@ def decode_data(event_type: str, blob: bytes) -> EventData:
     if decoder is not None:
         try:
             return decoder.decode(blob)
-        except (msgspec.DecodeError, TypeError):
+        except (RecursionError, TypeError, ValueError):  # also DecodeError, and text that is none
             pass  # falls through to the form that takes anything
     try:
         return Unknown(event_type, msgspec.msgpack.decode(blob))

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbrun.store import Stranger
+
 if TYPE_CHECKING:
     from nbrun.store import SessionStore
 
@@ -156,6 +158,9 @@ def _switch() -> tuple[bool, Path] | None:
 
 def kept(store: SessionStore) -> list[Finding]:
     """Return where runs are kept, whether they outlive the kernel, and what may come in the way."""
+    if isinstance(store, Stranger):
+        mend = "move it away to begin a new one; nothing in it was changed"
+        return [Finding(Sign.PROBLEM, "store", f"only read: {store.problem}", mend)]
     findings = [*_trouble(store), *(_befell(what) for what in store.told)]
     if store.path is None:
         return findings if store.trouble is not None else [*findings, _not_kept(store)]

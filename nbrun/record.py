@@ -153,6 +153,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
         tuple[int, str], ...
     ] = ()  # runs that come from it: told by its store, not its log
     is_brief: bool = False  # long fields are cut; the whole is in the log
+    unseen: str = (
+        ""  # why nobody here can say how it stands: a reader's word, neither folded nor stored
+    )
 
     @property
     def is_live(self) -> bool:
@@ -169,6 +172,11 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     def tool_count(self) -> int:
         """How many tools were called, by the runs that this one goes on from too; of a whole record."""
         return len(self.tools) + (0 if self.origin is None else self.origin.tools)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it looks live, and its kernel cannot be seen from here."""
+        return self.is_live and bool(self.unseen)
 
     @property
     def still_running(self) -> tuple[str, ...]:

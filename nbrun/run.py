@@ -12,9 +12,11 @@ import msgspec
 from nbrun import events as ev
 from nbrun import recording
 from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
+from nbrun.encoding import printable, shown
 from nbrun.errors import (
     NbrunError,
     NoResult,
+    NotPending,
     RunCancelled,
     RunFailed,
     RunLost,
@@ -24,6 +26,7 @@ from nbrun.errors import (
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
 from nbrun.result_view import load_object, view_of
+from nbrun.store import Stranger
 from nbrun.store.large import is_outsourced, whole
 from nbrun.wording import status_words
 
@@ -96,10 +99,17 @@ class Run:
     Threads: any method, from any thread; `await run` and `async for` from any event loop.
     """
 
-    def __init__(self, owner: Owner, record: RunRecord, live: LiveRun | None = None) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        record: RunRecord,
+        live: LiveRun | None = None,
+        store: SessionStore | None = None,
+    ) -> None:
         self._owner = owner
         self._stored = record
         self._live = live
+        self._store = owner.store if store is None else store  # the file that it is read from
 
     # --- what it is ------------------------------------------------------------------------------
 
@@ -111,7 +121,7 @@ class Run:
         if self._stored.is_brief or self._stored.is_live:
             number = self._stored.number
             assert number is not None  # noqa: S101 - a stored run has its number
-            found = self._owner.store.record(number)
+            found = self._store.record(number)
             if found.run_id:  # else the store is closed: what is known stays
                 self._stored = found
         return self._stored
@@ -150,6 +160,16 @@ class Run:
         if self._live is not None and record.status is RunStatus.QUEUED:
             place = self._owner.line_words(self._live)
         return place or status_words(record)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody here can say how it stands: it looks live, and its kernel cannot be seen from here."""
+        return self._live is None and self.glance.is_unknown
+
+    @property
+    def only_read(self) -> str | None:
+        """Why nothing is written to the file that the run is read from; None where it is ours to write."""
+        return self._store.problem if isinstance(self._store, Stranger) else None
 
     @property
     def cause(self) -> CancelCause | None:
@@ -242,7 +262,8 @@ class Run:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the run has ended, at most `timeout_s` seconds; return whether it has.
 
-        Never raises for how the run ended.
+        Never raises for how the run ended. Of one that is unknown the end may never be seen: without a
+        `timeout_s` it is not waited for.
 
         Raises
         ------
@@ -255,6 +276,8 @@ class Run:
             )
         if self._live is not None:
             return self._live.is_ended.wait(timeout_s)
+        if timeout_s is None and self.is_unknown:
+            return False
         waited = threading.Event()  # another kernel's run: nobody tells us, so look
         left = timeout_s
         while not self.done():
@@ -279,8 +302,14 @@ class Run:
             The run ended so.
         """
         if not self.wait(timeout_s):
+            self._refuse_unknown()
             raise RunNotFinished(f"{self._title} has not finished after {timeout_s} s; it goes on")
         return self._result()
+
+    def _refuse_unknown(self) -> None:
+        """Raise `RunNotFinished` for a run whose end may never be seen here."""
+        if self.is_unknown:
+            raise RunNotFinished(f"{self!r}; run.mark_lost() gives it up")
 
     def _result(self) -> object:
         match self.status:
@@ -375,6 +404,7 @@ class Run:
 
     def __await__(self) -> Generator[object, None, object]:
         """Wait for the end and return the output; raises as `result()` does."""
+        self._refuse_unknown()
         yield from self.settled().__await__()
         return self._result()
 
@@ -392,7 +422,7 @@ class Run:
         unsaved = self._live.unsaved if self._live is not None else ()
         number = self.number
         record_count = self.glance.event_count
-        found = [] if number is None else self._owner.store.events(number, after, limit)
+        found = [] if number is None else self._store.events(number, after, limit)
         if self._live is not None:
             # Committed events become public a moment later: show none before its card does.
             found = [event for event in found if event.seq < record_count]
@@ -443,7 +473,7 @@ class Run:
         try:
             while True:
                 changed.clear()
-                was_done = self.done()
+                was_done = self.done() or self.is_unknown
                 for event in self.events(after=seen):
                     seen = event.seq
                     yield event
@@ -482,6 +512,20 @@ class Run:
     ) -> CancelReceipt:
         """Ask the run to stop; never blocks, never raises for a run that has ended."""
         return self._owner.cancel_run(self, reason, cause, "python")
+
+    def mark_lost(self) -> None:
+        """Give the run up for lost: it looks live, and its kernel cannot be seen from here (`is_unknown`).
+
+        Raises
+        ------
+        NotPending
+            It has ended, or its kernel lives.
+        StoreReadOnly
+            The file that it is in must not be written to.
+        """
+        if self._live is not None or self.number is None:
+            raise NotPending(f"{self!r} is of this kernel; cancel it")
+        self._store.give_up(self.number)
 
     def display(self) -> None:
         """Show the run's card here."""
@@ -621,4 +665,6 @@ class Run:
 
     def __repr__(self) -> str:
         number = "" if self.number is None else f"#{self.number} "
-        return f"<Run {number}{self.name}: {self.status_words()}>"
+        return printable(
+            f"<Run {number}{shown(self.name, 120)}: {shown(self.status_words(), 300)}>"
+        )

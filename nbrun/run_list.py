@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.encoding import shown
+from nbrun.encoding import printable, shown
 from nbrun.errors import PackageMissing
 from nbrun.run import Run
 from nbrun.wording import origin_words, tokens_words
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+CELL = 200
+"""Characters of a name or a status that the table shows."""
 DTYPES = {
     "number": "Int64", "id": "string", "name": "string", "agent": "string", "model": "string",
     "status": "string", "cause": "string", "created_at": "time", "started_at": "time", "ended_at": "time",
@@ -73,10 +75,24 @@ class RunList(list[Run]):
             return "no runs"
         rows = self._table()
         widths = _widths(rows, shutil.get_terminal_size().columns)
-        return "\n".join(
+        lines = [
             "  ".join(_fitted(cell, w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
-        )
+        ]
+        return "\n".join([*lines, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        """Return a line for each file that is only read: which runs are from there, and why."""
+        numbers: dict[str, list[int]] = {}
+        for run in self:
+            if (why := run.only_read) is not None and run.number is not None:
+                numbers.setdefault(printable(why), []).append(run.number)
+        return [
+            f"#{found[0]} is only read: {why}"
+            if len(found) == 1
+            else f"#{min(found)} to #{max(found)} are only read: {why}"
+            for why, found in numbers.items()
+        ]
 
     def _table(self) -> list[tuple[str, ...]]:
         """Return the columns' names and the rows, without a column in which nothing stands."""
@@ -91,7 +107,11 @@ class RunList(list[Run]):
         body = "".join(_html(row, "td") for row in rows)
         head = _html(columns, "th")
         # The class keeps dollar signs in an agent's text from being set as formulas.
-        return f'<table class="mathjax_ignore tex2jax_ignore"><thead>{head}</thead><tbody>{body}</tbody></table>'
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+        return (
+            '<table class="mathjax_ignore tex2jax_ignore">'
+            f"<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
+        )
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
@@ -122,18 +142,25 @@ def _row(run: Run) -> tuple[str, ...]:
     record = run.glance
     started = record.started_at or record.created_at
     agent = record.model or record.agent
-    result = shown(record.output, 60) if record.output is not None else ""
+    result = printable(shown(record.output, 60)) if record.output is not None else ""
     if record.error is not None:
-        result = shown(str(record.error), 60)
+        result = printable(shown(str(record.error), 60))
     return (
         f"#{record.number}" if record.number is not None else "–",
-        f"{record.name} ({comes_from})" if (comes_from := origin_words(record)) else record.name,
-        run.status_words(),
-        agent if agent != record.name else "",
+        _cell(
+            f"{record.name} ({comes_from})" if (comes_from := origin_words(record)) else record.name
+        ),
+        _cell(run.status_words()),
+        _cell(agent) if agent != record.name else "",
         datetime.fromtimestamp(started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         tokens_words(record),
         result,
     )
+
+
+def _cell(text: str) -> str:
+    """Return a text that may be of any length, and anybody's, as one cell of the table."""
+    return printable(shown(text, CELL))
 
 
 def _fields(run: Run) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nbrun.encoding import shown
+from nbrun.encoding import printable, shown
 from nbrun.record import RunRecord, RunStatus, ToolCall
 from nbrun.wording import (
     cancel_notes,
@@ -138,7 +138,9 @@ def _moment(record: RunRecord, is_redrawn: bool) -> _Moment | None:
     """Return how the state of a live run reads in a file, where it may stay for ever; None for an end."""
     if not record.is_live:
         return None
-    show = f"%agentrun show {record.run_id if record.number is None else f'#{record.number}'}"
+    if record.is_unknown:
+        return _Moment(status_words(record))
+    show = f"%agentrun show {_ref(record)}"
     if is_redrawn:
         notes = ("drawn again when the run has ended", f"{show} tells how it stands")
         return _Moment(f"{_WAS[record.status]} when this was drawn", notes)
@@ -212,7 +214,7 @@ def plain_text(
     moment: _Moment | None = None,
 ) -> str:
     """Return the run as a few lines of text, at most `limit` characters of them the agent's own."""
-    lines = [f"{SHAPES[record.status][0]} {_headline(record, moment)}"]
+    lines = [f"{_shape(record)[0]} {_headline(record, moment)}"]
     lines += [f"  ? {words}" for words in question_words(record)]
     lines += [f"  {words}" for words in [progress_words(record.progress)] if words]
     lines += [f"  {note}" for note in _notes(record, moment)]
@@ -225,7 +227,15 @@ def plain_text(
     if record.error is not None:
         lines.append(f"  {shown(str(record.error), 500)}")
     body = _body(record, limit)
-    return "\n".join(lines + ([body] if body else []))
+    return printable("\n".join(lines + ([body] if body else [])))
+
+
+def _shape(record: RunRecord) -> tuple[str, str]:
+    return SHAPES[RunStatus.LOST if record.is_unknown else record.status]
+
+
+def _ref(record: RunRecord) -> str:
+    return record.run_id if record.number is None else f"#{record.number}"
 
 
 def _words(record: RunRecord, moment: _Moment | None) -> str:
@@ -248,7 +258,9 @@ def _facts(record: RunRecord) -> list[str]:
 
 def _notes(record: RunRecord, moment: _Moment | None) -> list[str]:
     """Return what there is to say besides the status; nothing of it is wrong."""
-    notes = () if moment is None else moment.notes
+    notes = [] if moment is None else list(moment.notes)
+    if record.is_unknown:
+        notes.append(f"%agentrun lost {_ref(record)} gives it up, if you know that it has ended")
     return [*notes, *going_on_notes(record), *cancel_notes(record)]
 
 
@@ -290,7 +302,7 @@ def _body(record: RunRecord, limit: int) -> str:
 
 
 def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
-    shape, colour = SHAPES[record.status]
+    shape, colour = _shape(record)
     edge = colour if moment is None else _PAST
     facts = "".join(f" · {escape(part)}" for part in _facts(record))
     rows = [

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 UNLOAD = "unload"
 """Who cancels when the extension is taken out of a kernel that goes on; the cause is `shutdown` all the same."""
 
+GIVEN_UP = "given up by hand, because its kernel could not be seen"
+"""The reason of a run that somebody has declared lost."""
+
 SOON_S = 0.5
 """A cancel that took longer from the request to the end is told with its times."""
 
@@ -55,6 +58,8 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u
 
 def duration(seconds: float) -> str:
     """Return a length of time as people say it: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
+    if not seconds < 1e11:  # also what is no number
+        return "ages"
     if seconds < 0.1:
         return f"{seconds * 1000:.0f} ms"
     if not seconds < 1e12:  # also what is no number: in somebody else's file
@@ -104,6 +109,8 @@ def title(record: RunRecord) -> str:
 
 def status_words(record: RunRecord) -> str:
     """Return where the run stands, in words: `Running`, `Timed out after 90 s` …."""
+    if record.is_unknown:
+        return f"Unknown: {record.unseen}"
     after = _after(record)
     match record.status:
         case RunStatus.QUEUED:
@@ -119,7 +126,7 @@ def status_words(record: RunRecord) -> str:
         case RunStatus.FAILED:
             return f"Failed{after and f' after {after}'}"
         case RunStatus.LOST:
-            return "Lost: its kernel died"
+            return "Lost: " + (GIVEN_UP if record.reason == GIVEN_UP else "its kernel died")
         case RunStatus.CANCELLED:
             return _cancelled_words(record, after) + _detached_words(record)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -217,8 +218,8 @@ def _is_store_soon(wal: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[SessionStore]:
-    """Open a store to read it.
+def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
+    """Open a store to read it; where that is all that may be done with it, say so unless `is_told` is false.
 
     Raises
     ------
@@ -227,6 +228,11 @@ def opened(path: Path) -> Iterator[SessionStore]:
     """
     store = SessionStore([path], SystemClock())
     store.open_existing()
+    if store.stranger is not None:
+        if is_told:
+            print(f"nbrun: only read: {store.stranger.problem}", file=sys.stderr)
+        yield store.stranger
+        return
     if store.path is None:
         raise CommandError(f"{path} cannot be read: {store.problem}")
     try:

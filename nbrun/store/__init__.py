@@ -9,20 +9,23 @@ import os
 import sqlite3
 import threading
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from nbrun.artifacts import ArtifactFiles, folder_beside
-from nbrun.errors import StoreDamaged, StoreError, StoreInTrouble
+from nbrun.errors import NotPending, StoreDamaged, StoreError, StoreInTrouble, StoreReadOnly
 from nbrun.record import RunRecord
-from nbrun.store import checkpoints, reader, schema
+from nbrun.store import checkpoints, reader, schema, stranger
 from nbrun.store.artifacts import read_artifacts
 from nbrun.store.checkpoints import Checkpointed
 from nbrun.store.home import Home
+from nbrun.store.orphans import give_up
 from nbrun.store.reader import StoredRun
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
+from nbrun.store.sight import sight_of
 from nbrun.store.trouble import Trouble, is_damage, trouble_of
 from nbrun.store.writer import Committed, Source, Writer
 
@@ -41,9 +44,12 @@ __all__ = [
     "SessionStore",
     "Source",
     "StoredRun",
+    "Stranger",
     "places_for",
     "store_path",
 ]
+
+S = TypeVar("S", StoredRun, StoredRun | None)
 
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
@@ -107,6 +113,7 @@ class SessionStore:
         self._read_generation = 0
         self._is_closed = False
         self._is_shut = False  # what there was in memory is gone
+        self._stranger: Stranger | None = None
         self._held = ArtifactFiles(None)  # for a store in memory
         self._sweep_lock = threading.Lock()
         self._sweep_at = 0.0
@@ -127,6 +134,16 @@ class SessionStore:
     def problem(self) -> str | None:
         """Why the first choice of a place was not taken, in one line."""
         return self._home.problem
+
+    @property
+    def stranger(self) -> Stranger | None:
+        """The first choice of a place, where it can be read though it must not be written to."""
+        only_read = self._home.only_read
+        if only_read is None:
+            return None
+        if self._stranger is None:
+            self._stranger = Stranger(*only_read, self._clock)
+        return self._stranger
 
     @property
     def trouble(self) -> Trouble | None:
@@ -251,7 +268,10 @@ class SessionStore:
     def runs(self, limit: int | None = None, before: int | None = None) -> list[StoredRun]:
         """Return stored runs, newest first, those below number `before`, at most `limit`; records are brief."""
         with self._reading() as connection:
-            return [] if connection is None else reader.read_runs(connection, limit, before)
+            if connection is None:
+                return []
+            found = reader.read_runs(connection, limit, before)
+            return [self._seen(connection, stored) for stored in found]
 
     def select(
         self, query: Query, skip: Callable[[StoredRun], bool] = lambda _: False
@@ -290,24 +310,45 @@ class SessionStore:
     def run(self, number: int) -> StoredRun | None:
         """Return the run with this number."""
         with self._reading() as connection:
-            return None if connection is None else reader.read_run(connection, number)
+            if connection is None:
+                return None
+            return self._seen(connection, reader.read_run(connection, number))
 
     def find(self, text: str) -> StoredRun | None:
         """Return the newest run with this id or name."""
         with self._reading() as connection:
-            return None if connection is None else reader.find_run(connection, text)
+            if connection is None:
+                return None
+            return self._seen(connection, reader.find_run(connection, text))
 
     def find_id(self, run_id: str, session_id: str | None = None) -> StoredRun | None:
         """Return the newest run with exactly this id, of that session if one is given."""
         with self._reading() as connection:
-            return None if connection is None else reader.find_id(connection, run_id, session_id)
+            if connection is None:
+                return None
+            return self._seen(connection, reader.find_id(connection, run_id, session_id))
 
     def record(self, number: int) -> RunRecord:
         """Return the whole record of a run."""
         with self._reading() as connection:
             if connection is None:
                 return RunRecord(number=number)
-            return msgspec.structs.replace(reader.read_record(connection, number), number=number)
+            record = reader.read_record(connection, number)
+            return msgspec.structs.replace(
+                record, number=number, unseen=self._unseen(connection, number, record)
+            )
+
+    def _seen(self, connection: sqlite3.Connection, stored: S) -> S:
+        """Return a run with a word on its kernel, where it looks live."""
+        if stored is None or not stored.record.is_live:
+            return stored
+        unseen = self._unseen(connection, stored.number, stored.record)
+        return replace(stored, record=msgspec.structs.replace(stored.record, unseen=unseen))
+
+    def _unseen(self, connection: sqlite3.Connection, number: int, record: RunRecord) -> str:
+        """Return why nobody here can say how a live-looking run stands; empty for all others."""
+        sight = sight_of(connection, number) if record.is_live else None
+        return "" if sight is None else sight.unseen(self._clock.now())
 
     def events(self, number: int, after: int = -1, limit: int | None = None) -> list[RunEvent]:
         """Return the events of a run that come after seq `after`, by seq, at most `limit`."""
@@ -325,6 +366,21 @@ class SessionStore:
         """Return the number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
         with self._reading() as connection:
             return [] if connection is None else checkpoints.sequels(connection, number)
+
+    def give_up(self, number: int) -> None:
+        """Mark a live-looking run as lost whose kernel cannot be seen from here.
+
+        Raises
+        ------
+        NotPending
+            It has ended, or its kernel lives.
+        StoreReadOnly
+            The file that it is in must not be written to.
+        """
+        if self.path is None:
+            raise NotPending(f"run #{number} is of this kernel; cancel it")
+        with closing(schema.connect(self.path)) as connection:
+            give_up(connection, number, self._clock.now())
 
     @property
     def files(self) -> ArtifactFiles:
@@ -428,3 +484,56 @@ class SessionStore:
             self._is_closed = True
             self._is_shut = self.path is None or not done
         return done
+
+
+class Stranger(SessionStore):
+    """A file that is read and never written to: `problem` says why.
+
+    Threads: any method, from any thread; every look has a connection of its own, since others may change the
+    file meanwhile.
+    """
+
+    def __init__(self, path: Path, why: str, clock: Clock) -> None:
+        super().__init__([path], clock)
+        self._why = why
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.wanted
+
+    @property
+    def problem(self) -> str:
+        """Why it is only read, in one line."""
+        return self._why
+
+    def open_existing(self, *, sets_aside: bool = False) -> None:
+        """Do nothing: it is opened for each look."""
+
+    def give_up(self, number: int) -> None:
+        """Refuse.
+
+        Raises
+        ------
+        StoreReadOnly
+            Always.
+        """
+        raise StoreReadOnly(self.problem)
+
+    def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
+        """Refuse.
+
+        Raises
+        ------
+        StoreReadOnly
+            Always.
+        """
+        raise StoreReadOnly(self.problem)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        try:
+            with closing(stranger.open_to_read(self.path)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise StoreDamaged(f"{self.path} cannot be read: {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from nbrun import events as ev
@@ -18,8 +20,9 @@ class DeltaRow(msgspec.Struct, array_like=True):
     """The data of such a row: lengths in characters, steps in microseconds after the row's `ts`."""
 
     text: str
-    lengths: list[int]
-    steps: list[int]
+    # Of a row that is longer than ours not even the lists are made.
+    lengths: Annotated[list[int], msgspec.Meta(max_length=PER_ROW)]
+    steps: Annotated[list[int], msgspec.Meta(max_length=PER_ROW)]
 
 
 _encoder = msgspec.msgpack.Encoder()

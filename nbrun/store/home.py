@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from nbrun.errors import StoreDamaged, StoreError, StoreInTrouble
-from nbrun.store import checkpoints, schema
+from nbrun.store import checkpoints, schema, stranger
 from nbrun.store.orphans import mark_lost
 from nbrun.store.trouble import Kind, Trouble, is_damage, trouble_of
 
@@ -26,6 +26,8 @@ COMPANIONS = ("", "-wal", "-shm")
 """What SQLite appends to a database's name for the files that belong to it."""
 OPEN_WAIT_S = 0.5
 """How long an opening that somebody waits for waits for a lock; the writer goes on with it."""
+MAX_NUMBER = 10**9
+"""The greatest number of a stranger's run that ours go on from; nobody comes to more honestly."""
 CHECK_S = 0.1
 """How often the file is looked for where no run begins or ends; a look takes 3 µs, on a network far more."""
 SET_ASIDE_LIMIT = 3
@@ -67,6 +69,9 @@ class Home:
         self.former: sqlite3.Connection | None = None
         self.path: Path | None = None
         self.problem: str | None = None  # why it is not at the first place
+        self.only_read: tuple[Path, str] | None = (
+            None  # a place that can be read all the same, and why only that
+        )
         self.trouble: Trouble | None = None  # why it is not open
         self.lost = 0
         self.is_begun_again = False  # what this kernel knows is not in it yet
@@ -88,7 +93,7 @@ class Home:
         StoreInTrouble
             It cannot be opened now: it is locked, or there is no room, and no other place is better.
         """
-        problem, may_pass = None, None
+        problem, may_pass, above = None, None, 0
         for path in self._places:
             try:
                 connection = self._opened(path, sets_aside)
@@ -99,7 +104,11 @@ class Home:
                     self.trouble = found
                     raise StoreInTrouble(found) from error
                 may_pass = may_pass or (found if found.kind is Kind.FULL else None)
-                problem = problem or f"runs are not kept in {path}: {found}"
+                if problem is None:
+                    seen = stranger.look(path, error, str(found))
+                    problem = f"runs are not kept in {path}: {seen.words}"
+                    if seen.greatest is not None:
+                        self.only_read, above = (path, str(found)), seen.greatest
                 continue
             self.path = path
             break
@@ -110,6 +119,8 @@ class Home:
             connection, self.path = schema.open_for_writing(None, self._clock.now()), None
             problem = f"{problem or 'no place to write'}; runs are kept in memory only"
         self.problem, self.trouble = problem, None
+        if 0 < above <= MAX_NUMBER:  # so that a number names one run
+            schema.number_above(connection, above)
         self._take(connection)
         return connection
 

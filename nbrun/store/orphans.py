@@ -8,11 +8,13 @@ import sqlite3
 import msgspec
 
 from nbrun import events as ev
+from nbrun.errors import NotPending
 from nbrun.fold import fold
 from nbrun.record import LIVE, RunRecord, RunStatus
 from nbrun.store import reader
-from nbrun.store.lease import ProcessIdentity
 from nbrun.store.ledger import Ledger, Row, micros
+from nbrun.store.sight import open_sessions, sight_of
+from nbrun.wording import GIVEN_UP
 
 _log = logging.getLogger("nbrun")
 
@@ -22,27 +24,35 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
 
     Returns
     -------
-    How many there were. Runs of a kernel that cannot be seen from here (another host) are left alone.
+    How many there were. Runs of a kernel that cannot be seen from here are left alone: it is on another
+    host, or this file is a copy and the kernel has written to the original.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
         found = 0
-        for session_key, identity in open_sessions(connection):
-            if identity.is_alive() is not False:
+        for sight in open_sessions(connection):
+            if sight.is_alive() is not False:
                 continue
+            session_key = sight.session
             numbers = connection.execute(
                 "SELECT number FROM runs WHERE session = ? AND status IN (?, ?, ?, ?)",
                 (session_key, *LIVE),
             ).fetchall()
             for (number,) in numbers:
+                connection.execute("SAVEPOINT one")
                 try:
                     _mark_one_lost(connection, number, now)
+                # One damaged run must not close the file.
                 except (
                     TypeError,
                     ValueError,
+                    OverflowError,
                     sqlite3.DataError,
-                ):  # one damaged run must not close the file
+                    sqlite3.IntegrityError,
+                ):
+                    connection.execute("ROLLBACK TO one")
                     _log.exception("run #%s is damaged and cannot be marked as lost", number)
+                connection.execute("RELEASE one")
             found += len(numbers)
             connection.execute(
                 "UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(now), session_key)
@@ -55,20 +65,42 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
     return found
 
 
-def open_sessions(connection: sqlite3.Connection) -> list[tuple[int, ProcessIdentity]]:
-    """Return the sessions that were not closed, by key, with their kernels."""
-    rows = connection.execute(
-        "SELECT key, host, boot_id, pid_namespace, pid, process_started_at FROM sessions WHERE closed_at IS NULL"
-    ).fetchall()
-    return [(row[0], ProcessIdentity(*row[1:])) for row in rows]
+def give_up(connection: sqlite3.Connection, number: int, now: float) -> None:
+    """Mark one live-looking run as lost because somebody says so: its kernel cannot be seen from here.
+
+    Raises
+    ------
+    NotPending
+        It has ended, or its kernel lives.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _refuse_known(connection, number, now)
+        _mark_one_lost(connection, number, now, GIVEN_UP)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
-def _mark_one_lost(connection: sqlite3.Connection, number: int, now: float) -> None:
+def _refuse_known(connection: sqlite3.Connection, number: int, now: float) -> None:
+    """Raise `NotPending` for a run of which it can be told how it stands."""
+    sight = sight_of(connection, number)
+    if sight is None or not reader.read_record(connection, number).is_live:
+        raise NotPending(f"run #{number} has ended; there is nothing to give up")
+    if not sight.unseen(now):
+        raise NotPending(f"the kernel of run #{number} lives; cancel it there")
+
+
+def _mark_one_lost(
+    connection: sqlite3.Connection, number: int, now: float, reason: str = "its kernel died"
+) -> None:
     record = _record(connection, number)
     (seq,) = connection.execute(
         "SELECT coalesce(max(seq + count), 0) FROM events WHERE run = ?", (number,)
     ).fetchone()
-    data = ev.RunLost("its kernel died", record.last_event_at or None)
+    data = ev.RunLost(reason, record.last_event_at or None)
     # The clock may have been set back since that kernel died.
     lost = ev.RunEvent(seq, max(now, record.last_event_at), record.run_id, 0, data)
     row = Row(number, record.status)

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sqlite3
 from dataclasses import dataclass
+from itertools import islice
+from math import inf
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from nbrun import events as ev
 from nbrun.fold import fold
-from nbrun.record import RunRecord
-from nbrun.store import deltas
+from nbrun.record import RunRecord, RunStatus
+from nbrun.store import deltas, doubt
+from nbrun.store.schema import MAX_VALUE_BYTES
 
 if TYPE_CHECKING:
-    import sqlite3
+    from collections.abc import Iterable, Iterator
 
     from nbrun.query import Query
+
+_log = logging.getLogger("nbrun")
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RunRecord)
 
+_GREATEST = 2**63 - 1  # of SQLite's numbers
 _COLUMNS = (
-    "SELECT r.number, r.run_id, r.record, r.inputs, s.session_id"
+    # Ours are shorter, and of a list each is read. By the type first: the length of a text is not told without it.
+    "SELECT r.number, CASE WHEN typeof(r.record) = 'blob' AND length(r.record) <= 65536 THEN r.record END,"
+    " s.session_id"
     " FROM runs r JOIN sessions s ON s.key = r.session"
+)
+_EVENTS = (
+    "SELECT seq, count, ts, attempt, parent, type,"
+    " CASE WHEN typeof(data) = 'blob' AND length(data) <= ?1 THEN data END FROM events"
 )
 
 
@@ -32,7 +47,6 @@ class StoredRun:
 
     number: int
     record: RunRecord
-    inputs: str | None
 
 
 def encode_record(record: RunRecord) -> bytes:
@@ -58,52 +72,97 @@ def decode_parent(blob: bytes) -> str | None:
 def read_events(
     connection: sqlite3.Connection, number: int, after: int = -1, limit: int | None = None
 ) -> list[ev.RunEvent]:
-    """Return the events of run `number` that come after seq `after`, by seq, at most `limit`."""
-    found: list[ev.RunEvent] = []
+    """Return the events of run `number` that come after seq `after`, by seq, at most `limit`.
+
+    A page of more than `doubt.PAGE_BYTES` ends early, with a whole row.
+    """
     if limit is not None and limit <= 0:
-        return found
-    run_id = connection.execute("SELECT run_id FROM runs WHERE number = ?", (number,)).fetchone()
-    if run_id is None:
-        return found
-    rows = connection.execute(
-        # A row of deltas begins before its last event does: look as far back as one can be long.
-        "SELECT seq, count, ts, attempt, parent, type, data FROM events WHERE run = ? AND seq > ? ORDER BY seq",
-        (number, after - deltas.PER_ROW),
-    )
-    for seq, count, ts, attempt, parent, kind, blob in rows:
-        if seq + count - 1 <= after:
-            continue
-        for offset, (moment, data) in enumerate(_unpack(kind, blob, ts, count)):
-            if seq + offset > after:
-                found.append(
-                    ev.RunEvent(seq + offset, moment / 1_000_000, run_id[0], attempt, data, parent)
-                )
-                if limit is not None and len(found) == limit:
-                    return found
-    return found
+        return []
+    return list(islice(_events(connection, number, after, doubt.PAGE_BYTES), limit))
 
 
-def _unpack(kind: str, blob: bytes, ts: int, count: int) -> list[tuple[int, ev.EventData]]:
+def _events(
+    connection: sqlite3.Connection, number: int, after: int, most_bytes: float = inf
+) -> Iterator[ev.RunEvent]:
+    """Yield the events of a run that come after a seq: each once, by seq."""
+    found = connection.execute("SELECT run_id FROM runs WHERE number = ?", (number,)).fetchone()
+    if found is None:
+        return
+    log = _Log(doubt.text(found[0]), after, most_bytes)
+    # A row of deltas begins before its last event does: look as far back as one can be long.
+    first = min(after, doubt.MAX_SEQ) - deltas.PER_ROW
+    try:
+        yield from log.events(
+            connection.execute(
+                f"{_EVENTS} WHERE run = ?2 AND seq > ?3 ORDER BY seq",
+                (MAX_VALUE_BYTES, number, first),
+            )
+        )
+    except sqlite3.DataError as error:
+        _log.warning("run #%s: a row of its log cannot be read (%s)", number, error)
+        yield from log.events(_single_rows(connection, number, first))
+
+
+class _Log:
+    """The reading of one log: what of it was given already."""
+
+    def __init__(self, run_id: str, after: int, most_bytes: float) -> None:
+        self._run_id = run_id
+        self._last = after
+        self._left = most_bytes
+
+    def events(self, rows: Iterable[doubt.Row]) -> Iterator[ev.RunEvent]:
+        """Yield what the rows hold and was not given yet."""
+        for row in rows:
+            if not doubt.is_sound(row):
+                row = doubt.mended(row)
+            seq, count, ts, attempt, parent, kind, blob = row
+            if seq + count - 1 <= self._last or self._left < 0:
+                continue
+            for offset, (at, data) in enumerate(_unpack(kind, blob, ts, count)):
+                if seq + offset > self._last:
+                    self._last = seq + offset
+                    ts_s = (at if 0 <= at <= doubt.LATEST else ts) / 1_000_000
+                    yield ev.RunEvent(self._last, ts_s, self._run_id, attempt, data, parent)
+            self._left -= len(blob) if blob is not None else 0
+
+
+def _single_rows(connection: sqlite3.Connection, number: int, after: int) -> Iterator[doubt.Row]:
+    """Yield the rows of a run's log without those in which a text is longer than anything."""
+    keys = connection.execute(
+        "SELECT key FROM events WHERE run = ? AND seq > ? ORDER BY seq", (number, after)
+    ).fetchall()
+    for (key,) in keys:
+        with contextlib.suppress(sqlite3.DataError):
+            yield from connection.execute(f"{_EVENTS} WHERE key = ?2", (MAX_VALUE_BYTES, key))
+
+
+def _unpack(kind: str, blob: bytes | None, ts: int, count: int) -> list[tuple[int, ev.EventData]]:
     if kind in ev.DELTA_TYPES:
         try:
-            return deltas.decode(kind, blob, ts)
+            return deltas.decode(kind, blob or b"", ts)
         except (msgspec.DecodeError, TypeError, ValueError):
             # Damaged: its numbers stay taken, so that no gap opens; no more of them than a row can hold.
             count = max(1, min(count, deltas.PER_ROW))
-            return [(ts, ev.Unknown(kind, {"$damaged": len(blob)}))] * count
-    return [(ts, ev.decode_data(kind, blob))]
+            return [(ts, doubt.damaged(kind, blob))] * count
+    return [(ts, doubt.data(kind, blob))]
 
 
 def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
     """Return the whole record of a run: the fold of its log, or what was last noted of it if that is damaged."""
+    events: Iterator[ev.RunEvent] = _events(connection, number, -1)
+    (rows,) = connection.execute("SELECT count(*) FROM events WHERE run = ?", (number,)).fetchone()
     try:
-        return fold(read_events(connection, number))
+        record = doubt.sound(fold(events if rows <= doubt.LOG_OPEN else doubt.foldable(events)))
     except (TypeError, ValueError):
-        stored = read_run(connection, number)
-        if stored is None:
-            raise
-        notice = "its log is damaged; this is what was last noted of it"
-        return msgspec.structs.replace(stored.record, is_brief=False, notices=(notice,))
+        record = RunRecord()
+    if record.run_id:  # a log begins with what the run is
+        return record
+    stored = read_run(connection, number)
+    if stored is None:
+        return record
+    notice = "its log is damaged; this is what was last noted of it"
+    return msgspec.structs.replace(stored.record, is_brief=False, notices=(notice,))
 
 
 def read_runs(
@@ -111,10 +170,28 @@ def read_runs(
 ) -> list[StoredRun]:
     """Return runs newest first, those below number `before` if it is given, at most `limit`."""
     rows = connection.execute(
-        f"{_COLUMNS} WHERE r.number < ? ORDER BY r.number DESC LIMIT ?",
-        (before if before is not None else 2**62, -1 if limit is None else limit),
+        f"{_COLUMNS} WHERE r.number <= ? ORDER BY r.number DESC LIMIT ?",
+        (_GREATEST if before is None else before - 1, -1 if limit is None else limit),
     )
-    return [_stored(row) for row in rows]
+    found: list[StoredRun] = []
+    try:
+        found.extend(_stored(connection, row) for row in rows)
+    except sqlite3.DataError:  # a text of it is longer than anything: leave that run out
+        before = found[-1].number if found else before
+        return found + _read_singly(connection, limit and limit - len(found), before)
+    return found
+
+
+def _read_singly(
+    connection: sqlite3.Connection, limit: int | None, before: int | None
+) -> list[StoredRun]:
+    """Return runs as `read_runs` does, without those that cannot be read."""
+    numbers = connection.execute(
+        "SELECT number FROM runs WHERE number <= ? ORDER BY number DESC LIMIT ?",
+        (_GREATEST if before is None else before - 1, -1 if limit is None else limit),
+    ).fetchall()
+    found = [read_run(connection, number) for (number,) in numbers]
+    return [stored for stored in found if stored is not None]
 
 
 def read_page(
@@ -122,56 +199,77 @@ def read_page(
 ) -> list[StoredRun]:
     """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`."""
     rows = connection.execute(
-        f"{_COLUMNS} WHERE r.number < ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
+        f"{_COLUMNS} WHERE r.number <= ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
         " AND (?4 IS NULL OR r.created_at >= ?4) ORDER BY r.number DESC LIMIT ?5",
         (
-            before if before is not None else 2**62, query.status, query.name,
+            _GREATEST if before is None else before - 1, query.status, query.name,
             None if query.since is None else round(query.since * 1_000_000), limit,
         ),
     )  # fmt: skip
-    return [_stored(row) for row in rows]
+    try:
+        return [_stored(connection, row) for row in rows]
+    except (
+        sqlite3.DataError
+    ):  # as in `read_runs`; what does not fit the query is told apart by its record
+        return _read_singly(connection, limit, before)
 
 
 def read_run(connection: sqlite3.Connection, number: int) -> StoredRun | None:
     """Return the run with this number."""
-    row = connection.execute(f"{_COLUMNS} WHERE r.number = ?", (number,)).fetchone()
-    return None if row is None else _stored(row)
+    return _first(connection, "WHERE r.number = ?", number)
 
 
 def find_id(
     connection: sqlite3.Connection, run_id: str, session_id: str | None = None
 ) -> StoredRun | None:
     """Return the newest run with exactly this id, of that session if one is given."""
-    row = connection.execute(
-        f"{_COLUMNS} WHERE r.run_id = ?1 AND (?2 IS NULL OR s.session_id = ?2)"
-        " ORDER BY r.number DESC LIMIT 1",
-        (run_id, session_id),
-    ).fetchone()
-    return None if row is None else _stored(row)
+    return _first(
+        connection,
+        "WHERE r.run_id = ?1 AND (?2 IS NULL OR s.session_id = ?2) ORDER BY r.number DESC LIMIT 1",
+        run_id,
+        session_id,
+    )
 
 
 def find_run(connection: sqlite3.Connection, text: str) -> StoredRun | None:
     """Return the newest run with this id, else the newest with this name."""
     for column in ("run_id", "name"):
-        row = connection.execute(
-            f"{_COLUMNS} WHERE r.{column} = ? ORDER BY r.number DESC LIMIT 1", (text,)
-        ).fetchone()
-        if row is not None:
-            return _stored(row)
+        found = _first(connection, f"WHERE r.{column} = ? ORDER BY r.number DESC LIMIT 1", text)
+        if found is not None:
+            return found
     return None
 
 
-def _stored(row: tuple[int, str, bytes, str | None, str]) -> StoredRun:
-    number, run_id, blob, inputs, session_id = row
+def _first(connection: sqlite3.Connection, which: str, *values: object) -> StoredRun | None:
+    """Return the first run that fits; None where it cannot be read."""
     try:
-        record = _decoder.decode(blob)
-    except (
-        msgspec.DecodeError,
-        RecursionError,
-        TypeError,
-    ):  # the log is whole even if this copy is not
-        record = RunRecord(run_id=run_id, session_id=session_id, is_brief=True)
-    # Brief whatever it says: it is as of the last change of status, and the log may have gone on. And whose it is
-    # the row says: an imported run tells of another session.
-    record = msgspec.structs.replace(record, number=number, session_id=session_id, is_brief=True)
-    return StoredRun(number, record, inputs)
+        row = connection.execute(f"{_COLUMNS} {which}", values).fetchone()
+    except sqlite3.DataError as error:
+        _log.warning("a run cannot be read (%s)", error)
+        return None
+    return None if row is None else _stored(connection, row)
+
+
+def _stored(connection: sqlite3.Connection, row: tuple[int, bytes | None, str]) -> StoredRun:
+    number, blob, session_id = row
+    try:
+        record = doubt.sound_brief(_decoder.decode(blob or b""), number, session_id)
+    except (RecursionError, TypeError, ValueError):  # the log is whole even if this copy is not
+        record = _noted(connection, number)
+    return StoredRun(number, record)
+
+
+def _noted(connection: sqlite3.Connection, number: int) -> RunRecord:
+    """Return what the columns of a run tell, where its brief record cannot be read."""
+    run_id, session_id, name, status, created_at = connection.execute(
+        "SELECT r.run_id, s.session_id, r.name, r.status, r.created_at"
+        " FROM runs r JOIN sessions s ON s.key = r.session WHERE r.number = ?",
+        (number,),
+    ).fetchone()
+    is_known = status in RunStatus.__members__.values()
+    at = doubt.moment(created_at, 0) if isinstance(created_at, int) else 0.0
+    return RunRecord(
+        run_id=doubt.text(run_id), session_id=doubt.text(session_id), name=doubt.text(name), number=number,
+        status=RunStatus(status) if is_known else RunStatus.QUEUED, created_at=at, last_event_at=at,
+        is_brief=True,
+    )  # fmt: skip

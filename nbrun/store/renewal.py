@@ -14,6 +14,7 @@ from nbrun.record import RunRecord, RunStatus
 from nbrun.store import reader
 from nbrun.store.backlog import Dropped
 from nbrun.store.ledger import Ledger, Row, Values, micros
+from nbrun.store.sight import note_home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,7 @@ def renew(
         "SELECT key FROM sessions WHERE session_id = ?", (session[0],)
     ).fetchone()
     key = ledger.insert_session(session) if found is None else int(found[0])
+    note_home(connection, key)
     return key, {
         run.record.run_id: _renew_run(former, connection, ledger, key, run)
         for run in sorted(known, key=lambda run: run.record.number or 0)

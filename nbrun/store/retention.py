@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nbrun import events as ev
 from nbrun.record import LIVE
 from nbrun.store import reader
-from nbrun.store.orphans import open_sessions
+from nbrun.store.sight import open_sessions
 
 if TYPE_CHECKING:
     import sqlite3
@@ -113,7 +113,9 @@ class Sweeper:
         removed = self.sweep(keep)
         named = {row[0] for row in connection.execute("SELECT DISTINCT sha256 FROM artifacts")}
         strays = self._files.remove_strays(named, now)
-        is_in_use = any(kernel.is_alive() is not False for _, kernel in open_sessions(connection))
+        is_in_use = any(
+            sight.is_home and sight.is_alive() is not False for sight in open_sessions(connection)
+        )
         if not is_in_use:  # it would keep the kernel's commits waiting
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

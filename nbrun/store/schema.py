@@ -13,6 +13,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -107,10 +108,19 @@ VERSIONS = (_FIRST, _SECOND)
 """What each version of the schema has added, the first one first."""
 VERSION = len(VERSIONS)
 
+MAX_NUMBER = 2**53
+"""Run numbers end here: a page writes no greater ones, and SQLite has none after 2**63."""
+
 BUSY_TIMEOUT_S = 1.0
 TRY_MS = 5
 """What lies between two tries where SQLite itself does not wait."""
-MAX_VALUE_BYTES = 256 * 1024 * 1024
+MAX_VALUE_BYTES = 64 * 1024 * 1024
+"""The longest value that is written or read. Reading one takes several times its length in memory, so that a
+planted file could use up a laptop's with little more; an agent's text of this length is 40 novels."""
+
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+COMPANIONS = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a file."""
 
 
 def prepare_folder(folder: Path) -> None:
@@ -131,6 +141,54 @@ def prepare_folder(folder: Path) -> None:
         ignore.write_text("*\n", encoding="utf-8")
 
 
+def refuse_links(path: Path) -> None:
+    """See to it that a store, and what SQLite opens with it unasked, are files of their own or not there.
+
+    Raises
+    ------
+    StoreReadOnly
+        One of them leads somewhere else, or would keep us waiting.
+    """
+    for part in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
+        try:
+            mode = part.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_ISLNK(mode):
+            raise StoreReadOnly(f"{part} is a symbolic link; nbrun does not write through it")
+        if not stat.S_ISREG(mode):
+            raise StoreReadOnly(f"{part} is no file")
+        if part.name.endswith("-journal") and _names_another(part):
+            raise StoreReadOnly(f"{part} names another file, which SQLite would delete")
+
+
+def _names_another(journal: Path) -> bool:
+    """Return whether a rollback journal ends with the name of another one, as those of attached files do.
+
+    Ours never do. Source: SQLite deletes a file of that name, whatever it is, when it has rolled back.
+    """
+    try:
+        with journal.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(_JOURNAL_MAGIC)))
+            return file.read() == _JOURNAL_MAGIC
+    except FileNotFoundError:  # another kernel has just done with it
+        return False
+
+
+def _make(path: Path) -> None:
+    """Make an empty file for its owner only; SQLite would go by the umask, and -wal and -shm take its mode.
+
+    One that is there is not even opened: closing it would take away the locks that another connection of
+    this process has on it.
+
+    Source: POSIX drops all of a process's locks on a file when it closes any descriptor of it.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
+
+
 def connect(
     path: Path | None, *, create: bool = False, wait_s: float | None = None
 ) -> sqlite3.Connection:
@@ -148,16 +206,11 @@ def connect(
     if path is None:
         connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     else:
-        if path.is_symlink():
-            raise StoreReadOnly(f"{path} is a symbolic link; nbrun does not write through it")
+        refuse_links(path)
         if _is_emptied(path):
             raise StoreDamaged(f"{path} is empty, and its journal is not")
         if create:
-            # SQLite would make it by the umask; its -wal and -shm files take the mode of this one. Not where it is
-            # there: closing a file that this process has open elsewhere would give up the locks on it.
-            with contextlib.suppress(FileExistsError):
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-                os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
+            _make(path)
             if not os.access(path, os.W_OK):  # SQLite would open it to be read, and say nothing
                 raise StoreReadOnly(f"{path} may only be read")
         connection = sqlite3.connect(
@@ -166,10 +219,23 @@ def connect(
             timeout=BUSY_TIMEOUT_S if wait_s is None else min(wait_s, BUSY_TIMEOUT_S),
             check_same_thread=False, isolation_level=None,
         )  # fmt: skip
+    set_limits(connection)
+    return connection
+
+
+def set_limits(connection: sqlite3.Connection) -> None:
+    """Bound what a file that somebody else made can do to who opens it."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+    connection.text_factory = _text
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE)
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    return connection
+
+
+def _text(stored: bytes) -> str:
+    """Return a text; where it is none in UTF-8, with signs for what cannot be read."""
+    return stored.decode("utf-8", "replace")
 
 
 def _is_emptied(path: Path) -> bool:
@@ -213,8 +279,12 @@ def open_for_writing(
             _switch_to_wal(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
-        _bring_up(connection, _check(connection, path), now)
+        version = _check(connection, path)
+        _bring_up(connection, version, now)
         connection.execute("COMMIT")
+        if path is not None and version < VERSION:
+            # Into the file itself: it is known by its head, also while all else stands in the journal only.
+            connection.execute("PRAGMA wal_checkpoint")
     except sqlite3.DatabaseError as error:
         connection.close()
         if "not a database" in str(error) or "malformed" in str(error):
@@ -243,6 +313,24 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
                 raise
         time.sleep(TRY_MS / 1000)
     connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+
+
+def number_above(connection: sqlite3.Connection, number: int) -> None:
+    """Have the runs that are to come numbered from above `number`.
+
+    Source: an AUTOINCREMENT column goes on from `sqlite_sequence`, whose ordinary rows may be written.
+    """
+    changed = connection.execute(
+        "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'runs'", (number,)
+    )
+    if not changed.rowcount:
+        connection.execute("INSERT INTO sqlite_sequence VALUES ('runs', ?)", (number,))
+
+
+def _greatest_number(connection: sqlite3.Connection) -> int:
+    """Return the greatest number that a run has had; 0 where something else stands in its place."""
+    row = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'runs'").fetchone()
+    return row[0] if isinstance(row[0], int) else 0
 
 
 def _bring_up(connection: sqlite3.Connection, version: int, now: float) -> None:
@@ -281,6 +369,10 @@ def _check(connection: sqlite3.Connection, path: Path | None) -> int:
         )
     ours = {sql for statements in VERSIONS[: max(version, 1)] for sql in statements}
     strange = found - ours - {"CREATE TABLE sqlite_sequence(name,seq)"}
+    if version and (greatest := _greatest_number(connection)) > MAX_NUMBER:
+        raise StoreReadOnly(
+            f"the run numbers of {path} are used up (#{greatest}); it is not written to"
+        )
     if strange or ours - found:
         what = ", ".join(sorted(" ".join(sql.split()[:3]) for sql in strange)) or "missing tables"
         raise StoreReadOnly(

@@ -24,6 +24,7 @@ from nbrun.store.backlog import HELD_BYTES, Backlog
 from nbrun.store.lease import this_process
 from nbrun.store.ledger import IdTaken, Ledger, Row, Values, micros
 from nbrun.store.renewal import Known, renew
+from nbrun.store.sight import note_home
 from nbrun.store.trouble import Kind, Trouble, is_damage, is_of_file, trouble_of
 from nbrun.store.watch import Flight, Watch
 
@@ -40,6 +41,8 @@ SOON_S = 0.005
 """How long the writer gathers events before it commits; endings and new runs are not kept waiting."""
 LINGER_S = 0.045
 """How much longer it gathers while there is only text."""
+BEAT_S = 15.0
+"""How often a commit also says that this kernel lives, for those who cannot see it."""
 RETRY_S = 1.0
 """How long it waits before it tries again what could not be written."""
 BUSY_AGAIN_S = 0.05
@@ -162,6 +165,7 @@ class Writer:
             identity.started_at, now, now,
         )  # fmt: skip
         self._session_key: int | None = None
+        self._beaten_at = clock.monotonic()  # the session is inserted with its first beat
         self._runs: dict[str, _Run] = {}
         self._behind: set[str] = set()  # those of them that have a backlog
         self._is_full_sync = False
@@ -509,7 +513,8 @@ class Writer:
         with self._lock:
             self._ledger.begin()
             try:
-                session_key = self._session_key or self._ledger.insert_session(self._session_row)
+                session_key = self._session_key or self._insert_session()
+                self._beat(session_key)
                 written = {
                     run_id: self._write_run(session_key, run_id, run, groups[run_id], stand_in)
                     for run_id, run in runs.items()
@@ -582,6 +587,21 @@ class Writer:
             return Committed(run_id, run.record, (), words, waiting)
         self._behind.discard(run_id)
         return Committed(run_id, run.record, ())
+
+    def _insert_session(self) -> int:
+        key = self._ledger.insert_session(self._session_row)
+        note_home(self._connection, key)
+        return key
+
+    def _beat(self, session_key: int) -> None:
+        """Say now and then that this kernel lives; if the transaction fails, with the next beat."""
+        now = self._clock.monotonic()
+        if now - self._beaten_at >= BEAT_S:
+            self._beaten_at = now
+            self._connection.execute(
+                "UPDATE sessions SET heartbeat_at = ? WHERE key = ?",
+                (micros(self._clock.now()), session_key),
+            )
 
     def _write_run(
         self, session_key: int, run_id: str, run: _Run, new: list[ev.RunEvent], stand_in: bool

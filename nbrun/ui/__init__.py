@@ -238,6 +238,8 @@ class Extension:
         try:
             for run in runs:
                 while not run.wait(0.05):
+                    if run.is_unknown:
+                        raise RunNotFinished(f"{run!r}; %agentrun lost gives it up")
                     if until is not None and clock.monotonic() >= until:
                         raise RunNotFinished(
                             f"{run!r} has not finished after {timeout_s:g} s; it goes on"

@@ -166,6 +166,14 @@ class AgentMagics(Magics):
             receipts = [session.cancel_current(reason, by="magic")]
         print("\n".join(_receipt_lines(receipts, is_long=everything is not None)))
 
+    def _lost(self, words: list[str]) -> None:
+        refuse_flags("lost", words)
+        if not words:
+            raise BadOption("%agentrun lost wants runs: %agentrun list shows which are unknown")
+        for run in [self._extension.session.get(ref) for ref in words]:
+            run.mark_lost()
+            print(repr(run))
+
     def _rm(self, words: list[str]) -> None:
         everything = take_flag(words, "--all-ended", has_value=False)
         refuse_flags("rm", words)

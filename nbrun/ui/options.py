@@ -98,6 +98,7 @@ SUBCOMMANDS = {
     "replay": Subcommand(
         "replay [REF] [--speed 1|10|max]", "show a run once more: no agent, no key"
     ),
+    "lost": Subcommand("lost REF…", "give up runs whose kernel cannot be seen from here"),
     "approve": Subcommand(
         "approve [REF] [CALL] [--args JSON] [--choose OPTION] [--text TEXT]",
         "allow what a run asks for",
@@ -349,7 +350,10 @@ def read_subcommand(line: str) -> tuple[str, list[str]]:
     verb = ALIASES.get(verb, verb)
     if verb not in SUBCOMMANDS:
         near = [name for name in SUBCOMMANDS if verb.startswith(name) or name.startswith(verb)]
-        near = near or difflib.get_close_matches(verb, SUBCOMMANDS, 1, SLIP)
+        near = near or difflib.get_close_matches(verb, SUBCOMMANDS, 3, SLIP)
+        near.sort(
+            key=lambda name: sorted(name) != sorted(verb)
+        )  # letters that changed places: first
         hint = f"; did you mean {near[0]}?" if near else "."
         raise BadOption(f"%agentrun has no '{verb}'{hint} It knows: {', '.join(SUBCOMMANDS)}. "
                         "To start a run, begin its cell with %%agentrun (two per cents), the prompt below")  # fmt: skip
