@@ -433,14 +433,14 @@ class Run:
         return found if limit is None else found[:limit]
 
     def _refuse_removed(self, number: int) -> None:
-        if self._owner.store.is_removed(number):
+        if self._store.is_removed(number):
             raise RunNotFound(f"{self._title} was removed, and its events with it")
 
     @property
     def artifacts(self) -> list[Artifact]:
         """The files that the run has made, oldest first; `artifact.read()` gives what is in one."""
         number = self.number
-        return [] if number is None else self._owner.store.artifacts(number)
+        return [] if number is None else self._store.artifacts(number)
 
     def result_view(self) -> object:
         """Return what Jupyter shows of the output: the object itself, or of an earlier kernel's what it looked like."""
@@ -647,8 +647,8 @@ class Run:
 
     @property
     def store(self) -> SessionStore:
-        """The store that the run is kept in."""
-        return self._owner.store
+        """The store that the run is read from."""
+        return self._store
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and (self.id, self._session_id) == (
