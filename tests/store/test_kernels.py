@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from nbrun.store import schema
+from nbrun.store.ledger import Ledger
 from tests.fakes import doomed
 from tests.store.crash import Life, check
 
@@ -81,3 +83,36 @@ def test_four_kernels_write_to_one_file_for_long(tmp_path: Path) -> None:
     """The same for half a minute."""
     path = tmp_path / "shared.db"
     check_together(path, write_together(path, 30.0))
+
+
+@pytest.mark.parametrize("held_s", [0.3, 1.15])
+def test_a_writer_behind_many_others_comes_through(tmp_path: Path, held_s: float) -> None:
+    """Where the file is free only after SQLite has given up to wait, the next look a moment later finds that."""
+    path = tmp_path / "busy.db"
+    with (
+        closing(schema.open_for_writing(path)) as other,
+        closing(schema.open_for_writing(path)) as connection,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        free = threading.Timer(held_s, other.execute, ("COMMIT",))
+        free.start()
+        Ledger(connection).begin()
+        assert connection.in_transaction
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (1_000,)
+        free.join(BOUND_S)
+
+
+def test_a_lock_that_stays_is_told_of_in_time(tmp_path: Path) -> None:
+    """Well within the two seconds after which a run goes on unsaved; at once where it is known to be there."""
+    path = tmp_path / "busy.db"
+    with (
+        closing(schema.open_for_writing(path)) as other,
+        closing(schema.open_for_writing(path)) as connection,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        for patience_ms in (1_000, 20):
+            connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                Ledger(connection).begin()
+            assert connection.execute("PRAGMA busy_timeout").fetchone() == (patience_ms,)
+        other.execute("COMMIT")
