@@ -46,6 +46,9 @@ _listening = threading.RLock()
 
 Listener = Callable[[RunRecord, Sequence[ev.RunEvent]], object]
 
+_Item = tuple["LiveRun", HostEvent | ev.EventData, float, int]
+"""Whose, what, when, and about how many characters it has."""
+
 
 @dataclass(slots=True, eq=False)
 class LiveRun:
@@ -124,7 +127,7 @@ class Intake:
         self._on_publish = on_publish
         # Entered again by a signal handler, or a `__del__`, that cancels a run in the middle of a start.
         self._lock = threading.RLock()
-        self._items: deque[tuple[LiveRun, HostEvent | ev.EventData, float]] = deque()
+        self._items: deque[_Item] = deque()
         self._runs: dict[str, LiveRun] = {}
         self.checkpoints: dict[str, Checkpointed] = {}
         self._is_behind = False  # written by the consumer: a commit has left something over
@@ -147,12 +150,13 @@ class Intake:
                     if isinstance(event.data, ev.RunCancelled):
                         self._note_cancel(live, event.data, event.ts)
                     live.has_end = True
-                    self._items.append((live, event, event.ts))
+                    self._items.append((live, event, event.ts, _PLAIN_WEIGHT))
                 is_urgent, is_text = True, False
             else:
-                self._items.append((live, event, event.ts))
+                weight = _weight(event.data)
+                self._items.append((live, event, event.ts, weight))
                 is_text = is_text and kind in ev.DELTA_TYPES
-                is_large = _weight(event.data) > LARGE_CHARS or is_large
+                is_large = weight > LARGE_CHARS or is_large
         waiting = len(self._items)
         # Where more waits, its producer has rung the bell, or is about to: text needs no second ring.
         if waiting <= len(events) or not is_text:
@@ -168,7 +172,7 @@ class Intake:
                     if live.has_end:
                         return
                     live.has_end = True
-                self._items.append((live, data, now))
+                self._items.append((live, data, now, _PLAIN_WEIGHT))
             self.ring(is_urgent=True)
 
     def request_cancel(self, live: LiveRun, request: ev.CancelRequested) -> CancelOutcome:
@@ -181,7 +185,7 @@ class Intake:
                 if live.cancel is not None:
                     return CancelOutcome.ALREADY_REQUESTED
                 live.cancel = request
-                self._items.append((live, request, now))
+                self._items.append((live, request, now, _PLAIN_WEIGHT))
             self.ring()  # not urgent: the end is, and mostly it comes in time for the same commit
         return CancelOutcome.REQUESTED
 
@@ -193,7 +197,7 @@ class Intake:
         """
         if live.cancel is None and not live.has_end:
             live.cancel = ev.CancelRequested(end.cause, end.reason, "its token")
-            self._items.append((live, live.cancel, ts))
+            self._items.append((live, live.cancel, ts, _PLAIN_WEIGHT))
 
     # --- the consumer ----------------------------------------------------------------------------
 
@@ -206,8 +210,8 @@ class Intake:
         items = self._items
         room = COMMIT_CHARS
         while items and room > 0:
-            live, item, ts = items.popleft()
-            room -= _weight(item.data if isinstance(item, HostEvent) else item)
+            live, item, ts, weight = items.popleft()
+            room -= weight
             if live.run_id not in self._runs:  # forgotten while this waited
                 continue
             try:
@@ -250,9 +254,16 @@ class Intake:
             return
         live.next_n += 1
         data = item.data
+        parent = None if item.parent is None else clean_text(item.parent)
+        if isinstance(data, ev.DELTAS):  # by far the most; they change no status
+            if live.status.is_terminal:
+                live.refused += 1
+            else:
+                data = self._redacted_delta(live, data)
+                self._append(live, data, item.ts, item.attempt, parent, events)
+            return
         if isinstance(data, ev.Unknown):
             data = _named(data)
-        parent = None if item.parent is None else clean_text(item.parent)
         if data.TYPE in ev.END_TYPES:
             live.pending_output = item.live
             data = self._decided(live, data)
@@ -301,10 +312,7 @@ class Intake:
         if not is_admitted(live.status, kind):
             live.refused += 1
             return
-        # Whole microseconds: what is read back is then exactly what was shown. Never back: a host has a clock of
-        # its own, and a clock can be set.
-        ts = live.last_ts = max(live.last_ts, round(ts * 1_000_000) / 1_000_000)
-        if isinstance(data, ev.DELTAS):  # changes no status, and is by far the most
+        if isinstance(data, ev.DELTAS):
             data = self._redacted_delta(live, data)
         elif isinstance(data, ev.ToolArgsDelta):
             data = self._redacted_args(live, data)
@@ -313,6 +321,23 @@ class Intake:
                 self._flush_streams(live, ts, attempt, events)
             data = self.storable(data)
             live.status = next_status(live.status, kind)
+        self._append(live, data, ts, attempt, parent, events)
+
+    def _append(
+        self,
+        live: LiveRun,
+        data: ev.EventData,
+        ts: float,
+        attempt: int,
+        parent: str | None,
+        events: list[ev.RunEvent],
+    ) -> None:
+        # Whole microseconds: what is read back is then exactly what was shown. Never back: a host has a clock of
+        # its own, and a clock can be set.
+        ts = round(ts * 1_000_000) / 1_000_000
+        if ts < live.last_ts:
+            ts = live.last_ts
+        live.last_ts = ts
         events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data, parent))
         live.next_seq += 1
 
@@ -351,8 +376,7 @@ class Intake:
                     data = ev.ToolArgsDelta(self.redactor.text(tool_id), tail)
                 else:
                     data = ev.TYPES[kind](tail)
-                events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data))
-                live.next_seq += 1
+                self._append(live, data, ts, attempt, None, events)
 
     def storable(self, data: ev.EventData) -> ev.EventData:
         """Return data that can be written and holds no secret."""
