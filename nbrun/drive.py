@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,10 @@ class Drive:
         if usage is not None and self._budget is not None:
             self._budget.note_usage(usage)  # not under the lock: a fired token calls code of others
         if self._must_pause and not _is_on_loop():
-            self._token.wait_sync(PAUSE_S)
+            if self._token.cancelled:  # held back all the same: its end waits behind all that it sends
+                time.sleep(PAUSE_S)
+            else:
+                self._token.wait_sync(PAUSE_S)
 
     def tell(self, data: ev.EventData) -> None:
         """Send an event of the host's own, if the run has not ended."""
