@@ -10,32 +10,33 @@ from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS
 
 
 class NbRun(Configurable):
-    """Every setting of nbrun, its unit, and what its default means."""
+    """Every setting of nbrun. Each help says, in parentheses, the unit and the default."""
 
     model = Unicode(
         "",
-        help="Model of %%agentrun cells that name no agent and no model. Empty: NBRUN_MODEL, a provider's key, "
-        "OLLAMA_BASE_URL, or the local model, whichever is found first.",
+        help="Model of %%agentrun cells that name no agent and no model: local, scripted, demo or provider:name "
+        "(text; default '': NBRUN_MODEL, a provider's key, OLLAMA_BASE_URL, or the local model, whichever is found "
+        "first). Holds from the next run on.",
     ).tag(config=True)
     store = Unicode(
         "",
-        help="Path of the session store's file. Empty: .nbrun/<notebook>.db beside the notebook. "
-        "Takes effect when the extension is loaded.",
+        help="The session store's file (path; default '': .nbrun/<notebook>.db beside the notebook). "
+        "Takes effect at load.",
     ).tag(config=True)
     max_concurrent = Int(
         8,
         min=1,
-        help="How many runs are under way at once; more wait in line. Takes effect at load.",
+        help="How many runs are under way at once, more wait in line (runs; default 8). Takes effect at load.",
     ).tag(config=True)
     cancel_grace_s = Float(
         2.0,
         min=0.0,
-        help="Seconds that an agent's cleanup code gets after a cancel. Takes effect at load.",
+        help="How long an agent's cleanup code gets after a cancel (seconds; default 2.0). Takes effect at load.",
     ).tag(config=True)
     reentrant_loop = Bool(
         False,
         help="Let agents call asyncio.run() on the event loop that drives them, by nest-asyncio2; the kernel's own "
-        "loop stays as it is. Holds from the next run on.",
+        "loop stays as it is (True or False; default False). Holds from the next run on.",
     ).tag(config=True)
     keep_runs = Int(
         KEEP_RUNS,
@@ -54,5 +55,7 @@ class NbRun(Configurable):
         + RULE,
     ).tag(config=True)
     card = Bool(
-        True, help="Show live cards. False: static output only, as in a headless kernel."
+        True,
+        help="Show live cards; without them output is static, as in a headless kernel (True or False; default True). "
+        "Holds from the next run on.",
     ).tag(config=True)
