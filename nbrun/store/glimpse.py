@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nbrun.record import RunStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from nbrun.clock import Clock
@@ -28,6 +29,10 @@ class Glimpse:
     run_id: str
     name: str
     status: RunStatus
+
+    def is_named_in(self, words: Sequence[str]) -> bool:
+        """Return whether one of the words is its number, its name or its id."""
+        return not {f"#{self.number}", str(self.number), self.name, self.run_id}.isdisjoint(words)
 
 
 def glimpse(path: Path, limit: int, clock: Clock) -> list[Glimpse]:

@@ -238,14 +238,16 @@ class Completion:
         """Return `#3` and the like, the newest first, then names, and ids where one was begun."""
         statuses = _FITTING.get(verb)
         fitting = [
-            run for run in self._runs(statuses) if statuses is None or run.status in statuses
+            run
+            for run in self._runs(statuses)
+            if (statuses is None or run.status in statuses) and not run.is_named_in(words)
         ]
         sign = "" if word[:1].isdigit() else "#"
         numbers = [f"{sign}{run.number}" for run in fitting if run.number]
         names = [run.name for run in fitting if number_of(run.name) is None]
         ids = [run.run_id for run in fitting] if word.startswith("run-") else []
         last = ["last"] if fitting and self._is_last(fitting[0]) and verb != "rm" else []
-        return [ref for ref in dict.fromkeys([*numbers, *last, *names, *ids]) if ref not in words]
+        return [*dict.fromkeys([*numbers, *last, *names, *ids])]
 
     def _is_last(self, run: Glimpse) -> bool:
         """Return whether `last` means this run; one of this session goes before all others."""
