@@ -41,18 +41,19 @@ class NbRun(Configurable):
     keep_runs = Int(
         KEEP_RUNS,
         min=0,
-        help="How many runs the store keeps; the oldest ended ones are removed, with their child runs and files. "
-        "0: all. Takes effect at load.",
+        help="How many runs the store keeps; the oldest ended ones are removed, with their child runs and files "
+        f"(runs, 0 for all; default {KEEP_RUNS:,}). Takes effect at load.",
     ).tag(config=True)
     keep_bytes = Int(
         KEEP_BYTES,
         min=0,
-        help="Bytes that they may take, files included. 0: any. Takes effect at load.",
+        help="How much room runs may take in the store, files included "
+        f"(bytes, 0 for any; default {KEEP_BYTES:,}: 2 GiB). Takes effect at load.",
     ).tag(config=True)
     secrets = List(
         Unicode(),
-        help="Names of more environment variables whose values are replaced, from the next run on. "
-        + RULE,
+        help="More environment variables whose values are replaced (list of names; default []). Holds from the next "
+        f"run on. {RULE}",
     ).tag(config=True)
     card = Bool(
         True,

@@ -7,7 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nbrun.errors import StoreReadOnly
 from nbrun.record import RunStatus
+from nbrun.store import schema
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,19 +43,17 @@ def glimpse(path: Path, limit: int, clock: Clock) -> list[Glimpse]:
     It has a connection of its own, because the store's may be held by somebody who reads a long log.
     """
     try:
-        if path.is_symlink():  # the store does not follow it either
-            return []
+        schema.refuse_links(path)
         uri = f"{path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE_S)) as connection:
             return _newest(connection, limit, clock)
-    except (OSError, sqlite3.Error):
+    except (OSError, StoreReadOnly, sqlite3.Error):
         return []
 
 
 def _newest(connection: sqlite3.Connection, limit: int, clock: Clock) -> list[Glimpse]:
     until = clock.monotonic() + PATIENCE_S
-    connection.execute("PRAGMA cell_size_check = ON")
-    connection.execute("PRAGMA trusted_schema = OFF")
+    schema.set_limits(connection)
     # Somebody else may have made the file: `runs` may be a view that never ends, and a name of any length.
     connection.set_progress_handler(lambda: clock.monotonic() > until, _STEPS)
     rows = connection.execute(

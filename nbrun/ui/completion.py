@@ -21,6 +21,7 @@ from nbrun.ui.options import ALIASES, OPTIONS, SUBCOMMANDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from nbrun.run import Run
     from nbrun.session import NotebookSession
 
 _log = logging.getLogger("nbrun")
@@ -35,6 +36,7 @@ _ASKING = frozenset({RunStatus.WAITING})
 _FITTING = {
     "cancel": _LIVE, "wait": _LIVE, "say": _LIVE, "approve": _ASKING, "deny": _ASKING,
     "result": TERMINAL, "retry": TERMINAL, "replay": TERMINAL, "rm": TERMINAL,
+    "lost": _LIVE,
     "resume": TERMINAL - {RunStatus.COMPLETED},
 }  # fmt: skip
 """Subcommand → the statuses of the runs it can do something with; any run for what is not listed."""
@@ -236,12 +238,7 @@ class Completion:
 
     def _references(self, verb: str, words: Sequence[str], word: str) -> list[str]:
         """Return `#3` and the like, the newest first, then names, and ids where one was begun."""
-        statuses = _FITTING.get(verb)
-        fitting = [
-            run
-            for run in self._runs(statuses)
-            if (statuses is None or run.status in statuses) and not run.is_named_in(words)
-        ]
+        fitting = [run for run in self._fitting(verb) if not run.is_named_in(words)]
         sign = "" if word[:1].isdigit() else "#"
         numbers = [f"{sign}{run.number}" for run in fitting if run.number]
         names = [run.name for run in fitting if number_of(run.name) is None]
@@ -252,15 +249,29 @@ class Completion:
     def _is_last(self, run: Glimpse) -> bool:
         """Return whether `last` means this run; one of this session goes before all others."""
         own = self._session.recent_runs(1)
-        return own[0].id == run.run_id if own else run == self._runs(None)[0]
+        return own[0].id == run.run_id if own else run == self._runs()[0]
 
-    def _runs(self, statuses: frozenset[RunStatus] | None) -> list[Glimpse]:
+    def _fitting(self, verb: str) -> list[Glimpse]:
+        """Return the newest runs with which a subcommand can do something, newest first."""
+        statuses = _FITTING.get(verb)
+        if statuses is None:
+            return self._runs()
+        if (
+            verb != "lost" and statuses <= _LIVE
+        ):  # only those of this session, however many came after them
+            found = _glimpses(self._session.live_runs[:RUN_LIMIT])
+        elif verb == "lost":
+            ours = {run.id for run in self._session.live_runs}
+            found = [run for run in self._runs() if run.run_id not in ours]
+        else:
+            found = self._runs()
+        return [run for run in found if run.status in statuses]
+
+    def _runs(self) -> list[Glimpse]:
         """Return the newest runs, newest first: those in memory as they are now, others as the file has them."""
         session = self._session
-        only_live = statuses is not None and statuses <= _LIVE
-        ours = session.live_runs if only_live else session.recent_runs(RUN_LIMIT)
-        runs = [Glimpse(run.number or 0, run.id, run.name, run.status) for run in ours[:RUN_LIMIT]]
-        if not only_live and session.store.path is not None:  # else all there is is in memory
+        runs = _glimpses(session.recent_runs(RUN_LIMIT))
+        if session.store.path is not None:  # else all there is is in memory
             known = {run.number for run in runs}
             stored = glimpse(session.store.path, RUN_LIMIT, session.clock)
             runs += [run for run in stored if run.number not in known]
@@ -273,6 +284,10 @@ class Completion:
             if words and (run.number == number or words[0] in (run.name, run.id, "last")):
                 return [asked.id for asked in run.pending]
         return []
+
+
+def _glimpses(runs: Iterable[Run]) -> list[Glimpse]:
+    return [Glimpse(run.number or 0, run.id, run.name, run.status) for run in runs]
 
 
 class _Only(list[SimpleCompletion]):

@@ -107,8 +107,8 @@ SUBCOMMANDS = {
     "say": Subcommand("say REF TEXT…", "a message into a running agent"),
     "rm": Subcommand("rm REF… | --all-ended", "remove ended runs, with their child runs and files"),
     "export": Subcommand(
-        "export [REF] [--form FORM] [--out FILE]",
-        "a run as a file: jsonl, json, html or md; run-3.jsonl for #3 without FILE",
+        "export [REF] [--form jsonl|json|html|md] [--out FILE]",
+        "a run as a file; run-3.jsonl for #3 without FILE",
     ),
     "logs": Subcommand(
         "logs [REF] [-n N]", "what a run has printed and noted, newest last: 200 lines, or N"

@@ -248,6 +248,14 @@ def runs(make_session: MakeSession, held: Held) -> Iterator[NotebookSession]:
         ("%agentrun logs l", ["last"]),
         ("%agentrun show run-seq-0", ["run-seq-0"]),
         ("%agentrun approve ", []),
+        ("%agentrun rm ", ["#3", "#2", "#1", "failed", "done", "'old one'"]),
+        ("%agentrun resume ", ["#3", "failed"]),
+        ("%agentrun lost ", []),
+        ("%agentrun list --before #4", ["#4"]),
+        ("%agentrun retry failed --approve d", ["deny"]),
+        ("%agentrun export done --form ", ["jsonl", "json", "html", "md"]),
+        ("%agentrun replay done --speed ", ["1", "10", "max"]),
+        ("%agentrun list --status f", ["failed"]),
     ],
 )
 def test_runs_are_offered_where_they_fit(
@@ -255,6 +263,11 @@ def test_runs_are_offered_where_they_fit(
 ) -> None:
     """Live ones to cancel, ended ones for a result, all to be shown: the newest first, then names, quoted."""
     assert offered(Completion(shell, runs), text) == refs
+
+
+def test_files_are_left_to_ipython(completion: Completion) -> None:
+    """It knows them better."""
+    assert completion.offer("%agentrun export last --out ") is None
 
 
 def test_questions_are_offered(session: NotebookSession, shell: Shell) -> None:
