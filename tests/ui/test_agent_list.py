@@ -11,6 +11,7 @@ from nbrun import ScriptedAgent, agents
 from nbrun.agents import agent, builtin, local_install
 from nbrun.agents.builtin import DEFAULTS, KEYS, model_choices
 from nbrun.agents.scripted import HAIKU
+from nbrun.errors import BadOption
 from nbrun.ui.agent_list import agents_text
 
 Lacks = Callable[[dict[str, str]], dict[str, str | None]]
@@ -131,5 +132,5 @@ def test_what_is_told_to_work_is_accepted(lacks: Lacks) -> None:
         if lack is None:
             builtin.choose(named, environ)
         elif lack.startswith("set ") and not model.startswith("ollama"):
-            with pytest.raises(builtin.BadOption, match="needs a key"):
+            with pytest.raises(BadOption, match="needs a key"):
                 builtin.choose(named, environ)
