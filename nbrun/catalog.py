@@ -89,6 +89,10 @@ class Catalog:
         """Return the runs of this session that have not ended, oldest first."""
         return [live for live in tuple(self._lives.values()) if not live.is_ended.is_set()]
 
+    def recent(self, limit: int) -> list[Run]:
+        """Return the newest runs in memory, newest first; the store is not asked."""
+        return [self.run(live) for live in tuple(self._lives.values())[: -limit - 1 : -1]]
+
     def run(self, live: LiveRun) -> Run:
         """Return the handle of a run in memory."""
         return Run(self._owner, live.record, live)

@@ -449,6 +449,10 @@ class NotebookSession:
         """The runs of this session that have not ended, newest first."""
         return RunList(self._catalog.run(live) for live in reversed(self._catalog.live()))
 
+    def recent_runs(self, limit: int) -> RunList:
+        """Return the newest runs of this session that are in memory, newest first: nobody waits for the store."""
+        return RunList(self._catalog.recent(limit))
+
     @property
     def current_run(self) -> Run | None:
         """The newest-created live run of this session that is no child; None when there is none."""

@@ -61,6 +61,15 @@ DEFAULTS = {
 }
 """Provider → the model taken when only its key is there."""
 
+KNOWN = (LOCAL, SCRIPTED, DEMO, *DEFAULTS.values())
+"""Models that have a name here; `--model` takes any `provider:name`."""
+
+_PACKAGES = {
+    "anthropic": "anthropic", "google": "google.genai", "groq": "groq", "mistral": "mistralai",
+    "cohere": "cohere", "xai": "xai_sdk",
+}  # fmt: skip
+"""Provider → the package that pydantic-ai reaches it by; openai's for all others."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelAgent:
@@ -81,7 +90,7 @@ def choose(
     BadOption
         There is no such model, its key or its package is missing, or nothing is configured at all.
     """
-    named = model or environ.get("NBRUN_MODEL") or _found_in(environ)
+    named = model or configured(environ)
     if named is None:
         raise BadOption(
             "no agent and no model: name a function, or give --model; or set NBRUN_MODEL, a provider's key "
@@ -101,6 +110,58 @@ def choose(
 def named(label: str) -> str:
     """Return the model that cards call so."""
     return next((model for model, words in LABELS.items() if words == label), label)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model that `--model` takes, and what speaks for it; or, as `lack`, why it cannot be used here."""
+
+    model: str
+    words: str
+    lack: str | None = None
+
+
+def configured(environ: Mapping[str, str]) -> str | None:
+    """Return the model that is taken where none is given."""
+    return environ.get("NBRUN_MODEL") or _found_in(environ)
+
+
+def model_choices(environ: Mapping[str, str]) -> list[ModelChoice]:
+    """Return the models there are, as far as can be told without a network and without importing anything heavy."""
+    lack = _local_lack()
+    stand_in = LOCAL if lack is None else SCRIPTED
+    choices = [
+        ModelChoice(LOCAL, "in this process, tiny, no key", lack),
+        ModelChoice(SCRIPTED, "no model at all: says the same to everything"),
+        ModelChoice(DEMO, f"the same as {stand_in} here"),
+    ]
+    for provider, keys in KEYS.items():
+        found = [key for key in keys if environ.get(key)]
+        lack = _package_lack(provider) or (None if found else f"set {' or '.join(keys)}")
+        model = DEFAULTS.get(provider, f"{provider}:NAME")
+        choices.append(ModelChoice(model, f"{' and '.join(found)} found, not tried", lack))
+    url = environ.get("OLLAMA_BASE_URL")
+    lack = _package_lack("ollama") or (None if url else "set OLLAMA_BASE_URL")
+    model = f"ollama:{environ.get('OLLAMA_MODEL', 'llama3.2')}"
+    choices.append(ModelChoice(model, "OLLAMA_BASE_URL found, not tried", lack))
+    return choices
+
+
+def _package_lack(provider: str) -> str | None:
+    """Return what is to be installed before a provider's models can be used."""
+    if not _is_there("pydantic_ai"):
+        return 'pip install "jupyter-nbrun[agents]"'
+    extra = provider if provider in _PACKAGES else "openai"
+    if not _is_there(_PACKAGES.get(provider, "openai")):
+        return f'pip install "pydantic-ai-slim[{extra}]"'
+    return None
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of google.genai, where there is no google
+        return False
 
 
 def _found_in(environ: Mapping[str, str]) -> str | None:

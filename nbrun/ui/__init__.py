@@ -74,6 +74,7 @@ class Extension:
         from nbrun.ui.magics import AgentMagics
 
         self.shell.register_magics(AgentMagics(self))
+        self._complete_lines()
         if self.config not in self.shell.configurables:
             self.shell.configurables.append(self.config)
         if self.kernel is not None:
@@ -84,6 +85,13 @@ class Extension:
             ]
         atexit.register(self.close)
         self._undo.append(lambda: atexit.unregister(self.close))
+
+    def _complete_lines(self) -> None:
+        from nbrun.ui.completion import Completion
+
+        completion = Completion(self.shell, self.session)
+        completion.open()
+        self._undo.append(completion.close)
 
     def close(self, *, by: str = "shutdown") -> None:
         """End the session and take everything away again; idempotent."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import magic_arguments
 
-from nbrun.agents import find_adapter, registered
+from nbrun.agents import registered
 from nbrun.agents.cell import PythonCell, check_code
 from nbrun.cancellation import CancelOutcome, CancelReceipt
 from nbrun.encoding import shown
 from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.questions import ALLOW, DENY
 from nbrun.sequel import CELL
+from nbrun.ui.agent_list import agents_in, agents_text
 from nbrun.ui.interpolation import interpolate
+from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual
 from nbrun.ui.options import (
     ALIASES,
     SUBCOMMANDS,
@@ -62,10 +63,17 @@ LIST_FILTERS = ("status", "name", "agent", "tag", "since", "text")
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def _with_two_per_cents(magic: F) -> F:
-    """Mend the usage line of a cell magic's manual, which IPython writes as that of a line magic."""
-    magic.__doc__ = re.sub("(?<!%)%agentrun", "%%agentrun", magic.__doc__ or "")
-    return magic
+def _with_manual(examples: tuple[Example, ...]) -> Callable[[F], F]:
+    """Have `?` show the whole manual of a magic; its docstring is the first line."""
+
+    def decorate(magic: F) -> F:
+        parser = getattr(
+            magic, "parser", None
+        )  # IPython has made it, and put its help for the docstring
+        magic.__doc__ = manual((parser.description if parser else magic.__doc__) or "", examples)
+        return magic
+
+    return decorate
 
 
 @magics_class
@@ -76,21 +84,12 @@ class AgentMagics(Magics):
         super().__init__(extension.shell)
         self._extension = extension
 
-    @_with_two_per_cents
+    @_with_manual(CELL_EXAMPLES)
     @magic_arguments()
     @run_options
     @cell_magic
     def agentrun(self, line: str, cell: str) -> None:
-        """Start an agent run on the text of this cell and show its card; the cell returns at once.
-
-        The text is the prompt. {name}, {name.attr} and {name[0]} in it stand for values of the notebook.
-
-        ::
-
-          %%agentrun --model local          %%agentrun my_agent --timeout 90s
-          Write a haiku about tea.          Compare {first} with {second}.
-
-        """
+        """Start an agent run on the text of this cell and show its card; the cell returns at once."""
         session = self._extension.session
         request = read_request(self.agentrun, line)
         agent, prompt = self._agent(request), self._prompt(request, cell)
@@ -107,9 +106,10 @@ class AgentMagics(Magics):
             self._extension.shell.user_ns[request.out] = run
         self._extension.present(run, request.block)
 
+    @_with_manual(LINE_EXAMPLES)
     @line_magic("agentrun")  # type: ignore[arg-type]  # IPython's untyped decorator seems to take nothing
     def agentrun_line(self, line: str) -> object:
-        """List, show, wait for and cancel runs: `%agentrun help`."""
+        """List, show, wait for and cancel the runs of this notebook."""
         self._refuse_agent(line)
         verb, words = read_subcommand(line)
         if {"-h", "--help"}.intersection(words):
@@ -273,9 +273,29 @@ class AgentMagics(Magics):
         self._extension.session.steer(run, words[1], by="magic")
         print(f"{title(run.record)}: the message was sent")
 
+    def _logs(self, words: list[str]) -> None:
+        from nbrun.ui.run_log import SHOWN_LINES, log_text
+
+        count = take_flag(words, "-n", has_value=True)
+        refuse_flags("logs", words)
+        self._no_more("logs", words[1:])
+        if count is not None and not (count.isdecimal() and int(count[:9]) > 0):
+            raise BadOption(f"-n {count}: give a whole number of lines, at least 1")
+        run = self._extension.session.get(words[0] if words else "last")
+        print(log_text(run, SHOWN_LINES if count is None else int(count[:9])))
+
+    def _agents(self, words: list[str]) -> None:
+        self._no_more("agents", words)
+        shell = self._extension.shell
+        print(agents_text(shell.user_ns, shell.user_ns_hidden, self._extension.config.model))
+
     def _help(self, words: list[str]) -> None:
-        self._no_more("help", words)
-        print(help_text())
+        self._no_more("help", words[1:])
+        if not words:
+            print(help_text())
+            return
+        verb, _none = read_subcommand(words[0])
+        print(usage_text(verb))
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -292,24 +312,19 @@ class AgentMagics(Magics):
         names: dict[str, Any] = {**registered(), **self._extension.shell.user_ns}
         if request.target in names:
             return names[request.target]
-        near = difflib.get_close_matches(request.target, self._agents(), 1)
+        near = difflib.get_close_matches(request.target, self._known_agents(), 1)
         hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
         raise AgentNotFound(f"there is no '{request.target}' in this notebook; {hint}")
 
-    def _agents(self) -> dict[str, object]:
+    def _known_agents(self) -> dict[str, object]:
         """Return what can be run, by name: the registered agents, and what the notebook itself has made."""
         shell = self._extension.shell
-        own = {
-            name: value
-            for name, value in shell.user_ns.items()
-            if not name.startswith("_") and name not in shell.user_ns_hidden
-        }
-        return {name: value for name, value in {**registered(), **own}.items() if _can_run(value)}
+        return {**registered(), **agents_in(shell.user_ns, shell.user_ns_hidden)}
 
     def _refuse_agent(self, line: str) -> None:
         """Raise `BadOption` for a `%agentrun` line that names an agent in place of a subcommand."""
         word = (line.split() or [""])[0]
-        if word in {"", *SUBCOMMANDS, *ALIASES} or word not in (agents := self._agents()):
+        if word in {"", *SUBCOMMANDS, *ALIASES} or word not in (agents := self._known_agents()):
             return
         what = "a function" if inspect.isroutine(agents[word]) else "an agent"
         raise BadOption(f"{word} is {what} here: write %%agentrun {word}, and the prompt below it")
@@ -328,14 +343,6 @@ class AgentMagics(Magics):
 
     def _model(self, agent: object) -> str | None:
         return (self._extension.config.model or None) if agent is None else None
-
-
-def _can_run(value: object) -> bool:
-    try:
-        find_adapter(value)
-    except AgentNotFound:
-        return False
-    return True
 
 
 def _asked_words(asked: ApprovalRequested, record: RunRecord) -> str:

@@ -107,11 +107,15 @@ SUBCOMMANDS = {
     "say": Subcommand("say REF TEXT…", "a message into a running agent"),
     "rm": Subcommand("rm REF… | --all-ended", "remove ended runs, with their child runs and files"),
     "export": Subcommand(
-        "export [REF] [--form FORM] [--out FILE]",
-        "a run as a file: jsonl, json, html or md; run-3.jsonl for #3 without FILE",
+        "export [REF] [--form jsonl|json|html|md] [--out FILE]",
+        "a run as a file; run-3.jsonl for #3 without FILE",
     ),
+    "logs": Subcommand(
+        "logs [REF] [-n N]", "what a run has printed and noted, newest last: 200 lines, or N"
+    ),
+    "agents": Subcommand("agents", "the agents and models here, and what each of them lacks"),
     "doctor": Subcommand("doctor", "what works here, what does not, and what to do about it"),
-    "help": Subcommand("help", "this list"),
+    "help": Subcommand("help [SUBCOMMAND]", "this list, or the line of one"),
 }
 ALIASES = {"stop": "cancel", "ls": "list", "-h": "help", "--help": "help"}
 

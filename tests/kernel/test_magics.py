@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example
 from tests.kernel.cells import AGENTS, LOAD, error_line, run_ok, stored, value, wait_for_text
 from tests.kernel.driver import Kernel
 
@@ -44,15 +45,16 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
         'nbrun_request' in ip.kernel.control_handlers,
         getattr(ip.kernel.do_shutdown, '__func__', None) is not type(ip.kernel).do_shutdown,
         [c for c in ip.configurables if type(c).__name__ == 'NbRun'] != [],
+        ip.Completer.custom_matchers != [],
         type(sys.stdout).__name__, type(sys.stderr).__name__,
     )"""
     run_ok(kernel, AGENTS + "import sys; ip = get_ipython()")
     bare = value(kernel, state)
-    assert bare.startswith("(False, False, False, False, False")
+    assert bare.startswith("(False, False, False, False, False, False")
     run_ok(kernel, LOAD)
     run_ok(kernel, "%%agentrun endless -n long\nhi")
     wait_for_text(kernel, "long")
-    assert value(kernel, state).startswith("(True, True, True, True, True, 'RunStream'")
+    assert value(kernel, state).startswith("(True, True, True, True, True, True, 'RunStream'")
 
     cell = run_ok(kernel, "%unload_ext nbrun")
     assert cell.stdout + cell.stderr == "nbrun was unloaded: 1 live run was cancelled\n"
@@ -354,22 +356,72 @@ def test_cancel_says_what_it_did(shared: Kernel) -> None:
 
 
 def test_help_and_the_manual_name_every_option(shared: Kernel) -> None:
-    """`%agentrun help` lists the subcommands, `%%agentrun?` the options."""
+    """`%agentrun help` lists the subcommands, `?` these and the options, below examples."""
     listed = run_ok(shared, "%agentrun help").stdout
     assert run_ok(shared, "%agentrun --help").stdout == listed
     assert run_ok(shared, "%agentrun cancel -h").stdout.startswith("%agentrun cancel [REF…")
     for subcommand in ("list", "show", "result", "wait", "cancel", "help"):
         assert f"%agentrun {subcommand}" in listed
-    cell = run_ok(shared, "%%agentrun?")
-    assert cell.reply is not None
-    (page,) = (p for p in cell.reply["payload"] if p["source"] == "page")
-    manual = page["data"]["text/plain"]
-    for option in (
-        "--name", "--out", "--block", "--noblock", "--timeout", "--model", "--if-running", "--tag",
-        "--id", "--python", "--thread", "--no-interpolate", "TARGET", "Start an agent run",
-    ):  # fmt: skip
-        assert option in manual
-    assert "  %%agentrun [-n NAME]" in manual
+    assert run_ok(shared, "%agentrun help stop").stdout.startswith("%agentrun cancel [REF…")
+    assert error_line(shared.run("%agentrun help nonsense")).startswith("BadOption: ")
+    for magic, begin in (("%%agentrun", "Start an agent run"), ("%agentrun", "List, show, wait")):
+        cell = run_ok(shared, f"{magic}?")
+        assert cell.reply is not None
+        (page,) = (p for p in cell.reply["payload"] if p["source"] == "page")
+        manual = page["data"]["text/plain"]
+        assert manual.index(begin) < manual.index("Examples") < manual.index("--name")
+        for option in (
+            "--name", "--out", "--block", "--noblock", "--timeout", "--model", "--if-running", "--tag",
+            "--id", "--python", "--thread", "--no-interpolate", "TARGET",
+        ):  # fmt: skip
+            assert option in manual
+
+
+@pytest.mark.parametrize("example", [*CELL_EXAMPLES, *LINE_EXAMPLES], ids=lambda one: one.title)
+def test_the_examples_of_the_manual_run(shared: Kernel, example: Example) -> None:
+    """Each as it stands, one cell after another; what they start completes."""
+    for cell in example.cells:
+        run_ok(shared, cell)
+    if example in CELL_EXAMPLES:
+        newest = "nbrun.get('last')"
+        assert value(shared, f"({newest}.wait(15), str({newest}.status))") == "(True, 'completed')"
+        if "--python" in example.cells[-1]:
+            assert value(shared, "nbrun.get('sum').output") == "42"
+
+
+def test_any_run_is_shown_again_in_any_cell(kernel: Kernel) -> None:
+    """A live one by a live card, an ended one by a static one, also in a later kernel; by any reference."""
+    run_ok(kernel, LOAD)
+    run_ok(kernel, AGENTS)
+    run_ok(kernel, "%%agentrun endless -n long\nhi")
+    run_ok(kernel, "%%agentrun say -n short -b\nhello there")
+    for ref in ("long", "#1", "-2"):
+        assert WIDGET in run_ok(kernel, f"%agentrun show {ref}").outputs[0]["data"]
+    for ref in ("", "last", "short", "2"):
+        (output,) = run_ok(kernel, f"%agentrun show {ref}").outputs
+        assert WIDGET not in output["data"]
+        assert "hello there" in output["data"]["text/html"]
+    kernel.restart()
+    run_ok(kernel, LOAD)
+    first, second = run_ok(kernel, "%agentrun show 1 last").outputs
+    assert "Cancelled by the kernel's shutdown" in first["data"]["text/plain"]
+    assert "hello there" in second["data"]["text/plain"]
+
+
+def test_the_log_and_the_agents_are_listed(shared: Kernel) -> None:
+    """`%agentrun logs` prints what a run has printed, `%agentrun agents` what can be run; both mind their words."""
+    run_ok(shared, "async def prints(prompt):\n    print('one\\ntwo')")
+    run_ok(shared, "%%agentrun prints -n printer -b\nhi")
+    for ref in ("", "printer -n 5"):
+        lines = run_ok(shared, f"%agentrun logs {ref}").stdout.splitlines()
+        assert [line.split()[1:] for line in lines] == [["one"], ["two"]]
+    assert run_ok(shared, "%agentrun logs last -n 1").stdout.splitlines()[1].endswith("  two")
+    for words in ("-n 0", "-n many", "last 3", "--all"):
+        assert error_line(shared.run(f"%agentrun logs {words}")).startswith("BadOption: ")
+    listed = run_ok(shared, "%agentrun agents").stdout
+    assert "✔ prints" in listed
+    assert "✔ scripted" in listed
+    assert error_line(shared.run("%agentrun agents all")).startswith("BadOption: ")
 
 
 def test_runs_are_listed_by_filter_and_written_to_files(shared: Kernel) -> None:
