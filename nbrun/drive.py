@@ -160,7 +160,9 @@ class Drive:
         if usage is not None and self._budget is not None:
             self._budget.note_usage(usage)  # not under the lock: a fired token calls code of others
         if self._must_pause and not _is_on_loop():
-            if self._token.cancelled:  # held back all the same: its end waits behind all that it sends
+            if (
+                self._token.cancelled
+            ):  # held back all the same: its end waits behind all that it sends
                 time.sleep(PAUSE_S)
             else:
                 self._token.wait_sync(PAUSE_S)
