@@ -6,9 +6,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from nbrun.errors import Cancelled
 from nbrun.gate import guarded
@@ -55,8 +56,7 @@ class Rung(StrEnum):
     DETACHED = "detached"
 
 
-@dataclass(frozen=True, slots=True)
-class CancelRequest:
+class CancelRequest(msgspec.Struct, frozen=True):
     """The first request that fired a token."""
 
     reason: str | None = None
@@ -339,8 +339,7 @@ class Settling(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CancelReceipt:
+class CancelReceipt(msgspec.Struct, frozen=True):
     """The answer to one call of `cancel()`.
 
     Threads: any method, from any thread or event loop.

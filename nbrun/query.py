@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+
+import msgspec
 
 from nbrun.encoding import readable
 from nbrun.errors import BadOption
@@ -13,8 +14,7 @@ from nbrun.wording import duration_s
 Since = datetime | date | timedelta | str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
+class Query(msgspec.Struct, frozen=True, kw_only=True):
     """Filters, all of which a run has to fit; None leaves one out. See `read_query`."""
 
     status: RunStatus | None = None

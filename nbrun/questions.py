@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from nbrun import events as ev
 from nbrun.cancellation import call_soon
@@ -45,8 +46,7 @@ MOMENT_S = 0.1
 """How long a cancelled wait is left to the cancel of its task."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What came of a question; true unless it was denied.
 
     `decision` is `allow`, `deny` or the option that was chosen; `args` are those that count: the person's,

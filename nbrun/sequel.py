@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from nbrun import checkpoint, recording, request
 from nbrun import events as ev
@@ -32,18 +33,16 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
 _NOT_AGAIN = frozenset({"prompt", "parent", "sequel", "target"})
 
 
-@dataclass(frozen=True, slots=True)
-class Sequel:
+class Sequel(msgspec.Struct, frozen=True):
     """What a start has to know of the run that the new one comes from."""
 
     origin: ev.Origin
     model: str | None = None
-    usage: ev.Usage = field(default_factory=ev.Usage)
+    usage: ev.Usage = msgspec.field(default_factory=ev.Usage)
     restored: checkpoint.Restored | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """A start that goes on from an old run."""
 
     agent: object

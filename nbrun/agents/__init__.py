@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
+
+import msgspec
 
 from nbrun.errors import AgentNotFound
 from nbrun.recording import Replay as Replay
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "nbrun.agents"
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """What an agent returned: the last thing that an adapter yields, if it yields one."""
 
     value: object

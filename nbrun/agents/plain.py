@@ -13,10 +13,11 @@ import functools
 import inspect
 from contextlib import aclosing
 from contextvars import copy_context
-from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+import msgspec
 
 from nbrun import reentrant
 from nbrun.agents import Output
@@ -163,8 +164,7 @@ def _function(agent: object) -> Callable[..., Any]:
     return call
 
 
-@dataclass(frozen=True, slots=True)
-class _Wants:
+class _Wants(msgspec.Struct, frozen=True):
     """What a function asks for."""
 
     prompt: bool

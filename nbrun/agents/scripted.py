@@ -20,8 +20,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from nbrun import events as ev
 from nbrun.agents import Output
@@ -57,8 +58,7 @@ class ScriptedFailure(Exception):
     """What a script's `fail` step raises."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptedAgent:
+class ScriptedAgent(msgspec.Struct, frozen=True):
     """An agent that follows a script.
 
     Parameters

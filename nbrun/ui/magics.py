@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections import Counter
@@ -20,13 +19,13 @@ from nbrun.encoding import shown
 from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.questions import ALLOW, DENY
 from nbrun.sequel import CELL
-from nbrun.ui.agent_list import agents_in, agents_text
 from nbrun.ui.interpolation import interpolate
 from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual
 from nbrun.ui.options import (
     ALIASES,
     SUBCOMMANDS,
     Request,
+    close_to,
     help_text,
     read_request,
     read_sequel,
@@ -286,6 +285,8 @@ class AgentMagics(Magics):
 
     def _agents(self, words: list[str]) -> None:
         self._no_more("agents", words)
+        from nbrun.ui.agent_list import agents_text
+
         shell = self._extension.shell
         print(agents_text(shell.user_ns, shell.user_ns_hidden, self._extension.config.model))
 
@@ -312,12 +313,14 @@ class AgentMagics(Magics):
         names: dict[str, Any] = {**registered(), **self._extension.shell.user_ns}
         if request.target in names:
             return names[request.target]
-        near = difflib.get_close_matches(request.target, self._known_agents(), 1)
+        near = close_to(request.target, self._known_agents(), 1)
         hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
         raise AgentNotFound(f"there is no '{request.target}' in this notebook; {hint}")
 
     def _known_agents(self) -> dict[str, object]:
         """Return what can be run, by name: the registered agents, and what the notebook itself has made."""
+        from nbrun.ui.agent_list import agents_in
+
         shell = self._extension.shell
         return {**registered(), **agents_in(shell.user_ns, shell.user_ns_hidden)}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from nbrun.ui.options import OPTIONS, SUBCOMMANDS, Option
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(msgspec.Struct, frozen=True):
     """Cells that run as they stand, one after another, and what they show."""
 
     title: str

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import keyword
 import re
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument
 
@@ -17,8 +16,7 @@ from nbrun.errors import BadOption
 from nbrun.wording import duration_s
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(msgspec.Struct, frozen=True):
     """One option of `%%agentrun`."""
 
     flags: tuple[str, ...]
@@ -71,8 +69,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Subcommand:
+class Subcommand(msgspec.Struct, frozen=True):
     """One word after `%agentrun`."""
 
     usage: str
@@ -133,8 +130,7 @@ def run_options(function: F) -> F:
     return decorated
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What a `%%agentrun` line asks for, read and checked."""
 
     target: str | None
@@ -217,8 +213,7 @@ def _joined(words: list[str]) -> list[str]:
     return joined
 
 
-@dataclass(frozen=True, slots=True)
-class SequelRequest:
+class SequelRequest(msgspec.Struct, frozen=True):
     """What a `%agentrun retry`, `resume` or `replay` line asks for: a run, and what is to be other than there."""
 
     ref: str
@@ -318,7 +313,7 @@ def _mended(message: str) -> str:
         match
         for word in re.findall(r"--?[\w-]+", message)
         if word not in flags
-        for match in difflib.get_close_matches(word, flags, 1)
+        for match in close_to(word, flags, 1)
     ]
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{message}; {hint}%%agentrun? lists the options"
@@ -354,7 +349,7 @@ def read_subcommand(line: str) -> tuple[str, list[str]]:
     verb = ALIASES.get(verb, verb)
     if verb not in SUBCOMMANDS:
         near = [name for name in SUBCOMMANDS if verb.startswith(name) or name.startswith(verb)]
-        near = near or difflib.get_close_matches(verb, SUBCOMMANDS, 3, SLIP)
+        near = near or close_to(verb, SUBCOMMANDS, 3, SLIP)
         near.sort(
             key=lambda name: sorted(name) != sorted(verb)
         )  # letters that changed places: first
@@ -398,7 +393,7 @@ def refuse_flags(verb: str, words: Sequence[str]) -> None:
         if word == letters or letters.isdecimal():  # a reference: -1 is the last run
             continue
         near = [flag for flag in flags if letters and flag.startswith(f"--{letters}")]
-        near = near or difflib.get_close_matches(f"--{letters}", flags, 1)
+        near = near or close_to(f"--{letters}", flags, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise BadOption(f"{word} is no option of it{hint}: %agentrun {usage}")
 
@@ -423,3 +418,10 @@ def help_text() -> str:
             "REF is #3, 3, last, -1, a run's name or its id.",
         ]
     )
+
+
+def close_to(word: str, known: Iterable[str], count: int, at_least: float = 0.6) -> list[str]:
+    """Return what a word was perhaps meant to be, the nearest first."""
+    import difflib  # with the first slip
+
+    return difflib.get_close_matches(word, known, count, at_least)

@@ -20,7 +20,8 @@ from nbrun.agents.builtin import KNOWN
 from nbrun.agents.scripted import HAIKU
 from nbrun.store import SessionStore
 from nbrun.ui.agent_list import agents_in
-from nbrun.ui.completion import Completion, Typed, read_typed, syntax_of
+from nbrun.ui.completion import Completion
+from nbrun.ui.offers import Typed, read_typed, syntax_of
 from nbrun.ui.options import OPTIONS, SUBCOMMANDS
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
