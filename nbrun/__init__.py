@@ -31,6 +31,7 @@
 #   request, dispatch, canceller, people   what a start asks for | who goes when | who is asked to stop | what people
 #                                          say to a run.
 #   sequel                                 what follows a run: its resumption, its retry, its replay.
+#   starter                                from what a start asks for to a run that is under way.
 #   session                                the owner of a notebook's runs: starts, finds and closes them.
 #   config, default                        settings | nbrun.start() and the like, on the session of this shell.
 #   ui/                                    magics, card, control channel. The only part that knows IPython and widgets.

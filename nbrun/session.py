@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextvars
-import functools
 import logging
 import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from nbrun import capture, reentrant, request
+from nbrun import capture, reentrant
 from nbrun import events as ev
-from nbrun.agents import Replay, registered
-from nbrun.attempt import Attempt
-from nbrun.budget import NO_LIMITS, Budget, Limits
+from nbrun.agents import registered
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.canceller import Canceller
 from nbrun.catalog import Catalog
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
-from nbrun.context import current_run
 from nbrun.dispatch import Dispatcher
-from nbrun.encoding import clean_text
-from nbrun.errors import (
-    BadOption,
-    IdConflict,
-    NotPending,
-    NotResumable,
-    RunNotFound,
-    RunRejected,
-    SessionClosed,
-)
+from nbrun.errors import BadOption, NotPending, NotResumable, RunNotFound
 from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
@@ -42,10 +26,10 @@ from nbrun.keeper import Keeper
 from nbrun.keyring import Keyring
 from nbrun.people import People
 from nbrun.query import Since, read_query
-from nbrun.questions import NOBODY
 from nbrun.run import Run
 from nbrun.run_list import RunList
-from nbrun.sequel import PLANS, FindAgent, Sequel, of_recording
+from nbrun.sequel import PLANS, FindAgent
+from nbrun.starter import Order, Starter
 from nbrun.store import SessionStore, places_for
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 from nbrun.wording import queued_words
@@ -54,13 +38,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
+    from nbrun.attempt import Attempt
     from nbrun.redaction import Redactor
+    from nbrun.sequel import Sequel
 
 
 _log = logging.getLogger("nbrun")
 
-SAVE_LIMIT_S = 2.0
-"""How long a start waits for its run to be saved before it goes on unsaved."""
 CLOSE_S = 1.0
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
 
@@ -114,7 +98,6 @@ class NotebookSession:
         self.on_followed: Callable[[Run], None] | None = None
         # The same: looks an agent up by its name in the notebook.
         self.find_agent: FindAgent = lambda name: registered().get(name)
-        self._ids = ids or TimeOrderedIds(self.clock)
         self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"  # not from `ids`: the first run is number 0
         self.token = CancelToken()
         self._lock = threading.RLock()
@@ -130,7 +113,7 @@ class NotebookSession:
         self._keeper = Keeper(lambda: self.store.files, lambda: self._intake.redactor)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
-        self._starter = self._start_child  # one object for all runs
+        self._starter = Starter(self, ids or TimeOrderedIds(self.clock))
         self._tellers = tuple(observer.tell for observer in self._observers)
         self.store.open_existing(sets_aside=True)
 
@@ -190,70 +173,14 @@ class NotebookSession:
         AgentNotFound, BadOption, IdConflict, RunRejected, SessionClosed
             Nothing was started, and nothing is left behind.
         """
-        request.check_choices(approve=approve, if_running=if_running, on=on)
-        limits = request.read_limits(max_turns, max_tokens, max_cost)
-        request.check_timeout(timeout_s)
-        request.check_id(id)
-        target = agent if isinstance(agent, str) else target
-        agent, model = request.resolve(agent, model, tools)
-        if sequel is None and isinstance(agent, Replay):
-            sequel, prompt = of_recording(agent), prompt or agent.header.prompt
-        created = request.describe(
-            agent, session_id=self.id, prompt=prompt, name=name, model=model, cell_id=cell_id, tags=tags,
-            tools=tools, target=target,
-            timeout_s=timeout_s, thread=thread or None, on=None if on == "local" else on,
-            keep_object=keep_object or None,
-            approve=None if approve == "ask" else approve,
-            parent_id=None if parent is None else parent.id, **({} if id is None else {ev.ONCE: True}),
-            max_turns=limits.max_turns, max_tokens=limits.max_tokens, max_cost=limits.max_cost,
+        order = Order(
+            agent=agent, prompt=prompt, name=name, id=id, model=model, timeout_s=timeout_s,
+            max_turns=max_turns, max_tokens=max_tokens, max_cost=max_cost, approve=approve,
+            if_running=if_running, on=on, thread=thread, tags=tags, tools=tools, cell_id=cell_id,
+            parent=parent, answerable=answerable, keep_object=keep_object, target=target,
+            sequel=sequel,
         )  # fmt: skip
-        created = created if sequel is None else _following(created, sequel)
-        parcel = request.parcel_of(agent, on)
-        self._keyring.look()
-        capture.renew()
-        live: LiveRun | None = None
-        try:
-            with self._lock:
-                self._check_open()
-                self._refuse_secret(id)
-                if id is not None and (existing := self._same(clean_text(id), created)):
-                    return existing
-                key = cell_id or name
-                behind = self._make_way(key, if_running)
-                self._begin()
-                run_id = self._new_id() if id is None else clean_text(id)
-                token = self._token_above(parent).child()
-                live = LiveRun(run_id, token, key=key, is_child=parent is not None)
-                live.agent = agent
-                live.budget = self._budget(live, limits, parent, created.usage)
-                attempt = Attempt(
-                    run_id, live.attempt, agent, created.prompt, live.token, contextvars.copy_context(),
-                    self.cancel_grace_s, timeout_s, thread, limits,
-                    approve if answerable or approve != "ask" else NOBODY, on,
-                    functools.partial(self._starter, live, approve, answerable), parcel,
-                    live.budget, self._is_reentrant, None if sequel is None else sequel.restored,
-                    self._keeper, keep_object,
-                )  # fmt: skip
-                self._enter(live, attempt, created)
-            if (
-                id is not None or sequel is not None or not self.is_on_host_loop
-            ):  # there a busy file would hold up all runs
-                live.is_created.wait(SAVE_LIMIT_S)
-            if live.is_refused:
-                return self._take_back(live, created)
-            for notice in (behind, self.store.problem, *self.store.take_news()):
-                if notice is not None:
-                    self._intake.tell(live, ev.Log(notice, "warning"))
-            # A run that another run starts does not wait: the other may be waiting for it, with its place.
-            self._dispatcher.queue(live, at_once=current_run.get() is not None)
-        except (
-            BaseException
-        ):  # ■ in the middle of it: a run that nobody holds must not be left behind
-            if live is not None:
-                self._canceller.cancel(live, None, CancelCause.INTERRUPT, "interrupt")
-                self._dispatcher.queue(live, at_once=True)
-            raise
-        return Run(self, live.record, live)
+        return self._starter.start(order)
 
     def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
         """Start a run that comes from the one that `ref` names: its `resume`, `retry` or `replay`.
@@ -279,50 +206,6 @@ class NotebookSession:
             self.on_followed(run)
         return following
 
-    def _token_above(self, parent: Run | None) -> CancelToken:
-        """Return the token that a new run's hangs below.
-
-        Raises
-        ------
-        RunRejected
-            The parent has ended, or is not of this session.
-        """
-        if parent is None:
-            return self.token
-        if parent._live is None or parent.done():
-            raise RunRejected(f"{parent!r} starts no child runs: it is not under way here")
-        return parent._live.token
-
-    def _budget(
-        self, live: LiveRun, limits: Limits, parent: Run | None, before: ev.Usage
-    ) -> Budget | None:
-        """Return a new run's budget, which its parent's counts in; None where neither has limits."""
-        above = parent._live.budget if parent is not None and parent._live is not None else None
-        if above is None and limits == NO_LIMITS:
-            return None
-        return Budget(
-            limits,
-            live.token,
-            lambda notice: self._intake.tell(live, ev.Log(notice, "warning")),
-            above,
-            before,
-        )
-
-    def _start_child(
-        self, parent: LiveRun, approve: str, answerable: bool,
-        agent: object, prompt: str, options: dict[str, Any],
-    ) -> Run:  # fmt: skip
-        """Start a child run; who answers for its parent answers for it, and it may be granted less, not more."""
-        asked = options.get("approve", approve)
-        strictest = request.strictest(approve, asked) if isinstance(asked, str) else asked
-        policy = {"answerable": answerable, **options, "approve": strictest}
-        run = self.start(agent, prompt, parent=self._catalog.run(parent), **policy)
-        if run.parent_id not in (parent.run_id, None):
-            raise IdConflict(f"{run!r} is another run's child; give this one an id of its own")
-        if run._live is None or not run._live.is_child:
-            raise IdConflict(f"{run!r} is no child run; give this one an id of its own")
-        return run
-
     def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
         """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
         self._dispatcher.add(attempt)
@@ -330,23 +213,6 @@ class NotebookSession:
         self._intake.tell(live, created)
         self._canceller.watch(live)
         self._catalog.add(live)
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise SessionClosed("this session is closed; run %reload_ext nbrun")
-
-    def _refuse_secret(self, run_id: str | None) -> None:
-        """Raise `BadOption` for an id that holds a secret: it names the run everywhere, so it cannot be replaced."""
-        if run_id is not None and self._intake.redactor.text(run_id) != run_id:
-            raise BadOption(
-                f"the id holds a secret, {self._intake.redactor.text(run_id)}; choose another id"
-            )
-
-    def _new_id(self) -> str:
-        run_id = f"run-{self._ids.next_id()}"
-        while run_id in self._catalog:  # an id that was given may look like one of ours
-            run_id = f"run-{self._ids.next_id()}"
-        return run_id
 
     def redact(self, value: str, name: str = "SECRET") -> None:
         """Have a secret replaced by `[NAME]` in all that runs tell from now on; it is never stored itself.
@@ -364,57 +230,6 @@ class NotebookSession:
 
     def _use_redactor(self, redactor: Redactor) -> None:
         self._intake.redactor = redactor
-
-    def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
-        """Return the run that this id already names in the store, if its inputs are these."""
-        run = self._catalog.with_id(run_id)
-        if run is None:
-            return None
-        run.wait_created(SAVE_LIMIT_S)
-        if run._live is not None and run._live.is_refused:  # another thread of ours came too late
-            self._catalog.discard(run._live)
-            return self._same(run_id, created)
-        # The stored inputs hold no secrets, so these must not either.
-        asked = self._intake.storable(created)
-        if not isinstance(asked, ev.RunCreated) or request.inputs_of(run.record) != asked.inputs():
-            raise IdConflict(
-                f"the id '{run_id}' already names a run with other inputs; choose another id"
-            )
-        return run
-
-    def _take_back(self, live: LiveRun, created: ev.RunCreated) -> Run:
-        """Forget a run whose id another kernel took first; return that one.
-
-        Raises
-        ------
-        NotResumable
-            It was no id: another kernel was the first to go on from the same run.
-        """
-        self._dispatcher.discard(live)
-        self._catalog.discard(live)
-        live.token.release()
-        taken = self._same(live.run_id, created)
-        if taken is None:
-            raise NotResumable("another kernel goes on from that run already; see nbrun.runs()")
-        return taken
-
-    def _make_way(self, key: str | None, if_running: str) -> str | None:
-        """Do what `if_running` says of a live run of the same cell; return what the new run's card says of it."""
-        others = [] if key is None else [live for live in self._catalog.live() if live.key == key]
-        if not others:
-            return None
-        title = f"run #{others[-1].record.number}"
-        if if_running == "reject":
-            raise RunRejected(
-                f"{title} of the same cell is live; wait for it, cancel it, or use --if-running queue"
-            )
-        if if_running == "replace":
-            for other in others:
-                self._canceller.cancel(
-                    other, None, CancelCause.REPLACED, "a newer run of the same cell"
-                )
-            return f"takes the place of {title}"
-        return f"queued behind {title} of the same cell"
 
     def _begin(self) -> None:
         """Start the threads of this session, with its first run."""
@@ -699,12 +514,6 @@ class NotebookSession:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _following(created: ev.RunCreated, sequel: Sequel) -> ev.RunCreated:
-    """Return a run's creation with what it has of the run that it comes from."""
-    model = created.model or sequel.model
-    return msgspec.structs.replace(created, origin=sequel.origin, usage=sequel.usage, model=model)
 
 
 def _live(run: Run) -> LiveRun:
