@@ -3,6 +3,7 @@
 # General layout, from what knows nothing to what knows everything:
 #
 #   errors, cancellation, events, record   what a run is. No I/O, no clock, no Jupyter.
+#     facts                                what the record says, as members of a handle.
 #     fold                                 from events to the record.
 #     checkpoint                           a state that a run can be gone on from: as bytes, and back.
 #     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
@@ -27,6 +28,7 @@
 #   capture                                an agent's prints into its run's log.
 #   executors/                             where hosts live: this kernel, or a process a run. (A cluster is to come.)
 #   intake, line, hooks                    the one door of a session | who waits for a turn | who is told.
+#   awaiting                               for what a run does next: its creation, its events, its end.
 #   run, run_list, catalog                 the handle that users hold | a table of them | finding one.
 #   request, dispatch, canceller, people   what a start asks for | who goes when | who is asked to stop | what people
 #                                          say to a run.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from nbrun import awaiting, recording
 from nbrun import events as ev
-from nbrun import recording
-from nbrun.cancellation import CancelCause, CancelReceipt, call_soon
+from nbrun.cancellation import CancelCause, CancelReceipt
 from nbrun.encoding import printable, shown
 from nbrun.errors import (
     NbrunError,
@@ -23,6 +21,7 @@ from nbrun.errors import (
     RunNotFinished,
     RunNotFound,
 )
+from nbrun.facts import Facts
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
 from nbrun.result_view import load_object, view_of
@@ -31,18 +30,12 @@ from nbrun.store.large import is_outsourced, whole
 from nbrun.wording import status_words
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Sequence
+    from collections.abc import AsyncIterator, Callable, Generator
 
     from nbrun.artifacts import Artifact
     from nbrun.encoding import Plain
     from nbrun.intake import LiveRun
     from nbrun.store import SessionStore
-
-TICK_S = 0.1
-"""How often a waiting cell looks up, so that ■ Interrupt is prompt.
-
-Source: an interrupt of a top-level `await` acts only when the loop next wakes (ipykernel#881).
-"""
 
 
 class Owner(Protocol):
@@ -90,7 +83,7 @@ class Owner(Protocol):
         ...
 
 
-class Run:
+class Run(Facts):
     """One tracked execution of an agent on a prompt.
 
     A run of this session is followed live; one of an earlier session, or of another kernel on the same
@@ -138,21 +131,6 @@ class Run:
         """The run's id, `run-…`."""
         return self._live.run_id if self._live else self._stored.run_id
 
-    @property
-    def number(self) -> int | None:
-        """The run's short number in its store, or None while it is not saved."""
-        return self.glance.number
-
-    @property
-    def name(self) -> str:
-        """The run's name: the one that was given, or its agent's."""
-        return self.glance.name
-
-    @property
-    def status(self) -> RunStatus:
-        """Where the run stands."""
-        return self.glance.status
-
     def status_words(self) -> str:
         """Return where the run stands, in words; of a queued one also its place in line."""
         record = self.glance
@@ -172,26 +150,6 @@ class Run:
         return self._store.problem if isinstance(self._store, Stranger) else None
 
     @property
-    def cause(self) -> CancelCause | None:
-        """Why the run was cancelled or failed, or is being cancelled."""
-        return self.glance.cause
-
-    @property
-    def reason(self) -> str | None:
-        """What was said with the cancel."""
-        return self.glance.reason
-
-    @property
-    def pending(self) -> tuple[ev.ApprovalRequested, ...]:
-        """What the run asks a person, oldest first: `approve()` or `deny()` it."""
-        return self.record.pending
-
-    @property
-    def phase(self) -> str | None:
-        """What the agent says it is doing."""
-        return self.glance.phase
-
-    @property
     def output(self) -> object:
         """What the agent returned, or its text; what there was when it was cancelled or failed.
 
@@ -207,46 +165,6 @@ class Run:
     def _has_live_output(self) -> bool:
         live = self._live
         return live is not None and live.is_ended.is_set() and live.output is not None
-
-    @property
-    def text(self) -> str:
-        """All that was streamed so far."""
-        return self.record.text
-
-    @property
-    def error(self) -> ev.ErrorInfo | None:
-        """What the agent raised."""
-        return self.record.error
-
-    @property
-    def usage(self) -> ev.Usage:
-        """Tokens and requests so far."""
-        return self.glance.usage
-
-    @property
-    def created_at(self) -> float:
-        """When the run was created, in epoch seconds (UTC)."""
-        return self.glance.created_at
-
-    @property
-    def started_at(self) -> float | None:
-        """When its agent was entered, in epoch seconds (UTC)."""
-        return self.glance.started_at
-
-    @property
-    def ended_at(self) -> float | None:
-        """When the run ended, in epoch seconds (UTC)."""
-        return self.glance.ended_at
-
-    @property
-    def parent_id(self) -> str | None:
-        """The id of the run that started this one as its child."""
-        return self.glance.parent_id
-
-    @property
-    def resumed_from(self) -> str | None:
-        """The id of the run that this one goes on from."""
-        return self.glance.resumed_from
 
     @property
     def problem(self) -> str | None:
@@ -278,14 +196,7 @@ class Run:
             return self._live.is_ended.wait(timeout_s)
         if timeout_s is None and self.is_unknown:
             return False
-        waited = threading.Event()  # another kernel's run: nobody tells us, so look
-        left = timeout_s
-        while not self.done():
-            if left is not None and left <= 0:
-                return False
-            waited.wait(TICK_S if left is None else min(TICK_S, left))
-            left = None if left is None else left - TICK_S
-        return True
+        return awaiting.poll(self.done, timeout_s)
 
     def wait_created(self, timeout_s: float) -> bool:
         """Block until the run's creation is public; return whether it is."""
@@ -342,65 +253,25 @@ class Run:
         self._when(lambda live: live.is_ended.is_set(), function)
 
     def _when(self, is_so: Callable[[LiveRun], bool], function: Callable[[], object]) -> None:
-        live = self._live
-        if live is None:
-            if self.done():
-                function()
-            return
-        waiting = iter([function])
-
-        def look(*_: object) -> None:
-            if is_so(live):
-                for only in waiting:  # once, though two threads may see it
-                    remove()
-                    only()
-
-        remove = live.listen(look)
-        look()  # it may have been so before we listened
+        if self._live is not None:
+            awaiting.call_once(self._live, is_so, function)
+        elif self.done():
+            function()
 
     def follow_end(self, function: Callable[[], object]) -> None:
         """Call `function` when a run of this session ends, on nbrun's own thread; at once if it has ended.
 
         It is called again when the run has been saved, and when what a cancel left running has ended.
         """
-        live = self._live
-        if live is None:
-            return
-
-        def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
-            if record.is_live:
-                return
-            if record.is_settled and live.problem is None:
-                remove()
-            function()
-
-        remove = live.listen(listener)
-        if self.done():  # it may have ended before we listened
-            listener(live.record, ())
+        if self._live is not None:
+            awaiting.call_from_end_on(self._live, function)
 
     async def settled(self) -> None:
         """Return when the run has ended; from any event loop. Cancelling the waiter leaves the run alive."""
         if self._live is None:
-            while not self.done():  # noqa: ASYNC110 - another kernel's run: nobody tells us, so look
-                await asyncio.sleep(TICK_S)
-            return
-        live, loop = self._live, asyncio.get_running_loop()
-        ended = asyncio.Event()
-
-        def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
-            if not record.is_live:
-                call_soon(loop, ended.set)
-
-        remove = live.listen(listener)
-        try:
-            while not live.is_ended.is_set():
-                try:
-                    async with asyncio.timeout(TICK_S):
-                        await ended.wait()
-                except TimeoutError:
-                    continue
-        finally:
-            remove()
+            await awaiting.poll_softly(self.done)
+        else:
+            await awaiting.end_of(self._live)
 
     def __await__(self) -> Generator[object, None, object]:
         """Wait for the end and return the output; raises as `result()` does."""
@@ -463,29 +334,9 @@ class Run:
         """
         return load_object(self._title, self.artifacts, trusted=trusted)
 
-    async def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
+    def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
         """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        remove: Callable[[], None] = lambda: None  # noqa: E731 - nothing to remove where nothing is live
-        if self._live is not None:
-            remove = self._live.listen(lambda _record, _events: call_soon(loop, changed.set))
-        seen = -1
-        try:
-            while True:
-                changed.clear()
-                was_done = self.done() or self.is_unknown
-                for event in self.events(after=seen):
-                    seen = event.seq
-                    yield event
-                if was_done:
-                    return
-                try:
-                    async with asyncio.timeout(TICK_S):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
-        finally:
-            remove()
+        return awaiting.each_event(self._live, lambda: self.done() or self.is_unknown, self.events)
 
     def export(self, path: str | Path, form: str | None = None) -> Path:
         """Write the run to a file, and return its path.
