@@ -15,7 +15,9 @@
 #   budget                                 what a run may use up, and has.
 #   questions, inbox                       what a run asks of people | what people say to it. The arbiter of both.
 #   keeper, result_view                    what is kept of a run beside its log | an output of an earlier kernel.
-#   backstage, context                     what a host keeps ready for a run's context | what an agent sees of its run.
+#   backstage, tool_scope, unfinished      what a host keeps ready for a run's context | what an agent has of a tool |
+#                                          prints that wait for their line's end.
+#   context, aftermath                     what an agent sees of its run | what is behind that when the run is over.
 #   reentrant, failure                     a loop for agents that start a loop within a loop | what they raise, as text.
 #   recording                              a run as a file of lines, to be shown or played again elsewhere.
 #   snapshot                               a run as static output: HTML without script, Markdown, text.

@@ -13,29 +13,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun import checkpoint as checkpoints
 from nbrun import events as ev
-from nbrun.budget import NO_LIMITS, Budget
 from nbrun.encoding import clean_text, plain
 from nbrun.errors import NbrunError
 from nbrun.gate import current_guard, guarded
-from nbrun.inbox import Inbox
-from nbrun.questions import ASK, Asking, Questions
+from nbrun.questions import ASK, Asking
+from nbrun.tool_scope import ToolScope
+from nbrun.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from contextvars import Context
 
-    from nbrun.backstage import ChildRun, Stage, Thread, Work
+    from nbrun.backstage import ChildRun, Stage, Work
+    from nbrun.budget import Budget
     from nbrun.cancellation import CancelToken
     from nbrun.checkpoint import Restored, State
     from nbrun.clock import Clock
-    from nbrun.keeper import Keeper
+    from nbrun.inbox import Inbox
     from nbrun.questions import Answer
 
 
 T = TypeVar("T")
-
-MAX_LINE = 10_000
-"""Printed characters that wait for their line's end at most."""
 
 _NO_USAGE = ev.Usage()
 
@@ -59,71 +56,6 @@ def current() -> RunContext:
     return run
 
 
-class ToolScope:
-    """One use of a tool: set `result` before its end.
-
-    Threads: of the thread or task that opened it.
-    """
-
-    def __init__(self, run: RunContext, tool_id: str, name: str) -> None:
-        self.id = tool_id
-        self.name = name
-        self.result: object = None
-        self._run = run
-
-    def progress(self, done: float, total: float | None = None, label: str = "") -> None:
-        """Tell how far the tool has come."""
-        self._run.send(ev.ToolProgress(self.id, done, total, label))
-
-
-class EndedStage:
-    """What the context of a run stands on that is over, for who still holds it: refuses everything.
-
-    Threads: any member, from any thread.
-    """
-
-    __slots__ = ("_clock", "_token")
-
-    def __init__(self, token: CancelToken, clock: Clock) -> None:
-        self._token = token
-        self._clock = clock
-
-    @property
-    def budget(self) -> Budget:
-        """A budget in which nothing is counted."""
-        return Budget(NO_LIMITS, self._token)
-
-    @property
-    def questions(self) -> Questions:
-        """What denies all that it is asked."""
-        questions = Questions(self._token, self.emit, threading.RLock(), self._clock)
-        questions.close()
-        return questions
-
-    @property
-    def inbox(self) -> Inbox:
-        """An inbox that stays empty."""
-        return Inbox(self._token, self.emit, threading.RLock())
-
-    @property
-    def keeper(self) -> Keeper:
-        """Refuse."""
-        raise NbrunError("this run has ended")
-
-    def emit(self, data: ev.EventData, parent: str | None = None) -> None:
-        """Refuse an event."""
-
-    def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
-        """Refuse."""
-        raise NbrunError("this run has ended; it starts no child runs")
-
-    def make_thread(
-        self, run_id: str, function: Callable[[], T], context: Context, *, name: str
-    ) -> Thread[T]:
-        """Refuse."""
-        raise NbrunError("this run has ended; it starts no threads")
-
-
 class RunContext:
     """What an agent sees of its run: its token, and how to tell what it does.
 
@@ -140,8 +72,7 @@ class RunContext:
         "_restored",
         "_stage",
         "_tools",
-        "_unfinished_length",
-        "_unfinished_lines",
+        "_unfinished",
         "_usage",
         "clock",
         "prompt",
@@ -171,8 +102,7 @@ class RunContext:
         self._tools = 0 if restored is None else restored.tools
         self._checkpoints = 0
         self._artifacts = 0
-        self._unfinished_lines: dict[str, list[str]] = {}
-        self._unfinished_length = 0
+        self._unfinished: Unfinished | None = None  # with the first print
         self.work: tuple[Work, ...] = ()  # replaced, never changed: the cancel ladder walks it
 
     def leave(self, stage: Stage) -> None:
@@ -250,37 +180,20 @@ class RunContext:
     def write(self, text: str, level: str = "stdout") -> None:
         """Take printed text; whole lines go to the log, the rest waits for its end."""
         with guarded(), self._lock:
-            parts = self._unfinished_lines.setdefault(level, [])
-            parts.append(text)
-            self._unfinished_length += len(text)
-            # A progress bar ends its lines by a bare return; and nothing is held for ever.
-            is_whole = "\n" in text or "\r" in text or self._unfinished_length > MAX_LINE
-        if is_whole:
-            self._log_lines(level)
-
-    def _log_lines(self, level: str) -> None:
-        with guarded(), self._lock:
-            held = "".join(self._unfinished_lines.pop(level, []))
-            end = max(held.rfind("\n"), held.rfind("\r"))
-            if (
-                end < 0
-            ):  # a line without an end is cut at a space: half a secret would not be known as one
-                end = held.rfind(" ", MAX_LINE // 2)
-            lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else (held, "")
-            self._unfinished_lines[level] = [rest] if rest else []
-            self._unfinished_length = sum(map(len, self._unfinished_lines[level]))
-        if held:  # else another thread has taken it
-            self.log(lines.rstrip("\r"), level)
+            if self._unfinished is None:
+                self._unfinished = Unfinished()
+            lines = self._unfinished.add(text, level)
+        if lines is not None:
+            self.log(lines, level)
 
     def flush_lines(self) -> None:
         """Log what was printed without a line's end."""
-        if not self._unfinished_lines:
+        if self._unfinished is None:
             return
         with guarded(), self._lock:
-            held, self._unfinished_lines = self._unfinished_lines, {}
-        for level, parts in held.items():
-            if parts:
-                self.log("".join(parts), level)
+            rest = self._unfinished.take()
+        for level, text in rest:
+            self.log(text, level)
 
     def emit(self, name: str, value: object = None) -> None:
         """Append an event of the agent's own."""
@@ -376,7 +289,7 @@ class RunContext:
         """
         self.token.raise_if_cancelled()
         with guarded():
-            scope = ToolScope(self, self._new_tool_id(), name)
+            scope = ToolScope(self.send, self._new_tool_id(), name)
         began = self.clock.monotonic()
         self.send(ev.ToolStarted(scope.id, clean_text(name), kind, plain(args)))
 

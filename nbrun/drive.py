@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbrun import events as ev
+from nbrun.aftermath import EndedStage
 from nbrun.agents import Output, Resuming, find_adapter
 from nbrun.agents.plain import ThreadedAdapter
 from nbrun.agents.worker import Worker
@@ -20,7 +21,7 @@ from nbrun.attempt import Attempt, HostEvent, Sink
 from nbrun.budget import NO_LIMITS, Budget
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.children import Children
-from nbrun.context import EndedStage, RunContext, current_run
+from nbrun.context import RunContext, current_run
 from nbrun.encoding import Plain, plain
 from nbrun.errors import Cancelled, NbrunError
 from nbrun.failure import described, safely

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-from nbrun.context import MAX_LINE
+from nbrun.unfinished import MAX_LINE
 
 TAIL = 4_000
 """Characters that are kept for the case that they are the last words of a process."""
