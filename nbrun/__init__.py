@@ -10,6 +10,7 @@
 #     gate, loop_flag                      whether an agent's own code is on a thread, to be cancelled there | a
 #                                          one-shot event of a loop.
 #     artifacts, bundle                    files beside the store, named by their hash | what an output looks like.
+#   notebook                               which notebook this kernel is of.
 #   clock                                  the time and the ids: nothing else reads either.
 #   query, keyring                         which runs are asked for | the secrets of a session.
 #   budget                                 what a run may use up, and has.

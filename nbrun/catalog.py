@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 from nbrun.encoding import clean_text
-from nbrun.errors import RunNotFound, StoreError
+from nbrun.errors import BadOption, RunNotFound, StoreError
 from nbrun.run import Owner, Run
 from nbrun.run_list import RunList
 
@@ -220,6 +220,15 @@ class Catalog:
             return self.run(own[-n])
         runs = self._all(n)
         return runs[n - 1] if 0 < n <= len(runs) else None
+
+
+def removable(run: Run) -> int:
+    """Return the number of a run that may be removed."""
+    if not run.done():
+        raise BadOption(f"{run!r} is live; cancel it first")
+    if run.number is None or run.problem is not None:
+        raise BadOption(f"{run!r} is not saved: there is nothing to remove")
+    return run.number
 
 
 def _number_or_newer(run: Run) -> int:

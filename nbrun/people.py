@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nbrun.dispatch import Dispatcher
     from nbrun.events import ApprovalRequested
     from nbrun.intake import LiveRun
+    from nbrun.run import Run
 
 
 class People:
@@ -103,6 +104,14 @@ class People:
             with self._lock:
                 self._answered.pop(live.run_id, None)
                 self._sent.pop(live.run_id, None)
+
+
+def live_side(run: Run) -> LiveRun:
+    """Return the live side of a run, to which something is to be said."""
+    if run._live is not None:
+        return run._live
+    what = "has ended" if run.done() else "belongs to another kernel; answer it there"
+    raise NotPending(f"{run!r} {what}")
 
 
 def _check_live(live: LiveRun) -> None:

@@ -15,16 +15,17 @@ from nbrun import events as ev
 from nbrun.agents import registered
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.canceller import Canceller
-from nbrun.catalog import Catalog
+from nbrun.catalog import Catalog, removable
 from nbrun.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
 from nbrun.dispatch import Dispatcher
-from nbrun.errors import BadOption, NotPending, NotResumable, RunNotFound
+from nbrun.errors import BadOption, NotResumable, RunNotFound
 from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
 from nbrun.intake import Intake, LiveRun
 from nbrun.keeper import Keeper
 from nbrun.keyring import Keyring
-from nbrun.people import People
+from nbrun.notebook import notebook_path
+from nbrun.people import People, live_side
 from nbrun.query import Since, read_query
 from nbrun.run import Run
 from nbrun.run_list import RunList
@@ -87,7 +88,7 @@ class NotebookSession:
         self.clock = clock or SystemClock()
         self.cancel_grace_s = cancel_grace_s
         self.max_concurrent = max_concurrent
-        self.notebook = _notebook_path(path)
+        self.notebook = notebook_path(path)
         if min(keep_runs, keep_bytes) < 0:
             raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
         self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
@@ -343,7 +344,7 @@ class NotebookSession:
             The store cannot be written.
         """
         runs = [self.get(ref) for ref in refs]
-        numbers = [_removable(run) for run in runs]
+        numbers = [removable(run) for run in runs]
         gone = self._remove(numbers)
         for run, number in zip(runs, numbers, strict=True):
             if number not in gone and not self.store.is_removed(number):
@@ -410,7 +411,7 @@ class NotebookSession:
         NotPending, BadOption
             Nothing of this kind can be answered; the message says what can.
         """
-        return self._people.answer(_live(run), call, decision, args=args, text=text, by=by)
+        return self._people.answer(live_side(run), call, decision, args=args, text=text, by=by)
 
     def steer(self, run: Run, text: str, *, by: str = "python") -> None:
         """Send a message into a running agent; it reads it from `run.inbox`.
@@ -420,7 +421,7 @@ class NotebookSession:
         NotPending, BadOption
             The run takes no messages, or not this one.
         """
-        self._people.steer(_live(run), text, by=by)
+        self._people.steer(live_side(run), text, by=by)
 
     @property
     def is_on_host_loop(self) -> bool:
@@ -514,36 +515,6 @@ class NotebookSession:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _live(run: Run) -> LiveRun:
-    """Return the live side of a run, to which something is to be said."""
-    if run._live is not None:
-        return run._live
-    what = "has ended" if run.done() else "belongs to another kernel; answer it there"
-    raise NotPending(f"{run!r} {what}")
-
-
-def _removable(run: Run) -> int:
-    """Return the number of a run that may be removed."""
-    if not run.done():
-        raise BadOption(f"{run!r} is live; cancel it first")
-    if run.number is None or run.problem is not None:
-        raise BadOption(f"{run!r} is not saved: there is nothing to remove")
-    return run.number
-
-
-def _notebook_path(path: str | Path | None) -> Path | None:
-    """Return the notebook's path: the one given, else the one Jupyter names, if its folder exists.
-
-    Source: Jupyter Server sets `JPY_SESSION_NAME` to the notebook's absolute path when it starts a kernel.
-    """
-    if path is not None:
-        return Path(path).absolute()
-    named = os.environ.get("JPY_SESSION_NAME")
-    if named and Path(named).is_absolute() and Path(named).parent.is_dir():
-        return Path(named)
-    return None
 
 
 def _store(
