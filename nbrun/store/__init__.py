@@ -26,8 +26,9 @@ from nbrun.store.orphans import give_up
 from nbrun.store.reader import StoredRun
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
 from nbrun.store.sight import sight_of
+from nbrun.store.source import Committed, Source
 from nbrun.store.trouble import Trouble, is_damage, trouble_of
-from nbrun.store.writer import Committed, Source, Writer
+from nbrun.store.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

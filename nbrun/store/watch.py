@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from nbrun import events as ev
     from nbrun.clock import Clock
-    from nbrun.store.writer import Committed
+    from nbrun.store.source import Committed
 
 _log = logging.getLogger("nbrun")
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import sqlite3
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,30 +18,29 @@ from nbrun.record import RunRecord, RunStatus
 from nbrun.store import schema, watch
 from nbrun.store.artifacts import insert_artifacts
 from nbrun.store.backlog import HELD_BYTES, Backlog
+from nbrun.store.bell import Bell
 from nbrun.store.lease import this_process
 from nbrun.store.ledger import IdTaken, Ledger, Row, Values, micros
 from nbrun.store.renewal import Known, renew
 from nbrun.store.sight import note_home
+from nbrun.store.source import Committed
 from nbrun.store.trouble import Kind, Trouble, is_damage, is_of_file, trouble_of
 from nbrun.store.watch import Flight, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from nbrun.clock import Clock
     from nbrun.store.checkpoints import Checkpointed
     from nbrun.store.home import Home
+    from nbrun.store.source import Source
 
 _log = logging.getLogger("nbrun")
 
-SOON_S = 0.005
-"""How long the writer gathers events before it commits; endings and new runs are not kept waiting."""
-LINGER_S = 0.045
-"""How much longer it gathers while there is only text."""
 BEAT_S = 15.0
 """How often a commit also says that this kernel lives, for those who cannot see it."""
 RETRY_S = 1.0
-"""How long it waits before it tries again what could not be written."""
+"""How long the writer waits before it tries again what could not be written."""
 BUSY_AGAIN_S = 0.05
 """How long it then waits for a lock: what is new is not to wait for that."""
 
@@ -55,61 +51,6 @@ _NOTHING = Backlog()
 
 class _Overtaken(Exception):
     """The disk has failed after a while, in which what was to be written was kept and made public."""
-
-
-class _State(Enum):
-    """What the writer does: ringing its bell is needed only while it listens."""
-
-    IDLE = auto()
-    GATHERING = auto()
-    LINGERING = auto()
-    BUSY = auto()
-
-
-class Committed(NamedTuple):
-    """What became public of one run: its record, and the events that led there from the last one.
-
-    `problem` says why it is not on disk, if it is not; `waiting` is then all that is not.
-    """
-
-    run_id: str
-    record: RunRecord
-    events: Sequence[ev.RunEvent]
-    problem: str | None = None
-    waiting: Iterable[ev.RunEvent] = ()
-
-
-class Source(Protocol):
-    """Where the writer gets events from; its methods are called on the writer's thread only.
-
-    `checkpoints` are states that drained events tell of, by run: the writer takes them out once they are stored.
-    """
-
-    checkpoints: dict[str, Checkpointed]
-
-    def drain(self) -> list[ev.RunEvent]:
-        """Return all events that wait: numbered, redacted, in order."""
-        ...
-
-    def record(self, run_id: str) -> RunRecord | None:
-        """Return what is public of a run."""
-        ...
-
-    def known(self) -> list[RunRecord]:
-        """Return what is public of all runs that are in memory."""
-        ...
-
-    def publish(self, committed: list[Committed]) -> None:
-        """Make this public."""
-        ...
-
-    def warn(self, text: str) -> bool:
-        """Tell all live runs of something; return whether there were any."""
-        ...
-
-    def refuse(self, run_id: str) -> None:
-        """Take back a run that was not begun: its id is taken."""
-        ...
 
 
 @dataclass(slots=True)
@@ -170,11 +111,9 @@ class Writer:
         self._behind: set[str] = set()  # those of them that have a backlog
         self._is_full_sync = False
         self._busy_wait_s = schema.BUSY_TIMEOUT_S
-        # The bell is a queue of C: ringing it can be interrupted, or entered again by a signal handler, at any
-        # point without leaving a lock behind.
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._state = _State.BUSY
-        self._has_news = self._is_urgent = self._has_more_than_text = False
+        self._bell = Bell()
+        # Not a method that asks the bell: every batch of a host's comes by here.
+        self.ring = self._bell.ring
         self._is_stopping = False
         self._checkpointed: set[str] = set()  # live runs that have a checkpoint in the file
         self._is_look_due = True
@@ -182,18 +121,6 @@ class Writer:
         self._watch = Watch(self._overtake, clock)
         self._thread = threading.Thread(target=self._main, name="nbrun-writer", daemon=True)
         self._thread.start()
-
-    def ring(self, *, is_text: bool = False, is_urgent: bool = False) -> None:
-        """Say that the source has events; urgent ones are committed without waiting for more."""
-        if not is_text:
-            self._has_more_than_text = True
-        if is_urgent:
-            self._is_urgent = True
-        self._has_news = True
-        # Said first, then looked: the writer sets its state first, then looks at what was said.
-        state = self._state
-        if state is _State.IDLE or is_urgent or (state is _State.LINGERING and not is_text):
-            self._bell.put(None)
 
     def close(self, timeout_s: float) -> bool:
         """Write what is there, release the lease and stop; return whether that was done in time."""
@@ -208,32 +135,11 @@ class Writer:
 
     def _main(self) -> None:
         while not self._is_stopping:
-            self._gather()
+            # What is urgent, an end mostly, is also the time to look whether the file is still the one it was.
+            self._is_look_due = self._bell.gather(RETRY_S if self._behind else None)
             self._cycle()
         self._cycle()  # what came while the last one was written
         self._release()
-
-    def _gather(self) -> None:
-        """Wait for events, then a moment more, so that many share one commit."""
-        self._state = _State.IDLE
-        if not self._has_news:
-            self._listen(RETRY_S if self._behind else None)
-        self._state = _State.GATHERING
-        if not self._is_urgent:
-            self._listen(SOON_S)
-        self._state = _State.LINGERING
-        if not self._is_urgent and not self._has_more_than_text:
-            self._listen(LINGER_S)
-        self._state = _State.BUSY
-        # Cleared before the source is drained: what comes after that is news again.
-        self._is_look_due = self._is_urgent
-        self._has_news = self._is_urgent = self._has_more_than_text = False
-        while not self._bell.empty():
-            self._bell.get()
-
-    def _listen(self, timeout_s: float | None) -> None:
-        with contextlib.suppress(queue.Empty):
-            self._bell.get(timeout=timeout_s)
 
     def _cycle(self) -> None:
         committed: list[Committed] = []

@@ -15,7 +15,8 @@ from nbrun import CancelCause, RunRecord
 from nbrun import events as ev
 from nbrun.fold import fold
 from nbrun.store import Checkpointed, reader, schema
-from nbrun.store.writer import Committed, Writer
+from nbrun.store.source import Committed
+from nbrun.store.writer import Writer
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import NOON, FakeClock
 
