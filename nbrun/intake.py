@@ -40,6 +40,7 @@ LARGE_CHARS, FEW = 16_000, 64
 
 _PLAIN_WEIGHT = 200  # of an event that is no text
 _TEXTS = (*ev.DELTAS, ev.Log)
+_CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
 
 # One for all runs: it is held for a moment, and each lock costs memory.
 _listening = threading.RLock()
@@ -139,7 +140,7 @@ class Intake:
 
     def put(self, events: Sequence[HostEvent]) -> bool:
         """Take events of a host, in order; return whether too much is waiting, so that their agent should pause."""
-        is_text, is_urgent, is_large = True, False, False
+        can_wait, is_urgent, is_large = True, False, False
         for event in events:
             live = self._runs.get(event.run_id)
             if live is None:  # its session has forgotten it: nothing to append to
@@ -151,16 +152,16 @@ class Intake:
                         self._note_cancel(live, event.data, event.ts)
                     live.has_end = True
                     self._items.append((live, event, event.ts, _PLAIN_WEIGHT))
-                is_urgent, is_text = True, False
+                is_urgent, can_wait = True, False
             else:
                 weight = _weight(event.data)
                 self._items.append((live, event, event.ts, weight))
-                is_text = is_text and kind in ev.DELTA_TYPES
+                can_wait = can_wait and kind in _CAN_WAIT
                 is_large = weight > LARGE_CHARS or is_large
         waiting = len(self._items)
         # Where more waits, its producer has rung the bell, or is about to: text needs no second ring.
-        if waiting <= len(events) or not is_text:
-            self.ring(is_text=is_text, is_urgent=is_urgent)
+        if waiting <= len(events) or not can_wait:
+            self.ring(can_wait=can_wait, is_urgent=is_urgent)
         return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
 
     def tell(self, live: LiveRun, data: ev.EventData) -> None:
@@ -186,7 +187,7 @@ class Intake:
                     return CancelOutcome.ALREADY_REQUESTED
                 live.cancel = request
                 self._items.append((live, request, now, _PLAIN_WEIGHT))
-            self.ring()  # not urgent: the end is, and mostly it comes in time for the same commit
+            self.ring(can_wait=True)  # for the end, which mostly comes in time for the same commit
         return CancelOutcome.REQUESTED
 
     def _note_cancel(self, live: LiveRun, end: ev.RunCancelled, ts: float) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from enum import Enum, auto
 
 SOON_S = 0.005
 """How long the writer gathers events before it commits; endings and new runs are not kept waiting."""
 LINGER_S = 0.045
-"""How much longer it gathers while there is only text."""
+"""How much longer it gathers while there is only what can wait: text, and the wish that a run stops."""
+CROWD, CROWD_S = 100, 0.003
+"""After so many rings, of many runs that end together mostly, it gathers for so long, urgent or not: what is about
+to end then is written once, and not twice."""
 
 
 class _State(Enum):
@@ -33,18 +37,22 @@ class Bell:
         # leaving a lock behind.
         self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._state = _State.BUSY
-        self._has_news = self._is_urgent = self._has_more_than_text = False
+        self._has_news = self._is_urgent = self._has_more = False
+        self._rings = 0  # about: two who ring at once may count as one
 
-    def ring(self, *, is_text: bool = False, is_urgent: bool = False) -> None:
-        """Say that the source has events; urgent ones are committed without waiting for more."""
-        if not is_text:
-            self._has_more_than_text = True
+    def ring(self, *, can_wait: bool = False, is_urgent: bool = False) -> None:
+        """Say that the source has events; urgent ones are committed at once, those that can wait a little later."""
+        if not can_wait:
+            self._has_more = True
         if is_urgent:
             self._is_urgent = True
         self._has_news = True
+        self._rings += 1
         # Said first, then looked: the writer sets its state first, then looks at what was said.
         state = self._state
-        if state is _State.IDLE or is_urgent or (state is _State.LINGERING and not is_text):
+        if state is _State.BUSY:
+            return
+        if state is _State.IDLE or is_urgent or (state is _State.LINGERING and not can_wait):
             self._queue.put(None)
 
     def gather(self, at_most_s: float | None) -> bool:
@@ -61,12 +69,15 @@ class Bell:
         if not self._is_urgent:
             self._listen(SOON_S)
         self._state = _State.LINGERING
-        if not self._is_urgent and not self._has_more_than_text:
+        if not self._is_urgent and not self._has_more:
             self._listen(LINGER_S)
         self._state = _State.BUSY
+        if self._rings > CROWD:
+            time.sleep(CROWD_S)
         # Cleared before the source is drained: what comes after that is news again.
         is_urgent = self._is_urgent
-        self._has_news = self._is_urgent = self._has_more_than_text = False
+        self._has_news = self._is_urgent = self._has_more = False
+        self._rings = 0
         while not self._queue.empty():
             self._queue.get()
         return is_urgent

@@ -8,7 +8,7 @@ A   no-op runs, one after another, each waited for until it is durable; the anch
 B   one run of 10,000 deltas of 20 characters.
 C   1,000 sleeping runs: started, then cancelled until all are durable; what they hold in memory, as the first
     round shows it (later ones get memory that was used before). The anchor is a bare asyncio loop that writes
-    the same rows with SQLite: who asked, what was done, how it ended, and a record, in two transactions.
+    the same rows into the same tables: who asked, what was done, how it ended, a record; in two transactions.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from pathlib import Path
 import psutil
 
 from nbrun import NotebookSession, RunContext
+from nbrun.store import schema
+from nbrun.store.ledger import micros
 
-ROUNDS = 3
+ROUNDS = 5
 RUNS = 300
 DELTAS = 10_000
 SLEEPERS = 1_000
@@ -109,16 +111,15 @@ def job_b(session: NotebookSession) -> tuple[float, float]:
 
 
 async def bare_loop(path: Path) -> Cost:
-    """Cancel as many bare tasks to a durable end, by hand."""
-    db = sqlite3.connect(path, isolation_level=None)
-    for statement in (
-        "PRAGMA journal_mode = WAL",
-        "PRAGMA synchronous = FULL",
-        "CREATE TABLE runs (number INTEGER PRIMARY KEY, status TEXT, record BLOB)",
-        "CREATE TABLE events (run INT, seq INT, ts REAL, type TEXT, data BLOB, PRIMARY KEY (run, seq))",
-    ):
-        db.execute(statement)
-    event = "INSERT INTO events VALUES (?, ?, ?, ?, ?)"
+    """Cancel as many bare tasks to a durable end, by hand: the same rows in the same tables."""
+    db = schema.open_for_writing(path, time.time())
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("INSERT INTO sessions VALUES (1, 's', NULL, 'h', 'b', 'n', 1, 1, 1, 1, NULL)")
+    run = "INSERT INTO runs VALUES (?, 1, ?, 'sleeper', 'running', ?, NULL, ?)"
+    event = (
+        "INSERT INTO events (run, seq, count, ts, attempt, type, data) VALUES (?, ?, 1, ?, 1, ?, ?)"
+    )
+    update = "UPDATE runs SET status = 'cancelled', record = ? WHERE number = ?"
     tasks = [asyncio.create_task(sleeper("")) for _ in range(SLEEPERS)]
     records = []
     db.execute("BEGIN")
@@ -130,25 +131,25 @@ async def bare_loop(path: Path) -> Cost:
             "session_id": "s" * 26,
         }
         records.append({**record, "number": number, "started_at": time.time(), "status": "running"})
-        db.execute("INSERT INTO runs VALUES (?, 'running', ?)", (number, json.dumps(records[-1])))
-        db.execute(event, (number, 0, time.time(), "run.started", "{}"))
+        db.execute(run, (number, f"run-{number}", micros(time.time()), json.dumps(records[-1])))
+        db.execute(event, (number, 0, micros(time.time()), "run.started", b"{}"))
     db.execute("COMMIT")
     await asyncio.sleep(0)
     with measured() as cost:
         db.execute("BEGIN")
         for number, task in enumerate(tasks):
             data = json.dumps({"cause": "user", "by": "python"})
-            db.execute(event, (number, 1, time.time(), "cancel.requested", data))
+            db.execute(event, (number, 1, micros(time.time()), "cancel.requested", data))
             task.cancel()
-            db.execute(event, (number, 2, time.time(), "cancel.escalated", '{"rung": "task"}'))
+            rung = json.dumps({"rung": "task"})
+            db.execute(event, (number, 2, micros(time.time()), "cancel.escalated", rung))
         db.execute("COMMIT")
         ends = await asyncio.gather(*tasks, return_exceptions=True)
         db.execute("BEGIN")
         for number, _end in enumerate(ends):
             end = {"status": "cancelled", "cause": "user", "ended_at": time.time()}
-            db.execute(event, (number, 3, time.time(), "run.cancelled", json.dumps(end)))
+            db.execute(event, (number, 3, micros(time.time()), "run.cancelled", json.dumps(end)))
             whole = json.dumps({**records[number], **end, "by": "python", "event_count": 4})
-            update = "UPDATE runs SET status = 'cancelled', record = ? WHERE number = ?"
             db.execute(update, (whole, number))
         db.execute("COMMIT")
     db.close()
