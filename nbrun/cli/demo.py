@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -170,6 +171,9 @@ def _execute(notebook: NotebookNode, path: Path) -> str | None:
         on_cell_execute=progress.begin,
         on_cell_executed=progress.end,
     )
+    # An interrupted nbclient leaves a task that stumbles over the kernel's being gone; asyncio would print its
+    # traceback whenever the task is collected.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         # The session takes its store's place from the name that Jupyter Server would have given.
         client.execute(cleanup_kc=True, env={**os.environ, "JPY_SESSION_NAME": str(path)})
