@@ -78,7 +78,8 @@ def test_wheel_holds_what_is_needed_at_run_time(wheel: set[str]) -> None:
     """A wheel brings the card's files, the type marker, every example notebook and the server's switch."""
     notebooks = {f"nbrun/{path.relative_to(ROOT)}" for path in ROOT.glob("notebooks/*.ipynb")}
     assert notebooks
-    static = {f"nbrun/ui/static/{name}" for name in ("card.js", "card.css", "doctor.js")}
+    static = {str(path.relative_to(ROOT)) for path in ROOT.glob("nbrun/ui/static/*")}
+    assert static
     (data,) = {name.partition("/")[0] for name in wheel if ".data/" in name}
     switch = f"{data}/data/etc/jupyter/jupyter_server_config.d/nbrun.json"
     assert {"nbrun/py.typed", switch, *static, *notebooks} <= wheel

@@ -7,7 +7,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -15,6 +14,7 @@ import traitlets
 
 from nbrun.record import RunStatus
 from nbrun.snapshot import bundle
+from nbrun.ui.page_module import STATIC, page_module
 from nbrun.ui.view import view
 from nbrun.wording import with_sequels
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from nbrun.session import NotebookSession
 
 _log = logging.getLogger("nbrun")
-_STATIC = Path(__file__).parent / "static"
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 TICK_S = 0.1
@@ -39,8 +38,8 @@ Answer = Callable[[dict[str, Any]], dict[str, Any]]
 class CardWidget(anywidget.AnyWidget):
     """The card in the page. One trait carries all it shows; `CardBoard`'s thread is its one writer."""
 
-    _esm = _STATIC / "card.js"
-    _css = _STATIC / "card.css"
+    _esm = page_module("card.js")
+    _css = STATIC / "card.css"
     run = traitlets.Dict().tag(sync=True)
     kernel_id = traitlets.Unicode().tag(sync=True)
     session_id = traitlets.Unicode().tag(sync=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -11,8 +10,8 @@ import traitlets
 
 from nbrun.finding import Finding, Sign
 from nbrun.ui.doctor import bundle
+from nbrun.ui.page_module import page_module
 
-_STATIC = Path(__file__).parent / "static"
 _WAITS = Finding(Sign.NOTE, "page", "it answers here when it is drawn", "look at it in a notebook")
 _LIMIT = 4
 """How many lines a page may write; it has two roads."""
@@ -20,21 +19,10 @@ _LIMIT = 4
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _module() -> str:
-    """Return the page's side as one ES module, as a widget has to be.
-
-    The roads are those of the card: taken from its file, so that what is tried is what Cancel goes by.
-    """
-    card = (_STATIC / "card.js").read_text(encoding="utf-8")
-    own = (_STATIC / "doctor.js").read_text(encoding="utf-8")
-    lines = card.replace("export default { render };", "").splitlines()
-    return "\n".join([*lines, *(line for line in own.splitlines() if line[:7] != "import ")])
-
-
 class PageProbe(anywidget.AnyWidget):
     """What the page draws: two questions to the kernel, and what became of them."""
 
-    _esm = _module()
+    _esm = page_module("doctor.js")
     kernel_id = traitlets.Unicode().tag(sync=True)
 
 

@@ -1,13 +1,21 @@
 // @ts-check
 /** The card: draws one run, and carries clicks (Cancel, Allow, Deny) to the kernel. What it shows is `model.get("run")`. */
+import { add, addShape, followEnd, streamInto, write, writeLabel } from "./nodes.js";
+import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
+import { makeRequests } from "./requests.js";
+import { listen, watchKernel } from "./roads.js";
+import { drawTools } from "./tools.js";
+import { counted, earlier, tokens, wholeDuration } from "./wording.js";
 
 /**
- * @typedef {{ name: string, args: string, status: string, ms: number | null, result: string }} Tool
+ * @typedef {import("./roads.js").Model} Model
+ * @typedef {import("./requests.js").Request} Request
+ * @typedef {import("./requests.js").Requests} Requests
+ * @typedef {import("./questions.js").Question} Question
+ * @typedef {import("./tools.js").Tool} Tool
+ * @typedef {import("./wording.js").Usage} Usage
  * @typedef {{ title: string, status: string, words: string }} Child
  * @typedef {{ part: number | null, words: string }} Progress  `part` of 1, if an end is known
- * @typedef {{ input_tokens: number, output_tokens: number, exact: boolean }} Usage
- *
- * @typedef {{ id: string, message: string, args: string, options: string[], deadline: number | null }} Question
  *
  * @typedef {object} Run  Moments are seconds since 1970, by the kernel's clock.
  * @property {string} id
@@ -36,123 +44,14 @@
  * @property {number} [questions_cut]
  * @property {string | null} error
  * @property {string[]} notices
- *
- * @typedef {{ nonce: string, outcome: string, message?: string }} Answer
- * @typedef {(answer: Answer) => void} OnAnswer
- * @typedef {{ op: string, nonce: string, run_id: string, session_id: string }} Content
- * @typedef {Content | { op: "ping", nonce: string }} Asked
- *
- * @typedef {object} Request  What became of a click; never what became of the run.
- * @property {boolean} isOpen
- * @property {string} note
- * @property {string} nonce
- * @property {AbortController} waiting  holds what waits for the answer: a timer, a socket
- *
- * @typedef {Map<string, Request>} Requests  by the question that they are for, or CANCEL
- *
- * @typedef {{ onReply: (message: { content: Answer }) => void, dispose: () => void }} Future
- * @typedef {(message: object, expectReply: boolean, disposeOnDone: boolean) => Future} SendControl
- * @typedef {(sender: unknown, status: string) => void} OnStatus
- * @typedef {{ connect: (slot: OnStatus) => void, disconnect: (slot: OnStatus) => void }} StatusSignal
- * @typedef {{ clientId: string, sendControlMessage?: SendControl, statusChanged?: StatusSignal }} Kernel
- *
- * @typedef {object} Model
- * @property {(trait: string) => any} get
- * @property {(event: string, callback: (value: any) => void) => void} on
- * @property {(event: string, callback: (value: any) => void) => void} off
- * @property {(content: object) => void} send
- * @property {{ kernel?: Kernel | null }} [widget_manager]  undocumented
  */
 
-const ANSWER_WITHIN_MS = 1500;
-const NO_ANSWER =
-  "The kernel has not answered yet. The request waits there until it can be read. " +
-  "If that takes too long: ■\u00a0Interrupt, or restart the kernel, which ends its runs.";
-const REFUSALS = new Map([
-  ["not_found", "This run is not in the running kernel (was it restarted?)."],
-  ["foreign", "This run belongs to another kernel; it can only be cancelled there."],
-]);
-
-const CANCEL = "";
-
-const ENDS_OF_KERNEL = new Set(["restarting", "autorestarting", "terminating", "dead"]);
-
-// ---- what is written -------------------------------------------------------------------------------------------
-
-/** @param {number} count */
-const counted = (count) => count.toLocaleString("en-US");
-
-/** "12 s", "1 min 05 s". @param {number} seconds */
-function wholeDuration(seconds) {
-  const [h, min, s] = [seconds / 3600, (seconds / 60) % 60, seconds % 60].map((part) => String(Math.floor(part)));
-  if (h !== "0") return `${h} h ${min?.padStart(2, "0")} min`;
-  return min === "0" ? `${s} s` : `${min} min ${s?.padStart(2, "0")} s`;
-}
-
-/** The same for a tool that has ended, where short times tell something: "140 ms", "3.2 s". @param {number} ms */
-function fineDuration(ms) {
-  if (ms < 1000) return `${Math.round(ms)} ms`;
-  return ms < 10_000 ? `${(Math.floor(ms / 100) / 10).toFixed(1)} s` : wholeDuration(ms / 1000);
-}
+const CANCEL = ""; // its request; the others are known by their questions
 
 /** How long a live run is being waited for; the words of an ended one tell how long it took.
  * @param {Run} run @param {number} nowS */
 function elapsedS(run, nowS) {
   return run.live ? Math.max(0, nowS - (run.started_at ?? run.created_at)) : null;
-}
-
-/** @param {Usage} usage */
-function tokens({ input_tokens, output_tokens, exact }) {
-  if (!input_tokens && !output_tokens) return "";
-  return `${exact ? "" : "≥ "}${counted(input_tokens)} in · ${counted(output_tokens)} out tokens`;
-}
-
-/** @param {number} count @param {string} noun */
-const earlier = (count, noun) => (count > 0 ? `… ${counted(count)} earlier ${noun}${count > 1 ? "s" : ""}` : "");
-
-// ---- nodes: everything an agent wrote goes in as text ----------------------------------------------------------
-
-/**
- * @template {keyof HTMLElementTagNameMap} T
- * @param {Element} parent @param {T} tag @param {string} name  the BEM element
- * @returns {HTMLElementTagNameMap[T]}
- */
-function add(parent, tag, name) {
-  const node = document.createElement(tag);
-  node.className = `nbrun-card__${name}`;
-  return parent.appendChild(node);
-}
-
-/** Shows a text, or hides a node without one. @param {HTMLElement} node @param {string | null} text */
-function write(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-  node.hidden = !text;
-}
-
-/** The same for what the edge may cut off: the tooltip has all. @param {HTMLElement} node @param {string} text */
-function writeLabel(node, text) {
-  write(node, text);
-  node.title = text;
-}
-
-/** Leaves what is there, so that selections live and updates are cheap. @param {Text} node @param {string} text */
-function streamInto(node, text) {
-  if (text.startsWith(node.data)) node.appendData(text.slice(node.data.length));
-  else node.data = text;
-}
-
-/** Stays at a box's end, unless its reader has scrolled up. @param {HTMLElement} box @param {() => void} change */
-function followEnd(box, change) {
-  const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 8;
-  change();
-  if (isAtEnd) box.scrollTop = box.scrollHeight;
-}
-
-/** @param {Element} parent */
-function addShape(parent) {
-  const shape = add(parent, "span", "shape");
-  shape.setAttribute("aria-hidden", "true");
-  return shape;
 }
 
 /** @param {HTMLElement} el */
@@ -247,60 +146,6 @@ function drawCancel({ cancel, answer }, run, request) {
   write(answer, request?.note ?? "");
 }
 
-/** @param {number} count */
-const moreQuestions = (count) => (count > 0 ? `… ${counted(count)} more question${count > 1 ? "s" : ""}` : "");
-
-/**
- * A row is known by its question, so that what its reader is typing stays.
- * @param {HTMLElement} list @param {Question[]} questions @param {Requests} requests @param {number} nowS
- */
-function drawQuestions(list, questions, requests, nowS) {
-  const rows = /** @type {HTMLElement[]} */ ([...list.children]);
-  for (const row of rows) if (!questions.some(({ id }) => id === row.dataset.id)) row.remove();
-  for (const question of questions) {
-    const row = rows.find((one) => one.dataset.id === question.id) ?? addQuestion(list, question);
-    const request = requests.get(question.id);
-    for (const button of row.querySelectorAll("button")) button.disabled = Boolean(request?.isOpen);
-    const [left, note] = row.querySelectorAll(".nbrun-card__left, .nbrun-card__answer");
-    write(/** @type {HTMLElement} */ (left), timeLeft(question.deadline, nowS));
-    write(/** @type {HTMLElement} */ (note), request?.note ?? "");
-  }
-  list.hidden = !questions.length;
-}
-
-/** @param {number | null} deadline @param {number} nowS */
-function timeLeft(deadline, nowS) {
-  if (deadline === null) return "";
-  return deadline > nowS ? `denied in ${wholeDuration(deadline - nowS)} without an answer` : "the time is over";
-}
-
-/** @param {HTMLElement} list @param {Question} question */
-function addQuestion(list, { id, message, args, options }) {
-  const row = add(list, "li", "question");
-  row.dataset.id = id;
-  row.setAttribute("data-lm-suppress-shortcuts", "true"); // as above: what is typed here is no command
-  write(add(row, "div", "message"), message);
-  write(add(row, "div", "args"), args);
-  add(row, "div", "left");
-  const bar = add(row, "div", "decision");
-  const text = add(bar, "input", "reason");
-  text.type = "text";
-  text.placeholder = "a word to the agent (optional)";
-  text.setAttribute("aria-label", `A word to the agent, with your answer to: ${message}`);
-  for (const choice of options.length ? options : [""]) addDecision(bar, "approve", choice || "Allow", choice);
-  addDecision(bar, "deny", "Deny", "");
-  add(row, "div", "answer").setAttribute("role", "alert");
-  return row;
-}
-
-/** @param {HTMLElement} bar @param {string} op @param {string} label @param {string} choice */
-function addDecision(bar, op, label, choice) {
-  const button = add(bar, "button", "decide");
-  button.type = "button";
-  Object.assign(button.dataset, { op, choice });
-  write(button, label);
-}
-
 /** @param {Card} card @param {Run} run */
 function drawProgress({ progress, bar, done }, run) {
   progress.hidden = !run.progress;
@@ -319,47 +164,6 @@ function drawNotices(list, notices) {
   while (list.children.length < notices.length) add(list, "li", "notice");
   notices.forEach((notice, at) => write(/** @type {HTMLElement} */ (list.children[at]), notice));
   list.hidden = !notices.length;
-}
-
-/**
- * A row is known by its place among all calls of the run: ids are an agent's, and may come twice.
- * @param {HTMLElement} list @param {Run} run
- */
-function drawTools(list, { tools, tools_cut }) {
-  list.hidden = !tools.length; // first: a hidden box has no end to follow
-  followEnd(list, () => {
-    const rows = /** @type {HTMLCollectionOf<HTMLElement>} */ (list.children);
-    while (rows[0] && Number(rows[0].dataset.place) < tools_cut) rows[0].remove();
-    while (rows.length > tools.length) list.lastElementChild?.remove();
-    tools.forEach((tool, at) => {
-      const row = rows[at] ?? addTool(list);
-      row.dataset.place = String(tools_cut + at);
-      drawTool(row, tool);
-    });
-  });
-}
-
-/** @param {HTMLElement} list */
-function addTool(list) {
-  const row = add(list, "li", "tool");
-  const summary = add(add(row, "details", "tool-details"), "summary", "tool-line");
-  addShape(summary);
-  const call = add(summary, "span", "tool-call");
-  for (const part of ["name", "args"]) add(call, "span", `tool-${part}`);
-  for (const part of ["status", "ms", "result"]) add(summary, "span", `tool-${part}`);
-  return row;
-}
-
-/** @param {HTMLElement} row @param {Tool} tool */
-function drawTool(row, tool) {
-  /** @param {string} name */
-  const part = (name) => /** @type {HTMLElement} */ (row.querySelector(`.nbrun-card__${name}`));
-  part("shape").dataset.shape = tool.status;
-  write(part("tool-name"), tool.name);
-  write(part("tool-args"), tool.args);
-  write(part("tool-status"), tool.status);
-  write(part("tool-ms"), tool.ms === null ? "" : fineDuration(tool.ms));
-  write(part("tool-result"), tool.result);
 }
 
 /** @param {HTMLElement} list @param {Child[]} children */
@@ -406,80 +210,6 @@ function drawText(card, run) {
   if (card.stream.data !== run.text) followEnd(card.text, () => streamInto(card.stream, run.text));
 }
 
-// ---- a click: one nonce, two roads -----------------------------------------------------------------------------
-
-/** @returns {string} */
-function newNonce() {
-  if (crypto.randomUUID) return crypto.randomUUID(); // only on https and localhost
-  const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
-  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-/** A closed road must not close the other; if both are, the missing answer says so. @param {() => void} road */
-function tryRoad(road) {
-  try {
-    road();
-  } catch (error) {
-    console.warn("nbrun: a request could not be sent", error);
-  }
-}
-
-/** @param {Asked} content @param {string} session */
-function controlMessage(content, session) {
-  const date = new Date().toISOString();
-  const header = { msg_id: content.nonce, msg_type: "nbrun_request", session, username: "nbrun", date, version: "5.4" };
-  return { channel: "control", header, parent_header: {}, metadata: {}, content, buffers: [] };
-}
-
-/**
- * The kernel's control channel, which is read even while a cell blocks the shell that reads widget messages.
- * @param {Model} model @param {Asked} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
- */
-function sendByControl(model, content, onAnswer, signal) {
-  const kernel = model.widget_manager?.kernel; // undocumented, as is the method: there in JupyterLab 4 and Notebook 7
-  if (!kernel?.sendControlMessage) return sendBySocket(model.get("kernel_id"), content, onAnswer, signal);
-  const future = kernel.sendControlMessage(controlMessage(content, kernel.clientId), true, true);
-  future.onReply = (message) => onAnswer(message.content);
-  signal.addEventListener("abort", () => future.dispose());
-}
-
-/**
- * The same channel by a connection of our own, where the page is a Jupyter server's.
- * @param {string} kernelId @param {Asked} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
- */
-function sendBySocket(kernelId, content, onAnswer, signal) {
-  const config = document.getElementById("jupyter-config-data")?.textContent; // undocumented
-  if (!config || !kernelId) return;
-  const { baseUrl = "/", wsUrl, token } = JSON.parse(config);
-  const base = new URL(wsUrl || baseUrl, document.baseURI);
-  const url = new URL(`api/kernels/${encodeURIComponent(kernelId)}/channels`, base);
-  url.protocol = url.protocol.replace("http", "ws");
-  url.searchParams.set("session_id", content.nonce);
-  if (token) url.searchParams.set("token", token);
-  const socket = new WebSocket(url);
-  const send = () => socket.send(JSON.stringify(controlMessage(content, content.nonce)));
-  /** @param {MessageEvent} event */
-  const receive = ({ data }) => {
-    if (typeof data !== "string" || !data.includes(content.nonce)) return; // every cell's output comes by here, too
-    const message = JSON.parse(data);
-    if (message.header.msg_type === "nbrun_reply") onAnswer(message.content);
-  };
-  socket.addEventListener("open", send, { signal });
-  socket.addEventListener("message", receive, { signal });
-  signal.addEventListener("abort", () => socket.close());
-}
-
-/** Tell when the kernel of this page is gone, and with it who could update the card. @param {Model} model
- * @param {() => void} onGone @param {AbortSignal} signal */
-function watchKernel(model, onGone, signal) {
-  const changes = model.widget_manager?.kernel?.statusChanged; // undocumented: a signal of JupyterLab's and Notebook's
-  if (!changes?.connect) return;
-  /** @type {OnStatus} */
-  const slot = (_sender, status) => void (ENDS_OF_KERNEL.has(status) && onGone());
-  changes.connect(slot);
-  signal.addEventListener("abort", () => changes.disconnect(slot));
-}
-
 /** What may still be said of a live run whose kernel is gone: nothing of how it stands. @param {Run} run @returns {Run} */
 function unfollowed(run) {
   const ref = run.number === null ? run.id : `#${run.number}`;
@@ -504,8 +234,6 @@ function clockSkewS(run, isFresh) {
 function render({ model, el }) {
   const closing = new AbortController();
   const card = buildCard(el);
-  /** @type {Requests} */
-  const requests = new Map();
   let skewS = clockSkewS(model.get("run"), false);
   let [frame, tick] = [0, 0];
   let isKernelGone = false;
@@ -524,73 +252,30 @@ function render({ model, el }) {
   const drawSoon = () => {
     frame ||= requestAnimationFrame(drawNow);
   };
-  /** @param {string} key @param {boolean} isOpen @param {string} note */
-  const settle = (key, isOpen, note) => {
-    const request = requests.get(key);
-    if (!request) return;
-    request.waiting.abort();
-    Object.assign(request, { isOpen, note });
-    drawSoon();
-  };
-  /** @param {Answer} answer */
-  const onAnswer = (answer) => {
-    for (const [key, { nonce, waiting }] of requests) {
-      if (answer.nonce !== nonce || waiting.signal.aborted) continue;
-      const refusal = answer.outcome === "refused" ? answer.message : REFUSALS.get(answer.outcome);
-      settle(key, !refusal, refusal ?? ""); // not refused: the button waits for the run's own next state
-    }
-  };
+  const requests = makeRequests(model, drawNow, closing.signal);
   const onRun = () => {
     const run = /** @type {Run} */ (model.get("run"));
     skewS = clockSkewS(run, true);
-    if (!run.live || run.status === "cancelling") settle(CANCEL, false, "");
+    if (!run.live || run.status === "cancelling") requests.forget(CANCEL);
     for (const key of requests.keys()) {
-      if (key !== CANCEL && !run.questions?.some(({ id }) => id === key)) settle(key, false, "");
+      if (key !== CANCEL && !run.questions?.some(({ id }) => id === key)) requests.forget(key);
     }
     drawSoon();
   };
-  /** @param {string} key  the question that it is for, or CANCEL @param {string} op @param {object} [extra] */
-  const ask = (key, op, extra) => {
-    requests.get(key)?.waiting.abort();
-    const [nonce, waiting] = [newNonce(), new AbortController()];
-    /** @type {Request} */
-    const request = { isOpen: true, note: "", nonce, waiting };
-    requests.set(key, request);
-    drawNow();
-    /** @type {Content} */
-    const content = { op, nonce, run_id: model.get("run").id, session_id: model.get("session_id"), ...extra };
-    tryRoad(() => model.send(content));
-    tryRoad(() => sendByControl(model, content, onAnswer, waiting.signal));
-    const patience = setTimeout(() => {
-      request.note = NO_ANSWER;
-      drawSoon();
-    }, ANSWER_WITHIN_MS);
-    waiting.signal.addEventListener("abort", () => clearTimeout(patience));
+  const onGone = () => {
+    isKernelGone = true;
+    requests.forgetAll();
+    drawSoon();
   };
+  const onCancel = () => requests.ask(CANCEL, { op: "cancel", run_id: model.get("run").id });
   /** @param {Event} event */
-  const decide = ({ target }) => {
-    const button = target instanceof Element ? target.closest("button") : null;
-    const row = button?.closest("li");
-    if (!button?.dataset.op || !row?.dataset.id) return;
-    const [call, choice] = [row.dataset.id, button.dataset.choice || null];
-    ask(call, button.dataset.op, { call, choice, text: row.querySelector("input")?.value ?? "" });
-  };
+  const onAnswered = (event) => answerQuestion(event, model.get("run").id, requests);
 
   listen(model, "change:run", onRun, closing.signal);
-  listen(model, "msg:custom", (message) => message?.op === "reply" && onAnswer(message), closing.signal);
-  card.cancel.addEventListener("click", () => ask(CANCEL, "cancel"), { signal: closing.signal });
-  card.questions.addEventListener("click", decide, { signal: closing.signal });
-  watchKernel(
-    model,
-    () => {
-      isKernelGone = true;
-      for (const key of requests.keys()) settle(key, false, "");
-      drawSoon();
-    },
-    closing.signal,
-  );
+  card.cancel.addEventListener("click", onCancel, { signal: closing.signal });
+  card.questions.addEventListener("click", onAnswered, { signal: closing.signal });
+  watchKernel(model, onGone, closing.signal);
   closing.signal.addEventListener("abort", () => {
-    for (const { waiting } of requests.values()) waiting.abort();
     cancelAnimationFrame(frame);
     clearTimeout(tick);
     card.root.remove();
@@ -599,11 +284,4 @@ function render({ model, el }) {
   return () => closing.abort();
 }
 
-/** @param {Model} model @param {string} event @param {(value: any) => void} callback @param {AbortSignal} signal */
-function listen(model, event, callback, signal) {
-  model.on(event, callback);
-  signal.addEventListener("abort", () => model.off(event, callback));
-}
-
-export { newNonce, sendByControl, tryRoad }; // for doctor, which tries the roads
 export default { render };

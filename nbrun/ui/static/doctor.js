@@ -1,9 +1,9 @@
 // @ts-check
 /** Doctor's lines of the page: asks the kernel down both roads of a cancel, and says what came back, and when. */
-import { newNonce, sendByControl, tryRoad } from "./card.js";
+import { newNonce, sendByControl, tryRoad } from "./roads.js";
 
 /**
- * @typedef {import("./card.js").Model} Model
+ * @typedef {import("./roads.js").Model} Model
  * @typedef {{ sign: "ok" | "note" | "problem", subject: string, text: string, mend: string }} Finding
  * @typedef {{ name: string, silence: string, nonce: string, ms: number | null }} Road  ms: how long its answer took
  */
@@ -35,7 +35,7 @@ function drawFindings(root, findings) {
 }
 
 /** @param {{ model: Model, el: HTMLElement }} view */
-function renderDoctor({ model, el }) {
+function render({ model, el }) {
   const closing = new AbortController();
   const root = el.appendChild(document.createElement("div"));
   root.className = "nbrun-doctor";
@@ -90,4 +90,4 @@ function renderDoctor({ model, el }) {
   return () => closing.abort();
 }
 
-export default { render: renderDoctor };
+export default { render };

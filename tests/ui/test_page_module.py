@@ -1,0 +1,34 @@
+"""The ES modules that widgets bring to a page."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from nbrun.ui.page_module import STATIC, page_module
+
+
+@pytest.mark.parametrize("name", ["card.js", "doctor.js"])
+def test_module_stands_alone(name: str) -> None:
+    """It imports nothing, has one export, and says no top-level name twice."""
+    module = page_module(name)
+    assert not re.search(r"^import ", module, re.MULTILINE)
+    assert re.findall(r"^export .*", module, re.MULTILINE) == ["export default { render };"]
+    names = re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", module, re.MULTILINE)
+    assert names
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_each_file_is_in_some_module() -> None:
+    """No file of the folder is forgotten, and the code of the roads is in both modules."""
+    modules = [page_module("card.js"), page_module("doctor.js")]
+    for path in STATIC.glob("*.js"):
+        [*_, last] = re.findall(r"function (\w+)", path.read_text(encoding="utf-8")) or [""]
+        assert any(f"function {last}(" in module for module in modules), path.name
+    assert all("function sendBySocket(" in module for module in modules)
+
+
+def test_module_has_no_comments_for_its_readers() -> None:
+    """What is sent with every card is code."""
+    assert "\n/**" not in page_module("card.js")
