@@ -5,24 +5,22 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from nbrun import events as ev
-from nbrun.artifacts import ArtifactFiles, folder_beside
 from nbrun.fold import fold
 from nbrun.record import RunRecord, RunStatus
-from nbrun.store import schema, watch
-from nbrun.store.artifacts import insert_artifacts
+from nbrun.store import watch
 from nbrun.store.backlog import HELD_BYTES, Backlog
 from nbrun.store.bell import Bell
 from nbrun.store.lease import this_process
-from nbrun.store.ledger import IdTaken, Ledger, Row, Values, micros
-from nbrun.store.renewal import Known, renew
-from nbrun.store.sight import note_home
+from nbrun.store.ledger import IdTaken, Row, Values, micros
+from nbrun.store.open_file import NOTHING, HeldRun, OpenFile
+from nbrun.store.renewal import Known
+from nbrun.store.schema import BUSY_TIMEOUT_S
 from nbrun.store.source import Committed
 from nbrun.store.trouble import Kind, Trouble, is_damage, is_of_file, trouble_of
 from nbrun.store.watch import Flight, Watch
@@ -37,29 +35,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nbrun")
 
-BEAT_S = 15.0
-"""How often a commit also says that this kernel lives, for those who cannot see it."""
 RETRY_S = 1.0
 """How long the writer waits before it tries again what could not be written."""
 BUSY_AGAIN_S = 0.05
 """How long it then waits for a lock: what is new is not to wait for that."""
 
 
-_NOTHING = Backlog()
-"""That of all runs which are saved; nothing is ever added to it."""
-
-
 class _Overtaken(Exception):
     """The disk has failed after a while, in which what was to be written was kept and made public."""
-
-
-@dataclass(slots=True)
-class _Run:
-    """A run in the writer's hands."""
-
-    record: RunRecord
-    row: Row | None = None  # None until it is in the file
-    backlog: Backlog = _NOTHING  # folded, and not in the file
 
 
 _Group = dict[str, list[ev.RunEvent]]
@@ -92,25 +75,18 @@ class Writer:
         identity, now = this_process(), micros(clock.now())
         self.source = source
         self._home = home
-        # In memory until there is a file: nothing is written to it.
-        self._connection = connection or sqlite3.connect(":memory:", check_same_thread=False)
-        self._ledger = _ledger(self._connection, home)
-        self._lock = lock
+        session: Values = (
+            session_id, notebook, identity.host, identity.boot_id, identity.pid_namespace, identity.pid,
+            identity.started_at, now, now,
+        )  # fmt: skip
+        self._file = OpenFile(connection, home, lock, session, clock)
         self._clock = clock
         self.trouble: Trouble | None = None if home is None else home.trouble
         self._trouble_at = clock.now()
         self._retry_at = 0.0  # by the monotonic clock
         self._held = 0  # bytes of all backlogs
-        self._session_row: Values = (
-            session_id, notebook, identity.host, identity.boot_id, identity.pid_namespace, identity.pid,
-            identity.started_at, now, now,
-        )  # fmt: skip
-        self._session_key: int | None = None
-        self._beaten_at = clock.monotonic()  # the session is inserted with its first beat
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, HeldRun] = {}
         self._behind: set[str] = set()  # those of them that have a backlog
-        self._is_full_sync = False
-        self._busy_wait_s = schema.BUSY_TIMEOUT_S
         self._bell = Bell()
         # Not a method that asks the bell: every batch of a host's comes by here.
         self.ring = self._bell.ring
@@ -165,8 +141,7 @@ class Writer:
         if not had_one or record.status is not RunStatus.COMPLETED or record.number is None:
             return
         try:
-            with self._lock:
-                self._ledger.drop_checkpoints(record.number)
+            self._file.drop_checkpoints(record.number)
         except sqlite3.Error as error:  # it does no harm, and is swept when the file is next opened
             _log.warning("%s: its checkpoint could not be deleted (%s)", record.run_id, error)
 
@@ -240,10 +215,10 @@ class Writer:
             self._given_up.add(run_id)
             self._keep(run_id, new, str(error), committed)
 
-    def _run(self, run_id: str) -> _Run:
+    def _run(self, run_id: str) -> HeldRun:
         known = self._runs.get(run_id)
         if known is None:
-            known = self._runs[run_id] = _Run(self.source.record(run_id) or RunRecord())
+            known = self._runs[run_id] = HeldRun(self.source.record(run_id) or RunRecord())
         return known
 
     def _keep_all(self, groups: _Group, committed: list[Committed]) -> None:
@@ -263,7 +238,7 @@ class Writer:
             _log.exception("%s: its events cannot be read", run_id)
             if _has_end(new):
                 run.record = msgspec.structs.replace(run.record, status=RunStatus.FAILED)
-        if run.backlog is _NOTHING:
+        if run.backlog is NOTHING:
             run.backlog = Backlog()
         run.backlog.add(new, text_at, HELD_BYTES - self._held, f"{problem}, since {self._since()}")
         self._held += run.backlog.size - size
@@ -287,11 +262,8 @@ class Writer:
         if self._home is None:
             return True
         try:
-            connection = self._made_ready(self._home, committed)
-            if connection is not self._connection:
-                self._connection, self._ledger = connection, _ledger(connection, self._home)
-                self._is_full_sync, self._busy_wait_s = False, -1.0
-            self._wait_for_locks(schema.BUSY_TIMEOUT_S if self.trouble is None else BUSY_AGAIN_S)
+            self._file.take(self._made_ready(self._home, committed))
+            self._file.wait_for_locks(BUSY_TIMEOUT_S if self.trouble is None else BUSY_AGAIN_S)
             if self._home.is_begun_again:
                 self._renew(self._home, committed)
         except Exception as error:  # of whatever kind: what was drained must be kept
@@ -332,12 +304,6 @@ class Writer:
     def _since(self) -> str:
         return datetime.fromtimestamp(self._trouble_at, UTC).astimezone().strftime("%H:%M")
 
-    def _wait_for_locks(self, wait_s: float) -> None:
-        """Have a lock waited for so long; while it is known to be there, events must not wait for it each time."""
-        if self._busy_wait_s != wait_s:
-            self._connection.execute(f"PRAGMA busy_timeout = {round(wait_s * 1000)}")
-            self._busy_wait_s = wait_s
-
     def _renew(self, home: Home, committed: list[Committed]) -> None:
         """Write what this kernel knows into a file that was begun again."""
         known = []
@@ -347,18 +313,8 @@ class Writer:
             first = None if run is None else run.backlog.first_seq
             if record.number is not None:  # else it never was in a file
                 known.append(Known(record, record.event_count if first is None else first))
-        self._sync_fully(True)
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                key, rows = renew(home.former, self._connection, self._session_row, known)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        rows = self._file.renew(home.former, known)
         home.let_go_of_former()
-        self._session_key = key
         for told in known:
             row = rows[told.record.run_id]
             record = msgspec.structs.replace(told.record, number=row.number)
@@ -387,69 +343,33 @@ class Writer:
         Nothing changes when it raises, so that the same can be tried again.
         """
         runs = {run_id: self._run(run_id) for run_id in groups}
-        self._sync_fully(
-            any(
-                _has_end(run.backlog.whole()) or _has_end(groups[run_id])
-                for run_id, run in runs.items()
-            )
-        )
         if is_watched:
             self._watch.depart(groups, committed)
         try:
-            session_key, written = self._transact(runs, groups, stand_in)
+            written, kept = self._file.write(
+                runs, groups, self.source.checkpoints, stand_in=stand_in
+            )
         except Exception as error:
             if is_watched and self._watch.land():
                 raise _Overtaken from error
             raise
         is_overtaken = is_watched and self._watch.land()
-        self._session_key = session_key
-        for run_id, (row, record, new) in written.items():
+        self._note_checkpoints(kept)
+        for run_id, told in written.items():
             if is_overtaken:
-                committed.append(self._catch_up(run_id, row, record))
+                committed.append(self._catch_up(run_id, told.row, told.record))
                 continue
             run = runs[run_id]
-            run.record, run.row, run.backlog = record, row, _NOTHING
+            run.record, run.row, run.backlog = told.record, told.row, NOTHING
             self._behind.discard(run_id)
-            committed.append(Committed(run_id, record, new))
+            committed.append(Committed(run_id, told.record, told.events))
 
-    def _transact(
-        self, runs: dict[str, _Run], groups: _Group, stand_in: bool
-    ) -> tuple[int, dict[str, tuple[Row, RunRecord, list[ev.RunEvent]]]]:
-        """Write in one transaction; it touches nothing of the writer's, which may be overtaken."""
-        with self._lock:
-            self._ledger.begin()
-            try:
-                session_key = self._session_key or self._insert_session()
-                self._beat(session_key)
-                written = {
-                    run_id: self._write_run(session_key, run_id, run, groups[run_id], stand_in)
-                    for run_id, run in runs.items()
-                }
-                kept = self._keep_checkpoints(written)
-                self._ledger.commit()
-            except BaseException:
-                self._ledger.rollback()
-                raise
+    def _note_checkpoints(self, kept: dict[str, Checkpointed]) -> None:
+        """Take these off what waits; where a newer one waits already, that stays."""
         for run_id, checkpointed in kept.items():
             self._checkpointed.add(run_id)
-            if (
-                self.source.checkpoints.get(run_id) is checkpointed
-            ):  # else a newer one waits already
+            if self.source.checkpoints.get(run_id) is checkpointed:
                 del self.source.checkpoints[run_id]
-        return session_key, written
-
-    def _keep_checkpoints(
-        self, written: dict[str, tuple[Row, RunRecord, list[ev.RunEvent]]]
-    ) -> dict[str, Checkpointed]:
-        """Write the newest states of these runs; return them. One whose event is not written yet has to wait for it."""
-        kept: dict[str, Checkpointed] = {}
-        for run_id in self.source.checkpoints.keys() & written.keys():
-            checkpointed = self.source.checkpoints[run_id]
-            row, record, _ = written[run_id]
-            if checkpointed.seq < record.event_count:
-                self._ledger.keep_checkpoint(row, checkpointed)
-                kept[run_id] = checkpointed
-        return kept
 
     # --- while the disk does not answer ----------------------------------------------------------
 
@@ -468,7 +388,7 @@ class Writer:
             self._held = sum(run.backlog.size for run in self._runs.values())
             for run_id in new:
                 run = self._run(run_id)
-                self._runs[run_id] = _Run(run.record, run.row, run.backlog.copy())
+                self._runs[run_id] = HeldRun(run.record, run.row, run.backlog.copy())
             if self.trouble is None:
                 self._trouble_at = self._clock.now()
             self.trouble = Trouble(Kind.OTHER, f"the disk has not answered for {watch.HANG_S:g} s")
@@ -494,92 +414,20 @@ class Writer:
         self._behind.discard(run_id)
         return Committed(run_id, run.record, ())
 
-    def _insert_session(self) -> int:
-        key = self._ledger.insert_session(self._session_row)
-        note_home(self._connection, key)
-        return key
-
-    def _beat(self, session_key: int) -> None:
-        """Say now and then that this kernel lives; if the transaction fails, with the next beat."""
-        now = self._clock.monotonic()
-        if now - self._beaten_at >= BEAT_S:
-            self._beaten_at = now
-            self._connection.execute(
-                "UPDATE sessions SET heartbeat_at = ? WHERE key = ?",
-                (micros(self._clock.now()), session_key),
-            )
-
-    def _write_run(
-        self, session_key: int, run_id: str, run: _Run, new: list[ev.RunEvent], stand_in: bool
-    ) -> tuple[Row, RunRecord, list[ev.RunEvent]]:
-        if run.backlog.has_dropped:
-            return self._write_with_gaps(session_key, run_id, run, new, stand_in)
-        events = [*run.backlog.whole(), *new]
-        row, record = run.row, run.record
-        if row is None and events and isinstance(events[0].data, ev.RunCreated):
-            row, events[0] = self._ledger.insert_run(session_key, events[0])
-        elif row is None:
-            row = self._ledger.find_run(session_key, run_id, record.status)
-        if stand_in:
-            row, events = self._ledger.write_one_by_one(row, events)
-        else:
-            row = self._ledger.write_events(row, events)
-        insert_artifacts(self._connection, row.number, events)
-        new = events[len(run.backlog) :]
-        record = fold(new, record)
-        if record.number is None:  # it was folded before it had one
-            record = msgspec.structs.replace(record, number=row.number)
-        return self._ledger.write_record(row, record), record, new
-
-    def _write_with_gaps(
-        self, session_key: int, run_id: str, run: _Run, new: list[ev.RunEvent], stand_in: bool
-    ) -> tuple[Row, RunRecord, list[ev.RunEvent]]:
-        """Write a run of whose backlog a part was dropped: piece by piece, then what is new."""
-        row, record = run.row, run.record
-        for piece in run.backlog.pieces():
-            if isinstance(piece, Backlog):
-                part = _Run(record, row, piece)
-                row, record, _ = self._write_run(session_key, run_id, part, [], stand_in)
-            elif row is not None:  # always: a run's creation is never dropped
-                row = self._ledger.write_dropped(row, piece, record.text)
-        return self._write_run(session_key, run_id, _Run(record, row), new, stand_in)
-
-    def _sync_fully(self, wanted: bool) -> None:
-        """Have the next commit survive a power loss, or only the death of this process.
-
-        Source: SQLite ignores a change of `synchronous` within a transaction, so it is made between two.
-        """
-        if wanted != self._is_full_sync:
-            self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
-            self._is_full_sync = wanted
-
     def _release(self) -> None:
         """Give up the lease, so that nobody has to find out that this process is gone."""
         if self._behind:
             _log.warning("%d runs were not saved: %s", len(self._behind), self.trouble)
         try:
-            with self._lock:
-                # With a run given up, the file does not tell all; its live-looking runs are then lost at the next load.
-                is_told = not self._behind and not self._given_up
-                if self._session_key is not None and is_told:
-                    self._connection.execute(
-                        "UPDATE sessions SET closed_at = ? WHERE key = ?",
-                        (micros(self._clock.now()), self._session_key),
-                    )
+            # With a run given up, the file does not tell all; its live-looking runs are then lost at the next load.
+            if not self._behind and not self._given_up:
+                self._file.release()
         except sqlite3.Error:  # the lease then lapses with the process, as after a crash
             _log.exception("the session's lease could not be released")
         finally:
-            self._connection.close()
+            self._file.close()
             if self._home is not None:
                 self._home.close()
-
-
-def _ledger(connection: sqlite3.Connection, home: Home | None) -> Ledger:
-    """Return what writes to a file, and what is too large for it beside it."""
-    ledger = Ledger(connection)
-    if home is not None and home.path is not None:
-        ledger.files = ArtifactFiles(folder_beside(home.path))
-    return ledger
 
 
 def _has_end(events: Iterable[ev.RunEvent]) -> bool:

@@ -75,7 +75,7 @@ def written(batches: list[list[ev.RunEvent]]) -> sqlite3.Connection:
     assert source.problems == []
     # Not close(): that closes the connection, and this store is in memory.
     copy = sqlite3.connect(":memory:", check_same_thread=False)
-    with source.writer._lock:
+    with source.writer._file._lock:
         connection.backup(copy)
     assert source.writer.close(BOUND_S)
     return copy

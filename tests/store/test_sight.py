@@ -18,8 +18,7 @@ from nbrun import NotebookSession, Run, RunStatus
 from nbrun.cli import main
 from nbrun.errors import NotPending, RunNotFinished, StoreReadOnly
 from nbrun.snapshot import bundle, plain_text
-from nbrun.store import places_for
-from nbrun.store import writer as writer_module
+from nbrun.store import open_file, places_for
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock
@@ -230,7 +229,7 @@ def test_an_unknown_run_says_when_its_kernel_was_last_seen(
     assert plain_text(run.record).startswith("◌ Unknown")
 
 
-@pytest.mark.parametrize(("beat_s", "has_beaten"), [(0.0, True), (writer_module.BEAT_S, False)])
+@pytest.mark.parametrize(("beat_s", "has_beaten"), [(0.0, True), (open_file.BEAT_S, False)])
 def test_commits_carry_the_heartbeat_now_and_then(
     make_session: MakeSession,
     store_path: Path,
@@ -240,7 +239,7 @@ def test_commits_carry_the_heartbeat_now_and_then(
     has_beaten: bool,
 ) -> None:
     """A commit says that the kernel lives, if that was not said a moment ago."""
-    monkeypatch.setattr(writer_module, "BEAT_S", beat_s)
+    monkeypatch.setattr(open_file, "BEAT_S", beat_s)
     clock = FakeClock()
     session = make_session(clock=clock)
     session.start(held)
