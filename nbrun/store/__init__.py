@@ -9,34 +9,26 @@ import os
 import sqlite3
 import threading
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from nbrun.artifacts import ArtifactFiles, folder_beside
 from nbrun.errors import NotPending, StoreDamaged, StoreError, StoreInTrouble, StoreReadOnly
-from nbrun.record import RunRecord
-from nbrun.store import checkpoints, reader, schema, stranger
-from nbrun.store.artifacts import read_artifacts
+from nbrun.store import schema, stranger
 from nbrun.store.checkpoints import Checkpointed
 from nbrun.store.home import Home
 from nbrun.store.orphans import give_up
 from nbrun.store.reader import StoredRun
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
-from nbrun.store.sight import sight_of
 from nbrun.store.source import Committed, Source
+from nbrun.store.stored_runs import StoredRuns
 from nbrun.store.trouble import Trouble, is_damage, trouble_of
 from nbrun.store.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from nbrun.artifacts import Artifact
     from nbrun.clock import Clock
-    from nbrun.events import RunEvent
-    from nbrun.query import Query
 
 __all__ = [
     "Checkpointed",
@@ -50,12 +42,8 @@ __all__ = [
     "store_path",
 ]
 
-S = TypeVar("S", StoredRun, StoredRun | None)
-
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"
-PAGE = 200
-"""Runs that are looked at in one go."""
 SWEEP_S = 60.0
 """How often it is looked at most whether there is more than is kept."""
 CLOSE_SWEEP_S = 0.2
@@ -86,7 +74,7 @@ def places_for(notebook: Path | None) -> list[Path]:
     return [beside, platformdirs.user_data_path("nbrun") / digest / beside.name]
 
 
-class SessionStore:
+class SessionStore(StoredRuns):
     """The runs of one notebook on disk, or in memory where nothing can be written.
 
     A file is made when the first run begins, not before.
@@ -266,108 +254,6 @@ class SessionStore:
             self._read_generation = generation
         return self._read_connection
 
-    def runs(self, limit: int | None = None, before: int | None = None) -> list[StoredRun]:
-        """Return stored runs, newest first, those below number `before`, at most `limit`; records are brief."""
-        with self._reading() as connection:
-            if connection is None:
-                return []
-            found = reader.read_runs(connection, limit, before)
-            return [self._seen(connection, stored) for stored in found]
-
-    def select(
-        self, query: Query, skip: Callable[[StoredRun], bool] = lambda _: False
-    ) -> list[StoredRun]:
-        """Return stored runs that fit the query, newest first, but those of which `skip` says so.
-
-        Page by page, so that nobody has to wait until a long log was searched.
-        """
-        found: list[StoredRun] = []
-        before, limit = query.before, query.limit
-        while limit is None or len(found) < limit:
-            is_short = query.is_of_columns and limit is not None
-            size = min(limit - len(found), PAGE) if is_short and limit is not None else PAGE
-            with self._reading() as connection:
-                page = (
-                    [] if connection is None else reader.read_page(connection, query, before, size)
-                )
-            for stored in page:
-                if (
-                    query.fits_within(stored.record)
-                    and not skip(stored)
-                    and self._finds(query, stored)
-                ):
-                    found.append(stored)
-                    if len(found) == limit:
-                        break
-            if len(page) < size:
-                break
-            before = page[-1].number
-        return found
-
-    def _finds(self, query: Query, stored: StoredRun) -> bool:
-        is_found = query.finds(stored.record)
-        return bool(query.finds(self.record(stored.number)) if is_found is None else is_found)
-
-    def run(self, number: int) -> StoredRun | None:
-        """Return the run with this number."""
-        with self._reading() as connection:
-            if connection is None:
-                return None
-            return self._seen(connection, reader.read_run(connection, number))
-
-    def find(self, text: str) -> StoredRun | None:
-        """Return the newest run with this id or name."""
-        with self._reading() as connection:
-            if connection is None:
-                return None
-            return self._seen(connection, reader.find_run(connection, text))
-
-    def find_id(self, run_id: str, session_id: str | None = None) -> StoredRun | None:
-        """Return the newest run with exactly this id, of that session if one is given."""
-        with self._reading() as connection:
-            if connection is None:
-                return None
-            return self._seen(connection, reader.find_id(connection, run_id, session_id))
-
-    def record(self, number: int) -> RunRecord:
-        """Return the whole record of a run."""
-        with self._reading() as connection:
-            if connection is None:
-                return RunRecord(number=number)
-            record = reader.read_record(connection, number)
-            return msgspec.structs.replace(
-                record, number=number, unseen=self._unseen(connection, number, record)
-            )
-
-    def _seen(self, connection: sqlite3.Connection, stored: S) -> S:
-        """Return a run with a word on its kernel, where it looks live."""
-        if stored is None or not stored.record.is_live:
-            return stored
-        unseen = self._unseen(connection, stored.number, stored.record)
-        return replace(stored, record=msgspec.structs.replace(stored.record, unseen=unseen))
-
-    def _unseen(self, connection: sqlite3.Connection, number: int, record: RunRecord) -> str:
-        """Return why nobody here can say how a live-looking run stands; empty for all others."""
-        sight = sight_of(connection, number) if record.is_live else None
-        return "" if sight is None else sight.unseen(self._clock.now())
-
-    def events(self, number: int, after: int = -1, limit: int | None = None) -> list[RunEvent]:
-        """Return the events of a run that come after seq `after`, by seq, at most `limit`."""
-        with self._reading() as connection:
-            return (
-                [] if connection is None else reader.read_events(connection, number, after, limit)
-            )
-
-    def checkpoint(self, number: int) -> bytes | None:
-        """Return the packed state that a run can be gone on from, if there is one."""
-        with self._reading() as connection:
-            return None if connection is None else checkpoints.read(connection, number)
-
-    def sequels(self, number: int) -> list[tuple[int, str]]:
-        """Return the number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
-        with self._reading() as connection:
-            return [] if connection is None else checkpoints.sequels(connection, number)
-
     def give_up(self, number: int) -> None:
         """Mark a live-looking run as lost whose kernel cannot be seen from here.
 
@@ -388,17 +274,7 @@ class SessionStore:
         """Where the files that runs have made are kept: beside the store, or in memory with it."""
         return self._held if self.path is None else ArtifactFiles(folder_beside(self.path))
 
-    def artifacts(self, number: int) -> list[Artifact]:
-        """Return the files that a run has made, oldest first."""
-        with self._reading() as connection:
-            return [] if connection is None else read_artifacts(connection, number, self.files)
-
     # --- removing --------------------------------------------------------------------------------
-
-    def is_removed(self, number: int) -> bool:
-        """Return whether there is no run with this number any more."""
-        with self._reading() as connection:
-            return connection is not None and reader.read_run(connection, number) is None
 
     def remove(self, numbers: Iterable[int]) -> list[int]:
         """Remove runs and those below them; return the numbers of those that are gone: no live one is.
