@@ -83,9 +83,8 @@ class Budget:
         self._tell = tell
         self._parent = parent
         self._lock: threading.RLock = parent._lock if parent is not None else threading.RLock()
-        self._begun = (
-            0 if before is None else before.requests
-        )  # calls told of before they were made
+        # Calls told of before they were made.
+        self._begun = 0 if before is None else before.requests
         self._own = Used() if before is None else _used(before)
         self._total = self._own  # with what its children have used
         self._has_told = False

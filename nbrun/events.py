@@ -414,9 +414,8 @@ class RunEvent(msgspec.Struct, frozen=True, gc=False):
     @property
     def type(self) -> str:
         """The event's type, such as `text.delta`."""
-        return self.data.TYPE or type_of(
-            self.data
-        )  # asked for several times an event: one look mostly
+        # Asked for several times an event: mostly it takes one look.
+        return self.data.TYPE or type_of(self.data)
 
     def __repr__(self) -> str:
         """Return it in one short line: its data may be a megabyte."""

@@ -179,9 +179,8 @@ def test_a_secret_is_known_as_it_stands_in_texts(
     hidden = base64.b64encode(secret.encode()).decode()
     run = session.start(repeats, hidden)
     assert run.wait(BOUND_S)
-    assert (
-        run.record.output == hidden
-    )  # the limit of it: who encodes a secret hides it from us as well
+    # The limit of it: who encodes a secret hides it from us as well.
+    assert run.record.output == hidden
 
 
 def test_half_a_secret_is_not_left_where_a_long_text_is_cut(session: NotebookSession) -> None:

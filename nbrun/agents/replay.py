@@ -119,9 +119,8 @@ async def _end(
             raise Told(error)
         case ev.RunCancelled(cause=cause, reason=reason, output=output, error=error):
             yield Output(output)
-            run.token.cancel(
-                reason, cause, patience_s=0.0
-            )  # so it ends cancelled, whatever comes now
+            # So it ends cancelled, whatever comes now.
+            run.token.cancel(reason, cause, patience_s=0.0)
             if error is not None:
                 raise Told(error)
         case _:  # no replay loses its kernel

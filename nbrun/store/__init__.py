@@ -92,9 +92,8 @@ class SessionStore(StoredRuns):
         self.keep = keep or Keep()
         self._places = places
         self._lock = threading.RLock()
-        self._write_lock = (
-            threading.RLock()
-        )  # of the writer's connection, which readers of memory share
+        # Of the writer's connection, which readers of memory share.
+        self._write_lock = threading.RLock()
         self._home = Home(places, clock)
         self._clock = clock
         self._writer: Writer | None = None

@@ -69,9 +69,8 @@ class Home:
         self.former: sqlite3.Connection | None = None
         self.path: Path | None = None
         self.problem: str | None = None  # why it is not at the first place
-        self.only_read: tuple[Path, str] | None = (
-            None  # a place that can be read all the same, and why only that
-        )
+        # A place that can be read all the same, and why only that.
+        self.only_read: tuple[Path, str] | None = None
         self.trouble: Trouble | None = None  # why it is not open
         self.lost = 0
         self.is_begun_again = False  # what this kernel knows is not in it yet

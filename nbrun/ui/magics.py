@@ -66,9 +66,8 @@ def _with_manual(examples: tuple[Example, ...]) -> Callable[[F], F]:
     """Have `?` show the whole manual of a magic; its docstring is the first line."""
 
     def decorate(magic: F) -> F:
-        parser = getattr(
-            magic, "parser", None
-        )  # IPython has made it, and put its help for the docstring
+        # IPython has made it, and put its help for the docstring.
+        parser = getattr(magic, "parser", None)
         magic.__doc__ = manual((parser.description if parser else magic.__doc__) or "", examples)
         return magic
 

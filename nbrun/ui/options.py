@@ -350,9 +350,8 @@ def read_subcommand(line: str) -> tuple[str, list[str]]:
     if verb not in SUBCOMMANDS:
         near = [name for name in SUBCOMMANDS if verb.startswith(name) or name.startswith(verb)]
         near = near or close_to(verb, SUBCOMMANDS, 3, SLIP)
-        near.sort(
-            key=lambda name: sorted(name) != sorted(verb)
-        )  # letters that changed places: first
+        # Letters that changed places come first.
+        near.sort(key=lambda name: sorted(name) != sorted(verb))
         hint = f"; did you mean {near[0]}?" if near else "."
         raise BadOption(f"%agentrun has no '{verb}'{hint} It knows: {', '.join(SUBCOMMANDS)}. "
                         "To start a run, begin its cell with %%agentrun (two per cents), the prompt below")  # fmt: skip

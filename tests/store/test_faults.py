@@ -691,9 +691,8 @@ AS_NOBODY = textwrap.dedent(
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_what_may_only_be_read_is_left_for_the_next_place(what: str) -> None:
     """Without the right to write beside the notebook, runs go to the data folder; doctor says why."""
-    top = Path(
-        tempfile.mkdtemp(prefix="nbrun-readonly-")
-    )  # one that nobody else's rights stand in the way of
+    # A folder that nobody else's rights stand in the way of.
+    top = Path(tempfile.mkdtemp(prefix="nbrun-readonly-"))
     try:
         for name in ("warm", "fixed", "data"):
             (top / name).mkdir()

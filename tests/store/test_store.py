@@ -461,9 +461,8 @@ def test_the_run_of_a_killed_process_is_lost_with_all_that_was_shown(
         assert process.stdout is not None
         shown = int(process.stdout.readline())
         beside = make_session()
-        assert (
-            beside.get("#1").status is RunStatus.RUNNING
-        )  # it lives: another session changes nothing
+        # It lives: another session changes nothing.
+        assert beside.get("#1").status is RunStatus.RUNNING
         beside.close()
     finally:
         process.kill()
