@@ -12,7 +12,8 @@
 #     artifacts, bundle                    files beside the store, named by their hash | what an output looks like.
 #   notebook                               which notebook this kernel is of.
 #   clock                                  the time and the ids: nothing else reads either.
-#   query, keyring                         which runs are asked for | the secrets of a session.
+#   query, keyring, markdown_text          which runs are asked for | the secrets of a session | what an agent says,
+#                                          as HTML that neither acts nor hides nor fetches.
 #   budget                                 what a run may use up, and has.
 #   questions, inbox                       what a run asks of people | what people say to it. The arbiter of both.
 #   keeper, result_view                    what is kept of a run beside its log | an output of an earlier kernel.

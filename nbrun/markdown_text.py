@@ -1,0 +1,85 @@
+"""What an agent says, as HTML for a page: Markdown that can show, but neither act nor hide nor fetch anything."""
+
+from __future__ import annotations
+
+import functools
+import re
+from html import escape
+from typing import TYPE_CHECKING
+
+from nbrun.wording import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+LIMIT = 100_000
+"""Characters; a longer text is shown as it was written: a page should not wait for it."""
+
+_TAGS = {
+    *("p", "br", "hr", "blockquote", "ul", "ol", "li", "pre", "code", "em", "strong", "s", "a"),
+    *("table", "thead", "tbody", "tr", "th", "td"),
+}
+_LANGUAGE = re.compile(r"[\w+#.-]{0,20}")
+
+
+def safe_html(text: str) -> str:
+    """Return a text as HTML: its Markdown drawn, everything else in it as it was written.
+
+    HTML in it is text. A link leads to http(s) and into a page of its own, or is text; an image becomes a link, so
+    that nothing is fetched. Headings are strong paragraphs: the outline of a notebook is its author's. What would hide
+    text or turn its direction is made visible, also where an entity has put it.
+    """
+    import nh3  # with the first text
+
+    if len(text) > LIMIT:
+        return _as_written(text)
+    parser = _parser()
+    tokens = parser.parse(text)
+    # Markdown leaves out what is nested deeper than that: rather no layout than not every word.
+    if any(token.level >= parser.options.maxNesting - 1 for token in tokens):
+        return _as_written(text)
+    clean = nh3.clean(
+        parser.renderer.render(tokens, parser.options, {}),
+        tags=_TAGS,
+        attributes={"a": {"href", "title"}, "ol": {"start"}},
+        url_schemes={"http", "https"},
+        link_rel="noopener noreferrer nofollow",
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+    )
+    return visible(clean)
+
+
+def _as_written(text: str) -> str:
+    return f"<pre>{escape(visible(text))}</pre>"
+
+
+@functools.cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True})
+    parser.enable(["table", "strikethrough"])
+    # Definitions of links are left out of what is drawn, so they could hide a text.
+    parser.disable(["image", "reference"])
+    parser.validateLink = _is_web_link  # type: ignore[method-assign]
+    rules = parser.renderer.rules  # type: ignore[attr-defined]
+    rules["heading_open"] = lambda *_: "<p><strong>"
+    rules["heading_close"] = lambda *_: "</strong></p>\n"
+    rules["fence"] = _code_block
+    # It makes its tables of rules with its first text; nobody else has it yet, so no two threads do.
+    parser.render("a")
+    return parser
+
+
+def _code_block(tokens: Sequence[Token], index: int, *_: object) -> str:
+    """Return a block of code, without the name of its language; anything else in that place is shown."""
+    info = tokens[index].info.strip()
+    head = "" if _LANGUAGE.fullmatch(info) else f"{info}\n"
+    return f"<pre><code>{escape(head + tokens[index].content)}</code></pre>\n"
+
+
+def _is_web_link(url: str) -> bool:
+    return url.lower().startswith(("https://", "http://"))
