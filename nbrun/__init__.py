@@ -52,6 +52,7 @@ from typing import Any
 from nbrun import errors
 from nbrun.agents import agent
 from nbrun.agents.scripted import ScriptedAgent
+from nbrun.agents.setup import needs_approval
 from nbrun.cancellation import CancelCause, CancelReceipt, CancelToken
 from nbrun.clock import SequentialIds
 from nbrun.context import RunContext, current
@@ -85,6 +86,7 @@ __all__ = [
     "current",
     "errors",
     "get",
+    "needs_approval",
     "panel",
     "redact",
     "runs",

@@ -62,13 +62,16 @@ def start(
     thread: bool = False,
     tags: Mapping[str, str] | None = None,
     tools: Sequence[Callable[..., object]] | None = None,
+    system: str | None = None,
+    output_type: type | None = None,
+    mcp: Sequence[str] | str | None = None,
     keep_object: bool = False,
 ) -> Run:
     """Start a run in this notebook's session and return its handle; see `NotebookSession.start`."""
     return session().start(
         agent, prompt, name=name, id=id, model=model, timeout_s=timeout_s, max_turns=max_turns,
         max_tokens=max_tokens, max_cost=max_cost, approve=approve, if_running=if_running, on=on, thread=thread,
-        tags=tags, tools=tools, keep_object=keep_object,
+        tags=tags, tools=tools, system=system, output_type=output_type, mcp=mcp, keep_object=keep_object,
     )  # fmt: skip
 
 

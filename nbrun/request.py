@@ -9,15 +9,16 @@ from operator import index
 from typing import TYPE_CHECKING
 
 from nbrun.agents import builtin, find_adapter, registered
+from nbrun.agents.setup import NO_SETUP, Setup
 from nbrun.budget import Limits
 from nbrun.catalog import number_of
-from nbrun.encoding import Plain, clean_text, type_name
+from nbrun.encoding import Plain, clean_text
 from nbrun.errors import AgentNotFound, BadOption
 from nbrun.events import RunCreated
 from nbrun.executors import parcel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from nbrun.record import RunRecord
 
@@ -93,9 +94,7 @@ def _dollars(value: object) -> float | None:
     raise BadOption(f"max_cost is {value!r}; give US dollars above 0, such as 0.50")
 
 
-def resolve(
-    agent: object, model: str | None, tools: Sequence[Callable[..., object]] | None
-) -> tuple[object, str | None]:
+def resolve(agent: object, model: str | None, setup: Setup) -> tuple[object, str | None]:
     """Return the agent object, and the model's name where the built-in agent is meant.
 
     Raises
@@ -104,9 +103,14 @@ def resolve(
         There is none, or it could not be entered.
     """
     if agent is None:
-        return builtin.choose(model, os.environ, tuple(tools or ()))
+        return builtin.choose(model, os.environ, setup)
     if model is not None:
         raise BadOption("give an agent or a model, not both")
+    if setup != NO_SETUP:
+        given = ", ".join(setup.options())
+        raise BadOption(
+            f"{given}: for the built-in agent only; leave the agent out, or what it is given"
+        )
     if not isinstance(agent, str):
         return agent, None
     known = registered()
@@ -139,7 +143,7 @@ def describe(
     cell_id: str | None,
     tags: Mapping[str, str] | None,
     parent_id: str | None = None,
-    tools: Sequence[Callable[..., object]] | None = None,
+    setup: Setup = NO_SETUP,
     target: str | None = None,
     **options: Plain,
 ) -> RunCreated:
@@ -166,8 +170,7 @@ def describe(
     adapter = find_adapter(agent)
     adapter.check(agent)
     label = adapter.label(agent)
-    if tools:  # by name, so that a later kernel can find them
-        options["tools"] = [str(getattr(tool, "__name__", type_name(tool))) for tool in tools]
+    options.update(setup.options())
     return RunCreated(
         session_id=session_id,
         name=clean_text(name or label),

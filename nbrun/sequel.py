@@ -12,6 +12,7 @@ from nbrun import events as ev
 from nbrun.agents import Replay, builtin, find_adapter
 from nbrun.budget import NO_LIMITS, Budget, Limits
 from nbrun.cancellation import CancelToken
+from nbrun.encoding import shown
 from nbrun.errors import AgentNotFound, BadOption, NotResumable
 from nbrun.record import RunRecord, RunStatus
 from nbrun.wording import title
@@ -30,6 +31,7 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "timeout_s": (int, float), "max_turns": (int,), "max_tokens": (int,), "max_cost": (int, float),
     "approve": (str,), "on": (str,), "thread": (bool,), "keep_object": (bool,),
 }  # fmt: skip
+_SETUP = ("tools", "system", "output_type", "mcp")
 _NOT_AGAIN = frozenset({"prompt", "parent", "sequel", "target"})
 
 
@@ -115,10 +117,10 @@ def replay(
     speed = recording.read_speed(given.pop("speed", 1.0))
     _check_ended(run)
     record = run.record
-    shown = Replay((recording.header(record), run.recorded_events()), speed)
+    played = Replay((recording.header(record), run.recorded_events()), speed)
     named: dict[str, Any] = {} if record.name == record.agent else {"name": record.name}
     whole = {"tags": dict(record.tags), **named, **_given(given)}
-    return Plan(shown, record.prompt, whole, Sequel(_origin(ev.REPLAY, record), record.model))
+    return Plan(played, record.prompt, whole, Sequel(_origin(ev.REPLAY, record), record.model))
 
 
 PLANS = {ev.RESUME: resumption, ev.RETRY: repetition, ev.REPLAY: replay}
@@ -197,9 +199,19 @@ def _options(record: RunRecord, given: Mapping[str, Any]) -> dict[str, Any]:
         if name in _OPTIONS and type(value) in _OPTIONS[name]
     }
     named: dict[str, Any] = {} if record.name == record.agent else {"name": record.name}
-    tools = record.options.get("tools")
-    asked = {"tools": [str(name) for name in tools]} if isinstance(tools, list) else {}
-    return {**stored, "tags": dict(record.tags), **named, **asked, **_given(given)}
+    return {**stored, "tags": dict(record.tags), **named, **_setup(record), **_given(given)}
+
+
+def _setup(record: RunRecord) -> dict[str, Any]:
+    """Return what the built-in agent was given: functions and types by their names."""
+    kept = record.options
+    setup: dict[str, Any] = {}
+    if isinstance(tools := kept.get("tools"), list):
+        setup["tools"] = [str(name) for name in tools]
+    for option in ("system", "output_type"):
+        if isinstance(text := kept.get(option), str):
+            setup[option] = text
+    return setup
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,16 +228,19 @@ def _found(
     None for the built-in agent, whose model and tools are then among the options.
     """
     if agent is not None or options.get("model") is not None:
-        options.pop("tools", None) if agent is not None else _find_tools(record, find, options)
+        if agent is not None:
+            _drop_setup(options)
+        else:
+            _find_setup(record, find, options)
         return agent
     options["target"] = record.target  # so that a later kernel finds it for the sequel as well
     live = run._live
     if live is not None and live.agent is not None:
-        options.pop("tools", None)  # it has them
+        _drop_setup(options)  # it has that
         return live.agent
     if record.model is not None:
         options["model"] = builtin.named(record.model)
-        _find_tools(record, find, options)
+        _find_setup(record, find, options)
         return None
     return _same_agent(record, find)
 
@@ -248,16 +263,35 @@ def _same_agent(record: RunRecord, find: FindAgent) -> object:
     return found
 
 
-def _find_tools(record: RunRecord, find: FindAgent, options: dict[str, Any]) -> None:
-    """Put the tools in the place of their names."""
-    tools = [find(tool) if isinstance(tool, str) else tool for tool in options.get("tools") or ()]
-    for name, tool in zip(options.get("tools") or (), tools, strict=True):
-        if tool is None:
-            raise AgentNotFound(
-                f"a tool of {title(record)} is not here: define {name} first, or pass tools="
-            )
+def _drop_setup(options: dict[str, Any]) -> None:
+    for option in _SETUP:
+        options.pop(option, None)
+
+
+def _find_setup(record: RunRecord, find: FindAgent, options: dict[str, Any]) -> None:
+    """Put functions and types in the place of their names."""
+    servers = record.options.get("mcp")
+    # Not taken from the store, which somebody else may have written: a command would be executed.
+    if isinstance(servers, list) and not options.get("mcp"):
+        used = shown(", ".join(str(server) for server in servers), 100)
+        raise BadOption(f"{title(record)} used MCP servers ({used}); give them again with --mcp")
+    tools = [_by_name(record, find, tool, "tools") for tool in options.get("tools") or ()]
     if tools:
         options["tools"] = tools
+    if isinstance(options.get("output_type"), str):
+        options["output_type"] = _by_name(record, find, options["output_type"], "output_type")
+
+
+def _by_name(record: RunRecord, find: FindAgent, named: object, option: str) -> object:
+    if not isinstance(named, str):
+        return named
+    found = find(named)
+    if found is None:
+        what = "a tool" if option == "tools" else "the output type"
+        raise AgentNotFound(
+            f"{what} of {title(record)} is not here: define {named} first, or pass {option}="
+        )
+    return found
 
 
 def _line(verb: str, record: RunRecord) -> str:

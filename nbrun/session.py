@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nbrun import capture, reentrant
 from nbrun import events as ev
 from nbrun.agents import registered
+from nbrun.agents.setup import read_setup
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.canceller import Canceller
 from nbrun.catalog import Catalog, removable
@@ -139,6 +140,9 @@ class NotebookSession:
         thread: bool = False,
         tags: Mapping[str, str] | None = None,
         tools: Sequence[Callable[..., object]] | None = None,
+        system: str | None = None,
+        output_type: type | None = None,
+        mcp: Sequence[str] | str | None = None,
         cell_id: str | None = None,
         parent: Run | None = None,
         answerable: bool = True,
@@ -163,7 +167,10 @@ class NotebookSession:
         on : `process` runs the agent in a process of its own, which can be killed with all it has started; its
             output comes back as JSON-like data.
         thread : drive an async agent on a thread of its own, because it blocks.
-        tools : functions for the built-in agent.
+        tools : functions for the built-in agent; one under `nbrun.needs_approval` asks a person first.
+        system : its instructions.
+        output_type : the class that its output is an instance of; None is text.
+        mcp : MCP servers whose tools it may use, by command or by URL.
         keep_object : also keep the output itself, pickled, for `run.load_object()` of a later kernel.
         target : the agent's name in the notebook, by which a later kernel finds it again.
         sequel : what there is to know of the run that this one comes from.
@@ -177,7 +184,8 @@ class NotebookSession:
         order = Order(
             agent=agent, prompt=prompt, name=name, id=id, model=model, timeout_s=timeout_s,
             max_turns=max_turns, max_tokens=max_tokens, max_cost=max_cost, approve=approve,
-            if_running=if_running, on=on, thread=thread, tags=tags, tools=tools, cell_id=cell_id,
+            if_running=if_running, on=on, thread=thread, tags=tags,
+            setup=read_setup(tools, system, output_type, mcp), cell_id=cell_id,
             parent=parent, answerable=answerable, keep_object=keep_object, target=target,
             sequel=sequel,
         )  # fmt: skip

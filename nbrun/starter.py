@@ -25,8 +25,9 @@ from nbrun.sequel import of_recording
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
+    from nbrun.agents.setup import Setup
     from nbrun.canceller import Canceller
     from nbrun.catalog import Catalog
     from nbrun.clock import IdGenerator
@@ -58,7 +59,7 @@ class Order:
     on: str
     thread: bool
     tags: Mapping[str, str] | None
-    tools: Sequence[Callable[..., object]] | None
+    setup: Setup
     cell_id: str | None
     parent: Run | None
     answerable: bool
@@ -312,13 +313,13 @@ def _describe(order: Order, limits: Limits, session_id: str) -> ev.RunCreated:
     """Return the run's first event; the order then has the agent itself, and what the run comes from."""
     if isinstance(order.agent, str):
         order.target = order.agent
-    order.agent, order.model = request.resolve(order.agent, order.model, order.tools)
+    order.agent, order.model = request.resolve(order.agent, order.model, order.setup)
     if order.sequel is None and isinstance(order.agent, Replay):
         order.sequel = of_recording(order.agent)
         order.prompt = order.prompt or order.agent.header.prompt
     created = request.describe(
         order.agent, session_id=session_id, prompt=order.prompt, name=order.name, model=order.model,
-        cell_id=order.cell_id, tags=order.tags, tools=order.tools, target=order.target,
+        cell_id=order.cell_id, tags=order.tags, setup=order.setup, target=order.target,
         timeout_s=order.timeout_s, thread=order.thread or None,
         on=None if order.on == "local" else order.on,
         keep_object=order.keep_object or None,

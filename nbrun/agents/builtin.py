@@ -6,6 +6,7 @@ Order: the model given, `NBRUN_MODEL`, a provider's key, `OLLAMA_BASE_URL`, the 
 | --- | --- |
 | `local` | the tiny local model, in process, no key |
 | `scripted` | the scripted agent: says the same to everything, for teaching without any model |
+| `local:PATH` | a model of your own: a GGUF file, in process |
 | `demo` | `local` where it is installed, else `scripted` |
 | `provider:name` | any model string of pydantic-ai |
 """
@@ -13,15 +14,22 @@ Order: the model given, `NBRUN_MODEL`, a provider's key, `OLLAMA_BASE_URL`, the 
 from __future__ import annotations
 
 import importlib.util
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.agents import Output, pydantic_ai
 from nbrun.agents.scripted import HAIKU, ScriptedAgent
+from nbrun.agents.setup import NO_SETUP, Setup
+from nbrun.agents.worker import Worker
 from nbrun.errors import BadOption
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
+
+    from pydantic_ai import Agent
 
     from nbrun.context import RunContext
     from nbrun.events import EventData
@@ -77,11 +85,11 @@ class ModelAgent:
 
     model: str
     label: str
-    tools: tuple[Callable[..., object], ...] = ()
+    setup: Setup = NO_SETUP
 
 
 def choose(
-    model: str | None, environ: Mapping[str, str], tools: tuple[Callable[..., object], ...] = ()
+    model: str | None, environ: Mapping[str, str], setup: Setup = NO_SETUP
 ) -> tuple[ModelAgent | ScriptedAgent, str]:
     """Return the built-in agent for `model`, and what cards call its model.
 
@@ -101,10 +109,14 @@ def choose(
     if named == DEMO:
         named = LOCAL if _local_lack() is None else SCRIPTED
     if named == SCRIPTED:
+        if setup != NO_SETUP:
+            raise BadOption(
+                "the scripted agent has no model: leave tools and the like out, or name another model"
+            )
         return ScriptedAgent(HAIKU), LABELS[SCRIPTED]
     _check(named, environ)
     label = LABELS.get(named, named)
-    return ModelAgent(named, label, tools), label
+    return ModelAgent(named, label, setup), label
 
 
 def named(label: str) -> str:
@@ -179,9 +191,12 @@ def _check(model: str, environ: Mapping[str, str]) -> None:
             raise BadOption(f"--model local: {problem}")
         return
     provider, colon, name = model.partition(":")
+    if provider == LOCAL and name:
+        _check_file(model, name)
+        return
     if not colon or not name:
         raise BadOption(
-            f"--model {model}: give local, scripted, demo, or provider:name such as {DEFAULTS['openai']}"
+            f"--model {model}: give local, local:PATH, scripted, demo, or provider:name such as {DEFAULTS['openai']}"
         )
     if importlib.util.find_spec("pydantic_ai") is None:
         raise BadOption(f'--model {model} needs pydantic-ai: pip install "jupyter-nbrun[agents]"')
@@ -192,6 +207,18 @@ def _check(model: str, environ: Mapping[str, str]) -> None:
         )
     if keys is None:
         _check_provider(model, provider)
+
+
+def _check_file(model: str, path: str) -> None:
+    from nbrun.agents import local_install
+
+    if (lack := local_install.model_lack(local_file(path))) is not None:
+        raise BadOption(f"--model {model}: {lack}")
+
+
+def local_file(path: str) -> Path:
+    """Return the file of a user's own model."""
+    return Path(path).expanduser().absolute()
 
 
 def _check_provider(model: str, provider: str) -> None:
@@ -213,6 +240,17 @@ def _local_lack() -> str | None:
     from nbrun.agents import local_install
 
     return local_install.missing()
+
+
+async def make_agent(agent: ModelAgent, run: RunContext) -> Agent[None, object]:
+    """Return the pydantic-ai agent, made in a worker thread: the import would block the loop for seconds."""
+
+    def make() -> Agent[None, object]:
+        from nbrun.agents.model_agent import assemble
+
+        return assemble(agent.model, agent.setup, partial(run.log, level="warning"))
+
+    return await Worker(f"{run.run_id}-import", make, copy_context()).result()
 
 
 class BuiltinAdapter:
@@ -240,7 +278,7 @@ class BuiltinAdapter:
     ) -> AsyncIterator[EventData | Output]:
         """Yield what the model does."""
         assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
-        made = await pydantic_ai.make_agent(agent.model, agent.tools, run)
+        made = await make_agent(agent, run)
         async for item in pydantic_ai.ADAPTER.events(made, prompt, run):
             yield item
 

@@ -21,6 +21,7 @@ from nbrun.agents.local_prompt import Offer, answer_in, chat, tool_call_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from pydantic_ai import RunContext
     from pydantic_ai.messages import ModelMessage, ModelResponse, ModelResponseStreamEvent
@@ -57,6 +58,9 @@ class LocalModel(Model):
 
     Parameters
     ----------
+    model_file
+        A model of the user's own, in the GGUF format, in place of the demo model. One model is loaded
+        at a time.
     settings
         Defaults of this instance: ``max_tokens`` (256), ``temperature`` (0.2), ``top_p`` (0.9),
         ``top_k``, ``seed``, ``presence_penalty``, ``frequency_penalty``, ``stop_sequences``,
@@ -65,7 +69,10 @@ class LocalModel(Model):
 
     unsupported_settings = frozenset({"timeout", "logit_bias", "extra_body"})
 
-    def __init__(self, *, settings: ModelSettings | None = None) -> None:
+    def __init__(
+        self, model_file: Path | None = None, *, settings: ModelSettings | None = None
+    ) -> None:
+        self._model_file = model_file
         profile = ModelProfile(
             json_schema_transformer=InlineDefsJsonSchemaTransformer,
             # The runtime would take a user's "<|im_end|>" for the end of the user's turn.
@@ -81,7 +88,7 @@ class LocalModel(Model):
     @property
     def model_name(self) -> str:
         """The model's name, without its provider."""
-        return MODEL_NAME
+        return _name(self._model_file)
 
     @property
     def system(self) -> str:
@@ -91,6 +98,8 @@ class LocalModel(Model):
     @property
     def label(self) -> str:
         """What people read: the name, and that it is tiny."""
+        if self._model_file is not None:
+            return self._model_file.name
         return "SmolLM2 135M (tiny demo model)"
 
     async def request(
@@ -142,7 +151,7 @@ class LocalModel(Model):
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         else:
             body["repeat_penalty"] = _REPEAT_PENALTY
-        decoding = Decoding(body)
+        decoding = Decoding(body, self._model_file)
         submit(decoding)
         try:
             yield LocalStream(parameters, decoding=decoding, is_constrained=offer is not None)
@@ -162,7 +171,7 @@ class LocalStream(StreamedResponse):
     @property
     def model_name(self) -> str:
         """The model's name, without its provider."""
-        return MODEL_NAME
+        return _name(self.decoding.model_file)
 
     @property
     def provider_name(self) -> str:
@@ -200,6 +209,10 @@ class LocalStream(StreamedResponse):
             name, args = tool_call_in(written)
             yield parts.handle_tool_call_part(vendor_part_id=None, tool_name=name, args=args)
             self.finish_reason = "tool_call"
+
+
+def _name(model_file: Path | None) -> str:
+    return MODEL_NAME if model_file is None else model_file.stem
 
 
 def _sampling(settings: ModelSettings | None) -> dict[str, object]:

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from pydantic_ai.exceptions import ModelAPIError, UserError
 from pydantic_ai.usage import RequestUsage
 
-from nbrun.agents.local_install import find_model_file, missing
+from nbrun.agents.local_install import find_model_file, missing, model_lack
 from nbrun.cancellation import call_soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from pydantic_ai.messages import FinishReason
 
@@ -90,10 +91,15 @@ class Decoding:
     Threads: made and read (`pieces`) on the loop; `take` and `end` are called by the decode thread;
     `stop` by any. `is_stopped` goes from False to True once and is read without a lock: a decode
     thread that sees it late decodes one token more, which `pieces` drops.
+
+    Parameters
+    ----------
+    model_file : a model of the user's own; None is the demo model.
     """
 
-    def __init__(self, body: dict[str, object]) -> None:
+    def __init__(self, body: dict[str, object], model_file: Path | None = None) -> None:
         self.body = body
+        self.model_file = model_file
         self.is_stopped = False
         self._loop = asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()  # None: the end
@@ -108,7 +114,7 @@ class Decoding:
         if self.is_stopped:
             return True
         try:
-            self._hand_over(_piece_of(chunk))
+            self._hand_over(_piece_of(chunk, self.model_file))
         except Exception as error:  # the runtime would only print it
             self.end(error)
             return True
@@ -192,19 +198,24 @@ class _Decoder:
         # A local, so that it goes with this thread; and never in a forked child, where the threads
         # that its destructor waits for do not exist.
         server: _Server | None = None
+        loaded: Path | None = None
         while (decoding := self._waiting.get()) is not None:
             if decoding.is_stopped:  # cancelled while it waited
                 continue
             try:
                 if not self._is_closing:
-                    server = server or _load()
+                    if server is None or loaded != decoding.model_file:
+                        server = None  # first: there may be no room for two
+                        server, loaded = _load(decoding.model_file), decoding.model_file
                     on_chunk = partial(self._pass_on, decoding)
                     server.handle_chat_completions(decoding.body, on_chunk)
-                decoding.end(_failure("it was closed") if self._is_closing else None)
+                decoding.end(
+                    _failure("it was closed", decoding.model_file) if self._is_closing else None
+                )
             except UserError as error:
                 decoding.end(error)
             except Exception as error:  # told to the run that asked; the thread serves the next one
-                failure = _failure(str(error))
+                failure = _failure(str(error), decoding.model_file)
                 failure.__cause__ = error
                 decoding.end(failure)
 
@@ -212,17 +223,17 @@ class _Decoder:
         return self._is_closing or decoding.take(chunk)
 
 
-def _load() -> _Server:
-    """Load the model: 250 MB."""
+def _load(model_file: Path | None) -> _Server:
+    """Load a model; the demo model takes 250 MB."""
     # The runtime holds the GIL all the while: 0.25 to 0.4 s in which nothing else runs in this
     # process, seconds on a busy machine. Its trial run and its look at the memory would double that.
-    if (lack := missing()) is not None:
+    if (lack := missing() if model_file is None else model_lack(model_file)) is not None:
         raise UserError(lack)
     import xllamacpp
 
     threads = max(1, (os.cpu_count() or 1) // 2)  # with all of them, busy barriers fight for cores
     params = xllamacpp.CommonParams()
-    params.model.path = str(find_model_file())
+    params.model.path = str(model_file or find_model_file())
     params.n_ctx = CONTEXT_TOKENS
     params.n_parallel = 1
     params.n_batch = params.n_ubatch = _BATCH_TOKENS
@@ -238,12 +249,13 @@ def _load() -> _Server:
     return server
 
 
-def _piece_of(chunk: _Chunk) -> Piece:
+def _piece_of(chunk: _Chunk, model_file: Path | None) -> Piece:
     if (complaint := chunk.get("error")) is not None:
         if (tokens := complaint.get("n_prompt_tokens")) is None:
-            raise _failure(complaint["message"])
+            raise _failure(complaint["message"], model_file)
         raise _failure(
-            f"it reads {CONTEXT_TOKENS} tokens and the conversation has {tokens}. Shorten it."
+            f"it reads {CONTEXT_TOKENS} tokens and the conversation has {tokens}. Shorten it.",
+            model_file,
         )
     usage: RequestUsage | None = None
     if (timings := chunk.get("timings")) is not None:
@@ -261,5 +273,7 @@ def _piece_of(chunk: _Chunk) -> Piece:
     return Piece(choice["delta"].get("content") or "", usage, reason)
 
 
-def _failure(reason: str) -> ModelAPIError:
-    return ModelAPIError(MODEL_NAME, f"The local demo model gave no answer: {reason}")
+def _failure(reason: str, model_file: Path | None) -> ModelAPIError:
+    if model_file is None:
+        return ModelAPIError(MODEL_NAME, f"The local demo model gave no answer: {reason}")
+    return ModelAPIError(model_file.stem, f"The model {model_file.name} gave no answer: {reason}")

@@ -25,6 +25,9 @@ RUNTIME_PACKAGE = "xllamacpp"
 INSTALL_TIMEOUT_S = 900.0
 """102 MB come over the network; after this long the installer is stopped."""
 
+_MAGIC = b"GGUF"
+"""What a model file of llama.cpp begins with."""
+
 _NO_RUNTIME = 'xllamacpp is not installed (mend: pip install "jupyter-nbrun[local]")'
 _NO_OPENMP = "the system library libgomp.so.1 is missing (mend: apt-get install libgomp1)"
 _NO_MODEL = "the model file is not installed (mend: nbrun local install)"
@@ -46,6 +49,18 @@ def missing() -> str | None:
     if find_model_file() is None:
         lacks.append(_NO_MODEL)
     return f"The local demo model cannot run: {'; '.join(lacks)}." if lacks else None
+
+
+def model_lack(model_file: Path) -> str | None:
+    """Return one line that says why a user's own model cannot run here, None when it can be tried."""
+    if (lack := _runtime_lack()) is not None:
+        return f"The model {model_file.name} cannot run: {lack}."
+    try:
+        with model_file.open("rb") as file:
+            is_model = file.read(len(_MAGIC)) == _MAGIC
+    except OSError as error:
+        return f"The model {model_file} cannot be read: {error.strerror}."
+    return None if is_model else f"{model_file} is no model file: give one in the GGUF format."
 
 
 def _runtime_lack() -> str | None:

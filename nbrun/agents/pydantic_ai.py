@@ -6,18 +6,16 @@ Found by class, never imported before one is driven: the import takes a second o
 from __future__ import annotations
 
 import asyncio
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from nbrun import events as ev
 from nbrun.agents import Output
-from nbrun.agents.worker import Worker
 from nbrun.encoding import plain
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
-    from pydantic_ai import Agent, CancellationToken
+    from pydantic_ai import CancellationToken
     from pydantic_ai.capabilities import AbstractCapability
     from pydantic_ai.tools import (
         DeferredToolRequests,
@@ -180,20 +178,3 @@ async def _approval(run: RunContext, call: Any) -> ToolApproved | ToolDenied:
     if not isinstance(answer.args, dict):
         return ToolDenied("The arguments that a person gave are no JSON object.")
     return ToolApproved(override_args=answer.args)
-
-
-async def make_agent(
-    model: str, tools: tuple[Callable[..., object], ...], run: RunContext
-) -> Agent[None, str]:
-    """Return an agent on `model`, made in a worker thread: the import would block the loop for seconds."""
-
-    def make() -> Agent[None, str]:
-        from pydantic_ai import Agent
-
-        if model == "local":
-            from nbrun.agents.local import LocalModel
-
-            return Agent(LocalModel(), tools=tools)
-        return Agent(model, tools=tools)
-
-    return await Worker(f"{run.run_id}-import", make, copy_context()).result()

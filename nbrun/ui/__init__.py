@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from nbrun.record import RunRecord
     from nbrun.run import Run
+    from nbrun.ui.main_code import MainThread
 
 _EXTENSION_ATTRIBUTE = "nbrun_extension"
 
@@ -62,6 +63,7 @@ class Extension:
             self.session.on_format = functools.partial(format_value, shell)
         self._clicks = clicks.Clicks(self.session)
         self._board: Any = None
+        self._main_thread: MainThread | None = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.
         self._still_shown: list[tuple[Run, Callable[[], object]]] = []
         self._undo: list[Callable[[], object]] = []
@@ -129,17 +131,35 @@ class Extension:
         if headless and waits:  # nobody can click: no widget, only what stays in the file
             try:
                 with cancelled_by_interrupt(run, self.session.cancel_grace_s):
-                    wait_for(run)
+                    wait_for(run, self.run_agents_code)
             finally:
                 self._show_static(run)
         elif waits:
             with cancelled_by_interrupt(run, self.session.cancel_grace_s):
                 self.show(run)
-                wait_for(run)
+                wait_for(run, self.run_agents_code)
         else:
             self.show(run)
         if waits:
             run.result(0)
+
+    def toolset(self, name: str) -> tuple[Callable[..., object], ...] | None:
+        """Return the functions of a toolset that has this name."""
+        from nbrun.ui import notebook_tools
+
+        if name != notebook_tools.NAME:
+            return None
+        if self._main_thread is None and self.kernel is not None:
+            from nbrun.ui.main_code import MainThread
+
+            self._main_thread = MainThread(self.shell)
+            self._undo.append(self._main_thread.close)
+        return notebook_tools.NotebookTools(self.shell, self._main_thread).functions()
+
+    def run_agents_code(self) -> None:
+        """Run what agents want to be run on the main thread, which has nothing else to do now."""
+        if self._main_thread is not None:
+            self._main_thread.run_here()
 
     def is_answerable(self, block: bool | None) -> bool:
         """Return whether a person could answer the run's questions: not where a headless cell waits for it."""
@@ -206,7 +226,13 @@ class Extension:
         shell = self.shell
         if name in shell.user_ns and not name.startswith("_") and name not in shell.user_ns_hidden:
             return shell.user_ns[name]
-        return registered().get(name)
+        return registered().get(name) or self._tool(name)
+
+    def _tool(self, name: str) -> object:
+        from nbrun.ui.notebook_tools import NAME, TOOLS
+
+        tools = (self.toolset(NAME) or ()) if name in TOOLS else ()
+        return next((tool for tool in tools if tool.__name__ == name), None)
 
     def _redraw_ended(self) -> None:
         """Bring static cards up to date whose runs have ended.

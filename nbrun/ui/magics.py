@@ -40,6 +40,8 @@ from nbrun.ui.waiting import cell_id
 from nbrun.wording import duration_s, title
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nbrun.events import ApprovalRequested
     from nbrun.record import RunRecord
     from nbrun.run import Run
@@ -97,6 +99,8 @@ class AgentMagics(Magics):
             on=request.on, tags=request.tags, cell_id=cell_id(self._extension.shell),
             max_turns=request.max_turns, max_tokens=request.max_tokens, max_cost=request.max_cost,
             keep_object=request.keep_object, approve=request.approve,
+            **self._resolved({"tools": request.tools or None, "system": request.system,
+                              "output_type": request.output, "mcp": request.mcp or None}),
             answerable=self._extension.is_answerable(request.block),
             target=CELL if request.python else request.target,
         )  # fmt: skip
@@ -223,7 +227,8 @@ class AgentMagics(Magics):
         """Start a run that comes from another one, and show its card."""
         asked, extension = read_sequel(self.agentrun, kind, words), self._extension
         answerable = extension.is_answerable(asked.block)
-        run = extension.session.follow(kind, asked.ref, answerable=answerable, **asked.options)
+        options = self._resolved(asked.options)
+        run = extension.session.follow(kind, asked.ref, answerable=answerable, **options)
         if asked.out is not None:
             extension.shell.user_ns[asked.out] = run
         extension.present(run, asked.block)
@@ -315,6 +320,35 @@ class AgentMagics(Magics):
         near = close_to(request.target, self._known_agents(), 1)
         hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
         raise AgentNotFound(f"there is no '{request.target}' in this notebook; {hint}")
+
+    def _resolved(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options with the notebook's own objects in the place of their names."""
+        names: dict[str, Any] = self._extension.shell.user_ns
+        found = {name: value for name, value in options.items() if value is not None}
+        if tools := found.get("tools"):
+            found["tools"] = [function for name in tools for function in self._tools(name)]
+        if isinstance(names.get(found.get("system", "")), str):
+            found["system"] = names[found["system"]]
+        if (kind := found.get("output_type")) is not None:
+            if not isinstance(names.get(kind), type):
+                raise BadOption(
+                    f"--output {kind}: there is no such class in this notebook; define it above"
+                )
+            found["output_type"] = names[kind]
+        return found
+
+    def _tools(self, name: str) -> Sequence[Callable[..., object]]:
+        names: dict[str, Any] = {**registered(), **self._extension.shell.user_ns}
+        if name not in names:
+            toolset = self._extension.toolset(name)
+            if toolset is None:
+                raise BadOption(
+                    f"--tools {name}: there is no such function in this notebook; define it above"
+                )
+            return toolset
+        if not callable(names[name]):
+            raise BadOption(f"--tools {name}: it is {type(names[name]).__name__}, not a function")
+        return (names[name],)
 
     def _known_agents(self) -> dict[str, object]:
         """Return what can be run, by name: the registered agents, and what the notebook itself has made."""

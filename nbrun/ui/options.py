@@ -47,7 +47,11 @@ OPTIONS = (
     Option(("--max-turns",), "cancel before one model call more than this", "N"),
     Option(("--max-tokens",), "cancel above so many tokens, in and out together", "N"),
     Option(("--max-cost",), "cancel above so many US dollars, where the model's price is known", "USD"),
-    Option(("--model",), "run the built-in agent on this model: local, scripted, demo, or provider:name", "MODEL"),
+    Option(("--model",), "run the built-in agent on this model: local, local:PATH, scripted, demo, or provider:name", "MODEL"),
+    Option(("--tools",), "functions of this notebook for the built-in agent: a,b or again; or notebook", "NAME", is_list=True),
+    Option(("--system",), "its instructions: a text, or the name of one in the notebook", "TEXT"),
+    Option(("--output",), "the class of its output: a pydantic model or dataclass of this notebook", "TYPE"),
+    Option(("--mcp",), "an MCP server whose tools it may use; may be given again", "COMMAND|URL", is_list=True),
     Option(
         ("--if-running",), "what to do while a run of this cell is live: queue, reject, replace",
         choices=("queue", "reject", "replace"),
@@ -151,6 +155,10 @@ class Request(msgspec.Struct, frozen=True):
     max_tokens: int | None
     max_cost: float | None
     keep_object: bool
+    tools: tuple[str, ...]
+    system: str | None
+    output: str | None
+    mcp: tuple[str, ...]
 
 
 def read_request(magic: Callable[..., Any], line: str) -> Request:
@@ -197,8 +205,14 @@ def _request(args: Any) -> Request:
         args.approve or "ask", _tags(args.tag or ()), args.id, args.on or "local", args.python, args.thread,
         not args.no_interpolate,
         _number(args.max_turns, int, "--max-turns"), _number(args.max_tokens, int, "--max-tokens"),
-        _number(args.max_cost, float, "--max-cost"), args.keep_object,
+        _number(args.max_cost, float, "--max-cost"), args.keep_object, _names(args.tools or ()), args.system,
+        args.output, tuple(args.mcp or ()),
     )  # fmt: skip
+
+
+def _names(given: Sequence[str]) -> tuple[str, ...]:
+    """Return names given with commas, or one by one."""
+    return tuple(name for part in given for name in part.replace(",", " ").split())
 
 
 def _joined(words: list[str]) -> list[str]:
@@ -225,7 +239,7 @@ class SequelRequest(msgspec.Struct, frozen=True):
 _NOT_OF_SEQUELS = ("id", "python", "no_interpolate")
 _NOT_OF_REPLAYS = (
     "timeout_s", "max_turns", "max_tokens", "max_cost", "model", "approve", "on", "thread",
-    "keep_object",
+    "keep_object", "tools", "system", "output_type", "mcp",
 )  # fmt: skip
 
 
@@ -249,7 +263,8 @@ def read_sequel(magic: Callable[..., Any], verb: str, words: list[str]) -> Seque
         "max_turns": request.max_turns, "max_tokens": request.max_tokens, "max_cost": request.max_cost,
         "if_running": args.if_running, "approve": args.approve, "on": args.on,
         "tags": request.tags or None, "thread": args.thread or None, "speed": speed,
-        "keep_object": args.keep_object or None,
+        "keep_object": args.keep_object or None, "tools": request.tools or None, "system": request.system,
+        "output_type": request.output, "mcp": request.mcp or None,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     if verb == "replay" and (strange := [name for name in _NOT_OF_REPLAYS if name in options]):

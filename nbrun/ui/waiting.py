@@ -14,7 +14,7 @@ from nbrun.ladder import LAST_S
 from nbrun.wording import status_words, title
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from nbrun.run import Run
 
@@ -42,10 +42,10 @@ def cell_id(shell: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def wait_for(run: Run) -> None:
-    """Wait for the run's end in short steps."""
+def wait_for(run: Run, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Wait for the run's end in short steps, and do something in between."""
     while not run.wait(TICK_S):
-        pass
+        meanwhile()
 
 
 @contextmanager
