@@ -47,8 +47,11 @@ OPTIONS = (
     Option(("--max-turns",), "cancel before one model call more than this", "N"),
     Option(("--max-tokens",), "cancel above so many tokens, in and out together", "N"),
     Option(("--max-cost",), "cancel above so many US dollars, where the model's price is known", "USD"),
-    Option(("--model",), "run the built-in agent on this model: local, local:PATH, scripted, demo, or provider:name", "MODEL"),
-    Option(("--tools",), "functions of this notebook for the built-in agent: a,b or again; or notebook", "NAME", is_list=True),
+    Option(
+        ("--model",), "run the built-in agent on a model: local, local:PATH, scripted, demo, provider:name",
+        "MODEL",
+    ),
+    Option(("--tools",), "functions of this notebook for the built-in agent: a,b, or notebook", "NAME", is_list=True),
     Option(("--system",), "its instructions: a text, or the name of one in the notebook", "TEXT"),
     Option(("--output",), "the class of its output: a pydantic model or dataclass of this notebook", "TYPE"),
     Option(("--mcp",), "an MCP server whose tools it may use; may be given again", "COMMAND|URL", is_list=True),
