@@ -15,7 +15,7 @@ import msgspec
 from nbrun import events as ev
 from nbrun.aftermath import EndedStage
 from nbrun.agents import Output, Resuming, find_adapter
-from nbrun.agents.plain import ThreadedAdapter
+from nbrun.agents.threaded import ThreadedAdapter
 from nbrun.agents.worker import Worker
 from nbrun.attempt import Attempt, HostEvent, Sink
 from nbrun.budget import NO_LIMITS, Budget
@@ -105,7 +105,8 @@ class Drive:
         self._clock = clock
         self._host_name = host_name
         self._token = attempt.token
-        self._adapter = ThreadedAdapter() if attempt.thread else find_adapter(attempt.agent)
+        agent, grace_s = attempt.agent, attempt.grace_s
+        self._adapter = ThreadedAdapter(agent, grace_s) if attempt.thread else find_adapter(agent)
         restored = attempt.restored
         self._usage = None if restored is None else restored.usage
         self._gate = Gate()

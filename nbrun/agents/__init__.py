@@ -7,6 +7,7 @@ under the entry-point group `nbrun.agents`: a name and an object that keeps the 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from types import FunctionType
@@ -24,11 +25,54 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "nbrun.agents"
 
+NO_NATIVE_CANCEL = "its task is cancelled"
+
 
 class Output(msgspec.Struct, frozen=True):
     """What an agent returned: the last thing that an adapter yields, if it yields one."""
 
     value: object
+
+
+class Lacks(msgspec.Struct, frozen=True):
+    """What a kind of agent cannot do: each field says why in a line, and is empty where it can.
+
+    People read it in `%agentrun agents`; tests/agents/conformance holds every adapter to it, both ways.
+    """
+
+    text: str = ""  # to be seen while it is written
+    tools: str = ""  # to show which tools it uses
+    functions: str = ""  # to have Python functions, called in this process, as tools
+    sync_tools: str = ""  # to be stopped in a sync function; else what runs on is named
+    approvals: str = ""  # to ask a person before a tool is used
+    edited_args: str = ""  # to use it then with other arguments, which the person gives
+    steering: str = ""  # to hear what people say to it while it runs
+    usage: str = ""  # to tell tokens and requests
+    native_cancel: str = ""  # to be cancelled by its framework, before its task is
+    resume: str = ""  # to go on from where it was cancelled or failed
+    resume_elsewhere: str = ""  # to do so in another kernel, where it can at all
+    thread: str = ""  # `--thread`
+    process: str = ""  # `--on process`
+
+
+class Framework(msgspec.Struct, frozen=True):
+    """The package that an adapter drives the objects of."""
+
+    package: str  # as it is imported
+    extra: str  # of this distribution, which brings it
+
+    @property
+    def lack(self) -> str | None:
+        """What is to be installed before it can be used; None where it is there."""
+        return None if is_installed(self.package) else f'pip install "jupyter-nbrun[{self.extra}]"'
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported; it is not."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of google.genai, where there is no google
+        return False
 
 
 @runtime_checkable
@@ -38,7 +82,7 @@ class AgentAdapter(Protocol):
     The host, not the adapter, sends `run.started`, the one end event, the ends of open tools and the usage
     of a cancelled run. An adapter may also have `async def cancel(self, run)`: its framework's native
     cancel, called on the host's loop once the token has fired; the driving task is then cancelled only
-    after the grace.
+    after the grace. And it may have `lacks`, a `Lacks`, and `framework`, a `Framework`: for people to read.
     """
 
     name: str
@@ -76,6 +120,18 @@ def as_native(adapter: AgentAdapter) -> NativeCancel | None:
     return cast("NativeCancel", adapter) if hasattr(adapter, "cancel") else None
 
 
+def lacks_of(adapter: AgentAdapter) -> Lacks | None:
+    """Return what the adapter says that it cannot do; None where it says nothing of that."""
+    lacks = getattr(adapter, "lacks", None)
+    return lacks if isinstance(lacks, Lacks) else None
+
+
+def framework_of(adapter: AgentAdapter) -> Framework | None:
+    """Return the package that the adapter says it needs."""
+    framework = getattr(adapter, "framework", None)
+    return framework if isinstance(framework, Framework) else None
+
+
 @runtime_checkable
 class Resuming(Protocol):
     """An adapter that can go on from a state; without it, an agent looks at `run.restored` itself."""
@@ -96,12 +152,52 @@ def _adapters() -> tuple[AgentAdapter, ...]:
     return tuple(importlib.import_module(f"nbrun.agents.{name}").ADAPTER for name in _BUILT_IN)
 
 
+class ThirdParty(msgspec.Struct, frozen=True):
+    """What other packages have registered, by entry point: adapters, and what could not be had, with why."""
+
+    adapters: tuple[tuple[str, AgentAdapter], ...] = ()
+    broken: tuple[tuple[str, str], ...] = ()
+
+
 @lru_cache(maxsize=1)
-def _third_party() -> tuple[AgentAdapter, ...]:
+def third_party() -> ThirdParty:
+    """Return what other packages have registered; `third_party.cache_clear()` has it read anew."""
     from importlib.metadata import entry_points
 
-    loaded = [point.load() for point in entry_points(group=ENTRY_POINTS)]
-    return tuple(adapter() if isinstance(adapter, type) else adapter for adapter in loaded)
+    adapters: list[tuple[str, AgentAdapter]] = []
+    broken: list[tuple[str, str]] = []
+    for point in entry_points(group=ENTRY_POINTS):
+        dist = "" if point.dist is None else f" of {point.dist.name}"
+        try:
+            adapters.append((point.name, _loaded(point.load())))
+        except (Exception, SystemExit) as error:  # a stranger's code must not break others' runs
+            words = f"{type(error).__name__}: {error}".partition("\n")[0]
+            broken.append((point.name, f"{point.value}{dist} cannot be used: {words}"))
+    return ThirdParty(tuple(adapters), tuple(broken))
+
+
+def _loaded(made: object) -> AgentAdapter:
+    adapter = made() if isinstance(made, type) else made
+    if not isinstance(adapter, AgentAdapter):
+        missing = [part for part in _PARTS if not hasattr(adapter, part)]
+        raise TypeError(f"it is no adapter: it has no {', '.join(missing)}")
+    return adapter
+
+
+_PARTS = ("name", "match", "check", "label", "events")
+
+
+def adapters() -> tuple[AgentAdapter, ...]:
+    """Return all adapters, in the order in which they are asked."""
+    *frameworks, plain = _adapters()
+    return (*frameworks, *(adapter for _name, adapter in third_party().adapters), plain)
+
+
+def _matches(adapter: AgentAdapter, agent: object) -> bool:
+    try:
+        return bool(adapter.match(agent))
+    except Exception:  # a stranger's mistake is not that of whoever has another kind of agent
+        return False
 
 
 def find_adapter(agent: object) -> AgentAdapter:
@@ -112,11 +208,10 @@ def find_adapter(agent: object) -> AgentAdapter:
     AgentNotFound
         Nothing here can run it.
     """
-    *frameworks, plain = _adapters()
     if isinstance(agent, FunctionType):  # by far the most, and surely no framework's object
-        return plain
-    for adapter in (*frameworks, *_third_party(), plain):
-        if adapter.match(agent):
+        return _adapters()[-1]
+    for adapter in adapters():
+        if _matches(adapter, agent):
             return adapter
     raise AgentNotFound(
         f"{type(agent).__name__} cannot be run: give a function (async or not, or a generator) "

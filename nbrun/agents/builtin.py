@@ -13,14 +13,13 @@ Order: the model given, `NBRUN_MODEL`, a provider's key, `OLLAMA_BASE_URL`, the 
 
 from __future__ import annotations
 
-import importlib.util
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.agents import Output, pydantic_ai
+from nbrun.agents import Lacks, Output, is_installed, pydantic_ai
 from nbrun.agents.scripted import HAIKU, ScriptedAgent
 from nbrun.agents.setup import NO_SETUP, Setup
 from nbrun.agents.worker import Worker
@@ -161,19 +160,12 @@ def model_choices(environ: Mapping[str, str]) -> list[ModelChoice]:
 
 def _package_lack(provider: str) -> str | None:
     """Return what is to be installed before a provider's models can be used."""
-    if not _is_there("pydantic_ai"):
+    if not is_installed("pydantic_ai"):
         return 'pip install "jupyter-nbrun[agents]"'
     extra = provider if provider in _PACKAGES else "openai"
-    if not _is_there(_PACKAGES.get(provider, "openai")):
+    if not is_installed(_PACKAGES.get(provider, "openai")):
         return f'pip install "pydantic-ai-slim[{extra}]"'
     return None
-
-
-def _is_there(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # of google.genai, where there is no google
-        return False
 
 
 def _found_in(environ: Mapping[str, str]) -> str | None:
@@ -198,7 +190,7 @@ def _check(model: str, environ: Mapping[str, str]) -> None:
         raise BadOption(
             f"--model {model}: give local, local:PATH, scripted, demo, or provider:name such as {DEFAULTS['openai']}"
         )
-    if importlib.util.find_spec("pydantic_ai") is None:
+    if not is_installed("pydantic_ai"):
         raise BadOption(f'--model {model} needs pydantic-ai: pip install "jupyter-nbrun[agents]"')
     keys = KEYS.get(provider.split("-")[0])
     if keys and not any(environ.get(key) for key in keys):
@@ -257,6 +249,8 @@ class BuiltinAdapter:
     """Makes the pydantic-ai agent and drives it as that framework's adapter does."""
 
     name = "builtin"
+    framework = pydantic_ai.FRAMEWORK
+    lacks = Lacks(steering="not yet", resume="not yet")
 
     def match(self, agent: object) -> bool:
         """Return whether it is the built-in agent."""

@@ -6,7 +6,7 @@ import ast
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Output
+from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
 from nbrun.errors import BadOption
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class CellAdapter:
     """Drives a `PythonCell`; the prompt is its code."""
 
     name = "python"
+    lacks = Lacks(native_cancel=NO_NATIVE_CANCEL)
 
     def match(self, agent: object) -> bool:
         """Return whether it is a cell."""

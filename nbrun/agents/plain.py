@@ -8,7 +8,6 @@ prints and the token work there. A cancel reaches them three ways: they may look
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from contextlib import aclosing
@@ -19,16 +18,14 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from nbrun import reentrant
-from nbrun.agents import Output
+from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
 from nbrun.agents.worker import Worker
-from nbrun.cancellation import call_soon
 from nbrun.encoding import clean_text, type_name
 from nbrun.errors import AgentNotFound
 from nbrun.events import EventData, TextDelta
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable
 
     from nbrun.context import RunContext
 
@@ -40,6 +37,7 @@ class PlainAdapter:
     """Drives any callable."""
 
     name = "function"
+    lacks = Lacks(native_cancel=NO_NATIVE_CANCEL)
 
     def match(self, agent: object) -> bool:
         """Return whether it can be called; a class is no agent, its instance may be."""
@@ -62,7 +60,7 @@ class PlainAdapter:
     ) -> AsyncIterator[EventData | Output]:
         """Yield what the function yields as text, then what it returns."""
         call = _bind(agent, prompt, run)
-        if _is_async(agent):
+        if is_async(agent):
             result = call()
         else:
             drive = functools.partial(_call_sync, call, run)
@@ -79,49 +77,6 @@ class PlainAdapter:
                     yield _item(item)
         else:
             yield Output(await result if inspect.iscoroutine(result) else result)
-
-
-class ThreadedAdapter(PlainAdapter):
-    """Drives an async agent on a loop and thread of its own: for agents that block (`--thread`)."""
-
-    name = "thread"
-
-    async def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[EventData | Output]:
-        """Yield what the agent returns; its deltas go to the run directly from its thread."""
-        if not _is_async(agent):  # it has a thread of its own anyway
-            async for item in super().events(agent, prompt, run):
-                yield item
-            return
-        drive = functools.partial(_run_on_own_loop, _on_own_loop(agent, prompt, run))
-        worker = Worker(run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True)
-        run.add_work(worker)
-        result = await worker.result()
-        run.drop_work(worker)
-        yield Output(result)
-
-
-def _run_on_own_loop(work: Coroutine[Any, Any, object]) -> object:
-    # It blocks nobody else, so it may as well be entered again: `asyncio.run()` within an agent works there.
-    with asyncio.Runner(loop_factory=reentrant.new_loop) as runner:
-        return runner.run(work)
-
-
-async def _on_own_loop(agent: object, prompt: str, run: RunContext) -> object:
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None  # noqa: S101 - a coroutine that runs has one
-    handle = run.token.add_first(lambda _request: call_soon(loop, task.cancel))
-    output: object = None
-    try:
-        async for item in PlainAdapter().events(agent, prompt, run):
-            if isinstance(item, Output):
-                output = item.value
-            else:
-                run.send(item)
-    finally:
-        handle.remove()
-    return output
 
 
 def _call_sync(call: Callable[[], Any], run: RunContext) -> object:
@@ -149,7 +104,8 @@ def _item(item: object) -> EventData:
             )
 
 
-def _is_async(agent: object) -> bool:
+def is_async(agent: object) -> bool:
+    """Return whether calling it makes a coroutine or an async generator."""
     kind = _function(agent)
     return inspect.isasyncgenfunction(kind) or inspect.iscoroutinefunction(kind)
 

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from nbrun import events as ev
-from nbrun.agents import Output
+from nbrun.agents import Framework, Lacks, Output
 from nbrun.encoding import plain
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nbrun.context import RunContext
 
 PACKAGE = "pydantic_ai"
+FRAMEWORK = Framework(PACKAGE, "agents")
 
 
 class PydanticAIAdapter:
@@ -37,6 +38,12 @@ class PydanticAIAdapter:
     """
 
     name = "pydantic-ai"
+    framework = FRAMEWORK
+    lacks = Lacks(
+        steering="not yet",
+        resume="not yet",
+        process="an Agent holds clients that cannot be pickled; make it inside an async function",
+    )
 
     def __init__(self) -> None:
         self._tokens: dict[str, CancellationToken] = {}

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nbrun import events as ev
-from nbrun.agents import Output
+from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
 from nbrun.encoding import shown
 from nbrun.failure import Told
 from nbrun.recording import MAX_SPEED, Replay
@@ -33,6 +33,13 @@ class ReplayAdapter:
     """Drives a `Replay`."""
 
     name = "replay"
+    lacks = Lacks(
+        functions="its tools are shown, not run",
+        approvals="it asks nobody again",
+        steering="what it does is recorded",
+        native_cancel=NO_NATIVE_CANCEL,
+        resume="it shows a run, which can be gone on with itself",
+    )
 
     def match(self, agent: object) -> bool:
         """Return whether it is a replay."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbrun import events as ev
-from nbrun.agents import Output
+from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
 from nbrun.encoding import plain
 from nbrun.errors import BadOption
 
@@ -85,6 +85,13 @@ class ScriptedAdapter:
     """Drives a `ScriptedAgent`."""
 
     name = "scripted"
+    lacks = Lacks(
+        functions="its tools are shown, not run",
+        approvals="it asks nobody",
+        steering="its script is fixed",
+        native_cancel=NO_NATIVE_CANCEL,
+        resume="it keeps no checkpoint",
+    )
 
     def match(self, agent: object) -> bool:
         """Return whether it is a script."""

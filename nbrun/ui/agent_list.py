@@ -1,4 +1,4 @@
-"""What can be run here: the notebook's agents, the registered ones, and models, each with what it lacks."""
+"""What can be run here: the notebook's agents, the registered ones, kinds of agents and models; what each lacks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,30 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING
 
-from nbrun.agents import builtin, find_adapter, registered
+from nbrun.agents import (
+    adapters,
+    builtin,
+    find_adapter,
+    framework_of,
+    lacks_of,
+    registered,
+    third_party,
+)
 from nbrun.errors import UserError
 from nbrun.wording import visible
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
+
+    from nbrun.agents import AgentAdapter
+
+_ABILITIES = {
+    "text": "streamed text", "tools": "tools shown", "functions": "functions as tools",
+    "sync_tools": "stopping sync tools", "approvals": "approvals", "edited_args": "edited arguments",
+    "steering": "steering", "usage": "usage", "native_cancel": "native cancel", "resume": "resume",
+    "resume_elsewhere": "resume in another kernel", "thread": "--thread", "process": "--on process",
+}  # fmt: skip
+"""The fields of `Lacks`, as people call them."""
 
 _PLAIN = (FunctionType, MethodType, BuiltinFunctionType, partial)
 
@@ -40,6 +58,7 @@ def agents_text(namespace: Mapping[str, object], hidden: Container[str], model: 
     ----------
     model : the one that the settings name, or nothing.
     """
+    third_party.cache_clear()  # something may have been installed since
     named = registered()
     own = {
         name: value
@@ -53,6 +72,8 @@ def agents_text(namespace: Mapping[str, object], hidden: Container[str], model: 
             *_agent_lines(own, "none: a function of one argument, the prompt, is an agent"),
             "Registered by @nbrun.agent:",
             *_agent_lines(named, "none"),
+            "Kinds of agents, and what they cannot do:",
+            *_kind_lines(),
             "Models, for %%agentrun --model MODEL (any provider:name of pydantic-ai is one):",
             *_model_lines(),
             f"Without a name and a model: {visible(chosen) if chosen else 'none, so a cell has to give one'}",
@@ -76,6 +97,30 @@ def _agent_words(name: str, agent: object) -> tuple[str, str | None]:
         return adapter.name, str(error).removeprefix(f"{name}() ")
     said = (agent.__doc__ or "").strip().partition("\n")[0]
     return f"{adapter.name}: {said}" if said else adapter.name, None
+
+
+def _kind_lines() -> list[str]:
+    rows: list[tuple[str, str, str | None]] = []
+    for adapter in adapters():
+        framework = framework_of(adapter)
+        lack = None if framework is None else framework.lack
+        rows.append((str(adapter.name), _lacks_words(adapter), lack))
+    rows += [(name, "", words) for name, words in third_party().broken]
+    return _aligned(rows)
+
+
+def _lacks_words(adapter: AgentAdapter) -> str:
+    """Return what an adapter cannot do, and why; what has the same reason together."""
+    lacks = lacks_of(adapter)
+    if lacks is None:
+        return "does not say what it cannot do"
+    reasons: dict[str, list[str]] = {}
+    for field, words in _ABILITIES.items():
+        if why := getattr(lacks, field):
+            reasons.setdefault(why, []).append(words)
+    return (
+        "; ".join(f"no {', '.join(what)}: {why}" for why, what in reasons.items()) or "can do all"
+    )
 
 
 def _model_lines() -> list[str]:

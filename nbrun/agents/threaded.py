@@ -1,0 +1,114 @@
+"""Any agent on a loop and thread of its own: for agents that block (`--thread`)."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from contextlib import aclosing
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from nbrun import reentrant
+from nbrun.agents import Output, Resuming, as_native, find_adapter
+from nbrun.agents.plain import PlainAdapter, is_async
+from nbrun.agents.worker import Worker
+from nbrun.cancellation import call_soon
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+    from nbrun.agents import AgentAdapter
+    from nbrun.checkpoint import State
+    from nbrun.context import RunContext
+    from nbrun.events import EventData
+
+    Items = AsyncIterator[EventData | Output]
+
+NATIVE_SHARE = 0.8
+"""The share of the grace that a framework's own cancel has before the task is cancelled."""
+
+
+class ThreadedAdapter:
+    """Drives an agent by its own adapter, on a loop and thread of its own; its deltas go to the run from there.
+
+    There, not on the host's loop, it is also cancelled: by its framework, then as a task.
+
+    Parameters
+    ----------
+    grace_s : what the run has to end in after a cancel.
+    """
+
+    name = "thread"
+
+    def __init__(self, agent: object, grace_s: float) -> None:
+        self._inner = find_adapter(agent)
+        self._grace_s = grace_s
+
+    def match(self, agent: object) -> bool:
+        """Return whether the inner adapter takes it."""
+        return self._inner.match(agent)
+
+    def check(self, agent: object) -> None:
+        """Ask the inner adapter."""
+        self._inner.check(agent)
+
+    def label(self, agent: object) -> str:
+        """Return its name."""
+        return self._inner.label(agent)
+
+    def events(self, agent: object, prompt: str, run: RunContext) -> Items:
+        """Yield what the agent returns."""
+        items = self._inner.events(agent, prompt, run)
+        if isinstance(self._inner, PlainAdapter) and not is_async(agent):
+            return items  # it has a thread of its own anyway
+        return self._threaded(agent, items, run)
+
+    def resume(self, agent: object, state: State, run: RunContext) -> Items:
+        """Yield what the agent returns, from a state on where its adapter knows how to."""
+        if not isinstance(self._inner, Resuming):
+            return self.events(agent, run.prompt, run)
+        return self._threaded(agent, self._inner.resume(agent, state, run), run)
+
+    async def _threaded(self, agent: object, items: Items, run: RunContext) -> Items:
+        work = _on_own_loop(items, run, self._inner, self._grace_s * NATIVE_SHARE)
+        drive = functools.partial(_run_on_own_loop, work)
+        worker = Worker(run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True)
+        run.add_work(worker)
+        result = await worker.result()
+        run.drop_work(worker)  # so that a cancel from here on is none of a thread
+        yield Output(result)
+
+
+def _run_on_own_loop(work: Coroutine[Any, Any, object]) -> object:
+    # It blocks nobody else, so it may as well be entered again: `asyncio.run()` within an agent works there.
+    with asyncio.Runner(loop_factory=reentrant.new_loop) as runner:
+        return runner.run(work)
+
+
+async def _on_own_loop(
+    items: Items, run: RunContext, adapter: AgentAdapter, native_s: float
+) -> object:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None  # noqa: S101 - a coroutine that runs has one
+    native = as_native(adapter)
+    asked: list[asyncio.Task[None]] = []
+
+    def stop() -> None:
+        if native is None:
+            task.cancel()
+        else:
+            asked.append(loop.create_task(native.cancel(run), name=f"nbrun-cancel-{run.run_id}"))
+            loop.call_later(native_s, task.cancel)
+
+    handle = run.token.add_first(lambda _request: call_soon(loop, stop))
+    output: object = None
+    try:
+        async with aclosing(items) as closing:  # type: ignore[type-var]  # adapters are async generators
+            async for item in closing:
+                if isinstance(item, Output):
+                    output = item.value
+                else:
+                    run.send(item)
+    finally:
+        handle.remove()
+    return output

@@ -1,0 +1,68 @@
+"""pydantic-ai's `Agent`, on its own `FunctionModel`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic_ai import Agent
+from pydantic_ai import Tool as FrameworkTool
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelResponse,
+    RetryPromptPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+
+from tests.agents.conformance.script import Script, call_id, filled
+from tests.agents.conformance.subject import PROMPT, Subject
+
+
+class Model:
+    """Follows a script: which turn it is, is told by how often it has answered."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def stream(
+        self, messages: list[ModelMessage], _info: AgentInfo
+    ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+        """Say what the turn says."""
+        parts = [part for message in messages for part in message.parts]
+        results = [
+            part.content for part in parts if isinstance(part, ToolReturnPart | RetryPromptPart)
+        ]
+        said = [str(part.content) for part in parts if isinstance(part, UserPromptPart)]
+        heard = [text for text in said if text != PROMPT]
+        number = sum(isinstance(message, ModelResponse) for message in messages)
+        turn = self._script.turns[number]
+        for word in turn.words:
+            yield filled(word, results, heard)
+        if turn.stalls:
+            await asyncio.Event().wait()
+        if turn.fails:
+            raise ValueError(turn.fails)
+        for place, call in enumerate(turn.calls):
+            args = json.dumps(call.args)
+            yield {place: DeltaToolCall(call.name, args, tool_call_id=call_id(number, place))}
+
+
+class PydanticAI(Subject):
+    """An `Agent` of pydantic-ai."""
+
+    name = "pydantic-ai"
+
+    def agent(self, script: Script) -> Any:
+        """Return an agent whose model streams the script."""
+        tools = [
+            FrameworkTool(call.tool, requires_approval=call.asks) for call in script.calls.values()
+        ]
+        model = FunctionModel(stream_function=Model(script).stream)
+        return Agent(model, name="poet", tools=tools)
+
+
+SUBJECTS = (PydanticAI(),)
