@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pydantic_ai import Agent
 
+    from nbrun.checkpoint import State
     from nbrun.context import RunContext
     from nbrun.events import EventData
 
@@ -250,7 +251,7 @@ class BuiltinAdapter:
 
     name = "builtin"
     framework = pydantic_ai.FRAMEWORK
-    lacks = Lacks(steering="not yet", resume="not yet")
+    lacks = Lacks()
 
     def match(self, agent: object) -> bool:
         """Return whether it is the built-in agent."""
@@ -274,6 +275,15 @@ class BuiltinAdapter:
         assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
         made = await make_agent(agent, run)
         async for item in pydantic_ai.ADAPTER.events(made, prompt, run):
+            yield item
+
+    async def resume(
+        self, agent: object, state: State, run: RunContext
+    ) -> AsyncIterator[EventData | Output]:
+        """Yield what the model does from there on."""
+        assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
+        made = await pydantic_ai.make_agent(agent.model, agent.tools, run)
+        async for item in pydantic_ai.ADAPTER.resume(made, state, run):
             yield item
 
     async def cancel(self, run: RunContext) -> None:

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
         ToolDenied,
     )
 
+    from nbrun.agents.pydantic_ai_memory import Memory
+    from nbrun.checkpoint import State
     from nbrun.clock import Clock
     from nbrun.context import RunContext
+
+    Items = AsyncIterator[ev.EventData | Output]
 
 PACKAGE = "pydantic_ai"
 FRAMEWORK = Framework(PACKAGE, "agents")
@@ -40,8 +44,6 @@ class PydanticAIAdapter:
     name = "pydantic-ai"
     framework = FRAMEWORK
     lacks = Lacks(
-        steering="not yet",
-        resume="not yet",
         process="an Agent holds clients that cannot be pickled; make it inside an async function",
     )
 
@@ -62,27 +64,53 @@ class PydanticAIAdapter:
         """Return the agent's name."""
         return str(getattr(agent, "name", None) or "agent")
 
-    async def events(
-        self, agent: Any, prompt: str, run: RunContext
-    ) -> AsyncIterator[ev.EventData | Output]:
+    def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
+        """Yield what the agent does."""
+        return self._driven(agent, run, prompt)
+
+    async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
+        """Yield what the agent does from there on; a person is asked again about what was not answered."""
+        from pydantic_ai.tools import DeferredToolResults
+
+        from nbrun.agents.pydantic_ai_memory import recalled
+
+        messages, asked = recalled(state)
+        results = None
+        if asked:
+            answers = await asyncio.gather(*(_approval(run, call) for call in asked))
+            ids = [call.tool_call_id for call in asked]
+            results = DeferredToolResults(approvals=dict(zip(ids, answers, strict=True)))
+        history = {"message_history": messages, "deferred_tool_results": results}
+        async for item in self._driven(agent, run, None, **history):
+            yield item
+
+    async def _driven(
+        self, agent: Any, run: RunContext, prompt: str | None, **history: Any
+    ) -> Items:
         """Yield what the agent does; its `RunCancelled` becomes ours when it was the run that was cancelled."""
         from pydantic_ai import CancellationToken, UsageLimits
         from pydantic_ai.capabilities import UseThreadExecutor
         from pydantic_ai.exceptions import RunCancelled
 
+        from nbrun.agents.pydantic_ai_memory import Memory
         from nbrun.agents.pydantic_ai_watch import Meter, ToolThreads, Watch
 
         token = self._tokens[run.run_id] = CancellationToken()
         run.token.raise_if_cancelled()  # while the framework was imported; from here on its token hears of it
-        mapper, meter = _Mapper(run.clock), Meter(run)
+        meter, memory = Meter(run), Memory(run)
+        mapper = _Mapper(run.clock, memory)
         threads = ToolThreads(run, asyncio.get_running_loop())
         # The framework's own limit of 50 requests stands where no other was given.
         has_limit = run.budget.limits.max_turns is not None
         limits = UsageLimits(request_limit=None) if has_limit else None
-        watching = [Watch(run, meter), UseThreadExecutor(threads), approvals(run)]
+        watching = [Watch(run, meter, memory), UseThreadExecutor(threads), approvals(run, memory)]
         try:
             async with agent.run_stream_events(
-                prompt, cancellation_token=token, capabilities=watching, usage_limits=limits
+                prompt,
+                cancellation_token=token,
+                capabilities=watching,
+                usage_limits=limits,
+                **history,
             ) as stream:
                 try:
                     async for event in stream:
@@ -105,10 +133,11 @@ class PydanticAIAdapter:
 
 
 class _Mapper:
-    """Turns pydantic-ai's events into ours; remembers when tools began."""
+    """Turns pydantic-ai's events into ours; remembers when tools began, and their results."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, memory: Memory) -> None:
         self._clock = clock
+        self._memory = memory
         self._began: dict[str, float] = {}
 
     def map(self, event: Any) -> list[ev.EventData | Output]:
@@ -134,6 +163,7 @@ class _Mapper:
 
     def _finished(self, event: Any) -> ev.EventData:
         result, now = event.part, self._clock.monotonic()
+        self._memory.keep_result(result)
         ms = (now - self._began.pop(event.tool_call_id, now)) * 1000
         outcome = getattr(result, "outcome", "success")
         is_error = result.part_kind == "retry-prompt" or outcome != "success"
@@ -159,15 +189,17 @@ def _args(part: Any) -> Any:
         return plain(part.args)
 
 
-def approvals(run: RunContext) -> AbstractCapability[Any]:
+def approvals(run: RunContext, memory: Memory) -> AbstractCapability[Any]:
     """Return the capability by which tools that require approval ask a person, all of a response at once."""
     from pydantic_ai.capabilities import HandleDeferredToolCalls
 
     async def ask(_context: object, requests: DeferredToolRequests) -> DeferredToolResults | None:
         if not requests.approvals:  # what else is deferred is the business of who has deferred it
             return None
-        results = await asyncio.gather(*(_approval(run, call) for call in requests.approvals))
         ids = [call.tool_call_id for call in requests.approvals]
+        memory.keep_asking(ids)
+        results = await asyncio.gather(*(_approval(run, call) for call in requests.approvals))
+        memory.keep_asking(())
         return requests.build_results(approvals=dict(zip(ids, results, strict=True)))
 
     return HandleDeferredToolCalls(handler=ask)

@@ -1,4 +1,4 @@
-"""What nbrun hangs on a run of pydantic-ai: its budget, its usage as it goes, and threads that a cancel reaches.
+"""What nbrun hangs on a run of pydantic-ai: its budget, its usage, its memory, what people say, and its threads.
 
 Imported when a run begins, for it imports the framework.
 """
@@ -11,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.messages import ModelRequest, UserPromptPart
+from pydantic_graph import End
 
 from nbrun.agents.worker import Worker
 from nbrun.cancellation import call_soon
@@ -20,12 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pydantic_ai import RunContext as FrameworkContext
-    from pydantic_ai.capabilities import ValidatedToolArgs, WrapToolExecuteHandler
+    from pydantic_ai.capabilities import (
+        AgentNode,
+        NodeResult,
+        ValidatedToolArgs,
+        WrapToolExecuteHandler,
+    )
     from pydantic_ai.messages import ModelResponse, ToolCallPart
     from pydantic_ai.models import ModelRequestContext
     from pydantic_ai.tools import ToolDefinition
     from pydantic_ai.usage import RunUsage
 
+    from nbrun.agents.pydantic_ai_memory import Memory
     from nbrun.context import RunContext
 
 T = TypeVar("T")
@@ -36,12 +44,15 @@ _tool: ContextVar[str] = ContextVar("nbrun_tool", default="a function of the age
 class Watch(AbstractCapability[Any]):
     """Asks the run's budget before each model request, and tells what has been used after it.
 
-    Threads: of the host's loop.
+    There it also hands on what people have said, and keeps what the run can be gone on from.
+
+    Threads: of the loop that the agent is on.
     """
 
-    def __init__(self, run: RunContext, meter: Meter) -> None:
+    def __init__(self, run: RunContext, meter: Meter, memory: Memory) -> None:
         self._run = run
         self._meter = meter
+        self._memory = memory
 
     async def before_model_request(
         self, ctx: FrameworkContext[Any], request_context: ModelRequestContext
@@ -54,6 +65,10 @@ class Watch(AbstractCapability[Any]):
             Nothing is: no model is called.
         """
         self._run.begin_turn()
+        said = self._hand_on(ctx)
+        # What is handed on comes to the messages after this.
+        heard = [ModelRequest(parts=[UserPromptPart(text) for text in said])] if said else []
+        self._memory.keep([*ctx.messages, *heard])
         return request_context
 
     async def after_model_request(
@@ -63,9 +78,25 @@ class Watch(AbstractCapability[Any]):
         request_context: ModelRequestContext,
         response: ModelResponse,
     ) -> ModelResponse:
-        """Tell what has been used."""
+        """Tell what has been used, and keep what is to be done; an answer without calls is the end."""
         self._meter.tell(ctx.usage)
+        if response.tool_calls:
+            self._memory.keep([*ctx.messages, response])
         return response
+
+    async def after_node_run(
+        self, ctx: FrameworkContext[Any], *, node: AgentNode[Any], result: NodeResult[Any]
+    ) -> NodeResult[Any]:
+        """Have the model go on when it would end and somebody has spoken meanwhile."""
+        if isinstance(result, End):
+            self._hand_on(ctx)
+        return result
+
+    def _hand_on(self, ctx: FrameworkContext[Any]) -> list[str]:
+        said = self._run.inbox.take()
+        for text in said:
+            ctx.enqueue(text)
+        return said
 
     async def wrap_tool_execute(
         self,

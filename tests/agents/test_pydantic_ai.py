@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from pydantic_ai import Agent, Tool
 from pydantic_ai import RunContext as FrameworkContext
@@ -17,13 +18,15 @@ from nbrun import CancelCause, NotebookSession, Run, RunStatus
 from nbrun import events as ev
 from nbrun.agents import find_adapter
 from nbrun.agents.pydantic_ai import PydanticAIAdapter
+from nbrun.agents.pydantic_ai_memory import INTERRUPTED
 from nbrun.budget import NO_PRICE
 from nbrun.cancellation import Rung
 from tests.fakes.agents import BOUND_S
 from tests.fakes.late import late_event
-from tests.fakes.people import asking
+from tests.fakes.people import asking, until
 
-Stream = Callable[[list[ModelMessage], AgentInfo], AsyncIterator[str | dict[int, DeltaToolCall]]]
+Calls = dict[int, DeltaToolCall]
+Stream = Callable[[list[ModelMessage], AgentInfo], AsyncIterator[str | Calls]]
 
 
 def agent_on(stream: Stream, **options: object) -> Agent[None, str]:
@@ -419,3 +422,182 @@ def test_no_clear_arguments_are_no_permission(session: NotebookSession) -> None:
     run.deny("call-b")
     assert run.wait(BOUND_S)
     assert deleted == []
+
+
+# --- going on with it ---------------------------------------------------------------------------------
+
+
+def ended(run: Run) -> Run:
+    """Return the run when it has ended."""
+    assert run.wait(BOUND_S), f"{run!r} has not ended: {run.record}"
+    return run
+
+
+def returned(messages: list[ModelMessage]) -> dict[str, tuple[str, str]]:
+    """Return what each call has given, as the model sees it: outcome and content."""
+    parts = [part for message in messages for part in message.parts]
+    return {
+        part.tool_call_id: (part.outcome, str(part.content))
+        for part in parts
+        if isinstance(part, ToolReturnPart)
+    }
+
+
+class Busy:
+    """An agent whose model calls several tools at once; each is at another point when its run is cancelled."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[ModelMessage]] = []
+        self.cleaned: list[str] = []
+        self.entered = threading.Event()
+        tools: list[Any] = [self.quick, self.endless, Tool(self.clean, requires_approval=True)]
+        model = FunctionModel(stream_function=self.stream)
+        self.agent = Agent(model, name="busy", tools=tools, system_prompt="be brief")
+
+    async def stream(
+        self, messages: list[ModelMessage], info: AgentInfo
+    ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+        """Call the tools, then say that all is done."""
+        self.seen.append(messages)
+        if len(messages) > 1:
+            yield "done"
+            return
+        for number, (tool, args) in enumerate(
+            (("quick", "{}"), ("clean", '{"what": "a"}'), ("clean", '{"what": "b"}'))
+        ):
+            yield {number: DeltaToolCall(tool, args, tool_call_id=f"call-{number}")}
+        if messages[0].parts[-1].content == "endless":  # type: ignore[union-attr]
+            yield {3: DeltaToolCall("endless", "{}", tool_call_id="call-3")}
+
+    async def quick(self) -> object:
+        """Return at once what is no data."""
+        return {"lock": threading.Lock()}
+
+    async def endless(self) -> None:
+        """Wait for ever."""
+        self.entered.set()
+        await asyncio.Event().wait()
+
+    async def clean(self, what: str) -> str:
+        """Clean."""
+        self.cleaned.append(what)
+        return f"cleaned {what}"
+
+
+def test_what_was_open_is_asked_again_or_told_as_interrupted(session: NotebookSession) -> None:
+    """Of one response: a result that was there, two questions that were open; nothing is called twice."""
+    busy = Busy()
+    run = session.start(busy.agent, "tidy up")
+    asking(run, 2)
+    run.cancel()
+    assert ended(run).status is RunStatus.CANCELLED
+    resumed = run.resume()
+    assert [one.args for one in asking(resumed, 2)] == [{"what": "a"}, {"what": "b"}]
+    resumed.deny("call-1", "leave it")
+    resumed.approve("call-2", args={"what": "c"})
+    assert resumed.result(BOUND_S) == "done"
+    assert busy.cleaned == ["c"]
+    assert len(busy.seen) == 2
+    results = returned(busy.seen[-1])
+    assert results["call-0"][0] == "success"
+    assert results["call-1"] == ("denied", "leave it")
+    assert results["call-2"] == ("success", "cleaned c")
+    system = [
+        part
+        for message in busy.seen[-1]
+        for part in message.parts
+        if part.part_kind == "system-prompt"
+    ]
+    assert len(system) == 1
+    assert [(t.id, t.status) for t in resumed.record.tools] == [
+        ("call-1", "denied"),
+        ("call-2", "ok"),
+    ]
+
+
+def test_a_call_that_was_cut_off_is_not_made_again(session: NotebookSession) -> None:
+    """The model hears that it was interrupted; a result of the same response is kept beside it."""
+    busy = Busy()
+    run = session.start(busy.agent, "endless")
+    assert busy.entered.wait(BOUND_S)
+    until(run, lambda record: any(t.id == "call-0" and t.status == "ok" for t in record.tools))
+    run.cancel()
+    resumed = ended(run).resume()
+    assert resumed.result(BOUND_S) == "done"
+    results = returned(busy.seen[-1])
+    assert results["call-0"][0] == "success"
+    for tool_id in ("call-1", "call-2", "call-3"):
+        assert results[tool_id] == ("interrupted", INTERRUPTED)
+    assert busy.cleaned == []
+    assert [tool.id for tool in resumed.record.tools] == []
+
+
+def test_a_state_of_another_version_is_refused_in_a_line(session: NotebookSession) -> None:
+    """The run fails with what to do instead, and not with what a validator has to say."""
+    run = ended(session.start(agent_on(breaks_at_once), "go"))
+    resumed = run.resume(agent=agent_on(says_tea))
+    assert resumed.result(BOUND_S) == "Steam from the cup"
+
+    async def keeps_another(prompt: str, run: nbrun.RunContext) -> None:
+        run.checkpoint({"messages": "[{}]", "open": [], "asking": []})
+        raise ValueError("over")
+
+    run = ended(session.start(keeps_another))
+    failed = ended(run.resume(agent=agent_on(says_tea)))
+    assert failed.status is RunStatus.FAILED
+    assert "another version of pydantic-ai; retry starts it anew" in str(failed.error)
+
+
+async def breaks_at_once(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+    """Raise."""
+    raise ValueError("model is gone")
+    yield ""
+
+
+def test_what_is_said_during_the_last_answer_has_another(session: NotebookSession) -> None:
+    """The model would end; a message that came meanwhile makes it go on, and both answers are there."""
+    gates: list[Callable[[], object]] = []
+
+    async def answers(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        if len(messages) > 1:
+            yield f"and {messages[-1].parts[-1].content}"  # type: ignore[union-attr]
+            return
+        loop, gate = asyncio.get_running_loop(), asyncio.Event()
+        gates.append(lambda: loop.call_soon_threadsafe(gate.set))
+        yield "tea "
+        await gate.wait()
+
+    run = session.start(agent_on(answers), "what?")
+    until(run, lambda record: record.text == "tea ")
+    run.steer("sugar")
+    until(run, lambda record: record.steers == 1)
+    gates[0]()
+    assert run.result(BOUND_S) == "and sugar"
+    assert run.text == "tea and sugar"
+    assert run.record.steers_taken == 1
+
+
+def test_what_was_said_is_not_lost_by_a_cancel(session: NotebookSession) -> None:
+    """A message that the model had before it when its run was cancelled is there for the one that goes on."""
+    answering = threading.Event()
+
+    async def answers(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | Calls]:
+        if len(messages) == 1:
+            yield {0: DeltaToolCall("listens", "{}", tool_call_id="call-1")}
+            return
+        said = [p.content for m in messages for p in m.parts if p.part_kind == "user-prompt"]
+        if nbrun.current().restored is None:
+            answering.set()
+            await asyncio.Event().wait()
+        yield f"{said}"
+
+    async def listens() -> None:
+        await nbrun.current().ask("Go on?")
+
+    run = session.start(agent_on(answers, tools=[listens]), "tea?")
+    asking(run)
+    run.steer("sugar")
+    run.approve()
+    assert answering.wait(BOUND_S)
+    run.cancel()
+    assert ended(run).resume().result(BOUND_S) == "['tea?', 'sugar']"
