@@ -10,19 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun import events as ev
 from nbrun.agents import Framework, Lacks, Output
+from nbrun.agents.pydantic_ai_approvals import written
 from nbrun.encoding import plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from pydantic_ai import CancellationToken
-    from pydantic_ai.capabilities import AbstractCapability
-    from pydantic_ai.tools import (
-        DeferredToolRequests,
-        DeferredToolResults,
-        ToolApproved,
-        ToolDenied,
-    )
 
     from nbrun.agents.pydantic_ai_memory import Memory
     from nbrun.checkpoint import State
@@ -72,14 +66,14 @@ class PydanticAIAdapter:
         """Yield what the agent does from there on; a person is asked again about what was not answered."""
         from pydantic_ai.tools import DeferredToolResults
 
+        from nbrun.agents.pydantic_ai_approvals import asked_of_person
         from nbrun.agents.pydantic_ai_memory import recalled
 
         messages, asked = recalled(state)
+        run.checkpoint(state)  # should it be cut short before it has one of its own
         results = None
         if asked:
-            answers = await asyncio.gather(*(_approval(run, call) for call in asked))
-            ids = [call.tool_call_id for call in asked]
-            results = DeferredToolResults(approvals=dict(zip(ids, answers, strict=True)))
+            results = DeferredToolResults(approvals=await asked_of_person(run, asked))
         history = {"message_history": messages, "deferred_tool_results": results}
         async for item in self._driven(agent, run, None, **history):
             yield item
@@ -92,6 +86,7 @@ class PydanticAIAdapter:
         from pydantic_ai.capabilities import UseThreadExecutor
         from pydantic_ai.exceptions import RunCancelled
 
+        from nbrun.agents.pydantic_ai_approvals import approvals
         from nbrun.agents.pydantic_ai_memory import Memory
         from nbrun.agents.pydantic_ai_watch import Meter, ToolThreads, Watch
 
@@ -153,7 +148,9 @@ class _Mapper:
             case "function_tool_call":
                 part = event.part
                 self._began[part.tool_call_id] = self._clock.monotonic()
-                return [ev.ToolStarted(part.tool_call_id, part.tool_name, "function", _args(part))]
+                return [
+                    ev.ToolStarted(part.tool_call_id, part.tool_name, "function", written(part))
+                ]
             case "function_tool_result":
                 return [self._finished(event)]
             case "agent_run_result":
@@ -180,40 +177,3 @@ def _text(kind: str, content: object) -> list[ev.EventData | Output]:
     if kind == "text":
         return [ev.TextDelta(content)]
     return [ev.ReasoningDelta(content)] if kind == "thinking" else []
-
-
-def _args(part: Any) -> Any:
-    try:
-        return plain(part.args_as_dict())
-    except (ValueError, AssertionError):  # the model wrote no JSON; its text is the truth
-        return plain(part.args)
-
-
-def approvals(run: RunContext, memory: Memory) -> AbstractCapability[Any]:
-    """Return the capability by which tools that require approval ask a person, all of a response at once."""
-    from pydantic_ai.capabilities import HandleDeferredToolCalls
-
-    async def ask(_context: object, requests: DeferredToolRequests) -> DeferredToolResults | None:
-        if not requests.approvals:  # what else is deferred is the business of who has deferred it
-            return None
-        ids = [call.tool_call_id for call in requests.approvals]
-        memory.keep_asking(ids)
-        results = await asyncio.gather(*(_approval(run, call) for call in requests.approvals))
-        memory.keep_asking(())
-        return requests.build_results(approvals=dict(zip(ids, results, strict=True)))
-
-    return HandleDeferredToolCalls(handler=ask)
-
-
-async def _approval(run: RunContext, call: Any) -> ToolApproved | ToolDenied:
-    from pydantic_ai.tools import ToolApproved, ToolDenied
-
-    args = _args(call)
-    answer = await run.ask(f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id)
-    if not answer:
-        return ToolDenied(answer.text or ToolDenied().message)
-    if answer.args is args:
-        return ToolApproved()
-    if not isinstance(answer.args, dict):
-        return ToolDenied("The arguments that a person gave are no JSON object.")
-    return ToolApproved(override_args=answer.args)

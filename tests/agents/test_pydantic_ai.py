@@ -491,7 +491,11 @@ def test_what_was_open_is_asked_again_or_told_as_interrupted(session: NotebookSe
     asking(run, 2)
     run.cancel()
     assert ended(run).status is RunStatus.CANCELLED
-    resumed = run.resume()
+    again = run.resume()
+    asking(again, 2)
+    again.cancel()
+    assert (ended(again).status, again.error) == (RunStatus.CANCELLED, None)
+    resumed = again.resume()
     assert [one.args for one in asking(resumed, 2)] == [{"what": "a"}, {"what": "b"}]
     resumed.deny("call-1", "leave it")
     resumed.approve("call-2", args={"what": "c"})
