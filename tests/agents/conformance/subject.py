@@ -22,6 +22,7 @@ class Subject:
     """One kind of agent."""
 
     name: ClassVar[str]
+    has_http: ClassVar[bool] = False  # whether its models are also reached over OpenAI's protocol
 
     def agent(self, script: Script) -> Any:
         """Return an agent that follows the script, on the framework's own package."""
@@ -30,6 +31,10 @@ class Subject:
     def prompt(self, script: Script) -> str:
         """Return what it is asked."""
         return PROMPT
+
+    def over_http(self, url: str, model: str) -> Any:
+        """Return an agent on the framework's own client of OpenAI's chat completions, at this address."""
+        raise NotImplementedError
 
     def start(self, session: NotebookSession, script: Script, **options: Any) -> Run:
         """Start a run of it."""

@@ -17,6 +17,8 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.agents.conformance.script import Script, call_id, filled
 from tests.agents.conformance.subject import PROMPT, Subject
@@ -55,6 +57,7 @@ class PydanticAI(Subject):
     """An `Agent` of pydantic-ai."""
 
     name = "pydantic-ai"
+    has_http = True
 
     def agent(self, script: Script) -> Any:
         """Return an agent whose model streams the script."""
@@ -63,6 +66,11 @@ class PydanticAI(Subject):
         ]
         model = FunctionModel(stream_function=Model(script).stream)
         return Agent(model, name="poet", tools=tools)
+
+    def over_http(self, url: str, model: str) -> Any:
+        """Return an agent on its OpenAI model."""
+        provider = OpenAIProvider(base_url=url, api_key="none is needed here")
+        return Agent(OpenAIChatModel(model, provider=provider), name="poet")
 
 
 SUBJECTS = (PydanticAI(),)

@@ -1,0 +1,71 @@
+"""Agents on a provider's own protocol: a cancel hangs up, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import psutil
+import pytest
+
+from nbrun import NotebookSession, RunStatus
+from tests.agents.conformance import log
+from tests.agents.conformance.subject import PROMPT, Subject, subjects
+from tests.fakes.agents import BOUND_S
+from tests.fakes.openai_server import MODEL, OpenAIServer, says_tea
+from tests.fakes.people import until
+
+HANG_UP_S = 0.3
+
+SUBJECTS = {name: subject for name, subject in subjects().items() if subject.has_http}
+
+
+@pytest.fixture(params=list(SUBJECTS))
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """One kind of agent after the other."""
+    return SUBJECTS[request.param]
+
+
+async def looks_around(prompt: str) -> list[str]:
+    """Return the names of the other tasks on the loop of the runs."""
+    return [t.get_name() for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+
+
+def sockets_to(port: int) -> int:
+    """Return how many sockets of this process are connected to a port."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(bool(c.raddr) and c.raddr.port == port and c.status == "ESTABLISHED" for c in found)
+
+
+def test_an_answer_is_streamed(session: NotebookSession, subject: Subject) -> None:
+    """Over the real client: deltas, usage and the price of the model."""
+    with OpenAIServer(says_tea) as server:
+        run = session.start(subject.over_http(server.url, MODEL), PROMPT)
+        assert run.result(BOUND_S) == "Steam from the cup"
+    log.check(run)
+    (request,) = server.requests
+    assert PROMPT in str(request["messages"])
+    assert (run.usage.input_tokens, run.usage.output_tokens) == (7, 4)
+    assert run.usage.cost_usd is not None
+    assert run.usage.cost_usd > 0
+
+
+def test_a_cancel_hangs_up_and_leaves_nothing(session: NotebookSession, subject: Subject) -> None:
+    """Within the time, with no task, thread or socket left."""
+    threads = set(threading.enumerate())
+    with OpenAIServer() as server:
+        run = session.start(subject.over_http(server.url, MODEL), PROMPT)
+        until(run, lambda record: "word5" in record.text)
+        asked_at = time.monotonic()
+        run.cancel()
+        assert server.wait_hung_up() - asked_at < HANG_UP_S
+        assert run.wait(BOUND_S)
+        assert run.status is RunStatus.CANCELLED
+        assert (run.record.detached, run.error) == ((), None)
+        assert session.start(looks_around).result(BOUND_S) == []
+        assert sockets_to(server.port) == 0
+    log.check(run)
+    left = {t.name for t in set(threading.enumerate()) - threads if not t.name.startswith("nbrun-")}
+    assert left == set()
+    assert not any(t.name.startswith("nbrun-agent-") for t in threading.enumerate())

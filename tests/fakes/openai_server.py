@@ -1,0 +1,156 @@
+"""A model's provider on this machine: OpenAI's chat completions, streamed, and a note of who has hung up when.
+
+It speaks as much HTTP as that takes: one request after the other on a connection, chunked answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from tests.fakes.agents import BOUND_S
+
+DRIP_S = 0.01
+"""Between two tokens."""
+
+MODEL = "gpt-4o"
+
+Reply = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
+"""What is answered to a request: the deltas of a message, in OpenAI's form."""
+
+
+async def drips(_request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """Say words for ever."""
+    number = 0
+    while True:
+        yield {"content": f"word{number} "}
+        number += 1
+        await asyncio.sleep(DRIP_S)
+
+
+async def says_tea(_request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """Say four words."""
+    for word in ("Steam ", "from ", "the ", "cup"):
+        yield {"content": word}
+
+
+class OpenAIServer:
+    """The provider, on a thread of its own; a context manager.
+
+    Threads: `requests`, `hung_up_at` are written by its thread; the rest from any.
+    """
+
+    def __init__(self, reply: Reply = drips) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.hung_up_at: float | None = None  # by time.monotonic(), in the middle of an answer
+        self.port = 0
+        self._reply = reply
+        self._hung_up = threading.Event()
+        self._is_up = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._thread = threading.Thread(target=self._main, name="openai-server", daemon=True)
+
+    def __enter__(self) -> OpenAIServer:
+        self._thread.start()
+        assert self._is_up.wait(BOUND_S)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(BOUND_S)
+
+    @property
+    def url(self) -> str:
+        """What a client is given as its `base_url`."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._writers)
+
+    def wait_hung_up(self) -> float:
+        """Return when a client has hung up in the middle of an answer, by `time.monotonic()`."""
+        assert self._hung_up.wait(BOUND_S), "the client goes on listening"
+        assert self.hung_up_at is not None
+        return self.hung_up_at
+
+    def _main(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._on_client, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._is_up.set()
+        await self._stop.wait()
+        server.close()
+        for writer in self._writers:
+            writer.close()
+
+    async def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while (request := await _read(reader)) is not None:
+                self.requests.append(request)
+                # A client that hangs up sends nothing, which is all that it can send now.
+                listening = asyncio.create_task(self._answer(request, writer))
+                silence = asyncio.create_task(reader.read(1))
+                await asyncio.wait({listening, silence}, return_when=asyncio.FIRST_COMPLETED)
+                silence.cancel()
+                if not listening.done():
+                    self.hung_up_at = time.monotonic()
+                    self._hung_up.set()
+                    listening.cancel()
+                    return
+        except ConnectionError:
+            pass  # it has hung up between two answers
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        async for delta in self._reply(request):
+            await _send(writer, _chunk(delta))
+        await _send(writer, _chunk({}, finish="tool_calls" if "tool_calls" in delta else "stop"))
+        usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+        await _send(writer, {**_chunk({}), "choices": [], "usage": usage})
+        await _send(writer, None)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+
+async def _read(reader: asyncio.StreamReader) -> dict[str, Any] | None:
+    """Return the body of the next request; None where there is none."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    lines = head.decode().lower().splitlines()
+    assert lines[0].startswith("post /v1/chat/completions"), lines[0]
+    size = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
+    body: dict[str, Any] = json.loads(await reader.readexactly(size))
+    return body
+
+
+async def _send(writer: asyncio.StreamWriter, data: dict[str, Any] | None) -> None:
+    line = f"data: {'[DONE]' if data is None else json.dumps(data)}\n\n".encode()
+    writer.write(b"%x\r\n%s\r\n" % (len(line), line))
+    await writer.drain()
+
+
+def _chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"role": "assistant", **delta}, "finish_reason": finish}
+    return {
+        "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1700000000, "model": MODEL,
+        "choices": [choice],
+    }  # fmt: skip
