@@ -18,6 +18,7 @@ DRIP_S = 0.01
 """Between two tokens."""
 
 MODEL = "gpt-4o"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
 
 Reply = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
 """What is answered to a request: the deltas of a message, in OpenAI's form."""
@@ -53,7 +54,7 @@ class OpenAIServer:
         self._is_up = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._writers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._thread = threading.Thread(target=self._main, name="openai-server", daemon=True)
 
     def __enter__(self) -> OpenAIServer:
@@ -91,48 +92,69 @@ class OpenAIServer:
         self._is_up.set()
         await self._stop.wait()
         server.close()
-        for writer in self._writers:
+        for writer in self._writers.values():
             writer.close()
+        if self._writers:
+            await asyncio.wait(list(self._writers))
 
     async def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._writers[task] = writer
+        begun = b""
         try:
-            while (request := await _read(reader)) is not None:
+            while (request := await _read(begun, reader)) is not None:
                 self.requests.append(request)
-                # A client that hangs up sends nothing, which is all that it can send now.
-                listening = asyncio.create_task(self._answer(request, writer))
-                silence = asyncio.create_task(reader.read(1))
-                await asyncio.wait({listening, silence}, return_when=asyncio.FIRST_COMPLETED)
-                silence.cancel()
-                if not listening.done():
+                answer = asyncio.create_task(self._answer(request, writer))
+                # The next request may begin before the task of this answer is over.
+                next_word = asyncio.create_task(reader.read(1))
+                await asyncio.wait({answer, next_word}, return_when=asyncio.FIRST_COMPLETED)
+                if next_word.done() and not next_word.result() and not answer.done():
                     self.hung_up_at = time.monotonic()
                     self._hung_up.set()
-                    listening.cancel()
+                    answer.cancel()
                     return
+                await answer
+                next_word.cancel()
+                await asyncio.wait({next_word})
+                begun = b"" if next_word.cancelled() else next_word.result()
         except ConnectionError:
             pass  # it has hung up between two answers
         finally:
-            self._writers.discard(writer)
+            del self._writers[task]
             writer.close()
 
     async def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if not request.get("stream"):
+            await self._answer_at_once(request, writer)
+            return
         writer.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         async for delta in self._reply(request):
             await _send(writer, _chunk(delta))
         await _send(writer, _chunk({}, finish="tool_calls" if "tool_calls" in delta else "stop"))
-        usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
-        await _send(writer, {**_chunk({}), "choices": [], "usage": usage})
+        await _send(writer, {**_chunk({}), "choices": [], "usage": USAGE})
         await _send(writer, None)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
+    async def _answer_at_once(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        text = "".join([delta["content"] async for delta in self._reply(request)])
+        choice = {
+            "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text},
+        }  # fmt: skip
+        whole = {**_chunk({}), "object": "chat.completion", "choices": [choice], "usage": USAGE}
+        body = json.dumps(whole).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
 
-async def _read(reader: asyncio.StreamReader) -> dict[str, Any] | None:
-    """Return the body of the next request; None where there is none."""
+
+async def _read(begun: bytes, reader: asyncio.StreamReader) -> dict[str, Any] | None:
+    """Return the body of the next request, of which some may have been read; None where there is none."""
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
+        head = begun + await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
         return None
     lines = head.decode().lower().splitlines()
