@@ -282,7 +282,7 @@ class BuiltinAdapter:
     ) -> AsyncIterator[EventData | Output]:
         """Yield what the model does from there on."""
         assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
-        made = await pydantic_ai.make_agent(agent.model, agent.tools, run)
+        made = await make_agent(agent, run)
         async for item in pydantic_ai.ADAPTER.resume(made, state, run):
             yield item
 
