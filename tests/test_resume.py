@@ -480,7 +480,8 @@ def test_an_adapter_that_can_go_on_is_asked_to(
     session: NotebookSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`resume()` of the adapter drives the new run, with the bytes that it had kept."""
-    monkeypatch.setattr(nbrun.agents, "_third_party", lambda: (ChaptersAdapter(),))
+    registered = nbrun.agents.ThirdParty((("chapters", ChaptersAdapter()),))
+    monkeypatch.setattr(nbrun.agents, "third_party", lambda: registered)
     old = ended(session.start(Chapters()))
     assert (old.status, old.text) == ("failed", "one ")
     assert ended(old.resume()).output == ["went on", "b'at 1'"]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from nbrun import Run
     from tests.conftest import MakeSession
 
+MCP_S = 40
+"""Client and server import for seconds each, on a busy machine."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -110,6 +112,7 @@ def test_a_tool_under_needs_approval_asks_first(session: NotebookSession) -> Non
     assert (len(called), run.record.tools[0].result) == (1, "poured")
 
 
+@pytest.mark.timeout(MCP_S + 20)
 def test_an_mcp_server_brings_its_tools_and_ends_with_the_run(
     session: NotebookSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +120,8 @@ def test_an_mcp_server_brings_its_tools_and_ends_with_the_run(
     monkeypatch.chdir(ROOT)
     kept = tmp_path / "pid"
     command = shlex.join([sys.executable, "-m", "tests.fakes.mcp_server", str(kept)])
-    run = run_on(session, Setup(mcp=(command,)))
+    run = session.start(ModelAgent("test", "test", Setup(mcp=(command,))), "tea")
+    assert run.wait(MCP_S)
     assert run.status is RunStatus.COMPLETED, run.error
     assert [(tool.name, tool.status) for tool in run.record.tools] == [("boil", "ok")]
     assert not psutil.pid_exists(int(kept.read_text(encoding="utf-8")))
