@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from nbrun.conversation import Turn
 from nbrun.encoding import Plain, plain
 from nbrun.errors import NotResumable
 from nbrun.events import Usage
@@ -29,11 +30,16 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a resumed run goes on from: a packed state, what was used up before, and the tools called before."""
+    """What a run goes on from.
 
-    state: bytes
+    A resumed one has a packed state, what was used up before, and the number of tools called before; one that
+    continues a conversation has what was said.
+    """
+
+    state: bytes | None = None
     usage: Usage = Usage()
     tools: int = 0
+    history: tuple[Turn, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nbrun.cancellation import CancelToken
     from nbrun.checkpoint import Restored, State
     from nbrun.clock import Clock
+    from nbrun.conversation import Turn
     from nbrun.inbox import Inbox
     from nbrun.questions import Answer
 
@@ -118,7 +119,13 @@ class RunContext:
     @property
     def restored(self) -> State:
         """The state to go on from, as `checkpoint()` was given it last; None in a run that begins anew."""
-        return None if self._restored is None else checkpoints.unpack(self._restored.state)
+        state = None if self._restored is None else self._restored.state
+        return None if state is None else checkpoints.unpack(state)
+
+    @property
+    def history(self) -> tuple[Turn, ...]:
+        """What was said in the runs that this one continues, oldest first; each `Turn` has `role` and `text`."""
+        return () if self._restored is None else self._restored.history
 
     def add_work(self, work: Work) -> None:
         """Let a cancel of the run reach a thread that is started for it."""

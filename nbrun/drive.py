@@ -330,7 +330,8 @@ class Drive:
     def _events(self) -> AsyncIterator[ev.EventData | Output]:
         """Return what the agent does: from its beginning, or from where its adapter knows how to go on."""
         attempt, adapter = self._attempt, self._adapter
-        if attempt.restored is not None and isinstance(adapter, Resuming):
+        has_state = attempt.restored is not None and attempt.restored.state is not None
+        if has_state and isinstance(adapter, Resuming):
             return adapter.resume(attempt.agent, self.run.restored, self.run)
         return adapter.events(attempt.agent, attempt.prompt, self.run)
 

@@ -65,13 +65,13 @@ ONCE = "once"
 """The option of a run whose id was given: a store file takes it only once."""
 
 
-RESUME, RETRY, REPLAY = "resume", "retry", "replay"
+RESUME, RETRY, REPLAY, CONTINUE = "resume", "retry", "replay", "continue"
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """The run that another one comes from: it goes on from it, does it again, or shows it."""
+    """The run that another one comes from: it goes on from it, does it again, shows it, or talks on."""
 
-    kind: str  # RESUME, RETRY or REPLAY
+    kind: str  # RESUME, RETRY, REPLAY or CONTINUE
     run_id: str
     number: int | None = None  # None for a run of another store
     name: str = ""

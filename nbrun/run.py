@@ -78,6 +78,10 @@ class Owner(Protocol):
         """Show a run's card."""
         ...
 
+    def get(self, ref: Run | int | str) -> Run:
+        """Return the run that is meant."""
+        ...
+
     def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
         """Start a run that comes from this one."""
         ...
@@ -456,6 +460,21 @@ class Run(Facts):
             Its agent is not here; an option is none.
         """
         return self._owner.follow(ev.RETRY, self, agent, **options)
+
+    def continue_with(self, prompt: str, *, agent: object = None, **options: Any) -> Run:
+        """Go on talking from where this run has ended, in a new run; return that. Parameters as in `resume()`.
+
+        What was said and done in this run, and in those that it continues, is the new one's history: an agent of a
+        framework has it as its messages, any other finds it in `run.history`.
+
+        Raises
+        ------
+        NotResumable
+            It is live.
+        AgentNotFound, BadOption
+            Its agent is not here; an option is none.
+        """
+        return self._owner.follow(ev.CONTINUE, self, agent, prompt=prompt, **options)
 
     def replay(self, speed: float | str = 1.0, **options: Any) -> Run:
         """Show this run once more, in a new run that needs no agent and no key; return that.

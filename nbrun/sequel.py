@@ -12,10 +12,11 @@ from nbrun import events as ev
 from nbrun.agents import Replay, builtin, find_adapter
 from nbrun.budget import NO_LIMITS, Budget, Limits
 from nbrun.cancellation import CancelToken
+from nbrun.conversation import Turn, turns_of
 from nbrun.encoding import shown
-from nbrun.errors import AgentNotFound, BadOption, NotResumable
+from nbrun.errors import AgentNotFound, BadOption, NotResumable, RunNotFound
 from nbrun.record import RunRecord, RunStatus
-from nbrun.wording import title
+from nbrun.wording import said, title
 
 if TYPE_CHECKING:
     from nbrun.run import Run
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 CELL = "--python"
 """The target of a run whose agent is its cell."""
+
+MAX_THREAD = 100
+"""Runs of a conversation that are looked back at."""
 
 FindAgent = Callable[[str], object]
 """Returns the agent that has this name in the notebook, None where there is none."""
@@ -123,7 +127,65 @@ def replay(
     return Plan(played, record.prompt, whole, Sequel(_origin(ev.REPLAY, record), record.model))
 
 
-PLANS = {ev.RESUME: resumption, ev.RETRY: repetition, ev.REPLAY: replay}
+def continuation(
+    run: Run, store: SessionStore, agent: object, find: FindAgent, options: Mapping[str, Any]
+) -> Plan:
+    """Return how to go on talking from where a run has ended, with another prompt.
+
+    Raises
+    ------
+    NotResumable
+        It is live.
+    AgentNotFound, BadOption
+        Its agent, or a tool, is not here; an option is none.
+    """
+    _check_ended(run)
+    given = dict(options)
+    prompt, target = given.pop("prompt"), given.pop("target", None)
+    record = run.record
+    whole = {**_setup(record), **_given(given)}
+    found = _found(run, record, agent, find, whole)
+    if agent is not None:
+        whole["target"] = target
+    turns = [turn for earlier in thread(run) for turn in _turns(earlier)]
+    restored = checkpoint.Restored(history=tuple(turns))
+    return Plan(
+        found, prompt, whole, Sequel(_origin(ev.CONTINUE, record), record.model, restored=restored)
+    )
+
+
+def thread(run: Run) -> list[Run]:
+    """Return the runs of a conversation up to this one, oldest first; those that are not kept any more are left out."""
+    runs = [run]
+    while len(runs) < MAX_THREAD:
+        origin = runs[-1].record.origin
+        if origin is None or origin.kind not in (ev.CONTINUE, ev.RESUME) or origin.number is None:
+            break
+        try:
+            runs.append(run._owner.get(origin.number))
+        except RunNotFound:
+            break
+    return runs[::-1]
+
+
+def conversation(run: Run) -> list[Run]:
+    """Return the runs of a conversation: up to this one, and from there on along the newest answers."""
+    runs = thread(run)
+    while len(runs) < 2 * MAX_THREAD:
+        after = [number for number, kind in runs[-1].sequels if kind in (ev.CONTINUE, ev.RESUME)]
+        if not after:
+            break
+        runs.append(run._owner.get(after[-1]))
+    return runs
+
+
+def _turns(run: Run) -> list[Turn]:
+    record = run.record
+    is_same_prompt = record.origin is not None and record.origin.kind == ev.RESUME
+    return turns_of(None if is_same_prompt else record.prompt, run.events(), said(record))
+
+
+PLANS = {ev.RESUME: resumption, ev.RETRY: repetition, ev.REPLAY: replay, ev.CONTINUE: continuation}
 
 
 def of_recording(agent: Replay) -> Sequel:

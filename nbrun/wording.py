@@ -11,7 +11,7 @@ import msgspec
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.encoding import readable, shown
 from nbrun.errors import BadOption
-from nbrun.events import REPLAY, RESUME, RETRY
+from nbrun.events import CONTINUE, REPLAY, RESUME, RETRY
 from nbrun.record import ChildSummary, RunRecord, RunStatus
 
 if TYPE_CHECKING:
@@ -317,8 +317,12 @@ def child_title(child: ChildSummary) -> str:
     return child.name if child.number is None else f"{child.name} #{child.number}"
 
 
-_COMES_FROM = {RESUME: "resumed from", RETRY: "retry of", REPLAY: "replay of"}
-_BECAME = {RESUME: "resumed as", RETRY: "retried as", REPLAY: "replayed as"}
+_COMES_FROM = {
+    RESUME: "resumed from", RETRY: "retry of", REPLAY: "replay of", CONTINUE: "continues"
+}  # fmt: skip
+_BECAME = {
+    RESUME: "resumed as", RETRY: "retried as", REPLAY: "replayed as", CONTINUE: "continued as"
+}  # fmt: skip
 
 
 def origin_words(record: RunRecord) -> str:

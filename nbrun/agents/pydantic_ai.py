@@ -59,8 +59,12 @@ class PydanticAIAdapter:
         return str(getattr(agent, "name", None) or "agent")
 
     def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
-        """Yield what the agent does."""
-        return self._driven(agent, run, prompt)
+        """Yield what the agent does, after what was said in the runs that this one continues."""
+        if not run.history:
+            return self._driven(agent, run, prompt)
+        from nbrun.agents.pydantic_ai_memory import spoken
+
+        return self._driven(agent, run, prompt, message_history=spoken(run.history))
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the agent does from there on; a person is asked again about what was not answered."""

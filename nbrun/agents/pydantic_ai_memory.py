@@ -16,19 +16,24 @@ from pydantic_ai.messages import (
     ModelMessagesTypeAdapter,
     ModelRequest,
     ModelResponse,
+    TextPart,
+    ToolCallPart,
     ToolReturnPart,
+    UserPromptPart,
 )
 
+from nbrun.conversation import USER
 from nbrun.encoding import plain
 from nbrun.errors import NotResumable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from pydantic_ai.messages import ModelMessage, ModelRequestPart, ToolCallPart
+    from pydantic_ai.messages import ModelMessage, ModelRequestPart
 
     from nbrun.checkpoint import State
     from nbrun.context import RunContext
+    from nbrun.conversation import Turn
 
 INTERRUPTED = "The tool call was interrupted; nobody knows how far it came."
 
@@ -76,6 +81,32 @@ class Memory:
         text = ModelMessagesTypeAdapter.dump_json(messages, fallback=plain).decode()
         state = {"messages": text, "open": list(self._open), "asking": sorted(self._asking)}
         self._run.checkpoint(state)
+
+
+def spoken(history: Sequence[Turn]) -> list[ModelMessage]:
+    """Return what was said in earlier runs, of whatever agents, as messages."""
+    messages: list[ModelMessage] = []
+    for turn in history:
+        if turn.role == USER:
+            messages.append(ModelRequest(parts=[UserPromptPart(turn.text)]))
+            continue
+        if turn.calls:
+            calls = [ToolCallPart(call.name, _as_args(call.args), call.id) for call in turn.calls]
+            messages.append(ModelResponse(parts=calls))
+            results = [
+                ToolReturnPart(call.name, call.result, call.id)
+                if call.status in ("ok", "error", "denied")
+                else ToolReturnPart(call.name, INTERRUPTED, call.id, outcome="interrupted")
+                for call in turn.calls
+            ]
+            messages.append(ModelRequest(parts=results))
+        if turn.text:
+            messages.append(ModelResponse(parts=[TextPart(turn.text)]))
+    return messages
+
+
+def _as_args(args: Any) -> dict[str, Any]:
+    return args if isinstance(args, dict) else {"value": args}
 
 
 def recalled(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:

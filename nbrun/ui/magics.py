@@ -17,8 +17,9 @@ from nbrun.agents.cell import PythonCell, check_code
 from nbrun.cancellation import CancelOutcome, CancelReceipt
 from nbrun.encoding import shown
 from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
+from nbrun.events import CONTINUE
 from nbrun.questions import ALLOW, DENY
-from nbrun.sequel import CELL
+from nbrun.sequel import CELL, conversation
 from nbrun.ui.interpolation import interpolate
 from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual
 from nbrun.ui.options import (
@@ -93,17 +94,21 @@ class AgentMagics(Magics):
         session = self._extension.session
         request = read_request(self.agentrun, line)
         agent, prompt = self._agent(request), self._prompt(request, cell)
-        run = session.start(
-            agent, prompt, name=request.name, id=request.id, model=request.model or self._model(agent),
-            timeout_s=request.timeout_s, if_running=request.if_running, thread=request.thread,
-            on=request.on, tags=request.tags, cell_id=cell_id(self._extension.shell),
-            max_turns=request.max_turns, max_tokens=request.max_tokens, max_cost=request.max_cost,
-            keep_object=request.keep_object, approve=request.approve,
+        options = {
+            "name": request.name, "id": request.id, "timeout_s": request.timeout_s,
+            "if_running": request.if_running, "thread": request.thread, "on": request.on, "tags": request.tags,
+            "cell_id": cell_id(self._extension.shell), "max_turns": request.max_turns,
+            "max_tokens": request.max_tokens, "max_cost": request.max_cost, "keep_object": request.keep_object,
+            "approve": request.approve, "answerable": self._extension.is_answerable(request.block),
+            "target": CELL if request.python else request.target,
             **self._resolved({"tools": request.tools or None, "system": request.system,
                               "output_type": request.output, "mcp": request.mcp or None}),
-            answerable=self._extension.is_answerable(request.block),
-            target=CELL if request.python else request.target,
-        )  # fmt: skip
+        }  # fmt: skip
+        if request.continues is None:
+            run = session.start(agent, prompt, model=request.model or self._model(agent), **options)
+        else:
+            again = {**options, **({} if request.model is None else {"model": request.model})}
+            run = session.follow(CONTINUE, request.continues, agent, prompt=prompt, **again)
         if request.out is not None:
             self._extension.shell.user_ns[request.out] = run
         self._extension.present(run, request.block)
@@ -133,9 +138,12 @@ class AgentMagics(Magics):
         return session.runs(**given, limit=count, before=older)
 
     def _show(self, words: list[str]) -> None:
+        with_thread = take_flag(words, "--thread", has_value=False)
         refuse_flags("show", words)
-        for ref in words or ["last"]:
-            self._extension.show(self._extension.session.get(ref))
+        session = self._extension.session
+        for run in [session.get(ref) for ref in words or ["last"]]:
+            for shown_run in conversation(run) if with_thread else [run]:
+                self._extension.show(shown_run)
 
     def _result(self, words: list[str]) -> object:
         refuse_flags("result", words)

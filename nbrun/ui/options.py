@@ -51,6 +51,7 @@ OPTIONS = (
         ("--model",), "run the built-in agent on a model: local, local:PATH, scripted, demo, provider:name",
         "MODEL",
     ),
+    Option(("--continue",), "go on talking from where this run has ended", "REF"),
     Option(("--tools",), "functions of this notebook for the built-in agent: a,b, or notebook", "NAME", is_list=True),
     Option(("--system",), "its instructions: a text, or the name of one in the notebook", "TEXT"),
     Option(("--output",), "the class of its output: a pydantic model or dataclass of this notebook", "TYPE"),
@@ -89,7 +90,9 @@ SUBCOMMANDS = {
         " [--before REF]",
         "this notebook's runs, newest first: the last 100, or those that fit",
     ),
-    "show": Subcommand("show [REF]", "the card of a run"),
+    "show": Subcommand(
+        "show [REF…] [--thread]", "the card of a run; with --thread, of its whole conversation"
+    ),
     "result": Subcommand("result [REF]", "the output of a run"),
     "wait": Subcommand("wait [REF…] [--timeout TIME]", "wait for runs; all live ones without REF"),
     "cancel": Subcommand(
@@ -162,6 +165,7 @@ class Request(msgspec.Struct, frozen=True):
     system: str | None
     output: str | None
     mcp: tuple[str, ...]
+    continues: str | None
 
 
 def read_request(magic: Callable[..., Any], line: str) -> Request:
@@ -209,7 +213,7 @@ def _request(args: Any) -> Request:
         not args.no_interpolate,
         _number(args.max_turns, int, "--max-turns"), _number(args.max_tokens, int, "--max-tokens"),
         _number(args.max_cost, float, "--max-cost"), args.keep_object, _names(args.tools or ()), args.system,
-        args.output, tuple(args.mcp or ()),
+        args.output, tuple(args.mcp or ()), getattr(args, "continue"),
     )  # fmt: skip
 
 
@@ -239,7 +243,7 @@ class SequelRequest(msgspec.Struct, frozen=True):
     options: dict[str, Any]
 
 
-_NOT_OF_SEQUELS = ("id", "python", "no_interpolate")
+_NOT_OF_SEQUELS = ("id", "python", "no_interpolate", "continue")
 _NOT_OF_REPLAYS = (
     "timeout_s", "max_turns", "max_tokens", "max_cost", "model", "approve", "on", "thread",
     "keep_object", "tools", "system", "output_type", "mcp",

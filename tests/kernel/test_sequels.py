@@ -116,3 +116,17 @@ def test_a_notebook_ships_a_run_as_a_file(loaded_kernel: Kernel) -> None:
     assert value(kernel, "shown.output") == "'hello'"
     line = error_line(kernel.run("nbrun.agents.Replay('gone.jsonl')"))
     assert line.startswith("BadRecording: gone.jsonl cannot be read")
+
+
+def test_a_cell_continues_a_run(loaded_kernel: Kernel) -> None:
+    """`--continue` hands on what was said; `show --thread` shows all of the conversation, oldest first."""
+    kernel = loaded_kernel
+    run_ok(
+        kernel, "async def counts(prompt, run):\n    return f'{len(run.history)} before {prompt}'"
+    )
+    run_ok(kernel, "%%agentrun counts -b\none")
+    run_ok(kernel, "%%agentrun --continue last -b -o second\ntwo")
+    assert value(kernel, "second.output") == "'2 before two'"
+    shown = run_ok(kernel, "%agentrun show last --thread").outputs
+    assert ["continued as #2" in str(shown[0]), "continues #1" in str(shown[1])] == [True, True]
+    assert "no run" in error_line(kernel.run("%%agentrun --continue gone\nthree"))
