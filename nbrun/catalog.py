@@ -167,6 +167,11 @@ class Catalog:
         found.sort(key=_number_or_newer, reverse=True)
         return RunList(found[: query.limit])
 
+    def count(self) -> int:
+        """Return how many runs are stored."""
+        strange = self._ask_stranger(lambda store: store.count())
+        return self._owner.store.count() + (strange or 0)
+
     def _all(self, limit: int | None) -> list[Run]:
         unsaved = [live for live in tuple(self._lives.values()) if live.record.number is None]
         stored = self._owner.store.runs(limit)

@@ -102,8 +102,6 @@ def redact(value: str, name: str = "SECRET") -> None:
     session().redact(value, name)
 
 
-def panel() -> object:
-    """Show a live table of the notebook's runs: not in this version."""
-    raise NotImplementedError(
-        "nbrun.panel() is not in this version of nbrun; nbrun.runs() shows the runs"
-    )
+def panel() -> None:
+    """Show a live table of this notebook's runs, live and stored; where there is no page, print the newest."""
+    session().panel()

@@ -57,14 +57,14 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         return record.tags.get(key) == value if equals else key in record.tags
 
     def finds(self, record: RunRecord) -> bool | None:
-        """Return whether prompt or output hold the text; None where this brief record does not tell."""
+        """Return whether name, prompt or output hold the text; None where this brief record does not tell."""
         if self.text is None:
             return True
         output = "" if record.output is None else readable(record.output)
         if record.is_brief and len(output) >= BRIEF_HEAD:
             output = output[: BRIEF_HEAD - 1]  # the last may be the sign that it was cut
         parts = (record.prompt, record.text, output)
-        if any(self.text in _comparable(part) for part in parts):
+        if any(self.text in _comparable(part) for part in (record.name, *parts)):
             return True
         is_cut = record.is_brief and any(len(part) >= BRIEF_HEAD - 1 for part in parts)
         # Of a run that is live, a store has the short form from its last change of status.
@@ -107,7 +107,7 @@ def read_query(
     if tag is not None and not tag.partition("=")[0]:
         raise BadOption(f"tag '{tag}': write key=value, or only the key")
     if text is not None and not text.strip():
-        raise BadOption("text is empty; give what the prompt or the output holds")
+        raise BadOption("text is empty; give what the name, the prompt or the output holds")
     return Query(
         status=None if status is None else _status(status),
         name=name,

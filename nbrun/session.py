@@ -22,7 +22,7 @@ from nbrun.dispatch import Dispatcher
 from nbrun.errors import BadOption, NotResumable, RunNotFound
 from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
-from nbrun.intake import Intake, LiveRun
+from nbrun.intake import Intake, Listener, LiveRun
 from nbrun.keeper import Keeper
 from nbrun.keyring import Keyring
 from nbrun.notebook import notebook_path
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("nbrun")
+
+LIST_LIMIT = 100
+"""How many runs a list has where nobody says how many."""
 
 CLOSE_S = 1.0
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
@@ -98,6 +101,9 @@ class NotebookSession:
         self.on_line_moved: Callable[[], None] | None = None
         # The same: called with a run that another one comes from by now.
         self.on_followed: Callable[[Run], None] | None = None
+        # The same: shows a live table of the runs; called when runs were removed.
+        self.on_panel: Callable[[], None] | None = None
+        self.on_removed: Callable[[], None] | None = None
         # The same: looks an agent up by its name in the notebook.
         self.find_agent: FindAgent = lambda name: registered().get(name)
         self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"  # not from `ids`: the first run is number 0
@@ -116,7 +122,7 @@ class NotebookSession:
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._starter = Starter(self, ids or TimeOrderedIds(self.clock))
-        self._tellers = tuple(observer.tell for observer in self._observers)
+        self._tellers: tuple[Listener, ...] = tuple(observer.tell for observer in self._observers)
         self.store.open_existing(sets_aside=True)
 
     # --- starting --------------------------------------------------------------------------------
@@ -318,7 +324,7 @@ class NotebookSession:
         agent : the agent's name, or its model's.
         tag : `key=value`, or a key alone for any value of it.
         since : created at or after this; a date, a datetime, or text such as `2h` for two hours ago.
-        text : what the prompt, the text or the output holds, whole and in any case; reads the logs of long runs.
+        text : what name, prompt, text or output hold, whole and in any case; reads the logs of long runs.
         limit : at most so many, the newest; None: all.
         before : only runs older than this one, or below this number: the last of one page gives the next.
 
@@ -338,6 +344,21 @@ class NotebookSession:
             limit=limit, before=before,
         )  # fmt: skip
         return self._catalog.runs(query)
+
+    def count_runs(self) -> int:
+        """Return how many runs of this notebook are stored."""
+        return self._catalog.count()
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener(record, events)` called for every run, on the writer's thread; return what ends that."""
+        with self._lock:
+            self._tellers = (*self._tellers, listener)
+
+        def remove() -> None:
+            with self._lock:
+                self._tellers = tuple(known for known in self._tellers if known is not listener)
+
+        return remove
 
     # --- removing --------------------------------------------------------------------------------
 
@@ -369,6 +390,8 @@ class NotebookSession:
         gone, forgotten = self._catalog.remove(numbers)
         for live in forgotten:  # else it would be written again into a file that is begun anew
             self._intake.forget(live)
+        if self.on_removed is not None:
+            self.on_removed()
         return gone
 
     # --- cancelling ------------------------------------------------------------------------------
@@ -474,6 +497,13 @@ class NotebookSession:
             print(repr(run))
         else:
             self.on_display(run)
+
+    def panel(self) -> None:
+        """Show a live table of the runs, where there is something to show it with; else print the newest."""
+        if self.on_panel is None:
+            print(repr(self.runs(limit=LIST_LIMIT)))
+        else:
+            self.on_panel()
 
     # --- the end ---------------------------------------------------------------------------------
 

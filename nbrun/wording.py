@@ -42,6 +42,7 @@ _ASKED_BY_CAUSE = {
 }
 _ASKED_BY = {
     "card": "the card",
+    "panel": "the runs panel",
     "python": "Python",
     "magic": "%agentrun cancel",
     "server": "the Jupyter server",

@@ -182,6 +182,12 @@ def read_runs(
     return found
 
 
+def count_runs(connection: sqlite3.Connection) -> int:
+    """Return how many runs there are."""
+    (count,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+    return int(count)
+
+
 def _read_singly(
     connection: sqlite3.Connection, limit: int | None, before: int | None
 ) -> list[StoredRun]:

@@ -91,6 +91,11 @@ class StoredRuns(ABC):
         is_found = query.finds(stored.record)
         return bool(query.finds(self.record(stored.number)) if is_found is None else is_found)
 
+    def count(self) -> int:
+        """Return how many runs are stored."""
+        with self._reading() as connection:
+            return 0 if connection is None else reader.count_runs(connection)
+
     def run(self, number: int) -> StoredRun | None:
         """Return the run with this number."""
         with self._reading() as connection:

@@ -12,10 +12,17 @@ from nbrun.agents import registered
 from nbrun.config import NbRun
 from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
+from nbrun.session import LIST_LIMIT as LISTED
 from nbrun.session import NotebookSession
 from nbrun.ui import clicks, control
 from nbrun.ui.formatting import format_value
-from nbrun.ui.waiting import cancelled_by_interrupt, is_headless, uninterrupted, wait_for
+from nbrun.ui.waiting import (
+    cancelled_by_interrupt,
+    cell_id,
+    is_headless,
+    uninterrupted,
+    wait_for,
+)
 from nbrun.wording import UNLOAD, status_words, with_sequels
 
 if TYPE_CHECKING:
@@ -57,12 +64,14 @@ class Extension:
         self.config.observe(lambda _: self._name_secrets(), "secrets")
         self._name_secrets()
         self.session.on_display = self.show
+        self.session.on_panel = self.show_panel
         self.session.find_agent = self._find_agent
         self.session.on_followed = self._redraw_followed
         if self.kernel is not None:
             self.session.on_format = functools.partial(format_value, shell)
         self._clicks = clicks.Clicks(self.session)
         self._board: Any = None
+        self._panels: Any = None
         self._main_thread: MainThread | None = None
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.
         self._still_shown: list[tuple[Run, Callable[[], object]]] = []
@@ -98,6 +107,8 @@ class Extension:
     def close(self, *, by: str = "shutdown") -> None:
         """End the session and take everything away again; idempotent."""
         self.session.close(by=by)
+        if self._panels is not None:
+            self._panels.close()
         if self._board is not None:
             self._board.close(0.3)
         undo, self._undo = self._undo, []
@@ -107,7 +118,9 @@ class Extension:
             self.shell.configurables.remove(self.config)
 
     def let_go(self) -> None:
-        """Close the widgets of the cards, where the kernel goes on without nbrun."""
+        """Close the widgets of cards and panels, where the kernel goes on without nbrun."""
+        if self._panels is not None:
+            self._panels.let_go()
         if self._board is not None:
             self._board.let_go()
 
@@ -178,14 +191,32 @@ class Extension:
     def show(self, run: Run) -> None:
         """Show a run's card: live while it lives here, static otherwise."""
         live = run._live
-        can_live = self.kernel is not None and self.config.card and not is_headless(self.shell)
-        if live is not None and not run.done() and can_live:
+        if live is not None and not run.done() and self.has_page:
             with (
                 uninterrupted()
             ):  # half-shown, a card would never change again, or be a widget of nobody
                 self.board.show(live)
         else:
             self._show_static(run)
+
+    @property
+    def has_page(self) -> bool:
+        """Whether what is displayed now is looked at by somebody, who may click on it."""
+        return bool(self.kernel is not None and self.config.card and not is_headless(self.shell))
+
+    def show_panel(self) -> None:
+        """Show the runs: a live table where there is a page, else the list of the newest."""
+        if self.has_page:
+            with uninterrupted():  # as above
+                self.panels.show(cell_id(self.shell))
+            return
+        runs = self.session.runs(limit=LISTED)
+        if self.kernel is None:
+            print(repr(runs))
+        else:
+            from IPython.display import display
+
+            display(runs)
 
     def _show_static(self, run: Run) -> None:
         from IPython.display import DisplayHandle, display
@@ -257,6 +288,15 @@ class Extension:
             self.session.on_line_moved = self._board.redraw_queued
         return self._board
 
+    @property
+    def panels(self) -> Any:
+        """The panels, made with the first of them."""
+        if self._panels is None:
+            from nbrun.ui.panel import Panels
+
+            self._panels = Panels(self.session, self.board, kernel_id(self.kernel), self.answer)
+        return self._panels
+
     def wait(self, runs: list[Run], timeout_s: float | None) -> None:
         """Wait for runs, in order.
 
@@ -303,13 +343,17 @@ class Extension:
                 return reply | self._answer_list()
             case "ping":
                 return reply | {"outcome": "pong"}
+            case "cancel_all":
+                return reply | self._answer_cancel_all(content)
+            case "look" | "open" | "keep":
+                return reply | self._answer_for_panel(content)
             case "cancel" | "approve" | "deny" | "steer":
                 return reply | self._answer_for_run(content)
             case _:
                 return reply | {"outcome": "unknown_op"}
 
     def _answer_for_run(self, content: dict[str, Any]) -> dict[str, Any]:
-        by = "server" if content.get("by") == "server" else "card"
+        by = content["by"] if content.get("by") in ("server", "panel") else "card"
         run_id, reason = content.get("run_id"), content.get("reason")
         # The server finds its kernel by id, so it may leave the session out: exactly this id, in this session.
         # A page outlives its kernel, and must name the session that its run is of.
@@ -322,6 +366,21 @@ class Extension:
             return self._clicks.answer(run, content, by)
         receipt = self.session.cancel(run, reason if isinstance(reason, str) else None, by=by)
         return {"outcome": str(receipt.outcome)}
+
+    def _answer_cancel_all(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Cancel all that is live, once: the click's second road may be read when other runs have begun."""
+        if content.get("session_id") != self.session.id:
+            return {"outcome": "not_found"}
+
+        def cancel_all() -> dict[str, Any]:
+            return {"outcome": "requested", "count": len(self.session.cancel_all(by="panel"))}
+
+        return self._clicks.once(content.get("nonce"), cancel_all)
+
+    def _answer_for_panel(self, content: dict[str, Any]) -> dict[str, Any]:
+        if self._panels is None:
+            return {"outcome": "not_found"}
+        return self._clicks.once(content.get("nonce"), lambda: self._panels.ask(content))
 
     def _answer_list(self) -> dict[str, Any]:
         live = self.session.live_runs

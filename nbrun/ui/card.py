@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anywidget
 import traitlets
@@ -51,11 +51,29 @@ class CardWidget(anywidget.AnyWidget):
         layout.close()
 
 
+class Drawn(Protocol):
+    """What the board's thread draws, in the context of the cell that it is in."""
+
+    context: contextvars.Context
+
+    @property
+    def is_live(self) -> bool:
+        """Whether more is to come; what has ended is drawn first."""
+        ...
+
+    def draw(self) -> None:
+        """Bring the page up to date; raises nothing."""
+        ...
+
+
 class _Card:
     """A card on display: its widget, its output, and the context of the cell that it is in."""
 
-    def __init__(self, live: LiveRun, widget: CardWidget, handle: Any) -> None:
+    def __init__(
+        self, live: LiveRun, widget: CardWidget, handle: Any, draw: Callable[[_Card], None]
+    ) -> None:
         self.live = live
+        self._draw = draw
         self.widget = widget
         self.handle = handle
         # A bare thread would send into whichever cell ran last.
@@ -65,6 +83,15 @@ class _Card:
         self.says_asking = (
             False  # whether what a notebook file has of the run says that it asks something
         )
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its run has not ended."""
+        return self.live.record.is_live
+
+    def draw(self) -> None:
+        """Have its board draw it."""
+        self._draw(self)
 
     def bundle(self) -> dict[str, Any]:
         """Return the output as a page shows it, and as a notebook file keeps it for eyes without a kernel."""
@@ -90,7 +117,7 @@ class CardBoard:
         self._kernel_id = kernel_id
         self._answer = answer
         self._lock = threading.RLock()
-        self._changed: list[_Card] = []
+        self._changed: list[Drawn] = []
         self._live: list[_Card] = []
         self._ended: deque[_Card] = deque()
         self._wake = threading.Event()
@@ -105,19 +132,19 @@ class CardBoard:
             run=self._view(live), kernel_id=self._kernel_id, session_id=self._session.id
         )
         widget.on_msg(lambda sender, content, _buffers: self._on_message(sender, content))
-        card = _Card(live, widget, handle := DisplayHandle())
+        card = _Card(live, widget, handle := DisplayHandle(), self._draw)
         display(card.bundle(), raw=True, display_id=handle.display_id)
         with self._lock:
             self._live.append(card)
-        card.remove = live.listen(lambda _record, _events: self._mark(card))
-        self._mark(card)  # it may have moved on, or ended, before we listened
+        card.remove = live.listen(lambda _record, _events: self.mark(card))
+        self.mark(card)  # it may have moved on, or ended, before we listened
 
     def redraw_queued(self) -> None:
         """Bring the cards of queued runs up to date: their places in line have changed."""
         with self._lock:
             queued = [c for c in self._live if c.live.record.status is RunStatus.QUEUED]
         for card in queued:
-            self._mark(card)
+            self.mark(card)
 
     def note_sequels(self, live: LiveRun, sequels: Sequence[tuple[int, str]]) -> None:
         """Have the card of an ended run say which runs come from it."""
@@ -125,7 +152,7 @@ class CardBoard:
             cards = [card for card in (*self._live, *self._ended) if card.live is live]
         for card in cards:
             card.sequels = sequels
-            self._mark(card)
+            self.mark(card)
 
     def close(self, timeout_s: float) -> None:
         """Draw what has changed and stop."""
@@ -146,10 +173,11 @@ class CardBoard:
             # In a copy: the card may be being drawn in its context at this moment.
             card.context.copy().run(card.widget.close)
 
-    def _mark(self, card: _Card) -> None:
+    def mark(self, drawn: Drawn) -> None:
+        """Have this drawn soon, once; from any thread."""
         with self._lock:
-            if card not in self._changed:
-                self._changed.append(card)
+            if drawn not in self._changed:
+                self._changed.append(drawn)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._main, name="nbrun-cards", daemon=True)
                 self._thread.start()
@@ -161,21 +189,21 @@ class CardBoard:
             self._wake.wait()
             self._wake.clear()
             is_last = self._is_closing
-            while cards := self._take(None if is_last else PER_TICK):
-                for card in cards:
-                    card.context.run(self._draw, card)
+            while taken := self._take(None if is_last else PER_TICK):
+                for drawn in taken:
+                    drawn.context.run(drawn.draw)
                 if not is_last:
                     pause.wait(TICK_S)  # never set: a pause that a fake clock does not shorten
                     is_last = self._is_closing
             if is_last:
                 return
 
-    def _take(self, count: int | None) -> list[_Card]:
-        """Return the cards that are drawn next: endings first, then in the order in which they changed."""
+    def _take(self, count: int | None) -> list[Drawn]:
+        """Return what is drawn next: endings first, then in the order in which they changed."""
         with self._lock:
-            ordered = sorted(self._changed, key=lambda card: card.live.record.is_live)
+            ordered = sorted(self._changed, key=lambda drawn: drawn.is_live)
             taken = ordered[:count]
-            self._changed = [card for card in self._changed if card not in taken]
+            self._changed = [drawn for drawn in self._changed if drawn not in taken]
             return taken
 
     def _draw(self, card: _Card) -> None:

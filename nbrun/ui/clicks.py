@@ -1,4 +1,4 @@
-"""Clicks by which a page says something to a run: `approve`, `deny` and `steer`."""
+"""Clicks, each done once; and those by which a page says something to a run: `approve`, `deny` and `steer`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from nbrun.errors import BadOption, UserError
 from nbrun.questions import ALLOW, DENY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nbrun.run import Run
     from nbrun.session import NotebookSession
 
@@ -18,7 +20,7 @@ _REMEMBERED = 256
 class Clicks:
     """Does what a click asks for, once: it comes twice, down two roads, with one nonce.
 
-    Threads: `answer()` from any thread; `_lock` guards `_replies`, and makes the second wait for the first.
+    Threads: any method, from any thread; `_lock` guards `_replies`, and makes the second wait for the first.
     """
 
     def __init__(self, session: NotebookSession) -> None:
@@ -28,13 +30,16 @@ class Clicks:
 
     def answer(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
         """Return `outcome`: `sent`, or `refused` with a `message` that says why."""
-        nonce = content.get("nonce")
+        return self.once(content.get("nonce"), lambda: self._do(run, content, by))
+
+    def once(self, nonce: object, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do what a click asks for, unless that was done already; return what came of it."""
         if not isinstance(nonce, str):  # nothing to know it by
-            return self._do(run, content, by)
+            return do()
         with self._lock:
             reply = self._replies.get(nonce)
             if reply is None:
-                reply = self._replies[nonce] = self._do(run, content, by)
+                reply = self._replies[nonce] = do()
                 if len(self._replies) > _REMEMBERED:
                     del self._replies[next(iter(self._replies))]
         return reply

@@ -20,6 +20,7 @@ from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.events import CONTINUE
 from nbrun.questions import ALLOW, DENY
 from nbrun.sequel import CELL, conversation
+from nbrun.session import LIST_LIMIT
 from nbrun.ui.interpolation import interpolate
 from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual
 from nbrun.ui.options import (
@@ -59,7 +60,6 @@ _OUTCOMES = {
     CancelOutcome.NOT_FOUND: "not found",
     CancelOutcome.FOREIGN: "of another kernel; cancel them there",
 }
-LIST_LIMIT = 100
 LIST_FILTERS = ("status", "name", "agent", "tag", "since", "text")
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -118,6 +118,9 @@ class AgentMagics(Magics):
     def agentrun_line(self, line: str) -> object:
         """List, show, wait for and cancel the runs of this notebook."""
         self._refuse_agent(line)
+        if not line.strip() and self._extension.has_page:
+            self._extension.show_panel()
+            return None
         verb, words = read_subcommand(line)
         if {"-h", "--help"}.intersection(words):
             print(usage_text(verb))

@@ -9,6 +9,7 @@ STATIC = Path(__file__).parent / "static"
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+\.js)";\n', re.MULTILINE)
 _COMMENT = re.compile(r"^ */\*\*.*?\*/\n", re.MULTILINE | re.DOTALL)
 _EXPORT = re.compile(r"^export (?!default )", re.MULTILINE)
+_VIEW = re.compile(r"^export default .*;\n", re.MULTILINE)
 
 
 def page_module(name: str) -> str:
@@ -19,7 +20,13 @@ def page_module(name: str) -> str:
     """
     texts: dict[str, str] = {}
     _collect(name, texts)
-    return "\n".join(texts.values())
+    parts = [_VIEW.sub("", text) for text in texts.values()]  # a view that another one has in it
+    return "\n".join([*parts[:-1], texts[name]])
+
+
+def page_style(*names: str) -> str:
+    """Return these style sheets of the folder `static` as one."""
+    return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
 
 
 def _collect(name: str, texts: dict[str, str]) -> None:

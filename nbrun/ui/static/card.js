@@ -231,7 +231,7 @@ function clockSkewS(run, isFresh) {
 }
 
 /** @param {{ model: Model, el: HTMLElement }} view */
-function render({ model, el }) {
+export function render({ model, el }) {
   const closing = new AbortController();
   const card = buildCard(el);
   let skewS = clockSkewS(model.get("run"), false);

@@ -3,12 +3,12 @@
 
 /**
  * @template {keyof HTMLElementTagNameMap} T
- * @param {Element} parent @param {T} tag @param {string} name  the BEM element
+ * @param {Element} parent @param {T} tag @param {string} name  the BEM element @param {string} block
  * @returns {HTMLElementTagNameMap[T]}
  */
-export function add(parent, tag, name) {
+export function add(parent, tag, name, block = "nbrun-card") {
   const node = document.createElement(tag);
-  node.className = `nbrun-card__${name}`;
+  node.className = `${block}__${name}`;
   return parent.appendChild(node);
 }
 

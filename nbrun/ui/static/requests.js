@@ -6,7 +6,7 @@ import { listen, newNonce, sendByControl, tryRoad } from "./roads.js";
  * @typedef {import("./roads.js").Model} Model
  * @typedef {import("./roads.js").Answer} Answer
  *
- * @typedef {{ op: string, run_id: string, [part: string]: unknown }} Content
+ * @typedef {{ op: string, [part: string]: unknown }} Content
  *
  * @typedef {object} Request
  * @property {boolean} isOpen
