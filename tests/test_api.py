@@ -149,10 +149,13 @@ def test_outside_of_a_kernel_a_session_is_made_on_first_use(in_a_folder: Path) -
     assert nbrun.get("first").output == "done: tea"
 
 
-def test_what_belongs_to_a_later_version_says_so() -> None:
-    """`panel()` raises; it is no silent stub."""
-    with pytest.raises(NotImplementedError, match="not in this version"):
-        nbrun.panel()
+def test_without_a_page_the_panel_is_printed(
+    in_a_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`panel()` prints the newest runs where nothing can show them."""
+    nbrun.start(agents.instant, "tea", name="first").wait(BOUND_S)
+    nbrun.panel()
+    assert capsys.readouterr().out == f"{nbrun.runs()!r}\n"
 
 
 def test_users_mistakes_are_one_line_in_ipython() -> None:

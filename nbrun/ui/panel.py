@@ -203,9 +203,10 @@ class Panel:
 
         self._on_opened = on_opened
         self.look(lambda: False)
+        data = self._bundle()
         self._drawn = self._state()
         self.widget.panel = {**self._drawn, "now": self._session.clock.now()}
-        display(self._bundle(), raw=True, display_id=self._handle.display_id)
+        display(data, raw=True, display_id=self._handle.display_id)
 
     def end(self, *, closes: bool) -> None:
         """Have the next drawing be the last one; it leaves a static table, and `closes` the widget."""
@@ -219,13 +220,13 @@ class Panel:
     def draw(self) -> None:
         """Bring the page up to date."""
         try:
+            if self._is_to_keep:
+                self._is_to_keep = False
+                self._handle.update(self._bundle(), raw=True)
             self._draw_table()
             if self._is_over:
                 self._newest = newest(self._session, self._newest, KEPT_ROWS)
                 self._handle.update(self._static(), raw=True)
-            elif self._is_to_keep:
-                self._is_to_keep = False
-                self._handle.update(self._bundle(), raw=True)
             if self._closes:
                 self._closes = False
                 self._unlisten()

@@ -276,10 +276,10 @@ def test_a_target_may_be_a_registered_agent_or_none(shared: Kernel) -> None:
 
 
 def test_list_shows_the_runs_newest_first(shared: Kernel) -> None:
-    """`%agentrun`, `list` and `ls` give the table, in text and in HTML."""
+    """`list` and `ls` give the table, in text and in HTML."""
     run_ok(shared, "%%agentrun say -b -n older\nhi")
     run_ok(shared, "%%agentrun say -b -n newer\nhi")
-    for line in ("%agentrun", "%agentrun list", "%agentrun ls"):
+    for line in ("%agentrun list", "%agentrun ls"):
         cell = run_ok(shared, line)
         table = cell.result
         assert table is not None

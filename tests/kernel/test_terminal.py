@@ -99,6 +99,7 @@ def test_a_run_is_shown_until_its_end(terminal: Terminal) -> None:
     assert "could not be tried" not in shown
 
     shown = terminal.run("%agentrun list")
+    assert terminal.run("nbrun.panel()").split() == shown.replace("Out[9]:", "").split()
     assert shown.index("#2   broken") < shown.index("#1   loud")
     assert "HELLO THERE" in terminal.run("%agentrun show 1")
 

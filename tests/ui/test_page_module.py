@@ -9,20 +9,25 @@ import pytest
 from nbrun.ui.page_module import STATIC, page_module
 
 
-@pytest.mark.parametrize("name", ["card.js", "doctor.js"])
+VIEWS = {"card.js": "render", "doctor.js": "render", "panel.js": "render: renderPanel"}
+
+
+@pytest.mark.parametrize("name", VIEWS)
 def test_module_stands_alone(name: str) -> None:
     """It imports nothing, has one export, and says no top-level name twice."""
     module = page_module(name)
     assert not re.search(r"^import ", module, re.MULTILINE)
-    assert re.findall(r"^export .*", module, re.MULTILINE) == ["export default { render };"]
+    assert re.findall(r"^export .*", module, re.MULTILINE) == [
+        f"export default {{ {VIEWS[name]} }};"
+    ]
     names = re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", module, re.MULTILINE)
     assert names
     assert sorted(set(names)) == sorted(names)
 
 
 def test_each_file_is_in_some_module() -> None:
-    """No file of the folder is forgotten, and the code of the roads is in both modules."""
-    modules = [page_module("card.js"), page_module("doctor.js")]
+    """No file of the folder is forgotten, and the code of the roads is in all modules."""
+    modules = [page_module(name) for name in VIEWS]
     for path in STATIC.glob("*.js"):
         [*_, last] = re.findall(r"function (\w+)", path.read_text(encoding="utf-8")) or [""]
         assert any(f"function {last}(" in module for module in modules), path.name

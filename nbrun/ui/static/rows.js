@@ -72,6 +72,7 @@ export function drawRow(tr, row, requests, nowS, isDead, isOpen) {
   drawOpen(part(tr, "open"), row, isOpen);
   write(part(tr, "number"), row.number === null ? "" : `#${row.number}`);
   fill(part(tr, "agent"), row.agent === row.name ? "" : row.agent);
+  part(tr, "agent").title = row.agent;
   drawStarted(part(tr, "started"), row.started_at ?? row.created_at, nowS);
   fill(part(tr, "elapsed"), isUnfollowed ? "" : elapsed(row, nowS));
   fill(part(tr, "tokens"), tokenCounts(row.usage));

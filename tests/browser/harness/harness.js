@@ -1,6 +1,7 @@
 /** Puts the card on the page with a fake model, and hands both to the tests as `window.harness`. */
 
 import card from "/static/card.js";
+import panel from "/static/panel.js";
 
 /** The part of anywidget's model that a view may use; what it was told is kept for the tests. */
 class FakeModel {
@@ -71,6 +72,21 @@ const harness = {
     const manager = roads === "kernel" ? { kernel: this.kernel } : {};
     this.model = new FakeModel({ run, kernel_id: "kernel-id", session_id: "session-id" }, manager);
     this.cleanup = card.render({ model: this.model, el: document.getElementById("output") });
+  },
+
+  /** Shows a runs panel, with the card of `run` if that is open. */
+  mountPanel(runs, run = {}) {
+    this.kernel = new FakeKernel();
+    const state = { panel: runs, run, kernel_id: "kernel-id", session_id: "session-id" };
+    this.model = new FakeModel(state, { kernel: this.kernel });
+    this.cleanup = panel.render({ model: this.model, el: document.getElementById("output") });
+  },
+
+  /** The kernel sends what the panel shows: the fields that differ, and the open run if it does. */
+  updatePanel(fields, run) {
+    if (run) this.model.state.run = run; // both are set before either is told of
+    this.model.set("panel", { ...this.model.get("panel"), ...fields });
+    if (run) this.model.set("run", run);
   },
 
   /** What a Jupyter server writes into its pages. */
