@@ -75,6 +75,15 @@ class Panel:
         """Wait until this is so of the state."""
         self.kernel.wait_until(is_met)
 
+    def wait_answered(self, look: dict[str, Any]) -> None:
+        """Wait until the table is what was looked for."""
+        self.wait(lambda: bool(self.runs["answered"] == look["nonce"]))
+
+    def replies(self) -> list[dict[str, Any]]:
+        """Return what has been answered by the comm."""
+        sent = [message["content"]["data"] for message in self.messages]
+        return [data["content"] for data in sent if data.get("method") == "custom"]
+
 
 def updates(cell: Execution) -> list[dict[str, Any]]:
     """Return what was put in the place of the cell's output."""
@@ -117,7 +126,7 @@ def test_filters_pages_and_cards_are_had_while_a_cell_blocks(kernel: Kernel) -> 
 
     look = panel.wish("look", status="failed", text=" SAD ", page="newest")
     assert ask(kernel, look)["outcome"] == "sent"
-    panel.wait(lambda: panel.runs["answered"] == look["nonce"])
+    panel.wait_answered(look)
     assert panel.statuses() == {"sad": "failed"}
     assert (panel.runs["status"], panel.runs["text"]) == ("failed", "SAD")
 
@@ -125,12 +134,12 @@ def test_filters_pages_and_cards_are_had_while_a_cell_blocks(kernel: Kernel) -> 
     more = panel.wish("look", status="", text="", page="more")
     for wish in (back, more):
         ask(kernel, wish)
-        panel.wait(lambda wish=wish: panel.runs["answered"] == wish["nonce"])
+        panel.wait_answered(wish)
     assert panel.runs["has_newer"]
     assert {row["number"] for row in panel.runs["rows"]}.isdisjoint({panel.runs["stored"]})
     assert ask(kernel, look)["outcome"] == "sent"  # by its second road, late: it changes nothing
     ask(kernel, newer := panel.wish("look", status="", text="", page="newer"))
-    panel.wait(lambda: panel.runs["answered"] == newer["nonce"])
+    panel.wait_answered(newer)
     assert (panel.runs["status"], panel.runs["has_newer"]) == ("", False)
 
     ask(kernel, panel.wish("open", key=panel.row("sad")["key"]))
@@ -173,13 +182,8 @@ def test_cancel_all_is_of_its_moment(kernel: Kernel) -> None:
     run_ok(kernel, "%%agentrun endless -n four -o four\nhi")
     wait_for_text(kernel, "four")
     panel.send(click)
-    replies = lambda: [  # noqa: E731 - of the comm
-        m["content"]["data"]["content"]
-        for m in panel.messages
-        if m["content"]["data"].get("method") == "custom"
-    ]
-    panel.wait(lambda: bool(replies()))
-    assert replies()[0]["count"] == 3
+    panel.wait(lambda: bool(panel.replies()))
+    assert panel.replies()[0]["count"] == 3
     assert value(kernel, "str(four.status)") == "'running'"
     panel.send(panel.wish("cancel_all"))
     panel.wait(lambda: panel.statuses().get("four") == "cancelled")

@@ -8,7 +8,6 @@ import pytest
 
 from nbrun.ui.page_module import STATIC, page_module
 
-
 VIEWS = {"card.js": "render", "doctor.js": "render", "panel.js": "render: renderPanel"}
 
 

@@ -232,7 +232,7 @@ function renderPanel({ model, el }) {
       tickSoon();
     }, 1000);
   };
-  const requests = makeRequests(model, drawSoon, closing.signal);
+  const requests = makeRequests(model, drawNow, closing.signal);
   /** @param {string} page */
   const look = (page) => {
     clearTimeout(typing);
