@@ -32,7 +32,7 @@ CELL_EXAMPLES = (
     ),
 )
 LINE_EXAMPLES = (
-    Example("The runs of this notebook, newest first:", ("%agentrun",)),
+    Example("The runs of this notebook, in a table that lives:", ("%agentrun",)),
     Example("The card of the newest run, also after a restart:", ("%agentrun show last",)),
     Example("Stop all that is live:", ('%agentrun cancel --all --reason "too slow"',)),
 )

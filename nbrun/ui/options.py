@@ -433,6 +433,7 @@ def help_text() -> str:
     return "\n".join(
         [
             "%%agentrun [TARGET] [options] starts a run on the text of its cell; %%agentrun? lists the options.",
+            "%agentrun alone shows the runs in a table that lives.",
             "",
             *lines,
             "",

@@ -40,7 +40,7 @@ def page_row(row: Row, session_id: str) -> dict[str, Any]:
     is_own = run._live is not None
     words = run.status_words() if is_own else status_words(record)
     is_elsewhere = record.is_live and not record.is_unknown and record.session_id != session_id
-    usage = record.usage
+    usage, elapsed_s = record.usage, record.elapsed_s(record.ended_at or 0.0)
     return {
         "key": key_of(record),
         "id": record.run_id,
@@ -57,7 +57,7 @@ def page_row(row: Row, session_id: str) -> dict[str, Any]:
         "own": is_own,
         "created_at": record.created_at,
         "started_at": record.started_at,
-        "ended_at": record.ended_at,
+        "took": "" if record.ended_at is None or elapsed_s is None else duration(elapsed_s),
         "usage": {
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,

@@ -4,6 +4,7 @@ Reads are of a store of 100,000 runs, and of 1,000,000 with `--million` (3 GB, a
 milliseconds, the median of many reads. A figure above its aim is marked with `!`. What is stored is counted.
 
 newest    the newest 50 runs, as the store's reader gives them, and as `session.runs(limit=50)`.
+panel     a page of the runs panel: the newest, from the middle, those that are live, and those with a word.
 page      1,000 events of a run's 10,000, from the middle of its log, one row each; and the same of text.
 open      opening the file, its tables checked, and closing it.
 load      a new session on it: also looks for runs of dead kernels.
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,6 +33,7 @@ from nbrun.record import RunRecord
 from nbrun.store import reader, schema
 from nbrun.store.lease import this_process
 from nbrun.store.ledger import Ledger, Row
+from nbrun.ui.runs_page import ANY_LIVE, Wanted, read_page
 
 RUNS = 100_000
 TIMES = 10  # a million is ten times that
@@ -41,6 +44,7 @@ NOON = 1_790_000_000.0
 
 AIMS_MS = {
     "newest: reader": 0.5, "newest: session": 0.5, "page: rows": 5.0, "page: text": 5.0, "open": 50.0,
+    "panel: newest": 2.0, "panel: middle": 2.0, "panel: live": 2.0, "panel: a common word": 5.0,
 }  # fmt: skip
 AIM_DELTA_BYTES, AIM_DELTA_US, AIM_GROWTH = 40.0, 3.0, 1.2
 
@@ -131,6 +135,11 @@ def multiply(path: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
+def panel_page(session: NotebookSession, **wanted: Any) -> object:
+    """Return what the runs panel shows."""
+    return read_page(session, Wanted(**wanted), lambda: False)
+
+
 @contextlib.contextmanager
 def reads(path: Path, runs: int) -> Iterator[dict[str, Callable[[], object]]]:
     """Every read of a store, each checked once."""
@@ -154,6 +163,10 @@ def reads(path: Path, runs: int) -> Iterator[dict[str, Callable[[], object]]]:
             "newest: reader": lambda: reader.read_runs(connection, 50),
             "newest: session": lambda: session.runs(limit=50),
             "newest: its table": listed._repr_html_,
+            "panel: newest": lambda: panel_page(session),
+            "panel: middle": lambda: panel_page(session, before=(runs // 2,)),
+            "panel: live": lambda: panel_page(session, status=ANY_LIVE),
+            "panel: a common word": lambda: panel_page(session, text="chapter"),
             "page: rows": lambda: reader.read_events(connection, 1, 5_000, 1_000),
             "page: text": lambda: reader.read_events(connection, 2, 5_000, 1_000),
             "open": lambda: schema.open_for_writing(path).close(),

@@ -44,7 +44,7 @@ def make_row(number: int, status: str = "completed", **fields: Any) -> dict[str,
         "own": True,
         "created_at": NOW - 14,
         "started_at": None if status == "queued" else NOW - 12,
-        "ended_at": None if is_live else NOW - 3,
+        "took": "" if is_live else "9.0 s",
         "usage": {"input_tokens": 1204, "output_tokens": 340, "exact": True, "cost_usd": 0.0123},
     }
     return row | fields

@@ -1,7 +1,7 @@
 // @ts-check
 /** The rows of the runs panel, one a run. */
 import { add, addShape, write, writeLabel } from "./nodes.js";
-import { counted, fineDuration, wholeDuration } from "./wording.js";
+import { counted, wholeDuration } from "./wording.js";
 
 /**
  * @typedef {import("./requests.js").Requests} Requests
@@ -19,7 +19,7 @@ import { counted, fineDuration, wholeDuration } from "./wording.js";
  * @property {boolean} own  whether it is of this kernel
  * @property {number} created_at
  * @property {number | null} started_at
- * @property {number | null} ended_at
+ * @property {string} took  how long, of one that has ended
  * @property {RowUsage} usage
  */
 
@@ -69,7 +69,7 @@ export function drawRow(tr, row, requests, nowS, isDead, isOpen) {
   const shape = tr.querySelector(".nbrun-card__shape");
   if (shape instanceof HTMLElement) shape.dataset.shape = status;
   write(part(tr, "words"), isUnfollowed ? "No longer followed" : row.words);
-  drawOpen(part(tr, "open"), row, isOpen);
+  drawOpen(/** @type {HTMLButtonElement} */ (part(tr, "open")), row, isOpen, isDead);
   write(part(tr, "number"), row.number === null ? "" : `#${row.number}`);
   fill(part(tr, "agent"), row.agent === row.name ? "" : row.agent);
   part(tr, "agent").title = row.agent;
@@ -96,9 +96,10 @@ function fill(cell, text) {
   if (cell.textContent !== text) cell.textContent = text;
 }
 
-/** @param {HTMLElement} open @param {Row} row @param {boolean} isOpen */
-function drawOpen(open, row, isOpen) {
+/** @param {HTMLButtonElement} open @param {Row} row @param {boolean} isOpen @param {boolean} isDead */
+function drawOpen(open, row, isOpen, isDead) {
   writeLabel(open, row.name || "(no name)");
+  open.disabled = isDead;
   open.setAttribute("aria-expanded", String(isOpen));
 }
 
@@ -118,9 +119,8 @@ function localMoment(atS) {
 }
 
 /** @param {Row} row @param {number} nowS */
-function elapsed({ live, started_at, ended_at, created_at }, nowS) {
-  if (live) return wholeDuration(Math.max(0, nowS - (started_at ?? created_at)));
-  return started_at === null || ended_at === null ? "" : fineDuration(Math.max(0, ended_at - started_at) * 1000);
+function elapsed({ live, started_at, took, created_at }, nowS) {
+  return live ? wholeDuration(Math.max(0, nowS - (started_at ?? created_at))) : took;
 }
 
 /** @param {RowUsage} usage */
