@@ -106,6 +106,8 @@ class Extension:
 
     def close(self, *, by: str = "shutdown") -> None:
         """End the session and take everything away again; idempotent."""
+        if self._panels is not None:
+            self._panels.stop()
         self.session.close(by=by)
         if self._panels is not None:
             self._panels.close()

@@ -301,7 +301,7 @@ def _kept(rows: Sequence[Row]) -> list[object]:
 class Panels:
     """The panels on display: finds what they show, and has the cards' thread draw it.
 
-    Threads: `show()` on the main thread; `ask()`, `close()` from any thread; the session tells of events on the
+    Threads: `show()` on the main thread; `ask()`, `stop()`, `close()` from any thread; the session tells of events on the
     writer's thread; the thread `nbrun-panel` reads the store. `_lock` guards the lists.
     """
 
@@ -352,16 +352,20 @@ class Panels:
             self._look(panel)
         return reply
 
-    def close(self) -> None:
-        """Have every panel drawn for the last time; the board has still to be closed."""
+    def stop(self) -> None:
+        """Look for nothing more: who reads a store that is being closed would open it again."""
         self._unlisten()
         self._stopping.set()
         self._wake.set()
+        if self._thread is not None:
+            self._thread.join(JOIN_S)
+
+    def close(self) -> None:
+        """Have every panel drawn for the last time, its runs ended; the board has still to be closed."""
+        self.stop()
         for panel in self._copy():
             panel.end(closes=False)
             self._board.mark(panel)
-        if self._thread is not None:
-            self._thread.join(JOIN_S)
 
     def let_go(self) -> None:
         """Close all widgets."""

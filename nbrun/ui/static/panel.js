@@ -35,12 +35,8 @@ const [LOOK, OPEN, ALL, KEEP] = ["look", "open", "all", "keep"]; // its requests
 const TYPING_MS = 300;
 const QUIET_MS = 1500;
 const HEADINGS = ["Status", "Run", "Agent", "Started", "Elapsed", "Tokens", "Cost", "Cancel"];
-const CHOICES = new Map([
-  ["", "all"],
-  ["live", "live"],
-  ...["queued", "running", "waiting", "cancelling"].map((status) => /** @type {const} */ ([status, `– ${status}`])),
-  ...["completed", "failed", "cancelled", "lost"].map((status) => /** @type {const} */ ([status, status])),
-]);
+const LIVE_CHOICES = ["live", "queued", "running", "waiting", "cancelling"];
+const ENDED_CHOICES = ["completed", "failed", "cancelled", "lost"];
 const GONE = "The kernel was restarted or has died: this table is not followed any more. %agentrun shows how the runs stand.";
 
 // ---- building --------------------------------------------------------------------------------------------------
@@ -57,9 +53,11 @@ function buildPanel(el) {
   summary.setAttribute("role", "status"); // alone in it: how many there are, and no row of the table
   const filters = add(head, "div", "filters", PANEL);
   const status = add(addLabel(filters, "Status"), "select", "status", PANEL);
-  for (const [value, label] of CHOICES) status.add(new Option(label, value));
+  status.add(new Option("all", ""));
+  for (const choice of [...LIVE_CHOICES, ...ENDED_CHOICES]) status.add(new Option(choice));
   const text = add(addLabel(filters, "Search"), "input", "text", PANEL);
   Object.assign(text, { type: "search", placeholder: "name, prompt, output", maxLength: 500, autocomplete: "off" });
+  const busy = add(head, "span", "busy", PANEL);
   const all = addButton(head, "all");
   const answer = add(root, "div", "answer");
   answer.setAttribute("role", "alert");
@@ -75,7 +73,7 @@ function buildPanel(el) {
   const foot = add(root, "div", "foot", PANEL);
   const [newer, more] = [addButton(foot, "newer"), addButton(foot, "more")];
   el.append(root);
-  return { root, summary, status, text, all, answer, table, body, none, foot, newer, more };
+  return { root, summary, status, text, busy, all, answer, table, body, none, foot, newer, more };
 }
 
 /** @typedef {ReturnType<typeof buildPanel>} Panel */
@@ -109,7 +107,8 @@ function addTitle(row, heading) {
 function drawPanel(panel, runs, requests, isGone) {
   const isDead = isGone || runs.is_over;
   const isLooking = Boolean(requests.get(LOOK)?.isOpen);
-  write(panel.summary, isDead ? "Not followed any more" : isLooking ? "Searching…" : counts(runs));
+  write(panel.summary, isDead ? "Not followed any more" : counts(runs));
+  write(panel.busy, isLooking ? "Searching…" : "");
   panel.table.setAttribute("aria-busy", String(isLooking));
   const isCancelling = Boolean(requests.get(ALL)?.isOpen);
   write(panel.all, isCancelling ? "Cancelling…" : `Cancel all ${counted(runs.live)}`);
