@@ -301,8 +301,8 @@ def _kept(rows: Sequence[Row]) -> list[object]:
 class Panels:
     """The panels on display: finds what they show, and has the cards' thread draw it.
 
-    Threads: `show()` on the main thread; `ask()`, `stop()`, `close()` from any thread; the session tells of events on the
-    writer's thread; the thread `nbrun-panel` reads the store. `_lock` guards the lists.
+    Threads: `show()` on the main thread, the others from any; the session tells of events on the writer's thread;
+    the thread `nbrun-panel` reads the store. `_lock` guards the lists.
     """
 
     def __init__(

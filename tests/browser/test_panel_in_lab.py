@@ -20,7 +20,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def test_three_runs_are_found_and_cancelled_from_the_panel(open_notebook: OpenNotebook) -> None:
     """The table fills as runs start, a search leaves one, its card streams; Cancel all stops them while a cell blocks.
 
-    Then the file has a static table; after a restart the panel says that it is not followed, and a new one has all runs.
+    Then the file has a static table; after a restart it says that it is not followed, and a new one has all runs.
     """
     notebook = open_notebook([CHATTY, "%agentrun", START, "time.sleep(20)", "%agentrun"])
     for at in (0, 1, 2):

@@ -10,6 +10,7 @@ from nbrun.ui.runs_page import Wanted, read_page
 from nbrun.ui.runs_table import bundle, page_row
 from tests.fakes import agents
 from tests.fakes.agents import Held
+from tests.fakes.people import until
 from tests.kernel.test_cards import HOSTILE, Tags
 
 NOON = 1_790_000_000.0
@@ -25,7 +26,7 @@ def test_a_row_tells_whose_run_it_is(session: NotebookSession, held: Held) -> No
     """One of this kernel may be cancelled from here; one of another says where it is."""
     ended, run = session.start(agents.instant, "hi"), session.start(held, "hi")
     assert ended.wait(10)
-    assert run.wait_created(10)
+    until(run, lambda record: record.status is RunStatus.RUNNING)
     page = read_page(session, Wanted(), lambda: False)
     assert page is not None
     own = [page_row(row, session.id) for row in page.rows]
