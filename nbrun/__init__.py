@@ -41,7 +41,7 @@
 #   starter                                from what a start asks for to a run that is under way.
 #   session                                the owner of a notebook's runs: starts, finds and closes them.
 #   config, default                        settings | nbrun.start() and the like, on the session of this shell.
-#   ui/                                    magics, cards, panel, control channel. Only here are IPython and widgets known.
+#   ui/                                    magics, cards, panel, control channel. Only this knows IPython and widgets.
 #   server/                                in the Jupyter server: asks a kernel by its control channel.
 #   cli/                                   another process: reads the store and never imports the kernel side.
 # A module imports from the lines above its own. Importing nbrun loads no IPython, no anywidget and no agent framework.

@@ -46,7 +46,10 @@ def test_a_store_in_trouble_leaves_what_is_known(
 
 @pytest.mark.parametrize(
     "wish",
-    [{"status": "odd", "text": ""}, {"status": [], "text": ""}, {"status": "", "text": 7}, {"status": "", "text": "x" * 501}, {}],
+    [
+        {"status": "odd", "text": ""}, {"status": [], "text": ""}, {"status": "", "text": 7},
+        {"status": "", "text": "x" * 501}, {},
+    ],
     ids=["status", "status type", "text type", "text length", "nothing"],
 )  # fmt: skip
 def test_a_wish_that_makes_no_sense_is_refused(
