@@ -71,6 +71,11 @@ class ChildRun(Protocol):
         """Where it stands."""
         ...
 
+    @property
+    def usage(self) -> ev.Usage:
+        """The tokens and requests that it has used so far."""
+        ...
+
     def cancel(self, reason: str | None = None, cause: CancelCause = ...) -> object:
         """Ask it to stop; its parent goes on."""
         ...

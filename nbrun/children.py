@@ -64,5 +64,5 @@ class Children:
         self._tell(ev.ChildStarted(child.id, child.name, child.number))
 
     def _note_end(self, child: ChildRun, ended: LoopFlag) -> None:
-        self._tell(ev.ChildFinished(child.id, str(child.status)))
+        self._tell(ev.ChildFinished(child.id, str(child.status), child.usage))
         ended.set()

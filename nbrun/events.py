@@ -375,6 +375,7 @@ class ChildFinished(EventData, frozen=True):
     TYPE: ClassVar[str] = "child.finished"
     run_id: str
     status: str = ""
+    usage: Usage | None = None
 
 
 class Custom(EventData, frozen=True):

@@ -26,6 +26,8 @@ LOG_LINES = 20
 """How many of its last log lines a record holds; all of them are in the log."""
 LOG_WIDTH = 300
 """Characters that it holds of each of them."""
+REASONING_TAIL = 4_000
+"""Characters that it holds of the end of a model's reasoning."""
 
 _CUT_SHORT = frozenset({RunStatus.CANCELLED, RunStatus.LOST})
 _EMPTY = RunRecord()
@@ -54,6 +56,7 @@ class _Draft:
         "last_event_at",
         "logs",
         "next_seq",
+        "reasoning",
         "record",
         "status",
         "text",
@@ -68,6 +71,7 @@ class _Draft:
         self.next_seq = record.event_count
         self.last_event_at = record.last_event_at
         self.text: list[str] = []
+        self.reasoning: list[str] = []
         self.warnings: list[str] = []
         self.logs: list[str] = []
         self.tools: dict[str, ToolCall] | None = None
@@ -123,6 +127,10 @@ class _Draft:
             self._close_tools()
         if self.text:
             changes["text"] = record.text + "".join(self.text)
+        if self.reasoning:
+            more = "".join(self.reasoning)
+            changes["reasoning"] = (record.reasoning + more[-REASONING_TAIL:])[-REASONING_TAIL:]
+            changes["reasoning_count"] = record.reasoning_count + len(more)
         if self.tools is not None:
             changes["tools"] = tuple(self.tools.values())
         if self.children is not None:
@@ -151,6 +159,10 @@ def _created(draft: _Draft, data: ev.RunCreated, event: ev.RunEvent) -> None:
 def _started(draft: _Draft, _data: ev.RunStarted, event: ev.RunEvent) -> None:
     # A new attempt knows nothing of what an older one had asked.
     draft.changes.update(started_at=event.ts, attempt=event.attempt, pending=())
+
+
+def _reasoned(draft: _Draft, data: ev.ReasoningDelta, _event: ev.RunEvent) -> None:
+    draft.reasoning.append(data.text)
 
 
 def _phase(draft: _Draft, data: ev.RunPhase, _event: ev.RunEvent) -> None:
@@ -227,6 +239,14 @@ def _tool_started(draft: _Draft, data: ev.ToolStarted, event: ev.RunEvent) -> No
     draft.known_tools()[data.id] = tool
 
 
+def _tool_progress(draft: _Draft, data: ev.ToolProgress, _event: ev.RunEvent) -> None:
+    tools = draft.known_tools()
+    known = tools.get(data.id)
+    if known is not None and known.status == "running":
+        progress = ev.Progress(data.done, data.total, data.label)
+        tools[data.id] = msgspec.structs.replace(known, progress=progress)
+
+
 def _tool_finished(draft: _Draft, data: ev.ToolFinished, event: ev.RunEvent) -> None:
     tools = draft.known_tools()
     # An end without its start is tolerated: some frameworks tell only ends.
@@ -236,15 +256,17 @@ def _tool_finished(draft: _Draft, data: ev.ToolFinished, event: ev.RunEvent) -> 
     )
 
 
-def _child_started(draft: _Draft, data: ev.ChildStarted, _event: ev.RunEvent) -> None:
-    child = ChildSummary(data.run_id, data.name, data.number, str(RunStatus.RUNNING))
+def _child_started(draft: _Draft, data: ev.ChildStarted, event: ev.RunEvent) -> None:
+    child = ChildSummary(data.run_id, data.name, data.number, str(RunStatus.RUNNING), event.ts)
     draft.known_children()[data.run_id] = child
 
 
-def _child_finished(draft: _Draft, data: ev.ChildFinished, _event: ev.RunEvent) -> None:
+def _child_finished(draft: _Draft, data: ev.ChildFinished, event: ev.RunEvent) -> None:
     children = draft.known_children()
     known = children.get(data.run_id) or ChildSummary(data.run_id, data.run_id)  # as with tools
-    children[data.run_id] = msgspec.structs.replace(known, status=data.status)
+    children[data.run_id] = msgspec.structs.replace(
+        known, status=data.status, ended_at=event.ts, usage=data.usage
+    )
 
 
 def _asked(draft: _Draft, data: ev.ApprovalRequested, _event: ev.RunEvent) -> None:
@@ -269,6 +291,7 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.RunCreated: _created,
     ev.RunStarted: _started,
     ev.RunPhase: _phase,
+    ev.ReasoningDelta: _reasoned,
     ev.RunCompleted: _completed,
     ev.RunFailed: _failed,
     ev.RunCancelled: _cancelled,
@@ -277,6 +300,7 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.CancelEscalated: _cancel_escalated,
     ev.DetachedFinished: _detached_finished,
     ev.ToolStarted: _tool_started,
+    ev.ToolProgress: _tool_progress,
     ev.ToolFinished: _tool_finished,
     ev.ApprovalRequested: _asked,
     ev.ApprovalResolved: _answered,

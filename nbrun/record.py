@@ -86,6 +86,7 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     result: Plain = None
     started_at: float = 0.0
     ms: float | None = None
+    progress: ev.Progress | None = None
 
 
 class ChildSummary(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -95,13 +96,17 @@ class ChildSummary(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     name: str
     number: int | None = None
     status: str = "queued"
+    started_at: float | None = None
+    ended_at: float | None = None
+    usage: ev.Usage | None = None  # told with its end
 
 
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_only=True):
     """The state of a run, frozen: the fold of its events up to `event_count`.
 
     Times are epoch seconds (UTC). `text` is all that was streamed; `output` is what the agent returned, as
-    JSON-like data, or the text where it returned nothing. `detached` names what a cancelled run has left
+    JSON-like data, or the text where it returned nothing. `reasoning` is the tail of `reasoning_count` characters;
+    it is no part of an answer, and models write much of it. `detached` names what a cancelled run has left
     running, `detached_finished` those of them that have ended since. `log` is the tail of `log_count` lines.
     """
 
@@ -132,6 +137,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     ended_at: float | None = None
     last_event_at: float = 0.0
     text: str = ""
+    reasoning: str = ""
+    reasoning_count: int = 0
     output: Plain = None
     error: ev.ErrorInfo | None = None
     usage: ev.Usage = ev.Usage()
@@ -210,9 +217,10 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             cut["pending"] = tuple(_brief_question(one, head // 2) for one in asked)
         if self.error is not None:
             cut["error"] = ev.ErrorInfo(self.error.type, self.error.message[:head])
-        if not (cut or self.tools or self.children or self.log):
+        if not (cut or self.tools or self.children or self.log or self.reasoning):
             return self
-        return msgspec.structs.replace(self, tools=(), children=(), log=(), is_brief=True, **cut)
+        cut.update(tools=(), children=(), log=(), reasoning="", is_brief=True)
+        return msgspec.structs.replace(self, **cut)
 
 
 def _brief_question(asked: ev.ApprovalRequested, head: int) -> ev.ApprovalRequested:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.cancellation import Rung
-from nbrun.fold import fold
+from nbrun.fold import REASONING_TAIL, fold
 from nbrun.record import AFTER_END, LIVE, TERMINAL, TRANSITIONS, is_admitted, next_status
 from tests.test_events import SAMPLES
 
@@ -197,6 +197,35 @@ def test_tools_are_folded_by_their_id() -> None:
         "found",
         5.0,
     )
+
+
+def test_the_end_of_the_reasoning_is_kept_and_all_of_it_counted() -> None:
+    """It may be long, and is no part of the answer."""
+    many = [ev.ReasoningDelta("x" * 900) for _ in range(9)]
+    record = fold(log(CREATED, ev.RunStarted(), *many, ev.ReasoningDelta("end"), ev.TextDelta("a")))
+    assert (len(record.reasoning), record.reasoning_count) == (REASONING_TAIL, 8103)
+    assert record.reasoning.endswith("xend")
+    assert record.text == "a"
+    assert record.brief().reasoning == ""
+
+
+def test_how_far_a_tool_has_come_is_kept_until_its_end() -> None:
+    """The last word of it counts; of an ended or unknown tool there is nothing to tell."""
+    started = [CREATED, ev.RunStarted(), ev.ToolStarted("t", "read")]
+    steps = [ev.ToolProgress("t", 1, 9), ev.ToolProgress("t", 2, 9, "pages"), ev.ToolProgress("u", 1)]
+    (tool,) = fold(log(*started, *steps)).tools
+    assert tool.progress == ev.Progress(2, 9, "pages")
+    late = [ev.ToolFinished("t"), ev.ToolProgress("t", 9, 9)]
+    (tool,) = fold(log(*started, *steps, *late)).tools
+    assert (tool.status, tool.progress) == ("ok", ev.Progress(2, 9, "pages"))
+
+
+def test_a_child_run_has_its_times_and_what_it_used() -> None:
+    """By the parent's log, in which both of its ends stand."""
+    usage = ev.Usage(3, 4)
+    both = [ev.ChildStarted("run-2", "helper", 5), ev.ChildFinished("run-2", "failed", usage)]
+    (child,) = fold(log(CREATED, ev.RunStarted(), *both)).children
+    assert (child.started_at, child.ended_at, child.usage) == (102.0, 103.0, usage)
 
 
 def test_warnings_become_notices_whether_they_come_alone_or_together() -> None:
