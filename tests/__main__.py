@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.browser import chromium
+from tests.browser import axe, chromium
 
 ROOT = Path(__file__).resolve().parents[1]
+JAVASCRIPT = ROOT / "tests" / "js"
 OWN_GROUPS = ("kernel", "notebooks", "server", "browser")
 
 Action = Callable[[Sequence[str]], bool]
@@ -104,15 +105,17 @@ def _check_layers(_more: Sequence[str]) -> bool:
 
 
 def _check_javascript(_more: Sequence[str]) -> bool:
+    return _install_javascript() and _run("npx", "--no-install", "tsc", "-p", ".", cwd=JAVASCRIPT)
+
+
+def _install_javascript() -> bool:
+    """Install what checks the static files: the type checker, and axe for the browser."""
     if not _has_node() and chromium.can_apt_install():
         chromium.apt_install("nodejs", "npm")
     if not _has_node():
         print("node and npm are missing: install Node.js (Debian: apt-get install nodejs npm)")
         return False
-    folder = ROOT / "tests" / "js"
-    return _run("npm", "ci", "--no-audit", "--no-fund", cwd=folder) and _run(
-        "npx", "--no-install", "tsc", "-p", ".", cwd=folder
-    )
+    return _run("npm", "ci", "--no-audit", "--no-fund", cwd=JAVASCRIPT)
 
 
 def _has_node() -> bool:
@@ -139,6 +142,8 @@ def _test_in_browser(more: Sequence[str]) -> bool:
         print(f"Chromium: {chromium.find_or_install()}", flush=True)
     except chromium.NoChromium as error:
         print(error, flush=True)
+        return False
+    if not axe.SCRIPT.is_file() and not _install_javascript():
         return False
     return _python("-m", "tests.kernels") and _pytest(["tests/browser"], more)
 

@@ -212,7 +212,11 @@ def test_the_end_of_the_reasoning_is_kept_and_all_of_it_counted() -> None:
 def test_how_far_a_tool_has_come_is_kept_until_its_end() -> None:
     """The last word of it counts; of an ended or unknown tool there is nothing to tell."""
     started = [CREATED, ev.RunStarted(), ev.ToolStarted("t", "read")]
-    steps = [ev.ToolProgress("t", 1, 9), ev.ToolProgress("t", 2, 9, "pages"), ev.ToolProgress("u", 1)]
+    steps = [
+        ev.ToolProgress("t", 1, 9),
+        ev.ToolProgress("t", 2, 9, "pages"),
+        ev.ToolProgress("u", 1),
+    ]
     (tool,) = fold(log(*started, *steps)).tools
     assert tool.progress == ev.Progress(2, 9, "pages")
     late = [ev.ToolFinished("t"), ev.ToolProgress("t", 9, 9)]

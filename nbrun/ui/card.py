@@ -14,12 +14,14 @@ import traitlets
 
 from nbrun.record import RunStatus
 from nbrun.snapshot import bundle
+from nbrun.ui.blocks import Blocks
 from nbrun.ui.page_module import STATIC, page_module
-from nbrun.ui.view import view
+from nbrun.ui.view import TOOL_LIMIT, view
 from nbrun.wording import with_sequels
 
 if TYPE_CHECKING:
     from nbrun.intake import LiveRun
+    from nbrun.record import RunRecord
     from nbrun.session import NotebookSession
 
 _log = logging.getLogger("nbrun")
@@ -76,6 +78,7 @@ class _Card:
         self._draw = draw
         self.widget = widget
         self.handle = handle
+        self.blocks = Blocks()
         # A bare thread would send into whichever cell ran last.
         self.context = contextvars.copy_context()
         self.remove: Callable[[], None] = lambda: None
@@ -209,7 +212,7 @@ class CardBoard:
     def _draw(self, card: _Card) -> None:
         live = card.live
         try:
-            card.widget.run = self._view(live, card.sequels)
+            card.widget.run = self._view(live, card.sequels, card.blocks)
             if live.record.is_live:
                 # Not with each question: the page draws the card anew, and somebody may be typing in it.
                 if bool(live.record.pending) != card.says_asking:
@@ -235,11 +238,23 @@ class CardBoard:
         if oldest is not None:
             oldest.context.run(oldest.widget.close)
 
-    def _view(self, live: LiveRun, sequels: Sequence[tuple[int, str]] = ()) -> dict[str, Any]:
+    def _view(
+        self,
+        live: LiveRun,
+        sequels: Sequence[tuple[int, str]] = (),
+        blocks: Blocks | None = None,
+    ) -> dict[str, Any]:
+        """Return what the card shows; without `blocks`, which take their time, its text is as it came."""
         record = with_sequels(live.record, sequels)
         is_queued = record.status is RunStatus.QUEUED
         words = self._session.line_words(live) if is_queued else None
-        return view(record, self._session.clock.now(), live.problem, words)
+        now, children = self._session.clock.now(), self._live_children(record)
+        return view(record, now, live.problem, words, blocks=blocks, children=children)
+
+    def _live_children(self, record: RunRecord) -> dict[str, RunRecord]:
+        running = [c.run_id for c in record.children[-TOOL_LIMIT:] if c.ended_at is None]
+        runs = [run for run in map(self._session.own, running) if run is not None]
+        return {run.id: run.record for run in runs if not run.done()}
 
     def _on_message(self, widget: CardWidget, content: object) -> None:
         """Answer a click that came over the comm; on whichever thread the kernel handles it."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nbrun.encoding import readable, shown
+from nbrun.events import Usage
+from nbrun.ui.blocks import TEXT_LIMIT
 from nbrun.wording import (
     cancel_notes,
     child_title,
@@ -17,64 +21,125 @@ from nbrun.wording import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nbrun.encoding import Plain
     from nbrun.events import ApprovalRequested, Progress
     from nbrun.record import ChildSummary, RunRecord, ToolCall
+    from nbrun.ui.blocks import Blocks
 
-TEXT_LIMIT = 20_000
 TOOL_LIMIT = 20
+ARGS_LIMIT, RESULT_LIMIT = 300, 500
+"""Characters of a tool's arguments and of its result: they travel with each update of the card."""
+OUTPUT_LIMIT = 4_000
 ERROR_LIMIT = 2_000
+TRACEBACK_LIMIT = 4_000
 QUESTION_LIMIT = 5
+NOTHING_USED = Usage()
 ASKED_LIMIT = 3_000
 
 
 def view(
-    record: RunRecord, now: float, problem: str | None = None, words: str | None = None
+    record: RunRecord,
+    now: float,
+    problem: str | None = None,
+    words: str | None = None,
+    *,
+    blocks: Blocks | None = None,
+    children: Mapping[str, RunRecord] | None = None,
 ) -> dict[str, Any]:
     """Return the card's state.
 
-    `now` is the kernel's time in epoch seconds, by which the page reckons elapsed times; `text` is the end
-    of the text, `text_cut` the number of characters left out before it. `words` say how the run stands where
-    more is known of that than its record tells.
+    Parameters
+    ----------
+    now : the kernel's time in epoch seconds, by which the page reckons elapsed times.
+    words : how the run stands, where more is known of that than its record tells.
+    blocks : draws the text, and knows what it has drawn; without it all text is shown as it is.
+    children : the records of its live child runs, by their ids: a parent's log tells only of their ends.
     """
-    usage = record.usage
-    text = said(record)
-    hidden = max(0, len(text) - TEXT_LIMIT)
-    text = text[hidden:]
-    notices = [*going_on_notes(record), *cancel_notes(record), *record.notices]
-    if problem:
-        notices.append(f"not saved: {problem}")
+    notes = [*going_on_notes(record), *cancel_notes(record)]
+    notices = [*record.notices, *([f"not saved: {problem}"] if problem else [])]
     return {
         "id": record.run_id,
         "number": record.number,
-        "name": record.name,
-        "agent": record.model or record.agent,
+        "name": visible(record.name),
+        "agent": visible(record.model or record.agent),
+        "awaited": "model" if record.model else "agent",
         "status": str(record.status),
-        "words": words or status_words(record),
+        "words": visible(words or status_words(record)),
         "live": record.is_live,
-        "phase": record.phase,
+        "phase": record.phase and visible(record.phase),
         "progress": _progress(record.progress),
         "created_at": record.created_at,
         "started_at": record.started_at,
         "ended_at": record.ended_at,
         "now": now,
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "exact": usage.exact,
-        },
-        "text": text,
-        "text_cut": hidden,
+        "usage": _usage(record.usage),
+        **_text(record, blocks),
+        "reasoning": visible(record.reasoning),
+        "reasoning_count": record.reasoning_count,
         "tools": [_tool(tool) for tool in record.tools[-TOOL_LIMIT:]],
         "tools_cut": max(0, len(record.tools) - TOOL_LIMIT),
-        "children": [_child(child) for child in record.children[-TOOL_LIMIT:]],
+        "children": [_child(child, children or {}) for child in record.children[-TOOL_LIMIT:]],
         "children_cut": max(0, len(record.children) - TOOL_LIMIT),
         "log": list(record.log),
         "log_count": record.log_count,
         "questions": [_question(asked) for asked in record.pending[:QUESTION_LIMIT]],
         "questions_cut": max(0, len(record.pending) - QUESTION_LIMIT),
-        "error": None if record.error is None else str(record.error)[:ERROR_LIMIT],
-        "notices": notices,
+        **_error(record),
+        "notes": [visible(note) for note in notes],
+        "notices": [visible(notice) for notice in notices],
     }
+
+
+def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
+    """Return what the run has given: `blocks` of it that are drawn, behind them `text`, and `output` that is none.
+
+    `result` is all of it as it is, to be copied, once the run has ended: its last characters, if it is long.
+    """
+    text, output = record.text, record.output
+    if isinstance(output, str) and output != text:
+        text = f"{text}\n\n→ {output}" if text else output
+    is_data = output is not None and not isinstance(output, str)
+    state: dict[str, Any] = {
+        "blocks": [],
+        "text": visible(text[-TEXT_LIMIT:]),
+        "text_cut": max(0, len(text) - TEXT_LIMIT),
+        "output": _head(_laid_out(output), OUTPUT_LIMIT) if is_data else "",
+    }
+    if blocks is not None:
+        blocks.feed(text, not record.is_live)
+        state.update(blocks=blocks.shown, text=blocks.tail, text_cut=blocks.cut)
+    whole = "" if record.is_live else said(record)
+    return {**state, "result": whole[-TEXT_LIMIT:], "result_cut": max(0, len(whole) - TEXT_LIMIT)}
+
+
+def _laid_out(output: Plain) -> str:
+    """Return data as JSON with its lines, unless it is much: a page gets its beginning only."""
+    text = readable(output)
+    is_json = text.startswith(("{", "[")) and len(text) <= 4 * OUTPUT_LIMIT
+    try:
+        return msgspec.json.format(text, indent=2) if is_json else text
+    except msgspec.DecodeError:  # the repr of something looked like it
+        return text
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    cost = usage.cost_usd
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cost_usd": cost if cost is not None and math.isfinite(cost) else None,
+        "exact": usage.exact,
+    }
+
+
+def _error(record: RunRecord) -> dict[str, str | None]:
+    error = record.error
+    if error is None:
+        return {"error": None, "traceback": ""}
+    end = visible(error.traceback[-TRACEBACK_LIMIT:])
+    return {"error": _head(str(error), ERROR_LIMIT), "traceback": end}
 
 
 def _question(asked: ApprovalRequested) -> dict[str, Any]:
@@ -87,29 +152,36 @@ def _question(asked: ApprovalRequested) -> dict[str, Any]:
     }
 
 
-def _head(text: str) -> str:
-    """Return the beginning of a text, and how much of it is not shown to who decides."""
-    text = visible(text)
-    hidden = len(text) - ASKED_LIMIT
-    return text if hidden <= 0 else f"{text[:ASKED_LIMIT]}… {hidden:,} more characters"
+def _head(text: str, limit: int = ASKED_LIMIT) -> str:
+    """Return the beginning of a text, and how much of it is not shown: somebody may decide by it."""
+    hidden = len(text) - limit
+    return visible(text) if hidden <= 0 else f"{visible(text[:limit])}… {hidden:,} more characters"
 
 
 def _tool(tool: ToolCall) -> dict[str, Any]:
     return {
         "id": tool.id,
-        "name": shown(tool.name, 80),
-        "args": "" if tool.args is None else shown(tool.args),
+        "kind": visible(shown(tool.kind, 20)),
+        "name": visible(shown(tool.name, 80)),
+        "args": "" if tool.args is None else _head(readable(tool.args), ARGS_LIMIT),
         "status": tool.status,
+        "started_at": tool.started_at,
         "ms": tool.ms,
-        "result": "" if tool.result is None else shown(tool.result),
+        "progress": _progress(tool.progress) if tool.status == "running" else None,
+        "result": "" if tool.result is None else _head(readable(tool.result), RESULT_LIMIT),
     }
 
 
-def _child(child: ChildSummary) -> dict[str, Any]:
+def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]:
+    record = live.get(child.run_id)
     return {
-        "title": shown(child_title(child), 100),
-        "status": child.status,
-        "words": shown(child.status, 20),
+        "id": child.run_id,
+        "title": visible(shown(child_title(child), 100)),
+        "status": child.status if record is None else str(record.status),
+        "words": shown(child.status, 20) if record is None else status_words(record),
+        "started_at": child.started_at if record is None else record.started_at,
+        "ended_at": child.ended_at,
+        "usage": _usage(record.usage if record is not None else child.usage or NOTHING_USED),
     }
 
 

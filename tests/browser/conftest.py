@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Error, sync_playwright
 
-from tests.browser import chromium
+from tests.browser import card_page, chromium
+from tests.browser.card_page import CardPage
 from tests.browser.clicks import Row, table
 from tests.browser.lab import LabNotebook, LabServer, Source
 
@@ -78,6 +79,23 @@ def browser(chromium_path: Path) -> Iterator[Browser]:
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def harness() -> Iterator[str]:
+    """The address of the harness page, on loopback."""
+    with card_page.serve() as address:
+        yield address
+
+
+@pytest.fixture
+def card(browser: Browser, harness: str) -> Iterator[CardPage]:
+    """A fresh page; a test that leaves an error in its console has failed."""
+    page = browser.new_page()
+    card = CardPage(page, harness)
+    yield card
+    page.close()
+    assert card.complaints == []
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,17 +12,11 @@ from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.record import ToolCall
 from nbrun.snapshot import bundle
+from tests.browser.card_page import NOW, CardPage
+from tests.browser.pictures import SCREENSHOTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from playwright.sync_api import Browser, Locator, Page
-
-HERE = Path(__file__).parent
-STATIC = HERE.parents[1] / "nbrun" / "ui" / "static"
-SCREENSHOTS = Path(os.environ.get("NBRUN_SCREENSHOTS", HERE / "screenshots"))
-
-NOW = 1_800_000_000.0  # the kernel's clock and the page's, unless a test sets them apart
+    from playwright.sync_api import Browser
 
 STATUSES = {
     "queued": "Queued",
@@ -80,93 +69,13 @@ def make_tool(name: str = "search", status: str = "ok", **fields: Any) -> dict[s
         "id": f"call-{name}",
         "name": name,
         "args": '{"query": "comets", "limit": 5}',
+        "kind": "function",
         "status": status,
+        "started_at": NOW - 12,
         "ms": None if is_open else 140,
         "result": "" if is_open else "5 hits",
     }
     return tool | fields
-
-
-class StaticFiles(SimpleHTTPRequestHandler):
-    """Serves the harness at / and the shipped files at /static/."""
-
-    def translate_path(self, path: str) -> str:
-        """Return the file for a request path; nothing else on this machine is reachable."""
-        name = Path(path.split("?")[0]).name or "index.html"
-        return str((STATIC if path.startswith("/static/") else HERE / "harness") / name)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep the test output quiet."""
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The harness page's address, on loopback."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), StaticFiles) as server:
-        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
-        thread.join(timeout=5)
-
-
-class CardPage:
-    """A page with one card, at a clock that only the test moves."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page = page
-        self.address = address
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.clock.install(time=NOW)
-
-    def open(self, run: dict[str, Any], *, roads: str = "kernel", theme: str = "light") -> None:
-        """Load the harness, stop its clock and show the run."""
-        self.page.goto(f"{self.address}?theme={theme}")
-        self.page.wait_for_function("() => window.harness")
-        self.page.clock.pause_at(NOW + 60)
-        self.page.clock.set_system_time(NOW)
-        self.page.evaluate("([run, roads]) => harness.mount(run, roads)", [run, roads])
-
-    def update(self, **fields: Any) -> None:
-        """Send a new state and let the page paint it."""
-        self.page.evaluate("(fields) => harness.update(fields)", fields)
-        self.pass_ms(20)
-
-    def reply(self, outcome: str) -> None:
-        """Let the kernel answer the latest click, and the page paint that."""
-        self.page.evaluate("(outcome) => harness.reply(outcome)", outcome)
-        self.pass_ms(20)
-
-    def pass_ms(self, ms: int) -> None:
-        """Move the page's clock; timers and animation frames that fall due are run."""
-        self.page.clock.run_for(ms)
-
-    def part(self, name: str) -> Locator:
-        """Return the card's element of that name."""
-        return self.page.locator(f".nbrun-card__{name}")
-
-    @property
-    def cancel(self) -> Locator:
-        """The button, however it is labelled now."""
-        return self.part("cancel")
-
-    def ask(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression."""
-        return self.page.evaluate(f"() => {expression}")
-
-
-@pytest.fixture
-def card(browser: Browser, address: str) -> Iterator[CardPage]:
-    """A fresh page; a test that leaves an error in its console has failed."""
-    page = browser.new_page()
-    card = CardPage(page, address)
-    yield card
-    page.close()
-    assert card.complaints == []
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -213,7 +122,7 @@ def test_text_streams_by_its_suffix(card: CardPage) -> None:
           const watch = (all) => all.forEach((one) => changes.push([one.type, one.oldValue]));
           const options = { subtree: true, childList: true, characterData: true, characterDataOldValue: true };
           new MutationObserver(watch).observe(document.querySelector(".nbrun-card"), options);
-          window.textNode = document.querySelector(".nbrun-card__text").firstChild;
+          window.textNode = document.querySelector(".nbrun-card__stream").firstChild;
           getSelection().setBaseAndExtent(textNode, 0, textNode, 4);
         }"""
     )
@@ -222,9 +131,9 @@ def test_text_streams_by_its_suffix(card: CardPage) -> None:
     assert card.ask("changes") == [["characterData", "Once"]]
     assert card.ask("getSelection().toString()") == "Once"  # replaced text would be unselected
     card.update(text="a time\n  there was", text_cut=1234)
-    expect(card.part("cut").last).to_have_text("… 1,234 earlier characters")
+    expect(card.page.get_by_text("… 1,234 earlier characters")).to_be_visible()
     assert card.part("text").inner_text() == "a time\n  there was"
-    assert card.ask("textNode === document.querySelector('.nbrun-card__text').firstChild")
+    assert card.ask("textNode === document.querySelector('.nbrun-card__stream').firstChild")
 
 
 def test_updates_are_drawn_once_a_frame(card: CardPage) -> None:
@@ -262,35 +171,53 @@ def test_hostile_strings_stay_text(card: CardPage) -> None:
     card.open(make_run())
     elements = "document.querySelectorAll('img, script:not([src]), a, iframe').length"
     requests = len(card.requests)
-    tool = make_tool(HOSTILE, id=HOSTILE, args=HOSTILE, status=HOSTILE, result=HOSTILE)
+    tool = make_tool(
+        HOSTILE, id=HOSTILE, kind=HOSTILE, args=HOSTILE, status=HOSTILE, result=HOSTILE
+    )
     fields = ("words", "name", "agent", "status", "phase", "text", "error")
     card.update(tools=[tool], notices=[HOSTILE], **dict.fromkeys(fields, HOSTILE))
     card.update(log=[HOSTILE], log_count=1, progress={"part": 0.5, "words": HOSTILE})
     for part in ("words", "name", "phase", "notice", "text", "error", "log-lines", "done"):
         expect(card.part(part)).to_have_text(HOSTILE)
-    for part in ("tool-name", "tool-args", "tool-status", "tool-result"):
+    for part in (
+        "tool-kind",
+        "tool-name",
+        "tool-args",
+        "tool-all-args",
+        "tool-status",
+        "tool-result",
+    ):
         expect(card.part(part)).to_have_text(HOSTILE)
     assert card.ask(elements) == 0
     assert card.requests[requests:] == []
 
 
 def test_tool_rows(card: CardPage) -> None:
-    """A call shows name, arguments, its status in a word and a shape, time and result; an opened row stays open."""
+    """A call shows kind, name, arguments, status and time; it is open while it runs or where it failed.
+
+    What its reader opens or closes stays so.
+    """
     names = ("running", "ok", "error", "denied", "cancelled")
     card.open(make_run(tools=[make_tool(f"tool_{name}", name) for name in names], tools_cut=2))
     expect(card.part("cut").first).to_have_text("… 2 earlier tool calls")
     expect(card.part("tool")).to_have_count(5)
     expect(card.part("tool-status")).to_have_text(list(names))
-    expect(card.part("tool").nth(1)).to_have_text(
-        'tool_ok{"query": "comets", "limit": 5}ok140 ms5 hits'
+    expect(card.part("tool-line").nth(1)).to_have_text(
+        'function tool_ok {"query": "comets", "limit": 5}ok140 ms'
     )
+    are_open = "[...document.querySelectorAll('.nbrun-card__tool details')].map(d => d.open)"
+    assert card.ask(are_open) == [True, False, True, False, False]
+    expect(card.part("tool-result").nth(1)).to_be_hidden()
+    expect(card.part("tool-result").nth(2)).to_have_text("5 hits")
+    card.part("tool-line").nth(1).click()
     card.part("tool-line").nth(2).click()
+    card.update(tools=[make_tool(f"tool_{name}", name) for name in ("ok", *names[1:])])
+    assert card.ask(are_open) == [False, True, False, False, False]
+    card.part("tool-line").nth(2).press("Enter")
     later = [make_tool("tool_error", "error"), make_tool("tool_new", "running")]
     card.update(tools=later, tools_cut=4)
     expect(card.part("tool-name")).to_have_text(["tool_error", "tool_new"])
-    assert card.ask(
-        "[...document.querySelectorAll('.nbrun-card__tool details')].map(d => d.open)"
-    ) == [True, False]
+    assert card.ask(are_open) == [True, True]
 
 
 def test_a_silent_agent_is_waited_for_aloud(card: CardPage) -> None:
@@ -552,8 +479,10 @@ def test_a_click_after_the_end_does_no_harm(card: CardPage) -> None:
 
 
 def test_the_keyboard_cancels(card: CardPage) -> None:
-    """Tab comes to the button, Enter presses it, and no shortcut of the notebook takes the key."""
+    """Tab comes to the buttons, Enter presses them, and no shortcut of the notebook takes the key."""
     card.open(make_run(tools=[make_tool()], text="Hello"))
+    card.page.keyboard.press("Tab")
+    expect(card.page.get_by_role("button", name="Details of my_agent")).to_be_focused()
     card.page.keyboard.press("Tab")
     expect(card.page.get_by_role("button", name="Cancel")).to_be_focused()
     expect(card.cancel).to_have_attribute("data-lm-suppress-shortcuts", "true")
@@ -623,8 +552,19 @@ def test_a_narrow_card_does_not_overflow(card: CardPage) -> None:
     card.part("tool-line").nth(1).click()
     card.part("log-title").click()
     assert card.ask("document.documentElement.scrollWidth") <= 320
-    for part in ("head", "facts", "progress", "tools", "log-lines", "text", "error"):
+    for part in (
+        "head",
+        "facts",
+        "body",
+        "progress",
+        "tools",
+        "log-lines",
+        "text",
+        "error",
+        "copies",
+    ):
         assert card.part(part).evaluate("(box) => box.scrollWidth - box.clientWidth") <= 0, part
+    card.cancel.scroll_into_view_if_needed()
     expect(card.cancel).to_be_in_viewport(ratio=1)
 
 

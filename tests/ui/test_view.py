@@ -12,7 +12,8 @@ from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.record import ToolCall
 from nbrun.snapshot import bundle
-from nbrun.ui.view import TEXT_LIMIT, TOOL_LIMIT, view
+from nbrun.ui.blocks import TEXT_LIMIT
+from nbrun.ui.view import TOOL_LIMIT, view
 
 RECORD = RunRecord(
     run_id="run-1", number=3, name="tea", agent="poet", status=RunStatus.RUNNING, phase="pouring",
@@ -102,7 +103,7 @@ def test_error_reason_and_problem_are_shown() -> None:
     )  # fmt: skip
     shown = view(record, now=105.0, problem="disk full")
     assert shown["error"] == "ValueError: no luck"
-    assert any("too slow" in notice for notice in shown["notices"])
+    assert any("too slow" in note for note in shown["notes"])
     assert any("not saved: disk full" in notice for notice in shown["notices"])
 
 
@@ -111,7 +112,9 @@ def test_output_without_text_is_shown() -> None:
     record = msgspec.structs.replace(
         RECORD, text="", output={"answer": 42}, status=RunStatus.COMPLETED
     )
-    assert view(record, now=105.0)["text"] == '{"answer":42}'
+    shown = view(record, now=105.0)
+    assert (shown["text"], shown["output"]) == ("", '{\n  "answer": 42\n}')
+    assert shown["result"] == '{"answer":42}'
 
 
 @pytest.mark.parametrize(
@@ -149,14 +152,14 @@ def test_a_slow_cancel_is_told_on_the_card() -> None:
         RECORD, status=RunStatus.CANCELLED, cause=CancelCause.USER, cancelled_by="card",
         cancel_requested_at=102.0, ended_at=104.0,
     )  # fmt: skip
-    assert "stopped 2.0 s later" in view(record, now=105.0)["notices"][0]
+    assert "stopped 2.0 s later" in view(record, now=105.0)["notes"][0]
 
 
 def test_a_view_and_a_saved_card_tell_where_a_run_comes_from() -> None:
     """In words on both, and escaped where the name of a recording is anybody's."""
     origin = ev.Origin("replay", "run-0", None, "<b>tea</b>" * 20)
     record = msgspec.structs.replace(RECORD, origin=origin, status=RunStatus.COMPLETED)
-    assert view(record, now=105.0)["notices"][0].startswith("replay of a recorded run (<b>tea")
+    assert view(record, now=105.0)["notes"][0].startswith("replay of a recorded run (<b>tea")
     saved = bundle(record)
     assert "replay of a recorded run (&lt;b&gt;tea" in saved["text/html"]
     assert "<b>" not in saved["text/html"]

@@ -1,39 +1,33 @@
 // @ts-check
 /** The card: draws one run, and carries clicks (Cancel, Allow, Deny) to the kernel. What it shows is `model.get("run")`. */
-import { add, addShape, followEnd, streamInto, write, writeLabel } from "./nodes.js";
+import { drawChildren } from "./children.js";
+import { addCopies, drawCopies } from "./copies.js";
+import { addHead, CANCEL_AFTER_S, drawCancel, drawFold, drawHead } from "./head.js";
+import { add, addBox, addFold, addSaid, fitRows, followEnd, noteChoice, reach, write } from "./nodes.js";
+import { addProgress, drawProgress } from "./progress.js";
+import { addProse, drawProse } from "./prose.js";
 import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
 import { makeRequests } from "./requests.js";
-import { listen, watchKernel } from "./roads.js";
+import { listen, newNonce, watchKernel } from "./roads.js";
 import { drawTools } from "./tools.js";
-import { counted, earlier, tokens, wholeDuration } from "./wording.js";
+import { counted, earlier, wholeDuration } from "./wording.js";
 
 /**
  * @typedef {import("./roads.js").Model} Model
- * @typedef {import("./requests.js").Request} Request
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {import("./questions.js").Question} Question
  * @typedef {import("./tools.js").Tool} Tool
- * @typedef {import("./wording.js").Usage} Usage
- * @typedef {{ title: string, status: string, words: string }} Child
- * @typedef {{ part: number | null, words: string }} Progress  `part` of 1, if an end is known
+ * @typedef {import("./children.js").Child} Child
+ * @typedef {import("./progress.js").Progress} Progress
+ * @typedef {import("./head.js").Headed & import("./prose.js").Said & import("./copies.js").Copied & Story} Run
  *
- * @typedef {object} Run  Moments are seconds since 1970, by the kernel's clock.
- * @property {string} id
- * @property {number | null} number
- * @property {string} name
- * @property {string} agent
- * @property {string} status
- * @property {string} words  the status as people say it
- * @property {boolean} live
+ * @typedef {object} Story  What a run has besides. Moments are seconds since 1970, by the kernel's clock.
  * @property {string | null} phase
  * @property {Progress | null} progress
- * @property {number} created_at
  * @property {number | null} started_at
  * @property {number | null} ended_at
  * @property {number} now  when the kernel sent this
- * @property {Usage} usage
- * @property {string} text  its tail
- * @property {number} text_cut  characters left out in front of the tail
+ * @property {string} [awaited]  what it waits for while it says nothing
  * @property {Tool[]} tools
  * @property {number} tools_cut
  * @property {Child[]} [children]  the runs that this one has started
@@ -43,7 +37,9 @@ import { counted, earlier, tokens, wholeDuration } from "./wording.js";
  * @property {Question[]} [questions]  what a person is asked
  * @property {number} [questions_cut]
  * @property {string | null} error
- * @property {string[]} notices
+ * @property {string} [traceback]
+ * @property {string[]} [notes]  what there is to say besides the status
+ * @property {string[]} notices  what a person should do something about
  */
 
 const CANCEL = ""; // its request; the others are known by their questions
@@ -54,51 +50,40 @@ function elapsedS(run, nowS) {
   return run.live ? Math.max(0, nowS - (run.started_at ?? run.created_at)) : null;
 }
 
-/** @param {HTMLElement} el */
-function buildCard(el) {
+/** @param {HTMLElement} el @param {() => Run} getRun @param {AbortSignal} signal  of the view's end */
+function buildCard(el, getRun, signal) {
   const root = document.createElement("div");
   root.className = "nbrun-card";
   root.setAttribute("role", "group");
-  const head = add(root, "div", "head");
-  const facts = add(head, "div", "facts");
-  const shape = addShape(facts);
-  const words = add(facts, "span", "words");
-  words.setAttribute("role", "status"); // alone in it: a screen reader hears changes of status, and no ticking
-  words.setAttribute("aria-live", "polite");
-  const name = add(facts, "span", "name");
-  const number = add(facts, "span", "number");
-  const agent = add(facts, "span", "agent");
-  const elapsed = add(facts, "span", "elapsed");
-  const usage = add(facts, "span", "usage");
-  const cancel = add(head, "button", "cancel");
-  cancel.type = "button";
-  cancel.setAttribute("data-lm-suppress-shortcuts", "true"); // undocumented: the notebook leaves Enter to the button
-  const answer = add(root, "div", "answer");
-  answer.setAttribute("role", "alert");
+  const bodyId = `nbrun-${newNonce()}`;
+  const head = addHead(root, bodyId);
+  // What a person is asked is never folded away: the run waits for it.
   const questions = add(root, "ul", "questions");
   const questionsCut = add(root, "div", "more");
-  const phase = add(root, "div", "phase");
-  const progress = add(root, "div", "progress");
-  const bar = add(progress, "progress", "bar");
-  const done = add(progress, "span", "done");
-  const notices = add(root, "ul", "notices");
-  const toolsCut = add(root, "div", "cut");
-  const tools = add(root, "ul", "tools");
-  const childrenCut = add(root, "div", "cut");
-  const children = add(root, "ul", "children");
-  const log = add(root, "details", "log");
-  const logTitle = add(log, "summary", "log-title");
+  const body = add(root, "div", "body");
+  body.id = bodyId;
+  const phase = addSaid(body, "div", "phase");
+  const progress = addProgress(body);
+  const notes = add(body, "ul", "notes");
+  const notices = add(body, "ul", "notices");
+  const toolsCut = add(body, "div", "cut");
+  const tools = add(body, "ul", "tools");
+  const childrenCut = add(body, "div", "cut");
+  const children = add(body, "ul", "children");
+  const idle = add(body, "div", "idle");
+  const prose = addProse(body);
+  const error = addBox(body, "error", "Error");
+  const { fold: trace, title: traceTitle } = addFold(body, "trace");
+  const traceback = addBox(trace, "traceback", "Traceback");
+  write(traceTitle, "Traceback");
+  const { fold: log, title: logTitle } = addFold(body, "log");
   const logCut = add(log, "div", "cut");
-  const logLines = add(log, "div", "log-lines");
-  const idle = add(root, "div", "idle");
-  const textCut = add(root, "div", "cut");
-  const text = add(root, "div", "text");
-  const stream = text.appendChild(new Text());
-  const error = add(root, "div", "error");
+  const logLines = addBox(log, "log-lines", "Log");
+  const copyResult = addCopies(body, prose.text, getRun, signal);
   el.append(root);
-  const story = { phase, progress, bar, done, childrenCut, children, log, logTitle, logCut, logLines };
-  const body = { ...story, questions, questionsCut, notices, toolsCut, tools, idle, textCut, text, stream, error };
-  return { root, shape, words, name, number, agent, elapsed, usage, cancel, answer, ...body };
+  const boxes = [prose.thoughts, prose.text, prose.output, error, traceback, logLines];
+  const story = { phase, progress, notes, notices, toolsCut, tools, childrenCut, children, idle, prose, copyResult };
+  return { root, head, questions, questionsCut, body, ...story, error, trace, traceback, log, logTitle, logCut, logLines, boxes };
 }
 
 /** @typedef {ReturnType<typeof buildCard>} Card */
@@ -109,83 +94,37 @@ function buildCard(el) {
 function draw(card, run, requests, nowS, seconds) {
   card.root.dataset.status = run.status;
   card.root.setAttribute("aria-label", `Run ${run.name}`);
-  drawHead(card, run, seconds);
-  drawCancel(card, run, requests.get(CANCEL));
+  drawHead(card.head, run, seconds);
+  drawCancel(card.head, run, requests.get(CANCEL), nowS);
   drawQuestions(card.questions, run.questions ?? [], requests, nowS);
   write(card.questionsCut, moreQuestions(run.questions_cut ?? 0));
   write(card.phase, run.phase);
-  drawProgress(card, run);
-  drawNotices(card.notices, run.notices);
+  drawProgress(card.progress, run.progress, run.live);
+  drawLines(card.notes, run.notes ?? [], "note");
+  drawLines(card.notices, run.notices, "notice");
   write(card.toolsCut, earlier(run.tools_cut, "tool call"));
-  drawTools(card.tools, run);
+  drawTools(card.tools, run, nowS);
   write(card.childrenCut, earlier(run.children_cut ?? 0, "child run"));
-  drawChildren(card.children, run.children ?? []);
+  drawChildren(card.children, run.children ?? [], nowS);
+  write(card.idle, isSilent(run) ? `waiting for the ${run.awaited ?? "agent"}… ${wholeDuration(seconds ?? 0)}` : "");
+  drawProse(card.prose, run, run.live);
+  drawError(card, run);
   drawLog(card, run);
-  write(card.idle, isSilent(run) ? `waiting for the agent… ${wholeDuration(seconds ?? 0)}` : "");
-  drawText(card, run);
-  write(card.error, run.error);
+  drawCopies(card.copyResult, run, !card.prose.text.hidden);
+  card.boxes.forEach(reach); // at last: sizes are asked for once, when nothing changes any more
 }
 
-/** @param {Card} card @param {Run} run @param {number | null} seconds */
-function drawHead(card, run, seconds) {
-  card.shape.dataset.shape = run.status;
-  write(card.words, run.words);
-  writeLabel(card.name, run.name);
-  write(card.number, run.number === null ? "" : `#${run.number}`);
-  writeLabel(card.agent, run.agent === run.name ? "" : run.agent);
-  write(card.elapsed, seconds === null ? "" : wholeDuration(seconds));
-  write(card.usage, tokens(run.usage));
-}
-
-/** @param {Card} card @param {Run} run @param {Request | undefined} request */
-function drawCancel({ cancel, answer }, run, request) {
-  const isCancelling = request?.isOpen || run.status === "cancelling";
-  write(cancel, isCancelling ? "Cancelling…" : "Cancel");
-  cancel.disabled = isCancelling;
-  cancel.hidden = !run.live;
-  write(answer, request?.note ?? "");
+/** @param {HTMLElement} list @param {string[]} lines @param {string} name  the BEM element */
+function drawLines(list, lines, name) {
+  fitRows(list, lines.length, () => addSaid(list, "li", name));
+  lines.forEach((line, at) => write(/** @type {HTMLElement} */ (list.children[at]), line));
 }
 
 /** @param {Card} card @param {Run} run */
-function drawProgress({ progress, bar, done }, run) {
-  progress.hidden = !run.progress;
-  if (!run.progress) return;
-  const { part, words } = run.progress;
-  write(done, words);
-  bar.hidden = !run.live; // without a known end it moves, and would go on moving
-  bar.setAttribute("aria-label", words);
-  if (part === null) bar.removeAttribute("value");
-  else bar.value = part;
-}
-
-/** @param {HTMLElement} list @param {string[]} notices */
-function drawNotices(list, notices) {
-  while (list.children.length > notices.length) list.lastElementChild?.remove();
-  while (list.children.length < notices.length) add(list, "li", "notice");
-  notices.forEach((notice, at) => write(/** @type {HTMLElement} */ (list.children[at]), notice));
-  list.hidden = !notices.length;
-}
-
-/** @param {HTMLElement} list @param {Child[]} children */
-function drawChildren(list, children) {
-  while (list.children.length > children.length) list.lastElementChild?.remove();
-  while (list.children.length < children.length) addChild(list);
-  children.forEach((child, at) => {
-    const [shape, title, words] = /** @type {HTMLCollectionOf<HTMLElement>} */ (list.children[at]?.children ?? []);
-    if (!shape || !title || !words) return;
-    shape.dataset.shape = child.status;
-    writeLabel(title, child.title);
-    write(words, child.words);
-  });
-  list.hidden = !children.length;
-}
-
-/** @param {HTMLElement} list */
-function addChild(list) {
-  const row = add(list, "li", "child");
-  addShape(row);
-  add(row, "span", "child-title");
-  add(row, "span", "child-words");
+function drawError({ error, trace, traceback }, run) {
+  write(error, run.error);
+  trace.hidden = !run.traceback;
+  write(traceback, run.traceback ?? "");
 }
 
 /** @param {Card} card @param {Run} run */
@@ -199,15 +138,8 @@ function drawLog({ log, logTitle, logCut, logLines }, run) {
 
 /** Whether it says nothing of what it does. @param {Run} run */
 function isSilent(run) {
-  const isTelling = run.text || run.phase || run.progress || run.tools.some((tool) => tool.status === "running");
-  return run.status === "running" && !isTelling;
-}
-
-/** @param {Card} card @param {Run} run */
-function drawText(card, run) {
-  write(card.textCut, earlier(run.text_cut, "character"));
-  card.text.hidden = !run.text; // first, as above
-  if (card.stream.data !== run.text) followEnd(card.text, () => streamInto(card.stream, run.text));
+  const isTelling = run.blocks?.length || run.text || run.reasoning || run.phase || run.progress;
+  return run.status === "running" && !isTelling && !run.tools.some((tool) => tool.status === "running");
 }
 
 /** What may still be said of a live run whose kernel is gone: nothing of how it stands. @param {Run} run @returns {Run} */
@@ -215,7 +147,10 @@ function unfollowed(run) {
   const ref = run.number === null ? run.id : `#${run.number}`;
   const notice = `The kernel was restarted or has died. %agentrun show ${ref} tells how this run ended.`;
   const state = { live: false, status: "lost", words: "No longer followed", phase: null, progress: null, questions: [] };
-  return { ...run, ...state, notices: [...run.notices, notice] };
+  const tools = run.tools.map((tool) => (tool.status === "running" ? { ...tool, status: "unknown" } : tool));
+  const unknown = { status: "unknown", words: "unknown" };
+  const children = run.children?.map((child) => (child.ended_at ? child : { ...child, ...unknown }));
+  return { ...run, ...state, tools, ...(children && { children }), notices: [...run.notices, notice] };
 }
 
 // ---- the view --------------------------------------------------------------------------------------------------
@@ -233,10 +168,10 @@ function clockSkewS(run, isFresh) {
 /** @param {{ model: Model, el: HTMLElement }} view */
 export function render({ model, el }) {
   const closing = new AbortController();
-  const card = buildCard(el);
+  const card = buildCard(el, () => model.get("run"), closing.signal);
   let skewS = clockSkewS(model.get("run"), false);
   let [frame, tick] = [0, 0];
-  let isKernelGone = false;
+  let [isKernelGone, isFolded] = [false, false];
 
   const drawNow = () => {
     cancelAnimationFrame(frame);
@@ -247,7 +182,9 @@ export function render({ model, el }) {
     const nowS = Date.now() / 1000 + skewS;
     const seconds = elapsedS(run, nowS);
     draw(card, run, requests, nowS, seconds);
-    if (seconds !== null) tick = setTimeout(drawSoon, 1000 - ((seconds * 1000) % 1000));
+    if (seconds === null) return;
+    const cancelInS = run.created_at + CANCEL_AFTER_S - nowS;
+    tick = setTimeout(drawSoon, cancelInS > 0 ? 1000 * cancelInS : 1000 - ((seconds * 1000) % 1000));
   };
   const drawSoon = () => {
     frame ||= requestAnimationFrame(drawNow);
@@ -267,12 +204,21 @@ export function render({ model, el }) {
     requests.forgetAll();
     drawSoon();
   };
-  const onCancel = () => requests.ask(CANCEL, { op: "cancel", run_id: model.get("run").id });
+  const onCancel = () => {
+    if (card.head.cancel.ariaDisabled !== "true") requests.ask(CANCEL, { op: "cancel", run_id: model.get("run").id });
+  };
+  const onFold = () => {
+    isFolded = !isFolded;
+    drawFold(card.head, card.body, isFolded);
+    drawSoon(); // a box that was hidden had no size
+  };
   /** @param {Event} event */
   const onAnswered = (event) => answerQuestion(event, model.get("run").id, requests);
 
   listen(model, "change:run", onRun, closing.signal);
-  card.cancel.addEventListener("click", onCancel, { signal: closing.signal });
+  card.head.cancel.addEventListener("click", onCancel, { signal: closing.signal });
+  card.head.fold.addEventListener("click", onFold, { signal: closing.signal });
+  card.root.addEventListener("click", noteChoice, { signal: closing.signal });
   card.questions.addEventListener("click", onAnswered, { signal: closing.signal });
   watchKernel(model, onGone, closing.signal);
   closing.signal.addEventListener("abort", () => {
@@ -280,6 +226,7 @@ export function render({ model, el }) {
     clearTimeout(tick);
     card.root.remove();
   });
+  drawFold(card.head, card.body, isFolded);
   drawNow();
   return () => closing.abort();
 }

@@ -1,47 +1,73 @@
 // @ts-check
-/** The tool calls of a run, a row each. */
-import { add, addShape, followEnd, write } from "./nodes.js";
-import { fineDuration } from "./wording.js";
+/** The tool calls of a run, a row each: open while they run or where they failed, else folded to a line. */
+import { add, addFold, addSaid, addShape, fitRows, followEnd, part, suggest, write, writeLabel } from "./nodes.js";
+import { addProgress, drawProgress } from "./progress.js";
+import { fineDuration, wholeDuration } from "./wording.js";
 
-/** @typedef {{ name: string, args: string, status: string, ms: number | null, result: string }} Tool */
+/**
+ * @typedef {object} Tool
+ * @property {string} kind
+ * @property {string} name
+ * @property {string} args
+ * @property {string} status
+ * @property {number} started_at
+ * @property {number | null} ms
+ * @property {string} result
+ * @property {import("./progress.js").Progress | null} [progress]
+ */
+
+const OPEN = new Set(["running", "error"]);
 
 /**
  * A row is known by its place among all calls of the run: ids are an agent's, and may come twice.
- * @param {HTMLElement} list @param {{ tools: Tool[], tools_cut: number }} run
+ * @param {HTMLElement} list @param {{ tools: Tool[], tools_cut: number }} run @param {number} nowS
  */
-export function drawTools(list, { tools, tools_cut }) {
+export function drawTools(list, { tools, tools_cut }, nowS) {
   list.hidden = !tools.length; // first: a hidden box has no end to follow
   followEnd(list, () => {
     const rows = /** @type {HTMLCollectionOf<HTMLElement>} */ (list.children);
     while (rows[0] && Number(rows[0].dataset.place) < tools_cut) rows[0].remove();
-    while (rows.length > tools.length) list.lastElementChild?.remove();
-    tools.forEach((tool, at) => {
-      const row = rows[at] ?? addTool(list);
-      row.dataset.place = String(tools_cut + at);
-      drawTool(row, tool);
-    });
+    fitRows(list, tools.length, () => addTool(list));
+    tools.forEach((tool, at) => drawTool(/** @type {HTMLElement} */ (rows[at]), tool, String(tools_cut + at), nowS));
   });
 }
 
 /** @param {HTMLElement} list */
 function addTool(list) {
-  const row = add(list, "li", "tool");
-  const summary = add(add(row, "details", "tool-details"), "summary", "tool-line");
-  addShape(summary);
-  const call = add(summary, "span", "tool-call");
-  for (const part of ["name", "args"]) add(call, "span", `tool-${part}`);
-  for (const part of ["status", "ms", "result"]) add(summary, "span", `tool-${part}`);
-  return row;
+  const { fold, title } = addFold(add(list, "li", "tool"), "tool-details", "tool-line");
+  addShape(title);
+  const call = add(title, "span", "tool-call");
+  add(call, "span", "tool-kind");
+  call.append(" "); // of which a margin would be on the wrong side, where directions differ
+  addSaid(call, "bdi", "tool-name");
+  call.append(" ");
+  addSaid(call, "bdi", "tool-args");
+  add(title, "span", "tool-status");
+  add(title, "span", "tool-ms");
+  const more = add(fold, "div", "tool-more");
+  addSaid(more, "div", "tool-all-args");
+  addSaid(more, "div", "tool-result");
 }
 
-/** @param {HTMLElement} row @param {Tool} tool */
-function drawTool(row, tool) {
-  /** @param {string} name */
-  const part = (name) => /** @type {HTMLElement} */ (row.querySelector(`.nbrun-card__${name}`));
-  part("shape").dataset.shape = tool.status;
-  write(part("tool-name"), tool.name);
-  write(part("tool-args"), tool.args);
-  write(part("tool-status"), tool.status);
-  write(part("tool-ms"), tool.ms === null ? "" : fineDuration(tool.ms));
-  write(part("tool-result"), tool.result);
+/** @param {HTMLElement} row @param {Tool} tool @param {string} place @param {number} nowS */
+function drawTool(row, tool, place, nowS) {
+  if (row.dataset.place !== place) row.dataset.place = place;
+  const isRunning = tool.status === "running";
+  suggest(/** @type {HTMLDetailsElement} */ (part(row, "tool-details")), OPEN.has(tool.status));
+  part(row, "shape").dataset.shape = tool.status;
+  write(part(row, "tool-kind"), tool.kind);
+  writeLabel(part(row, "tool-name"), tool.name);
+  write(part(row, "tool-args"), tool.args);
+  write(part(row, "tool-status"), tool.status);
+  const tookS = isRunning && tool.started_at ? wholeDuration(Math.max(0, nowS - tool.started_at)) : "";
+  write(part(row, "tool-ms"), tool.ms === null ? tookS : fineDuration(tool.ms));
+  write(part(row, "tool-all-args"), tool.args || "no arguments");
+  drawToolProgress(row, tool.progress ?? null);
+  write(part(row, "tool-result"), tool.result || (isRunning ? "" : "no result"));
+}
+
+/** Few tools tell it, so few rows have a place for it. @param {HTMLElement} row @param {import("./progress.js").Progress | null} progress */
+function drawToolProgress(row, progress) {
+  const node = row.querySelector(".nbrun-card__progress");
+  if (progress || node) drawProgress(/** @type {HTMLElement} */ (node ?? addProgress(part(row, "tool-more"))), progress, true);
 }

@@ -18,12 +18,22 @@ export function fineDuration(ms) {
 }
 
 /**
- * @typedef {{ input_tokens: number, output_tokens: number, exact: boolean }} Usage
+ * What a run has used, with "≥" where a stream was cut: "≥ 1,204 in · 340 out tokens · ≥ 0.042 USD".
+ * @typedef {{ input_tokens: number, output_tokens: number, cost_usd?: number | null, exact: boolean }} Usage
  * @param {Usage} usage
  */
-export function tokens({ input_tokens, output_tokens, exact }) {
-  if (!input_tokens && !output_tokens) return "";
-  return `${exact ? "" : "≥ "}${counted(input_tokens)} in · ${counted(output_tokens)} out tokens`;
+export function usageWords({ input_tokens, output_tokens, cost_usd, exact }) {
+  const mark = exact ? "" : "≥ ";
+  const parts = [];
+  if (input_tokens || output_tokens) parts.push(`${mark}${counted(input_tokens)} in · ${counted(output_tokens)} out tokens`);
+  if (cost_usd) parts.push(`${mark}${dollars(cost_usd)} USD`);
+  return parts.join(" · ");
+}
+
+/** Cents, and of less than ten cents two digits that count: "12.30", "0.0042". @param {number} amount */
+function dollars(amount) {
+  if (amount >= 0.1) return amount.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  return amount.toLocaleString("en-US", { maximumSignificantDigits: 2, maximumFractionDigits: 8 });
 }
 
 /** @param {number} count @param {string} noun */

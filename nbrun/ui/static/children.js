@@ -1,0 +1,42 @@
+// @ts-check
+/** The runs that a run has started, a row each. */
+import { add, addSaid, addShape, fitRows, part, write, writeLabel } from "./nodes.js";
+import { fineDuration, usageWords, wholeDuration } from "./wording.js";
+
+/**
+ * @typedef {object} Child
+ * @property {string} title
+ * @property {string} status
+ * @property {string} words
+ * @property {number | null} [started_at]
+ * @property {number | null} [ended_at]
+ * @property {import("./wording.js").Usage} [usage]
+ */
+
+/** @param {HTMLElement} list @param {Child[]} children @param {number} nowS */
+export function drawChildren(list, children, nowS) {
+  fitRows(list, children.length, () => addChild(list));
+  children.forEach((child, at) => {
+    const row = /** @type {Element} */ (list.children[at]);
+    part(row, "shape").dataset.shape = child.status;
+    writeLabel(part(row, "child-title"), child.title);
+    write(part(row, "child-words"), child.words);
+    write(part(row, "child-took"), took(child, nowS));
+    write(part(row, "child-usage"), child.usage ? usageWords(child.usage) : "");
+  });
+}
+
+/** @param {Child} child @param {number} nowS */
+function took({ started_at: start, ended_at: end, status }, nowS) {
+  if (!start) return "";
+  if (end) return fineDuration(1000 * (end - start));
+  return status === "running" || status === "cancelling" ? wholeDuration(Math.max(0, nowS - start)) : "";
+}
+
+/** @param {HTMLElement} list */
+function addChild(list) {
+  const row = add(list, "li", "child");
+  addShape(row);
+  addSaid(row, "bdi", "child-title");
+  for (const name of ["words", "took", "usage"]) add(row, "span", `child-${name}`);
+}
