@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 TEXT_LIMIT = 20_000
 """Characters of a text that a page gets: its end."""
+HTML_LIMIT = 3 * TEXT_LIMIT
+"""Characters of the HTML of a block; one that comes to more is shown as it is."""
 NODE_LIMIT = 900
 """Nodes that its Markdown may come to in a page, about; a block that alone comes to more is shown as it is."""
 
@@ -42,11 +44,11 @@ class _Block:
         html = safe_html(source) if len(source) < TEXT_LIMIT and not self.is_torn else ""
         # A tag is an element or its end, and what stands behind it a text: as many tags, as many nodes.
         self.nodes = html.count("<") + 1
-        if html and self.nodes <= NODE_LIMIT:
+        if html and self.nodes <= NODE_LIMIT and len(html) <= HTML_LIMIT:
             self.shown = {"key": self.key, "html": html}
             return
         self.nodes = 2
-        self.shown = {"key": self.key, "text": visible(source.rstrip("\n"))}
+        self.shown = {"key": self.key, "text": visible_end(source.rstrip("\n"), TEXT_LIMIT)}
 
 
 class Blocks:
@@ -80,7 +82,7 @@ class Blocks:
     @property
     def tail(self) -> str:
         """The open end, as it is."""
-        return visible(self._text[self._start :][-TEXT_LIMIT:])
+        return visible_end(self._text[self._start :], TEXT_LIMIT)
 
     @property
     def cut(self) -> int:
@@ -173,6 +175,11 @@ class Blocks:
                 self._cut = block.end
                 del self._closed[: at + 1]
                 return
+
+
+def visible_end(text: str, limit: int) -> str:
+    """Return the end of a text, with what hides or moves the rest made visible, which takes room."""
+    return visible(text[-limit:])[-limit:]
 
 
 def _closes(line: str, fence: str) -> bool:

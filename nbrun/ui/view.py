@@ -9,7 +9,7 @@ import msgspec
 
 from nbrun.encoding import readable, shown
 from nbrun.events import Usage
-from nbrun.ui.blocks import TEXT_LIMIT
+from nbrun.ui.blocks import TEXT_LIMIT, visible_end
 from nbrun.wording import (
     cancel_notes,
     child_title,
@@ -103,7 +103,7 @@ def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
     is_data = output is not None and not isinstance(output, str)
     state: dict[str, Any] = {
         "blocks": [],
-        "text": visible(text[-TEXT_LIMIT:]),
+        "text": visible_end(text, TEXT_LIMIT),
         "text_cut": max(0, len(text) - TEXT_LIMIT),
         "output": _head(_laid_out(output), OUTPUT_LIMIT) if is_data else "",
     }
@@ -138,7 +138,7 @@ def _error(record: RunRecord) -> dict[str, str | None]:
     error = record.error
     if error is None:
         return {"error": None, "traceback": ""}
-    end = visible(error.traceback[-TRACEBACK_LIMIT:])
+    end = visible_end(error.traceback, TRACEBACK_LIMIT)
     return {"error": _head(str(error), ERROR_LIMIT), "traceback": end}
 
 
@@ -154,8 +154,9 @@ def _question(asked: ApprovalRequested) -> dict[str, Any]:
 
 def _head(text: str, limit: int = ASKED_LIMIT) -> str:
     """Return the beginning of a text, and how much of it is not shown: somebody may decide by it."""
-    hidden = len(text) - limit
-    return visible(text) if hidden <= 0 else f"{visible(text[:limit])}… {hidden:,} more characters"
+    head = visible(text[:limit])
+    hidden = max(0, len(text) - limit) + max(0, len(head) - limit)
+    return f"{head[:limit]}… {hidden:,} more characters" if hidden else head
 
 
 def _tool(tool: ToolCall) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def test_a_card_tells_when_what_was_left_running_has_ended(kernel: Kernel, is_li
     assert "still running" not in last_output()
     if is_live:
         state = states(card_messages(kernel, cell))[-1]
-        assert any("tidy has ended by now" in notice for notice in state["notices"])
+        assert any("tidy has ended by now" in note for note in state["notes"])
 
 
 def test_a_queued_card_says_what_it_waits_for(kernel: Kernel) -> None:
@@ -300,7 +300,8 @@ def test_updates_are_coalesced_and_the_last_state_arrives(kernel: Kernel) -> Non
     assert busiest_second(updates) <= 10
     last = states(updates)[-1]
     assert last["status"] == "completed"
-    assert last["text"].endswith("2998 2999 ")
+    assert last["result"].endswith("2998 2999 ")
+    assert "2998 2999" in last["blocks"][-1]["html"]
     assert value(kernel, "[e.type for e in run.events()].count('text.delta')") == "3000"
 
     cells = [run_ok(kernel, f"%%agentrun chatty -n chatty{n}\nhi") for n in range(5)]
