@@ -21,6 +21,7 @@ NODE_LIMIT = 900
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
 _ANY_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
 _ITEM = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)])(?:\s|$)")
+_MAY_BE_ITEM = frozenset(" \t\r-*+0123456789") | {""}
 _HEADING = re.compile(r" {0,3}#{1,6}(?:\s|$)")
 _RULE = re.compile(r" {0,3}([-*_])(?: *\1){2,} *$")
 
@@ -100,6 +101,9 @@ class Blocks:
         for line, end in self._new_lines():
             self._take(line, end)
             self._seen = end
+        # A line that has only begun can tell as well that a list does not go on.
+        if self._is_doubtful and text[self._seen : self._seen + 1] not in _MAY_BE_ITEM:
+            self._close(self._seen)
         if is_over and self._start < len(text):
             self._close(len(text))
         self._draw()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
+from tests.browser import axe
 from tests.browser.lab import LabNotebook
 
 OpenNotebook = Callable[..., LabNotebook]
@@ -153,3 +154,52 @@ def test_a_restart_leaves_no_card_that_says_running(open_notebook: OpenNotebook)
     shoot(notebook, "journey-restarted")
     notebook.run_and_wait(2)
     expect(notebook.output(2)).to_contain_text("Cancelled by the kernel's shutdown")
+
+
+WORKER = """%load_ext nbrun
+import asyncio
+async def survey(prompt, run):
+    run.reasoning("Two comets come to mind. ")
+    with run.tool("search", {"query": prompt}, kind="mcp") as tool:
+        tool.result = ["1P/Halley", "109P/Swift-Tuttle"]
+    yield "## Comets\\n\\nThere are **two** of them:\\n\\n- Halley\\n- Swift-Tuttle\\n\\n"
+    run.progress(2, 12, "comets")
+    with run.tool("fetch", {"url": "https://example.org"}) as tool:
+        tool.progress(1, 4)
+        while True:
+            await asyncio.sleep(0.05)
+            yield "and so on "
+"""
+
+
+def test_the_card_fits_into_lab(open_notebook: OpenNotebook) -> None:
+    """Enter and Space on the card are the card's, in command mode, too; Lab's themes suit it; axe finds nothing."""
+    notebook = open_notebook([WORKER, "%%agentrun survey\ncomets", "nbrun"])
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1).locator(".nbrun-card")
+    expect(card.locator(".nbrun-card__block strong").nth(1)).to_have_text("two")
+    expect(card.locator(".nbrun-card__stream")).to_contain_text("and so on and so on")
+    expect(card.locator(".nbrun-card__tool-details")).to_have_count(2)
+    shoot(notebook, "lab-light-card")
+    fold = card.get_by_role("button", name="Details of survey")
+    fold.press("Enter")
+    expect(card.locator(".nbrun-card__text")).to_be_hidden()
+    fold.press(" ")
+    expect(card.locator(".nbrun-card__text")).to_be_visible()
+    first_tool = card.locator(".nbrun-card__tool-line").first
+    first_tool.press("Enter")
+    expect(card.locator(".nbrun-card__tool-result").first).to_contain_text("1P/Halley")
+    expect(notebook.panel.locator(".jp-mod-editMode")).to_have_count(
+        0
+    )  # Enter did not go into a cell
+    found = axe.violations(notebook.page, ".nbrun-card")
+    notebook.page.evaluate(
+        "() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
+    )
+    expect(notebook.page.locator("body[data-jp-theme-light=false]")).to_have_count(1)
+    expect(notebook.page.locator("#jupyterlab-splash")).to_have_count(0)
+    shoot(notebook, "lab-dark-card")
+    assert found + axe.violations(notebook.page, ".nbrun-card") == []
+    card.get_by_role("button", name="Cancel").press("Enter")
+    expect(notebook.output(1)).to_contain_text("Cancelled by you")

@@ -78,6 +78,9 @@ def test_blocks_are_the_same_however_the_text_comes(step: int) -> None:
     for end in range(0, len(LETTER) + step, step):
         blocks.feed(LETTER[:end], is_over=False)
     assert blocks.tail == "of it"
+    blocks.feed(LETTER[: LETTER.index("the end") + 2], is_over=False)
+    assert blocks.tail == "th"  # what goes on as no list does closes it
+    blocks.feed(LETTER, is_over=False)
     blocks.feed(LETTER, is_over=True)
     assert (blocks.tail, blocks.cut) == ("", 0)
     assert drawn(blocks) == safe_html(LETTER)

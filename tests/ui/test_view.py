@@ -92,7 +92,9 @@ def test_many_and_long_questions_have_a_small_view() -> None:
     assert [question["id"] for question in shown["questions"]] == [f"ask-{n}" for n in range(5)]
     assert shown["questions_cut"] == 4
     assert shown["questions"][0]["args"].endswith("y… 7,000 more characters")
-    veiled = ev.ApprovalRequested("ask", "\0" * 2_999 + "!")  # what makes room for itself hides nothing untold
+    veiled = ev.ApprovalRequested(
+        "ask", "\0" * 2_999 + "!"
+    )  # what makes room for itself hides nothing untold
     (shown_one,) = view(msgspec.structs.replace(RECORD, pending=(veiled,)), now=105.0)["questions"]
     assert shown_one["message"].endswith("… 14,995 more characters")
     assert len(json.dumps(shown)) < 64 * 1024
