@@ -157,7 +157,7 @@ def test_what_the_run_did_is_shown_wherever_it_is_shown(session: NotebookSession
     record, reason = run.record, "max_tokens 5: 7 used"
     card = view(record, record.ended_at or 0.0)
     assert card["words"].startswith("Over budget after")
-    assert any(reason in notice for notice in card["notices"])
+    assert any(reason in note for note in card["notes"])
     for text in (plain_text(record), bundle(record)["text/html"], bundle(record)["text/markdown"]):
         assert "Over budget after" in text.replace("\\", "")
         assert reason in text
