@@ -42,6 +42,8 @@ import { counted, earlier, wholeDuration } from "./wording.js";
  * @property {string[]} notices  what a person should do something about
  */
 
+/** Models whose card its reader has folded: a page may draw the view anew, with the output that it is in. */
+const FOLDED = new WeakSet();
 const CANCEL = ""; // its request; the others are known by their questions
 
 /** How long a live run is being waited for; the words of an ended one tell how long it took.
@@ -171,7 +173,7 @@ export function render({ model, el }) {
   const card = buildCard(el, () => model.get("run"), closing.signal);
   let skewS = clockSkewS(model.get("run"), false);
   let [frame, tick] = [0, 0];
-  let [isKernelGone, isFolded] = [false, false];
+  let isKernelGone = false;
 
   const drawNow = () => {
     cancelAnimationFrame(frame);
@@ -208,8 +210,8 @@ export function render({ model, el }) {
     if (card.head.cancel.ariaDisabled !== "true") requests.ask(CANCEL, { op: "cancel", run_id: model.get("run").id });
   };
   const onFold = () => {
-    isFolded = !isFolded;
-    drawFold(card.head, card.body, isFolded);
+    FOLDED.delete(model) || FOLDED.add(model);
+    drawFold(card.head, card.body, FOLDED.has(model));
     drawSoon(); // a box that was hidden had no size
   };
   /** @param {Event} event */
@@ -226,7 +228,7 @@ export function render({ model, el }) {
     clearTimeout(tick);
     card.root.remove();
   });
-  drawFold(card.head, card.body, isFolded);
+  drawFold(card.head, card.body, FOLDED.has(model));
   drawNow();
   return () => closing.abort();
 }

@@ -71,6 +71,11 @@ const harness = {
     if (roads === "socket") this.addPageConfig();
     const manager = roads === "kernel" ? { kernel: this.kernel } : {};
     this.model = new FakeModel({ run, kernel_id: "kernel-id", session_id: "session-id" }, manager);
+    this.draw();
+  },
+
+  /** Shows the model in a view, which may be its second. */
+  draw() {
     this.cleanup = card.render({ model: this.model, el: document.getElementById("output") });
   },
 
