@@ -252,6 +252,15 @@ def test_the_keyboard_reaches_everything(card: CardPage) -> None:
         "log-title", "log-lines", "copy", "copy", "copy",
     ]  # fmt: skip
     assert {outline for *_, outline in stops} == {"solid"}
+    has_its_keys = "document.activeElement.hasAttribute('data-lm-suppress-shortcuts')"
+    card.part("copy").first.focus()
+    card.page.keyboard.press("Shift+Tab")
+    expect(card.part("log-lines")).to_be_focused()
+    assert card.ask(has_its_keys)  # an arrow scrolls
+    card.part("log-lines").click()
+    card.part("text").click()
+    expect(card.part("text")).to_be_focused()
+    assert not card.ask(has_its_keys)  # an arrow goes to the next cell
 
 
 def test_a_long_run_is_a_small_page(card: CardPage) -> None:

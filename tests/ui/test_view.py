@@ -10,9 +10,9 @@ import pytest
 
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
-from nbrun.record import ToolCall
+from nbrun.record import ChildSummary, ToolCall
 from nbrun.snapshot import bundle
-from nbrun.ui.blocks import TEXT_LIMIT
+from nbrun.ui.blocks import TEXT_LIMIT, Blocks
 from nbrun.ui.view import TOOL_LIMIT, view
 
 RECORD = RunRecord(
@@ -169,3 +169,64 @@ def test_a_view_and_a_saved_card_tell_where_a_run_comes_from() -> None:
     assert "replay of a recorded run (&lt;b&gt;tea" in saved["text/html"]
     assert "<b>" not in saved["text/html"]
     assert "replay of a recorded run" in saved["text/plain"]
+
+
+def test_a_tool_is_shown_with_its_kind_and_how_far_it_has_come() -> None:
+    """Arguments and result keep their lines and are cut; a bar is for what still runs."""
+    progress = ev.Progress(1, 4, "pages")
+    running = ToolCall("t1", "read", "mcp", {"q": "\x1b[2K"}, started_at=103.0, progress=progress)
+    ended = msgspec.structs.replace(running, status="ok", result="a\nb" * 1_000, ms=12.0)
+    first, second = view(msgspec.structs.replace(RECORD, tools=(running, ended)), now=105.0)[
+        "tools"
+    ]
+    assert (first["kind"], first["name"], first["args"]) == ("mcp", "read", '{"q":"\\u001b[2K"}')
+    assert (first["started_at"], first["progress"]["words"]) == (103.0, "1 of 4 · pages")
+    assert (second["progress"], second["result"][:4]) == (None, "a\nba")
+    assert second["result"].endswith("… 2,500 more characters")
+
+
+def test_child_runs_are_shown_as_they_stand_while_they_live() -> None:
+    """By their own records; of ended ones the parent's log has told how, how long and what they used."""
+    usage = ev.Usage(5, 6)
+    ended = ChildSummary("run-2", "reader", 4, "failed", 101.0, 103.5, usage)
+    live = ChildSummary("run-3", "writer", 5, "running", 102.0)
+    record = msgspec.structs.replace(RECORD, children=(ended, live))
+    now = RunRecord(run_id="run-3", status=RunStatus.WAITING, started_at=102.5, usage=ev.Usage(1))
+    first, second = view(record, now=105.0, children={"run-3": now})["children"]
+    assert (first["title"], first["words"]) == ("reader #4", "failed")
+    assert first["ended_at"] - first["started_at"] == 2.5
+    assert first["usage"]["output_tokens"] == 6
+    assert (second["status"], second["words"]) == ("waiting", "Waiting for you")
+    assert (second["started_at"], second["ended_at"]) == (102.5, None)
+    assert second["usage"]["input_tokens"] == 1
+
+
+@pytest.mark.parametrize(("cost", "shown_cost"), [(0.25, 0.25), (math.nan, None), (None, None)])
+def test_the_cost_is_a_number_or_none(cost: float | None, shown_cost: float | None) -> None:
+    """Whatever an agent tells."""
+    usage = view(msgspec.structs.replace(RECORD, usage=ev.Usage(cost_usd=cost)), now=1.0)["usage"]
+    assert usage["cost_usd"] == shown_cost
+
+
+def test_a_text_is_drawn_where_somebody_draws_it() -> None:
+    """Without that it is as it came; with it the closed blocks are HTML, and the copy is what was written."""
+    record = msgspec.structs.replace(
+        RECORD, text="*a*\n\n*b", model="big", reasoning="hm", reasoning_count=9
+    )
+    plain, drawn = view(record, now=105.0), view(record, now=105.0, blocks=Blocks())
+    assert (plain["blocks"], plain["text"]) == ([], "*a*\n\n*b")
+    assert (drawn["blocks"], drawn["text"]) == ([{"key": 1, "html": "<p><em>a</em></p>\n"}], "*b")
+    assert (drawn["awaited"], drawn["reasoning"], drawn["reasoning_count"]) == ("model", "hm", 9)
+    ended = msgspec.structs.replace(record, status=RunStatus.COMPLETED, output="*a*\n\n*b")
+    last = view(ended, now=105.0, blocks=Blocks())
+    assert (drawn["result"], last["result"], last["result_cut"]) == ("", "*a*\n\n*b", 0)
+    assert (last["text"], len(last["blocks"])) == ("", 2)
+
+
+def test_an_error_is_a_line_and_a_traceback() -> None:
+    """The line may be long, and of the traceback the end tells most."""
+    error = ev.ErrorInfo("E", "m" * 3_000, "first\n" + "t" * 9_000 + "last")
+    shown = view(msgspec.structs.replace(RECORD, error=error), now=105.0)
+    assert shown["error"].endswith("m… 1,003 more characters")
+    assert len(shown["traceback"]) == 4_000
+    assert shown["traceback"].endswith("tlast")

@@ -3,7 +3,7 @@
 import { drawChildren } from "./children.js";
 import { addCopies, drawCopies } from "./copies.js";
 import { addHead, CANCEL_AFTER_S, drawCancel, drawFold, drawHead } from "./head.js";
-import { add, addBox, addFold, addSaid, fitRows, followEnd, noteChoice, reach, write } from "./nodes.js";
+import { add, addBox, addFold, addSaid, fitRows, followEnd, noteChoice, noteFocus, reach, write } from "./nodes.js";
 import { addProgress, drawProgress } from "./progress.js";
 import { addProse, drawProse } from "./prose.js";
 import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
@@ -221,6 +221,7 @@ export function render({ model, el }) {
   card.head.cancel.addEventListener("click", onCancel, { signal: closing.signal });
   card.head.fold.addEventListener("click", onFold, { signal: closing.signal });
   card.root.addEventListener("click", noteChoice, { signal: closing.signal });
+  card.root.addEventListener("focusin", noteFocus, { signal: closing.signal });
   card.questions.addEventListener("click", onAnswered, { signal: closing.signal });
   watchKernel(model, onGone, closing.signal);
   closing.signal.addEventListener("abort", () => {

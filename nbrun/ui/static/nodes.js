@@ -31,8 +31,20 @@ export function addButton(parent, name) {
   return button;
 }
 
-/** Without this a notebook takes Enter for itself (undocumented). @param {HTMLElement} node */
-export const leaveKeysTo = (node) => node.setAttribute("data-lm-suppress-shortcuts", "true");
+const ITS_KEYS = "data-lm-suppress-shortcuts"; // undocumented: JupyterLab and Notebook leave its keys to such a node
+
+/** Without this a notebook takes Enter for itself. @param {HTMLElement} node */
+export const leaveKeysTo = (node) => node.setAttribute(ITS_KEYS, "true");
+
+/**
+ * Leaves the arrows to a box that the keyboard has come to, and to the notebook where a click happened to end there.
+ * @param {FocusEvent} event
+ */
+export function noteFocus({ target }) {
+  if (!(target instanceof HTMLElement) || target.tabIndex || !target.matches("div")) return;
+  if (target.matches(":focus-visible")) leaveKeysTo(target);
+  else target.removeAttribute(ITS_KEYS);
+}
 
 /** A part that folds to its title. @param {Element} parent @param {string} name  the BEM element @param {string} titleName */
 export function addFold(parent, name, titleName = `${name}-title`) {
