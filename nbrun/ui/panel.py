@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import traitlets
 
 from nbrun.errors import NbrunError
+from nbrun.ui.blocks import Blocks
 from nbrun.ui.card import WIDGET_VIEW, CardWidget
 from nbrun.ui.page_module import page_module, page_style
 from nbrun.ui.runs_page import (
@@ -91,6 +92,7 @@ class Panel:
         self._problem = ""
         self._open_key = ""
         self._opened: Row | None = None
+        self._blocks = Blocks()  # of whichever run is open: their keys never come twice
         self._on_opened: Callable[[], None] = lambda: (
             None
         )  # called when the run that is open has changed
@@ -251,7 +253,7 @@ class Panel:
         if opened is None:
             return {}
         words = opened.run.status_words() if opened.run._live is not None else None
-        return view(opened.record, now, opened.run.problem, words)
+        return view(opened.record, now, opened.run.problem, words, blocks=self._blocks)
 
     def _state(self) -> dict[str, Any]:
         """Return what the page draws besides the open card."""

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.test_card import HOSTILE, NOW, SCREENSHOTS, CardPage, make_run
-from tests.browser.test_card import address as address  # a fixture
+from tests.browser import axe
+from tests.browser.card_page import NOW, CardPage
+from tests.browser.pictures import picture
+from tests.browser.test_card import HOSTILE, make_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,10 +115,10 @@ class PanelPage(CardPage):
 
 
 @pytest.fixture
-def panel(browser: Browser, address: str) -> Iterator[PanelPage]:
+def panel(browser: Browser, harness: str) -> Iterator[PanelPage]:
     """A fresh page; a test that leaves an error in its console has failed."""
     page = browser.new_page()
-    panel = PanelPage(page, address)
+    panel = PanelPage(page, harness)
     yield panel
     page.close()
     assert panel.complaints == []
@@ -131,8 +133,7 @@ OPEN_RUN = make_run(
 
 @pytest.mark.parametrize("theme", ["light", "dark", "none"])
 def test_pictures(panel: PanelPage, theme: str) -> None:
-    """Pictures for people to look at."""
-    SCREENSHOTS.mkdir(exist_ok=True)
+    """Pictures for people to look at; axe finds nothing in the themes of Jupyter."""
     rows = [
         *ALL_STATUSES,
         make_row(11, name="a very long name of a run that somebody has given " * 2),
@@ -141,8 +142,11 @@ def test_pictures(panel: PanelPage, theme: str) -> None:
         panel.page.set_viewport_size({"width": width, "height": 900})
         runs = make_runs(rows, open="session-id/run-19", has_more=True)
         panel.open_panel(runs, OPEN_RUN, theme=theme)
-        panel.page.screenshot(path=SCREENSHOTS / f"panel-{theme}-{width}.png", full_page=True)
+        panel.page.screenshot(path=picture(f"panel-{theme}-{width}"), full_page=True)
         assert panel.ask("document.documentElement.scrollWidth <= innerWidth")
+    if theme != "none":
+        panel.page.clock.resume()  # axe waits by the page's clock
+        assert axe.violations(panel.page, ".nbrun-panel") == []
 
 
 def test_the_table_is_one_to_screen_readers(panel: PanelPage) -> None:

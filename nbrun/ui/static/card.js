@@ -42,8 +42,8 @@ import { counted, earlier, wholeDuration } from "./wording.js";
  * @property {string[]} notices  what a person should do something about
  */
 
-/** Models whose card its reader has folded: a page may draw the view anew, with the output that it is in. */
-const FOLDED = new WeakSet();
+/** The run that a model's reader has folded: a page may draw the view anew, with the output that it is in. */
+const FOLDED = new WeakMap();
 const CANCEL = ""; // its request; the others are known by their questions
 
 /** How long a live run is being waited for; the words of an ended one tell how long it took.
@@ -209,9 +209,10 @@ export function render({ model, el }) {
   const onCancel = () => {
     if (card.head.cancel.ariaDisabled !== "true") requests.ask(CANCEL, { op: "cancel", run_id: model.get("run").id });
   };
+  const isFolded = () => FOLDED.get(model) === model.get("run").id;
   const onFold = () => {
-    FOLDED.delete(model) || FOLDED.add(model);
-    drawFold(card.head, card.body, FOLDED.has(model));
+    FOLDED.set(model, isFolded() ? "" : model.get("run").id);
+    drawFold(card.head, card.body, isFolded());
     drawSoon(); // a box that was hidden had no size
   };
   /** @param {Event} event */
@@ -229,7 +230,7 @@ export function render({ model, el }) {
     clearTimeout(tick);
     card.root.remove();
   });
-  drawFold(card.head, card.body, FOLDED.has(model));
+  drawFold(card.head, card.body, isFolded());
   drawNow();
   return () => closing.abort();
 }

@@ -1,6 +1,6 @@
 // @ts-check
 /** The runs that a run has started, a row each. */
-import { add, addSaid, addShape, fitRows, part, write, writeLabel } from "./nodes.js";
+import { add, addSaid, addShape, fitRows, piece, write, writeLabel } from "./nodes.js";
 import { fineDuration, usageWords, wholeDuration } from "./wording.js";
 
 /**
@@ -18,11 +18,11 @@ export function drawChildren(list, children, nowS) {
   fitRows(list, children.length, () => addChild(list));
   children.forEach((child, at) => {
     const row = /** @type {Element} */ (list.children[at]);
-    part(row, "shape").dataset.shape = child.status;
-    writeLabel(part(row, "child-title"), child.title);
-    write(part(row, "child-words"), child.words);
-    write(part(row, "child-took"), took(child, nowS));
-    write(part(row, "child-usage"), child.usage ? usageWords(child.usage) : "");
+    piece(row, "shape").dataset.shape = child.status;
+    writeLabel(piece(row, "child-title"), child.title);
+    write(piece(row, "child-words"), child.words);
+    write(piece(row, "child-took"), took(child, nowS));
+    write(piece(row, "child-usage"), child.usage ? usageWords(child.usage) : "");
   });
 }
 

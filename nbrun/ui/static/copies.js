@@ -1,6 +1,6 @@
 // @ts-check
 /** Buttons that copy: the result, the run's id, the Python that gets it. */
-import { add, addButton, write } from "./nodes.js";
+import { add, addControl, write } from "./nodes.js";
 import { counted } from "./wording.js";
 
 /** @typedef {{ id: string, live: boolean, result?: string, result_cut?: number }} Copied */
@@ -15,7 +15,7 @@ export function addCopies(parent, text, getRun, signal) {
   const bar = add(parent, "div", "copies");
   bar.setAttribute("role", "group");
   bar.setAttribute("aria-label", "Copy");
-  const result = addButton(bar, "copy");
+  const result = addControl(bar, "copy");
   const note = document.createElement("span");
   let timer = 0;
 
@@ -32,7 +32,7 @@ export function addCopies(parent, text, getRun, signal) {
   };
   /** @param {string} label @param {() => string} what */
   const addOne = (label, what) => {
-    const button = addButton(bar, "copy");
+    const button = addControl(bar, "copy");
     write(button, label);
     listen(button, what);
   };

@@ -1,6 +1,6 @@
 // @ts-check
 /** The line of a card that is always there: how the run stands, which one it is, what it took, Cancel. */
-import { add, addButton, addSaid, addShape, write, writeLabel } from "./nodes.js";
+import { add, addControl, addSaid, addShape, write, writeLabel } from "./nodes.js";
 import { usageWords, wholeDuration } from "./wording.js";
 
 /**
@@ -22,7 +22,7 @@ export const CANCEL_AFTER_S = 0.2; // a button that comes and goes at once is on
 /** @param {Element} root @param {string} bodyId  of what it folds */
 export function addHead(root, bodyId) {
   const head = add(root, "div", "head");
-  const fold = addButton(head, "fold");
+  const fold = addControl(head, "fold");
   fold.setAttribute("aria-controls", bodyId);
   const facts = add(head, "div", "facts");
   const shape = addShape(facts);
@@ -34,7 +34,7 @@ export function addHead(root, bodyId) {
   const agent = addSaid(facts, "bdi", "agent");
   const elapsed = add(facts, "span", "elapsed");
   const usage = add(facts, "span", "usage");
-  const cancel = addButton(head, "cancel");
+  const cancel = addControl(head, "cancel");
   const answer = add(root, "div", "answer");
   answer.setAttribute("role", "alert");
   return { fold, shape, words, name, number, agent, elapsed, usage, cancel, answer };

@@ -24,7 +24,7 @@ export function addSaid(parent, tag, name) {
 }
 
 /** @param {Element} parent @param {string} name  the BEM element */
-export function addButton(parent, name) {
+export function addControl(parent, name) {
   const button = add(parent, "button", name);
   button.type = "button";
   leaveKeysTo(button);
@@ -120,4 +120,4 @@ export function addShape(parent) {
 }
 
 /** A node that is there, by the name of its BEM element. @param {Element} row @param {string} name */
-export const part = (row, name) => /** @type {HTMLElement} */ (row.querySelector(`.nbrun-card__${name}`));
+export const piece = (row, name) => /** @type {HTMLElement} */ (row.querySelector(`.nbrun-card__${name}`));

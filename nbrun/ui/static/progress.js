@@ -1,6 +1,6 @@
 // @ts-check
 /** How far something has come: a bar and words. */
-import { add, addSaid, part, write } from "./nodes.js";
+import { add, addSaid, piece, write } from "./nodes.js";
 
 /** @typedef {{ part: number | null, words: string }} Progress  `part` of 1, if an end is known */
 
@@ -16,8 +16,8 @@ export function addProgress(parent) {
 export function drawProgress(node, progress, isLive) {
   node.hidden = !progress;
   if (!progress) return;
-  const bar = /** @type {HTMLProgressElement} */ (part(node, "bar"));
-  write(part(node, "done"), progress.words);
+  const bar = /** @type {HTMLProgressElement} */ (piece(node, "bar"));
+  write(piece(node, "done"), progress.words);
   bar.hidden = !isLive; // without a known end it moves, and would go on moving
   bar.setAttribute("aria-label", progress.words);
   if (progress.part === null) bar.removeAttribute("value");

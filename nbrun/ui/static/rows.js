@@ -1,7 +1,7 @@
 // @ts-check
 /** The rows of the runs panel, one a run. */
 import { add, addShape, write, writeLabel } from "./nodes.js";
-import { counted, wholeDuration } from "./wording.js";
+import { costWords, counted, wholeDuration } from "./wording.js";
 
 /**
  * @typedef {import("./requests.js").Requests} Requests
@@ -76,7 +76,7 @@ export function drawRow(tr, row, requests, nowS, isDead, isOpen) {
   drawStarted(part(tr, "started"), row.started_at ?? row.created_at, nowS);
   fill(part(tr, "elapsed"), isUnfollowed ? "" : elapsed(row, nowS));
   fill(part(tr, "tokens"), tokenCounts(row.usage));
-  fill(part(tr, "cost"), dollars(row.usage));
+  fill(part(tr, "cost"), costWords(row.usage));
   drawRowCancel(tr, row, Boolean(requests.get(CANCEL_ROW + row.key)?.isOpen), isDead);
 }
 
@@ -127,12 +127,6 @@ function elapsed({ live, started_at, took, created_at }, nowS) {
 function tokenCounts({ input_tokens, output_tokens, exact }) {
   if (!input_tokens && !output_tokens) return "";
   return `${exact ? "" : "≥ "}${counted(input_tokens)} in · ${counted(output_tokens)} out`;
-}
-
-/** @param {RowUsage} usage */
-function dollars({ cost_usd, exact }) {
-  if (cost_usd === null) return "";
-  return `${exact ? "" : "≥ "}$${cost_usd.toFixed(cost_usd < 0.1 ? 4 : 2)}`;
 }
 
 /** @param {HTMLElement} tr @param {Row} row @param {boolean} isAsked @param {boolean} isDead */

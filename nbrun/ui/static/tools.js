@@ -1,6 +1,6 @@
 // @ts-check
 /** The tool calls of a run, a row each: open while they run or where they failed, else folded to a line. */
-import { add, addFold, addSaid, addShape, fitRows, followEnd, part, suggest, write, writeLabel } from "./nodes.js";
+import { add, addFold, addSaid, addShape, fitRows, followEnd, piece, suggest, write, writeLabel } from "./nodes.js";
 import { addProgress, drawProgress } from "./progress.js";
 import { fineDuration, wholeDuration } from "./wording.js";
 
@@ -53,21 +53,21 @@ function addTool(list) {
 function drawTool(row, tool, place, nowS) {
   if (row.dataset.place !== place) row.dataset.place = place;
   const isRunning = tool.status === "running";
-  suggest(/** @type {HTMLDetailsElement} */ (part(row, "tool-details")), OPEN.has(tool.status));
-  part(row, "shape").dataset.shape = tool.status;
-  write(part(row, "tool-kind"), tool.kind);
-  writeLabel(part(row, "tool-name"), tool.name);
-  write(part(row, "tool-args"), tool.args);
-  write(part(row, "tool-status"), tool.status);
+  suggest(/** @type {HTMLDetailsElement} */ (piece(row, "tool-details")), OPEN.has(tool.status));
+  piece(row, "shape").dataset.shape = tool.status;
+  write(piece(row, "tool-kind"), tool.kind);
+  writeLabel(piece(row, "tool-name"), tool.name);
+  write(piece(row, "tool-args"), tool.args);
+  write(piece(row, "tool-status"), tool.status);
   const tookS = isRunning && tool.started_at ? wholeDuration(Math.max(0, nowS - tool.started_at)) : "";
-  write(part(row, "tool-ms"), tool.ms === null ? tookS : fineDuration(tool.ms));
-  write(part(row, "tool-all-args"), tool.args || "no arguments");
+  write(piece(row, "tool-ms"), tool.ms === null ? tookS : fineDuration(tool.ms));
+  write(piece(row, "tool-all-args"), tool.args || "no arguments");
   drawToolProgress(row, tool.progress ?? null);
-  write(part(row, "tool-result"), tool.result || (isRunning ? "" : "no result"));
+  write(piece(row, "tool-result"), tool.result || (isRunning ? "" : "no result"));
 }
 
 /** Few tools tell it, so few rows have a place for it. @param {HTMLElement} row @param {import("./progress.js").Progress | null} progress */
 function drawToolProgress(row, progress) {
   const node = row.querySelector(".nbrun-card__progress");
-  if (progress || node) drawProgress(/** @type {HTMLElement} */ (node ?? addProgress(part(row, "tool-more"))), progress, true);
+  if (progress || node) drawProgress(/** @type {HTMLElement} */ (node ?? addProgress(piece(row, "tool-more"))), progress, true);
 }

@@ -18,22 +18,21 @@ export function fineDuration(ms) {
 }
 
 /**
- * What a run has used, with "≥" where a stream was cut: "≥ 1,204 in · 340 out tokens · ≥ 0.042 USD".
+ * What a run has used, with "≥" where a stream was cut: "≥ 1,204 in · 340 out tokens · ≥ $0.0423".
  * @typedef {{ input_tokens: number, output_tokens: number, cost_usd?: number | null, exact: boolean }} Usage
  * @param {Usage} usage
  */
-export function usageWords({ input_tokens, output_tokens, cost_usd, exact }) {
-  const mark = exact ? "" : "≥ ";
-  const parts = [];
-  if (input_tokens || output_tokens) parts.push(`${mark}${counted(input_tokens)} in · ${counted(output_tokens)} out tokens`);
-  if (cost_usd) parts.push(`${mark}${dollars(cost_usd)} USD`);
-  return parts.join(" · ");
+export function usageWords(usage) {
+  const { input_tokens, output_tokens, exact } = usage;
+  const tokens = `${exact ? "" : "≥ "}${counted(input_tokens)} in · ${counted(output_tokens)} out tokens`;
+  return [input_tokens || output_tokens ? tokens : "", costWords(usage)].filter(Boolean).join(" · ");
 }
 
-/** Cents, and of less than ten cents two digits that count: "12.30", "0.0042". @param {number} amount */
-function dollars(amount) {
-  if (amount >= 0.1) return amount.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
-  return amount.toLocaleString("en-US", { maximumSignificantDigits: 2, maximumFractionDigits: 8 });
+/** In US dollars: whole cents, or what is less than a dollar as far as it counts. @param {Usage} usage */
+export function costWords({ cost_usd, exact }) {
+  if (cost_usd === null || cost_usd === undefined) return "";
+  const [minimumFractionDigits, maximumFractionDigits] = cost_usd >= 1 ? [2, 2] : [0, 6];
+  return `${exact ? "" : "≥ "}$${cost_usd.toLocaleString("en-US", { minimumFractionDigits, maximumFractionDigits })}`;
 }
 
 /** @param {number} count @param {string} noun */
