@@ -13,6 +13,7 @@ Order: the model given, `NBRUN_MODEL`, a provider's key, `OLLAMA_BASE_URL`, the 
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack, aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -26,13 +27,15 @@ from nbrun.agents.worker import Worker
 from nbrun.errors import BadOption
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from pydantic_ai import Agent
 
     from nbrun.checkpoint import State
     from nbrun.context import RunContext
     from nbrun.events import EventData
+
+    Items = AsyncIterator[EventData | Output]
 
 LOCAL = "local"
 SCRIPTED = "scripted"
@@ -246,6 +249,20 @@ async def make_agent(agent: ModelAgent, run: RunContext) -> Agent[None, object]:
     return await Worker(f"{run.run_id}-import", make, copy_context()).result()
 
 
+async def _driven(
+    agent: object, run: RunContext, begin: Callable[[Agent[None, object]], Items]
+) -> Items:
+    assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
+    made = await make_agent(agent, run)
+    async with AsyncExitStack() as stack:
+        # Its connections are this run's own, so no other loop ever meets them, and closed with it.
+        if (model := made.model) is not None and not isinstance(model, str):
+            await stack.enter_async_context(model)
+        items = await stack.enter_async_context(aclosing(begin(made)))  # type: ignore[type-var]  # a generator
+        async for item in items:
+            yield item
+
+
 class BuiltinAdapter:
     """Makes the pydantic-ai agent and drives it as that framework's adapter does."""
 
@@ -268,23 +285,13 @@ class BuiltinAdapter:
             else self.name
         )
 
-    async def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[EventData | Output]:
+    def events(self, agent: object, prompt: str, run: RunContext) -> Items:
         """Yield what the model does."""
-        assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
-        made = await make_agent(agent, run)
-        async for item in pydantic_ai.ADAPTER.events(made, prompt, run):
-            yield item
+        return _driven(agent, run, lambda made: pydantic_ai.ADAPTER.events(made, prompt, run))
 
-    async def resume(
-        self, agent: object, state: State, run: RunContext
-    ) -> AsyncIterator[EventData | Output]:
+    def resume(self, agent: object, state: State, run: RunContext) -> Items:
         """Yield what the model does from there on."""
-        assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
-        made = await make_agent(agent, run)
-        async for item in pydantic_ai.ADAPTER.resume(made, state, run):
-            yield item
+        return _driven(agent, run, lambda made: pydantic_ai.ADAPTER.resume(made, state, run))
 
     async def cancel(self, run: RunContext) -> None:
         """Stop the model through pydantic-ai."""

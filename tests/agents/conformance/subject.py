@@ -36,6 +36,10 @@ class Subject:
         """Return an agent on the framework's own client of OpenAI's chat completions, at this address."""
         raise NotImplementedError
 
+    async def hang_up(self, agent: Any) -> None:
+        """Close that client; it keeps its connections until then."""
+        raise NotImplementedError
+
     def start(self, session: NotebookSession, script: Script, **options: Any) -> Run:
         """Start a run of it."""
         return session.start(self.agent(script), self.prompt(script), **options)

@@ -41,8 +41,10 @@ def sockets_to(port: int) -> int:
 def test_an_answer_is_streamed(session: NotebookSession, subject: Subject) -> None:
     """Over the real client: deltas, usage and the price of the model."""
     with OpenAIServer(says_tea) as server:
-        run = session.start(subject.over_http(server.url, MODEL), PROMPT)
+        agent = subject.over_http(server.url, MODEL)
+        run = session.start(agent, PROMPT)
         assert run.result(BOUND_S) == "Steam from the cup"
+        session.start(lambda: subject.hang_up(agent)).result(BOUND_S)
     log.check(run)
     (request,) = server.requests
     assert PROMPT in str(request["messages"])

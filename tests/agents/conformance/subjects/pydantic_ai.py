@@ -72,5 +72,9 @@ class PydanticAI(Subject):
         provider = OpenAIProvider(base_url=url, api_key="none is needed here")
         return Agent(OpenAIChatModel(model, provider=provider), name="poet")
 
+    async def hang_up(self, agent: Any) -> None:
+        """Close the model's client."""
+        await agent.model.client.close()
+
 
 SUBJECTS = (PydanticAI(),)
