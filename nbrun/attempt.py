@@ -13,6 +13,7 @@ from nbrun.budget import Limits as Limits  # part of what travels
 from nbrun.events import EventData
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from contextvars import Context
 
     from nbrun.backstage import StartChild
@@ -50,6 +51,7 @@ class Attempt:
     restored: Restored | None = None  # what the run goes on from
     keeper: Keeper | None = None  # a host in another process has its own
     keep_object: bool = False  # pickle the output
+    loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
 
 
 class HostEvent(msgspec.Struct, frozen=True, gc=False):

@@ -60,6 +60,7 @@ def start(
     if_running: str = "queue",
     on: str = "local",
     thread: bool = False,
+    loop: str = "host",
     tags: Mapping[str, str] | None = None,
     tools: Sequence[Callable[..., object]] | None = None,
     system: str | None = None,
@@ -71,7 +72,7 @@ def start(
     return session().start(
         agent, prompt, name=name, id=id, model=model, timeout_s=timeout_s, max_turns=max_turns,
         max_tokens=max_tokens, max_cost=max_cost, approve=approve, if_running=if_running, on=on, thread=thread,
-        tags=tags, tools=tools, system=system, output_type=output_type, mcp=mcp, keep_object=keep_object,
+        loop=loop, tags=tags, tools=tools, system=system, output_type=output_type, mcp=mcp, keep_object=keep_object,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import msgspec
 from nbrun import events as ev
 from nbrun.aftermath import EndedStage
 from nbrun.agents import Output, Resuming, find_adapter
+from nbrun.agents.other_loop import on_loop
 from nbrun.agents.threaded import ThreadedAdapter
 from nbrun.agents.worker import Worker
 from nbrun.attempt import Attempt, HostEvent, Sink
@@ -34,6 +35,7 @@ from nbrun.questions import Questions
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from nbrun.agents import AgentAdapter
     from nbrun.backstage import ChildRun
     from nbrun.clock import Clock
     from nbrun.keeper import Keeper
@@ -105,8 +107,7 @@ class Drive:
         self._clock = clock
         self._host_name = host_name
         self._token = attempt.token
-        agent, grace_s = attempt.agent, attempt.grace_s
-        self._adapter = ThreadedAdapter(agent, grace_s) if attempt.thread else find_adapter(agent)
+        self._adapter = self._found(attempt)
         restored = attempt.restored
         self._usage = None if restored is None else restored.usage
         self._gate = Gate()
@@ -137,6 +138,14 @@ class Drive:
         self._fired_at = 0.0
         self._finished = LoopFlag()
         self.task: asyncio.Task[None] | None = None
+
+    def _found(self, attempt: Attempt) -> AgentAdapter:
+        """Return what drives the agent, where it is to be driven."""
+        if attempt.loop is not None:
+            return on_loop(attempt.agent, attempt.loop, self._hold)
+        if attempt.thread:
+            return ThreadedAdapter(attempt.agent, attempt.grace_s, self._hold)
+        return find_adapter(attempt.agent)
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
         """Send an event of the agent; refused and counted when the attempt has ended.

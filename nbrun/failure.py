@@ -53,13 +53,34 @@ def describe(error: BaseException) -> ev.ErrorInfo:
         message = f"<str failed: {type(broken).__name__}>"
     if isinstance(error, asyncio.CancelledError):
         message = message or "the agent raised CancelledError, but nobody had cancelled the run"
-    if (mend := reentrant.mend(error)) is not None:
+    if (mend := reentrant.mend(error) or _foreign_loop(error)) is not None:
         message = f"{message}\n{mend}"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame):
         trace = trace.tb_next  # how we got to the agent tells its author nothing
     lines = "".join(traceback.format_exception(type(error), error, trace))
     return ev.ErrorInfo(type(error).__name__, clean_text(message), clean_text(_last_lines(lines)))
+
+
+_FOREIGN = (
+    "bound to a different event loop",
+    "attached to a different loop",
+    "Event loop is closed",
+)
+_CHAIN = 10  # frameworks wrap what their clients raise, some of them twice
+
+
+def _foreign_loop(error: BaseException) -> str | None:
+    """Return what helps an agent whose client has been used on another event loop; None for other errors."""
+    cause: BaseException | None = error
+    for _ in range(_CHAIN):
+        if isinstance(cause, RuntimeError) and any(said in str(cause) for said in _FOREIGN):
+            return (
+                "the agent, or its client, has been used on another event loop: where cells await it too, "
+                "run it with --loop kernel; else make its client within the agent"
+            )
+        cause = cause and (cause.__cause__ or cause.__context__)
+    return None
 
 
 def _last_lines(text: str) -> str:

@@ -24,6 +24,8 @@ from nbrun.redaction import Redactor, StreamRedactor
 from nbrun.store import Checkpointed
 
 if TYPE_CHECKING:
+    import asyncio
+
     from nbrun.budget import Budget
     from nbrun.clock import Clock
     from nbrun.store import Committed
@@ -65,6 +67,7 @@ class LiveRun:
     key: str | None = None  # what `if_running` compares: the cell, or the name that was given
     is_child: bool = False
     agent: object = None  # what a retry of it runs
+    loop: asyncio.AbstractEventLoop | None = None  # that it is on, where it is not the host's
     budget: Budget | None = None  # where it, or a run above it, has limits
 
     # under the intake's lock

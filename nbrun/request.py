@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from numbers import Integral, Real
@@ -18,6 +19,7 @@ from nbrun.events import RunCreated
 from nbrun.executors import parcel
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Mapping
 
     from nbrun.record import RunRecord
@@ -26,10 +28,14 @@ MAX_TIMEOUT_S = 366 * 86_400.0
 MAX_COUNT = 2**53
 """The largest limit that every reader of the log takes for the same number."""
 
+HOST, KERNEL = "host", "kernel"
+"""The event loops that an agent can be on."""
+
 _CHOICES = {
     "approve": ("ask", "auto", "deny"),
     "if_running": ("queue", "reject", "replace"),
     "on": ("local", "process"),
+    "loop": (HOST, KERNEL),
 }
 
 
@@ -120,6 +126,25 @@ def resolve(agent: object, model: str | None, setup: Setup) -> tuple[object, str
             f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object"
         )
     return known[agent], None
+
+
+def loop_of(loop: str, on: str, *, thread: bool, is_on_host: bool) -> AbstractEventLoop | None:
+    """Return the loop that an agent is to be on where that is not the host's own.
+
+    Raises
+    ------
+    BadOption
+        There is none here, or the run is to be elsewhere as well.
+    """
+    if loop == HOST:
+        return None
+    if on != "local" or thread:
+        other = "on='process'" if on != "local" else "thread=True"
+        raise BadOption(f"loop='{loop}' and {other} exclude each other; give one")
+    running = asyncio._get_running_loop()
+    if running is None or is_on_host:
+        raise BadOption(f"loop is '{loop}', and no event loop of a kernel runs here; leave it out")
+    return running
 
 
 def parcel_of(agent: object, on: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -190,17 +191,29 @@ class Run(Facts):
         Raises
         ------
         NbrunError
-            Called inside an async agent, where it would hold up the loop that all runs are on.
+            Called inside an async agent, where it would hold up the loop that all runs are on; or on the loop
+            that this run itself is on.
         """
         if self._owner.is_on_host_loop and not self.done():
             raise NbrunError(
                 "a blocking wait inside an async agent holds up all runs; use: await run"
+            )
+        if self._is_on_this_loop and timeout_s != 0 and not self.done():
+            raise NbrunError(
+                f"{self._title} is on the kernel's loop, which a blocking wait holds up; use: await run"
             )
         if self._live is not None:
             return self._live.is_ended.wait(timeout_s)
         if timeout_s is None and self.is_unknown:
             return False
         return awaiting.poll(self.done, timeout_s)
+
+    @property
+    def _is_on_this_loop(self) -> bool:
+        live = self._live
+        return (
+            live is not None and live.loop is not None and live.loop is asyncio._get_running_loop()
+        )
 
     def wait_created(self, timeout_s: float) -> bool:
         """Block until the run's creation is public; return whether it is."""

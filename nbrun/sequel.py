@@ -33,7 +33,7 @@ FindAgent = Callable[[str], object]
 
 _OPTIONS: dict[str, tuple[type, ...]] = {
     "timeout_s": (int, float), "max_turns": (int,), "max_tokens": (int,), "max_cost": (int, float),
-    "approve": (str,), "on": (str,), "thread": (bool,), "keep_object": (bool,),
+    "approve": (str,), "on": (str,), "thread": (bool,), "loop": (str,), "keep_object": (bool,),
 }  # fmt: skip
 _SETUP = ("tools", "system", "output_type", "mcp")
 _NOT_AGAIN = frozenset({"prompt", "parent", "sequel", "target"})

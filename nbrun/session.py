@@ -144,6 +144,7 @@ class NotebookSession:
         if_running: str = "queue",
         on: str = "local",
         thread: bool = False,
+        loop: str = "host",
         tags: Mapping[str, str] | None = None,
         tools: Sequence[Callable[..., object]] | None = None,
         system: str | None = None,
@@ -173,6 +174,8 @@ class NotebookSession:
         on : `process` runs the agent in a process of its own, which can be killed with all it has started; its
             output comes back as JSON-like data.
         thread : drive an async agent on a thread of its own, because it blocks.
+        loop : `kernel` drives an async agent on the event loop of this cell, for one that cells await as well: it
+            goes on only while the kernel is idle or awaits, and is not to be waited for by a call that blocks.
         tools : functions for the built-in agent; one under `nbrun.needs_approval` asks a person first.
         system : its instructions.
         output_type : the class that its output is an instance of; None is text.
@@ -190,7 +193,7 @@ class NotebookSession:
         order = Order(
             agent=agent, prompt=prompt, name=name, id=id, model=model, timeout_s=timeout_s,
             max_turns=max_turns, max_tokens=max_tokens, max_cost=max_cost, approve=approve,
-            if_running=if_running, on=on, thread=thread, tags=tags,
+            if_running=if_running, on=on, thread=thread, loop=loop, tags=tags,
             setup=read_setup(tools, system, output_type, mcp), cell_id=cell_id,
             parent=parent, answerable=answerable, keep_object=keep_object, target=target,
             sequel=sequel,

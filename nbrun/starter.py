@@ -58,6 +58,7 @@ class Order:
     if_running: str
     on: str
     thread: bool
+    loop: str
     tags: Mapping[str, str] | None
     setup: Setup
     cell_id: str | None
@@ -124,6 +125,9 @@ class Starter:
         created = _describe(order, limits, self._session.id)
         parcel = request.parcel_of(order.agent, order.on)
         session = self._session
+        loop = request.loop_of(
+            order.loop, order.on, thread=order.thread, is_on_host=session.is_on_host_loop
+        )
         session._keyring.look()
         capture.renew()
         live: LiveRun | None = None
@@ -136,7 +140,7 @@ class Starter:
                 run_id = self._new_id() if order.id is None else clean_text(order.id)
                 token = self._token_above(order.parent).child()
                 live = LiveRun(run_id, token, key=order.key, is_child=order.parent is not None)
-                live.agent = order.agent
+                live.agent, live.loop = order.agent, loop
                 live.budget = self._budget(live, limits, order.parent, created.usage)
                 attempt = self._attempt(live, order, limits, created.prompt, parcel)
                 session._enter(live, attempt, created)
@@ -171,7 +175,7 @@ class Starter:
             order.approve if order.answerable or order.approve != "ask" else NOBODY, order.on,
             functools.partial(self._child_starter, live, order.approve, order.answerable), parcel,
             live.budget, session._is_reentrant, None if sequel is None else sequel.restored,
-            session._keeper, order.keep_object,
+            session._keeper, order.keep_object, live.loop,
         )  # fmt: skip
 
     def _new_id(self) -> str:
@@ -302,7 +306,9 @@ class Starter:
 
 def _check(order: Order) -> Limits:
     """Return what the run may use up; raise `BadOption` for a word, a number or an id that is none."""
-    request.check_choices(approve=order.approve, if_running=order.if_running, on=order.on)
+    request.check_choices(
+        approve=order.approve, if_running=order.if_running, on=order.on, loop=order.loop
+    )
     limits = request.read_limits(order.max_turns, order.max_tokens, order.max_cost)
     request.check_timeout(order.timeout_s)
     request.check_id(order.id)
@@ -322,6 +328,7 @@ def _describe(order: Order, limits: Limits, session_id: str) -> ev.RunCreated:
         cell_id=order.cell_id, tags=order.tags, setup=order.setup, target=order.target,
         timeout_s=order.timeout_s, thread=order.thread or None,
         on=None if order.on == "local" else order.on,
+        loop=None if order.loop == request.HOST else order.loop,
         keep_object=order.keep_object or None,
         approve=None if order.approve == "ask" else order.approve,
         parent_id=None if order.parent is None else order.parent.id,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from contextlib import aclosing
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from nbrun import reentrant
 from nbrun.agents import Output, Resuming, as_native, find_adapter
+from nbrun.agents.other_loop import drained
 from nbrun.agents.plain import PlainAdapter, is_async
 from nbrun.agents.worker import Worker
 from nbrun.cancellation import call_soon
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from nbrun.agents import AgentAdapter
+    from nbrun.agents.other_loop import Hold
     from nbrun.checkpoint import State
     from nbrun.context import RunContext
     from nbrun.events import EventData
@@ -36,13 +37,15 @@ class ThreadedAdapter:
     Parameters
     ----------
     grace_s : what the run has to end in after a cancel.
+    hold : returns the seconds that the agent is to be held, because what it sends cannot be stored as fast.
     """
 
     name = "thread"
 
-    def __init__(self, agent: object, grace_s: float) -> None:
+    def __init__(self, agent: object, grace_s: float, hold: Hold) -> None:
         self._inner = find_adapter(agent)
         self._grace_s = grace_s
+        self._hold = hold
 
     def match(self, agent: object) -> bool:
         """Return whether the inner adapter takes it."""
@@ -70,7 +73,8 @@ class ThreadedAdapter:
         return self._threaded(agent, self._inner.resume(agent, state, run), run)
 
     async def _threaded(self, agent: object, items: Items, run: RunContext) -> Items:
-        work = _on_own_loop(items, run, self._inner, self._grace_s * NATIVE_SHARE)
+        sending = drained(items, run, self._hold)
+        work = _on_own_loop(sending, run, self._inner, self._grace_s * NATIVE_SHARE)
         drive = functools.partial(_run_on_own_loop, work)
         worker = Worker(run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True)
         run.add_work(worker)
@@ -86,7 +90,7 @@ def _run_on_own_loop(work: Coroutine[Any, Any, object]) -> object:
 
 
 async def _on_own_loop(
-    items: Items, run: RunContext, adapter: AgentAdapter, native_s: float
+    sending: Coroutine[Any, Any, object], run: RunContext, adapter: AgentAdapter, native_s: float
 ) -> object:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None  # noqa: S101 - a coroutine that runs has one
@@ -101,14 +105,7 @@ async def _on_own_loop(
             loop.call_later(native_s, task.cancel)
 
     handle = run.token.add_first(lambda _request: call_soon(loop, stop))
-    output: object = None
     try:
-        async with aclosing(items) as closing:  # type: ignore[type-var]  # adapters are async generators
-            async for item in closing:
-                if isinstance(item, Output):
-                    output = item.value
-                else:
-                    run.send(item)
+        return await sending
     finally:
         handle.remove()
-    return output

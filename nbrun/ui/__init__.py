@@ -142,7 +142,9 @@ class Extension:
             self._present_in_terminal(run, block)
             return
         headless = is_headless(self.shell)
+        is_on_kernel_loop = run._live is not None and run._live.loop is not None
         waits = headless if block is None else block
+        waits = waits and not is_on_kernel_loop  # while this waits, it could not go on
         if headless and waits:  # nobody can click: no widget, only what stays in the file
             try:
                 with cancelled_by_interrupt(run, self.session.cancel_grace_s):

@@ -38,7 +38,14 @@ LINE_EXAMPLES = (
 )
 
 GROUPS = {
-    "what is run, and where": ("--model", "--python", "--on", "--thread", "--no-interpolate"),
+    "what is run, and where": (
+        "--model",
+        "--python",
+        "--on",
+        "--thread",
+        "--loop",
+        "--no-interpolate",
+    ),
     "how it is called and found": ("--name", "--out", "--tag", "--id", "--keep-object"),
     "waiting for it": ("--block", "--noblock", "--if-running"),
     "limits": ("--timeout", "--max-turns", "--max-tokens", "--max-cost"),

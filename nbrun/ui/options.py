@@ -72,6 +72,11 @@ OPTIONS = (
     Option(("--id",), "start only once: the same id and inputs give the same run", "ID"),
     Option(("--python",), "the body is async Python, run in this notebook's namespace", is_switch=True),
     Option(("--keep-object",), "also keep the output itself, pickled, for run.load_object()", is_switch=True),
+    Option(
+        ("--loop",),
+        "on whose loop: host, or kernel for an agent that cells await too; a busy cell holds it up",
+        choices=("host", "kernel"),
+    ),
     Option(("--thread",), "drive an async agent on a thread of its own, because it blocks", is_switch=True),
     Option(("--no-interpolate",), "leave {name} in the prompt as it is", is_switch=True),
 )  # fmt: skip
@@ -156,6 +161,7 @@ class Request(msgspec.Struct, frozen=True):
     on: str
     python: bool
     thread: bool
+    loop: str
     interpolate: bool
     max_turns: int | None
     max_tokens: int | None
@@ -202,6 +208,10 @@ def _request(args: Any) -> Request:
         raise BadOption(f"--out {args.out}: give a name that Python takes for a variable")
     if args.target is not None and args.model is not None:
         raise BadOption("give a TARGET or a --model, not both")
+    if args.block and args.loop == "kernel":
+        raise BadOption(
+            "--loop kernel cannot go on while its cell waits; leave --block out, and await run"
+        )
     if args.python and (args.target is not None or args.model is not None):
         raise BadOption("--python runs the body itself; leave TARGET and --model out")
     if args.python and args.on == "process":
@@ -210,6 +220,7 @@ def _request(args: Any) -> Request:
         args.target, args.name, args.out, True if args.block else False if args.noblock else None,
         None if args.timeout is None else duration_s(args.timeout), args.model, args.if_running or "queue",
         args.approve or "ask", _tags(args.tag or ()), args.id, args.on or "local", args.python, args.thread,
+        args.loop or "host",
         not args.no_interpolate,
         _number(args.max_turns, int, "--max-turns"), _number(args.max_tokens, int, "--max-tokens"),
         _number(args.max_cost, float, "--max-cost"), args.keep_object, _names(args.tools or ()), args.system,
@@ -245,7 +256,7 @@ class SequelRequest(msgspec.Struct, frozen=True):
 
 _NOT_OF_SEQUELS = ("id", "python", "no_interpolate", "continue")
 _NOT_OF_REPLAYS = (
-    "timeout_s", "max_turns", "max_tokens", "max_cost", "model", "approve", "on", "thread",
+    "timeout_s", "max_turns", "max_tokens", "max_cost", "model", "approve", "on", "thread", "loop",
     "keep_object", "tools", "system", "output_type", "mcp",
 )  # fmt: skip
 
@@ -269,7 +280,7 @@ def read_sequel(magic: Callable[..., Any], verb: str, words: list[str]) -> Seque
         "name": request.name, "timeout_s": request.timeout_s, "model": request.model,
         "max_turns": request.max_turns, "max_tokens": request.max_tokens, "max_cost": request.max_cost,
         "if_running": args.if_running, "approve": args.approve, "on": args.on,
-        "tags": request.tags or None, "thread": args.thread or None, "speed": speed,
+        "tags": request.tags or None, "thread": args.thread or None, "loop": args.loop, "speed": speed,
         "keep_object": args.keep_object or None, "tools": request.tools or None, "system": request.system,
         "output_type": request.output, "mcp": request.mcp or None,
     }  # fmt: skip

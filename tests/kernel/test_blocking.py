@@ -194,3 +194,25 @@ def test_awaiting_gives_the_output_or_raises(kernel: Kernel) -> None:
     run_ok(kernel, "thing = object()\nasync def give(prompt): return thing")
     assert run_ok(kernel, "await nbrun.start(give) is thing").result == "True"
     assert "the kettle is empty" in error_line(kernel.run("await nbrun.start(broken)"))
+
+
+def test_a_run_on_the_kernels_loop_is_never_waited_for_by_its_cell(kernel: Kernel) -> None:
+    """`--loop kernel`: it goes on between cells, also headless; to wait by a block is refused, awaiting it works."""
+    run_ok(
+        kernel,
+        "async def where(prompt):\n"
+        "    await asyncio.sleep(0)\n"
+        "    return threading.current_thread() is threading.main_thread()",
+    )
+    for headless in (False, True):
+        run_ok(kernel, "%%agentrun where --loop kernel -o run\nhi", headless=headless)
+        assert value(kernel, "await run") == "True"
+    refused = error_line(kernel.run("%%agentrun where --loop kernel --block\nhi"))
+    assert refused.startswith("BadOption: ")
+    assert "leave --block out, and await run" in refused
+    run_ok(kernel, "%%agentrun endless --loop kernel -o run\nhi")
+    assert "use: await run" in error_line(kernel.run("run.wait()"))
+    assert "use: await run" in error_line(kernel.run("%agentrun wait"))
+    run_ok(kernel, "%agentrun cancel")
+    run_ok(kernel, "await run.cancel().settled()")
+    assert value(kernel, "str(run.status)") == "'cancelled'"

@@ -36,6 +36,10 @@ class Subject:
         """Return an agent on the framework's own client of OpenAI's chat completions, at this address."""
         raise NotImplementedError
 
+    async def awaited(self, agent: Any, prompt: str) -> str:
+        """Return what the agent says when it is awaited, as a cell does, without nbrun."""
+        raise NotImplementedError
+
     async def hang_up(self, agent: Any) -> None:
         """Close that client; it keeps its connections until then."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
 from nbrun import events as ev
 from nbrun.cancellation import CancelOutcome, Rung
-from nbrun.errors import AgentNotFound, BadOption, NbrunError, NotResumable
+from nbrun.errors import AgentNotFound, BadOption, NbrunError, NotResumable, RunCancelled
 from nbrun.record import RunRecord
 from tests.agents.conformance import log, tools
 from tests.agents.conformance.elsewhere import Elsewhere
@@ -392,6 +393,28 @@ def test_it_runs_in_a_thread_of_its_own(session: NotebookSession, subject: Subje
     run.cancel()
     assert ended(run).status is RunStatus.CANCELLED
     assert run.record.detached == ()
+
+
+def test_it_runs_on_the_loop_of_the_cells(session: NotebookSession, subject: Subject) -> None:
+    """`--loop kernel`: the same text, and the same prompt cancel, while the cells' loop is free."""
+
+    async def cell() -> tuple[Run, Run]:
+        whole = start(session, subject, "adds", loop="kernel")
+        assert str(await whole).endswith("it is 5")
+        cut = start(session, subject, "stalls", loop="kernel")
+        async for event in cut:
+            is_text = isinstance(event.data, ev.TextDelta)
+            if is_text or (subject.lacks.text and event.type == ev.RunStarted.TYPE):
+                break
+        cut.cancel()
+        with pytest.raises(RunCancelled):
+            await cut
+        return whole, cut
+
+    whole, cut = asyncio.run(asyncio.wait_for(cell(), BOUND_S))
+    completed(whole)
+    assert ended(cut).status is RunStatus.CANCELLED
+    assert cut.record.detached == ()
 
 
 def test_it_runs_in_a_process_of_its_own(session: NotebookSession, subject: Subject) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
 
 import psutil
 import pytest
 
 from nbrun import NotebookSession, RunStatus
+from nbrun.errors import RunFailed
 from tests.agents.conformance import log
 from tests.agents.conformance.subject import PROMPT, Subject, subjects
 from tests.fakes.agents import BOUND_S
@@ -71,3 +73,52 @@ def test_a_cancel_hangs_up_and_leaves_nothing(session: NotebookSession, subject:
     left = {t.name for t in set(threading.enumerate()) - threads if not t.name.startswith("nbrun-")}
     assert left == set()
     assert not any(t.name.startswith("nbrun-agent-") for t in threading.enumerate())
+
+
+def test_an_agent_that_cells_await_as_well(session: NotebookSession, subject: Subject) -> None:
+    """On the loop of the cells, its client works for them and for the run, in turns and at once."""
+
+    async def says_tea_later(request: dict[str, object]) -> AsyncIterator[dict[str, object]]:
+        await asyncio.sleep(0.05)
+        async for delta in says_tea(request):
+            yield delta
+
+    async def cell() -> None:
+        agent = subject.over_http(server.url, MODEL)
+        for _ in range(2):
+            assert await subject.awaited(agent, PROMPT) == "Steam from the cup"
+            assert await session.start(agent, PROMPT, loop="kernel") == "Steam from the cup"
+        beside = asyncio.create_task(subject.awaited(agent, PROMPT))
+        assert await session.start(agent, PROMPT, loop="kernel") == "Steam from the cup"
+        assert await beside == "Steam from the cup"
+        cut = session.start(agent, PROMPT, loop="kernel")
+        async for event in cut:
+            if event.type == "run.started":
+                break
+        await cut.cancel().settled()
+        assert cut.status is RunStatus.CANCELLED
+        await subject.hang_up(agent)
+
+    with OpenAIServer(says_tea_later) as server:
+        asyncio.run(asyncio.wait_for(cell(), BOUND_S))
+
+
+def test_an_agent_that_cells_have_used_elsewhere_says_so(
+    session: NotebookSession, subject: Subject
+) -> None:
+    """Where its client minds another loop, the run's error names the option; where not, it works."""
+
+    async def cell() -> str:
+        agent = subject.over_http(server.url, MODEL)
+        assert await subject.awaited(agent, PROMPT) == "Steam from the cup"
+        run = session.start(agent, PROMPT)
+        try:
+            return str(await run)
+        except RunFailed as error:
+            return str(error)
+        finally:
+            await subject.hang_up(agent)
+
+    with OpenAIServer(says_tea) as server:
+        said = asyncio.run(asyncio.wait_for(cell(), BOUND_S))
+    assert said == "Steam from the cup" or "run it with --loop kernel" in said

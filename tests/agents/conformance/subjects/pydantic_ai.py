@@ -72,6 +72,10 @@ class PydanticAI(Subject):
         provider = OpenAIProvider(base_url=url, api_key="none is needed here")
         return Agent(OpenAIChatModel(model, provider=provider), name="poet")
 
+    async def awaited(self, agent: Any, prompt: str) -> str:
+        """Await it."""
+        return str((await agent.run(prompt)).output)
+
     async def hang_up(self, agent: Any) -> None:
         """Close the model's client."""
         await agent.model.client.close()
