@@ -97,7 +97,8 @@ class AgentMagics(Magics):
         options = {
             "name": request.name, "id": request.id, "timeout_s": request.timeout_s,
             "if_running": request.if_running, "thread": request.thread, "loop": request.loop,
-            "on": request.on, "tags": request.tags, "cell_id": cell_id(self._extension.shell), "max_turns": request.max_turns,
+            "on": request.on, "tags": request.tags,
+            "cell_id": cell_id(self._extension.shell), "max_turns": request.max_turns,
             "max_tokens": request.max_tokens, "max_cost": request.max_cost, "keep_object": request.keep_object,
             "approve": request.approve, "answerable": self._extension.is_answerable(request.block),
             "target": CELL if request.python else request.target,

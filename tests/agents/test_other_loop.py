@@ -28,6 +28,7 @@ def in_cell(code: Coroutine[Any, Any, T]) -> T:
 
 def test_it_is_on_the_loop_and_thread_of_its_cell(session: NotebookSession) -> None:
     """There the run is the current one, prints go to its log, and tasks that it makes are its own."""
+    cells: asyncio.AbstractEventLoop | None = None
 
     async def looks(prompt: str) -> tuple[bool, bool]:
         print("looking")
@@ -45,7 +46,6 @@ def test_it_is_on_the_loop_and_thread_of_its_cell(session: NotebookSession) -> N
         assert await session.start(looks) == (False, False)
         return run
 
-    cells: asyncio.AbstractEventLoop | None = None
     here = threading.current_thread()
     run = in_cell(cell())
     assert run.phase == "looking"
@@ -136,6 +136,7 @@ def test_a_cancel_waits_for_a_busy_cell_and_says_so(session: NotebookSession) ->
 
 def test_it_goes_on_there_when_it_is_resumed(session: NotebookSession) -> None:
     """The option is the run's, as others are."""
+    cells: asyncio.AbstractEventLoop | None = None
 
     async def counts(prompt: str, run: RunContext) -> bool:
         run.checkpoint(1)
@@ -151,7 +152,6 @@ def test_it_goes_on_there_when_it_is_resumed(session: NotebookSession) -> None:
             await run
         return await run.resume()
 
-    cells: asyncio.AbstractEventLoop | None = None
     assert in_cell(cell()) is True
 
 
