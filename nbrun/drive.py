@@ -15,8 +15,6 @@ import msgspec
 from nbrun import events as ev
 from nbrun.aftermath import EndedStage
 from nbrun.agents import Output, Resuming, find_adapter
-from nbrun.agents.other_loop import on_loop
-from nbrun.agents.threaded import ThreadedAdapter
 from nbrun.agents.worker import Worker
 from nbrun.attempt import Attempt, HostEvent, Sink
 from nbrun.budget import NO_LIMITS, Budget
@@ -142,8 +140,12 @@ class Drive:
     def _found(self, attempt: Attempt) -> AgentAdapter:
         """Return what drives the agent, where it is to be driven."""
         if attempt.loop is not None:
+            from nbrun.agents.other_loop import on_loop  # by few runs, so not with the first
+
             return on_loop(attempt.agent, attempt.loop, self._hold)
         if attempt.thread:
+            from nbrun.agents.threaded import ThreadedAdapter
+
             return ThreadedAdapter(attempt.agent, attempt.grace_s, self._hold)
         return find_adapter(attempt.agent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import sys
 from dataclasses import dataclass
@@ -84,7 +85,10 @@ def test_instructions_reach_the_model() -> None:
         return ModelResponse([TextPart("yes")])
 
     agent: Agent[None, Any] = assemble("test", Setup(system="Be brief."), print)
-    assert agent.run_sync("tea", model=FunctionModel(answer)).output == "yes"
+    result = asyncio.run(
+        agent.run("tea", model=FunctionModel(answer))
+    )  # run_sync() leaves its loop open
+    assert result.output == "yes"
     assert told == ["Be brief."]
 
 

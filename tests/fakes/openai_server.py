@@ -39,6 +39,10 @@ async def says_tea(_request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         yield {"content": word}
 
 
+class Broken(Exception):
+    """What a reply raises to end as a provider's mistake does, in the middle of a stream."""
+
+
 class OpenAIServer:
     """The provider, on a thread of its own; a context manager.
 
@@ -57,9 +61,13 @@ class OpenAIServer:
         self._writers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._thread = threading.Thread(target=self._main, name="openai-server", daemon=True)
 
-    def __enter__(self) -> OpenAIServer:
+    def start(self) -> None:
+        """Start it; it ends with its process, or with the block that it is entered for."""
         self._thread.start()
         assert self._is_up.wait(BOUND_S)
+
+    def __enter__(self) -> OpenAIServer:
+        self.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -131,10 +139,15 @@ class OpenAIServer:
         writer.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
-        async for delta in self._reply(request):
-            await _send(writer, _chunk(delta))
-        await _send(writer, _chunk({}, finish="tool_calls" if "tool_calls" in delta else "stop"))
-        await _send(writer, {**_chunk({}), "choices": [], "usage": USAGE})
+        try:
+            async for delta in self._reply(request):
+                await _send(writer, _chunk(delta))
+        except Broken as error:
+            await _send(writer, {"error": {"message": str(error), "type": "server_error"}})
+        else:
+            reason = "tool_calls" if "tool_calls" in delta else "stop"
+            await _send(writer, _chunk({}, finish=reason))
+            await _send(writer, {**_chunk({}), "choices": [], "usage": USAGE})
         await _send(writer, None)
         writer.write(b"0\r\n\r\n")
         await writer.drain()

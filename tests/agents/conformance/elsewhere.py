@@ -6,6 +6,7 @@ It reads a line of JSON for each run, and answers with one.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def main() -> None:
 
 
 def _resumed(asked: dict[str, str], subject: Any) -> dict[str, Any]:
+    os.environ.update(subject.environ)
     with nbrun.NotebookSession(store=asked["store"]) as session:
         run = session.get(asked["run"])
         try:

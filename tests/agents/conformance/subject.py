@@ -24,6 +24,11 @@ class Subject:
     name: ClassVar[str]
     has_http: ClassVar[bool] = False  # whether its models are also reached over OpenAI's protocol
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """What its agents need of the environment, in every process."""
+        return {}
+
     def agent(self, script: Script) -> Any:
         """Return an agent that follows the script, on the framework's own package."""
         raise NotImplementedError

@@ -23,9 +23,14 @@ SUBJECTS = subjects()
 
 
 @pytest.fixture(params=list(SUBJECTS))
-def subject(request: pytest.FixtureRequest) -> Subject:
-    """One kind of agent after the other."""
-    return SUBJECTS[request.param]
+def subject(
+    request: pytest.FixtureRequest, session: NotebookSession, monkeypatch: pytest.MonkeyPatch
+) -> Subject:
+    """One kind of agent after the other, in its environment, of which a session has taken all keys before."""
+    found = SUBJECTS[request.param]
+    for name, value in found.environ.items():
+        monkeypatch.setenv(name, value)
+    return found
 
 
 @pytest.fixture(scope="module")
