@@ -1,5 +1,17 @@
 """pydantic-ai agents: text, reasoning, tools and usage as events; its cancellation token as native cancel.
 
+| where you are | what to call | how it ends |
+| --- | --- | --- |
+| in its text, or an async tool | any cancel of the run | at once: its token drains tools and closes the stream |
+| in a sync tool | the same | after the grace, by an exception in its thread, or named |
+| while a person is asked | the same | at once: the question is withdrawn |
+
+A tool with `requires_approval=True` asks as any agent of nbrun does, and takes other arguments. What people say
+comes before the next request to the model, or makes it go on where it would have ended. A run that stopped goes on
+from its messages, in another kernel too: a question that was open is asked again, and a call that was cut off is
+told to the model as interrupted, and not made again. An agent cannot go to another process, for it holds clients:
+make it inside an async function. One that cells await as well wants `--loop kernel`.
+
 Found by class, never imported before one is driven: the import takes a second or more.
 """
 

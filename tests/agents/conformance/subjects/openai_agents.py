@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agents import Agent, Model, ModelResponse, function_tool, set_tracing_disabled
+from agents import Agent, Model, ModelResponse, Runner, function_tool, set_tracing_disabled
 from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from openai import AsyncOpenAI
 from openai.types.responses import (
@@ -101,9 +101,6 @@ class OpenAIAgents(Subject):
     name = "openai-agents"
     has_http = True
 
-    def __init__(self) -> None:
-        self._kept: list[AsyncOpenAI] = []  # as a notebook does; a pool that is collected complains
-
     def agent(self, script: Script) -> Any:
         """Return an agent whose model streams the script."""
         tools: list[Any] = [
@@ -114,8 +111,15 @@ class OpenAIAgents(Subject):
     def over_http(self, url: str, model: str) -> Any:
         """Return an agent on the SDK's model of chat completions."""
         client = AsyncOpenAI(base_url=url, api_key="none is needed here")
-        self._kept.append(client)
         return Agent(name="poet", model=OpenAIChatCompletionsModel(model, client))
+
+    async def awaited(self, agent: Any, prompt: str) -> str:
+        """Await its runner."""
+        return str((await Runner.run(agent, prompt)).final_output)
+
+    async def hang_up(self, agent: Any) -> None:
+        """Close the model's client."""
+        await agent.model._client.close()
 
 
 SUBJECTS = (OpenAIAgents(),)
