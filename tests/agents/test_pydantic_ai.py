@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic_ai import Agent, Tool
@@ -21,10 +24,14 @@ from nbrun.agents.pydantic_ai import PydanticAIAdapter
 from nbrun.agents.pydantic_ai_memory import INTERRUPTED
 from nbrun.budget import NO_PRICE
 from nbrun.cancellation import Rung
+from tests.agents.conformance import log
+from tests.agents.conformance.scenarios import SCENARIOS
+from tests.agents.conformance.subjects.pydantic_ai import PydanticAI
 from tests.fakes.agents import BOUND_S
 from tests.fakes.late import late_event
 from tests.fakes.people import asking, until
 
+MakeSession = Callable[..., NotebookSession]
 Calls = dict[int, DeltaToolCall]
 Stream = Callable[[list[ModelMessage], AgentInfo], AsyncIterator[str | Calls]]
 
@@ -605,3 +612,28 @@ def test_what_was_said_is_not_lost_by_a_cancel(session: NotebookSession) -> None
     assert answering.wait(BOUND_S)
     run.cancel()
     assert ended(run).resume().result(BOUND_S) == "['tea?', 'sugar']"
+
+
+def test_a_question_outlives_its_kernel(make_session: MakeSession, store_path: Path) -> None:
+    """The kernel is killed while it asks; here the run goes on, asks once more and uses the tool once."""
+    store_path.parent.mkdir(parents=True)
+    kernel = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.killed_asking", str(store_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with kernel:
+        assert kernel.stdout is not None
+        assert kernel.stdout.readline() == "asking\n"
+        kernel.kill()
+    session = make_session()
+    lost = session.get("run-killed-0")
+    assert lost.status is RunStatus.LOST
+    resumed = lost.resume(agent=PydanticAI().agent(SCENARIOS["asks half way"]))
+    (asked,) = asking(resumed)
+    assert asked.args == {"path": "a"}
+    resumed.approve()
+    assert resumed.result(BOUND_S) == "it is 5 | deleted a"
+    assert log.told(resumed, "added") == []
+    assert log.told(resumed, "deleted") == ["a"]

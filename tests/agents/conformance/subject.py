@@ -22,6 +22,7 @@ class Subject:
     """One kind of agent."""
 
     name: ClassVar[str]
+    crowd: ClassVar[int] = 50  # how many run at once, in the test of that
     has_http: ClassVar[bool] = False  # whether its models are also reached over OpenAI's protocol
 
     @property

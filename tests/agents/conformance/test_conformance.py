@@ -379,9 +379,9 @@ def test_another_process_goes_on_with_it(
 
 def test_fifty_run_at_once(make_session: Callable[..., NotebookSession], subject: Subject) -> None:
     """Of one agent; each has its own log and output."""
-    session = make_session(max_concurrent=50)
+    session = make_session(max_concurrent=subject.crowd)
     agent, prompt = subject.agent(SCENARIOS["adds"]), subject.prompt(SCENARIOS["adds"])
-    runs = [session.start(agent, prompt) for _ in range(50)]
+    runs = [session.start(agent, prompt) for _ in range(subject.crowd)]
     for run in runs:
         assert str(completed(run).output).endswith("it is 5")
 
