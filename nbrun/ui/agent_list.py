@@ -104,23 +104,22 @@ def _kind_lines() -> list[str]:
     for adapter in adapters():
         framework = framework_of(adapter)
         lack = None if framework is None else framework.lack
-        rows.append((str(adapter.name), _lacks_words(adapter), lack))
-    rows += [(name, "", words) for name, words in third_party().broken]
-    return _aligned(rows)
+        first, *others = [lack] if lack else _lacks_words(adapter)
+        rows.append((str(adapter.name), first, lack))
+        rows += [("", words, None) for words in others]
+    return _aligned([*rows, *((name, "", words) for name, words in third_party().broken)])
 
 
-def _lacks_words(adapter: AgentAdapter) -> str:
-    """Return what an adapter cannot do, and why; what has the same reason together."""
+def _lacks_words(adapter: AgentAdapter) -> list[str]:
+    """Return what an adapter cannot do, and why; what has the same reason is one line."""
     lacks = lacks_of(adapter)
     if lacks is None:
-        return "does not say what it cannot do"
+        return ["does not say what it cannot do"]
     reasons: dict[str, list[str]] = {}
     for field, words in _ABILITIES.items():
         if why := getattr(lacks, field):
             reasons.setdefault(why, []).append(words)
-    return (
-        "; ".join(f"no {', '.join(what)}: {why}" for why, what in reasons.items()) or "can do all"
-    )
+    return [f"no {', '.join(what)}: {why}" for why, what in reasons.items()] or ["can do all"]
 
 
 def _model_lines() -> list[str]:
@@ -129,12 +128,14 @@ def _model_lines() -> list[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, str, str | None]]) -> list[str]:
+    """Return rows of a name, words and a lack as lines; one without a name goes on with the one before."""
     from nbrun.finding import MARKS, Sign  # not at load, of which it would be a part
 
     width = min(40, max(len(name) for name, _words, _lack in rows))
+    marks = [MARKS[Sign.PROBLEM if lack else Sign.OK] if name else " " for name, _, lack in rows]
     return [
-        f"  {MARKS[Sign.PROBLEM if lack else Sign.OK]} {visible(name):<{width}}  {visible(lack or words)}"
-        for name, words, lack in rows
+        f"  {mark} {visible(name):<{width}}  {visible(lack or words)}"
+        for mark, (name, words, lack) in zip(marks, rows, strict=True)
     ]
 
 

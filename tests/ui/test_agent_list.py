@@ -134,3 +134,19 @@ def test_what_is_told_to_work_is_accepted(lacks: Lacks) -> None:
         elif lack.startswith("set ") and not model.startswith("ollama"):
             with pytest.raises(BadOption, match="needs a key"):
                 builtin.choose(named, environ)
+
+
+def test_kinds_are_told_with_what_they_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason a line, with all that it keeps from them; of a framework that is not here, what to install."""
+    text = agents_text({}, (), "")
+    begin = text.index("Kinds of agents, and what they cannot do:")
+    kinds = text[begin : text.index("Models, for")].splitlines()
+    place = next(n for n, line in enumerate(kinds) if line[4:].startswith("scripted "))
+    assert kinds[place].endswith("no functions as tools: its tools are shown, not run")
+    assert kinds[place].startswith("  ✔ scripted ")
+    assert kinds[place + 1].strip() == "no approvals: it asks nobody"
+    assert kinds[place].index("no ") == kinds[place + 1].index("no ")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    line = line_of(agents_text({}, (), ""), "pydantic-ai")
+    assert line.startswith("✘ pydantic-ai ")
+    assert line.endswith('pip install "jupyter-nbrun[agents]"')
