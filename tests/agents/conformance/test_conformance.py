@@ -21,6 +21,9 @@ from tests.fakes.people import asking, until
 
 SUBJECTS = subjects()
 
+IMPORTS_S = 40
+"""A framework is imported in a fresh process: for seconds, on a busy machine."""
+
 
 @pytest.fixture(params=list(SUBJECTS))
 def subject(
@@ -46,16 +49,16 @@ def start(session: NotebookSession, subject: Subject, scenario: str, **options: 
     return subject.start(session, SCENARIOS[scenario], **options)
 
 
-def ended(run: Run) -> Run:
+def ended(run: Run, bound_s: float = BOUND_S) -> Run:
     """Return the run when it has ended, its log looked at."""
-    assert run.wait(BOUND_S), f"{run!r} has not ended: {run.record}"
+    assert run.wait(bound_s), f"{run!r} has not ended: {run.record}"
     log.check(run)
     return run
 
 
-def completed(run: Run) -> Run:
+def completed(run: Run, bound_s: float = BOUND_S) -> Run:
     """Return the run when it has come to its end."""
-    assert ended(run).status is RunStatus.COMPLETED, run.error
+    assert ended(run, bound_s).status is RunStatus.COMPLETED, run.error
     return run
 
 
@@ -356,6 +359,7 @@ def test_a_question_is_asked_again(session: NotebookSession, subject: Subject) -
     assert log.told(resumed, "deleted") == ["a"]
 
 
+@pytest.mark.timeout(2 * IMPORTS_S)
 def test_another_process_goes_on_with_it(
     session: NotebookSession, subject: Subject, elsewhere: Elsewhere
 ) -> None:
@@ -422,6 +426,7 @@ def test_it_runs_on_the_loop_of_the_cells(session: NotebookSession, subject: Sub
     assert cut.record.detached == ()
 
 
+@pytest.mark.timeout(2 * IMPORTS_S)
 def test_it_runs_in_a_process_of_its_own(session: NotebookSession, subject: Subject) -> None:
     """`--on process`: the same text; where it cannot go there, the start says so."""
     if subject.lacks.process:
@@ -430,4 +435,5 @@ def test_it_runs_in_a_process_of_its_own(session: NotebookSession, subject: Subj
         assert isinstance(refused.value, AgentNotFound | BadOption)
         assert "\n" not in str(refused.value)
         return
-    assert str(completed(start(session, subject, "adds", on="process")).output).endswith("it is 5")
+    run = completed(start(session, subject, "adds", on="process"), IMPORTS_S)
+    assert str(run.output).endswith("it is 5")
