@@ -18,6 +18,9 @@ from tests.agents.conformance.scenarios import SCENARIOS
 from tests.agents.conformance.subject import subjects
 from tests.fakes.agents import BOUND_S
 
+IMPORTS_S = 40
+"""A framework is imported in a fresh process: for seconds, on a busy machine."""
+
 
 class Elsewhere:
     """The other process, started with its first question."""
@@ -66,10 +69,7 @@ def _resumed(asked: dict[str, str], subject: Any) -> dict[str, Any]:
             resumed = run.resume(agent=subject.agent(SCENARIOS[asked["scenario"]]))
         except NbrunError as error:
             return {"refused": str(error)}
-        ended = resumed.wait(BOUND_S)
-        pending = [one.tool_id for one in resumed.record.pending]
-        if not ended:
-            return {"status": str(resumed.status), "pending": pending}
+        resumed.wait(IMPORTS_S)
         return {
             "status": str(resumed.status),
             "text": resumed.text,

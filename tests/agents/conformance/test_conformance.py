@@ -13,16 +13,13 @@ from nbrun.cancellation import CancelOutcome, Rung
 from nbrun.errors import AgentNotFound, BadOption, NbrunError, NotResumable, RunCancelled
 from nbrun.record import RunRecord
 from tests.agents.conformance import log, tools
-from tests.agents.conformance.elsewhere import Elsewhere
+from tests.agents.conformance.elsewhere import IMPORTS_S, Elsewhere
 from tests.agents.conformance.scenarios import NO_LUCK, SCENARIOS
 from tests.agents.conformance.subject import Subject, subjects
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import asking, until
 
 SUBJECTS = subjects()
-
-IMPORTS_S = 40
-"""A framework is imported in a fresh process: for seconds, on a busy machine."""
 
 
 @pytest.fixture(params=list(SUBJECTS))
@@ -381,8 +378,10 @@ def test_another_process_goes_on_with_it(
 # --- many, and elsewhere -----------------------------------------------------------------------------
 
 
-def test_fifty_run_at_once(make_session: Callable[..., NotebookSession], subject: Subject) -> None:
-    """Of one agent; each has its own log and output."""
+def test_a_crowd_runs_at_once(
+    make_session: Callable[..., NotebookSession], subject: Subject
+) -> None:
+    """Fifty runs of one agent; each has its own log and output."""
     session = make_session(max_concurrent=subject.crowd)
     agent, prompt = subject.agent(SCENARIOS["adds"]), subject.prompt(SCENARIOS["adds"])
     runs = [session.start(agent, prompt) for _ in range(subject.crowd)]
