@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
 import re
@@ -24,6 +25,7 @@ MAX_DEPTH = 32
 MAX_PARTS = 500_000
 """How many parts of a value are stored: those that share their parts can have more paths than atoms exist."""
 MAX_REPR = 2_000
+BYTES_SHOWN = 60
 _INT_LIMIT = 2**63
 
 _ESCAPE_CODE = re.compile(
@@ -35,6 +37,7 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 
 TYPE_KEY = "$type"
 REPR_KEY = "$repr"
+BASE64_KEY = "$base64"
 
 
 def plain(value: object) -> Plain:
@@ -120,6 +123,8 @@ def _plain(value: object, walk: _Walk) -> Plain:
             return value.total_seconds()
         case PurePath() | UUID():
             return clean_text(str(value))
+        case bytes() | bytearray() | memoryview():
+            return mark_bytes(value)
     if id(value) in walk.inside:
         return _left_out(value, "contains itself")
     if len(walk.inside) >= MAX_DEPTH:
@@ -180,6 +185,32 @@ def readable(value: Plain) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def revived(value: Plain) -> object:
+    """Return JSON-like data with the bytes in it that it stands for."""
+    if isinstance(value, list):
+        return [revived(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if (data := marked_bytes(value)) is not None:
+        return data
+    return {key: revived(item) for key, item in value.items()}
+
+
+def mark_bytes(data: bytes | bytearray | memoryview) -> dict[str, Plain]:
+    """Return what bytes are in JSON-like data."""
+    return {TYPE_KEY: "bytes", BASE64_KEY: base64.b64encode(data).decode()}
+
+
+def marked_bytes(value: dict[str, Plain]) -> bytes | None:
+    """Return the bytes that a value stands for; None where it is something else."""
+    if BASE64_KEY not in value or value.keys() != {TYPE_KEY, BASE64_KEY}:
+        return None
+    try:
+        return base64.b64decode(str(value[BASE64_KEY]), validate=True)
+    except ValueError:  # somebody else's file
+        return None
+
+
 def _unmarked(value: Plain) -> Plain:
     if isinstance(value, list):
         return [_unmarked(item) for item in value]
@@ -187,4 +218,10 @@ def _unmarked(value: Plain) -> Plain:
         return value
     if REPR_KEY in value:
         return str(value[REPR_KEY])
+    if (data := marked_bytes(value)) is not None:
+        return (
+            repr(data)
+            if len(data) <= BYTES_SHOWN
+            else f"{data[:BYTES_SHOWN]!r}… ({len(data):,} bytes)"
+        )
     return {key: _unmarked(item) for key, item in value.items()}

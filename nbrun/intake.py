@@ -16,7 +16,7 @@ from nbrun import checkpoint
 from nbrun import events as ev
 from nbrun.attempt import HostEvent
 from nbrun.cancellation import CancelOutcome, CancelToken
-from nbrun.encoding import clean_text, plain
+from nbrun.encoding import BASE64_KEY, clean_text, plain
 from nbrun.flag import Flag
 from nbrun.gate import guarded
 from nbrun.record import RunRecord, RunStatus, is_admitted, next_status
@@ -105,6 +105,10 @@ class LiveRun:
                 self.listeners = tuple(known for known in self.listeners if known is not listener)
 
         return remove
+
+
+_ENCODED = BASE64_KEY.encode()
+"""What says that there are bytes in letters, in which a secret is not seen."""
 
 
 class Intake:
@@ -391,7 +395,7 @@ class Intake:
             blob = ev.encode_data(data)
         # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
         secrets = self.redactor.encoded
-        if not secrets or not any(secret in blob for secret in secrets):
+        if not secrets or not any(secret in blob for secret in (*secrets, _ENCODED)):
             return data
         clean: ev.EventData = self._without_secrets(data)
         return clean

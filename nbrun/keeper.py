@@ -109,7 +109,11 @@ class Keeper:
     def _keep_object(self, output: object) -> list[ev.EventData]:
         import cloudpickle  # with the first run that wants it
 
-        return [self.keep(OBJECT, type_name(output), cloudpickle.dumps(output), PICKLE)]
+        blob = cloudpickle.dumps(output)
+        # In a pickle nothing can be replaced.
+        if any(secret in blob for secret in self._redactor().encoded):
+            raise StoreError("it holds a secret")
+        return [self.keep(OBJECT, type_name(output), blob, PICKLE)]
 
 
 def _message(error: Exception) -> str:

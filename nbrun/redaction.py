@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from nbrun.encoding import clean_text
+from nbrun.encoding import clean_text, mark_bytes, marked_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -112,6 +112,10 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.data(item) for item in value]
         if isinstance(value, dict):
+            if (
+                data := marked_bytes(value)
+            ) is not None:  # nobody would find a secret in what we have encoded
+                return mark_bytes(self.raw(data))
             return {self.text(key): self.data(item) for key, item in value.items()}
         return value
 

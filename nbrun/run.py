@@ -6,12 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
-
 from nbrun import awaiting, recording
 from nbrun import events as ev
 from nbrun.cancellation import CancelCause, CancelReceipt
-from nbrun.encoding import printable, shown
+from nbrun.encoding import printable, revived, shown
 from nbrun.errors import (
     NbrunError,
     NoResult,
@@ -27,7 +25,7 @@ from nbrun.questions import ALLOW, DENY
 from nbrun.record import RunRecord, RunStatus
 from nbrun.result_view import load_object, view_of
 from nbrun.store import Stranger
-from nbrun.store.large import is_outsourced, whole
+from nbrun.store.large import is_outsourced, restored, whole, whole_run
 from nbrun.wording import status_words
 
 if TYPE_CHECKING:
@@ -164,7 +162,7 @@ class Run(Facts):
         if self._live is not None and self._has_live_output:
             return self._live.output
         stored: Plain = self.record.output
-        return whole(stored, self.artifacts) if is_outsourced(stored) else stored
+        return revived(whole(stored, self.artifacts) if is_outsourced(stored) else stored)
 
     @property
     def _has_live_output(self) -> bool:
@@ -370,7 +368,8 @@ class Run(Facts):
         from nbrun import export
 
         path = Path(path)
-        export.write(path, export.read_form(form, path), [(self.record, export.paged(self.events))])
+        run = whole_run(self.record, export.paged(self.events), self.artifacts)
+        export.write(path, export.read_form(form, path), [run])
         return path
 
     # --- doing -----------------------------------------------------------------------------------
@@ -511,16 +510,9 @@ class Run(Facts):
         return target
 
     def recorded_events(self) -> list[ev.RunEvent]:
-        """Return the events as another run can tell them again: the output is whole, wherever it is kept."""
-        events = self.events()
-        for at, event in enumerate(events):
-            data = event.data
-            if not isinstance(data, ev.RunCompleted | ev.RunFailed | ev.RunCancelled):
-                continue
-            if is_outsourced(data.output):
-                told = msgspec.structs.replace(data, output=whole(data.output, self.artifacts))
-                events[at] = msgspec.structs.replace(event, data=told)
-        return events
+        """Return the events as another run can tell them again: each is whole, wherever its payload is kept."""
+        artifacts = self.artifacts
+        return [restored(event, artifacts) for event in self.events()]
 
     @property
     def sequels(self) -> list[tuple[int, str]]:

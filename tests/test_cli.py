@@ -516,3 +516,23 @@ def test_list_and_show_tell_what_comes_from_what(
     assert "%agentrun resume #1 goes on from its last checkpoint" in shown
     assert cli.main(["show", "2", path]) == 0
     assert "retry of #1" in capsys.readouterr().out
+
+
+def test_a_damaged_file_hides_no_other(
+    kept: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Healthy stores are listed; what was set aside, what is damaged and what cannot be read are named."""
+    stores = folder / ".nbrun"
+    healthy = (stores / "lesson.db").read_bytes()
+    (stores / "lesson.damaged-20261122T101500.db").write_bytes(healthy[:5_000])
+    (stores / "broken.db").write_bytes(b"\0" * 8_192 + healthy[8_192:])
+    (stores / "torn.db").write_bytes(healthy[:4_096] + b"\0" * (len(healthy) - 4_096))
+    assert cli.main(["list", str(folder)]) == 1
+    told = capsys.readouterr()
+    assert "hostile" in told.out
+    assert "lesson.damaged-20261122T101500.db: set aside because it was damaged" in told.out
+    assert "broken.db: damaged, or none of nbrun's" in told.out
+    assert "torn.db cannot be read: " in told.err
+    assert "None" not in told.err
+    cli.main(["doctor", str(folder)])
+    assert "set aside because it was damaged" in capsys.readouterr().out

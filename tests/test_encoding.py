@@ -16,7 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbrun.encoding import REPR_KEY, TYPE_KEY, clean_text, plain, printable, shown
+from nbrun.encoding import (
+    REPR_KEY,
+    TYPE_KEY,
+    Plain,
+    clean_text,
+    plain,
+    printable,
+    readable,
+    revived,
+    shown,
+)
 
 
 class Colour(enum.Enum):
@@ -97,7 +107,7 @@ def test_what_has_no_plain_form_is_marked_as_its_repr() -> None:
 
 def test_a_long_repr_is_cut_and_says_so() -> None:
     """A stand-in does not carry megabytes."""
-    marked = plain(bytes(10_000))
+    marked = plain(slice(0, 9**3_000))
     assert isinstance(marked, dict)
     text = marked[REPR_KEY]
     assert isinstance(text, str)
@@ -220,3 +230,15 @@ def test_any_value_can_be_stored_and_read_back(value: object) -> None:
 def test_printable_text_has_no_codes_and_hides_nothing(text: str, seen: str) -> None:
     """A code that is whole is left out; what only begins like one is shown."""
     assert printable(text) == seen
+
+
+def test_bytes_come_back() -> None:
+    """They are kept in letters, wherever they stand; for a person they are short."""
+    value = {"png": b"\x89PNG", "many": [bytearray(b"x" * 10_000), memoryview(b"y")]}
+    kept = plain(value)
+    assert kept == msgspec.json.decode(msgspec.json.encode(kept))
+    assert revived(kept) == {"png": b"\x89PNG", "many": [b"x" * 10_000, b"y"]}
+    assert "b'\\\\x89PNG'" in readable(kept)
+    assert len(readable(kept)) < 200
+    odd: Plain = {TYPE_KEY: "bytes", "$base64": "no base64!"}  # somebody else's file
+    assert revived(odd) == odd

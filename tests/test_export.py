@@ -568,3 +568,24 @@ def test_show_tells_of_log_progress_and_cancel(
     assert re.search(r"^  asked    \d{4}-.*, to stop$", text, re.M)
     assert re.search(r"^  ended    \d{4}-", text, re.M)
     assert "“enough”" in text
+
+
+async def returns_much(prompt: str) -> str:
+    """Return more than stands in a row."""
+    return "steam " * 400_000
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "html", "md"])
+def test_what_is_kept_beside_the_log_goes_out_with_it(
+    form: str, target: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An output of megabytes is whole in every form, and after it was imported."""
+    with NotebookSession(tmp_path / "large.ipynb") as session:
+        assert session.start(returns_much).wait(BOUND_S)
+    path = tmp_path / f"large.{form}"
+    assert cli.main(["export", "last", str(tmp_path / "large.ipynb"), "-o", str(path)]) == 0
+    assert path.read_text(encoding="utf-8").count("steam ") >= 400_000
+    if form in ("jsonl", "json"):
+        assert cli.main(["import", str(path), str(target.notebook)]) == 0
+        with NotebookSession(target.notebook) as session:
+            assert session.get("last").output == "steam " * 400_000

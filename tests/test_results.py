@@ -378,3 +378,26 @@ def test_an_object_whose_class_is_not_here_is_one_line(
 
 def _missing(blob: bytes) -> object:
     raise ModuleNotFoundError("No module named 'tea'")
+
+
+def test_bytes_are_bytes_after_a_restart(make_session: MakeSession) -> None:
+    """Few and many, alone and within."""
+    value = {"few": b"\x00\xff", "many": b"steam" * 400_000}
+    first = make_session()
+    run = ended(first.start(returning(value)))
+    first.close()
+    assert make_session().get(run.id).output == value
+
+
+def test_an_object_with_a_secret_is_not_kept(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pickle nothing can be replaced; the card says why there is none. Bytes are redacted as text is."""
+    secret = "sk-proj-0123456789abcdef"
+    session = make_session()
+    session.redact(secret, "MY_KEY")
+    run = ended(session.start(returning({"key": secret}), keep_object=True))
+    assert run.record.notices == ("the object of its output is not kept: it holds a secret",)
+    run = ended(session.start(returning([secret.encode()])))
+    session.close()
+    assert make_session().get(run.id).output == [b"[MY_KEY]"]

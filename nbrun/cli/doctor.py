@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.cli.printing import CommandError, safe, say
-from nbrun.cli.stored import opened, stores_at
+from nbrun.cli.stored import odd_files_at, opened, stores_at
 from nbrun.finding import Finding, Sign, kept, served, tried, versions
+from nbrun.store.home import is_set_aside
 
 if TYPE_CHECKING:
     import argparse
@@ -57,7 +58,11 @@ def _cards() -> Iterator[Finding]:
 
 
 def _stores(place: Path, paths: Sequence[Path]) -> Iterator[Finding]:
-    if not paths:
+    odd = odd_files_at(place)
+    for file, words in odd:
+        mend = "delete it when you do not need it" if is_set_aside(file) else "move it away"
+        yield Finding(Sign.NOTE, "store", f"{file}: {words}", mend)
+    if not paths and not odd:
         yield Finding(Sign.OK, "store", f"no runs are kept in {place.absolute()}")
     for file in paths:
         try:

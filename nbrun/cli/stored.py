@@ -21,10 +21,11 @@ from nbrun.cli.printing import (
 )
 from nbrun.clock import SystemClock
 from nbrun.encoding import shown
-from nbrun.errors import RunNotFound
+from nbrun.errors import RunNotFound, UserError
 from nbrun.query import read_query
 from nbrun.record import RunRecord, RunStatus
 from nbrun.store import SUFFIX, SessionStore, schema, store_path
+from nbrun.store.home import is_set_aside
 from nbrun.wording import (
     cancel_notes,
     going_on_notes,
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from nbrun.store import StoredRun
 
 
+SET_ASIDE = "set aside because it was damaged; it may hold runs: the sqlite3 tool's .recover can get at them"
+NO_STORE = "damaged, or none of nbrun's; the next run that is kept here has it set aside"
+
 _ID = struct.pack(">I", schema.APPLICATION_ID)
 
 
@@ -55,12 +59,18 @@ def list_runs(options: argparse.Namespace) -> int:
         SystemClock().now(), status=options.status, name=options.name, agent=options.agent, tag=options.tag,
         since=options.since, text=options.text, limit=options.limit + 1, before=options.before,
     )  # fmt: skip
-    paths = stores_at(options.path)
-    if not paths:
+    paths, odd = stores_at(options.path), odd_files_at(options.path)
+    if not paths and not odd:
         say(f"No runs are kept in {options.path.absolute()}.")
+    unread = 0
     for path in paths:
-        with opened(path) as store:
-            runs = store.select(query)
+        try:
+            with opened(path) as store:
+                runs = store.select(query)
+        except UserError as error:  # the others can be read all the same
+            print(f"nbrun: {safe(str(error))}", file=sys.stderr)
+            unread += 1
+            continue
         none = "no runs" if query.is_unfiltered and query.before is None else "no runs that fit"
         say(f"{relative(path)}" if runs else f"{relative(path)}: {none}")
         if runs:
@@ -70,7 +80,9 @@ def list_runs(options: argparse.Namespace) -> int:
             say(
                 f"There are more: --before {last} goes on, --limit shows more than {options.limit}."
             )
-    return 0
+    for file, words in odd:
+        say(f"{relative(file)}: {words}")
+    return 1 if unread else 0
 
 
 def _list_table(runs: Sequence[StoredRun]) -> Table:
@@ -156,7 +168,11 @@ def stores_at(path: Path) -> list[Path]:
     path = path.absolute()
     if path.is_dir():
         folder = path if path.name == schema.FOLDER else path / schema.FOLDER
-        return [found for found in sorted(folder.glob(f"*{SUFFIX}")) if _is_store(found)]
+        return [
+            found
+            for found in sorted(folder.glob(f"*{SUFFIX}"))
+            if _is_store(found) and not is_set_aside(found)
+        ]
     if path.suffix == SUFFIX and path.is_file():
         if not _is_store(path):
             raise CommandError(f"{path} is no session store of nbrun")
@@ -166,6 +182,19 @@ def stores_at(path: Path) -> list[Path]:
     if not path.exists():
         raise CommandError(f"there is no {path}")
     return []
+
+
+def odd_files_at(path: Path) -> list[tuple[Path, str]]:
+    """Return the files of a folder that stand in a store's place and are none, with what they are."""
+    path = path.absolute()
+    if not path.is_dir():
+        return []
+    folder = path if path.name == schema.FOLDER else path / schema.FOLDER
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    aside = [(file, SET_ASIDE) for file in found if is_set_aside(file)]
+    return aside + [
+        (file, NO_STORE) for file in found if not is_set_aside(file) and not _is_store(file)
+    ]
 
 
 def store_at(path: Path) -> Path:
@@ -234,7 +263,7 @@ def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
         yield store.stranger
         return
     if store.path is None:
-        raise CommandError(f"{path} cannot be read: {store.problem}")
+        raise CommandError(f"{path} cannot be read: {store.problem or store.trouble}")
     try:
         yield store
     finally:

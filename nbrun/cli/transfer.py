@@ -12,7 +12,7 @@ from nbrun.cli.printing import CommandError, relative, safe, say
 from nbrun.cli.stored import find, opened, store_at, stores_at
 from nbrun.clock import SystemClock
 from nbrun.errors import BadRecording, IdConflict, StoreError
-from nbrun.store import NO_NOTEBOOK, SUFFIX, schema, store_path
+from nbrun.store import NO_NOTEBOOK, SUFFIX, large, schema, store_path
 from nbrun.store.imports import import_run
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _all_numbers(store: SessionStore) -> list[int]:
 
 def _exported(store: SessionStore, number: int) -> export.Exported:
     read = lambda after, limit: store.events(number, after, limit)  # noqa: E731 - two words
-    return store.record(number), export.paged(read)
+    return large.whole_run(store.record(number), export.paged(read), store.artifacts(number))
 
 
 def import_runs(options: argparse.Namespace) -> int:

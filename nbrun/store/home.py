@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sqlite3
 from collections import deque
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nbrun")
 
+_ASIDE = re.compile(r"\.(?:damaged|left)-\d{8}T\d{6}(?:-\d+)?$")
+
 COMPANIONS = ("", "-wal", "-shm")
 """What SQLite appends to a database's name for the files that belong to it."""
 OPEN_WAIT_S = 0.5
@@ -38,6 +41,11 @@ _MAGIC = b"SQLite format 3\x00"
 _MARK_AT = 68  # where SQLite keeps the application's id
 
 _Identity = tuple[int, int]
+
+
+def is_set_aside(path: Path) -> bool:
+    """Return whether a file's name says that it was renamed because it was damaged, or replaced under a kernel."""
+    return _ASIDE.search(path.stem) is not None
 
 
 class Home:

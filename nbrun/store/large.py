@@ -11,9 +11,10 @@ from nbrun.encoding import REPR_KEY, TYPE_KEY, Plain, shown, type_name
 from nbrun.errors import ArtifactLost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nbrun.artifacts import Artifact, ArtifactFiles
+    from nbrun.record import RunRecord
 
 LIMIT = 1_000_000
 """Bytes of an event beyond which its payload goes to a file."""
@@ -55,7 +56,7 @@ def outsourced(event: ev.RunEvent, files: ArtifactFiles) -> tuple[ev.RunEvent, e
         return None
     sha256, size = files.keep(blob)
     made = ev.Artifact(
-        f"event-{event.seq}", f"{event.type} {name}", size, "", TEXT if is_text else PACKED, sha256
+        _id_of(event), f"{event.type} {name}", size, "", TEXT if is_text else PACKED, sha256
     )
     head = f"{shown(value[: 2 * HEAD] if isinstance(value, str) else value, HEAD)} ({size:,} bytes)"
     short: Plain = {TYPE_KEY: type_name(value), REPR_KEY: head, ARTIFACT_KEY: made.id}
@@ -63,6 +64,31 @@ def outsourced(event: ev.RunEvent, files: ArtifactFiles) -> tuple[ev.RunEvent, e
         short = f"{head}: artifact {made.id}"
     data = msgspec.structs.replace(event.data, **{name: short})
     return msgspec.structs.replace(event, data=data), made
+
+
+def restored(event: ev.RunEvent, artifacts: Sequence[Artifact]) -> ev.RunEvent:
+    """Return an event with its payload, wherever that is kept; itself where its file cannot be read."""
+    name = _FIELDS.get(type(event.data))
+    kept = next((made for made in artifacts if made.id == _id_of(event)), None)
+    if name is None or kept is None:
+        return event
+    value = _read(kept)
+    if value is None:
+        return event
+    return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, **{name: value}))
+
+
+def whole_run(
+    record: RunRecord, events: Iterable[ev.RunEvent], artifacts: Sequence[Artifact]
+) -> tuple[RunRecord, Iterator[ev.RunEvent]]:
+    """Return a run with all that is kept of it beside its log in its place."""
+    output = whole(record.output, artifacts)
+    record = msgspec.structs.replace(record, output=output)
+    return record, (restored(event, artifacts) for event in events)
+
+
+def _id_of(event: ev.RunEvent) -> str:
+    return f"event-{event.seq}"
 
 
 def is_outsourced(value: Plain) -> bool:
@@ -75,11 +101,15 @@ def whole(value: Plain, artifacts: Sequence[Artifact]) -> Plain:
     if not isinstance(value, dict) or ARTIFACT_KEY not in value:
         return value
     kept = next((made for made in artifacts if made.id == value[ARTIFACT_KEY]), None)
-    if kept is None or kept.media_type not in (TEXT, PACKED):
-        return value
+    found = None if kept is None else _read(kept)
+    return value if found is None else found
+
+
+def _read(kept: Artifact) -> Plain:
+    """Return the value in a file; None where there is none."""
     try:
-        blob = kept.read()
-        found: Plain = blob.decode() if kept.media_type == TEXT else msgspec.msgpack.decode(blob)
+        if kept.media_type == TEXT:
+            return kept.read().decode()
+        return msgspec.msgpack.decode(kept.read()) if kept.media_type == PACKED else None
     except (ArtifactLost, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return value
-    return found
+        return None
