@@ -26,7 +26,7 @@ HOOKS_S = 0.1
 _WORDS = {
     CancelOutcome.REQUESTED: "cancel requested",
     CancelOutcome.ALREADY_REQUESTED: "was asked to stop already",
-    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
+    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there, or if that is gone: %agentrun lost",
 }
 
 _BY = {

@@ -229,6 +229,10 @@ class Catalog:
 
 def removable(run: Run) -> int:
     """Return the number of a run that may be removed."""
+    if run.is_unknown:
+        raise BadOption(
+            f"{run!r} may be live; %agentrun lost {run.number} gives it up, if you know that it has ended"
+        )
     if not run.done():
         raise BadOption(f"{run!r} is live; cancel it first")
     if run.number is None or run.problem is not None:

@@ -42,9 +42,23 @@ class Usage(EventData, frozen=True):
     reasoning_tokens: int = 0
     requests: int = 0
     cost_usd: float | None = None
-    exact: bool = (
-        True  # False: a stream was cut before its provider reported, so this is a lower bound
-    )
+    # False: a stream was cut before its provider reported, so this is a lower bound.
+    exact: bool = True
+
+    def without(self, before: Usage) -> Usage:
+        """Return what has been used beyond that of before, which is a part of it."""
+        cost = self.cost_usd
+        if cost is not None and before.cost_usd is not None:
+            cost = max(0.0, cost - before.cost_usd)
+        return Usage(
+            max(0, self.input_tokens - before.input_tokens),
+            max(0, self.output_tokens - before.output_tokens),
+            max(0, self.cache_read_tokens - before.cache_read_tokens),
+            max(0, self.reasoning_tokens - before.reasoning_tokens),
+            max(0, self.requests - before.requests),
+            cost,
+            self.exact,
+        )
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -153,7 +153,7 @@ class _Draft:
 
 def _created(draft: _Draft, data: ev.RunCreated, event: ev.RunEvent) -> None:
     fields = {name: getattr(data, name) for name in data.__struct_fields__}
-    draft.changes.update(fields, run_id=event.run_id, created_at=event.ts)
+    draft.changes.update(fields, run_id=event.run_id, created_at=event.ts, usage_before=data.usage)
 
 
 def _started(draft: _Draft, _data: ev.RunStarted, event: ev.RunEvent) -> None:

@@ -11,6 +11,9 @@ from nbrun.errors import BadOption
 from nbrun.record import BRIEF_HEAD, RunRecord, RunStatus
 from nbrun.wording import duration_s
 
+UNKNOWN = "unknown"
+"""What is asked for runs whose kernel cannot be seen from here; no status of theirs."""
+
 Since = datetime | date | timedelta | str
 
 
@@ -18,6 +21,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     """Filters, all of which a run has to fit; None leaves one out. See `read_query`."""
 
     status: RunStatus | None = None
+    is_unknown: bool = False  # only runs of which nobody here can say how they stand
     name: str | None = None
     agent: str | None = None
     tag: str | None = None
@@ -30,12 +34,12 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     def is_unfiltered(self) -> bool:
         """Whether every run fits."""
         filters = (self.status, self.name, self.agent, self.tag, self.since, self.text)
-        return all(value is None for value in filters)
+        return all(value is None for value in filters) and not self.is_unknown
 
     @property
     def is_of_columns(self) -> bool:
         """Whether the columns of a store's table tell all that is asked: no record has to be looked into."""
-        return self.agent is None and self.tag is None and self.text is None
+        return self.agent is None and self.tag is None and self.text is None and not self.is_unknown
 
     def fits(self, record: RunRecord) -> bool:
         """Return whether a record fits all but the text, and is below `before`."""
@@ -49,6 +53,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     def fits_within(self, record: RunRecord) -> bool:
         """Return whether it fits what no column of a store's table tells; the text excepted."""
+        # One that looks live has no other status than unknown.
+        if record.is_unknown != self.is_unknown and (self.is_unknown or self.status is not None):
+            return False
         if self.agent is not None and self.agent not in (record.agent, record.model):
             return False
         if self.tag is None:
@@ -109,7 +116,8 @@ def read_query(
     if text is not None and not text.strip():
         raise BadOption("text is empty; give what the name, the prompt or the output holds")
     return Query(
-        status=None if status is None else _status(status),
+        status=None if status is None or _is_unknown(status) else _status(status),
+        is_unknown=status is not None and _is_unknown(status),
         name=name,
         agent=agent,
         tag=tag,
@@ -120,12 +128,16 @@ def read_query(
     )
 
 
+def _is_unknown(text: str) -> bool:
+    return str(text).lower() == UNKNOWN
+
+
 def _status(text: str) -> RunStatus:
     try:
         return RunStatus(str(text).lower())
     except ValueError:
         raise BadOption(
-            f"no run has the status '{text}'; there are {', '.join(RunStatus)}"
+            f"no run has the status '{text}'; there are {', '.join(RunStatus)}, {UNKNOWN}"
         ) from None
 
 

@@ -142,6 +142,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     output: Plain = None
     error: ev.ErrorInfo | None = None
     usage: ev.Usage = ev.Usage()
+    usage_before: ev.Usage = (
+        ev.Usage()
+    )  # of the runs that this one goes on from; a part of its usage
     tools: tuple[ToolCall, ...] = ()
     children: tuple[ChildSummary, ...] = ()
     pending: tuple[ev.ApprovalRequested, ...] = ()  # what a person is being asked, oldest first
@@ -174,6 +177,13 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
         """The id of the run that this one goes on from."""
         origin = self.origin
         return origin.run_id if origin is not None and origin.kind == ev.RESUME else None
+
+    @property
+    def own_usage(self) -> ev.Usage:
+        """What this run has used itself: not what the runs before it had, and nothing if it only shows another."""
+        if self.origin is not None and self.origin.kind == ev.REPLAY:
+            return ev.Usage()
+        return self.usage.without(self.usage_before)
 
     @property
     def tool_count(self) -> int:

@@ -165,6 +165,7 @@ def _cell(text: str) -> str:
 
 def _fields(run: Run) -> dict[str, object]:
     record = run.record
+    used = record.own_usage  # so that a column can be summed up
     return {
         "number": record.number,
         "id": record.run_id,
@@ -177,10 +178,10 @@ def _fields(run: Run) -> dict[str, object]:
         "started_at": record.started_at,
         "ended_at": record.ended_at,
         "elapsed_s": record.elapsed_s(record.ended_at or record.last_event_at),
-        "input_tokens": record.usage.input_tokens,
-        "output_tokens": record.usage.output_tokens,
-        "requests": record.usage.requests,
-        "cost_usd": record.usage.cost_usd,
+        "input_tokens": used.input_tokens,
+        "output_tokens": used.output_tokens,
+        "requests": used.requests,
+        "cost_usd": used.cost_usd,
         "events": record.event_count,
         "tags": dict(record.tags),
         "prompt": record.prompt,

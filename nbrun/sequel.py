@@ -200,6 +200,12 @@ def of_recording(agent: Replay) -> Sequel:
 def _check_ended(run: Run) -> None:
     if run.done():
         return
+    if run.is_unknown:
+        ref = run.id if run.number is None else f"#{run.number}"
+        why = f"nobody here can say how {title(run.glance)} stands ({run.glance.unseen})"
+        raise NotResumable(
+            f"{why}; %agentrun lost {ref} gives it up, if you know that it has ended"
+        )
     where = "" if run._live is not None else " in another kernel"
     raise NotResumable(f"{title(run.glance)} is live{where}; wait for it, or cancel it first")
 

@@ -618,3 +618,22 @@ def test_what_a_planted_file_says_of_options_is_not_trusted(
     with pytest.raises(AgentNotFound, match="another agent"):
         later.get(1).retry()
     assert ended(later.get(1).retry(agent=agents.instant)).record.options == {}
+
+
+def test_what_was_used_is_counted_once(session: NotebookSession) -> None:
+    """A run that goes on shows all that was used; in a table each run has its own, and a replay none."""
+
+    async def spends(prompt: str, run: RunContext) -> str:
+        run.usage(input_tokens=10, requests=1, cost_usd=1.0)
+        if run.restored is None:
+            run.checkpoint("half")
+            raise ValueError("over")
+        return "done"
+
+    old = ended(session.start(spends, "tea"))
+    new = ended(old.resume())
+    ended(new.replay("max"))
+    assert new.usage.cost_usd == 2.0
+    table = session.runs().to_pandas()
+    assert list(table.cost_usd.fillna(0.0)) == [0.0, 1.0, 1.0]
+    assert list(table.input_tokens) == [0, 10, 10]

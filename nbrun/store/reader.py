@@ -206,7 +206,7 @@ def read_page(
 ) -> list[StoredRun]:
     """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`."""
     # Said in so many words, it lets SQLite take the index of the few that are live.
-    live = _IS_LIVE if query.status in LIVE else ""
+    live = _IS_LIVE if query.is_unknown or query.status in LIVE else ""
     rows = connection.execute(
         f"{_COLUMNS} WHERE r.number <= ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
         f" AND (?4 IS NULL OR r.created_at >= ?4){live} ORDER BY r.number DESC LIMIT ?5",

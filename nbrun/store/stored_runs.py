@@ -70,9 +70,7 @@ class StoredRuns(ABC):
             is_short = query.is_of_columns and limit is not None
             size = min(limit - len(found), PAGE) if is_short and limit is not None else PAGE
             with self._reading() as connection:
-                page = (
-                    [] if connection is None else reader.read_page(connection, query, before, size)
-                )
+                page = [] if connection is None else self._page(connection, query, before, size)
             for stored in page:
                 if (
                     query.fits_within(stored.record)
@@ -86,6 +84,12 @@ class StoredRuns(ABC):
                 break
             before = page[-1].number
         return found
+
+    def _page(
+        self, connection: sqlite3.Connection, query: Query, before: int | None, size: int
+    ) -> list[StoredRun]:
+        found = reader.read_page(connection, query, before, size)
+        return [self._seen(connection, stored) for stored in found]
 
     def _finds(self, query: Query, stored: StoredRun) -> bool:
         is_found = query.finds(stored.record)

@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun.cli import main
-from nbrun.errors import NotPending, RunNotFinished, StoreReadOnly
+from nbrun.errors import BadOption, NotPending, NotResumable, RunNotFinished, StoreReadOnly
 from nbrun.snapshot import bundle, plain_text
 from nbrun.store import open_file, places_for
 from tests.fakes import agents
@@ -101,6 +102,12 @@ def test_the_live_looking_run_of_a_copied_folder_is_unknown(
         assert run.glance.is_unknown
         assert run.cancel().outcome == "foreign"
         assert session.store.lost == 0
+        assert [found.id for found in session.runs(status="unknown")] == [run.id]
+        assert session.runs(status="running") == []
+        mend = f"%agentrun lost #?{run.number} gives it up"
+        for refused in (run.resume, run.retry, partial(session.remove, run)):
+            with pytest.raises((NotResumable, BadOption), match=mend):
+                refused()
         original = only_run(make_session())
         assert original.status is (RunStatus.LOST if is_dead else RunStatus.RUNNING)
         assert not original.is_unknown
