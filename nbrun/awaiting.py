@@ -112,6 +112,22 @@ def call_once(
     look()  # it may have been so before we listened
 
 
+def wait_until(live: LiveRun, is_so: Callable[[LiveRun], bool], timeout_s: float) -> bool:
+    """Block until it is so of a live run, at most `timeout_s` seconds; return whether it is."""
+    met = threading.Event()
+
+    def look(*_: object) -> None:
+        if is_so(live):
+            met.set()
+
+    remove = live.listen(look)
+    look()  # it may have been so before we listened
+    try:
+        return met.wait(timeout_s)
+    finally:
+        remove()
+
+
 def call_from_end_on(live: LiveRun, function: Callable[[], object]) -> None:
     """Call `function` when a run ends, and at each event after that, until all of it is saved and still."""
 

@@ -140,7 +140,9 @@ class RunContext:
     @property
     def inbox(self) -> Inbox:
         """The messages into the running agent: `take()` them at a safe point, or `await run.inbox.get()` one."""
-        return self._stage.inbox
+        inbox = self._stage.inbox
+        inbox.note_reader()
+        return inbox
 
     @property
     def budget(self) -> Budget:
@@ -364,6 +366,8 @@ class RunContext:
         options: Sequence[str] = (),
         tool_id: str | None = None,
         timeout_s: float | None = None,
+        tool: str = "",
+        editable: bool = True,
     ) -> Asking:
         """Ask a person, and wait: `answer = await run.ask("Delete it?")`; in a sync agent use `ask_sync()`.
 
@@ -372,6 +376,9 @@ class RunContext:
         Parameters
         ----------
         args : what is to be allowed; the person may change it, and the answer has what counts.
+        editable : False where it can only be allowed as it is.
+        tool : the name of the tool that it is about; a person may allow it for the rest of the run, and then is
+            asked for it no more.
         options : the words to choose from, instead of allow; the first is what `--approve auto` takes.
         tool_id : the tool call that it is about.
         timeout_s : seconds after which the answer is `deny`.
@@ -382,7 +389,7 @@ class RunContext:
             The run was cancelled, before or while it waited.
         """
         questions = self._stage.questions
-        work = partial(questions.ask, message, args, options, tool_id, timeout_s)
+        work = partial(questions.ask, message, args, options, tool_id, timeout_s, tool, editable)
         return Asking(questions, ASK, work)
 
     def ask_sync(
@@ -393,6 +400,8 @@ class RunContext:
         options: Sequence[str] = (),
         tool_id: str | None = None,
         timeout_s: float | None = None,
+        tool: str = "",
+        editable: bool = True,
     ) -> Answer:
         """Ask a person, and wait, in a sync agent; the same as `ask()`.
 
@@ -403,7 +412,9 @@ class RunContext:
         NbrunError
             Called on an event loop, where it would hold up everything.
         """
-        return self._stage.questions.ask_sync(message, args, options, tool_id, timeout_s)
+        return self._stage.questions.ask_sync(
+            message, args, options, tool_id, timeout_s, tool, editable
+        )
 
     def approve_tool(
         self,
@@ -412,16 +423,19 @@ class RunContext:
         *,
         message: str | None = None,
         timeout_s: float | None = None,
+        editable: bool = True,
     ) -> Asking:
         """Ask whether a tool may be used, and wait; one that may not stands among the tools as `denied`."""
         words = message or f"Use {name}?"
-        work = partial(self._approve_tool, name, args, words, timeout_s)
+        work = partial(self._approve_tool, name, args, words, timeout_s, editable)
         return Asking(self._stage.questions, "run.approve_tool", work)
 
     async def _approve_tool(
-        self, name: str, args: object, message: str, timeout_s: float | None
+        self, name: str, args: object, message: str, timeout_s: float | None, editable: bool
     ) -> Answer:
-        answer = await self.ask(message, args=args, timeout_s=timeout_s)
+        answer = await self.ask(
+            message, args=args, timeout_s=timeout_s, tool=name, editable=editable
+        )
         if not answer:
             with guarded():
                 tool_id = self._new_tool_id()

@@ -287,6 +287,8 @@ class ApprovalRequested(EventData, frozen=True):
     args: Plain = None
     options: tuple[str, ...] = ()
     deadline: float | None = None
+    tool: str = ""  # the name of the tool that it is about
+    editable: bool = True  # whether the person may change the args
 
 
 class ApprovalResolved(EventData, frozen=True):
@@ -298,6 +300,7 @@ class ApprovalResolved(EventData, frozen=True):
     args: Plain = None  # only where the person has changed them
     by: str = ""
     text: str = ""
+    always: bool = False  # from here on the run may use this tool unasked
 
 
 class Steer(EventData, frozen=True):
@@ -306,6 +309,13 @@ class Steer(EventData, frozen=True):
     TYPE: ClassVar[str] = "steer"
     text: str
     by: str = ""
+    id: str = ""  # of whoever has sent it, to know its receipt by
+
+
+class SteerReady(EventData, frozen=True):
+    """The agent has looked for messages for the first time: it reads what it is sent."""
+
+    TYPE: ClassVar[str] = "steer.ready"
 
 
 class SteerTaken(EventData, frozen=True):
@@ -439,7 +449,9 @@ class RunEvent(msgspec.Struct, frozen=True, gc=False):
 
 END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))
 PEOPLE_TYPES = frozenset(
-    cls.TYPE for cls in (ApprovalRequested, ApprovalResolved, RunWaiting, RunResumed, Steer, SteerTaken)
+    cls.TYPE for cls in (
+        ApprovalRequested, ApprovalResolved, RunWaiting, RunResumed, Steer, SteerReady, SteerTaken,
+    )
 )  # fmt: skip
 DELTAS = (TextDelta, ReasoningDelta)
 DELTA_TYPES = frozenset(cls.TYPE for cls in DELTAS)

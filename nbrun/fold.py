@@ -8,13 +8,14 @@ import msgspec
 
 from nbrun import events as ev
 from nbrun.cancellation import CancelCause
-from nbrun.encoding import printable
+from nbrun.encoding import printable, shown
 from nbrun.record import (
     TERMINAL,
     TRANSITIONS,
     ChildSummary,
     RunRecord,
     RunStatus,
+    Steered,
     ToolCall,
     is_admitted,
 )
@@ -26,6 +27,8 @@ LOG_LINES = 20
 """How many of its last log lines a record holds; all of them are in the log."""
 LOG_WIDTH = 300
 """Characters that it holds of each of them."""
+STEERED = 5
+"""How many of the last messages to the agent."""
 REASONING_TAIL = 4_000
 """Characters that it holds of the end of a model's reasoning."""
 
@@ -157,8 +160,8 @@ def _created(draft: _Draft, data: ev.RunCreated, event: ev.RunEvent) -> None:
 
 
 def _started(draft: _Draft, _data: ev.RunStarted, event: ev.RunEvent) -> None:
-    # A new attempt knows nothing of what an older one had asked.
-    draft.changes.update(started_at=event.ts, attempt=event.attempt, pending=())
+    # A new attempt knows nothing of what an older one had asked, or was allowed.
+    draft.changes.update(started_at=event.ts, attempt=event.attempt, pending=(), always=())
 
 
 def _reasoned(draft: _Draft, data: ev.ReasoningDelta, _event: ev.RunEvent) -> None:
@@ -275,16 +278,33 @@ def _asked(draft: _Draft, data: ev.ApprovalRequested, _event: ev.RunEvent) -> No
 
 
 def _answered(draft: _Draft, data: ev.ApprovalResolved, _event: ev.RunEvent) -> None:
-    pending = draft.value("pending")
+    pending, always = draft.value("pending"), draft.value("always")
     draft.changes["pending"] = tuple(asked for asked in pending if asked.id != data.id)
+    if data.always:
+        tools = (asked.tool for asked in pending if asked.id == data.id)
+        draft.changes["always"] = (*always, *(tool for tool in tools if tool not in always))
 
 
-def _steered(draft: _Draft, _data: ev.Steer, _event: ev.RunEvent) -> None:
-    draft.changes["steers"] = draft.value("steers") + 1
+def _steer_ready(draft: _Draft, _data: ev.SteerReady, _event: ev.RunEvent) -> None:
+    draft.changes["is_steerable"] = True
 
 
-def _steer_taken(draft: _Draft, data: ev.SteerTaken, _event: ev.RunEvent) -> None:
-    draft.changes["steers_taken"] = draft.value("steers_taken") + data.count
+def _steered(draft: _Draft, data: ev.Steer, event: ev.RunEvent) -> None:
+    number = draft.value("steers") + 1
+    message = Steered(number, shown(data.text, LOG_WIDTH), data.by, data.id, event.ts)
+    draft.changes["steers"] = number
+    draft.changes["steered"] = (*draft.value("steered"), message)[-STEERED:]
+
+
+def _steer_taken(draft: _Draft, data: ev.SteerTaken, event: ev.RunEvent) -> None:
+    taken = draft.value("steers_taken") + data.count  # the oldest first
+    draft.changes["steers_taken"] = taken
+    draft.changes["steered"] = tuple(
+        msgspec.structs.replace(one, taken_at=event.ts)
+        if one.taken_at is None and one.number <= taken
+        else one
+        for one in draft.value("steered")
+    )
 
 
 _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
@@ -305,6 +325,7 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.ApprovalRequested: _asked,
     ev.ApprovalResolved: _answered,
     ev.Steer: _steered,
+    ev.SteerReady: _steer_ready,
     ev.SteerTaken: _steer_taken,
     ev.ChildStarted: _child_started,
     ev.ChildFinished: _child_finished,

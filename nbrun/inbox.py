@@ -29,18 +29,28 @@ class Inbox:
     tell : appends an event to the run's log.
     """
 
-    __slots__ = ("_lock", "_messages", "_tell", "_token", "_wakers")
+    __slots__ = ("_has_reader", "_lock", "_messages", "_tell", "_token", "_wakers")
 
     def __init__(self, token: CancelToken, tell: Tell, lock: Lock) -> None:
         self._token = token
         self._tell = tell
         self._lock = lock
+        self._has_reader = False
         # Tuples, replaced and never changed: an empty one takes no room in a run that nobody speaks to.
         self._messages: tuple[str, ...] = ()
         self._wakers: tuple[Waker, ...] = ()
 
     def __len__(self) -> int:
         return len(self._messages)
+
+    def note_reader(self) -> None:
+        """Say once that the agent looks for messages: who would send it one can know that it is read."""
+        if self._has_reader:
+            return
+        with guarded(), self._lock:
+            if not self._has_reader:
+                self._has_reader = True
+                self._tell(ev.SteerReady())
 
     def take(self) -> list[str]:
         """Return all messages that wait, oldest first, and leave none; an empty list at once if there is none."""
@@ -66,12 +76,12 @@ class Inbox:
         return messages[0]
 
     def put(self, body: dict[str, object]) -> str:
-        """Take a message (`text`, `by`) for the agent; return `taken`, or `full`."""
+        """Take a message (`text`, `by`, `id`) for the agent; return `taken`, or `full`."""
         with self._lock:
             if len(self._messages) >= MAX_WAITING:
                 self._tell(ev.Log(f"a message was refused: {MAX_WAITING} wait already", "warning"))
                 return "full"
-            steer = ev.Steer(str(body.get("text")), str(body.get("by") or ""))
+            steer = ev.Steer(*(str(body.get(part) or "") for part in ("text", "by", "id")))
             self._messages = (*self._messages, steer.text)
             self._tell(steer)
         self._wake()

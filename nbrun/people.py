@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from nbrun.encoding import clean_text, plain, shown
+from nbrun.encoding import REPR_KEY, clean_text, plain, shown
 from nbrun.errors import BadOption, NotPending
 from nbrun.inbox import MAX_BYTES, MAX_WAITING
-from nbrun.questions import choices
+from nbrun.questions import ALLOW, choices
 from nbrun.record import RunRecord, RunStatus
 
 if TYPE_CHECKING:
     from nbrun.dispatch import Dispatcher
+    from nbrun.encoding import Plain
     from nbrun.events import ApprovalRequested
     from nbrun.intake import LiveRun
     from nbrun.run import Run
@@ -41,6 +42,7 @@ class People:
         *,
         args: object = None,
         text: str | None = None,
+        always: bool = False,
         by: str,
     ) -> ApprovalRequested:
         """Send the answer to a pending question and return that question.
@@ -49,6 +51,7 @@ class People:
         ----------
         call : the question's id, or that of the tool it is about; None where exactly one question is pending.
         decision : `allow`, `deny`, or one of the question's options.
+        always : allow the tool that it is about for the rest of the run; of this run alone, no child's.
 
         Raises
         ------
@@ -56,7 +59,8 @@ class People:
             There is no such question, or it does not take this decision; nothing was sent.
         """
         _check_live(live)
-        body: dict[str, object] = {"args": None if args is None else plain(args), "by": by}
+        edited = None if args is None else plain(args)
+        body: dict[str, object] = {"args": edited, "by": by, "always": always}
         body["text"] = clean_text(str(text or ""))
         with self._lock:
             answered = self._answered.setdefault(live.run_id, set())
@@ -64,12 +68,18 @@ class People:
             if decision not in choices(asked):
                 words = ", ".join(choices(asked)[:-1])
                 raise BadOption(f"'{shown(asked.message, 80)}' wants a choice: give one of {words}")
+            if always and (decision != ALLOW or not asked.tool):
+                raise BadOption(
+                    f"'{shown(asked.message, 80)}' can only be answered once: leave always out"
+                )
+            if edited is not None:
+                check_edited(asked, edited)
             answered.add(asked.id)
         self._dispatcher.control(live, "answer", {**body, "id": asked.id, "decision": decision})
         return asked
 
-    def steer(self, live: LiveRun, text: str, *, by: str) -> None:
-        """Send a message into the running agent.
+    def steer(self, live: LiveRun, text: str, *, by: str, id: str | None = None) -> str:
+        """Send a message into the running agent; return the id by which its record tells what came of it.
 
         Raises
         ------
@@ -96,7 +106,9 @@ class People:
                     f"{MAX_WAITING} messages wait for {_title(record)}; say more when it has read them"
                 )
             self._sent[live.run_id] = sent + 1
-        self._dispatcher.control(live, "steer", {"text": text, "by": by})
+        steer_id = id or f"say-{sent + 1}"
+        self._dispatcher.control(live, "steer", {"text": text, "by": by, "id": steer_id})
+        return steer_id
 
     def forget(self, live: LiveRun) -> None:
         """Keep nothing of a run that has ended."""
@@ -104,6 +116,28 @@ class People:
             with self._lock:
                 self._answered.pop(live.run_id, None)
                 self._sent.pop(live.run_id, None)
+
+
+_KINDS: dict[type, str] = {
+    dict: 'an object, such as {"path": "x"}',
+    list: 'a list, such as ["x"]',
+    str: 'a text, such as "x"',
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def check_edited(asked: ApprovalRequested, edited: Plain) -> None:
+    """Raise `BadOption` for arguments that cannot stand in the place of those that were asked about."""
+    what = f"the arguments of '{shown(asked.message, 80)}'"
+    if not asked.editable:
+        raise BadOption(f"{what} cannot be changed: allow them as they are, or deny")
+    if asked.args is None or (isinstance(asked.args, dict) and REPR_KEY in asked.args):
+        return  # there were none, or what there was has no form of ours
+    if (kind := _KINDS[type(asked.args)]) != _KINDS[type(edited)]:
+        raise BadOption(f"{what} are {kind}, and so must be what is put in their place")
 
 
 def live_side(run: Run) -> LiveRun:

@@ -32,6 +32,7 @@ BY_DEADLINE = "deadline"
 BY_CANCEL = "cancel"
 BY_AGENT = "agent"  # it does not wait any more
 BY_END = "the run's end"
+BY_ALWAYS = "always"  # a person has allowed this tool for the rest of the run
 
 MAX_OPTIONS = 20
 MAX_OPTION = 80
@@ -140,8 +141,8 @@ class Questions:
     """
 
     __slots__ = (
-        "_clock", "_count", "_is_closed", "_is_told", "_is_watching", "_lock", "_pending", "_policy", "_tell",
-        "_token", "_unawaited",
+        "_allowed", "_clock", "_count", "_is_closed", "_is_told", "_is_waiting", "_is_watching", "_lock",
+        "_pending", "_policy", "_tell", "_token", "_unawaited",
     )  # fmt: skip
 
     def __init__(
@@ -157,6 +158,8 @@ class Questions:
         self._is_watching = False
         self._is_told = False
         self._is_closed = False
+        self._is_waiting = False
+        self._allowed: frozenset[str] = frozenset()  # tools: replaced, as above
         self._unawaited: tuple[str, ...] = ()  # replaced, never changed: most runs ask nothing
 
     def note_made(self, call: str) -> None:
@@ -173,10 +176,11 @@ class Questions:
                 self._unawaited = tuple(calls)
 
     async def ask(
-        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None
+        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None,
+        tool: str = "", is_editable: bool = True,
     ) -> Answer:  # fmt: skip
         """Ask, and return the answer; a wait that is given up withdraws its question."""
-        question = self._open(message, args, options, tool_id, timeout_s)
+        question = self._open(message, args, options, tool_id, timeout_s, tool, is_editable)
         ended_by = BY_AGENT
         try:
             await woken(lambda wake: self._on_answer(question, wake), timeout_s)
@@ -188,11 +192,12 @@ class Questions:
         return answer
 
     def ask_sync(
-        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None
+        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None,
+        tool: str = "", is_editable: bool = True,
     ) -> Answer:  # fmt: skip
         """Ask, and block until the answer is there."""
         _refuse_on_loop()
-        question = self._open(message, args, options, tool_id, timeout_s)
+        question = self._open(message, args, options, tool_id, timeout_s, tool, is_editable)
         flag, ended_by = Flag(), BY_AGENT
         try:
             self._on_answer(question, flag.set)
@@ -209,7 +214,7 @@ class Questions:
 
         Parameters
         ----------
-        body : `id`, `decision`, and perhaps `args`, `text`, `by`.
+        body : `id`, `decision`, and perhaps `args`, `text`, `by`; `always` allows the tool from here on.
         """
         asked_id, decision = str(body.get("id")), str(body.get("decision"))
         text, by = str(body.get("text") or ""), str(body.get("by") or "")
@@ -219,14 +224,32 @@ class Questions:
             if question is None:
                 return "not_pending"
             asked = question.asked
-            if asked.deadline is not None and self._clock.now() >= asked.deadline:
+            if self._is_late(asked):
                 self._settle(question, Answer(DENY, question.args, by=BY_DEADLINE))
                 return "too_late"
             if decision not in choices(asked):
                 return "bad_decision"
+            if edited is not None and not asked.editable:
+                return "not_editable"
             args = question.args if edited is None else edited
-            self._settle(question, Answer(decision, args, text, by), edited)
+            is_always = body.get("always") is True and decision == ALLOW and bool(asked.tool)
+            self._settle(question, Answer(decision, args, text, by), edited, is_always)
+            if is_always:
+                self._allow_from_here(asked.tool)
         return "resolved"
+
+    def _allow_from_here(self, tool: str) -> None:
+        """Ask for a tool no more in this run; what is being asked for it is answered with that."""
+        self._allowed |= {tool}
+        for question in list(self._pending.values()):
+            if self._is_allowed(question.asked) and not self._is_late(question.asked):
+                self._settle(question, Answer(ALLOW, question.args, by=BY_ALWAYS))
+
+    def _is_allowed(self, asked: ev.ApprovalRequested) -> bool:
+        return asked.tool in self._allowed and not asked.options
+
+    def _is_late(self, asked: ev.ApprovalRequested) -> bool:
+        return asked.deadline is not None and self._clock.now() >= asked.deadline
 
     def close(self) -> None:
         """Deny what is pending, and all that is asked from now on: the run ends."""
@@ -249,17 +272,26 @@ class Questions:
             self._tell(ev.Log(words, "warning"))
 
     def _open(
-        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None
+        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None,
+        tool: str = "", is_editable: bool = True,
     ) -> _Question:  # fmt: skip
         self._token.raise_if_cancelled()
         message, words, stored = _text(message, "message"), _options(options), plain(args)
+        tool = _text(tool, "tool")
         if timeout_s is not None and not timeout_s > 0:
             raise BadOption(f"timeout_s is {timeout_s}; give seconds above 0")
         with guarded(), self._lock:
             self._count += 1
             deadline = None if timeout_s is None else self._clock.now() + timeout_s
             asked = ev.ApprovalRequested(
-                f"ask-{self._count}", message, tool_id, stored, words, deadline
+                f"ask-{self._count}",
+                message,
+                tool_id,
+                stored,
+                words,
+                deadline,
+                tool,
+                bool(is_editable),
             )
             question = _Question(asked, args)
             if self._is_closed:
@@ -273,6 +305,7 @@ class Questions:
             elif (decided := self._decided(question)) is not None:
                 self._settle(question, decided)
             elif is_first:
+                self._is_waiting = True
                 self._tell(ev.RunWaiting("approval"))
             self._watch()
         return question
@@ -292,6 +325,8 @@ class Questions:
                     )
                     self._tell(ev.Log(words + "use --approve auto to allow it", "warning"))
                 return Answer(DENY, question.args, by=NOBODY)
+            case _ if self._is_allowed(question.asked):
+                return Answer(ALLOW, question.args, by=BY_ALWAYS)
             case _:
                 return None
 
@@ -323,14 +358,20 @@ class Questions:
             assert question.answer is not None  # noqa: S101 - it was settled, here or before
             return question.answer
 
-    def _settle(self, question: _Question, answer: Answer, edited: Plain = None) -> None:
+    def _settle(
+        self, question: _Question, answer: Answer, edited: Plain = None, is_always: bool = False
+    ) -> None:
         """Decide a pending question; the caller holds the lock."""
         question.answer = answer
         asked_id = question.asked.id
         del self._pending[asked_id]
-        self._tell(ev.ApprovalResolved(asked_id, answer.decision, edited, answer.by, answer.text))
-        is_asked = self._policy == "ask"  # else the run has not been waiting
-        if is_asked and not self._pending and answer.by not in (BY_CANCEL, BY_END):
+        self._tell(
+            ev.ApprovalResolved(
+                asked_id, answer.decision, edited, answer.by, answer.text, is_always
+            )
+        )
+        if self._is_waiting and not self._pending and answer.by not in (BY_CANCEL, BY_END):
+            self._is_waiting = False
             self._tell(ev.RunResumed())
         for wake in question.wakers:
             wake()

@@ -101,13 +101,25 @@ class ChildSummary(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     usage: ev.Usage | None = None  # told with its end
 
 
+class Steered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A message of a person's to the agent: the `number`-th, its beginning, and when the agent has read it."""
+
+    number: int
+    text: str
+    by: str = ""
+    id: str = ""
+    at: float = 0.0
+    taken_at: float | None = None
+
+
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_only=True):
     """The state of a run, frozen: the fold of its events up to `event_count`.
 
     Times are epoch seconds (UTC). `text` is all that was streamed; `output` is what the agent returned, as
     JSON-like data, or the text where it returned nothing. `reasoning` is the tail of `reasoning_count` characters;
     it is no part of an answer, and models write much of it. `detached` names what a cancelled run has left
-    running, `detached_finished` those of them that have ended since. `log` is the tail of `log_count` lines.
+    running, `detached_finished` those of them that have ended since. `log` is the tail of `log_count` lines,
+    `steered` that of `steers` messages.
     """
 
     run_id: str = ""
@@ -148,8 +160,11 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     tools: tuple[ToolCall, ...] = ()
     children: tuple[ChildSummary, ...] = ()
     pending: tuple[ev.ApprovalRequested, ...] = ()  # what a person is being asked, oldest first
+    always: tuple[str, ...] = ()  # tools that a person has allowed for the rest of the run
     steers: int = 0  # messages that came in,
     steers_taken: int = 0  # and those that the agent has read
+    steered: tuple[Steered, ...] = ()
+    is_steerable: bool = False  # whether the agent has ever looked for messages
     progress: ev.Progress | None = None
     notices: tuple[str, ...] = ()  # what the run's card has to tell besides its status
     log: tuple[str, ...] = ()
@@ -227,9 +242,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             cut["pending"] = tuple(_brief_question(one, head // 2) for one in asked)
         if self.error is not None:
             cut["error"] = ev.ErrorInfo(self.error.type, self.error.message[:head])
-        if not (cut or self.tools or self.children or self.log or self.reasoning):
+        if not (cut or self.tools or self.children or self.log or self.reasoning or self.steered):
             return self
-        cut.update(tools=(), children=(), log=(), reasoning="", is_brief=True)
+        cut.update(tools=(), children=(), log=(), reasoning="", steered=(), is_brief=True)
         return msgspec.structs.replace(self, **cut)
 
 

@@ -65,11 +65,12 @@ class Owner(Protocol):
         *,
         args: object = None,
         text: str | None = None,
+        always: bool = False,
     ) -> object:
         """Answer a question of a run."""
         ...
 
-    def steer(self, run: Run, text: str) -> None:
+    def steer(self, run: Run, text: str) -> object:
         """Send a message into a running agent."""
         ...
 
@@ -401,6 +402,8 @@ class Run(Facts):
     def steer(self, text: str) -> None:
         """Send a message into the running agent, which reads it from its `run.inbox`.
 
+        `record.steered` tells whether the agent has read it; one that never looks there never does.
+
         Raises
         ------
         NotPending, BadOption
@@ -415,22 +418,24 @@ class Run(Facts):
         args: object = None,
         text: str | None = None,
         choice: str | None = None,
+        always: bool = False,
     ) -> None:
         """Allow what the run asks for.
 
         Parameters
         ----------
         call : the question's id, or its tool's; None where exactly one question is pending, see `pending`.
-        args : what to go on with in place of what the agent had.
+        args : what to go on with in place of what the agent had; of the same kind, where that had any.
         text : a word to the agent.
         choice : the option to take, where the question has options.
+        always : allow its tool for the rest of this run, its child runs not included: it is asked for no more.
 
         Raises
         ------
         NotPending, BadOption
             Nothing of this kind is asked; the message says what is.
         """
-        self._owner.answer(self, call, choice or ALLOW, args=args, text=text)
+        self._owner.answer(self, call, choice or ALLOW, args=args, text=text, always=always)
 
     def deny(self, call: str | None = None, reason: str | None = None) -> None:
         """Refuse what the run asks for; `call` as in `approve()`.

@@ -28,6 +28,7 @@ from nbrun.keyring import Keyring
 from nbrun.notebook import notebook_path
 from nbrun.people import People, live_side
 from nbrun.query import Since, read_query
+from nbrun.record import RunStatus
 from nbrun.run import Run
 from nbrun.run_list import RunList
 from nbrun.sequel import PLANS, FindAgent
@@ -49,6 +50,8 @@ _log = logging.getLogger("nbrun")
 
 LIST_LIMIT = 100
 """How many runs a list has where nobody says how many."""
+
+_MOVES_LINE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE}
 
 CLOSE_S = 1.0
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
@@ -97,7 +100,8 @@ class NotebookSession:
             raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
         self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
         self.on_display: Callable[[Run], None] | None = None  # given by the user interface
-        # The same: called on the writer's thread when a run has ended, and others have moved up in line.
+        # The same: called on the writer's thread when a run has ended, and others have moved up in line, or when
+        # one waits for a person, and those in line with it.
         self.on_line_moved: Callable[[], None] | None = None
         # The same: called with a run that another one comes from by now.
         self.on_followed: Callable[[Run], None] | None = None
@@ -436,6 +440,7 @@ class NotebookSession:
         *,
         args: object = None,
         text: str | None = None,
+        always: bool = False,
         by: str = "python",
     ) -> ev.ApprovalRequested:
         """Answer a question of a run and return the question: the one function that every door leads to.
@@ -445,17 +450,19 @@ class NotebookSession:
         NotPending, BadOption
             Nothing of this kind can be answered; the message says what can.
         """
-        return self._people.answer(live_side(run), call, decision, args=args, text=text, by=by)
+        return self._people.answer(
+            live_side(run), call, decision, args=args, text=text, always=always, by=by
+        )
 
-    def steer(self, run: Run, text: str, *, by: str = "python") -> None:
-        """Send a message into a running agent; it reads it from `run.inbox`.
+    def steer(self, run: Run, text: str, *, by: str = "python", id: str | None = None) -> str:
+        """Send a message into a running agent; it reads it from `run.inbox`. Return the message's id.
 
         Raises
         ------
         NotPending, BadOption
             The run takes no messages, or not this one.
         """
-        self._people.steer(live_side(run), text, by=by)
+        return self._people.steer(live_side(run), text, by=by, id=id)
 
     @property
     def is_on_host_loop(self) -> bool:
@@ -480,9 +487,11 @@ class NotebookSession:
             self._people.forget(live)
             for gone in self._catalog.note_end(live):
                 self._intake.forget(gone)
-            if self.on_line_moved is not None:
-                self.on_line_moved()
             self.store.note_end(record.number)
+        if self.on_line_moved is not None and any(
+            event.data.TYPE in _MOVES_LINE for event in events
+        ):
+            self.on_line_moved()
         for listener in (*live.listeners, *self._tellers):
             try:
                 listener(record, events)
@@ -492,7 +501,10 @@ class NotebookSession:
     def line_words(self, live: LiveRun) -> str | None:
         """Return what a queued run waits for, in words; None if it does not wait."""
         place = self._dispatcher.place(live)
-        return None if place is None else queued_words(*place)
+        if place is None:
+            return None
+        lives = self._catalog.live()
+        return queued_words(*place, sum(one.record.status is RunStatus.WAITING for one in lives))
 
     def display(self, run: Run) -> None:
         """Show a run's card, where there is something to show it with."""

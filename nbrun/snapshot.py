@@ -12,6 +12,7 @@ import msgspec
 from nbrun.encoding import printable, shown
 from nbrun.record import RunRecord, RunStatus, ToolCall
 from nbrun.wording import (
+    always_words,
     cancel_notes,
     child_title,
     going_on_notes,
@@ -19,6 +20,7 @@ from nbrun.wording import (
     question_words,
     said,
     status_words,
+    steer_words,
     tokens_words,
 )
 
@@ -261,6 +263,7 @@ def _notes(record: RunRecord, moment: _Moment | None) -> list[str]:
     notes = [] if moment is None else list(moment.notes)
     if record.is_unknown:
         notes.append(f"%agentrun lost {_ref(record)} gives it up, if you know that it has ended")
+    notes += [words for words in (always_words(record), steer_words(record)) if words]
     return [*notes, *going_on_notes(record), *cancel_notes(record)]
 
 

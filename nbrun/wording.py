@@ -12,7 +12,7 @@ from nbrun.cancellation import CancelCause, Rung
 from nbrun.encoding import readable, shown
 from nbrun.errors import BadOption
 from nbrun.events import CONTINUE, REPLAY, RESUME, RETRY
-from nbrun.record import ChildSummary, RunRecord, RunStatus
+from nbrun.record import ChildSummary, RunRecord, RunStatus, Steered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,10 +233,14 @@ def _finished_words(record: RunRecord) -> str:
     return f"{words}; {record.refused:,} late events were refused" if record.refused else words
 
 
-def queued_words(ahead: int, under_way: int) -> str:
-    """Return what a queued run waits for: `Queued: 3rd in line, 8 runs are under way`."""
+def queued_words(ahead: int, under_way: int, waiting: int = 0) -> str:
+    """Return what a queued run waits for: `Queued: 3rd in line, 8 runs are under way, 1 of them waits for you`."""
     runs = "1 run is" if under_way == 1 else f"{under_way:,} runs are"
-    return f"Queued: {_ordinal(ahead + 1)} in line, {runs} under way"
+    line = f"Queued: {_ordinal(ahead + 1)} in line, {runs} under way"
+    if not waiting:
+        return line
+    of_them = "and" if under_way == 1 else f"{waiting:,} of them"
+    return f"{line}, {of_them} wait{'s' if waiting == 1 else ''} for you"
 
 
 def _ordinal(number: int) -> str:
@@ -288,6 +292,37 @@ def question_words(record: RunRecord) -> list[str]:
     return [*lines, f"… {hidden} more questions"] if hidden > 0 else lines
 
 
+def always_words(record: RunRecord) -> str:
+    """Return which tools a person has allowed for the rest of the run; empty where none."""
+    tools = ", ".join(shown(tool, 60) for tool in record.always[:5])
+    more = " …" if len(record.always) > 5 else ""
+    return visible(f"always allowed in this run: {tools}{more}") if tools else ""
+
+
+def steer_words(record: RunRecord) -> str:
+    """Return in a line what was said to the agent, and whether it has read it; empty where nothing was."""
+    if not record.steers:
+        return ""
+    last = f"“{visible(shown(record.steered[-1].text, 100))}”" if record.steered else ""
+    if record.steers == 1 and record.steered:
+        return f"said to the agent: {last}, {receipt_words(record.steered[0], record)}"
+    unread = record.steers - record.steers_taken
+    what = "all read" if unread <= 0 else f"{unread:,} {_unread_words(record)}"
+    noun = "message" if record.steers == 1 else "messages"
+    return f"{record.steers:,} {noun} to the agent{last and f', the last {last}'}: {what}"
+
+
+def receipt_words(message: Steered, record: RunRecord) -> str:
+    """Return what became of a message to the agent: `read 2.5 s later`, `not read yet`."""
+    if message.taken_at is None:
+        return _unread_words(record)
+    return f"read {duration(max(0.0, message.taken_at - message.at))} later"
+
+
+def _unread_words(record: RunRecord) -> str:
+    return "not read yet" if record.is_live else "never read"
+
+
 def resolution_words(
     resolved: ApprovalResolved, limit_s: float | None, cause: CancelCause | None
 ) -> str:
@@ -307,6 +342,8 @@ def resolution_words(
             return f"{decision}: the run's time is over"
         case "cancel":
             return f"{decision}: the run is being cancelled"
+        case "always":
+            return f"{decision}: its tool is allowed in this run"
         case "agent":
             return f"{decision}: the agent does not wait for it any more"
         case by:

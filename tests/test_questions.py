@@ -12,7 +12,7 @@ from nbrun import Answer, CancelToken, NotebookSession, Run, RunContext, RunStat
 from nbrun import events as ev
 from nbrun.errors import BadOption, Cancelled, NbrunError, NotPending, RunFailed
 from nbrun.inbox import MAX_BYTES, MAX_WAITING, Inbox
-from nbrun.questions import Questions
+from nbrun.questions import Asking, Questions
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock
@@ -115,6 +115,47 @@ def test_edited_args_are_what_counts(session: NotebookSession) -> None:
     assert isinstance(answer, Answer)
     assert answer.args == {"path": ["cup.txt"]}
     assert resolved(run)[0].args == {"path": ["cup.txt"]}
+
+
+@pytest.mark.parametrize(
+    ("args", "edited", "words"),
+    [
+        ({"path": "a"}, ["a"], "are an object"),
+        (["a"], {"path": "a"}, "are a list"),
+        ("a", 3, "are a text"),
+        (True, 1, "are true or false"),
+        (2.5, "2.5", "are a number"),
+    ],
+)
+def test_edited_args_are_of_the_kind_that_was_asked_about(
+    session: NotebookSession, args: object, edited: object, words: str
+) -> None:
+    """A slip is told where it was made, and the question stays."""
+
+    async def agent(prompt: str, run: RunContext) -> object:
+        return (await run.ask("these?", args=args)).args
+
+    run = session.start(agent)
+    asking(run)
+    with pytest.raises(BadOption, match=words):
+        run.approve(args=edited)
+    assert run.status is RunStatus.WAITING
+    run.approve(args=args)
+    assert run.result(BOUND_S) == args
+
+
+def test_args_that_are_fixed_are_allowed_as_they_are(session: NotebookSession) -> None:
+    """Where the agent says so, nobody changes them."""
+
+    async def agent(prompt: str, run: RunContext) -> object:
+        return (await run.approve_tool("delete", {"path": "a"}, editable=False)).args
+
+    run = session.start(agent)
+    assert not asking(run)[0].editable
+    with pytest.raises(BadOption, match="cannot be changed"):
+        run.approve(args={"path": "b"})
+    run.approve()
+    assert run.result(BOUND_S) == {"path": "a"}
 
 
 def test_own_args_that_are_not_edited_stay_the_same_object(session: NotebookSession) -> None:
@@ -258,6 +299,108 @@ def test_a_run_in_a_process_of_its_own_asks_and_hears_too(
     asking(reader)
     reader.deny()
     assert reader.result(BOUND_S) == ["turn left", "deny", "python"]
+
+
+# --- always in this run ------------------------------------------------------------------------------
+
+
+async def deletes(prompt: str, run: RunContext) -> list[str]:
+    """Ask for a tool twice at once, for a third use after that, and for another tool."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(use(run, path)) for path in ("a", "b")]
+    used = [task.result() for task in tasks]
+    used.append(await use(run, "c"))
+    return [*used, str(bool(await run.approve_tool("rename")))]
+
+
+async def use(run: RunContext, path: str) -> str:
+    """Ask for the tool `delete`; return what was allowed, and by whom."""
+    answer = await run.approve_tool("delete", {"path": path})
+    assert isinstance(answer.args, dict)
+    return f"{answer.decision} {answer.args['path']} {answer.by}"
+
+
+async def deletes_one(prompt: str, run: RunContext) -> str:
+    """Ask once."""
+    return await use(run, "d")
+
+
+@pytest.mark.parametrize("on", ["local", "process"])
+def test_a_tool_is_allowed_for_the_rest_of_its_run(session: NotebookSession, on: str) -> None:
+    """What is asked for it, now and later, is answered by that; another tool is asked for."""
+    run = session.start(deletes, on=on)
+    first, _second = asking(run, 2)
+    assert (first.tool, first.message) == ("delete", "Use delete?")
+    run.approve(first.id, args={"path": "x"}, always=True)
+    until(run, lambda record: any(asked.tool == "rename" for asked in record.pending))
+    assert run.record.always == ("delete",)
+    run.deny()
+    assert run.result(BOUND_S) == ["allow x python", "allow b always", "allow c always", "False"]
+    assert [(decided.by, decided.always) for decided in resolved(run)] == [
+        ("python", True), ("always", False), ("always", False), ("python", False),
+    ]  # fmt: skip
+    assert people(run)[:8] == [
+        *("approval.requested", "run.waiting", "approval.requested"),
+        *("approval.resolved", "approval.resolved", "run.resumed"),
+        *("approval.requested", "approval.resolved"),  # the run does not wait for that one
+    ]
+
+
+def test_a_child_run_is_asked_for_itself(session: NotebookSession) -> None:
+    """What its parent may do from here on is no permission for it, nor the other way round."""
+
+    async def parent(prompt: str, run: RunContext) -> list[str]:
+        before = await use(run, "a")
+        return [before, str(await run.start_child(deletes_one)), await use(run, "c")]
+
+    run = session.start(parent)
+    asking(run)
+    run.approve(always=True)
+    until(run, lambda record: record.children != ())
+    child = session.get(run.record.children[0].run_id)
+    asking(child)
+    child.approve(always=True)
+    assert run.result(BOUND_S) == ["allow a python", "allow d python", "allow c always"]
+    assert (run.record.always, child.record.always) == (("delete",), ("delete",))
+
+
+def test_what_is_about_no_tool_is_allowed_once(session: NotebookSession) -> None:
+    """There is nothing to know the next question by; and nothing is denied for ever."""
+    run = session.start(asks, "tea.txt")
+    asking(run)
+    with pytest.raises(BadOption, match="only be answered once: leave always out"):
+        run.approve(always=True)
+    run.approve()
+    ended(run)
+    using = session.start(deletes_one)
+    asking(using)
+    with pytest.raises(BadOption, match="leave always out"):
+        session.answer(using, None, "deny", always=True)
+    using.deny()
+    ended(using)
+
+
+def test_a_question_whose_time_is_over_is_not_allowed_by_another(make_session: MakeSession) -> None:
+    """What was not answered in time is denied, though its tool is allowed a moment later."""
+    clock = FakeClock()
+
+    async def agent(prompt: str, run: RunContext) -> list[str]:
+        async with asyncio.TaskGroup() as group:
+            asked = [run.approve_tool("delete", timeout_s=60), run.approve_tool("delete")]
+            tasks = [group.create_task(_awaited(one)) for one in asked]
+        return [f"{task.result().decision} {task.result().by}" for task in tasks]
+
+    run = make_session(clock=clock).start(agent)
+    asking(run, 2)
+    clock.move(60)
+    run.approve("ask-2", always=True)
+    until(run, lambda record: len(record.pending) == 1)
+    run.approve("ask-1")
+    assert run.result(BOUND_S) == ["deny deadline", "allow python"]
+
+
+async def _awaited(asking: Asking) -> Answer:
+    return await asking
 
 
 # --- no answer ---------------------------------------------------------------------------------------
@@ -580,7 +723,7 @@ async def _await(asked: object) -> object:
     "data",
     [
         ev.ApprovalResolved("ask-1", "allow"), ev.ApprovalRequested("x", "y"), ev.RunWaiting(), ev.RunResumed(),
-        ev.Steer("left"), ev.SteerTaken(1),
+        ev.Steer("left"), ev.SteerReady(), ev.SteerTaken(1),
     ],
     ids=ev.type_of,
 )  # fmt: skip
@@ -632,6 +775,8 @@ def test_the_host_takes_the_first_answer_and_says_what_became_of_others() -> Non
         await asyncio.sleep(0)
         assert questions.answer({"id": "ask-9", "decision": "allow"}) == "not_pending"
         assert questions.answer({"id": "ask-1", "decision": "perhaps"}) == "bad_decision"
+        edited: dict[str, object] = {"id": "ask-1", "decision": "allow", "args": {}}
+        assert questions.answer(edited) == "not_editable"
         assert questions.answer({"id": "ask-1", "decision": "allow", "by": "first"}) == "resolved"
         assert questions.answer({"id": "ask-1", "decision": "deny"}) == "not_pending"
         return await task
@@ -643,7 +788,7 @@ def test_the_host_takes_the_first_answer_and_says_what_became_of_others() -> Non
 
 
 async def _answer(questions: Questions) -> Answer:
-    return await questions.ask("may I?", None, (), None, None)
+    return await questions.ask("may I?", None, (), None, None, "", False)
 
 
 # --- messages into the agent -------------------------------------------------------------------------
@@ -656,14 +801,23 @@ async def reads(prompt: str, run: RunContext) -> list[str]:
 
 
 def test_a_message_reaches_the_agent_and_stands_in_the_log(session: NotebookSession) -> None:
-    """It is logged when it comes, and again when the agent reads it."""
+    """That the agent looks for messages is logged, then each when it comes, and again when the agent reads it."""
     run = session.start(reads)
-    until(run, lambda record: record.status is RunStatus.RUNNING)
+    until(run, lambda record: record.is_steerable)
     run.steer("turn left")
     assert run.result(BOUND_S) == ["turn left"]
     data = [event.data for event in run.events()][2:-1]
-    assert data == [ev.Steer("turn left", "python"), ev.SteerTaken(1)]
+    assert data == [ev.SteerReady(), ev.Steer("turn left", "python", "say-1"), ev.SteerTaken(1)]
     assert (run.record.steers, run.record.steers_taken) == (1, 1)
+    (message,) = run.record.steered
+    assert (message.number, message.text, message.by, message.id) == (
+        1,
+        "turn left",
+        "python",
+        "say-1",
+    )
+    assert message.taken_at is not None
+    assert message.taken_at >= message.at
 
 
 def test_all_waiting_messages_are_taken_in_order(session: NotebookSession, held: Held) -> None:
@@ -710,6 +864,8 @@ def test_what_was_not_read_is_said_before_the_end(session: NotebookSession, held
     until(run, lambda record: record.steers == 2)
     held.let_go()
     ended(run)
+    assert not run.record.is_steerable
+    assert [message.taken_at for message in run.record.steered] == [None, None]
     assert run.record.notices == ("the run ended without having read 2 messages",)
     assert run.events()[-1].type == "run.completed"
 

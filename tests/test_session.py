@@ -307,6 +307,26 @@ def test_a_queued_run_says_what_it_waits_for(make_session: MakeSession, held: He
     assert ended(third).status_words().startswith("Completed in")
 
 
+def test_a_queued_run_says_that_the_others_wait_for_a_person(make_session: MakeSession) -> None:
+    """When one of them begins to ask and when it is answered, whoever draws the line hears of that."""
+    session = make_session(max_concurrent=1)
+    moved = threading.Semaphore(0)
+    session.on_line_moved = moved.release
+
+    async def asks(prompt: str, run: RunContext) -> None:
+        await run.ask("may I?")
+        await run.ask("and now?")
+
+    asking, queued = session.start(asks), session.start(agents.instant)
+    assert moved.acquire(timeout=BOUND_S)
+    assert queued.status_words() == "Queued: 1st in line, 1 run is under way, and waits for you"
+    assert "Waiting for you" in repr(session.runs())
+    asking.approve()
+    assert moved.acquire(timeout=BOUND_S)
+    asking.cancel()
+    assert ended(queued).status_words().startswith("Completed")
+
+
 def test_an_end_is_told_again_when_what_was_left_running_has_ended(
     make_session: MakeSession,
 ) -> None:

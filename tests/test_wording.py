@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from html import escape
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,8 +13,11 @@ import pytest
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.cancellation import Rung
+from nbrun.record import Steered
+from nbrun.snapshot import bundle
 from nbrun.wording import (
     UNLOAD,
+    always_words,
     cancel_notes,
     duration,
     going_on_notes,
@@ -20,6 +25,7 @@ from nbrun.wording import (
     progress_words,
     queued_words,
     status_words,
+    steer_words,
     tokens_words,
     with_sequels,
 )
@@ -281,3 +287,63 @@ def test_a_run_says_what_has_come_of_it() -> None:
     ]
     many = with_sequels(lost, [(number, "retry") for number in range(5, 50)])
     assert going_on_notes(many)[0].startswith("…, retried as #45")
+
+
+MESSAGE = Steered(1, "turn\u202e left", "card", "n1", 100.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ""),
+        (
+            {"steers": 1, "steered": (MESSAGE,)},
+            "said to the agent: “turn\\u202e left”, not read yet",
+        ),
+        (
+            {"steers": 1, "steered": (MESSAGE,), "status": RunStatus.COMPLETED},
+            "said to the agent: “turn\\u202e left”, never read",
+        ),
+        (
+            {
+                "steers": 1,
+                "steers_taken": 1,
+                "steered": (msgspec.structs.replace(MESSAGE, taken_at=102.5),),
+            },
+            "said to the agent: “turn\\u202e left”, read 2.5 s later",
+        ),
+        (
+            {"steers": 3, "steers_taken": 1, "steered": (MESSAGE,)},
+            "3 messages to the agent, the last “turn\\u202e left”: 2 not read yet",
+        ),
+        ({"steers": 3, "steers_taken": 3}, "3 messages to the agent: all read"),  # a brief record
+    ],
+)
+def test_what_was_said_to_an_agent_is_one_line(fields: dict[str, Any], words: str) -> None:
+    """And whether it was read; it stands on the static card, in each of its forms."""
+    record = msgspec.structs.replace(RECORD, **{"status": RunStatus.RUNNING, **fields})
+    assert steer_words(record) == words
+    for form in ("text/html", "text/markdown", "text/plain"):
+        assert escape(words, quote=False) in bundle(record)[form]
+
+
+def test_a_static_card_tells_what_is_always_allowed() -> None:
+    """By the tools' names, and not all of very many."""
+    record = msgspec.structs.replace(RECORD, always=("delete", "\u202erename"))
+    assert "always allowed in this run: delete, \\u202erename" in bundle(record)["text/plain"]
+    many = msgspec.structs.replace(RECORD, always=tuple(f"tool{n}" for n in range(9)))
+    assert always_words(many) == "always allowed in this run: tool0, tool1, tool2, tool3, tool4 …"
+
+
+@pytest.mark.parametrize(
+    ("under_way", "waiting", "words"),
+    [
+        (1, 0, "1 run is under way"),
+        (1, 1, "1 run is under way, and waits for you"),
+        (8, 1, "8 runs are under way, 1 of them waits for you"),
+        (8, 2, "8 runs are under way, 2 of them wait for you"),
+    ],
+)
+def test_who_waits_in_line_may_wait_for_a_person(under_way: int, waiting: int, words: str) -> None:
+    """Else a line that stands still would look as if it moved."""
+    assert queued_words(0, under_way, waiting) == f"Queued: 1st in line, {words}"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Items = AsyncIterator[ev.EventData | Output]
 
 PACKAGE = "agents"
-NO_EDIT = "OpenAI's Agents SDK uses a tool with the model's own arguments only: it was denied"
+NO_EDIT = "OpenAI's Agents SDK uses a tool with the model's own arguments only"
 
 
 class OpenAIAgentsAdapter:

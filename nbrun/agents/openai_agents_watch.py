@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from agents import RunHooks, RunState
 
-from nbrun.agents.openai_agents import NO_EDIT
 from nbrun.agents.prices import cost_usd
 from nbrun.conversation import USER
 from nbrun.encoding import plain
@@ -147,13 +146,14 @@ class Watch(RunHooks[Any]):
 
     async def _ask(self, state: RunState[Any], item: ToolApprovalItem) -> None:
         args = written(item.arguments)
-        answer = await self.run.ask(f"Use {item.tool_name}?", args=args, tool_id=item.call_id)
-        if answer and answer.args == args:
+        answer = await self.run.ask(
+            f"Use {item.tool_name}?", args=args, tool_id=item.call_id, tool=item.tool_name or "",
+            editable=False,
+        )  # fmt: skip
+        if answer:
             state.approve(item)
             return
-        if answer:
-            self.run.log(NO_EDIT, "warning")
-        state.reject(item, rejection_message=NO_EDIT if answer else answer.text or None)
+        state.reject(item, rejection_message=answer.text or None)
         self._statuses[str(item.call_id)] = "denied"
 
 

@@ -58,7 +58,9 @@ async def _approval(run: RunContext, call: Any) -> ToolApproved | ToolDenied:
     from pydantic_ai.tools import ToolApproved, ToolDenied
 
     args = written(call)
-    answer = await run.ask(f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id)
+    answer = await run.ask(
+        f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id, tool=call.tool_name
+    )
     if not answer:
         return ToolDenied(answer.text or ToolDenied().message)
     if answer.args is args:

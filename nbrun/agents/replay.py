@@ -23,7 +23,7 @@ _OF_THE_HOST = frozenset(
     cls.TYPE
     for cls in (
         ev.RunCreated, ev.RunStarted, ev.RunWaiting, ev.RunResumed, ev.CancelRequested, ev.CancelEscalated,
-        ev.DetachedFinished, ev.SteerTaken,
+        ev.DetachedFinished, ev.SteerReady, ev.SteerTaken,
     )
 )  # fmt: skip
 """What the host of the replay says itself, or what has no meaning in one."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic_ai import Agent, Tool
 from pydantic_ai import RunContext as FrameworkContext
 from pydantic_ai.messages import ModelMessage, ToolReturnPart
@@ -24,6 +25,7 @@ from nbrun.agents.pydantic_ai import PydanticAIAdapter
 from nbrun.agents.pydantic_ai_memory import INTERRUPTED
 from nbrun.budget import NO_PRICE
 from nbrun.cancellation import Rung
+from nbrun.errors import BadOption
 from tests.agents.conformance import log
 from tests.agents.conformance.scenarios import SCENARIOS
 from tests.agents.conformance.subjects.pydantic_ai import PydanticAI
@@ -421,14 +423,26 @@ def test_a_cancel_while_a_model_waits_for_approval(session: NotebookSession) -> 
 
 
 def test_no_clear_arguments_are_no_permission(session: NotebookSession) -> None:
-    """What a person gave is no object: the tool is not used."""
+    """What a person gave is no object: that is told at once, and the tool is not used."""
     deleted: list[str] = []
     run = session.start(deleting(deleted), "clean up")
     asking(run, 2)
-    run.approve("call-a", args="everything")
+    with pytest.raises(BadOption, match="are an object"):
+        run.approve("call-a", args="everything")
+    run.deny("call-a")
     run.deny("call-b")
     assert run.wait(BOUND_S)
     assert deleted == []
+
+
+def test_a_tool_of_a_model_is_allowed_for_the_rest_of_its_run(session: NotebookSession) -> None:
+    """It is asked for no more, by the name that the model calls it."""
+    deleted: list[str] = []
+    run = session.start(deleting(deleted), "clean up")
+    asking(run, 2)
+    run.approve("call-b", always=True)
+    assert run.result(BOUND_S) == "deleted a | deleted b"
+    assert run.record.always == ("delete",)
 
 
 # --- going on with it ---------------------------------------------------------------------------------

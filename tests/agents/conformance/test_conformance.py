@@ -240,20 +240,36 @@ def test_an_approval_that_is_denied(session: NotebookSession, subject: Subject) 
 
 
 def test_an_approval_with_other_arguments(session: NotebookSession, subject: Subject) -> None:
-    """Those of the person count; where that cannot be, the tool is not used at all, and that is said."""
+    """Those of the person count; where that cannot be, nobody is offered to change them, and it is told who tries."""
     lacks = subject.lacks
     if lacks.approvals:
         pytest.skip(lacks.approvals)
     run = start(session, subject, "asks")
-    asking(run)
-    run.approve(args={"path": "b"})
-    completed(run)
+    (asked,) = asking(run)
+    assert asked.editable is not bool(lacks.edited_args)
     if lacks.edited_args:
-        assert log.told(run, "deleted") == []
-        assert lacks.edited_args in warnings(run)
+        with pytest.raises(BadOption, match="cannot be changed"):
+            run.approve(args={"path": "b"})
+        run.approve()
+        completed(run)
+        assert log.told(run, "deleted") == ["a"]
     else:
+        run.approve(args={"path": "b"})
+        completed(run)
         assert log.told(run, "deleted") == ["b"]
         assert run.text.endswith("it is deleted b")
+
+
+def test_a_tool_that_is_allowed_always(session: NotebookSession, subject: Subject) -> None:
+    """The question names its tool, and the record what was allowed for the rest of the run."""
+    if subject.lacks.approvals:
+        pytest.skip(subject.lacks.approvals)
+    run = start(session, subject, "asks")
+    (asked,) = asking(run)
+    run.approve(always=True)
+    completed(run)
+    assert asked.tool
+    assert run.record.always == (asked.tool,)
 
 
 def test_an_approval_that_nobody_gives_in_time(session: NotebookSession, subject: Subject) -> None:

@@ -86,7 +86,7 @@ def performed_in_thread(script: Script, run: RunContext) -> Generator[str, None,
 def _called_in_thread(call: Call, run: RunContext) -> object:
     args: Any = call.args
     if call.asks:
-        answer = run.ask_sync(f"Use {call.name}?", args=args)
+        answer = run.ask_sync(f"Use {call.name}?", args=args, tool=call.name)
         if not answer:
             return f"denied: {answer.text}"
         args = answer.args
