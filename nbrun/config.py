@@ -55,6 +55,14 @@ class NbRun(Configurable):
         help="More environment variables whose values are replaced (list of names; default []). Holds from the next "
         f"run on. {RULE}",
     ).tag(config=True)
+    notify_after = Float(
+        0.0,
+        min=0.0,
+        allow_none=True,
+        help="Have the browser tell when a run that took longer than this ends while its tab is hidden; a live card "
+        "then has a button that asks the browser's permission (seconds, 0 for never; default 0.0). Holds from the "
+        "next card on.",
+    ).tag(config=True)
     card = Bool(
         True,
         help="Show live cards; without them output is static, as in a headless kernel (True or False; default True). "

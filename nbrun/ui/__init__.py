@@ -288,7 +288,9 @@ class Extension:
         if self._board is None:
             from nbrun.ui.card import CardBoard
 
-            self._board = CardBoard(self.session, kernel_id(self.kernel), self.answer)
+            self._board = CardBoard(
+                self.session, kernel_id(self.kernel), self.answer, lambda: self.config.notify_after
+            )
             self.session.on_line_moved = self._board.redraw_queued
         return self._board
 

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anywidget
+import msgspec
 import traitlets
 
 from nbrun.record import RunStatus
 from nbrun.snapshot import bundle
 from nbrun.ui.blocks import Blocks
-from nbrun.ui.page_module import STATIC, page_module
+from nbrun.ui.page_module import page_module, page_style
 from nbrun.ui.view import TOOL_LIMIT, view
-from nbrun.wording import with_sequels
+from nbrun.wording import question_words, title, with_sequels
 
 if TYPE_CHECKING:
     from nbrun.intake import LiveRun
@@ -41,10 +42,11 @@ class CardWidget(anywidget.AnyWidget):
     """The card in the page. One trait carries all it shows; `CardBoard`'s thread is its one writer."""
 
     _esm = page_module("card.js")
-    _css = STATIC / "card.css"
+    _css = page_style("card.css", "people.css")
     run = traitlets.Dict().tag(sync=True)
     kernel_id = traitlets.Unicode().tag(sync=True)
     session_id = traitlets.Unicode().tag(sync=True)
+    notify_after = traitlets.Float().tag(sync=True)
 
     def close(self) -> None:
         """Close it together with its layout, a widget of its own that would stay."""
@@ -113,10 +115,18 @@ class CardBoard:
     Parameters
     ----------
     answer : does what a page asks for; called on whichever thread the kernel handles the message.
+    notify_after : returns after how many seconds a run's end is told by the browser; looked at with each new card.
     """
 
-    def __init__(self, session: NotebookSession, kernel_id: str, answer: Answer) -> None:
+    def __init__(
+        self,
+        session: NotebookSession,
+        kernel_id: str,
+        answer: Answer,
+        notify_after: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self._session = session
+        self._notify_after = notify_after
         self._kernel_id = kernel_id
         self._answer = answer
         self._lock = threading.RLock()
@@ -132,8 +142,9 @@ class CardBoard:
         from IPython.display import DisplayHandle, display
 
         widget = CardWidget(
-            run=self._view(live), kernel_id=self._kernel_id, session_id=self._session.id
-        )
+            run=self._view(live), kernel_id=self._kernel_id, session_id=self._session.id,
+            notify_after=self._notify_after() or 0.0,
+        )  # fmt: skip
         widget.on_msg(lambda sender, content, _buffers: self._on_message(sender, content))
         card = _Card(live, widget, handle := DisplayHandle(), self._draw)
         display(card.bundle(), raw=True, display_id=handle.display_id)
@@ -143,11 +154,12 @@ class CardBoard:
         self.mark(card)  # it may have moved on, or ended, before we listened
 
     def redraw_queued(self) -> None:
-        """Bring the cards of queued runs up to date: their places in line have changed."""
+        """Bring the cards up to date on which a change of other runs shows: their place in line, a child that asks."""
         with self._lock:
-            queued = [c for c in self._live if c.live.record.status is RunStatus.QUEUED]
-        for card in queued:
-            self.mark(card)
+            records = [(card, card.live.record) for card in self._live]
+        for card, record in records:
+            if record.status is RunStatus.QUEUED or record.children:
+                self.mark(card)
 
     def note_sequels(self, live: LiveRun, sequels: Sequence[tuple[int, str]]) -> None:
         """Have the card of an ended run say which runs come from it."""
@@ -249,6 +261,8 @@ class CardBoard:
         is_queued = record.status is RunStatus.QUEUED
         words = self._session.line_words(live) if is_queued else None
         now, children = self._session.clock.now(), self._live_children(record)
+        if asking := [line for child in children.values() for line in _asking_words(child)]:
+            record = msgspec.structs.replace(record, notices=(*record.notices, *asking))
         return view(record, now, live.problem, words, blocks=blocks, children=children)
 
     def _live_children(self, record: RunRecord) -> dict[str, RunRecord]:
@@ -260,3 +274,8 @@ class CardBoard:
         """Answer a click that came over the comm; on whichever thread the kernel handles it."""
         if isinstance(content, dict):
             widget.send(self._answer(content))
+
+
+def _asking_words(child: RunRecord) -> list[str]:
+    """Return what a child run asks, each with the line that answers it: it has no card of its own."""
+    return [f"{title(child)}: {line}" for line in question_words(child)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun.errors import BadOption, UserError
 from nbrun.questions import ALLOW, DENY
+from nbrun.ui.edited import read_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from nbrun.session import NotebookSession
 
 _REMEMBERED = 256
+MAX_NONCE = 64
+"""Characters of a nonce by which the page knows the receipt of its message."""
 
 
 class Clicks:
@@ -45,24 +48,29 @@ class Clicks:
         return reply
 
     def _do(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
-        call, text, choice = (content.get(name) for name in ("call", "text", "choice"))
+        names = ("call", "text", "choice", "args_json", "nonce")
+        call, text, choice, args_json, nonce = (content.get(name) for name in names)
         try:
-            for word in (call, text, choice):
+            for word in (call, text, choice, args_json):
                 if word is not None and not isinstance(word, str):
-                    raise BadOption("call, text and choice are texts")
+                    raise BadOption("call, text, choice and args_json are texts")
             if (
                 content["op"] != "steer" and not call
             ):  # a click is one on a question, never on whichever is open
                 raise BadOption("call is missing: the id of the question")
             match content["op"]:
                 case "approve":
+                    # As text, where a person has edited it: the page's own numbers end at 2**53.
+                    args = content.get("args") if args_json is None else read_args(args_json)
+                    always = content.get("always") is True
                     self._session.answer(
-                        run, call, choice or ALLOW, args=content.get("args"), text=text, by=by
+                        run, call, choice or ALLOW, args=args, text=text, always=always, by=by
                     )
                 case "deny":
                     self._session.answer(run, call, DENY, text=text, by=by)
                 case _:
-                    self._session.steer(run, text or "", by=by)
+                    known_by = nonce if isinstance(nonce, str) and len(nonce) <= MAX_NONCE else None
+                    self._session.steer(run, text or "", by=by, id=known_by)
         except UserError as error:
             return {"outcome": "refused", "message": str(error)}
         return {"outcome": "sent"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import magic_arguments
 
+from nbrun import awaiting
 from nbrun.agents import registered
 from nbrun.agents.cell import PythonCell, check_code
 from nbrun.cancellation import CancelOutcome, CancelReceipt
@@ -19,8 +19,10 @@ from nbrun.encoding import shown
 from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.events import CONTINUE
 from nbrun.questions import ALLOW, DENY
+from nbrun.record import Steered
 from nbrun.sequel import CELL, conversation
 from nbrun.session import LIST_LIMIT
+from nbrun.ui.edited import read_args
 from nbrun.ui.interpolation import interpolate
 from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual
 from nbrun.ui.options import (
@@ -39,7 +41,7 @@ from nbrun.ui.options import (
     whole_number,
 )  # fmt: skip
 from nbrun.ui.waiting import cell_id
-from nbrun.wording import duration_s, title
+from nbrun.wording import duration_s, receipt_words, title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
     from nbrun.run_list import RunList
     from nbrun.ui import Extension
 
+ARGS_MEND = 'write --args \'{"path": "x"}\' in single quotes'
+RECEIPT_S = 0.5
+"""How long `%agentrun say` looks whether its message is read."""
 SHOWN_RECEIPTS = 5
 """Lines that a cancel of all runs prints at most; more of them are counted."""
 
@@ -248,14 +253,15 @@ class AgentMagics(Magics):
     def _approve(self, words: list[str]) -> None:
         args = take_flag(words, "--args", has_value=True)
         choice = take_flag(words, "--choose", has_value=True)
-        text = take_flag(words, "--text", has_value=True)
+        always = take_flag(words, "--always", has_value=False) is not None
+        text = _take_word(words, "--text")
         refuse_flags("approve", words)
         run, call = self._asking("approve", words)
-        edited = None if args is None else _json(args)
-        self._answer(run, call, choice or ALLOW, args=edited, text=text)
+        edited = None if args is None else read_args(args, ARGS_MEND)
+        self._answer(run, call, choice or ALLOW, args=edited, text=text, always=always)
 
     def _deny(self, words: list[str]) -> None:
-        reason = take_flag(words, "--reason", has_value=True)
+        reason = _take_word(words, "--reason")
         refuse_flags("deny", words)
         run, call = self._asking("deny", words)
         self._answer(run, call, DENY, text=reason)
@@ -263,7 +269,8 @@ class AgentMagics(Magics):
     def _answer(self, run: Run, call: str | None, decision: str, **said: Any) -> None:
         asked = self._extension.session.answer(run, call, decision, **said, by="magic")
         words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
-        print(f"{title(run.record)}: {words} {_asked_words(asked, run.record)}")
+        always = f"; {shown(asked.tool, 80)} from here on, too" if said.get("always") else ""
+        print(f"{title(run.record)}: {words} {_asked_words(asked, run.record)}{always}")
 
     def _asking(self, verb: str, words: list[str]) -> tuple[Run, str | None]:
         """Return the run that is answered, and the question that the line names, if it names one."""
@@ -285,8 +292,8 @@ class AgentMagics(Magics):
         if len(words) < 2:
             raise BadOption("%agentrun say wants a run and a text: %agentrun say last and be brief")
         run = self._extension.session.get(words[0])
-        self._extension.session.steer(run, words[1], by="magic")
-        print(f"{title(run.record)}: the message was sent")
+        steer_id = self._extension.session.steer(run, words[1], by="magic")
+        print(f"{title(run.record)}: the message was sent, {_receipt(run, steer_id)}")
 
     def _logs(self, words: list[str]) -> None:
         from nbrun.ui.run_log import SHOWN_LINES, log_text
@@ -409,10 +416,27 @@ def _receipt_lines(receipts: list[CancelReceipt], *, is_long: bool) -> list[str]
     return [f"{count:,} runs: {_OUTCOMES[outcome]}" for outcome, count in outcomes.items()]
 
 
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise BadOption(
-            f'--args is no JSON ({error}); write --args \'{{"path": "x"}}\' in single quotes'
-        ) from None
+def _take_word(words: list[str], flag: str) -> str | None:
+    """Take what is to be said with an answer, under its name or as `-r`."""
+    text, short = (take_flag(words, name, has_value=True) for name in (flag, "-r"))
+    if text is not None and short is not None:
+        raise BadOption(f"{flag} and -r are the same: give one")
+    return text if short is None else short
+
+
+def _receipt(run: Run, steer_id: str) -> str:
+    """Return whether the agent has read a message, after a moment in which it may."""
+
+    def sent(record: RunRecord) -> Steered | None:
+        return next((one for one in record.steered if one.id == steer_id), None)
+
+    def is_told(record: RunRecord) -> bool:
+        message = sent(record)
+        return not record.is_live or (message is not None and message.taken_at is not None)
+
+    if run._live is not None:
+        awaiting.wait_until(run._live, lambda live: is_told(live.record), RECEIPT_S)
+    record = run.record
+    words = receipt_words(sent(record) or Steered(0, ""), record)
+    is_deaf = record.is_live and not record.is_steerable
+    return f"{words}; the agent has not looked for messages so far" if is_deaf else words

@@ -112,11 +112,11 @@ SUBCOMMANDS = {
     ),
     "lost": Subcommand("lost REF…", "give up runs whose kernel cannot be seen from here"),
     "approve": Subcommand(
-        "approve [REF] [CALL] [--args JSON] [--choose OPTION] [--text TEXT]",
-        "allow what a run asks for",
+        "approve [REF] [CALL] [--args JSON] [--always] [--choose OPTION] [--text TEXT | -r TEXT]",
+        "allow what a run asks for; --always: this tool for the rest of the run",
     ),
-    "deny": Subcommand("deny [REF] [CALL] [--reason TEXT]", "refuse what a run asks for"),
-    "say": Subcommand("say REF TEXT…", "a message into a running agent"),
+    "deny": Subcommand("deny [REF] [CALL] [--reason TEXT | -r TEXT]", "refuse what a run asks for"),
+    "say": Subcommand("say REF TEXT…", "a message into a running agent; tells whether it was read"),
     "rm": Subcommand("rm REF… | --all-ended", "remove ended runs, with their child runs and files"),
     "export": Subcommand(
         "export [REF] [--form jsonl|json|html|md] [--out FILE]",

@@ -60,7 +60,7 @@ class PanelWidget(CardWidget):
     """The panel in the page: the table in a trait of its own, and in the card's traits the run that is open."""
 
     _esm = page_module("panel.js")
-    _css: Any = page_style("card.css", "panel.css")
+    _css: Any = page_style("card.css", "people.css", "panel.css")
     panel = traitlets.Dict().tag(sync=True)
 
 

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbrun import events as ev
-from nbrun.encoding import readable, shown
-from nbrun.errors import UserError
-from nbrun.questions import ALLOW, DENY
+from nbrun.encoding import shown
 from nbrun.snapshot import plain_text
-from nbrun.ui.keyboard import next_line, typed_ahead
+from nbrun.ui.asking import ask
 from nbrun.ui.waiting import TICK_S, cancelled_by_interrupt
-from nbrun.wording import (
-    duration,
-    progress_words,
-    resolution_words,
-    tokens_words,
-    visible,
-)
+from nbrun.wording import duration, progress_words, tokens_words
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nbrun.run import Run
     from nbrun.session import NotebookSession
 
@@ -66,7 +55,7 @@ def show_until_end(run: Run, session: NotebookSession) -> None:
                     if question.id not in asked:
                         asked.add(question.id)
                         live.stop()  # the line would be drawn over what is typed
-                        _ask(run, question, session, console)
+                        ask(run, question, session, console)
                         live.start()
     finally:
         live.stop()
@@ -82,56 +71,3 @@ def _end(text: str, width: int) -> str:
     while text and cell_len(text) >= width:
         text = text[1:]
     return f"…{text}" if text else ""
-
-
-def _ask(run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console: Console) -> None:
-    """Ask a question of the run's at the keyboard, until it is answered, here or elsewhere, or asked no more."""
-    from rich.text import Text
-
-    if ahead := typed_ahead():
-        console.print(Text(visible(f"  (typed before it was asked, and dropped: {ahead})")))
-    args = "" if asked.args is None else f" {readable(asked.args)}"
-    console.print(Text(visible(f"? {asked.message}{args}")))
-    words = visible("/".join((*(asked.options or ("y",)), "N")))
-    while True:
-        console.print(Text(f"  [{words}] "), end="")
-        try:
-            typed = next_line(lambda: any(asked.id == other.id for other in run.pending))
-        except EOFError:
-            typed = ""
-            console.print()
-        except KeyboardInterrupt:
-            console.print()
-            raise
-        if typed is None:
-            console.print(Text(f"\n  {_resolution(run, asked)}"))
-            return
-        decision = _decision(typed, asked.options)
-        if decision is not None:
-            break
-        console.print(Text(f"  answer with one of: {words}; an empty line is a no"))
-    try:
-        session.answer(run, asked.id, decision, by="terminal")
-    except UserError as error:  # its time was over in this moment
-        console.print(Text(f"  {error}"))
-
-
-def _decision(typed: str, options: tuple[str, ...]) -> str | None:
-    """Return the decision that was typed; None for what is neither a clear yes nor a clear no."""
-    if typed in options:
-        return typed
-    if typed.lower() in ("", "n", "no", DENY):
-        return DENY
-    return ALLOW if not options and typed.lower() in ("y", "yes", ALLOW) else None
-
-
-def _resolution(run: Run, asked: ev.ApprovalRequested) -> str:
-    """Return what came of a question that was not answered here."""
-    asked_at, words = None, "no longer asked: the run has ended"
-    for event in run.events():
-        if isinstance(event.data, ev.ApprovalRequested) and event.data.id == asked.id:
-            asked_at = event.ts
-        if isinstance(event.data, ev.ApprovalResolved) and event.data.id == asked.id:
-            limit_s = None if asked.deadline is None else asked.deadline - (asked_at or event.ts)
-            words = resolution_words(event.data, limit_s, run.record.cause)
-    return words

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.encoding import readable, shown
+from nbrun.encoding import REPR_KEY, readable, shown
 from nbrun.events import Usage
+from nbrun.record import RunStatus
 from nbrun.ui.blocks import TEXT_LIMIT, visible_end
 from nbrun.wording import (
+    always_words,
     cancel_notes,
     child_title,
     going_on_notes,
     progress_words,
+    receipt_words,
     said,
     status_words,
     visible,
@@ -37,6 +41,10 @@ TRACEBACK_LIMIT = 4_000
 QUESTION_LIMIT = 5
 NOTHING_USED = Usage()
 ASKED_LIMIT = 3_000
+ONE_LINE = 60
+"""Characters of arguments that are shown in one line; longer ones a member a line."""
+EDIT_LIMIT = 6_000
+"""Characters of arguments that can be edited on the card; longer ones by `run.approve(args=…)`."""
 
 
 def view(
@@ -57,7 +65,7 @@ def view(
     blocks : draws the text, and knows what it has drawn; without it all text is shown as it is.
     children : the records of its live child runs, by their ids: a parent's log tells only of their ends.
     """
-    notes = [*going_on_notes(record), *cancel_notes(record)]
+    notes = [*filter(None, [always_words(record)]), *going_on_notes(record), *cancel_notes(record)]
     notices = [*record.notices, *([f"not saved: {problem}"] if problem else [])]
     return {
         "id": record.run_id,
@@ -86,6 +94,7 @@ def view(
         "log_count": record.log_count,
         "questions": [_question(asked) for asked in record.pending[:QUESTION_LIMIT]],
         "questions_cut": max(0, len(record.pending) - QUESTION_LIMIT),
+        "steer": _steer(record),
         **_error(record),
         "notes": [visible(note) for note in notes],
         "notices": [visible(notice) for notice in notices],
@@ -143,12 +152,54 @@ def _error(record: RunRecord) -> dict[str, str | None]:
 
 
 def _question(asked: ApprovalRequested) -> dict[str, Any]:
+    args = "" if asked.args is None else readable(asked.args)
+    if len(args) > ONE_LINE:
+        args = _laid_out(asked.args)
     return {
         "id": asked.id,
         "message": _head(asked.message),
-        "args": "" if asked.args is None else _head(readable(asked.args)),
+        "args": _head(args),
         "options": list(asked.options),
         "deadline": asked.deadline,
+        "tool": visible(shown(asked.tool, 80)) if not asked.options else "",
+        "edit": _edit(asked),
+    }
+
+
+def _edit(asked: ApprovalRequested) -> str | None:
+    """Return the arguments as the JSON to begin an edit with; None where the card cannot have them changed."""
+    if not asked.editable or asked.args is None or not _is_data(asked.args):
+        return None
+    text = json.dumps(asked.args, ensure_ascii=False, indent=2)
+    if len(text) > EDIT_LIMIT:
+        return None
+    # What cannot be seen as JSON's own escapes: it is in texts only, and they mean the same.
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def _is_data(value: Plain) -> bool:
+    """Return whether no stand-in of an object is in it: edited, it would take the place of the object itself."""
+    if isinstance(value, dict):
+        return REPR_KEY not in value and all(map(_is_data, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_data, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _steer(record: RunRecord) -> dict[str, Any]:
+    """Return the last messages to the agent, each with its receipt, and whether the page may send one."""
+    is_on = record.status in (RunStatus.RUNNING, RunStatus.WAITING)
+    return {
+        "can": is_on and record.is_steerable,
+        "messages": [
+            {
+                "id": one.id,
+                "text": visible(shown(one.text)),
+                "words": receipt_words(one, record),
+                "taken": one.taken_at is not None,
+            }
+            for one in record.steered
+        ],
     }
 
 

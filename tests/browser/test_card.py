@@ -12,11 +12,12 @@ from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
 from nbrun.record import ToolCall
 from nbrun.snapshot import bundle
+from tests.browser import axe
 from tests.browser.card_page import NOW, CardPage
 from tests.browser.pictures import SCREENSHOTS
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Locator
 
 STATUSES = {
     "queued": "Queued",
@@ -753,3 +754,273 @@ def test_a_question_of_a_kernel_that_is_gone_is_not_asked(card: CardPage) -> Non
     card.page.evaluate("() => harness.kernel.slots.forEach((slot) => slot(null, 'restarting'))")
     card.pass_ms(20)
     expect(card.part("question")).to_have_count(0)
+
+
+# --- editing, always, messages to the agent -----------------------------------------------------------
+
+EDITABLE: dict[str, Any] = {
+    "message": "Use delete?", "tool": "delete", "args": '{"path":"tea.txt","size":1152921504606846976}',
+    "edit": '{\n  "path": "tea.txt",\n  "size": 1152921504606846976\n}',
+}  # fmt: skip
+
+
+def button(card: CardPage, name: str) -> Locator:
+    """Return the button that is called so."""
+    return card.page.get_by_role("button", name=name, exact=True)
+
+
+def test_arguments_are_edited_and_checked_before_they_are_sent(card: CardPage) -> None:
+    """A slip is one line, at once, and loses nothing; what is right goes out as text; what is untouched does not."""
+    card.open(make_run("waiting", questions=[make_question(**EDITABLE)]))
+    editor = card.page.get_by_role("textbox", name="The arguments, as JSON, of: Use delete?")
+    expect(editor).to_be_hidden()
+    button(card, "Edit the arguments").click()
+    expect(editor).to_be_focused()
+    expect(editor).to_have_value(EDITABLE["edit"])
+    expect(card.part("args")).to_be_hidden()
+    slips = {
+        '{"path": "cup.txt"': "this is no JSON: ",
+        '["cup.txt"]': "are an object, and this is a list",
+        "": "no JSON",
+    }
+    for typed, words in slips.items():
+        editor.fill(typed)
+        button(card, "Allow once").click()
+        expect(card.part("question").get_by_role("alert")).to_contain_text(
+            f"Nothing was sent: {'t' if typed else ''}"
+        )
+        expect(card.part("question").get_by_role("alert")).to_contain_text(words)
+        expect(editor).to_have_attribute("aria-invalid", "true")
+        card.update(text="more")
+        expect(editor).to_have_value(typed)
+    assert card.ask("harness.model.sent") == []
+    editor.fill('{"path": "cup.txt", "size": 1152921504606846976}')
+    expect(card.part("question").get_by_role("alert")).to_be_hidden()
+    editor.press("Enter")  # a line of its own, and no answer
+    button(card, "Allow once").click()
+    [sent] = card.ask("harness.model.sent")
+    assert sent["args_json"].strip() == '{"path": "cup.txt", "size": 1152921504606846976}'
+    assert (sent["op"], sent["call"], "always" in sent) == ("approve", "ask-1", False)
+    expect(editor).not_to_be_editable()
+    card.page.evaluate(
+        """() => harness.model.tell("msg:custom", { op: "reply", outcome: "refused", message: "cannot be changed",
+              nonce: harness.model.sent.at(-1).nonce })"""
+    )
+    card.pass_ms(20)
+    expect(card.part("question").get_by_role("alert")).to_have_text("cannot be changed")
+    expect(editor).to_be_editable()
+    button(card, "Leave them as they are").click()
+    expect(card.part("args")).to_be_visible()
+    button(card, "Allow once").click()
+    assert "args_json" not in card.ask("harness.model.sent")[-1]
+
+
+def test_a_tool_can_be_allowed_for_the_rest_of_its_run(card: CardPage) -> None:
+    """Only what is about a tool; there is an editor only for what can be edited; a second Enter decides nothing."""
+    fixed = make_question(1, message="Use cut?", tool="cut", edit=None)
+    card.open(make_run("waiting", questions=[fixed, make_question(2)]))
+    first, second = (card.part("question").nth(at) for at in (0, 1))
+    expect(first.get_by_role("button")).to_have_text(["Allow once", "Always in this run", "Deny"])
+    expect(second.get_by_role("button")).to_have_text(["Allow", "Deny"])
+    always = button(card, "Always in this run")
+    expect(always).to_have_attribute("title", "Allow cut in this run, and ask for it no more")
+    first.get_by_role("textbox").fill("fine")
+    always.press("Enter")
+    [sent] = card.ask("harness.model.sent")
+    assert (sent["op"], sent["always"], sent["text"]) == ("approve", True, "fine")
+    first.get_by_role("textbox").focus()  # the button is disabled
+    card.update(questions=[make_question(2)])
+    expect(second.or_(card.part("question")).first.get_by_role("textbox")).to_be_focused()
+
+
+STEERABLE: dict[str, Any] = {"can": True, "messages": []}
+
+
+def test_a_message_is_sent_to_the_agent_and_its_receipt_shown(card: CardPage) -> None:
+    """Enter sends it once; what is typed outlives updates, a refusal too, and goes when the message has arrived."""
+    card.open(make_run(steer={"can": False, "messages": []}))
+    line = card.page.get_by_role("textbox", name="Say something to the agent")
+    expect(line).to_be_hidden()
+    card.update(steer=STEERABLE)
+    line.fill("be brief")
+    card.update(text="more", tools=[make_tool()])
+    expect(line).to_have_value("be brief")
+    for _ in range(2):
+        line.press("Enter")
+    [sent] = card.ask("harness.model.sent")
+    assert (sent["op"], sent["text"], sent["run_id"]) == ("steer", "be brief", "run-1")
+    assert [asked["content"] for asked in card.ask("harness.kernel.sent")] == [sent]
+    expect(button(card, "Send")).to_be_disabled()
+    expect(line).to_be_focused()
+    card.page.evaluate(
+        """() => harness.model.tell("msg:custom", { op: "reply", outcome: "refused", message: "64 messages wait",
+              nonce: harness.model.sent.at(-1).nonce })"""
+    )
+    card.pass_ms(20)
+    expect(card.part("steer").get_by_role("alert")).to_have_text("64 messages wait")
+    expect(line).to_have_value("be brief")
+    button(card, "Send").click()
+    card.reply("sent")
+    expect(line).to_have_value("be brief")
+    nonce = card.ask("harness.model.sent.at(-1).nonce")
+    message = {"id": nonce, "text": HOSTILE, "words": "not read yet", "taken": False}
+    card.update(steer={"can": True, "messages": [message]})
+    expect(line).to_have_value("")
+    expect(line).to_be_editable()
+    expect(card.part("steered-row")).to_have_text(f"You: {HOSTILE}not read yet")
+    line.press("Enter")  # there is nothing to say
+    line.fill("and left")
+    card.update(
+        steer={"can": True, "messages": [message | {"words": "read 2.5 s later", "taken": True}]}
+    )
+    expect(card.part("steered-words")).to_have_text("read 2.5 s later")
+    expect(line).to_have_value("and left")
+    assert len(card.ask("harness.model.sent")) == 2
+    card.update(
+        status="completed",
+        words="Completed",
+        live=False,
+        ended_at=NOW,
+        steer=STEERABLE | {"messages": [message]},
+    )
+    expect(line).to_be_hidden()
+    expect(card.part("steered-row")).to_be_visible()
+
+
+def test_what_is_typed_is_no_command_of_the_notebook(card: CardPage) -> None:
+    """Every place to type in, and every button, says it itself: shortcuts ask who has the focus; Enter stays."""
+    card.open(make_run("waiting", questions=[make_question(**EDITABLE)], steer=STEERABLE))
+    button(card, "Edit the arguments").click()
+    inside = "(box) => box.matches('[data-lm-suppress-shortcuts=true]')"
+    places = card.page.locator("input, textarea, button").all()
+    assert [place.evaluate(inside) for place in places] == [True] * len(places)
+    assert len(places) > 6
+    card.page.evaluate(
+        "() => { window.heard = []; document.addEventListener('keydown', ({ key }) => heard.push(key)) }"
+    )
+    for key in ("a", "Enter"):
+        card.page.get_by_role("textbox", name="The arguments").press(key)
+    assert card.ask("heard") == ["a"]
+
+
+def test_a_question_and_a_message_on_a_narrow_card(card: CardPage) -> None:
+    """At 320 px nothing scrolls sideways, and every button can be seen."""
+    card.page.set_viewport_size({"width": 320, "height": 900})
+    card.open(
+        make_run(
+            "waiting", questions=[make_question(**EDITABLE, deadline=NOW + 90)], steer=STEERABLE
+        )
+    )
+    button(card, "Edit the arguments").click()
+    card.page.get_by_role("textbox", name="The arguments").fill('{"path": "' + "deep/" * 40 + '"}')
+    assert card.ask("document.documentElement.scrollWidth") <= 320
+    for name in ("Allow once", "Always in this run", "Deny", "Send", "Leave them as they are"):
+        expect(button(card, name)).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "none"])
+def test_portraits_of_people(card: CardPage, theme: str) -> None:
+    """Pictures for people: a waiting card with its editor open and a slip in it, and what was said to the agent."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    messages = [
+        {"id": "n1", "text": "Only the drafts, please", "words": "read 2.1 s later", "taken": True},
+        {"id": "n2", "text": "and be brief", "words": "not read yet", "taken": False},
+    ]
+    questions = [
+        make_question(**EDITABLE, deadline=NOW + 90),
+        make_question(2, message="Empty the bin, too?"),
+    ]
+    notices = ["always allowed in this run: search"]
+    run = make_run(
+        "waiting", notices=notices, steer={"can": True, "messages": messages}, questions=questions
+    )
+    for width in (760, 320):
+        card.page.set_viewport_size({"width": width, "height": 400})
+        card.open(run, theme=theme)
+        card.page.evaluate("() => { harness.model.state.notify_after = 1; harness.update({}) }")
+        card.pass_ms(1000)
+        card.page.screenshot(path=SCREENSHOTS / f"{theme}-people-{width}.png", full_page=True)
+        button(card, "Edit the arguments").click()
+        card.page.get_by_role("textbox", name="The arguments").fill('{"path": "drafts"')
+        button(card, "Allow once").click()
+        picture = SCREENSHOTS / f"{theme}-people-editing-{width}.png"
+        card.page.screenshot(path=picture, full_page=True)
+        assert picture.stat().st_size > 0
+        card.page.clock.resume()  # axe waits by the page's clock
+        assert axe.violations(card.page, ".nbrun-card") == []
+
+
+# --- notifications -----------------------------------------------------------------------------------
+
+SPY = """() => {
+  window.told = [];
+  const Real = window.Notification;
+  window.Notification = class extends Real {
+    constructor(title, options) {
+      super(title, options);
+      told.push([title, options.body, options.tag]);
+    }
+  };
+  window.hide = (state) => Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+}"""
+
+
+def offered(card: CardPage) -> Locator:
+    """Open a live run of 12 s where one is told of after 10, and return the button that is offered."""
+    card.open(make_run(name="my\u202e \n agent" + "x" * 100))
+    card.page.evaluate(SPY)
+    card.page.evaluate("() => { harness.model.state.notify_after = 10; harness.update({}) }")
+    card.pass_ms(1000)
+    return button(card, "Notify me when it ends")
+
+
+def end(card: CardPage, **fields: Any) -> list[list[str]]:
+    """End the run, let nothing be drawn, as in a hidden page, and return what the browser was told."""
+    ended = make_run("completed", words=f"Completed in 12 s {HOSTILE}", **fields)
+    told: list[list[str]] = card.page.evaluate(
+        "(ended) => { harness.update({ ...ended, name: harness.model.get('run').name }); return told }",
+        ended,
+    )
+    return told
+
+
+def test_a_long_run_is_told_of_in_a_hidden_tab(card: CardPage) -> None:
+    """The browser's permission is asked by a click; then the end is told, once, in words that are safe."""
+    notify = offered(card)
+    expect(notify).to_be_visible()
+    card.page.context.grant_permissions(["notifications"])
+    notify.click()
+    words = "The browser will tell when a run of more than 10 s ends while this tab is hidden."
+    expect(card.part("notify").get_by_role("status")).to_have_text(words)
+    card.pass_ms(1000)
+    expect(notify).to_be_hidden()
+    card.page.evaluate("() => hide('hidden')")
+    [[title, body, tag]] = end(card)
+    assert title == f"Completed in 12 s {HOSTILE}"[:80]  # a text: nobody makes nodes of it
+    assert body == f"my agent{'x' * 72} #3"
+    assert tag == "run-1"
+    assert end(card) == [[title, body, tag]]
+    card.pass_ms(20)
+    expect(card.part("notify")).to_be_hidden()
+
+
+def test_nothing_is_told_that_nobody_asked_for(card: CardPage) -> None:
+    """Not of what can be seen, was short, or where it is off; and a browser that refuses has said so."""
+    card.page.context.grant_permissions(["notifications"])
+    expect(offered(card)).to_be_hidden()  # it may already
+    assert end(card) == []  # it can be seen
+    offered(card)
+    card.page.evaluate("() => hide('hidden')")
+    assert end(card, ended_at=NOW - 3) == []  # it took 9 s
+    for after_s in (0, None):
+        offered(card)
+        card.page.evaluate(
+            "(s) => { hide('hidden'); harness.model.state.notify_after = s }", after_s
+        )
+        assert end(card) == []
+    card.page.context.clear_permissions()
+    offered(card).click()  # nobody is there to allow it
+    words = "The browser does not allow it for this page: its site settings can."
+    expect(card.part("notify").get_by_role("status")).to_have_text(words)
+    card.page.evaluate("() => hide('hidden')")
+    assert end(card) == []

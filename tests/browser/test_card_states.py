@@ -248,8 +248,8 @@ def test_the_keyboard_reaches_everything(card: CardPage) -> None:
             break
         stops.append(stop)
     assert [name for name, *_ in stops] == [
-        "fold", "reason", "decide", "decide", "tool-line", "tool-line", "reasoning-title", "text", "trace-title",
-        "log-title", "log-lines", "copy", "copy", "copy",
+        "fold", "link", "reason", "decide", "decide", "tool-line", "tool-line", "reasoning-title", "text",
+        "trace-title", "log-title", "log-lines", "copy", "copy", "copy",
     ]  # fmt: skip
     assert {outline for *_, outline in stops} == {"solid"}
     has_its_keys = "document.activeElement.hasAttribute('data-lm-suppress-shortcuts')"

@@ -156,6 +156,44 @@ def test_a_restart_leaves_no_card_that_says_running(open_notebook: OpenNotebook)
     expect(notebook.output(2)).to_contain_text("Cancelled by the kernel's shutdown")
 
 
+CLEANER = """%load_ext nbrun
+import time
+async def cleaner(prompt, run):
+    used = [(await run.approve_tool("delete", {"path": word})).args["path"] for word in ("a", "b")]
+    return " ".join([*used, await run.inbox.get()])
+"""
+
+
+def test_a_person_is_asked_and_heard_while_a_cell_blocks(open_notebook: OpenNotebook) -> None:
+    """Arguments edited, a tool allowed for the rest of the run, a message sent: keys that Lab has other uses for."""
+    notebook = open_notebook([CLEANER, "%%agentrun cleaner\nTidy up.", "time.sleep(60)"])
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    notebook.run_cell(2)
+    card, keyboard = notebook.output(1), notebook.page.keyboard
+    expect(card).to_contain_text("Waiting for you")
+    card.get_by_role("button", name="Edit the arguments").click()
+    editor = card.get_by_role("textbox", name="The arguments")
+    expect(editor).to_be_focused()
+    keyboard.press("ControlOrMeta+a")
+    keyboard.type('{"path":')
+    keyboard.press("Enter")
+    keyboard.type('"ddxx"}')
+    expect(editor).to_have_value('{"path":\n"ddxx"}')
+    shoot(notebook, "journey-editing")
+    card.get_by_role("button", name="Always in this run").press("Enter")
+    line = card.get_by_role("textbox", name="Say something to the agent")
+    line.click()
+    keyboard.type("add a brief word")
+    keyboard.press("Enter")
+    expect(card.locator(".nbrun-static")).to_contain_text("ddxx b add a brief word")
+    expect(card).to_contain_text("always allowed in this run: delete")
+    expect(card).to_contain_text("said to the agent: “add a brief word”, read")
+    expect(notebook.prompt(2)).to_have_text("[*]:")
+    assert len(notebook.save().cells) == 3
+    notebook.interrupt()
+
+
 WORKER = """%load_ext nbrun
 import asyncio
 async def survey(prompt, run):

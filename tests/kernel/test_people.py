@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,11 +10,16 @@ import pytest
 from tests.kernel.cells import error_line, run_ok, stored, value, wait_for_status, wait_for_text
 from tests.kernel.driver import Kernel, Message
 from tests.kernel.test_cancel import BUSY, HEARD_S, ask, cancel_request
+from tests.kernel.test_cards import card_messages, states
 
 AGENTS = """
 async def asks(prompt, run):
     answer = await run.ask(f"Delete {prompt}?", args={"path": prompt})
     return [answer.decision, answer.args, answer.text, answer.by]
+
+async def uses(prompt, run):
+    asked = [await run.approve_tool("cut", {"n": 1}) for _ in range(2)]
+    return [[answer.decision, answer.args, answer.by] for answer in asked]
 
 async def reads(prompt, run):
     run.text("begun ")
@@ -56,6 +62,29 @@ def test_an_answer_gets_through_while_the_main_thread_is_busy(people_kernel: Ker
         assert not blocked.is_done
         kernel.interrupt()
         blocked.wait()
+
+
+def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(
+    people_kernel: Kernel,
+) -> None:
+    """With arguments edited as text, whose numbers stay exact; the run goes on to its end, and tells of it."""
+    kernel = people_kernel
+    run_ok(kernel, "%%agentrun uses -n cutter\ntea")
+    wait_for_status(kernel, "cutter", "waiting")
+    request = click(kernel, "approve", "cutter", call="ask-1", always=True)
+    blocked = kernel.start(BUSY["sleep"])
+    kernel.wait_until(lambda: "in" in blocked.stdout)
+    for number, (typed, words) in enumerate([("{", "no JSON"), ("[1]", "are an object")]):
+        refused = ask(kernel, request | {"nonce": f"slip-{number}", "args_json": typed})
+        assert sent(refused) == "refused"
+        assert words in refused["message"]
+    assert sent(ask(kernel, request | {"args_json": f'{{"n": {2**60}}}'})) == "sent"
+    record = wait_for_status(kernel, "cutter", "completed", timeout_s=HEARD_S * 3)
+    assert record.output == [["allow", {"n": 2**60}, "card"], ["allow", {"n": 1}, "always"]]
+    assert record.always == ("cut",)
+    assert not blocked.is_done
+    kernel.interrupt()
+    blocked.wait()
 
 
 def test_what_comes_twice_is_done_once(people_kernel: Kernel) -> None:
@@ -132,9 +161,13 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     wait_for_status(kernel, "second", "waiting")
     wait_for_status(kernel, "third", "waiting")
     assert "2 runs ask something" in error_line(kernel.run("%agentrun deny"))
-    assert "--args is no JSON" in error_line(kernel.run("%agentrun approve second --args {"))
+    no_json = error_line(kernel.run("%agentrun approve second --args {"))
+    assert "the arguments are no JSON" in no_json
+    assert "in single quotes" in no_json
+    assert "-r are the same" in error_line(kernel.run("%agentrun deny second --reason a -r b"))
+    assert "leave always out" in error_line(kernel.run("%agentrun approve second --always"))
     assert "does not ask 'ask-7'" in error_line(kernel.run("%agentrun approve second ask-7"))
-    cell = run_ok(kernel, "%agentrun deny second ask-1 --reason 'not that one'")
+    cell = run_ok(kernel, "%agentrun deny second ask-1 -r 'not that one'")
     assert cell.stdout == "run #2 second: denied “Delete tea?”\n"
     run_ok(kernel, "%agentrun approve third")
     assert value(kernel, "second.result(10)[:3]") == "['deny', {'path': 'tea'}, 'not that one']"
@@ -144,9 +177,21 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     wait_for_text(kernel, "reads on")
     assert "say wants a run and a text" in error_line(kernel.run("%agentrun say last"))
     cell = run_ok(kernel, "%agentrun say 'reads on' don't stop")
-    assert cell.stdout == "run #4 reads on: the message was sent\n"
+    assert re.fullmatch(
+        r"run #4 reads on: the message was sent, read [\d.]+ m?s later\n", cell.stdout
+    )
     assert value(kernel, "reading.result(10)") == '["don\'t stop", []]'
     assert "has ended" in error_line(kernel.run("%agentrun say 'reads on' too late"))
+
+    run_ok(kernel, "%%agentrun uses -n cutter -o cutter\ntea")
+    wait_for_status(kernel, "cutter", "waiting")
+    cell = run_ok(kernel, "%agentrun say cutter be quick")
+    assert cell.stdout == (
+        "run #5 cutter: the message was sent, not read yet; the agent has not looked for messages so far\n"
+    )
+    cell = run_ok(kernel, "%agentrun approve cutter --always -r fine")
+    assert cell.stdout == "run #5 cutter: allowed “Use cut?”; cut from here on, too\n"
+    assert value(kernel, "[by for _, _, by in cutter.result(10)]") == "['magic', 'always']"
 
 
 def test_a_static_card_says_that_its_run_waits(people_kernel: Kernel) -> None:
@@ -189,6 +234,24 @@ def test_a_saved_live_card_says_that_its_run_waits(people_kernel: Kernel) -> Non
     cells.append(run_ok(kernel, "%agentrun deny"))
     kernel.wait_until(lambda: "Completed" in latest()["text/html"])
     assert "application/vnd.jupyter.widget-view+json" not in latest()
+
+
+def test_a_card_says_what_a_child_run_asks(people_kernel: Kernel) -> None:
+    """It has no card of its own: its parent's tells how it is answered, until it is."""
+    kernel = people_kernel
+    run_ok(
+        kernel, "async def parent(prompt, run): return await run.start_child(uses, name='helper')"
+    )
+    cell = run_ok(kernel, "%%agentrun parent -o parent\ntea")
+    line = 'run #2 helper: Waiting for you: Use cut? {"n":1} – %agentrun approve #2'
+
+    def notices() -> list[str]:
+        return [str(notice) for notice in states(card_messages(kernel, cell))[-1]["notices"]]
+
+    kernel.wait_until(lambda: line in notices())
+    run_ok(kernel, "%agentrun approve #2 --always")
+    assert value(kernel, "parent.result(10)[1]") == "['allow', {'n': 1}, 'always']"
+    kernel.wait_until(lambda: line not in notices())
 
 
 def test_a_policy_answers_and_a_headless_cell_is_not_held_up(people_kernel: Kernel) -> None:

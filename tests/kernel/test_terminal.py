@@ -18,6 +18,9 @@ AGENTS = (
     "async def shout(prompt): return prompt.upper()",
     "async def endless(prompt, run): run.text('word ' * 80 + 'begun '); await asyncio.Event().wait()",
     "async def asks(prompt, run): return [(await run.ask(word, args=prompt)).decision for word in ('one?', 'two?')]",
+    "may = lambda run, word: run.approve_tool(word, {'n': 1}, timeout_s=90)",
+    "async def uses(prompt, run): return [(a.decision, a.args, a.text) for word in prompt.split() "
+    "for a in [await may(run, word)]]",
     "async def asks_briefly(prompt, run): return (await run.ask('quick?', timeout_s=1)).by",
     "who = lambda run: [(e.data.decision, e.data.by) for e in run.events() if e.type == 'approval.resolved']",
     "async def broken(prompt): raise ValueError('the kettle is empty')",
@@ -121,31 +124,60 @@ def test_a_question_is_asked_at_the_keyboard(terminal: Terminal) -> None:
     """The cell waits, so what the run asks is asked there, until it is answered by a clear yes or no."""
     terminal.type("%%agentrun asks -o answers", "hello")
     terminal.child.expect_exact("? one? hello")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("/N] ")
     terminal.child.sendline("y")
     terminal.child.expect_exact("? two? hello")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("/N] ")
     terminal.child.sendline("what?")
-    terminal.child.expect_exact("answer with one of: y/N")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("answer with one of: y/edit/N")
+    terminal.child.expect_exact("/N] ")
     terminal.child.sendline("n")
     assert "Completed" in terminal.read()
     assert "[('allow', 'terminal'), ('deny', 'terminal')]" in terminal.run("print(who(answers))")
 
     terminal.type("%%agentrun asks -o answers", "hello")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("/N] ")
     terminal.child.sendline("")
     terminal.child.expect_exact("? two? hello")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("/N] ")
     terminal.child.sendeof()
     assert "Completed" in terminal.read()
     assert "['deny', 'deny']" in terminal.run("print(answers.output)")
 
 
+def test_a_tool_is_allowed_changed_or_denied_at_the_keyboard(terminal: Terminal) -> None:
+    """Its arguments can be edited, a slip there costs nothing; always is for this tool; a no can say why."""
+    terminal.type("%%agentrun uses -o used", "cut cut cut saw")
+    terminal.child.expect_exact('? Use cut? {"n":1}')
+    terminal.child.expect(r"denied in 1 min \d+ s without an answer")
+    terminal.child.expect_exact("[y/always/edit/N] ")
+    for typed, words in (("{n: 2}", "the arguments are no JSON"), ("[2]", "are an object")):
+        terminal.child.sendline("e")
+        terminal.child.expect_exact("arguments as JSON, an empty line keeps them: ")
+        terminal.child.sendline(typed)
+        terminal.child.expect_exact(words)
+        terminal.child.expect_exact("[y/always/edit/N] ")
+    terminal.child.sendline("edit")
+    terminal.child.expect_exact("keeps them: ")
+    terminal.child.sendline('{"n": 2}')
+    terminal.child.expect_exact('? Use cut? {"n":2} (edited)')
+    terminal.child.expect_exact("[y/always/edit/N] ")
+    terminal.child.sendline("yes, but")
+    terminal.child.expect_exact("answer with one of")
+    terminal.child.sendline("always")
+    terminal.child.expect_exact("? Use saw?")  # the other cuts are not asked about
+    terminal.child.expect_exact("N] ")
+    terminal.child.sendline("n too sharp")
+    assert "always allowed in this run: cut" in terminal.read()
+    shown = terminal.run("print(used.output)")
+    assert "[('allow', {'n': 2}, ''), ('allow', {'n': 1}, ''), ('allow', {'n': 1}, '')" in shown
+    assert "('deny', {'n': 1}, 'too sharp')]" in shown
+
+
 def test_a_question_that_is_over_takes_no_line(terminal: Terminal) -> None:
     """Its deadline, a time limit and a cancel end the prompt at once; what is typed then is the next cell's."""
     terminal.type("%%agentrun asks_briefly -o brief", "hello")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("/N] ")
     terminal.child.send("ye")  # half an answer is not a part of the next cell either
     terminal.child.expect_exact("denied: no answer in 1 s")
     terminal.type("6 * 7")
@@ -154,7 +186,7 @@ def test_a_question_that_is_over_takes_no_line(terminal: Terminal) -> None:
     assert "deadline" in terminal.run("print(brief.output)")
 
     terminal.type("%%agentrun asks --timeout 1s", "hello")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("/N] ")
     terminal.child.expect_exact("denied: the run's time is over")
     terminal.type("6 * 8")
     assert "Timed out" in terminal.read()
@@ -187,7 +219,7 @@ def test_questions_of_a_piped_session_are_answered_by_its_lines(tmp_path: Path) 
 def test_ctrl_c_at_a_question_cancels_the_run(terminal: Terminal) -> None:
     """It is no answer: the run is interrupted, and its question with it."""
     terminal.type("%%agentrun asks -o stopped", "hello")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("/N] ")
     terminal.child.sendintr()
     assert "KeyboardInterrupt: run #1 asks: Interrupted after" in terminal.read()
     assert "[('deny', 'cancel')]" in terminal.run("print(who(stopped))")
@@ -202,7 +234,7 @@ def test_what_was_typed_before_a_question_is_no_answer(terminal: Terminal) -> No
     terminal.child.expect_exact("begun")
     terminal.child.sendline("y")
     terminal.child.expect_exact("typed before it was asked, and dropped: y")
-    terminal.child.expect_exact("[y/N] ")
+    terminal.child.expect_exact("/N] ")
     terminal.child.sendline("no")
     assert "deny" in terminal.read()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import msgspec
 import pytest
 
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun import events as ev
-from nbrun.record import ChildSummary, ToolCall
+from nbrun.record import ChildSummary, Steered, ToolCall
 from nbrun.snapshot import bundle
 from nbrun.ui.blocks import TEXT_LIMIT, Blocks
 from nbrun.ui.view import TOOL_LIMIT, view
@@ -79,8 +80,58 @@ def test_a_question_is_shown_as_it_is_asked() -> None:
     (shown,) = view(record, now=105.0)["questions"]
     assert shown == {
         "id": "ask-1", "message": "Delete?", "args": '{"path":"a\\u202eb\\u001b[2K"}', "options": ["a", "b"],
-        "deadline": 130.0,
+        "deadline": 130.0, "tool": "", "edit": '{\n  "path": "a\\u202eb\\u001b[2K"\n}',
     }  # fmt: skip
+
+
+def test_what_can_be_edited_is_given_as_json() -> None:
+    """Data that the tool lets be changed, whole and exact; nothing in whose place an edit would be something else."""
+    exact = {"id": 2**60, "part": 1.0, "note": "\u202e", "paths": ["a" * 50]}
+    (shown,) = _asked(args=exact, tool="delete\u202e")
+    assert json.loads(shown["edit"]) == exact
+    assert (shown["tool"], "\u202e" in shown["edit"]) == ("delete\\u202e", False)
+    assert shown["args"].splitlines()[1] == f'  "id": {2**60},'
+    stand_in = {"$type": "Cup", "$repr": "Cup()"}
+    fixed: list[dict[str, Any]] = [
+        {"args": None}, {"args": {"x": 1}, "editable": False}, {"args": stand_in}, {"args": [{"cup": stand_in}]},
+        {"args": math.nan}, {"args": "x" * 7_000},
+    ]  # fmt: skip
+    for fields in fixed:
+        assert _asked(**fields)[0]["edit"] is None, fields
+    long = {"$type": "Cup", "$repr": "Cup(" + "x" * 100 + ")"}
+    assert _asked(args=long)[0]["args"] == long["$repr"]
+
+
+def _asked(**fields: Any) -> list[dict[str, Any]]:
+    asked = ev.ApprovalRequested("ask-1", "Delete?", **fields)
+    record = msgspec.structs.replace(RECORD, status=RunStatus.WAITING, pending=(asked,))
+    shown: list[dict[str, Any]] = json.loads(json.dumps(view(record, now=105.0)["questions"]))
+    return shown
+
+
+def test_messages_to_the_agent_have_their_receipts() -> None:
+    """Each in words; one can be sent where the agent looks for them and is not being stopped."""
+    steered = (
+        Steered(1, "left", "card", "n1", 100.0, 102.5),
+        Steered(2, "\u202eright", "card", "n2", 103.0),
+    )
+    record = msgspec.structs.replace(
+        RECORD, steered=steered, steers=2, steers_taken=1, is_steerable=True, always=("delete",)
+    )
+    shown = view(record, now=105.0)
+    assert shown["steer"] == {
+        "can": True,
+        "messages": [
+            {"id": "n1", "text": "left", "words": "read 2.5 s later", "taken": True},
+            {"id": "n2", "text": "\\u202eright", "words": "not read yet", "taken": False},
+        ],
+    }
+    assert shown["notes"][0] == "always allowed in this run: delete"
+    deaf = msgspec.structs.replace(record, is_steerable=False)
+    stopping = msgspec.structs.replace(record, status=RunStatus.CANCELLING)
+    waiting = msgspec.structs.replace(record, status=RunStatus.WAITING)
+    can = [view(one, now=105.0)["steer"]["can"] for one in (deaf, stopping, waiting)]
+    assert can == [False, False, True]
 
 
 def test_many_and_long_questions_have_a_small_view() -> None:

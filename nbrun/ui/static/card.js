@@ -3,12 +3,14 @@
 import { drawChildren } from "./children.js";
 import { addCopies, drawCopies } from "./copies.js";
 import { addHead, CANCEL_AFTER_S, drawCancel, drawFold, drawHead } from "./head.js";
-import { add, addBox, addFold, addSaid, fitRows, followEnd, noteChoice, noteFocus, reach, write } from "./nodes.js";
+import { add, addBox, addFold, addSaid, fitRows, followEnd, keepEnter, noteChoice, noteFocus, reach, write } from "./nodes.js";
 import { addProgress, drawProgress } from "./progress.js";
 import { addProse, drawProse } from "./prose.js";
 import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
+import { addNotify, askToNotify, drawNotify, notifyEnd } from "./notify.js";
 import { makeRequests } from "./requests.js";
 import { listen, newNonce, watchKernel } from "./roads.js";
+import { STEER, addSteer, drawSteer, sendSteer } from "./steer.js";
 import { drawTools } from "./tools.js";
 import { counted, earlier, wholeDuration } from "./wording.js";
 
@@ -36,6 +38,7 @@ import { counted, earlier, wholeDuration } from "./wording.js";
  * @property {number} log_count  how many there are
  * @property {Question[]} [questions]  what a person is asked
  * @property {number} [questions_cut]
+ * @property {import("./steer.js").Steer} [steer]  what is said to the agent
  * @property {string | null} error
  * @property {string} [traceback]
  * @property {string[]} [notes]  what there is to say besides the status
@@ -82,10 +85,13 @@ function buildCard(el, getRun, signal) {
   const logCut = add(log, "div", "cut");
   const logLines = addBox(log, "log-lines", "Log");
   const copyResult = addCopies(body, prose.text, getRun, signal);
+  const notify = addNotify(body);
+  const steer = addSteer(body);
   el.append(root);
   const boxes = [prose.thoughts, prose.text, prose.output, error, traceback, logLines];
+  const people = { questions, questionsCut, notify, steer };
   const story = { phase, progress, notes, notices, toolsCut, tools, childrenCut, children, idle, prose, copyResult };
-  return { root, head, questions, questionsCut, body, ...story, error, trace, traceback, log, logTitle, logCut, logLines, boxes };
+  return { root, head, ...people, body, ...story, error, trace, traceback, log, logTitle, logCut, logLines, boxes };
 }
 
 /** @typedef {ReturnType<typeof buildCard>} Card */
@@ -112,6 +118,7 @@ function draw(card, run, requests, nowS, seconds) {
   drawProse(card.prose, run, run.live);
   drawError(card, run);
   drawLog(card, run);
+  drawSteer(card.steer, run, requests);
   drawCopies(card.copyResult, run, !card.prose.text.hidden);
   card.boxes.forEach(reach); // at last: sizes are asked for once, when nothing changes any more
 }
@@ -174,6 +181,7 @@ export function render({ model, el }) {
   let skewS = clockSkewS(model.get("run"), false);
   let [frame, tick] = [0, 0];
   let isKernelGone = false;
+  let wasLive = /** @type {boolean} */ (model.get("run").live);
 
   const drawNow = () => {
     cancelAnimationFrame(frame);
@@ -184,6 +192,7 @@ export function render({ model, el }) {
     const nowS = Date.now() / 1000 + skewS;
     const seconds = elapsedS(run, nowS);
     draw(card, run, requests, nowS, seconds);
+    drawNotify(card.notify, model.get("notify_after"), seconds);
     if (seconds === null) return;
     const cancelInS = run.created_at + CANCEL_AFTER_S - nowS;
     tick = setTimeout(drawSoon, cancelInS > 0 ? 1000 * cancelInS : 1000 - ((seconds * 1000) % 1000));
@@ -195,9 +204,11 @@ export function render({ model, el }) {
   const onRun = () => {
     const run = /** @type {Run} */ (model.get("run"));
     skewS = clockSkewS(run, true);
+    if (wasLive && !run.live) notifyEnd(run, model.get("notify_after")); // not when drawn: a hidden page draws nothing
+    wasLive = run.live;
     if (!run.live || run.status === "cancelling") requests.forget(CANCEL);
     for (const key of requests.keys()) {
-      if (key !== CANCEL && !run.questions?.some(({ id }) => id === key)) requests.forget(key);
+      if (key !== CANCEL && key !== STEER && !run.questions?.some(({ id }) => id === key)) requests.forget(key);
     }
     drawSoon();
   };
@@ -217,13 +228,20 @@ export function render({ model, el }) {
   };
   /** @param {Event} event */
   const onAnswered = (event) => answerQuestion(event, model.get("run").id, requests);
+  /** @param {Event} event */
+  const onSay = (event) => sendSteer(event, card.steer, model.get("run").id, requests);
+  const onNotify = () => askToNotify(card.notify, model.get("notify_after"), drawSoon);
 
   listen(model, "change:run", onRun, closing.signal);
   card.head.cancel.addEventListener("click", onCancel, { signal: closing.signal });
   card.head.fold.addEventListener("click", onFold, { signal: closing.signal });
   card.root.addEventListener("click", noteChoice, { signal: closing.signal });
   card.root.addEventListener("focusin", noteFocus, { signal: closing.signal });
+  card.root.addEventListener("keydown", keepEnter, { signal: closing.signal });
   card.questions.addEventListener("click", onAnswered, { signal: closing.signal });
+  card.questions.addEventListener("input", onAnswered, { signal: closing.signal });
+  card.steer.form.addEventListener("submit", onSay, { signal: closing.signal });
+  card.notify.button.addEventListener("click", onNotify, { signal: closing.signal });
   watchKernel(model, onGone, closing.signal);
   closing.signal.addEventListener("abort", () => {
     cancelAnimationFrame(frame);

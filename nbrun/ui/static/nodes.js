@@ -37,6 +37,12 @@ const ITS_KEYS = "data-lm-suppress-shortcuts"; // undocumented: JupyterLab and N
 export const leaveKeysTo = (node) => node.setAttribute(ITS_KEYS, "true");
 
 /**
+ * Ends the way of Enter where it was pressed: what JupyterLab (4.4) hears of it on its document takes every line break in
+ * a cell away, from texts of its outputs too, and with it the sending of a form. @param {KeyboardEvent} event
+ */
+export const keepEnter = (event) => void (event.key === "Enter" && event.stopPropagation());
+
+/**
  * Leaves the arrows to a box that the keyboard has come to, and to the notebook where a click happened to end there.
  * @param {FocusEvent} event
  */

@@ -1,12 +1,15 @@
 // @ts-check
-/** What a person is asked: the message, its arguments, and the buttons of the answer. */
-import { add, write } from "./nodes.js";
+/** What a person is asked: the message, its arguments, which may be edited, and the buttons of the answer. */
+import { add, leaveKeysTo, write } from "./nodes.js";
 import { counted, wholeDuration } from "./wording.js";
 
 /**
  * @typedef {import("./requests.js").Requests} Requests
- * @typedef {{ id: string, message: string, args: string, options: string[], deadline: number | null }} Question
+ * @typedef {{ id: string, message: string, args: string, options: string[], deadline: number | null }} Asked
+ * @typedef {Asked & { tool?: string, edit?: string | null }} Question  `edit`: the arguments as JSON, where they may be edited
  */
+
+const EDIT = "edit"; // a button that sends nothing
 
 /** @param {number} count */
 export const moreQuestions = (count) => (count > 0 ? `… ${counted(count)} more question${count > 1 ? "s" : ""}` : "");
@@ -17,14 +20,16 @@ export const moreQuestions = (count) => (count > 0 ? `… ${counted(count)} more
  */
 export function drawQuestions(list, questions, requests, nowS) {
   const rows = /** @type {HTMLElement[]} */ ([...list.children]);
-  for (const row of rows) if (!questions.some(({ id }) => id === row.dataset.id)) row.remove();
+  for (const row of rows) if (!questions.some(({ id }) => id === row.dataset.id)) removeQuestion(row);
   for (const question of questions) {
     const row = rows.find((one) => one.dataset.id === question.id) ?? addQuestion(list, question);
     const request = requests.get(question.id);
     for (const button of row.querySelectorAll("button")) button.disabled = Boolean(request?.isOpen);
+    const editor = row.querySelector("textarea");
+    if (editor) editor.readOnly = Boolean(request?.isOpen);
     const [left, note] = row.querySelectorAll(".nbrun-card__left, .nbrun-card__answer");
     write(/** @type {HTMLElement} */ (left), timeLeft(question.deadline, nowS));
-    write(/** @type {HTMLElement} */ (note), request?.note ?? "");
+    write(/** @type {HTMLElement} */ (note), row.dataset.slip || request?.note || "");
   }
   list.hidden = !questions.length;
 }
@@ -35,39 +40,130 @@ function timeLeft(deadline, nowS) {
   return deadline > nowS ? `denied in ${wholeDuration(deadline - nowS)} without an answer` : "the time is over";
 }
 
+/** Takes it away; who was in it comes to what is asked next, where a second Enter decides nothing. @param {HTMLElement} row */
+function removeQuestion(row) {
+  const next = row.contains(document.activeElement) ? row.nextElementSibling : null;
+  row.remove();
+  next?.querySelector("input")?.focus({ preventScroll: true });
+}
+
 /** @param {HTMLElement} list @param {Question} question */
-function addQuestion(list, { id, message, args, options }) {
+function addQuestion(list, { id, message, args, options, tool, edit }) {
   const row = add(list, "li", "question");
   row.dataset.id = id;
-  row.setAttribute("data-lm-suppress-shortcuts", "true"); // as above: what is typed here is no command
   write(add(row, "div", "message"), message);
   write(add(row, "div", "args"), args);
+  if (typeof edit === "string") addEditor(row, message, edit);
   add(row, "div", "left");
   const bar = add(row, "div", "decision");
+  bar.setAttribute("role", "group");
+  bar.setAttribute("aria-label", message);
   const text = add(bar, "input", "reason");
+  leaveKeysTo(text);
   text.type = "text";
   text.placeholder = "a word to the agent (optional)";
   text.setAttribute("aria-label", `A word to the agent, with your answer to: ${message}`);
-  for (const choice of options.length ? options : [""]) addDecision(bar, "approve", choice || "Allow", choice);
+  const allow = tool ? "Allow once" : "Allow";
+  for (const choice of options.length ? options : [""]) addDecision(bar, "approve", choice || allow, choice);
+  if (tool) {
+    const always = addDecision(bar, "approve", "Always in this run", "");
+    always.dataset.always = "true";
+    always.title = `Allow ${tool} in this run, and ask for it no more`;
+  }
   addDecision(bar, "deny", "Deny", "");
   add(row, "div", "answer").setAttribute("role", "alert");
   return row;
 }
 
+/** @param {HTMLElement} row @param {string} message @param {string} json */
+function addEditor(row, message, json) {
+  const toggle = addDecision(row, EDIT, "Edit the arguments", "");
+  toggle.className = "nbrun-card__link";
+  toggle.setAttribute("aria-expanded", "false");
+  const editor = add(row, "textarea", "editor");
+  leaveKeysTo(editor);
+  editor.hidden = true;
+  editor.spellcheck = false;
+  editor.defaultValue = json;
+  editor.rows = Math.min(12, json.split("\n").length + 1);
+  editor.setAttribute("aria-label", `The arguments, as JSON, of: ${message}`);
+}
+
 /** @param {HTMLElement} bar @param {string} op @param {string} label @param {string} choice */
 function addDecision(bar, op, label, choice) {
   const button = add(bar, "button", "decide");
+  leaveKeysTo(button);
   button.type = "button";
   Object.assign(button.dataset, { op, choice });
   write(button, label);
+  return button;
 }
 
-/** Sends the answer that a click in the list gives. @param {Event} event  a click @param {string} runId @param {Requests} requests */
-export function answerQuestion({ target }, runId, requests) {
+/** Opens the editor, or puts it aside with what was typed: then the arguments count as they are shown. @param {HTMLElement} row */
+function toggleEditor(row) {
+  const [args, toggle, editor] = /** @type {NodeListOf<HTMLElement>} */ (
+    row.querySelectorAll(".nbrun-card__args, .nbrun-card__link, .nbrun-card__editor")
+  );
+  if (!args || !toggle || !editor) return;
+  editor.hidden = !editor.hidden;
+  args.hidden = !editor.hidden;
+  toggle.setAttribute("aria-expanded", String(args.hidden));
+  write(toggle, args.hidden ? "Leave them as they are" : "Edit the arguments");
+  if (args.hidden) editor.focus();
+}
+
+/** What JSON calls a value. @param {unknown} value */
+function kindOf(value) {
+  if (value === null) return "null";
+  if (Array.isArray(value)) return "a list";
+  const kinds = new Map([["object", "an object"], ["string", "a text"], ["number", "a number"]]);
+  return kinds.get(typeof value) ?? "true or false";
+}
+
+/** Why edited arguments cannot be sent; empty where they can. @param {string} typed @param {string} asked  both as JSON */
+function slipIn(typed, asked) {
+  try {
+    const [kind, wanted] = [kindOf(JSON.parse(typed)), kindOf(JSON.parse(asked))];
+    return kind === wanted ? "" : `Nothing was sent: the arguments are ${wanted}, and this is ${kind}.`;
+  } catch (error) {
+    return `Nothing was sent: this is no JSON: ${error instanceof Error ? error.message : error}.`;
+  }
+}
+
+/**
+ * Does what a click in the list asks for; what was typed in it stays until its question is answered.
+ * @param {Event} event  a click, or a change of a text @param {string} runId @param {Requests} requests
+ */
+export function answerQuestion({ target, type }, runId, requests) {
+  const row = target instanceof Element ? target.closest("li") : null;
   const button = target instanceof Element ? target.closest("button") : null;
-  const row = button?.closest("li");
-  if (!button?.dataset.op || !row?.dataset.id) return;
-  const [call, choice] = [row.dataset.id, button.dataset.choice || null];
-  const text = row.querySelector("input")?.value ?? "";
-  requests.ask(call, { op: button.dataset.op, run_id: runId, call, choice, text });
+  if (!row?.dataset.id) return;
+  if (button || type === "input") noteSlip(row, "");
+  if (type !== "click" || !button?.dataset.op) return;
+  if (button.dataset.op === EDIT) toggleEditor(row);
+  else sendAnswer(row, button, runId, requests);
+}
+
+/** @param {HTMLElement} row @param {HTMLButtonElement} button @param {string} runId @param {Requests} requests */
+function sendAnswer(row, { dataset }, runId, requests) {
+  const call = row.dataset.id ?? "";
+  /** @type {import("./requests.js").Content} */
+  const answer = { op: dataset.op ?? "", run_id: runId, call, choice: dataset.choice || null };
+  answer.text = row.querySelector("input")?.value ?? "";
+  const editor = row.querySelector("textarea");
+  if (answer.op === "approve" && editor && !editor.hidden && editor.value !== editor.defaultValue) {
+    const slip = slipIn(editor.value, editor.defaultValue);
+    if (slip) return noteSlip(row, slip);
+    answer.args_json = editor.value; // as text: numbers above 2 ** 53 are not ours to read
+  }
+  if (dataset.always) answer.always = true;
+  requests.ask(call, answer);
+}
+
+/** @param {HTMLElement} row @param {string} slip */
+function noteSlip(row, slip) {
+  if ((row.dataset.slip ?? "") === slip) return;
+  row.dataset.slip = slip;
+  row.querySelector("textarea")?.setAttribute("aria-invalid", String(Boolean(slip)));
+  write(/** @type {HTMLElement} */ (row.querySelector(".nbrun-card__answer")), slip);
 }

@@ -1,0 +1,69 @@
+// @ts-check
+/** What is said to a running agent: a line to write it in, and the receipts of what was sent. */
+import { add, leaveKeysTo, write } from "./nodes.js";
+
+/**
+ * @typedef {import("./requests.js").Requests} Requests
+ * @typedef {{ id: string, text: string, words: string, taken: boolean }} SteerMessage  `id`: the nonce, of one of ours
+ * @typedef {{ can: boolean, messages: SteerMessage[] }} Steer  `can`: whether the agent looks for messages
+ * @typedef {ReturnType<typeof addSteer>} SteerBox
+ */
+
+export const STEER = "steer"; // its request
+const INVITATION = "Say something to the agent";
+const SHOWN_MESSAGES = 3;
+
+/** @param {Element} root */
+export function addSteer(root) {
+  const box = add(root, "div", "steer");
+  const list = add(box, "ul", "steered");
+  const form = add(box, "form", "say");
+  const text = add(form, "input", "say-text");
+  text.type = "text";
+  text.autocomplete = "off";
+  text.placeholder = INVITATION;
+  text.setAttribute("aria-label", INVITATION);
+  const send = add(form, "button", "send");
+  write(send, "Send");
+  for (const place of [text, send]) leaveKeysTo(place);
+  const note = add(box, "div", "steer-note");
+  note.setAttribute("role", "alert");
+  return { box, list, form, text, send, note };
+}
+
+/** @param {SteerBox} steerBox @param {{ live: boolean, steer?: Steer }} run @param {Requests} requests */
+export function drawSteer({ box, list, form, text, send, note }, { live, steer }, requests) {
+  const { can, messages } = steer ?? { can: false, messages: [] };
+  const request = requests.get(STEER);
+  const isHere = messages.some(({ id }) => id === request?.nonce);
+  if (isHere) text.value = ""; // not before: what was refused can be sent again
+  if (isHere || !live) requests.forget(STEER);
+  drawMessages(list, messages.slice(-SHOWN_MESSAGES));
+  form.hidden = !can || !live;
+  text.readOnly = send.disabled = Boolean(requests.get(STEER)?.isOpen);
+  write(note, requests.get(STEER)?.note ?? "");
+  box.hidden = form.hidden && list.hidden && note.hidden;
+}
+
+/** @param {HTMLElement} list @param {SteerMessage[]} messages */
+function drawMessages(list, messages) {
+  while (list.children.length > messages.length) list.lastElementChild?.remove();
+  while (list.children.length < messages.length) {
+    const row = add(list, "li", "steered-row");
+    for (const part of ["text", "words"]) add(row, "span", `steered-${part}`);
+  }
+  messages.forEach((message, at) => {
+    const [text, words] = /** @type {HTMLCollectionOf<HTMLElement>} */ (list.children[at]?.children ?? []);
+    if (text) write(text, `You: ${message.text}`);
+    if (words) write(words, message.words);
+  });
+  list.hidden = !messages.length;
+}
+
+/** Sends what was written. @param {Event} event @param {SteerBox} steerBox @param {string} runId @param {Requests} requests */
+export function sendSteer(event, { text }, runId, requests) {
+  event.preventDefault(); // else the page would be left
+  text.focus(); // the button gives it up when it is disabled
+  if (!text.value.trim() || requests.get(STEER)?.isOpen) return;
+  requests.ask(STEER, { op: "steer", run_id: runId, text: text.value });
+}
