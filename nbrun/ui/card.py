@@ -44,6 +44,7 @@ class CardWidget(anywidget.AnyWidget):
     _esm = page_module("card.js")
     _css = page_style("card.css", "people.css")
     run = traitlets.Dict().tag(sync=True)
+    place = traitlets.Unicode().tag(sync=True)
     kernel_id = traitlets.Unicode().tag(sync=True)
     session_id = traitlets.Unicode().tag(sync=True)
     notify_after = traitlets.Float().tag(sync=True)
@@ -71,10 +72,19 @@ class Drawn(Protocol):
 
 
 class _Card:
-    """A card on display: its widget, its output, and the context of the cell that it is in."""
+    """A card on display: its widget, its output, and the context of the cell that it is in.
+
+    `is_placed`: the page draws the widget over the static card that its output is. Else the output is the widget,
+    of which a notebook file keeps a name that nobody finds again.
+    """
 
     def __init__(
-        self, live: LiveRun, widget: CardWidget, handle: Any, draw: Callable[[_Card], None]
+        self,
+        live: LiveRun,
+        widget: CardWidget,
+        handle: Any,
+        draw: Callable[[_Card], None],
+        is_placed: bool,
     ) -> None:
         self.live = live
         self._draw = draw
@@ -88,6 +98,8 @@ class _Card:
         self.says_asking = (
             False  # whether what a notebook file has of the run says that it asks something
         )
+        self.is_placed = is_placed
+        self._drawn_placed = is_placed
 
     @property
     def is_live(self) -> bool:
@@ -102,8 +114,27 @@ class _Card:
         """Return the output as a page shows it, and as a notebook file keeps it for eyes without a kernel."""
         record = self.live.record
         self.says_asking = bool(record.pending)
+        self._drawn_placed = self.is_placed
+        data = self._in_place(bundle(record, self.live.problem))
+        if self._drawn_placed:
+            return data
         view = {"version_major": 2, "version_minor": 1, "model_id": self.widget.model_id}
-        return {WIDGET_VIEW: view, **bundle(record, self.live.problem)}
+        return {WIDGET_VIEW: view, **data}
+
+    def is_outdated(self) -> bool:
+        """Return whether the output of a live run is another by now; what the widget shows is no part of it."""
+        asks = bool(self.live.record.pending)
+        return asks != self.says_asking or self.is_placed != self._drawn_placed
+
+    def static(self) -> dict[str, Any]:
+        """Return the output of an ended run, for a page that asks; one that may change has its place still."""
+        record, problem = self.live.record, self.live.problem
+        data = bundle(with_sequels(record, self.sequels), problem)
+        return data if problem is None and record.is_settled else self._in_place(data)
+
+    def _in_place(self, data: dict[str, Any]) -> dict[str, Any]:
+        html = f'<div class="nbrun-place {self.widget.place}">{data["text/html"]}</div>'
+        return {**data, "text/html": html}
 
 
 class CardBoard:
@@ -133,6 +164,8 @@ class CardBoard:
         self._changed: list[Drawn] = []
         self._live: list[_Card] = []
         self._ended: deque[_Card] = deque()
+        self._shown = 0
+        self._is_placed = False  # whether the page has said that it draws cards in their places
         self._wake = threading.Event()
         self._is_closing = False
         self._thread: threading.Thread | None = None
@@ -141,12 +174,13 @@ class CardBoard:
         """Display a live card in the cell that is being run; when its run ends, the output becomes static."""
         from IPython.display import DisplayHandle, display
 
+        self._shown += 1
         widget = CardWidget(
             run=self._view(live), kernel_id=self._kernel_id, session_id=self._session.id,
-            notify_after=self._notify_after() or 0.0,
+            place=f"nbrun-at-{self._session.id}-{self._shown}", notify_after=self._notify_after() or 0.0,
         )  # fmt: skip
-        widget.on_msg(lambda sender, content, _buffers: self._on_message(sender, content))
-        card = _Card(live, widget, handle := DisplayHandle(), self._draw)
+        card = _Card(live, widget, handle := DisplayHandle(), self._draw, self._is_placed)
+        widget.on_msg(lambda _widget, content, _buffers: self._on_message(card, content))
         display(card.bundle(), raw=True, display_id=handle.display_id)
         with self._lock:
             self._live.append(card)
@@ -227,7 +261,7 @@ class CardBoard:
             card.widget.run = self._view(live, card.sequels, card.blocks)
             if live.record.is_live:
                 # Not with each question: the page draws the card anew, and somebody may be typing in it.
-                if bool(live.record.pending) != card.says_asking:
+                if card.is_outdated():
                     card.handle.update(card.bundle(), raw=True)
                 return
             problem = live.problem  # looked at once: what clears it meanwhile marks the card again
@@ -270,10 +304,21 @@ class CardBoard:
         runs = [run for run in map(self._session.own, running) if run is not None]
         return {run.id: run.record for run in runs if not run.done()}
 
-    def _on_message(self, widget: CardWidget, content: object) -> None:
-        """Answer a click that came over the comm; on whichever thread the kernel handles it."""
-        if isinstance(content, dict):
-            widget.send(self._answer(content))
+    def _on_message(self, card: _Card, content: object) -> None:
+        """Answer what came over the comm, such as a click; on whichever thread the kernel handles it."""
+        if not isinstance(content, dict):
+            return
+        match content.get("op"):
+            case "placed":
+                self._is_placed = True
+                if not card.is_placed:
+                    card.is_placed = True
+                    self.mark(card)
+            case "static":  # a page that was loaded after the cell ran cannot be told by its output
+                if not card.live.record.is_live:
+                    card.widget.send({"op": "static", "data": card.static()})
+            case _:
+                card.widget.send(self._answer(content))
 
 
 def _asking_words(child: RunRecord) -> list[str]:

@@ -415,3 +415,43 @@ def test_without_live_cards_the_static_one_follows_its_run(kernel: Kernel) -> No
     assert set(updates[-1]["content"]["data"]) == STATIC
     assert "Completed" in updates[-1]["content"]["data"]["text/plain"]
     run_ok(kernel, "%config NbRun.card = True")
+
+
+def test_a_page_that_draws_cards_in_their_places_gets_no_widget_in_its_file(kernel: Kernel) -> None:
+    """Once it has said so, outputs are the static card with the widget's place, and its end is sent to who asks."""
+    first = run_ok(kernel, "%%agentrun endless -n first\nhi")
+    state = card_messages(kernel, first)[0]["content"]["data"]["state"]
+    assert WIDGET in first.outputs[0]["data"]
+    comm_id = first.outputs[0]["data"][WIDGET]["model_id"]
+
+    def send(op: str) -> None:
+        data = {"method": "custom", "content": {"op": op}}
+        kernel.send("comm_msg", {"comm_id": comm_id, "data": data})
+
+    def sent() -> list[dict[str, Any]]:
+        data = [m["content"]["data"] for m in kernel.comms if m["content"]["comm_id"] == comm_id]
+        return [d["content"] for d in data if d.get("method") == "custom"]
+
+    send("placed")
+    placed = final_update(kernel, first)
+    send("placed")
+    send("static")  # of a live run there is no end
+    assert set(placed) == STATIC
+    assert f'<div class="nbrun-place {state["place"]}">' in placed["text/html"]
+    second = run_ok(kernel, "%%agentrun endless -n second\nhi")
+    assert set(second.outputs[0]["data"]) == STATIC
+    assert 'class="nbrun-place ' in second.outputs[0]["data"]["text/html"]
+    assert f'{state["place"]}"' not in second.outputs[0]["data"]["text/html"]
+    assert sent() == []
+    run_ok(kernel, "nbrun.get('first').cancel().wait(5)")
+    send("static")
+    kernel.wait_until(lambda: bool(sent()))
+    (end,) = sent()
+    assert end["op"] == "static"
+    assert set(end["data"]) == STATIC
+    assert "Cancelled by you" in end["data"]["text/html"]
+    assert "nbrun-place" not in end["data"]["text/html"]
+    kernel.wait_until(lambda: "Cancelled by you" in first.outputs[-1]["data"]["text/html"])
+    updates = [each for each in first.outputs if each["output_type"] == "update_display_data"]
+    assert len(updates) == 2  # in its place, and the end
+    run_ok(kernel, "get_ipython().nbrun_extension.board._is_placed = False")

@@ -8,7 +8,7 @@ import pytest
 
 from nbrun.ui.page_module import STATIC, page_module
 
-VIEWS = {"card.js": "render", "doctor.js": "render", "panel.js": "render: renderPanel"}
+VIEWS = {"card.js": "initialize, render", "doctor.js": "render", "panel.js": "render: renderPanel"}
 
 
 @pytest.mark.parametrize("name", VIEWS)

@@ -4,6 +4,7 @@ import { drawChildren } from "./children.js";
 import { addCopies, drawCopies } from "./copies.js";
 import { addHead, CANCEL_AFTER_S, drawCancel, drawFold, drawHead } from "./head.js";
 import { add, addBox, addFold, addSaid, fitRows, followEnd, keepEnter, noteChoice, noteFocus, reach, write } from "./nodes.js";
+import { standInPlace } from "./places.js";
 import { addProgress, drawProgress } from "./progress.js";
 import { addProse, drawProse } from "./prose.js";
 import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
@@ -253,4 +254,11 @@ export function render({ model, el }) {
   return () => closing.abort();
 }
 
-export default { render };
+/** Called with the model, whether or not a view of it is on display. @param {{ model: Model }} widget */
+function initialize({ model }) {
+  const closing = new AbortController();
+  standInPlace(model, render, closing.signal);
+  return () => closing.abort();
+}
+
+export default { initialize, render };

@@ -17,7 +17,7 @@
  * @property {(event: string, callback: (value: any) => void) => void} on
  * @property {(event: string, callback: (value: any) => void) => void} off
  * @property {(content: object) => void} send
- * @property {{ kernel?: Kernel | null }} [widget_manager]  undocumented
+ * @property {{ kernel?: Kernel | null, context?: { model?: { cells?: any } } }} [widget_manager]  undocumented
  */
 
 const ENDS_OF_KERNEL = new Set(["restarting", "autorestarting", "terminating", "dead"]);

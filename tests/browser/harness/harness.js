@@ -94,6 +94,23 @@ const harness = {
     if (run) this.model.set("run", run);
   },
 
+  /** Has the model of a card in a notebook whose outputs are these; the page shows their HTML. */
+  initialize(run, html) {
+    const output = document.getElementById("output");
+    const set = (at, { data }) => {
+      outputs[at].data = data;
+      output.children[at].innerHTML = data["text/html"];
+    };
+    const outputs = html.map((each) => ({ data: { "text/html": each } }));
+    output.innerHTML = html.map((each) => `<div class="jp-RenderedHTMLCommon">${each}</div>`).join("");
+    const cell = { outputs: { get: (at) => outputs[at], length: outputs.length, set } };
+    const cells = { get: (at) => [{}, cell][at], length: 2 }; // a text, and a cell with outputs
+    this.outputs = outputs;
+    const state = { run, place: "nbrun-at-1", kernel_id: "kernel-id", session_id: "session-id" };
+    this.model = new FakeModel(state, { kernel: new FakeKernel(), context: { model: { cells } } });
+    this.cleanup = card.initialize({ model: this.model });
+  },
+
   /** What a Jupyter server writes into its pages. */
   addPageConfig() {
     const config = document.createElement("script");

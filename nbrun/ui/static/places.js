@@ -1,0 +1,140 @@
+// @ts-check
+/**
+ * Where a live card stands: in the static card that the notebook's file holds. Of a widget's own output a file keeps no
+ * more than a name, and JupyterLab, which prefers it to all the rest of an output, then says "model not found".
+ */
+import { listen, tryRoad } from "./roads.js";
+
+/**
+ * @typedef {import("./roads.js").Model} Model
+ * @typedef {(view: { model: Model, el: HTMLElement }) => () => void} Render
+ * @typedef {(nodes: Element[]) => void} OnNodes
+ *
+ * @typedef {{ data: Record<string, unknown> }} Output
+ * @typedef {{ length: number, get: (at: number) => Output, set: (at: number, output: object) => void }} Outputs
+ * @typedef {{ length: number, get: (at: number) => { outputs?: Outputs } }} Cells
+ */
+
+/** One for all cards of a page: each of them has this module for itself. */
+const WATCH = Symbol.for("nbrun.places");
+
+/** By then the kernel's own update has come, where this page can take it: not after a reload. */
+const UPDATE_WITHIN_MS = 1000;
+
+/** Tells each place which nodes it has in the page, whenever that may have changed. */
+function makeWatch() {
+  /** @type {Map<string, OnNodes>} */
+  const places = new Map();
+  let frame = 0;
+  const look = () => {
+    frame = 0;
+    const nodes = [...document.querySelectorAll(".nbrun-place")];
+    for (const [place, onNodes] of places) onNodes(nodes.filter((node) => node.classList.contains(place)));
+  };
+  const lookSoon = () => {
+    frame ||= requestAnimationFrame(look);
+  };
+  const observer = new MutationObserver(lookSoon);
+  /** @param {string} place @param {OnNodes} onNodes @param {AbortSignal} signal */
+  const add = (place, onNodes, signal) => {
+    observer.observe(document.body, { childList: true, subtree: true });
+    places.set(place, onNodes);
+    lookSoon();
+    signal.addEventListener("abort", () => {
+      places.delete(place);
+      if (!places.size) observer.disconnect();
+    });
+  };
+  return { add };
+}
+
+/** @returns {ReturnType<typeof makeWatch>} */
+function watchOfPage() {
+  const page = /** @type {any} */ (globalThis);
+  return (page[WATCH] ??= makeWatch());
+}
+
+/** The cells of the notebook; undocumented: there in JupyterLab 4 and Notebook 7.
+ * @param {Model} model @returns {Cells | undefined} */
+function cellsOf(model) {
+  const cells = model.widget_manager?.context?.model?.cells;
+  return typeof cells?.get === "function" ? cells : undefined;
+}
+
+/** The outputs that hold the static card of a place. @param {Cells | undefined} cells @param {string} place */
+function outputsAt(cells, place) {
+  const found = [];
+  for (let index = 0; index < (cells?.length ?? 0); index++) {
+    const outputs = cells?.get(index).outputs;
+    for (let at = 0; outputs && at < outputs.length; at++) {
+      if (String(outputs.get(at).data["text/html"] ?? "").includes(`nbrun-place ${place}"`)) found.push({ outputs, at });
+    }
+  }
+  return found;
+}
+
+/** Draw the card over the static one. @param {HTMLElement} node @param {Model} model @param {Render} render */
+function mount(node, model, render) {
+  const hidden = /** @type {HTMLElement[]} */ ([...node.children]);
+  for (const child of hidden) child.style.display = "none";
+  // JupyterLab's look of HTML is for texts; as a widget's output the card would not have it either.
+  const styled = node.closest(".jp-RenderedHTMLCommon");
+  styled?.classList.remove("jp-RenderedHTMLCommon");
+  const el = node.appendChild(document.createElement("div"));
+  const end = render({ model, el });
+  return () => {
+    end();
+    el.remove();
+    styled?.classList.add("jp-RenderedHTMLCommon");
+    for (const child of hidden) child.style.removeProperty("display");
+  };
+}
+
+/**
+ * Draw the card wherever the page shows its static one, as long as the model lives. The kernel is told that this works
+ * here, and asked for the last static card where the run has ended and the notebook still holds one from before.
+ * @param {Model} model @param {Render} render @param {AbortSignal} signal
+ */
+export function standInPlace(model, render, signal) {
+  const place = /** @type {string} */ (model.get("place"));
+  const cells = cellsOf(model);
+  if (!place || !cells) return;
+  /** @type {Map<Element, () => void>} */
+  const views = new Map();
+  let patience = 0;
+
+  /** @param {Element[]} nodes */
+  const show = (nodes) => {
+    for (const [node, end] of views) {
+      if (nodes.includes(node)) continue;
+      end();
+      views.delete(node);
+    }
+    for (const node of nodes) {
+      if (!views.has(node)) views.set(node, mount(/** @type {HTMLElement} */ (node), model, render));
+    }
+  };
+  const askForEnd = () => {
+    if (outputsAt(cells, place).length) tryRoad(() => model.send({ op: "static" }));
+  };
+  const onRun = () => {
+    clearTimeout(patience);
+    if (!model.get("run").live) patience = setTimeout(askForEnd, UPDATE_WITHIN_MS);
+  };
+  /** @param {{ op?: string, data?: object } | undefined} message */
+  const onMessage = (message) => {
+    if (message?.op !== "static") return;
+    const output = { output_type: "display_data", metadata: {}, data: message.data };
+    for (const { outputs, at } of outputsAt(cells, place)) outputs.set(at, output);
+  };
+
+  watchOfPage().add(place, show, signal);
+  listen(model, "change:run", onRun, signal);
+  listen(model, "msg:custom", onMessage, signal);
+  signal.addEventListener("abort", () => {
+    clearTimeout(patience);
+    show([]);
+  });
+  tryRoad(() => model.send({ op: "placed" }));
+  onRun();
+}

@@ -1,0 +1,120 @@
+"""The live card in the place of the static one that a notebook's file holds, with a fake notebook."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from playwright.sync_api import expect
+
+from tests.browser.card_page import NOW, CardPage
+from tests.browser.test_card import make_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
+
+PLACE = '<div class="nbrun-place nbrun-at-1"><div class="nbrun-static">Was running</div></div>'
+OTHER = PLACE.replace("at-1", "at-12")
+ENDED = '<div class="nbrun-static">Completed in 2 s</div>'
+
+
+class PlacePage(CardPage):
+    """A page with the static cards of a notebook, and the model of one of them."""
+
+    def initialize(self, run: dict[str, Any], html: list[str]) -> None:
+        """Load the harness, stop its clock and make the model."""
+        self.page.goto(self.address)
+        self.page.wait_for_function("() => window.harness")
+        self.page.clock.pause_at(NOW + 60)
+        self.page.clock.set_system_time(NOW)
+        self.page.evaluate("([run, html]) => harness.initialize(run, html)", [run, html])
+        self.pass_ms(20)
+
+    def output(self, at: int) -> Locator:
+        """Return one of the notebook's outputs."""
+        return self.page.locator("#output > div").nth(at)
+
+    @property
+    def sent(self) -> list[str]:
+        """What the page has sent by widget message."""
+        return [content["op"] for content in self.ask("harness.model.sent")]
+
+
+def test_the_live_card_stands_over_its_static_one(card: CardPage) -> None:
+    """Wherever the page shows that, and nowhere else; the kernel is told, and the card's clicks reach it."""
+    page = PlacePage(card.page, card.address)
+    page.initialize(make_run(), [PLACE, OTHER, PLACE])
+    for at in (0, 2):
+        expect(page.output(at).locator(".nbrun-card")).to_be_visible()
+        expect(page.output(at).locator(".nbrun-static")).to_be_hidden()
+        expect(page.output(at)).not_to_have_class("jp-RenderedHTMLCommon")
+    expect(page.output(1)).to_have_text("Was running")
+    assert page.sent == ["placed"]
+    page.output(2).get_by_role("button", name="Cancel").click()
+    assert page.sent == ["placed", "cancel"]
+
+
+def test_a_place_that_is_drawn_anew_gets_its_card_again(card: CardPage) -> None:
+    """A front end redraws outputs when it likes; one that is gone holds nothing, and the last gives way to the end."""
+    page = PlacePage(card.page, card.address)
+    page.initialize(make_run(), [PLACE])
+    before = page.ask("harness.model.listeners.length")
+    draw = "(html) => { document.getElementById('output').children[0].innerHTML = html; }"
+    page.page.evaluate(draw, PLACE)
+    expect(page.output(0).locator(".nbrun-card")).to_have_count(0)
+    page.pass_ms(40)
+    expect(page.output(0).locator(".nbrun-card")).to_be_visible()
+    assert page.ask("harness.model.listeners.length") == before
+    page.page.evaluate(draw, ENDED)
+    page.pass_ms(40)
+    expect(page.output(0)).to_have_text("Completed in 2 s")
+    expect(page.output(0)).to_have_class("jp-RenderedHTMLCommon")
+
+
+def test_the_file_gets_an_end_that_the_page_has_missed(card: CardPage) -> None:
+    """Where the output is not replaced by the kernel's update, as after a reload, the page asks and replaces it."""
+    page = PlacePage(card.page, card.address)
+    page.initialize(make_run(), [PLACE, OTHER])
+    page.update(**make_run("completed"))
+    page.pass_ms(500)
+    assert page.sent == ["placed"]
+    page.pass_ms(600)
+    assert page.sent == ["placed", "static"]
+    message = {"op": "static", "data": {"text/html": ENDED}}
+    page.page.evaluate("(message) => harness.model.tell('msg:custom', message)", message)
+    page.pass_ms(40)
+    assert page.ask("harness.outputs[0].data['text/html']") == ENDED
+    assert page.ask("harness.outputs[1].data['text/html']") == OTHER
+    expect(page.output(0)).to_have_text("Completed in 2 s")
+    page.update(notices=["retried as #5"])
+    page.pass_ms(1100)
+    assert page.sent == ["placed", "static"]
+
+
+def test_a_model_that_is_closed_leaves_the_static_card(card: CardPage) -> None:
+    """Nothing listens any more, and the page shows what its file has."""
+    page = PlacePage(card.page, card.address)
+    page.initialize(make_run(), [PLACE])
+    page.ask("harness.cleanup()")
+    expect(page.output(0).locator(".nbrun-static")).to_be_visible()
+    expect(page.output(0).locator(".nbrun-card")).to_have_count(0)
+    expect(page.output(0)).to_have_class("jp-RenderedHTMLCommon")
+    assert page.ask("harness.model.listeners.length") == 0
+
+
+def test_a_page_of_another_kind_is_left_alone(card: CardPage) -> None:
+    """Where no notebook is found the output stays the widget, and nothing is promised to the kernel."""
+    page = PlacePage(card.page, card.address)
+    page.open(make_run())
+    page.ask("(() => { harness.model.state.place = 'nbrun-at-1'; })()")
+    page.page.evaluate(
+        """async (html) => {
+            const { default: card } = await import("/static/card.js");
+            document.getElementById("output").insertAdjacentHTML("beforeend", html);
+            card.initialize({ model: harness.model });
+        }""",
+        PLACE,
+    )
+    page.pass_ms(40)
+    expect(page.page.locator(".nbrun-static")).to_be_visible()
+    expect(page.page.locator(".nbrun-card")).to_have_count(1)
+    assert page.sent == []
