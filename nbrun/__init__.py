@@ -15,6 +15,7 @@
 #   clock                                  the time and the ids: nothing else reads either.
 #   query, keyring, markdown_text          which runs are asked for | the secrets of a session | what an agent says,
 #                                          as HTML that neither acts nor hides nor fetches.
+#     verbatim                             a text in Markdown that is shown as it was written.
 #   budget                                 what a run may use up, and has.
 #   questions, inbox                       what a run asks of people | what people say to it. The arbiter of both.
 #   keeper, result_view                    what is kept of a run beside its log | an output of an earlier kernel.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nbrun.wording import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
@@ -22,6 +22,8 @@ _TAGS = {
     *("p", "br", "hr", "blockquote", "ul", "ol", "li", "pre", "code", "em", "strong", "s", "a"),
     *("table", "thead", "tbody", "tr", "th", "td"),
 }
+_LAYOUT = re.compile(r"\S(?: {2,}|\t+)\S|^\s+\S", re.MULTILINE)
+_PLAIN = {"paragraph_open", "paragraph_close", "inline", "text", "softbreak", "hardbreak"}
 _LANGUAGE = re.compile(r"[\w+#.-]{0,20}")
 
 
@@ -35,12 +37,14 @@ def safe_html(text: str) -> str:
     import nh3  # with the first text
 
     if len(text) > LIMIT:
-        return _as_written(text)
+        return as_written(text)
     parser = _parser()
     tokens = parser.parse(text)
+    if _LAYOUT.search(text) and {token.type for token in _all(tokens)} <= _PLAIN:
+        return as_written(text)  # such as a table of an agent that has never heard of Markdown
     # Markdown leaves out what is nested deeper than that: rather no layout than not every word.
     if any(token.level >= parser.options.maxNesting - 1 for token in tokens):
-        return _as_written(text)
+        return as_written(text)
     clean = nh3.clean(
         parser.renderer.render(tokens, parser.options, {}),
         tags=_TAGS,
@@ -52,8 +56,16 @@ def safe_html(text: str) -> str:
     return visible(clean)
 
 
-def _as_written(text: str) -> str:
-    return f"<pre>{escape(visible(text))}</pre>"
+def _all(tokens: Sequence[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from token.children or ()
+
+
+def as_written(text: str) -> str:
+    """Return a text as HTML that shows its lines and spaces, and draws nothing."""
+    lines = text.replace("\r\n", "\n")
+    return f"<pre><code>{escape(visible(lines))}</code></pre>"
 
 
 @functools.cache
@@ -63,12 +75,13 @@ def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True})
     parser.enable(["table", "strikethrough"])
     # Definitions of links are left out of what is drawn, so they could hide a text.
-    parser.disable(["image", "reference"])
+    parser.disable("reference")
     parser.validateLink = _is_web_link  # type: ignore[method-assign]
     rules = parser.renderer.rules  # type: ignore[attr-defined]
     rules["heading_open"] = lambda *_: "<p><strong>"
     rules["heading_close"] = lambda *_: "</strong></p>\n"
     rules["fence"] = _code_block
+    rules["image"] = _image_link
     # It makes its tables of rules with its first text; nobody else has it yet, so no two threads do.
     parser.render("a")
     return parser
@@ -79,6 +92,12 @@ def _code_block(tokens: Sequence[Token], index: int, *_: object) -> str:
     info = tokens[index].info.strip()
     head = "" if _LANGUAGE.fullmatch(info) else f"{info}\n"
     return f"<pre><code>{escape(head + tokens[index].content)}</code></pre>\n"
+
+
+def _image_link(tokens: Sequence[Token], index: int, *_: object) -> str:
+    token = tokens[index]
+    words = escape(f"image: {token.content}" if token.content else "image")
+    return f'<a href="{escape(str(token.attrs["src"]))}">{words}</a>'
 
 
 def _is_web_link(url: str) -> bool:

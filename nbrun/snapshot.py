@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nbrun.encoding import printable, shown
+from nbrun.encoding import printable, readable, shown
+from nbrun.markdown_text import as_written, safe_html
 from nbrun.record import RunRecord, RunStatus, ToolCall
+from nbrun.verbatim import code, fenced, literal
 from nbrun.wording import (
     always_words,
     cancel_notes,
     child_title,
+    cost_words,
     going_on_notes,
     progress_words,
     question_words,
@@ -22,6 +25,7 @@ from nbrun.wording import (
     status_words,
     steer_words,
     tokens_words,
+    visible,
 )
 
 MIME = "application/vnd.nbrun.run+json"
@@ -32,13 +36,11 @@ WHOLE = 10**12
 CHILD_LIMIT = 20
 SAVED_LIMIT = 60 * 1024
 """Bytes that a notebook file gets of a run, so that a saved card stays below 64 KiB."""
+PRINTED_WIDTH = 88
+"""Characters of a line on paper: LaTeX does not break what is fenced."""
 
 _FRAME = "border:1px solid rgba(128,128,128,.35);border-radius:3px;padding:8px 12px;line-height:1.5"
-# `pre` keeps the lines of a text where styles are stripped; the rest makes it prose where they are not.
-_PROSE = (
-    "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;font-family:inherit;font-size:inherit;"
-    "line-height:1.5;margin:6px 0 0;padding:0;background:transparent;border:0;max-height:30em;overflow:auto"
-)
+_PROSE = "overflow-wrap:anywhere;margin:6px 0 0;max-height:30em;overflow:auto"
 _LINES = "white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0 0;padding:0;background:transparent;border:0"
 # White on a ground of its own: no colour of text has a contrast of 4.5 on white and on #111 as well. Each ground
 # has at least 3 on both.
@@ -101,13 +103,13 @@ def whole_html(record: RunRecord) -> str:
 
 def whole_markdown(record: RunRecord) -> str:
     """Return a run as Markdown: its facts, its prompt, and its card with nothing cut."""
-    facts = "\n".join(f"- {word}: {_code(text)}" for word, text in _table(record))
-    parts = [f"# {_code(shown(_title(record), 100))}", facts]
+    facts = "\n".join(f"- {word}: {code(text)}" for word, text in _table(record))
+    parts = [f"# {code(shown(_title(record), 100))}", facts]
     if record.prompt:
-        parts += ["## Prompt", _fenced(record.prompt)]
+        parts += ["## Prompt", fenced(record.prompt)]
     parts += ["## Run", _markdown(_trimmed(record), None, WHOLE, _moment(record, is_redrawn=False))]
     if record.error is not None and record.error.traceback:
-        parts += ["## Traceback", _fenced(record.error.traceback)]
+        parts += ["## Traceback", fenced(record.error.traceback)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -152,9 +154,12 @@ def _moment(record: RunRecord, is_redrawn: bool) -> _Moment | None:
 def _bundle(
     record: RunRecord, problem: str | None, limit: int, moment: _Moment | None
 ) -> dict[str, Any]:
+    html = _html(record, problem, limit, moment).replace("\r\n", "\n")
+    markdown = _markdown(record, problem, limit, moment).replace("\r\n", "\n")
     return {
-        "text/html": _html(record, problem, limit, moment),
-        "text/markdown": _markdown(record, problem, limit, moment),
+        # On one line: nbconvert writes it into Markdown, where an empty line would end it and begin an agent's own.
+        "text/html": visible(html).replace("\n", "&#10;"),
+        "text/markdown": visible(markdown),
         "text/plain": plain_text(record, problem, limit, moment),
         MIME: msgspec.to_builtins(record.brief()),
     }
@@ -228,8 +233,9 @@ def plain_text(
         lines += [f"  | {line}" for line in _shown_log(record, limit)]
     if record.error is not None:
         lines.append(f"  {shown(str(record.error), 500)}")
+    lines.append(f"  {_whereabouts(record)}")
     body = _body(record, limit)
-    return printable("\n".join(lines + ([body] if body else [])))
+    return visible(printable("\n".join(lines + ([body] if body else []))))
 
 
 def _shape(record: RunRecord) -> tuple[str, str]:
@@ -255,7 +261,14 @@ def _title(record: RunRecord) -> str:
 
 def _facts(record: RunRecord) -> list[str]:
     agent = record.model or (record.agent if record.agent != record.name else "")
-    return [part for part in (agent, tokens_words(record)) if part]
+    return [part for part in (agent, tokens_words(record), cost_words(record)) if part]
+
+
+def _whereabouts(record: RunRecord) -> str:
+    """Return how the whole run can be had, for somebody who has only what is shown of it."""
+    at = _utc(record.created_at)[:16] + " UTC"
+    ref = f'"{record.run_id}"' if record.number is None else record.number
+    return f"nbrun.get({ref}) has it all · {record.run_id} · {at}"
 
 
 def _notes(record: RunRecord, moment: _Moment | None) -> list[str]:
@@ -324,14 +337,40 @@ def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | 
     if record.log_count:
         lines = escape("\n".join(_shown_log(record, limit)))
         rows.append(_folded(_log_title(record), f'<pre style="{_LINES}">{lines}</pre>'))
-    body = _body(record, limit)
-    if body:
-        rows.append(f'<pre style="{_PROSE}">{escape(body)}</pre>')
+    rows += _html_body(record, limit)
     if record.error is not None:
         trace = escape(record.error.traceback[-limit // 2 :])
         rows.append(f"<div><strong>{escape(shown(str(record.error), 500))}</strong></div>")
         rows.append(_folded("Traceback", f'<pre style="{_LINES}">{trace}</pre>'))
+    rows.append(f'<div style="{_MUTED};margin-top:6px">{escape(_whereabouts(record))}</div>')
     return "".join([*rows, "</div>"])
+
+
+def _html_body(record: RunRecord, limit: int) -> list[str]:
+    """Return what the run said, its Markdown drawn, and below it what it returned where that is something else."""
+    text, output, rows = record.text, record.output, []
+    is_other = output is not None and output != text
+    result = readable(output) if is_other else ""
+    left_out = max(0, len(text) + len(result) - limit)
+    result = result[-limit:]
+    text = _tail(text, limit - len(result))
+    if left_out:
+        rows.append(f'<div style="{_MUTED}">… {left_out:,} earlier characters</div>')
+    if text:
+        rows.append(safe_html(text))
+    if result:
+        drawn = safe_html(result) if isinstance(output, str) else as_written(result)
+        rows.append(f'<div style="{_MUTED}">→ and returned</div>{drawn}' if text else drawn)
+    is_long = len(text) + len(result) > 1_500 or text.count("\n") + result.count("\n") > 12
+    by_keys = ' tabindex="0"' if is_long else ""  # it scrolls, and not only by a mouse
+    return [f'<div style="{_PROSE}"{by_keys}>{"".join(rows)}</div>'] if rows else []
+
+
+def _tail(text: str, limit: int) -> str:
+    """Return the end of a Markdown text; where it begins within a block of code, it is one."""
+    cut = max(0, len(text) - limit)
+    fences = sum(line.startswith("```") for line in text[:cut].splitlines())
+    return ("```\n" if fences % 2 else "") + text[cut:]
 
 
 def _html_tools(record: RunRecord, limit: int) -> list[str]:
@@ -357,40 +396,19 @@ def _folded(title: str, html: str, is_open: bool = False) -> str:
 
 
 def _markdown(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
+    width = None if limit == WHOLE else PRINTED_WIDTH
     title = " · ".join([_title(record), *_facts(record)])
-    parts = [f"**{_literal(_words(record, moment))}** · {_code(title)}"]
-    parts += [f"- {_code(words)}" for words in question_words(record)]
-    parts += [_code(words) for words in [progress_words(record.progress)] if words]
-    parts += [f"- {_code(note)}" for note in (*_notes(record, moment), *_warnings(record, problem))]
-    parts += [f"- {_code(_tool_words(tool, limit))}" for tool in _shown_tools(record, limit)]
-    parts += [f"- ↳ {_code(words)}" for words in _child_words(record)]
+    parts = [f"**{literal(_words(record, moment))}** · {code(title)}"]
+    parts += [f"- {code(words)}" for words in question_words(record)]
+    parts += [code(words) for words in [progress_words(record.progress)] if words]
+    parts += [f"- {code(note)}" for note in (*_notes(record, moment), *_warnings(record, problem))]
+    parts += [f"- {code(_tool_words(tool, limit))}" for tool in _shown_tools(record, limit)]
+    parts += [f"- ↳ {code(words)}" for words in _child_words(record)]
     if record.log_count:
         parts.append(f"{_log_title(record)}:")
-        parts.append(_fenced("\n".join(_shown_log(record, limit))))
+        parts.append(fenced("\n".join(_shown_log(record, limit)), width))
     if record.error is not None:
-        parts.append(_fenced(shown(str(record.error), 500)))
+        parts.append(fenced(shown(str(record.error), 500), width))
     body = _body(record, limit)
-    return "\n\n".join(parts + ([_fenced(body)] if body else []))
-
-
-def _fence(text: str, least: int) -> str:
-    """Return backticks that are longer than any run of them in the text, so that it cannot end its block."""
-    longest = max(
-        (len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0
-    )
-    return "`" * max(least, longest + 1)
-
-
-def _fenced(text: str) -> str:
-    fence = _fence(text, 3)
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def _code(text: str) -> str:
-    line = " ".join(text.split())
-    fence = _fence(line, 1)
-    return f"{fence} {line} {fence}"
-
-
-def _literal(text: str) -> str:
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-!|~&" else c for c in text)
+    parts += [fenced(body, width)] if body else []
+    return "\n\n".join([*parts, code(_whereabouts(record))])

@@ -403,3 +403,12 @@ def tokens_words(record: RunRecord) -> str:
         return ""
     mark = "" if usage.exact else "≥ "
     return f"{mark}{usage.input_tokens:,} in · {usage.output_tokens:,} out tokens"
+
+
+def cost_words(record: RunRecord) -> str:
+    """Return the cost so far, with `≥` where a stream was cut; empty where none was told."""
+    cost = record.usage.cost_usd
+    if cost is None or not 0 <= cost < 1e9:  # also what is no number
+        return ""
+    mark = "" if record.usage.exact else "≥ "
+    return f"{mark}${cost:,.2f}" if cost >= 1 else f"{mark}${f'{cost:.6f}'.rstrip('0').rstrip('.')}"

@@ -311,7 +311,7 @@ def test_a_page_has_no_script_and_nothing_of_an_agent_in_its_markup(
     assert names.count("article") == 4
     assert set(names) <= {
         "html", "head", "meta", "title", "style", "body", "article", "h1", "h2", "dl", "dt", "dd", "pre", "div",
-        "span", "strong", "details", "summary", "code",
+        "span", "strong", "details", "summary", "code", "p",
     }  # fmt: skip
     used = {name for _, attributes in page.found for name in attributes}
     assert used <= {
@@ -357,7 +357,8 @@ def test_nothing_is_cut(form: str, session: NotebookSession, tmp_path: Path) -> 
     run = session.start(long, "start " + "p" * 20_000 + " end")
     assert run.wait(BOUND_S)
     text = run.export(tmp_path / f"run.{form}").read_text(encoding="utf-8")
-    assert all(f"word{number} " in text for number in range(5_000))
+    words = text.replace("<", " ")
+    assert all(f"word{number} " in words for number in range(5_000))
     assert all("y" * 500 + str(number) in text for number in range(60))
     assert "p" * 20_000 + " end" in text
 

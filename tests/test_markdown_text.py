@@ -94,7 +94,8 @@ def test_an_image_is_a_link_to_it() -> None:
     page = Page(safe_html("![pot](https://tea.example/pot.png)"))
     assert "img" not in page.tags
     assert page.links == ["https://tea.example/pot.png"]
-    assert "pot" in page.text
+    assert page.text == "image: pot\n"
+    assert Page(safe_html("![](https://tea.example/pot.png)")).text == "image\n"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,18 @@ def test_every_word_is_shown_however_deep_it_lies(text: str) -> None:
     page = Page(safe_html(text))
     assert page.text.count("deep") == text.count("deep")
     assert page.tags <= TAGS
+
+
+@pytest.mark.parametrize("text", ["name   price\ngreen     10\n", "  two\n    four", "a\tb"])
+def test_a_text_that_is_laid_out_keeps_its_layout(text: str) -> None:
+    """A table of an agent that has never heard of Markdown stays one, line breaks of another system or not."""
+    assert safe_html(text) == f"<pre><code>{text}</code></pre>"
+    assert safe_html(text.replace("\n", "\r\n")) == safe_html(text)
+
+
+def test_layout_beside_markdown_is_drawn() -> None:
+    """Two spaces somewhere do not make a text less Markdown."""
+    assert "<strong>b</strong>" in safe_html("a  **b**")
 
 
 def test_an_empty_text_is_empty() -> None:

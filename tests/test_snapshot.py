@@ -18,6 +18,7 @@ from nbrun.wording import status_words
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>[x](javascript:alert(1))`` ` ```\n```\n# h\n<b>"
 SAVED_LIMIT = 64 * 1024
+FORMS = ("text/html", "text/markdown", "text/plain")
 
 RECORD = RunRecord(
     run_id="run-1", number=3, name="tea", agent="poet", model="local (tiny)", prompt="make tea",
@@ -96,8 +97,9 @@ def test_text_of_an_agent_is_never_html() -> None:
     """Whatever it says, wherever it says it, there is no tag and no attribute but our own."""
     html = bundle(hostile(EVIL), EVIL)["text/html"] + bundle(asking(EVIL), EVIL)["text/html"]
     page = Tags(html)
-    assert page.tags <= {"div", "span", "strong", "code", "pre", "details", "summary"}
-    assert page.attributes <= {"class", "style", "aria-hidden", "open"}
+    drawn = {"p", "br", "ul", "li", "blockquote", "em"}
+    assert page.tags <= {"div", "span", "strong", "code", "pre", "details", "summary"} | drawn
+    assert page.attributes <= {"class", "style", "aria-hidden", "open", "tabindex"}
 
 
 def test_text_of_an_agent_is_never_markup_in_markdown() -> None:
@@ -153,6 +155,69 @@ def test_a_question_is_shown_with_the_line_that_answers_it() -> None:
     assert "… 2 more questions" in many
 
 
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_card_tells_what_it_cost_and_how_to_get_at_the_run(kind: str) -> None:
+    """Somebody has only the file: the cost, the call that gives the run, its id and when it was."""
+    record = msgspec.structs.replace(RECORD, usage=ev.Usage(10, 20, cost_usd=0.0123, exact=False))
+    shown = bundle(record)[kind]
+    for words in ("≥ 10 in · 20 out tokens · ≥ $0.0123", "nbrun.get(3) has it all · run-1 · 1970-"):
+        assert words in shown
+    unsaved = bundle(msgspec.structs.replace(RECORD, number=None))[kind]
+    assert 'nbrun.get("run-1") has' in unescape(unsaved)
+
+
+def test_markdown_is_drawn_in_html_and_kept_as_written_elsewhere() -> None:
+    """What was streamed and what was returned; data is no Markdown."""
+    record = msgspec.structs.replace(RECORD, text="a **b**", output="- c\n\n`d`")
+    data = bundle(record)
+    for html in ("<p>a <strong>b</strong></p>", "<li>c</li>", "<code>d</code>", "and returned"):
+        assert html in data["text/html"]
+    for kind in ("text/markdown", "text/plain"):
+        assert "a **b**\n\n→ - c\n\n`d`" in data[kind]
+    data = bundle(msgspec.structs.replace(RECORD, text="", output={"a": "*b*"}))
+    assert '<pre><code>{"a":"*b*"}</code></pre>' in unescape(data["text/html"])
+
+
+def test_html_is_one_line() -> None:
+    """In a Markdown file, as nbconvert writes it, what is after an empty line would be an agent's Markdown."""
+    text = "a\n\n```\n\n![x](http://evil.example/x.png)\n\n<b>\n```\n\n[x](http://evil.example)\n\n    c"
+    html = bundle(msgspec.structs.replace(hostile(EVIL), text=text, output=text))["text/html"]
+    assert "\n" not in html
+    rendered = MarkdownIt("commonmark", {"html": True}).render(f"before\n\n{html}\n\nafter")
+    assert html in rendered
+    assert "&#10;" in html
+
+
+def test_an_answer_that_is_cut_within_code_is_code_where_it_begins() -> None:
+    """The fence that was cut away is put back, so that what follows is drawn as it was meant."""
+    text = "```python\n" + "x = '*1*'\n" * 5_000 + "```\nThe **end**."
+    html = bundle(msgspec.structs.replace(RECORD, text=text, output=text))["text/html"]
+    assert "earlier characters" in html
+    assert html.count("<pre><code>") == 1
+    assert "<em>" not in html
+    assert "The <strong>end</strong>." in html
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_what_hides_or_turns_a_text_is_made_visible(kind: str) -> None:
+    """Wherever an agent may put it; a terminal's codes are left out where a terminal may read them."""
+    for record in (hostile("a\u202eb\x1b[31mc\x9bd\u2066"), asking("a\u202eb\x1b[31mc\x9bd\u2066")):
+        shown = bundle(record)[kind]
+        assert not set(unescape(shown)) & set("\u202e\x1b\x9b\u2066")
+        assert "\\u202e" in shown
+
+
+def test_lines_on_paper_are_short() -> None:
+    """LaTeX does not break a line of a fenced block, so Markdown has none that is too long."""
+    record = msgspec.structs.replace(
+        RECORD, text="word " * 500, output=None, log=("x " * 140,), log_count=1
+    )
+    fenced = bundle(record)["text/markdown"].split("```")
+    assert max(len(line) for part in fenced[1::2] for line in part.splitlines()) <= 88
+    assert " ".join(fenced[3].split()).endswith("word word")
+    assert fenced[3].count("word") == 500
+
+
 def test_a_run_that_is_not_saved_says_so() -> None:
     """The problem is in every form that a person reads."""
     data = bundle(RECORD, "disk full")
@@ -177,9 +242,6 @@ def test_output_without_text_is_shown_as_data() -> None:
     """An agent that returns data and says nothing still has something to show."""
     record = msgspec.structs.replace(RECORD, text="", output={"answer": 42})
     assert '{"answer":42}' in plain_text(record)
-
-
-FORMS = ("text/html", "text/markdown", "text/plain")
 
 
 @pytest.mark.parametrize("kind", FORMS)

@@ -19,6 +19,7 @@ from nbrun.wording import (
     UNLOAD,
     always_words,
     cancel_notes,
+    cost_words,
     duration,
     going_on_notes,
     origin_words,
@@ -113,6 +114,21 @@ def test_tokens_are_shown_where_they_were_told() -> None:
     bound = tokens_words(msgspec.structs.replace(RECORD, usage=ev.Usage(1200, 34, exact=False)))
     assert "≥ 1,200" in bound
     assert "34 out" in bound
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"),
+    [
+        (None, ""), (0.0, "$0"), (0.0000123, "$0.000012"), (0.0123, "$0.0123"), (1.5, "$1.50"),
+        (12345.678, "$12,345.68"), (math.nan, ""), (math.inf, ""), (-1.0, ""),
+    ],
+)  # fmt: skip
+def test_a_cost_reads_as_money(cost: float | None, words: str) -> None:
+    """As exact as it matters; what is none, in somebody else's file, is not shown."""
+    usage = ev.Usage(1, 2, cost_usd=cost)
+    assert cost_words(msgspec.structs.replace(RECORD, usage=usage)) == words
+    cut = msgspec.structs.replace(usage, exact=False)
+    assert cost_words(msgspec.structs.replace(RECORD, usage=cut)) == (words and f"≥ {words}")
 
 
 CANCELLED = msgspec.structs.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from html.parser import HTMLParser
@@ -20,7 +21,7 @@ RUN = "application/vnd.nbrun.run+json"
 STATIC = {"text/html", "text/markdown", "text/plain", RUN}
 SAVED_LIMIT = 64 * 1024
 LIVE_LIMIT = 256 * 1024
-TAGS = {"div", "span", "strong", "code", "pre", "details", "summary"}
+TAGS = {"div", "span", "strong", "code", "pre", "details", "summary", "p", "br", "a"}
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)></pre></div><iframe src='//evil'>"
@@ -93,7 +94,12 @@ def assert_harmless(data: dict[str, Any]) -> None:
     """Fail if anything of an agent's text is more than text, in HTML or in Markdown."""
     html = Tags(data["text/html"])
     assert html.tags <= TAGS
-    assert html.attributes <= {"class", "style", "aria-hidden", "open"}
+    assert html.attributes <= {
+        "class", "style", "aria-hidden", "open", "tabindex", "href", "rel", "target",
+    }  # fmt: skip
+    assert all(
+        link.startswith("http://") for link in re.findall('href="([^"]*)', data["text/html"])
+    )
     # Rendered by a renderer that lets raw HTML through, as some front ends do.
     rendered = Tags(MarkdownIt("commonmark", {"html": True}).render(data["text/markdown"]))
     assert rendered.tags <= {"p", "strong", "em", "code", "pre", "ul", "li"}
