@@ -49,11 +49,11 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(cleanup_kc=True, env=_environment(path))
+    client.execute(cleanup_kc=True, env=environment(folder) | {"JPY_SESSION_NAME": str(path)})
     return notebook
 
 
-def _environment(notebook: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """Return an environment without the user's settings, keys and network."""
     kept = {
         name: value
@@ -62,8 +62,8 @@ def _environment(notebook: Path) -> dict[str, str]:
         and not name.endswith(("_KEY", "_TOKEN"))
     }
     own = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
-    folders = {name: str(notebook.parent / f".{name.lower()}") for name in own}
-    return kept | folders | _NO_NETWORK | {"JPY_SESSION_NAME": str(notebook)}
+    folders = {name: str(folder / f".{name.lower()}") for name in own}
+    return kept | folders | _NO_NETWORK
 
 
 def save_with_outputs(path: Path) -> None:
