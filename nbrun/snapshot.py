@@ -148,7 +148,9 @@ def _moment(record: RunRecord, is_redrawn: bool) -> _Moment | None:
     if is_redrawn:
         notes = ("drawn again when the run has ended", f"{show} tells how it stands")
         return _Moment(f"{_WAS[record.status]} when this was drawn", notes)
-    return _Moment(f"{_WAS[record.status]} when this was saved", (f"{show} tells how it ended",))
+    # A live card's file has what was drawn when it began: of one that was queued then, no more is known than this.
+    was = "Had not ended" if record.status is RunStatus.QUEUED else _WAS[record.status]
+    return _Moment(f"{was} when this was saved", (f"{show} tells how it ended",))
 
 
 def _bundle(

@@ -310,9 +310,10 @@ class CardBoard:
             return
         match content.get("op"):
             case "placed":
-                self._is_placed = True
-                if not card.is_placed:
-                    card.is_placed = True
+                self._is_placed = card.is_placed = True
+                with self._lock:
+                    is_shown = card in self._live
+                if is_shown:  # else an update would come before the output that it is for
                     self.mark(card)
             case "static":  # a page that was loaded after the cell ran cannot be told by its output
                 if not card.live.record.is_live:

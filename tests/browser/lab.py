@@ -219,15 +219,19 @@ class LabNotebook:
     ) -> None:
         self.server = server
         self.path = path
-        self.page: Page = context.new_page()
         self.console: list[str] = []
         """What the page said in its console, errors of the page included."""
         self._context = context
         self._workspace = workspace
-        self.page.on("console", lambda message: self.console.append(message.text))
-        self.page.on("pageerror", lambda error: self.console.append(f"page error: {error}"))
+        self.page = self._new_page()
+
+    def _new_page(self) -> Page:
+        page = self._context.new_page()
+        page.on("console", lambda message: self.console.append(message.text))
+        page.on("pageerror", lambda error: self.console.append(f"page error: {error}"))
         # Only "leave this page?" comes as a dialog of the browser's; Lab draws its own.
-        self.page.on("dialog", lambda dialog: dialog.accept())
+        page.on("dialog", lambda dialog: dialog.accept())
+        return page
 
     def __enter__(self) -> Self:
         return self
@@ -257,15 +261,29 @@ class LabNotebook:
         return str(next(s["kernel"]["id"] for s in sessions if s["path"] == path))
 
     @contextmanager
-    def second_page(self) -> Iterator[LabNotebook]:
-        """Open the notebook's file in a second page, on the same kernel; save before, for it shows what is saved."""
+    def second_page(self, path: Path | None = None) -> Iterator[LabNotebook]:
+        """Open the notebook's file in a second page, on the same kernel; save before, for it shows what is saved.
+
+        The kernel of another file, at `path`, ends with the page.
+        """
         workspace = f"{self._workspace}-beside"
-        other = LabNotebook(self.server, self._context, self.path, workspace=workspace)
+        other = LabNotebook(self.server, self._context, path or self.path, workspace=workspace)
         try:
             other.load()
             yield other
         finally:
             other.page.close()
+            if path is not None:
+                other.end_kernel()
+
+    def leave(self) -> None:
+        """Close the page; the kernel goes on."""
+        self.page.close()
+
+    def come_back(self) -> None:
+        """Open the notebook again, as it was saved."""
+        self.page = self._new_page()
+        self.load()
 
     @property
     def address(self) -> str:
@@ -367,6 +385,23 @@ class LabNotebook:
         saved: nbformat.NotebookNode = nbformat.read(self.path, as_version=4)
         return saved
 
+    def save_as(self, name: str) -> None:
+        """Save under another name in the same folder, as Ctrl+Shift+S does; the page goes on with that file.
+
+        Source: JupyterLab 4 starts another kernel for it; the first one stays that of the first file.
+        """
+        path = self.path.with_name(name)
+        start = (
+            "() => { window.savedAs = window.jupyterapp.commands.execute('docmanager:save-as'); }"
+        )
+        self.page.evaluate(start)
+        dialog = self.page.locator(".jp-Dialog")
+        dialog.locator("input").fill(path.relative_to(self.server.root).as_posix())
+        dialog.locator(".jp-mod-accept").click()
+        self.page.evaluate("() => window.savedAs.then(() => null)")
+        self.path = path
+        self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
+
     def interrupt(self) -> None:
         """Interrupt the kernel, as the ■ button does."""
         self.execute("notebook:interrupt-kernel")
@@ -392,6 +427,10 @@ class LabNotebook:
     def close(self) -> None:
         """Close the page and end the kernel; the file stays."""
         self._context.close()
+        self.end_kernel()
+
+    def end_kernel(self) -> None:
+        """End the kernel, if there is one."""
         path = self.path.relative_to(self.server.root).as_posix()
         sessions = self.server.request("GET", "api/sessions")
         for session in sessions if isinstance(sessions, list) else []:

@@ -515,7 +515,7 @@ def test_cleanup_leaves_nothing_behind(card: CardPage, roads: str) -> None:
     assert card.ask("timers.size") == 0
     assert card.ask("harness.model.listeners.length") == 0
     assert card.ask("document.querySelectorAll('.nbrun-card').length") == 0
-    assert card.ask("harness.kernel.disposed + (harness.sockets[0]?.closed ?? 0)") == 1
+    assert card.ask("harness.kernel.forgotten + (harness.sockets[0]?.closed ?? 0)") == 1
     card.reply("requested")
     card.update(text="too late")
     card.pass_ms(3000)

@@ -101,6 +101,27 @@ def test_a_model_that_is_closed_leaves_the_static_card(card: CardPage) -> None:
     assert page.ask("harness.model.listeners.length") == 0
 
 
+def test_a_page_that_has_another_kernel_draws_no_card_of_the_first(card: CardPage) -> None:
+    """Nobody would bring it up to date. After a restart it says so itself; drawn anew it is the static one."""
+    page = PlacePage(card.page, card.address)
+    page.initialize(make_run(), [PLACE])
+    page.ask(
+        "harness.model.widget_manager.kernel.slots.forEach((slot) => slot(null, 'restarting'))"
+    )
+    page.pass_ms(40)
+    expect(page.output(0).locator(".nbrun-card")).to_contain_text("No longer followed")
+    page.page.evaluate(
+        "(html) => { document.getElementById('output').children[0].innerHTML = html; }", PLACE
+    )
+    page.pass_ms(40)
+    expect(page.output(0)).to_have_text("Was running")
+    page.initialize(make_run(), [PLACE])
+    page.ask("harness.model.widget_manager.kernel.ends.forEach((slot) => slot())")
+    page.pass_ms(40)
+    expect(page.output(0)).to_have_text("Was running")
+    expect(page.output(0).locator(".nbrun-card")).to_have_count(0)
+
+
 def test_a_page_of_another_kind_is_left_alone(card: CardPage) -> None:
     """Where no notebook is found the output stays the widget, and nothing is promised to the kernel."""
     page = PlacePage(card.page, card.address)

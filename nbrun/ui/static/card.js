@@ -152,10 +152,11 @@ function isSilent(run) {
   return run.status === "running" && !isTelling && !run.tools.some((tool) => tool.status === "running");
 }
 
-/** What may still be said of a live run whose kernel is gone: nothing of how it stands. @param {Run} run @returns {Run} */
-function unfollowed(run) {
+/** What may still be said of a live run whose kernel is gone: nothing of how it stands.
+ * @param {Run} run @param {string} why @returns {Run} */
+function unfollowed(run, why) {
   const ref = run.number === null ? run.id : `#${run.number}`;
-  const notice = `The kernel was restarted or has died. %agentrun show ${ref} tells how this run ended.`;
+  const notice = `${why} %agentrun show ${ref} tells how this run ended.`;
   const state = { live: false, status: "lost", words: "No longer followed", phase: null, progress: null, questions: [] };
   const tools = run.tools.map((tool) => (tool.status === "running" ? { ...tool, status: "unknown" } : tool));
   const unknown = { status: "unknown", words: "unknown" };
@@ -181,7 +182,7 @@ export function render({ model, el }) {
   const card = buildCard(el, () => model.get("run"), closing.signal);
   let skewS = clockSkewS(model.get("run"), false);
   let [frame, tick] = [0, 0];
-  let isKernelGone = false;
+  let whyGone = ""; // why its kernel can tell no more
   let wasLive = /** @type {boolean} */ (model.get("run").live);
 
   const drawNow = () => {
@@ -189,7 +190,7 @@ export function render({ model, el }) {
     clearTimeout(tick);
     frame = 0;
     const last = /** @type {Run} */ (model.get("run"));
-    const run = isKernelGone && last.live ? unfollowed(last) : last;
+    const run = whyGone && last.live ? unfollowed(last, whyGone) : last;
     const nowS = Date.now() / 1000 + skewS;
     const seconds = elapsedS(run, nowS);
     draw(card, run, requests, nowS, seconds);
@@ -213,8 +214,9 @@ export function render({ model, el }) {
     }
     drawSoon();
   };
-  const onGone = () => {
-    isKernelGone = true;
+  /** @param {string} why */
+  const onGone = (why) => {
+    whyGone ||= why;
     requests.forgetAll();
     drawSoon();
   };

@@ -3,7 +3,7 @@
  * Where a live card stands: in the static card that the notebook's file holds. Of a widget's own output a file keeps no
  * more than a name, and JupyterLab, which prefers it to all the rest of an output, then says "model not found".
  */
-import { listen, tryRoad } from "./roads.js";
+import { KERNEL_IS_LEFT, listen, tryRoad, watchKernel } from "./roads.js";
 
 /**
  * @typedef {import("./roads.js").Model} Model
@@ -102,6 +102,7 @@ export function standInPlace(model, render, signal) {
   /** @type {Map<Element, () => void>} */
   const views = new Map();
   let patience = 0;
+  let isGone = false;
 
   /** @param {Element[]} nodes */
   const show = (nodes) => {
@@ -111,7 +112,7 @@ export function standInPlace(model, render, signal) {
       views.delete(node);
     }
     for (const node of nodes) {
-      if (!views.has(node)) views.set(node, mount(/** @type {HTMLElement} */ (node), model, render));
+      if (!isGone && !views.has(node)) views.set(node, mount(/** @type {HTMLElement} */ (node), model, render));
     }
   };
   const askForEnd = () => {
@@ -128,6 +129,13 @@ export function standInPlace(model, render, signal) {
     for (const { outputs, at } of outputsAt(cells, place)) outputs.set(at, output);
   };
 
+  /** What is drawn says so itself; what would be drawn from now on would not know. @param {string} why */
+  const onGone = (why) => {
+    isGone = true;
+    if (why === KERNEL_IS_LEFT) show([]);
+  };
+
+  watchKernel(model, onGone, signal);
   watchOfPage().add(place, show, signal);
   listen(model, "change:run", onRun, signal);
   listen(model, "msg:custom", onMessage, signal);

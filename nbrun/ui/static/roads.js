@@ -10,7 +10,8 @@
  * @typedef {(message: object, expectReply: boolean, disposeOnDone: boolean) => Future} SendControl
  * @typedef {(sender: unknown, status: string) => void} OnStatus
  * @typedef {{ connect: (slot: OnStatus) => void, disconnect: (slot: OnStatus) => void }} StatusSignal
- * @typedef {{ clientId: string, sendControlMessage?: SendControl, statusChanged?: StatusSignal }} Kernel
+ * @typedef {{ connect: (slot: () => void) => void, disconnect: (slot: () => void) => void }} EndSignal
+ * @typedef {{ clientId: string, sendControlMessage?: SendControl, statusChanged?: StatusSignal, disposed?: EndSignal }} Kernel
  *
  * @typedef {object} Model
  * @property {(trait: string) => any} get
@@ -20,6 +21,8 @@
  * @property {{ kernel?: Kernel | null, context?: { model?: { cells?: any } } }} [widget_manager]  undocumented
  */
 
+const KERNEL_IS_GONE = "The kernel was restarted or has died.";
+export const KERNEL_IS_LEFT = "This page has another kernel now; the run's own may go on.";
 const ENDS_OF_KERNEL = new Set(["restarting", "autorestarting", "terminating", "dead"]);
 
 /** @returns {string} */
@@ -83,15 +86,20 @@ function sendBySocket(kernelId, content, onAnswer, signal) {
   signal.addEventListener("abort", () => socket.close());
 }
 
-/** Tell when the kernel of this page is gone, and with it who could update the card. @param {Model} model
- * @param {() => void} onGone @param {AbortSignal} signal */
+/** Tell when the kernel of this page is gone, and with it who could update the card; or that the page has another one,
+ * as after "Save Notebook As". @param {Model} model
+ * @param {(why: string) => void} onGone @param {AbortSignal} signal */
 export function watchKernel(model, onGone, signal) {
-  const changes = model.widget_manager?.kernel?.statusChanged; // undocumented: a signal of JupyterLab's and Notebook's
-  if (!changes?.connect) return;
+  const kernel = model.widget_manager?.kernel; // undocumented, as are its signals: JupyterLab's and Notebook's
   /** @type {OnStatus} */
-  const slot = (_sender, status) => void (ENDS_OF_KERNEL.has(status) && onGone());
-  changes.connect(slot);
-  signal.addEventListener("abort", () => changes.disconnect(slot));
+  const onStatus = (_sender, status) => void (ENDS_OF_KERNEL.has(status) && onGone(KERNEL_IS_GONE));
+  const onLeft = () => onGone(KERNEL_IS_LEFT);
+  kernel?.statusChanged?.connect?.(onStatus);
+  kernel?.disposed?.connect?.(onLeft);
+  signal.addEventListener("abort", () => {
+    kernel?.statusChanged?.disconnect?.(onStatus);
+    kernel?.disposed?.disconnect?.(onLeft);
+  });
 }
 
 /** @param {Model} model @param {string} event @param {(value: any) => void} callback @param {AbortSignal} signal */

@@ -29,13 +29,15 @@ class FakeModel {
 class FakeKernel {
   clientId = "page-client";
   slots = new Set();
+  ends = new Set();
   statusChanged = { connect: (slot) => this.slots.add(slot), disconnect: (slot) => this.slots.delete(slot) };
+  disposed = { connect: (slot) => this.ends.add(slot), disconnect: (slot) => this.ends.delete(slot) };
   sent = [];
-  disposed = 0;
+  forgotten = 0;
 
   sendControlMessage(message) {
     this.sent.push(message);
-    this.future = { onReply: () => {}, dispose: () => (this.disposed += 1) };
+    this.future = { onReply: () => {}, dispose: () => (this.forgotten += 1) };
     return this.future;
   }
 }

@@ -1,0 +1,184 @@
+"""What becomes of a card when its page, its kernel or its notebook does not stay: each test is one story, in Lab."""
+
+from __future__ import annotations
+
+import nbformat
+from playwright.sync_api import expect
+
+from tests.browser.lab import LabNotebook
+from tests.browser.test_journeys import CHATTY, OpenNotebook, shoot
+
+PATIENT = """%load_ext nbrun
+import asyncio, nbrun
+from pathlib import Path
+async def patient(prompt):
+    for n in range(10_000):
+        yield f"word{n} "
+        await asyncio.sleep(0.02)
+        if Path("end").exists():
+            yield "**the end**"
+            return
+"""
+"""An agent that ends when the test puts a file beside the notebook, whether or not a page is open."""
+
+LOST_WIDGET = "Error displaying widget"
+
+
+def saved_html(saved: nbformat.NotebookNode, index: int) -> str:
+    """Return the HTML of a cell's one output, which is no widget."""
+    (output,) = saved.cells[index].outputs
+    assert "application/vnd.jupyter.widget-view+json" not in output.data
+    return str(output.data["text/html"])
+
+
+def shoot_dark(notebook: LabNotebook, name: str) -> None:
+    """Keep a picture of the page in Lab's dark theme, and one in its light."""
+    shoot(notebook, name)
+    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme }).then(() => null)"
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        notebook.page.evaluate(change, theme)
+        light = "true" if theme.endswith("Light") else "false"
+        expect(notebook.page.locator("body")).to_have_attribute("data-jp-theme-light", light)
+        if light == "false":
+            shoot(notebook, f"{name}-dark")
+
+
+def test_a_reload_keeps_the_card_to_its_end(open_notebook: OpenNotebook) -> None:
+    """After a reload the live card is back and Cancel works; the end stays on the page and comes into the file."""
+    notebook = open_notebook([CHATTY, "%%agentrun chatty\nTalk."])
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1)
+    expect(card).to_contain_text("word5 ")
+    # The page has said that the file needs no widget.
+    expect(card.locator(".nbrun-place .nbrun-card")).to_be_visible()
+    assert "when this was saved" in saved_html(notebook.save(), 1)
+    notebook.reload()
+    expect(card.locator(".nbrun-card")).to_contain_text("Running")
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_contain_text("Cancelled by you")
+    expect(card).to_contain_text("word5 ")
+    expect(card.locator(".nbrun-static")).to_contain_text("Cancelled by you")
+    expect(card.locator(".nbrun-card")).to_have_count(0)
+    assert "Cancelled by you" in saved_html(notebook.save(), 1)
+
+
+def test_a_run_that_ends_while_its_page_is_closed_is_shown_with_its_end(
+    open_notebook: OpenNotebook,
+) -> None:
+    """Opened again, the page shows the end of one run and goes on with the other, and `show` draws either anywhere."""
+    cells = [
+        PATIENT,
+        "%%agentrun patient\nTalk.",
+        "%%agentrun patient\nTalk on.",
+        "%agentrun show 1",
+        "%agentrun show 2",
+    ]
+    endless = cells[0].replace('Path("end")', 'Path("end" if prompt == "Talk." else "never")')
+    notebook = open_notebook([endless, *cells[1:]])
+    for index in range(3):
+        notebook.run_and_wait(index)
+        if index:
+            expect(notebook.output(index).locator(".nbrun-place .nbrun-card")).to_be_visible()
+    notebook.save()
+    notebook.leave()
+    (notebook.path.parent / "end").touch()
+    notebook.come_back()
+    ended, live = notebook.output(1), notebook.output(2)
+    expect(ended.locator(".nbrun-static")).to_contain_text("Completed in")
+    expect(ended.locator("strong").last).to_have_text("the end")
+    expect(live.locator(".nbrun-card")).to_contain_text("Running")
+    saved = notebook.save()
+    assert "Completed in" in saved_html(saved, 1)
+    assert "when this was saved" in saved_html(saved, 2)
+    for index, words in ((3, "Completed in"), (4, "Running")):
+        notebook.run_and_wait(index)
+        expect(notebook.output(index)).to_contain_text(words)
+    shoot_dark(notebook, "story-closed-and-opened-again")
+    notebook.output(4).get_by_role("button", name="Cancel").click()
+    for index in (2, 4):
+        expect(notebook.output(index).locator(".nbrun-static")).to_contain_text("Cancelled by you")
+
+
+def test_a_restart_leaves_a_card_that_says_what_is_known(open_notebook: OpenNotebook) -> None:
+    """No card of the old kernel says running; a reload shows what the file has, and `show` has the end."""
+    notebook = open_notebook(
+        [CHATTY, "%%agentrun chatty\nTalk.", "%load_ext nbrun\n%agentrun show 1"]
+    )
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1)
+    expect(card).to_contain_text("word5 ")
+    expect(card.locator(".nbrun-place .nbrun-card")).to_be_visible()
+    notebook.restart()
+    expect(card).not_to_contain_text("Running")
+    shoot(notebook, "story-restarted")
+    assert "when this was saved" in saved_html(notebook.save(), 1)
+    notebook.reload()
+    expect(card).to_contain_text("when this was saved")
+    expect(card).to_contain_text("%agentrun show #1 tells how it ended")
+    notebook.run_and_wait(2)
+    expect(notebook.output(2)).to_contain_text("Cancelled by the kernel's shutdown")
+    expect(notebook.panel).not_to_contain_text(LOST_WIDGET)
+    shoot_dark(notebook, "story-restarted-and-reloaded")
+
+
+def test_a_notebook_that_is_saved_under_another_name_has_runs_of_its_own(
+    open_notebook: OpenNotebook,
+) -> None:
+    """It gets a kernel and a store of its own, and its cards claim nothing; the old file still shows the live run."""
+    notebook = open_notebook(
+        [CHATTY, "%%agentrun chatty\nTalk.", "%load_ext nbrun\n%agentrun list"]
+    )
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1)
+    expect(card.locator(".nbrun-place .nbrun-card")).to_contain_text("word5 ")
+    notebook.save()
+    original = notebook.path
+    notebook.save_as("copy.ipynb")
+    expect(card).to_contain_text("when this was saved")
+    expect(card.locator(".nbrun-card")).to_have_count(0)
+    notebook.run_and_wait(2)
+    expect(notebook.output(2)).to_contain_text("no runs")
+    shoot(notebook, "story-saved-as-copy")
+    with notebook.second_page(original) as beside:
+        expect(beside.output(1).locator(".nbrun-card")).to_contain_text("Running")
+        beside.run_and_wait(2)
+        expect(beside.output(2)).to_contain_text("Running")
+        beside.output(1).get_by_role("button", name="Cancel").click()
+        expect(beside.output(1).locator(".nbrun-static")).to_contain_text("Cancelled by you")
+    expect(card).to_contain_text("when this was saved")
+
+
+def test_two_pages_of_one_notebook_both_show_the_end(open_notebook: OpenNotebook) -> None:
+    """Cancel in one tab is seen in both, and both end with the static card, whichever of them the kernel can tell."""
+    notebook = open_notebook([CHATTY, "%%agentrun chatty\nTalk.", "nbrun.session().live_runs"])
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    card = notebook.output(1)
+    expect(card.locator(".nbrun-place .nbrun-card")).to_contain_text("word5 ")
+    notebook.save()
+    with notebook.second_page() as other:
+        beside = other.output(1)
+        expect(beside.locator(".nbrun-card")).to_contain_text("Running")
+        beside.get_by_role("button", name="Cancel").click()
+        for output in (card, beside):
+            expect(output.locator(".nbrun-static")).to_contain_text("Cancelled by you")
+            expect(output.locator(".nbrun-card")).to_have_count(0)
+            expect(output).to_contain_text("word5 ")
+        shoot(other, "story-second-page")
+
+
+def test_a_saved_notebook_shows_the_run_without_its_kernel(open_notebook: OpenNotebook) -> None:
+    """After a restart and a reload the output is the static card: words, name and text."""
+    notebook = open_notebook([CHATTY, "%%agentrun chatty --timeout 1s\nTalk."])
+    notebook.run_and_wait(0)
+    notebook.run_and_wait(1)
+    expect(notebook.output(1)).to_contain_text("Timed out after 1")
+    notebook.save()
+    notebook.restart()
+    notebook.reload()
+    expect(notebook.output(1)).to_contain_text("Timed out after 1")
+    expect(notebook.output(1)).to_contain_text("word5 ")
+    shoot(notebook, "story-saved")
