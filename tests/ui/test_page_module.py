@@ -19,7 +19,9 @@ def test_module_stands_alone(name: str) -> None:
     assert re.findall(r"^export .*", module, re.MULTILINE) == [
         f"export default {{ {VIEWS[name]} }};"
     ]
-    names = re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", module, re.MULTILINE)
+    declared = r"^(?:async )?(?:function|const|let|class) (?:(\w+)|[\[{]([^\]}]*)[\]}] =)"
+    found = re.findall(declared, module, re.MULTILINE)
+    names = [name for one, several in found for name in re.findall(r"\w+", one or several)]
     assert names
     assert sorted(set(names)) == sorted(names)
 

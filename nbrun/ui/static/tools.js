@@ -16,7 +16,7 @@ import { fineDuration, wholeDuration } from "./wording.js";
  * @property {import("./progress.js").Progress | null} [progress]
  */
 
-const OPEN = new Set(["running", "error"]);
+const OPEN_WHILE = new Set(["running", "error"]);
 
 /**
  * A row is known by its place among all calls of the run: ids are an agent's, and may come twice.
@@ -53,7 +53,7 @@ function addTool(list) {
 function drawTool(row, tool, place, nowS) {
   if (row.dataset.place !== place) row.dataset.place = place;
   const isRunning = tool.status === "running";
-  suggest(/** @type {HTMLDetailsElement} */ (piece(row, "tool-details")), OPEN.has(tool.status));
+  suggest(/** @type {HTMLDetailsElement} */ (piece(row, "tool-details")), OPEN_WHILE.has(tool.status));
   piece(row, "shape").dataset.shape = tool.status;
   write(piece(row, "tool-kind"), tool.kind);
   writeLabel(piece(row, "tool-name"), tool.name);
