@@ -41,6 +41,11 @@ SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
 
+_HAS_KERNEL_OF = """path => {
+  const session = window.jupyterapp.shell.currentWidget?.context?.sessionContext.session;
+  return session?.path === path && session.kernel?.status === "idle";
+}"""
+
 Source = str | Path | Sequence[str]
 """What to open: the sources of code cells, or the path of a notebook (copied into the server's root)."""
 
@@ -400,6 +405,12 @@ class LabNotebook:
         dialog.locator(".jp-mod-accept").click()
         self.page.evaluate("() => window.savedAs.then(() => null)")
         self.path = path
+        # The status bar may still speak of the first kernel.
+        self.page.wait_for_function(
+            _HAS_KERNEL_OF,
+            arg=path.relative_to(self.server.root).as_posix(),
+            timeout=OPEN_TIMEOUT_S * 1000,
+        )
         self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
 
     def interrupt(self) -> None:

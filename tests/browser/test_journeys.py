@@ -49,7 +49,8 @@ def test_the_first_notebook_streams_its_model_and_cancel_stops_it(
     card.get_by_role("button", name="Cancel").click()
     expect(card).to_contain_text("Cancelled by you")
     expect(notebook.prompt(block)).to_have_text("[*]:")
-    assert card.locator("pre").inner_text().strip()  # what the model had written is kept
+    written = card.locator(".nbrun-static p, .nbrun-static pre").first
+    expect(written).to_contain_text(re.compile(r"\w"))  # what the model had written is kept
     shoot(notebook, "journey-first-run-cancelled")
     assert notebook.wait_cell(block) > 0
 
