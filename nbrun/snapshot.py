@@ -339,6 +339,10 @@ def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | 
     if record.log_count:
         lines = escape("\n".join(_shown_log(record, limit)))
         rows.append(_folded(_log_title(record), f'<pre style="{_LINES}">{lines}</pre>'))
+    if record.reasoning:  # its end, as much as the record holds
+        tail = escape(record.reasoning[-limit // 4 :])
+        title = f"Reasoning ({_counted(record.reasoning_count, 'character')})"
+        rows.append(_folded(title, f'<pre style="{_LINES}">{tail}</pre>'))
     rows += _html_body(record, limit)
     if record.error is not None:
         trace = escape(record.error.traceback[-limit // 2 :])

@@ -406,7 +406,7 @@ def test_a_run_under_way_goes_out_as_far_as_it_has_come(
     header, events = recording.read(run.export(tmp_path / "live.jsonl"))
     assert header.run_id == run.id
     assert events == run.events()[: len(events)]
-    assert "Was " in run.export(tmp_path / "live.md").read_text(encoding="utf-8")
+    assert "when this was saved" in run.export(tmp_path / "live.md").read_text(encoding="utf-8")
 
 
 def test_what_was_there_stays_until_the_new_file_is_whole(

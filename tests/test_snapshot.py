@@ -178,6 +178,15 @@ def test_markdown_is_drawn_in_html_and_kept_as_written_elsewhere() -> None:
     assert '<pre><code>{"a":"*b*"}</code></pre>' in unescape(data["text/html"])
 
 
+def test_reasoning_is_folded_and_no_markdown() -> None:
+    """It is there for who looks for it, as it was written, and how much there was."""
+    record = msgspec.structs.replace(RECORD, reasoning="Is it *tea*?<br>", reasoning_count=5_000)
+    html = bundle(record)["text/html"]
+    assert "<details><summary>Reasoning (5,000 characters)</summary>" in html
+    assert "Is it *tea*?&lt;br&gt;" in html
+    assert "Reasoning" not in bundle(RECORD)["text/html"]
+
+
 def test_html_is_one_line() -> None:
     """In a Markdown file, as nbconvert writes it, what is after an empty line would be an agent's Markdown."""
     text = "a\n\n```\n\n![x](http://evil.example/x.png)\n\n<b>\n```\n\n[x](http://evil.example)\n\n    c"
