@@ -233,6 +233,8 @@ def removable(run: Run) -> int:
         raise BadOption(
             f"{run!r} may be live; %agentrun lost {run.number} gives it up, if you know that it has ended"
         )
+    if run.only_read is not None:
+        raise BadOption(f"{run!r} cannot be removed, its file is only read: {run.only_read}")
     if not run.done():
         raise BadOption(f"{run!r} is live; cancel it first")
     if run.number is None or run.problem is not None:

@@ -122,7 +122,8 @@ class StoreInTrouble(StoreError):
     """The file cannot be used now: it is locked, its disk is full, or it is gone; `trouble` tells which."""
 
     def __init__(self, trouble: object) -> None:
-        super().__init__(str(trouble))
+        mend = getattr(trouble, "mend", "")
+        super().__init__(f"{trouble}; {mend}" if mend else str(trouble))
         self.trouble = trouble
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.store import Stranger
+from nbrun.store.home import is_set_aside
 
 if TYPE_CHECKING:
     from nbrun.store import SessionStore
@@ -159,12 +160,15 @@ def _switch() -> tuple[bool, Path] | None:
 def kept(store: SessionStore) -> list[Finding]:
     """Return where runs are kept, whether they outlive the kernel, and what may come in the way."""
     if isinstance(store, Stranger):
-        mend = "move it away to begin a new one; nothing in it was changed"
+        mend = "make it writable, or move it away to begin a new one; nothing in it was changed"
         return [Finding(Sign.PROBLEM, "store", f"only read: {store.problem}", mend)]
     findings = [*_trouble(store), *(_befell(what) for what in store.told)]
     if store.path is None:
-        return findings if store.trouble is not None else [*findings, _not_kept(store)]
-    findings += [_file(store.path, store.problem), *_disk(store.path)]
+        findings += [] if store.trouble is not None else [_not_kept(store)]
+        return [*findings, *_kept_elsewhere(store)]
+    is_written = store.trouble is None
+    findings += [_file(store.path, store.problem, is_written=is_written), *_disk(store.path)]
+    findings += _kept_elsewhere(store)
     if store.lost:
         text = f"{store.lost} runs were live when their kernel died, and are shown as lost"
         findings.append(Finding(Sign.NOTE, "store", text, "nothing: what they had is kept"))
@@ -180,8 +184,20 @@ def _trouble(store: SessionStore) -> Iterable[Finding]:
 
 
 def _befell(what: str) -> Finding:
-    mend = "nothing; a file that was set aside can go when you do not need it"
-    return Finding(Sign.NOTE, "store", what, mend)
+    return Finding(Sign.NOTE, "store", what, "a file that was set aside may hold runs: keep it")
+
+
+def set_aside(store: SessionStore) -> list[Finding]:
+    """Return the damaged files beside this store's that earlier kernels have set aside."""
+    folder, stem = store.wanted.parent, store.wanted.stem
+    found = sorted(folder.glob("*.db")) if folder.is_dir() else []
+    mend = "the sqlite3 tool's .recover can get at them; delete it when you do not need it"
+    return [
+        Finding(Sign.NOTE, "store", f"{file} was damaged and set aside; it may hold runs", mend)
+        for file in found
+        if file.name.startswith(f"{stem}.") and is_set_aside(file)
+        and not any(file.name in what for what in store.told)
+    ]  # fmt: skip
 
 
 def _not_kept(store: SessionStore) -> Finding:
@@ -200,7 +216,7 @@ def _not_kept(store: SessionStore) -> Finding:
     return Finding(Sign.OK, "store", f"no run yet; the first one makes {store.wanted}")
 
 
-def _file(path: Path, problem: str | None) -> Finding:
+def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Finding:
     try:
         with closing(
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
@@ -210,7 +226,8 @@ def _file(path: Path, problem: str | None) -> Finding:
         mend = "%agentrun doctor again when a run has been written; it tells what was done"
         return Finding(Sign.PROBLEM, "store", f"{path} cannot be read: {error}", mend)
     size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
-    text = f"{path}, durable, {_bytes(size)}, journal mode {str(journal).upper()}"
+    durable = "durable, " if is_written else ""  # else what waits is in memory only
+    text = f"{path}, {durable}{_bytes(size)}, journal mode {str(journal).upper()}"
     if problem is not None:
         mend = "mend that and %reload_ext nbrun, or set %config NbRun.store"
         return Finding(Sign.NOTE, "store", f"{text}; {problem}", mend)
@@ -218,6 +235,13 @@ def _file(path: Path, problem: str | None) -> Finding:
         mend = "nothing, if it is quick enough; a local disk is quicker than a network's"
         return Finding(Sign.NOTE, "store", f"{text}: this file system knows no WAL", mend)
     return Finding(Sign.OK, "store", text)
+
+
+def _kept_elsewhere(store: SessionStore) -> Iterable[Finding]:
+    """Tell of the runs that were kept at another place while the first one could not be written."""
+    for path in store.elsewhere:
+        mend = f"nbrun list {path} shows them; nbrun export and nbrun import bring them here"
+        yield Finding(Sign.NOTE, "store", f"there are runs in {path} too", mend)
 
 
 def _disk(path: Path) -> list[Finding]:

@@ -117,17 +117,26 @@ class _Draft:
             self.children = {child.run_id: child for child in self.record.children}
         return self.children
 
-    def _close_tools(self) -> None:
-        """Let no tool run on in a run that was ended from outside: its host had no time to say so."""
+    def _close_parts(self, status: RunStatus) -> None:
+        """Let nothing run on in a run that was ended from outside: its host had no time to say so.
+
+        What a lost run's tool did nobody knows; nobody has cancelled it. A child run goes with its parent's kernel.
+        """
+        is_lost = status is RunStatus.LOST
         tools = self.known_tools()
         for id_, tool in tools.items():
             if tool.status == "running":
-                tools[id_] = msgspec.structs.replace(tool, status="cancelled")
+                how = "unknown" if is_lost else "cancelled"
+                tools[id_] = msgspec.structs.replace(tool, status=how)
+        children = self.known_children() if is_lost else {}
+        for id_, child in children.items():
+            if child.status == RunStatus.RUNNING:
+                children[id_] = msgspec.structs.replace(child, status=str(RunStatus.LOST))
 
     def finish(self) -> RunRecord:
         changes, record, status = self.changes, self.record, self.status
         if status in _CUT_SHORT and status is not record.status:
-            self._close_tools()
+            self._close_parts(status)
         if self.text:
             changes["text"] = record.text + "".join(self.text)
         if self.reasoning:

@@ -10,8 +10,10 @@ import pytest
 
 from nbrun import NotebookSession, finding
 from nbrun.clock import SystemClock
-from nbrun.finding import Finding, Sign, kept, served, tried, versions
+from nbrun.errors import StoreInTrouble
+from nbrun.finding import Finding, Sign, kept, served, set_aside, tried, versions
 from nbrun.store import SessionStore
+from nbrun.store.trouble import Kind, Trouble
 from tests.conftest import MakeSession
 from tests.fakes import agents
 
@@ -127,3 +129,47 @@ def test_a_full_disk_and_a_slow_journal_are_told(
     assert (slow.sign, full.sign) == (Sign.NOTE, Sign.PROBLEM)
     assert "journal mode DELETE: this file system knows no WAL" in slow.text
     assert full.text.startswith("only ")
+
+
+def test_a_file_that_was_set_aside_is_not_forgotten(
+    make_session: MakeSession, store_path: Path
+) -> None:
+    """Who set it aside and every later kernel say that it may hold runs; the others' files are not told of."""
+    store_path.parent.mkdir(parents=True)
+    store_path.write_bytes(b"CREATE TABLE runs (" + bytes(4096))
+    (store_path.parent / "other.damaged-20260101T000000.db").touch()
+    first = make_session()
+    (told, *_) = kept(used(first))
+    assert "may hold runs" in told.mend
+    assert set_aside(first.store) == []  # it has said so already
+    first.close()
+    (found,) = set_aside(make_session().store)
+    assert ".damaged-" in found.text
+    assert "may hold runs" in found.text
+
+
+def test_a_store_that_is_not_written_to_is_not_called_durable(
+    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of its file does not contradict the one above it."""
+    store = used(session)
+    trouble = Trouble(Kind.FULL, "the disk is full")
+    monkeypatch.setattr(SessionStore, "trouble", trouble)
+    first, second, *_ = kept(store)
+    assert first.text.startswith("not written to: the disk is full")
+    assert "durable" not in second.text
+    assert str(StoreInTrouble(trouble)) == f"the disk is full; {trouble.mend}"
+
+
+def test_what_was_kept_at_another_place_is_found_again(tmp_path: Path) -> None:
+    """When the first place can be written again, the file in the second one is named."""
+    first, second = tmp_path / ".nbrun" / "a.db", tmp_path / "data" / "a.db"
+    first.parent.mkdir()
+    first.write_bytes(b"somebody's notes")
+    session = NotebookSession(store=SessionStore([first, second], SystemClock()))
+    problem = used(session).problem or ""
+    session.close()
+    assert problem.endswith(f"; new ones are in {second}")
+    first.unlink()
+    later = SessionStore([first, second], SystemClock())
+    assert f"there are runs in {second} too" in [found.text for found in kept(later)]

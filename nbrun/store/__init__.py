@@ -124,6 +124,11 @@ class SessionStore(StoredRuns):
         return self._home.problem
 
     @property
+    def elsewhere(self) -> list[Path]:
+        """The files at other places of this store, which were begun while the better ones could not be written."""
+        return [path for path in self._places[1:] if path != self.path and path.is_file()]
+
+    @property
     def stranger(self) -> Stranger | None:
         """The first choice of a place, where it can be read though it must not be written to."""
         only_read = self._home.only_read

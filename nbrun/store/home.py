@@ -125,6 +125,8 @@ class Home:
                 raise StoreInTrouble(may_pass)
             connection, self.path = schema.open_for_writing(None, self._clock.now()), None
             problem = f"{problem or 'no place to write'}; runs are kept in memory only"
+        if problem is not None and self.path is not None:
+            problem = f"{problem}; new ones are in {self.path}"
         self.problem, self.trouble = problem, None
         if 0 < above <= MAX_NUMBER:  # so that a number names one run
             schema.number_above(connection, above)

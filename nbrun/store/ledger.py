@@ -247,7 +247,7 @@ class Ledger:
         try:
             found = large.outsourced(event, self.files)
         except (OSError, StoreError) as error:  # no room there: then the row is as large as it is
-            _log.warning("%s: a large value stays in the file (%s)", event.run_id, error)
+            _log.info("%s: a large value stays in the file (%s)", event.run_id, error)
             return None
         if found is None:
             return None

@@ -30,7 +30,7 @@ class Kind(Enum):
 _MENDS = {
     Kind.LOCKED: "close the program that holds it; what waits is then written",
     Kind.FULL: "make room; what waits is then written",
-    Kind.DAMAGED: "nothing: it is set aside, and a new file is begun",
+    Kind.DAMAGED: "the next run that is kept has it set aside, and a new file begun",
     Kind.OTHER: "mend that; what waits is then written",
 }
 

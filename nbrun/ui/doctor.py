@@ -7,7 +7,7 @@ import sys
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from nbrun.finding import MARKS, Finding, Sign, kept, served, tried, versions
+from nbrun.finding import MARKS, Finding, Sign, kept, served, set_aside, tried, versions
 from nbrun.record import RunStatus
 from nbrun.ui import control
 from nbrun.ui.waiting import cell_id, is_headless
@@ -52,7 +52,7 @@ def examine(extension: Extension) -> list[Finding]:
         "subshells": lambda: _subshells(extension.kernel),
         "nest_asyncio": lambda: [_nesting()],
         "server": lambda: [served()],
-        "store": lambda: kept(extension.session.store),
+        "store": lambda: kept(extension.session.store) + set_aside(extension.session.store),
         "runs": lambda: _runs(extension),
     }
     return [finding for subject, probe in probes.items() for finding in tried(subject, probe)]

@@ -18,7 +18,7 @@ import pytest
 
 from nbrun import NotebookSession, Run
 from nbrun.cli import main
-from nbrun.errors import RunNotFound, StoreDamaged, StoreReadOnly
+from nbrun.errors import BadOption, RunNotFound, StoreDamaged, StoreReadOnly
 from nbrun.store import SessionStore, schema, stranger
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
@@ -89,6 +89,8 @@ def test_the_runs_of_a_strange_file_are_read_and_new_ones_go_on_above_them(
     assert poet.cancel().outcome == "already_finished"
     assert poet.only_read is not None
     assert new.only_read is None
+    with pytest.raises(BadOption, match="cannot be removed, its file is only read"):
+        session.remove("poet")
     note = f"#1 to #2 are only read: {poet.only_read}"
     assert repr(session.runs()).endswith(f"\n{note}")
     assert session.runs()._repr_html_().endswith(f"<p>{escape(note)}</p>")
