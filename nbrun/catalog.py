@@ -136,14 +136,20 @@ class Catalog:
         return self._of(stored.record)
 
     def named(self, text: str) -> Run | None:
-        """Return the newest run with this id, else the newest with this name; this session's first."""
+        """Return the newest run with this id, else the newest with this name; this session's first.
+
+        A replay has the name of what it shows; it is found by that only where there is nothing else.
+        """
         own = self._lives.get(text)
+        same = [live for live in tuple(self._lives.values()) if live.record.name == text]
         if own is None:
-            same = [live for live in tuple(self._lives.values()) if live.record.name == text]
-            own = same[-1] if same else None
+            real = [live for live in same if not live.record.is_replay]
+            own = real[-1] if real else None
         if own is not None:
             return self.run(own)
         stored = self._owner.store.find(clean_text(text))
+        if same and (stored is None or stored.record.is_replay):
+            return self.run(same[-1])  # the store may be behind
         if stored is None:
             return self._in_stranger(lambda store: store.find(clean_text(text)))
         return self._of(stored.record)

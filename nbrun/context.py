@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os.path
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -216,7 +217,7 @@ class RunContext:
 
         Parameters
         ----------
-        data : bytes; a text, in which secrets are replaced; or the path of a file, which is copied.
+        data : bytes; a text, in which secrets are replaced; or a `pathlib.Path` of a file, which is copied.
         media_type : such as `image/png`; None: by the name's ending.
         """
         if not isinstance(data, bytes | str | Path):
@@ -230,6 +231,9 @@ class RunContext:
             self.log(f"the artifact '{name}' is not kept: {error}", "warning")
             return False
         self.send(made)
+        if isinstance(data, str) and os.path.isfile(data):
+            words = f"the artifact '{name}' holds this path itself: {data}; pathlib.Path(…) copies the file"
+            self.log(words, "warning")
         return True
 
     def begin_turn(self) -> None:

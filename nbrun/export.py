@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from html import escape
 from typing import TYPE_CHECKING
@@ -49,8 +50,15 @@ def read_form(form: str | None, path: Path | None) -> str:
     BadOption
         There is no such form.
     """
+    if form is None and path is not None and path.suffix:
+        form = _SUFFIXES.get(path.suffix.lower())
+        if form is None:
+            ends = ", ".join(_SUFFIXES)
+            raise BadOption(
+                f"no form is told by the end of '{path.name}' ({ends}); give it with --form"
+            )
     if form is None:
-        return "jsonl" if path is None else _SUFFIXES.get(path.suffix.lower(), "jsonl")
+        return "jsonl"
     if form not in FORMS:
         raise BadOption(f"there is no form '{form}'; there are {', '.join(FORMS)}")
     return form
@@ -97,6 +105,8 @@ def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
             file.writelines(dump(form, runs))
         return
     path = path.resolve()  # a link goes on pointing to what it did
+    if not path.parent.is_dir():  # else the error would name the draft
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     draft = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with draft.open("xb") as file:

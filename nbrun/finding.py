@@ -160,7 +160,9 @@ def _switch() -> tuple[bool, Path] | None:
 def kept(store: SessionStore) -> list[Finding]:
     """Return where runs are kept, whether they outlive the kernel, and what may come in the way."""
     if isinstance(store, Stranger):
-        mend = "make it writable, or move it away to begin a new one; nothing in it was changed"
+        is_writable = os.access(store.path, os.W_OK) and os.access(store.path.parent, os.W_OK)
+        mend = "move it away to begin a new one; nothing in it was changed"
+        mend = mend if is_writable else "make it and its folder writable; nothing in it was changed"
         return [Finding(Sign.PROBLEM, "store", f"only read: {store.problem}", mend)]
     findings = [*_trouble(store), *(_befell(what) for what in store.told)]
     if store.path is None:

@@ -64,14 +64,15 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         return record.tags.get(key) == value if equals else key in record.tags
 
     def finds(self, record: RunRecord) -> bool | None:
-        """Return whether name, prompt or output hold the text; None where this brief record does not tell."""
+        """Return whether name, prompt, error or output hold the text; None where this brief record does not tell."""
         if self.text is None:
             return True
         output = "" if record.output is None else readable(record.output)
         if record.is_brief and len(output) >= BRIEF_HEAD:
             output = output[: BRIEF_HEAD - 1]  # the last may be the sign that it was cut
-        parts = (record.prompt, record.text, output)
-        if any(self.text in _comparable(part) for part in (record.name, *parts)):
+        kind, message = (record.error.type, record.error.message) if record.error else ("", "")
+        parts = (record.prompt, record.text, output, message)
+        if any(self.text in _comparable(part) for part in (record.name, kind, *parts)):
             return True
         is_cut = record.is_brief and any(len(part) >= BRIEF_HEAD - 1 for part in parts)
         # Of a run that is live, a store has the short form from its last change of status.
@@ -109,6 +110,19 @@ def read_query(
     BadOption
         A value is none that can be asked for; the message names the mend.
     """
+    texts = {"name": name, "agent": agent, "tag": tag, "text": text}
+    for option, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            how = ", as 'key=value' or 'key'" if option == "tag" else ""
+            raise BadOption(f"{option} is a text (str){how}, not {type(value).__name__}")
+    if status is not None and not isinstance(status, str):
+        raise BadOption(
+            f"status is one text (str), not {type(status).__name__}: ask for each alone"
+        )
+    for option, number in (("limit", limit), ("before", before)):
+        if number is not None and not isinstance(number, int):
+            how = "; for a reference: before=nbrun.get(…)" if option == "before" else ""
+            raise BadOption(f"{option} is a number (int), not {type(number).__name__}{how}")
     if limit is not None and limit < 0:
         raise BadOption(f"limit is {limit}; give how many runs at most, or leave it out for all")
     if tag is not None and not tag.partition("=")[0]:

@@ -194,9 +194,14 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
         return origin.run_id if origin is not None and origin.kind == ev.RESUME else None
 
     @property
+    def is_replay(self) -> bool:
+        """Whether it only shows another run once more."""
+        return self.origin is not None and self.origin.kind == ev.REPLAY
+
+    @property
     def own_usage(self) -> ev.Usage:
         """What this run has used itself: not what the runs before it had, and nothing if it only shows another."""
-        if self.origin is not None and self.origin.kind == ev.REPLAY:
+        if self.is_replay:
             return ev.Usage()
         return self.usage.without(self.usage_before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import logging
 import os
 import threading
@@ -220,6 +221,7 @@ class NotebookSession:
             Nothing was started.
         """
         run = self.get(ref)
+        _check_names(options)
         if run.store is not self.store:
             raise NotResumable(f"{run!r} is of another store; go on from it there")
         plan = PLANS[kind](run, self.store, agent, self.find_agent, options)
@@ -331,7 +333,7 @@ class NotebookSession:
         agent : the agent's name, or its model's.
         tag : `key=value`, or a key alone for any value of it.
         since : created at or after this; a date, a datetime, or text such as `2h` for two hours ago.
-        text : what name, prompt, text or output hold, whole and in any case; reads the logs of long runs.
+        text : what name, prompt, error, text or output hold, whole and in any case; reads the logs of long runs.
         limit : at most so many, the newest; None: all.
         before : only runs older than this one, or below this number: the last of one page gives the next.
 
@@ -577,3 +579,12 @@ def _store(
         return store
     places = [Path(store)] if store is not None else places_for(notebook)
     return SessionStore(places, clock, keep)
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    """Raise `BadOption` for an option of a sequel that no start has."""
+    known = {*inspect.signature(NotebookSession.start).parameters, "speed"} - {"self"}
+    for name in options.keys() - known:
+        near = [option for option in sorted(known) if option.startswith(name)]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadOption(f"{name} is no option of a run{hint}")

@@ -396,6 +396,8 @@ def test_the_name_chooses_the_form(session: NotebookSession, tmp_path: Path) -> 
     assert run.export(tmp_path / "b.md", "jsonl").read_bytes().startswith(b'{"nbrun"')
     with pytest.raises(BadOption, match="jsonl, json, html, md"):
         run.export(tmp_path / "a", "pdf")
+    with pytest.raises(BadOption, match=r"no form is told by the end of 'a\.pdf'"):
+        run.export(tmp_path / "a.pdf")
 
 
 def test_a_run_under_way_goes_out_as_far_as_it_has_come(
@@ -504,8 +506,9 @@ def test_too_large_a_run_is_refused(
         ("export 7 {path}", "'7'"),
         ("export 1 {path} -f pdf", "pdf"),
         ("export --all nowhere", "nowhere"),
-        ("export 1 {path} -o nowhere/run.jsonl", "nowhere"),
+        ("export 1 {path} -o nowhere/run.jsonl", "there is no such folder: '"),
         ("import nowhere.jsonl {path}", "nowhere.jsonl"),
+        ("import nowhere.jsonl nowhere/x.ipynb", "nowhere.jsonl"),
         ("import {path}/.. {path}", "directory"),
         ("import {file} nowhere/x.ipynb", "nowhere"),
         ("import", "FILE"),
@@ -539,7 +542,7 @@ def test_a_mistake_is_one_line(
     [
         ("--status failed", [3]),
         ("--agent instant", [2]),
-        ("--text LUCK", []),
+        ("--text LUCK", [3]),
         ("--text tea", [4, 3]),
         ("--tag set", [1]),
         ("--since 1h --limit 2", [4, 3]),

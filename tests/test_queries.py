@@ -152,6 +152,11 @@ def test_a_child_of_another_session_with_the_same_id_is_another_run(mixed: Noteb
         ({"limit": -1}, "at most"),
         ({"tag": "=a"}, "key=value"),
         ({"text": " "}, "text is empty"),
+        ({"tag": {"set": "a"}}, "'key=value'"),
+        ({"tag": ["set"]}, "tag is a text"),
+        ({"limit": "3"}, "limit is a number"),
+        ({"before": "#3"}, r"before=nbrun.get\("),
+        ({"status": ["failed", "running"]}, "status is one text"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_for_is_one_line(
@@ -231,6 +236,35 @@ def test_a_search_stops_at_its_limit(
     assert read == [5, 4]
 
 
+def test_text_is_found_in_errors(session: NotebookSession, make_session: MakeSession) -> None:
+    """What a run failed with, and its class, in this session and in another one."""
+
+    async def fails(prompt: str) -> None:
+        raise LookupError("the kettle " + "was cold, " * 100 + "and empty")
+
+    run = ended(session, fails)
+    for asked in (session, make_session()):
+        assert numbers(asked.runs(text="The Kettle")) == [run.number]
+        assert numbers(asked.runs(text="and empty")) == [run.number]
+        assert numbers(asked.runs(text="lookuperror")) == [run.number]
+
+
+def test_a_name_is_that_of_the_run_and_not_of_its_replay(
+    session: NotebookSession, make_session: MakeSession
+) -> None:
+    """Here and in a later session; where there are only replays, the newest of them is found."""
+    real = ended(session, agents.instant, name="tea")
+    first, second = real.replay("max"), real.replay("max")
+    assert first.wait(BOUND_S)
+    assert second.wait(BOUND_S)
+    assert session.get("tea") == real
+    later = make_session()
+    assert later.get("tea").id == real.id
+    session.close()
+    later.remove(real)
+    assert later.get("tea").id == second.id
+
+
 # --- a model of it -----------------------------------------------------------------------------------
 
 RECORDS = st.builds(
@@ -241,6 +275,7 @@ RECORDS = st.builds(
     tags=st.dictionaries(st.sampled_from(["k", "l"]), st.sampled_from(["1", "2"])),
     text=st.text("xyz ", max_size=700),
     prompt=st.text("xyz ", max_size=700),
+    error=st.none() | st.builds(ev.ErrorInfo, st.just("y"), st.text("xyz ", max_size=700)),
     output=st.none() | st.text("xyz \n", max_size=700) | st.lists(st.integers(), max_size=200),
 )
 

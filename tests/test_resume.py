@@ -566,6 +566,8 @@ def test_a_retry_may_have_other_options(session: NotebookSession) -> None:
     new = ended(old.retry(timeout_s=30, agent=agents.instant, tags={"try": "2"}))
     assert (new.output, new.record.agent) == ("done: tea", "instant")
     assert new.record.options == {"timeout_s": 30, "approve": "deny"}
+    with pytest.raises(BadOption, match="timeout is no option of a run; did you mean timeout_s"):
+        old.retry(timeout=1)
     with pytest.raises(BadOption, match="prompt is that of the old run"):
         old.retry(prompt="coffee")
 

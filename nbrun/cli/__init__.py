@@ -101,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         help="runs that are kept of each notebook (10,000; 0: all)",
     )
     clean.add_argument(
-        "--keep-bytes", metavar="SIZE", help="what they may take, such as 500M (2G; 0: any size)"
+        "--keep-bytes",
+        metavar="SIZE",
+        help="what they may take, such as 500M (2G; 0: any size); the newest run stays in any case",
     )
     clean.set_defaults(action=gc.collect)
 
@@ -131,7 +133,11 @@ def _add_filters(listing: argparse.ArgumentParser) -> None:
         ("--agent", "AGENT", "only runs of this agent or model"),
         ("--tag", "K=V", "only runs with this tag, or with a tag K"),
         ("--since", "TIME", "only runs of the last 2h, or since 2026-01-31"),
-        ("--text", "TEXT", "only runs whose prompt or output holds this, in any case"),
+        (
+            "--text",
+            "TEXT",
+            "only runs whose name, prompt, output or error holds this text as it is, in any case",
+        ),
     ):
         listing.add_argument(flag, metavar=value, help=about)
     listing.add_argument(

@@ -69,5 +69,5 @@ def _stores(place: Path, paths: Sequence[Path]) -> Iterator[Finding]:
             with opened(file, is_told=False) as store:
                 yield from kept(store)
         except CommandError as error:
-            mend = "make it writable, or move it away to begin a new one; nothing in it was changed"
+            mend = "move it away to begin a new one; nothing in it was changed"
             yield Finding(Sign.PROBLEM, "store", str(error), mend)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import sys
 from pathlib import Path
@@ -68,6 +70,8 @@ def _exported(store: SessionStore, number: int) -> export.Exported:
 def import_runs(options: argparse.Namespace) -> int:
     """Take the runs of a file into a store, or none if the file is not in order; return the exit code."""
     source: Path = options.file
+    if not source.exists():
+        raise CommandError(f"{source} cannot be read: {os.strerror(errno.ENOENT)}")
     path = _store_for(options.path)
     count = sum(1 for _ in _recorded(source))  # all are looked at before any is taken
     clock = SystemClock()

@@ -240,13 +240,24 @@ def find_id(
     )
 
 
+MAX_REPLAYS = 1_000
+"""Past how many replays of a name the run that they show is looked for."""
+
+
 def find_run(connection: sqlite3.Connection, text: str) -> StoredRun | None:
-    """Return the newest run with this id, else the newest with this name."""
-    for column in ("run_id", "name"):
-        found = _first(connection, f"WHERE r.{column} = ? ORDER BY r.number DESC LIMIT 1", text)
-        if found is not None:
-            return found
-    return None
+    """Return the newest run with this id, else the newest with this name that is no replay, else any with it."""
+    found = _first(connection, "WHERE r.run_id = ? ORDER BY r.number DESC LIMIT 1", text)
+    if found is not None:
+        return found
+    newest, below = None, _GREATEST
+    for _ in range(MAX_REPLAYS):
+        found = _first(
+            connection, "WHERE r.name = ? AND r.number < ? ORDER BY r.number DESC LIMIT 1", text, below
+        )  # fmt: skip
+        if found is None or not found.record.is_replay:
+            return found or newest
+        newest, below = newest or found, found.number
+    return newest
 
 
 def _first(connection: sqlite3.Connection, which: str, *values: object) -> StoredRun | None:

@@ -422,6 +422,8 @@ def refuse_flags(verb: str, words: Sequence[str]) -> None:
     flags = re.findall(r"--[a-z]+", usage)
     for word in words:
         letters = word.lstrip("-")
+        if (flag := word.partition("=")[0]) in flags:  # the first one was taken out
+            raise BadOption(f"{flag} is here twice, give it only once: %agentrun {usage}")
         if word == letters or letters.isdecimal():  # a reference: -1 is the last run
             continue
         near = [flag for flag in flags if letters and flag.startswith(f"--{letters}")]

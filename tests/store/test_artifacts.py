@@ -166,6 +166,14 @@ def test_what_cannot_be_kept_is_said_and_fails_nothing(
     async def wrong(prompt: str, run: RunContext) -> None:
         run.artifact("x", 3)  # type: ignore[arg-type]  # that is the point
 
+    (tmp_path / "there").write_text("1,2")
+
+    async def textual(prompt: str, run: RunContext) -> bool:
+        return run.artifact("x", str(tmp_path / "there"))
+
+    run = ended(session.start(textual))  # it may be meant so
+    assert run.output is True
+    assert "pathlib.Path(…) copies the file" in run.record.notices[0]
     run = ended(session.start(wishful))
     assert run.output is False
     assert "is no file" in run.record.notices[0]

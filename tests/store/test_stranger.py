@@ -213,6 +213,7 @@ def test_in_the_next_place_numbers_go_on_too(tmp_path: Path) -> None:
 READER = textwrap.dedent(
     """
     import os, sys, nbrun
+    from nbrun.finding import kept
 
     async def agent(prompt):
         return prompt
@@ -225,6 +226,7 @@ READER = textwrap.dedent(
         run = session.start(agent, "tea")
         run.wait(5)
         print(run.problem, [run.number for run in session.runs()], session.store.problem)
+        print(kept(session.store.stranger)[0].mend)
     """
 )
 
@@ -250,6 +252,7 @@ def test_a_write_protected_file_is_read(tmp_path: Path, is_open: bool) -> None:
                 each.chmod(0o755)
     assert said.stdout.startswith("None [3, 2, 1] runs are not kept in"), said.stderr
     assert "the runs in it can be read" in said.stdout
+    assert "make it and its folder writable" in said.stdout
 
 
 # --- links --------------------------------------------------------------------------------------------

@@ -177,6 +177,9 @@ def test_a_strange_flag_of_a_subcommand_is_refused() -> None:
     with pytest.raises(BadOption, match="%agentrun show"):
         options.refuse_flags("show", ["--wide"])
     options.refuse_flags("show", ["-1", "#3", "-12"])
+    for rest in (["--status", "lost"], ["--status=lost"]):  # the first of two was taken
+        with pytest.raises(BadOption, match="--status is here twice, give it only once"):
+            options.refuse_flags("list", rest)
 
 
 @pytest.mark.parametrize("flag", ["-a", "-all", "--al", "--alll"])
