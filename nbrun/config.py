@@ -42,13 +42,13 @@ class NbRun(Configurable):
         KEEP_RUNS,
         min=0,
         help="How many runs the store keeps; the oldest ended ones are removed, with their child runs and files "
-        f"(runs, 0 for all; default {KEEP_RUNS:,}). Takes effect at load.",
+        f"(runs, 0 for all; default {KEEP_RUNS:,}). Holds from the next run on.",
     ).tag(config=True)
     keep_bytes = Int(
         KEEP_BYTES,
         min=0,
         help="How much room runs may take in the store, files included "
-        f"(bytes, 0 for any; default {KEEP_BYTES:,}: 2 GiB). Takes effect at load.",
+        f"(bytes, 0 for any; default {KEEP_BYTES:,}: 2 GiB). Holds from the next run on.",
     ).tag(config=True)
     secrets = List(
         Unicode(),

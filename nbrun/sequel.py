@@ -321,7 +321,7 @@ def _same_agent(record: RunRecord, find: FindAgent) -> object:
     found = find(name)
     if found is None:
         raise AgentNotFound(
-            f"the agent of {words} is not here: define {name} first, or pass agent="
+            f"the agent of {words} is not here: define {name} first, or pass agent= in Python"
         )
     label = find_adapter(found).label(found)
     if label != record.agent:
@@ -357,7 +357,7 @@ def _by_name(record: RunRecord, find: FindAgent, named: object, option: str) -> 
     if found is None:
         what = "a tool" if option == "tools" else "the output type"
         raise AgentNotFound(
-            f"{what} of {title(record)} is not here: define {named} first, or pass {option}="
+            f"{what} of {title(record)} is not here: define {named} first, or pass {option}= in Python"
         )
     return found
 

@@ -14,6 +14,7 @@ from nbrun.default import SHELL_ATTRIBUTE
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import LIST_LIMIT as LISTED
 from nbrun.session import NotebookSession
+from nbrun.store.retention import Keep
 from nbrun.ui import clicks, control
 from nbrun.ui.formatting import format_value
 from nbrun.ui.waiting import (
@@ -62,6 +63,7 @@ class Extension:
             lambda change: self.session.let_enter_loop(change["new"]), "reentrant_loop"
         )
         self.config.observe(lambda _: self._name_secrets(), "secrets")
+        self.config.observe(lambda _: self._say_how_much_is_kept(), ["keep_runs", "keep_bytes"])
         self._name_secrets()
         self.session.on_display = self.show
         self.session.on_panel = self.show_panel
@@ -76,6 +78,9 @@ class Extension:
         # Static cards of a headless notebook whose runs went on, and what brings them up to date.
         self._still_shown: list[tuple[Run, Callable[[], object]]] = []
         self._undo: list[Callable[[], object]] = []
+
+    def _say_how_much_is_kept(self) -> None:
+        self.session.store.keep = Keep(self.config.keep_runs, self.config.keep_bytes)
 
     def _name_secrets(self) -> None:
         self.session.watch_variables(self.config.secrets)

@@ -346,7 +346,7 @@ def _mended(message: str) -> str:
         match
         for word in re.findall(r"--?[\w-]+", message)
         if word not in flags
-        for match in close_to(word, flags, 1)
+        for match in close_to(word, flags, 1, SLIP)
     ]
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{message}; {hint}%%agentrun? lists the options"

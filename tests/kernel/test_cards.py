@@ -461,3 +461,10 @@ def test_a_page_that_draws_cards_in_their_places_gets_no_widget_in_its_file(kern
     updates = [each for each in first.outputs if each["output_type"] == "update_display_data"]
     assert len(updates) == 2  # in its place, and the end
     run_ok(kernel, "get_ipython().nbrun_extension.board._is_placed = False")
+
+
+def test_how_much_is_kept_can_be_changed(shared_kernel: Kernel) -> None:
+    """From then on, without loading again."""
+    run_ok(shared_kernel, "%config NbRun.keep_runs = 3")
+    assert value(shared_kernel, "nbrun.session().store.keep.runs") == "3"
+    run_ok(shared_kernel, "%config NbRun.keep_runs = 10_000")

@@ -182,6 +182,13 @@ def test_a_strange_flag_of_a_subcommand_is_refused() -> None:
             options.refuse_flags("list", rest)
 
 
+def test_an_option_that_is_like_none_gets_no_hint() -> None:
+    """What was meant by it nobody knows."""
+    assert options._mended("unrecognized arguments: --foo").startswith(
+        "unrecognized arguments: --foo; %%agentrun?"
+    )
+
+
 @pytest.mark.parametrize("flag", ["-a", "-all", "--al", "--alll"])
 def test_a_flag_that_is_nearly_one_gets_a_hint(flag: str) -> None:
     """A beginning, one dash for two, and a slip of the finger are enough to know what was meant."""
