@@ -2,12 +2,13 @@
 
 # General layout, from what knows nothing to what knows everything:
 #
+#   encoding                               values → data; text in which nothing hides, moves the rest or is obeyed.
 #   errors, cancellation, events, record   what a run is. No I/O, no clock, no Jupyter.
 #     facts                                what the record says, as members of a handle.
 #     fold                                 from events to the record.
 #     conversation                         what was said in earlier runs, read from their logs.
 #     checkpoint                           a state that a run can be gone on from: as bytes, and back.
-#     encoding, redaction, wording, flag   values → data, secrets out of text, states in words, a one-shot event.
+#     redaction, wording, flag             secrets out of text, states in words, a one-shot event.
 #     gate, loop_flag                      whether an agent's own code is on a thread, to be cancelled there | a
 #                                          one-shot event of a loop.
 #     artifacts, bundle                    files beside the store, named by their hash | what an output looks like.

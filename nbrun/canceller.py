@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbrun import events as ev
 from nbrun.cancellation import CancelCause, CancelOutcome, CancelReceipt
-from nbrun.encoding import clean_text
+from nbrun.encoding import clean_text, printable
 from nbrun.errors import Cancelled
 from nbrun.wording import status_words, title
 
@@ -73,7 +73,7 @@ class Canceller:
             words = f"has ended already ({status_words(record)})"
         else:
             words = _WORDS[outcome]
-        return CancelReceipt(outcome, run.id, f"{title(record)}: {words}", run)
+        return CancelReceipt(outcome, run.id, printable(f"{title(record)}: {words}"), run)
 
     def cancel(
         self, live: LiveRun, reason: str | None, cause: CancelCause, by: str

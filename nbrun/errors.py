@@ -29,9 +29,17 @@ Interrupted          a KeyboardInterrupt: ■ or Ctrl-C has ended a wait of nbru
 
 from __future__ import annotations
 
+from nbrun.encoding import printable
+
 
 class NbrunError(Exception):
-    """Anything that nbrun itself raises on purpose."""
+    """Anything that nbrun itself raises on purpose.
+
+    Its message may name a run, or tell what an agent has raised: it is shown as text that no terminal obeys.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that IPython prints in place of a traceback.

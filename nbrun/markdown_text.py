@@ -6,6 +6,7 @@ import functools
 import re
 from html import escape
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from nbrun.wording import visible
 
@@ -24,15 +25,18 @@ _TAGS = {
 }
 _LAYOUT = re.compile(r"\S(?: {2,}|\t+)\S|^\s+\S", re.MULTILINE)
 _PLAIN = {"paragraph_open", "paragraph_close", "inline", "text", "softbreak", "hardbreak"}
+_HOST = re.compile(r"[\w.:-]+")
+_PLACE = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 _LANGUAGE = re.compile(r"[\w+#.-]{0,20}")
 
 
 def safe_html(text: str) -> str:
     """Return a text as HTML: its Markdown drawn, everything else in it as it was written.
 
-    HTML in it is text. A link leads to http(s) and into a page of its own, or is text; an image becomes a link, so
-    that nothing is fetched. Headings are strong paragraphs: the outline of a notebook is its author's. What would hide
-    text or turn its direction is made visible, also where an entity has put it.
+    HTML in it is text. A link leads to http(s) and into a page of its own, or is text; where its words name another
+    place, the one that it leads to stands behind it. An image becomes a link, so that nothing is fetched. Headings are
+    strong paragraphs: the outline of a notebook is its author's. What would hide text or turn its direction is made
+    visible, also where an entity has put it.
     """
     import nh3  # with the first text
 
@@ -52,6 +56,7 @@ def safe_html(text: str) -> str:
         url_schemes={"http", "https"},
         link_rel="noopener noreferrer nofollow",
         set_tag_attribute_values={"a": {"target": "_blank"}},
+        attribute_filter=_attribute,
     )
     return visible(clean)
 
@@ -82,6 +87,7 @@ def _parser() -> MarkdownIt:
     rules["heading_close"] = lambda *_: "</strong></p>\n"
     rules["fence"] = _code_block
     rules["image"] = _image_link
+    rules["link_close"] = _link_end
     # It makes its tables of rules with its first text; nobody else has it yet, so no two threads do.
     parser.render("a")
     return parser
@@ -100,5 +106,31 @@ def _image_link(tokens: Sequence[Token], index: int, *_: object) -> str:
     return f'<a href="{escape(str(token.attrs["src"]))}">{words}</a>'
 
 
+def _attribute(_tag: str, name: str, value: str) -> str | None:
+    """Return what stays of an attribute. Markdown lets a link without an address pass: it would lead to this page."""
+    return None if name == "href" and not _is_web_link(value) else value
+
+
+def _link_end(tokens: Sequence[Token], index: int, *_: object) -> str:
+    """Return the end of a link, and behind it where it leads, if its words name another place."""
+    begin = max(at for at in range(index) if tokens[at].type == "link_open")
+    host = _host(str(tokens[begin].attrs["href"])) or ""
+    words = "".join(token.content for token in tokens[begin:index]).lower()
+    is_plain = all(
+        name.removeprefix("www.") == host.removeprefix("www.") for name in _PLACE.findall(words)
+    )
+    return "</a>" if is_plain else f"</a> ({escape(host)})"
+
+
 def _is_web_link(url: str) -> bool:
-    return url.lower().startswith(("https://", "http://"))
+    return url.lower().startswith(("https://", "http://")) and _host(url) is not None
+
+
+def _host(url: str) -> str | None:
+    """Return the place that a link leads to; None where nobody would see it at once: `bank.example@thief.example`."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address at all
+        return None
+    host = parts.hostname or ""
+    return host if "@" not in parts.netloc and _HOST.fullmatch(host) else None

@@ -155,7 +155,7 @@ def _check_live(live: LiveRun) -> None:
 
 def _title(record: RunRecord) -> str:
     number = "" if record.number is None else f" #{record.number}"
-    return f"run{number} ({record.name})"
+    return f"run{number} ({shown(record.name, 120)})"
 
 
 def _find(record: RunRecord, call: str | None, answered: set[str]) -> ApprovalRequested:

@@ -257,7 +257,9 @@ class Run(Facts):
     @property
     def _title(self) -> str:
         return (
-            f"run #{self.number} ({self.name})" if self.number else f"run {self.id} ({self.name})"
+            f"run #{self.number} ({shown(self.name, 120)})"
+            if self.number
+            else f"run {self.id} ({shown(self.name, 120)})"
         )
 
     def when_created(self, function: Callable[[], object]) -> None:

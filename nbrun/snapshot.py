@@ -39,7 +39,11 @@ SAVED_LIMIT = 60 * 1024
 PRINTED_WIDTH = 88
 """Characters of a line on paper: LaTeX does not break what is fenced."""
 
-_FRAME = "border:1px solid rgba(128,128,128,.35);border-radius:3px;padding:8px 12px;line-height:1.5"
+# JupyterLab takes `anywhere` out of a notebook that it does not trust, and leaves `break-word`.
+_FRAME = (
+    "border:1px solid rgba(128,128,128,.35);border-radius:3px;padding:8px 12px;line-height:1.5;"
+    "overflow-wrap:break-word;overflow-wrap:anywhere"
+)
 _PROSE = "overflow-wrap:anywhere;margin:6px 0 0;max-height:30em;overflow:auto"
 _LINES = "white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0 0;padding:0;background:transparent;border:0"
 # White on a ground of its own: no colour of text has a contrast of 4.5 on white and on #111 as well. Each ground

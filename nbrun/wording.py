@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbrun.cancellation import CancelCause, Rung
-from nbrun.encoding import readable, shown
+from nbrun.encoding import printable, readable, shown
+from nbrun.encoding import visible as visible
 from nbrun.errors import BadOption
 from nbrun.events import CONTINUE, REPLAY, RESUME, RETRY
 from nbrun.record import ChildSummary, RunRecord, RunStatus, Steered
@@ -52,9 +53,6 @@ _ASKED_BY = {
 }
 SHOWN_QUESTIONS = 3
 _RESUMABLE = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
-
-# Control characters, and those that turn the direction of what follows: a question must read as what it is.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def duration(seconds: float) -> str:
@@ -105,7 +103,7 @@ def duration_s(text: str) -> float:
 def title(record: RunRecord) -> str:
     """Return what a sentence calls the run: `run #3 poet`."""
     number = "" if record.number is None else f"#{record.number} "
-    return f"run {number}{record.name}"
+    return printable(f"run {number}{shown(record.name, 120)}")
 
 
 def status_words(record: RunRecord) -> str:
@@ -271,11 +269,6 @@ def said(record: RunRecord) -> str:
         return record.text
     output = readable(record.output)
     return f"{record.text.rstrip()}\n\n→ {output}" if record.text else output
-
-
-def visible(text: str) -> str:
-    """Return a text with nothing in it that hides or moves the rest, for somebody who decides by it."""
-    return _INVISIBLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def question_words(record: RunRecord) -> list[str]:

@@ -18,14 +18,13 @@ from nbrun.cli.printing import (
     cells,
     console,
     relative,
-    safe,
     say,
     table,
     tokens,
 )
 from nbrun.cli.stored import opened
 from nbrun.clock import SystemClock
-from nbrun.encoding import shown
+from nbrun.encoding import printable, shown
 from nbrun.store import store_path
 from nbrun.wording import duration
 
@@ -139,7 +138,7 @@ def _run_headless(path: Path) -> int:
         with opened(file) as store:
             records = [store.record(run.number) for run in reversed(store.runs())]
         models = dict.fromkeys(record.model for record in records if record.model)
-        say(f"\nWhat the notebook's store has kept. Model: {', '.join(map(safe, models))}\n")
+        say(f"\nWhat the notebook's store has kept. Model: {', '.join(models)}\n")
         console().print(_demo_table(records))
     if problem is not None:
         raise CommandError(f"the notebook stopped: {problem}; what there is of it is in {path}")
@@ -178,7 +177,7 @@ def _execute(notebook: NotebookNode, path: Path) -> str | None:
         # The session takes its store's place from the name that Jupyter Server would have given.
         client.execute(cleanup_kc=True, env={**os.environ, "JPY_SESSION_NAME": str(path)})
     except CellExecutionError as error:
-        return safe(f"{error.ename}: {error.evalue}")
+        return printable(f"{error.ename}: {error.evalue}")
     except CellTimeoutError:
         progress.stop("too slow")
         return f"a cell took longer than {CELL_TIMEOUT_S} s"

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.cli.printing import CommandError, safe, say
+from nbrun.cli.printing import CommandError, say
 from nbrun.cli.stored import odd_files_at, opened, stores_at
 from nbrun.finding import Finding, Sign, kept, served, tried, versions
 from nbrun.store.home import is_set_aside
@@ -30,7 +30,7 @@ def examine(options: argparse.Namespace) -> int:
         *tried("store", lambda: _stores(options.path, paths)),
     ]
     for finding in findings:
-        say(safe(str(finding)))
+        say(str(finding))
     say("In a notebook, %agentrun doctor also tries the kernel and the page.")
     return 1 if any(finding.sign is Sign.PROBLEM for finding in findings) else 0
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbrun.encoding import Plain, shown
+from nbrun.encoding import Plain, printable, shown
 from nbrun.errors import UserError
 from nbrun.wording import tokens_words
 
@@ -27,20 +27,17 @@ class CommandError(UserError):
 
 
 def say(text: str) -> None:
-    """Print a line at once, also into a pipe."""
-    print(text, flush=True)
-
-
-def safe(text: str) -> str:
-    """Return text without anything that a terminal would obey: agents wrote it."""
-    return "".join(c if c.isprintable() or c in "\n\t\u200d" else "\ufffd" for c in text)
+    """Print lines at once, also into a pipe, as text: agents wrote it, and names of files may be anybody's too."""
+    print(printable(text), flush=True)
 
 
 def cells(*texts: str) -> list[Any]:
     """Return texts as a row of a table shows them."""
     from rich.text import Text
 
-    return [Text(safe(text)) for text in texts]  # as Text: brackets in a plain string are markup
+    return [
+        Text(printable(text)) for text in texts
+    ]  # as Text: brackets in a plain string are markup
 
 
 def table(*columns: str) -> Table:

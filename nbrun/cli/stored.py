@@ -14,13 +14,12 @@ from nbrun.cli.printing import (
     console,
     moment,
     relative,
-    safe,
     say,
     table,
     tokens,
 )
 from nbrun.clock import SystemClock
-from nbrun.encoding import shown
+from nbrun.encoding import printable, shown
 from nbrun.errors import RunNotFound, UserError
 from nbrun.query import read_query
 from nbrun.record import RunRecord, RunStatus
@@ -68,7 +67,7 @@ def list_runs(options: argparse.Namespace) -> int:
             with opened(path) as store:
                 runs = store.select(query)
         except UserError as error:  # the others can be read all the same
-            print(f"nbrun: {safe(str(error))}", file=sys.stderr)
+            print(f"nbrun: {error}", file=sys.stderr)
             unread += 1
             continue
         none = "no runs" if query.is_unfiltered and query.before is None else "no runs that fit"
@@ -111,18 +110,18 @@ def show_run(options: argparse.Namespace) -> int:
     with opened(path) as store:
         number = find(store, options.ref).number
         record = with_sequels(store.record(number), store.sequels(number))
-    say(safe(f"#{record.number} {record.name}"))
+    say(f"#{record.number} {shown(record.name)}")
     for word, text in _facts(record, relative(path)):
         if text:
-            say(safe(f"  {word:<8} {text}"))
+            say(f"  {word:<8} {shown(text, 400)}")
     for note in going_on_notes(record):
-        say(safe(f"  {note}"))
+        say(f"  {shown(note, 400)}")
     for notice in (*cancel_notes(record), *record.notices):
-        say(safe(f"  ! {notice}"))
+        say(f"  ! {shown(notice, 400)}")
     for tool in record.tools:
         result = "" if tool.result is None else f" → {shown(tool.result)}"
         args = "" if tool.args is None else shown(tool.args)
-        say(safe(f"  tool     {tool.name}({args}) {tool.status}{result}"))
+        say(f"  tool     {shown(tool.name, 80)}({args}) {shown(tool.status, 20)}{result}")
     hidden = record.log_count - len(record.log)
     parts = [
         ("prompt", record.prompt),
@@ -134,7 +133,7 @@ def show_run(options: argparse.Namespace) -> int:
     for word, text in parts:
         if text:
             say(f"\n{word}:")
-            say(safe("\n".join(f"  {line}" for line in text.strip().splitlines())))
+            say("\n".join(f"  {line}" for line in text.strip().splitlines()))
     return 0
 
 
@@ -259,7 +258,7 @@ def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
     store.open_existing()
     if store.stranger is not None:
         if is_told:
-            print(f"nbrun: only read: {store.stranger.problem}", file=sys.stderr)
+            print(printable(f"nbrun: only read: {store.stranger.problem}"), file=sys.stderr)
         yield store.stranger
         return
     if store.path is None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun import export, recording
-from nbrun.cli.printing import CommandError, relative, safe, say
+from nbrun.cli.printing import CommandError, relative, say
 from nbrun.cli.stored import find, opened, store_at, stores_at
 from nbrun.clock import SystemClock
+from nbrun.encoding import printable, shown
 from nbrun.errors import BadRecording, IdConflict, StoreError
 from nbrun.store import NO_NOTEBOOK, SUFFIX, large, schema, store_path
 from nbrun.store.imports import import_run
@@ -48,7 +49,7 @@ def export_runs(options: argparse.Namespace) -> int:
         is_terminal = sys.stdout.isatty()
         for part in export.dump(form, runs):
             if is_terminal:  # it would obey what is no harm in a file
-                sys.stdout.write(safe(part.decode()))
+                sys.stdout.write(printable(part.decode()))
             else:
                 sys.stdout.buffer.write(part)
     return 0
@@ -105,13 +106,13 @@ def _import(
     try:
         imported = import_run(connection, events, label, now)
     except IdConflict as error:
-        say(safe(f"  {header.name or header.run_id}: {error}"))
+        say(f"  {shown(header.name or header.run_id)}: {error}")
         return False
     if not imported.is_new:
-        say(safe(f"  #{imported.number} {header.name}: is here already"))
+        say(f"  #{imported.number} {shown(header.name)}: is here already")
         return False
     note = ", lost: it was live when it was exported" if imported.was_live else ""
-    say(safe(f"  #{imported.number} {header.name}: {len(events):,} events{note}"))
+    say(f"  #{imported.number} {shown(header.name)}: {len(events):,} events{note}")
     return True
 
 

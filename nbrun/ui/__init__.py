@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nbrun.agents import registered
 from nbrun.config import NbRun
 from nbrun.default import SHELL_ATTRIBUTE
+from nbrun.encoding import shown
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import LIST_LIMIT as LISTED
 from nbrun.session import NotebookSession
@@ -24,7 +25,7 @@ from nbrun.ui.waiting import (
     uninterrupted,
     wait_for,
 )
-from nbrun.wording import UNLOAD, status_words, with_sequels
+from nbrun.wording import UNLOAD, status_words, visible, with_sequels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -448,10 +449,10 @@ def _listed(run: Run) -> dict[str, Any]:
     return {
         "id": run.id,
         "number": record.number,
-        "name": record.name,
-        "agent": record.model or record.agent,
+        "name": visible(shown(record.name, 200)),
+        "agent": visible(shown(record.model or record.agent, 200)),
         "status": str(record.status),
-        "words": status_words(record),
+        "words": visible(shown(status_words(record), 300)),
         "created_at": record.created_at,
         "started_at": record.started_at,
     }

@@ -15,7 +15,7 @@ from nbrun import awaiting
 from nbrun.agents import registered
 from nbrun.agents.cell import PythonCell, check_code
 from nbrun.cancellation import CancelOutcome, CancelReceipt
-from nbrun.encoding import shown
+from nbrun.encoding import printable, shown
 from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.events import CONTINUE
 from nbrun.questions import ALLOW, DENY
@@ -270,7 +270,8 @@ class AgentMagics(Magics):
         asked = self._extension.session.answer(run, call, decision, **said, by="magic")
         words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
         always = f"; {shown(asked.tool, 80)} from here on, too" if said.get("always") else ""
-        print(f"{title(run.record)}: {words} {_asked_words(asked, run.record)}{always}")
+        told = f"{title(run.record)}: {words} {_asked_words(asked, run.record)}{always}"
+        print(printable(told))
 
     def _asking(self, verb: str, words: list[str]) -> tuple[Run, str | None]:
         """Return the run that is answered, and the question that the line names, if it names one."""

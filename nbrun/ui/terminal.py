@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbrun.encoding import shown
+from nbrun.encoding import printable, shown
 from nbrun.snapshot import plain_text
 from nbrun.ui.asking import ask
 from nbrun.ui.waiting import TICK_S, cancelled_by_interrupt
@@ -36,13 +36,13 @@ def show_until_end(run: Run, session: NotebookSession) -> None:
         seconds = duration(max(0.0, (record.ended_at or now()) - began))
         parts = [
             run.status_words(),
-            f"{record.name} #{record.number}",
+            f"{shown(record.name, 60)} #{record.number}",
             seconds,
             progress_words(record.progress),
             tokens_words(record),
         ]
-        head = " · ".join(part for part in parts if part)
-        tail = _end(shown(record.text[-400:], 400), console.width - cell_len(head) - 3)
+        head = printable(" · ".join(part for part in parts if part))
+        tail = _end(printable(shown(record.text[-400:], 400)), console.width - cell_len(head) - 3)
         return Text(f"{head} · {tail}" if tail else head, overflow="ellipsis", no_wrap=True)
 
     live = Live(get_renderable=line, console=console, refresh_per_second=10, transient=True)

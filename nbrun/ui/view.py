@@ -39,6 +39,9 @@ OUTPUT_LIMIT = 4_000
 ERROR_LIMIT = 2_000
 TRACEBACK_LIMIT = 4_000
 QUESTION_LIMIT = 5
+NOTICE_LIMIT = 20
+OPTION_LIMIT = 20
+LINE_LIMIT = 200
 NOTHING_USED = Usage()
 ASKED_LIMIT = 3_000
 ONE_LINE = 60
@@ -70,13 +73,13 @@ def view(
     return {
         "id": record.run_id,
         "number": record.number,
-        "name": visible(record.name),
-        "agent": visible(record.model or record.agent),
+        "name": _line(record.name),
+        "agent": _line(record.model or record.agent),
         "awaited": "model" if record.model else "agent",
         "status": str(record.status),
-        "words": visible(words or status_words(record)),
+        "words": _line(words or status_words(record), 2 * LINE_LIMIT),
         "live": record.is_live,
-        "phase": record.phase and visible(record.phase),
+        "phase": record.phase and _line(record.phase),
         "progress": _progress(record.progress),
         "created_at": record.created_at,
         "started_at": record.started_at,
@@ -90,15 +93,20 @@ def view(
         "tools_cut": max(0, len(record.tools) - TOOL_LIMIT),
         "children": [_child(child, children or {}) for child in record.children[-TOOL_LIMIT:]],
         "children_cut": max(0, len(record.children) - TOOL_LIMIT),
-        "log": list(record.log),
+        "log": [visible(line) for line in record.log],
         "log_count": record.log_count,
         "questions": [_question(asked) for asked in record.pending[:QUESTION_LIMIT]],
         "questions_cut": max(0, len(record.pending) - QUESTION_LIMIT),
         "steer": _steer(record),
         **_error(record),
-        "notes": [visible(note) for note in notes],
-        "notices": [visible(notice) for notice in notices],
+        "notes": [_line(note, 2 * LINE_LIMIT) for note in notes],
+        "notices": [_line(notice, 2 * LINE_LIMIT) for notice in notices[-NOTICE_LIMIT:]],
     }
+
+
+def _line(text: str, limit: int = LINE_LIMIT) -> str:
+    """Return what stands in one line; it may be of any length where an agent has a say in it."""
+    return visible(shown(text, limit))
 
 
 def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
@@ -155,11 +163,14 @@ def _question(asked: ApprovalRequested) -> dict[str, Any]:
     args = "" if asked.args is None else readable(asked.args)
     if len(args) > ONE_LINE:
         args = _laid_out(asked.args)
+    # What is chosen goes back as it is, so none that is too long for a card can be chosen on it.
+    options = [option for option in asked.options[:OPTION_LIMIT] if len(option) <= 5 * LINE_LIMIT]
     return {
         "id": asked.id,
         "message": _head(asked.message),
         "args": _head(args),
-        "options": list(asked.options),
+        "options": options,
+        "labels": [_line(option, 80) for option in options],
         "deadline": asked.deadline,
         "tool": visible(shown(asked.tool, 80)) if not asked.options else "",
         "edit": _edit(asked),
@@ -174,7 +185,7 @@ def _edit(asked: ApprovalRequested) -> str | None:
     if len(text) > EDIT_LIMIT:
         return None
     # What cannot be seen as JSON's own escapes: it is in texts only, and they mean the same.
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return visible(text, lambda found: json.dumps(found[0])[1:-1])
 
 
 def _is_data(value: Plain) -> bool:
@@ -230,7 +241,7 @@ def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]
         "id": child.run_id,
         "title": visible(shown(child_title(child), 100)),
         "status": child.status if record is None else str(record.status),
-        "words": shown(child.status, 20) if record is None else status_words(record),
+        "words": _line(child.status if record is None else status_words(record), 60),
         "started_at": child.started_at if record is None else record.started_at,
         "ended_at": child.ended_at,
         "usage": _usage(record.usage if record is not None else child.usage or NOTHING_USED),
@@ -244,4 +255,4 @@ def _progress(progress: Progress | None) -> dict[str, Any] | None:
     done, total = progress.done, progress.total
     is_known = total is not None and total > 0 and math.isfinite(done) and math.isfinite(total)
     part = min(1.0, max(0.0, done / total)) if is_known and total is not None else None
-    return {"part": part, "words": progress_words(progress)}
+    return {"part": part, "words": _line(progress_words(progress))}

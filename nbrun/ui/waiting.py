@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from nbrun.cancellation import CancelCause
+from nbrun.encoding import printable
 from nbrun.errors import Interrupted
 from nbrun.ladder import LAST_S
 from nbrun.wording import status_words, title
@@ -66,7 +67,7 @@ def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
         ):  # a second one: does not want to wait for the grace either
             run.wait(grace_s + 2 * LAST_S)
         record = run.record
-        raise Interrupted(f"{title(record)}: {status_words(record)}") from None
+        raise Interrupted(printable(f"{title(record)}: {status_words(record)}")) from None
 
 
 @contextmanager

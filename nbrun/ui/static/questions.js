@@ -6,7 +6,8 @@ import { counted, wholeDuration } from "./wording.js";
 /**
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {{ id: string, message: string, args: string, options: string[], deadline: number | null }} Asked
- * @typedef {Asked & { tool?: string, edit?: string | null }} Question  `edit`: the arguments as JSON, where they may be edited
+ * @typedef {Asked & { labels?: string[], tool?: string, edit?: string | null }} Question
+ *   `labels`: of the options; `edit`: the arguments as JSON, where they may be edited
  */
 
 const EDIT = "edit"; // a button that sends nothing
@@ -48,7 +49,7 @@ function removeQuestion(row) {
 }
 
 /** @param {HTMLElement} list @param {Question} question */
-function addQuestion(list, { id, message, args, options, tool, edit }) {
+function addQuestion(list, { id, message, args, options, labels, tool, edit }) {
   const row = add(list, "li", "question");
   row.dataset.id = id;
   write(add(row, "div", "message"), message);
@@ -64,7 +65,8 @@ function addQuestion(list, { id, message, args, options, tool, edit }) {
   text.placeholder = "a word to the agent (optional)";
   text.setAttribute("aria-label", `A word to the agent, with your answer to: ${message}`);
   const allow = tool ? "Allow once" : "Allow";
-  for (const choice of options.length ? options : [""]) addDecision(bar, "approve", choice || allow, choice);
+  options.forEach((choice, at) => addDecision(bar, "approve", labels?.[at] ?? choice, choice));
+  if (!options.length) addDecision(bar, "approve", allow, "");
   if (tool) {
     const always = addDecision(bar, "approve", "Always in this run", "");
     always.dataset.always = "true";
