@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from operator import index
 from typing import TYPE_CHECKING
 
-from nbrun.agents import builtin, find_adapter, registered
+from nbrun.agents import builtin, find_adapter, lacks_of, registered
 from nbrun.agents.setup import NO_SETUP, Setup
 from nbrun.budget import Limits
 from nbrun.catalog import number_of
@@ -155,7 +155,16 @@ def parcel_of(agent: object, on: str) -> bytes:
     BadOption
         It cannot go there.
     """
-    return b"" if on == "local" else parcel.pack(agent)
+    if on == "local":
+        return b""
+    adapter = find_adapter(agent)
+    lacks = lacks_of(adapter)
+    # Some that can be pickled come out as something else: what their adapter says of them counts.
+    if lacks is not None and lacks.process:
+        raise BadOption(
+            f"'{adapter.label(agent)}' cannot go to another process: {lacks.process}, or leave out --on process"
+        )
+    return parcel.pack(agent)
 
 
 def describe(

@@ -144,7 +144,16 @@ class Resuming(Protocol):
 
 
 # In the order in which they are asked; plain comes last, for it takes any callable.
-_BUILT_IN = ("cell", "scripted", "replay", "builtin", "pydantic_ai", "openai_agents", "plain")
+_BUILT_IN = (
+    "cell",
+    "scripted",
+    "replay",
+    "builtin",
+    "pydantic_ai",
+    "openai_agents",
+    "langgraph",
+    "plain",
+)
 
 
 @lru_cache(maxsize=1)
