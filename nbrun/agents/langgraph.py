@@ -110,11 +110,11 @@ async def _driven(begin: Any, memory: Any) -> Items:
     from langgraph.runtime import RunControl
 
     from nbrun.agents.langgraph_memory import heard, last_is_open
-    from nbrun.agents.langgraph_watch import Watch
+    from nbrun.agents.langgraph_watch import Gate, Watch
 
     run, graph = memory.run, memory.graph
     watch = Watch(run, memory)
-    config = memory.config(watch)
+    config = memory.config(watch, Gate(run))
     hears = _adds_messages(graph)
     while True:
         is_drained = False
@@ -172,17 +172,17 @@ def _inputs(graph: Any) -> list[str]:
 
 
 def _object(names: list[str], prompt: str) -> Any:
-    if len(names) == 1:
-        return {names[0]: prompt}
     try:
         given = json.loads(prompt)
     except ValueError:
         given = None
-    if not isinstance(given, dict):
-        raise BadOption(
-            f"this graph takes {', '.join(names)}: give a JSON object with these as the prompt"
-        )
-    return given
+    if isinstance(given, dict) and set(given) <= set(names):
+        return given
+    if len(names) == 1:
+        return {names[0]: prompt}
+    raise BadOption(
+        f"this graph takes {', '.join(names)}: give a JSON object with these as the prompt"
+    )
 
 
 def _adds_messages(graph: Any) -> bool:

@@ -66,9 +66,9 @@ class Memory:
         self._begun: tuple[str, ...] = ()
         self._results: tuple[ToolMessage, ...] = ()
 
-    def config(self, watch: Any) -> Any:
+    def config(self, *callbacks: Any) -> Any:
         """Return the configuration of the run, with what the graph has of its own."""
-        mine = {"configurable": {"thread_id": self._thread}, "callbacks": [watch]}
+        mine = {"configurable": {"thread_id": self._thread}, "callbacks": list(callbacks)}
         return merge_configs(self.graph.config, mine)  # type: ignore[arg-type]
 
     def begin(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
@@ -27,8 +27,30 @@ if TYPE_CHECKING:
     from nbrun.context import RunContext
 
 
+class Gate(AsyncCallbackHandler):
+    """Asks the run's budget before each call of a model.
+
+    Apart from the watch, and no inline callback: one that raises leaves those after it as coroutines never awaited.
+    """
+
+    raise_error = True
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+
+    async def on_chat_model_start(self, *call: Any, **more: Any) -> None:
+        """Let the call through if something is left for it.
+
+        Raises
+        ------
+        Cancelled
+            Nothing is: no model is called.
+        """
+        self._run.begin_turn()
+
+
 class Watch(BaseCallbackHandler):
-    """Asks the run's budget before each call of a model, and tells what is said, used and done.
+    """Tells what is said, used and done in a graph.
 
     Threads: of the loop, and of every sync node and tool. `_lock` guards who speaks; the dictionaries have one key a
     call, which only that call's thread writes.
@@ -58,14 +80,7 @@ class Watch(BaseCallbackHandler):
     def on_chat_model_start(
         self, serialized: Any, messages: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **more: Any
     ) -> None:  # fmt: skip
-        """Let the call through if something is left for it.
-
-        Raises
-        ------
-        Cancelled
-            Nothing is: no model is called.
-        """
-        self._run.begin_turn()
+        """Give it the word, unless it is to be silent or is within a tool."""
         is_silent = TAG_NOSTREAM in (more.get("tags") or ()) or parent_run_id in self._within
         if not is_silent:
             self._words[run_id] = []
@@ -153,8 +168,11 @@ class Watch(BaseCallbackHandler):
         """Tell that a tool is entered; not a second time when it goes on after a person's answer."""
         tool_id = str(more.get("tool_call_id") or run_id)
         parent = self._within.get(parent_run_id) if parent_run_id else None
+        if parent is not None:  # models number their calls, each from the same beginning
+            tool_id = f"{parent}/{tool_id}"
         self._tools[run_id] = self._within[run_id] = tool_id
-        self.memory.begin_tool(tool_id)
+        if parent is None:
+            self.memory.begin_tool(tool_id)
         if tool_id in self._began:
             return
         self._began[tool_id] = self._run.clock.monotonic()
@@ -181,7 +199,7 @@ class Watch(BaseCallbackHandler):
         if isinstance(error, GraphInterrupt):
             for interrupt in error.args[0] if error.args else ():
                 self._paused[interrupt.id] = tool_id
-        if tool_id == str(run_id):  # called by no model: it will go by another id then
+        if tool_id.endswith(str(run_id)):  # called by no model: it will go by another id then
             self._tools[run_id] = tool_id
             self._finish(run_id, "cancelled", None)
 
