@@ -152,6 +152,7 @@ _BUILT_IN = (
     "pydantic_ai",
     "openai_agents",
     "langgraph",
+    "llama_index",
     "plain",
 )
 
