@@ -113,13 +113,10 @@ def recalled(workflow: Any, state: State) -> tuple[Any, list[tuple[str, Fields]]
     try:
         whole = json.loads(kept["context"])
         asked = [(str(name), dict(fields)) for name, fields in kept["asked"]]
-        _forget_errors(whole)
         for name, fields in _taken_back(whole):
             if (name, fields) not in asked:
                 asked.append((name, fields))
-        serializer = _Known(workflow)
-        with serializer.validation_context():
-            return Context.from_dict(workflow, whole, serializer), asked
+        return Context.from_dict(workflow, whole, _Known(workflow)), asked
     except (LookupError, TypeError, ValueError, AttributeError, ContextSerdeError) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
         raise NotResumable(f"its checkpoint cannot be read ({why}); retry starts it anew") from None
@@ -165,16 +162,6 @@ def _workers(whole: Any) -> Iterator[dict[str, Any]]:
             yield whole
         for part in whole.values():
             yield from _workers(part)
-
-
-def _forget_errors(whole: Any) -> None:
-    """Take away the errors of earlier tries: reading one would import its class."""
-    for part in (
-        whole.values() if isinstance(whole, dict) else whole if isinstance(whole, list) else ()
-    ):
-        _forget_errors(part)
-    if isinstance(whole, dict) and "last_exception" in whole:
-        whole["last_exception"] = None
 
 
 def _taken_back(whole: Any) -> list[tuple[str, Fields]]:

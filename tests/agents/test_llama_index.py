@@ -196,6 +196,7 @@ def test_an_answer_is_asked_for_again(session: NotebookSession) -> None:
     resumed.deny()
     assert ended(resumed).output == ["", False, {"cups": 2, "who": "Ann"}, ""]
     assert log.told(resumed, tools.ENTERED) == [None]
+    assert log.told(resumed, "asks") == [None, None]  # to wait anew, and with the answer
     asked_again = [e for e in resumed.events() if isinstance(e.data, ev.ApprovalRequested)]
     assert len(asked_again) == 1
 
