@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from nbrun.context import RunContext
     from nbrun.questions import Answer
 
-NO_EDIT = "this graph takes no other arguments here: it was denied"
-
 
 async def answered(run: RunContext, interrupts: Sequence[Interrupt], watch: Watch) -> Command[Any]:
     """Return the command by which the graph goes on, with what a person has said to each interrupt."""
@@ -41,7 +39,7 @@ async def _answered(run: RunContext, interrupt: Interrupt, watch: Watch) -> Any:
     elif isinstance(value, list) and value and _is_request(value[0], "action_request"):
         answer = [await _response(asking, request) for request in value]
     else:
-        answer = await _free(run, value, tool_id, asking)
+        answer = await asking.ask_freely(value)
     if asking.is_denied and tool_id is not None:
         watch.denied.add(tool_id)
     return answer
@@ -59,17 +57,24 @@ class _Asking:
         self._tool_id = tool_id
         self.is_denied = False
 
-    async def ask(self, name: str, args: Any, words: str | None, can_edit: bool) -> Answer | None:
-        """Return the answer; None where it has arguments that cannot be given."""
-        shown = plain(args)
-        answer = await self._run.ask(words or f"Use {name}?", args=shown, tool_id=self._tool_id)
-        has_edited = bool(answer) and answer.args != shown
-        if has_edited and not (can_edit and isinstance(answer.args, dict)):
-            self._run.log(NO_EDIT, "warning")
-            self.is_denied = True
-            return None
+    async def ask(self, name: str, args: Any, words: str | None, can_edit: bool) -> Answer:
+        """Return the answer about a tool."""
+        answer = await self._run.ask(
+            words or f"Use {name}?", args=plain(args), tool_id=self._tool_id, tool=name, editable=can_edit
+        )  # fmt: skip
         self.is_denied = self.is_denied or not answer
         return answer
+
+    async def ask_freely(self, value: object) -> Any:
+        """Return what is said to a value of the graph's own form: never what is true when it was denied."""
+        message, args = (value, None) if isinstance(value, str) else ("Go on?", plain(value))
+        answer = await self._run.ask(
+            message, args=args, tool_id=self._tool_id, editable=args is not None
+        )
+        if not answer:
+            self.is_denied = True
+            return False
+        return answer.text or True if answer.args == args else answer.args
 
 
 async def _decisions(asking: _Asking, value: Any) -> list[Any]:
@@ -85,9 +90,7 @@ async def _decisions(asking: _Asking, value: Any) -> list[Any]:
     return decisions
 
 
-def _decision(name: str, args: Any, answer: Answer | None) -> Any:
-    if answer is None:
-        return {"type": "reject", "message": NO_EDIT}
+def _decision(name: str, args: Any, answer: Answer) -> Any:
     if not answer:
         return {"type": "reject", **({"message": answer.text} if answer.text else {})}
     if answer.args == plain(args):
@@ -102,25 +105,9 @@ async def _response(asking: _Asking, request: Any) -> Any:
         action["action"], action["args"], request.get("description"), bool(config.get("allow_edit"))
     )
     if not answer:
-        text = "" if answer is None else answer.text
-        if text and config.get("allow_respond"):
-            return {"type": "response", "args": text}
+        if answer.text and config.get("allow_respond"):
+            return {"type": "response", "args": answer.text}
         return {"type": "ignore", "args": None}
     if answer.args == plain(action["args"]):
         return {"type": "accept", "args": None}
     return {"type": "edit", "args": {"action": action["action"], "args": answer.args}}
-
-
-async def _free(run: RunContext, value: object, tool_id: str | None, asking: _Asking) -> Any:
-    """Return the answer to a value of the graph's own form: never one that is true when it was denied."""
-    if isinstance(value, str):
-        message, args = value, None
-    else:
-        message, args = "Go on?", plain(value)
-    answer = await run.ask(message, args=args, tool_id=tool_id)
-    if not answer:
-        asking.is_denied = True
-        return False
-    if answer.args != args:
-        return answer.args
-    return answer.text or True

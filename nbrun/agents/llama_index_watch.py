@@ -39,6 +39,7 @@ class Watch:
         self._memory = memory
         self._words: list[str] = []
         self._began: dict[str, float] = {}
+        self._names: dict[str, str] = {}
         self._denied: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._error: Exception | None = None
@@ -115,20 +116,20 @@ class Watch:
 
     def _started(self, event: Any) -> list[ev.EventData]:
         tool_id = str(event.tool_id)
-        if tool_id in self._began:  # told before the run was gone on with, or the step anew
+        if tool_id in self._began:  # its step begins anew
             return []
         self._began[tool_id] = self._run.clock.monotonic()
+        self._names[tool_id] = str(event.tool_name)
         return [ev.ToolStarted(tool_id, event.tool_name, "function", plain(event.tool_kwargs))]
 
     def _finished(self, event: Any) -> list[ev.EventData]:
         tool_id = str(event.tool_id)
-        if tool_id not in self._began:
-            return []
+        started = self._started(event)  # none, but for one that was begun in the run before
         ms = (self._run.clock.monotonic() - self._began.pop(tool_id)) * 1000
         status = "error" if _part(event.tool_output, "is_error") else "ok"
         status = "denied" if tool_id in self._denied else status
         result = _part(event.tool_output, "content")
-        return [ev.ToolFinished(tool_id, status, plain(result), round(ms, 3))]
+        return [*started, ev.ToolFinished(tool_id, status, plain(result), round(ms, 3))]
 
     # --- people ----------------------------------------------------------------------------------
 
@@ -162,9 +163,12 @@ class Watch:
         tool_id = rest.pop("tool_id", None)
         args = plain(rest.pop("tool_kwargs", rest or None))
         known = tool_id if tool_id in self._began else None
-        answer = await self._run.ask(words[0] if words else f"{name}?", args=args, tool_id=known)
-        if not answer and known is not None:
-            self._denied.add(known)
+        answer = await self._run.ask(
+            words[0] if words else f"{name}?", args=args, tool_id=known,
+            tool=self._names.get(str(known), ""), editable=args is not None,
+        )  # fmt: skip
+        if not answer and tool_id is not None:
+            self._denied.add(str(tool_id))
         said = answer.text or YES if answer else NO
         told = {
             "response": said,

@@ -224,6 +224,7 @@ def test_an_answer_to_a_step_is_asked_for_again(session: NotebookSession) -> Non
         assert log.told(resumed, "deleted") == []
         resumed.deny()
         assert log.told(ended(resumed), "deleted") == []
+        assert [(tool.name, tool.status) for tool in resumed.record.tools] == [("delete", "denied")]
 
 
 def test_a_forged_context_runs_no_code(

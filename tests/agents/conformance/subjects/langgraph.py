@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
@@ -127,6 +128,9 @@ class LangGraph(Subject):
     name = "langgraph"
     has_http = True
 
+    def __init__(self) -> None:
+        self._clients: dict[int, httpx.AsyncClient] = {}
+
     def agent(self, script: Script) -> Any:
         """Return a graph whose model streams the script."""
         tools = [as_tool(call) for call in script.calls.values()]
@@ -134,8 +138,23 @@ class LangGraph(Subject):
 
     def over_http(self, url: str, model: str) -> Any:
         """Return a graph on LangChain's model of chat completions."""
+        client = httpx.AsyncClient()
         key = SecretStr("none is needed here")
-        return react(ChatOpenAI(model=model, base_url=url, api_key=key, stream_usage=True), [])
+        made = ChatOpenAI(
+            model=model, base_url=url, api_key=key, stream_usage=True, http_async_client=client
+        )
+        graph = react(made, [])
+        self._clients[id(graph)] = client
+        return graph
+
+    async def awaited(self, agent: Any, prompt: str) -> str:
+        """Await it."""
+        state = await agent.ainvoke({"messages": [HumanMessage(prompt)]})
+        return str(state["messages"][-1].text)
+
+    async def hang_up(self, agent: Any) -> None:
+        """Close the model's client."""
+        await self._clients[id(agent)].aclose()
 
 
 SUBJECTS = (LangGraph(),)
