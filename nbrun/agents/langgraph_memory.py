@@ -9,6 +9,8 @@ Imported when a run begins, for it imports the framework.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import (
@@ -38,13 +40,29 @@ INTERRUPTED = "The tool call was interrupted; nobody knows how far it came."
 
 
 class _Objects:
-    """Keeps what a checkpointer is given as it is: nothing has to be writable, and nothing is read from bytes."""
+    """Keeps what a checkpointer is given as it is: nothing has to be writable, and nothing is read from bytes.
+
+    But for what holds it: LangGraph changes a checkpoint that it has given away.
+    """
 
     def dumps_typed(self, obj: Any) -> tuple[str, Any]:
-        return "object", obj
+        return "object", _copied(obj, DEPTH)
 
     def loads_typed(self, data: tuple[str, Any]) -> Any:
-        return data[1]
+        return _copied(data[1], DEPTH)
+
+
+DEPTH = 4
+"""How far a checkpoint reaches, before there are a graph's own values only."""
+
+
+def _copied(value: Any, depth: int) -> Any:
+    if depth == 0 or type(value) not in (dict, defaultdict, list):
+        return value
+    made = copy(value)
+    for key in range(len(made)) if isinstance(made, list) else list(made):
+        made[key] = _copied(made[key], depth - 1)
+    return made
 
 
 class Memory:

@@ -7,6 +7,7 @@
 | --- | --- | --- |
 | in an async step or tool, or in a model's text | any cancel of the run | at once: the workflow cancels its steps |
 | in a sync step or tool | the same | after the grace, by an exception in its thread, or named |
+| in a step that does not take its cancel | the same | LlamaIndex lets go of it after half a second, unnamed |
 | at an `InputRequiredEvent`, while a person is asked | the same | at once: the question is withdrawn |
 
 What LlamaIndex's agents write to their stream (`AgentStream`, `ToolCall`, `ToolCallResult`, `AgentOutput`) is shown as
@@ -27,6 +28,7 @@ Found by class, never imported before one is driven.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ from nbrun.agents import Framework, Lacks, Output
 from nbrun.errors import BadOption
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from nbrun import events as ev
     from nbrun.agents.llama_index_memory import Memory
@@ -47,7 +49,9 @@ if TYPE_CHECKING:
 
 PACKAGE = "workflows"
 CANCEL_S = 0.3
-"""How long a workflow is waited for that is ended by force."""
+"""How long a workflow has to end by itself, before its tasks are cancelled."""
+LOOK_S = 0.5
+"""How often it is looked whether one that says nothing is there still."""
 
 
 class LlamaIndexAdapter:
@@ -107,7 +111,7 @@ class LlamaIndexAdapter:
         self._handlers[run.run_id] = handler, memory
         watch.ask_again(asked)
         try:
-            async with aclosing(handler.stream_events(expose_internal=True)) as stream:
+            async with aclosing(_stream(handler)) as stream:
                 async for event in stream:
                     for item in watch.mapped(event):
                         yield item
@@ -120,17 +124,50 @@ class LlamaIndexAdapter:
             self._handlers.pop(run.run_id, None)
             await watch.close()
             if not handler.is_done():  # cancelling who reads its stream leaves it running
-                await handler.cancel_run(timeout=CANCEL_S)
+                await asyncio.wait((_cancelled(handler),))
 
     async def cancel(self, run: RunContext) -> None:
         """Cancel the workflow, with what it has under way."""
         if run.run_id in self._handlers:
             handler, memory = self._handlers[run.run_id]
             memory.save(is_last=True)
-            await handler.cancel_run()
+            _cancelled(handler)
 
 
 ADAPTER = LlamaIndexAdapter()
+
+
+def _cancelled(handler: Any) -> asyncio.Task[None]:
+    """Cancel a workflow; return the task that ends when nothing of it runs any more.
+
+    A task of its own, for it takes no cancel itself while it waits for a step that does not stop.
+    """
+    task: asyncio.Task[None] = asyncio.create_task(handler.cancel_run(timeout=CANCEL_S))
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
+    return task
+
+
+_ending: set[asyncio.Task[None]] = set()  # else the loop alone holds them, and weakly
+
+
+async def _stream(handler: Any) -> AsyncGenerator[Any, None]:
+    """Yield a workflow's events, to their end, or until it has died without a last one."""
+    stream = handler.stream_events(expose_internal=True)
+    while True:
+        coming = asyncio.ensure_future(anext(stream, None))
+        try:
+            while not coming.done() and not handler.is_done():
+                await asyncio.wait({coming}, timeout=LOOK_S)
+            if not coming.done():
+                await asyncio.sleep(0)  # its last event may be on its way
+        finally:
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait({coming})
+        if coming.cancelled() or (event := coming.result()) is None:
+            return
+        yield event
 
 
 def _start(workflow: Any, prompt: str, history: tuple[Turn, ...]) -> dict[str, Any]:

@@ -253,6 +253,20 @@ def test_an_interrupt_of_another_form(
     assert output["joke"] == got
 
 
+def test_two_interrupts_in_a_row(session: NotebookSession) -> None:
+    """A node that asks once more is stopped once more."""
+
+    def ask(state: Topic) -> dict[str, Any]:
+        return {"joke": [interrupt("one?"), interrupt("two?")]}
+
+    run = session.start(graph_of(Topic, ask), '{"topic": "tea"}')
+    for message in ("one?", "two?"):
+        until(run, lambda record, m=message: [p.message for p in record.pending] == [m])  # type: ignore[misc]
+        run.approve(text=message)
+    output: Any = ended(run).output
+    assert output["joke"] == ["one?", "two?"]
+
+
 def test_two_interrupts_are_asked_at_once(session: NotebookSession) -> None:
     """Each gets its own answer."""
 

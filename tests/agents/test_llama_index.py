@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import threading
@@ -112,6 +113,28 @@ class Holder(Workflow):
         return StopEvent()
 
 
+class Breaks(Workflow):
+    """Ends in one of the ways that are none."""
+
+    @step
+    async def end(self, ev: StartEvent) -> StopEvent:
+        """End."""
+        if ev.input == "fails":
+            raise ValueError("no cup")
+        if ev.input == "exits":
+            raise SystemExit(3)
+        if ev.input == "swallows":
+            nbrun.current().emit(tools.ENTERED)
+            while not self.is_free.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self.is_free.wait()
+        if ev.input == "waits":
+            await asyncio.Event().wait()
+        return StopEvent()
+
+    is_free = asyncio.Event()
+
+
 def ended(run: Run) -> Run:
     """Return the run when it has ended, its log looked at."""
     assert run.wait(BOUND_S), run.record
@@ -175,6 +198,35 @@ def test_a_step_that_waits_for_a_person(
     assert (asked.message, asked.args) == ("Pour?", {"cups": 2, "who": "Ann"})
     answer(run)
     assert ended(run).output == got
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("fails", "no cup"), ("exits", "SystemExit: 3"), ("waits", "timed out after 0.3 seconds")],
+)
+def test_how_a_workflow_ends(session: NotebookSession, how: str, words: str) -> None:
+    """With what it raised, also where it has died of it; its own time limit is its own."""
+    run = ended(session.start(Breaks(timeout=0.3), how))
+    assert run.status is RunStatus.FAILED
+    assert words in str(run.error)
+
+
+def test_a_step_that_takes_no_cancel_holds_up_nobody(
+    make_session: Callable[..., NotebookSession],
+) -> None:
+    """The run ends after its grace."""
+    session = make_session(cancel_grace_s=0.2)
+    workflow = Breaks(timeout=None)
+    workflow.is_free = asyncio.Event()
+    run = session.start(workflow, "swallows")
+    until(run, lambda _record: bool(log.told(run, tools.ENTERED)))
+    run.cancel()
+    assert ended(run).status is RunStatus.CANCELLED
+
+    async def frees(prompt: str) -> None:
+        workflow.is_free.set()
+
+    session.start(frees, "now").result(BOUND_S)
 
 
 # --- resume ------------------------------------------------------------------------------------------
