@@ -21,7 +21,8 @@ with the same fields and: `response` ("yes" or what the person wrote, and "" whe
 on meanwhile.
 
 A run that stopped goes on from the workflow's context: a step that was under way begins anew, as LlamaIndex has it,
-and whatever a person had said is asked again. Its messages to people are no place for steering.
+and whatever a person had said is asked again. Of an agent's memory, LlamaIndex keeps none there; its usual one, a
+`ChatMemoryBuffer`, is kept beside. A message into a running workflow has no place, unless a step looks at `run.inbox`.
 
 Found by class, never imported before one is driven.
 """
@@ -173,13 +174,16 @@ async def _stream(handler: Any) -> AsyncGenerator[Any, None]:
 def _start(workflow: Any, prompt: str, history: tuple[Turn, ...]) -> dict[str, Any]:
     """Return what the workflow's start event is made of."""
     fields = workflow.start_event_class.model_fields
+    # LlamaIndex's agents take what their start event does not declare.
+    is_agent = any(c.__name__ == _AGENTS for c in workflow.start_event_class.__mro__)
+    names = {*fields, *((USER_MSG, "chat_history") if is_agent else ())}
     given = _object(prompt)
-    if given is not None and (not fields or set(given) <= set(fields)):
+    if given is not None and (not names or set(given) <= names):
         start = {name: value for name, value in given.items() if name not in _NO_FIELDS}
     else:
         required = [name for name, field in fields.items() if field.is_required()]
-        if "user_msg" in fields:
-            name = "user_msg"
+        if USER_MSG in names:
+            name = USER_MSG
         elif len(required) == 1 or len(fields) == 1:
             name = (required or list(fields))[0]
         elif not required:
@@ -190,11 +194,13 @@ def _start(workflow: Any, prompt: str, history: tuple[Turn, ...]) -> dict[str, A
                 f"this workflow takes {words}: give a JSON object with these as the prompt"
             )
         start = {name: prompt}
-    if "chat_history" in fields and "chat_history" not in start:
+    if "chat_history" in names and "chat_history" not in start:
         start["chat_history"] = [{"role": t.role, "content": t.text} for t in history if t.text]
     return start
 
 
+USER_MSG = "user_msg"
+_AGENTS = "AgentWorkflowStartEvent"
 _NO_FIELDS = ("ctx", "run_id", "start_event")
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Fields = dict[str, Any]
 
+MEMORY, BUFFER = "__nbrun_memory", "ChatMemoryBuffer"
+
 REST = 20.0
 """How many times as long as a save has taken, none is made: it reads all that the workflow has done."""
 
@@ -45,6 +47,7 @@ class Memory:
     def __init__(self, run: RunContext, workflow: Any, handler: Any, asked: Any = ()) -> None:
         self._run = run
         self._handler = handler
+        self._serializer = _Known(workflow)
         self._asked: list[tuple[str, Fields]] = [(name, plain(fields)) for name, fields in asked]  # type: ignore[misc]
         self._next_at = 0.0
         self._has_warned = False
@@ -68,7 +71,7 @@ class Memory:
         if self._handler.is_done() or (began < self._next_at and not is_last):
             return
         try:
-            context = self._handler.ctx.to_dict()
+            context = self._handler.ctx.to_dict(self._serializer)
             # What cannot be kept is to be told, not to be replaced by its `repr`.
             self._run.checkpoint({"context": json.dumps(context), "asked": self._asked})
         except (TypeError, ValueError) as error:
@@ -143,6 +146,23 @@ class _Known(JsonSerializer):
         if not (isinstance(one, type) and issubclass(one, BaseModel)):
             raise ValueError(f"{qualified_name} is no class of this workflow")  # noqa: TRY004 - what it raises itself
         return one
+
+    def serialize_value(self, value: Any) -> Any:
+        """Return it as JSON; the memory of LlamaIndex's agents too, which it leaves out itself."""
+        if type(value).__name__ != BUFFER:
+            return super().serialize_value(value)
+        messages = [message.model_dump(mode="json") for message in value.get_all()]
+        return {MEMORY: messages, "token_limit": value.token_limit}
+
+    def deserialize_value(self, data: Any) -> Any:
+        """Return what it was."""
+        if not isinstance(data, dict) or MEMORY not in data:
+            return super().deserialize_value(data)
+        from llama_index.core.llms import ChatMessage  # type: ignore[import-not-found]
+        from llama_index.core.memory import ChatMemoryBuffer  # type: ignore[import-not-found]
+
+        messages = [ChatMessage.model_validate(message) for message in data[MEMORY]]
+        return ChatMemoryBuffer.from_defaults(messages, token_limit=data["token_limit"])
 
 
 def _responses(base: type[Any]) -> Iterator[type[Any]]:

@@ -162,6 +162,8 @@ class Watch:
         words = [str(rest.pop(word)) for word in _MESSAGES if rest.get(word)]
         tool_id = rest.pop("tool_id", None)
         args = plain(rest.pop("tool_kwargs", rest or None))
+        if tool_id is None and len(self._began) == 1:  # LlamaIndex's tools ask without their id
+            tool_id = next(iter(self._began))
         known = tool_id if tool_id in self._began else None
         answer = await self._run.ask(
             words[0] if words else f"{name}?", args=args, tool_id=known,

@@ -23,7 +23,7 @@ from nbrun.agents import find_adapter
 from nbrun.agents.llama_index import LlamaIndexAdapter
 from tests.agents.conformance import log, tools
 from tests.agents.conformance.scenarios import SCENARIOS
-from tests.agents.conformance.subjects.llama_index import Poet
+from tests.agents.conformance.subjects.llama_index import Poet, ToolCall, ToolCallResult
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import asking, until
 
@@ -45,10 +45,14 @@ class Tea(Workflow):
 
 
 class Talk(StartEvent):
-    """With the fields that LlamaIndex's agents have."""
+    """With fields of the names that LlamaIndex's agents have."""
 
     user_msg: str
     chat_history: list[Any] = Field(default_factory=list)
+
+
+class AgentWorkflowStartEvent(StartEvent):
+    """As that of LlamaIndex's agents, which declares none."""
 
 
 class Listener(Workflow):
@@ -56,6 +60,15 @@ class Listener(Workflow):
 
     @step
     async def listen(self, ev: Talk) -> StopEvent:
+        """Listen."""
+        return StopEvent(result=" | ".join([*(m["content"] for m in ev.chat_history), ev.user_msg]))
+
+
+class Agent(Workflow):
+    """Says what was said before, as one of LlamaIndex's."""
+
+    @step
+    async def listen(self, ev: AgentWorkflowStartEvent) -> StopEvent:
         """Listen."""
         return StopEvent(result=" | ".join([*(m["content"] for m in ev.chat_history), ev.user_msg]))
 
@@ -165,8 +178,9 @@ def test_the_prompt_is_what_the_workflow_takes(session: NotebookSession) -> None
 
 def test_what_was_said_before_is_its_history(session: NotebookSession) -> None:
     """Where its start event has a place for it."""
-    first = ended(session.start(Listener(), "one"))
-    assert ended(first.continue_with("two")).output == "one | one | two"
+    for workflow in (Listener(), Agent()):
+        first = ended(session.start(workflow, "one"))
+        assert ended(first.continue_with("two")).output == "one | one | two"
 
 
 def test_no_model_is_called_beyond_max_turns(session: NotebookSession) -> None:
@@ -227,6 +241,28 @@ def test_a_step_that_takes_no_cancel_holds_up_nobody(
         workflow.is_free.set()
 
     session.start(frees, "now").result(BOUND_S)
+
+
+def test_a_tool_that_asks_is_the_one_that_runs(session: NotebookSession) -> None:
+    """LlamaIndex's tools ask without their id."""
+
+    class Tool(Workflow):
+        @step
+        async def use(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            call = ToolCall(tool_name="pour", tool_kwargs={}, tool_id="call-1")
+            ctx.write_event_to_stream(call)
+            request = InputRequiredEvent(**{"prefix": "Pour?"})
+            answer = await ctx.wait_for_event(HumanResponseEvent, waiter_event=request)
+            output = {"content": answer.reason, "is_error": False}
+            ctx.write_event_to_stream(ToolCallResult(**call.model_dump(), tool_output=output))
+            return StopEvent(result=answer.approved)
+
+    run = session.start(Tool(), "tea")
+    (asked,) = asking(run)
+    assert (asked.tool_id, asked.tool, asked.editable) == ("call-1", "pour", False)
+    run.deny(reason="cold")
+    assert ended(run).output is False
+    assert [(t.name, t.status, t.result) for t in run.record.tools] == [("pour", "denied", "cold")]
 
 
 # --- resume ------------------------------------------------------------------------------------------
