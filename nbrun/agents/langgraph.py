@@ -114,7 +114,7 @@ async def _driven(begin: Any, memory: Any) -> Items:
 
     run, graph = memory.run, memory.graph
     watch = Watch(run, memory)
-    config = memory.config(watch, Gate(run))
+    config = memory.config(watch, Gate(run, watch))
     hears = _adds_messages(graph)
     while True:
         is_drained = False

@@ -30,13 +30,21 @@ if TYPE_CHECKING:
 class Gate(AsyncCallbackHandler):
     """Asks the run's budget before each call of a model.
 
-    Apart from the watch, and no inline callback: one that raises leaves those after it as coroutines never awaited.
+    Apart from the watch, and no inline callback when it is asked: one that raises leaves those after it as coroutines
+    never awaited. While a model speaks it is one: for any other the model waits at each word, outside of its stream,
+    and a cancel that comes then leaves the stream open.
     """
 
     raise_error = True
 
-    def __init__(self, run: RunContext) -> None:
+    def __init__(self, run: RunContext, watch: Watch) -> None:
         self._run = run
+        self._watch = watch
+
+    @property
+    def run_inline(self) -> bool:  # type: ignore[override]  # LangChain reads it anew for each event
+        """Whether it is called at once, not as a task."""
+        return bool(self._watch.speaking)
 
     async def on_chat_model_start(self, *call: Any, **more: Any) -> None:
         """Let the call through if something is left for it.
@@ -64,9 +72,13 @@ class Watch(BaseCallbackHandler):
         self.control: RunControl | None = None
         self.node: str | None = None
         self.denied: set[str] = set()
+        self.speaking: set[UUID] = set()  # the models under way
         self._run = run
         self._lock = threading.RLock()
         self._speaker: UUID | None = None
+        self._waiting: list[
+            tuple[str, bool]
+        ] = []  # what was said meanwhile, and whether to its end
         self._words: dict[UUID, list[str]] = {}  # by a model's call, of who waits to speak too
         self._seen: set[str] = set()
         self._within: dict[UUID, str] = {}  # by whatever is called in a tool: the tool's id
@@ -81,6 +93,7 @@ class Watch(BaseCallbackHandler):
         self, serialized: Any, messages: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **more: Any
     ) -> None:  # fmt: skip
         """Give it the word, unless it is to be silent or is within a tool."""
+        self.speaking.add(run_id)
         is_silent = TAG_NOSTREAM in (more.get("tags") or ()) or parent_run_id in self._within
         if not is_silent:
             self._words[run_id] = []
@@ -98,6 +111,7 @@ class Watch(BaseCallbackHandler):
 
     def on_llm_end(self, response: Any, *, run_id: UUID, **more: Any) -> None:
         """Tell what was said as a whole, and what it has used."""
+        self.speaking.discard(run_id)
         message = getattr(response.generations[0][0], "message", None)
         if isinstance(message, AIMessage):
             message.id = message.id or f"run-{run_id}"
@@ -108,6 +122,7 @@ class Watch(BaseCallbackHandler):
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **more: Any) -> None:
         """Let others speak; what was said stands."""
+        self.speaking.discard(run_id)
         self._end_saying(run_id, "", is_whole=False)
 
     def _say(self, run_id: UUID, text: str) -> None:
@@ -122,19 +137,28 @@ class Watch(BaseCallbackHandler):
                 self._run.text(text)
 
     def _end_saying(self, run_id: UUID, whole: str, is_whole: bool = True) -> None:
+        """Tell what has not been told, when it is its turn; then give the next one the word."""
         with guarded(), self._lock:
             words = self._words.pop(run_id, None)
             if words is None:
                 return
-            said = "".join(words)
-            if self._speaker != run_id or not said:
-                self._run.text(said or whole)
-            if is_whole and (said or whole):
-                self._run.send(ev.Message("assistant", said or whole))
-            if self._speaker == run_id:
-                self._speaker = next((other for other, kept in self._words.items() if kept), None)
-                if self._speaker is not None:
-                    self._run.text("".join(self._words[self._speaker]))
+            said = "".join(words) or whole
+            if self._speaker not in (None, run_id):
+                self._waiting.append((said, is_whole))
+                return
+            self._tell_message(said, is_told=bool(words), is_whole=is_whole)
+            for other, other_is_whole in self._waiting:
+                self._tell_message(other, is_told=False, is_whole=other_is_whole)
+            self._waiting.clear()
+            self._speaker = next((other for other, kept in self._words.items() if kept), None)
+            if self._speaker is not None:
+                self._run.text("".join(self._words[self._speaker]))
+
+    def _tell_message(self, said: str, *, is_told: bool, is_whole: bool) -> None:
+        if not is_told:
+            self._run.text(said)
+        if is_whole and said:
+            self._run.send(ev.Message("assistant", said))
 
     def said_by_node(self, message: Any) -> list[ev.EventData]:
         """Return what a node says itself, without a model."""

@@ -9,8 +9,11 @@ import operator
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
+from uuid import uuid4
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks.manager import ahandle_event
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langgraph.checkpoint.memory import InMemorySaver
@@ -23,7 +26,8 @@ from nbrun import CancelCause, NotebookSession, Run, RunStatus
 from nbrun import events as ev
 from nbrun.agents import find_adapter
 from nbrun.agents.langgraph import LangGraphAdapter
-from nbrun.agents.langgraph_memory import INTERRUPTED, closed
+from nbrun.agents.langgraph_memory import INTERRUPTED, Memory, closed
+from nbrun.agents.langgraph_watch import Gate, Watch
 from nbrun.errors import NotResumable
 from tests.agents.conformance import log, tools
 from tests.agents.conformance.scenarios import ADD, ANSWER, DELETE, SCENARIOS
@@ -174,6 +178,21 @@ def test_no_model_is_called_beyond_max_turns(session: NotebookSession) -> None:
         gc.collect()  # a coroutine that nobody has awaited would complain here
     assert run.text == "hello"
     assert log.told(run, tools.ENTERED) == [None]
+
+
+def test_a_model_never_waits_between_two_words(session: NotebookSession) -> None:
+    """For what listens: a cancel that came then would leave its stream open, and the provider talking."""
+
+    async def agent(prompt: str) -> None:
+        run = nbrun.current()
+        watch = Watch(run, Memory(run, react(ScriptModel(turns=()), [])))
+        watch.on_chat_model_start({}, [], run_id=uuid4())
+        listening: list[BaseCallbackHandler] = [watch, Gate(run, watch)]
+        told = ahandle_event(listening, "on_llm_new_token", "ignore_llm", "tea", run_id=uuid4())
+        with pytest.raises(StopIteration):
+            told.send(None)  # which returns where it waits
+
+    session.start(agent, "").result(BOUND_S)
 
 
 def test_the_prebuilt_agent(session: NotebookSession) -> None:
