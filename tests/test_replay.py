@@ -109,7 +109,7 @@ def test_a_cancelled_run_is_cancelled_again(session: NotebookSession) -> None:
 
 def test_a_long_replay_lets_others_have_their_turn(session: NotebookSession) -> None:
     """At full speed too, a run that is started beside it ends first."""
-    old = ended(session.start(agents.chatty(20_000)))
+    old = ended(session.start(agents.chatty(80_000)))
     new = old.replay("max")
     other = ended(session.start(agents.instant))
     assert ended(new).text == old.text

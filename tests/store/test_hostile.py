@@ -200,7 +200,7 @@ def test_markup_and_escape_codes_are_text(
     runs = opened(make_session, store_path)
     assert runs[0].name == evil
     printed = capsys.readouterr().out
-    assert "owned" in printed
+    assert "alert(1)" in printed
     assert "\x1b" not in printed
 
 

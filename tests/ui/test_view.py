@@ -80,6 +80,7 @@ def test_a_question_is_shown_as_it_is_asked() -> None:
     (shown,) = view(record, now=105.0)["questions"]
     assert shown == {
         "id": "ask-1", "message": "Delete?", "args": '{"path":"a\\u202eb\\u001b[2K"}', "options": ["a", "b"],
+            "labels": ["a", "b"],
         "deadline": 130.0, "tool": "", "edit": '{\n  "path": "a\\u202eb\\u001b[2K"\n}',
     }  # fmt: skip
 
