@@ -126,7 +126,8 @@ class ClickPage:
         self._batch += 1
         self._cards = self._notebook.output(at)
         self._notebook.run_and_wait(at)
-        expect(self._cards.get_by_text("begun", exact=True)).to_have_count(count)
+        shown = self._cards.locator(".nbrun-card").get_by_text("begun", exact=True)
+        expect(shown).to_have_count(count)  # each stands in its static card, which says the same
         self._page.evaluate(_CLOSE_ROADS, list(closed))
         self.sockets.clear()
 
@@ -149,6 +150,7 @@ class ClickPage:
     def click(self) -> None:
         """Click on every Cancel that can be clicked, one after the other."""
         button = self._cards.get_by_role("button", name="Cancel", exact=True)
+        expect(button.first).to_be_visible()  # a card of a run that is over at once has none
         for _ in range(button.count()):
             button.first.click()
 
