@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from tests.browser import axe, chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 JAVASCRIPT = ROOT / "tests" / "js"
+KEPT_LINES = 30
 OWN_GROUPS = ("kernel", "notebooks", "server", "browser")
 
 Action = Callable[[Sequence[str]], bool]
+
+_failures: list[str] = []  # of each failed command the last lines, for the summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _summarise(results: Sequence[tuple[Step, bool, float]]) -> int:
+    for failure in _failures:  # again: of a long log, often only the end is kept
+        print(f"\n=== how it failed ===\n{failure}")
     print("\n=== summary ===")
     for step, has_passed, took_s in results:
         print(f"{_word(has_passed):<6} {step.name:<8} {took_s:7.1f} s  {step.title}")
@@ -77,14 +83,29 @@ def _word(has_passed: bool) -> str:
 
 
 def _run(*command: str, cwd: Path = ROOT) -> bool:
+    """Run a command, pass on what it prints, and keep its last lines for the summary if it fails."""
     print(f"$ {' '.join(command)}", flush=True)
     try:
-        return (
-            subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, check=False).returncode == 0
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
     except FileNotFoundError:
         print(f"{command[0]} is missing: pip install -e '.[test]'", flush=True)
         return False
+    last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+    with process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            last_lines.append(line)
+    if process.returncode:
+        _failures.append(f"$ {' '.join(command)}\n{''.join(last_lines)}exit {process.returncode}")
+    return process.returncode == 0
 
 
 def _python(*arguments: str) -> bool:
