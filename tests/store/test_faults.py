@@ -164,8 +164,17 @@ class SmallDisk:
         self.is_mounted = is_mounted
         self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def fill(self) -> None:
-        """Let nothing more be written."""
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Let nothing more be written until the block is left, however that happens: pytest's report is a file too."""
+        try:
+            self._fill()
+            yield
+        finally:
+            (self.folder / "ballast").unlink(missing_ok=True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+    def _fill(self) -> None:
         if self.is_mounted:
             with (self.folder / "ballast").open("wb", buffering=0) as file:
                 try:
@@ -175,12 +184,6 @@ class SmallDisk:
                     return
         biggest = max(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         resource.setrlimit(resource.RLIMIT_FSIZE, (biggest, self._limits[1]))
-
-    def free(self) -> None:
-        """Make room."""
-        if self.is_mounted:
-            (self.folder / "ballast").unlink(missing_ok=True)
-        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
 
 
 @pytest.fixture(params=["file system", "limit"])
@@ -194,11 +197,9 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Small
         and shutil.which("mount") is not None
         and subprocess.run(mount, capture_output=True).returncode == 0
     )
-    disk = SmallDisk(folder, is_mounted=is_mounted)
     try:
-        yield disk
+        yield SmallDisk(folder, is_mounted=is_mounted)
     finally:
-        disk.free()
         if is_mounted:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -210,15 +211,14 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(
     session = make_session(store=small_disk.folder / ".nbrun" / "x.db")
     run = session.start(held)
     assert held.entered.wait(BOUND_S)
-    small_disk.fill()
-    big = ended(session.start(agents.chatty(20_000)))
-    held.let_go()
-    ended(run)
     why = "the disk is full" if small_disk.is_mounted else "the disk does not take it"
-    assert (big.problem or "").startswith(why)
-    assert f"not written to: {why}" in said(session)
-    assert len(big.events()) == 20_003
-    small_disk.free()
+    with small_disk.full():
+        big = ended(session.start(agents.chatty(20_000)))
+        held.let_go()
+        ended(run)
+        assert (big.problem or "").startswith(why)
+        assert f"not written to: {why}" in said(session)
+        assert len(big.events()) == 20_003
     saved(big)
     saved(run)
     assert session.store.trouble is None
@@ -236,11 +236,10 @@ def test_a_disk_that_is_full_at_the_first_run_is_waited_for(
     """With no other place to go to, runs wait in memory for room, and are not given up to it."""
     (small_disk.folder / ".nbrun").mkdir()
     (small_disk.folder / ".nbrun" / ".gitignore").write_text("*\n")
-    small_disk.fill()
-    session = make_session(store=small_disk.folder / ".nbrun" / "x.db")
-    run = ended(session.start(agents.talking))
-    assert "the disk" in (run.problem or "")
-    small_disk.free()
+    with small_disk.full():
+        session = make_session(store=small_disk.folder / ".nbrun" / "x.db")
+        run = ended(session.start(agents.talking))
+        assert "the disk" in (run.problem or "")
     saved(run)
     assert session.store.is_durable
     assert texts(session) == ["one two three"]
