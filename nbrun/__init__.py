@@ -30,7 +30,8 @@
 #   agents/, store/                        how agents are driven | where events are kept. Neither knows the other.
 #   finding                                what doctor has found, and what it can find out without a kernel.
 #   attempt, loop_thread                   what travels to a host and back | the event loop that it has for itself.
-#   ladder, children                       stopping an agent | the runs below a run, which end before it.
+#   ladder, children, ending               stopping an agent | the runs below a run, which end before it | what is
+#                                          kept of an output, and which event is the end.
 #   drive, pulse, host                     one attempt, with exactly one end | who blocks the loop | all of a host's.
 #   capture                                an agent's prints into its run's log.
 #   executors/                             where hosts live: this kernel, or a process a run. (A cluster is to come.)

@@ -6,11 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from contextvars import copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from nbrun import events as ev
 from nbrun.aftermath import EndedStage
@@ -22,6 +18,7 @@ from nbrun.cancellation import CancelCause, Rung
 from nbrun.children import Children
 from nbrun.context import RunContext, current_run
 from nbrun.encoding import Plain, plain
+from nbrun.ending import end_event, keep_output
 from nbrun.errors import Cancelled, NbrunError
 from nbrun.failure import described, safely
 from nbrun.gate import Gate, Stepped, current_guard, guarded
@@ -41,11 +38,6 @@ if TYPE_CHECKING:
 
 PAUSE_S = 0.05
 """How long an agent that yields faster than can be stored is held at a time."""
-
-LOOK_LIMIT_S = 5.0
-"""How long an output's own code may take to show it, before its run ends without."""
-OBJECT_LIMIT_S = 60.0
-"""The same where the object is to be kept, which may be large."""
 
 _NOT_FOR_AGENTS = ev.END_TYPES | ev.PEOPLE_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
 """What only the host or the session may say of a run."""
@@ -306,7 +298,7 @@ class Drive:
         try:
             await self._rest_ended(error)
             if error is None:
-                await self._keep_output(output)
+                await keep_output(self._attempt, output, self._thread, self.tell)
         finally:
             cancel.remove()
             if timer is not None:
@@ -365,43 +357,6 @@ class Drive:
         if self._children is not None:
             await self._children.ended()
 
-    async def _keep_output(self, output: object) -> None:
-        """Have kept what is wanted of an output, before the end: in a thread, for its own code is asked to show it.
-
-        Neither that code's time nor its mistakes are the run's: it is waited for so long, and not after a cancel.
-        """
-        attempt, keeper = self._attempt, self._attempt.keeper
-        if self._token.cancelled:
-            return
-        if keeper is None:
-            if attempt.keep_object:
-                self.warn("the object of its output is not kept: there is no folder for it")
-            return
-        if not keeper.wants(output, attempt.keep_object):
-            return
-        keep = partial(keeper.keep_output, output, attempt.keep_object)
-        work = Worker(attempt.run_id, keep, copy_context(), name="output")
-        limit_s = OBJECT_LIMIT_S if attempt.keep_object else LOOK_LIMIT_S
-        try:
-            kept = asyncio.wrap_future(work.start())
-        except RuntimeError as no_thread:
-            self.warn(f"how its output looks is not kept: {no_thread}")
-            return
-        hurry = self._token.add_callback(lambda _request: self._thread.call(kept.cancel))
-        await asyncio.wait({kept}, timeout=limit_s)
-        hurry.remove()
-        if not kept.done():
-            kept.cancel()
-            work.interrupt()
-            self.warn(f"how its output looks is not kept: that took over {limit_s:g} s")
-        elif kept.cancelled():
-            work.interrupt()
-        elif (error := kept.exception()) is not None:  # a SystemExit, say, of its own code
-            self.warn(f"how its output looks is not kept ({described(error)})")
-        else:
-            for data in kept.result():
-                self.tell(data)
-
     # --- the end ---------------------------------------------------------------------------------
 
     def _leave(self) -> None:
@@ -444,27 +399,8 @@ class Drive:
                 ms = round((now - since) * 1000, 3)
                 self._send(ev.ToolFinished(tool_id, status, None, ms), now)
             self._is_ended = True
-            self._send(self._classify(stored, info, is_signal, detached), now, live=output)
-
-    def _classify(
-        self, output: Plain, error: ev.ErrorInfo | None, is_signal: bool, detached: tuple[str, ...]
-    ) -> ev.EventData:
-        """Return the end event, by the token and by what was raised; never by the text of a result."""
-        usage = self._usage
-        if self._token.cancelled:
-            if usage is not None and (error is not None or is_signal or detached):
-                usage = msgspec.structs.replace(usage, exact=False)  # its last report never came
-            return ev.RunCancelled(
-                cause=self._token.cause or CancelCause.USER,
-                reason=self._token.reason,
-                output=output,
-                error=None if is_signal else error,
-                usage=usage,
-                detached=detached,
-            )
-        if error is not None:
-            return ev.RunFailed(error, output, usage)
-        return ev.RunCompleted(output, usage)
+            end = end_event(self._token, stored, info, self._usage, is_signal, detached)
+            self._send(end, now, live=output)
 
     # --- the cancel ------------------------------------------------------------------------------
 

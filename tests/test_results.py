@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
-from nbrun import NotebookSession, Run, RunStatus, bundle, drive
+from nbrun import NotebookSession, Run, RunStatus, bundle, ending
 from nbrun.artifacts import folder_beside
 from nbrun.errors import BadOption, NbrunError, NoResult
 from nbrun.result_view import ResultView
@@ -192,7 +192,7 @@ def test_a_form_that_hangs_holds_up_nobody_and_its_own_run_for_a_time(
 ) -> None:
     """Another run ends meanwhile; the run itself ends completed after the limit, with a word on its card."""
     value, asked = hanging
-    monkeypatch.setattr(drive, "LOOK_LIMIT_S", 0.5)
+    monkeypatch.setattr(ending, "LOOK_LIMIT_S", 0.5)
     session = make_shown()
     run = session.start(returning(value))
     assert asked.wait(BOUND_S)
@@ -210,7 +210,7 @@ def test_a_cancel_does_not_wait_for_a_form_that_hangs(
 ) -> None:
     """The run ends cancelled at once, and what it had returned is kept."""
     value, asked = hanging
-    monkeypatch.setattr(drive, "LOOK_LIMIT_S", 300.0)
+    monkeypatch.setattr(ending, "LOOK_LIMIT_S", 300.0)
     run = make_shown().start(returning(value))
     assert asked.wait(BOUND_S)
     assert run.cancel().wait(BOUND_S)
