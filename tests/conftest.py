@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,20 @@ MakeSession = Callable[..., nbrun.NotebookSession]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the browser's tests last: Playwright leaves an event loop running, and `asyncio.run` minds it."""
     items.sort(key=lambda item: item.path.is_relative_to(BROWSER))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Collect no garbage while a failure is described, which pytest parses the test's module for.
+
+    Python 3.11 fails to parse in two threads at once, which it does where code runs in the midst of it, and
+    hypothesis has some run at each collection. Then a test that fails would end the whole run.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture

@@ -117,10 +117,12 @@ class OpenAIServer:
                 # The next request may begin before the task of this answer is over.
                 next_word = asyncio.create_task(reader.read(1))
                 await asyncio.wait({answer, next_word}, return_when=asyncio.FIRST_COMPLETED)
-                if next_word.done() and not next_word.result() and not answer.done():
+                if _is_cut(answer) or (not answer.done() and _is_end(next_word)):
                     self.hung_up_at = time.monotonic()
                     self._hung_up.set()
                     answer.cancel()
+                    next_word.cancel()
+                    await asyncio.wait({answer, next_word})
                     return
                 await answer
                 next_word.cancel()
@@ -162,6 +164,17 @@ class OpenAIServer:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()
+
+
+def _is_cut(answer: asyncio.Task[None]) -> bool:
+    return answer.done() and isinstance(answer.exception(), ConnectionError)
+
+
+def _is_end(next_word: asyncio.Task[bytes]) -> bool:
+    """Return whether the client is gone; where it had not read all, its system says so by an error."""
+    if not next_word.done():
+        return False
+    return isinstance(next_word.exception(), ConnectionError) or not next_word.result()
 
 
 async def _read(begun: bytes, reader: asyncio.StreamReader) -> dict[str, Any] | None:

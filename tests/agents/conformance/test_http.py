@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -38,6 +40,17 @@ def sockets_to(port: int) -> int:
     """Return how many sockets of this process are connected to a port."""
     found = psutil.Process().net_connections("tcp")
     return sum(bool(c.raddr) and c.raddr.port == port and c.status == "ESTABLISHED" for c in found)
+
+
+def test_the_server_sees_who_hangs_up_with_words_unread() -> None:
+    """Their system resets the connection then, which is no end of a stream."""
+    body = json.dumps({"stream": True, "messages": []}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with OpenAIServer() as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head + body)
+        client.recv(1)
+        client.close()
+        server.wait_hung_up()
 
 
 def test_an_answer_is_streamed(session: NotebookSession, subject: Subject) -> None:
