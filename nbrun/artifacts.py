@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbrun.encoding import printable
 from nbrun.errors import ArtifactLost, StoreError
 
 if TYPE_CHECKING:
@@ -49,6 +50,25 @@ class Artifact:
             Its file is gone, or is not what was kept.
         """
         return self._files.read(self.sha256, self.size, self.name)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file, or under its own name into a folder; return the file's path.
+
+        Raises
+        ------
+        FileExistsError
+            There is such a file: nothing is overwritten.
+        ArtifactLost, OSError
+            It is gone; it cannot be written.
+        """
+        target = Path(path)
+        if target.is_dir():  # the name is an agent's: no part of it may lead elsewhere
+            name = printable(self.name.replace("\\", "/").rpartition("/")[2]).strip(". ")
+            target /= name or self.id
+        data = self.read()
+        with target.open("xb") as file:
+            file.write(data)
+        return target
 
 
 class ArtifactFiles:

@@ -226,7 +226,7 @@ class RunContext:
             self._artifacts += 1
             number = self._artifacts
         try:
-            made = self._stage.keeper.keep(f"artifact-{number}", str(name), data, media_type)
+            made = self._stage.keeper.keep(f"{ev.FILE_ID}{number}", str(name), data, media_type)
         except (NbrunError, OSError) as error:
             self.log(f"the artifact '{name}' is not kept: {error}", "warning")
             return False

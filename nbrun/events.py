@@ -372,6 +372,10 @@ class Checkpoint(EventData, frozen=True):
     state: bytes = b""
 
 
+FILE_ID = "artifact-"
+"""What the ids of artifacts begin with that an agent has made; the others are nbrun's own, of large values."""
+
+
 class Artifact(EventData, frozen=True):
     """A large value or file was kept beside the log; `id` tells it from the others of its run."""
 

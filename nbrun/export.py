@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import secrets
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nbrun import recording
 from nbrun.errors import BadOption
+from nbrun.result_view import look_of
 from nbrun.snapshot import whole_html, whole_markdown
 from nbrun.wording import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from nbrun.artifacts import Artifact
     from nbrun.events import RunEvent
     from nbrun.record import RunRecord
 
@@ -30,16 +32,22 @@ _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".html": "h
 _HEAD = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     # Nothing in it is fetched or run, even if something that is written here were wrong.
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'\">"
     '<meta name="viewport" content="width=device-width"><title>{title}</title><style>'
     ":root{{color-scheme:light dark;font-family:system-ui,sans-serif}}body{{max-width:60em;margin:2em auto;"
     "padding:0 1em}}dl{{display:grid;grid-template-columns:max-content 1fr;gap:.2em 1em}}dd{{margin:0;"
     "overflow-wrap:anywhere}}pre{{max-height:none!important}}article+article{{margin-top:4em}}"
-    "</style></head><body>\n"
+    "img{{max-width:100%}}</style></head><body>\n"
 )
 
-Exported = tuple["RunRecord", "Iterable[RunEvent]"]
-"""A run: its whole record, and all of its events, by seq."""
+
+class Exported(NamedTuple):
+    """A run: its whole record, all of its events, by seq, and the files beside them."""
+
+    record: RunRecord
+    events: Iterable[RunEvent]
+    artifacts: Sequence[Artifact] = ()
 
 
 def read_form(form: str | None, path: Path | None) -> str:
@@ -76,17 +84,17 @@ def dump(form: str, runs: Iterable[Exported]) -> Iterator[bytes]:
     """Yield the parts of a file with these runs in it."""
     match form:
         case "jsonl":
-            for record, events in runs:
+            for record, events, _ in runs:
                 yield from map(_plain_json, recording.dump(record, events))
         case "json":
-            for number, (record, events) in enumerate(runs):
+            for number, (record, events, _) in enumerate(runs):
                 yield b",\n" if number else b"["
                 yield from map(_plain_json, recording.dump_entry(record, events))
             yield b"]\n"
         case "html":
-            yield from _page(record for record, _ in runs)
+            yield from _page(runs)
         case _:
-            for number, (record, _) in enumerate(runs):
+            for number, (record, *_) in enumerate(runs):
                 yield (("\n" if number else "") + visible(whole_markdown(record))).encode()
 
 
@@ -117,11 +125,11 @@ def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
         raise
 
 
-def _page(records: Iterable[RunRecord]) -> Iterator[bytes]:
-    for number, record in enumerate(records):
+def _page(runs: Iterable[Exported]) -> Iterator[bytes]:
+    for number, (record, _, artifacts) in enumerate(runs):
         if not number:
             yield visible(_HEAD.format(title=escape(record.name))).encode()
-        yield visible(f"{whole_html(record)}\n").encode()
+        yield visible(f"{whole_html(record, look_of(record.output, artifacts))}\n").encode()
     yield b"</body></html>\n"
 
 

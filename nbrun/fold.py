@@ -13,6 +13,7 @@ from nbrun.record import (
     TERMINAL,
     TRANSITIONS,
     ChildSummary,
+    FileMade,
     RunRecord,
     RunStatus,
     Steered,
@@ -27,6 +28,8 @@ LOG_LINES = 20
 """How many of its last log lines a record holds; all of them are in the log."""
 LOG_WIDTH = 300
 """Characters that it holds of each of them."""
+FILES = 10
+"""How many of the last files that the agent has made."""
 STEERED = 5
 """How many of the last messages to the agent."""
 REASONING_TAIL = 4_000
@@ -228,6 +231,12 @@ def _checkpoint(draft: _Draft, data: ev.Checkpoint, _event: ev.RunEvent) -> None
     draft.changes["checkpoint"] = data
 
 
+def _artifact(draft: _Draft, data: ev.Artifact, _event: ev.RunEvent) -> None:
+    if data.id.startswith(ev.FILE_ID):
+        made = (*draft.value("files"), FileMade(data.name, data.size))
+        draft.changes.update(files=made[-FILES:], file_count=draft.value("file_count") + 1)
+
+
 def _log(draft: _Draft, data: ev.Log, event: ev.RunEvent) -> None:
     if data.level == "warning":
         draft.warnings.append(data.text)
@@ -341,6 +350,7 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.Usage: _used,
     ev.Progress: _progress,
     ev.Checkpoint: _checkpoint,
+    ev.Artifact: _artifact,
     ev.Log: _log,
 }
 """What is not listed, and what is of an unknown type, is in the log only."""

@@ -112,6 +112,13 @@ class Steered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     taken_at: float | None = None
 
 
+class FileMade(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A file that the agent has kept with its run; `size` is in bytes."""
+
+    name: str
+    size: int = 0
+
+
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_only=True):
     """The state of a run, frozen: the fold of its events up to `event_count`.
 
@@ -119,7 +126,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     JSON-like data, or the text where it returned nothing. `reasoning` is the tail of `reasoning_count` characters;
     it is no part of an answer, and models write much of it. `detached` names what a cancelled run has left
     running, `detached_finished` those of them that have ended since. `log` is the tail of `log_count` lines,
-    `steered` that of `steers` messages.
+    `steered` that of `steers` messages, `files` that of `file_count` files.
     """
 
     run_id: str = ""
@@ -169,6 +176,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     notices: tuple[str, ...] = ()  # what the run's card has to tell besides its status
     log: tuple[str, ...] = ()
     log_count: int = 0
+    files: tuple[FileMade, ...] = ()
+    file_count: int = 0
     detached: tuple[str, ...] = ()
     detached_finished: tuple[str, ...] = ()
     detached_finished_at: float | None = None
@@ -247,9 +256,10 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             cut["pending"] = tuple(_brief_question(one, head // 2) for one in asked)
         if self.error is not None:
             cut["error"] = ev.ErrorInfo(self.error.type, self.error.message[:head])
-        if not (cut or self.tools or self.children or self.log or self.reasoning or self.steered):
+        lists = (self.tools, self.children, self.log, self.files, self.steered)
+        if not (cut or self.reasoning or any(lists)):
             return self
-        cut.update(tools=(), children=(), log=(), reasoning="", steered=(), is_brief=True)
+        cut.update(tools=(), children=(), log=(), files=(), reasoning="", steered=(), is_brief=True)
         return msgspec.structs.replace(self, **cut)
 
 

@@ -37,15 +37,21 @@ class ResultView:
 
 def view_of(value: Plain, artifacts: Sequence[Artifact]) -> object:
     """Return what shows a stored output: the value itself, unless a view of it was kept."""
+    look = look_of(value, artifacts)
+    return value if look is None else ResultView(value, look)
+
+
+def look_of(value: Plain, artifacts: Sequence[Artifact]) -> dict[str, str] | None:
+    """Return what a stored output looked like, safe to be shown, by MIME type; None where only a text was kept."""
     kept = next((made for made in artifacts if made.id == DISPLAY), None)
     if kept is None:
-        return value
+        return None
     if kept.size > _READ_LIMIT:
-        return ResultView(value, {bundle.TEXT: f"{readable(value)}\n(its view is too large)"})
+        return {bundle.TEXT: f"{readable(value)}\n(its view is too large)"}
     try:
-        return ResultView(value, bundle.unpacked(kept.read()))
+        return bundle.unpacked(kept.read())
     except ArtifactLost as error:
-        return ResultView(value, {bundle.TEXT: f"{readable(value)}\n({error})"})
+        return {bundle.TEXT: f"{readable(value)}\n({error})"}
 
 
 def load_object(title: str, artifacts: Sequence[Artifact], *, trusted: bool) -> object:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 from html import escape
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from nbrun.bundle import HTML, IMAGES, TEXT
 from nbrun.encoding import printable, readable, shown
 from nbrun.markdown_text import as_written, safe_html
 from nbrun.record import RunRecord, RunStatus, ToolCall
@@ -18,6 +19,7 @@ from nbrun.wording import (
     cancel_notes,
     child_title,
     cost_words,
+    files_words,
     going_on_notes,
     progress_words,
     question_words,
@@ -27,6 +29,9 @@ from nbrun.wording import (
     tokens_words,
     visible,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
@@ -94,15 +99,29 @@ def bundle(
     return data
 
 
-def whole_html(record: RunRecord) -> str:
-    """Return a run as part of a page: its facts, its prompt, and its card with nothing cut."""
+def whole_html(record: RunRecord, look: Mapping[str, str] | None = None) -> str:
+    """Return a run as part of a page: its facts, its prompt, its card with nothing cut, and its result.
+
+    Parameters
+    ----------
+    look : what the output looks like, by MIME type, safe to be shown: a picture, or a table.
+    """
     facts = "".join(
         f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _table(record)
     )
     card = _html(_trimmed(record), None, WHOLE, _moment(record, is_redrawn=False))
     prompt = f'<h2>Prompt</h2><pre style="{_LINES}">{escape(record.prompt)}</pre>'
     title = escape(shown(_title(record), 100))
-    return f"<article><h1>{title}</h1><dl>{facts}</dl>{prompt}<h2>Run</h2>{card}</article>"
+    return f"<article><h1>{title}</h1><dl>{facts}</dl>{prompt}<h2>Run</h2>{card}{_pictured(look or {})}</article>"
+
+
+def _pictured(look: Mapping[str, str]) -> str:
+    """Return a result as it looked, where that is more than the text which the card has."""
+    for kind in IMAGES:
+        if kind in look:
+            about = escape(shown(look.get(TEXT, ""), 200))
+            return f'<h2>Result</h2><img src="data:{kind};base64,{look[kind]}" alt="{about}">'
+    return f"<h2>Result</h2>{look[HTML]}" if HTML in look else ""
 
 
 def whole_markdown(record: RunRecord) -> str:
@@ -282,7 +301,8 @@ def _notes(record: RunRecord, moment: _Moment | None) -> list[str]:
     notes = [] if moment is None else list(moment.notes)
     if record.is_unknown:
         notes.append(f"%agentrun lost {_ref(record)} gives it up, if you know that it has ended")
-    notes += [words for words in (always_words(record), steer_words(record)) if words]
+    words = (always_words(record), steer_words(record), files_words(record))
+    notes += [note for note in words if note]
     return [*notes, *going_on_notes(record), *cancel_notes(record)]
 
 

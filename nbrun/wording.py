@@ -384,6 +384,25 @@ def going_on_notes(record: RunRecord) -> list[str]:
     return [note for note in notes if note]
 
 
+def files_words(record: RunRecord) -> str:
+    """Return which files the agent has made, the last of many, and how they are had; empty where it made none."""
+    if not record.file_count:
+        return ""
+    named = [f"{shown(made.name, 80)} ({bytes_words(made.size)})" for made in record.files[-5:]]
+    left_out = record.file_count - len(named)
+    count = "1 file" if record.file_count == 1 else f"{record.file_count:,} files"
+    ref = f'"{record.run_id}"' if record.number is None else record.number
+    return f"{count}: {'…, ' if left_out else ''}{', '.join(named)} · nbrun.get({ref}).artifacts"
+
+
+def bytes_words(size: int) -> str:
+    """Return a size in the unit that it is told in: `980 B`, `1.2 kB`, `3.4 MB`."""
+    if size < 1_000:
+        return f"{size} B"
+    unit, divisor = ("kB", 1e3) if size < 1_000_000 else ("MB", 1e6)
+    return f"{size / divisor:,.1f} {unit}"
+
+
 def with_sequels(record: RunRecord, sequels: Sequence[tuple[int, str]]) -> RunRecord:
     """Return the record as it is shown once other runs come from it."""
     return msgspec.structs.replace(record, sequels=tuple(sequels)) if sequels else record

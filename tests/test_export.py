@@ -328,7 +328,7 @@ def test_a_page_has_no_script_and_nothing_of_an_agent_in_its_markup(
     assert "<script>alert(1)</script>" in page.text
     assert "no luck with tea" in page.text
     policy = [a["content"] for tag, a in page.found if tag == "meta" and "http-equiv" in a]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
 def test_markdown_shows_hostile_text_as_text(
@@ -428,7 +428,7 @@ def test_what_was_there_stays_until_the_new_file_is_whole(
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        export.write(path, "jsonl", [(run.record, broken())])
+        export.write(path, "jsonl", [export.Exported(run.record, broken())])
     assert path.read_text(encoding="utf-8") == "old"
     run.export(link)
     assert link.is_symlink()

@@ -114,6 +114,22 @@ def test_a_picture_comes_back_as_it_was(make_shown: MakeSession, make_session: M
     assert base64.b64decode(shown["image/png"]) == PNG
 
 
+def test_a_page_of_a_run_shows_its_picture_and_its_table(
+    make_shown: MakeSession, make_session: MakeSession, tmp_path: Path
+) -> None:
+    """Exported by a later kernel, with nothing that is fetched; what acts in a table is gone there too."""
+    table = "<table><tr><td onclick=steal()>sencha</td></tr></table><script>steal()</script>"
+    ended(make_shown().start(returning(Shown(png=PNG)), name="picture"))
+    ended(make_shown().start(returning(Shown(table)), name="table"))
+    later = make_session()
+    picture = later.get("picture").export(tmp_path / "picture.html").read_text(encoding="utf-8")
+    assert f'<img src="data:image/png;base64,{base64.b64encode(PNG).decode()}" alt=' in picture
+    assert "default-src 'none'; img-src data:; style-src" in picture
+    page = later.get("table").export(tmp_path / "table.html").read_text(encoding="utf-8")
+    assert "<td>sencha</td>" in page
+    assert "steal" not in page
+
+
 @pytest.mark.parametrize("value", [None, "text", 3, 2.5, True, [1], {"a": Shown()}, (1, 2), {1}])
 def test_a_plain_output_costs_nothing(
     make_session: MakeSession, value: object, monkeypatch: pytest.MonkeyPatch

@@ -11,9 +11,10 @@ from nbrun.encoding import REPR_KEY, TYPE_KEY, Plain, shown, type_name
 from nbrun.errors import ArtifactLost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from nbrun.artifacts import Artifact, ArtifactFiles
+    from nbrun.export import Exported
     from nbrun.record import RunRecord
 
 LIMIT = 1_000_000
@@ -80,11 +81,13 @@ def restored(event: ev.RunEvent, artifacts: Sequence[Artifact]) -> ev.RunEvent:
 
 def whole_run(
     record: RunRecord, events: Iterable[ev.RunEvent], artifacts: Sequence[Artifact]
-) -> tuple[RunRecord, Iterator[ev.RunEvent]]:
+) -> Exported:
     """Return a run with all that is kept of it beside its log in its place."""
+    from nbrun.export import Exported  # where somebody exports
+
     output = whole(record.output, artifacts)
     record = msgspec.structs.replace(record, output=output)
-    return record, (restored(event, artifacts) for event in events)
+    return Exported(record, (restored(event, artifacts) for event in events), artifacts)
 
 
 def _id_of(event: ev.RunEvent) -> str:

@@ -16,6 +16,7 @@ from nbrun.wording import (
     always_words,
     cancel_notes,
     child_title,
+    files_words,
     going_on_notes,
     progress_words,
     receipt_words,
@@ -68,7 +69,8 @@ def view(
     blocks : draws the text, and knows what it has drawn; without it all text is shown as it is.
     children : the records of its live child runs, by their ids: a parent's log tells only of their ends.
     """
-    notes = [*filter(None, [always_words(record)]), *going_on_notes(record), *cancel_notes(record)]
+    mine = filter(None, [always_words(record), files_words(record)])
+    notes = [*mine, *going_on_notes(record), *cancel_notes(record)]
     notices = [*record.notices, *([f"not saved: {problem}"] if problem else [])]
     return {
         "id": record.run_id,

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunContext
+from nbrun import NotebookSession, Run, RunContext, snapshot
 from nbrun import artifacts as artifacts_module
 from nbrun.artifacts import STRAY_AGE_S, ArtifactFiles, folder_beside
 from nbrun.errors import ArtifactLost
+from nbrun.fold import FILES
+from nbrun.store import large
+from nbrun.ui import view
+from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 
 MakeSession = Callable[..., NotebookSession]
@@ -30,10 +34,47 @@ async def reporter(prompt: str, run: RunContext) -> bool:
     return run.artifact("report.md", f"# {prompt}")
 
 
+async def hoarder(prompt: str, run: RunContext) -> None:
+    """Keep a dozen files, and one with a name that leads elsewhere."""
+    for number in range(12):
+        run.artifact(f"{number}.txt", "x" * 1_500)
+    run.artifact("../../\x1b[31mout.txt", "escaped")
+
+
 def file_of(run: Run, store_path: Path) -> Path:
     """Return the file of a run's only artifact."""
     (made,) = run.artifacts
     return folder_beside(store_path) / made.sha256[:2] / made.sha256
+
+
+def test_a_card_tells_which_files_there_are(
+    make_session: MakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of them, with their sizes, and where the others are had; large values of nbrun's own do not count."""
+    monkeypatch.setattr(large, "LIMIT", 1_000)
+    run = ended(make_session().start(hoarder))
+    assert (run.record.file_count, len(run.record.files)) == (13, FILES)
+    (note,) = view.view(run.record, 0.0)["notes"]
+    assert note.startswith("13 files: …, 8.txt (1.5 kB), 9.txt (1.5 kB)")
+    assert note.endswith("out.txt (7 B) · nbrun.get(1).artifacts")
+    assert "  13 files: …, 8.txt (1.5 kB)" in snapshot.bundle(run.record)["text/plain"]
+    none = ended(make_session().start(agents.chatty(2_000)))
+    assert none.record.file_count == 0
+
+
+def test_an_artifact_is_saved_where_one_wants_it(make_session: MakeSession, tmp_path: Path) -> None:
+    """Under a name, or under its own into a folder and nowhere else; what is there is not overwritten."""
+    run = ended(make_session().start(hoarder))
+    first, *_, last = run.artifacts
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    assert first.save(folder / "mine.txt").read_bytes() == b"x" * 1_500
+    assert first.save(str(folder)) == folder / "0.txt"
+    assert last.save(folder) == folder / "out.txt"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["notebook", "saved"]
+    with pytest.raises(FileExistsError):
+        first.save(folder)
+    assert (folder / "0.txt").read_bytes() == b"x" * 1_500
 
 
 def test_an_artifact_is_listed_and_read_also_by_the_next_session(
