@@ -12,6 +12,7 @@ from nbrun.session import NotebookSession
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nbrun.agents.setup import Settings
     from nbrun.query import Since
     from nbrun.run import Run
     from nbrun.run_list import RunList
@@ -66,13 +67,15 @@ def start(
     system: str | None = None,
     output_type: type | None = None,
     mcp: Sequence[str] | str | None = None,
+    settings: Settings | None = None,
     keep_object: bool = False,
 ) -> Run:
     """Start a run in this notebook's session and return its handle; see `NotebookSession.start`."""
     return session().start(
         agent, prompt, name=name, id=id, model=model, timeout_s=timeout_s, max_turns=max_turns,
         max_tokens=max_tokens, max_cost=max_cost, approve=approve, if_running=if_running, on=on, thread=thread,
-        loop=loop, tags=tags, tools=tools, system=system, output_type=output_type, mcp=mcp, keep_object=keep_object,
+        loop=loop, tags=tags, tools=tools, system=system, output_type=output_type, mcp=mcp, settings=settings,
+        keep_object=keep_object,
     )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "timeout_s": (int, float), "max_turns": (int,), "max_tokens": (int,), "max_cost": (int, float),
     "approve": (str,), "on": (str,), "thread": (bool,), "loop": (str,), "keep_object": (bool,),
 }  # fmt: skip
-_SETUP = ("tools", "system", "output_type", "mcp")
+_SETUP = ("tools", "system", "output_type", "mcp", "settings")
+_SIMPLE = (int, float, bool, str)
 _NOT_AGAIN = frozenset({"prompt", "parent", "sequel", "target"})
 
 
@@ -276,9 +277,13 @@ def _setup(record: RunRecord) -> dict[str, Any]:
     setup: dict[str, Any] = {}
     if isinstance(tools := kept.get("tools"), list):
         setup["tools"] = [str(name) for name in tools]
-    for option in ("system", "output_type"):
+    for option in ("system", "output_type", "settings"):
         if isinstance(text := kept.get(option), str):
             setup[option] = text
+    if isinstance(settings := kept.get("settings"), dict):
+        # Numbers and the like: what else may stand there could be sent anywhere.
+        simple = {name: value for name, value in settings.items() if type(value) in _SIMPLE}
+        setup["settings"] = simple
     return setup
 
 
@@ -346,8 +351,12 @@ def _find_setup(record: RunRecord, find: FindAgent, options: dict[str, Any]) -> 
     tools = [_by_name(record, find, tool, "tools") for tool in options.get("tools") or ()]
     if tools:
         options["tools"] = tools
-    if isinstance(options.get("output_type"), str):
-        options["output_type"] = _by_name(record, find, options["output_type"], "output_type")
+    for option in ("output_type", "settings"):
+        if isinstance(options.get(option), str):
+            options[option] = _by_name(record, find, options[option], option)
+
+
+_WHAT = {"tools": "a tool", "output_type": "the output type", "settings": "the settings"}
 
 
 def _by_name(record: RunRecord, find: FindAgent, named: object, option: str) -> object:
@@ -355,7 +364,7 @@ def _by_name(record: RunRecord, find: FindAgent, named: object, option: str) -> 
         return named
     found = find(named)
     if found is None:
-        what = "a tool" if option == "tools" else "the output type"
+        what = _WHAT[option]
         raise AgentNotFound(
             f"{what} of {title(record)} is not here: define {named} first, or pass {option}= in Python"
         )

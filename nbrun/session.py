@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
+    from nbrun.agents.setup import Settings
     from nbrun.attempt import Attempt
     from nbrun.redaction import Redactor
     from nbrun.sequel import Sequel
@@ -155,6 +156,7 @@ class NotebookSession:
         system: str | None = None,
         output_type: type | None = None,
         mcp: Sequence[str] | str | None = None,
+        settings: Settings | None = None,
         cell_id: str | None = None,
         parent: Run | None = None,
         answerable: bool = True,
@@ -185,6 +187,8 @@ class NotebookSession:
         system : its instructions.
         output_type : the class that its output is an instance of; None is text.
         mcp : MCP servers whose tools it may use, by command or by URL.
+        settings : its model's, such as `{"temperature": 0}`, as pydantic-ai names them; or a function that returns
+            them for each step, from pydantic-ai's `RunContext`.
         keep_object : also keep the output itself, pickled, for `run.load_object()` of a later kernel.
         target : the agent's name in the notebook, by which a later kernel finds it again.
         sequel : what there is to know of the run that this one comes from.
@@ -199,7 +203,7 @@ class NotebookSession:
             agent=agent, prompt=prompt, name=name, id=id, model=model, timeout_s=timeout_s,
             max_turns=max_turns, max_tokens=max_tokens, max_cost=max_cost, approve=approve,
             if_running=if_running, on=on, thread=thread, loop=loop, tags=tags,
-            setup=read_setup(tools, system, output_type, mcp), cell_id=cell_id,
+            setup=read_setup(tools, system, output_type, mcp, settings), cell_id=cell_id,
             parent=parent, answerable=answerable, keep_object=keep_object, target=target,
             sequel=sequel,
         )  # fmt: skip

@@ -100,6 +100,8 @@ def chat(
 ) -> list[dict[str, str]]:
     """Return the conversation as the template takes it: one system turn, then the others."""
     turns = [turn for message in messages for turn in _turns(message)]
+    if offer is not None and _has_returned_tools(messages):
+        turns.append(("user", _question(messages)))  # it takes arguments from what it has read last
     system = [text for role, text in turns if role == "system"]
     system += _instructions(messages, parameters)
     others = [turn for turn in turns if turn[0] != "system"]
@@ -147,6 +149,12 @@ def _instructions(
     # Asked directly, without an agent.
     latest = [message.instructions for message in messages if isinstance(message, ModelRequest)]
     return [text for text in latest[-1:] if text]
+
+
+def _question(messages: Sequence[ModelMessage]) -> str:
+    parts = [part for message in messages for part in message.parts]
+    asked = [part.content for part in parts if isinstance(part, UserPromptPart)]
+    return _text_of(asked[-1]) if asked else ""
 
 
 def _turns(message: ModelMessage) -> Iterator[tuple[str, str]]:

@@ -39,6 +39,7 @@ def assemble(model: str, setup: Setup, warn: Callable[[str], None]) -> Agent[Non
         instructions=setup.system,
         output_type=setup.output_type or str,
         toolsets=[_server(server) for server in setup.mcp],
+        model_settings=setup.settings,  # type: ignore[arg-type]  # of any provider: it checks them
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,7 +108,8 @@ class AgentMagics(Magics):
             "approve": request.approve, "answerable": self._extension.is_answerable(request.block),
             "target": CELL if request.python else request.target,
             **self._resolved({"tools": request.tools or None, "system": request.system,
-                              "output_type": request.output, "mcp": request.mcp or None}),
+                              "output_type": request.output, "mcp": request.mcp or None,
+                              "settings": request.settings}),
         }  # fmt: skip
         if request.continues is None:
             run = session.start(agent, prompt, model=request.model or self._model(agent), **options)
@@ -355,6 +356,12 @@ class AgentMagics(Magics):
                     f"--output {kind}: there is no such class in this notebook; define it above"
                 )
             found["output_type"] = names[kind]
+        if (name := found.get("settings")) is not None:
+            if not (isinstance(names.get(name), Mapping) or callable(names.get(name))):
+                raise BadOption(
+                    f"--settings {name}: there is no such dict in this notebook; define it above"
+                )
+            found["settings"] = names[name]
         return found
 
     def _tools(self, name: str) -> Sequence[Callable[..., object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from nbrun.run import Run
     from nbrun.session import NotebookSession
 
+_FUNCTIONS = (FunctionType, MethodType)
+
 RUN_LIMIT = 30
 """The newest runs, of which references are offered."""
 NAME_LIMIT = 60
@@ -31,7 +34,7 @@ _LIVE = frozenset(LIVE)
 _ASKING = frozenset({RunStatus.WAITING})
 _FITTING = {
     "cancel": _LIVE, "wait": _LIVE, "say": _LIVE, "approve": _ASKING, "deny": _ASKING,
-    "result": TERMINAL, "retry": TERMINAL, "replay": TERMINAL, "rm": TERMINAL,
+    "continue": TERMINAL, "result": TERMINAL, "retry": TERMINAL, "replay": TERMINAL, "rm": TERMINAL,
     "lost": _LIVE,
     "resume": TERMINAL - {RunStatus.COMPLETED},
 }  # fmt: skip
@@ -161,9 +164,9 @@ class Offers:
     def _of_line(self, syntax: Syntax, verb: str, words: Sequence[str], word: str) -> Offer | None:
         flag, equals, value = word.partition("=")
         if equals and syntax.flags.get(flag):
-            return self._of_kind(syntax.flags[flag] or "", verb, words, value)
+            return self._of_kind(syntax.flags[flag] or "", flag.strip("-"), words, value)
         if words and (takes := syntax.flags.get(words[-1])):
-            return self._of_kind(takes, verb, words, word)
+            return self._of_kind(takes, words[-1].strip("-"), words, word)
         given = {*words} - {"--tag"}  # that one may come again
         flags = [name for name in syntax.flags if name not in given]
         if word.startswith("-"):
@@ -191,10 +194,26 @@ class Offers:
                 return _offer(word, map(str, RunStatus), "status")
             case "SUBCOMMAND":
                 return _offer(word, SUBCOMMANDS, "subcommand")
-            case choices if "|" in choices:
+            case "FUNCTION":
+                return _offer(
+                    word.rpartition(",")[2], ["notebook", *self._named(_FUNCTIONS)], "function"
+                )
+            case "TYPE":
+                return _offer(word, self._named((type,)), "class")
+            case "TEXT|NAME":
+                return _offer(word, self._named((str,)), "str")
+            case "DICT":
+                return _offer(word, self._named((dict,)), "dict")
+            case choices if "|" in choices and not choices.isupper():
                 return _offer(word, choices.split("|"), "value")
             case _:
                 return Offer(word, (), "")
+
+    def _named(self, kinds: tuple[type, ...]) -> list[str]:
+        """Return the names of the notebook's own values of some classes; no code of theirs runs."""
+        names, hidden = dict(self._shell.user_ns), self._shell.user_ns_hidden
+        own = [name for name in names if not name.startswith("_") and name not in hidden]
+        return sorted(name for name in own if issubclass(type(names[name]), kinds))
 
     def _targets(self) -> list[str]:
         own = agents_in(self._shell.user_ns, self._shell.user_ns_hidden)

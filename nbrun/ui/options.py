@@ -52,9 +52,13 @@ OPTIONS = (
         "MODEL",
     ),
     Option(("--continue",), "go on talking from where this run has ended", "REF"),
-    Option(("--tools",), "functions of this notebook for the built-in agent: a,b, or notebook", "NAME", is_list=True),
-    Option(("--system",), "its instructions: a text, or the name of one in the notebook", "TEXT"),
+    Option(
+        ("--tools",), "functions of this notebook for the built-in agent: a,b, or notebook",
+        "FUNCTION", is_list=True,
+    ),
+    Option(("--system",), "its instructions: a text, or the name of one in the notebook", "TEXT|NAME"),
     Option(("--output",), "the class of its output: a pydantic model or dataclass of this notebook", "TYPE"),
+    Option(("--settings",), "its model's settings: a dict of this notebook, such as {'temperature': 0}", "DICT"),
     Option(("--mcp",), "an MCP server whose tools it may use; may be given again", "COMMAND|URL", is_list=True),
     Option(
         ("--if-running",), "what to do while a run of this cell is live: queue, reject, replace",
@@ -171,6 +175,7 @@ class Request(msgspec.Struct, frozen=True):
     system: str | None
     output: str | None
     mcp: tuple[str, ...]
+    settings: str | None
     continues: str | None
 
 
@@ -224,7 +229,7 @@ def _request(args: Any) -> Request:
         not args.no_interpolate,
         _number(args.max_turns, int, "--max-turns"), _number(args.max_tokens, int, "--max-tokens"),
         _number(args.max_cost, float, "--max-cost"), args.keep_object, _names(args.tools or ()), args.system,
-        args.output, tuple(args.mcp or ()), getattr(args, "continue"),
+        args.output, tuple(args.mcp or ()), args.settings, getattr(args, "continue"),
     )  # fmt: skip
 
 
@@ -257,7 +262,7 @@ class SequelRequest(msgspec.Struct, frozen=True):
 _NOT_OF_SEQUELS = ("id", "python", "no_interpolate", "continue")
 _NOT_OF_REPLAYS = (
     "timeout_s", "max_turns", "max_tokens", "max_cost", "model", "approve", "on", "thread", "loop",
-    "keep_object", "tools", "system", "output_type", "mcp",
+    "keep_object", "tools", "system", "output_type", "mcp", "settings",
 )  # fmt: skip
 
 
@@ -282,7 +287,7 @@ def read_sequel(magic: Callable[..., Any], verb: str, words: list[str]) -> Seque
         "if_running": args.if_running, "approve": args.approve, "on": args.on,
         "tags": request.tags or None, "thread": args.thread or None, "loop": args.loop, "speed": speed,
         "keep_object": args.keep_object or None, "tools": request.tools or None, "system": request.system,
-        "output_type": request.output, "mcp": request.mcp or None,
+        "output_type": request.output, "mcp": request.mcp or None, "settings": request.settings,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     if verb == "replay" and (strange := [name for name in _NOT_OF_REPLAYS if name in options]):

@@ -23,16 +23,17 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import ModelRequestParameters
 
+from nbrun import NotebookSession
 from nbrun.agents import local_decoder, local_install
 from nbrun.agents.local import LocalModel, LocalStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pydantic_ai import AgentStreamEvent
+    from pydantic_ai import AgentStreamEvent, RunContext
     from pydantic_ai.messages import ModelMessage
     from pydantic_ai.run import AgentRunResultEvent
-    from pydantic_ai.settings import ModelSettings
+    from pydantic_ai.settings import ModelSettings, ToolChoice
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -312,6 +313,40 @@ def test_tool_is_called_and_its_result_is_answered() -> None:
     assert calls == [(100, 250)]
     assert result.output
     assert result.usage.tool_calls == 1
+
+
+def test_it_drives_the_built_in_agent_through_two_forced_tools(session: NotebookSession) -> None:
+    """Each step's settings say which tool comes; the model fills in the arguments, and answers in the end."""
+    seen: list[tuple[str, object]] = []
+
+    def weather(city: str) -> str:
+        """Tell the weather in a city."""
+        seen.append(("weather", city))
+        return "rain, 8 degrees"
+
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        seen.append(("add", (a, b)))
+        return a + b
+
+    def steps(context: RunContext[None]) -> ModelSettings:
+        choices: list[ToolChoice] = [["weather"], ["add"], "none"]
+        return {**GREEDY, "max_tokens": 40, "tool_choice": choices[context.run_step - 1]}
+
+    run = session.start(
+        None, "What is the weather in Oslo? Also add 100 and 250.", model="local",
+        tools=[weather, add], settings=steps,
+    )  # fmt: skip
+    assert isinstance(run.result(60), str)
+    assert [name for name, _ in seen] == ["weather", "add"]
+    assert seen[0][1] == "Oslo"
+    told = [(tool.name, tool.args, tool.status, tool.result) for tool in run.record.tools]
+    assert told == [
+        ("weather", {"city": "Oslo"}, "ok", "rain, 8 degrees"),
+        ("add", {"a": 100, "b": 250}, "ok", 350),
+    ]
+    assert (run.usage.requests, run.record.options["settings"]) == (3, "steps")
+    assert run.usage.output_tokens > 0
 
 
 def test_words_stream_when_tools_are_offered() -> None:

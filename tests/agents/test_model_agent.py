@@ -92,6 +92,20 @@ def test_instructions_reach_the_model() -> None:
     assert told == ["Be brief."]
 
 
+def test_settings_reach_the_model_step_by_step() -> None:
+    """A dict goes with each request; a function is asked before each."""
+    told: list[object] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        told.append((info.model_settings or {}).get("temperature"))
+        return ModelResponse([TextPart("yes")])
+
+    for settings in ({"temperature": 0.5}, lambda context: {"temperature": context.run_step / 10}):
+        agent: Agent[None, Any] = assemble("test", Setup(settings=settings), print)
+        asyncio.run(agent.run("tea", model=FunctionModel(answer)))
+    assert told == [0.5, 0.1]
+
+
 def test_the_output_is_an_instance_of_its_type(session: NotebookSession) -> None:
     """A dataclass of the notebook is filled by the model, and is `run.output`."""
     run = run_on(session, Setup(output_type=Cup))
@@ -155,6 +169,20 @@ def test_a_later_kernel_finds_functions_and_types_by_name(make_session: MakeSess
     assert again.record.options == run.record.options
 
 
+def test_of_stored_settings_only_numbers_and_the_like_are_taken(make_session: MakeSession) -> None:
+    """The store may be somebody else's, who would like a header to be sent."""
+    first = make_session()
+    settings = {"temperature": 0.5, "extra_headers": {"X-To": "spy"}, "extra_body": [1]}
+    run = first.start(model="local", prompt="tea", settings=settings)
+    run.cancel()
+    assert run.wait(BOUND_S)
+    first.close()
+    again = make_session().get(run.id).retry()
+    again.cancel()
+    assert again.wait(BOUND_S)
+    assert again.record.options["settings"] == {"temperature": 0.5}
+
+
 def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> None:
     """A run with MCP servers is repeated by a later kernel only when they are given again."""
     first = make_session()
@@ -173,6 +201,7 @@ def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> N
         ({"system": 3}, r"system is a text \(str\), not int"),
         ({"output_type": "Cup"}, "output_type is a class"),
         ({"mcp": [" "]}, "mcp is a command or a URL"),
+        ({"settings": 0.5}, r"settings is a dict such as \{'temperature': 0\}, not float"),
     ],
 )
 def test_what_the_agent_cannot_take_is_refused(

@@ -110,6 +110,40 @@ def test_every_usage_can_be_read() -> None:
 # --- what is offered -------------------------------------------------------------------------------
 
 
+@dataclass
+class Cup:
+    """What an agent may return."""
+
+    tea: str
+
+
+def test_what_the_built_in_agent_takes_is_offered(shell: Shell, completion: Completion) -> None:
+    """Functions, also behind a comma, classes, texts and dicts of the notebook; of `--mcp` nothing is known."""
+
+    def brew(tea: str) -> str:
+        return tea
+
+    shell.user_ns |= {"brew": brew, "Cup": Cup, "brief": "Be brief.", "cold": {"temperature": 0}}
+    shell.user_ns |= {"_hidden": brew, "Out": {}}
+    shell.user_ns_hidden["Out"] = {}
+    assert offered(completion, "%%agentrun --tools ") == ["notebook", "brew", "poet"]
+    assert offered(completion, "%%agentrun --tools notebook,b") == ["brew"]
+    assert offered(completion, "%%agentrun --output=") == ["Cup"]
+    assert offered(completion, "%%agentrun --system ") == ["brief"]
+    assert offered(completion, "%agentrun retry last --settings c") == ["cold"]
+    assert offered(completion, "%%agentrun --mcp ") == []
+
+
+def test_a_run_to_continue_is_one_that_has_ended(
+    completion: Completion, session: NotebookSession, held: Held
+) -> None:
+    """A live one cannot be gone on with."""
+    session.start(agents.instant, name="over").wait(BOUND_S)
+    session.start(held, name="live")
+    assert held.entered.wait(BOUND_S)
+    assert offered(completion, "%%agentrun --continue ") == ["#1", "over"]
+
+
 def test_subcommands_are_offered(completion: Completion) -> None:
     """All of them, or those that begin so; also as what help is asked for."""
     assert offered(completion, "%agentrun ") == [*SUBCOMMANDS]
