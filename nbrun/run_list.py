@@ -30,8 +30,10 @@ DTYPES = {
 """The columns of a DataFrame, and what they hold."""
 COLUMNS = ("run", "name", "status", "agent", "started", "tokens", "output")
 
-_LEAST = {"started": 11, "output": 14, "tokens": 10, "agent": 8, "name": 9, "status": 12}
+_LEAST = {"started": 11, "output": 14, "agent": 8, "name": 9, "status": 12}
 """Columns that become narrower where the terminal is narrow, in this order, and how narrow they may become."""
+_GIVEN_UP = ("tokens", "agent")
+"""Columns that are left out there, before a name or a status is cut: these say which run it is, and how it ended."""
 
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
@@ -73,8 +75,9 @@ class RunList(list[Run]):
     def __repr__(self) -> str:
         if not self:
             return "no runs"
-        rows = self._table()
-        widths = _widths(rows, shutil.get_terminal_size().columns)
+        room = shutil.get_terminal_size().columns
+        rows = _fitting(self._table(), room)
+        widths = _widths(rows, room)
         lines = [
             "  ".join(_fitted(cell, w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
@@ -112,6 +115,20 @@ class RunList(list[Run]):
             '<table class="mathjax_ignore tex2jax_ignore">'
             f"<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
         )
+
+
+def _fitting(rows: list[tuple[str, ...]], room: int) -> list[tuple[str, ...]]:
+    """Return the rows without the columns for which there is no room."""
+    for name in _GIVEN_UP:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        narrow = {at: _LEAST[key] for at, key in enumerate(rows[0]) if key in ("started", "output")}
+        needed = sum(min(width, narrow.get(at, width)) for at, width in enumerate(widths))
+        if needed + 2 * (len(widths) - 1) <= room:
+            break
+        if name in rows[0]:
+            at = rows[0].index(name)
+            rows = [(*row[:at], *row[at + 1 :]) for row in rows]
+    return rows
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from nbrun import NotebookSession, RunList
+from nbrun import NotebookSession, RunContext, RunList
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 
@@ -40,6 +40,27 @@ def test_a_table_is_as_wide_as_the_terminal(
     assert max(map(len, repr(session.runs()).splitlines())) <= 80
     monkeypatch.setenv("COLUMNS", "400")
     assert "a name that is long " * 9 in repr(session.runs())
+
+
+def test_what_a_run_is_called_and_how_it_ended_stays_in_a_narrow_terminal(
+    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it comes from and how long it took are whole at 80 columns; tokens and agent give way."""
+
+    async def counted(prompt: str, run: RunContext) -> str:
+        run.usage(input_tokens=123_456, output_tokens=7_890)
+        return "a text that is rather long"
+
+    first = session.start(counted, "tea", name="shopkeeper")
+    assert first.wait(BOUND_S)
+    assert first.retry().wait(BOUND_S)
+    monkeypatch.setenv("COLUMNS", "80")
+    header, again, _ = repr(session.runs()).splitlines()
+    assert header.split() == ["run", "name", "status", "started", "output"]
+    assert "shopkeeper (retry of #1)" in again
+    assert re.search(r"Completed in \d+ ms  ", again)
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "7,890 out tokens" in repr(session.runs())
 
 
 def test_the_html_table_holds_no_html_of_an_agent(session: NotebookSession) -> None:

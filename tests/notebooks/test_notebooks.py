@@ -116,6 +116,44 @@ def test_second_notebook_has_four_endings(executed: Executed) -> None:
     assert first_frame.endswith("in calculator")  # it begins where the reader's own code does
 
 
+def test_third_notebook_runs_every_kind_of_agent(executed: Executed) -> None:
+    """Function, generator, async, class, child runs and a framework's; the cancelled one has tidied up."""
+    _, records = executed(FOLDER / "03_your_own_agent.ipynb")
+    names = ["count_words", "parrot", "shopkeeper", "fence", "Diary", "Diary", "cups", "market",
+             "left", "right", "clerk"]  # fmt: skip
+    assert [record.name for record in records] == names
+    ends = {record.name: record.status for record in records}
+    assert {name for name, status in ends.items() if status != "completed"} == {"fence"}
+    bill, fence = records[2], records[3]
+    assert [made.name for made in bill.files] == ["bill.txt"]
+    assert (bill.output, bill.progress is not None) == (19.5, True)
+    assert (fence.status, fence.reason) == ("cancelled", "it rains")
+    assert fence.log[-1].startswith("the brush is clean after ")
+    assert records[7].output == 24.0
+    assert [tool.name for tool in records[10].tools] == ["stock"]
+
+
+def test_fourth_notebook_asks_before_it_acts(executed: Executed) -> None:
+    """The real local model uses two tools, and may not use a third; questions are denied, changed and allowed."""
+    _, records = executed(FOLDER / "04_tools_and_approvals.ipynb")
+    assert [record.status for record in records] == ["completed"] * 7
+    added, looked, clearing, denied, allowed, refused, walk = records
+    for record in (added, looked, refused):
+        assert (record.model or "").startswith("local")
+    assert [(tool.args, tool.result) for tool in added.tools] == [({"a": 100, "b": 250}, 350)]
+    assert "shelf" in str(looked.tools[0].result)
+    assert [(tool.status, tool.args) for tool in clearing.tools] == [
+        ("denied", {"thing": "a lamp"}),
+        ("ok", {"thing": "some dust"}),
+        ("ok", {"thing": "old newspapers"}),
+    ]
+    assert clearing.always == ("throw_away",)
+    assert {tool.status for tool in denied.tools} == {"denied"}
+    assert {tool.status for tool in allowed.tools} == {"ok"}
+    assert [(tool.name, tool.status) for tool in refused.tools] == [("send", "denied")]
+    assert walk.steers_taken == 1
+
+
 def test_fifth_notebook_goes_on_after_a_kill(executed: Executed) -> None:
     """The killed kernel's run of 05 is lost, its resumption reads the rest, and a replay shows that once more."""
     _, (lost, resumed, replayed) = executed(FOLDER / "05_nothing_is_lost.ipynb")
