@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from operator import index
 from typing import TYPE_CHECKING
 
-from nbrun.agents import builtin, find_adapter, lacks_of, registered
+from nbrun.agents import builtin, by_name, find_adapter, lacks_of, registered
 from nbrun.agents.setup import NO_SETUP, Setup
 from nbrun.budget import Limits
 from nbrun.catalog import number_of
@@ -119,13 +119,13 @@ def resolve(agent: object, model: str | None, setup: Setup) -> tuple[object, str
         )
     if not isinstance(agent, str):
         return agent, None
-    known = registered()
-    if agent not in known:
-        names = ", ".join(sorted(known)) or "none yet"
+    found = by_name(agent)
+    if found is None:
+        names = ", ".join(sorted(registered())) or "none yet"
         raise AgentNotFound(
             f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object"
         )
-    return known[agent], None
+    return found, None
 
 
 def loop_of(loop: str, on: str, *, thread: bool, is_on_host: bool) -> AbstractEventLoop | None:

@@ -10,6 +10,7 @@ import msgspec
 from nbrun import checkpoint, recording, request
 from nbrun import events as ev
 from nbrun.agents import Replay, builtin, find_adapter
+from nbrun.agents.acp_command import PREFIX
 from nbrun.budget import NO_LIMITS, Budget, Limits
 from nbrun.cancellation import CancelToken
 from nbrun.conversation import Turn, turns_of
@@ -323,6 +324,10 @@ def _same_agent(record: RunRecord, find: FindAgent) -> object:
     if record.target == CELL:
         raise AgentNotFound(f"the agent of {words} is its cell: run that cell again")
     name = record.target or record.agent
+    if name.startswith(PREFIX):  # not taken from the store: somebody else may have written it
+        raise AgentNotFound(
+            f"the command of {words} is not started from its record; pass agent=nbrun.agents.AcpAgent(…)"
+        )
     found = find(name)
     if found is None:
         raise AgentNotFound(

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import msgspec
 
+from nbrun.agents.acp_command import AcpAgent as AcpAgent
+from nbrun.agents.acp_command import named
 from nbrun.errors import AgentNotFound
 from nbrun.recording import Replay as Replay
 
@@ -153,6 +155,7 @@ _BUILT_IN = (
     "openai_agents",
     "langgraph",
     "llama_index",
+    "acp",
     "plain",
 )
 
@@ -238,6 +241,17 @@ def agent(function: F) -> F:
     """Register a function as an agent under its name, for `%%agentrun NAME` in any notebook cell."""
     _registered[function.__name__] = function
     return function
+
+
+def by_name(name: str) -> object:
+    """Return the agent of this name: a registered one, or the program of `acp:COMMAND`; None where there is none.
+
+    Raises
+    ------
+    BadOption
+        The command cannot be read.
+    """
+    return _registered.get(name) or named(name)
 
 
 def registered() -> dict[str, object]:

@@ -12,7 +12,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import magic_arguments
 
 from nbrun import awaiting
-from nbrun.agents import registered
+from nbrun.agents import by_name, registered
 from nbrun.agents.cell import PythonCell, check_code
 from nbrun.cancellation import CancelOutcome, CancelReceipt
 from nbrun.encoding import printable, shown
@@ -335,9 +335,10 @@ class AgentMagics(Magics):
             return PythonCell(self._extension.shell.user_ns)
         if request.target is None:
             return None
-        names: dict[str, Any] = {**registered(), **self._extension.shell.user_ns}
-        if request.target in names:
-            return names[request.target]
+        names: dict[str, Any] = self._extension.shell.user_ns
+        found = names[request.target] if request.target in names else by_name(request.target)
+        if found is not None:
+            return found
         near = close_to(request.target, self._known_agents(), 1)
         hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
         raise AgentNotFound(f"there is no '{request.target}' in this notebook; {hint}")

@@ -1,0 +1,221 @@
+"""The process of an ACP agent: in a group of its own, its lines read within bounds, gone when its run is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from nbrun.encoding import shown
+from nbrun.errors import NbrunError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from nbrun.agents.acp_command import AcpAgent
+    from nbrun.context import RunContext
+
+MAX_LINE = 16_000_000
+"""Bytes of one message; a longer one is left out, and told of."""
+MAX_ERRORS = 1_000_000
+"""Bytes of what it writes to its standard error that go into the run's log."""
+LEAVE_S = 1.0
+"""How long it gets to end by itself once it is hung up on."""
+
+_BUFFER = 1 << 16
+_TAIL = 2_000
+
+Message = dict[str, Any]
+
+
+class AcpProcess:
+    """An agent's process, and the messages to and from it: what the protocol's package calls a transport.
+
+    Threads: of one event loop.
+
+    Parameters
+    ----------
+    take : gets each update of a session in turn; what it awaits holds the agent back.
+    held : the end of the lifeline that only this process holds.
+    """
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        run: RunContext,
+        label: str,
+        take: Callable[[object], Awaitable[None]],
+        held: int,
+    ) -> None:
+        self._process = process
+        self._held = held
+        self._run = run
+        self._label = label
+        self._take = take
+        self._last_words = b""
+        self._garbage = 0
+        self._errors = asyncio.create_task(self._log_errors(), name=f"nbrun-acp-{run.run_id}")
+
+    @classmethod
+    async def start(
+        cls, agent: AcpAgent, run: RunContext, take: Callable[[object], Awaitable[None]]
+    ) -> AcpProcess:
+        """Start the program, tied to this kernel: where that is killed, the whole group is.
+
+        Raises
+        ------
+        NbrunError
+            It cannot be started.
+        """
+        lifeline, held = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *agent.argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE, cwd=agent.folder, env={**os.environ, **(agent.env or {})},
+                start_new_session=True, pass_fds=(lifeline,), limit=_BUFFER,
+            )  # fmt: skip
+            _tie(lifeline, process.pid)
+        except OSError as error:
+            os.close(held)
+            why = error.strerror or error
+            raise NbrunError(f"{agent.label} cannot be started: {why}") from error
+        finally:
+            os.close(lifeline)
+        return cls(process, run, agent.label, take, held)
+
+    # --- the transport ---------------------------------------------------------------------------
+
+    async def send(self, message: Message) -> None:
+        """Write a message."""
+        assert self._process.stdin is not None  # noqa: S101 - it was started with a pipe
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):  # it is gone, which the reading side tells
+            await self._process.stdin.drain()
+
+    async def receive(self) -> Message | None:
+        """Return the next message that is no update; None at the end."""
+        while (line := await self._line()) is not None:
+            message = self._read(line)
+            if message is None:
+                continue
+            if message.get("method") != "session/update" or "id" in message:
+                return message
+            await self._take(message.get("params"))
+        return None
+
+    async def close(self) -> None:
+        """Do nothing: `end()` ends the process, which is more than a connection's end."""
+
+    async def _line(self) -> bytes | None:
+        """Return the next line; None at the end. One that is too long is skipped, and never held whole."""
+        stdout = self._process.stdout
+        assert stdout is not None  # noqa: S101 - the same
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            try:
+                part, is_whole = await stdout.readuntil(b"\n"), True
+            except asyncio.LimitOverrunError as error:
+                part, is_whole = await stdout.readexactly(error.consumed), False
+            except asyncio.IncompleteReadError:
+                return None
+            size += len(part)
+            if size <= MAX_LINE:
+                parts.append(part)
+            else:
+                parts.clear()
+            if is_whole and size <= MAX_LINE:
+                return b"".join(parts)
+            if is_whole:
+                words = f"a message of {size / 1e6:,.0f} MB from {self._label} is left out: it is too long"
+                self._run.log(words, "warning")
+                size = 0
+
+    def _read(self, line: bytes) -> Message | None:
+        """Return the message of a line; what is none is told of once, and counted."""
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        if isinstance(message, dict):
+            return message
+        if line.strip():
+            self._garbage += 1
+            if self._garbage == 1:
+                text = shown(line[:300].decode(errors="replace"), 200)
+                self._run.log(f"{self._label} wrote what is no message: {text}", "warning")
+        return None
+
+    # --- its end ---------------------------------------------------------------------------------
+
+    async def fate(self) -> str:
+        """Return what has become of it, for the error of a run that it has left: how it ended, and its last words."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), LEAVE_S)
+        code = self._process.returncode
+        if code is None:
+            how = "closed its output"
+        elif code < 0:
+            how = f"was killed by signal {-code}"
+        else:
+            how = f"ended with exit code {code}"
+        await asyncio.wait({self._errors}, timeout=LEAVE_S)
+        words = shown(self._last_words.decode(errors="replace").strip(), 500)
+        return f"{self._label} {how} before it was done{f': {words}' if words else ''}"
+
+    async def end(self, *, at_once: bool) -> None:
+        """Hang up, let it end by itself for a moment, and kill what is left of its group."""
+        try:
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            if not at_once:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), LEAVE_S)
+        finally:
+            self.kill()
+            os.close(self._held)
+            self._errors.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), LEAVE_S)
+            if self._garbage > 1:
+                self._run.log(f"{self._label} wrote {self._garbage:,} lines that are no messages")
+
+    def kill(self) -> None:
+        """Kill its group: what it has started may live on after it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody of it is left
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _log_errors(self) -> None:
+        """Write what it says on its standard error into the run's log, up to a limit."""
+        stderr = self._process.stderr
+        assert stderr is not None  # noqa: S101 - it was started with a pipe
+        size = 0
+        while part := await stderr.read(_BUFFER):
+            self._last_words = (self._last_words + part)[-_TAIL:]
+            if size < MAX_ERRORS:
+                self._run.write(part.decode(errors="replace"), "stderr")
+                if size + len(part) >= MAX_ERRORS:
+                    self._run.log(f"{self._label} wrote more to its standard error than is kept")
+            size += len(part)
+
+
+def _tie(lifeline: int, pid: int) -> None:
+    """Have Linux kill the group when this process is gone, whatever its members are doing.
+
+    The lifeline is a pipe whose other end only this process holds. Elsewhere an agent hears of our end by its
+    standard input, which is closed then.
+
+    Source: `fcntl(2)`, F_SETSIG: the settings are those of the open pipe, which the agent has inherited.
+    """
+    if sys.platform != "linux":
+        return
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -pid)
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)

@@ -1,0 +1,338 @@
+"""A session with an ACP agent: its updates as events, its requests for permission as questions to a person."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from acp import PROTOCOL_VERSION, RequestError
+from acp.client.connection import ClientSideConnection
+from acp.helpers import text_block
+from acp.schema import (
+    AllowedOutcome,
+    ClientCapabilities,
+    DeniedOutcome,
+    Implementation,
+    RequestPermissionResponse,
+)
+
+from nbrun import events as ev
+from nbrun.encoding import clean_text, plain, shown
+from nbrun.errors import Cancelled, NbrunError
+from nbrun.questions import DENY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from acp.schema import PermissionOption, ToolCallUpdate
+
+    from nbrun.agents.acp_command import AcpAgent
+    from nbrun.agents.acp_process import AcpProcess
+    from nbrun.context import RunContext
+    from nbrun.conversation import Turn
+
+WAITING = 100
+"""Events that may wait for the run's log before the agent is held back."""
+GO_ON = "You were interrupted. Go on from where you stopped."
+
+_STATUS = {"completed": "ok", "failed": "error"}
+_SAYS = {
+    "max_tokens": "its answer was cut: it had reached its limit of tokens",
+    "max_turn_requests": "it stopped: it had reached its limit of requests to its model",
+}
+_CHOICES = ("allow_once", "allow_always"), ("reject_once", "reject_always")
+
+
+class Watch:
+    """What the agent tells and asks, for one run.
+
+    Threads: of one event loop.
+    """
+
+    def __init__(self, run: RunContext, label: str) -> None:
+        self.run = run
+        self.process: AcpProcess | None = None
+        self.is_deaf = False  # while it tells once more what is in an earlier run's log
+        self._label = label
+        self._items: asyncio.Queue[ev.EventData | asyncio.Event | None] = asyncio.Queue(WAITING)
+        self._tools: dict[str, tuple[str, float]] = {}
+        self._args: dict[str, object] = {}
+        self._denied: dict[str, str] = {}
+        self._text: list[str] = []
+        self._cost = 0.0
+        self.answer = ""  # the last whole message
+
+    # --- what it tells ---------------------------------------------------------------------------
+
+    async def items(self) -> AsyncIterator[ev.EventData]:
+        """Yield the events until `finish()`."""
+        while (item := await self._items.get()) is not None:
+            if isinstance(item, asyncio.Event):
+                item.set()
+            else:
+                yield item
+
+    async def finish(self) -> None:
+        """Have `items()` end, after what was told."""
+        for event in self._message():
+            await self._items.put(event)
+        await self._items.put(None)
+
+    async def take(self, params: object) -> None:
+        """Take an update; whatever it is, it comes from a program that we do not know."""
+        update = _dict(_dict(params).get("update"))
+        if self.is_deaf:
+            return
+        for event in self._events(update):
+            await self._items.put(event)
+
+    async def _caught_up(self) -> None:
+        """Return when all that was told before is in the log."""
+        mark = asyncio.Event()
+        await self._items.put(mark)
+        await mark.wait()
+
+    def _events(self, update: dict[str, Any]) -> Iterable[ev.EventData]:
+        match update.get("sessionUpdate"):
+            case "agent_message_chunk":
+                if text := _text(update.get("content")):
+                    self._text.append(text)
+                    return [ev.TextDelta(text)]
+            case "agent_thought_chunk":
+                if text := _text(update.get("content")):
+                    return [ev.ReasoningDelta(text)]
+            case "tool_call" | "tool_call_update":
+                return self._tool(update)
+            case "plan":
+                return _plan(update.get("entries"))
+            case "usage_update":
+                self._note_cost(_dict(update.get("cost")))
+        return []
+
+    def _message(self) -> list[ev.EventData]:
+        """Return the message that has become whole, if there is one."""
+        text, self._text = "".join(self._text), []
+        if not text:
+            return []
+        self.answer = text
+        return [ev.Message("assistant", text)]
+
+    def _tool(self, update: dict[str, Any]) -> list[ev.EventData]:
+        tool_id = clean_text(str(update.get("toolCallId")))[:200]
+        events: list[ev.EventData] = []
+        if tool_id not in self._tools:
+            if update.get("sessionUpdate") == "tool_call_update" and tool_id in self._args:
+                return []  # it has ended: what else it has to say comes too late
+            name = clean_text(str(update.get("title") or update.get("kind") or "tool"))
+            args = plain(update.get("rawInput"))
+            self._tools[tool_id] = name, self.run.clock.monotonic()
+            self._args[tool_id] = None
+            kind = clean_text(str(update.get("kind") or "other"))
+            events = [*self._message(), ev.ToolStarted(tool_id, name, kind, args)]
+        status = _STATUS.get(str(update.get("status")))
+        if status is None:
+            return events
+        _, began = self._tools.pop(tool_id)
+        result = update.get("rawOutput")
+        result = plain(result) if result is not None else _contents(update.get("content"))
+        if tool_id in self._denied:
+            status, result = "denied", self._denied.pop(tool_id) or None
+        ms = round((self.run.clock.monotonic() - began) * 1000, 3)
+        return [*events, ev.ToolFinished(tool_id, status, result, ms)]
+
+    def _note_cost(self, cost: dict[str, Any]) -> None:
+        """Count what the session has cost; it tells totals, in any currency."""
+        amount = cost.get("amount")
+        is_known = cost.get("currency") == "USD" and isinstance(amount, int | float)
+        total = min(float(amount or 0), 1e9) if is_known else 0.0
+        if total > self._cost:
+            self.run.usage(cost_usd=total - self._cost)
+            self._cost = total
+
+    def note_usage(self, usage: Any) -> None:
+        """Count the tokens of an answer, where the agent tells of them."""
+        if usage is not None:
+            self.run.usage(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cached_read_tokens or 0,
+                reasoning_tokens=usage.thought_tokens or 0,
+            )
+
+    # --- what it asks ----------------------------------------------------------------------------
+
+    async def request_permission(
+        self, session_id: str, tool_call: ToolCallUpdate, options: list[PermissionOption], **_: Any
+    ) -> RequestPermissionResponse:
+        """Ask a person; once the run is cancelled, that is the answer, as the protocol has it."""
+        if self.run.token.cancelled:
+            return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
+        await self._caught_up()
+        tool_id = clean_text(tool_call.tool_call_id)[:200]
+        known = self._tools.get(tool_id)
+        name = clean_text(tool_call.title or "") or (known[0] if known else "a tool")
+        kinds = {option.kind for option in options}
+        is_plain = bool(kinds.intersection(_CHOICES[0]) and kinds.intersection(_CHOICES[1]))
+        try:
+            answer = await self.run.ask(
+                f"Use {shown(name, 200)}?",
+                args=plain(tool_call.raw_input),
+                tool=shown(name, 80),
+                tool_id=tool_id if known else None,
+                editable=False,
+                options=() if is_plain else [shown(option.name, 80) for option in options[:20]],
+            )
+        except (Cancelled, asyncio.CancelledError):
+            if not self.run.token.cancelled:
+                raise
+            return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
+        if answer.decision == DENY:
+            self._denied[tool_id] = answer.text
+        chosen = _chosen(options, answer.decision, is_plain=is_plain)
+        if chosen is None:
+            return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
+        outcome = AllowedOutcome(outcome="selected", option_id=chosen.option_id)
+        # The protocol has no place for a person's words but this one.
+        meta = {"reason": answer.text} if answer.text else None
+        return RequestPermissionResponse(outcome=outcome, field_meta=meta)
+
+
+def _chosen(
+    options: Sequence[PermissionOption], decision: str, *, is_plain: bool
+) -> PermissionOption | None:
+    """Return the option that stands for a decision; of "always" only the run knows, so it is asked once each time."""
+    if not is_plain and decision != DENY:
+        return next((one for one in options if shown(one.name, 80) == decision), None)
+    kinds = _CHOICES[1 if decision == DENY else 0]
+    found = {option.kind: option for option in reversed(options)}
+    return next((found[kind] for kind in kinds if kind in found), None)
+
+
+class AcpSession:
+    """A session with an agent whose process runs: begun or gone on with, prompted, cancelled."""
+
+    def __init__(self, agent: AcpAgent, watch: Watch, process: AcpProcess) -> None:
+        self._agent = agent
+        self._watch = watch
+        self._connection = ClientSideConnection(watch, process)  # type: ignore[arg-type]  # it offers no more
+        self._process = process
+        self.id = ""
+
+    async def begin(self, known: str | None) -> None:
+        """Begin a session, or load the one that is known; keep its id where the agent can load it again."""
+        watch, agent = self._watch, self._agent
+        try:
+            async with asyncio.timeout(agent.start_timeout_s):
+                answer = await self._connection.initialize(
+                    protocol_version=PROTOCOL_VERSION,
+                    client_capabilities=ClientCapabilities(),  # no files, no terminals: it has its own
+                    client_info=Implementation(name="nbrun", version="1"),
+                )
+                can = answer.agent_capabilities
+                can_load = bool(can is not None and can.load_session)
+                folder = str(agent.folder)
+                if known is None:
+                    session = await self._connection.new_session(cwd=folder, mcp_servers=[])
+                    self.id = session.session_id
+                elif can_load:
+                    watch.is_deaf = True
+                    await self._connection.load_session(
+                        cwd=folder, session_id=known, mcp_servers=[]
+                    )
+                    watch.is_deaf = False
+                    self.id = known
+                else:
+                    raise NbrunError(f"{agent.label} cannot load a session any more; retry the run")
+        except TimeoutError:
+            raise NbrunError(
+                f"{agent.label} has not answered for {agent.start_timeout_s:g} s; is it started as an ACP agent?"
+            ) from None
+        if can_load:
+            watch.run.checkpoint({"session": self.id})
+
+    async def prompt(self, text: str) -> None:
+        """Say something to the agent; returns when it has answered, and all of that is told."""
+        answer = await self._connection.prompt(session_id=self.id, prompt=[text_block(text)])
+        self._watch.note_usage(answer.usage)
+        reason = answer.stop_reason
+        if words := _SAYS.get(reason):
+            self._watch.run.log(words, "warning")
+        elif reason == "refusal":
+            raise NbrunError(f"{self._agent.label} refuses to go on")
+        elif reason == "cancelled" and not self._watch.run.token.cancelled:
+            raise NbrunError(f"{self._agent.label} has cancelled itself")
+
+    async def cancel(self) -> None:
+        """Ask the agent to stop."""
+        if self.id:
+            await self._connection.cancel(session_id=self.id)
+
+    async def close(self) -> None:
+        """Close the connection; the process is ended by who has started it."""
+        await self._connection.close()
+
+
+async def converse(session: AcpSession, watch: Watch, known: str | None, text: str) -> None:
+    """Lead the session to its end, and have `watch.items()` end then.
+
+    Raises
+    ------
+    NbrunError
+        The agent has died, failed or refused; its own words are in the message.
+    """
+    try:
+        await session.begin(known)
+        await session.prompt(text)
+    except RequestError as error:
+        detail = "" if error.data is None else f": {shown(error.data, 500)}"
+        raise NbrunError(f"{shown(str(error), 500)}{detail}") from None
+    except ConnectionError:
+        process = watch.process
+        raise NbrunError(await process.fate() if process else "the agent is gone") from None
+    finally:
+        await watch.finish()
+
+
+def prompt_of(history: Sequence[Turn], prompt: str) -> str:
+    """Return what the agent is told: what was said in the runs that this one continues, and the prompt."""
+    if not history:
+        return prompt
+    said = "\n\n".join(f"{turn.role}: {turn.text}" for turn in history)
+    return f"What was said before:\n\n{said}\n\nuser: {prompt}"
+
+
+# --- an update's parts, of which any may be of any type ------------------------------------------------
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(content: object) -> str:
+    text = _dict(content).get("text")
+    return clean_text(text) if isinstance(text, str) else ""
+
+
+def _contents(parts: object) -> str | None:
+    """Return what a tool shows, as text: its words, and the names of the files that it changes."""
+    texts = []
+    for part in parts[:100] if isinstance(parts, list) else []:
+        match _dict(part):
+            case {"type": "content", "content": content}:
+                texts.append(_text(content))
+            case {"type": "diff", "path": str(path)}:
+                texts.append(f"changed {clean_text(path)}")
+    return "\n".join(text for text in texts if text) or None
+
+
+def _plan(entries: object) -> list[ev.EventData]:
+    """Return how far a plan has come, and what is being done of it."""
+    listed = [_dict(entry) for entry in entries] if isinstance(entries, list) else []
+    if not listed:
+        return []
+    done = sum(entry.get("status") == "completed" for entry in listed)
+    events: list[ev.EventData] = [ev.Progress(float(done), float(len(listed)), "steps of its plan")]
+    now = next((entry for entry in listed if entry.get("status") == "in_progress"), None)
+    if now is not None and isinstance(now.get("content"), str):
+        events.append(ev.RunPhase(shown(clean_text(now["content"]), 200)))
+    return events
