@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_LINE = 16_000_000
 """Bytes of one message; a longer one is left out, and told of."""
+MAX_REQUESTS = 20
+"""Requests of the agent that may wait for their answers at a time."""
 MAX_ERRORS = 1_000_000
 """Bytes of what it writes to its standard error that go into the run's log."""
 LEAVE_S = 1.0
@@ -58,6 +60,8 @@ class AcpProcess:
         self._take = take
         self._last_words = b""
         self._garbage = 0
+        self._unanswered = 0
+        self._answered = asyncio.Event()
         self._errors = asyncio.create_task(self._log_errors(), name=f"nbrun-acp-{run.run_id}")
 
     @classmethod
@@ -91,21 +95,42 @@ class AcpProcess:
 
     async def send(self, message: Message) -> None:
         """Write a message."""
+        if "method" not in message:
+            self._unanswered -= 1
+            self._answered.set()
         assert self._process.stdin is not None  # noqa: S101 - it was started with a pipe
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
         with contextlib.suppress(ConnectionError):  # it is gone, which the reading side tells
             await self._process.stdin.drain()
 
     async def receive(self) -> Message | None:
-        """Return the next message that is no update; None at the end."""
+        """Return the next answer or request of the agent; None at the end.
+
+        Updates are handed on from here, in their order. What is neither is left out: the connection would take it for
+        a mistake of its own.
+        """
         while (line := await self._line()) is not None:
             message = self._read(line)
             if message is None:
                 continue
-            if message.get("method") != "session/update" or "id" in message:
-                return message
-            await self._take(message.get("params"))
+            match message:
+                case {"method": str(), "id": _}:
+                    self._unanswered += 1
+                    await self._has_room()
+                    return message
+                case {"method": "session/update"}:
+                    await self._take(message.get("params"))
+                case {"id": int(), "error": error} if not isinstance(error, dict):
+                    return {**message, "error": {"message": shown(error, 200)}}
+                case {"id": int()} if "method" not in message:
+                    return message
         return None
+
+    async def _has_room(self) -> None:
+        """Hold the agent back while too many of its requests have no answer: a person can give few at a time."""
+        while self._unanswered > MAX_REQUESTS:
+            self._answered.clear()
+            await self._answered.wait()
 
     async def close(self) -> None:
         """Do nothing: `end()` ends the process, which is more than a connection's end."""
@@ -163,6 +188,7 @@ class AcpProcess:
             how = f"was killed by signal {-code}"
         else:
             how = f"ended with exit code {code}"
+        self.kill()  # else what it has started would keep its standard error open
         await asyncio.wait({self._errors}, timeout=LEAVE_S)
         words = shown(self._last_words.decode(errors="replace").strip(), 500)
         return f"{self._label} {how} before it was done{f': {words}' if words else ''}"
@@ -179,6 +205,8 @@ class AcpProcess:
             self.kill()
             os.close(self._held)
             self._errors.cancel()
+            # Its pipes may be full of what nobody reads any more. The process class has no close() of its own.
+            self._process._transport.close()  # type: ignore[attr-defined]
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), LEAVE_S)
             if self._garbage > 1:

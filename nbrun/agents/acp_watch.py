@@ -15,6 +15,7 @@ from acp.schema import (
     Implementation,
     RequestPermissionResponse,
 )
+from pydantic import ValidationError
 
 from nbrun import events as ev
 from nbrun.encoding import clean_text, plain, shown
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 WAITING = 100
 """Events that may wait for the run's log before the agent is held back."""
+MAX_COST = 1e6
+"""US dollars of which a total is believed."""
 GO_ON = "You were interrupted. Go on from where you stopped."
 
 _STATUS = {"completed": "ok", "failed": "error"}
@@ -143,11 +146,11 @@ class Watch:
     def _note_cost(self, cost: dict[str, Any]) -> None:
         """Count what the session has cost; it tells totals, in any currency."""
         amount = cost.get("amount")
-        is_known = cost.get("currency") == "USD" and isinstance(amount, int | float)
-        total = min(float(amount or 0), 1e9) if is_known else 0.0
-        if total > self._cost:
-            self.run.usage(cost_usd=total - self._cost)
-            self._cost = total
+        if cost.get("currency") != "USD" or not isinstance(amount, int | float):
+            return
+        if self._cost < amount < MAX_COST:
+            self.run.usage(cost_usd=amount - self._cost)
+            self._cost = float(amount)
 
     def note_usage(self, usage: Any) -> None:
         """Count the tokens of an answer, where the agent tells of them."""
@@ -215,7 +218,7 @@ class AcpSession:
         self._agent = agent
         self._watch = watch
         self._connection = ClientSideConnection(watch, process)  # type: ignore[arg-type]  # it offers no more
-        self._process = process
+        self.label = agent.label
         self.id = ""
 
     async def begin(self, known: str | None) -> None:
@@ -286,6 +289,11 @@ async def converse(session: AcpSession, watch: Watch, known: str | None, text: s
     except RequestError as error:
         detail = "" if error.data is None else f": {shown(error.data, 500)}"
         raise NbrunError(f"{shown(str(error), 500)}{detail}") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        words = f"{session.label} gives an answer that is none of the protocol's"
+        raise NbrunError(f"{words} ({shown(where, 80)}: {shown(wrong['msg'], 200)})") from None
     except ConnectionError:
         process = watch.process
         raise NbrunError(await process.fate() if process else "the agent is gone") from None
