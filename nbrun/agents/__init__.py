@@ -155,6 +155,7 @@ _BUILT_IN = (
     "openai_agents",
     "langgraph",
     "llama_index",
+    "smolagents",
     "acp",
     "plain",
 )
