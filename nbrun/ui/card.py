@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nbrun")
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-TICK_S = 0.1
-PER_TICK = 2
-"""With ten ticks a second: at most 10 updates a second of one card, 20 of all together."""
+SLOT_S = 0.05
+"""A slot is one message, endings included: at most 20 a second of all cards together. What was drawn in a slot is not
+drawn anew in the next one, so there are at most 10 updates a second of one card."""
 
 KEEP_ENDED = 100
 """How many widgets of ended runs stay open, for pages in which no static output has taken their place."""
@@ -66,8 +66,8 @@ class Drawn(Protocol):
         """Whether more is to come; what has ended is drawn first."""
         ...
 
-    def draw(self) -> None:
-        """Bring the page up to date; raises nothing."""
+    def draw(self) -> bool:
+        """Send one message that brings the page up to date; return whether another one has to follow. Raises nothing."""
         ...
 
 
@@ -83,7 +83,7 @@ class _Card:
         live: LiveRun,
         widget: CardWidget,
         handle: Any,
-        draw: Callable[[_Card], None],
+        draw: Callable[[_Card], bool],
         is_placed: bool,
     ) -> None:
         self.live = live
@@ -100,15 +100,16 @@ class _Card:
         )
         self.is_placed = is_placed
         self._drawn_placed = is_placed
+        self.is_output_due = False  # the state that it belongs to has been sent
 
     @property
     def is_live(self) -> bool:
         """Whether its run has not ended."""
         return self.live.record.is_live
 
-    def draw(self) -> None:
+    def draw(self) -> bool:
         """Have its board draw it."""
-        self._draw(self)
+        return self._draw(self)
 
     def bundle(self) -> dict[str, Any]:
         """Return the output as a page shows it, and as a notebook file keeps it for eyes without a kernel."""
@@ -162,6 +163,7 @@ class CardBoard:
         self._answer = answer
         self._lock = threading.RLock()
         self._changed: list[Drawn] = []
+        self._begun: Drawn | None = None  # of `nbrun-cards` alone: it has another message to send
         self._live: list[_Card] = []
         self._ended: deque[_Card] = deque()
         self._shown = 0
@@ -234,44 +236,60 @@ class CardBoard:
 
     def _main(self) -> None:
         pause = threading.Event()
-        while True:
+        drawn: Drawn | None = None
+        is_last = False
+        while not is_last:
             self._wake.wait()
             self._wake.clear()
             is_last = self._is_closing
-            while taken := self._take(None if is_last else PER_TICK):
-                for drawn in taken:
-                    drawn.context.run(drawn.draw)
+            # One empty slot at the end: what changes now may be what was just drawn.
+            while self._has_more() or drawn is not None:
+                is_last = self._is_closing  # then all at once
+                drawn = self._take(None if is_last else drawn)
+                if drawn is not None and drawn.context.run(drawn.draw):
+                    self._begun = drawn
                 if not is_last:
-                    pause.wait(TICK_S)  # never set: a pause that a fake clock does not shorten
-                    is_last = self._is_closing
-            if is_last:
-                return
+                    pause.wait(SLOT_S)  # never set: a pause that a fake clock does not shorten
 
-    def _take(self, count: int | None) -> list[Drawn]:
-        """Return what is drawn next: endings first, then in the order in which they changed."""
+    def _has_more(self) -> bool:
         with self._lock:
-            ordered = sorted(self._changed, key=lambda drawn: drawn.is_live)
-            taken = ordered[:count]
-            self._changed = [drawn for drawn in self._changed if drawn not in taken]
-            return taken
+            return bool(self._begun or self._changed)
 
-    def _draw(self, card: _Card) -> None:
-        live = card.live
+    def _take(self, last: Drawn | None) -> Drawn | None:
+        """Return what is drawn next: what was begun, endings, then in the order in which they changed; not the last."""
+        with self._lock:
+            begun, self._begun = self._begun, None
+            if begun is not None:
+                return begun
+            rested = [drawn for drawn in self._changed if drawn is not last]
+            drawn = min(rested, key=lambda drawn: drawn.is_live, default=None)
+            if drawn is not None:
+                self._changed.remove(drawn)
+            return drawn
+
+    def _draw(self, card: _Card) -> bool:
+        is_output, card.is_output_due = card.is_output_due, False
         try:
-            card.widget.run = self._view(live, card.sequels, card.blocks)
-            if live.record.is_live:
-                # Not with each question: the page draws the card anew, and somebody may be typing in it.
-                if card.is_outdated():
-                    card.handle.update(card.bundle(), raw=True)
-                return
-            problem = live.problem  # looked at once: what clears it meanwhile marks the card again
-            card.handle.update(bundle(with_sequels(live.record, card.sequels), problem), raw=True)
-            # Else it is drawn again: when the run has been saved, or what it left running has ended.
-            if problem is None and live.record.is_settled:
-                card.remove()
-            self._close_oldest(card)
+            if is_output:
+                self._draw_output(card)
+                return False
+            card.widget.run = self._view(card.live, card.sequels, card.blocks)
+            # Not with each question: the page draws the card anew, and somebody may be typing in it.
+            card.is_output_due = not card.widget.run["live"] or card.is_outdated()
         except Exception:  # a page that is gone must not end the drawing of the others
-            _log.exception("the card of %s could not be drawn", live.run_id)
+            _log.exception("the card of %s could not be drawn", card.live.run_id)
+        return card.is_output_due
+
+    def _draw_output(self, card: _Card) -> None:
+        if card.widget.run["live"]:  # so the page was told, whatever has come since
+            card.handle.update(card.bundle(), raw=True)
+            return
+        live, problem = card.live, card.live.problem  # what clears it meanwhile marks the card again
+        card.handle.update(bundle(with_sequels(live.record, card.sequels), problem), raw=True)
+        # Else it is drawn again: when the run has been saved, or what it left running has ended.
+        if problem is None and live.record.is_settled:
+            card.remove()
+        self._close_oldest(card)
 
     def _close_oldest(self, card: _Card) -> None:
         """Note that a card's run has ended; close the widget that has been of no use for the longest time."""

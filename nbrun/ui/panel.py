@@ -102,6 +102,7 @@ class Panel:
         self._is_to_keep = False
         self._drawn: dict[str, Any] = {}
         self._is_over = False
+        self._is_output_due = False  # the last state has been sent
         self._closes = False
 
     @property
@@ -219,22 +220,30 @@ class Panel:
         self._unlisten()
         self.context.copy().run(self.widget.close)
 
-    def draw(self) -> None:
-        """Bring the page up to date."""
+    def draw(self) -> bool:
+        """Send one message that brings the page up to date; return whether another one has to follow."""
+        is_output, self._is_output_due = self._is_output_due, False
         try:
-            if self._is_to_keep:
+            if is_output:
+                self._draw_end()
+            elif self._is_to_keep:
                 self._is_to_keep = False
                 self._handle.update(self._bundle(), raw=True)
-            self._draw_table()
-            if self._is_over:
-                self._newest = newest(self._session, self._newest, KEPT_ROWS)
-                self._handle.update(self._static(), raw=True)
-            if self._closes:
-                self._closes = False
-                self._unlisten()
-                self.widget.close()
+                return True
+            else:
+                self._draw_table()
+                self._is_output_due = self._is_over
         except Exception:  # a page that is gone must not end the drawing of the others
             _log.exception("the runs panel could not be drawn")
+        return self._is_output_due
+
+    def _draw_end(self) -> None:
+        self._newest = newest(self._session, self._newest, KEPT_ROWS)
+        self._handle.update(self._static(), raw=True)
+        if self._closes:
+            self._closes = False
+            self._unlisten()
+            self.widget.close()
 
     def _draw_table(self) -> None:
         state, now = self._state(), self._session.clock.now()
