@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anywidget
+import ipywidgets
 import msgspec
 import traitlets
 
@@ -38,11 +39,18 @@ KEEP_ENDED = 100
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
+class CardCode(ipywidgets.Widget):  # type: ignore[misc] - ipywidgets has no types
+    """What the cards of a kernel are drawn by: a page has it once, and not with each of them, as anywidget has it."""
+
+    text = traitlets.Unicode(page_module("card.js")).tag(sync=True)
+    style = traitlets.Unicode(page_style("card.css", "people.css")).tag(sync=True)
+
+
 class CardWidget(anywidget.AnyWidget):
     """The card in the page. One trait carries all it shows; `CardBoard`'s thread is its one writer."""
 
-    _esm = page_module("card.js")
-    _css = page_style("card.css", "people.css")
+    _esm = page_module("code.js")
+    code_id = traitlets.Unicode().tag(sync=True)
     run = traitlets.Dict().tag(sync=True)
     place = traitlets.Unicode().tag(sync=True)
     kernel_id = traitlets.Unicode().tag(sync=True)
@@ -67,7 +75,7 @@ class Drawn(Protocol):
         ...
 
     def draw(self) -> bool:
-        """Send one message that brings the page up to date; return whether another one has to follow. Raises nothing."""
+        """Send one message that brings the page up to date; return whether another has to follow. Raises nothing."""
         ...
 
 
@@ -167,6 +175,7 @@ class CardBoard:
         self._live: list[_Card] = []
         self._ended: deque[_Card] = deque()
         self._shown = 0
+        self._code: CardCode | None = None
         self._is_placed = False  # whether the page has said that it draws cards in their places
         self._wake = threading.Event()
         self._is_closing = False
@@ -177,10 +186,16 @@ class CardBoard:
         from IPython.display import DisplayHandle, display
 
         self._shown += 1
+        if self._code is None:
+            self._code = CardCode()
         widget = CardWidget(
-            run=self._view(live), kernel_id=self._kernel_id, session_id=self._session.id,
-            place=f"nbrun-at-{self._session.id}-{self._shown}", notify_after=self._notify_after() or 0.0,
-        )  # fmt: skip
+            code_id=self._code.model_id,
+            run=self._view(live),
+            kernel_id=self._kernel_id,
+            session_id=self._session.id,
+            place=f"nbrun-at-{self._session.id}-{self._shown}",
+            notify_after=self._notify_after() or 0.0,
+        )
         card = _Card(live, widget, handle := DisplayHandle(), self._draw, self._is_placed)
         widget.on_msg(lambda _widget, content, _buffers: self._on_message(card, content))
         display(card.bundle(), raw=True, display_id=handle.display_id)
@@ -223,6 +238,8 @@ class CardBoard:
             card.remove()
             # In a copy: the card may be being drawn in its context at this moment.
             card.context.copy().run(card.widget.close)
+        if self._code is not None:
+            self._code.close()
 
     def mark(self, drawn: Drawn) -> None:
         """Have this drawn soon, once; from any thread."""
@@ -284,7 +301,10 @@ class CardBoard:
         if card.widget.run["live"]:  # so the page was told, whatever has come since
             card.handle.update(card.bundle(), raw=True)
             return
-        live, problem = card.live, card.live.problem  # what clears it meanwhile marks the card again
+        live, problem = (
+            card.live,
+            card.live.problem,
+        )  # what clears it meanwhile marks the card again
         card.handle.update(bundle(with_sequels(live.record, card.sequels), problem), raw=True)
         # Else it is drawn again: when the run has been saved, or what it left running has ended.
         if problem is None and live.record.is_settled:
@@ -333,6 +353,9 @@ class CardBoard:
                     is_shown = card in self._live
                 if is_shown:  # else an update would come before the output that it is for
                     self.mark(card)
+            case "code":  # of a page whose widget manager does not give it
+                if code := self._code:
+                    card.widget.send({"op": "code", "text": code.text, "style": code.style})
             case "static":  # a page that was loaded after the cell ran cannot be told by its output
                 if not card.live.record.is_live:
                     card.widget.send({"op": "static", "data": card.static()})

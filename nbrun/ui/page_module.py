@@ -16,7 +16,7 @@ def page_module(name: str) -> str:
     """Return the file `name` of the folder `static` with what it imports in front of it, once each.
 
     The files share one scope in the end, so their top-level names differ from one another. Comments are left out:
-    each card on display sends the module anew.
+    it is sent to every page.
     """
     texts: dict[str, str] = {}
     _collect(name, texts)

@@ -1,4 +1,4 @@
-"""What a notebook costs its page: messages on the wire, blocks of the main thread, keys until they are painted, memory."""
+"""What a notebook costs its page: messages on the wire, a blocked main thread, keys until they are painted, memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import json
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from playwright.sync_api import CDPSession, Page
@@ -39,7 +40,7 @@ _WATCH = """() => {
 class Frame:
     """A message that the page received."""
 
-    at: float  # seconds, by the browser's clock
+    sent_at: float  # seconds, by the kernel's clock: what waits on its way comes in a heap
     kind: str
     size: int  # bytes
     model_id: str
@@ -63,7 +64,8 @@ class Wire:
         kind, content = message["header"]["msg_type"], message["content"]
         if kind == "comm_msg":
             kind = str(content["data"].get("method", "custom"))
-        self.frames.append(Frame(event["timestamp"], kind, len(raw), content.get("comm_id", "")))
+        sent_at = datetime.fromisoformat(message["header"]["date"]).timestamp()
+        self.frames.append(Frame(sent_at, kind, len(raw), content.get("comm_id", "")))
 
     def of_cards(self) -> list[Frame]:
         """Return what keeps cards current."""
@@ -75,8 +77,8 @@ class Wire:
 
 
 def busiest_second(frames: list[Frame]) -> int:
-    """Return how many of the messages came within any one second."""
-    times = sorted(frame.at for frame in frames)
+    """Return how many of the messages were sent within any one second."""
+    times = [frame.sent_at for frame in frames]
     return max((sum(start <= at < start + 1 for at in times) for start in times), default=0)
 
 

@@ -319,6 +319,44 @@ def test_updates_are_coalesced_and_the_last_state_arrives(kernel: Kernel) -> Non
     assert busiest_second(together) <= 20
 
 
+def test_a_wave_of_endings_keeps_to_the_budget_and_leaves_nothing_behind(kernel: Kernel) -> None:
+    """Twelve cards end at once: states and outputs are at most twenty messages in any second; then nobody listens."""
+    run_ok(
+        kernel,
+        "async def talks(prompt):\n"
+        "    while True:\n"
+        "        yield 'word '\n"
+        "        await asyncio.sleep(0.005)\n"
+        "comms = __import__('comm').get_comm_manager().comms\n"
+        "open_before = len(comms)",
+    )
+    cell = run_ok(
+        kernel,
+        "wave = [nbrun.start(talks, name=f'wave{n}') for n in range(12)]\nfor run in wave: run.display()",
+    )
+    wait_for_text(kernel, "wave0")
+    run_ok(kernel, "nbrun.session().cancel_all()")
+
+    def outputs() -> list[Message]:
+        return [m for m in cell.messages if m["msg_type"] == "update_display_data"]
+
+    kernel.wait_until(lambda: len(outputs()) == 12)
+    ids = {output["data"][WIDGET]["model_id"] for output in cell.outputs[:12]}
+    mine = [m for m in kernel.comms if m["content"]["comm_id"] in ids]
+    ended = {
+        m["content"]["comm_id"] for m in mine if not (states([m]) or [{"live": True}])[0]["live"]
+    }
+    assert ended == ids
+    updates = [m for m in mine if m["msg_type"] == "comm_msg"]
+    assert busiest_second([*updates, *outputs()]) <= 20
+    # The code of all cards is sent by the first one of a kernel.
+    opened = [m for m in mine if m["msg_type"] == "comm_open"]
+    assert max(len(json.dumps(m["content"])) for m in opened) < 16_000
+    assert value(kernel, "{len(run._live.listeners) for run in wave}") == "{0}"
+    # For pages that have not seen the end each is kept, with its layout; and, if these are the first, what all share.
+    assert value(kernel, "len(comms) - open_before") in {"24", "25"}
+
+
 def test_a_cards_messages_belong_to_the_cell_that_started_it(kernel: Kernel) -> None:
     """Updates and the final output name the starting cell as their parent, also while other cells run."""
     cell = run_ok(kernel, "%%agentrun endless -n own -o run\nhi")

@@ -15,7 +15,7 @@ import { KERNEL_IS_LEFT, listen, tryRoad, watchKernel } from "./roads.js";
  * @typedef {{ length: number, get: (at: number) => { outputs?: Outputs } }} Cells
  */
 
-/** One for all cards of a page: each of them has this module for itself. */
+/** One for all cards of a page: each kernel brings this module, and its panels bring it too. */
 const WATCH = Symbol.for("nbrun.places");
 
 /** By then the kernel's own update has come, where this page can take it: not after a reload. */

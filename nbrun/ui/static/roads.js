@@ -12,13 +12,14 @@
  * @typedef {{ connect: (slot: OnStatus) => void, disconnect: (slot: OnStatus) => void }} StatusSignal
  * @typedef {{ connect: (slot: () => void) => void, disconnect: (slot: () => void) => void }} EndSignal
  * @typedef {{ clientId: string, sendControlMessage?: SendControl, statusChanged?: StatusSignal, disposed?: EndSignal }} Kernel
+ * @typedef {(id: string) => Promise<{ get: (trait: string) => any } | undefined>} GetModel
  *
  * @typedef {object} Model
  * @property {(trait: string) => any} get
  * @property {(event: string, callback: (value: any) => void) => void} on
  * @property {(event: string, callback: (value: any) => void) => void} off
  * @property {(content: object) => void} send
- * @property {{ kernel?: Kernel | null, context?: { model?: { cells?: any } } }} [widget_manager]  undocumented
+ * @property {{ kernel?: Kernel | null, get_model?: GetModel, context?: { model?: { cells?: any } } }} [widget_manager]  undocumented
  */
 
 const KERNEL_IS_GONE = "The kernel was restarted or has died.";
