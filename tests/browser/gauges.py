@@ -35,6 +35,13 @@ _WATCH = """() => {
   }, true);
 }"""
 
+_COUNT = """selector => {
+  const walk = document.createTreeWalker(document.querySelector(selector), NodeFilter.SHOW_ALL);
+  let count = 0;
+  while (walk.nextNode()) count += 1;
+  return count;
+}"""
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -123,3 +130,8 @@ class Gauges:
         for _ in range(2):  # what the first one lets go of may have held something
             self._cdp.send("HeapProfiler.collectGarbage")
         return self.metrics()
+
+    def count_nodes(self, selector: str) -> int:
+        """Return how many nodes are below what the selector finds first, texts and comments included."""
+        count: int = self._page.evaluate(_COUNT, selector)
+        return count
