@@ -2,6 +2,7 @@
 /** The card: draws one run, and carries clicks (Cancel, Allow, Deny) to the kernel. What it shows is `model.get("run")`. */
 import { drawChildren } from "./children.js";
 import { addCopies, drawCopies } from "./copies.js";
+import { inFrame, notInFrame } from "./frames.js";
 import { addHead, CANCEL_AFTER_S, drawCancel, drawFold, drawHead } from "./head.js";
 import { add, addBox, addFold, addSaid, fitRows, followEnd, keepEnter, noteChoice, noteFocus, reach, write } from "./nodes.js";
 import { standInPlace } from "./places.js";
@@ -181,14 +182,13 @@ export function render({ model, el }) {
   const closing = new AbortController();
   const card = buildCard(el, () => model.get("run"), closing.signal);
   let skewS = clockSkewS(model.get("run"), false);
-  let [frame, tick] = [0, 0];
+  let tick = 0;
   let whyGone = ""; // why its kernel can tell no more
   let wasLive = /** @type {boolean} */ (model.get("run").live);
 
   const drawNow = () => {
-    cancelAnimationFrame(frame);
+    notInFrame(drawNow);
     clearTimeout(tick);
-    frame = 0;
     const last = /** @type {Run} */ (model.get("run"));
     const run = whyGone && last.live ? unfollowed(last, whyGone) : last;
     const nowS = Date.now() / 1000 + skewS;
@@ -199,9 +199,7 @@ export function render({ model, el }) {
     const cancelInS = run.created_at + CANCEL_AFTER_S - nowS;
     tick = setTimeout(drawSoon, cancelInS > 0 ? 1000 * cancelInS : 1000 - ((seconds * 1000) % 1000));
   };
-  const drawSoon = () => {
-    frame ||= requestAnimationFrame(drawNow);
-  };
+  const drawSoon = () => inFrame(drawNow);
   const requests = makeRequests(model, drawNow, closing.signal);
   const onRun = () => {
     const run = /** @type {Run} */ (model.get("run"));
@@ -247,7 +245,7 @@ export function render({ model, el }) {
   card.notify.button.addEventListener("click", onNotify, { signal: closing.signal });
   watchKernel(model, onGone, closing.signal);
   closing.signal.addEventListener("abort", () => {
-    cancelAnimationFrame(frame);
+    notInFrame(drawNow);
     clearTimeout(tick);
     card.root.remove();
   });

@@ -3,6 +3,7 @@
  * Where a live card stands: in the static card that the notebook's file holds. Of a widget's own output a file keeps no
  * more than a name, and JupyterLab, which prefers it to all the rest of an output, then says "model not found".
  */
+import { inFrame } from "./frames.js";
 import { KERNEL_IS_LEFT, listen, tryRoad, watchKernel } from "./roads.js";
 
 /**
@@ -101,9 +102,16 @@ export function standInPlace(model, render, signal) {
   if (!place || !cells) return;
   /** @type {Map<Element, () => void>} */
   const views = new Map();
+  /** @type {Element[]} */
+  let places = [];
   let patience = 0;
   let isGone = false;
 
+  const mountAll = () => {
+    for (const node of places) {
+      if (!isGone && !views.has(node)) views.set(node, mount(/** @type {HTMLElement} */ (node), model, render));
+    }
+  };
   /** @param {Element[]} nodes */
   const show = (nodes) => {
     for (const [node, end] of views) {
@@ -111,9 +119,8 @@ export function standInPlace(model, render, signal) {
       end();
       views.delete(node);
     }
-    for (const node of nodes) {
-      if (!isGone && !views.has(node)) views.set(node, mount(/** @type {HTMLElement} */ (node), model, render));
-    }
+    places = nodes;
+    if (nodes.some((node) => !views.has(node))) inFrame(mountAll);
   };
   const askForEnd = () => {
     if (outputsAt(cells, place).length) tryRoad(() => model.send({ op: "static" }));
