@@ -6,7 +6,7 @@ a kernel of its own.
 A   ten cards, 200 tokens a second each: what is sent, tasks that block the main thread for more than 50 ms, and keys
     from their press until they are painted; the anchor is the same typing before they are there.
 B   one run of 100,000 deltas and 2,000 tools: from Ctrl+Enter on its `run.display()` until its card is painted, while
-    it lives and when it has ended; the anchor is a cell that displays a line of HTML. The kernel's part is told as well.
+    it lives and when it has ended; the anchor is a cell that displays one line. What the kernel takes of it is told.
 C   waves of ten cards that come and go: what the page still holds of each, everything collected. The kernel keeps the
     widgets of the last hundred ended runs for other pages, so there are more waves than that, and the last ones count.
 """

@@ -73,6 +73,7 @@ def test_ten_streaming_cards_leave_the_page_free(open_notebook: OpenNotebook) ->
     assert len(opened) == 2 * CARDS  # with their layouts
     assert max(frame.size for frame in opened) < 16_000  # what they are drawn by was there
     after, nodes = gauges.held(), gauges.count_nodes("body")
-    assert (after["Nodes"] - nodes) - (before["Nodes"] - nodes_before) < 10 * CARDS  # in no page
-    assert after["JSEventListeners"] - before["JSEventListeners"] < CARDS
+    # A card that was held had some 300 nodes and 40 listeners; Lab makes a menu, or lets go of one, when it likes.
+    assert (after["Nodes"] - nodes) - (before["Nodes"] - nodes_before) < 30 * CARDS
+    assert after["JSEventListeners"] - before["JSEventListeners"] < 20 * CARDS
     assert after["JSHeapUsedSize"] - before["JSHeapUsedSize"] < KEPT * CARDS

@@ -10,7 +10,7 @@ function drawSome() {
   const until = performance.now() + WORK_MS;
   frameOfAll = 0;
   try {
-    for (const drawing of DRAWINGS) {
+    for (const drawing of DRAWINGS) { // what is added meanwhile comes in the same frame, if there is time
       DRAWINGS.delete(drawing);
       drawing();
       if (performance.now() >= until) break;

@@ -26,15 +26,11 @@ const UPDATE_WITHIN_MS = 1000;
 function makeWatch() {
   /** @type {Map<string, OnNodes>} */
   const places = new Map();
-  let frame = 0;
   const look = () => {
-    frame = 0;
     const nodes = [...document.querySelectorAll(".nbrun-place")];
     for (const [place, onNodes] of places) onNodes(nodes.filter((node) => node.classList.contains(place)));
   };
-  const lookSoon = () => {
-    frame ||= requestAnimationFrame(look);
-  };
+  const lookSoon = () => inFrame(look);
   const observer = new MutationObserver(lookSoon);
   /** @param {string} place @param {OnNodes} onNodes @param {AbortSignal} signal */
   const add = (place, onNodes, signal) => {
