@@ -501,6 +501,27 @@ def test_a_page_that_draws_cards_in_their_places_gets_no_widget_in_its_file(kern
     run_ok(kernel, "get_ipython().nbrun_extension.board._is_placed = False")
 
 
+def test_a_page_that_does_not_find_the_code_is_sent_it(kernel: Kernel) -> None:
+    """All cards name one model that has it; a page that asks instead gets the same."""
+    cells = [run_ok(kernel, f"%%agentrun endless -n code{n}\nhi") for n in range(2)]
+    opened = [card_messages(kernel, cell)[0]["content"] for cell in cells]
+    (code_id,) = {content["data"]["state"]["code_id"] for content in opened}
+    (shared,) = [
+        m["content"]["data"]["state"]
+        for m in kernel.comms
+        if m["msg_type"] == "comm_open" and m["content"]["comm_id"] == code_id
+    ]
+    data = {"method": "custom", "content": {"op": "code"}}
+    kernel.send("comm_msg", {"comm_id": opened[0]["comm_id"], "data": data})
+
+    def sent() -> list[Message]:
+        mine = [m["content"]["data"] for m in card_messages(kernel, cells[0])]
+        return [data["content"] for data in mine if data.get("method") == "custom"]
+
+    kernel.wait_until(lambda: bool(sent()))
+    assert sent() == [{"op": "code", "text": shared["text"], "style": shared["style"]}]
+
+
 def test_how_much_is_kept_can_be_changed(shared_kernel: Kernel) -> None:
     """From then on, without loading again."""
     run_ok(shared_kernel, "%config NbRun.keep_runs = 3")
