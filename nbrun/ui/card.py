@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anywidget
@@ -64,14 +65,22 @@ class CardWidget(anywidget.AnyWidget):
         layout.close()
 
 
+class Turn(IntEnum):
+    """Who is drawn first."""
+
+    ENDED = 0
+    LIVE = 1
+    IN_LINE = 2  # of a long line each place changes with every run that begins
+
+
 class Drawn(Protocol):
     """What the board's thread draws, in the context of the cell that it is in."""
 
     context: contextvars.Context
 
     @property
-    def is_live(self) -> bool:
-        """Whether more is to come; what has ended is drawn first."""
+    def turn(self) -> Turn:
+        """What it is to its reader, which says when it is drawn."""
         ...
 
     def draw(self) -> bool:
@@ -108,12 +117,15 @@ class _Card:
         )
         self.is_placed = is_placed
         self._drawn_placed = is_placed
-        self.is_output_due = False  # the state that it belongs to has been sent
+        self.is_end_due = False  # its state has been sent, and not yet the output in its place
 
     @property
-    def is_live(self) -> bool:
-        """Whether its run has not ended."""
-        return self.live.record.is_live
+    def turn(self) -> Turn:
+        """Whether its run has ended, goes on or waits in line."""
+        status = self.live.record.status
+        if status is RunStatus.QUEUED:
+            return Turn.IN_LINE
+        return Turn.LIVE if status.is_live else Turn.ENDED
 
     def draw(self) -> bool:
         """Have its board draw it."""
@@ -179,6 +191,7 @@ class CardBoard:
         self._is_placed = False  # whether the page has said that it draws cards in their places
         self._wake = threading.Event()
         self._is_closing = False
+        self._slots = 0
         self._thread: threading.Thread | None = None
 
     def show(self, live: LiveRun) -> None:
@@ -273,34 +286,40 @@ class CardBoard:
             return bool(self._begun or self._changed)
 
     def _take(self, last: Drawn | None) -> Drawn | None:
-        """Return what is drawn next: what was begun, endings, then in the order in which they changed; not the last."""
+        """Return what is drawn next: what was begun, then by its turn, then what changed first; not the last.
+
+        Every fourth slot is of what changed first, whatever it is: nothing waits for ever.
+        """
         with self._lock:
             begun, self._begun = self._begun, None
             if begun is not None:
                 return begun
+            self._slots += 1
+            is_by_turn = self._slots % 4 > 0
             rested = [drawn for drawn in self._changed if drawn is not last]
-            drawn = min(rested, key=lambda drawn: drawn.is_live, default=None)
+            drawn = min(rested, key=lambda drawn: drawn.turn if is_by_turn else 0, default=None)
             if drawn is not None:
                 self._changed.remove(drawn)
             return drawn
 
     def _draw(self, card: _Card) -> bool:
-        is_output, card.is_output_due = card.is_output_due, False
+        is_end, card.is_end_due = card.is_end_due, False
         try:
-            if is_output:
-                self._draw_output(card)
+            if is_end:
+                self._draw_end(card)
                 return False
+            # Not with each question: the page draws the card anew, and somebody may be typing in it. So before its
+            # state, too, which tells them that they can.
+            if card.live.record.is_live and card.is_outdated():
+                card.handle.update(card.bundle(), raw=True)
+                return True
             card.widget.run = self._view(card.live, card.sequels, card.blocks)
-            # Not with each question: the page draws the card anew, and somebody may be typing in it.
-            card.is_output_due = not card.widget.run["live"] or card.is_outdated()
+            card.is_end_due = not card.widget.run["live"]
         except Exception:  # a page that is gone must not end the drawing of the others
             _log.exception("the card of %s could not be drawn", card.live.run_id)
-        return card.is_output_due
+        return card.is_end_due
 
-    def _draw_output(self, card: _Card) -> None:
-        if card.widget.run["live"]:  # so the page was told, whatever has come since
-            card.handle.update(card.bundle(), raw=True)
-            return
+    def _draw_end(self, card: _Card) -> None:
         live, problem = (
             card.live,
             card.live.problem,

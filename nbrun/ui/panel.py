@@ -11,7 +11,7 @@ import traitlets
 
 from nbrun.errors import NbrunError
 from nbrun.ui.blocks import Blocks
-from nbrun.ui.card import WIDGET_VIEW, CardWidget
+from nbrun.ui.card import WIDGET_VIEW, CardWidget, Turn
 from nbrun.ui.page_module import page_module, page_style
 from nbrun.ui.runs_page import (
     PAGE,
@@ -109,6 +109,11 @@ class Panel:
     def is_live(self) -> bool:
         """Whether it follows its runs."""
         return not self._is_over
+
+    @property
+    def turn(self) -> Turn:
+        """Its end comes first, as that of a run."""
+        return Turn.LIVE if self.is_live else Turn.ENDED
 
     @property
     def polls(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from nbrun import NotebookSession
-from nbrun.ui.card import CardBoard
+from nbrun.ui.card import CardBoard, Turn
 
 PER_SECOND = 20
 OF_ONE_CARD = 10
@@ -45,9 +45,9 @@ class Drawings:
 class Sketch:
     """Something to draw; the end of a run, which is drawn by two messages, or a run that goes on."""
 
-    def __init__(self, name: str, drawings: Drawings, *, is_live: bool = True) -> None:
+    def __init__(self, name: str, drawings: Drawings, turn: Turn = Turn.LIVE) -> None:
         self.name = name
-        self.is_live = is_live
+        self.turn = turn
         self.context = contextvars.copy_context()
         self.on_draw: Callable[[], object] = lambda: None
         self._drawings = drawings
@@ -56,7 +56,7 @@ class Sketch:
     def draw(self) -> bool:
         """Note its name; of an end, with its output behind it."""
         self._drawings.note(self.name + (" output" if self._is_begun else ""))
-        self._is_begun = not self._is_begun and not self.is_live
+        self._is_begun = not self._is_begun and self.turn is Turn.ENDED
         self.on_draw()
         return self._is_begun
 
@@ -69,27 +69,32 @@ def board(session: NotebookSession) -> Iterator[CardBoard]:
     board.close(5)
 
 
-def test_endings_are_drawn_first_and_each_is_finished_before_the_next(board: CardBoard) -> None:
-    """What is live comes behind them, in the order in which it changed, and each only once however often it changed."""
+def test_each_is_drawn_in_its_turn(board: CardBoard) -> None:
+    """Endings first, each finished before the next, then what goes on, then what waits in line; each change once.
+
+    Every fourth slot is of what changed first, so that a wave of endings, or of words, leaves something to the others.
+    """
     drawings, is_marked = Drawings(), threading.Event()
     first = Sketch("first", drawings)
     first.on_draw = is_marked.wait
     board.mark(first)
     drawings.wait_for(1)
-    names = ("live 1", "end 1", "live 2", "live 1", "end 2", "end 1")
-    sketches = {name: Sketch(name, drawings, is_live="live" in name) for name in names}
+    turns = {"line": Turn.IN_LINE, "live": Turn.LIVE, "end": Turn.ENDED}
+    names = ("line 1", "line 2", "live 1", "end 1", "live 2", "live 1", "end 2", "end 3", "end 1")
+    sketches = {name: Sketch(name, drawings, turns[name[:-2]]) for name in names}
     for name in names:
         board.mark(sketches[name])
     is_marked.set()
-    assert drawings.wait_for(7)[1:] == [
-        "end 1", "end 1 output", "end 2", "end 2 output", "live 1", "live 2",
+    assert drawings.wait_for(11)[1:] == [
+        "end 1", "end 1 output", "end 2", "end 2 output", "line 1", "end 3", "end 3 output",
+        "live 1", "live 2", "line 2",
     ]  # fmt: skip
 
 
 def test_a_change_while_the_output_is_due_is_drawn_again(board: CardBoard) -> None:
     """A card that changes between its two messages is not taken for drawn."""
     drawings = Drawings()
-    ended = Sketch("end", drawings, is_live=False)
+    ended = Sketch("end", drawings, turn=Turn.ENDED)
 
     def change_once() -> None:
         ended.on_draw = lambda: None
@@ -108,7 +113,7 @@ def test_no_second_has_more_messages_than_the_budget(board: CardBoard) -> None:
         live.on_draw = lambda live=live: board.mark(live)  # type: ignore[misc] - mypy: a default
         board.mark(live)
     drawings.wait_for(10)
-    ends = [Sketch(f"end {n}", drawings, is_live=False) for n in range(10)]
+    ends = [Sketch(f"end {n}", drawings, turn=Turn.ENDED) for n in range(10)]
     for end in ends:
         board.mark(end)
     drawings.wait_for(50)
@@ -133,7 +138,7 @@ def test_the_last_drawing_waits_for_nothing(board: CardBoard) -> None:
     """A kernel that ends has little time: all that has changed is drawn at once."""
     drawings = Drawings()
     for n in range(200):
-        board.mark(Sketch(f"end {n}", drawings, is_live=False))
+        board.mark(Sketch(f"end {n}", drawings, turn=Turn.ENDED))
     began = time.monotonic()
     board.close(10)
     assert time.monotonic() - began < 200 / PER_SECOND
