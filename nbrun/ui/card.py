@@ -40,7 +40,7 @@ KEEP_ENDED = 100
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class CardCode(ipywidgets.Widget):  # type: ignore[misc] - ipywidgets has no types
+class CardCode(ipywidgets.Widget):  # type: ignore[misc]  # it has no types
     """What the cards of a kernel are drawn by: a page has it once, and not with each of them, as anywidget has it."""
 
     text = traitlets.Unicode(page_module("card.js")).tag(sync=True)
