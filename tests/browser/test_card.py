@@ -887,6 +887,25 @@ def test_a_message_is_sent_to_the_agent_and_its_receipt_shown(card: CardPage) ->
     expect(card.part("steered-row")).to_be_visible()
 
 
+def test_a_line_that_is_being_written_outlives_its_view(card: CardPage) -> None:
+    """A question has the notebook draw the output anew: the words and the keyboard stay, what was sent does not."""
+    card.open(make_run(steer=STEERABLE))
+    line = card.page.get_by_role("textbox", name="Say something to the agent")
+    redraw = "() => { document.getElementById('output').replaceChildren(); harness.cleanup(); harness.draw(); }"
+    line.press_sequentially("be br")
+    card.page.evaluate(redraw)
+    expect(line).to_be_focused()
+    card.page.keyboard.type("ief")
+    expect(line).to_have_value("be brief")
+    button(card, "Details of my_agent").focus()
+    card.page.evaluate(redraw)
+    expect(line).to_have_value("be brief")
+    expect(line).not_to_be_focused()
+    line.press("Enter")
+    card.page.evaluate(redraw)
+    expect(line).to_have_value("")
+
+
 def test_what_is_typed_is_no_command_of_the_notebook(card: CardPage) -> None:
     """Every place to type in, and every button, says it itself: shortcuts ask who has the focus; Enter stays."""
     card.open(make_run("waiting", questions=[make_question(**EDITABLE)], steer=STEERABLE))

@@ -12,7 +12,7 @@ import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
 import { addNotify, askToNotify, drawNotify, notifyEnd } from "./notify.js";
 import { makeRequests } from "./requests.js";
 import { listen, newNonce, watchKernel } from "./roads.js";
-import { STEER, addSteer, drawSteer, sendSteer } from "./steer.js";
+import { STEER, addSteer, drawSteer, keepDraft, sendSteer, takeDraft } from "./steer.js";
 import { drawTools } from "./tools.js";
 import { counted, earlier, wholeDuration } from "./wording.js";
 
@@ -247,10 +247,12 @@ export function render({ model, el }) {
   closing.signal.addEventListener("abort", () => {
     notInFrame(drawNow);
     clearTimeout(tick);
+    keepDraft(model, card.steer);
     card.root.remove();
   });
   drawFold(card.head, card.body, isFolded());
   drawNow();
+  takeDraft(model, card.steer);
   return () => closing.abort();
 }
 

@@ -13,6 +13,10 @@ export const STEER = "steer"; // its request
 const INVITATION = "Say something to the agent";
 const SHOWN_MESSAGES = 3;
 
+/** What is being written to a model's run: a page may draw the view anew, with the output that it is in.
+ * @type {WeakMap<import("./roads.js").Model, { words: string, hasFocus: boolean }>} */
+const DRAFTS = new WeakMap();
+
 /** @param {Element} root */
 export function addSteer(root) {
   const box = add(root, "div", "steer");
@@ -23,6 +27,8 @@ export function addSteer(root) {
   text.autocomplete = "off";
   text.placeholder = INVITATION;
   text.setAttribute("aria-label", INVITATION);
+  text.addEventListener("focus", () => (text.dataset.focus = "yes"));
+  text.addEventListener("blur", ({ relatedTarget }) => void (relatedTarget && delete text.dataset.focus)); // else it is gone
   const send = add(form, "button", "send");
   write(send, "Send");
   for (const place of [text, send]) leaveKeysTo(place);
@@ -58,6 +64,21 @@ function drawMessages(list, messages) {
     if (words) write(words, message.words);
   });
   list.hidden = !messages.length;
+}
+
+/** Keeps what has not been sent for the next view. @param {import("./roads.js").Model} model @param {SteerBox} steerBox */
+export function keepDraft(model, { text }) {
+  const hasFocus = Boolean(text.dataset.focus);
+  if (text.value && !text.readOnly) DRAFTS.set(model, { words: text.value, hasFocus });
+}
+
+/** Goes on with it. @param {import("./roads.js").Model} model @param {SteerBox} steerBox */
+export function takeDraft(model, { text }) {
+  const draft = DRAFTS.get(model);
+  if (!draft) return;
+  DRAFTS.delete(model);
+  text.value = draft.words;
+  if (draft.hasFocus && document.activeElement === document.body) text.focus({ preventScroll: true });
 }
 
 /** Sends what was written. @param {Event} event @param {SteerBox} steerBox @param {string} runId @param {Requests} requests */
