@@ -151,11 +151,12 @@ def test_the_oldest_ended_cards_are_closed(kernel: Kernel) -> None:
 
 
 def test_unloading_closes_the_widgets(kernel: Kernel) -> None:
-    """A kernel that goes on without nbrun holds no card of it."""
+    """A kernel that goes on without nbrun holds no card of it, nor what they are drawn by."""
     cell = run_ok(kernel, "%%agentrun soon -n unloaded\nhi")
     final_update(kernel, cell)
     run_ok(kernel, "%unload_ext nbrun")
     assert has_closed(kernel, cell.outputs[0]["data"][WIDGET]["model_id"])
+    assert has_closed(kernel, card_messages(kernel, cell)[0]["content"]["data"]["state"]["code_id"])
     run_ok(kernel, "%load_ext nbrun")
 
 
