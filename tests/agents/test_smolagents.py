@@ -1,0 +1,133 @@
+"""What is particular to agents of smolagents: code as a row, tools inside of it, memory, variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from smolagents import CodeAgent, Model, tool
+from smolagents.models import ChatMessage, MessageRole
+from smolagents.monitoring import TokenUsage
+
+import nbrun
+from nbrun import NotebookSession, Run, RunStatus
+from nbrun.agents.smolagents_watch import packed, unpacked
+from tests.agents.conformance import log
+from tests.fakes.agents import BOUND_S
+from tests.fakes.people import until
+
+
+class Coder(Model):  # type: ignore[misc]  # the package has no types
+    """Writes one piece of code after the other, and does not stream."""
+
+    def __init__(self, *pieces: str) -> None:
+        super().__init__(model_id="coder")
+        self._pieces = pieces
+        self.asked: list[list[str]] = []
+
+    def generate(self, messages: Sequence[Any], **_more: Any) -> ChatMessage:
+        """Write the next one."""
+        texts = [part["text"] for message in messages for part in message.content]
+        self.asked.append(texts)
+        piece = self._pieces[sum(m.role.value == "tool-response" for m in messages)]
+        content = f"Thought: so be it.\n<code>\n{piece}\n</code>"
+        return ChatMessage(MessageRole.ASSISTANT, content, token_usage=TokenUsage(10, 5))
+
+
+@tool  # type: ignore[untyped-decorator]  # the same
+def brew(tea: str) -> str:
+    """Brew tea.
+
+    Args:
+        tea: which one
+    """
+    return f"a cup of {tea}"
+
+
+def ended(run: Run) -> Run:
+    """Return the run when it has ended, its log looked at."""
+    assert run.wait(BOUND_S), run.record
+    log.check(run)
+    return run
+
+
+def test_code_is_a_row_and_so_are_the_tools_that_it_uses(session: NotebookSession) -> None:
+    """What it printed and gave is the row's result; a later step has its variables, and the answer is the output."""
+    model = Coder("cup = brew(tea='sencha')\nprint(cup)", "final_answer([cup, 2])")
+    agent = CodeAgent([brew], model, name="coder")
+    run = ended(session.start(agent, "Some tea."))
+    assert run.result() == ["a cup of sencha", 2]
+    assert [(t.name, t.kind, t.status) for t in run.record.tools] == [
+        ("python_interpreter", "python", "ok"),
+        ("brew", "function", "ok"),
+        ("python_interpreter", "python", "ok"),
+    ]
+    first, used, _ = run.record.tools
+    assert "brew(tea='sencha')" in str(first.args)
+    assert "a cup of sencha" in str(first.result)
+    assert (used.args, used.result) == ({"tea": "sencha"}, "a cup of sencha")
+    assert run.text.startswith("Thought: so be it.")
+    assert (run.usage.requests, run.usage.input_tokens, run.usage.output_tokens) == (2, 20, 10)
+    assert run.record.log == ()  # nothing of what it shows in a terminal
+    assert len(agent.memory.steps) == 3  # the user's agent knows its last run
+
+
+def test_code_that_fails_is_told_and_gone_on_from(session: NotebookSession) -> None:
+    """The row is an error with the framework's words; its next try counts."""
+    model = Coder("1 / 0", "final_answer('well')")
+    run = ended(session.start(CodeAgent([], model), "Divide."))
+    assert run.result() == "well"
+    assert [t.status for t in run.record.tools] == ["error", "ok"]
+    assert "ZeroDivisionError" in str(run.record.tools[0].result)
+
+
+def test_code_that_computes_for_ever_is_stopped(session: NotebookSession) -> None:
+    """It runs in the run's own thread, where a cancel reaches it."""
+    run = session.start(CodeAgent([], Coder("while True:\n    pass"), name="coder"), "Compute.")
+    until(run, lambda record: bool(record.tools))
+    run.cancel()
+    ended(run)
+    assert (run.status, run.error, run.record.detached) == (RunStatus.CANCELLED, None, ())
+
+
+def test_what_was_said_before_is_its_memory(session: NotebookSession) -> None:
+    """A run that continues another has its question and answer before its own."""
+    model = Coder("final_answer('sencha')")
+    first = ended(session.start(CodeAgent([], model), "Which tea?"))
+    other = Coder("final_answer('a cup')")
+    run = ended(first.continue_with("How much?", agent=CodeAgent([], other)))
+    assert run.result() == "a cup"
+    asked = "\n".join(other.asked[0])
+    assert asked.index("Which tea?") < asked.index("so be it") < asked.index("How much?")
+
+
+def test_a_budget_stops_it_before_the_next_call(session: NotebookSession) -> None:
+    """Each call of its model counts."""
+    model = Coder("print(1)", "print(2)", "final_answer(3)")
+    run = ended(session.start(CodeAgent([], model), "Count.", max_turns=2))
+    assert (run.status, run.cause) == (RunStatus.CANCELLED, "budget")
+    assert len(model.asked) == 2
+
+
+def test_a_tool_that_asks_may_be_one_in_code(session: NotebookSession) -> None:
+    """The code waits for the answer, which may change what it gave."""
+    careful = nbrun.needs_approval(brew)
+    try:
+        agent = CodeAgent([careful], Coder("final_answer(brew(tea='sencha'))"))
+        run = session.start(agent, "Some tea.")
+        until(run, lambda record: bool(record.pending))
+        run.approve(args={"tea": "assam"})
+        assert ended(run).result() == "a cup of assam"
+    finally:
+        del brew.needs_approval
+
+
+@pytest.mark.parametrize(
+    "state", [None, 5, {}, [5, None, {"task": 5}, {"said": "x", "calls": [5, ["a"]], "seen": ""}]]
+)
+def test_a_memory_that_somebody_else_has_written_is_only_words(state: Any) -> None:
+    """What is no step is left out, and nothing is called for it."""
+    assert all(
+        set(kept) <= {"task", "plan", "said", "calls", "seen"} for kept in packed(unpacked(state))
+    )
