@@ -11,24 +11,22 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Output, Resuming, as_native, find_adapter
-from nbrun.agents.plain import PlainAdapter, is_async
+from nbrun.agents import Output, as_native, find_adapter
+from nbrun.agents.outer import OuterAdapter
 from nbrun.cancellation import call_soon
 from nbrun.gate import current_guard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
     from nbrun.agents import AgentAdapter
-    from nbrun.checkpoint import State
+    from nbrun.agents.outer import Items
     from nbrun.context import RunContext
-    from nbrun.events import EventData
 
-    Items = AsyncIterator[EventData | Output]
     Hold = Callable[[], float]
 
 
-class LoopAdapter:
+class LoopAdapter(OuterAdapter):
     """Drives an agent by its own adapter on another loop; on the host's it is only waited for.
 
     Parameters
@@ -39,36 +37,11 @@ class LoopAdapter:
     name = "loop"
 
     def __init__(self, inner: AgentAdapter, loop: asyncio.AbstractEventLoop, hold: Hold) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._loop = loop
         self._hold = hold
 
-    def match(self, agent: object) -> bool:
-        """Return whether the inner adapter takes it."""
-        return self._inner.match(agent)
-
-    def check(self, agent: object) -> None:
-        """Ask the inner adapter."""
-        self._inner.check(agent)
-
-    def label(self, agent: object) -> str:
-        """Return its name."""
-        return self._inner.label(agent)
-
-    def events(self, agent: object, prompt: str, run: RunContext) -> Items:
-        """Yield what the agent returns; its deltas go to the run from its own loop."""
-        items = self._inner.events(agent, prompt, run)
-        if isinstance(self._inner, PlainAdapter) and not is_async(agent):
-            return items  # it is in a thread, and on no loop
-        return self._there(items, run)
-
-    def resume(self, agent: object, state: State, run: RunContext) -> Items:
-        """Yield what the agent returns, from a state on where its adapter knows how to."""
-        if not isinstance(self._inner, Resuming):
-            return self.events(agent, run.prompt, run)
-        return self._there(self._inner.resume(agent, state, run), run)
-
-    async def _there(self, items: Items, run: RunContext) -> Items:
+    async def _driven(self, _agent: object, items: Items, run: RunContext) -> Items:
         work = _Elsewhere(self._loop, drained(items, run, self._hold), f"nbrun-run-{run.run_id}")
         over = asyncio.wrap_future(work.over)
         try:

@@ -8,28 +8,25 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from nbrun import reentrant
-from nbrun.agents import Output, Resuming, as_native, find_adapter
+from nbrun.agents import Output, as_native, find_adapter
 from nbrun.agents.other_loop import drained
-from nbrun.agents.plain import PlainAdapter, is_async
+from nbrun.agents.outer import OuterAdapter
 from nbrun.agents.worker import Worker
 from nbrun.cancellation import call_soon
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import Coroutine
 
     from nbrun.agents import AgentAdapter
     from nbrun.agents.other_loop import Hold
-    from nbrun.checkpoint import State
+    from nbrun.agents.outer import Items
     from nbrun.context import RunContext
-    from nbrun.events import EventData
-
-    Items = AsyncIterator[EventData | Output]
 
 NATIVE_SHARE = 0.8
 """The share of the grace that a framework's own cancel has before the task is cancelled."""
 
 
-class ThreadedAdapter:
+class ThreadedAdapter(OuterAdapter):
     """Drives an agent by its own adapter, on a loop and thread of its own; its deltas go to the run from there.
 
     There, not on the host's loop, it is also cancelled: by its framework, then as a task.
@@ -43,36 +40,11 @@ class ThreadedAdapter:
     name = "thread"
 
     def __init__(self, agent: object, grace_s: float, hold: Hold) -> None:
-        self._inner = find_adapter(agent)
+        super().__init__(find_adapter(agent))
         self._grace_s = grace_s
         self._hold = hold
 
-    def match(self, agent: object) -> bool:
-        """Return whether the inner adapter takes it."""
-        return self._inner.match(agent)
-
-    def check(self, agent: object) -> None:
-        """Ask the inner adapter."""
-        self._inner.check(agent)
-
-    def label(self, agent: object) -> str:
-        """Return its name."""
-        return self._inner.label(agent)
-
-    def events(self, agent: object, prompt: str, run: RunContext) -> Items:
-        """Yield what the agent returns."""
-        items = self._inner.events(agent, prompt, run)
-        if isinstance(self._inner, PlainAdapter) and not is_async(agent):
-            return items  # it has a thread of its own anyway
-        return self._threaded(agent, items, run)
-
-    def resume(self, agent: object, state: State, run: RunContext) -> Items:
-        """Yield what the agent returns, from a state on where its adapter knows how to."""
-        if not isinstance(self._inner, Resuming):
-            return self.events(agent, run.prompt, run)
-        return self._threaded(agent, self._inner.resume(agent, state, run), run)
-
-    async def _threaded(self, agent: object, items: Items, run: RunContext) -> Items:
+    async def _driven(self, agent: object, items: Items, run: RunContext) -> Items:
         sending = drained(items, run, self._hold)
         work = _on_own_loop(sending, run, self._inner, self._grace_s * NATIVE_SHARE)
         drive = functools.partial(_run_on_own_loop, work)
