@@ -29,7 +29,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from nbrun import events as ev
-from nbrun.agents import NO_NATIVE_CANCEL, Framework, Lacks, Output
+from nbrun.agents import NO_NATIVE_CANCEL, Framework, Lacks, Output, retries
 from nbrun.encoding import plain
 from nbrun.errors import BadOption
 
@@ -112,6 +112,7 @@ async def _driven(begin: Any, memory: Any) -> Items:
     from nbrun.agents.langgraph_memory import heard, last_is_open
     from nbrun.agents.langgraph_watch import Gate, Watch
 
+    retries.listen()
     run, graph = memory.run, memory.graph
     watch = Watch(run, memory)
     config = memory.config(watch, Gate(run, watch))

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbrun import events as ev
-from nbrun.agents import Framework, Lacks, Output
+from nbrun.agents import Framework, Lacks, Output, retries
 from nbrun.encoding import plain
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class OpenAIAgentsAdapter:
         """Yield what the agent does, in as many streams as there are stops for people."""
         from agents import RunConfig, Runner, RunState
 
+        retries.listen()
         run, memory = watch.run, watch.memory
         mapper = _Mapper(run.clock, memory, watch)
         config = RunConfig(

@@ -21,7 +21,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from nbrun import events as ev
-from nbrun.agents import Framework, Lacks, Output
+from nbrun.agents import Framework, Lacks, Output, retries
 from nbrun.agents.pydantic_ai_approvals import written
 from nbrun.encoding import plain
 
@@ -106,6 +106,7 @@ class PydanticAIAdapter:
         from nbrun.agents.pydantic_ai_memory import Memory
         from nbrun.agents.pydantic_ai_watch import Meter, ToolThreads, Watch
 
+        retries.listen()
         token = self._tokens[run.run_id] = CancellationToken()
         run.token.raise_if_cancelled()  # while the framework was imported; from here on its token hears of it
         meter, memory = Meter(run), Memory(run)

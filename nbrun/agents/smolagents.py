@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Lacks, Output
+from nbrun.agents import Framework, Lacks, Output, retries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -91,6 +91,7 @@ class SmolagentsAdapter:
         def drive() -> object:
             from nbrun.agents.smolagents_watch import Watch
 
+            retries.listen()
             work = begin()
             watch = self._watches[run.run_id] = Watch(agent, run)
             return work(watch)

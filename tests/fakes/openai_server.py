@@ -53,6 +53,8 @@ class OpenAIServer:
         self.requests: list[dict[str, Any]] = []
         self.hung_up_at: float | None = None  # by time.monotonic(), in the middle of an answer
         self.port = 0
+        self.refusals = 0  # how many requests it answers by 429 first
+        self.retry_after_s = 0.0
         self._reply = reply
         self._hung_up = threading.Event()
         self._is_up = threading.Event()
@@ -135,6 +137,10 @@ class OpenAIServer:
             writer.close()
 
     async def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            await _refuse(writer, self.retry_after_s)
+            return
         if not request.get("stream"):
             await self._answer_at_once(request, writer)
             return
@@ -164,6 +170,16 @@ class OpenAIServer:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()
+
+
+async def _refuse(writer: asyncio.StreamWriter, retry_after_s: float) -> None:
+    body = b'{"error": {"message": "slow down", "type": "rate_limit"}}'
+    head = (
+        f"HTTP/1.1 429 Too Many Requests\r\nRetry-After: {retry_after_s:g}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    await writer.drain()
 
 
 def _is_cut(answer: asyncio.Task[None]) -> bool:

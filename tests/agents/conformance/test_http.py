@@ -99,6 +99,36 @@ def hung_up_s(session: NotebookSession, subject: Subject) -> float:
     return took_s
 
 
+def test_a_provider_that_asks_for_time_is_told_of(
+    session: NotebookSession, subject: Subject
+) -> None:
+    """A 429 with a time to wait: the run's card says so, and it goes on by itself afterwards."""
+    with OpenAIServer(says_tea) as server:
+        server.refusals, server.retry_after_s = 1, 0.05
+        agent = subject.over_http(server.url, MODEL)
+        run = session.start(agent, PROMPT)
+        assert run.result(BOUND_S) == "Steam from the cup"
+        session.start(lambda: subject.hang_up(agent)).result(BOUND_S)
+    (notice,) = run.record.notices
+    assert notice.startswith("the model's provider has us wait: asked again in ")
+    assert len(server.requests) == 2
+
+
+def test_a_cancel_gets_through_while_a_provider_has_us_wait(
+    session: NotebookSession, subject: Subject
+) -> None:
+    """A minute is to be waited; a cancel is prompt."""
+    with OpenAIServer(says_tea) as server:
+        server.refusals, server.retry_after_s = 9, 50.0
+        agent = subject.over_http(server.url, MODEL)
+        run = session.start(agent, PROMPT)
+        until(run, lambda record: bool(record.notices))
+        run.cancel()
+        assert run.wait(HANG_UP_S * 10)
+        assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
+        session.start(lambda: subject.hang_up(agent)).result(BOUND_S)
+
+
 def test_an_agent_that_cells_await_as_well(session: NotebookSession, subject: Subject) -> None:
     """On the loop of the cells, its client works for them and for the run, in turns and at once."""
 

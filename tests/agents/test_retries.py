@@ -1,0 +1,52 @@
+"""A provider's client that tries again: told in the run's log, and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from nbrun import NotebookSession
+from nbrun.agents import retries
+from tests.fakes.agents import BOUND_S
+
+SAYS = "Retrying request in %f seconds (retry %i of %s)"
+
+
+@pytest.fixture
+def client() -> Iterator[logging.Logger]:
+    """The logger of a client, as it is before anybody listens."""
+    logger = logging.getLogger(retries.LOGGERS[0])
+    kept = logger.filters[:], logger.level
+    logger.filters.clear()
+    logger.setLevel(logging.NOTSET)
+    yield logger
+    logger.filters[:], logger.level = kept
+
+
+def test_a_run_is_told_and_the_users_log_stays_as_it_was(
+    session: NotebookSession, client: logging.Logger
+) -> None:
+    """The user's handlers get what they got before: at WARNING nothing of it, at INFO all."""
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    client.addHandler(handler)
+
+    async def waits(prompt: str) -> None:
+        retries.listen()
+        retries.listen()
+        client.info(SAYS, 0.5, 1, 2)
+        client.info("another word")
+        client.warning("a warning")
+
+    try:
+        run = session.start(waits)
+        assert run.wait(BOUND_S)
+        assert run.record.notices == ("the model's provider has us wait: asked again in 0.5 s",)
+        assert heard == ["a warning"]
+        client.info(SAYS, 0.5, 1, 2)  # of no run
+        assert heard == ["a warning"]
+    finally:
+        client.removeHandler(handler)
