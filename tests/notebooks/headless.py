@@ -28,8 +28,12 @@ _NO_NETWORK = dict.fromkeys(
 _CELL_FILE = re.compile(r"[\w:.\\/~-]*ipykernel_\d+[\\/]+\d+\.py")
 
 
-def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
+def execute(source: Path, folder: Path, *, waits: bool = True) -> nbformat.NotebookNode:
     """Execute a copy of a notebook in `folder` and return it; its store is in `folder` as well.
+
+    Parameters
+    ----------
+    waits : whether cells wait for their runs; False as in a front end where somebody runs all cells.
 
     Raises
     ------
@@ -49,7 +53,8 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(cleanup_kc=True, env=environment(folder) | {"JPY_SESSION_NAME": str(path)})
+    own = {"JPY_SESSION_NAME": str(path)} | ({} if waits else {"NBRUN_BLOCK": "0"})
+    client.execute(cleanup_kc=True, env=environment(folder) | own)
     return notebook
 
 

@@ -75,6 +75,13 @@ def test_executes_and_ends_with_its_stored_runs(notebook: Path, executed: Execut
     assert shown == [(f"#{record.number}", record.name) for record in records]
 
 
+@pytest.mark.parametrize("number", ["02", "03", "04"])
+def test_executes_also_where_no_cell_waits_for_its_run(number: str, tmp_path: Path) -> None:
+    """As for somebody who runs all cells in JupyterLab: whatever needs a run's end waits for it by itself."""
+    (notebook,) = FOLDER.glob(f"{number}_*.ipynb")
+    execute(notebook, tmp_path, waits=False)
+
+
 @each_notebook
 def test_cards_of_a_headless_run_show_its_end(notebook: Path, executed: Executed) -> None:
     """No saved card says that its run is still going on, also where the cell did not wait for it."""
