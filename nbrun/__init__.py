@@ -35,7 +35,8 @@
 #   drive, pulse, host                     one attempt, with exactly one end | who blocks the loop | all of a host's.
 #   capture                                an agent's prints into its run's log.
 #   executors/                             where hosts live: this kernel, or a process a run. (A cluster is to come.)
-#   intake, line, hooks                    the one door of a session | who waits for a turn | who is told.
+#   live_run, intake, line, hooks          a run while it lives | the one door of a session | who waits for a turn | who
+#                                          is told.
 #   awaiting                               for what a run does next: its creation, its events, its end.
 #   run, run_list, catalog                 the handle that users hold | a table of them | finding one.
 #   request, dispatch, canceller, people   what a start asks for | who goes when | who is asked to stop | what people

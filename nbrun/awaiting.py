@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from nbrun import events as ev
-    from nbrun.intake import LiveRun
+    from nbrun.live_run import LiveRun
     from nbrun.record import RunRecord
 
 TICK_S = 0.1

@@ -15,7 +15,8 @@ from nbrun.wording import status_words, title
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.intake import Intake, LiveRun
+    from nbrun.intake import Intake
+    from nbrun.live_run import LiveRun
     from nbrun.run import Run
 
 _log = logging.getLogger("nbrun")

@@ -14,7 +14,7 @@ from nbrun.run_list import RunList
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.intake import LiveRun
+    from nbrun.live_run import LiveRun
     from nbrun.query import Query
     from nbrun.record import RunRecord
     from nbrun.store import SessionStore, StoredRun

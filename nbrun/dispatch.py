@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nbrun.clock import Clock
     from nbrun.executors import Executor
     from nbrun.executors.process import ProcessExecutor
-    from nbrun.intake import LiveRun
+    from nbrun.live_run import LiveRun
 
 
 MakeLoop = Callable[[], asyncio.AbstractEventLoop]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +13,17 @@ import msgspec
 from nbrun import checkpoint
 from nbrun import events as ev
 from nbrun.attempt import HostEvent
-from nbrun.cancellation import CancelOutcome, CancelToken
+from nbrun.cancellation import CancelOutcome
 from nbrun.encoding import BASE64_KEY, clean_text, plain
-from nbrun.flag import Flag
 from nbrun.gate import guarded
-from nbrun.record import RunRecord, RunStatus, is_admitted, next_status
+from nbrun.live_run import LiveRun
+from nbrun.record import RunRecord, is_admitted, next_status
 from nbrun.redaction import Redactor, StreamRedactor
 from nbrun.store import Checkpointed
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable, Sequence
 
-    from nbrun.budget import Budget
     from nbrun.clock import Clock
     from nbrun.store import Committed
 
@@ -44,67 +41,8 @@ _PLAIN_WEIGHT = 200  # of an event that is no text
 _TEXTS = (*ev.DELTAS, ev.Log)
 _CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
 
-# One for all runs: it is held for a moment, and each lock costs memory.
-_listening = threading.RLock()
-
-Listener = Callable[[RunRecord, Sequence[ev.RunEvent]], object]
-
-_Item = tuple["LiveRun", HostEvent | ev.EventData, float, int]
+_Item = tuple[LiveRun, HostEvent | ev.EventData, float, int]
 """Whose, what, when, and about how many characters it has."""
-
-
-@dataclass(slots=True, eq=False)
-class LiveRun:
-    """What the session knows of a run while it lives, and for a while after.
-
-    Who writes: the intake's lock guards `cancel` and `has_end`; the writer's thread alone writes the numbers
-    and what is public (`record`, `problem`, `output`). Everybody reads.
-    """
-
-    run_id: str
-    token: CancelToken
-    attempt: int = 1
-    key: str | None = None  # what `if_running` compares: the cell, or the name that was given
-    is_child: bool = False
-    agent: object = None  # what a retry of it runs
-    loop: asyncio.AbstractEventLoop | None = None  # that it is on, where it is not the host's
-    budget: Budget | None = None  # where it, or a run above it, has limits
-
-    # under the intake's lock
-    cancel: ev.CancelRequested | None = None
-    has_end: bool = False
-
-    # the writer's thread: the state at intake, ahead of what is public
-    status: RunStatus = RunStatus.QUEUED
-    next_seq: int = 0
-    next_n: int = 0
-    last_ts: float = 0.0
-    refused: int = 0
-    streams: dict[str, StreamRedactor] | None = (
-        None  # with the first text of a session that has secrets
-    )
-    pending_output: object = None
-
-    # public
-    record: RunRecord = field(default_factory=RunRecord)
-    problem: str | None = None
-    output: object = None
-    is_refused: bool = False  # its id is taken: it never was
-    is_created: Flag = field(default_factory=Flag)
-    is_ended: Flag = field(default_factory=Flag)
-    unsaved: Iterable[ev.RunEvent] = ()
-    listeners: tuple[Listener, ...] = ()  # replaced, never changed: they may be walked right now
-
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Have `listener(record, events)` called on the writer's thread; return what ends that."""
-        with _listening:
-            self.listeners = (*self.listeners, listener)
-
-        def remove() -> None:
-            with _listening:
-                self.listeners = tuple(known for known in self.listeners if known is not listener)
-
-        return remove
 
 
 _ENCODED = BASE64_KEY.encode()

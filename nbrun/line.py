@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbrun.intake import LiveRun
+    from nbrun.live_run import LiveRun
 
 
 class Line:

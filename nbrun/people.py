@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbrun.dispatch import Dispatcher
     from nbrun.encoding import Plain
     from nbrun.events import ApprovalRequested
-    from nbrun.intake import LiveRun
+    from nbrun.live_run import LiveRun
     from nbrun.run import Run
 
 

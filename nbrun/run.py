@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from nbrun.artifacts import Artifact
     from nbrun.encoding import Plain
-    from nbrun.intake import LiveRun
+    from nbrun.live_run import LiveRun
     from nbrun.store import SessionStore
 
 

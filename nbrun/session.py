@@ -23,7 +23,7 @@ from nbrun.dispatch import Dispatcher
 from nbrun.errors import BadOption, NotResumable, RunNotFound
 from nbrun.gate import guarded
 from nbrun.hooks import Observer, ObserverThread
-from nbrun.intake import Intake, Listener, LiveRun
+from nbrun.intake import Intake
 from nbrun.keeper import Keeper
 from nbrun.keyring import Keyring
 from nbrun.notebook import notebook_path
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from nbrun.agents.setup import Settings
     from nbrun.attempt import Attempt
+    from nbrun.live_run import Listener, LiveRun
     from nbrun.redaction import Redactor
     from nbrun.sequel import Sequel
 

@@ -18,7 +18,7 @@ from nbrun.cancellation import CancelCause, CancelToken
 from nbrun.context import current_run
 from nbrun.encoding import clean_text
 from nbrun.errors import BadOption, IdConflict, NotResumable, RunRejected, SessionClosed
-from nbrun.intake import LiveRun
+from nbrun.live_run import LiveRun
 from nbrun.questions import NOBODY
 from nbrun.run import Owner, Run
 from nbrun.sequel import of_recording

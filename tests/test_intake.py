@@ -13,7 +13,8 @@ from nbrun import events as ev
 from nbrun.attempt import HostEvent
 from nbrun.cancellation import CancelOutcome
 from nbrun.fold import fold
-from nbrun.intake import Intake, LiveRun
+from nbrun.intake import Intake
+from nbrun.live_run import LiveRun
 from nbrun.redaction import Redactor
 from nbrun.store import Committed
 from tests.fakes.agents import BOUND_S

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nbrun import CancelToken
-from nbrun.intake import LiveRun
 from nbrun.line import Line
+from nbrun.live_run import LiveRun
 
 
 def run(name: str, key: str | None = None) -> LiveRun:

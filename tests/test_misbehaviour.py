@@ -15,8 +15,8 @@ from nbrun import NotebookSession, Run, RunContext
 from nbrun import events as ev
 from nbrun.cancellation import CancelOutcome
 from nbrun.errors import BadOption, StoreError
-from nbrun.intake import LiveRun
 from nbrun.line import Line
+from nbrun.live_run import LiveRun
 from nbrun.store import schema
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held

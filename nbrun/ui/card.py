@@ -23,7 +23,7 @@ from nbrun.ui.view import TOOL_LIMIT, view
 from nbrun.wording import question_words, title, with_sequels
 
 if TYPE_CHECKING:
-    from nbrun.intake import LiveRun
+    from nbrun.live_run import LiveRun
     from nbrun.record import RunRecord
     from nbrun.session import NotebookSession
 

@@ -24,22 +24,18 @@ from nbrun.sequel import CELL, conversation
 from nbrun.session import LIST_LIMIT
 from nbrun.ui.edited import read_args
 from nbrun.ui.interpolation import interpolate
-from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual
-from nbrun.ui.options import (
-    ALIASES,
-    SUBCOMMANDS,
+from nbrun.ui.lines import (
     Request,
     close_to,
-    help_text,
     read_request,
     read_sequel,
     read_subcommand,
     refuse_flags,
-    run_options,
     take_flag,
-    usage_text,
     whole_number,
-)  # fmt: skip
+)
+from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual
+from nbrun.ui.options import ALIASES, SUBCOMMANDS, help_text, run_options, usage_text
 from nbrun.ui.waiting import cell_id
 from nbrun.wording import duration_s, receipt_words, title
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from nbrun import RunRecord
 from nbrun import events as ev
 from nbrun.cancellation import CancelOutcome
-from nbrun.intake import LiveRun
+from nbrun.live_run import LiveRun
 from tests.fakes.actor import Actor
 
 ENDS = {

@@ -19,7 +19,8 @@ from nbrun.drive import Drive
 from nbrun.errors import Cancelled, NbrunError
 from nbrun.executors.local import LocalExecutor
 from nbrun.host import RunHost
-from nbrun.intake import Intake, LiveRun
+from nbrun.intake import Intake
+from nbrun.live_run import LiveRun
 from nbrun.redaction import Redactor
 from nbrun.store import Committed
 from tests.fakes.actor import Actor, agent, current_actor

@@ -8,8 +8,8 @@ import pytest
 from IPython.core.magic_arguments import magic_arguments
 
 from nbrun.errors import BadOption
-from nbrun.ui import options
-from nbrun.ui.options import Request, read_request, read_sequel, read_subcommand, take_flag
+from nbrun.ui import lines, options
+from nbrun.ui.lines import Request, read_request, read_sequel, read_subcommand, take_flag
 from nbrun.wording import duration_s
 
 
@@ -175,16 +175,16 @@ def test_flags_are_taken_out_of_the_words() -> None:
 def test_a_strange_flag_of_a_subcommand_is_refused() -> None:
     """The message is the subcommand's usage; a place counted from the end is no flag."""
     with pytest.raises(BadOption, match="%agentrun show"):
-        options.refuse_flags("show", ["--wide"])
-    options.refuse_flags("show", ["-1", "#3", "-12"])
+        lines.refuse_flags("show", ["--wide"])
+    lines.refuse_flags("show", ["-1", "#3", "-12"])
     for rest in (["--status", "lost"], ["--status=lost"]):  # the first of two was taken
         with pytest.raises(BadOption, match="--status is here twice, give it only once"):
-            options.refuse_flags("list", rest)
+            lines.refuse_flags("list", rest)
 
 
 def test_an_option_that_is_like_none_gets_no_hint() -> None:
     """What was meant by it nobody knows."""
-    assert options._mended("unrecognized arguments: --foo").startswith(
+    assert lines._mended("unrecognized arguments: --foo").startswith(
         "unrecognized arguments: --foo; %%agentrun?"
     )
 
@@ -193,7 +193,7 @@ def test_an_option_that_is_like_none_gets_no_hint() -> None:
 def test_a_flag_that_is_nearly_one_gets_a_hint(flag: str) -> None:
     """A beginning, one dash for two, and a slip of the finger are enough to know what was meant."""
     with pytest.raises(BadOption, match=r"did you mean --all\?"):
-        options.refuse_flags("cancel", [flag])
+        lines.refuse_flags("cancel", [flag])
 
 
 def test_a_subcommand_has_a_help_of_its_own() -> None:
