@@ -199,7 +199,7 @@ class CardBoard:
         from IPython.display import DisplayHandle, display
 
         self._shown += 1
-        if self._code is None:
+        if self._code is None or self._code.comm is None:  # closed, as by `Widget.close_all()`
             self._code = CardCode()
         widget = CardWidget(
             code_id=self._code.model_id,

@@ -160,6 +160,16 @@ def test_unloading_closes_the_widgets(kernel: Kernel) -> None:
     run_ok(kernel, "%load_ext nbrun")
 
 
+def test_a_card_comes_also_after_a_cell_has_closed_all_widgets(kernel: Kernel) -> None:
+    """What the next card is drawn by is there again, as if it were the first."""
+    final_update(kernel, run_ok(kernel, "%%agentrun soon -n first\nhi"))
+    run_ok(kernel, "import ipywidgets\nipywidgets.Widget.close_all()")
+    cell = run_ok(kernel, "%%agentrun soon -n second\nhi")
+    final_update(kernel, cell)
+    opened = card_messages(kernel, cell)[0]["content"]["data"]["state"]
+    assert not has_closed(kernel, opened["code_id"])
+
+
 @pytest.mark.parametrize("is_live", [True, False], ids=["live", "static"])
 def test_a_card_tells_when_what_was_left_running_has_ended(kernel: Kernel, is_live: bool) -> None:
     """The end names what goes on; when that ends, card and output are brought up to date."""

@@ -284,7 +284,7 @@ def test_list_shows_the_runs_newest_first(shared: Kernel) -> None:
         table = cell.result
         assert table is not None
         rows = table.splitlines()
-        assert rows[0].split() == ["run", "name", "status", "agent", "started", "tokens", "output"]
+        assert rows[0].split()[:3] == ["run", "name", "status"]  # the others as there is room
         assert ("newer" in rows[1], "older" in rows[2]) == (True, True)
         assert "<table " in cell.outputs[0]["data"]["text/html"]
 
