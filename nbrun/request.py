@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from operator import index
 from typing import TYPE_CHECKING
 
-from nbrun.agents import builtin, by_name, find_adapter, lacks_of, registered
+from nbrun.agents import by_name, find_adapter, lacks_of, registered
 from nbrun.agents.setup import NO_SETUP, Setup
 from nbrun.budget import Limits
 from nbrun.catalog import number_of
@@ -109,6 +109,8 @@ def resolve(agent: object, model: str | None, setup: Setup) -> tuple[object, str
         There is none, or it could not be entered.
     """
     if agent is None:
+        from nbrun.agents import builtin  # with the first run of it
+
         return builtin.choose(model, os.environ, setup)
     if model is not None:
         raise BadOption("give an agent or a model, not both")

@@ -9,8 +9,7 @@ import msgspec
 
 from nbrun import checkpoint, recording, request
 from nbrun import events as ev
-from nbrun.agents import Replay, builtin, find_adapter
-from nbrun.agents.acp_command import PREFIX
+from nbrun.agents import PROGRAM, Replay, builtin, cell, find_adapter
 from nbrun.budget import NO_LIMITS, Budget, Limits
 from nbrun.cancellation import CancelToken
 from nbrun.conversation import Turn, turns_of
@@ -22,9 +21,6 @@ from nbrun.wording import said, title
 if TYPE_CHECKING:
     from nbrun.run import Run
     from nbrun.store import SessionStore
-
-CELL = "--python"
-"""The target of a run whose agent is its cell."""
 
 MAX_THREAD = 100
 """Runs of a conversation that are looked back at."""
@@ -321,10 +317,10 @@ def _found(
 
 def _same_agent(record: RunRecord, find: FindAgent) -> object:
     words = title(record)
-    if record.target == CELL:
+    if record.target == cell.TARGET:
         raise AgentNotFound(f"the agent of {words} is its cell: run that cell again")
     name = record.target or record.agent
-    if name.startswith(PREFIX):  # not taken from the store: somebody else may have written it
+    if name.startswith(PROGRAM):  # not taken from the store: somebody else may have written it
         raise AgentNotFound(
             f"the command of {words} is not started from its record; pass agent=nbrun.agents.AcpAgent(…)"
         )

@@ -32,7 +32,6 @@ from nbrun.query import Since, read_query
 from nbrun.record import RunStatus
 from nbrun.run import Run
 from nbrun.run_list import RunList
-from nbrun.sequel import PLANS, FindAgent
 from nbrun.starter import Order, Starter
 from nbrun.store import SessionStore, places_for
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from nbrun.attempt import Attempt
     from nbrun.live_run import Listener, LiveRun
     from nbrun.redaction import Redactor
-    from nbrun.sequel import Sequel
+    from nbrun.sequel import FindAgent, Sequel
 
 
 _log = logging.getLogger("nbrun")
@@ -225,6 +224,8 @@ class NotebookSession:
         RunNotFound, AgentNotFound, BadOption, SessionClosed
             Nothing was started.
         """
+        from nbrun.sequel import PLANS  # with the first that needs it: a load must be quick
+
         run = self.get(ref)
         _check_names(options)
         if run.store is not self.store:

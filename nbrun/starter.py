@@ -21,7 +21,6 @@ from nbrun.errors import BadOption, IdConflict, NotResumable, RunRejected, Sessi
 from nbrun.live_run import LiveRun
 from nbrun.questions import NOBODY
 from nbrun.run import Owner, Run
-from nbrun.sequel import of_recording
 
 if TYPE_CHECKING:
     import threading
@@ -321,6 +320,8 @@ def _describe(order: Order, limits: Limits, session_id: str) -> ev.RunCreated:
         order.target = order.agent
     order.agent, order.model = request.resolve(order.agent, order.model, order.setup)
     if order.sequel is None and isinstance(order.agent, Replay):
+        from nbrun.sequel import of_recording  # with the first that needs it: a load must be quick
+
         order.sequel = of_recording(order.agent)
         order.prompt = order.prompt or order.agent.header.prompt
     created = request.describe(

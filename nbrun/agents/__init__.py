@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import msgspec
 
-from nbrun.agents.acp_command import AcpAgent as AcpAgent
-from nbrun.agents.acp_command import named
 from nbrun.errors import AgentNotFound
 from nbrun.recording import Replay as Replay
 
 if TYPE_CHECKING:
+    from nbrun.agents.acp_command import AcpAgent as AcpAgent
     from nbrun.checkpoint import State
     from nbrun.context import RunContext
     from nbrun.events import EventData
 
 ENTRY_POINTS = "nbrun.agents"
+PROGRAM = "acp:"
+"""What the name of a program that speaks ACP begins with in a line: `%%agentrun "acp:gemini --acp"`."""
 
 NO_NATIVE_CANCEL = "its task is cancelled"
 
@@ -252,7 +253,20 @@ def by_name(name: str) -> object:
     BadOption
         The command cannot be read.
     """
-    return _registered.get(name) or named(name)
+    if name.startswith(PROGRAM):
+        from nbrun.agents.acp_command import AcpAgent
+
+        return AcpAgent(name.removeprefix(PROGRAM))
+    return _registered.get(name)
+
+
+def __getattr__(name: str) -> object:
+    """Return what few need, so that it costs nobody else anything."""
+    if name == "AcpAgent":
+        from nbrun.agents.acp_command import AcpAgent
+
+        return AcpAgent
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def registered() -> dict[str, object]:

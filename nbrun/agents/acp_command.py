@@ -13,9 +13,6 @@ from nbrun.errors import AgentNotFound, BadOption
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PREFIX = "acp:"
-"""What the name of such an agent begins with in a line: `%%agentrun "acp:gemini --acp"`."""
-
 
 @dataclass(frozen=True)
 class AcpAgent:
@@ -75,8 +72,3 @@ class AcpAgent:
             )
         if not self.folder.is_dir():
             raise BadOption(f"there is no folder {self.folder} for {self.label} to work in")
-
-
-def named(target: str) -> AcpAgent | None:
-    """Return the agent that a line names as `acp:COMMAND`; None where it names another kind."""
-    return AcpAgent(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from nbrun.context import RunContext
     from nbrun.events import EventData
 
+TARGET = "--python"
+"""The target of a run whose agent is its cell."""
 _FILENAME = "<%%agentrun --python>"
 
 

@@ -13,14 +13,13 @@ from IPython.core.magic_arguments import magic_arguments
 
 from nbrun import awaiting
 from nbrun.agents import by_name, registered
-from nbrun.agents.cell import PythonCell, check_code
+from nbrun.agents.cell import TARGET, PythonCell, check_code
 from nbrun.cancellation import CancelOutcome, CancelReceipt
 from nbrun.encoding import printable, shown
 from nbrun.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.events import CONTINUE
 from nbrun.questions import ALLOW, DENY
 from nbrun.record import Steered
-from nbrun.sequel import CELL, conversation
 from nbrun.session import LIST_LIMIT
 from nbrun.ui.edited import read_args
 from nbrun.ui.interpolation import interpolate
@@ -102,7 +101,7 @@ class AgentMagics(Magics):
             "cell_id": cell_id(self._extension.shell), "max_turns": request.max_turns,
             "max_tokens": request.max_tokens, "max_cost": request.max_cost, "keep_object": request.keep_object,
             "approve": request.approve, "answerable": self._extension.is_answerable(request.block),
-            "target": CELL if request.python else request.target,
+            "target": TARGET if request.python else request.target,
             **self._resolved({"tools": request.tools or None, "system": request.system,
                               "output_type": request.output, "mcp": request.mcp or None,
                               "settings": request.settings}),
@@ -147,9 +146,13 @@ class AgentMagics(Magics):
         with_thread = take_flag(words, "--thread", has_value=False)
         refuse_flags("show", words)
         session = self._extension.session
-        for run in [session.get(ref) for ref in words or ["last"]]:
-            for shown_run in conversation(run) if with_thread else [run]:
-                self._extension.show(shown_run)
+        runs = [session.get(ref) for ref in words or ["last"]]
+        if with_thread:
+            from nbrun.sequel import conversation  # with the first that asks for it
+
+            runs = [each for run in runs for each in conversation(run)]
+        for run in runs:
+            self._extension.show(run)
 
     def _result(self, words: list[str]) -> object:
         refuse_flags("result", words)

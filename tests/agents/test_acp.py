@@ -18,8 +18,7 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun import events as ev
-from nbrun.agents import AcpAgent, find_adapter
-from nbrun.agents.acp_command import named
+from nbrun.agents import AcpAgent, by_name, find_adapter
 from nbrun.errors import AgentNotFound, BadOption
 from tests.agents.conformance import log
 from tests.conftest import MakeSession
@@ -229,11 +228,11 @@ def test_a_killed_kernel_leaves_no_agent(tmp_path: Path) -> None:
 
 def test_a_line_names_a_program() -> None:
     """`acp:COMMAND`, as a shell would read it, though none does."""
-    agent = named("acp:gemini --model 'a b' ; rm -rf /")
-    assert agent is not None
+    agent = by_name("acp:gemini --model 'a b' ; rm -rf /")
+    assert isinstance(agent, AcpAgent)
     assert agent.argv == ["gemini", "--model", "a b", ";", "rm", "-rf", "/"]
     assert (agent.label, find_adapter(agent).name) == ("gemini", "acp")
-    assert named("gemini") is None
+    assert by_name("gemini") is None
 
 
 @pytest.mark.parametrize(
