@@ -5,6 +5,7 @@ Imported when a run begins, for it imports the framework.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,9 @@ class Watch(BaseCallbackHandler):
             self._words[run_id] = []
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **more: Any) -> None:
-        """Tell what a model says."""
+        """Tell what a model says; one that speaks on after a cancel has not heard of it."""
+        if self._run.token.cancelled:
+            _cancel_again()
         message = getattr(chunk, "message", None)
         if run_id not in self._words or message is None:
             return
@@ -274,3 +277,17 @@ class Watch(BaseCallbackHandler):
     def _look_for_people(self) -> None:
         if self.control is not None and len(self._run.inbox):
             self.control.request_drain("a person has spoken")
+
+
+def _cancel_again() -> None:
+    """Cancel the task in which this is called, whose first cancel is lost.
+
+    LangChain's OpenAI models wait for each chunk by `asyncio.wait_for`, and up to Python 3.11 that swallows a cancel
+    which comes together with what it waits for. Source: CPython's issue 86296.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # the thread of a sync model, which the ladder stops
+        return
+    if task is not None:
+        task.cancel()

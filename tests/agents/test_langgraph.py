@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
@@ -502,6 +503,27 @@ def test_a_cancel_reaches_into_a_subgraph(session: NotebookSession) -> None:
     run.cancel()
     assert ended(run).status is RunStatus.CANCELLED
     assert log.told(run, tools.LEFT) == [None]
+
+
+def test_a_model_that_has_lost_its_cancel_is_cancelled_at_its_next_word(
+    session: NotebookSession,
+) -> None:
+    """As `asyncio.wait_for` loses one up to Python 3.11: the model would speak on, and be paid for it."""
+
+    class Deaf(ScriptModel):
+        async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+            yield ChatGenerationChunk(message=AIMessageChunk(content="tea "))
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            while True:
+                yield ChatGenerationChunk(message=AIMessageChunk(content="more "))
+                await asyncio.sleep(0.001)
+
+    run = session.start(react(Deaf(turns=()), []), "tea")
+    until(run, lambda record: "tea" in record.text)
+    run.cancel()
+    assert ended(run).status is RunStatus.CANCELLED
+    assert run.record.detached == ()
 
 
 def test_many_tasks_of_a_step_are_one_run(session: NotebookSession) -> None:

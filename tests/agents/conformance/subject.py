@@ -23,7 +23,6 @@ class Subject:
 
     name: ClassVar[str]
     crowd: ClassVar[int] = 50  # how many run at once, in the test of that
-    keeps_stream: ClassVar[str] = ""  # why a cancel may leave its stream open for a while
     has_http: ClassVar[bool] = False  # whether its models are also reached over OpenAI's protocol
 
     @property

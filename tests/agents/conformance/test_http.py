@@ -70,8 +70,6 @@ def test_an_answer_is_streamed(session: NotebookSession, subject: Subject) -> No
 
 def test_a_cancel_hangs_up_and_leaves_nothing(session: NotebookSession, subject: Subject) -> None:
     """Within the time, with no task, thread or socket left."""
-    if subject.keeps_stream:
-        pytest.skip(subject.keeps_stream)
     threads = set(threading.enumerate())
     took_s = [hung_up_s(session, subject)]
     while took_s[-1] >= HANG_UP_S and len(took_s) < 3:  # a starved machine may be late now and then

@@ -127,9 +127,6 @@ class LangGraph(Subject):
 
     name = "langgraph"
     has_http = True
-    keeps_stream = (
-        "now and then something of LangChain holds the stream: 8 of 102 cancels in a busy loop"
-    )
 
     def __init__(self) -> None:
         self._clients: dict[int, httpx.AsyncClient] = {}
