@@ -115,6 +115,7 @@ class AcpAdapter:
                     yield event
                 await work
             finally:
+                watch.abandon()
                 work.cancel()
                 await asyncio.wait({work})
                 await session.close()

@@ -82,11 +82,15 @@ class AcpProcess:
                 stderr=asyncio.subprocess.PIPE, cwd=agent.folder, env={**os.environ, **(agent.env or {})},
                 start_new_session=True, pass_fds=(lifeline,), limit=_BUFFER,
             )  # fmt: skip
-            _tie(lifeline, process.pid)
         except OSError as error:
             os.close(held)
             why = error.strerror or error
             raise NbrunError(f"{agent.label} cannot be started: {why}") from error
+        except BaseException:  # a cancel: asyncio has ended what it had begun
+            os.close(held)
+            raise
+        else:
+            _tie(lifeline, process.pid)
         finally:
             os.close(lifeline)
         return cls(process, run, agent.label, take, held)

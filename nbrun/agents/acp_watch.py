@@ -58,6 +58,7 @@ class Watch:
         self.is_deaf = False  # while it tells once more what is in an earlier run's log
         self._label = label
         self._items: asyncio.Queue[ev.EventData | asyncio.Event | None] = asyncio.Queue(WAITING)
+        self._is_over = False
         self._tools: dict[str, tuple[str, float]] = {}
         self._args: dict[str, object] = {}
         self._denied: dict[str, str] = {}
@@ -78,8 +79,18 @@ class Watch:
     async def finish(self) -> None:
         """Have `items()` end, after what was told."""
         for event in self._message():
-            await self._items.put(event)
-        await self._items.put(None)
+            await self._put(event)
+        await self._put(None)
+
+    def abandon(self) -> None:
+        """Let go of what waits for `items()`, which nobody reads any more: it would be waited for without an end."""
+        self._is_over = True
+        while not self._items.empty():
+            self._items.get_nowait()
+
+    async def _put(self, item: ev.EventData | asyncio.Event | None) -> None:
+        if not self._is_over:
+            await self._items.put(item)
 
     async def take(self, params: object) -> None:
         """Take an update; whatever it is, it comes from a program that we do not know."""
@@ -87,12 +98,12 @@ class Watch:
         if self.is_deaf:
             return
         for event in self._events(update):
-            await self._items.put(event)
+            await self._put(event)
 
     async def _caught_up(self) -> None:
         """Return when all that was told before is in the log."""
         mark = asyncio.Event()
-        await self._items.put(mark)
+        await self._put(mark)
         await mark.wait()
 
     def _events(self, update: dict[str, Any]) -> Iterable[ev.EventData]:

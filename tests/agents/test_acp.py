@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun import events as ev
 from nbrun.agents import AcpAgent, by_name, find_adapter
+from nbrun.agents.acp_process import AcpProcess
 from nbrun.errors import AgentNotFound, BadOption
 from tests.agents.conformance import log
 from tests.conftest import MakeSession
@@ -82,7 +84,9 @@ def test_what_is_no_agent_fails_with_a_line_that_says_why(
     assert re.search(message, run.error.message), run.error.message
 
 
-@pytest.mark.parametrize("kind", ["never answers", "ignores a cancel"])
+@pytest.mark.parametrize(
+    "kind", ["never answers", "ignores a cancel", "floods and ignores a cancel"]
+)
 def test_one_that_does_not_stop_is_killed_with_all_that_it_has_started(
     session: NotebookSession, kind: str
 ) -> None:
@@ -94,6 +98,24 @@ def test_one_that_does_not_stop_is_killed_with_all_that_it_has_started(
     ended(run)
     assert (run.status, run.error, run.record.detached) == (RunStatus.CANCELLED, None, ())
     wait_until_gone(child)
+
+
+def test_a_cancel_while_it_is_started_leaves_nothing_open() -> None:
+    """Neither the lifeline nor a pipe of a program that was never spoken to."""
+
+    async def main() -> int:
+        before: int = psutil.Process().num_fds()
+        starting: Any = AcpProcess.start(
+            hostile("says nothing"), cast("Any", None), cast("Any", None)
+        )
+        task = asyncio.create_task(starting)
+        await asyncio.sleep(0)  # it waits for the program to be there
+        assert task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        return int(psutil.Process().num_fds() - before)
+
+    assert asyncio.run(main()) == 0
 
 
 def test_one_that_dies_in_the_middle_of_a_message(session: NotebookSession) -> None:

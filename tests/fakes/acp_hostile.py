@@ -116,6 +116,12 @@ def main(kind: str, file: str) -> None:
             while True:
                 send(says("more "))
                 time.sleep(0.01)
+        case "floods and ignores a cancel":
+            begin()
+            linger()
+            line = json.dumps(says("x")) + "\n"
+            while True:
+                sys.stdout.write(line * 1_000)
         case "dies":
             begin()
             linger()
