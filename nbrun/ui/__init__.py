@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextvars
 import functools
 import os
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from nbrun.agents import registered
 from nbrun.config import NbRun
 from nbrun.default import SHELL_ATTRIBUTE
-from nbrun.encoding import shown
 from nbrun.errors import Interrupted, RunNotFinished
 from nbrun.session import LIST_LIMIT as LISTED
 from nbrun.session import NotebookSession
 from nbrun.store.retention import Keep
-from nbrun.ui import clicks, control
+from nbrun.ui import control
+from nbrun.ui.doors import Doors
 from nbrun.ui.formatting import format_value
+from nbrun.ui.static_cards import StaticCards
 from nbrun.ui.waiting import (
     cancelled_by_interrupt,
     cell_id,
@@ -25,26 +25,21 @@ from nbrun.ui.waiting import (
     uninterrupted,
     wait_for,
 )
-from nbrun.wording import UNLOAD, status_words, visible, with_sequels
+from nbrun.wording import UNLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nbrun.record import RunRecord
     from nbrun.run import Run
     from nbrun.ui.main_code import MainThread
 
 _EXTENSION_ATTRIBUTE = "nbrun_extension"
 
-LIST_LIMIT = 200
-"""How many live runs are told of at once, the newest: a cancel may be waiting behind the answer."""
-
 
 class Extension:
     """One load of nbrun in one shell: its session, its magics, its cards and its doors for a cancel.
 
-    Threads: the main thread, except `answer()`, which any thread may call, and `close()`, which the
-    kernel's shutdown calls on its control thread.
+    Threads: the main thread, except `close()`, which the kernel's shutdown calls on its control thread.
     """
 
     def __init__(self, shell: Any) -> None:
@@ -72,12 +67,11 @@ class Extension:
         self.session.on_followed = self._redraw_followed
         if self.kernel is not None:
             self.session.on_format = functools.partial(format_value, shell)
-        self._clicks = clicks.Clicks(self.session)
+        self.doors = Doors(self.session)
         self._board: Any = None
         self._panels: Any = None
         self._main_thread: MainThread | None = None
-        # Static cards of a headless notebook whose runs went on, and what brings them up to date.
-        self._still_shown: list[tuple[Run, Callable[[], object]]] = []
+        self._static_cards = StaticCards(shell)
         self._undo: list[Callable[[], object]] = []
 
     def _say_how_much_is_kept(self) -> None:
@@ -95,7 +89,7 @@ class Extension:
         if self.config not in self.shell.configurables:
             self.shell.configurables.append(self.config)
         if self.kernel is not None:
-            control.install(self.kernel, self.answer)
+            control.install(self.kernel, self.doors.answer)
             self._undo += [
                 lambda: control.remove(self.kernel),
                 _wrap_shutdown(self.kernel, self.close),
@@ -156,7 +150,7 @@ class Extension:
                 with cancelled_by_interrupt(run, self.session.cancel_grace_s):
                     wait_for(run, self.run_agents_code)
             finally:
-                self._show_static(run)
+                self._static_cards.show(run)
         elif waits:
             with cancelled_by_interrupt(run, self.session.cancel_grace_s):
                 self.show(run)
@@ -207,7 +201,7 @@ class Extension:
             ):  # half-shown, a card would never change again, or be a widget of nobody
                 self.board.show(live)
         else:
-            self._show_static(run)
+            self._static_cards.show(run)
 
     @property
     def has_page(self) -> bool:
@@ -228,35 +222,6 @@ class Extension:
 
             display(runs)
 
-    def _show_static(self, run: Run) -> None:
-        from IPython.display import DisplayHandle, display
-
-        from nbrun.snapshot import bundle, plain_text
-
-        if self.kernel is None:
-            print(plain_text(_shown_record(run), run.problem))
-            return
-        handle, record, problem = DisplayHandle(), _shown_record(run), run.problem
-        is_ours, headless = run._live is not None, is_headless(self.shell)
-        data = bundle(record, problem, is_redrawn=is_ours and not headless)
-        display(data, raw=True, display_id=handle.display_id)
-        redraw = functools.partial(self._redraw, run, handle)
-        is_last = record.is_settled and problem is None
-        if is_last or not (is_ours or record.is_live):
-            return  # what is shown is the last word
-        if headless:
-            self._still_shown.append((run, redraw))
-        else:  # as this cell's: a bare thread would send it as whichever cell's ran last
-            context = contextvars.copy_context()
-            redraw_here = lambda: context.copy().run(redraw)  # noqa: E731 - two listen with it
-            _when_asking(run, record, redraw_here)
-            run.follow_end(redraw_here)
-
-    def _redraw(self, run: Run, handle: Any) -> None:
-        from nbrun.snapshot import bundle
-
-        handle.update(bundle(_shown_record(run), run.problem), raw=True)
-
     def _redraw_followed(self, run: Run) -> None:
         """Have the card of a run say which runs come from it by now."""
         if self._board is not None and run._live is not None:
@@ -275,19 +240,6 @@ class Extension:
         tools = (self.toolset(NAME) or ()) if name in TOOLS else ()
         return next((tool for tool in tools if tool.__name__ == name), None)
 
-    def _redraw_ended(self) -> None:
-        """Bring static cards up to date whose runs have ended.
-
-        Source: nbclient takes an update only while a cell runs, and only as that cell's, so a waiting cell
-        has to send it.
-        """
-        still, self._still_shown = self._still_shown, []
-        for run, redraw in still:
-            if run.done():
-                redraw()
-            if not run.record.is_settled or run.problem is not None:
-                self._still_shown.append((run, redraw))
-
     @property
     def board(self) -> Any:
         """The cards, made with the first of them: their widget library takes 0.2 s to import."""
@@ -295,7 +247,10 @@ class Extension:
             from nbrun.ui.card import CardBoard
 
             self._board = CardBoard(
-                self.session, kernel_id(self.kernel), self.answer, lambda: self.config.notify_after
+                self.session,
+                kernel_id(self.kernel),
+                self.doors.answer,
+                lambda: self.config.notify_after,
             )
             self.session.on_line_moved = self._board.redraw_queued
         return self._board
@@ -306,7 +261,9 @@ class Extension:
         if self._panels is None:
             from nbrun.ui.panel import Panels
 
-            self._panels = Panels(self.session, self.board, kernel_id(self.kernel), self.answer)
+            self._panels = self.doors.panels = Panels(
+                self.session, self.board, kernel_id(self.kernel), self.doors.answer
+            )
         return self._panels
 
     def wait(self, runs: list[Run], timeout_s: float | None) -> None:
@@ -334,92 +291,11 @@ class Extension:
             live = sum(not run.done() for run in runs)
             going = "1 run goes on" if live == 1 else f"{live} runs go on"
             raise Interrupted(f"{going}; %agentrun cancel stops one, --all stops all") from None
-        self._redraw_ended()
+        self._static_cards.redraw_ended()
         for run in runs:
             print(repr(run))
         if not runs:
             print("no run is live: nothing to wait for")
-
-    # --- the doors -------------------------------------------------------------------------------
-
-    def answer(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Do what a card or the server asks for, by comm or control channel; only passes it on, touches no widget.
-
-        A card's request comes twice, once down each road, with one nonce; a cancel is idempotent, so the
-        second finds `already_requested`.
-        """
-        nonce = content.get("nonce")
-        reply: dict[str, Any] = {"op": "reply", "nonce": nonce if isinstance(nonce, str) else None}
-        match content.get("op"):
-            case "list":
-                return reply | self._answer_list()
-            case "ping":
-                return reply | {"outcome": "pong"}
-            case "cancel_all":
-                return reply | self._answer_cancel_all(content)
-            case "look" | "open" | "keep":
-                return reply | self._answer_for_panel(content)
-            case "cancel" | "approve" | "deny" | "steer":
-                return reply | self._answer_for_run(content)
-            case _:
-                return reply | {"outcome": "unknown_op"}
-
-    def _answer_for_run(self, content: dict[str, Any]) -> dict[str, Any]:
-        by = content["by"] if content.get("by") in ("server", "panel") else "card"
-        run_id, reason = content.get("run_id"), content.get("reason")
-        # The server finds its kernel by id, so it may leave the session out: exactly this id, in this session.
-        # A page outlives its kernel, and must name the session that its run is of.
-        session_id = content.get("session_id", self.session.id if by == "server" else None)
-        is_ours = session_id == self.session.id
-        run = self.session.own(run_id) if is_ours and isinstance(run_id, str) else None
-        if run is None:
-            return {"outcome": "not_found"}
-        if content["op"] != "cancel":
-            return self._clicks.answer(run, content, by)
-        receipt = self.session.cancel(run, reason if isinstance(reason, str) else None, by=by)
-        return {"outcome": str(receipt.outcome)}
-
-    def _answer_cancel_all(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Cancel all that is live, once: the click's second road may be read when other runs have begun."""
-        if content.get("session_id") != self.session.id:
-            return {"outcome": "not_found"}
-
-        def cancel_all() -> dict[str, Any]:
-            return {"outcome": "requested", "count": len(self.session.cancel_all(by="panel"))}
-
-        return self._clicks.once(content.get("nonce"), cancel_all)
-
-    def _answer_for_panel(self, content: dict[str, Any]) -> dict[str, Any]:
-        if self._panels is None:
-            return {"outcome": "not_found"}
-        return self._clicks.once(content.get("nonce"), lambda: self._panels.ask(content))
-
-    def _answer_list(self) -> dict[str, Any]:
-        live = self.session.live_runs
-        runs = [{**_listed(run), "session_id": self.session.id} for run in live[:LIST_LIMIT]]
-        return {"outcome": "listed", "runs": runs, "total": len(live)}
-
-
-def _shown_record(run: Run) -> RunRecord:
-    """Return the record with a word on the runs that come from this one."""
-    record = run.record
-    return record if record.is_live else with_sequels(record, run.sequels)
-
-
-def _when_asking(run: Run, drawn: RunRecord, redraw: Callable[[], object]) -> None:
-    """Call `redraw` whenever a live run asks something else than was drawn: a static card must say that it waits."""
-    live = run._live
-    if live is None:
-        return
-    shown = [drawn.pending]
-
-    def look(record: RunRecord, _events: object) -> None:
-        if record.is_live and record.pending != shown[0]:  # its end is drawn by who waits for that
-            shown[0] = record.pending
-            redraw()
-
-    live.listen(look)
-    look(live.record, ())  # it may have asked before we listened
 
 
 def _wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]:
@@ -441,21 +317,6 @@ def _wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]
             kernel.do_shutdown = original
 
     return restore
-
-
-def _listed(run: Run) -> dict[str, Any]:
-    """Return what a list outside the kernel shows of a run; no prompt and no output."""
-    record = run.glance
-    return {
-        "id": run.id,
-        "number": record.number,
-        "name": visible(shown(record.name, 200)),
-        "agent": visible(shown(record.model or record.agent, 200)),
-        "status": str(record.status),
-        "words": visible(shown(status_words(record), 300)),
-        "created_at": record.created_at,
-        "started_at": record.started_at,
-    }
 
 
 def kernel_id(kernel: Any) -> str:

@@ -39,7 +39,7 @@ def show(extension: Extension) -> None:
         from nbrun.ui import kernel_id
         from nbrun.ui.page_probe import show_probe
 
-        show_probe(kernel_id(extension.kernel), extension.answer)
+        show_probe(kernel_id(extension.kernel), extension.doors.answer)
 
 
 def examine(extension: Extension) -> list[Finding]:
