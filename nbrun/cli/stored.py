@@ -255,15 +255,15 @@ def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
         It cannot be opened.
     """
     store = SessionStore([path], SystemClock())
-    store.open_existing()
-    if store.stranger is not None:
-        if is_told:
-            print(printable(f"nbrun: only read: {store.stranger.problem}"), file=sys.stderr)
-        yield store.stranger
-        return
-    if store.path is None:
-        raise CommandError(f"{path} cannot be read: {store.problem or store.trouble}")
     try:
+        store.open_existing()
+        if store.stranger is not None:
+            if is_told:
+                print(printable(f"nbrun: only read: {store.stranger.problem}"), file=sys.stderr)
+            yield store.stranger
+            return
+        if store.path is None:
+            raise CommandError(f"{path} cannot be read: {store.problem or store.trouble}")
         yield store
     finally:
         store.close(1.0)

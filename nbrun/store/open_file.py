@@ -59,7 +59,7 @@ class OpenFile:
 
     Parameters
     ----------
-    connection : to the file; None is memory, while there is no file.
+    connection : to the file; None is memory, a stand-in while there is no file.
     session : the session's row, by the columns of its table.
     """
 
@@ -77,6 +77,7 @@ class OpenFile:
         self._clock = clock
         self._session_key: int | None = None
         self._beaten_at = clock.monotonic()  # the session is inserted with its first beat
+        self._is_stand_in = connection is None
         self._connection = connection or sqlite3.connect(":memory:", check_same_thread=False)
         self._ledger = self._ledger_of(self._connection)
         self._is_full_sync = False
@@ -85,6 +86,9 @@ class OpenFile:
     def take(self, connection: sqlite3.Connection) -> None:
         """Go on with a connection, which may be to another file."""
         if connection is not self._connection:
+            if self._is_stand_in:
+                self._connection.close()
+                self._is_stand_in = False
             self._connection, self._ledger = connection, self._ledger_of(connection)
             self._is_full_sync, self._busy_wait_s = False, -1.0
 

@@ -154,6 +154,10 @@ class Connection:
         """Set one of SQLite's limits."""
         self._connection.limit(category, limit)
 
+    def setconfig(self, op: int, enable: bool = True) -> None:
+        """Set one of its switches; the standard library has that from Python 3.12 on."""
+        self._connection.config(op, int(enable))
+
     def close(self) -> None:
         """Close it."""
         self._connection.close()
