@@ -70,6 +70,7 @@ class Drive:
         "_is_ended",
         "_is_entered",
         "_is_sending",
+        "_is_whole",
         "_ladder",
         "_lock",
         "_must_pause",
@@ -115,6 +116,7 @@ class Drive:
         self._ladder: Ladder | None = None
         self._outbox: tuple[tuple[ev.EventData, float, str | None, object], ...] = ()
         self._is_sending = False
+        self._is_whole = False  # what was said last is a complete message
         self._must_pause = False
         self._n = 0
         self._is_ended = False
@@ -154,6 +156,8 @@ class Drive:
                 self._refused += 1
                 return
             if isinstance(data, ev.TextDelta):
+                if self._is_whole:
+                    data = self._apart(data)
                 self._texts.append(data.text)
             elif isinstance(data, ev.ToolStarted):
                 self._open_tools[data.id] = now
@@ -161,6 +165,8 @@ class Drive:
                 self._open_tools.pop(data.id, None)
             elif isinstance(data, ev.Usage):
                 self._usage = usage = data
+            elif isinstance(data, ev.Message):
+                self._is_whole = True
             self._send(data, now, parent)
         if usage is not None and self._budget is not None:
             self._budget.note_usage(usage)  # not under the lock: a fired token calls code of others
@@ -171,6 +177,12 @@ class Drive:
                 time.sleep(PAUSE_S)
             else:
                 self._token.wait_sync(PAUSE_S)
+
+    def _apart(self, delta: ev.TextDelta) -> ev.TextDelta:
+        """Return what begins a message, apart from the last word of the message before it."""
+        self._is_whole = False
+        is_apart = not self._texts or self._texts[-1].endswith("\n") or delta.text.startswith("\n")
+        return delta if is_apart else ev.TextDelta(f"\n\n{delta.text}")
 
     def tell(self, data: ev.EventData) -> None:
         """Send an event of the host's own, if the run has not ended."""

@@ -226,7 +226,10 @@ class ReasoningDelta(EventData, frozen=True):
 
 
 class Message(EventData, frozen=True):
-    """A complete message, once, so that a replay needs no deltas."""
+    """A complete message, once, so that a replay needs no deltas.
+
+    The deltas before it are its text; those of the next message begin with an empty line.
+    """
 
     TYPE: ClassVar[str] = "message"
     role: str

@@ -182,6 +182,30 @@ def test_an_exit_in_a_task_on_the_side_does_not_end_the_loop(
     assert session.start(agents.instant, "next").result(BOUND_S) == "done: next"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "text"),
+    [
+        ("Let me see.", "It is 5.", "Let me see.\n\nIt is 5."),
+        ("Let me see.\n", "It is 5.", "Let me see.\nIt is 5."),
+        ("Let me see.", "\nIt is 5.", "Let me see.\nIt is 5."),
+        ("", "It is 5.", "It is 5."),
+    ],
+)
+def test_messages_are_paragraphs(
+    session: NotebookSession, first: str, second: str, text: str
+) -> None:
+    """What begins after a complete message is no part of its last word; text and output agree."""
+
+    async def says(prompt: str, run: RunContext) -> None:
+        run.text(first)
+        run.send(ev.Message("assistant", first))
+        run.text(second[:2])
+        run.text(second[2:])
+
+    run = ended(session.start(says))
+    assert (run.text, run.output) == (text, text)
+
+
 def test_partial_text_of_a_failed_run_is_its_output(session: NotebookSession) -> None:
     """What was said before the error is kept as output."""
 

@@ -135,7 +135,7 @@ def test_models_that_speak_at_once_are_not_mixed(session: NotebookSession) -> No
         builder.add_node(node.__name__, node)
         builder.add_edge(START, node.__name__)
     run = ended(session.start(builder.compile(), "tea"))
-    assert run.text in ("abcd", "cdab")
+    assert run.text in ("ab\n\ncd", "cd\n\nab")
     said = [e.data.text for e in run.events() if isinstance(e.data, ev.Message)]
     assert sorted(said) == ["ab", "cd"]
 
@@ -489,7 +489,7 @@ def test_what_is_said_during_the_last_answer_has_another(session: NotebookSessio
     until(run, lambda _record: bool(log.told(run, tools.ENTERED)))
     run.steer("milk")
     gate._loop.call_soon_threadsafe(gate.set)  # type: ignore[attr-defined]
-    assert ended(run).text == "tea!milk!"
+    assert ended(run).text == "tea!\n\nmilk!"
 
 
 def test_a_cancel_reaches_into_a_subgraph(session: NotebookSession) -> None:

@@ -598,7 +598,7 @@ def test_what_is_said_during_the_last_answer_has_another(session: NotebookSessio
     until(run, lambda record: record.steers == 1)
     gates[0]()
     assert run.result(BOUND_S) == "and sugar"
-    assert run.text == "tea and sugar"
+    assert run.text == "tea \n\nand sugar"
     assert run.record.steers_taken == 1
 
 
