@@ -188,6 +188,7 @@ def describe(
     Parameters
     ----------
     options : execution options; None stands for the default and is left out.
+    target : what the agent is called in the notebook, and the run as well, for want of a name: many agents have none.
 
     Raises
     ------
@@ -206,10 +207,11 @@ def describe(
     adapter = find_adapter(agent)
     adapter.check(agent)
     label = adapter.label(agent)
+    known_as = target if target is not None and target.isidentifier() else label
     options.update(setup.options())
     return RunCreated(
         session_id=session_id,
-        name=clean_text(name or label),
+        name=clean_text(name or known_as),
         agent=clean_text(label),
         prompt=clean_text(prompt),
         parent_id=parent_id,
