@@ -126,7 +126,7 @@ def test_second_notebook_has_four_endings(executed: Executed) -> None:
 def test_third_notebook_runs_every_kind_of_agent(executed: Executed) -> None:
     """Function, generator, async, class, child runs and a framework's; the cancelled one has tidied up."""
     _, records = executed(FOLDER / "03_your_own_agent.ipynb")
-    names = ["count_words", "parrot", "shopkeeper", "fence", "Diary", "Diary", "cups", "market",
+    names = ["count_words", "parrot", "shopkeeper", "fence", "diary", "diary", "cups", "market",
              "left", "right", "clerk"]  # fmt: skip
     assert [record.name for record in records] == names
     ends = {record.name: record.status for record in records}
