@@ -6,10 +6,10 @@
 | in a tool, its code or its model's text | the same | after the grace, by an exception in its thread, or named |
 | while a person is asked | the same | at once: the question is withdrawn |
 
-A tool under `nbrun.needs_approval` asks a person first, who may change its arguments. Text is streamed where the agent
-has `stream_outputs=True`. Each run has a copy of the agent, so many may run at once; afterwards the agent's
-`memory` is that of the last one. A run that stopped goes on from its last whole step, a `CodeAgent` without its
-variables.
+A tool under `nbrun.needs_approval` asks a person first, who may change its arguments. Text is streamed where the
+agent has `stream_outputs=True`. An agent that it manages is a tool with tools of its own, under the same budget. Each
+run has a copy of the agent, so many may run at once; afterwards the agent's `memory` is that of the last one. A run
+that stopped goes on from its last whole step, a `CodeAgent` without its variables.
 
 Found by class, never imported before one is driven: the import takes seconds.
 """
@@ -66,7 +66,7 @@ class SmolagentsAdapter:
         """Yield what the agent returns; the rest is told from its thread."""
 
         def begin() -> Callable[[Watch], object]:
-            from nbrun.agents.smolagents_watch import spoken
+            from nbrun.agents.smolagents_memory import spoken
 
             return lambda watch: watch.drive(prompt, spoken(run.history))
 
@@ -77,7 +77,7 @@ class SmolagentsAdapter:
         """Yield what the agent returns when it goes on."""
 
         def begin() -> Callable[[Watch], object]:
-            from nbrun.agents.smolagents_watch import go_on, unpacked
+            from nbrun.agents.smolagents_memory import go_on, unpacked
 
             run.checkpoint(state)  # should it be cut short before it has one of its own
             return lambda watch: watch.drive(go_on(agent), unpacked(state))

@@ -12,7 +12,7 @@ from smolagents.monitoring import TokenUsage
 
 import nbrun
 from nbrun import NotebookSession, Run, RunStatus
-from nbrun.agents.smolagents_watch import packed, unpacked
+from nbrun.agents.smolagents_memory import packed, unpacked
 from tests.agents.conformance import log
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import until
@@ -119,6 +119,60 @@ def test_a_tool_that_asks_may_be_one_in_code(session: NotebookSession) -> None:
         until(run, lambda record: bool(record.pending))
         run.approve(args={"tea": "assam"})
         assert ended(run).result() == "a cup of assam"
+    finally:
+        del brew.needs_approval
+
+
+def managed(*tools: Any) -> CodeAgent:
+    """Return an agent that has another one brew tea."""
+    helper = CodeAgent(
+        list(tools), Coder("cup = brew(tea='sencha')", "final_answer(cup)"),
+        name="helper", description="Brews.",
+    )  # fmt: skip
+    return CodeAgent(
+        [], Coder("cup = helper(task='Sencha.')", "final_answer('served')"), managed_agents=[helper]
+    )
+
+
+def test_an_agent_that_another_one_manages_is_a_row(session: NotebookSession) -> None:
+    """With its tools; its calls and tokens are the run's, and nothing that it shows in a terminal is in the log."""
+    run = ended(session.start(managed(brew), "Some tea."))
+    assert run.result() == "served"
+    assert [(t.name, t.kind, t.status) for t in run.record.tools] == [
+        ("python_interpreter", "python", "ok"),
+        ("helper", "agent", "ok"),
+        ("python_interpreter", "python", "ok"),
+        ("brew", "function", "ok"),
+        ("python_interpreter", "python", "ok"),
+        ("python_interpreter", "python", "ok"),
+    ]
+    helped = run.record.tools[1]
+    assert helped.args == {"task": "Sencha."}
+    assert "a cup of sencha" in str(helped.result)
+    assert (run.usage.requests, run.usage.input_tokens) == (4, 40)
+    assert run.record.log == ()
+
+
+def test_a_budget_holds_for_the_agents_that_it_manages(session: NotebookSession) -> None:
+    """The call that would be one too many is none of its manager's."""
+    run = ended(session.start(managed(brew), "Some tea.", max_turns=2))
+    assert (run.status, run.cause) == (RunStatus.CANCELLED, "budget")
+    assert run.usage.requests == 2
+
+
+def test_a_tool_asks_in_whichever_agent_has_it(session: NotebookSession) -> None:
+    """What is marked so is not used without a person, and a cancel is heard there."""
+    careful = nbrun.needs_approval(brew)
+    try:
+        run = session.start(managed(careful), "Some tea.")
+        until(run, lambda record: bool(record.pending))
+        run.approve()
+        assert ended(run).result() == "served"
+        cut = session.start(managed(careful), "Some tea.")
+        until(cut, lambda record: bool(record.pending))
+        cut.cancel()
+        assert ended(cut).status is RunStatus.CANCELLED
+        assert {t.status for t in cut.record.tools if t.name == "helper"} == {"cancelled"}
     finally:
         del brew.needs_approval
 
