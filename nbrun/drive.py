@@ -26,6 +26,7 @@ from nbrun.inbox import Inbox
 from nbrun.ladder import LAST_S, Ladder
 from nbrun.loop_flag import LoopFlag
 from nbrun.questions import Questions
+from nbrun.record import between
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,11 +67,11 @@ class Drive:
         "_gate",
         "_host_name",
         "_inbox",
+        "_is_between",
         "_is_driving",
         "_is_ended",
         "_is_entered",
         "_is_sending",
-        "_is_whole",
         "_ladder",
         "_lock",
         "_must_pause",
@@ -116,7 +117,7 @@ class Drive:
         self._ladder: Ladder | None = None
         self._outbox: tuple[tuple[ev.EventData, float, str | None, object], ...] = ()
         self._is_sending = False
-        self._is_whole = False  # what was said last is a complete message
+        self._is_between = False  # messages: the last is complete
         self._must_pause = False
         self._n = 0
         self._is_ended = False
@@ -156,8 +157,9 @@ class Drive:
                 self._refused += 1
                 return
             if isinstance(data, ev.TextDelta):
-                if self._is_whole:
-                    data = self._apart(data)
+                if self._is_between and data.text:
+                    self._texts.append(between(self._texts, data.text))
+                    self._is_between = False
                 self._texts.append(data.text)
             elif isinstance(data, ev.ToolStarted):
                 self._open_tools[data.id] = now
@@ -166,7 +168,7 @@ class Drive:
             elif isinstance(data, ev.Usage):
                 self._usage = usage = data
             elif isinstance(data, ev.Message):
-                self._is_whole = True
+                self._is_between = True
             self._send(data, now, parent)
         if usage is not None and self._budget is not None:
             self._budget.note_usage(usage)  # not under the lock: a fired token calls code of others
@@ -177,12 +179,6 @@ class Drive:
                 time.sleep(PAUSE_S)
             else:
                 self._token.wait_sync(PAUSE_S)
-
-    def _apart(self, delta: ev.TextDelta) -> ev.TextDelta:
-        """Return what begins a message, apart from the last word of the message before it."""
-        self._is_whole = False
-        is_apart = not self._texts or self._texts[-1].endswith("\n") or delta.text.startswith("\n")
-        return delta if is_apart else ev.TextDelta(f"\n\n{delta.text}")
 
     def tell(self, data: ev.EventData) -> None:
         """Send an event of the host's own, if the run has not ended."""

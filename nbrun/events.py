@@ -226,10 +226,7 @@ class ReasoningDelta(EventData, frozen=True):
 
 
 class Message(EventData, frozen=True):
-    """A complete message, once, so that a replay needs no deltas.
-
-    The deltas before it are its text; those of the next message begin with an empty line.
-    """
+    """A complete message, once, so that a replay needs no deltas."""
 
     TYPE: ClassVar[str] = "message"
     role: str

@@ -18,6 +18,7 @@ from nbrun.record import (
     RunStatus,
     Steered,
     ToolCall,
+    between,
     is_admitted,
 )
 
@@ -59,6 +60,7 @@ class _Draft:
     __slots__ = (
         "changes",
         "children",
+        "is_between",
         "last_event_at",
         "logs",
         "next_seq",
@@ -77,6 +79,7 @@ class _Draft:
         self.next_seq = record.event_count
         self.last_event_at = record.last_event_at
         self.text: list[str] = []
+        self.is_between = record.is_between
         self.reasoning: list[str] = []
         self.warnings: list[str] = []
         self.logs: list[str] = []
@@ -95,6 +98,9 @@ class _Draft:
         self.next_seq += 1
         self.last_event_at = event.ts
         if isinstance(data, ev.TextDelta):  # by far the most
+            if self.is_between and data.text:
+                self.text.append(between((self.record.text, *self.text), data.text))
+                self.is_between = False
             self.text.append(data.text)
             return
         self.status = TRANSITIONS[status].get(kind, status)
@@ -142,6 +148,7 @@ class _Draft:
             self._close_parts(status)
         if self.text:
             changes["text"] = record.text + "".join(self.text)
+        changes["is_between"] = self.is_between and status not in TERMINAL
         if self.reasoning:
             more = "".join(self.reasoning)
             changes["reasoning"] = (record.reasoning + more[-REASONING_TAIL:])[-REASONING_TAIL:]
@@ -174,6 +181,10 @@ def _created(draft: _Draft, data: ev.RunCreated, event: ev.RunEvent) -> None:
 def _started(draft: _Draft, _data: ev.RunStarted, event: ev.RunEvent) -> None:
     # A new attempt knows nothing of what an older one had asked, or was allowed.
     draft.changes.update(started_at=event.ts, attempt=event.attempt, pending=(), always=())
+
+
+def _completed_message(draft: _Draft, _data: ev.Message, _event: ev.RunEvent) -> None:
+    draft.is_between = True
 
 
 def _reasoned(draft: _Draft, data: ev.ReasoningDelta, _event: ev.RunEvent) -> None:
@@ -327,6 +338,7 @@ def _steer_taken(draft: _Draft, data: ev.SteerTaken, event: ev.RunEvent) -> None
 
 _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.RunCreated: _created,
+    ev.Message: _completed_message,
     ev.RunStarted: _started,
     ev.RunPhase: _phase,
     ev.ReasoningDelta: _reasoned,

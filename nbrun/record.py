@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nbrun import events as ev
 from nbrun.cancellation import CancelCause, Rung
 from nbrun.encoding import Plain, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class RunStatus(StrEnum):
@@ -75,6 +78,15 @@ BRIEF_PENDING = 3
 """Questions that a brief record holds."""
 
 
+def between(said: Iterable[str], text: str) -> str:
+    """Return what parts the text of a new message from what was said before, in pieces: an empty line, or nothing."""
+    last = ""
+    for piece in said:
+        last = piece or last
+    is_apart = not last or last.endswith("\n") or text.startswith("\n")
+    return "" if is_apart else "\n\n"
+
+
 class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One use of a tool, as far as it has come."""
 
@@ -122,11 +134,11 @@ class FileMade(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_only=True):
     """The state of a run, frozen: the fold of its events up to `event_count`.
 
-    Times are epoch seconds (UTC). `text` is all that was streamed; `output` is what the agent returned, as
-    JSON-like data, or the text where it returned nothing. `reasoning` is the tail of `reasoning_count` characters;
-    it is no part of an answer, and models write much of it. `detached` names what a cancelled run has left
-    running, `detached_finished` those of them that have ended since. `log` is the tail of `log_count` lines,
-    `steered` that of `steers` messages, `files` that of `file_count` files.
+    Times are epoch seconds (UTC). `text` is all that was streamed, its messages a paragraph each; `output` is what
+    the agent returned, as JSON-like data, or the text where it returned nothing. `reasoning` is the tail of
+    `reasoning_count` characters; it is no part of an answer, and models write much of it. `detached` names what a
+    cancelled run has left running, `detached_finished` those of them that have ended since. `log` is the tail of
+    `log_count` lines, `steered` that of `steers` messages, `files` that of `file_count` files.
     """
 
     run_id: str = ""
@@ -156,6 +168,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     ended_at: float | None = None
     last_event_at: float = 0.0
     text: str = ""
+    is_between: bool = False  # messages: the last is complete, and what comes next is another
     reasoning: str = ""
     reasoning_count: int = 0
     output: Plain = None

@@ -55,17 +55,13 @@ def _check_questions(events: list[ev.RunEvent]) -> None:
 
 
 def _check_messages(events: list[ev.RunEvent]) -> None:
-    """Every complete message of the agent comes once, after the deltas of its text and no others.
-
-    But for the paragraph's end that is between two of them.
-    """
+    """Every complete message of the agent comes once, after the deltas of its text and no others."""
     streamed, is_streamed = "", any(isinstance(event.data, ev.TextDelta) for event in events)
     for event in events:
         match event.data:
             case ev.TextDelta(text=text):
                 streamed += text
             case ev.Message(role="assistant", text=text):
-                streamed = streamed.removeprefix("\n\n")
                 assert not is_streamed or streamed == text, (streamed, text)
                 streamed = ""
 
