@@ -12,7 +12,7 @@ from nbrun.cancellation import CancelCause, Rung
 from nbrun.encoding import Plain, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 
 class RunStatus(StrEnum):
@@ -78,11 +78,9 @@ BRIEF_PENDING = 3
 """Questions that a brief record holds."""
 
 
-def between(said: Iterable[str], text: str) -> str:
+def between(said: Sequence[str], text: str) -> str:
     """Return what parts the text of a new message from what was said before, in pieces: an empty line, or nothing."""
-    last = ""
-    for piece in said:
-        last = piece or last
+    last = next((piece for piece in reversed(said) if piece), "")
     is_apart = not last or last.endswith("\n") or text.startswith("\n")
     return "" if is_apart else "\n\n"
 
