@@ -98,6 +98,7 @@ class OpenAIAgentsAdapter:
         while True:
             if isinstance(begin, RunState) and begin.get_interruptions():
                 await watch.ask(begin)
+            watch.begin_stream(is_new=not isinstance(begin, RunState))
             stream = self._streams[run.run_id] = Runner.run_streamed(agent, begin, **options)
             try:
                 async for event in stream.stream_events():

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from agents import RunHooks, RunState
+from agents import RunHooks, RunState, Usage
 
 from nbrun.agents.prices import cost_usd
 from nbrun.conversation import USER
@@ -19,7 +20,7 @@ from nbrun.errors import NotResumable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agents import Agent, ModelResponse, RunContextWrapper, ToolApprovalItem
+    from agents import Agent, ModelResponse, RunContextWrapper, Tool, ToolApprovalItem
     from agents.run_config import CallModelData, ModelInputData, ToolErrorFormatterArgs
 
     from nbrun.checkpoint import State
@@ -88,7 +89,8 @@ class Memory:
 class Watch(RunHooks[Any]):
     """Asks the run's budget before each model call, and tells what has been used after it.
 
-    There it also hands on what people have said, and keeps what the run can be gone on from.
+    There it also hands on what people have said, and keeps what the run can be gone on from. An agent that is another
+    one's tool is asked for by the same configuration, but has no hooks: its calls count, its talk is its own.
 
     Threads: of the loop that the agent is on.
     """
@@ -97,6 +99,17 @@ class Watch(RunHooks[Any]):
         self.run = run
         self.memory = memory
         self._statuses: dict[str, str] = {}  # of tools that were not simply used
+        self._task: asyncio.Task[Any] | None = None  # that a stream calls its model from
+        self._told: Counter[str] | None = (
+            None  # tokens of the stream; None: what was used before is not known
+        )
+        self._models_within: set[str] = set()  # of agents that are tools
+
+    def begin_stream(self, *, is_new: bool) -> None:
+        """Expect the calls of another stream, which goes on from a state if it is not new."""
+        self._task = None
+        if is_new:
+            self._told = Counter()
 
     def status_of(self, tool_id: str) -> str:
         """Return how a tool has ended."""
@@ -111,28 +124,42 @@ class Watch(RunHooks[Any]):
             Nothing is: no model is called.
         """
         self.run.begin_turn()
-        data.model_data.input = self.memory.with_heard(data.model_data.input)
-        self.memory.keep(data.model_data.input)
+        # The first call of a stream is never that of a tool, and a tool has a task of its own.
+        self._task = self._task or asyncio.current_task()
+        if asyncio.current_task() is self._task:
+            data.model_data.input = self.memory.with_heard(data.model_data.input)
+            self.memory.keep(data.model_data.input)
+        else:
+            self._models_within.add(_model_of(data.agent))
         return data.model_data
 
     async def on_llm_end(
         self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse
     ) -> None:
         """Tell what has been used, and keep what is to be done."""
-        usage = response.usage
-        cached = usage.input_tokens_details.cached_tokens or 0
-        model = getattr(agent.model, "model", agent.model)
-        cost = None
-        if isinstance(model, str):
-            cost = cost_usd(
-                model, provider="openai", input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens, cache_read_tokens=cached,
-            )  # fmt: skip
-        self.run.usage(
-            input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cache_read_tokens=cached,
-            reasoning_tokens=usage.output_tokens_details.reasoning_tokens or 0, requests=1, cost_usd=cost,
-        )  # fmt: skip
+        # The total has this response, and what a tool that has failed had used.
+        self._tell(context.usage, response.usage, _model_of(agent), requests=1)
         self.memory.keep_response([dict(item) for item in response.to_input_items()])
+
+    async def on_tool_end(
+        self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool, result: object
+    ) -> None:
+        """Tell what agents within a tool have used."""
+        if models := self._models_within:
+            model = next(iter(models)) if len(models) == 1 else ""
+            self._tell(context.usage, Usage(), model)
+
+    def _tell(self, total: Usage, newest: Usage, model: str, *, requests: int = 0) -> None:
+        """Tell what of a total was not told before; of an unknown one, the newest."""
+        whole = _tokens(total)
+        used = _tokens(newest) if self._told is None else whole - self._told
+        self._told = whole
+        priced = {
+            name: used[name] for name in ("input_tokens", "output_tokens", "cache_read_tokens")
+        }
+        cost = cost_usd(model, provider="openai", **priced) if model else None
+        if used or requests:
+            self.run.usage(**used, requests=requests, cost_usd=cost)
 
     def note_error(self, told: ToolErrorFormatterArgs[Any]) -> str | None:
         """Take note that a tool has failed or was refused; the words for the model are the SDK's."""
@@ -155,6 +182,20 @@ class Watch(RunHooks[Any]):
             return
         state.reject(item, rejection_message=answer.text or None)
         self._statuses[str(item.call_id)] = "denied"
+
+
+def _tokens(usage: Usage) -> Counter[str]:
+    return Counter(
+        input_tokens=usage.input_tokens, output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.input_tokens_details.cached_tokens or 0,
+        reasoning_tokens=usage.output_tokens_details.reasoning_tokens or 0,
+    )  # fmt: skip
+
+
+def _model_of(agent: Any) -> str:
+    """Return the name of an agent's model, as its provider knows it; "" where it has none."""
+    model = getattr(agent.model, "model", agent.model)
+    return model if isinstance(model, str) else ""
 
 
 async def recalled(agent: Agent[Any], state: State) -> tuple[Any, list[tuple[int, str]]]:
