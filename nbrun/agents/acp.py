@@ -77,39 +77,47 @@ class AcpAdapter:
         """Return its name."""
         return agent.label if isinstance(agent, AcpAgent) else self.name
 
-    async def events(self, agent: object, prompt: str, run: RunContext) -> Items:
+    def events(self, agent: object, prompt: str, run: RunContext) -> Items:
         """Yield what the agent does."""
         from nbrun.agents.acp_watch import prompt_of
 
-        async for item in self._driven(agent, run, None, prompt_of(run.history, prompt)):
-            yield item
+        return self._driven(agent, run, prompt_of(run.history, prompt))
 
-    async def resume(self, agent: object, state: State, run: RunContext) -> Items:
+    def resume(self, agent: object, state: State, run: RunContext) -> Items:
         """Yield what the agent does in the session that it had."""
         from nbrun.agents.acp_watch import GO_ON
 
-        known = state.get("session") if isinstance(state, dict) else None
+        kept = state if isinstance(state, dict) else {}
+        known = kept.get("session")
         if (
             not isinstance(known, str)
             or not 0 < len(known) <= LONGEST_ID
             or not known.isprintable()
         ):
             raise NbrunError("what was kept of the session names none; retry the run")
-        async for item in self._driven(agent, run, known, GO_ON):
-            yield item
+        return self._driven(agent, run, GO_ON, known, kept.get("used"))
 
-    async def _driven(self, agent: object, run: RunContext, known: str | None, text: str) -> Items:
+    async def _driven(
+        self,
+        agent: object,
+        run: RunContext,
+        text: str,
+        known: str | None = None,
+        used: object = None,
+    ) -> Items:
         from nbrun.agents.acp_process import AcpProcess
         from nbrun.agents.acp_watch import AcpSession, Watch, converse
 
         assert isinstance(agent, AcpAgent)  # noqa: S101 - match() said so
         watch = Watch(run, agent.label)
+        watch.go_on_from(used)
         process = watch.process = await AcpProcess.start(agent, run, watch.take)
         is_done = False
         try:
             session = self._sessions[run.run_id] = AcpSession(agent, watch, process)
             name = f"nbrun-acp-session-{run.run_id}"
             work = asyncio.create_task(converse(session, watch, known, text), name=name)
+            session.work = work
             try:
                 async for event in watch.items():
                     yield event

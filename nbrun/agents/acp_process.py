@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
+import itertools
 import json
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nbrun.encoding import shown
+from nbrun.encoding import plain, shown
 from nbrun.errors import NbrunError
 
 if TYPE_CHECKING:
@@ -19,16 +21,21 @@ if TYPE_CHECKING:
     from nbrun.agents.acp_command import AcpAgent
     from nbrun.context import RunContext
 
-MAX_LINE = 16_000_000
+MAX_LINE = 2_000_000
 """Bytes of one message; a longer one is left out, and told of."""
 MAX_REQUESTS = 20
 """Requests of the agent that may wait for their answers at a time."""
+MAX_REQUEST = 100_000
+"""Bytes of one of them: what is wrong in it is looked at part by part, and all of that said in the answer."""
+MAX_ID = 200
+"""Characters of what it calls a request; the answer has them again."""
 MAX_ERRORS = 1_000_000
 """Bytes of what it writes to its standard error that go into the run's log."""
 LEAVE_S = 1.0
 """How long it gets to end by itself once it is hung up on."""
 
 _BUFFER = 1 << 16
+_LINES_AT_ONCE = 100  # then others have their turn on the loop
 _TAIL = 2_000
 
 Message = dict[str, Any]
@@ -98,14 +105,16 @@ class AcpProcess:
     # --- the transport ---------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:
-        """Write a message."""
-        if "method" not in message:
-            self._unanswered -= 1
-            self._answered.set()
+        """Write a message; an answer is one when the agent has read what was written before it."""
         assert self._process.stdin is not None  # noqa: S101 - it was started with a pipe
-        self._process.stdin.write(json.dumps(message).encode() + b"\n")
-        with contextlib.suppress(ConnectionError):  # it is gone, which the reading side tells
-            await self._process.stdin.drain()
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            with contextlib.suppress(ConnectionError):  # it is gone, which the reading side tells
+                await self._process.stdin.drain()
+        finally:
+            if "method" not in message:
+                self._unanswered -= 1
+                self._answered.set()
 
     async def receive(self) -> Message | None:
         """Return the next answer or request of the agent; None at the end.
@@ -113,20 +122,28 @@ class AcpProcess:
         Updates are handed on from here, in their order. What is neither is left out: the connection would take it for
         a mistake of its own.
         """
-        while (line := await self._line()) is not None:
-            message = self._read(line)
-            if message is None:
-                continue
+        for number in itertools.count(1):
+            line = await self._line()
+            if line is None:
+                return None
+            if number % _LINES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            message = self._read(line) or {}
             match message:
-                case {"method": str(), "id": _}:
+                case {"method": str(), "id": int() | str() as known_as}:
                     self._unanswered += 1
                     await self._has_room()
-                    return message
+                    if len(line) <= MAX_REQUEST and len(str(known_as)) <= MAX_ID:
+                        return _without_meta(message)
+                    refused = {"code": -32600, "message": "the request is too long"}
+                    await self.send({"jsonrpc": "2.0", "id": None, "error": refused})
                 case {"method": "session/update"}:
                     await self._take(message.get("params"))
+                case {"method": _}:
+                    pass
                 case {"id": int(), "error": error} if not isinstance(error, dict):
-                    return {**message, "error": {"message": shown(error, 200)}}
-                case {"id": int()} if "method" not in message:
+                    return {**message, "error": {"message": shown(plain(error), 200)}}
+                case {"id": int()}:
                     return message
         return None
 
@@ -209,10 +226,15 @@ class AcpProcess:
             self.kill()
             os.close(self._held)
             self._errors.cancel()
-            # Its pipes may be full of what nobody reads any more. The process class has no close() of its own.
-            self._process._transport.close()  # type: ignore[attr-defined]
+            # Its pipes may be full of what nobody reads any more. The process class has no close() of its own, and
+            # what it stands on must not be closed before the process was waited for: it would take its exit code.
+            transport = self._process._transport  # type: ignore[attr-defined]
+            for pipe in map(transport.get_pipe_transport, range(3)):
+                if pipe is not None:
+                    pipe.close()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), LEAVE_S)
+            transport.close()
             if self._garbage > 1:
                 self._run.log(f"{self._label} wrote {self._garbage:,} lines that are no messages")
 
@@ -226,13 +248,22 @@ class AcpProcess:
         stderr = self._process.stderr
         assert stderr is not None  # noqa: S101 - it was started with a pipe
         size = 0
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a letter
         while part := await stderr.read(_BUFFER):
             self._last_words = (self._last_words + part)[-_TAIL:]
             if size < MAX_ERRORS:
-                self._run.write(part.decode(errors="replace"), "stderr")
+                self._run.write(decoder.decode(part), "stderr")
                 if size + len(part) >= MAX_ERRORS:
                     self._run.log(f"{self._label} wrote more to its standard error than is kept")
             size += len(part)
+
+
+def _without_meta(request: Message) -> Message:
+    """Return a request without what the package would mix into its parameters, in place of those that it has read."""
+    params = request.get("params")
+    if not isinstance(params, dict):
+        return request
+    return {**request, "params": {name: params[name] for name in params if name != "_meta"}}
 
 
 def _tie(lifeline: int, pid: int) -> None:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from nbrun import events as ev
 from nbrun.encoding import clean_text, plain, shown
 from nbrun.errors import Cancelled, NbrunError
-from nbrun.questions import DENY
+from nbrun.questions import ALLOW, DENY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -31,11 +31,19 @@ if TYPE_CHECKING:
     from nbrun.agents.acp_process import AcpProcess
     from nbrun.context import RunContext
     from nbrun.conversation import Turn
+    from nbrun.encoding import Plain
 
 WAITING = 100
 """Events that may wait for the run's log before the agent is held back."""
-MAX_COST = 1e6
-"""US dollars of which a total is believed."""
+MOST = {
+    "cost_usd": 1e6, "input_tokens": 1e12, "output_tokens": 1e12, "cache_read_tokens": 1e12,
+    "reasoning_tokens": 1e12,
+}  # fmt: skip
+"""Totals that are believed: US dollars, and tokens."""
+MAX_OPTIONS = 20
+"""Answers that a person is offered."""
+MAX_NAME = 80
+"""Characters of a tool's name by which it can be allowed always."""
 GO_ON = "You were interrupted. Go on from where you stopped."
 
 _STATUS = {"completed": "ok", "failed": "error"}
@@ -43,7 +51,6 @@ _SAYS = {
     "max_tokens": "its answer was cut: it had reached its limit of tokens",
     "max_turn_requests": "it stopped: it had reached its limit of requests to its model",
 }
-_CHOICES = ("allow_once", "allow_always"), ("reject_once", "reject_always")
 
 
 class Watch:
@@ -55,15 +62,16 @@ class Watch:
     def __init__(self, run: RunContext, label: str) -> None:
         self.run = run
         self.process: AcpProcess | None = None
+        self.session_id = ""  # of one that can be loaded again
         self.is_deaf = False  # while it tells once more what is in an earlier run's log
         self._label = label
         self._items: asyncio.Queue[ev.EventData | asyncio.Event | None] = asyncio.Queue(WAITING)
         self._is_over = False
-        self._tools: dict[str, tuple[str, float]] = {}
-        self._args: dict[str, object] = {}
+        self._tools: dict[str, tuple[str, float, Plain]] = {}  # name, when it began, arguments
+        self._ended: set[str] = set()
         self._denied: dict[str, str] = {}
         self._text: list[str] = []
-        self._cost = 0.0
+        self._told: dict[str, float] = {}  # what its session has used in all
         self.answer = ""  # the last whole message
 
     # --- what it tells ---------------------------------------------------------------------------
@@ -135,43 +143,64 @@ class Watch:
         tool_id = clean_text(str(update.get("toolCallId")))[:200]
         events: list[ev.EventData] = []
         if tool_id not in self._tools:
-            if update.get("sessionUpdate") == "tool_call_update" and tool_id in self._args:
-                return []  # it has ended: what else it has to say comes too late
+            if update.get("sessionUpdate") == "tool_call_update" and tool_id in self._ended:
+                return []  # what else it has to say comes too late
             name = clean_text(str(update.get("title") or update.get("kind") or "tool"))
             args = plain(update.get("rawInput"))
-            self._tools[tool_id] = name, self.run.clock.monotonic()
-            self._args[tool_id] = None
+            self._tools[tool_id] = name, self.run.clock.monotonic(), args
             kind = clean_text(str(update.get("kind") or "other"))
             events = [*self._message(), ev.ToolStarted(tool_id, name, kind, args)]
         status = _STATUS.get(str(update.get("status")))
         if status is None:
             return events
-        _, began = self._tools.pop(tool_id)
+        _, began, _ = self._tools.pop(tool_id)
+        self._ended.add(tool_id)
         result = update.get("rawOutput")
         result = plain(result) if result is not None else _contents(update.get("content"))
-        if tool_id in self._denied:
-            status, result = "denied", self._denied.pop(tool_id) or None
+        if (reason := self._denied.pop(tool_id, None)) is not None:
+            if status == "ok":
+                self.run.log(f"{self._label} has used a tool that was denied: {tool_id}", "warning")
+            else:
+                status, result = "denied", reason or None
         ms = round((self.run.clock.monotonic() - began) * 1000, 3)
         return [*events, ev.ToolFinished(tool_id, status, result, ms)]
 
     def _note_cost(self, cost: dict[str, Any]) -> None:
         """Count what the session has cost; it tells totals, in any currency."""
-        amount = cost.get("amount")
-        if cost.get("currency") != "USD" or not isinstance(amount, int | float):
-            return
-        if self._cost < amount < MAX_COST:
-            self.run.usage(cost_usd=amount - self._cost)
-            self._cost = float(amount)
+        if cost.get("currency") == "USD":
+            self._count(cost_usd=cost.get("amount"))
 
     def note_usage(self, usage: Any) -> None:
-        """Count the tokens of an answer, where the agent tells of them."""
+        """Count the tokens of the session, where the agent tells of them."""
         if usage is not None:
-            self.run.usage(
+            self._count(
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
-                cache_read_tokens=usage.cached_read_tokens or 0,
-                reasoning_tokens=usage.thought_tokens or 0,
+                cache_read_tokens=usage.cached_read_tokens,
+                reasoning_tokens=usage.thought_tokens,
             )
+
+    def _count(self, **totals: object) -> None:
+        """Tell what of the session's totals is new; what no total can be is left out."""
+        new: dict[str, float] = {}
+        for name, total in totals.items():
+            before = self._told.get(name, 0)
+            if isinstance(total, int | float) and before < total < MOST[name]:
+                new[name], self._told[name] = total - before, total
+        if new:
+            self.run.usage(**new)  # type: ignore[arg-type]  # by their names
+            self.keep_session()
+
+    def keep_session(self) -> None:
+        """Keep what the session can be gone on with, and what it had used by then."""
+        if self.session_id:
+            self.run.checkpoint({"session": self.session_id, "used": self._told})
+
+    def go_on_from(self, used: object) -> None:
+        """Know what a session that is loaded had used before, and an earlier run has told."""
+        for name, total in _dict(used).items():
+            if name in MOST and isinstance(total, int | float) and 0 < total < MOST[name]:
+                self._told[name] = total
 
     # --- what it asks ----------------------------------------------------------------------------
 
@@ -180,46 +209,55 @@ class Watch:
     ) -> RequestPermissionResponse:
         """Ask a person; once the run is cancelled, that is the answer, as the protocol has it."""
         if self.run.token.cancelled:
-            return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
+            return _CANCELLED
         await self._caught_up()
         tool_id = clean_text(tool_call.tool_call_id)[:200]
-        known = self._tools.get(tool_id)
-        name = clean_text(tool_call.title or "") or (known[0] if known else "a tool")
-        kinds = {option.kind for option in options}
-        is_plain = bool(kinds.intersection(_CHOICES[0]) and kinds.intersection(_CHOICES[1]))
+        known_as, _began, known_args = self._tools.get(tool_id, ("", 0.0, None))
+        name = clean_text(tool_call.title or "") or known_as
+        named = _named(options)
+        is_plain = {"allow_once", "reject_once"} <= {option.kind for option in options}
         try:
             answer = await self.run.ask(
-                f"Use {shown(name, 200)}?",
-                args=plain(tool_call.raw_input),
-                tool=shown(name, 80),
-                tool_id=tool_id if known else None,
+                f"Use {shown(name or 'a tool', 200)}?",
+                args=known_args if tool_call.raw_input is None else plain(tool_call.raw_input),
+                # By this it is known when a person allows it always: not where others would be called the same.
+                tool=name if len(name) <= MAX_NAME else "",
+                tool_id=tool_id if tool_id in self._tools else None,
                 editable=False,
-                options=() if is_plain else [shown(option.name, 80) for option in options[:20]],
+                options=() if is_plain else list(named),
             )
-        except (Cancelled, asyncio.CancelledError):
+        except Cancelled:
             if not self.run.token.cancelled:
                 raise
-            return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
-        if answer.decision == DENY:
+            return _CANCELLED
+        is_denied = answer.decision == DENY
+        self._denied.pop(tool_id, None)
+        if is_denied:
             self._denied[tool_id] = answer.text
-        chosen = _chosen(options, answer.decision, is_plain=is_plain)
+        kinds = ("reject_once", "reject_always") if is_denied else ("allow_once",)
+        by_kind = {option.kind: option for option in reversed(options)}
+        chosen = named.get(answer.decision) if not is_plain else None
+        chosen = chosen or next((by_kind[kind] for kind in kinds if kind in by_kind), None)
         if chosen is None:
-            return RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
+            return _CANCELLED
         outcome = AllowedOutcome(outcome="selected", option_id=chosen.option_id)
         # The protocol has no place for a person's words but this one.
         meta = {"reason": answer.text} if answer.text else None
         return RequestPermissionResponse(outcome=outcome, field_meta=meta)
 
 
-def _chosen(
-    options: Sequence[PermissionOption], decision: str, *, is_plain: bool
-) -> PermissionOption | None:
-    """Return the option that stands for a decision; of "always" only the run knows, so it is asked once each time."""
-    if not is_plain and decision != DENY:
-        return next((one for one in options if shown(one.name, 80) == decision), None)
-    kinds = _CHOICES[1 if decision == DENY else 0]
-    found = {option.kind: option for option in reversed(options)}
-    return next((found[kind] for kind in kinds if kind in found), None)
+_CANCELLED = RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"))
+
+
+def _named(options: Sequence[PermissionOption]) -> dict[str, PermissionOption]:
+    """Return the options by what a person reads, each by a name of its own; what is granted once comes first."""
+    named: dict[str, PermissionOption] = {}
+    for option in sorted(options, key=lambda option: option.kind != "allow_once")[:MAX_OPTIONS]:
+        name = shown(option.name.strip(), 80) or option.kind
+        if name in named or name in (ALLOW, DENY):
+            name = f"{name[:70]} ({len(named) + 1})"
+        named[name] = option
+    return named
 
 
 class AcpSession:
@@ -231,6 +269,7 @@ class AcpSession:
         self._connection = ClientSideConnection(watch, process)  # type: ignore[arg-type]  # it offers no more
         self.label = agent.label
         self.id = ""
+        self.work: asyncio.Task[None] | None = None  # that leads it
 
     async def begin(self, known: str | None) -> None:
         """Begin a session, or load the one that is known; keep its id where the agent can load it again."""
@@ -262,7 +301,8 @@ class AcpSession:
                 f"{agent.label} has not answered for {agent.start_timeout_s:g} s; is it started as an ACP agent?"
             ) from None
         if can_load:
-            watch.run.checkpoint({"session": self.id})
+            watch.session_id = self.id
+            watch.keep_session()
 
     async def prompt(self, text: str) -> None:
         """Say something to the agent; returns when it has answered, and all of that is told."""
@@ -277,9 +317,11 @@ class AcpSession:
             raise NbrunError(f"{self._agent.label} has cancelled itself")
 
     async def cancel(self) -> None:
-        """Ask the agent to stop."""
+        """Ask the agent to stop; while there is no session yet, there is nobody to ask."""
         if self.id:
             await self._connection.cancel(session_id=self.id)
+        elif self.work is not None:
+            self.work.cancel()
 
     async def close(self) -> None:
         """Close the connection; the process is ended by who has started it."""
@@ -296,9 +338,10 @@ async def converse(session: AcpSession, watch: Watch, known: str | None, text: s
     """
     try:
         await session.begin(known)
+        watch.run.token.raise_if_cancelled()  # it came while there was nobody to ask
         await session.prompt(text)
     except RequestError as error:
-        detail = "" if error.data is None else f": {shown(error.data, 500)}"
+        detail = "" if error.data is None else f": {shown(plain(error.data), 500)}"
         raise NbrunError(f"{shown(str(error), 500)}{detail}") from None
     except ValidationError as error:
         wrong = error.errors()[0]

@@ -20,7 +20,7 @@ import pytest
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun import events as ev
 from nbrun.agents import AcpAgent, by_name, find_adapter
-from nbrun.agents.acp_process import AcpProcess
+from nbrun.agents.acp_process import MAX_REQUESTS, AcpProcess
 from nbrun.errors import AgentNotFound, BadOption
 from tests.agents.conformance import log
 from tests.conftest import MakeSession
@@ -293,3 +293,163 @@ def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> N
         AgentNotFound, match=r"is not started from its record; pass agent=nbrun\.agents"
     ):
         make_session().get(run.id).retry()
+
+
+# --- its questions and its bill ----------------------------------------------------------------------
+
+
+def question(number: int, *kinds: str, **call: object) -> dict[str, object]:
+    """Return a request for permission, with an option of each kind, called as the kind is."""
+    options = [{"optionId": f"{kind}-{at}", "name": kind, "kind": kind.partition(" ")[0]}
+               for at, kind in enumerate(kinds or ("allow_once", "allow_always", "reject_once"))]  # fmt: skip
+    params = {"sessionId": "s-1", "toolCall": {"toolCallId": "t-1", **call}, "options": options}
+    return {
+        "jsonrpc": "2.0",
+        "id": number,
+        "method": "session/request_permission",
+        "params": params,
+    }
+
+
+def told(**body: object) -> dict[str, object]:
+    """Return an update about a tool."""
+    params = {"sessionId": "s-1", "update": {"toolCallId": "t-1", **body}}
+    return {"jsonrpc": "2.0", "method": "session/update", "params": params}
+
+
+BASH = told(sessionUpdate="tool_call", title="Bash", rawInput={"command": "ls"})
+
+
+def asked(run: Run, times: int = 1) -> ev.ApprovalRequested:
+    """Return what the run asks, when it has asked so often."""
+
+    def has_asked(record: Any) -> bool:
+        count = sum(isinstance(e.data, ev.ApprovalRequested) for e in run.events())
+        return count >= times and bool(record.pending)
+
+    return until(run, has_asked).pending[0]
+
+
+def following(session: NotebookSession, tmp_path: Path, *messages: object) -> tuple[Run, Path]:
+    """Return a run of a program that sends these messages, and the file where it writes what it was answered."""
+    script = tmp_path / "messages.json"
+    script.write_text(json.dumps(messages), encoding="utf-8")
+    run = session.start(hostile("does as the file says", str(script)))
+    return run, tmp_path / "messages.json.answers"
+
+
+def test_a_person_sees_what_it_had_told_of_the_tool(
+    session: NotebookSession, tmp_path: Path
+) -> None:
+    """A question may name the tool alone: its name and arguments are those of its row."""
+    run, answers = following(session, tmp_path, BASH, question(1))
+    question_ = asked(run)
+    assert (question_.message, question_.tool, question_.args) == (
+        "Use Bash?", "Bash", {"command": "ls"},
+    )  # fmt: skip
+    run.approve()
+    ended(run)
+    assert json.loads(answers.read_text()) == ["allow_once-0"]
+
+
+@pytest.mark.parametrize("title", [None, "cd /a/long/way && " * 9], ids=["none", "long"])
+def test_what_has_no_name_of_its_own_is_allowed_once(
+    session: NotebookSession, tmp_path: Path, title: str | None
+) -> None:
+    """Always would hold for all that is called alike, or has the same beginning."""
+    run, _ = following(session, tmp_path, question(1, title=title))
+    assert asked(run).tool == ""
+    with pytest.raises(BadOption, match="can only be answered once"):
+        run.approve(always=True)
+    run.approve()
+    assert ended(run).record.always == ()
+
+
+def test_allow_is_never_sent_as_always(session: NotebookSession, tmp_path: Path) -> None:
+    """Where it offers no other, its own words are what a person chooses from."""
+    run, answers = following(session, tmp_path, question(1, "allow_always", "reject_once"))
+    assert asked(run).options == ("allow_always", "reject_once")
+    run.approve(choice="allow_always")
+    ended(run)
+    assert json.loads(answers.read_text()) == ["allow_always-0"]
+
+
+def test_options_with_odd_names_are_told_apart(session: NotebookSession, tmp_path: Path) -> None:
+    """Two of one name, one that is called as our own answer, one without any."""
+    odd = question(1, "allow_always x", "allow_always x", "reject_always")
+    options: Any = odd["params"]["options"]  # type: ignore[index]
+    options.append({"optionId": "last", "name": " ", "kind": "reject_always"})
+    options[2]["name"] = "deny"
+    odd["params"]["_meta"] = {"tool_call": "another"}  # type: ignore[index]
+    run, answers = following(session, tmp_path, odd)
+    shown = asked(run).options
+    assert len(set(shown)) == 4
+    assert "deny" not in shown
+    run.approve(choice=shown[1])
+    ended(run)
+    assert json.loads(answers.read_text()) == ["allow_always x-1"]
+    assert "Traceback" not in "".join(run.record.log)
+
+
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_a_denied_tool_that_is_used_all_the_same_is_told(
+    session: NotebookSession, tmp_path: Path, status: str
+) -> None:
+    """Its row is true: `denied` only where it was not used; an allow takes the denial back."""
+    done = told(sessionUpdate="tool_call_update", status=status, rawOutput="a secret")
+    run, _ = following(session, tmp_path, BASH, question(1), done)
+    asked(run)
+    run.deny()
+    (tool,) = ended(run).record.tools
+    if status == "failed":
+        assert (tool.status, tool.result) == ("denied", None)
+    else:
+        assert (tool.status, tool.result) == ("ok", "a secret")
+        assert "was denied" in run.record.notices[0]
+    again, _ = following(session, tmp_path, BASH, question(1), question(2), done)
+    asked(again)
+    again.deny()
+    asked(again, times=2)
+    again.approve()
+    assert ended(again).record.tools[0].status == ("ok" if status == "completed" else "error")
+
+
+def test_a_request_that_is_too_long_is_refused_and_never_read(session: NotebookSession) -> None:
+    """What is wrong in each of its parts would be said in the answer, and take the loop's time."""
+    run = ended(session.start(hostile("asks too much at once")))
+    assert (run.status, run.text) == (RunStatus.COMPLETED, "the request is too long")
+
+
+def test_odd_requests_do_not_open_the_door_for_questions(session: NotebookSession) -> None:
+    """What is no request and no answer changes nothing in how many may wait."""
+    run = session.start(hostile("asks by odd requests"))
+    until(run, lambda record: len(record.pending) >= MAX_REQUESTS)
+    run.cancel()
+    ended(run)
+    assert sum(isinstance(e.data, ev.ApprovalRequested) for e in run.events()) == MAX_REQUESTS
+
+
+def test_a_cancel_before_there_is_a_session_sends_no_prompt(
+    session: NotebookSession, tmp_path: Path
+) -> None:
+    """There is nobody to ask yet: the program is ended at once."""
+    notes = tmp_path / "notes"
+    run = session.start(hostile("begins late", str(notes)))
+    until(run, lambda record: record.log == ("asked for a session",))
+    run.cancel()
+    ended(run)
+    assert (run.status, run.error, run.record.detached) == (RunStatus.CANCELLED, None, ())
+    assert not notes.exists()
+
+
+def test_a_session_that_is_loaded_is_paid_for_once(session: NotebookSession) -> None:
+    """It tells totals, which begin before the run; what no total can be is left out."""
+    agent = hostile("costs")
+    cut = session.start(agent)
+    until(cut, lambda record: "some words" in record.text)
+    cut.cancel()
+    ended(cut)
+    assert (cut.usage.cost_usd, cut.usage.output_tokens, cut.usage.input_tokens) == (5.0, 5, 0)
+    run = ended(cut.resume(agent=agent))
+    assert run.usage.cost_usd == pytest.approx(5.1)
+    assert (run.usage.output_tokens, run.usage.input_tokens) == (7, 0)

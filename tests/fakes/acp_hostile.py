@@ -219,6 +219,55 @@ def main(kind: str, file: str) -> None:
             while receive().get("method") != "session/cancel":
                 pass
             time.sleep(600)
+        case "does as the file says":
+            prompt = begin()
+            answers = []
+            for message in json.loads(Path(file).read_text(encoding="utf-8")):
+                send(message)
+                if "id" in message:
+                    answers.append(receive()["result"]["outcome"].get("optionId"))
+                    Path(file + ".answers").write_text(json.dumps(answers), encoding="utf-8")
+            end(prompt)
+        case "asks too much at once":
+            prompt = begin()
+            many: Any = asks(1)
+            many["params"]["options"] = [{}] * 300_000
+            send(many)
+            error = receive()["error"]
+            send(says(error["message"]))
+            end(prompt)
+        case "asks by odd requests":
+            begin()
+            for number in range(500):
+                for _ in range(5):
+                    send({"jsonrpc": "2.0", "id": 1, "method": 5, "error": "x"})
+                send(asks(number))
+            while receive().get("method") != "session/cancel":
+                pass
+            time.sleep(600)
+        case "begins late":
+            answer(receive(), {"protocolVersion": 1, "agentCapabilities": {}})
+            late = receive()
+            print("asked for a session", file=sys.stderr, flush=True)
+            time.sleep(0.3)
+            answer(late, {"sessionId": SESSION})
+            Path(file).write_text(str(receive()["method"]), encoding="utf-8")
+            time.sleep(600)
+        case "costs":
+            answer(receive(), {"protocolVersion": 1, "agentCapabilities": {"loadSession": True}})
+            opened = receive()
+            is_loaded = opened["method"] == "session/load"
+            answer(opened, {} if is_loaded else {"sessionId": SESSION})
+            prompt = receive()
+            cost = {"amount": 5.1 if is_loaded else 5.0, "currency": "USD"}
+            send(update({"sessionUpdate": "usage_update", "used": 1, "size": 9, "cost": cost}))
+            send(says("some words"))
+            if not is_loaded:
+                receive()
+            usage = {"inputTokens": 10**30, "outputTokens": 5 + 2 * is_loaded, "totalTokens": 9}
+            reason = "end_turn" if is_loaded else "cancelled"
+            answer(prompt, {"stopReason": reason, "usage": usage})
+            receive()
         case "refuses":
             end(begin(), "refusal")
         case _:
