@@ -58,6 +58,16 @@ class Keyring:
         self._names = frozenset(names)
         self._find()
 
+    def take(self, environ: Mapping[str, str]) -> None:
+        """Count the keys of an environment that an agent is given, too."""
+        found = {
+            clean_text(value): name for name, value in secrets_in(environ, self._names).items()
+        }
+        with self._lock:
+            if not found.items() <= self._registered.items():
+                self._registered = {**self._registered, **found}
+                self._renew()
+
     def add(self, value: str, name: str) -> None:
         """Count this value as a secret.
 

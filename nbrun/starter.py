@@ -11,7 +11,7 @@ import msgspec
 
 from nbrun import capture, request
 from nbrun import events as ev
-from nbrun.agents import Replay
+from nbrun.agents import Replay, environment_of, find_adapter
 from nbrun.attempt import Attempt
 from nbrun.budget import NO_LIMITS, Budget, Limits
 from nbrun.cancellation import CancelCause, CancelToken
@@ -128,6 +128,8 @@ class Starter:
             order.loop, order.on, thread=order.thread, is_on_host=session.is_on_host_loop
         )
         session._keyring.look()
+        if environ := environment_of(find_adapter(order.agent), order.agent):
+            session._keyring.take(environ)
         capture.renew()
         live: LiveRun | None = None
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import lru_cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
@@ -121,6 +121,12 @@ def as_native(adapter: AgentAdapter) -> NativeCancel | None:
     """Return the adapter if it can stop its agent by itself."""
     # Not by isinstance(): of a protocol it takes 50 µs, and is asked at every cancel.
     return cast("NativeCancel", adapter) if hasattr(adapter, "cancel") else None
+
+
+def environment_of(adapter: AgentAdapter, agent: object) -> Mapping[str, str]:
+    """Return the environment variables that an agent is given beside the kernel's: there may be keys among them."""
+    environment = getattr(adapter, "environment", None)
+    return {} if environment is None else dict(environment(agent))
 
 
 def lacks_of(adapter: AgentAdapter) -> Lacks | None:

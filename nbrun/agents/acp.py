@@ -31,7 +31,7 @@ from nbrun.agents.acp_command import AcpAgent
 from nbrun.errors import NbrunError, PackageMissing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from nbrun import events as ev
     from nbrun.agents.acp_watch import AcpSession
@@ -76,6 +76,10 @@ class AcpAdapter:
     def label(self, agent: object) -> str:
         """Return its name."""
         return agent.label if isinstance(agent, AcpAgent) else self.name
+
+    def environment(self, agent: object) -> Mapping[str, str]:
+        """Return the variables that it is given beside the kernel's."""
+        return (agent.env or {}) if isinstance(agent, AcpAgent) else {}
 
     def events(self, agent: object, prompt: str, run: RunContext) -> Items:
         """Yield what the agent does."""

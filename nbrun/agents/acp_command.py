@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -66,9 +67,15 @@ class AcpAgent:
 
     def check(self) -> None:
         """Raise `AgentNotFound` where there is no such program, `BadOption` where there is no such folder."""
-        if shutil.which(self.argv[0]) is None:
-            raise AgentNotFound(
-                f"there is no program {self.argv[0]} to run; install it, or give its whole path"
-            )
         if not self.folder.is_dir():
             raise BadOption(f"there is no folder {self.folder} for {self.label} to work in")
+        # As it is found when it is started: in that folder, and by its own PATH.
+        program = self.argv[0]
+        path = (self.env or {}).get("PATH")
+        if (
+            shutil.which(self.folder / program if os.path.dirname(program) else program, path=path)
+            is None
+        ):
+            raise AgentNotFound(
+                f"there is no program {program} to run; install it, or give its whole path"
+            )

@@ -62,7 +62,7 @@ class SmolagentsAdapter:
         """Return the agent's name, or its class's."""
         return str(getattr(agent, "name", None) or type(agent).__name__)
 
-    async def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
+    def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
         """Yield what the agent returns; the rest is told from its thread."""
 
         def begin() -> Callable[[Watch], object]:
@@ -70,10 +70,9 @@ class SmolagentsAdapter:
 
             return lambda watch: watch.drive(prompt, spoken(run.history))
 
-        async for item in self._driven(agent, run, begin):
-            yield item
+        return self._driven(agent, run, begin)
 
-    async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
+    def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the agent returns when it goes on."""
 
         def begin() -> Callable[[Watch], object]:
@@ -82,8 +81,7 @@ class SmolagentsAdapter:
             run.checkpoint(state)  # should it be cut short before it has one of its own
             return lambda watch: watch.drive(go_on(agent), unpacked(state))
 
-        async for item in self._driven(agent, run, begin):
-            yield item
+        return self._driven(agent, run, begin)
 
     async def _driven(
         self, agent: Any, run: RunContext, begin: Callable[[], Callable[[Watch], object]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from smolagents import CodeAgent, LocalPythonExecutor
 from smolagents.agents import ActionOutput
+from smolagents.local_python_executor import MAX_EXECUTION_TIME_SECONDS
 from smolagents.memory import (
     ActionStep,
     AgentMemory,
@@ -57,7 +58,7 @@ class Watched:
         self._original = agent
         self._run = run
         self._numbers = numbers
-        self._code: tuple[str, float] | None = None
+        self._code: dict[str, float] = {}  # when each piece began that is under way
         self._is_under_way = True
         # What it prints for people is on the card; a live display in a thread would be noise.
         mine.logger = AgentLogger(LogLevel.OFF, Console(file=io.StringIO(), quiet=True))
@@ -71,12 +72,7 @@ class Watched:
         }
         mine.write_memory_to_messages = self._before_a_turn(mine.write_memory_to_messages)
         if isinstance(mine, CodeAgent) and isinstance(mine.python_executor, LocalPythonExecutor):
-            # Its own time limit would have the code run in another thread, where no cancel reaches it.
-            kwargs = {"timeout_seconds": None} | mine.executor_kwargs
-            mine.python_executor = LocalPythonExecutor(
-                mine.additional_authorized_imports,
-                max_print_outputs_length=mine.max_print_outputs_length, **kwargs,
-            )  # fmt: skip
+            mine.python_executor = _executor(mine.python_executor)
 
     def interrupt(self) -> None:
         """Have it stop before its next step, and those that it manages."""
@@ -89,25 +85,26 @@ class Watched:
 
     def _leave(self) -> None:
         """Let the user's agent know its last run."""
-        self._original.memory, self._original.monitor = self._mine.memory, self._mine.monitor
+        self._original.memory = self._mine.memory
 
     def _note(self, step: object) -> None:
         """Tell of a step what is no text: its code, its usage."""
         run = self._run
         match step:
             case ToolCall(name=name, arguments=code, id=id_) if name == PYTHON:
-                self._code = f"{id_}-{next(self._numbers)}-{run.run_id[-6:]}", run.clock.monotonic()
-                run.send(ev.ToolStarted(self._code[0], PYTHON, "python", plain(code)))
+                tool_id = f"{id_}-{next(self._numbers)}-{run.run_id[-6:]}"
+                self._code[tool_id] = run.clock.monotonic()
+                run.send(ev.ToolStarted(tool_id, PYTHON, "python", plain(code)))
             case PlanningStep():
                 self._count(step)
             case ActionStep(error=error):
                 self._count(step)
-                if self._code is not None:
-                    (tool_id, began), self._code = self._code, None
-                    status = "ok" if error is None else "error"
-                    result = clean_text(step.observations or "") if error is None else str(error)
+                status = "ok" if error is None else "error"
+                result = clean_text(step.observations or "") if error is None else str(error)
+                for tool_id, began in self._code.items():
                     ms = round((run.clock.monotonic() - began) * 1000, 3)
                     run.send(ev.ToolFinished(tool_id, status, plain(result), ms))
+                self._code.clear()
                 if error is not None:
                     run.log(f"{type(error).__name__}: {error}")
 
@@ -132,13 +129,15 @@ class Watched:
 
     def _watched(self, tool: Any) -> Any:
         """Return a copy of a tool that is shown while it runs, and asks first where it is marked so."""
-        if tool.name in (ANSWER, PYTHON):
+        has_row = tool.name not in (ANSWER, PYTHON)
+        if not has_row and not asks_first(tool):
             return tool
         mine, forward, names = copy.copy(tool), tool.forward, list(tool.inputs)
 
         @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
+            use = functools.partial(forward, *args, **kwargs)
             if asks_first(tool):
                 answer = self._run.ask_sync(
                     f"Use {tool.name}?", args=given, tool=tool.name, editable=True
@@ -148,9 +147,13 @@ class Watched:
                     self._run.send(ev.ToolStarted(tool_id, tool.name, args=plain(given)))
                     self._run.send(ev.ToolFinished(tool_id, "denied", answer.text or None))
                     return f"A person did not allow {tool.name}: {answer.text or 'no'}"
-                given = dict(answer.args) if isinstance(answer.args, dict) else given
+                if isinstance(answer.args, dict):  # as a person has changed them
+                    given = dict(answer.args)
+                    use = functools.partial(forward, **given)
+            if not has_row:
+                return use()
             with self._run.tool(tool.name, given) as scope:
-                scope.result = forward(**given)
+                scope.result = use()
             return scope.result
 
         mine.forward = watched
@@ -235,7 +238,11 @@ class Managed(Watched):
     def __call__(self, task: str, **more: Any) -> object:
         """Do a task for its manager; return its report."""
         with self._run.tool(self._mine.name, {"task": task, **more}, "agent") as scope:
-            scope.result = self._mine(task, **more)
+            try:
+                scope.result = self._mine(task, **more)
+            except AgentError:
+                self._run.token.raise_if_cancelled()  # it was we who have interrupted it
+                raise
         return scope.result
 
     def _told(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -247,6 +254,18 @@ class Managed(Watched):
         finally:
             self._is_under_way = False
             self._leave()
+
+
+def _executor(executor: LocalPythonExecutor) -> LocalPythonExecutor:
+    """Return a copy of what runs an agent's code, with variables of its own."""
+    mine = copy.copy(executor)
+    mine.state = {"__name__": "__main__"}
+    if (
+        mine.timeout_seconds == MAX_EXECUTION_TIME_SECONDS
+    ):  # the framework's: nobody has asked for it
+        # With a limit the code would run in another thread, where no cancel reaches it.
+        mine.timeout_seconds = None
+    return mine
 
 
 def _callbacks(agent: Any, monitor: Monitor) -> CallbackRegistry:

@@ -453,3 +453,21 @@ def test_a_session_that_is_loaded_is_paid_for_once(session: NotebookSession) -> 
     run = ended(cut.resume(agent=agent))
     assert run.usage.cost_usd == pytest.approx(5.1)
     assert (run.usage.output_tokens, run.usage.input_tokens) == (7, 0)
+
+
+def test_a_key_that_it_is_given_is_a_secret(session: NotebookSession) -> None:
+    """As one of the kernel's own is, by its name."""
+    run = ended(session.start(hostile("tells its key", env={"POET_API_KEY": "sesame-12345"})))
+    assert run.text == "my key is [POET_API_KEY]"
+
+
+def test_a_program_is_found_where_it_is_started(tmp_path: Path) -> None:
+    """In its folder, and by its own PATH."""
+    program = tmp_path / "agent.sh"
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o700)
+    AcpAgent("./agent.sh", cwd=tmp_path).check()
+    AcpAgent("agent.sh", env={"PATH": str(tmp_path)}).check()
+    for agent in (AcpAgent("./agent.sh"), AcpAgent("agent.sh", cwd=tmp_path)):
+        with pytest.raises(AgentNotFound, match=r"there is no program .*agent\.sh to run"):
+            agent.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -50,3 +51,35 @@ def test_a_run_is_told_and_the_users_log_stays_as_it_was(
         assert heard == ["a warning"]
     finally:
         client.removeHandler(handler)
+
+
+def test_what_the_user_asks_for_later_is_heard(client: logging.Logger) -> None:
+    """Of the client or of what is above it; many that listen at once are one."""
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    above = logging.getLogger("openai")
+    kept = above.level
+    client.addHandler(handler)
+    threads = [threading.Thread(target=retries.listen) for _ in range(8)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(client.filters) == 1
+        client.info("not asked for")
+        above.setLevel(logging.INFO)
+        client.info("asked of what is above")
+        above.setLevel(logging.DEBUG)
+        retries.listen()  # with the next run
+        client.debug("in detail")
+        client.setLevel(logging.ERROR)
+        retries.listen()
+        client.warning("too little")
+        client.setLevel(logging.DEBUG)
+        client.debug("asked of itself")
+    finally:
+        above.setLevel(kept)
+        client.removeHandler(handler)
+    assert heard == ["asked of what is above", "in detail", "asked of itself"]

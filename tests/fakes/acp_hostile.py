@@ -6,6 +6,7 @@ Of the standard library alone, so that they start at once.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -245,6 +246,10 @@ def main(kind: str, file: str) -> None:
             while receive().get("method") != "session/cancel":
                 pass
             time.sleep(600)
+        case "tells its key":
+            prompt = begin()
+            send(says(f"my key is {os.environ['POET_API_KEY']}"))
+            end(prompt)
         case "begins late":
             answer(receive(), {"protocolVersion": 1, "agentCapabilities": {}})
             late = receive()
