@@ -9,6 +9,8 @@ import msgspec
 from nbrun import events as ev
 
 PER_ROW = 16
+LONG = 250_000
+"""Characters of a delta that no other follows in its row: SQLite holds only so much in one."""
 
 _CLASSES: dict[str, type[ev.TextDelta] | type[ev.ReasoningDelta]] = {
     ev.TextDelta.TYPE: ev.TextDelta,

@@ -58,6 +58,7 @@ class OpenRow:
         """Return whether the event belongs to this row."""
         return (
             len(self.texts) < deltas.PER_ROW
+            and len(self.texts[-1]) < deltas.LONG
             and self.kind == event.data.TYPE
             and event.attempt == self.attempt
             and event.parent == self.parent

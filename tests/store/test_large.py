@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,21 @@ def test_a_large_output_is_whole_in_the_next_session(
     (made,) = later.artifacts
     assert made.name == "run.completed output"
     assert made.size > large.LIMIT
+
+
+def test_long_pieces_of_text_are_all_kept(make_session: MakeSession) -> None:
+    """Together they are more than SQLite is let hold in one row."""
+    piece = "x" * 15_000_000
+
+    async def agent(prompt: str) -> AsyncIterator[str]:
+        for _ in range(6):
+            yield piece
+
+    with make_session() as session:
+        run = ended(session.start(agent, name="long"))
+        assert (len(run.text), run.record.notices) == (6 * len(piece), ())
+    later = make_session().get("long")
+    assert (len(later.text), later.record.notices) == (6 * len(piece), ())
 
 
 def test_events_keep_head_and_size_of_a_large_payload(session: NotebookSession) -> None:
