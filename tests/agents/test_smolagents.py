@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from smolagents import CodeAgent, Model, tool
+from smolagents import CodeAgent, FinalAnswerTool, LocalPythonExecutor, Model, Tool, tool
+from smolagents.local_python_executor import InterpreterError
 from smolagents.models import ChatMessage, MessageRole
 from smolagents.monitoring import TokenUsage
 
@@ -185,3 +186,64 @@ def test_a_memory_that_somebody_else_has_written_is_only_words(state: Any) -> No
     assert all(
         set(kept) <= {"task", "plan", "said", "calls", "seen"} for kept in packed(unpacked(state))
     )
+
+
+def test_what_the_framework_calls_by_name_asks_as_well(session: NotebookSession) -> None:
+    """Code is run, and an answer given, when a person has allowed it: once, and in one row."""
+    careful = nbrun.needs_approval(FinalAnswerTool())
+    agent = CodeAgent([careful], Coder("final_answer('well')"))
+    run = session.start(agent, "Answer.")
+    until(run, lambda record: bool(record.pending))
+    assert run.record.pending[0].tool == "final_answer"
+    run.approve()
+    assert ended(run).result() == "well"
+    assert [t.name for t in run.record.tools] == ["python_interpreter"]
+
+
+def test_the_users_own_executor_runs_the_code(session: NotebookSession) -> None:
+    """In a copy for each run, so that no variable of one is another's."""
+
+    class Refuses(LocalPythonExecutor):  # type: ignore[misc]  # the package has no types
+        def __call__(self, code_action: str) -> Any:
+            if "brew" in code_action:
+                raise InterpreterError("no tea today")
+            return super().__call__(code_action)
+
+    executor = Refuses([], additional_functions={"twice": lambda number: 2 * number})
+    model = Coder("brew(tea='sencha')", "final_answer(twice(21))")
+    run = ended(session.start(CodeAgent([brew], model, executor=executor), "Some tea."))
+    assert run.result() == 42
+    assert "no tea today" in str(run.record.tools[0].result)
+    limited = CodeAgent(
+        [], Coder("final_answer(1)"), executor_kwargs={"max_print_outputs_length": 9}
+    )
+    assert ended(session.start(limited, "One.")).result() == 1
+
+
+def test_the_users_agent_stays_as_it_was(session: NotebookSession) -> None:
+    """But for its memory: what it counts by hand, it counts after a run as well."""
+    agent = CodeAgent([], Coder("final_answer(1)"))
+    monitor, tools, logger = agent.monitor, dict(agent.tools), agent.logger
+    for _ in range(2):
+        assert ended(session.start(agent, "One.")).record.log == ()
+    assert (agent.monitor, agent.tools, agent.logger) == (monitor, tools, logger)
+    agent.logger.level = -1  # else it would be printed here
+    assert agent.run("One.") == 1
+    assert agent.monitor.total_input_token_count == 10
+
+
+def test_a_tool_is_called_as_it_was(session: NotebookSession) -> None:
+    """By place or by name, as many as there are."""
+
+    class Join(Tool):  # type: ignore[misc]  # the same
+        name, description, output_type = "join", "Joins.", "string"
+        inputs: ClassVar[dict[str, Any]] = {"parts": {"type": "any", "description": "what"}}
+        skip_forward_signature_validation = True
+
+        def forward(self, *parts: str, sep: str = "-") -> str:
+            return sep.join(parts)
+
+    model = Coder("print(join('a', 'b', 'c'))", "final_answer(join('a', 'b', sep='+'))")
+    run = ended(session.start(CodeAgent([Join()], model), "Join."))
+    assert run.result() == "a+b"
+    assert [t.result for t in run.record.tools if t.name == "join"] == ["a-b-c", "a+b"]
