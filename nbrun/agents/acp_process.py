@@ -25,10 +25,11 @@ MAX_LINE = 2_000_000
 """Bytes of one message; a longer one is left out, and told of."""
 MAX_REQUESTS = 20
 """Requests of the agent that may wait for their answers at a time."""
-MAX_REQUEST = 100_000
-"""Bytes of one of them: what is wrong in it is looked at part by part, and all of that said in the answer."""
 MAX_ID = 200
 """Characters of what it calls a request; the answer has them again."""
+MAX_OPTIONS = 20
+"""Answers of a question that are looked at."""
+PERMISSION = "session/request_permission"
 MAX_ERRORS = 1_000_000
 """Bytes of what it writes to its standard error that go into the run's log."""
 LEAVE_S = 1.0
@@ -133,9 +134,9 @@ class AcpProcess:
                 case {"method": str(), "id": int() | str() as known_as}:
                     self._unanswered += 1
                     await self._has_room()
-                    if len(line) <= MAX_REQUEST and len(str(known_as)) <= MAX_ID:
-                        return _without_meta(message)
-                    refused = {"code": -32600, "message": "the request is too long"}
+                    if len(str(known_as)) <= MAX_ID:
+                        return _trimmed(message)
+                    refused = {"code": -32600, "message": "the request's id is too long"}
                     await self.send({"jsonrpc": "2.0", "id": None, "error": refused})
                 case {"method": "session/update"}:
                     await self._take(message.get("params"))
@@ -258,12 +259,30 @@ class AcpProcess:
             size += len(part)
 
 
-def _without_meta(request: Message) -> Message:
-    """Return a request without what the package would mix into its parameters, in place of those that it has read."""
-    params = request.get("params")
-    if not isinstance(params, dict):
-        return request
-    return {**request, "params": {name: params[name] for name in params if name != "_meta"}}
+def _trimmed(request: Message) -> Message:
+    """Return a request with what we look at of it; of any other than a question nothing, for we do nothing else.
+
+    The package would mix `_meta` into the parameters that it has read, and say in its answer, with the part itself,
+    what is wrong in each of any number of parts.
+    """
+    params: Message = {}
+    if request["method"] == PERMISSION:
+        given = as_dict(request.get("params"))
+        call, options = as_dict(given.get("toolCall")), given.get("options")
+        listed = options[:MAX_OPTIONS] if isinstance(options, list) else []
+        params = {
+            "sessionId": given.get("sessionId"),
+            "toolCall": {name: call[name] for name in ("toolCallId", "title", "rawInput") if name in call},
+            "options": [
+                {name: as_dict(option).get(name) for name in ("optionId", "name", "kind")} for option in listed
+            ],
+        }  # fmt: skip
+    return {**request, "params": params}
+
+
+def as_dict(value: object) -> Message:
+    """Return a part that should be one, of a message of which any may be anything; else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _tie(lifeline: int, pid: int) -> None:

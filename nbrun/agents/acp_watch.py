@@ -18,6 +18,7 @@ from acp.schema import (
 from pydantic import ValidationError
 
 from nbrun import events as ev
+from nbrun.agents.acp_process import as_dict
 from nbrun.encoding import clean_text, plain, shown
 from nbrun.errors import Cancelled, NbrunError
 from nbrun.questions import ALLOW, DENY
@@ -40,8 +41,6 @@ MOST = {
     "reasoning_tokens": 1e12,
 }  # fmt: skip
 """Totals that are believed: US dollars, and tokens."""
-MAX_OPTIONS = 20
-"""Answers that a person is offered."""
 MAX_NAME = 80
 """Characters of a tool's name by which it can be allowed always."""
 GO_ON = "You were interrupted. Go on from where you stopped."
@@ -102,7 +101,7 @@ class Watch:
 
     async def take(self, params: object) -> None:
         """Take an update; whatever it is, it comes from a program that we do not know."""
-        update = _dict(_dict(params).get("update"))
+        update = as_dict(as_dict(params).get("update"))
         if self.is_deaf:
             return
         for event in self._events(update):
@@ -128,7 +127,7 @@ class Watch:
             case "plan":
                 return _plan(update.get("entries"))
             case "usage_update":
-                self._note_cost(_dict(update.get("cost")))
+                self._note_cost(as_dict(update.get("cost")))
         return []
 
     def _message(self) -> list[ev.EventData]:
@@ -198,7 +197,7 @@ class Watch:
 
     def go_on_from(self, used: object) -> None:
         """Know what a session that is loaded had used before, and an earlier run has told."""
-        for name, total in _dict(used).items():
+        for name, total in as_dict(used).items():
             if name in MOST and isinstance(total, int | float) and 0 < total < MOST[name]:
                 self._told[name] = total
 
@@ -252,7 +251,7 @@ _CANCELLED = RequestPermissionResponse(outcome=DeniedOutcome(outcome="cancelled"
 def _named(options: Sequence[PermissionOption]) -> dict[str, PermissionOption]:
     """Return the options by what a person reads, each by a name of its own; what is granted once comes first."""
     named: dict[str, PermissionOption] = {}
-    for option in sorted(options, key=lambda option: option.kind != "allow_once")[:MAX_OPTIONS]:
+    for option in sorted(options, key=lambda option: option.kind != "allow_once"):
         name = shown(option.name.strip(), 80) or option.kind
         if name in named or name in (ALLOW, DENY):
             name = f"{name[:70]} ({len(named) + 1})"
@@ -366,12 +365,8 @@ def prompt_of(history: Sequence[Turn], prompt: str) -> str:
 # --- an update's parts, of which any may be of any type ------------------------------------------------
 
 
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _text(content: object) -> str:
-    text = _dict(content).get("text")
+    text = as_dict(content).get("text")
     return clean_text(text) if isinstance(text, str) else ""
 
 
@@ -379,7 +374,7 @@ def _contents(parts: object) -> str | None:
     """Return what a tool shows, as text: its words, and the names of the files that it changes."""
     texts = []
     for part in parts[:100] if isinstance(parts, list) else []:
-        match _dict(part):
+        match as_dict(part):
             case {"type": "content", "content": content}:
                 texts.append(_text(content))
             case {"type": "diff", "path": str(path)}:
@@ -389,7 +384,7 @@ def _contents(parts: object) -> str | None:
 
 def _plan(entries: object) -> list[ev.EventData]:
     """Return how far a plan has come, and what is being done of it."""
-    listed = [_dict(entry) for entry in entries] if isinstance(entries, list) else []
+    listed = [as_dict(entry) for entry in entries] if isinstance(entries, list) else []
     if not listed:
         return []
     done = sum(entry.get("status") == "completed" for entry in listed)
