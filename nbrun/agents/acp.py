@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from nbrun import events as ev
-    from nbrun.agents.acp_watch import AcpSession
+    from nbrun.agents.acp_session import AcpSession
     from nbrun.checkpoint import State
     from nbrun.context import RunContext
 
@@ -83,13 +83,13 @@ class AcpAdapter:
 
     def events(self, agent: object, prompt: str, run: RunContext) -> Items:
         """Yield what the agent does."""
-        from nbrun.agents.acp_watch import prompt_of
+        from nbrun.agents.acp_session import prompt_of
 
         return self._driven(agent, run, prompt_of(run.history, prompt))
 
     def resume(self, agent: object, state: State, run: RunContext) -> Items:
         """Yield what the agent does in the session that it had."""
-        from nbrun.agents.acp_watch import GO_ON
+        from nbrun.agents.acp_session import GO_ON
 
         kept = state if isinstance(state, dict) else {}
         known = kept.get("session")
@@ -110,7 +110,8 @@ class AcpAdapter:
         used: object = None,
     ) -> Items:
         from nbrun.agents.acp_process import AcpProcess
-        from nbrun.agents.acp_watch import AcpSession, Watch, converse
+        from nbrun.agents.acp_session import AcpSession, converse
+        from nbrun.agents.acp_watch import Watch
 
         assert isinstance(agent, AcpAgent)  # noqa: S101 - match() said so
         watch = Watch(run, agent.label)
