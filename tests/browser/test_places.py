@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.browser.card_page import NOW, CardPage
@@ -68,6 +69,35 @@ def test_a_place_that_is_drawn_anew_gets_its_card_again(card: CardPage) -> None:
     page.pass_ms(40)
     expect(page.output(0)).to_have_text("Completed in 2 s")
     expect(page.output(0)).to_have_class("jp-RenderedHTMLCommon")
+
+
+@pytest.mark.parametrize("is_drawn", [True, False], ids=["drawn again", "not yet drawn again"])
+def test_a_press_counts_when_its_button_is_drawn_anew_before_it_is_released(
+    card: CardPage, is_drawn: bool
+) -> None:
+    """The browser makes no click of it; one that is released elsewhere, or on another card, is none."""
+    page = PlacePage(card.page, card.address)
+    page.initialize(make_run(), [PLACE])
+    mouse, button = page.page.mouse, page.output(0).get_by_role("button", name="Cancel")
+    draw = "(html) => { document.getElementById('output').children[0].innerHTML = html; }"
+
+    def press_and_release(x: float, y: float, *, moves_to: float) -> None:
+        mouse.move(x, y)
+        mouse.down()
+        page.page.evaluate(draw, PLACE)
+        if is_drawn:
+            page.pass_ms(40)
+        mouse.move(x, moves_to)
+        mouse.up()
+        page.pass_ms(200)
+
+    box = button.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    press_and_release(x, y, moves_to=y + 400)
+    assert page.sent == ["placed"]
+    press_and_release(x, y, moves_to=y)
+    assert page.sent == ["placed", "cancel"]
 
 
 def test_the_file_gets_an_end_that_the_page_has_missed(card: CardPage) -> None:

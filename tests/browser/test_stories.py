@@ -176,6 +176,9 @@ def test_a_saved_notebook_shows_the_run_without_its_kernel(open_notebook: OpenNo
     notebook.run_and_wait(0)
     notebook.run_and_wait(1)
     expect(notebook.output(1)).to_contain_text("Timed out after 1")
+    expect(notebook.output(1).locator(".nbrun-card")).to_have_count(
+        0
+    )  # the output has its end, too
     notebook.save()
     notebook.restart()
     notebook.reload()

@@ -6,6 +6,7 @@ import { inFrame, notInFrame } from "./frames.js";
 import { addHead, CANCEL_AFTER_S, drawCancel, drawFold, drawHead } from "./head.js";
 import { add, addBox, addFold, addSaid, fitRows, followEnd, keepEnter, noteChoice, noteFocus, reach, write } from "./nodes.js";
 import { standInPlace } from "./places.js";
+import { keepPress } from "./presses.js";
 import { addProgress, drawProgress } from "./progress.js";
 import { addProse, drawProse } from "./prose.js";
 import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
@@ -235,6 +236,7 @@ export function render({ model, el }) {
 
   listen(model, "change:run", onRun, closing.signal);
   card.head.cancel.addEventListener("click", onCancel, { signal: closing.signal });
+  keepPress(card.head.cancel, model);
   card.head.fold.addEventListener("click", onFold, { signal: closing.signal });
   card.root.addEventListener("click", noteChoice, { signal: closing.signal });
   card.root.addEventListener("focusin", noteFocus, { signal: closing.signal });
