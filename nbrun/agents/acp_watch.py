@@ -136,6 +136,9 @@ class Watch:
             self._tools[tool_id] = name, self.run.clock.monotonic(), args
             kind = clean_text(str(update.get("kind") or "other"))
             events = [*self._message(), ev.ToolStarted(tool_id, name, kind, args)]
+        elif "rawInput" in update:  # it is told of while its model still writes them
+            name, began, _ = self._tools[tool_id]
+            self._tools[tool_id] = name, began, plain(update["rawInput"])
         status = _STATUS.get(str(update.get("status")))
         if status is None:
             return events

@@ -100,9 +100,8 @@ class Watch(RunHooks[Any]):
         self.memory = memory
         self._statuses: dict[str, str] = {}  # of tools that were not simply used
         self._task: asyncio.Task[Any] | None = None  # that a stream calls its model from
-        self._told: Counter[str] | None = (
-            None  # tokens of the stream; None: what was used before is not known
-        )
+        # Tokens of the stream; None where what was used before is not known.
+        self._told: Counter[str] | None = None
         self._models_within: set[str] = set()  # of agents that are tools
 
     def begin_stream(self, *, is_new: bool) -> None:

@@ -338,11 +338,15 @@ def following(session: NotebookSession, tmp_path: Path, *messages: object) -> tu
     return run, tmp_path / "messages.json.answers"
 
 
+@pytest.mark.parametrize("is_late", [False, True], ids=["at its beginning", "later"])
 def test_a_person_sees_what_it_had_told_of_the_tool(
-    session: NotebookSession, tmp_path: Path
+    session: NotebookSession, tmp_path: Path, is_late: bool
 ) -> None:
-    """A question may name the tool alone: its name and arguments are those of its row."""
-    run, answers = following(session, tmp_path, BASH, question(1))
+    """A question may name the tool alone: its name and arguments are those that were told last."""
+    empty = told(sessionUpdate="tool_call", title="Bash", rawInput={})
+    written = told(sessionUpdate="tool_call_update", rawInput={"command": "ls"})
+    before = [empty, written] if is_late else [BASH]
+    run, answers = following(session, tmp_path, *before, question(1))
     question_ = asked(run)
     assert (question_.message, question_.tool, question_.args) == (
         "Use Bash?", "Bash", {"command": "ls"},
