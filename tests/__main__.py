@@ -144,7 +144,7 @@ def _has_node() -> bool:
 
 
 def _install_model(_more: Sequence[str]) -> bool:
-    return _python("-m", "nbrun.agents.local_install")
+    return _python("-m", "nbrun.agents.local_model.install")
 
 
 def _test_units(more: Sequence[str]) -> bool:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import msgspec
 
-from nbrun.errors import AgentNotFound
-from nbrun.recording import Replay as Replay
+from nbrun.core.errors import AgentNotFound
+from nbrun.core.recording import Replay as Replay
 
 if TYPE_CHECKING:
-    from nbrun.agents.acp_command import AcpAgent as AcpAgent
-    from nbrun.checkpoint import State
-    from nbrun.context import RunContext
-    from nbrun.events import EventData
+    from nbrun.agents.acp.command import AcpAgent as AcpAgent
+    from nbrun.agents.context.run_context import RunContext
+    from nbrun.core.checkpoint import State
+    from nbrun.core.events import EventData
 
 ENTRY_POINTS = "nbrun.agents"
 PROGRAM = "acp:"
@@ -152,19 +152,19 @@ class Resuming(Protocol):
         ...
 
 
-# In the order in which they are asked; plain comes last, for it takes any callable.
+# In the order in which they are asked; functions come last, because they take any callable.
 _BUILT_IN = (
-    "cell",
+    "python_cell",
     "scripted",
     "replay",
-    "builtin",
-    "pydantic_ai",
-    "openai_agents",
-    "langgraph",
-    "llama_index",
-    "smolagents",
-    "acp",
-    "plain",
+    "builtin.adapter",
+    "pydantic_ai.adapter",
+    "openai_agents.adapter",
+    "langgraph.adapter",
+    "llama_index.adapter",
+    "smolagents.adapter",
+    "acp.adapter",
+    "functions",
 )
 
 
@@ -260,7 +260,7 @@ def by_name(name: str) -> object:
         The command cannot be read.
     """
     if name.startswith(PROGRAM):
-        from nbrun.agents.acp_command import AcpAgent
+        from nbrun.agents.acp.command import AcpAgent
 
         return AcpAgent(name.removeprefix(PROGRAM))
     return _registered.get(name)
@@ -269,7 +269,7 @@ def by_name(name: str) -> object:
 def __getattr__(name: str) -> object:
     """Return what few need, so that it costs nobody else anything."""
     if name == "AcpAgent":
-        from nbrun.agents.acp_command import AcpAgent
+        from nbrun.agents.acp.command import AcpAgent
 
         return AcpAgent
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

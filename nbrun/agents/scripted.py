@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun import events as ev
 from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
-from nbrun.encoding import plain
-from nbrun.errors import BadOption
+from nbrun.core import events as ev
+from nbrun.core.errors import BadOption
+from nbrun.core.values import plain
 
 if TYPE_CHECKING:
-    from nbrun.context import RunContext
+    from nbrun.agents.context.run_context import RunContext
 
 Step = Mapping[str, object]
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nbrun.cli import doctor, gc
 from nbrun.cli.demo import DEMO_FOLDER, INSTALLER, run_demo
-from nbrun.cli.printing import say
-from nbrun.cli.stored import list_runs, show_run
+from nbrun.cli.output import say
+from nbrun.cli.runs import list_runs, show_run
 from nbrun.cli.transfer import export_runs, import_runs
-from nbrun.errors import UserError
-from nbrun.export import FORMS
+from nbrun.core.errors import UserError
+from nbrun.render.export import FORMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,21 +12,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbrun.cli.printing import (
-    CommandError,
-    answer,
-    cells,
-    console,
-    relative,
-    say,
-    table,
-    tokens,
-)
-from nbrun.cli.stored import opened
-from nbrun.clock import SystemClock
-from nbrun.encoding import printable, shown
-from nbrun.store import store_path
-from nbrun.wording import duration
+from nbrun.cli.output import CommandError, answer, cells, console, relative, say, table, tokens
+from nbrun.cli.runs import opened
+from nbrun.core.clock import SystemClock
+from nbrun.core.durations import duration
+from nbrun.core.text import printable
+from nbrun.core.values import shown
+from nbrun.store.location import store_path
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +27,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
     from rich.table import Table
 
-    from nbrun.record import RunRecord
+    from nbrun.core.record import RunRecord
 
 DEMO_FOLDER = "nbrun-demo"
 FIRST_NOTEBOOK = "01_first_run.ipynb"
@@ -44,7 +36,7 @@ INSTALLER = [
     sys.executable,
     "-P",
     "-c",
-    "from nbrun.agents.local_install import main; exit(main())",
+    "from nbrun.agents.local_model.install import main; exit(main())",
 ]
 """Not by `-m`: runpy warns of a module that its own package has imported already."""
 

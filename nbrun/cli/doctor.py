@@ -6,10 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.cli.printing import CommandError, say
-from nbrun.cli.stored import odd_files_at, opened, stores_at
-from nbrun.finding import Finding, Sign, kept, served, tried, versions
-from nbrun.store.home import is_set_aside
+from nbrun.cli.output import CommandError, say
+from nbrun.cli.runs import odd_files_at, opened, stores_at
+from nbrun.store.database_file import is_set_aside
+from nbrun.store.diagnosis import Finding, Sign, kept, served, tried, versions
 
 if TYPE_CHECKING:
     import argparse

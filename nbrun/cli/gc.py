@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nbrun.artifacts import folder_beside
-from nbrun.cli.printing import CommandError, relative, say
-from nbrun.cli.stored import opened, stores_at
-from nbrun.errors import StoreError
+from nbrun.cli.output import CommandError, relative, say
+from nbrun.cli.runs import opened, stores_at
+from nbrun.core.artifacts import folder_beside
+from nbrun.core.errors import StoreError
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 
 if TYPE_CHECKING:

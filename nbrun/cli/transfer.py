@@ -9,21 +9,26 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun import export, recording
-from nbrun.cli.printing import CommandError, relative, say
-from nbrun.cli.stored import find, opened, store_at, stores_at
-from nbrun.clock import SystemClock
-from nbrun.encoding import printable, shown
-from nbrun.errors import BadRecording, IdConflict, StoreError
-from nbrun.store import NO_NOTEBOOK, SUFFIX, large, schema, store_path
-from nbrun.store.imports import import_run
+from nbrun.cli.output import CommandError, relative, say
+from nbrun.cli.runs import find, opened, store_at, stores_at
+from nbrun.core import recording
+from nbrun.core.clock import SystemClock
+from nbrun.core.errors import BadRecording, IdConflict, StoreError
+from nbrun.core.text import printable
+from nbrun.core.values import shown
+from nbrun.render import export
+from nbrun.store import payloads as large
+from nbrun.store.connection import open_for_writing
+from nbrun.store.importing import import_run
+from nbrun.store.location import NO_NOTEBOOK, SUFFIX, prepare_folder, store_path
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from nbrun.events import RunEvent
-    from nbrun.store import SessionStore
+    from nbrun.core.events import RunEvent
+    from nbrun.core.recording import Exported
+    from nbrun.store.session_store import SessionStore
 
     Recorded = tuple[recording.Header, list[RunEvent]]
 
@@ -63,7 +68,7 @@ def _all_numbers(store: SessionStore) -> list[int]:
     return numbers[::-1]
 
 
-def _exported(store: SessionStore, number: int) -> export.Exported:
+def _exported(store: SessionStore, number: int) -> Exported:
     read = lambda after, limit: store.events(number, after, limit)  # noqa: E731 - two words
     return large.whole_run(store.record(number), export.paged(read), store.artifacts(number))
 
@@ -77,8 +82,8 @@ def import_runs(options: argparse.Namespace) -> int:
     count = sum(1 for _ in _recorded(source))  # all are looked at before any is taken
     clock = SystemClock()
     try:
-        schema.prepare_folder(path.parent)
-        connection = schema.open_for_writing(path, clock.now())
+        prepare_folder(path.parent)
+        connection = open_for_writing(path, clock.now())
     except (StoreError, sqlite3.Error) as error:
         raise CommandError(f"{path} cannot be written: {error}") from None
     taken = 0

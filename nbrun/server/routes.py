@@ -10,8 +10,8 @@ from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from nbrun.encoding import clean_text
-from nbrun.server.kernel_call import NoAnswer, call
+from nbrun.core.text import clean_text
+from nbrun.server.kernel_client import NoAnswer, call
 
 MAX_REASON = 1000
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from nbrun import events as ev
-from nbrun.store.deltas import PER_ROW
+from nbrun.core import events as ev
+from nbrun.store.payloads import PER_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,14 +7,13 @@ import sqlite3
 
 import msgspec
 
-from nbrun import events as ev
-from nbrun.errors import NotPending
-from nbrun.fold import fold
-from nbrun.record import LIVE, RunRecord, RunStatus
-from nbrun.store import reader
-from nbrun.store.ledger import Ledger, Row, micros
-from nbrun.store.sight import open_sessions, sight_of
-from nbrun.wording import GIVEN_UP
+from nbrun.core import events as ev
+from nbrun.core.errors import NotPending
+from nbrun.core.fold import fold
+from nbrun.core.record import GIVEN_UP, LIVE, RunRecord, RunStatus
+from nbrun.store import queries as reader
+from nbrun.store.liveness import open_sessions, sight_of
+from nbrun.store.rows import Ledger, Row, micros
 
 _log = logging.getLogger("nbrun")
 

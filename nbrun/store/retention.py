@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbrun import events as ev
-from nbrun.record import LIVE
-from nbrun.store import reader
-from nbrun.store.sight import open_sessions
+from nbrun.core import events as ev
+from nbrun.core.record import LIVE
+from nbrun.store import queries as reader
+from nbrun.store.liveness import open_sessions
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from nbrun.artifacts import ArtifactFiles
+    from nbrun.core.artifacts import ArtifactFiles
 
 KEEP_RUNS = 10_000
 """Runs that a store keeps, unless it is told otherwise; 0 for all."""

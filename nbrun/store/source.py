@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nbrun.events import RunEvent
-    from nbrun.record import RunRecord
-    from nbrun.store.checkpoints import Checkpointed
+    from nbrun.core.events import RunEvent
+    from nbrun.core.record import RunRecord
+    from nbrun.store.attachments import Checkpointed
 
 
 class Committed(NamedTuple):

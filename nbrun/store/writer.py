@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun import events as ev
-from nbrun.fold import fold
-from nbrun.record import RunRecord, RunStatus
-from nbrun.store import watch
+from nbrun.core import events as ev
+from nbrun.core.fold import fold
+from nbrun.core.record import RunRecord, RunStatus
+from nbrun.store import stall_guard as watch
 from nbrun.store.backlog import HELD_BYTES, Backlog
-from nbrun.store.bell import Bell
-from nbrun.store.lease import this_process
-from nbrun.store.ledger import IdTaken, Row, Values, micros
-from nbrun.store.open_file import NOTHING, HeldRun, OpenFile
-from nbrun.store.renewal import Known
-from nbrun.store.schema import BUSY_TIMEOUT_S
+from nbrun.store.connection import BUSY_TIMEOUT_S
+from nbrun.store.faults import Kind, Trouble, is_damage, is_of_file, trouble_of
+from nbrun.store.group_commit import Bell
+from nbrun.store.liveness import this_process
+from nbrun.store.rebuild import Known
+from nbrun.store.rows import IdTaken, Row, Values, micros
 from nbrun.store.source import Committed
-from nbrun.store.trouble import Kind, Trouble, is_damage, is_of_file, trouble_of
-from nbrun.store.watch import Flight, Watch
+from nbrun.store.stall_guard import Flight, Watch
+from nbrun.store.transaction import NOTHING, HeldRun, OpenFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nbrun.clock import Clock
-    from nbrun.store.checkpoints import Checkpointed
-    from nbrun.store.home import Home
+    from nbrun.core.clock import Clock
+    from nbrun.store.attachments import Checkpointed
+    from nbrun.store.database_file import Home
     from nbrun.store.source import Source
 
 _log = logging.getLogger("nbrun")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from nbrun.finding import MARKS, Finding, Sign, kept, served, set_aside, tried, versions
-from nbrun.record import RunStatus
-from nbrun.ui import control
-from nbrun.ui.waiting import cell_id, is_headless
-from nbrun.wording import duration
+import anywidget
+import traitlets
+
+from nbrun.core.durations import duration
+from nbrun.core.record import RunStatus
+from nbrun.store.diagnosis import MARKS, Finding, Sign, kept, served, set_aside, tried, versions
+from nbrun.ui.cards.esm import page_module
+from nbrun.ui.kernel import control_channel as control
+from nbrun.ui.kernel.waiting import cell_id, is_headless
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from nbrun.clock import Clock
-    from nbrun.ui import Extension
+    from nbrun.core.clock import Clock
+    from nbrun.ui.extension import Extension
 
 ANSWER_S = 2.0
 """How long a probe waits for an answer; the cell is blocked meanwhile."""
@@ -36,8 +41,7 @@ def show(extension: Extension) -> None:
 
     display(bundle(findings), raw=True)
     if _why_no_page(extension) is None:
-        from nbrun.ui import kernel_id
-        from nbrun.ui.page_probe import show_probe
+        from nbrun.ui.extension import kernel_id
 
         show_probe(kernel_id(extension.kernel), extension.doors.answer)
 
@@ -244,3 +248,57 @@ def _loops(answers: list[float | None]) -> Iterator[Finding]:
         text = f"{blocked} of {len(answers)} blocked: an agent holds up itself and all who share the loop"
         mend = "%agentrun list names it; cancel it, and start it again with --thread"
         yield Finding(Sign.PROBLEM, subject, text, mend)
+
+
+_WAITS = Finding(Sign.NOTE, "page", "it answers here when it is drawn", "look at it in a notebook")
+
+
+_LIMIT = 4
+
+
+"""How many lines a page may write; it has two roads."""
+
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class PageProbe(anywidget.AnyWidget):
+    """What the page draws: two questions to the kernel, and what became of them."""
+
+    _esm = page_module("doctor.js")
+    kernel_id = traitlets.Unicode().tag(sync=True)
+
+
+def show_probe(kernel_id: str, answer: Answer) -> None:
+    """Display the probe; when the page has its answers, they stay as a static output and the widget goes."""
+    from IPython.display import DisplayHandle, display
+
+    widget, handle = PageProbe(kernel_id=kernel_id), DisplayHandle()
+
+    def on_message(_widget: object, content: object, _buffers: object) -> None:
+        if not isinstance(content, dict):
+            return
+        if content.get("op") != "found":
+            widget.send(answer(content))
+            return
+        handle.update(bundle(_findings(content.get("findings"))), raw=True)
+        widget.close()
+
+    widget.on_msg(on_message)
+    view = {"version_major": 2, "version_minor": 1, "model_id": widget.model_id}
+    data = {"application/vnd.jupyter.widget-view+json": view, **bundle([_WAITS])}
+    display(data, raw=True, display_id=handle.display_id)
+
+
+def _findings(told: object) -> list[Finding]:
+    """Return what the page says it has found; it comes from outside, so nothing is taken for granted."""
+    rows = told[:_LIMIT] if isinstance(told, list) else []
+    signs = set(Sign)
+    return [
+        Finding(
+            Sign(row["sign"]) if row.get("sign") in signs else Sign.NOTE,
+            *(str(row.get(part, ""))[:300] for part in ("subject", "text", "mend")),
+        )
+        for row in rows
+        if isinstance(row, dict)
+    ]

@@ -18,15 +18,15 @@ import psutil
 import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
-from nbrun import events as ev
 from nbrun.agents import AcpAgent, by_name, find_adapter
-from nbrun.agents.acp_process import MAX_REQUESTS, AcpProcess
-from nbrun.errors import AgentNotFound, BadOption
+from nbrun.agents.acp.process import MAX_REQUESTS, AcpProcess
+from nbrun.core import events as ev
+from nbrun.core.errors import AgentNotFound, BadOption
 from tests.agents.conformance import log
 from tests.conftest import MakeSession
-from tests.executors.test_process import is_gone, wait_until_gone
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import until
+from tests.host.process.test_process import is_gone, wait_until_gone
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tests" / "fakes" / "acp_hostile.py"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nbrun import ScriptedAgent
-from nbrun.agents import builtin, local_install
-from nbrun.agents.builtin import DEFAULTS, KEYS, LABELS, ModelAgent, choose
-from nbrun.errors import BadOption
+from nbrun.agents.builtin import adapter as builtin
+from nbrun.agents.builtin.adapter import DEFAULTS, KEYS, LABELS, ModelAgent, choose
+from nbrun.agents.local_model import install as local_install
+from nbrun.core.errors import BadOption
 
 
 @pytest.fixture(params=[True, False], ids=["local", "no-local"])

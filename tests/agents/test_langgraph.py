@@ -24,12 +24,12 @@ from langgraph.types import Send, interrupt
 
 import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
-from nbrun import events as ev
 from nbrun.agents import find_adapter
-from nbrun.agents.langgraph import LangGraphAdapter
-from nbrun.agents.langgraph_memory import INTERRUPTED, Memory, closed
-from nbrun.agents.langgraph_watch import Gate, Watch
-from nbrun.errors import NotResumable
+from nbrun.agents.langgraph.adapter import LangGraphAdapter
+from nbrun.agents.langgraph.callbacks import Gate, Watch
+from nbrun.agents.langgraph.resume import INTERRUPTED, Memory, closed
+from nbrun.core import events as ev
+from nbrun.core.errors import NotResumable
 from tests.agents.conformance import log, tools
 from tests.agents.conformance.scenarios import ADD, ANSWER, DELETE, SCENARIOS
 from tests.agents.conformance.script import Call, Turn

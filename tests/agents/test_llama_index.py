@@ -18,9 +18,9 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 
 import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
-from nbrun import events as ev
 from nbrun.agents import find_adapter
-from nbrun.agents.llama_index import LlamaIndexAdapter
+from nbrun.agents.llama_index.adapter import LlamaIndexAdapter
+from nbrun.core import events as ev
 from tests.agents.conformance import log, tools
 from tests.agents.conformance.scenarios import SCENARIOS
 from tests.agents.conformance.subjects.llama_index import Poet, ToolCall, ToolCallResult

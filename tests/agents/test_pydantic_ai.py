@@ -19,13 +19,13 @@ from pydantic_ai.models.test import TestModel
 
 import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
-from nbrun import events as ev
 from nbrun.agents import find_adapter
-from nbrun.agents.pydantic_ai import PydanticAIAdapter
-from nbrun.agents.pydantic_ai_memory import INTERRUPTED
-from nbrun.budget import NO_PRICE
-from nbrun.cancellation import Rung
-from nbrun.errors import BadOption
+from nbrun.agents.context.budget import NO_PRICE
+from nbrun.agents.pydantic_ai.adapter import PydanticAIAdapter
+from nbrun.agents.pydantic_ai.resume import INTERRUPTED
+from nbrun.core import events as ev
+from nbrun.core.cancellation import Rung
+from nbrun.core.errors import BadOption
 from tests.agents.conformance import log
 from tests.agents.conformance.scenarios import SCENARIOS
 from tests.agents.conformance.subjects.pydantic_ai import PydanticAI

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nbrun import NotebookSession, RunStatus, ScriptedAgent
-from nbrun import events as ev
 from nbrun.agents.scripted import HAIKU, VERBS
-from nbrun.errors import BadOption
+from nbrun.core import events as ev
+from nbrun.core.errors import BadOption
 from tests.fakes.agents import BOUND_S
 
 

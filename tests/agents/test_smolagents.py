@@ -13,7 +13,7 @@ from smolagents.monitoring import TokenUsage
 
 import nbrun
 from nbrun import NotebookSession, Run, RunStatus
-from nbrun.agents.smolagents_memory import packed, unpacked
+from nbrun.agents.smolagents.resume import packed, unpacked
 from tests.agents.conformance import log
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import until

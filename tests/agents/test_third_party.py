@@ -12,8 +12,8 @@ import pytest
 
 from nbrun import NotebookSession, agents
 from nbrun.agents import find_adapter, third_party
-from nbrun.agents.plain import PlainAdapter
-from nbrun.ui.agent_list import agents_text
+from nbrun.agents.functions import PlainAdapter
+from nbrun.ui.magics.agent_list import agents_text
 from tests.fakes.agents import BOUND_S, Held
 
 PARROT = Path(__file__).parent / "parrot"

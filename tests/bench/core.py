@@ -27,8 +27,8 @@ from pathlib import Path
 import psutil
 
 from nbrun import NotebookSession, RunContext
-from nbrun.store import schema
-from nbrun.store.ledger import micros
+from nbrun.store.connection import open_for_writing
+from nbrun.store.rows import micros
 
 ROUNDS = 5
 RUNS = 300
@@ -112,7 +112,7 @@ def job_b(session: NotebookSession) -> tuple[float, float]:
 
 async def bare_loop(path: Path) -> Cost:
     """Cancel as many bare tasks to a durable end, by hand: the same rows in the same tables."""
-    db = schema.open_for_writing(path, time.time())
+    db = open_for_writing(path, time.time())
     db.execute("PRAGMA synchronous = FULL")
     db.execute("INSERT INTO sessions VALUES (1, 's', NULL, 'h', 'b', 'n', 1, 1, 1, 1, NULL)")
     run = "INSERT INTO runs VALUES (?, 1, ?, 'sleeper', 'running', ?, NULL, ?)"

@@ -27,13 +27,14 @@ from typing import Any
 import msgspec
 
 from nbrun import NotebookSession
-from nbrun import events as ev
-from nbrun.fold import fold
-from nbrun.record import RunRecord
-from nbrun.store import reader, schema
-from nbrun.store.lease import this_process
-from nbrun.store.ledger import Ledger, Row
-from nbrun.ui.runs_page import ANY_LIVE, Wanted, read_page
+from nbrun.core import events as ev
+from nbrun.core.fold import fold
+from nbrun.core.record import RunRecord
+from nbrun.store import queries as reader
+from nbrun.store.connection import connect, open_for_writing
+from nbrun.store.liveness import this_process
+from nbrun.store.rows import Ledger, Row
+from nbrun.ui.panel.page import ANY_LIVE, Wanted, read_page
 
 RUNS = 100_000
 TIMES = 10  # a million is ten times that
@@ -91,7 +92,7 @@ def write(ledger: Ledger, session_key: int, log: list[ev.RunEvent]) -> Row:
 
 def fill(path: Path) -> None:
     """Write 100,000 runs, and a long one of each kind: #1 one row an event, #2 text."""
-    with contextlib.closing(schema.open_for_writing(path, NOON)) as connection:
+    with contextlib.closing(open_for_writing(path, NOON)) as connection:
         connection.execute("PRAGMA synchronous = OFF")  # it is made once and read
         ledger = Ledger(connection)
         ledger.begin()
@@ -144,7 +145,7 @@ def panel_page(session: NotebookSession, **wanted: Any) -> object:
 def reads(path: Path, runs: int) -> Iterator[dict[str, Callable[[], object]]]:
     """Every read of a store, each checked once."""
     with (
-        contextlib.closing(schema.connect(path)) as connection,
+        contextlib.closing(connect(path)) as connection,
         NotebookSession(store=path) as session,
     ):
         connection.execute("PRAGMA query_only = ON")
@@ -169,7 +170,7 @@ def reads(path: Path, runs: int) -> Iterator[dict[str, Callable[[], object]]]:
             "panel: a common word": lambda: panel_page(session, text="chapter"),
             "page: rows": lambda: reader.read_events(connection, 1, 5_000, 1_000),
             "page: text": lambda: reader.read_events(connection, 2, 5_000, 1_000),
-            "open": lambda: schema.open_for_writing(path).close(),
+            "open": lambda: open_for_writing(path).close(),
             "load": lambda: NotebookSession(store=path).close(),
         }
 
@@ -203,7 +204,7 @@ def deltas(folder: Path) -> tuple[float, float, float]:
     log = a_run(1, "session-1")[:2]
     for seq in range(2, DELTAS + 2):
         log.append(ev.RunEvent(seq, NOON + seq / 1e3, log[0].run_id, 1, ev.TextDelta("x" * 20)))
-    with contextlib.closing(schema.open_for_writing(path, NOON)) as connection:
+    with contextlib.closing(open_for_writing(path, NOON)) as connection:
         ledger = Ledger(connection)
         ledger.begin()
         row, log[0] = ledger.insert_run(a_session(ledger, "s"), log[0])

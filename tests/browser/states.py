@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from nbrun import CancelCause, RunRecord, RunStatus
-from nbrun import events as ev
-from nbrun.cancellation import Rung
-from nbrun.fold import fold
-from nbrun.ui.blocks import Blocks
-from nbrun.ui.view import view
-from nbrun.wording import queued_words
+from nbrun.core import events as ev
+from nbrun.core.cancellation import Rung
+from nbrun.core.fold import fold
+from nbrun.render.words import queued_words
+from nbrun.ui.cards.markdown_blocks import Blocks
+from nbrun.ui.cards.view import view
 from tests.browser.card_page import NOW
 
 ANSWER = """## Two comets to watch

@@ -9,9 +9,9 @@ import pytest
 from playwright.sync_api import expect
 
 from nbrun import CancelCause, RunRecord, RunStatus
-from nbrun import events as ev
-from nbrun.record import ToolCall
-from nbrun.snapshot import bundle
+from nbrun.core import events as ev
+from nbrun.core.record import ToolCall
+from nbrun.render.static_card import bundle
 from tests.browser import axe
 from tests.browser.card_page import NOW, CardPage
 from tests.browser.pictures import SCREENSHOTS

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from playwright.sync_api import expect
 
-from nbrun import events as ev
-from nbrun.record import ToolCall
-from nbrun.ui.blocks import Blocks
-from nbrun.ui.view import view
+from nbrun.core import events as ev
+from nbrun.core.record import ToolCall
+from nbrun.ui.cards.markdown_blocks import Blocks
+from nbrun.ui.cards.view import view
 from tests.browser import axe
 from tests.browser.card_page import NOW, CardPage
 from tests.browser.pictures import picture

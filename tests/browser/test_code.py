@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from nbrun.ui.page_module import page_module, page_style
+from nbrun.ui.cards.esm import page_module, page_style
 from tests.browser.card_page import CardPage
 from tests.browser.test_card import make_run
 

@@ -12,11 +12,11 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from nbrun import Run, RunRecord
-from nbrun.snapshot import bundle, whole_html
-from nbrun.ui import runs_table
-from nbrun.ui.blocks import Blocks
-from nbrun.ui.runs_page import Row
-from nbrun.ui.view import view
+from nbrun.render.static_card import bundle, whole_html
+from nbrun.ui.cards.markdown_blocks import Blocks
+from nbrun.ui.cards.view import view
+from nbrun.ui.panel import table as runs_table
+from nbrun.ui.panel.page import Row
 from tests.browser.pictures import SCREENSHOTS
 from tests.fakes.hostile import FLOOD, GROUPS, PAYLOADS
 from tests.fakes.hostile_runs import AT, runs_with

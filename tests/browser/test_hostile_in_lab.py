@@ -9,7 +9,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from playwright.sync_api import expect
 
-from nbrun.snapshot import bundle
+from nbrun.render.static_card import bundle
 from tests import kernels
 from tests.browser.lab import LabNotebook
 from tests.fakes.hostile import GROUPS

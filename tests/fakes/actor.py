@@ -7,8 +7,8 @@ import contextvars
 from typing import TYPE_CHECKING
 
 from nbrun import RunContext
-from nbrun import events as ev
-from nbrun.errors import Cancelled
+from nbrun.core import events as ev
+from nbrun.core.errors import Cancelled
 
 if TYPE_CHECKING:
     from tests.fakes.world import World

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
 from nbrun import RunContext
-from nbrun.cancellation import call_soon
+from nbrun.core.cancellation import call_soon
 
 BOUND_S = 10.0
 """What a starved machine gets before a test gives up."""

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from nbrun import NotebookSession, Run, RunContext, RunRecord
-from nbrun import events as ev
+from nbrun.core import events as ev
 
 PHASES = ("load", "first", "work", "close", "gone")
 """What it is at, in this order; `gone` is after the close."""

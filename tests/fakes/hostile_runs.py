@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from nbrun import events as ev
-from nbrun.cancellation import CancelCause
-from nbrun.encoding import Plain, clean_text
-from nbrun.fold import fold
-from nbrun.record import RunRecord
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelCause
+from nbrun.core.fold import fold
+from nbrun.core.record import RunRecord
+from nbrun.core.text import clean_text
+from nbrun.core.values import Plain
 
 AT = 1_800_000_000.0
 

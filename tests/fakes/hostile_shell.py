@@ -20,7 +20,7 @@ from traitlets.config import Config
 
 import nbrun
 from nbrun import Answer, Run, RunContext, cli
-from nbrun.ui import _EXTENSION_ATTRIBUTE
+from nbrun.ui.extension import _EXTENSION_ATTRIBUTE
 from tests.fakes.hostile import GROUPS
 
 MORE = [

@@ -7,7 +7,7 @@ import sys
 
 import nbrun
 from nbrun import RunEvent
-from nbrun import events as ev
+from nbrun.core import events as ev
 from tests.agents.conformance.scenarios import SCENARIOS
 from tests.agents.conformance.subjects.pydantic_ai import PydanticAI
 

@@ -6,7 +6,7 @@ import threading
 from typing import TypeVar
 
 from nbrun import Run
-from nbrun import events as ev
+from nbrun.core import events as ev
 from tests.fakes.agents import BOUND_S
 
 E = TypeVar("E", bound=ev.EventData)

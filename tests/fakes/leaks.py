@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from nbrun import RunContext
-from nbrun import events as ev
+from nbrun.core import events as ev
 
 NAME = "LEAKY_API_KEY"
 KEY = "sk-test-0123456789"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nbrun import RunRecord
-from nbrun import events as ev
-from nbrun.cancellation import CancelOutcome
-from nbrun.live_run import LiveRun
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelOutcome
+from nbrun.sessions.live_run import LiveRun
 from tests.fakes.actor import Actor
 
 ENDS = {

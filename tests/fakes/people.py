@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from nbrun import Run, RunRecord
-from nbrun import events as ev
+from nbrun.core import events as ev
 from tests.fakes.agents import BOUND_S
 
 

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable
 
 from nbrun import CancelToken, RunContext
-from nbrun import events as ev
-from nbrun.agents.worker import Worker
-from nbrun.budget import NO_LIMITS, Budget
-from nbrun.clock import Clock
-from nbrun.errors import NbrunError
-from nbrun.inbox import Inbox
-from nbrun.questions import Questions
+from nbrun.agents.context.approvals import Questions
+from nbrun.agents.context.budget import NO_LIMITS, Budget
+from nbrun.agents.context.inbox import Inbox
+from nbrun.agents.context.threads import Worker
+from nbrun.core import events as ev
+from nbrun.core.clock import Clock
+from nbrun.core.errors import NbrunError
 from tests.fakes.clock import FakeClock
 
 

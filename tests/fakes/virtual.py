@@ -17,12 +17,12 @@ from typing import Any, Protocol, TypeVarTuple
 import msgspec
 
 from nbrun import RunRecord
-from nbrun import events as ev
-from nbrun.flag import Flag
-from nbrun.fold import fold
-from nbrun.loop_thread import LoopThread
-from nbrun.store import Committed, SessionStore, Source
-from nbrun.store.reader import StoredRun
+from nbrun.core import events as ev
+from nbrun.core.fold import fold
+from nbrun.core.latches import Flag
+from nbrun.host.loops import LoopThread
+from nbrun.store.queries import StoredRun
+from nbrun.store.session_store import Committed, SessionStore, Source
 from tests.fakes.clock import NOON
 
 Ts = TypeVarTuple("Ts")

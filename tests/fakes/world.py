@@ -12,17 +12,17 @@ from dataclasses import replace
 import msgspec
 
 from nbrun import CancelCause, NotebookSession, RunContext, SequentialIds
-from nbrun import events as ev
-from nbrun.attempt import Attempt, HostEvent
-from nbrun.cancellation import CancelOutcome
-from nbrun.drive import Drive
-from nbrun.errors import Cancelled, NbrunError
-from nbrun.executors.local import LocalExecutor
-from nbrun.host import RunHost
-from nbrun.intake import Intake
-from nbrun.live_run import LiveRun
-from nbrun.redaction import Redactor
-from nbrun.store import Committed
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelOutcome
+from nbrun.core.errors import Cancelled, NbrunError
+from nbrun.core.redaction import Redactor
+from nbrun.host.attempt import Attempt, HostEvent
+from nbrun.host.driver import Drive
+from nbrun.host.host import RunHost
+from nbrun.host.local_executor import LocalExecutor
+from nbrun.sessions.intake import Intake
+from nbrun.sessions.live_run import LiveRun
+from nbrun.store.session_store import Committed
 from tests.fakes.actor import Actor, agent, current_actor
 from tests.fakes.model import ENDS, Account, after, check_log
 from tests.fakes.virtual import VirtualClock, VirtualFlag, VirtualLock, VirtualStore, VirtualThread

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from nbrun.events import RunEvent
-from nbrun.record import RunRecord
-from nbrun.store import reader
+from nbrun.core.events import RunEvent
+from nbrun.core.record import RunRecord
+from nbrun.store import queries as reader
 from tests.kernel.driver import Execution, Kernel
 
 LOAD = "%load_ext nbrun"

@@ -17,7 +17,7 @@ from tests.kernel.cells import error_line, run_ok, value, wait_for_status, wait_
 from tests.kernel.driver import Execution, Kernel, Message
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-RUN = "application/vnd.nbrun.run+json"
+RUN = "application/vnd.nbrun.sessions.run+json"
 STATIC = {"text/html", "text/markdown", "text/plain", RUN}
 SAVED_LIMIT = 64 * 1024
 LIVE_LIMIT = 256 * 1024
@@ -136,7 +136,7 @@ def test_a_card_is_a_widget_and_static_output_at_first_and_static_at_last(kernel
 def test_the_oldest_ended_cards_are_closed(kernel: Kernel) -> None:
     """Widgets do not pile up for ever: beyond so many ended ones the oldest is closed; live ones never are."""
     endless = run_ok(kernel, "%%agentrun endless -n endless\nhi")
-    run_ok(kernel, "from nbrun.ui import card as card_module\ncard_module.KEEP_ENDED = 2")
+    run_ok(kernel, "from nbrun.ui.extension import card as card_module\ncard_module.KEEP_ENDED = 2")
     cells = []
     for number in range(4):
         cells.append(run_ok(kernel, f"%%agentrun soon -n old{number}\nhi"))

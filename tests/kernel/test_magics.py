@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nbrun.ui.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example
+from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example
 from tests.kernel.cells import AGENTS, LOAD, error_line, run_ok, stored, value, wait_for_text
 from tests.kernel.driver import Kernel
 
@@ -309,7 +309,7 @@ def test_show_brings_the_card(shared: Kernel) -> None:
     live, ended = run_ok(shared, "%agentrun show long short").outputs
     assert WIDGET in live["data"]
     assert set(ended["data"]) == {
-        "text/html", "text/markdown", "text/plain", "application/vnd.nbrun.run+json",
+        "text/html", "text/markdown", "text/plain", "application/vnd.nbrun.sessions.run+json",
     }  # fmt: skip
     assert "Completed" in ended["data"]["text/plain"]
 

@@ -14,7 +14,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter, MarkdownExporter
 
-from nbrun.snapshot import MIME
+from nbrun.render.static_card import MIME
 from tests.notebooks.headless import NOTEBOOKS, environment, execute
 
 pytestmark = pytest.mark.timeout(180)

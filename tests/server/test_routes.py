@@ -13,7 +13,7 @@ from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 import nbrun.server
-from nbrun.server.kernel_call import NoAnswer, call
+from nbrun.server.kernel_client import NoAnswer, call
 from nbrun.server.routes import routes
 
 

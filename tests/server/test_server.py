@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from nbrun.events import RunEvent
+from nbrun.core.events import RunEvent
 from tests.kernel.cells import run_ok, stored, stored_events, value, wait_for_status, wait_for_text
 from tests.server.driver import ServedKernel, ServerProcess
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunContext, snapshot
-from nbrun import artifacts as artifacts_module
-from nbrun.artifacts import STRAY_AGE_S, ArtifactFiles, folder_beside
-from nbrun.errors import ArtifactLost
-from nbrun.fold import FILES
-from nbrun.store import large
-from nbrun.ui import view
+from nbrun import NotebookSession, Run, RunContext
+from nbrun.core import artifacts as artifacts_module
+from nbrun.core.artifacts import STRAY_AGE_S, ArtifactFiles, folder_beside
+from nbrun.core.errors import ArtifactLost
+from nbrun.core.fold import FILES
+from nbrun.render import static_card as snapshot
+from nbrun.store import payloads as large
+from nbrun.ui.cards import view
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 

@@ -19,17 +19,20 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
-from nbrun import events as ev
-from nbrun.cancellation import CancelCause
-from nbrun.clock import SystemClock
-from nbrun.errors import StoreInTrouble
-from nbrun.finding import Sign, kept
-from nbrun.fold import fold
-from nbrun.record import RunRecord
-from nbrun.store import SessionStore, home, schema, watch
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelCause
+from nbrun.core.clock import SystemClock
+from nbrun.core.errors import StoreInTrouble
+from nbrun.core.fold import fold
+from nbrun.core.record import RunRecord
+from nbrun.store import database_file as home
+from nbrun.store import stall_guard as watch
 from nbrun.store import writer as writer_module
 from nbrun.store.backlog import Dropped
-from nbrun.store.renewal import retold
+from nbrun.store.connection import BUSY_TIMEOUT_S
+from nbrun.store.diagnosis import Sign, kept
+from nbrun.store.rebuild import retold
+from nbrun.store.session_store import SessionStore
 from tests.conftest import MakeSession
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
@@ -665,7 +668,7 @@ AS_NOBODY = textwrap.dedent(
     """
     import os, sys, nbrun
     from pathlib import Path
-    from nbrun.finding import kept
+    from nbrun.store.diagnosis import kept
 
     async def agent(prompt):
         return "done"
@@ -746,4 +749,4 @@ def test_a_sound_store_has_no_trouble(make_session: MakeSession) -> None:
     ended(session.start(agents.instant))
     assert (session.store.trouble, session.store.told, session.store.behind) == (None, (), 0)
     assert {found.sign for found in kept(session.store)} == {Sign.OK}
-    assert schema.BUSY_TIMEOUT_S == 1.0
+    assert BUSY_TIMEOUT_S == 1.0

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession
-from nbrun.clock import SystemClock
-from nbrun.record import RunStatus
-from nbrun.store.glimpse import Glimpse, glimpse
+from nbrun.core.clock import SystemClock
+from nbrun.core.record import RunStatus
+from nbrun.store.queries import Glimpse, glimpse
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 

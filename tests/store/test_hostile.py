@@ -12,12 +12,13 @@ import msgspec
 import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
-from nbrun import events as ev
 from nbrun.cli import main
-from nbrun.run_list import RunList
-from nbrun.snapshot import bundle, plain_text
-from nbrun.store import doubt, schema
-from nbrun.store.lease import this_process
+from nbrun.core import events as ev
+from nbrun.render.static_card import bundle, plain_text
+from nbrun.sessions.run_list import RunList
+from nbrun.store import validation as doubt
+from nbrun.store.connection import open_for_writing
+from nbrun.store.liveness import this_process
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import NOON
@@ -55,7 +56,7 @@ class Planter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True)
-        schema.open_for_writing(path).close()
+        open_for_writing(path).close()
         self.db = sqlite3.connect(path, isolation_level=None)
         self.db.execute("PRAGMA ignore_check_constraints = ON")
         self.session()

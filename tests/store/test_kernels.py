@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nbrun.store import schema
-from nbrun.store.ledger import Ledger
+from nbrun.store.connection import open_for_writing
+from nbrun.store.rows import Ledger
 from tests.fakes import doomed
 from tests.store.crash import Life, check
 
@@ -90,8 +90,8 @@ def test_a_writer_behind_many_others_comes_through(tmp_path: Path, held_s: float
     """Where the file is free only after SQLite has given up to wait, the next look a moment later finds that."""
     path = tmp_path / "busy.db"
     with (
-        closing(schema.open_for_writing(path)) as other,
-        closing(schema.open_for_writing(path)) as connection,
+        closing(open_for_writing(path)) as other,
+        closing(open_for_writing(path)) as connection,
     ):
         other.execute("BEGIN IMMEDIATE")
         free = threading.Timer(held_s, other.execute, ("COMMIT",))
@@ -106,8 +106,8 @@ def test_a_lock_that_stays_is_told_of_in_time(tmp_path: Path) -> None:
     """Well within the two seconds after which a run goes on unsaved; at once where it is known to be there."""
     path = tmp_path / "busy.db"
     with (
-        closing(schema.open_for_writing(path)) as other,
-        closing(schema.open_for_writing(path)) as connection,
+        closing(open_for_writing(path)) as other,
+        closing(open_for_writing(path)) as connection,
     ):
         other.execute("BEGIN IMMEDIATE")
         for patience_ms in (1_000, 20):

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbrun import CancelCause, RunRecord
-from nbrun import events as ev
-from nbrun.fold import fold
-from nbrun.store import Checkpointed, reader, schema
+from nbrun.core import events as ev
+from nbrun.core.fold import fold
+from nbrun.store import queries as reader
+from nbrun.store.connection import open_for_writing
+from nbrun.store.session_store import Checkpointed
 from nbrun.store.source import Committed
 from nbrun.store.writer import Writer
 from tests.fakes.agents import BOUND_S
@@ -65,7 +67,7 @@ class Given:
 
 def written(batches: list[list[ev.RunEvent]]) -> sqlite3.Connection:
     """Return a store in memory after these batches were committed, one by one."""
-    connection = schema.open_for_writing(None)
+    connection = open_for_writing(None)
     source = Given(list(batches))
     source.writer = Writer(
         connection, threading.RLock(), source, session_id="s", notebook=None, clock=FakeClock()

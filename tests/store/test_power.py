@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession, Run, RunRecord
-from nbrun import events as ev
-from nbrun.store import SessionStore, lease
+from nbrun.core import events as ev
+from nbrun.store import liveness
+from nbrun.store.session_store import SessionStore
 from tests.fakes import agents, doomed
 from tests.fakes.clock import FakeClock
 from tests.fakes.doomed import Shown
@@ -65,8 +66,8 @@ def steps(path: Path) -> list[Step]:
 @pytest.fixture
 def next_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a power cut: the machine has been started anew, and no kernel from before lives."""
-    new = replace(lease.this_process(), boot_id="the next one")
-    monkeypatch.setattr(lease, "_identity_of", lambda _pid: new)
+    new = replace(liveness.this_process(), boot_id="the next one")
+    monkeypatch.setattr(liveness, "_identity_of", lambda _pid: new)
 
 
 def check_cuts(path: Path, steps: list[Step], start: Files, how: Left, seed: int = 0) -> int:

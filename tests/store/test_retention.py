@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession, Run, RunContext, RunRecord, RunStatus
-from nbrun import events as ev
-from nbrun.artifacts import ArtifactFiles, folder_beside
-from nbrun.errors import BadOption, RunNotFound
-from nbrun.store import SessionStore, retention, schema
-from nbrun.store.ledger import Ledger, Row
+from nbrun.core import events as ev
+from nbrun.core.artifacts import ArtifactFiles, folder_beside
+from nbrun.core.errors import BadOption, RunNotFound
+from nbrun.store import retention
+from nbrun.store.connection import connect
 from nbrun.store.retention import Keep, Sweeper
+from nbrun.store.rows import Ledger, Row
+from nbrun.store.session_store import SessionStore
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import FakeClock
@@ -62,7 +64,7 @@ def numbers(path: Path) -> list[object]:
 
 def swept(path: Path, keep: Keep) -> list[int]:
     """Sweep the file as a kernel does; return the numbers of the runs that went."""
-    with closing(schema.connect(path)) as connection:
+    with closing(connect(path)) as connection:
         return Sweeper(connection, ArtifactFiles(folder_beside(path))).sweep(keep)
 
 
@@ -180,7 +182,7 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next(
     with make_session() as session:
         ended(session.start(agents.talking))
         ended(session.start(agents.instant))
-    with closing(schema.connect(store_path)) as connection:
+    with closing(connect(store_path)) as connection:
         files = ArtifactFiles(folder_beside(store_path))
         assert Sweeper(connection, files, lambda: True).remove([1]) == [1]
     assert rows(store_path, "SELECT DISTINCT run FROM events") == [(1,), (2,)]
@@ -384,7 +386,7 @@ def test_others_can_write_between_the_steps_of_a_large_removal(
             ended(session.start(agents.chatty(500)))
     with (
         closing(sqlite3.connect(store_path, timeout=0)) as other,
-        closing(schema.connect(store_path)) as connection,
+        closing(connect(store_path)) as connection,
     ):
         written: list[int] = []
 

@@ -17,9 +17,10 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun.cli import main
-from nbrun.errors import BadOption, NotPending, NotResumable, RunNotFinished, StoreReadOnly
-from nbrun.snapshot import bundle, plain_text
-from nbrun.store import open_file, places_for
+from nbrun.core.errors import BadOption, NotPending, NotResumable, RunNotFinished, StoreReadOnly
+from nbrun.render.static_card import bundle, plain_text
+from nbrun.store import transaction as open_file
+from nbrun.store.location import places_for
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock

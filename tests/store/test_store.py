@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession, Run, RunRecord, RunStatus
-from nbrun.errors import StoreDamaged, StoreReadOnly, StoreTooNew
-from nbrun.store import SessionStore, places_for, schema
+from nbrun.core.errors import StoreDamaged, StoreReadOnly, StoreTooNew
+from nbrun.store import schema
 from nbrun.store import writer as writer_module
+from nbrun.store.connection import open_for_writing
+from nbrun.store.location import places_for
+from nbrun.store.session_store import SessionStore
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held, Stubborn
 from tests.fakes.clock import FakeClock
@@ -240,16 +243,16 @@ def test_each_kind_of_strange_file_has_its_error(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreTooNew, match="update nbrun"):
-        schema.open_for_writing(path)
+        open_for_writing(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION}")
         connection.execute("CREATE TABLE evil (x)")
     with pytest.raises(StoreReadOnly, match="CREATE TABLE evil"):
-        schema.open_for_writing(path)
+        open_for_writing(path)
     other = tmp_path / "other.db"
     other.write_bytes(b"this is no database at all" * 100)
     with pytest.raises(StoreDamaged, match="not a usable database"):
-        schema.open_for_writing(other)
+        open_for_writing(other)
 
 
 def test_a_damaged_file_is_left_as_it_is(make_session: MakeSession, store_path: Path) -> None:
@@ -307,7 +310,7 @@ def test_two_notebooks_never_share_a_place(tmp_path: Path) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks are waited for, and faults tried again, in milliseconds."""
-    monkeypatch.setattr(schema, "BUSY_TIMEOUT_S", 0.03)
+    monkeypatch.setattr("nbrun.store.connection.BUSY_TIMEOUT_S", 0.03)
     monkeypatch.setattr(writer_module, "RETRY_S", 0.05)
 
 

@@ -17,7 +17,10 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession
-from nbrun.store import SessionStore, reader, schema
+from nbrun.store import queries as reader
+from nbrun.store import schema
+from nbrun.store.connection import connect, open_for_writing
+from nbrun.store.session_store import SessionStore
 from tests.fakes import agents, doomed
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import FakeClock
@@ -75,7 +78,7 @@ def test_a_new_store_and_an_old_one_brought_up_are_alike(tmp_path: Path) -> None
     path, new = copied(tmp_path), tmp_path / "new.db"
     schemas = []
     for file in (path, new):
-        with closing(schema.open_for_writing(file, 1.0)) as connection:
+        with closing(open_for_writing(file, 1.0)) as connection:
             rows = connection.execute("SELECT type, name, sql FROM sqlite_schema")
             schemas.append(sorted(rows, key=repr))
     assert schemas[0] == schemas[1]
@@ -104,12 +107,12 @@ def test_power_that_fails_on_the_way_up_leaves_one_version_whole(tmp_path: Path,
     path = copied(tmp_path)
     before = {path.name: path.read_bytes()}
     with recorded() as disk:
-        schema.open_for_writing(path, 1.0).close()
+        open_for_writing(path, 1.0).close()
     found = []
     for _, files in cuts(disk.steps, before, how):
         lay_out(path, files)
         found.append(version_of(path))
-        schema.open_for_writing(path, 1.0).close()
+        open_for_writing(path, 1.0).close()
         assert version_of(path) == schema.VERSION
     assert found == sorted(found)
     assert set(found) == {1, schema.VERSION}
@@ -165,7 +168,7 @@ def test_a_reader_of_the_old_version_goes_on_while_the_file_is_brought_up(tmp_pa
         sqlite3.connect(path)
     ) as connection:  # as it is in use; the copy that is kept is one file
         connection.execute("PRAGMA journal_mode = WAL")
-    with closing(schema.connect(path)) as old, closing(schema.connect(path)) as idle:
+    with closing(connect(path)) as old, closing(connect(path)) as idle:
         before = reader.read_runs(old), reader.read_events(old, 1)
         assert len(reader.read_runs(idle)) == 3
         old.execute("BEGIN")  # in the middle of a read: it keeps what it sees

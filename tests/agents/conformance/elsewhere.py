@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nbrun
-from nbrun.errors import NbrunError
+from nbrun.core.errors import NbrunError
 from tests.agents.conformance.scenarios import SCENARIOS
 from tests.agents.conformance.subject import subjects
 from tests.fakes.agents import BOUND_S
@@ -81,7 +81,9 @@ def _resumed(asked: dict[str, str], subject: Any) -> dict[str, Any]:
 def told(run: nbrun.Run) -> list[str]:
     """Return the names of what the tools of a run have told of themselves."""
     return [
-        event.data.name for event in run.events() if isinstance(event.data, nbrun.events.Custom)
+        event.data.name
+        for event in run.events()
+        if isinstance(event.data, nbrun.core.events.Custom)
     ]
 
 

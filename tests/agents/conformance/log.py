@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nbrun import Run
-from nbrun import events as ev
+from nbrun.core import events as ev
 
 
 def check(run: Run) -> list[ev.RunEvent]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
-from nbrun import events as ev
-from nbrun.cancellation import CancelOutcome, Rung
-from nbrun.errors import AgentNotFound, BadOption, NbrunError, NotResumable, RunCancelled
-from nbrun.record import RunRecord
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelOutcome, Rung
+from nbrun.core.errors import AgentNotFound, BadOption, NbrunError, NotResumable, RunCancelled
+from nbrun.core.record import RunRecord
 from tests.agents.conformance import log, tools
 from tests.agents.conformance.elsewhere import IMPORTS_S, Elsewhere
 from tests.agents.conformance.scenarios import NO_LUCK, SCENARIOS

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from nbrun import NotebookSession, RunStatus
-from nbrun.errors import RunFailed
+from nbrun.core.errors import RunFailed
 from tests.agents.conformance import log
 from tests.agents.conformance.subject import PROMPT, Subject, subjects
 from tests.fakes.agents import BOUND_S

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 from nbrun import RunContext
 from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
-from nbrun.errors import AgentNotFound
-from nbrun.events import EventData, Message, TextDelta
+from nbrun.core.errors import AgentNotFound
+from nbrun.core.events import EventData, Message, TextDelta
 
 
 class Parrot:

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
 
-from nbrun.agents.builtin import ModelAgent
-from nbrun.agents.setup import Setup, needs_approval
+from nbrun.agents.builtin.adapter import ModelAgent
+from nbrun.agents.builtin.options import Setup, needs_approval
 from tests.agents.conformance.script import Script, call_id, filled
 from tests.agents.conformance.subject import PROMPT, Subject
 from tests.fakes.openai_server import MODEL, Broken, OpenAIServer

@@ -9,7 +9,7 @@ from typing import Any
 
 import nbrun
 from nbrun import RunContext
-from nbrun.agents.cell import PythonCell
+from nbrun.agents.python_cell import PythonCell
 from tests.agents.conformance import tools
 from tests.agents.conformance.script import Call, Script, Turn, filled
 from tests.agents.conformance.subject import Subject

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nbrun import CancelCause, RunEvent
-from nbrun import events as ev
-from nbrun.recording import Header, Replay
+from nbrun.core import events as ev
+from nbrun.core.recording import Header, Replay
 from tests.agents.conformance.script import Script, call_id, filled
 from tests.agents.conformance.subject import PROMPT, Subject
 from tests.agents.conformance.subjects.scripted import SHOWN

@@ -1,0 +1,1 @@
+"""The built-in agent: a model of pydantic-ai with the notebook's tools."""

@@ -1,0 +1,146 @@
+"""A worker thread for a sync agent, into which a cancel can be raised."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from nbrun.agents.context.run_context import current_run
+from nbrun.core.cancellation import call_soon
+from nbrun.core.interrupt_guard import Gate, current_guard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Worker(Generic[T]):
+    """Runs one function in a daemon thread of its own and hands its result to whoever waits for it.
+
+    A thread of the loop's default executor would hold up the exit of the kernel; this one does not.
+
+    Threads: any method, from any thread and any event loop.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        function: Callable[[], T],
+        context: Context,
+        *,
+        name: str = "",
+        is_driver: bool = False,
+    ) -> None:
+        self.name = name or run_id
+        self.is_driver = is_driver
+        self._function = function
+        self._context = context
+        self._over: Future[None] = _begun()
+        self._gate = Gate()
+        self._thread: threading.Thread | None = None
+        self._run_id = run_id
+
+    def start(self) -> Future[T]:
+        """Start the thread; return what the function will return or raise."""
+        outcome: Future[T] = _begun()
+        name = f"nbrun-agent-{self._run_id}"
+        self._thread = threading.Thread(target=self._main, args=(outcome,), name=name, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread left: it has ended before it began
+            self._over.set_result(None)
+            raise
+        return outcome
+
+    async def result(self) -> T:
+        """Start the thread and wait for what the function returns or raises.
+
+        A cancel of the waiting task leaves the thread alive: ending it is the host's ladder's business.
+        """
+        return await asyncio.wrap_future(self.start())
+
+    def is_alive(self) -> bool:
+        """Return whether the agent's code still runs."""
+        return not self._over.done()
+
+    async def ended(self) -> None:
+        """Return when the agent's code has ended there."""
+        await asyncio.wrap_future(self._over)
+
+    def interrupt(self) -> bool:
+        """Raise `Cancelled` in the thread at its next bytecode; False while it is inside nbrun's own code.
+
+        Then it is raised when that is over.
+        """
+        is_started = self._thread is not None and self._thread.ident is not None
+        return is_started and self._gate.interrupt(later=True)
+
+    def _main(self, outcome: Future[T]) -> None:
+        try:
+            result = self._context.run(self._run_guarded)
+        except StopIteration:  # a future refuses this one: it would end the waiting coroutine
+            self._over.set_result(None)
+            outcome.set_exception(RuntimeError("the agent raised StopIteration"))
+        except BaseException as error:  # carried to the host, which fails this run only
+            self._over.set_result(None)
+            outcome.set_exception(error)
+        else:
+            self._over.set_result(None)
+            outcome.set_result(result)
+        finally:
+            del outcome  # it leads to the error, and that to this frame: see `gate.Steps.throw()`
+
+    def _run_guarded(self) -> T:
+        gate = self._gate
+        gate.bind()
+        current_guard.set(gate)
+        gate.leave()
+        try:
+            return self._function()
+        finally:
+            gate.enter()
+
+
+def _begun() -> Future[Any]:
+    """Return a future that looks begun: giving up the wait for it does not cancel it."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+class RunThreads(ThreadPoolExecutor):
+    """What `asyncio.to_thread()` of an agent gets: a thread of its own, which a cancel of the run reaches and names.
+
+    asyncio's own threads would hold up the exit of the kernel, and nobody could tell what runs in them.
+
+    Threads: `submit()` on the host's loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(max_workers=1)  # it starts none: asyncio takes no other class
+        self._loop = loop
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Begin it."""
+        context, call = copy_context(), partial(fn, *args, **kwargs)
+        owner = getattr(call.func, "__self__", None)
+        if isinstance(owner, Context):
+            # asyncio submits `context.run(function)`. The function is taken out, so that it sees its own guard.
+            function: Callable[..., T] = call.args[0]
+            context, call = owner, partial(function, *call.args[1:], **call.keywords)
+        run = current_run.get()
+        name = getattr(call.func, "__name__", "a thread")
+        worker: Worker[T] = Worker(run.run_id if run else "aside", call, context, name=name)
+        if run is None:
+            return worker.start()
+        run.add_work(worker)
+        future = worker.start()
+        drop = partial(run.drop_work, worker)
+        future.add_done_callback(lambda _future: call_soon(self._loop, drop))
+        return future

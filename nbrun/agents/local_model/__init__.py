@@ -1,0 +1,1 @@
+"""The local model, which needs no key."""

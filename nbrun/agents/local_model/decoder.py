@@ -1,0 +1,279 @@
+"""The one thread that decodes the local model's answers."""
+
+# One answer at a time, in the order asked for. Measured on one core: two answers of 80 tokens side
+# by side in the runtime's slots took 2.0 s, one after the other 1.6 s. A queue of our own also lets
+# a request that still waits be cancelled at once.
+#
+# The runtime calls its server in process, and opens a loopback port all the same. Nothing of ours
+# goes through it, and whoever finds it lacks the key, which is random and forgotten.
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import queue
+import secrets
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
+
+from pydantic_ai.exceptions import ModelAPIError, UserError
+from pydantic_ai.usage import RequestUsage
+
+from nbrun.agents.local_model.install import find_model_file, missing, model_lack
+from nbrun.core.cancellation import call_soon
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from pydantic_ai.messages import FinishReason
+
+MODEL_NAME: Final = "smollm2-135m"
+CONTEXT_TOKENS: Final = 4096
+"""Prompt and answer together; the runtime refuses a longer prompt."""
+
+# A cancel is heard between batches of the prompt: 64 tokens are 0.3 s on one core (the runtime's
+# own 2048 are 12 s), and reading a prompt takes 6 % longer.
+_BATCH_TOKENS: Final = 64
+
+
+class _Choice(TypedDict):
+    finish_reason: str | None
+    delta: dict[str, str | None]
+
+
+class _Timings(TypedDict):
+    cache_n: int
+    prompt_n: int
+    predicted_n: int
+
+
+class _Complaint(TypedDict):
+    message: str
+    n_prompt_tokens: NotRequired[int]  # only when these are too many
+
+
+class _Chunk(TypedDict, total=False):
+    """What the runtime's callback is called with; only what is read here."""
+
+    choices: list[_Choice]
+    timings: _Timings
+    error: _Complaint
+
+
+class _Server(Protocol):
+    """The one method of ``xllamacpp.Server`` that is used: it returns when the answer is done.
+
+    It calls `on_chunk` on the calling thread and without a limit on its time; True means stop. It
+    prints an exception of the callback and goes on, so the callback must not raise.
+    """
+
+    def handle_chat_completions(
+        self, body: dict[str, object], on_chunk: Callable[[_Chunk], bool]
+    ) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one chunk adds to an answer; the text may be empty."""
+
+    text: str
+    usage: RequestUsage | None
+    finish_reason: FinishReason | None
+
+
+class Decoding:
+    """One answer on its way from the decode thread to the event loop that asked for it.
+
+    Threads: made and read (`pieces`) on the loop; `take` and `end` are called by the decode thread;
+    `stop` by any. `is_stopped` goes from False to True once and is read without a lock: a decode
+    thread that sees it late decodes one token more, which `pieces` drops.
+
+    Parameters
+    ----------
+    model_file : a model of the user's own; None is the demo model.
+    """
+
+    def __init__(self, body: dict[str, object], model_file: Path | None = None) -> None:
+        self.body = body
+        self.model_file = model_file
+        self.is_stopped = False
+        self._loop = asyncio.get_running_loop()
+        self._arrivals: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()  # None: the end
+
+    def stop(self) -> None:
+        """Ask for no more tokens; whoever reads `pieces` reaches its end."""
+        self.is_stopped = True
+        self.end()
+
+    def take(self, chunk: _Chunk) -> bool:
+        """Pass a chunk on to the loop; return whether to stop decoding. Never raises."""
+        if self.is_stopped:
+            return True
+        try:
+            self._hand_over(_piece_of(chunk, self.model_file))
+        except Exception as error:  # the runtime would only print it
+            self.end(error)
+            return True
+        return self.is_stopped
+
+    def end(self, error: Exception | None = None) -> None:
+        """Say that no token will follow, and why if that is a failure."""
+        self._hand_over(error)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Yield what was decoded, in order, until the end or `stop`; raise what went wrong."""
+        while isinstance(arrival := await self._arrivals.get(), Piece):
+            if self.is_stopped:
+                return
+            yield arrival
+        if arrival is not None:
+            raise arrival
+
+    def _hand_over(self, arrival: Piece | Exception | None) -> None:
+        if not call_soon(self._loop, partial(self._arrivals.put_nowait, arrival)):
+            self.is_stopped = True  # the loop is closed: nobody is left to read
+
+
+_decoder: _Decoder | None = None
+_decoder_lock = threading.Lock()
+
+
+def submit(decoding: Decoding) -> None:
+    """Queue an answer; the first one starts the thread, which then loads the model."""
+    global _decoder
+    with _decoder_lock:
+        if _decoder is None or not _decoder.is_alive:
+            _decoder = _Decoder()
+            atexit.register(close)
+        _decoder.submit(decoding)  # under the lock, so never behind the None of close()
+
+
+def close(timeout_s: float = 5.0) -> None:
+    """Stop what is decoded and what waits, and let the model go; the next request loads it again.
+
+    Decoding ends between two tokens, so a busy machine needs some 0.5 s; after `timeout_s` the
+    thread, a daemon, is left behind. Called at interpreter exit too.
+    """
+    global _decoder
+    with _decoder_lock:
+        decoder, _decoder = _decoder, None
+    if decoder is not None:
+        atexit.unregister(close)
+        decoder.close(timeout_s)
+
+
+class _Decoder:
+    """The thread that decodes one answer after the other, and has the model.
+
+    Threads: `submit` and `close` from any thread, under `_decoder_lock`'s order: nothing is
+    submitted after `close`. `_is_closing` is written by `close` only.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Decoding | None] = queue.SimpleQueue()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._work, name="nbrun-local-model", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs; in a forked child it does not."""
+        return self._thread.is_alive()
+
+    def submit(self, decoding: Decoding) -> None:
+        self._waiting.put(decoding)
+
+    def close(self, timeout_s: float) -> None:
+        # A daemon thread that comes back from C++ while the interpreter goes down takes the process
+        # with it: that is why exit waits here, for one token.
+        self._is_closing = True
+        self._waiting.put(None)
+        self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        # A local, so that it goes with this thread; and never in a forked child, where the threads
+        # that its destructor waits for do not exist.
+        server: _Server | None = None
+        loaded: Path | None = None
+        while (decoding := self._waiting.get()) is not None:
+            if decoding.is_stopped:  # cancelled while it waited
+                continue
+            try:
+                if not self._is_closing:
+                    if server is None or loaded != decoding.model_file:
+                        server = None  # first: there may be no room for two
+                        server, loaded = _load(decoding.model_file), decoding.model_file
+                    on_chunk = partial(self._pass_on, decoding)
+                    server.handle_chat_completions(decoding.body, on_chunk)
+                decoding.end(
+                    _failure("it was closed", decoding.model_file) if self._is_closing else None
+                )
+            except UserError as error:
+                decoding.end(error)
+            except Exception as error:  # told to the run that asked; the thread serves the next one
+                failure = _failure(str(error), decoding.model_file)
+                failure.__cause__ = error
+                decoding.end(failure)
+
+    def _pass_on(self, decoding: Decoding, chunk: _Chunk) -> bool:
+        return self._is_closing or decoding.take(chunk)
+
+
+def _load(model_file: Path | None) -> _Server:
+    """Load a model; the demo model takes 250 MB."""
+    # The runtime holds the GIL all the while: 0.25 to 0.4 s in which nothing else runs in this
+    # process, seconds on a busy machine. Its trial run and its look at the memory would double that.
+    if (lack := missing() if model_file is None else model_lack(model_file)) is not None:
+        raise UserError(lack)
+    import xllamacpp
+
+    threads = max(1, (os.cpu_count() or 1) // 2)  # with all of them, busy barriers fight for cores
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model_file or find_model_file())
+    params.n_ctx = CONTEXT_TOKENS
+    params.n_parallel = 1
+    params.n_batch = params.n_ubatch = _BATCH_TOKENS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.warmup = params.fit_params = False
+    params.cache_ram_mib = 0  # else up to 8 GiB of old prompts are kept
+    params.verbosity = -1  # not a line on stderr
+    params.hostnames = ["127.0.0.1"]  # an empty list crashes the process
+    params.api_keys = [secrets.token_urlsafe(32)]
+    params.ui = params.endpoint_slots = False
+    params.n_threads_http = 1
+    server: _Server = xllamacpp.Server(params)
+    return server
+
+
+def _piece_of(chunk: _Chunk, model_file: Path | None) -> Piece:
+    if (complaint := chunk.get("error")) is not None:
+        if (tokens := complaint.get("n_prompt_tokens")) is None:
+            raise _failure(complaint["message"], model_file)
+        raise _failure(
+            f"it reads {CONTEXT_TOKENS} tokens and the conversation has {tokens}. Shorten it.",
+            model_file,
+        )
+    usage: RequestUsage | None = None
+    if (timings := chunk.get("timings")) is not None:
+        usage = RequestUsage(
+            input_tokens=timings["cache_n"] + timings["prompt_n"],
+            cache_read_tokens=timings["cache_n"],
+            output_tokens=timings["predicted_n"],
+        )
+    choice = next(iter(chunk.get("choices", [])), None)
+    if choice is None:
+        return Piece("", usage, None)
+    reason: FinishReason | None = None
+    if choice["finish_reason"] is not None:
+        reason = "length" if choice["finish_reason"] == "length" else "stop"
+    return Piece(choice["delta"].get("content") or "", usage, reason)
+
+
+def _failure(reason: str, model_file: Path | None) -> ModelAPIError:
+    if model_file is None:
+        return ModelAPIError(MODEL_NAME, f"The local demo model gave no answer: {reason}")
+    return ModelAPIError(model_file.stem, f"The model {model_file.name} gave no answer: {reason}")

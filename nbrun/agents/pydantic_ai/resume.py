@@ -1,0 +1,142 @@
+"""What a run of pydantic-ai is gone on from: its messages, and which tool calls a person was being asked about.
+
+Kept with each request to the model, each response and each tool's result. Of the calls of the last response, a
+run that goes on has the results that were there; it asks again where it was asking, and tells the model of all
+others that they were interrupted: what they have done before is not known, so they are not called again unasked.
+
+Imported when a run begins, for it imports the framework.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from pydantic_ai.messages import (
+    ModelMessagesTypeAdapter,
+    ModelRequest,
+    ModelResponse,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
+
+from nbrun.core.errors import NotResumable
+from nbrun.core.history import USER
+from nbrun.core.values import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from pydantic_ai.messages import ModelMessage, ModelRequestPart
+
+    from nbrun.agents.context.run_context import RunContext
+    from nbrun.core.checkpoint import State
+    from nbrun.core.history import Turn
+
+INTERRUPTED = "The tool call was interrupted; nobody knows how far it came."
+
+
+class Memory:
+    """Keeps a run's messages as its checkpoint.
+
+    Threads: of the loop that the agent is on.
+    """
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        self._messages: list[ModelMessage] = []
+        self._open: dict[str, ToolCallPart] = {}
+        self._results: list[ModelRequestPart] = []
+        self._asking: set[str] = set()
+
+    def keep(self, messages: Sequence[ModelMessage]) -> None:
+        """Take all messages there are; the calls of the last one are open then."""
+        self._messages = list(messages)
+        last = self._messages[-1] if self._messages else None
+        calls = last.tool_calls if isinstance(last, ModelResponse) else ()
+        self._open = {call.tool_call_id: call for call in calls}
+        self._results, self._asking = [], set()
+        self._save()
+
+    def keep_result(self, part: ModelRequestPart) -> None:
+        """Take the result of a tool, where others of the same response are still to come."""
+        tool_id = getattr(part, "tool_call_id", "")
+        if self._open.pop(tool_id, None) is None:
+            return  # the next request has it already
+        self._results.append(part)
+        if self._open:
+            self._save()
+
+    def keep_asking(self, tool_ids: Collection[str]) -> None:
+        """Take which calls a person is being asked about, none when the answers are there."""
+        self._asking = set(tool_ids)
+        self._save()
+
+    def _save(self) -> None:
+        messages = self._messages
+        if self._results:
+            messages = [*messages, ModelRequest(parts=self._results)]
+        text = ModelMessagesTypeAdapter.dump_json(messages, fallback=plain).decode()
+        state = {"messages": text, "open": list(self._open), "asking": sorted(self._asking)}
+        self._run.checkpoint(state)
+
+
+def spoken(history: Sequence[Turn]) -> list[ModelMessage]:
+    """Return what was said in earlier runs, of whatever agents, as messages."""
+    messages: list[ModelMessage] = []
+    for turn in history:
+        if turn.role == USER:
+            messages.append(ModelRequest(parts=[UserPromptPart(turn.text)]))
+            continue
+        if turn.calls:
+            calls = [ToolCallPart(call.name, _as_args(call.args), call.id) for call in turn.calls]
+            messages.append(ModelResponse(parts=calls))
+            results = [
+                ToolReturnPart(call.name, call.result, call.id)
+                if call.status in ("ok", "error", "denied")
+                else ToolReturnPart(call.name, INTERRUPTED, call.id, outcome="interrupted")
+                for call in turn.calls
+            ]
+            messages.append(ModelRequest(parts=results))
+        if turn.text:
+            messages.append(ModelResponse(parts=[TextPart(turn.text)]))
+    return messages
+
+
+def _as_args(args: Any) -> dict[str, Any]:
+    return args if isinstance(args, dict) else {"value": args}
+
+
+def recalled(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:
+    """Return the messages to go on from, and the calls that a person is to be asked about again.
+
+    Raises
+    ------
+    NotResumable
+        Another version of pydantic-ai has kept the state.
+    """
+    try:
+        kept: Any = state
+        messages = ModelMessagesTypeAdapter.validate_json(kept["messages"])
+        last_message = messages[-1]
+        open_ids, asking = set(kept["open"]), set(kept["asking"])
+    except (LookupError, TypeError, ValidationError):
+        raise NotResumable(
+            "its checkpoint is of another version of pydantic-ai; retry starts it anew"
+        ) from None
+    if not open_ids:
+        return messages, []
+    parts: list[ModelRequestPart] = []
+    if isinstance(last_message, ModelRequest):
+        parts += messages.pop().parts  # type: ignore[arg-type]  # of a request
+    response = messages[-1] if messages else None
+    calls = response.tool_calls if isinstance(response, ModelResponse) else []
+    parts += [
+        ToolReturnPart(call.tool_name, INTERRUPTED, call.tool_call_id, outcome="interrupted")
+        for call in calls
+        if call.tool_call_id in open_ids - asking
+    ]
+    asked = [call for call in calls if call.tool_call_id in asking]
+    return [*messages, ModelRequest(parts=parts)] if parts else messages, asked

@@ -1,0 +1,83 @@
+"""A cell's own text as an agent: async Python in the notebook's namespace (`--python`)."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
+from nbrun.core.errors import BadOption
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from nbrun.agents.context.run_context import RunContext
+    from nbrun.core.events import EventData
+
+TARGET = "--python"
+"""The target of a run whose agent is its cell."""
+_FILENAME = "<%%agentrun --python>"
+
+
+class PythonCell:
+    """Code to run in a namespace; the value is that of its last expression.
+
+    It runs on the host's loop, so `await` works at its top, and the kernel stays free.
+    """
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.namespace = namespace
+
+
+class CellAdapter:
+    """Drives a `PythonCell`; the prompt is its code."""
+
+    name = "python"
+    lacks = Lacks(native_cancel=NO_NATIVE_CANCEL)
+
+    def match(self, agent: object) -> bool:
+        """Return whether it is a cell."""
+        return isinstance(agent, PythonCell)
+
+    def check(self, agent: object) -> None:
+        """Accept it: its code comes with the prompt."""
+
+    def label(self, agent: object) -> str:
+        """Return `python`."""
+        return self.name
+
+    async def events(
+        self, agent: object, prompt: str, run: RunContext
+    ) -> AsyncIterator[EventData | Output]:
+        """Run the code; yield the value of its last expression."""
+        assert isinstance(agent, PythonCell)  # noqa: S101 - match() said so
+        namespace = agent.namespace
+        tree = ast.parse(prompt, _FILENAME)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        await _run(compile(tree, _FILENAME, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), namespace)
+        if isinstance(last, ast.Expr):
+            code = compile(
+                ast.Expression(last.value), _FILENAME, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            )
+            yield Output(await _run(code, namespace))
+
+
+async def _run(code: Any, namespace: dict[str, Any]) -> object:
+    value = eval(code, namespace)  # noqa: S307 - the user's own cell, as any cell is run
+    return (
+        await value
+        if inspect.iscoroutine(value) and code.co_flags & inspect.CO_COROUTINE
+        else value
+    )
+
+
+def check_code(code: str) -> None:
+    """Raise `BadOption` for code that is no Python, before a run is made of it."""
+    try:
+        compile(code, _FILENAME, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except SyntaxError as error:
+        raise BadOption(f"the cell is no valid Python (line {error.lineno}: {error.msg})") from None
+
+
+ADAPTER = CellAdapter()

@@ -1,0 +1,279 @@
+"""One run of a smolagents agent: its steps as events, its tools and the agents that it manages under our eyes.
+
+Everything here is called on the run's own thread, or on those that the framework starts for tools: it knows no loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from smolagents import CodeAgent, LocalPythonExecutor
+from smolagents.agents import ActionOutput
+from smolagents.local_python_executor import MAX_EXECUTION_TIME_SECONDS
+from smolagents.memory import (
+    ActionStep,
+    AgentMemory,
+    CallbackRegistry,
+    FinalAnswerStep,
+    PlanningStep,
+    TaskStep,
+    ToolCall,
+)
+from smolagents.models import ChatMessageStreamDelta
+from smolagents.monitoring import AgentLogger, LogLevel, Monitor
+from smolagents.utils import AgentError
+
+from nbrun.agents import pricing as prices
+from nbrun.agents.builtin.options import asks_first
+from nbrun.agents.smolagents.resume import packed
+from nbrun.core import events as ev
+from nbrun.core.text import clean_text
+from nbrun.core.values import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from nbrun.agents.context.run_context import RunContext
+
+PYTHON = "python_interpreter"
+ANSWER = "final_answer"
+
+
+class Watched:
+    """A copy of an agent whose calls, code and tools are told: any number of runs may have one agent at once.
+
+    Threads: of the run's own; `interrupt()` of any.
+
+    Parameters
+    ----------
+    numbers : gives numbers to what has none of its own in a run.
+    """
+
+    def __init__(self, agent: Any, run: RunContext, numbers: Iterator[int]) -> None:
+        self._mine = mine = copy.copy(agent)
+        self._original = agent
+        self._run = run
+        self._numbers = numbers
+        self._code: dict[str, float] = {}  # when each piece began that is under way
+        self._is_under_way = True
+        # What it prints for people is on the card; a live display in a thread would be noise.
+        mine.logger = AgentLogger(LogLevel.OFF, Console(file=io.StringIO(), quiet=True))
+        mine.monitor = Monitor(mine.model, mine.logger)
+        mine.step_callbacks = _callbacks(agent, mine.monitor)
+        mine.memory = AgentMemory(agent.system_prompt)
+        mine.state = dict(agent.state)
+        mine.tools = {name: self._watched(tool) for name, tool in agent.tools.items()}
+        mine.managed_agents = {
+            name: Managed(other, run, numbers) for name, other in agent.managed_agents.items()
+        }
+        mine.write_memory_to_messages = self._before_a_turn(mine.write_memory_to_messages)
+        if isinstance(mine, CodeAgent) and isinstance(mine.python_executor, LocalPythonExecutor):
+            mine.python_executor = _executor(mine.python_executor)
+
+    def interrupt(self) -> None:
+        """Have it stop before its next step, and those that it manages."""
+        self._mine.interrupt()
+        for other in self._mine.managed_agents.values():
+            other.interrupt()
+
+    def _hear(self) -> None:
+        """Take up what people have said: only the agent that they have started does."""
+
+    def _leave(self) -> None:
+        """Let the user's agent know its last run."""
+        self._original.memory = self._mine.memory
+
+    def _note(self, step: object) -> None:
+        """Tell of a step what is no text: its code, its usage."""
+        run = self._run
+        match step:
+            case ToolCall(name=name, arguments=code, id=id_) if name == PYTHON:
+                tool_id = f"{id_}-{next(self._numbers)}-{run.run_id[-6:]}"
+                self._code[tool_id] = run.clock.monotonic()
+                run.send(ev.ToolStarted(tool_id, PYTHON, "python", plain(code)))
+            case PlanningStep():
+                self._count(step)
+            case ActionStep(error=error):
+                self._count(step)
+                status = "ok" if error is None else "error"
+                result = clean_text(step.observations or "") if error is None else str(error)
+                for tool_id, began in self._code.items():
+                    ms = round((run.clock.monotonic() - began) * 1000, 3)
+                    run.send(ev.ToolFinished(tool_id, status, plain(result), ms))
+                self._code.clear()
+                if error is not None:
+                    run.log(f"{type(error).__name__}: {error}")
+
+    def _count(self, step: ActionStep | PlanningStep) -> None:
+        if (usage := step.token_usage) is not None:
+            used = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+            model = getattr(self._mine.model, "model_id", None)
+            self._run.usage(**used, cost_usd=prices.cost_usd(model, **used) if model else None)
+
+    # --- between the framework and its parts -----------------------------------------------------
+
+    def _before_a_turn(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what the framework calls before each call of its model."""
+
+        def written(*args: Any, **kwargs: Any) -> Any:
+            if self._is_under_way:  # else it is for a summary of what was done
+                self._hear()
+                self._run.begin_turn()
+            return write(*args, **kwargs)
+
+        return written
+
+    def _watched(self, tool: Any) -> Any:
+        """Return a copy of a tool that is shown while it runs, and asks first where it is marked so."""
+        has_row = tool.name not in (ANSWER, PYTHON)
+        if not has_row and not asks_first(tool):
+            return tool
+        mine, forward, names = copy.copy(tool), tool.forward, list(tool.inputs)
+
+        @functools.wraps(forward)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            use = functools.partial(forward, *args, **kwargs)
+            if asks_first(tool):
+                answer = self._run.ask_sync(
+                    f"Use {tool.name}?", args=given, tool=tool.name, editable=True
+                )
+                if not answer:
+                    tool_id = f"denied-{next(self._numbers)}"
+                    self._run.send(ev.ToolStarted(tool_id, tool.name, args=plain(given)))
+                    self._run.send(ev.ToolFinished(tool_id, "denied", answer.text or None))
+                    return f"A person did not allow {tool.name}: {answer.text or 'no'}"
+                if isinstance(answer.args, dict):  # as a person has changed them
+                    given = dict(answer.args)
+                    use = functools.partial(forward, **given)
+            if not has_row:
+                return use()
+            with self._run.tool(tool.name, given) as scope:
+                scope.result = use()
+            return scope.result
+
+        mine.forward = watched
+        return mine
+
+
+class Watch(Watched):
+    """Drives the agent of a run."""
+
+    def __init__(self, agent: Any, run: RunContext) -> None:
+        super().__init__(agent, run, itertools.count(1))
+        self._text: list[str] = []
+
+    def drive(self, task: str, past: Sequence[Any]) -> object:
+        """Run the agent on a task, after what was before; return its answer."""
+        mine, run = self._mine, self._run
+        mine.memory.steps = list(past)
+        output: object = None
+        try:
+            # Drained to its end, whatever happens: closed in the middle of a step it would not stop.
+            for item in mine.run(task, stream=True, reset=False):
+                output = self._take(item, output)
+        except AgentError:
+            run.token.raise_if_cancelled()  # it was we who have interrupted it
+            raise
+        finally:
+            self._leave()
+        run.token.raise_if_cancelled()
+        return output
+
+    def _take(self, item: object, output: object) -> object:
+        run = self._run
+        match item:
+            case ChatMessageStreamDelta(content=str(text)) if text:
+                self._text.append(text)
+                run.text(text)
+            case ToolCall() | ActionOutput():
+                self._say()
+                self._note(item)
+            case PlanningStep(plan=plan):
+                run.phase("planning")
+                self._note(item)
+                run.log(plan)
+            case ActionStep():
+                self._end_step(item)
+            case FinalAnswerStep(output=answer):
+                return answer.to_raw() if hasattr(answer, "to_raw") else answer
+        return output
+
+    def _say(self) -> None:
+        """Tell the message that has become whole, if there is one."""
+        text, self._text = "".join(self._text), []
+        if text:
+            self._run.send(ev.Message("assistant", clean_text(text)))
+
+    def _end_step(self, step: ActionStep) -> None:
+        if not self._text and not self._mine.stream_outputs and isinstance(step.model_output, str):
+            self._run.text(step.model_output)  # its model does not stream
+            self._text.append(step.model_output)
+        self._say()
+        self._note(step)
+        if not self._run.token.cancelled:
+            self._run.checkpoint(packed(self._mine.memory.steps))
+
+    def _hear(self) -> None:
+        self._mine.memory.steps += [TaskStep(text) for text in self._run.inbox.take()]
+
+
+class Managed(Watched):
+    """An agent that another one manages, as that one sees it: a row, with its answer as the result."""
+
+    def __init__(self, agent: Any, run: RunContext, numbers: Iterator[int]) -> None:
+        super().__init__(agent, run, numbers)
+        self._is_under_way = False
+        self._stream = self._mine._run_stream
+        self._mine._run_stream = self._told
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what its manager wants to know of it: its name, its description, what it takes."""
+        return getattr(self.__dict__["_mine"], name)
+
+    def __call__(self, task: str, **more: Any) -> object:
+        """Do a task for its manager; return its report."""
+        with self._run.tool(self._mine.name, {"task": task, **more}, "agent") as scope:
+            try:
+                scope.result = self._mine(task, **more)
+            except AgentError:
+                self._run.token.raise_if_cancelled()  # it was we who have interrupted it
+                raise
+        return scope.result
+
+    def _told(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        self._is_under_way = True
+        try:
+            for item in self._stream(*args, **kwargs):
+                self._note(item)
+                yield item
+        finally:
+            self._is_under_way = False
+            self._leave()
+
+
+def _executor(executor: LocalPythonExecutor) -> LocalPythonExecutor:
+    """Return a copy of what runs an agent's code, with variables of its own."""
+    mine = copy.copy(executor)
+    mine.state = {"__name__": "__main__"}
+    if (
+        mine.timeout_seconds == MAX_EXECUTION_TIME_SECONDS
+    ):  # the framework's: nobody has asked for it
+        # With a limit the code would run in another thread, where no cancel reaches it.
+        mine.timeout_seconds = None
+    return mine
+
+
+def _callbacks(agent: Any, monitor: Monitor) -> CallbackRegistry:
+    """Return the user's callbacks; of the agent's own, which counts and prints, this run's."""
+    made = CallbackRegistry()
+    for kind, callbacks in agent.step_callbacks._callbacks.items():
+        for callback in callbacks:
+            is_own = getattr(callback, "__self__", None) is agent.monitor
+            made.register(kind, monitor.update_metrics if is_own else callback)
+    return made

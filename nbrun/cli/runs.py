@@ -1,0 +1,290 @@
+"""The stored runs of notebooks: found, listed and shown from outside their kernels."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from nbrun.cli.output import (
+    CommandError,
+    answer,
+    cells,
+    console,
+    moment,
+    relative,
+    say,
+    table,
+    tokens,
+)
+from nbrun.core.clock import SystemClock
+from nbrun.core.errors import RunNotFound, UserError
+from nbrun.core.record import RunRecord, RunStatus
+from nbrun.core.text import printable
+from nbrun.core.values import shown
+from nbrun.render.words import (
+    cancel_notes,
+    going_on_notes,
+    origin_words,
+    progress_words,
+    status_words,
+    with_sequels,
+)
+from nbrun.store import schema
+from nbrun.store.database_file import is_set_aside
+from nbrun.store.filters import read_query
+from nbrun.store.location import FOLDER, SUFFIX, store_path
+from nbrun.store.session_store import SessionStore
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from nbrun.store.session_store import StoredRun
+
+
+SET_ASIDE = "set aside because it was damaged; it may hold runs: the sqlite3 tool's .recover can get at them"
+NO_STORE = "damaged, or none of nbrun's; the next run that is kept here has it set aside"
+
+_ID = struct.pack(">I", schema.APPLICATION_ID)
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """List the runs of every store that the path stands for; return the exit code."""
+    if options.limit < 1:
+        raise CommandError(f"--limit {options.limit}: give at least 1")
+    query = read_query(
+        SystemClock().now(), status=options.status, name=options.name, agent=options.agent, tag=options.tag,
+        since=options.since, text=options.text, limit=options.limit + 1, before=options.before,
+    )  # fmt: skip
+    paths, odd = stores_at(options.path), odd_files_at(options.path)
+    if not paths and not odd:
+        say(f"No runs are kept in {options.path.absolute()}.")
+    unread = 0
+    for path in paths:
+        try:
+            with opened(path) as store:
+                runs = store.select(query)
+        except UserError as error:  # the others can be read all the same
+            print(f"nbrun: {error}", file=sys.stderr)
+            unread += 1
+            continue
+        none = "no runs" if query.is_unfiltered and query.before is None else "no runs that fit"
+        say(f"{relative(path)}" if runs else f"{relative(path)}: {none}")
+        if runs:
+            console().print(_list_table(runs[: options.limit]))
+        if len(runs) > options.limit:
+            last = runs[options.limit - 1].number
+            say(
+                f"There are more: --before {last} goes on, --limit shows more than {options.limit}."
+            )
+    for file, words in odd:
+        say(f"{relative(file)}: {words}")
+    return 1 if unread else 0
+
+
+def _list_table(runs: Sequence[StoredRun]) -> Table:
+    rows = table("run", "name", "status", "agent", "started", "tokens", "output")
+    for run in runs:
+        record = run.record
+        rows.add_row(
+            *cells(
+                f"#{run.number}",
+                f"{record.name} ({comes_from})"
+                if (comes_from := origin_words(record))
+                else record.name,
+                status_words(record),
+                record.agent,
+                moment(record.started_at or record.created_at),
+                tokens(record),
+                shown(str(record.error) if record.error else answer(record), 80),
+            )
+        )
+    return rows
+
+
+def show_run(options: argparse.Namespace) -> int:
+    """Show all that is kept of one run; return the exit code."""
+    path = store_at(options.path)
+    with opened(path) as store:
+        number = find(store, options.ref).number
+        record = with_sequels(store.record(number), store.sequels(number))
+    say(f"#{record.number} {shown(record.name)}")
+    for word, text in _facts(record, relative(path)):
+        if text:
+            say(f"  {word:<8} {shown(text, 400)}")
+    for note in going_on_notes(record):
+        say(f"  {shown(note, 400)}")
+    for notice in (*cancel_notes(record), *record.notices):
+        say(f"  ! {shown(notice, 400)}")
+    for tool in record.tools:
+        result = "" if tool.result is None else f" → {shown(tool.result)}"
+        args = "" if tool.args is None else shown(tool.args)
+        say(f"  tool     {shown(tool.name, 80)}({args}) {shown(tool.status, 20)}{result}")
+    hidden = record.log_count - len(record.log)
+    parts = [
+        ("prompt", record.prompt),
+        (f"log (the last {len(record.log)} of {record.log_count:,} lines)" if hidden > 0 else "log",
+         "\n".join(record.log)),
+        ("text" if record.text else "output", answer(record)),
+        ("error", (record.error.traceback or str(record.error)) if record.error else ""),
+    ]  # fmt: skip
+    for word, text in parts:
+        if text:
+            say(f"\n{word}:")
+            say("\n".join(f"  {line}" for line in text.strip().splitlines()))
+    return 0
+
+
+def _facts(record: RunRecord, store: str) -> list[tuple[str, str]]:
+    """Return what is told of a run in a line each; what there is nothing of is empty."""
+    asked_at, ended_at = record.cancel_requested_at, record.ended_at
+    is_lost = record.status is RunStatus.LOST and record.reason not in (None, "its kernel died")
+    return [
+        ("status", status_words(record) + (f" ({record.reason})" if is_lost else "")),
+        ("agent", record.model or record.agent),
+        ("started", moment(record.started_at or record.created_at)),
+        ("asked", "" if asked_at is None else f"{moment(asked_at)}, to stop"),
+        ("ended", "" if ended_at is None else moment(ended_at)),
+        ("progress", progress_words(record.progress)),
+        ("phase", record.phase or ""),
+        ("tokens", tokens(record)),
+        ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
+        ("id", record.run_id),
+        ("events", f"{record.event_count} in {store}"),
+    ]
+
+
+def stores_at(path: Path) -> list[Path]:
+    """Return the store files that a notebook, a folder or a file stands for.
+
+    Raises
+    ------
+    CommandError
+        There is nothing at this path, or a file that is none of ours.
+    """
+    path = path.absolute()
+    if path.is_dir():
+        folder = path if path.name == FOLDER else path / FOLDER
+        return [
+            found
+            for found in sorted(folder.glob(f"*{SUFFIX}"))
+            if _is_store(found) and not is_set_aside(found)
+        ]
+    if path.suffix == SUFFIX and path.is_file():
+        if not _is_store(path):
+            raise CommandError(f"{path} is no session store of nbrun")
+        return [path]
+    if (store := store_path(path)).is_file() and _is_store(store):
+        return [store]
+    if not path.exists():
+        raise CommandError(f"there is no {path}")
+    return []
+
+
+def odd_files_at(path: Path) -> list[tuple[Path, str]]:
+    """Return the files of a folder that stand in a store's place and are none, with what they are."""
+    path = path.absolute()
+    if not path.is_dir():
+        return []
+    folder = path if path.name == FOLDER else path / FOLDER
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    aside = [(file, SET_ASIDE) for file in found if is_set_aside(file)]
+    return aside + [
+        (file, NO_STORE) for file in found if not is_set_aside(file) and not _is_store(file)
+    ]
+
+
+def store_at(path: Path) -> Path:
+    """Return the one store that a notebook, a folder or a file stands for.
+
+    Raises
+    ------
+    CommandError
+        There is none, or there are several.
+    """
+    paths = stores_at(path)
+    if not paths:
+        raise CommandError(f"no runs are kept in {path.absolute()}")
+    if len(paths) > 1:
+        names = ", ".join(found.stem for found in paths)
+        raise CommandError(f"{path.absolute()} has runs of several notebooks: name one of {names}")
+    return paths[0]
+
+
+def _is_store(path: Path) -> bool:
+    """Return whether the file's head says that nbrun made it: opening another one could change it.
+
+    Source: the SQLite file format has the application's id at offset 68.
+    """
+    with path.open("rb") as file:
+        head = file.read(72)
+    return head[68:] == _ID or _is_store_soon(path.with_name(f"{path.name}-wal"))
+
+
+def _is_store_soon(wal: Path) -> bool:
+    """Return whether the file's head is still in its log, as it is while the first kernel that uses it runs.
+
+    Source: the SQLite file format: after 32 bytes, of which four at 8 are the page's size, a log has frames of
+    24 bytes, the first four of which are the page's number, and a page.
+    """
+    try:
+        with wal.open("rb") as file:
+            (size,) = struct.unpack(">8xI20x", file.read(32))
+            while len(frame := file.read(24)) == 24:
+                (number,) = struct.unpack_from(">I", frame)
+                if number != 1:
+                    file.seek(size, 1)
+                elif (page := file.read(size))[68:72] == _ID:
+                    return True
+                elif len(page) < size:
+                    return False
+    except (FileNotFoundError, struct.error):
+        pass  # there is no log, or not yet
+    return False
+
+
+@contextmanager
+def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
+    """Open a store to read it; where that is all that may be done with it, say so unless `is_told` is false.
+
+    Raises
+    ------
+    CommandError
+        It cannot be opened.
+    """
+    store = SessionStore([path], SystemClock())
+    try:
+        store.open_existing()
+        if store.stranger is not None:
+            if is_told:
+                print(printable(f"nbrun: only read: {store.stranger.problem}"), file=sys.stderr)
+            yield store.stranger
+            return
+        if store.path is None:
+            raise CommandError(f"{path} cannot be read: {store.problem or store.trouble}")
+        yield store
+    finally:
+        store.close(1.0)
+
+
+def find(store: SessionStore, ref: str) -> StoredRun:
+    """Return the run that a reference names: `#3`, `3`, `last`, `-1`, a name or an id."""
+    digits = "-1" if ref == "last" else ref.removeprefix("#")
+    found: StoredRun | None
+    # SQLite takes no greater number; then it may be a name.
+    if digits.removeprefix("-").isdecimal() and len(digits) < 19:
+        number = int(digits)
+        newest = store.runs(-number) if number < 0 else []
+        found = (
+            store.run(number) if number >= 0 else (newest[-1] if len(newest) == -number else None)
+        )
+    else:
+        found = store.find(ref)
+    if found is None:
+        raise RunNotFound(f"no run '{ref}' in {store.path}; nbrun list shows what there is")
+    return found

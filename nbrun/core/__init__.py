@@ -1,0 +1,1 @@
+"""What a run is: pure data and rules. No I/O, no Jupyter."""

@@ -1,0 +1,355 @@
+"""Files that runs have made, kept beside the store and named by their hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mimetypes
+import os
+import re
+import stat
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbrun.core import events as ev
+from nbrun.core import mimebundle as bundle
+from nbrun.core.errors import ArtifactLost, StoreError
+from nbrun.core.text import clean_text, printable
+from nbrun.core.values import type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from nbrun.core.redaction import Redactor
+
+MEMORY_BYTES = 64 * 1024 * 1024
+"""What a store in memory keeps of files, all together."""
+STRAY_AGE_S = 3600.0
+"""How old a file must be that no run names: a younger one may be named in a moment."""
+
+_PIECE = 1 << 20
+_HASH = re.compile(r"[0-9a-f]{64}")
+_UNFINISHED = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that a run has made; `made_at` is epoch seconds (UTC), `size` is in bytes."""
+
+    id: str
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    made_at: float
+    _files: ArtifactFiles = field(repr=False, compare=False)
+
+    def read(self) -> bytes:
+        """Return what is in it.
+
+        Raises
+        ------
+        ArtifactLost
+            Its file is gone, or is not what was kept.
+        """
+        return self._files.read(self.sha256, self.size, self.name)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file, or under its own name into a folder; return the file's path.
+
+        Raises
+        ------
+        FileExistsError
+            There is such a file: nothing is overwritten.
+        ArtifactLost, OSError
+            It is gone; it cannot be written.
+        """
+        target = Path(path)
+        if target.is_dir():  # the name is an agent's: no part of it may lead elsewhere
+            name = printable(self.name.replace("\\", "/").rpartition("/")[2]).strip(". ")
+            target /= name or self.id
+        data = self.read()
+        with target.open("xb") as file:
+            file.write(data)
+        return target
+
+
+class ArtifactFiles:
+    """A folder of files named by their SHA-256, or the same in memory where a store has no folder.
+
+    A file is whole before it has its name: it is written under another, synced, and renamed. Nothing is ever
+    changed, so that readers, other kernels among them, need no lock.
+
+    Threads: any method, from any thread. `_lock` guards what is in memory.
+
+    Parameters
+    ----------
+    folder : made when the first file is kept; None for memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._held: dict[str, bytes] = {}
+
+    def keep(self, source: bytes | Path) -> tuple[str, int]:
+        """Keep bytes, or a copy of a file; return their hash and size.
+
+        Raises
+        ------
+        StoreError, OSError
+            There is no room, or no such file.
+        """
+        if isinstance(source, Path) and not source.is_file():  # a pipe would keep us waiting
+            raise StoreError(f"{source} is no file")
+        return self._hold(source) if self.folder is None else self._write(self.folder, source)
+
+    def _hold(self, source: bytes | Path) -> tuple[str, int]:
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        with self._lock:
+            if sum(map(len, self._held.values())) + size > MEMORY_BYTES:
+                raise StoreError("runs are kept in memory only, where there is no room for it")
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            sha256 = hashlib.sha256(data).hexdigest()
+            self._held[sha256] = data
+        return sha256, len(data)
+
+    def _write(self, folder: Path, source: bytes | Path) -> tuple[str, int]:
+        _make_folder(folder)
+        handle, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=folder)  # 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                sha256, size = _copy(source, file)
+                file.flush()
+                os.fsync(file.fileno())
+            place = folder / sha256[:2]
+            _make_folder(place)
+            Path(unfinished).replace(place / sha256)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            raise
+        _sync_folder(place)
+        return sha256, size
+
+    def read(self, sha256: str, size: int, name: str) -> bytes:
+        """Return what was kept; `name` is what an error calls it.
+
+        Raises
+        ------
+        ArtifactLost
+            It is not there, or is something else.
+        """
+        title = f"the artifact '{name}'"
+        if not _HASH.fullmatch(sha256):  # the row was not written by us: it could name any path
+            raise ArtifactLost(f"{title} has no proper hash; its store is damaged")
+        try:
+            data = self._held[sha256] if self.folder is None else _read(self.folder, sha256, size)
+        except (KeyError, FileNotFoundError):
+            where = "memory" if self.folder is None else self.folder
+            raise ArtifactLost(f"{title} is not in {where} (any more)") from None
+        except OSError as error:
+            raise ArtifactLost(f"{title} cannot be read: {error}") from None
+        if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+            raise ArtifactLost(f"{title} is not what was kept: its file was changed")
+        return data
+
+    def remove(self, sha256: str) -> None:
+        """Remove a file that no run names any more; one that is gone already is no mistake."""
+        if self.folder is None:
+            with self._lock:
+                self._held.pop(sha256, None)
+        elif _HASH.fullmatch(sha256):
+            with contextlib.suppress(OSError):
+                _check_folders(self.folder, sha256)
+                (self.folder / sha256[:2] / sha256).unlink()
+
+    def remove_strays(self, named: Collection[str], now: float) -> int:
+        """Remove files that no run names, left by a crash between file and row; return how many there were."""
+        if self.folder is None or self.folder.is_symlink() or not self.folder.is_dir():
+            return 0
+        removed = 0
+        for path in [*self.folder.glob("*" + _UNFINISHED), *self.folder.glob("??/*")]:
+            is_ours = path.suffix == _UNFINISHED or _HASH.fullmatch(path.name)
+            if not is_ours or path.name in named or path.parent.is_symlink():
+                continue
+            with contextlib.suppress(OSError):
+                if now - path.lstat().st_mtime > STRAY_AGE_S:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+
+def folder_beside(store: Path) -> Path:
+    """Return where the files of a store's runs are: `<its name>.files`."""
+    return store.with_name(f"{store.name.removesuffix('.db')}.files")
+
+
+def _copy(source: bytes | Path, file: object) -> tuple[str, int]:
+    """Write the source into an open file; return its hash and size."""
+    digest, size = hashlib.sha256(), 0
+    write = file.write  # type: ignore[attr-defined]  # an open binary file
+    if isinstance(source, bytes):
+        digest.update(source)
+        write(source)
+        return digest.hexdigest(), len(source)
+    with source.open("rb") as original:
+        while piece := original.read(_PIECE):
+            digest.update(piece)
+            write(piece)
+            size += len(piece)
+    return digest.hexdigest(), size
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_symlink():
+        raise StoreError(f"{folder} is a symbolic link; nbrun does not write through it")
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _check_folders(folder: Path, sha256: str) -> None:
+    for part in (folder, folder / sha256[:2]):
+        if not stat.S_ISDIR(part.lstat().st_mode):
+            raise OSError(f"{part} is no folder of ours")
+
+
+def _read(folder: Path, sha256: str, size: int) -> bytes:
+    """Return what is in a file, links not followed, and no more of it than should be there and one byte."""
+    _check_folders(folder, sha256)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(folder / sha256[:2] / sha256, flags | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("it is no file")
+        return file.read(max(0, size) + 1)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name survive a power loss, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+HEAD = 300
+
+
+"""Characters of a text that its event holds."""
+
+
+DISPLAY, OBJECT = "display", "object"
+
+
+"""The ids of what is kept of an output: how Jupyter shows it, and the object itself."""
+
+
+PICKLE = "application/x-python-pickle"
+
+
+BUNDLE = "application/vnd.nbrun.display+json"
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set, frozenset})
+
+
+class Keeper:
+    """Makes files of what runs give it, and the events that tell of them.
+
+    Threads: any method, from any thread.
+
+    Parameters
+    ----------
+    files : asked at each use, for a session's store may not be open yet.
+    redactor : the same: there may be new secrets. Text is redacted; bytes and files are kept as they are.
+    on_format : given by the user interface: returns a value's forms by MIME type. It runs the value's own code.
+    """
+
+    def __init__(
+        self, files: Callable[[], ArtifactFiles], redactor: Callable[[], Redactor]
+    ) -> None:
+        self._files = files
+        self._redactor = redactor
+        self.on_format: Callable[[object], Mapping[str, object]] | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where another process may keep files; None if they are in this one's memory."""
+        return self._files().folder
+
+    def keep(
+        self, id_: str, name: str, data: bytes | str | Path, media_type: str | None = None
+    ) -> ev.Artifact:
+        """Write a file; return the event that has it known.
+
+        Raises
+        ------
+        StoreError, OSError
+            It cannot be written.
+        """
+        head = ""
+        if isinstance(data, str):
+            data = self._redactor().text(clean_text(data))
+            head = data[:HEAD]
+            data = data.encode()
+            media_type = media_type or mimetypes.guess_type(name)[0] or "text/plain"
+        media_type = media_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
+        sha256, size = self._files().keep(data)
+        return ev.Artifact(id_, clean_text(name), size, head, clean_text(media_type), sha256)
+
+    def wants(self, output: object, keep_object: bool) -> bool:
+        """Return whether there is something to keep of an output besides its data; costs nothing for plain ones."""
+        if output is None:
+            return False
+        return keep_object or (type(output) not in _PLAIN and self.on_format is not None)
+
+    def keep_output(self, output: object, keep_object: bool) -> list[ev.EventData]:
+        """Keep how an output looks, and itself if that is wanted; return what the log should say of it.
+
+        It runs the output's own code, which may take any time. Nothing that this raises is an error of the run.
+        """
+        told: list[ev.EventData] = []
+        if type(output) not in _PLAIN and self.on_format is not None:
+            told += self._tried(self._keep_look, output, "how its output looks is not kept")
+        if keep_object:
+            told += self._tried(self._keep_object, output, "the object of its output is not kept")
+        return told
+
+    def _tried(
+        self, keep: Callable[[object], list[ev.EventData]], output: object, failed: str
+    ) -> list[ev.EventData]:
+        try:
+            return keep(output)
+        except (StoreError, OSError) as error:
+            return [ev.Log(f"{failed}: {error}", "warning")]
+        except Exception as error:  # its own code
+            why = clean_text(f"{type(error).__name__}: {_message(error)}")
+            return [ev.Log(f"{failed} ({why})", "warning")]
+
+    def _keep_look(self, output: object) -> list[ev.EventData]:
+        if self.on_format is None:
+            return []
+        blob = bundle.packed(self.on_format(output), self._redactor().text)
+        return [] if blob is None else [self.keep(DISPLAY, "output", blob, BUNDLE)]
+
+    def _keep_object(self, output: object) -> list[ev.EventData]:
+        import cloudpickle  # with the first run that wants it
+
+        blob = cloudpickle.dumps(output)
+        # In a pickle nothing can be replaced.
+        if any(secret in blob for secret in self._redactor().encoded):
+            raise StoreError("it holds a secret")
+        return [self.keep(OBJECT, type_name(output), blob, PICKLE)]
+
+
+def _message(error: Exception) -> str:
+    try:
+        return " ".join(str(error).split())
+    except Exception as broken:  # somebody's __str__
+        return f"<str failed: {type(broken).__name__}>"

@@ -1,0 +1,367 @@
+"""Cancel tokens: who was asked to stop, why, and who has to hear of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from nbrun.core.errors import Cancelled
+from nbrun.core.interrupt_guard import guarded
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+
+_log = logging.getLogger("nbrun")
+
+
+class CancelCause(StrEnum):
+    """Why a run ended as it did; the card says it in words."""
+
+    USER = "user"
+    INTERRUPT = "interrupt"
+    DEADLINE = "deadline"
+    BUDGET = "budget"
+    PARENT = "parent"
+    REPLACED = "replaced"
+    SHUTDOWN = "shutdown"
+    ERROR = "error"
+    KERNEL_DIED = "kernel_died"
+
+
+class CancelOutcome(StrEnum):
+    """What a call of `cancel()` came to."""
+
+    REQUESTED = "requested"
+    ALREADY_REQUESTED = "already_requested"
+    ALREADY_FINISHED = "already_finished"
+    NOT_FOUND = "not_found"
+    FOREIGN = "foreign"
+
+
+class Rung(StrEnum):
+    """The steps of the cancel ladder, in the order in which they are tried."""
+
+    TOKEN = "token"  # noqa: S105 - a rung, not a password
+    NATIVE = "native"
+    TASK = "task"
+    THREAD = "thread"
+    PROCESS = "process"
+    DETACHED = "detached"
+
+
+class CancelRequest(msgspec.Struct, frozen=True):
+    """The first request that fired a token."""
+
+    reason: str | None = None
+    cause: CancelCause = CancelCause.USER
+
+
+Callback = Callable[[CancelRequest], object]
+
+
+class CallbackHandle:
+    """Takes one callback off its token again."""
+
+    __slots__ = ("_callback", "_token")
+
+    def __init__(self, token: CancelToken, callback: Callback) -> None:
+        self._token = token
+        self._callback: Callback | None = callback
+
+    def remove(self) -> None:
+        """Forget the callback; a no-op when it has already run or is already removed."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self._token._discard(callback)
+
+
+class CancelToken:
+    """Says whether a run was asked to stop; a node of the tree session → run → tool and child runs.
+
+    Threads: any method, from any thread. `_request` is written once, under the tree's lock, and read
+    without it: a fired token never becomes quiet again. Callbacks run on the firing thread, outside the lock.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_children",
+        "_deadline",
+        "_firsts",
+        "_lock",
+        "_parent",
+        "_request",
+    )
+
+    def __init__(self, *, deadline: float | None = None) -> None:
+        self._parent: CancelToken | None = None
+        # One for the whole tree: firing marks many nodes in one step. Entered again by a signal handler, or a
+        # `__del__`, that cancels in the middle of a cancel.
+        self._lock = threading.RLock()
+        self._request: CancelRequest | None = None
+        self._children: set[CancelToken] | tuple[()] = ()  # a set with the first: most have none
+        # Tuples, replaced under the lock: most tokens have none of anybody's.
+        self._firsts: tuple[Callback, ...] = ()  # nbrun's own, which are quick
+        self._callbacks: tuple[Callback, ...] = ()
+        self._deadline = deadline
+
+    def child(self, *, deadline: float | None = None) -> CancelToken:
+        """Return a new token below this one; below a fired token it is born fired."""
+        token = CancelToken(deadline=deadline)
+        token._parent = self
+        token._lock = self._lock
+        with self._lock:
+            token._request = self._request
+            if self._request is None:
+                if not isinstance(self._children, set):
+                    self._children = set()
+                self._children.add(token)
+        return token
+
+    def cancel(
+        self,
+        reason: str | None = None,
+        cause: CancelCause = CancelCause.USER,
+        *,
+        patience_s: float | None = None,
+    ) -> bool:
+        """Fire this token and all below it; return whether this call was the first.
+
+        The first exception of a callback is raised again after every other callback has been called.
+
+        Parameters
+        ----------
+        patience_s : seconds that callbacks may hold up who calls this; then they go on by themselves, and what
+            they raise is logged. None waits for them.
+        """
+        with guarded():  # an agent's thread may be the one that calls: a token is not fired by half
+            return self._cancel(CancelRequest(reason, cause), patience_s)
+
+    def _cancel(self, request: CancelRequest, patience_s: float | None) -> bool:
+        with self._lock:  # child() takes it too: a later child is born fired
+            if self._request is not None:
+                return False
+            fired = [token for token in self._walk() if token._request is None]
+            for token in fired:
+                token._request = request
+            firsts = [callback for token in fired for callback in token._firsts]
+            callbacks = [callback for token in fired for callback in token._callbacks]
+            for token in fired:
+                token._firsts = token._callbacks = ()
+        # Only now, with the whole tree marked: a slow callback must not leave a child run going.
+        if patience_s is None or not callbacks:
+            _call_all([*firsts, *callbacks], request)
+        else:
+            _call_all(firsts, request)
+            _call_aside(callbacks, request, patience_s)
+        return True
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this token has fired."""
+        return self._request is not None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it was a token above that fired this one."""
+        above = self._parent
+        return above is not None and self.cancelled and above._request is self._request
+
+    @property
+    def reason(self) -> str | None:
+        """What the first request said, if it said anything."""
+        return self._request.reason if self._request else None
+
+    @property
+    def cause(self) -> CancelCause | None:
+        """The cause of the first request, or None while the token is quiet."""
+        return self._request.cause if self._request else None
+
+    @property
+    def deadline(self) -> float | None:
+        """The earliest deadline on the way to the root, in epoch seconds (UTC).
+
+        The token only tells it; the host of the run is who fires the token when it passes.
+        """
+        own, above = self._deadline, self._parent.deadline if self._parent else None
+        if own is None or above is None:
+            return above if own is None else own
+        return min(own, above)
+
+    def raise_if_cancelled(self) -> None:
+        """Raise `Cancelled` if the token has fired.
+
+        Raises
+        ------
+        Cancelled
+            A `BaseException`: let it pass.
+        """
+        if self._request is not None:
+            raise Cancelled(self._request.reason or f"cancelled ({self._request.cause})")
+
+    def set_deadline(self, at: float) -> None:
+        """Give this token a deadline of its own, in epoch seconds (UTC)."""
+        self._deadline = at
+
+    def add_callback(self, callback: Callback) -> CallbackHandle:
+        """Have `callback(request)` called once, when the token fires; at once if it has fired.
+
+        It runs on whichever thread fires the token, so it must be quick and thread-safe.
+        """
+        with self._lock:
+            request = self._request
+            if request is None:
+                self._callbacks = (*self._callbacks, callback)
+        return self._added(callback, request)
+
+    def _added(self, callback: Callback, request: CancelRequest | None) -> CallbackHandle:
+        if request is not None:
+            callback(request)
+        return CallbackHandle(self, callback)
+
+    def add_first(self, callback: Callback) -> CallbackHandle:
+        """Do as `add_callback()` does, before the callbacks of anybody else: for nbrun's own, which are quick."""
+        with self._lock:
+            request = self._request
+            if request is None:
+                self._firsts = (*self._firsts, callback)
+        return self._added(callback, request)
+
+    async def wait(self) -> None:
+        """Return when the token has fired; from any event loop."""
+        loop = asyncio.get_running_loop()
+        fired = loop.create_future()
+
+        def set_fired() -> None:
+            if not fired.done():
+                fired.set_result(None)
+
+        handle = self.add_first(lambda _request: call_soon(loop, set_fired))
+        try:
+            await fired
+        finally:
+            handle.remove()
+
+    def wait_sync(self, timeout_s: float | None = None) -> bool:
+        """Block until the token has fired or `timeout_s` seconds are over; return whether it has fired."""
+        fired = threading.Event()
+        handle = self.add_first(lambda _request: fired.set())
+        try:
+            return fired.wait(timeout_s)
+        finally:
+            handle.remove()
+
+    def release(self) -> None:
+        """Take a token that is no longer needed off its parent, so that a session does not collect them."""
+        if self._parent is not None:
+            siblings = self._parent._children
+            with self._lock:
+                if isinstance(siblings, set):
+                    siblings.discard(self)
+
+    def _walk(self) -> list[CancelToken]:
+        """Return this token and all below it; the caller holds the lock."""
+        found = [self]
+        for token in found:  # grows while it is walked
+            found.extend(token._children)
+        return found
+
+    def _discard(self, callback: Callback) -> None:
+        with self._lock:
+            self._firsts = _without(self._firsts, callback)
+            self._callbacks = _without(self._callbacks, callback)
+
+
+def _without(callbacks: tuple[Callback, ...], callback: Callback) -> tuple[Callback, ...]:
+    """Return them without the first that is this one: it may have been added twice."""
+    if callback not in callbacks:
+        return callbacks
+    at = callbacks.index(callback)
+    return (*callbacks[:at], *callbacks[at + 1 :])
+
+
+def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:
+    """Call each of them, whatever the others do; raise the first error at the end."""
+    first: BaseException | None = None
+    for callback in callbacks:
+        try:
+            callback(request)
+        except BaseException as error:  # isolated: the next callback still has to hear of it
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _call_aside(callbacks: list[Callback], request: CancelRequest, patience_s: float) -> None:
+    """Call each of them on a thread of their own, and wait for it no longer than that."""
+
+    def call() -> None:
+        try:
+            _call_all(callbacks, request)
+        except BaseException:  # an agent's own code: it ends with this thread
+            _log.exception("a cancel callback failed")
+
+    thread = threading.Thread(target=call, name="nbrun-hooks", daemon=True)
+    thread.start()
+    thread.join(patience_s)
+
+
+def call_soon(
+    loop: asyncio.AbstractEventLoop, callback: Callable[[], object], context: Context | None = None
+) -> bool:
+    """Call `callback` on `loop`, in `context`, from any thread; return False if that loop is closed.
+
+    Who waited on a loop that is gone does not wait any more, so there is nobody to tell.
+    """
+    try:
+        loop.call_soon_threadsafe(callback, context=context)
+    except RuntimeError:  # asyncio says "Event loop is closed" with nothing more exact
+        return False
+    return True
+
+
+class Settling(Protocol):
+    """What a receipt needs of its run: to wait for its end."""
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the end; return whether it came."""
+        ...
+
+    async def settled(self) -> None:
+        """Return at the end."""
+        ...
+
+
+class CancelReceipt(msgspec.Struct, frozen=True):
+    """The answer to one call of `cancel()`.
+
+    Threads: any method, from any thread or event loop.
+    """
+
+    outcome: CancelOutcome
+    run_id: str | None = None
+    message: str = ""
+    run: Settling | None = None
+
+    def __bool__(self) -> bool:
+        """Return whether a request now stands: this call's, or an earlier one's."""
+        return self.outcome in (CancelOutcome.REQUESTED, CancelOutcome.ALREADY_REQUESTED)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the run has ended, at most `timeout_s` seconds; return whether it has."""
+        return True if self.run is None else self.run.wait(timeout_s)
+
+    async def settled(self) -> None:
+        """Return when the run has ended; from any event loop."""
+        if self.run is not None:
+            await self.run.settled()
+
+    def __str__(self) -> str:
+        return self.message or str(self.outcome)

@@ -1,0 +1,94 @@
+"""A state that a run can be gone on from: as bytes, and back. No pickle, so reading one runs no code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun.core.errors import NotResumable
+from nbrun.core.events import Usage
+from nbrun.core.history import Turn
+from nbrun.core.values import Plain, plain
+
+if TYPE_CHECKING:
+    from nbrun.core.redaction import Redactor
+
+State = Plain | bytes
+"""What comes back: JSON-like data, or the bytes that were given."""
+
+VERSION = 1
+MAX_BYTES = 64 * 1024 * 1024
+"""The largest state that is kept."""
+
+
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """A state as it is stored."""
+
+    version: int
+    state: msgspec.Raw
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What a run goes on from.
+
+    A resumed one has a packed state, what was used up before, and the number of tools called before; one that
+    continues a conversation has what was said.
+    """
+
+    state: bytes | None = None
+    usage: Usage = Usage()
+    tools: int = 0
+    history: tuple[Turn, ...] = ()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Kept)
+
+
+def pack(state: object) -> bytes:
+    """Return a state as bytes: bytes as they are, everything else as the one encoder makes it JSON-like."""
+    body = _encoder.encode(bytes(state) if isinstance(state, _BYTES) else plain(state))
+    return _encoder.encode(_Kept(VERSION, msgspec.Raw(body)))
+
+
+def unpack(blob: bytes) -> State:
+    """Return the state.
+
+    Raises
+    ------
+    NotResumable
+        A newer nbrun wrote it, or it is damaged.
+    """
+    try:
+        kept = _decoder.decode(blob)
+        if kept.version > VERSION:
+            raise NotResumable("its checkpoint was written by a newer nbrun; update nbrun")
+        state: State = msgspec.msgpack.decode(kept.state)
+    except (msgspec.MsgspecError, RecursionError, TypeError, ValueError):
+        raise NotResumable("its checkpoint is damaged; retry starts it anew") from None
+    return state
+
+
+def stand_ins(state: State) -> list[str]:
+    """Return the types of what in a state could not be kept, and will come back as its `repr`."""
+    match state:
+        case {"$type": str(name), "$repr": str(), **others} if not others:
+            return [name]
+        case dict():
+            return [name for part in state.values() for name in stand_ins(part)]
+        case list():
+            return [name for part in state for name in stand_ins(part)]
+        case _:
+            return []
+
+
+def redacted(blob: bytes, redactor: Redactor) -> bytes:
+    """Return a packed state with every known secret in it replaced, as everywhere in the store."""
+    if not any(secret in blob for secret in redactor.encoded):
+        return blob
+    state = unpack(blob)
+    return pack(redactor.raw(state) if isinstance(state, bytes) else redactor.data(state))
+
+
+_BYTES = (bytes, bytearray, memoryview)

@@ -1,0 +1,501 @@
+"""The events of a run: their envelope, their types, their codec.
+
+An event is one entry of a run's append-only log, numbered 0, 1, 2 … without gaps. Its `data` is one of the
+structs below; its `type` is that struct's `TYPE`. Types are open: an event of an unknown type keeps its
+data as a dict and is stored and given back unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import ClassVar
+
+import msgspec
+
+from nbrun.core.cancellation import CancelCause, Rung
+from nbrun.core.values import Plain, shown
+
+
+class EventData(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What an event says; the base of every type below."""
+
+    # gc=False, here and in records: they hold plain data, so that nothing in them can lead back to them, and
+    # there are so many that the garbage collector would take longer over them than everything else does.
+
+    TYPE: ClassVar[str] = ""
+
+
+class Unknown(EventData, frozen=True):
+    """Data of a type that this version does not know, kept as it came."""
+
+    type: str
+    body: Plain = None
+
+
+class Usage(EventData, frozen=True):
+    """Tokens and requests so far, by OpenTelemetry's GenAI names; a host sends totals, never differences."""
+
+    TYPE: ClassVar[str] = "usage"
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    reasoning_tokens: int = 0
+    requests: int = 0
+    cost_usd: float | None = None
+    # False: a stream was cut before its provider reported, so this is a lower bound.
+    exact: bool = True
+
+    def without(self, before: Usage) -> Usage:
+        """Return what has been used beyond that of before, which is a part of it."""
+        cost = self.cost_usd
+        if cost is not None and before.cost_usd is not None:
+            cost = max(0.0, cost - before.cost_usd)
+        return Usage(
+            max(0, self.input_tokens - before.input_tokens),
+            max(0, self.output_tokens - before.output_tokens),
+            max(0, self.cache_read_tokens - before.cache_read_tokens),
+            max(0, self.reasoning_tokens - before.reasoning_tokens),
+            max(0, self.requests - before.requests),
+            cost,
+            self.exact,
+        )
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """An exception, as text."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+# --- run ---------------------------------------------------------------------------------------------
+
+
+ONCE = "once"
+"""The option of a run whose id was given: a store file takes it only once."""
+
+
+RESUME, RETRY, REPLAY, CONTINUE = "resume", "retry", "replay", "continue"
+
+
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The run that another one comes from: it goes on from it, does it again, shows it, or talks on."""
+
+    kind: str  # RESUME, RETRY, REPLAY or CONTINUE
+    run_id: str
+    number: int | None = None  # None for a run of another store
+    name: str = ""
+    tools: int = 0  # tool calls of the runs that it goes on from
+
+
+class RunCreated(EventData, frozen=True):
+    """The run exists; it has not been entered. One that goes on from another has used what that had used."""
+
+    TYPE: ClassVar[str] = "run.created"
+    session_id: str
+    name: str
+    agent: str
+    prompt: str = ""
+    number: int | None = None  # given by the store in the insert
+    parent_id: str | None = None
+    cell_id: str | None = None
+    model: str | None = None
+    tags: dict[str, str] = {}
+    options: dict[str, Plain] = {}
+    target: str | None = None  # the agent's name in the notebook, where it was started by that
+    origin: Origin | None = None
+    usage: Usage = Usage()
+
+    def inputs(self) -> str:
+        """Return what tells the inputs of one run from another's: agent, prompt, model, options."""
+        parts = [self.agent, self.prompt, self.model, sorted(self.options.items())]
+        return hashlib.sha256(_encoder.encode(parts)).hexdigest()
+
+
+class RunStarted(EventData, frozen=True):
+    """The agent was entered."""
+
+    TYPE: ClassVar[str] = "run.started"
+    host: str = ""
+
+
+class RunPhase(EventData, frozen=True):
+    """The agent says what it is doing."""
+
+    TYPE: ClassVar[str] = "run.phase"
+    phase: str
+
+
+class RunWaiting(EventData, frozen=True):
+    """The run waits for a person."""
+
+    TYPE: ClassVar[str] = "run.waiting"
+    what: str = ""
+
+
+class RunResumed(EventData, frozen=True):
+    """The person has answered; the run goes on."""
+
+    TYPE: ClassVar[str] = "run.resumed"
+
+
+class RunCompleted(EventData, frozen=True):
+    """The agent came to its end; no output of its own means that its text is its output."""
+
+    TYPE: ClassVar[str] = "run.completed"
+    output: Plain = None
+    usage: Usage | None = None
+
+
+class RunFailed(EventData, frozen=True):
+    """The agent raised, or its host died."""
+
+    TYPE: ClassVar[str] = "run.failed"
+    error: ErrorInfo
+    output: Plain = None  # what there was until then
+    usage: Usage | None = None
+
+
+class RunCancelled(EventData, frozen=True):
+    """The run was asked to stop, and has."""
+
+    TYPE: ClassVar[str] = "run.cancelled"
+    cause: CancelCause
+    reason: str | None = None
+    output: Plain = None
+    error: ErrorInfo | None = None
+    usage: Usage | None = None
+    detached: tuple[str, ...] = ()  # names of what still runs
+
+
+class RunLost(EventData, frozen=True):
+    """The kernel of the run died, or its host vanished."""
+
+    TYPE: ClassVar[str] = "run.lost"
+    reason: str = ""
+    last_event_at: float | None = None
+
+
+# --- cancel ------------------------------------------------------------------------------------------
+
+
+class CancelRequested(EventData, frozen=True):
+    """Somebody, or a limit, asked the run to stop."""
+
+    TYPE: ClassVar[str] = "cancel.requested"
+    cause: CancelCause
+    reason: str | None = None
+    by: str = ""
+
+
+class CancelEscalated(EventData, frozen=True):
+    """A rung of the ladder was used."""
+
+    TYPE: ClassVar[str] = "cancel.escalated"
+    rung: Rung
+    note: str = ""
+
+
+class DetachedFinished(EventData, frozen=True):
+    """Work that a cancelled run had left behind has ended; the only event that may follow an ending."""
+
+    TYPE: ClassVar[str] = "detached.finished"
+    name: str
+    refused: int = 0
+
+
+# --- text --------------------------------------------------------------------------------------------
+
+
+class TextDelta(EventData, frozen=True):
+    """More of the answer."""
+
+    TYPE: ClassVar[str] = "text.delta"
+    text: str
+
+
+class ReasoningDelta(EventData, frozen=True):
+    """More of the model's reasoning."""
+
+    TYPE: ClassVar[str] = "reasoning.delta"
+    text: str
+
+
+class Message(EventData, frozen=True):
+    """A complete message, once, so that a replay needs no deltas."""
+
+    TYPE: ClassVar[str] = "message"
+    role: str
+    text: str
+
+
+# --- tools -------------------------------------------------------------------------------------------
+
+
+class ToolStarted(EventData, frozen=True):
+    """A tool was entered."""
+
+    TYPE: ClassVar[str] = "tool.started"
+    id: str
+    name: str
+    kind: str = "function"
+    args: Plain = None
+
+
+class ToolArgsDelta(EventData, frozen=True):
+    """More of a tool's arguments, as the model writes them."""
+
+    TYPE: ClassVar[str] = "tool.args.delta"
+    id: str
+    text: str
+
+
+class ToolProgress(EventData, frozen=True):
+    """How far a tool has come."""
+
+    TYPE: ClassVar[str] = "tool.progress"
+    id: str
+    done: float
+    total: float | None = None
+    label: str = ""
+
+
+class ToolFinished(EventData, frozen=True):
+    """A tool has ended: `ok`, `error`, `denied` or `cancelled`."""
+
+    TYPE: ClassVar[str] = "tool.finished"
+    id: str
+    status: str = "ok"
+    result: Plain = None
+    ms: float = 0.0
+
+
+# --- people ------------------------------------------------------------------------------------------
+
+
+class ApprovalRequested(EventData, frozen=True):
+    """A person is asked."""
+
+    TYPE: ClassVar[str] = "approval.requested"
+    id: str
+    message: str
+    tool_id: str | None = None
+    args: Plain = None
+    options: tuple[str, ...] = ()
+    deadline: float | None = None
+    tool: str = ""  # the name of the tool that it is about
+    editable: bool = True  # whether the person may change the args
+
+
+class ApprovalResolved(EventData, frozen=True):
+    """The person, or the deadline, has decided: `allow`, `deny` or one of the options."""
+
+    TYPE: ClassVar[str] = "approval.resolved"
+    id: str
+    decision: str
+    args: Plain = None  # only where the person has changed them
+    by: str = ""
+    text: str = ""
+    always: bool = False  # from here on the run may use this tool unasked
+
+
+class Steer(EventData, frozen=True):
+    """A message into a running agent."""
+
+    TYPE: ClassVar[str] = "steer"
+    text: str
+    by: str = ""
+    id: str = ""  # of whoever has sent it, to know its receipt by
+
+
+class SteerReady(EventData, frozen=True):
+    """The agent has looked for messages for the first time: it reads what it is sent."""
+
+    TYPE: ClassVar[str] = "steer.ready"
+
+
+class SteerTaken(EventData, frozen=True):
+    """The agent has read so many messages, the oldest that waited."""
+
+    TYPE: ClassVar[str] = "steer.taken"
+    count: int
+
+
+# --- work --------------------------------------------------------------------------------------------
+
+
+class StepStarted(EventData, frozen=True):
+    """A step of the agent's work began."""
+
+    TYPE: ClassVar[str] = "step.started"
+    name: str
+
+
+class StepFinished(EventData, frozen=True):
+    """A step of the agent's work ended."""
+
+    TYPE: ClassVar[str] = "step.finished"
+    name: str
+
+
+class Progress(EventData, frozen=True):
+    """How far the run has come."""
+
+    TYPE: ClassVar[str] = "progress"
+    done: float
+    total: float | None = None
+    label: str = ""
+
+
+class Log(EventData, frozen=True):
+    """A line of the run's log: what it printed (`stdout`, `stderr`) or said at a level."""
+
+    TYPE: ClassVar[str] = "log"
+    text: str
+    level: str = "info"
+
+
+class Checkpoint(EventData, frozen=True):
+    """A state to go on from was kept.
+
+    `state` is on its way from the agent to the session's door, and never in the log: the store keeps the last
+    one of a run, beside it.
+    """
+
+    TYPE: ClassVar[str] = "checkpoint"
+    id: str
+    size: int = 0
+    state: bytes = b""
+
+
+FILE_ID = "artifact-"
+"""What the ids of artifacts begin with that an agent has made; the others are nbrun's own, of large values."""
+
+
+class Artifact(EventData, frozen=True):
+    """A large value or file was kept beside the log; `id` tells it from the others of its run."""
+
+    TYPE: ClassVar[str] = "artifact"
+    id: str
+    name: str
+    size: int
+    head: str = ""
+    media_type: str = ""
+    sha256: str = ""  # names its file; empty where there is none
+
+
+class ChildStarted(EventData, frozen=True):
+    """A child run began; it has a log of its own."""
+
+    TYPE: ClassVar[str] = "child.started"
+    run_id: str
+    name: str = ""
+    number: int | None = None
+
+
+class ChildFinished(EventData, frozen=True):
+    """A child run ended."""
+
+    TYPE: ClassVar[str] = "child.finished"
+    run_id: str
+    status: str = ""
+    usage: Usage | None = None
+
+
+class Custom(EventData, frozen=True):
+    """A value of the agent's own, under a name of its own."""
+
+    TYPE: ClassVar[str] = "custom"
+    name: str
+    value: Plain = None
+
+
+class Raw(EventData, frozen=True):
+    """An event of a framework that has no other form here."""
+
+    TYPE: ClassVar[str] = "raw"
+    source: str
+    payload: Plain = None
+
+
+# --- envelope and codec ------------------------------------------------------------------------------
+
+
+class RunEvent(msgspec.Struct, frozen=True, gc=False):
+    """One entry of a run's log.
+
+    `seq` is gapless per run and given by the session at intake; `ts` is epoch seconds (UTC); `attempt` 0
+    marks events of the session itself, hosts count theirs from 1; `parent` names the tool or child run
+    that the event belongs to.
+    """
+
+    seq: int
+    ts: float
+    run_id: str
+    attempt: int
+    data: EventData
+    parent: str | None = None
+
+    @property
+    def type(self) -> str:
+        """The event's type, such as `text.delta`."""
+        # Asked for several times an event: mostly it takes one look.
+        return self.data.TYPE or type_of(self.data)
+
+    def __repr__(self) -> str:
+        """Return it in one short line: its data may be a megabyte."""
+        return f"<RunEvent {self.seq} {self.type}: {shown(repr(self.data), 120)}>"
+
+
+END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))
+PEOPLE_TYPES = frozenset(
+    cls.TYPE for cls in (
+        ApprovalRequested, ApprovalResolved, RunWaiting, RunResumed, Steer, SteerReady, SteerTaken,
+    )
+)  # fmt: skip
+DELTAS = (TextDelta, ReasoningDelta)
+DELTA_TYPES = frozenset(cls.TYPE for cls in DELTAS)
+
+
+def _subclasses(base: type[EventData]) -> dict[str, type[EventData]]:
+    return {cls.TYPE: cls for cls in base.__subclasses__() if cls.TYPE}
+
+
+TYPES: dict[str, type[EventData]] = _subclasses(EventData)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[str, msgspec.msgpack.Decoder[EventData]] = {
+    name: msgspec.msgpack.Decoder(cls) for name, cls in TYPES.items()
+}
+
+
+def type_of(data: EventData) -> str:
+    """Return the event type that `data` belongs to."""
+    return data.type if isinstance(data, Unknown) else data.TYPE
+
+
+def encode_data(data: EventData) -> bytes:
+    """Return the data of an event as MessagePack."""
+    return _encoder.encode(data.body if isinstance(data, Unknown) else data)
+
+
+def decode_data(event_type: str, blob: bytes) -> EventData:
+    """Return the data of a stored event.
+
+    What is of an unknown type, or does not fit its type (another version wrote it), comes back as
+    `Unknown`, with everything that was stored.
+    """
+    decoder = _decoders.get(event_type)
+    if decoder is not None:
+        try:
+            return decoder.decode(blob)
+        except (RecursionError, TypeError, ValueError):  # also DecodeError, and text that is none
+            pass  # falls through to the form that takes anything
+    try:
+        return Unknown(event_type, msgspec.msgpack.decode(blob))
+    except (msgspec.DecodeError, RecursionError, TypeError, ValueError):
+        return Unknown(event_type, {"$damaged": len(blob) if isinstance(blob, bytes) else 0})

@@ -1,0 +1,92 @@
+"""What a process prints past its agent's run: on its file descriptors, from C, from programs it starts."""
+
+from __future__ import annotations
+
+import codecs
+
+MAX_LINE = 10_000
+
+
+"""Printed characters that wait for their line's end at most."""
+
+
+class Unfinished:
+    """What a run has printed since its last whole line, by level.
+
+    Threads: of one at a time; what a collected object prints may come in between.
+    """
+
+    __slots__ = ("_length", "_parts")
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[str]] = {}
+        self._length = 0
+
+    def add(self, text: str, level: str) -> str | None:
+        """Take what was printed; return the lines that are whole now, None where none is."""
+        self._parts.setdefault(level, []).append(text)
+        self._length += len(text)
+        # A progress bar ends its lines by a bare return; and nothing is held for ever.
+        if "\n" in text or "\r" in text or self._length > MAX_LINE:
+            return self._cut(level)
+        return None
+
+    def _cut(self, level: str) -> str | None:
+        held = "".join(self._parts.pop(level, []))
+        end = max(held.rfind("\n"), held.rfind("\r"))
+        if end < 0:  # cut at a space: half a secret would not be known as one
+            end = held.rfind(" ", MAX_LINE // 2)
+        lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else (held, "")
+        self._parts[level] = [rest] if rest else []
+        self._length = sum(map(len, self._parts[level]))
+        return lines.rstrip("\r") if held else None
+
+    def take(self) -> list[tuple[str, str]]:
+        """Return level and text of all that waits, and wait no longer."""
+        parts, self._parts = self._parts, {}
+        return [(level, "".join(held)) for level, held in parts.items() if held]
+
+
+TAIL = 4_000
+"""Characters that are kept for the case that they are the last words of a process."""
+
+
+class Printed:
+    """One stream of a process: bytes in, whole lines out: for the run's log.
+
+    Threads: of one.
+    """
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+        self.tail = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def feed(self, data: bytes) -> str:
+        """Take what was printed, nothing at the end of the stream; return the lines that are whole now."""
+        text = self._decoder.decode(data, final=not data)
+        self.tail = (self.tail + text)[-TAIL:]
+        self._held += text
+        # A progress bar ends its lines by a bare return.
+        end = max(self._held.rfind("\n"), self._held.rfind("\r"))
+        if end < 0 and len(self._held) > MAX_LINE:
+            # Cut at a space, where there is one: half a secret would not be known as one.
+            end = self._held.rfind(" ", MAX_LINE // 2)
+            if end < 0:
+                return self.rest()
+        if not data:
+            return self.rest()
+        lines, self._held = self._held[: max(end, 0)], self._held[end + 1 :]
+        return lines.rstrip("\r")
+
+    def last_words(self) -> str:
+        """Return the end of what was printed, from a line's beginning on: half a secret would not be known as one."""
+        if len(self.tail) < TAIL:
+            return self.tail
+        return self.tail.partition("\n")[2] or self.tail
+
+    def rest(self) -> str:
+        """Return what waits for its line's end, and wait no longer."""
+        rest, self._held = self._held.removesuffix("\n"), ""
+        return rest

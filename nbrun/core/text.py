@@ -1,0 +1,58 @@
+"""Text made safe to print: valid UTF-8, no escape codes, nothing invisible."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ESCAPE_CODE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, moves of the cursor
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
+    r"|\x1b[ -/]*[0-Z\\^-~]"  # the short ones; not the openings of those above
+)
+
+
+# What nobody sees, or what moves, hides or turns the rest: control characters but tab and line feed, marks of
+# direction, spaces without a width, fillers, tags, and more marks or variation selectors than a letter has use for. The
+# joiners that emoji and some scripts are written with stay.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]|[\ufe00-\ufe0f]{2,}"
+    "|[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{9,}"
+)
+
+
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+
+
+def clean_text(text: str) -> str:
+    """Return `text` as something UTF-8 can hold: a lone surrogate becomes its escape, in letters."""
+    if text.isascii():
+        return str(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return str(text)
+
+
+def escaped(found: re.Match[str]) -> str:
+    """Return what stands for characters that would not be seen, as Python writes them."""
+    return "".join(f"\\u{ord(c):04x}" if c <= "\uffff" else f"\\U{ord(c):08x}" for c in found[0])
+
+
+def visible(text: str, escape: Callable[[re.Match[str]], str] = escaped) -> str:
+    """Return a text with nothing in it that hides or moves the rest: such characters become their escapes."""
+    if text.isascii() and text.isprintable():  # letters of a kind may be fillers
+        return text
+    return _UNSEEN.sub(escape, text)
+
+
+def printable(text: str) -> str:
+    """Return text as a terminal shows it, without its escape codes; what else would not be seen becomes visible."""
+    if text.isascii() and text.isprintable():
+        return text
+    return visible(_ESCAPE_CODE.sub("", text).translate(_PICTURES))

@@ -1,0 +1,206 @@
+"""Any value → JSON-like data. Never raises, never runs more of a value than its `repr`."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from enum import Enum
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+
+from nbrun.core.text import clean_text
+
+if TYPE_CHECKING:
+    Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+    """What can be stored: JSON's types, with NaN and the infinities as floats."""
+else:
+    Plain = Any  # msgspec reads these annotations to decode, and knows no recursive unions
+
+MAX_DEPTH = 32
+MAX_PARTS = 500_000
+"""How many parts of a value are stored: those that share their parts can have more paths than atoms exist."""
+MAX_REPR = 2_000
+BYTES_SHOWN = 60
+_INT_LIMIT = 2**63
+
+
+TYPE_KEY = "$type"
+REPR_KEY = "$repr"
+BASE64_KEY = "$base64"
+
+
+def plain(value: object) -> Plain:
+    """Return `value` as JSON-like data.
+
+    What has no such form is kept as `{"$type": its type's name, "$repr": its repr}`, so that a reader sees
+    that it is not the value itself. Dataclasses, pydantic models, msgspec structs and mappings become
+    objects; sequences and sets become lists; dates and paths become text.
+    """
+    try:
+        return _plain(value, _Walk())
+    except Exception as error:  # a hostile or broken value must not end a run
+        return {TYPE_KEY: type_name(value), REPR_KEY: f"<not readable: {type(error).__name__}>"}
+
+
+def type_name(value: object) -> str:
+    """Return the full name of a value's type, without the module for builtins."""
+    kind = type(value)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def marked_repr(value: object) -> dict[str, Plain]:
+    """Return the marked stand-in for a value that has no JSON-like form."""
+    try:
+        text = repr(value)
+    except Exception as error:  # somebody's __repr__ is broken; the run is not
+        text = f"<repr failed: {type(error).__name__}>"
+    if len(text) > MAX_REPR:
+        # At a space, where there is one: half a secret would not be known as one.
+        space = text.rfind(" ", MAX_REPR - 200, MAX_REPR)
+        text = text[: space if space > 0 else MAX_REPR] + f"… ({len(text):,} characters)"
+    return {TYPE_KEY: type_name(value), REPR_KEY: clean_text(text)}
+
+
+class _Walk:
+    """The way through one value: what it is inside of, and how many parts may still follow."""
+
+    __slots__ = ("inside", "left")
+
+    def __init__(self) -> None:
+        self.inside: set[int] = set()
+        self.left = MAX_PARTS
+
+
+def _plain(value: object, walk: _Walk) -> Plain:
+    walk.left -= 1
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return clean_text(value)
+        case Enum():
+            return _plain(value.value, walk)
+        case int():
+            return int(value) if -_INT_LIMIT <= value < _INT_LIMIT else marked_repr(value)
+        case float():
+            return float(value)
+        case datetime() | date() | time():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case PurePath() | UUID():
+            return clean_text(str(value))
+        case bytes() | bytearray() | memoryview():
+            return mark_bytes(value)
+    if id(value) in walk.inside:
+        return _left_out(value, "contains itself")
+    if len(walk.inside) >= MAX_DEPTH:
+        return _left_out(value, "nested too deeply")
+    if walk.left <= 0:
+        return _left_out(value, "too many parts")
+    walk.inside.add(id(value))
+    try:
+        return _composed(value, walk)
+    finally:
+        walk.inside.discard(id(value))
+
+
+def _composed(value: object, walk: _Walk) -> Plain:
+    match value:
+        case Mapping():
+            return {_key(key): _plain(item, walk) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item, walk) for item in _ordered(value)]
+        case msgspec.Struct():
+            return {name: _plain(getattr(value, name), walk) for name in value.__struct_fields__}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value))
+        return {name: _plain(getattr(value, name), walk) for name in fields}
+    dump = getattr(type(value), "model_dump", None)  # pydantic's models, found without importing it
+    if callable(dump):
+        return _plain(dump(value), walk)
+    return marked_repr(value)
+
+
+def _left_out(value: object, why: str) -> dict[str, Plain]:
+    """Return the marked stand-in for a part that is not stored; its repr could be endless as well."""
+    return {TYPE_KEY: type_name(value), REPR_KEY: f"<left out: {why}>"}
+
+
+def _key(key: object) -> str:
+    return clean_text(key) if isinstance(key, str) else clean_text(str(key))
+
+
+def _ordered(values: Iterable[object]) -> Iterable[object]:
+    """Return sets in the order of their repr, so that the same set is stored the same twice."""
+    return sorted(values, key=repr) if isinstance(values, set | frozenset) else values
+
+
+def shown(value: Plain, limit: int = 200) -> str:
+    """Return JSON-like data as one short line for a person."""
+    text = readable(value)
+    line = " ".join(text[: 8 * limit].split())  # of megabytes only the beginning is looked at
+    is_whole = len(text) <= 8 * limit and len(line) <= limit
+    return line if is_whole else line[: limit - 1] + "…"
+
+
+def readable(value: Plain) -> str:
+    """Return JSON-like data as text for a person: a text as it is, a stand-in as its repr, the rest as JSON."""
+    value = _unmarked(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return msgspec.json.encode(value).decode()
+
+
+def revived(value: Plain) -> object:
+    """Return JSON-like data with the bytes in it that it stands for."""
+    if isinstance(value, list):
+        return [revived(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if (data := marked_bytes(value)) is not None:
+        return data
+    return {key: revived(item) for key, item in value.items()}
+
+
+def mark_bytes(data: bytes | bytearray | memoryview) -> dict[str, Plain]:
+    """Return what bytes are in JSON-like data."""
+    return {TYPE_KEY: "bytes", BASE64_KEY: base64.b64encode(data).decode()}
+
+
+def marked_bytes(value: dict[str, Plain]) -> bytes | None:
+    """Return the bytes that a value stands for; None where it is something else."""
+    if BASE64_KEY not in value or value.keys() != {TYPE_KEY, BASE64_KEY}:
+        return None
+    try:
+        return base64.b64decode(str(value[BASE64_KEY]), validate=True)
+    except ValueError:  # somebody else's file
+        return None
+
+
+def _unmarked(value: Plain) -> Plain:
+    if isinstance(value, list):
+        return [_unmarked(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if REPR_KEY in value:
+        return str(value[REPR_KEY])
+    if (data := marked_bytes(value)) is not None:
+        return (
+            repr(data)
+            if len(data) <= BYTES_SHOWN
+            else f"{data[:BYTES_SHOWN]!r}… ({len(data):,} bytes)"
+        )
+    return {key: _unmarked(item) for key, item in value.items()}

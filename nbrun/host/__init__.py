@@ -1,0 +1,1 @@
+"""Runs one attempt, and stops it."""

@@ -1,0 +1,73 @@
+"""What travels between a session and its hosts: attempts there, events back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun.agents.context.budget import NO_LIMITS as NO_LIMITS
+from nbrun.agents.context.budget import Limits as Limits  # part of what travels
+from nbrun.core.events import EventData
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from contextvars import Context
+
+    from nbrun.agents.context.backend import StartChild
+    from nbrun.agents.context.budget import Budget
+    from nbrun.core.artifacts import Keeper
+    from nbrun.core.cancellation import CancelToken
+    from nbrun.core.checkpoint import Restored
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a run on a host.
+
+    `number` is a fence: it grows with each try, and the session refuses events of older ones.
+    `context` is a copy of the starting cell's context variables, so that what the agent prints and imports
+    behaves as in that cell.
+    """
+
+    run_id: str
+    number: int
+    agent: object
+    prompt: str
+    token: CancelToken
+    context: Context
+    grace_s: float = 2.0
+    timeout_s: float | None = None  # from the moment the agent is entered, not while it is queued
+    thread: bool = False
+    limits: Limits = NO_LIMITS
+    approve: str = "ask"  # ask, auto or deny
+    on: str = "local"  # the executor
+    start_child: StartChild | None = None  # None on a host that cannot reach the session
+    parcel: bytes = b""  # the agent as bytes, for a host that is another process
+    budget: Budget | None = None  # the session's; a host in another process makes one of `limits`
+    reentrant_loop: bool = False  # asked of a host that is made for this attempt
+    restored: Restored | None = None  # what the run goes on from
+    keeper: Keeper | None = None  # a host in another process has its own
+    keep_object: bool = False  # pickle the output
+    loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
+
+
+class HostEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event as a host sends it: `n` counts per attempt, without gaps.
+
+    `live` is the agent's own object behind the output of an end event; it travels only within a process.
+    """
+
+    run_id: str
+    attempt: int
+    n: int
+    ts: float
+    data: EventData
+    parent: str | None = None
+    live: object = None
+
+
+Sink = Callable[[Sequence[HostEvent]], bool]
+"""Takes events of a host, in order, from any thread; returns whether the agent should pause."""

@@ -1,0 +1,69 @@
+"""Prints of an agent into its own run's log, never into a stranger's cell."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import Any, TextIO
+
+from nbrun.agents.context.run_context import current_run
+
+_lock = threading.RLock()
+_users = 0
+
+
+class RunStream:
+    """Stands before `sys.stdout` or `sys.stderr`: what a run writes goes to its log, all else passes through.
+
+    Threads: any; it keeps nothing of its own.
+    """
+
+    def __init__(self, stream: TextIO, level: str) -> None:
+        self._stream = stream
+        self._level = level
+        self._pid = os.getpid()
+
+    def write(self, text: str) -> int:
+        """Write to the run's log inside an agent, else to the stream behind."""
+        run = current_run.get()
+        if run is None or os.getpid() != self._pid:  # a fork has no writer thread
+            return self._stream.write(text)
+        run.write(text, self._level)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Write each of the lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def install() -> None:
+    """Stand before both streams, until as many calls of `remove()`."""
+    global _users
+    with _lock:
+        _users += 1
+    renew()
+
+
+def renew() -> None:
+    """Stand before both streams again, where somebody has put others in their place."""
+    with _lock:
+        for name in ("stdout", "stderr") if _users else ():
+            if not isinstance(getattr(sys, name), RunStream):
+                setattr(sys, name, RunStream(getattr(sys, name), name))
+
+
+def remove() -> None:
+    """Step aside, unless somebody stands before us by now."""
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            for name in ("stdout", "stderr"):
+                stream = getattr(sys, name)
+                if isinstance(stream, RunStream):
+                    setattr(sys, name, stream._stream)

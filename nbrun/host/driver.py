@@ -1,0 +1,522 @@
+"""One attempt under way: enters the agent, sends its events in order, and sends exactly one end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from nbrun.agents import Output, Resuming, find_adapter
+from nbrun.agents.context.approvals import Questions
+from nbrun.agents.context.backend import EndedStage
+from nbrun.agents.context.budget import NO_LIMITS, Budget
+from nbrun.agents.context.inbox import Inbox
+from nbrun.agents.context.run_context import RunContext, current_run
+from nbrun.agents.context.threads import Worker
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelCause, Rung
+from nbrun.core.errors import Cancelled, NbrunError
+from nbrun.core.interrupt_guard import Gate, Stepped, current_guard, guarded
+from nbrun.core.latches import LoopFlag
+from nbrun.core.record import between
+from nbrun.core.values import Plain, plain
+from nbrun.host.attempt import Attempt, HostEvent, Sink
+from nbrun.host.children import Children
+from nbrun.host.escalation import LAST_S, Ladder
+from nbrun.host.failures import described, safely
+from nbrun.host.outcome import end_event, keep_output
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from nbrun.agents import AgentAdapter
+    from nbrun.agents.context.backend import ChildRun
+    from nbrun.core.artifacts import Keeper
+    from nbrun.core.clock import Clock
+    from nbrun.host.loops import LoopThread
+
+PAUSE_S = 0.05
+"""How long an agent that yields faster than can be stored is held at a time."""
+
+_NOT_FOR_AGENTS = ev.END_TYPES | ev.PEOPLE_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
+"""What only the host or the session may say of a run."""
+
+
+class Drive:
+    """One attempt under way.
+
+    Threads: `emit()` and `start_child()` from any thread of the agent; `tell()`, `warn()` and
+    `stop_from_outside()` from any thread; everything else on the loop. `_lock` guards the numbers and the
+    end: nothing is sent after the end but `detached.finished`. It can be entered again, because a garbage
+    collection anywhere may call an agent's `__del__`, and that may print; `_outbox` keeps the order of the
+    numbers then. No code of the agent is called on purpose while it is held.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_adapter",
+        "_attempt",
+        "_budget",
+        "_children",
+        "_clock",
+        "_detached",
+        "_finished",
+        "_fired_at",
+        "_gate",
+        "_host_name",
+        "_inbox",
+        "_is_between",
+        "_is_driving",
+        "_is_ended",
+        "_is_entered",
+        "_is_sending",
+        "_ladder",
+        "_lock",
+        "_must_pause",
+        "_n",
+        "_open_tools",
+        "_outbox",
+        "_questions",
+        "_refused",
+        "_sink",
+        "_stop_until",
+        "_texts",
+        "_thread",
+        "_token",
+        "_usage",
+        "run",
+        "task",
+    )
+
+    def __init__(
+        self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str
+    ) -> None:
+        self._attempt = attempt
+        self._thread = thread
+        self._sink = sink
+        self._clock = clock
+        self._host_name = host_name
+        self._token = attempt.token
+        self._adapter = self._found(attempt)
+        restored = attempt.restored
+        self._usage = None if restored is None else restored.usage
+        self._gate = Gate()
+        self._lock = threading.RLock()
+        self.run = RunContext(
+            attempt.run_id, attempt.prompt, attempt.token, clock, self, attempt.restored
+        )
+        # Of what most runs never use, nothing is made before it is used: there may be thousands of runs.
+        self._budget = attempt.budget
+        if self._budget is None and attempt.limits != NO_LIMITS:
+            self._budget = Budget(attempt.limits, attempt.token, self.warn, before=self._usage)
+        self._questions: Questions | None = None
+        self._inbox: Inbox | None = None
+        self._children: Children | None = None
+        self._ladder: Ladder | None = None
+        self._outbox: tuple[tuple[ev.EventData, float, str | None, object], ...] = ()
+        self._is_sending = False
+        self._is_between = False  # messages: the last is complete
+        self._must_pause = False
+        self._n = 0
+        self._is_ended = False
+        self._refused = 0
+        self._open_tools: dict[str, float] = {}
+        self._texts: list[str] = []
+        self._is_entered = False
+        self._is_driving = False
+        self._stop_until: float | None = None  # of the pulse's thread
+        self._detached: tuple[str, ...] = ()
+        self._fired_at = 0.0
+        self._finished = LoopFlag()
+        self.task: asyncio.Task[None] | None = None
+
+    def _found(self, attempt: Attempt) -> AgentAdapter:
+        """Return what drives the agent, where it is to be driven."""
+        if attempt.loop is not None:
+            from nbrun.host.offload import on_loop  # by few runs, so not with the first
+
+            return on_loop(attempt.agent, attempt.loop, self._hold)
+        if attempt.thread:
+            from nbrun.host.offload import ThreadedAdapter
+
+            return ThreadedAdapter(attempt.agent, attempt.grace_s, self._hold)
+        return find_adapter(attempt.agent)
+
+    def emit(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Send an event of the agent; refused and counted when the attempt has ended.
+
+        A thread that sends faster than can be stored is held up here, after the lock is given back.
+        """
+        now = self._clock.now()
+        usage: ev.Usage | None = None
+        _check_event(data, parent)
+        with self._lock:
+            if self._is_ended:
+                self._refused += 1
+                return
+            if isinstance(data, ev.TextDelta):
+                if self._is_between and data.text:
+                    self._texts.append(between(self._texts, data.text))
+                    self._is_between = False
+                self._texts.append(data.text)
+            elif isinstance(data, ev.ToolStarted):
+                self._open_tools[data.id] = now
+            elif isinstance(data, ev.ToolFinished):
+                self._open_tools.pop(data.id, None)
+            elif isinstance(data, ev.Usage):
+                self._usage = usage = data
+            elif isinstance(data, ev.Message):
+                self._is_between = True
+            self._send(data, now, parent)
+        if usage is not None and self._budget is not None:
+            self._budget.note_usage(usage)  # not under the lock: a fired token calls code of others
+        if self._must_pause and not _is_on_loop():
+            if (
+                self._token.cancelled
+            ):  # held back all the same: its end waits behind all that it sends
+                time.sleep(PAUSE_S)
+            else:
+                self._token.wait_sync(PAUSE_S)
+
+    def tell(self, data: ev.EventData) -> None:
+        """Send an event of the host's own, if the run has not ended."""
+        with self._lock:
+            if not self._is_ended:
+                self._send(data, self._clock.now())
+
+    def warn(self, text: str) -> None:
+        """Write to the run's card what its user should know."""
+        self.tell(ev.Log(text, "warning"))
+
+    # --- what the agent's context stands on ------------------------------------------------------
+
+    make_thread = Worker
+
+    def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
+        """Start a child run, which is followed from then on."""
+        start = self._attempt.start_child
+        if start is None:
+            raise NbrunError("this run cannot start child runs here: leave --on process out")
+        with guarded():  # a child that is started is followed, whatever strikes in between
+            if self._is_ended:
+                raise NbrunError("this run has ended; it starts no child runs")
+            child = start(agent, prompt, options)
+            self._followed().add(child)
+        return child
+
+    def _followed(self) -> Children:
+        with guarded(), self._lock:
+            if self._children is None:
+                self._children = Children(self._thread, self.tell)
+            return self._children
+
+    @property
+    def budget(self) -> Budget:
+        """What the run may use up."""
+        with guarded(), self._lock:
+            if self._budget is None:
+                restored = self._attempt.restored
+                before = None if restored is None else restored.usage
+                self._budget = Budget(NO_LIMITS, self._token, before=before)
+            return self._budget
+
+    @property
+    def questions(self) -> Questions:
+        """What the run asks of people."""
+        with guarded(), self._lock:
+            if self._questions is None:
+                self._questions = Questions(
+                    self._token, self.tell, self._lock, self._clock, self._attempt.approve
+                )
+                if self._is_ended:
+                    self._questions.close()
+            return self._questions
+
+    @property
+    def inbox(self) -> Inbox:
+        """What people say to the agent."""
+        with guarded(), self._lock:
+            if self._inbox is None:
+                self._inbox = Inbox(self._token, self.tell, self._lock)
+            return self._inbox
+
+    @property
+    def keeper(self) -> Keeper:
+        """What keeps files beside the run's log."""
+        if self._attempt.keeper is None:
+            raise NbrunError(
+                "there is no folder for files: its store is in memory, or in no session"
+            )
+        return self._attempt.keeper
+
+    def control(self, op: str, body: dict[str, object]) -> str:
+        """Do what the session asks of this attempt; return what came of it."""
+        match op:
+            case "answer":
+                return self.questions.answer(body)
+            case "steer":
+                return self.inbox.put(body)
+            case _:
+                return "unknown_op"
+
+    def _send(
+        self, data: ev.EventData, now: float, parent: str | None = None, live: object = None
+    ) -> None:
+        """Hand an event over; the caller holds the lock."""
+        if self._is_sending:  # entered again from within: the outer call sends it, after its own
+            self._outbox = (*self._outbox, (data, now, parent, live))
+            return
+        self._is_sending = True
+        attempt = self._attempt
+        try:
+            while True:
+                event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live)
+                self._n += 1
+                self._must_pause = self._sink((event,))
+                if not self._outbox:
+                    break
+                (data, now, parent, live), *rest = self._outbox
+                self._outbox = tuple(rest)
+        finally:
+            self._is_sending = False
+
+    async def main(self) -> None:
+        """Drive the agent to its end, whatever it raises."""
+        current_run.set(self.run)
+        self._gate.bind()
+        current_guard.set(self._gate)
+        cancel = self._token.add_first(self._note_cancel)
+        timer = self._start_timer()
+        output: object = None
+        error: BaseException | None = None
+        try:
+            # A cancel between "created" and "started" ends here: the agent is never entered.
+            if not self._token.cancelled:
+                self._is_entered = self._is_driving = True
+                self.emit(ev.RunStarted(self._host_name))
+                output = await self._drive()
+        except (
+            BaseException
+        ) as raised:  # the one place: an agent's SystemExit fails its own run only
+            error = raised
+        finally:
+            self._is_driving = False
+        try:
+            await self._rest_ended(error)
+            if error is None:
+                await keep_output(self._attempt, output, self._thread, self.tell)
+        finally:
+            cancel.remove()
+            if timer is not None:
+                timer.cancel()
+            self._end(output, error)
+        self._leave()
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                raise error  # recorded above; the task itself must still end as cancelled
+        finally:
+            error = None  # it leads to this frame; see `Steps.throw()`
+
+    async def _drive(self) -> object:
+        """Hand on what the agent sends, the gate open while its own code runs; return its output."""
+        returned: Output | None = None
+        gate, events = self._gate, self._events()
+        try:
+            while True:
+                try:
+                    item = await Stepped(anext(events), gate, self._hold)
+                except StopAsyncIteration:
+                    return None if returned is None else returned.value
+                if isinstance(item, Output):
+                    returned = item
+                    continue
+                self.emit(item)
+                if self._must_pause:  # never a blocking wait here: other runs are on this loop
+                    await asyncio.sleep(PAUSE_S)
+        finally:  # as aclosing() does; but that holds two objects more a run
+            await events.aclose()  # type: ignore[attr-defined]  # adapters are async generators
+
+    def _events(self) -> AsyncIterator[ev.EventData | Output]:
+        """Return what the agent does: from its beginning, or from where its adapter knows how to go on."""
+        attempt, adapter = self._attempt, self._adapter
+        has_state = attempt.restored is not None and attempt.restored.state is not None
+        if has_state and isinstance(adapter, Resuming):
+            return adapter.resume(attempt.agent, self.run.restored, self.run)
+        return adapter.events(attempt.agent, attempt.prompt, self.run)
+
+    def _hold(self) -> float:
+        """Return how long the agent is held, because what it has sent cannot be stored as fast."""
+        return PAUSE_S if self._must_pause else 0.0
+
+    async def _rest_ended(self, error: BaseException | None) -> None:
+        """Return when the agent's threads have ended, then its child runs, whose ends come before this one's."""
+        has_failed = error is not None and not self._token.cancelled
+        if has_failed:
+            self._followed().cancel()
+            await self._climbed().stop_threads()
+        else:
+            for work in tuple(self.run.work):
+                await work.ended()
+        self._finished.set()
+        if self._ladder is not None:
+            self._ladder.end()
+        if self._children is not None:
+            await self._children.ended()
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        """Let go of all that leads back here: nothing of a run that is over waits for the garbage collector."""
+        with self._lock:
+            self.task = self._ladder = self._children = None
+            self._questions = self._inbox = self._budget = None
+        self.run.leave(EndedStage(self._token, self._clock))
+
+    def _end(
+        self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
+    ) -> None:
+        """Send the one end event, after the ends of open tools; after it, that detached work has ended."""
+        safely(self.run.flush_lines, None)
+        text = "".join(self._texts)
+        if output is None and text:
+            output = text
+        # These call code of the agent's (`__repr__`, `__str__`), so they come before the lock, and nothing that
+        # it raises may keep the run from its end. What was streamed is in the log already: an ended record
+        # without an output of its own takes the text for it.
+        is_told = output is None or (type(output) is str and output == text)
+        unreadable: Plain = "<not readable>"
+        stored = None if is_told else safely(lambda: plain(output), unreadable)
+        is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
+        info: ev.ErrorInfo | None = None
+        if error is not None and not (is_signal and self._token.cancelled):
+            info = described(error)  # not of what was asked for: a traceback costs as much as a run
+        now = self._clock.now()
+        with self._lock:
+            if self._is_ended:
+                names = ", ".join(self._detached) or self.label
+                self._send(ev.DetachedFinished(names, self._refused), now)
+                return
+            if self._questions is not None:
+                self._questions.close()
+            if self._inbox is not None:
+                self._inbox.close()
+            for tool_id, since in self._open_tools.items():
+                status = "cancelled" if self._token.cancelled or error is None else "error"
+                ms = round((now - since) * 1000, 3)
+                self._send(ev.ToolFinished(tool_id, status, None, ms), now)
+            self._is_ended = True
+            end = end_event(self._token, stored, info, self._usage, is_signal, detached)
+            self._send(end, now, live=output)
+
+    # --- the cancel ------------------------------------------------------------------------------
+
+    def _start_timer(self) -> asyncio.TimerHandle | None:
+        """Have the token fire at its deadline."""
+        now = self._clock.now()
+        if self._attempt.timeout_s is not None:
+            self._token.set_deadline(now + self._attempt.timeout_s)
+        deadline = self._token.deadline
+        if deadline is None:
+            return None
+        fire: Any = lambda: self._token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)  # noqa: E731
+        return self._thread.loop.call_later(max(0.0, deadline - now), fire)
+
+    def _note_cancel(self, _request: object) -> None:
+        """Begin the ladder, from whichever thread the token was fired."""
+        self._fired_at = self._clock.monotonic()
+        self._thread.call(self._begin_ladder)
+
+    def _begin_ladder(self) -> None:
+        if self._is_entered and not self._finished.is_set():
+            self._climbed().begin(self._fired_at)
+
+    def _climbed(self) -> Ladder:
+        """Return the run's ladder; on the loop."""
+        if self._ladder is None:
+            self._ladder = Ladder(
+                self._adapter, self.run, self._thread, self._finished, self._cancel_task, self.tell,
+                self._give_up, self._attempt.grace_s, self._clock, self._attempt.context,
+            )  # fmt: skip
+        return self._ladder
+
+    def _cancel_task(self) -> bool:
+        if self.task is None or not self._is_driving:
+            return False
+        return self.task.cancel()
+
+    async def _give_up(self, threads: tuple[str, ...]) -> None:
+        """End the run with what still runs named; that this has ended is told when it has."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_S):  # they were cancelled with this one
+                await self._followed().ended()
+        if not self._finished.is_set():  # else it has ended in this moment, by itself
+            self._detach(threads or (self.label,))
+
+    def _detach(self, names: tuple[str, ...]) -> None:
+        with self._lock:
+            if self._is_ended:
+                return
+            self._detached = names
+            self.tell(ev.CancelEscalated(Rung.DETACHED, ", ".join(names)))
+            self._end(None, None, names)
+
+    # --- from outside the loop -------------------------------------------------------------------
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The run's id, and which attempt at it this is."""
+        return self._attempt.run_id, self._attempt.number
+
+    @property
+    def label(self) -> str:
+        """The agent's name."""
+        return self._adapter.label(self._attempt.agent)
+
+    @property
+    def is_on_thread(self) -> bool:
+        """Whether the agent's own code is on the loop's thread right now."""
+        return self._gate.is_open
+
+    def stop_from_outside(self) -> None:
+        """Do what the timer and the ladder would, were their loop not blocked."""
+        if self._is_ended or not self._is_entered:
+            return
+        if not self._token.cancelled:
+            deadline = self._token.deadline
+            if deadline is not None and self._clock.now() >= deadline:
+                self._token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)
+            return
+        now = self._clock.monotonic()
+        if not self._fired_at or now < self._fired_at + self._attempt.grace_s:
+            return
+        threads = [work for work in self.run.work if work.is_alive()]
+        was_raised = any([self._gate.interrupt(), *(work.interrupt() for work in threads)])
+        if self._stop_until is None:
+            self._stop_until = now + LAST_S
+            if was_raised:
+                names = ", ".join(work.name for work in threads) or self.label
+                self.tell(ev.CancelEscalated(Rung.THREAD, names))
+        elif now >= self._stop_until:
+            self._detach(tuple(work.name for work in threads) or (self.label,))
+
+
+def _check_event(data: ev.EventData, parent: str | None) -> None:
+    """Raise for what is no event of an agent: in the agent, which then fails with its own mistake."""
+    if isinstance(data, ev.DELTAS):  # a tuple: a union is built anew at each look
+        if not isinstance(data.text, str):
+            raise TypeError(f"text is a str, not {type(data.text).__name__}")
+    elif ev.type_of(data) in _NOT_FOR_AGENTS:
+        raise ValueError(f"an agent cannot send {ev.type_of(data)}: it returns, raises or asks")
+    if parent is not None and not isinstance(parent, str):
+        raise TypeError(f"parent is an id (str), not {type(parent).__name__}")
+
+
+def _is_on_loop() -> bool:
+    """Return whether this thread runs an event loop, which must not be held up."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

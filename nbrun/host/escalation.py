@@ -1,0 +1,186 @@
+"""The cancel ladder: asks an agent to stop, ever more firmly, and says at the end whether it has."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nbrun.agents import as_native
+from nbrun.core import events as ev
+from nbrun.core.cancellation import Rung
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextvars import Context
+
+    from nbrun.agents import AgentAdapter, NativeCancel
+    from nbrun.agents.context.backend import Work
+    from nbrun.agents.context.run_context import RunContext
+    from nbrun.core.clock import Clock
+    from nbrun.core.latches import LoopFlag
+    from nbrun.host.loops import LoopThread
+
+LAST_S = 0.4
+"""Seconds that each rung after the grace gets, before what still runs is named."""
+
+_AGAIN_S = 0.02
+
+
+class Ladder:
+    """The rungs between a fired token and a run in which nothing runs any more.
+
+    What is stopped is the task that drives the agent, and the threads that the agent has been given. A thread
+    cannot be cancelled, only asked, and then have `Cancelled` raised in it.
+
+    Threads: of the host's loop.
+
+    Parameters
+    ----------
+    finished : set when neither the task nor a thread runs any more.
+    cancel_task : cancels the driving task; returns False when it is over.
+    tell : takes an event that is the host's own.
+    give_up : ends the run with these names of what still runs.
+    grace_s : seconds that cleanup code gets.
+    context : the context variables of the run.
+    """
+
+    __slots__ = (
+        "_cancel_task",
+        "_clock",
+        "_context",
+        "_finished",
+        "_give_up",
+        "_grace_s",
+        "_is_task_cancelled",
+        "_native",
+        "_run",
+        "_tell",
+        "_thread",
+        "_timer",
+        "_until",
+    )
+
+    def __init__(
+        self,
+        adapter: AgentAdapter,
+        run: RunContext,
+        thread: LoopThread,
+        finished: LoopFlag,
+        cancel_task: Callable[[], bool],
+        tell: Callable[[ev.EventData], None],
+        give_up: Callable[[tuple[str, ...]], Awaitable[None]],
+        grace_s: float,
+        clock: Clock,
+        context: Context,
+    ) -> None:
+        self._native = as_native(adapter)
+        self._run = run
+        self._thread = thread
+        self._finished = finished
+        self._cancel_task = cancel_task
+        self._tell = tell
+        self._give_up = give_up
+        self._grace_s = grace_s
+        self._clock = clock
+        self._context = context
+        self._until = 0.0
+        self._is_task_cancelled = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, fired_at: float) -> None:
+        """Use the first rung; `fired_at` is when the token fired, by the monotonic clock."""
+        self._until = fired_at + self._grace_s
+        if self._native is not None or self._has_driver():
+            self._climb_on()
+            return
+        # A coroutine, and by far the most: no task is made for what is over in a moment.
+        self._stop_task()
+        self._timer = self._thread.loop.call_later(
+            self._left_s(), self._climb_on, context=self._thread.context
+        )
+
+    def end(self) -> None:
+        """Put the ladder away: nothing runs any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def stop_threads(self) -> None:
+        """Stop the threads of a run that has failed; what does not stop is named in its log."""
+        alive = self._threads()
+        if alive and not await self._interrupt(alive):
+            names = ", ".join(work.name for work in alive if work.is_alive())
+            self._tell(ev.Log(f"still running: {names}", "warning"))
+
+    def _climb_on(self) -> None:
+        self._timer = None
+        # Of the run as well, whoever cancels it. A copy: the agent may be in its own, and enter the loop again.
+        context = self._context.copy()
+        self._thread.spawn(self._climb(), f"nbrun-cancel-{self._run.run_id}", context)
+
+    async def _climb(self) -> None:
+        if not self._finished.is_set() and not await self._reaches_the_end():
+            names = tuple(dict.fromkeys(work.name for work in self._threads()))
+            await self._give_up(names)
+
+    async def _reaches_the_end(self) -> bool:
+        """Use one rung after the other; return whether nothing runs any more."""
+        if self._native is not None:
+            self._tell(ev.CancelEscalated(Rung.NATIVE))
+            await self._ask(self._native)
+        if await self._has_finished(self._left_s()):  # a sync agent may look at its token, too
+            return True
+        if self._native is not None and self._stop_task() and await self._has_finished(LAST_S):
+            return True
+        alive = self._threads()
+        if alive:
+            self._tell(ev.CancelEscalated(Rung.THREAD, ", ".join(work.name for work in alive)))
+            if await self._interrupt(alive):
+                return True
+        # A sync function may have given a coroutine, when its thread was over: one rung more for that.
+        return self._stop_task() and await self._has_finished(LAST_S)
+
+    async def _ask(self, adapter: NativeCancel) -> None:
+        try:
+            async with asyncio.timeout(self._left_s()):
+                await adapter.cancel(self._run)
+        except Exception as error:  # the ladder goes on: the next rung does not need this one
+            self._tell(ev.Log(f"native cancel failed: {type(error).__name__}: {error}", "error"))
+
+    def _stop_task(self) -> bool:
+        """Cancel the driving task, once, and not while it waits for a sync agent; return whether it was."""
+        if self._is_task_cancelled or self._has_driver() or not self._cancel_task():
+            return False
+        self._is_task_cancelled = True
+        self._tell(ev.CancelEscalated(Rung.TASK))
+        return True
+
+    async def _interrupt(self, alive: list[Work]) -> bool:
+        """Raise `Cancelled` in threads; again while one is inside nbrun's own code."""
+        until = self._clock.monotonic() + LAST_S
+        while self._clock.monotonic() < until:
+            for work in alive:
+                if work.is_alive():
+                    work.interrupt()
+            if await self._has_finished(_AGAIN_S):
+                return True
+        return False
+
+    def _threads(self) -> list[Work]:
+        """Return the threads in which code of the agent runs."""
+        return [work for work in self._run.work if work.is_alive()]
+
+    def _has_driver(self) -> bool:
+        """Return whether the agent is a thread, or was until now: its result may be on its way to the task."""
+        work = self._run.work
+        return bool(work) and any(one.is_driver for one in work)
+
+    def _left_s(self) -> float:
+        return max(0.0, self._until - self._clock.monotonic())
+
+    async def _has_finished(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._finished.wait()
+        except TimeoutError:
+            return self._finished.is_set()  # both may have come in one turn of the loop
+        return True

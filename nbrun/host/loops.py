@@ -1,0 +1,234 @@
+"""An event loop on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections import deque
+from contextvars import Context
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nbrun.agents.context.run_context import current_run
+from nbrun.core.cancellation import call_soon
+from nbrun.core.errors import Cancelled
+from nbrun.core.interrupt_guard import current_guard
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+
+class LoopThread:
+    """An event loop on a daemon thread, which keeps the tasks that it is given.
+
+    Threads: `spawn()` only on the loop; everything else from any thread. `_tasks` is of the loop; `_calls` is
+    filled by any thread and emptied by the loop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
+        self.loop = make_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._calls: deque[Callable[[], object]] = deque()
+        self._is_called = False
+        self.on_close: list[
+            Callable[[], object]
+        ] = []  # called by who closes it, whatever the loop does
+        self._is_stopping = False
+        self._forget = self._tasks.discard
+        self.context = Context()  # of callbacks that need none: a copy for each costs memory
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    def spawn(
+        self, work: Coroutine[Any, Any, Any], name: str, context: Context | None = None
+    ) -> asyncio.Task[Any]:
+        """Start a task, in `context` or a copy of the current one, and keep it until it ends."""
+        task = self.start(work, name, context, self._forget)
+        self._tasks.add(task)
+        return task
+
+    def start(
+        self,
+        work: Coroutine[Any, Any, Any],
+        name: str,
+        context: Context | None,
+        on_end: Callable[[asyncio.Task[Any]], object],
+    ) -> asyncio.Task[Any]:
+        """Start a task for somebody who keeps it until `on_end(task)`."""
+        before = current_guard.set(None)  # it is nbrun's own, though an agent may be who caused it
+        try:
+            task = self.loop.create_task(work, name=name, context=context)
+        finally:
+            current_guard.reset(before)
+        task.add_done_callback(on_end, context=self.context)
+        return task
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call `function` on the loop, in the order of the calls; not when it is closed."""
+        self._calls.append(function)
+        if (
+            not self._is_called
+        ):  # else it is on its way, and to wake it again costs fifty times this
+            self._is_called = True
+            call_soon(self.loop, self._run_calls, self.context)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this code runs on the loop's thread, where a blocking wait would stop every run."""
+        return threading.current_thread() is self._thread
+
+    def close(self, timeout_s: float) -> bool:
+        """Stop the loop; return whether its thread has ended within the time. May be called again to wait."""
+        if not self._is_stopping:  # a second stop would hit the loop while its tasks see their end
+            self._is_stopping = True
+            for callback in self.on_close:
+                callback()
+            call_soon(self.loop, self.loop.stop)
+        if not self.is_current:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run_calls(self) -> None:
+        self._is_called = False  # first: who comes from here on wakes the loop again
+        try:
+            for _ in range(len(self._calls)):
+                function = self._calls.popleft()
+                try:
+                    function()
+                except Exception as error:  # as the loop does: one callback does not stop another
+                    self.loop.call_exception_handler(
+                        {"message": f"{function!r} failed", "exception": error}
+                    )
+        finally:
+            if self._calls and not self._is_called:  # nor does a SystemExit that leaves here
+                self._is_called = True
+                self.loop.call_soon(self._run_calls, context=self.context)
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        while not self._is_stopping:
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt, Cancelled):
+                # asyncio lets these out of a task that an agent has started on the side. They end
+                # that task; they must not end the loop of everybody's runs.
+                continue
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        try:
+            self.loop.run_until_complete(asyncio.sleep(0))  # lets each see its CancelledError once
+        finally:
+            self.loop.close()
+
+
+T = TypeVar("T")
+
+
+_OPTIONS = "run it with --thread, or set %config NbRun.reentrant_loop = True"
+
+
+_MENDS = {
+    "cannot be called from a running event loop": _OPTIONS,
+    "loop is already running": _OPTIONS,
+    "while another loop is running": "call what does so by `await run.in_thread(function)`",
+}
+
+
+class Reentrant(asyncio.BaseEventLoop):
+    """What an event loop gets beside that: a cancel reaches what it was entered for.
+
+    Threads: of the loop, but `call_soon_threadsafe()`, as ever.
+    """
+
+    def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
+        """Return what the future gives, while the loop goes on with everything else."""
+        run = current_run.get() if self.is_running() else None
+        if run is None:
+            return super().run_until_complete(future)
+        # The task that is under way here cannot be cancelled before this returns; the one within can.
+        inner: asyncio.Future[T] = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]  # as asyncio's own
+        cancel = run.token.add_first(lambda _request: call_soon(self, inner.cancel))
+        try:
+            return super().run_until_complete(inner)
+        finally:
+            cancel.remove()
+
+    def close(self) -> None:
+        """Close it; with the last of its kind, `asyncio.run()` is as it was."""
+        if not self.is_closed():
+            super().close()
+            _release()
+
+
+def _default_class() -> type[asyncio.BaseEventLoop]:
+    if sys.platform == "win32":
+        return asyncio.ProactorEventLoop
+    return asyncio.SelectorEventLoop
+
+
+@lru_cache(maxsize=1)
+def _loop_class() -> type[Reentrant]:
+    """Return the class of such loops: of its own, for nest-asyncio2 changes classes, and the kernel's must stay."""
+    import nest_asyncio2
+
+    entered = type("EnteredLoop", (_default_class(),), {})
+    first = entered()
+    # Not its apply(): that exchanges asyncio's tasks and futures for slower ones, everywhere.
+    nest_asyncio2._patch_loop(first)
+    first.close()
+    made: type[Reentrant] = type("ReentrantLoop", (Reentrant, entered), {})
+    return made
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return a new loop that can be entered again, also by `asyncio.run()`; to be closed."""
+    loop = _loop_class()()
+    _take()
+    return loop
+
+
+_lock = threading.Lock()
+
+
+_loops = 0
+
+
+_original: Callable[..., Any] = asyncio.run
+
+
+def _run(main: Any, **options: Any) -> Any:
+    """Run a coroutine: on the loop that is running where that is one of ours, else as `asyncio.run()` does."""
+    loop = asyncio._get_running_loop()
+    if isinstance(loop, Reentrant):
+        return loop.run_until_complete(main)
+    return _original(main, **options)
+
+
+def _take() -> None:
+    global _loops, _original
+    with _lock:
+        _loops += 1
+        if _loops == 1:
+            _original, asyncio.run = asyncio.run, _run
+
+
+def _release() -> None:
+    global _loops
+    with _lock:
+        _loops -= 1
+        if _loops == 0 and asyncio.run is _run:  # else somebody has put theirs around it
+            asyncio.run = _original
+
+
+def mend(error: BaseException) -> str | None:
+    """Return what helps an agent that failed because it started a loop within a loop; None for other errors."""
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    found = next((words for said, words in _MENDS.items() if said in text), None)
+    return found and f"the agent starts an event loop where one is running already: {found}"

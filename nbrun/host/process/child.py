@@ -1,0 +1,259 @@
+"""The host in a process of its own: the other end of `run_process`, for one attempt.
+
+It has three threads: the main one sends, `nbrun-commands` hears of cancels and of the kernel's death, and the
+host's loop drives the agent. Neither of the first two needs the loop, so an agent that blocks it is told of
+and stopped like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import queue
+import selectors
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from contextvars import copy_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbrun.core import events as ev
+from nbrun.core.artifacts import ArtifactFiles, Keeper
+from nbrun.core.cancellation import CancelToken
+from nbrun.core.clock import SystemClock
+from nbrun.core.errors import Cancelled
+from nbrun.core.redaction import Redactor
+from nbrun.host import capture
+from nbrun.host.attempt import Attempt, HostEvent
+from nbrun.host.failures import describe
+from nbrun.host.host import RunHost
+from nbrun.host.loops import LoopThread, new_loop
+from nbrun.host.process import pickling as parcel
+from nbrun.host.process.protocol import (  # fmt: skip
+    Batch,
+    Begin,
+    Cancel,
+    Control,
+    Frames,
+    Message,
+    Ready,
+    frame,
+    pack_event,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BATCH = 256
+"""Events that go in one message at most."""
+PAUSE_AT = 4_000
+"""Events that may wait to be sent; beyond it the agent is paused."""
+LOOK_S = 1.0
+"""How often it is looked whether the kernel is still the parent, where its death was not seen otherwise."""
+CLEANUP_S = 0.2
+"""What tasks that the agent has left behind get to see their end."""
+
+
+def main(channel_fd: int, lifeline_fd: int, parent_pid: int) -> None:
+    """Drive the one attempt that comes over the channel, and return."""
+    os.set_inheritable(channel_fd, False)  # what the agent starts must not keep them open
+    os.set_inheritable(lifeline_fd, False)
+    _tie_to_kernel(lifeline_fd)
+    faulthandler.enable()
+    # Never closed: what the kernel says must be heard until this process has come to its own end.
+    ProcessHost(socket.socket(fileno=channel_fd), lifeline_fd, parent_pid).run()
+
+
+def _tie_to_kernel(lifeline_fd: int) -> None:
+    """Have the system kill this process and all of its group when the kernel is gone.
+
+    The lifeline is a pipe that only the kernel can write to, and it never does. Linux can send a signal of our
+    choice to a whole group when the other end of a pipe goes, also while a call into C holds the interpreter.
+    PR_SET_PDEATHSIG would take this process alone and leave what the agent has started.
+    """
+    if sys.platform != "linux":
+        return  # the commands' thread looks at the lifeline too
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpid())
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
+        fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+
+def _die() -> None:
+    """End this process and everything that its agent has started."""
+    with contextlib.suppress(OSError):  # it leads no group: there is only itself
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def _keeper(begin: Begin) -> Keeper | None:
+    """Return what writes the agent's files where its kernel would: the folder takes more than one writer."""
+    if not begin.files:
+        return None
+    files = ArtifactFiles(Path(begin.files))
+    return Keeper(lambda: files, lambda: Redactor.from_environment(os.environ))
+
+
+class ProcessHost:
+    """Drives one attempt and sends its events.
+
+    Threads: `run()` on the main thread, which sends; `_obey()` on the commands' thread, the only one that
+    receives. `_outgoing` is written by all, and emptied under `_lock`: by the main thread, and by one that prints.
+    """
+
+    def __init__(self, channel: socket.socket, lifeline_fd: int, parent_pid: int) -> None:
+        self._channel = channel
+        self._lifeline_fd = lifeline_fd
+        self._parent_pid = parent_pid
+        self._token = CancelToken()
+        self._clock = SystemClock()
+        self._begun: queue.SimpleQueue[Begin] = queue.SimpleQueue()
+        self._outgoing: deque[HostEvent | Cancel] = deque()
+        self._wake = threading.Event()
+        self._lock = threading.RLock()
+        self._is_sending = self._has_sent_end = False
+        self._pid = os.getpid()
+        self._thread: LoopThread | None = None
+        self._host: RunHost | None = None
+
+    def run(self) -> None:
+        """Take the attempt, drive it, and return when its end was sent."""
+        threading.Thread(target=self._obey, name="nbrun-commands", daemon=True).start()
+        self._send(Ready())
+        begin = self._begun.get()
+        try:
+            agent = parcel.unpack(begin.parcel)
+        except Exception as error:  # the agent's modules are its author's code
+            self._fail(begin, error)
+        else:
+            self._start(begin, agent)
+        while not self._has_sent_end:
+            self._wake.wait()
+            self._wake.clear()
+            self._send_waiting()
+        if self._thread is not None:
+            self._thread.close(CLEANUP_S)
+
+    def _start(self, begin: Begin, agent: object) -> None:
+        capture.install()
+        self._token.add_first(lambda request: self._put(Cancel(request.reason, request.cause)))
+        attempt = Attempt(
+            begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(), begin.grace_s,
+            begin.timeout_s, begin.thread, begin.limits, begin.approve, "process",
+            keeper=_keeper(begin), keep_object=begin.keep_object, restored=begin.restored,
+        )  # fmt: skip
+        self._thread = thread = LoopThread(
+            "nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop
+        )
+        self._host = host = RunHost(thread, self._take, self._clock, begin.host, is_shared=False)
+
+        def enter() -> None:
+            try:
+                host.begin(attempt)
+            except Exception as error:  # no adapter here, say: the kernel must not wait for an end
+                self._fail(begin, error)
+
+        thread.call(enter)
+
+    def _fail(self, begin: Begin, error: Exception) -> None:
+        data = ev.RunFailed(describe(error))
+        self._put(HostEvent(begin.run_id, begin.number, 0, self._clock.now(), data))
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def _take(self, events: Sequence[HostEvent]) -> bool:
+        """Take events of the drive, from any thread; return whether the agent should pause."""
+        for event in events:
+            self._put(event)
+        # What was printed is over there before the agent goes on: its next line may be the process's last.
+        if os.getpid() == self._pid and any(isinstance(event.data, ev.Log) for event in events):
+            self._send_waiting()
+        return len(self._outgoing) > PAUSE_AT
+
+    def _put(self, item: HostEvent | Cancel) -> None:
+        self._outgoing.append(item)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _send_waiting(self) -> None:
+        """Send what waits, up to the end."""
+        with self._lock:
+            if (
+                self._is_sending
+            ):  # this thread, which is in the midst of it: a collected object has printed
+                return
+            self._is_sending = True
+            try:
+                while self._outgoing and not self._has_sent_end:
+                    self._send_batch()
+            finally:
+                self._is_sending = False
+
+    def _send_batch(self) -> None:
+        batch: list[HostEvent] = []
+        cancel: Cancel | None = None
+        while self._outgoing and len(batch) < BATCH:
+            item = self._outgoing.popleft()
+            if isinstance(item, Cancel):
+                cancel = item
+                break
+            batch.append(item)
+            if item.data.TYPE in ev.END_TYPES:
+                break
+        if batch:
+            self._send(Batch([pack_event(event) for event in batch]))
+            self._has_sent_end = batch[-1].data.TYPE in ev.END_TYPES
+        if cancel is not None:
+            self._send(cancel)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._channel.sendall(frame(message))
+        except OSError:  # the kernel is gone
+            _die()
+
+    # --- receiving -------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        """Take what the kernel says until it is gone, and then end with it."""
+        frames = Frames()
+        selector = selectors.DefaultSelector()
+        selector.register(self._channel, selectors.EVENT_READ)
+        selector.register(self._lifeline_fd, selectors.EVENT_READ)
+        while True:
+            readable = [key.fileobj for key, _ in selector.select(LOOK_S)]
+            if self._lifeline_fd in readable or os.getppid() != self._parent_pid:
+                _die()
+            if self._channel not in readable:
+                continue
+            try:
+                data = self._channel.recv(1 << 16)
+            except OSError:
+                data = b""
+            if not data:
+                _die()
+            for message in frames.feed(data):
+                self._hear(message)
+
+    def _hear(self, message: Message) -> None:
+        match message:
+            case Begin():
+                self._begun.put(message)
+            case Cancel(reason=reason, cause=cause):
+                # What the agent has hung on its token may raise; the next word must still be heard.
+                with contextlib.suppress(Exception, Cancelled):
+                    self._token.cancel(reason, cause, patience_s=0.0)
+            case Control(op=op, body=body):
+                thread, host = self._thread, self._host
+                if thread is not None and host is not None:
+                    thread.call(lambda: host.control(op, dict(body)))
+            case _:
+                pass

@@ -1,0 +1,116 @@
+"""Messages between a kernel and the process of a run: what they are, and their frames on a local socket."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelCause
+from nbrun.core.checkpoint import Restored
+from nbrun.core.values import Plain, plain
+from nbrun.host.attempt import HostEvent, Limits
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The process is up; it takes its attempt now."""
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """The attempt, with its agent as bytes."""
+
+    run_id: str
+    number: int
+    parcel: bytes
+    prompt: str
+    grace_s: float
+    timeout_s: float | None
+    thread: bool
+    limits: Limits
+    approve: str
+    host: str
+    reentrant_loop: bool = False
+    keep_object: bool = False
+    files: str = ""  # the folder for the files that it makes; empty where there is none
+    restored: Restored | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """The run's token has fired on the sender's side; it is to fire on the other."""
+
+    reason: str | None
+    cause: CancelCause
+
+
+class Control(msgspec.Struct, frozen=True, tag=True):
+    """A word of the session for the host."""
+
+    op: str
+    body: dict[str, Plain]
+
+
+class PackedEvent(msgspec.Struct, frozen=True, array_like=True):
+    """An event of the host; its number is given where it arrives, for this road keeps the order."""
+
+    ts: float
+    type: str
+    data: bytes
+    parent: str | None
+
+
+class Batch(msgspec.Struct, frozen=True, tag=True):
+    """Events, in order."""
+
+    events: list[PackedEvent]
+
+
+Message = Ready | Begin | Cancel | Control | Batch
+
+_LENGTH = struct.Struct("!I")
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def frame(message: Message) -> bytes:
+    """Return a message as it goes over the socket: its length, then its bytes."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Puts messages together again from what a socket gives."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take what was received; return the messages that are whole now."""
+        held = self._held
+        held += data
+        messages: list[Message] = []
+        at = 0
+        while len(held) >= at + _LENGTH.size:
+            begin = at + _LENGTH.size
+            end = begin + _LENGTH.unpack_from(held, at)[0]
+            if len(held) < end:
+                break
+            messages.append(_decoder.decode(bytes(held[begin:end])))
+            at = end
+        del held[:at]
+        return messages
+
+
+def pack_event(event: HostEvent) -> PackedEvent:
+    """Return an event as it travels: without the live object, and with every value in it JSON-like."""
+    kind = ev.type_of(event.data)
+    try:
+        data = ev.encode_data(event.data)
+    except (TypeError, ValueError, OverflowError):  # an adapter let something through as it was
+        data = _encoder.encode(plain(event.data))
+    return PackedEvent(event.ts, kind, data, event.parent)
+
+
+def unpack_event(packed: PackedEvent) -> ev.EventData:
+    """Return what a travelled event says."""
+    return ev.decode_data(packed.type, packed.data)

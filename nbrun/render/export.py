@@ -1,0 +1,129 @@
+"""Runs as files for other eyes and other tools: JSON lines, JSON, a page without script, Markdown."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from html import escape
+from typing import TYPE_CHECKING
+
+from nbrun.core import recording
+from nbrun.core.errors import BadOption
+from nbrun.render.results import look_of
+from nbrun.render.static_card import whole_html, whole_markdown
+from nbrun.render.words import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from nbrun.core.events import RunEvent
+    from nbrun.core.recording import Exported
+
+FORMS = ("jsonl", "json", "html", "md")
+"""What runs can be written as; the first two can be imported again."""
+PAGE = 1_000
+"""Events that are read in one go."""
+
+_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".html": "html", ".htm": "html",
+             ".md": "md", ".markdown": "md"}  # fmt: skip
+
+_HEAD = (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    # Nothing in it is fetched or run, even if something that is written here were wrong.
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'\">"
+    '<meta name="viewport" content="width=device-width"><title>{title}</title><style>'
+    ":root{{color-scheme:light dark;font-family:system-ui,sans-serif}}body{{max-width:60em;margin:2em auto;"
+    "padding:0 1em}}dl{{display:grid;grid-template-columns:max-content 1fr;gap:.2em 1em}}dd{{margin:0;"
+    "overflow-wrap:anywhere}}pre{{max-height:none!important}}article+article{{margin-top:4em}}"
+    "img{{max-width:100%}}</style></head><body>\n"
+)
+
+
+def read_form(form: str | None, path: Path | None) -> str:
+    """Return the form that was asked for, else the one that the file's name ends in, else JSON lines.
+
+    Raises
+    ------
+    BadOption
+        There is no such form.
+    """
+    if form is None and path is not None and path.suffix:
+        form = _SUFFIXES.get(path.suffix.lower())
+        if form is None:
+            ends = ", ".join(_SUFFIXES)
+            raise BadOption(
+                f"no form is told by the end of '{path.name}' ({ends}); give it with --form"
+            )
+    if form is None:
+        return "jsonl"
+    if form not in FORMS:
+        raise BadOption(f"there is no form '{form}'; there are {', '.join(FORMS)}")
+    return form
+
+
+def paged(read: Callable[[int, int], list[RunEvent]]) -> Iterator[RunEvent]:
+    """Yield all events of a run; `read(after, limit)` gives a page of them."""
+    after = -1
+    while page := read(after, PAGE):
+        yield from page
+        after = page[-1].seq
+
+
+def dump(form: str, runs: Iterable[Exported]) -> Iterator[bytes]:
+    """Yield the parts of a file with these runs in it."""
+    match form:
+        case "jsonl":
+            for record, events, _ in runs:
+                yield from map(_plain_json, recording.dump(record, events))
+        case "json":
+            for number, (record, events, _) in enumerate(runs):
+                yield b",\n" if number else b"["
+                yield from map(_plain_json, recording.dump_entry(record, events))
+            yield b"]\n"
+        case "html":
+            yield from _page(runs)
+        case _:
+            for number, (record, *_) in enumerate(runs):
+                yield (("\n" if number else "") + visible(whole_markdown(record))).encode()
+
+
+def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
+    """Write a file with these runs in it; what was there before stays until the new one is whole.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
+    """
+    if (
+        path.exists() and not path.is_file()
+    ):  # a pipe, or a device: there is nothing to put in its place
+        with path.open("wb") as file:
+            file.writelines(dump(form, runs))
+        return
+    path = path.resolve()  # a link goes on pointing to what it did
+    if not path.parent.is_dir():  # else the error would name the draft
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+    draft = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with draft.open("xb") as file:
+            file.writelines(dump(form, runs))
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _page(runs: Iterable[Exported]) -> Iterator[bytes]:
+    for number, (record, _, artifacts) in enumerate(runs):
+        if not number:
+            yield visible(_HEAD.format(title=escape(record.name))).encode()
+        yield visible(f"{whole_html(record, look_of(record.output, artifacts))}\n").encode()
+    yield b"</body></html>\n"
+
+
+def _plain_json(part: bytes) -> bytes:
+    """Return JSON in which nothing hides or moves the rest: such characters can only be parts of texts."""
+    return part if part.isascii() and b"\x7f" not in part else visible(part.decode()).encode()

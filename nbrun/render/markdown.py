@@ -1,0 +1,172 @@
+"""What an agent says, as HTML for a page: Markdown that can show, but neither act nor hide nor fetch anything."""
+
+from __future__ import annotations
+
+import functools
+import re
+import textwrap
+from html import escape
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from nbrun.render.words import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+LIMIT = 100_000
+"""Characters; a longer text is shown as it was written: a page should not wait for it."""
+
+_TAGS = {
+    *("p", "br", "hr", "blockquote", "ul", "ol", "li", "pre", "code", "em", "strong", "s", "a"),
+    *("table", "thead", "tbody", "tr", "th", "td"),
+}
+_LAYOUT = re.compile(r"\S(?: {2,}|\t+)\S|^\s+\S", re.MULTILINE)
+_PLAIN = {"paragraph_open", "paragraph_close", "inline", "text", "softbreak", "hardbreak"}
+_HOST = re.compile(r"[\w.:-]+")
+_PLACE = re.compile(r"[\w-]+(?:\.[\w-]+)+")
+_LANGUAGE = re.compile(r"[\w+#.-]{0,20}")
+
+
+def safe_html(text: str) -> str:
+    """Return a text as HTML: its Markdown drawn, everything else in it as it was written.
+
+    HTML in it is text. A link leads to http(s) and into a page of its own, or is text; where its words name another
+    place, the one that it leads to stands behind it. An image becomes a link, so that nothing is fetched. Headings are
+    strong paragraphs: the outline of a notebook is its author's. What would hide text or turn its direction is made
+    visible, also where an entity has put it.
+    """
+    import nh3  # with the first text
+
+    if len(text) > LIMIT:
+        return as_written(text)
+    parser = _parser()
+    tokens = parser.parse(text)
+    if _LAYOUT.search(text) and {token.type for token in _all(tokens)} <= _PLAIN:
+        return as_written(text)  # such as a table of an agent that has never heard of Markdown
+    # Markdown leaves out what is nested deeper than that: rather no layout than not every word.
+    if any(token.level >= parser.options.maxNesting - 1 for token in tokens):
+        return as_written(text)
+    clean = nh3.clean(
+        parser.renderer.render(tokens, parser.options, {}),
+        tags=_TAGS,
+        attributes={"a": {"href", "title"}, "ol": {"start"}},
+        url_schemes={"http", "https"},
+        link_rel="noopener noreferrer nofollow",
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+        attribute_filter=_attribute,
+    )
+    return visible(clean)
+
+
+def _all(tokens: Sequence[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from token.children or ()
+
+
+def as_written(text: str) -> str:
+    """Return a text as HTML that shows its lines and spaces, and draws nothing."""
+    lines = text.replace("\r\n", "\n")
+    return f"<pre><code>{escape(visible(lines))}</code></pre>"
+
+
+@functools.cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True})
+    parser.enable(["table", "strikethrough"])
+    # Definitions of links are left out of what is drawn, so they could hide a text.
+    parser.disable("reference")
+    parser.validateLink = _is_web_link  # type: ignore[method-assign]
+    rules = parser.renderer.rules  # type: ignore[attr-defined]
+    rules["heading_open"] = lambda *_: "<p><strong>"
+    rules["heading_close"] = lambda *_: "</strong></p>\n"
+    rules["fence"] = _code_block
+    rules["image"] = _image_link
+    rules["link_close"] = _link_end
+    # It makes its tables of rules with its first text; nobody else has it yet, so no two threads do.
+    parser.render("a")
+    return parser
+
+
+def _code_block(tokens: Sequence[Token], index: int, *_: object) -> str:
+    """Return a block of code, without the name of its language; anything else in that place is shown."""
+    info = tokens[index].info.strip()
+    head = "" if _LANGUAGE.fullmatch(info) else f"{info}\n"
+    return f"<pre><code>{escape(head + tokens[index].content)}</code></pre>\n"
+
+
+def _image_link(tokens: Sequence[Token], index: int, *_: object) -> str:
+    token = tokens[index]
+    words = escape(f"image: {token.content}" if token.content else "image")
+    return f'<a href="{escape(str(token.attrs["src"]))}">{words}</a>'
+
+
+def _attribute(_tag: str, name: str, value: str) -> str | None:
+    """Return what stays of an attribute. Markdown lets a link without an address pass: it would lead to this page."""
+    return None if name == "href" and not _is_web_link(value) else value
+
+
+def _link_end(tokens: Sequence[Token], index: int, *_: object) -> str:
+    """Return the end of a link, and behind it where it leads, if its words name another place."""
+    begin = max(at for at in range(index) if tokens[at].type == "link_open")
+    host = _host(str(tokens[begin].attrs["href"])) or ""
+    words = "".join(token.content for token in tokens[begin:index]).lower()
+    is_plain = all(
+        name.removeprefix("www.") == host.removeprefix("www.") for name in _PLACE.findall(words)
+    )
+    return "</a>" if is_plain else f"</a> ({escape(host)})"
+
+
+def _is_web_link(url: str) -> bool:
+    return url.lower().startswith(("https://", "http://")) and _host(url) is not None
+
+
+def _host(url: str) -> str | None:
+    """Return the place that a link leads to; None where nobody would see it at once: `bank.example@thief.example`."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address at all
+        return None
+    host = parts.hostname or ""
+    return host if "@" not in parts.netloc and _HOST.fullmatch(host) else None
+
+
+def _fence(text: str, least: int) -> str:
+    """Return backticks that are longer than any run of them in the text, so that it cannot end its block."""
+    longest = max(
+        (len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0
+    )
+    return "`" * max(least, longest + 1)
+
+
+def fenced(text: str, width: int | None = None) -> str:
+    """Return a text as it was written, its lines broken where they are longer than `width`."""
+    if width is not None:
+        text = "\n".join(_broken(line, width) for line in text.splitlines())
+    fence = _fence(text, 3)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _broken(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    lines = textwrap.wrap(line, width, replace_whitespace=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def code(text: str) -> str:
+    """Return a text on one line, as code."""
+    line = " ".join(text.split())
+    fence = _fence(line, 1)
+    return f"{fence} {line} {fence}"
+
+
+def literal(text: str) -> str:
+    """Return a text in which nothing is Markdown."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-!|~&" else c for c in text)

@@ -1,0 +1,63 @@
+"""A call of the nbrun in a running kernel, over the kernel's control channel."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from jupyter_client.asynchronous.client import AsyncKernelClient
+
+from nbrun.core.errors import NbrunError
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import KernelManager
+
+REQUEST = "nbrun_request"
+REPLY = "nbrun_reply"
+
+ANSWER_S = 2.0
+"""How long a kernel may take; one that is well answers in some 50 ms, whatever its cells do.
+
+A C call that holds the interpreter's lock keeps every thread of a kernel waiting, the control channel's too.
+"""
+
+
+class NoAnswer(NbrunError):
+    """The kernel did not answer."""
+
+
+async def call(kernel: KernelManager, op: str, **content: object) -> dict[str, Any]:
+    """Return what the nbrun in this kernel answers to a request.
+
+    Raises
+    ------
+    NoAnswer
+        Nothing came in time: nbrun is not loaded there, or the kernel is stuck, starting or dead.
+    """
+    client = kernel.client()
+    if not isinstance(client, AsyncKernelClient):  # any other would block the server while it waits
+        raise NoAnswer("this server's kernels cannot be reached: use an async kernel manager")
+    # Clients of one manager share an identity, and a kernel answers only the one of them that came last.
+    client.session.session = uuid.uuid4().hex
+    try:
+        client.start_channels(shell=False, iopub=False, stdin=False, hb=False)
+        async with asyncio.timeout(ANSWER_S):
+            return await _ask(client, {"op": op, "nonce": client.session.session, **content})
+    except TimeoutError as error:
+        raise NoAnswer(
+            f"the kernel did not answer within {ANSWER_S:g} s: load nbrun in it,"
+            " or wait until the code that holds it up is done; it may still hear what was asked"
+        ) from error
+    finally:
+        client.stop_channels()
+
+
+async def _ask(client: AsyncKernelClient, content: dict[str, object]) -> dict[str, Any]:
+    request = client.session.msg(REQUEST, content)
+    client.control_channel.send(request)
+    while True:
+        message = await client.get_control_msg()
+        is_reply = message["header"]["msg_type"] == REPLY
+        if is_reply and message["parent_header"].get("msg_id") == request["header"]["msg_id"]:
+            return dict(message["content"])

@@ -1,0 +1,1 @@
+"""The runs of one notebook: starts, finds, cancels and closes them."""

@@ -1,0 +1,253 @@
+"""Finding runs: those of this session by what is in memory, all others in the store."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, TypeVar
+
+from nbrun.core.errors import BadOption, RunNotFound, StoreError
+from nbrun.core.text import clean_text
+from nbrun.sessions.run import Owner, Run
+from nbrun.sessions.run_list import RunList
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nbrun.core.record import RunRecord
+    from nbrun.sessions.live_run import LiveRun
+    from nbrun.store.filters import Query
+    from nbrun.store.session_store import SessionStore, StoredRun
+
+_log = logging.getLogger("nbrun")
+T = TypeVar("T")
+
+KEEP_ENDED = 100
+"""How many ended runs stay in memory with their live output; older ones are read from the store."""
+
+_MAX_DIGITS = 20  # SQLite takes no greater number; what is longer may be a name
+
+
+def number_of(ref: str) -> int | None:
+    """Return the run's number that a reference is, a place from the end if below 0; None for a name or an id."""
+    digits = "-1" if ref == "last" else ref.removeprefix("#")
+    is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
+    number = int(digits) if is_number else None
+    return None if number is None or abs(number) >= 2**63 else number
+
+
+class Catalog:
+    """The runs of a session and of its store, by reference.
+
+    Threads: any method, from any thread, but `note_end()`, which is of the writer's. `_lives` is copied in
+    one step before it is walked.
+    """
+
+    def __init__(self, owner: Owner, session_id: str) -> None:
+        self._owner = owner
+        self._session_id = session_id
+        self._lives: dict[str, LiveRun] = {}  # all that are in memory, oldest first
+        self._ended: deque[LiveRun] = deque()
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._lives
+
+    def add(self, live: LiveRun) -> None:
+        """Let a run of this session be found."""
+        self._lives[live.run_id] = live
+
+    def discard(self, live: LiveRun) -> None:
+        """Forget a run that never was."""
+        self._lives.pop(live.run_id, None)
+
+    def remove(self, numbers: Sequence[int]) -> tuple[list[int], list[LiveRun]]:
+        """Remove ended runs from the store, and from what is found here.
+
+        Returns
+        -------
+        The numbers of the runs that are gone, and those of them that were in memory.
+        """
+        gone = self._owner.store.remove(numbers)
+        removed = set(gone)
+        forgotten = [live for live in tuple(self._lives.values()) if live.record.number in removed]
+        for live in forgotten:
+            self.discard(live)
+        return gone, forgotten
+
+    def note_end(self, live: LiveRun) -> list[LiveRun]:
+        """Note that a run has ended; return those that ended long ago, are saved, and were let go of."""
+        self._ended.append(live)
+        gone: list[LiveRun] = []
+        while len(self._ended) > 2 * KEEP_ENDED or (
+            len(self._ended) > KEEP_ENDED and self._ended[0].problem is None
+        ):  # what cannot be saved stays longer, and not for ever
+            gone.append(self._ended.popleft())
+            self._lives.pop(gone[-1].run_id, None)
+        return gone
+
+    def live(self) -> list[LiveRun]:
+        """Return the runs of this session that have not ended, oldest first."""
+        return [live for live in tuple(self._lives.values()) if not live.is_ended.is_set()]
+
+    def recent(self, limit: int) -> list[Run]:
+        """Return the newest runs in memory, newest first; the store is not asked."""
+        return [self.run(live) for live in tuple(self._lives.values())[: -limit - 1 : -1]]
+
+    def run(self, live: LiveRun) -> Run:
+        """Return the handle of a run in memory."""
+        return Run(self._owner, live.record, live)
+
+    def get(self, ref: int | str) -> Run:
+        """Return the run that `ref` names.
+
+        Raises
+        ------
+        RunNotFound
+            No run has this reference.
+        """
+        text = str(ref).strip()
+        number = number_of(text)
+        if number is None:
+            found = self.named(text)
+        elif number < 0:
+            found = self._nth_newest(-number)
+        else:
+            found = self._numbered(number)
+        if found is None:
+            raise RunNotFound(f"no run '{text}' here; %agentrun list shows what there is")
+        return found
+
+    def own(self, run_id: str) -> Run | None:
+        """Return the run of this session that has exactly this id: no name and no number stands for it."""
+        live = self._lives.get(run_id)
+        if live is not None:
+            return self.run(live)
+        stored = self._owner.store.find_id(clean_text(run_id), self._session_id)
+        return None if stored is None else self._of(stored.record)
+
+    def with_id(self, run_id: str) -> Run | None:
+        """Return the newest run of the store with exactly this id, whichever session's."""
+        live = self._lives.get(run_id)
+        if live is not None:
+            return self.run(live)
+        stored = self._owner.store.find_id(run_id)
+        if stored is None:
+            return self._in_stranger(lambda store: store.find_id(run_id))
+        return self._of(stored.record)
+
+    def named(self, text: str) -> Run | None:
+        """Return the newest run with this id, else the newest with this name; this session's first.
+
+        A replay has the name of what it shows; it is found by that only where there is nothing else.
+        """
+        own = self._lives.get(text)
+        same = [live for live in tuple(self._lives.values()) if live.record.name == text]
+        if own is None:
+            real = [live for live in same if not live.record.is_replay]
+            own = real[-1] if real else None
+        if own is not None:
+            return self.run(own)
+        stored = self._owner.store.find(clean_text(text))
+        if same and (stored is None or stored.record.is_replay):
+            return self.run(same[-1])  # the store may be behind
+        if stored is None:
+            return self._in_stranger(lambda store: store.find(clean_text(text)))
+        return self._of(stored.record)
+
+    def runs(self, query: Query) -> RunList:
+        """Return the runs that are asked for, newest first."""
+        if query.is_unfiltered and query.before is None:
+            return RunList(self._all(query.limit)[: query.limit])
+        known = dict(self._lives)  # of these their own state decides: the store may be behind it
+        mine = [
+            self.run(live)
+            for live in known.values()
+            if query.fits(live.record) and query.finds(live.record)
+        ]
+        stored = self._owner.store.select(
+            query, lambda found: found.record.run_id in known and self._is_own(found.record)
+        )
+        found = [*reversed(mine), *(self._of(one.record) for one in stored)]
+        strange = self._ask_stranger(lambda store: store.select(query)) or []
+        found += [Run(self._owner, one.record, store=self._owner.store.stranger) for one in strange]
+        found.sort(key=_number_or_newer, reverse=True)
+        return RunList(found[: query.limit])
+
+    def count(self) -> int:
+        """Return how many runs are stored."""
+        strange = self._ask_stranger(lambda store: store.count())
+        return self._owner.store.count() + (strange or 0)
+
+    def _all(self, limit: int | None) -> list[Run]:
+        unsaved = [live for live in tuple(self._lives.values()) if live.record.number is None]
+        stored = self._owner.store.runs(limit)
+        own = [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
+        return own + self._strange_runs(limit) if limit is None or len(own) < limit else own
+
+    # --- the file that is only read ---------------------------------------------------------------
+
+    def _ask_stranger(self, question: Callable[[SessionStore], T]) -> T | None:
+        """Return what the file says that is only read; None where there is none, or it cannot be read."""
+        store = self._owner.store.stranger
+        if store is None:
+            return None
+        try:
+            return question(store)
+        except StoreError as error:  # somebody else's file: the runs of ours are found all the same
+            _log.warning("%s", error)
+            return None
+
+    def _in_stranger(self, question: Callable[[SessionStore], StoredRun | None]) -> Run | None:
+        found = self._ask_stranger(question)
+        if found is None:
+            return None
+        return Run(self._owner, found.record, store=self._owner.store.stranger)
+
+    def _strange_runs(self, limit: int | None) -> list[Run]:
+        found = self._ask_stranger(lambda store: store.runs(limit)) or []
+        return [Run(self._owner, one.record, store=self._owner.store.stranger) for one in found]
+
+    def _is_own(self, record: RunRecord) -> bool:
+        return record.session_id == self._session_id
+
+    def _of(self, record: RunRecord) -> Run:
+        live = self._lives.get(record.run_id) if self._is_own(record) else None
+        return Run(self._owner, record) if live is None else self.run(live)
+
+    def _numbered(self, number: int) -> Run | None:
+        for live in tuple(
+            self._lives.values()
+        ):  # first, so that a busy store keeps no cancel waiting
+            if live.record.number == number:
+                return self.run(live)
+        stored = self._owner.store.run(number)
+        if stored is None:
+            return self._in_stranger(lambda store: store.run(number))
+        return self._of(stored.record)
+
+    def _nth_newest(self, n: int) -> Run | None:
+        own = tuple(self._lives.values())
+        if 0 < n <= len(own):
+            return self.run(own[-n])
+        runs = self._all(n)
+        return runs[n - 1] if 0 < n <= len(runs) else None
+
+
+def removable(run: Run) -> int:
+    """Return the number of a run that may be removed."""
+    if run.is_unknown:
+        raise BadOption(
+            f"{run!r} may be live; %agentrun lost {run.number} gives it up, if you know that it has ended"
+        )
+    if run.only_read is not None:
+        raise BadOption(f"{run!r} cannot be removed, its file is only read: {run.only_read}")
+    if not run.done():
+        raise BadOption(f"{run!r} is live; cancel it first")
+    if run.number is None or run.problem is not None:
+        raise BadOption(f"{run!r} is not saved: there is nothing to remove")
+    return run.number
+
+
+def _number_or_newer(run: Run) -> int:
+    """Return what a list is sorted by: a run that is not saved yet is newer than all that are."""
+    return 2**63 if run.number is None else run.number

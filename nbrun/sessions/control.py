@@ -1,0 +1,291 @@
+"""What people say to a live run: looked at here, so that a mistake is told, and sent on to its host."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from nbrun.agents.context.approvals import ALLOW, choices
+from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt
+from nbrun.core.errors import BadOption, Cancelled, NotPending
+from nbrun.core.record import RunRecord, RunStatus
+from nbrun.core.text import clean_text, printable
+from nbrun.core.values import REPR_KEY, plain, shown
+from nbrun.render.words import status_words, title
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nbrun.core.events import ApprovalRequested
+    from nbrun.core.values import Plain
+    from nbrun.sessions.intake import Intake
+    from nbrun.sessions.live_run import LiveRun
+    from nbrun.sessions.run import Run
+    from nbrun.sessions.scheduler import Dispatcher
+
+
+_log = logging.getLogger("nbrun")
+
+
+HOOKS_S = 0.1
+
+
+"""How long what an agent has hung on its token may hold up who cancels its run: a click, a cell, a close."""
+
+
+_WORDS = {
+    CancelOutcome.REQUESTED: "cancel requested",
+    CancelOutcome.ALREADY_REQUESTED: "was asked to stop already",
+    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there, or if that is gone: %agentrun lost",
+}
+
+
+_BY = {
+    CancelCause.DEADLINE: "its time limit",
+    CancelCause.BUDGET: "its budget",
+    CancelCause.PARENT: "its parent",
+}
+
+
+"""Who asked, where a token was fired that nobody called `cancel()` for."""
+
+
+class Canceller:
+    """Records a request, then fires the run's token.
+
+    In this order: were it the other way round, an agent that sees its token could end the run before the log
+    knows why.
+
+    Threads: any method, from any thread.
+
+    Parameters
+    ----------
+    let_pass : lets a cancelled run that waits in line go to its end.
+    """
+
+    def __init__(self, intake: Intake, let_pass: Callable[[LiveRun], object]) -> None:
+        self._intake = intake
+        self._let_pass = let_pass
+        self._on_fired = self._token_fired  # one object for all runs
+
+    def watch(self, live: LiveRun) -> None:
+        """See to it that whoever fires the token (a deadline, the agent, a parent), it stands in the log."""
+        live.token.add_first(functools.partial(self._on_fired, live))
+
+    def cancel_run(
+        self, run: Run, reason: str | None, cause: CancelCause, by: str
+    ) -> CancelReceipt:
+        """Ask one run to stop, if it is live and ours, and say what came of it."""
+        live = run._live
+        if live is not None:
+            outcome = self.cancel(live, reason, cause, by)
+        else:
+            outcome = CancelOutcome.ALREADY_FINISHED if run.done() else CancelOutcome.FOREIGN
+        record = run.glance
+        if outcome is CancelOutcome.ALREADY_FINISHED:
+            words = f"has ended already ({status_words(record)})"
+        else:
+            words = _WORDS[outcome]
+        return CancelReceipt(outcome, run.id, printable(f"{title(record)}: {words}"), run)
+
+    def cancel(
+        self, live: LiveRun, reason: str | None, cause: CancelCause, by: str
+    ) -> CancelOutcome:
+        """Ask a run of this session to stop."""
+        request = ev.CancelRequested(cause, None if reason is None else clean_text(reason), by)
+        outcome = self._intake.request_cancel(live, request)
+        if outcome is not CancelOutcome.ALREADY_FINISHED:
+            # Also when it was requested before: whoever did may have been interrupted before this line.
+            self._fire(live, request)
+        return outcome
+
+    def cancel_together(self, lives: Sequence[LiveRun], cause: CancelCause, by: str) -> None:
+        """Ask all of these to stop; all the requests first, so that they are on disk whatever comes."""
+        request = ev.CancelRequested(cause, None, by)
+        for live in lives:
+            self._intake.request_cancel(live, request)
+        for live in lives:
+            self._fire(live, request, patience_s=0.0)
+
+    def _fire(
+        self, live: LiveRun, request: ev.CancelRequested, patience_s: float = HOOKS_S
+    ) -> None:
+        """Fire the token of a run; what its agent has hung on it cannot stop whoever cancels."""
+        try:
+            live.token.cancel(request.reason, request.cause, patience_s=patience_s)
+        except (Exception, Cancelled):
+            _log.exception("a cancel callback of %s failed", live.run_id)
+
+    def _token_fired(self, live: LiveRun, _request: object) -> None:
+        token = live.token
+        if live.cancel is None:  # else it was fired by way of the log
+            cause = token.cause or CancelCause.USER
+            if live.is_child and token.is_inherited:
+                cause = CancelCause.PARENT
+            request = ev.CancelRequested(cause, token.reason, _BY.get(cause, "its token"))
+            self._intake.request_cancel(live, request)
+        self._let_pass(live)
+
+
+class People:
+    """Answers and messages of people, on their way to the hosts.
+
+    Whether an answer counts is decided by the run's host; a second one is refused here already, since what
+    the first came to may not be public yet.
+
+    Threads: any method, from any thread. `_lock` guards `_answered` and `_sent`, which are kept per live run.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._lock = threading.RLock()
+        self._answered: dict[str, set[str]] = {}
+        self._sent: dict[str, int] = {}
+
+    def answer(
+        self,
+        live: LiveRun,
+        call: str | None,
+        decision: str,
+        *,
+        args: object = None,
+        text: str | None = None,
+        always: bool = False,
+        by: str,
+    ) -> ApprovalRequested:
+        """Send the answer to a pending question and return that question.
+
+        Parameters
+        ----------
+        call : the question's id, or that of the tool it is about; None where exactly one question is pending.
+        decision : `allow`, `deny`, or one of the question's options.
+        always : allow the tool that it is about for the rest of the run; of this run alone, no child's.
+
+        Raises
+        ------
+        NotPending, BadOption
+            There is no such question, or it does not take this decision; nothing was sent.
+        """
+        _check_live(live)
+        edited = None if args is None else plain(args)
+        body: dict[str, object] = {"args": edited, "by": by, "always": always}
+        body["text"] = clean_text(str(text or ""))
+        with self._lock:
+            answered = self._answered.setdefault(live.run_id, set())
+            asked = _find(live.record, call, answered)
+            if decision not in choices(asked):
+                words = ", ".join(choices(asked)[:-1])
+                raise BadOption(f"'{shown(asked.message, 80)}' wants a choice: give one of {words}")
+            if always and (decision != ALLOW or not asked.tool):
+                raise BadOption(
+                    f"'{shown(asked.message, 80)}' can only be answered once: leave always out"
+                )
+            if edited is not None:
+                check_edited(asked, edited)
+            answered.add(asked.id)
+        self._dispatcher.control(live, "answer", {**body, "id": asked.id, "decision": decision})
+        return asked
+
+    def steer(self, live: LiveRun, text: str, *, by: str, id: str | None = None) -> str:
+        """Send a message into the running agent; return the id by which its record tells what came of it.
+
+        Raises
+        ------
+        NotPending, BadOption
+            The run takes no messages, or not this one; nothing was sent.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise BadOption("there is no message: give a text for the agent")
+        text = clean_text(text)
+        if (size := len(text.encode())) > MAX_BYTES:
+            raise BadOption(
+                f"the message has {size:,} bytes; give at most {MAX_BYTES:,}, or a file's path"
+            )
+        _check_live(live)
+        record = live.record
+        if record.status is RunStatus.QUEUED:
+            raise NotPending(f"{_title(record)} has not begun; say it when it runs")
+        if record.status is RunStatus.CANCELLING:
+            raise NotPending(f"{_title(record)} is being cancelled and takes no messages")
+        with self._lock:
+            sent = self._sent.get(live.run_id, 0)
+            if sent - record.steers_taken >= MAX_WAITING:
+                raise NotPending(
+                    f"{MAX_WAITING} messages wait for {_title(record)}; say more when it has read them"
+                )
+            self._sent[live.run_id] = sent + 1
+        steer_id = id or f"say-{sent + 1}"
+        self._dispatcher.control(live, "steer", {"text": text, "by": by, "id": steer_id})
+        return steer_id
+
+    def forget(self, live: LiveRun) -> None:
+        """Keep nothing of a run that has ended."""
+        if self._answered or self._sent:  # most runs ask nothing
+            with self._lock:
+                self._answered.pop(live.run_id, None)
+                self._sent.pop(live.run_id, None)
+
+
+_KINDS: dict[type, str] = {
+    dict: 'an object, such as {"path": "x"}',
+    list: 'a list, such as ["x"]',
+    str: 'a text, such as "x"',
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def check_edited(asked: ApprovalRequested, edited: Plain) -> None:
+    """Raise `BadOption` for arguments that cannot stand in the place of those that were asked about."""
+    what = f"the arguments of '{shown(asked.message, 80)}'"
+    if not asked.editable:
+        raise BadOption(f"{what} cannot be changed: allow them as they are, or deny")
+    if asked.args is None or (isinstance(asked.args, dict) and REPR_KEY in asked.args):
+        return  # there were none, or what there was has no form of ours
+    if (kind := _KINDS[type(asked.args)]) != _KINDS[type(edited)]:
+        raise BadOption(f"{what} are {kind}, and so must be what is put in their place")
+
+
+def live_side(run: Run) -> LiveRun:
+    """Return the live side of a run, to which something is to be said."""
+    if run._live is not None:
+        return run._live
+    what = "has ended" if run.done() else "belongs to another kernel; answer it there"
+    raise NotPending(f"{run!r} {what}")
+
+
+def _check_live(live: LiveRun) -> None:
+    if live.has_end or not live.record.is_live:
+        raise NotPending(f"{_title(live.record)} has ended; nobody reads what is said to it")
+
+
+def _title(record: RunRecord) -> str:
+    number = "" if record.number is None else f" #{record.number}"
+    return f"run{number} ({shown(record.name, 120)})"
+
+
+def _find(record: RunRecord, call: str | None, answered: set[str]) -> ApprovalRequested:
+    """Return the pending question that `call` names, or the only one."""
+    pending = [asked for asked in record.pending if asked.id not in answered]
+    title = _title(record)
+    if call is None and len(pending) == 1:
+        return pending[0]
+    listed = ", ".join(f"{asked.id} (“{shown(asked.message, 60)}”)" for asked in pending)
+    if call is None:
+        raise NotPending(
+            f"{title} asks {len(pending)} things; name one: {listed}"
+            if pending
+            else f"{title} asks nothing: there is nothing to answer"
+        )
+    for asked in pending:
+        if call in (asked.id, asked.tool_id):
+            return asked
+    if call in answered:
+        raise NotPending(f"{call} of {title} was answered already; the first answer counts")
+    raise NotPending(f"{title} does not ask '{shown(call, 60)}'; it asks: {listed or 'nothing'}")

@@ -1,0 +1,428 @@
+"""The intake: the one door of a session. What comes through is ordered, redacted, numbered and folded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbrun.core import checkpoint
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelOutcome
+from nbrun.core.interrupt_guard import guarded
+from nbrun.core.record import RunRecord, is_admitted, next_status
+from nbrun.core.redaction import Redactor, StreamRedactor
+from nbrun.core.text import clean_text
+from nbrun.core.values import BASE64_KEY, plain
+from nbrun.host.attempt import HostEvent
+from nbrun.sessions.live_run import LiveRun
+from nbrun.store.session_store import Checkpointed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nbrun.core.clock import Clock
+    from nbrun.store.session_store import Committed
+
+_log = logging.getLogger("nbrun")
+
+BACKLOG_LIMIT = 20_000
+"""Events that may wait; beyond it producers are paused, never dropped."""
+
+COMMIT_CHARS = 4_000_000
+"""Characters that one commit takes: what is behind them, of other runs too, must not wait for long."""
+LARGE_CHARS, FEW = 16_000, 64
+"""Producers are paused as well when more than a few events wait and these are large, or were left over."""
+
+_PLAIN_WEIGHT = 200  # of an event that is no text
+_TEXTS = (*ev.DELTAS, ev.Log)
+_CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
+
+_Item = tuple[LiveRun, HostEvent | ev.EventData, float, int]
+"""Whose, what, when, and about how many characters it has."""
+
+
+_ENCODED = BASE64_KEY.encode()
+"""What says that there are bytes in letters, in which a secret is not seen."""
+
+
+class Intake:
+    """Takes events and requests, and gives them to the store's writer in one order.
+
+    Threads: `put()`, `tell()` and `request_cancel()` from any thread; `drain()` and `publish()` are called by
+    the writer's thread only, which makes it the one consumer. `_lock` makes "has it ended?" and "it is asked
+    to stop" one decision.
+
+    Parameters
+    ----------
+    ring : wakes the writer.
+    on_publish : called on the writer's thread after what it is given became public.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        redactor: Redactor,
+        on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None],
+    ) -> None:
+        self._clock = clock
+        self.redactor = redactor
+        self._on_publish = on_publish
+        # Entered again by a signal handler, or a `__del__`, that cancels a run in the middle of a start.
+        self._lock = threading.RLock()
+        self._items: deque[_Item] = deque()
+        self._runs: dict[str, LiveRun] = {}
+        self.checkpoints: dict[str, Checkpointed] = {}
+        self._is_behind = False  # written by the consumer: a commit has left something over
+        self.ring: Callable[..., None] = lambda **_: None
+
+    def add(self, live: LiveRun) -> None:
+        """Let events of this run in."""
+        self._runs[live.run_id] = live
+
+    def put(self, events: Sequence[HostEvent]) -> bool:
+        """Take events of a host, in order; return whether too much is waiting, so that their agent should pause."""
+        can_wait, is_urgent, is_large = True, False, False
+        for event in events:
+            live = self._runs.get(event.run_id)
+            if live is None:  # its session has forgotten it: nothing to append to
+                continue
+            kind = event.data.TYPE
+            if kind in ev.END_TYPES and event.attempt == live.attempt:
+                with self._lock:
+                    if isinstance(event.data, ev.RunCancelled):
+                        self._note_cancel(live, event.data, event.ts)
+                    live.has_end = True
+                    self._items.append((live, event, event.ts, _PLAIN_WEIGHT))
+                is_urgent, can_wait = True, False
+            else:
+                weight = _weight(event.data)
+                self._items.append((live, event, event.ts, weight))
+                can_wait = can_wait and kind in _CAN_WAIT
+                is_large = weight > LARGE_CHARS or is_large
+        waiting = len(self._items)
+        # Where more waits, its producer has rung the bell, or is about to: text needs no second ring.
+        if waiting <= len(events) or not can_wait:
+            self.ring(can_wait=can_wait, is_urgent=is_urgent)
+        return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
+
+    def tell(self, live: LiveRun, data: ev.EventData) -> None:
+        """Take an event of the session itself; an end only if none is here yet."""
+        now = self._clock.now()
+        with guarded():
+            with self._lock:
+                if data.TYPE in ev.END_TYPES:
+                    if live.has_end:
+                        return
+                    live.has_end = True
+                self._items.append((live, data, now, _PLAIN_WEIGHT))
+            self.ring(is_urgent=True)
+
+    def request_cancel(self, live: LiveRun, request: ev.CancelRequested) -> CancelOutcome:
+        """Record the request unless there was one, or the run's end was here first; fires nothing."""
+        now = self._clock.now()
+        with guarded():
+            with self._lock:
+                if live.has_end:
+                    return CancelOutcome.ALREADY_FINISHED
+                if live.cancel is not None:
+                    return CancelOutcome.ALREADY_REQUESTED
+                live.cancel = request
+                self._items.append((live, request, now, _PLAIN_WEIGHT))
+            self.ring(can_wait=True)  # for the end, which mostly comes in time for the same commit
+        return CancelOutcome.REQUESTED
+
+    def _note_cancel(self, live: LiveRun, end: ev.RunCancelled, ts: float) -> None:
+        """Have a host's cancelled end follow a request; the caller holds the lock.
+
+        A token is fired before its callbacks are called. Where that was done directly, by an agent or by the
+        token of all runs, the agent may have ended before the callback that records the request.
+        """
+        if live.cancel is None and not live.has_end:
+            live.cancel = ev.CancelRequested(end.cause, end.reason, "its token")
+            self._items.append((live, live.cancel, ts, _PLAIN_WEIGHT))
+
+    # --- the consumer ----------------------------------------------------------------------------
+
+    def drain(self) -> list[ev.RunEvent]:
+        """Return what waits, as numbered events, as far as one commit should hold of it.
+
+        What comes after an end is refused and counted.
+        """
+        events: list[ev.RunEvent] = []
+        items = self._items
+        room = COMMIT_CHARS
+        while items and room > 0:
+            live, item, ts, weight = items.popleft()
+            room -= weight
+            if live.run_id not in self._runs:  # forgotten while this waited
+                continue
+            try:
+                if isinstance(item, HostEvent):
+                    self._admit_host(live, item, events)
+                else:
+                    if item.TYPE in ev.END_TYPES:  # a close, and it may come after a request
+                        item = self._decided(live, item)
+                    self._admit(live, item, ts, 0, None, events)
+            except (
+                Exception
+            ) as error:  # one bad event of one agent; the others must not wait for it
+                self._replace_bad(live, item, ts, error, events)
+        self._is_behind = bool(items)
+        if self._is_behind:
+            self.ring(is_urgent=True)
+        return events
+
+    def _replace_bad(
+        self,
+        live: LiveRun,
+        item: HostEvent | ev.EventData,
+        ts: float,
+        error: Exception,
+        events: list[ev.RunEvent],
+    ) -> None:
+        """Admit a word about an event that cannot be read; a failure in place of an end, for an end there must be."""
+        data = item.data if isinstance(item, HostEvent) else item
+        what = f"{type(error).__name__}: an event of type {type(data).__name__} could not be read"
+        stand_in: ev.EventData = ev.Log(what, "warning")
+        if data.TYPE in ev.END_TYPES:
+            stand_in = self._decided(live, ev.RunFailed(ev.ErrorInfo(type(error).__name__, what)))
+        _log.exception("%s: %s", live.run_id, what)
+        self._admit(live, stand_in, ts, 0, None, events)
+
+    def _admit_host(self, live: LiveRun, item: HostEvent, events: list[ev.RunEvent]) -> None:
+        # The fence: an older try, or a repeat.
+        if item.attempt != live.attempt or item.n != live.next_n:
+            live.refused += 1
+            return
+        live.next_n += 1
+        data = item.data
+        parent = None if item.parent is None else clean_text(item.parent)
+        if isinstance(data, ev.DELTAS):  # by far the most; they change no status
+            if live.status.is_terminal:
+                live.refused += 1
+            else:
+                data = self._redacted_delta(live, data)
+                self._append(live, data, item.ts, item.attempt, parent, events)
+            return
+        if isinstance(data, ev.Unknown):
+            data = _named(data)
+        if data.TYPE in ev.END_TYPES:
+            live.pending_output = item.live
+            data = self._decided(live, data)
+        elif isinstance(data, ev.Checkpoint) and data.state:
+            data = self._kept(live, data, item.ts)
+        self._admit(live, data, item.ts, item.attempt, parent, events)
+
+    def _decided(self, live: LiveRun, data: ev.EventData) -> ev.EventData:
+        """Return the end that intake order gives the run: a cancel that came first wins over any end."""
+        cancel = live.cancel
+        if cancel is None:
+            return data
+        match data:
+            case ev.RunCompleted(output=output, usage=usage):
+                return ev.RunCancelled(cancel.cause, cancel.reason, output, None, usage)
+            case ev.RunFailed(error=error, output=output, usage=usage):
+                return ev.RunCancelled(cancel.cause, cancel.reason, output, error, usage)
+            case ev.RunCancelled():
+                return msgspec.structs.replace(data, cause=cancel.cause, reason=cancel.reason)
+            case _:
+                return data
+
+    def _kept(self, live: LiveRun, data: ev.Checkpoint, ts: float) -> ev.EventData:
+        """Lay a state aside for the writer, which stores it together with its event; return that without it."""
+        if not is_admitted(live.status, data.TYPE):
+            return data  # refused in a moment
+        if len(data.state) > checkpoint.MAX_BYTES:
+            size = f"{len(data.state) / 1e6:,.0f} MB"
+            return ev.Log(
+                f"a checkpoint of {size} is too large; the one before it stays", "warning"
+            )
+        state = checkpoint.redacted(data.state, self.redactor)
+        self.checkpoints[live.run_id] = Checkpointed(live.next_seq, round(ts * 1_000_000), state)
+        return ev.Checkpoint(data.id, len(state))
+
+    def _admit(
+        self,
+        live: LiveRun,
+        data: ev.EventData,
+        ts: float,
+        attempt: int,
+        parent: str | None,
+        events: list[ev.RunEvent],
+    ) -> None:
+        kind = data.TYPE or ev.type_of(data)
+        if not is_admitted(live.status, kind):
+            live.refused += 1
+            return
+        if isinstance(data, ev.DELTAS):
+            data = self._redacted_delta(live, data)
+        elif isinstance(data, ev.ToolArgsDelta):
+            data = self._redacted_args(live, data)
+        else:
+            if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
+                self._flush_streams(live, ts, attempt, events)
+            data = self.storable(data)
+            live.status = next_status(live.status, kind)
+        self._append(live, data, ts, attempt, parent, events)
+
+    def _append(
+        self,
+        live: LiveRun,
+        data: ev.EventData,
+        ts: float,
+        attempt: int,
+        parent: str | None,
+        events: list[ev.RunEvent],
+    ) -> None:
+        # Whole microseconds: what is read back is then exactly what was shown. Never back: a host has a clock of
+        # its own, and a clock can be set.
+        ts = round(ts * 1_000_000) / 1_000_000
+        if ts < live.last_ts:
+            ts = live.last_ts
+        live.last_ts = ts
+        events.append(ev.RunEvent(live.next_seq, ts, live.run_id, attempt, data, parent))
+        live.next_seq += 1
+
+    def _redacted_delta(
+        self, live: LiveRun, data: ev.TextDelta | ev.ReasoningDelta
+    ) -> ev.TextDelta | ev.ReasoningDelta:
+        text = data.text if data.text.isascii() else clean_text(data.text)
+        if self.redactor.secrets:
+            if live.streams is None:
+                live.streams = {}
+            stream = live.streams.get(data.TYPE)
+            if stream is None:
+                stream = live.streams[data.TYPE] = StreamRedactor(self.redactor)
+            stream.redactor = self.redactor  # a secret may have come since
+            text = stream.feed(text)
+        return data if text is data.text else type(data)(text)
+
+    def _redacted_args(self, live: LiveRun, data: ev.ToolArgsDelta) -> ev.ToolArgsDelta:
+        """Return a piece of a tool's arguments; each tool has a stream of its own."""
+        if live.streams is None:
+            live.streams = {}
+        stream = live.streams.setdefault(f"{data.TYPE} {data.id}", StreamRedactor(self.redactor))
+        stream.redactor = self.redactor
+        return ev.ToolArgsDelta(self.redactor.text(data.id), stream.feed(clean_text(data.text)))
+
+    def _flush_streams(
+        self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]
+    ) -> None:
+        """Append what was held of the run's texts: its stream is over, and it was no secret."""
+        data: ev.EventData
+        for name, stream in (live.streams or {}).items():
+            tail = stream.flush()
+            if tail:
+                kind, _, tool_id = name.partition(" ")
+                if kind == ev.ToolArgsDelta.TYPE:
+                    data = ev.ToolArgsDelta(self.redactor.text(tool_id), tail)
+                else:
+                    data = ev.TYPES[kind](tail)
+                self._append(live, data, ts, attempt, None, events)
+
+    def storable(self, data: ev.EventData) -> ev.EventData:
+        """Return data that can be written and holds no secret."""
+        try:
+            blob = ev.encode_data(data)
+        except (TypeError, ValueError, OverflowError):  # an adapter let something through as it was
+            data = self._without_secrets(data)
+            blob = ev.encode_data(data)
+        # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
+        secrets = self.redactor.encoded
+        if not secrets or not any(secret in blob for secret in (*secrets, _ENCODED)):
+            return data
+        clean: ev.EventData = self._without_secrets(data)
+        return clean
+
+    def _without_secrets(self, value: Any) -> Any:
+        """Return a struct or a part of one with its texts redacted; its own words stay, whatever secrets there are."""
+        if isinstance(value, msgspec.Struct):
+            fields = {name: getattr(value, name) for name in value.__struct_fields__}
+            return type(value)(
+                **{name: self._without_secrets(part) for name, part in fields.items()}
+            )
+        if isinstance(value, StrEnum):
+            return value
+        if isinstance(value, bytes):
+            return self.redactor.raw(value)
+        if isinstance(value, tuple):
+            return tuple(self._without_secrets(part) for part in value)
+        return self.redactor.data(plain(value))
+
+    def record(self, run_id: str) -> RunRecord | None:
+        """Return what is public of a run."""
+        live = self._runs.get(run_id)
+        return None if live is None else live.record
+
+    def known(self) -> list[RunRecord]:
+        """Return what is public of all runs that are in memory."""
+        return [live.record for live in tuple(self._runs.values())]
+
+    def warn(self, text: str) -> bool:
+        """Tell all live runs of something; return whether there were any."""
+        lives = [live for live in tuple(self._runs.values()) if not live.has_end]
+        for live in lives:
+            self.tell(live, ev.Log(text, "warning"))
+        return bool(lives)
+
+    def publish(self, committed: list[Committed]) -> None:
+        """Make what was committed public: record first, then the end, then who listens."""
+        for item in committed:
+            live = self._runs.get(item.run_id)
+            if live is None:
+                continue
+            # Replaced, never changed: somebody may be reading it.
+            live.unsaved = item.waiting
+            live.problem = item.problem
+            is_live = item.record.is_live
+            if not is_live and not live.is_ended.is_set():
+                live.output = live.pending_output
+            live.record = item.record
+            live.is_created.set()
+            if not is_live:
+                live.is_ended.set()
+            try:
+                self._on_publish(live, item.events)
+            except Exception:  # who listens to one run must not keep others from becoming public
+                _log.exception("the publishing of %s failed", live.run_id)
+
+    def refuse(self, run_id: str) -> None:
+        """Take back a run that was not begun: the store has its id already. Who waits for it is let go."""
+        live = self._runs.pop(run_id, None)
+        if live is not None:
+            live.is_refused = True
+            live.is_created.set()
+            live.is_ended.set()
+
+    def forget(self, live: LiveRun) -> None:
+        """Let nothing of this run in any more."""
+        self._runs.pop(live.run_id, None)
+        self.checkpoints.pop(live.run_id, None)
+
+
+def _named(data: ev.Unknown) -> ev.Unknown:
+    """Return data of an unknown type under a name that can be stored.
+
+    Raises
+    ------
+    ValueError
+        Its type is a known one, which it is not of.
+    """
+    if data.type in ev.TYPES:
+        raise ValueError(f"an event of type {data.type} that is none")
+    name = clean_text(data.type)
+    return data if name == data.type else ev.Unknown(name, data.body)
+
+
+def _weight(data: ev.EventData) -> int:
+    """Return about how many characters an event has."""
+    if isinstance(data, _TEXTS) and isinstance(data.text, str):
+        return len(data.text)
+    if isinstance(data, ev.Checkpoint):
+        return _PLAIN_WEIGHT + len(data.state)
+    return _PLAIN_WEIGHT

@@ -1,0 +1,645 @@
+"""The handle of a run: what users hold."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.core import events as ev
+from nbrun.core import recording
+from nbrun.core.cancellation import CancelCause, CancelReceipt
+from nbrun.core.errors import (
+    NbrunError,
+    NoResult,
+    NotPending,
+    RunCancelled,
+    RunFailed,
+    RunLost,
+    RunNotFinished,
+    RunNotFound,
+)
+from nbrun.core.record import RunRecord, RunStatus
+from nbrun.core.text import printable
+from nbrun.core.values import revived, shown
+from nbrun.render.results import load_object, view_of
+from nbrun.render.words import status_words
+from nbrun.sessions import waiting as awaiting
+from nbrun.store.payloads import is_outsourced, restored, whole, whole_run
+from nbrun.store.session_store import Stranger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator
+
+    from nbrun.core.artifacts import Artifact
+    from nbrun.core.values import Plain
+    from nbrun.sessions.live_run import LiveRun
+    from nbrun.store.session_store import SessionStore
+
+
+class Facts:
+    """The members of a run that say what its record says.
+
+    Threads: any member, from any thread.
+    """
+
+    @property
+    def record(self) -> RunRecord:
+        """The state of the run: the fold of its committed events."""
+        raise NotImplementedError
+
+    @property
+    def glance(self) -> RunRecord:
+        """The record, perhaps brief: enough for everything that is short, and cheap to have."""
+        raise NotImplementedError
+
+    @property
+    def number(self) -> int | None:
+        """The run's short number in its store, or None while it is not saved."""
+        return self.glance.number
+
+    @property
+    def name(self) -> str:
+        """The run's name: the one that was given, or its agent's."""
+        return self.glance.name
+
+    @property
+    def status(self) -> RunStatus:
+        """Where the run stands."""
+        return self.glance.status
+
+    @property
+    def cause(self) -> CancelCause | None:
+        """Why the run was cancelled or failed, or is being cancelled."""
+        return self.glance.cause
+
+    @property
+    def reason(self) -> str | None:
+        """What was said with the cancel."""
+        return self.glance.reason
+
+    @property
+    def pending(self) -> tuple[ev.ApprovalRequested, ...]:
+        """What the run asks a person, oldest first: `approve()` or `deny()` it."""
+        return self.record.pending
+
+    @property
+    def phase(self) -> str | None:
+        """What the agent says it is doing."""
+        return self.glance.phase
+
+    @property
+    def text(self) -> str:
+        """All that was streamed so far."""
+        return self.record.text
+
+    @property
+    def error(self) -> ev.ErrorInfo | None:
+        """What the agent raised."""
+        return self.record.error
+
+    @property
+    def usage(self) -> ev.Usage:
+        """Tokens and requests so far."""
+        return self.glance.usage
+
+    @property
+    def created_at(self) -> float:
+        """When the run was created, in epoch seconds (UTC)."""
+        return self.glance.created_at
+
+    @property
+    def started_at(self) -> float | None:
+        """When its agent was entered, in epoch seconds (UTC)."""
+        return self.glance.started_at
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the run ended, in epoch seconds (UTC)."""
+        return self.glance.ended_at
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the run that started this one as its child."""
+        return self.glance.parent_id
+
+    @property
+    def resumed_from(self) -> str | None:
+        """The id of the run that this one goes on from."""
+        return self.glance.resumed_from
+
+
+class Owner(Protocol):
+    """What a run needs of its session."""
+
+    store: SessionStore
+
+    @property
+    def is_on_host_loop(self) -> bool:
+        """Whether this code runs on the loop that drives all runs."""
+        ...
+
+    def cancel_run(
+        self, run: Run, reason: str | None, cause: CancelCause, by: str
+    ) -> CancelReceipt:
+        """Ask a run to stop."""
+        ...
+
+    def line_words(self, live: LiveRun) -> str | None:
+        """Return what a queued run waits for, in words."""
+        ...
+
+    def answer(
+        self,
+        run: Run,
+        call: str | None,
+        decision: str,
+        *,
+        args: object = None,
+        text: str | None = None,
+        always: bool = False,
+    ) -> object:
+        """Answer a question of a run."""
+        ...
+
+    def steer(self, run: Run, text: str) -> object:
+        """Send a message into a running agent."""
+        ...
+
+    def display(self, run: Run) -> None:
+        """Show a run's card."""
+        ...
+
+    def get(self, ref: Run | int | str) -> Run:
+        """Return the run that is meant."""
+        ...
+
+    def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
+        """Start a run that comes from this one."""
+        ...
+
+
+class Run(Facts):
+    """One tracked execution of an agent on a prompt.
+
+    A run of this session is followed live; one of an earlier session, or of another kernel on the same
+    notebook, is read from the store.
+
+    Threads: any method, from any thread; `await run` and `async for` from any event loop.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        record: RunRecord,
+        live: LiveRun | None = None,
+        store: SessionStore | None = None,
+    ) -> None:
+        self._owner = owner
+        self._stored = record
+        self._live = live
+        self._store = owner.store if store is None else store  # the file that it is read from
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def record(self) -> RunRecord:
+        """The state of the run: the fold of its committed events."""
+        if self._live is not None:
+            return self._live.record
+        if self._stored.is_brief or self._stored.is_live:
+            number = self._stored.number
+            assert number is not None  # noqa: S101 - a stored run has its number
+            found = self._store.record(number)
+            if found.run_id:  # else the store is closed: what is known stays
+                self._stored = found
+        return self._stored
+
+    @property
+    def glance(self) -> RunRecord:
+        """The record, perhaps brief: enough for everything that is short, and cheap to have."""
+        if self._live is not None:
+            return self._live.record
+        return self.record if self._stored.is_live else self._stored
+
+    @property
+    def id(self) -> str:
+        """The run's id, `run-…`."""
+        return self._live.run_id if self._live else self._stored.run_id
+
+    def status_words(self) -> str:
+        """Return where the run stands, in words; of a queued one also its place in line."""
+        record = self.glance
+        place = None
+        if self._live is not None and record.status is RunStatus.QUEUED:
+            place = self._owner.line_words(self._live)
+        return place or status_words(record)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody here can say how it stands: it looks live, and its kernel cannot be seen from here."""
+        return self._live is None and self.glance.is_unknown
+
+    @property
+    def only_read(self) -> str | None:
+        """Why nothing is written to the file that the run is read from; None where it is ours to write."""
+        return self._store.problem if isinstance(self._store, Stranger) else None
+
+    @property
+    def output(self) -> object:
+        """What the agent returned, or its text; what there was when it was cancelled or failed.
+
+        In the kernel that ran it this is the agent's own object, later its JSON-like form. None while the
+        run is live.
+        """
+        if self._live is not None and self._has_live_output:
+            return self._live.output
+        stored: Plain = self.record.output
+        return revived(whole(stored, self.artifacts) if is_outsourced(stored) else stored)
+
+    @property
+    def _has_live_output(self) -> bool:
+        live = self._live
+        return live is not None and live.is_ended.is_set() and live.output is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run is not saved, or None when it is."""
+        return self._live.problem if self._live else None
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """Return whether the run has ended."""
+        return self._live.is_ended.is_set() if self._live else self.status.is_terminal
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the run has ended, at most `timeout_s` seconds; return whether it has.
+
+        Never raises for how the run ended. Of one that is unknown the end may never be seen: without a
+        `timeout_s` it is not waited for.
+
+        Raises
+        ------
+        NbrunError
+            Called inside an async agent, where it would hold up the loop that all runs are on; or on the loop
+            that this run itself is on.
+        """
+        if self._owner.is_on_host_loop and not self.done():
+            raise NbrunError(
+                "a blocking wait inside an async agent holds up all runs; use: await run"
+            )
+        if self._is_on_this_loop and timeout_s != 0 and not self.done():
+            raise NbrunError(
+                f"{self._title} is on the kernel's loop, which a blocking wait holds up; use: await run"
+            )
+        if self._live is not None:
+            return self._live.is_ended.wait(timeout_s)
+        if timeout_s is None and self.is_unknown:
+            return False
+        return awaiting.poll(self.done, timeout_s)
+
+    @property
+    def _is_on_this_loop(self) -> bool:
+        live = self._live
+        return (
+            live is not None and live.loop is not None and live.loop is asyncio._get_running_loop()
+        )
+
+    def wait_created(self, timeout_s: float) -> bool:
+        """Block until the run's creation is public; return whether it is."""
+        return self._live is None or self._live.is_created.wait(timeout_s)
+
+    def result(self, timeout_s: float | None = None) -> object:
+        """Return the run's output, after waiting for it at most `timeout_s` seconds.
+
+        Raises
+        ------
+        RunNotFinished
+            The time is over; the run goes on.
+        RunFailed, RunCancelled, RunLost
+            The run ended so.
+        """
+        if not self.wait(timeout_s):
+            self._refuse_unknown()
+            raise RunNotFinished(f"{self._title} has not finished after {timeout_s} s; it goes on")
+        return self._result()
+
+    def _refuse_unknown(self) -> None:
+        """Raise `RunNotFinished` for a run whose end may never be seen here."""
+        if self.is_unknown:
+            raise RunNotFinished(f"{self!r}; run.mark_lost() gives it up")
+
+    def _result(self) -> object:
+        match self.status:
+            case RunStatus.COMPLETED:
+                return self.output
+            case RunStatus.FAILED:
+                raise RunFailed(f"{self._title} failed: {self.error}")
+            case RunStatus.CANCELLED:
+                said = f": {self.reason}" if self.reason else ""
+                raise RunCancelled(f"{self._title}: {status_words(self.record)}{said}")
+            case RunStatus.LOST:
+                raise RunLost(
+                    f"{self._title} was lost: its kernel died. Its events are kept: run.events()"
+                )
+            case status:
+                raise NoResult(f"{self._title} is {status}")
+
+    @property
+    def _title(self) -> str:
+        return (
+            f"run #{self.number} ({shown(self.name, 120)})"
+            if self.number
+            else f"run {self.id} ({shown(self.name, 120)})"
+        )
+
+    def when_created(self, function: Callable[[], object]) -> None:
+        """Call `function` when the run is public, with its number and name; at once if it is."""
+        self._when(lambda live: live.is_created.is_set(), function)
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call `function` when a run of this session ends, on nbrun's own thread; at once if it has ended."""
+        self._when(lambda live: live.is_ended.is_set(), function)
+
+    def _when(self, is_so: Callable[[LiveRun], bool], function: Callable[[], object]) -> None:
+        if self._live is not None:
+            awaiting.call_once(self._live, is_so, function)
+        elif self.done():
+            function()
+
+    def follow_end(self, function: Callable[[], object]) -> None:
+        """Call `function` when a run of this session ends, on nbrun's own thread; at once if it has ended.
+
+        It is called again when the run has been saved, and when what a cancel left running has ended.
+        """
+        if self._live is not None:
+            awaiting.call_from_end_on(self._live, function)
+
+    async def settled(self) -> None:
+        """Return when the run has ended; from any event loop. Cancelling the waiter leaves the run alive."""
+        if self._live is None:
+            await awaiting.poll_softly(self.done)
+        else:
+            await awaiting.end_of(self._live)
+
+    def __await__(self) -> Generator[object, None, object]:
+        """Wait for the end and return the output; raises as `result()` does."""
+        self._refuse_unknown()
+        yield from self.settled().__await__()
+        return self._result()
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def events(self, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:
+        """Return the run's public events that come after seq `after`, by seq, at most `limit`.
+
+        Raises
+        ------
+        RunNotFound
+            The run was removed from the store.
+        """
+        # Looked at first: what is saved in this moment is then read from the store, and not missed in both.
+        unsaved = self._live.unsaved if self._live is not None else ()
+        number = self.number
+        record_count = self.glance.event_count
+        found = [] if number is None else self._store.events(number, after, limit)
+        if self._live is not None:
+            # Committed events become public a moment later: show none before its card does.
+            found = [event for event in found if event.seq < record_count]
+            last = found[-1].seq if found else after
+            found += [event for event in unsaved if event.seq > last]
+        if not found and number is not None and record_count > after + 1 and limit != 0:
+            self._refuse_removed(number)
+        return found if limit is None else found[:limit]
+
+    def _refuse_removed(self, number: int) -> None:
+        if self._store.is_removed(number):
+            raise RunNotFound(f"{self._title} was removed, and its events with it")
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """The files that the run has made, oldest first; `artifact.read()` gives what is in one."""
+        number = self.number
+        return [] if number is None else self._store.artifacts(number)
+
+    def result_view(self) -> object:
+        """Return what Jupyter shows of the output: the object itself, or of an earlier kernel's what it looked like."""
+        if self._has_live_output:
+            return self.output
+        artifacts = self.artifacts
+        return view_of(whole(self.record.output, artifacts), artifacts)
+
+    def load_object(self, *, trusted: bool = False) -> object:
+        """Return the output itself, of a run that was started with `keep_object`, in a later kernel.
+
+        Parameters
+        ----------
+        trusted : must be said, for loading runs whatever code the store's author has put there.
+
+        Raises
+        ------
+        BadOption, NoResult, ArtifactLost, NbrunError
+            It was not said; no object was kept; its file is gone; it cannot be loaded here.
+        """
+        return load_object(self._title, self.artifacts, trusted=trusted)
+
+    def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
+        """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""
+        return awaiting.each_event(self._live, lambda: self.done() or self.is_unknown, self.events)
+
+    def export(self, path: str | Path, form: str | None = None) -> Path:
+        """Write the run to a file, and return its path.
+
+        Parameters
+        ----------
+        form : `jsonl` or `json`, which `nbrun import` reads, `html` or `md`; None: as the file's name ends.
+
+        Raises
+        ------
+        BadOption, OSError
+            There is no such form, or the file cannot be written.
+        """
+        from nbrun.render import export
+
+        path = Path(path)
+        run = whole_run(self.record, export.paged(self.events), self.artifacts)
+        export.write(path, export.read_form(form, path), [run])
+        return path
+
+    # --- doing -----------------------------------------------------------------------------------
+
+    def cancel(
+        self, reason: str | None = None, cause: CancelCause = CancelCause.USER
+    ) -> CancelReceipt:
+        """Ask the run to stop; never blocks, never raises for a run that has ended."""
+        return self._owner.cancel_run(self, reason, cause, "python")
+
+    def mark_lost(self) -> None:
+        """Give the run up for lost: it looks live, and its kernel cannot be seen from here (`is_unknown`).
+
+        Raises
+        ------
+        NotPending
+            It has ended, or its kernel lives.
+        StoreReadOnly
+            The file that it is in must not be written to.
+        """
+        if self._live is not None or self.number is None:
+            raise NotPending(f"{self!r} is of this kernel; cancel it")
+        self._store.give_up(self.number)
+
+    def display(self) -> None:
+        """Show the run's card here."""
+        self._owner.display(self)
+
+    def steer(self, text: str) -> None:
+        """Send a message into the running agent, which reads it from its `run.inbox`.
+
+        `record.steered` tells whether the agent has read it; one that never looks there never does.
+
+        Raises
+        ------
+        NotPending, BadOption
+            The run has ended or has not begun, too many messages wait, or this one is too long.
+        """
+        self._owner.steer(self, text)
+
+    def approve(
+        self,
+        call: str | None = None,
+        *,
+        args: object = None,
+        text: str | None = None,
+        choice: str | None = None,
+        always: bool = False,
+    ) -> None:
+        """Allow what the run asks for.
+
+        Parameters
+        ----------
+        call : the question's id, or its tool's; None where exactly one question is pending, see `pending`.
+        args : what to go on with in place of what the agent had; of the same kind, where that had any.
+        text : a word to the agent.
+        choice : the option to take, where the question has options.
+        always : allow its tool for the rest of this run, its child runs not included: it is asked for no more.
+
+        Raises
+        ------
+        NotPending, BadOption
+            Nothing of this kind is asked; the message says what is.
+        """
+        self._owner.answer(self, call, choice or ALLOW, args=args, text=text, always=always)
+
+    def deny(self, call: str | None = None, reason: str | None = None) -> None:
+        """Refuse what the run asks for; `call` as in `approve()`.
+
+        Raises
+        ------
+        NotPending
+            Nothing of this kind is asked; the message says what is.
+        """
+        self._owner.answer(self, call, DENY, text=reason)
+
+    def resume(self, *, agent: object = None, **options: Any) -> Run:
+        """Go on from the checkpoint of a failed, cancelled or lost run, in a new run; return that.
+
+        What this run has used up counts there too. The checkpoint stays until the new run has completed.
+
+        Parameters
+        ----------
+        agent : what to run; None for this run's own agent, found by name where another kernel had started it.
+        options : those of `nbrun.start()` that are to be others than this run's.
+
+        Raises
+        ------
+        NotResumable
+            It is live or has completed, has no checkpoint, or nothing is left of its budget.
+        AgentNotFound, BadOption
+            Its agent is not here; an option is none.
+        """
+        return self._owner.follow(ev.RESUME, self, agent, **options)
+
+    def retry(self, *, agent: object = None, **options: Any) -> Run:
+        """Run the same inputs again, in a new run; return that. Parameters as in `resume()`.
+
+        Raises
+        ------
+        NotResumable
+            It is live.
+        AgentNotFound, BadOption
+            Its agent is not here; an option is none.
+        """
+        return self._owner.follow(ev.RETRY, self, agent, **options)
+
+    def continue_with(self, prompt: str, *, agent: object = None, **options: Any) -> Run:
+        """Go on talking from where this run has ended, in a new run; return that. Parameters as in `resume()`.
+
+        What was said and done in this run, and in those that it continues, is the new one's history: an agent of a
+        framework has it as its messages, any other finds it in `run.history`.
+
+        Raises
+        ------
+        NotResumable
+            It is live.
+        AgentNotFound, BadOption
+            Its agent is not here; an option is none.
+        """
+        return self._owner.follow(ev.CONTINUE, self, agent, prompt=prompt, **options)
+
+    def replay(self, speed: float | str = 1.0, **options: Any) -> Run:
+        """Show this run once more, in a new run that needs no agent and no key; return that.
+
+        Parameters
+        ----------
+        speed : how much faster: 1, 10 …, or "max".
+
+        Raises
+        ------
+        NotResumable, BadOption
+            It is live; the speed is none.
+        """
+        return self._owner.follow(ev.REPLAY, self, speed=speed, **options)
+
+    def save_recording(self, path: str | Path) -> Path:
+        """Write the run into a file that `nbrun.agents.Replay` shows once more, in any notebook; return its path."""
+        target, record = Path(path), self.record
+        with target.open("wb") as file:
+            file.writelines(recording.dump(record, self.recorded_events()))
+        return target
+
+    def recorded_events(self) -> list[ev.RunEvent]:
+        """Return the events as another run can tell them again: each is whole, wherever its payload is kept."""
+        artifacts = self.artifacts
+        return [restored(event, artifacts) for event in self.events()]
+
+    @property
+    def sequels(self) -> list[tuple[int, str]]:
+        """The number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
+        number = self.number
+        return [] if number is None else self.store.sequels(number)
+
+    @property
+    def store(self) -> SessionStore:
+        """The store that the run is read from."""
+        return self._store
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and (self.id, self._session_id) == (
+            other.id,
+            other._session_id,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.id, self._session_id))
+
+    @property
+    def _session_id(self) -> str:
+        return self.glance.session_id
+
+    def __repr__(self) -> str:
+        number = "" if self.number is None else f"#{self.number} "
+        return printable(
+            f"<Run {number}{shown(self.name, 120)}: {shown(self.status_words(), 300)}>"
+        )

@@ -1,0 +1,320 @@
+"""From a started run to its executor: who goes at once, who waits in line, and the threads they go to."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nbrun.core.latches import Flag
+from nbrun.host.local_executor import NAME, LocalExecutor
+from nbrun.host.loops import LoopThread
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nbrun.core.clock import Clock
+    from nbrun.host.attempt import Attempt, Sink
+    from nbrun.host.executor import Executor
+    from nbrun.host.process.executor import ProcessExecutor
+    from nbrun.sessions.live_run import LiveRun
+
+
+class Line:
+    """Says which runs may be entered.
+
+    Threads: any method, from any thread, under one lock.
+
+    Parameters
+    ----------
+    limit : how many runs may be under way at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.RLock()  # entered again by a signal handler that cancels
+        self._under_way: dict[LiveRun, None] = {}  # a set that keeps the order
+        self._waiting: list[LiveRun] = []
+
+    def join(self, live: LiveRun) -> bool:
+        """Put a run in the line; return whether it may be entered at once."""
+        with self._lock:
+            if self._may_go(live, self._waiting):
+                self._under_way[live] = None
+                return True
+            self._waiting.append(live)
+            return False
+
+    def leave(self, live: LiveRun) -> list[LiveRun]:
+        """Take out a run that has ended; return those that may be entered now."""
+        with self._lock:
+            self._under_way.pop(live, None)
+            _discard(self._waiting, live)
+            going: list[LiveRun] = []
+            # One at a time, and in place: what a handler does in between stands.
+            while (following := self._next()) is not None:
+                self._under_way[following] = None
+                _discard(self._waiting, following)
+                going.append(following)
+            return going
+
+    def _next(self) -> LiveRun | None:
+        waiting = tuple(self._waiting)
+        for index, live in enumerate(waiting):
+            if self._may_go(live, waiting[:index]):
+                return live
+        return None
+
+    def pass_by(self, live: LiveRun) -> bool:
+        """Let a run out of turn: it was cancelled, and its host will end it unentered. False if it was not waiting."""
+        with self._lock:
+            return _discard(self._waiting, live)
+
+    def position(self, live: LiveRun) -> int | None:
+        """Return how many runs wait before this one, or None if it does not wait."""
+        with self._lock:
+            return self._waiting.index(live) if live in self._waiting else None
+
+    @property
+    def under_way(self) -> int:
+        """How many runs have been let in and have not ended."""
+        return len(self._under_way)
+
+    def _may_go(self, live: LiveRun, ahead: Sequence[LiveRun]) -> bool:
+        if len(self._under_way) >= self._limit:
+            return False
+        return live.key is None or all(
+            other.key != live.key for other in (*self._under_way, *ahead)
+        )
+
+
+def _discard(runs: list[LiveRun], live: LiveRun) -> bool:
+    """Take a run out of a list; return whether it was there."""
+    is_there = live in runs
+    if is_there:
+        runs.remove(live)
+    return is_there
+
+
+MakeLoop = Callable[[], asyncio.AbstractEventLoop]
+PROCESS = "process"
+
+
+class Dispatcher:
+    """Hands attempts to the executor, each once.
+
+    Threads: any method, from any thread; `_send_out()` on a host's loop. An attempt is taken out of
+    `_attempts` in one step, so that of two who want it to go only one has it; `_outgoing` likewise.
+
+    Parameters
+    ----------
+    limit : how many runs may be under way at once.
+    """
+
+    # A run in a process of its own has its host there. Its executor has a loop of its own as well, which no agent
+    # can block.
+
+    def __init__(self, limit: int, clock: Clock) -> None:
+        self._line = Line(limit)
+        self._clock = clock
+        self._make_loop: MakeLoop = asyncio.new_event_loop
+        self._attempts: dict[str, Attempt] = {}
+        self._outgoing: deque[Attempt] = deque()
+        self._is_closed = False
+        self._hosts: list[_Host] = []  # the last one takes attempts; those before it are blocked
+        self._process_host: _Host | None = None  # with the first run that wants it
+        self._processes: ProcessExecutor | None = None
+        self._process_lock = threading.Lock()
+        self._sink: Sink = lambda _events: False
+        self._places: dict[str, _Host] = {}
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the host's thread was started."""
+        return bool(self._hosts)
+
+    @property
+    def is_on_loop(self) -> bool:
+        """Whether this code runs on a loop that drives runs."""
+        return any(host.thread.is_current for host in self._hosts)
+
+    def begin(self, sink: Sink) -> None:
+        """Start the host's thread and open the executor on it."""
+        self._sink = sink
+        self._open_host(sink)
+
+    def use_loops(self, make_loop: MakeLoop) -> None:
+        """Have what goes from now on driven on such a loop; what is under way stays where it is."""
+        self._make_loop = make_loop
+        if self._hosts and not self._is_closed:
+            self._open_host(self._sink)
+
+    def _open_host(self, sink: Sink) -> None:
+        thread = LoopThread("nbrun-host", self._make_loop)
+        host = _Host(thread, LocalExecutor(thread, self._clock))
+        self._hosts.append(host)
+
+        def note_host(_name: str, is_up: bool) -> None:
+            # An agent blocks the loop: who comes from now on must not wait for it.
+            if not is_up and host is self._hosts[-1] and not self._is_closed:
+                self._open_host(sink)
+                self._hosts[-1].thread.call(self._send_out)
+
+        thread.call(lambda: thread.spawn(host.executor.open(sink, note_host), "nbrun-open"))
+
+    def add(self, attempt: Attempt) -> None:
+        """Keep an attempt until it goes."""
+        self._attempts[attempt.run_id] = attempt
+
+    def discard(self, live: LiveRun) -> None:
+        """Forget an attempt that must not go."""
+        self._attempts.pop(live.run_id, None)
+
+    def queue(self, live: LiveRun, *, at_once: bool) -> None:
+        """Hand the run to the executor when its turn has come, or without waiting for it."""
+        # A cancelled one goes out of turn: its host ends it without entering the agent.
+        if at_once or self._line.join(live) or live.token.cancelled:
+            self._line.pass_by(live)
+            self._submit(live)
+
+    def let_pass(self, live: LiveRun) -> None:
+        """Let a run that waits go out of turn, for it was cancelled; no other one."""
+        if self._line.pass_by(live):
+            self._submit(live)
+
+    def place(self, live: LiveRun) -> tuple[int, int] | None:
+        """Return how many runs wait before this one, and how many are under way; None if it does not wait."""
+        ahead = self._line.position(live)
+        return None if ahead is None else (ahead, self._line.under_way)
+
+    def note_end(self, live: LiveRun) -> None:
+        """Give the place of a run that has ended to those who wait."""
+        self._attempts.pop(live.run_id, None)
+        self._places.pop(live.run_id, None)
+        for following in self._line.leave(live):
+            self._submit(following)
+        for host in self._hosts[:-1]:
+            host.thread.call(functools.partial(self._retire, host))
+
+    def _retire(self, host: _Host) -> None:
+        """Let go of a host that was blocked and has nothing left to do; on its loop, which answers again."""
+        if isinstance(host.executor, LocalExecutor) and not host.executor.live:
+            if host in self._hosts[:-1]:
+                self._hosts.remove(host)
+            host.thread.close(0.0)
+
+    def control(self, live: LiveRun, op: str, body: dict[str, object]) -> None:
+        """Send a word to the host of a run; whatever comes of it comes back as events."""
+        host = self._places.get(live.run_id)
+        if host is None:  # it waits in line, or has ended
+            return
+        thread, executor = host.thread, host.executor
+        whole = {**body, "run_id": live.run_id, "attempt": live.attempt}
+        thread.call(
+            lambda: thread.spawn(executor.control(NAME, op, whole), f"nbrun-control-{live.run_id}")
+        )
+
+    def ping(self, timeout_s: float) -> list[float | None]:
+        """Return after how many seconds each host's loop has answered, the newest last; None if it has not."""
+        began = self._clock.monotonic()
+        asked = [_Ping(Flag(), []) for _ in self._hosts]
+        for host, ping in zip(self._hosts, asked, strict=False):  # another may be opened just now
+            host.thread.call(functools.partial(ping.answer, self._clock))
+        for ping in asked:
+            ping.flag.wait(max(0.0, began + timeout_s - self._clock.monotonic()))
+        return [ping.answered_at[0] - began if ping.flag.is_set() else None for ping in asked]
+
+    def hurry(self) -> None:
+        """Have what can be killed end within the time of a close, whatever its grace."""
+        if self._processes is not None:
+            self._processes.hurry()
+
+    def close(self, timeout_s: float) -> None:
+        """Let go of the hosts and stop their threads."""
+        self._is_closed = True
+        hosts = [host for host in (self._process_host, *self._hosts) if host is not None]
+        closed = [threading.Event() for _ in hosts]
+        for host, event in zip(hosts, closed, strict=True):
+            host.thread.call(functools.partial(_begin_close, host, event))
+        self._wait(hosts, timeout_s, lambda at, left_s: closed[at].wait(left_s))
+        for host in hosts:
+            host.thread.close(0.0)
+        self._wait(hosts, timeout_s, lambda at, left_s: hosts[at].thread.close(left_s))
+
+    def _wait(
+        self, hosts: list[_Host], timeout_s: float, wait: Callable[[int, float], object]
+    ) -> None:
+        """Wait for something of each host, for all together within the time; not for the one that this runs on."""
+        until = self._clock.monotonic() + timeout_s
+        for at, host in enumerate(hosts):
+            if not host.thread.is_current:
+                wait(at, max(0.0, until - self._clock.monotonic()))
+
+    def _submit(self, live: LiveRun) -> None:
+        attempt = self._attempts.pop(live.run_id, None)
+        if attempt is None:
+            return
+        # A cancelled one is never entered, so it needs no process for its end.
+        if attempt.on == PROCESS and not attempt.token.cancelled:
+            self._submit_to_process(attempt)
+        elif self._hosts:
+            self._outgoing.append(attempt)
+            self._hosts[-1].thread.call(self._send_out)
+
+    def _submit_to_process(self, attempt: Attempt) -> None:
+        host = self._places[attempt.run_id] = self._opened_process_host()
+        host.thread.call(lambda: host.thread.spawn(host.executor.submit([attempt]), "nbrun-submit"))
+
+    def _opened_process_host(self) -> _Host:
+        with self._process_lock:
+            if self._process_host is None:
+                from nbrun.host.process.executor import ProcessExecutor
+
+                thread, executor = LoopThread("nbrun-processes"), ProcessExecutor(self._clock)
+                opening = executor.open(self._sink, lambda _host, _is_up: None)
+                thread.call(lambda: thread.spawn(opening, "nbrun-open"))
+                self._processes, self._process_host = executor, _Host(thread, executor)
+            return self._process_host
+
+    def _send_out(self) -> None:
+        """Submit all that waits to go out, in one batch, to the host on whose loop this runs."""
+        host = next((host for host in self._hosts if host.thread.is_current), None)
+        if host is None:  # it was let go of; another has been told as well
+            return
+        attempts: list[Attempt] = []
+        while self._outgoing:
+            attempt = self._outgoing.popleft()
+            self._places[attempt.run_id] = host
+            attempts.append(attempt)
+        if attempts:
+            host.thread.spawn(host.executor.submit(attempts), "nbrun-submit")
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """A host's thread, and the executor that lives on it."""
+
+    thread: LoopThread
+    executor: Executor
+
+
+@dataclass(frozen=True, slots=True)
+class _Ping:
+    """A question to a loop, and when it was answered."""
+
+    flag: Flag
+    answered_at: list[float]
+
+    def answer(self, clock: Clock) -> None:
+        """Note the time; called on the loop."""
+        self.answered_at.append(clock.monotonic())
+        self.flag.set()
+
+
+def _begin_close(host: _Host, closed: threading.Event) -> None:
+    task = host.thread.spawn(host.executor.close(), "nbrun-close")
+    task.add_done_callback(lambda _task: closed.set())

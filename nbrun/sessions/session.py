@@ -1,0 +1,597 @@
+"""The session: the runs that one load of nbrun started. It starts, finds, cancels and closes them."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbrun.agents import registered
+from nbrun.agents.builtin.options import read_setup
+from nbrun.core import events as ev
+from nbrun.core.artifacts import Keeper
+from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
+from nbrun.core.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
+from nbrun.core.errors import BadOption, NotResumable, RunNotFound
+from nbrun.core.interrupt_guard import guarded
+from nbrun.core.record import RunStatus
+from nbrun.core.redaction import Keyring
+from nbrun.host import capture, loops
+from nbrun.render.words import queued_words
+from nbrun.sessions.catalog import Catalog, removable
+from nbrun.sessions.control import Canceller, People, live_side
+from nbrun.sessions.intake import Intake
+from nbrun.sessions.observers import Observer, ObserverThread
+from nbrun.sessions.run import Run
+from nbrun.sessions.run_list import RunList
+from nbrun.sessions.scheduler import Dispatcher
+from nbrun.sessions.start import Order, Starter
+from nbrun.store.filters import Since, read_query
+from nbrun.store.location import notebook_path, places_for
+from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
+from nbrun.store.session_store import SessionStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from types import TracebackType
+
+    from nbrun.agents.builtin.options import Settings
+    from nbrun.core.redaction import Redactor
+    from nbrun.host.attempt import Attempt
+    from nbrun.sessions.followups import FindAgent, Sequel
+    from nbrun.sessions.live_run import Listener, LiveRun
+
+
+_log = logging.getLogger("nbrun")
+
+LIST_LIMIT = 100
+"""How many runs a list has where nobody says how many."""
+
+_MOVES_LINE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE}
+
+CLOSE_S = 1.0
+"""How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
+
+
+class NotebookSession:
+    """The runs that one load of the extension started, and those its store has from before.
+
+    Threads: any method, from any thread. `_lock` makes starts and the close follow one another; the state of
+    runs is the intake's.
+
+    Parameters
+    ----------
+    path : the notebook; chooses the store's file and is a label. None: `JPY_SESSION_NAME`, else the working
+        folder.
+    store : a `SessionStore`, or the path of its file.
+    ids, clock : where ids and times come from.
+    observers : who is told of runs, see `Observer`.
+    max_concurrent : how many runs are under way at once; more wait in line.
+    cancel_grace_s : seconds that cleanup code gets after a cancel.
+    reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
+    keep_runs, keep_bytes : what the store keeps at most; the oldest ended runs go first. 0: all.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        store: SessionStore | str | Path | None = None,
+        ids: IdGenerator | None = None,
+        clock: Clock | None = None,
+        observers: Sequence[Observer | object] = (),
+        max_concurrent: int = 8,
+        cancel_grace_s: float = 2.0,
+        reentrant_loop: bool = False,
+        keep_runs: int = KEEP_RUNS,
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
+        if max_concurrent < 1:
+            raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
+        self.clock = clock or SystemClock()
+        self.cancel_grace_s = cancel_grace_s
+        self.max_concurrent = max_concurrent
+        self.notebook = notebook_path(path)
+        if min(keep_runs, keep_bytes) < 0:
+            raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
+        self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
+        self.on_display: Callable[[Run], None] | None = None  # given by the user interface
+        # The same: called on the writer's thread when a run has ended, and others have moved up in line, or when
+        # one waits for a person, and those in line with it.
+        self.on_line_moved: Callable[[], None] | None = None
+        # The same: called with a run that another one comes from by now.
+        self.on_followed: Callable[[Run], None] | None = None
+        # The same: shows a live table of the runs; called when runs were removed.
+        self.on_panel: Callable[[], None] | None = None
+        self.on_removed: Callable[[], None] | None = None
+        # The same: looks an agent up by its name in the notebook.
+        self.find_agent: FindAgent = lambda name: registered().get(name)
+        self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"  # not from `ids`: the first run is number 0
+        self.token = CancelToken()
+        self._lock = threading.RLock()
+        self._is_closed = False
+        self._catalog = Catalog(self, self.id)
+        self._dispatcher = Dispatcher(max_concurrent, self.clock)
+        self._is_reentrant = False
+        if reentrant_loop:
+            self.let_enter_loop(True)
+        self._people = People(self._dispatcher)
+        self._keyring = Keyring(os.environ, self.clock.monotonic, self._use_redactor)
+        self._intake = Intake(self.clock, self._keyring.redactor, self._published)
+        self._keeper = Keeper(lambda: self.store.files, lambda: self._intake.redactor)
+        self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
+        self._observers = [ObserverThread(observer) for observer in observers]
+        self._starter = Starter(self, ids or TimeOrderedIds(self.clock))
+        self._tellers: tuple[Listener, ...] = tuple(observer.tell for observer in self._observers)
+        self.store.open_existing(sets_aside=True)
+
+    # --- starting --------------------------------------------------------------------------------
+
+    @guarded()  # a cancel of the sync agent that starts a run must not leave it half-made
+    def start(
+        self,
+        agent: object = None,
+        prompt: str = "",
+        *,
+        name: str | None = None,
+        id: str | None = None,
+        model: str | None = None,
+        timeout_s: float | None = None,
+        max_turns: int | None = None,
+        max_tokens: int | None = None,
+        max_cost: float | None = None,
+        approve: str = "ask",
+        if_running: str = "queue",
+        on: str = "local",
+        thread: bool = False,
+        loop: str = "host",
+        tags: Mapping[str, str] | None = None,
+        tools: Sequence[Callable[..., object]] | None = None,
+        system: str | None = None,
+        output_type: type | None = None,
+        mcp: Sequence[str] | str | None = None,
+        settings: Settings | None = None,
+        cell_id: str | None = None,
+        parent: Run | None = None,
+        answerable: bool = True,
+        keep_object: bool = False,
+        target: str | None = None,
+        sequel: Sequel | None = None,
+    ) -> Run:
+        """Start a run and return its handle; the run goes on in the background.
+
+        Parameters
+        ----------
+        agent : a function, an agent object, or a registered agent's name; None for the built-in agent.
+        model : the built-in agent's model; None with no agent: the configured one.
+        id : makes the start idempotent: the same id and inputs give the existing run.
+        timeout_s : seconds after which the run is cancelled (cause `deadline`), counted from its start.
+        max_turns : model calls after which the run is cancelled (cause `budget`), before the next is made.
+        max_tokens : tokens, in and out together, above which it is cancelled.
+        max_cost : US dollars above which it is cancelled, where the model's price is known.
+        approve : who answers the run's questions: `ask` a person, `auto` allows, `deny` refuses.
+        answerable : whether there is a person to ask; False makes `ask` deny at once.
+        if_running : what to do while a run of the same cell, or the same given name, is live.
+        on : `process` runs the agent in a process of its own, which can be killed with all it has started; its
+            output comes back as JSON-like data.
+        thread : drive an async agent on a thread of its own, because it blocks.
+        loop : `kernel` drives an async agent on the event loop of this cell, for one that cells await as well: it
+            goes on only while the kernel is idle or awaits, and is not to be waited for by a call that blocks.
+        tools : functions for the built-in agent; one under `nbrun.needs_approval` asks a person first.
+        system : its instructions.
+        output_type : the class that its output is an instance of; None is text.
+        mcp : MCP servers whose tools it may use, by command or by URL.
+        settings : its model's, such as `{"temperature": 0}`, as pydantic-ai names them; or a function that returns
+            them for each step, from pydantic-ai's `RunContext`.
+        keep_object : also keep the output itself, pickled, for `run.load_object()` of a later kernel.
+        target : the agent's name in the notebook, by which a later kernel finds it again.
+        sequel : what there is to know of the run that this one comes from.
+        parent : the run whose child it is: it is cancelled with that run, and ends before it.
+
+        Raises
+        ------
+        AgentNotFound, BadOption, IdConflict, RunRejected, SessionClosed
+            Nothing was started, and nothing is left behind.
+        """
+        order = Order(
+            agent=agent, prompt=prompt, name=name, id=id, model=model, timeout_s=timeout_s,
+            max_turns=max_turns, max_tokens=max_tokens, max_cost=max_cost, approve=approve,
+            if_running=if_running, on=on, thread=thread, loop=loop, tags=tags,
+            setup=read_setup(tools, system, output_type, mcp, settings), cell_id=cell_id,
+            parent=parent, answerable=answerable, keep_object=keep_object, target=target,
+            sequel=sequel,
+        )  # fmt: skip
+        return self._starter.start(order)
+
+    def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
+        """Start a run that comes from the one that `ref` names: its `resume`, `retry` or `replay`.
+
+        Parameters
+        ----------
+        agent : what to run; None for the agent that the run had.
+        options : those of `start()` that are to be others than the run's own; of a replay, `speed` as well.
+
+        Raises
+        ------
+        NotResumable
+            It cannot be; the message says what can.
+        RunNotFound, AgentNotFound, BadOption, SessionClosed
+            Nothing was started.
+        """
+        from nbrun.sessions.followups import (
+            PLANS,  # with the first that needs it: a load must be quick
+        )
+
+        run = self.get(ref)
+        _check_names(options)
+        if run.store is not self.store:
+            raise NotResumable(f"{run!r} is of another store; go on from it there")
+        plan = PLANS[kind](run, self.store, agent, self.find_agent, options)
+        following = self.start(plan.agent, plan.prompt, sequel=plan.sequel, **plan.options)
+        if self.on_followed is not None:
+            self.on_followed(run)
+        return following
+
+    def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
+        """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
+        self._dispatcher.add(attempt)
+        self._intake.add(live)
+        self._intake.tell(live, created)
+        self._canceller.watch(live)
+        self._catalog.add(live)
+
+    def redact(self, value: str, name: str = "SECRET") -> None:
+        """Have a secret replaced by `[NAME]` in all that runs tell from now on; it is never stored itself.
+
+        Raises
+        ------
+        BadOption
+            It has less than 8 characters: to replace it would tear holes into ordinary words.
+        """
+        self._keyring.add(value, name)
+
+    def watch_variables(self, names: Collection[str]) -> None:
+        """Count the values of these environment variables as secrets, whatever their names look like."""
+        self._keyring.watch(names)
+
+    def _use_redactor(self, redactor: Redactor) -> None:
+        self._intake.redactor = redactor
+
+    def _begin(self) -> None:
+        """Start the threads of this session, with its first run."""
+        if self._dispatcher.is_begun:
+            return
+        writer = self.store.begin(
+            self._intake, session_id=self.id, notebook=str(self.notebook) if self.notebook else None
+        )
+        self._intake.ring = writer.ring
+        capture.install()
+        atexit.register(self.close)
+        self._dispatcher.begin(self._intake.put)
+
+    @property
+    def on_format(self) -> Callable[[object], Mapping[str, object]] | None:
+        """What returns a value's forms by MIME type, given by the user interface; it runs the value's own code."""
+        return self._keeper.on_format
+
+    @on_format.setter
+    def on_format(self, function: Callable[[object], Mapping[str, object]] | None) -> None:
+        self._keeper.on_format = function
+
+    def let_enter_loop(self, is_reentrant: bool) -> None:
+        """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""
+        self._is_reentrant = is_reentrant
+        self._dispatcher.use_loops(loops.new_loop if is_reentrant else asyncio.new_event_loop)
+
+    # --- finding ---------------------------------------------------------------------------------
+
+    @property
+    def live_runs(self) -> RunList:
+        """The runs of this session that have not ended, newest first."""
+        return RunList(self._catalog.run(live) for live in reversed(self._catalog.live()))
+
+    def recent_runs(self, limit: int) -> RunList:
+        """Return the newest runs of this session that are in memory, newest first: nobody waits for the store."""
+        return RunList(self._catalog.recent(limit))
+
+    @property
+    def current_run(self) -> Run | None:
+        """The newest-created live run of this session that is no child; None when there is none."""
+        own = (live for live in reversed(self._catalog.live()) if not live.is_child)
+        return next(map(self._catalog.run, own), None)
+
+    def get(self, ref: Run | int | str) -> Run:
+        """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id.
+
+        This session is looked through first, then the store, newest first.
+
+        Raises
+        ------
+        RunNotFound
+            No run has this reference.
+        """
+        return ref if isinstance(ref, Run) else self._catalog.get(ref)
+
+    def own(self, run_id: str) -> Run | None:
+        """Return the run of this session that has exactly this id: no name and no number stands for it."""
+        return self._catalog.own(run_id)
+
+    def runs(
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        agent: str | None = None,
+        tag: str | None = None,
+        since: Since | None = None,
+        text: str | None = None,
+        limit: int | None = None,
+        before: Run | int | None = None,
+    ) -> RunList:
+        """Return the runs of this notebook, newest first, that fit every filter given.
+
+        Parameters
+        ----------
+        agent : the agent's name, or its model's.
+        tag : `key=value`, or a key alone for any value of it.
+        since : created at or after this; a date, a datetime, or text such as `2h` for two hours ago.
+        text : what name, prompt, error, text or output hold, whole and in any case; reads the logs of long runs.
+        limit : at most so many, the newest; None: all.
+        before : only runs older than this one, or below this number: the last of one page gives the next.
+
+        Raises
+        ------
+        BadOption
+            A filter is none that can be asked for.
+        """
+        if isinstance(before, Run):
+            if before.number is None:
+                raise BadOption(
+                    f"{before!r} is not saved and has no number; give another to before"
+                )
+            before = before.number
+        query = read_query(
+            self.clock.now(), status=status, name=name, agent=agent, tag=tag, since=since, text=text,
+            limit=limit, before=before,
+        )  # fmt: skip
+        return self._catalog.runs(query)
+
+    def count_runs(self) -> int:
+        """Return how many runs of this notebook are stored."""
+        return self._catalog.count()
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener(record, events)` called for every run, on the writer's thread; return what ends that."""
+        with self._lock:
+            self._tellers = (*self._tellers, listener)
+
+        def remove() -> None:
+            with self._lock:
+                self._tellers = tuple(known for known in self._tellers if known is not listener)
+
+        return remove
+
+    # --- removing --------------------------------------------------------------------------------
+
+    def remove(self, *refs: Run | int | str) -> list[int]:
+        """Remove ended runs, with their events, files and child runs; return the numbers of what is gone.
+
+        Raises
+        ------
+        RunNotFound, BadOption
+            There is no such run, or it is live, or one below it is. All are looked up before any is removed.
+        StoreError
+            The store cannot be written.
+        """
+        runs = [self.get(ref) for ref in refs]
+        numbers = [removable(run) for run in runs]
+        gone = self._remove(numbers)
+        for run, number in zip(runs, numbers, strict=True):
+            if number not in gone and not self.store.is_removed(number):
+                raise BadOption(f"{run!r} has a child run that is live; cancel that first")
+        return gone
+
+    def remove_ended(self) -> list[int]:
+        """Remove all runs of this notebook that have ended; return their numbers."""
+        return self._remove(
+            [stored.number for stored in self.store.runs() if not stored.record.is_live]
+        )
+
+    def _remove(self, numbers: Sequence[int]) -> list[int]:
+        gone, forgotten = self._catalog.remove(numbers)
+        for live in forgotten:  # else it would be written again into a file that is begun anew
+            self._intake.forget(live)
+        if self.on_removed is not None:
+            self.on_removed()
+        return gone
+
+    # --- cancelling ------------------------------------------------------------------------------
+
+    def cancel(
+        self, ref: Run | int | str, reason: str | None = None, *, by: str = "python"
+    ) -> CancelReceipt:
+        """Ask the run that `ref` names to stop; says so, and changes nothing, if there is none or it has ended."""
+        try:
+            run = self.get(ref)
+        except RunNotFound as error:
+            return CancelReceipt(CancelOutcome.NOT_FOUND, None, str(error))
+        return self.cancel_run(run, reason, CancelCause.USER, by)
+
+    def cancel_current(self, reason: str | None = None, *, by: str = "python") -> CancelReceipt:
+        """Ask the newest live run to stop."""
+        run = self.current_run
+        if run is None:
+            return CancelReceipt(CancelOutcome.NOT_FOUND, None, "no run is live: nothing to cancel")
+        return self.cancel_run(run, reason, CancelCause.USER, by)
+
+    def cancel_all(self, reason: str | None = None, *, by: str = "python") -> list[CancelReceipt]:
+        """Ask every live run of this session to stop; one receipt a run, newest first."""
+        return [self.cancel_run(run, reason, CancelCause.USER, by) for run in self.live_runs]
+
+    def cancel_run(
+        self, run: Run, reason: str | None, cause: CancelCause, by: str
+    ) -> CancelReceipt:
+        """Ask one run to stop: the one function that every door leads to."""
+        return self._canceller.cancel_run(run, reason, cause, by)
+
+    # --- what people say to a run ----------------------------------------------------------------
+
+    def answer(
+        self,
+        run: Run,
+        call: str | None,
+        decision: str,
+        *,
+        args: object = None,
+        text: str | None = None,
+        always: bool = False,
+        by: str = "python",
+    ) -> ev.ApprovalRequested:
+        """Answer a question of a run and return the question: the one function that every door leads to.
+
+        Raises
+        ------
+        NotPending, BadOption
+            Nothing of this kind can be answered; the message says what can.
+        """
+        return self._people.answer(
+            live_side(run), call, decision, args=args, text=text, always=always, by=by
+        )
+
+    def steer(self, run: Run, text: str, *, by: str = "python", id: str | None = None) -> str:
+        """Send a message into a running agent; it reads it from `run.inbox`. Return the message's id.
+
+        Raises
+        ------
+        NotPending, BadOption
+            The run takes no messages, or not this one.
+        """
+        return self._people.steer(live_side(run), text, by=by, id=id)
+
+    @property
+    def is_on_host_loop(self) -> bool:
+        """Whether this code runs on the loop that drives all runs."""
+        return self._dispatcher.is_on_loop
+
+    def ping_hosts(self, timeout_s: float) -> list[float | None]:
+        """Return after how many seconds each loop that drives runs has answered, the newest last; None: not yet."""
+        return self._dispatcher.ping(timeout_s)
+
+    # --- what became public ----------------------------------------------------------------------
+
+    def _published(self, live: LiveRun, events: Sequence[ev.RunEvent]) -> None:
+        """Give the place of an ended run to the next, and tell everybody; on the writer's thread."""
+        record = live.record
+        # A host in this process has told its budget already, and totals may be told twice; another could not.
+        if live.budget is not None and any(isinstance(event.data, ev.Usage) for event in events):
+            live.budget.note_usage(record.usage)
+        if not record.is_live and any(event.data.TYPE in ev.END_TYPES for event in events):
+            live.token.release()
+            self._dispatcher.note_end(live)
+            self._people.forget(live)
+            for gone in self._catalog.note_end(live):
+                self._intake.forget(gone)
+            self.store.note_end(record.number)
+        if self.on_line_moved is not None and any(
+            event.data.TYPE in _MOVES_LINE for event in events
+        ):
+            self.on_line_moved()
+        for listener in (*live.listeners, *self._tellers):
+            try:
+                listener(record, events)
+            except Exception:  # isolated: a card or an observer that fails must not stop the log
+                _log.exception("a listener of %s failed", live.run_id)
+
+    def line_words(self, live: LiveRun) -> str | None:
+        """Return what a queued run waits for, in words; None if it does not wait."""
+        place = self._dispatcher.place(live)
+        if place is None:
+            return None
+        lives = self._catalog.live()
+        return queued_words(*place, sum(one.record.status is RunStatus.WAITING for one in lives))
+
+    def display(self, run: Run) -> None:
+        """Show a run's card, where there is something to show it with."""
+        if self.on_display is None:
+            print(repr(run))
+        else:
+            self.on_display(run)
+
+    def panel(self) -> None:
+        """Show a live table of the runs, where there is something to show it with; else print the newest."""
+        if self.on_panel is None:
+            print(repr(self.runs(limit=LIST_LIMIT)))
+        else:
+            self.on_panel()
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the session takes no new runs."""
+        return self._is_closed
+
+    @guarded()  # an agent that closes its session is cancelled by that, and must get through it
+    def close(self, *, by: str = "shutdown") -> None:
+        """Cancel what is live, write everything, release the lease; idempotent, at most 1.5 s.
+
+        Parameters
+        ----------
+        by : whose word it is, for the log and the card.
+        """
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        began = self.clock.monotonic()
+        lives = self._catalog.live()
+        self._canceller.cancel_together(lives, CancelCause.SHUTDOWN, by)
+        self._dispatcher.hurry()
+        for live in lives:
+            live.is_ended.wait(max(0.0, began + CLOSE_S - self.clock.monotonic()))
+        for live in lives:
+            if not live.is_ended.is_set():
+                self._intake.tell(
+                    live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,))
+                )
+        self.store.close(0.3, self._intake)
+        for observer in self._observers:
+            observer.close(0.05)
+        if self._dispatcher.is_begun:
+            capture.remove()
+            self._dispatcher.close(0.1)
+            atexit.unregister(self.close)
+
+    def __enter__(self) -> NotebookSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _store(
+    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock, keep: Keep
+) -> SessionStore:
+    if isinstance(store, SessionStore):
+        return store
+    places = [Path(store)] if store is not None else places_for(notebook)
+    return SessionStore(places, clock, keep)
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    """Raise `BadOption` for an option of a sequel that no start has."""
+    known = {*inspect.signature(NotebookSession.start).parameters, "speed"} - {"self"}
+    for name in options.keys() - known:
+        near = [option for option in sorted(known) if option.startswith(name)]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadOption(f"{name} is no option of a run{hint}")

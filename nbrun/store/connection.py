@@ -1,0 +1,206 @@
+"""Safe SQLite connections to store files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from nbrun.core.errors import StoreDamaged, StoreReadOnly
+from nbrun.store.schema import VERSION, bring_up, check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+BUSY_TIMEOUT_S = 1.0
+
+
+TRY_MS = 5
+
+
+MAX_VALUE_BYTES = 64 * 1024 * 1024
+
+
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+
+COMPANIONS = ("-wal", "-shm", "-journal")
+
+
+def refuse_links(path: Path) -> None:
+    """See to it that a store, and what SQLite opens with it unasked, are files of their own or not there.
+
+    Raises
+    ------
+    StoreReadOnly
+        One of them leads somewhere else, or would keep us waiting.
+    """
+    for part in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
+        try:
+            mode = part.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_ISLNK(mode):
+            raise StoreReadOnly(f"{part} is a symbolic link; nbrun does not write through it")
+        if not stat.S_ISREG(mode):
+            raise StoreReadOnly(f"{part} is no file")
+        if part.name.endswith("-journal") and _names_another(part):
+            raise StoreReadOnly(f"{part} names another file, which SQLite would delete")
+
+
+def _names_another(journal: Path) -> bool:
+    """Return whether a rollback journal ends with the name of another one, as those of attached files do.
+
+    Ours never do. Source: SQLite deletes a file of that name, whatever it is, when it has rolled back.
+    """
+    try:
+        with journal.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(_JOURNAL_MAGIC)))
+            return file.read() == _JOURNAL_MAGIC
+    except FileNotFoundError:  # another kernel has just done with it
+        return False
+
+
+def _make(path: Path) -> None:
+    """Make an empty file for its owner only; SQLite would go by the umask, and -wal and -shm take its mode.
+
+    One that is there is not even opened: closing it would take away the locks that another connection of
+    this process has on it.
+
+    Source: POSIX drops all of a process's locks on a file when it closes any descriptor of it.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
+
+
+def connect(
+    path: Path | None, *, create: bool = False, wait_s: float | None = None
+) -> sqlite3.Connection:
+    """Return a connection that reads and, where the file allows it, writes; `None` is memory.
+
+    Parameters
+    ----------
+    wait_s : how long it waits for a lock, at most and if not given `BUSY_TIMEOUT_S`.
+
+    Raises
+    ------
+    StoreReadOnly, StoreDamaged, sqlite3.Error, OSError
+        The file cannot be opened.
+    """
+    if path is None:
+        connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    else:
+        refuse_links(path)
+        if _is_emptied(path):
+            raise StoreDamaged(f"{path} is empty, and its journal is not")
+        if create:
+            _make(path)
+            if not os.access(path, os.W_OK):  # SQLite would open it to be read, and say nothing
+                raise StoreReadOnly(f"{path} may only be read")
+        connection = sqlite3.connect(
+            # rw: a file that is gone must not come back empty because somebody looked for it
+            f"{path.absolute().as_uri()}?mode=rw", uri=True,
+            timeout=BUSY_TIMEOUT_S if wait_s is None else min(wait_s, BUSY_TIMEOUT_S),
+            check_same_thread=False, isolation_level=None,
+        )  # fmt: skip
+    set_limits(connection)
+    return connection
+
+
+def set_limits(connection: sqlite3.Connection) -> None:
+    """Bound what a file that somebody else made can do to who opens it."""
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+    connection.text_factory = _text
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE)
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+
+
+def _text(stored: bytes) -> str:
+    """Return a text; where it is none in UTF-8, with signs for what cannot be read."""
+    return stored.decode("utf-8", "replace")
+
+
+def _is_emptied(path: Path) -> bool:
+    """Return whether the database was cut to nothing beside a journal that is full.
+
+    SQLite would take it for a new one, and delete the journal.
+    """
+    try:
+        if path.stat().st_size > 0:
+            return False
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def open_for_writing(
+    path: Path | None, now: float = 0.0, wait_s: float | None = None
+) -> sqlite3.Connection:
+    """Return a connection to a file that has our tables, made where they are missing.
+
+    Parameters
+    ----------
+    now : epoch seconds; what `versions` notes.
+    wait_s : how long to wait for a lock, as in `connect()`.
+
+    Raises
+    ------
+    StoreTooNew
+        A newer nbrun made it.
+    StoreReadOnly
+        It holds tables, triggers or views that are not ours; nothing is written to it.
+    StoreDamaged
+        It is no database.
+    """
+    connection = connect(path, create=path is not None, wait_s=wait_s)
+    try:
+        # Before anything is written: the journal's mode is a write as well.
+        check(connection, path)
+        if path is not None:
+            # WAL lets readers go on while we write; where it cannot be had, SQLite stays with its journal.
+            _switch_to_wal(connection)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("BEGIN IMMEDIATE")
+        version = check(connection, path)
+        bring_up(connection, version, now)
+        connection.execute("COMMIT")
+        if path is not None and version < VERSION:
+            # Into the file itself: it is known by its head, also while all else stands in the journal only.
+            connection.execute("PRAGMA wal_checkpoint")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if "not a database" in str(error) or "malformed" in str(error):
+            raise StoreDamaged(f"{path} is not a usable database ({error})") from error
+        raise
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Set the journal's mode, as soon as no other process is in the way.
+
+    Source: SQLite does not wait for a lock when it changes this, since two that do so at once might wait for each
+    other; it says "locked". So it is tried again, for as long as the connection waits for locks elsewhere.
+    """
+    (patience_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute("PRAGMA busy_timeout = 0")
+    for left in reversed(range(patience_ms // TRY_MS + 1)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if not left or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        time.sleep(TRY_MS / 1000)
+    connection.execute(f"PRAGMA busy_timeout = {patience_ms}")

@@ -1,0 +1,364 @@
+"""The file of a store: opened at the best place there is, then watched, and begun again where it was lost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from nbrun.core.errors import StoreDamaged, StoreError, StoreInTrouble
+from nbrun.store import attachments as checkpoints
+from nbrun.store import read_only as stranger
+from nbrun.store import schema
+from nbrun.store.connection import connect, open_for_writing
+from nbrun.store.faults import Kind, Trouble, is_damage, trouble_of
+from nbrun.store.location import FOLDER, prepare_folder
+from nbrun.store.orphans import mark_lost
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nbrun.core.clock import Clock
+
+_log = logging.getLogger("nbrun")
+
+_ASIDE = re.compile(r"\.(?:damaged|left)-\d{8}T\d{6}(?:-\d+)?$")
+
+COMPANIONS = ("", "-wal", "-shm")
+"""What SQLite appends to a database's name for the files that belong to it."""
+OPEN_WAIT_S = 0.5
+"""How long an opening that somebody waits for waits for a lock; the writer goes on with it."""
+MAX_NUMBER = 10**9
+"""The greatest number of a stranger's run that ours go on from; nobody comes to more honestly."""
+CHECK_S = 0.1
+"""How often the file is looked for where no run begins or ends; a look takes 3 µs, on a network far more."""
+SET_ASIDE_LIMIT = 3
+"""How many files one kernel sets aside: a disk that damages all of them would be filled with them."""
+
+_HEAD_BYTES = 64 * 1024
+_MAGIC = b"SQLite format 3\x00"
+_MARK_AT = 68  # where SQLite keeps the application's id
+
+_Identity = tuple[int, int]
+
+
+def is_set_aside(path: Path) -> bool:
+    """Return whether a file's name says that it was renamed because it was damaged, or replaced under a kernel."""
+    return _ASIDE.search(path.stem) is not None
+
+
+class Home:
+    """Where a store lies.
+
+    A fault that may pass leaves it unopened, or as it is, and is raised as `StoreInTrouble`. A file that is gone,
+    was replaced or is damaged is begun again: `is_begun_again` then, and `former` is the connection to the old
+    one, out of which what this kernel knows can be read, as far as it goes, until `let_go_of_former()`.
+
+    Threads: the opening is under the store's lock until there is a writer, and from then on all methods are
+    the writer's. `path`, `problem`, `generation`, `told` and `trouble` may be read by anybody.
+
+    Parameters
+    ----------
+    places : where it may lie, best first; memory where none can be written.
+    """
+
+    def __init__(self, places: list[Path], clock: Clock) -> None:
+        self._places = places
+        self._clock = clock
+        self._name = ""
+        self._identities: dict[str, _Identity | None] = {}
+        self._size = 0
+        self._looked_at = 0.0  # by the monotonic clock
+        self._set_aside_count = 0
+        self._suspected: Trouble | None = None
+        self._befell: str | None = None  # what is told of the next file that is opened
+        self.connection: sqlite3.Connection | None = None
+        self.former: sqlite3.Connection | None = None
+        self.path: Path | None = None
+        self.problem: str | None = None  # why it is not at the first place
+        # A place that can be read all the same, and why only that.
+        self.only_read: tuple[Path, str] | None = None
+        self.trouble: Trouble | None = None  # why it is not open
+        self.lost = 0
+        self.is_begun_again = False  # what this kernel knows is not in it yet
+        self.generation = 0  # how often a file was opened
+        self.news: deque[str] = deque()  # what no run's log has told yet
+        self.told: tuple[str, ...] = ()  # all that befell its files
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def open(self, *, sets_aside: bool = True) -> sqlite3.Connection:
+        """Open the file, or make it.
+
+        Parameters
+        ----------
+        sets_aside : whether a damaged file of ours is renamed, so that a new one can be made.
+
+        Raises
+        ------
+        StoreInTrouble
+            It cannot be opened now: it is locked, or there is no room, and no other place is better.
+        """
+        problem, may_pass, above = None, None, 0
+        for path in self._places:
+            try:
+                connection = self._opened(path, sets_aside)
+            except (OSError, StoreError, sqlite3.Error) as error:
+                found = trouble_of(error, path)
+                is_kept = found.kind is Kind.DAMAGED and not sets_aside and was_ours(path)
+                if found.kind is Kind.LOCKED or is_kept:
+                    self.trouble = found
+                    raise StoreInTrouble(found) from error
+                may_pass = may_pass or (found if found.kind is Kind.FULL else None)
+                if problem is None:
+                    seen = stranger.look(path, error, str(found))
+                    problem = f"runs are not kept in {path}: {seen.words}"
+                    if seen.greatest is not None:
+                        self.only_read, above = (path, str(found)), seen.greatest
+                continue
+            self.path = path
+            break
+        else:
+            if may_pass is not None:
+                self.trouble = may_pass
+                raise StoreInTrouble(may_pass)
+            connection, self.path = open_for_writing(None, self._clock.now()), None
+            problem = f"{problem or 'no place to write'}; runs are kept in memory only"
+        if problem is not None and self.path is not None:
+            problem = f"{problem}; new ones are in {self.path}"
+        self.problem, self.trouble = problem, None
+        if 0 < above <= MAX_NUMBER:  # so that a number names one run
+            schema.number_above(connection, above)
+        self._take(connection)
+        return connection
+
+    def _opened(self, path: Path, sets_aside: bool) -> sqlite3.Connection:
+        prepare_folder(path.parent)
+        before = _identity(path)
+        try:
+            return self._connected(path)
+        except (StoreDamaged, sqlite3.DatabaseError) as error:
+            # What was never ours, somebody's notes under this name, is left alone.
+            is_damaged = isinstance(error, StoreDamaged) or is_damage(error)
+            if not is_damaged or not sets_aside or not was_ours(path):
+                raise
+            if _identity(path) == before:  # else another kernel has done it
+                trouble = trouble_of(error, path)
+                self._tell_set_aside(path, trouble, self._rename(path))
+        return self._connected(path)
+
+    def _connected(self, path: Path) -> sqlite3.Connection:
+        connection = open_for_writing(path, self._clock.now(), OPEN_WAIT_S)
+        try:
+            self.lost = mark_lost(connection, self._clock.now())
+            checkpoints.sweep(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _take(self, connection: sqlite3.Connection) -> None:
+        """Go on with this connection; where it is that of a file begun again, say so."""
+        self.connection = connection
+        self.generation += 1
+        self._suspected = None
+        if self.path is not None:
+            self._name, self._size = os.fspath(self.path), self.path.stat().st_size
+            self._identities = {part: _identity(f"{self._name}{part}") for part in COMPANIONS}
+        if self._befell is None:
+            return
+        if self.former is not None and _extent(connection) == _extent(self.former) != (0, 0):
+            # The same file under another identity, as some network file systems give it: nothing was lost.
+            self.let_go_of_former()
+        else:
+            self._tell(self._befell)
+        self._befell = None
+
+    # --- watching --------------------------------------------------------------------------------
+
+    def suspect(self, error: BaseException) -> None:
+        """Note that a reader has found the file damaged; the writer does what there is to be done."""
+        self._suspected = trouble_of(error, self.path)
+
+    def ready(self, *, looks: bool = True) -> sqlite3.Connection:
+        """Return the connection to a file that is there: begun again, if it is not the one that was opened.
+
+        Parameters
+        ----------
+        looks : whether to look for it even if that was done a moment ago.
+
+        Raises
+        ------
+        StoreInTrouble, StoreError, sqlite3.Error, OSError
+            There is none now.
+        """
+        if self.connection is None:
+            return self.open()
+        if self.path is None:
+            return self.connection
+        if self._suspected is not None:
+            return self._set_aside(self._suspected)
+        now = self._clock.monotonic()
+        if not looks and now < self._looked_at + CHECK_S:
+            return self.connection
+        self._looked_at = now
+        try:
+            found = os.stat(self._name)
+        except FileNotFoundError:
+            return self._begin_again("was deleted or moved")
+        if (found.st_dev, found.st_ino) != self._identities[""]:
+            return self._begin_again("was replaced by another file")
+        if found.st_size < self._size and not self._is_sound():
+            return self._set_aside(Trouble(Kind.DAMAGED, "the file is damaged (cut short)"))
+        self._size = found.st_size
+        return self.connection
+
+    def _is_sound(self) -> bool:
+        """Return whether a file that has shrunk is whole all the same: tidied up, by another kernel."""
+        assert self.path is not None  # noqa: S101 - asked of files only
+        try:
+            with contextlib.closing(connect(self.path)) as connection:
+                answer: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except (sqlite3.Error, StoreError) as error:
+            return not is_damage(error)
+        return answer == "ok"
+
+    # --- beginning again -------------------------------------------------------------------------
+
+    def _begin_again(self, what: str) -> sqlite3.Connection:
+        """Open what is at the path now, or make it; the old file stays readable as `former`."""
+        path, old = self._open_one()
+        above = path.parent.parent
+        if path.parent.name == FOLDER and not above.is_dir():
+            # The notebook's own folder is not ours to make again; where it went, the old file is still written.
+            raise StoreInTrouble(Trouble(Kind.OTHER, f"its folder is gone ({above})"))
+        self._clear_companions(path, old)
+        self._befell = f"{path} {what}; what this kernel knows was written again"
+        self.connection, self.former = None, old
+        self.is_begun_again = True
+        return self.open()
+
+    def _open_one(self) -> tuple[Path, sqlite3.Connection]:
+        assert self.path is not None  # noqa: S101 - only a file can be gone or damaged
+        assert self.connection is not None  # noqa: S101
+        return self.path, self.connection
+
+    def _clear_companions(self, path: Path, old: sqlite3.Connection) -> None:
+        """Move the old file's journal out of the way: SQLite would take it for the new one's.
+
+        Its index too: a new connection would cut it short under the old one, which has it in its memory. Who has
+        them open keeps them.
+        """
+        is_empty = False
+        with contextlib.suppress(sqlite3.Error):  # a file that was moved away is then whole
+            _busy, logged, done = old.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            is_empty = logged == done
+        for part in COMPANIONS[1:]:
+            left, known = path.with_name(f"{path.name}{part}"), self._identities.get(part)
+            if known is None or _identity(left) != known:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another kernel does the same
+                if is_empty or part == "-shm":
+                    left.unlink()
+                else:
+                    left.rename(f"{self._aside(path, 'left')}{part}")
+
+    def _set_aside(self, trouble: Trouble) -> sqlite3.Connection:
+        """Rename the damaged file, with what belongs to it, and begin a new one."""
+        path, old = self._open_one()
+        if _identity(path) != self._identities[""]:
+            return self._begin_again("was set aside by another kernel")
+        if os.name == "nt":  # a file that is open cannot be renamed there
+            old.close()
+        self._tell_set_aside(path, trouble, self._rename(path))
+        self.connection, self.former = None, old
+        self.is_begun_again = True
+        return self.open()
+
+    def _rename(self, path: Path) -> Path:
+        """Set a file aside under a name that is free; return it.
+
+        Raises
+        ------
+        StoreInTrouble
+            Too many were.
+        """
+        if self._set_aside_count >= SET_ASIDE_LIMIT:
+            words = f"the file is damaged, as {SET_ASIDE_LIMIT} before it were; look at the disk"
+            raise StoreInTrouble(Trouble(Kind.OTHER, words))
+        self._set_aside_count += 1
+        aside = self._aside(path, "damaged")
+        for part in COMPANIONS:  # the database first: without it the others are nothing
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(f"{path.name}{part}").rename(aside.with_name(f"{aside.name}{part}"))
+        return aside
+
+    def _aside(self, path: Path, what: str) -> Path:
+        moment = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y%m%dT%H%M%S")
+        names = [f"{path.stem}.{what}-{moment}{path.suffix}"]
+        names += [f"{path.stem}.{what}-{moment}-{n}{path.suffix}" for n in range(2, 100)]
+        taken = set(os.listdir(path.parent))
+        free = (n for n in names if not any(f"{n}{part}" in taken for part in COMPANIONS))
+        return path.with_name(next(free, names[-1]))
+
+    def _tell_set_aside(self, path: Path, trouble: Trouble, aside: Path) -> None:
+        self._tell(f"{path}: {trouble}; it is kept as {aside.name}, and a new file was begun")
+
+    def _tell(self, what: str) -> None:
+        _log.info("%s", what)
+        self.news.append(what)
+        self.told = (*self.told, what)
+
+    def let_go_of_former(self) -> None:
+        """Close the old file: what this kernel knows is in the new one."""
+        self.is_begun_again = False
+        if self.former is not None:
+            self.former.close()
+            self.former = None
+
+    def close(self) -> None:
+        """Close all."""
+        self.let_go_of_former()
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+def was_ours(path: Path) -> bool:
+    """Return whether a file that is no usable database was once a store: by its mark, or a table's text.
+
+    A rest that is too short to hold the mark is taken for one: it is of no use to anybody.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    mark = schema.APPLICATION_ID.to_bytes(4, "big")
+    if head.startswith(_MAGIC):
+        return len(head) < _MARK_AT + 4 or head[_MARK_AT : _MARK_AT + 4] == mark
+    return not head or b"CREATE TABLE runs (" in head
+
+
+def _identity(path: Path | str) -> _Identity | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _extent(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return how far a store has come: its last run and its last row of events."""
+    try:
+        row = connection.execute(
+            "SELECT (SELECT coalesce(max(number), 0) FROM runs), (SELECT coalesce(max(key), 0) FROM events)"
+        ).fetchone()
+    except sqlite3.Error:
+        return 0, 0
+    return row[0], row[1]

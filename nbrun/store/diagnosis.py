@@ -1,0 +1,262 @@
+"""What doctor has found: one line each, with what to do; those findings that need no kernel are made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbrun.store.database_file import is_set_aside
+from nbrun.store.session_store import Stranger
+
+if TYPE_CHECKING:
+    from nbrun.store.session_store import SessionStore
+
+LOW_DISK_BYTES = 200 * 1024 * 1024
+
+OWN = "jupyter-nbrun"
+NEEDED = (OWN, "ipython", "ipykernel", "ipywidgets", "anywidget", "jupyter-client")
+MODELS = "pydantic-ai-slim"
+EXTENSION = "nbrun.server"
+
+
+class Sign(StrEnum):
+    """How a finding is to be taken."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+MARKS = {Sign.OK: "✔", Sign.NOTE: "•", Sign.PROBLEM: "✘"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what was found and, where that is not well, what to do."""
+
+    sign: Sign
+    subject: str
+    text: str
+    mend: str = ""
+
+    @property
+    def said(self) -> str:
+        """The finding without its sign, on one line."""
+        mend = f" → {self.mend}" if self.mend else ""
+        return " ".join(f"{self.subject}: {self.text}{mend}".split())
+
+    def __str__(self) -> str:
+        return f"{MARKS[self.sign]} {self.sign:<7}  {self.said}"
+
+
+Probe = Callable[[], Iterable[Finding]]
+
+
+def tried(subject: str, probe: Probe) -> list[Finding]:
+    """Return what a probe finds; one that fails is a finding too, and does not keep others from being made."""
+    try:
+        return list(probe())
+    except Exception as error:
+        why = f"could not be tried: {type(error).__name__}: {error}"
+        return [Finding(Sign.NOTE, subject, why, "run it again; if it stays, report this line")]
+
+
+# --- what is installed -----------------------------------------------------------------------------
+
+
+def versions(*more: str) -> list[Finding]:
+    """Return what is installed, of what nbrun needs and of `more`; nothing is imported for it."""
+    found = {name: _version(name) for name in (*NEEDED, MODELS, *more)}
+    found[OWN] = found[OWN] or _running(OWN)  # a checkout on the path need not be installed
+    here = [f"{_short(name)} {version}" for name, version in found.items() if version]
+    python = ".".join(map(str, sys.version_info[:3]))
+    findings = [Finding(Sign.OK, "versions", ", ".join([f"Python {python}", *here]))]
+    missing = " ".join(name for name in NEEDED if found[name] is None)
+    if missing:
+        mend = f"pip install {missing}, then restart the kernel"
+        findings.append(Finding(Sign.PROBLEM, "versions", f"not installed: {missing}", mend))
+    if found[MODELS] is None:
+        text = (
+            "pydantic-ai is not installed: functions run, models other than the scripted one do not"
+        )
+        findings.append(Finding(Sign.NOTE, "versions", text, "pip install 'jupyter-nbrun[agents]'"))
+    for name in (OWN, "ipykernel"):
+        running = _running(name) or found[name]
+        if found[name] is not None and running != found[name]:
+            text = f"{_short(name)} {found[name]} is installed, but {running} is running"
+            findings.append(Finding(Sign.PROBLEM, "versions", text, "restart the kernel"))
+    return findings
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _running(name: str) -> str | None:
+    return getattr(sys.modules.get(_short(name)), "__version__", None)
+
+
+def _short(name: str) -> str:
+    return {OWN: "nbrun", MODELS: "pydantic-ai"}.get(name, name)
+
+
+# --- the server's extension ------------------------------------------------------------------------
+
+
+def served() -> Finding:
+    """Return whether the Jupyter Server of this environment has nbrun's extension; only its settings are read."""
+    subject, version = "server", _version("jupyter-server")
+    if version is None:
+        text = (
+            "Jupyter Server is not in this environment, so it cannot be seen whether it knows nbrun"
+        )
+        mend = "to cancel without a page, pip install 'jupyter-nbrun[server]' in the server's environment"
+        return Finding(Sign.NOTE, subject, text, mend)
+    switch = _switch()
+    if switch is not None and switch[0]:
+        text = f"{EXTENSION} is switched on by {switch[1]}: runs can be cancelled without a page"
+        return Finding(Sign.OK, subject, text)
+    off = "not switched on" if switch is None else f"switched off by {switch[1]}"
+    text = f"{EXTENSION} is {off}: runs can be cancelled in the notebook only"
+    mend = f"jupyter server extension enable {EXTENSION}, and start the server again"
+    return Finding(Sign.NOTE, subject, text, mend)
+
+
+def _switch() -> tuple[bool, Path] | None:
+    """Return whether the server's settings switch the extension on, and the file that does.
+
+    Source: Jupyter Server reads `jupyter_server_config.json` of each folder, then the files of the folder of that
+    name with `.d`; the first folder that says something wins. What a `.py` file sets is not seen.
+    """
+    from jupyter_core.paths import jupyter_config_path
+
+    for folder in map(Path, jupyter_config_path()):
+        files = sorted((folder / "jupyter_server_config.d").glob("*.json"), reverse=True)
+        for file in (folder / "jupyter_server_config.json", *files):
+            try:
+                found = json.loads(file.read_text("utf-8"))["ServerApp"]["jpserver_extensions"]
+                return bool(found[EXTENSION]), file
+            except (OSError, ValueError, LookupError, TypeError):  # no such file, or silent on it
+                continue
+    return None
+
+
+# --- where runs are kept ---------------------------------------------------------------------------
+
+
+def kept(store: SessionStore) -> list[Finding]:
+    """Return where runs are kept, whether they outlive the kernel, and what may come in the way."""
+    if isinstance(store, Stranger):
+        is_writable = os.access(store.path, os.W_OK) and os.access(store.path.parent, os.W_OK)
+        mend = "move it away to begin a new one; nothing in it was changed"
+        mend = mend if is_writable else "make it and its folder writable; nothing in it was changed"
+        return [Finding(Sign.PROBLEM, "store", f"only read: {store.problem}", mend)]
+    findings = [*_trouble(store), *(_befell(what) for what in store.told)]
+    if store.path is None:
+        findings += [] if store.trouble is not None else [_not_kept(store)]
+        return [*findings, *_kept_elsewhere(store)]
+    is_written = store.trouble is None
+    findings += [_file(store.path, store.problem, is_written=is_written), *_disk(store.path)]
+    findings += _kept_elsewhere(store)
+    if store.lost:
+        text = f"{store.lost} runs were live when their kernel died, and are shown as lost"
+        findings.append(Finding(Sign.NOTE, "store", text, "nothing: what they had is kept"))
+    return findings
+
+
+def _trouble(store: SessionStore) -> Iterable[Finding]:
+    if store.trouble is not None:
+        behind = store.behind
+        waiting = f"{behind} {'run waits' if behind == 1 else 'runs wait'} in memory to be saved"
+        text = f"not written to: {store.trouble}; {waiting}"
+        yield Finding(Sign.PROBLEM, "store", text, store.trouble.mend)
+
+
+def _befell(what: str) -> Finding:
+    return Finding(Sign.NOTE, "store", what, "a file that was set aside may hold runs: keep it")
+
+
+def set_aside(store: SessionStore) -> list[Finding]:
+    """Return the damaged files beside this store's that earlier kernels have set aside."""
+    folder, stem = store.wanted.parent, store.wanted.stem
+    found = sorted(folder.glob("*.db")) if folder.is_dir() else []
+    mend = "the sqlite3 tool's .recover can get at them; delete it when you do not need it"
+    return [
+        Finding(Sign.NOTE, "store", f"{file} was damaged and set aside; it may hold runs", mend)
+        for file in found
+        if file.name.startswith(f"{stem}.") and is_set_aside(file)
+        and not any(file.name in what for what in store.told)
+    ]  # fmt: skip
+
+
+def _not_kept(store: SessionStore) -> Finding:
+    if not store.is_durable:
+        mend = (
+            "make its folder writable, or set %config NbRun.store = 'PATH', and %reload_ext nbrun"
+        )
+        text = f"in memory only, gone with the kernel: {store.problem}"
+        return Finding(Sign.PROBLEM, "store", text, mend)
+    folder = store.wanted.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        text = f"{folder} cannot be written: runs will be kept in your data folder"
+        return Finding(Sign.NOTE, "store", text, "%config NbRun.store = 'PATH' chooses the file")
+    return Finding(Sign.OK, "store", f"no run yet; the first one makes {store.wanted}")
+
+
+def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Finding:
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+    except sqlite3.Error as error:
+        mend = "%agentrun doctor again when a run has been written; it tells what was done"
+        return Finding(Sign.PROBLEM, "store", f"{path} cannot be read: {error}", mend)
+    size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+    durable = "durable, " if is_written else ""  # else what waits is in memory only
+    text = f"{path}, {durable}{_bytes(size)}, journal mode {str(journal).upper()}"
+    if problem is not None:
+        mend = "mend that and %reload_ext nbrun, or set %config NbRun.store"
+        return Finding(Sign.NOTE, "store", f"{text}; {problem}", mend)
+    if journal != "wal":
+        mend = "nothing, if it is quick enough; a local disk is quicker than a network's"
+        return Finding(Sign.NOTE, "store", f"{text}: this file system knows no WAL", mend)
+    return Finding(Sign.OK, "store", text)
+
+
+def _kept_elsewhere(store: SessionStore) -> Iterable[Finding]:
+    """Tell of the runs that were kept at another place while the first one could not be written."""
+    for path in store.elsewhere:
+        mend = f"nbrun list {path} shows them; nbrun export and nbrun import bring them here"
+        yield Finding(Sign.NOTE, "store", f"there are runs in {path} too", mend)
+
+
+def _disk(path: Path) -> list[Finding]:
+    free = shutil.disk_usage(path.parent).free
+    if free >= LOW_DISK_BYTES:
+        return [Finding(Sign.OK, "disk", f"{_bytes(free)} free")]
+    mend = "make room; until then runs may stay in memory and be lost with the kernel"
+    return [Finding(Sign.PROBLEM, "disk", f"only {_bytes(free)} free at {path.parent}", mend)]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,155 @@
+"""Runs from elsewhere, taken into a store: under new numbers, and never over anything that is there."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun.core import events as ev
+from nbrun.core.errors import BadRecording, IdConflict
+from nbrun.core.fold import fold
+from nbrun.store import queries as reader
+from nbrun.store.rows import IdTaken, Ledger, Values, micros
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+HOST = "import"
+"""The host of a session that is no kernel's: of a run that came from a file."""
+NOT_HERE = "imported while it was live; its kernel is not here"
+
+MAX_ID = 1_000
+"""Characters of a run's id."""
+MAX_TIME = 1e11
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of a run: the number that it has here, whether it came just now, and whether it was live."""
+
+    number: int
+    is_new: bool
+    was_live: bool = False
+
+
+def import_run(
+    connection: sqlite3.Connection, events: Sequence[ev.RunEvent], label: str, now: float
+) -> Imported:
+    """Take a run into the file, in one transaction.
+
+    It keeps its id, under a session row of its own, which is named by the run's content: so the same run is
+    taken once only. A run that is live in the file is lost here, as its kernel is elsewhere.
+
+    Parameters
+    ----------
+    events : all of the run, as `recording.load` gives them.
+    label : where it came from.
+    now : epoch seconds.
+
+    Raises
+    ------
+    IdConflict
+        The run may be in a file only once, and there is another one with its id.
+    BadRecording
+        Something in it cannot be stored.
+    """
+    ledger = Ledger(connection)
+    ledger.begin()
+    try:
+        imported = _import(connection, ledger, events, label, now)
+        ledger.commit()
+    except IdTaken as taken:
+        ledger.rollback()
+        raise IdConflict(
+            f"the id '{taken}' names another run here; the imported one is left out"
+        ) from None
+    except (OverflowError, TypeError, ValueError) as error:
+        ledger.rollback()
+        raise BadRecording(f"{events[0].run_id} cannot be stored: {error}") from None
+    except BaseException:
+        ledger.rollback()
+        raise
+    return imported
+
+
+def _import(
+    connection: sqlite3.Connection,
+    ledger: Ledger,
+    events: Sequence[ev.RunEvent],
+    label: str,
+    now: float,
+) -> Imported:
+    created = events[0].data
+    if not isinstance(created, ev.RunCreated):
+        raise ValueError("it does not begin with its creation")  # noqa: TRY004 - of what was read, not of a call
+    events = [_without_numbers(event) for event in events]
+    session_id = f"{HOST}-{_digest(events)}"
+    here = _number_of(connection, session_id, events) or _number_of(
+        connection, created.session_id, events
+    )
+    if here is not None:
+        return Imported(here, is_new=False)
+    at = micros(now)
+    row: Values = (session_id, label, HOST, "", "", 0, 0, at, at)
+    session = ledger.insert_session(row)
+    connection.execute("UPDATE sessions SET closed_at = ? WHERE key = ?", (at, session))
+    first = msgspec.structs.replace(events[0].data, session_id=session_id)
+    place, events[0] = ledger.insert_run(session, msgspec.structs.replace(events[0], data=first))
+    record = fold(events)
+    if not 0 < len(record.run_id) <= MAX_ID or not 0 <= (record.ended_at or 0.0) < MAX_TIME:
+        raise ValueError("its id or its end is out of range")
+    was_live = record.is_live
+    if was_live:
+        lost = ev.RunLost(NOT_HERE, record.last_event_at or None)
+        events.append(ev.RunEvent(len(events), now, record.run_id, 0, lost))
+        record = fold(events)
+    ledger.write_record(ledger.write_events(place, events), record)
+    return Imported(place.number, is_new=True, was_live=was_live)
+
+
+def _number_of(
+    connection: sqlite3.Connection, session_id: str, events: Sequence[ev.RunEvent]
+) -> int | None:
+    """Return the number of a run of this session that began with these events."""
+    found = reader.find_id(connection, events[0].run_id, session_id)
+    if found is None:
+        return None
+    known = reader.read_events(connection, found.number, limit=len(events))
+    is_same = _digest([_without_numbers(event) for event in known]) == _digest(events)
+    return found.number if is_same else None
+
+
+def _without_numbers(event: ev.RunEvent) -> ev.RunEvent:
+    """Return an event without the numbers that runs had in another file: here they are those of others."""
+    data = event.data
+    if not isinstance(data, ev.RunCreated | ev.ChildStarted):
+        return event
+    data = msgspec.structs.replace(data, number=None)
+    if isinstance(data, ev.RunCreated) and data.origin is not None:
+        origin = msgspec.structs.replace(data.origin, number=None)
+        data = msgspec.structs.replace(data, origin=origin)
+    return msgspec.structs.replace(event, data=data)
+
+
+def _digest(events: Sequence[ev.RunEvent]) -> str:
+    """Return what tells one run's content from another's, whichever file it lies in."""
+    digest = hashlib.sha256()
+    for event in events:
+        data = event.data
+        if isinstance(data, ev.RunCreated):
+            data = msgspec.structs.replace(data, session_id="")
+        parts = [
+            event.run_id,
+            event.seq,
+            micros(event.ts),
+            event.attempt,
+            event.parent,
+            event.type,
+            data,
+        ]
+        digest.update(msgspec.msgpack.encode(parts))
+    return digest.hexdigest()[:32]

@@ -1,0 +1,205 @@
+"""Whether the kernel that a session belongs to can be seen from here, for who reads its runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbrun.core.durations import duration
+from nbrun.core.values import shown
+
+if TYPE_CHECKING:
+    import sqlite3
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """What tells one process from every other, also across reboots and containers.
+
+    `started_at` is compared, never read as a time: clock ticks since the boot on Linux, elsewhere
+    microseconds since the epoch.
+    """
+
+    host: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    started_at: int
+
+    def is_alive(self) -> bool | None:
+        """Return whether it runs; None where that cannot be seen from here.
+
+        On the same host, boot and PID namespace the process itself decides, never a heartbeat: laptops
+        sleep. A process that cannot be asked, because it is on another machine, is neither dead nor alive.
+        """
+        here = this_process()
+        if self.host != here.host or self.pid_namespace != here.pid_namespace:
+            return None
+        if self.boot_id != here.boot_id:
+            return False
+        try:
+            return _started_at(self.pid) == self.started_at
+        except PermissionError:
+            return None
+
+
+@lru_cache(maxsize=1)
+def _identity_of(pid: int) -> ProcessIdentity:
+    started_at = _started_at(pid)
+    return ProcessIdentity(socket.gethostname(), _boot_id(), _pid_namespace(), pid, started_at or 0)
+
+
+def this_process() -> ProcessIdentity:
+    """Return the identity of this process; made anew after a fork."""
+    return _identity_of(os.getpid())
+
+
+def _started_at(pid: int) -> int | None:
+    """Return when a process was started, None if there is none; exact, and untouched by a clock that is set.
+
+    Raises
+    ------
+    PermissionError
+        The system does not tell.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    if sys.platform == "linux":
+        try:
+            # After the name, which may hold anything: state, then 18 numbers, then clock ticks since the boot.
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if fields[0] in "ZX" else int(fields[19])
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).create_time() * 1_000_000)
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.AccessDenied as error:
+        raise PermissionError(f"process {pid} cannot be asked for its start") from error
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        # macOS and Windows: the boot time, to the minute, since it is reckoned from now.
+        import psutil
+
+        return f"boot-{round(psutil.boot_time() / 60)}"
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+_MASK = 2**63 - 1  # SQLite's integers have a sign; inodes have none
+
+_COLUMNS = (
+    "SELECT s.key, s.host, s.boot_id, s.pid_namespace, s.pid, s.process_started_at,"
+    " s.heartbeat_at, s.closed_at, h.device, h.inode"
+    " FROM sessions s LEFT JOIN homes h ON h.session = s.key"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What can be told of the kernel of a session.
+
+    `is_home` says whether it wrote to this very file: in a copy its runs have stopped, wherever they are now.
+    """
+
+    session: int
+    identity: ProcessIdentity
+    heartbeat_at: float  # epoch seconds
+    is_closed: bool
+    is_home: bool
+
+    def is_alive(self) -> bool | None:
+        """Return whether the kernel lives and writes to this file; None where that cannot be seen from here."""
+        return self.identity.is_alive() if self.is_home else None
+
+    def unseen(self, now: float) -> str:
+        """Return why nobody can say here how a live-looking run of it stands; empty where it lives."""
+        if self.is_closed:
+            return "its session was closed, and no end of it was kept"
+        alive = self.is_alive()
+        if alive is None:
+            return f"its kernel cannot be seen from here ({self._where()}{self._last_seen(now)})"
+        return "" if alive else "its kernel died, and nothing is written to this file"
+
+    def _where(self) -> str:
+        if not self.is_home:
+            return "this file is a copy"
+        if self.identity.host != this_process().host:
+            return f"on {shown(self.identity.host, 60)}"
+        if self.identity.pid_namespace != this_process().pid_namespace:
+            return "in another container"
+        return "the system does not tell"
+
+    def _last_seen(self, now: float) -> str:
+        # The clocks of two hosts need not agree.
+        ago = max(0.0, now - self.heartbeat_at)
+        return f", last seen {duration(ago)} ago" if self.heartbeat_at > 0 else ""
+
+
+def note_home(connection: sqlite3.Connection, session: int) -> None:
+    """Note which file a session writes to; the caller has a transaction open."""
+    home = _home(connection)
+    if home is not None:
+        connection.execute("INSERT OR REPLACE INTO homes VALUES (?, ?, ?)", (session, *home))
+
+
+def open_sessions(connection: sqlite3.Connection) -> list[Sight]:
+    """Return what can be seen of every session that was not closed."""
+    home = _home(connection)
+    rows = connection.execute(f"{_COLUMNS} WHERE s.closed_at IS NULL").fetchall()
+    return [_sight(row, home) for row in rows]
+
+
+def sight_of(connection: sqlite3.Connection, number: int) -> Sight | None:
+    """Return what can be seen of the kernel of a run."""
+    row = connection.execute(
+        f"{_COLUMNS} JOIN runs r ON r.session = s.key WHERE r.number = ?", (number,)
+    ).fetchone()
+    return None if row is None else _sight(row, _home(connection))
+
+
+def _sight(row: tuple[object, ...], home: tuple[int, int] | None) -> Sight:
+    """Return a row as it is meant, whatever somebody has put into it."""
+    key, host, boot_id, namespace, pid, started_at, heartbeat_at, closed_at, device, inode = row
+    identity = ProcessIdentity(
+        str(host), str(boot_id), str(namespace), _integer(pid), _integer(started_at)
+    )
+    is_home = inode is None or home is None or inode == home[1]
+    if is_home and device is not None and home is not None and device != home[0]:
+        # A device may have another number after the next boot.
+        is_home = boot_id != this_process().boot_id
+    return Sight(
+        _integer(key), identity, _integer(heartbeat_at) / 1_000_000, closed_at is not None, is_home
+    )
+
+
+def _integer(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _home(connection: sqlite3.Connection) -> tuple[int, int] | None:
+    """Return the device and the inode of the file behind a connection; None for memory."""
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    try:
+        found = os.stat(path) if path else None
+    except OSError:  # moved away while it is open: then nothing is claimed
+        return None
+    if found is None:
+        return None
+    return found.st_dev & _MASK, found.st_ino & _MASK

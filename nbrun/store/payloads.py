@@ -1,0 +1,170 @@
+"""Payloads that are too large for a row: kept as a file, with their head and size in the event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from nbrun.core import events as ev
+from nbrun.core.errors import ArtifactLost
+from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, shown, type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from nbrun.core.artifacts import Artifact, ArtifactFiles
+    from nbrun.core.record import RunRecord
+    from nbrun.core.recording import Exported
+
+LIMIT = 1_000_000
+"""Bytes of an event beyond which its payload goes to a file."""
+HEAD = 2_000
+"""Characters of it that stay."""
+ARTIFACT_KEY = "$artifact"
+TEXT, PACKED = "text/plain", "application/vnd.msgpack"
+
+# Not of unknown types, which are stored as they came, nor what people are asked: they must see it whole.
+_FIELDS: dict[type[ev.EventData], str] = {
+    ev.ToolStarted: "args",
+    ev.ToolFinished: "result",
+    ev.Custom: "value",
+    ev.Raw: "payload",
+    ev.RunCompleted: "output",
+    ev.RunFailed: "output",
+    ev.RunCancelled: "output",
+    ev.Message: "text",
+    ev.Log: "text",
+}
+_TEXTS = (ev.Message, ev.Log)
+
+
+def outsourced(event: ev.RunEvent, files: ArtifactFiles) -> tuple[ev.RunEvent, ev.Artifact] | None:
+    """Return the event with the head of its payload, and what tells of the file; None if that is not what is large.
+
+    Raises
+    ------
+    StoreError, OSError
+        The file cannot be written.
+    """
+    name = _FIELDS.get(type(event.data))
+    if name is None:
+        return None
+    value: Plain = getattr(event.data, name)
+    is_text = isinstance(value, str)
+    blob = value.encode() if isinstance(value, str) else msgspec.msgpack.encode(value)
+    if len(blob) < LIMIT // 2:
+        return None
+    sha256, size = files.keep(blob)
+    made = ev.Artifact(
+        _id_of(event), f"{event.type} {name}", size, "", TEXT if is_text else PACKED, sha256
+    )
+    head = f"{shown(value[: 2 * HEAD] if isinstance(value, str) else value, HEAD)} ({size:,} bytes)"
+    short: Plain = {TYPE_KEY: type_name(value), REPR_KEY: head, ARTIFACT_KEY: made.id}
+    if isinstance(event.data, _TEXTS):
+        short = f"{head}: artifact {made.id}"
+    data = msgspec.structs.replace(event.data, **{name: short})
+    return msgspec.structs.replace(event, data=data), made
+
+
+def restored(event: ev.RunEvent, artifacts: Sequence[Artifact]) -> ev.RunEvent:
+    """Return an event with its payload, wherever that is kept; itself where its file cannot be read."""
+    name = _FIELDS.get(type(event.data))
+    kept = next((made for made in artifacts if made.id == _id_of(event)), None)
+    if name is None or kept is None:
+        return event
+    value = _read(kept)
+    if value is None:
+        return event
+    return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, **{name: value}))
+
+
+def whole_run(
+    record: RunRecord, events: Iterable[ev.RunEvent], artifacts: Sequence[Artifact]
+) -> Exported:
+    """Return a run with all that is kept of it beside its log in its place."""
+    from nbrun.core.recording import Exported
+
+    output = whole(record.output, artifacts)
+    record = msgspec.structs.replace(record, output=output)
+    return Exported(record, (restored(event, artifacts) for event in events), artifacts)
+
+
+def _id_of(event: ev.RunEvent) -> str:
+    return f"event-{event.seq}"
+
+
+def is_outsourced(value: Plain) -> bool:
+    """Return whether a value stands for one in a file."""
+    return isinstance(value, dict) and ARTIFACT_KEY in value
+
+
+def whole(value: Plain, artifacts: Sequence[Artifact]) -> Plain:
+    """Return what a value stands for; itself where its file cannot be read."""
+    if not isinstance(value, dict) or ARTIFACT_KEY not in value:
+        return value
+    kept = next((made for made in artifacts if made.id == value[ARTIFACT_KEY]), None)
+    found = None if kept is None else _read(kept)
+    return value if found is None else found
+
+
+def _read(kept: Artifact) -> Plain:
+    """Return the value in a file; None where there is none."""
+    try:
+        if kept.media_type == TEXT:
+            return kept.read().decode()
+        return msgspec.msgpack.decode(kept.read()) if kept.media_type == PACKED else None
+    except (ArtifactLost, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+PER_ROW = 16
+
+
+LONG = 250_000
+
+
+"""Characters of a delta that no other follows in its row: SQLite holds only so much in one."""
+
+
+_CLASSES: dict[str, type[ev.TextDelta] | type[ev.ReasoningDelta]] = {
+    ev.TextDelta.TYPE: ev.TextDelta,
+    ev.ReasoningDelta.TYPE: ev.ReasoningDelta,
+}
+
+
+class DeltaRow(msgspec.Struct, array_like=True):
+    """The data of such a row: lengths in characters, steps in microseconds after the row's `ts`."""
+
+    text: str
+    # Of a row that is longer than ours not even the lists are made.
+    lengths: Annotated[list[int], msgspec.Meta(max_length=PER_ROW)]
+    steps: Annotated[list[int], msgspec.Meta(max_length=PER_ROW)]
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+_decoder = msgspec.msgpack.Decoder(DeltaRow)
+
+
+def encode(texts: list[str], steps: list[int]) -> bytes:
+    """Return the row's data."""
+    return _encoder.encode(DeltaRow("".join(texts), [len(text) for text in texts], steps))
+
+
+def decode(event_type: str, blob: bytes, ts: int) -> list[tuple[int, ev.EventData]]:
+    """Return (time, data) of each delta of a row; in order.
+
+    Raises
+    ------
+    msgspec.DecodeError
+        The row is not what `encode` makes.
+    """
+    row = _decoder.decode(blob)
+    made: list[tuple[int, ev.EventData]] = []
+    start = 0
+    for length, step in zip(row.lengths, row.steps, strict=True):
+        made.append((ts + step, _CLASSES[event_type](row.text[start : start + length])))
+        start += length
+    return made

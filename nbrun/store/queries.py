@@ -1,0 +1,361 @@
+"""Reading a session store: runs newest first, events by seq. Reading runs no code of what is stored."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from math import inf
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun.core import events as ev
+from nbrun.core.errors import StoreReadOnly
+from nbrun.core.fold import fold
+from nbrun.core.record import LIVE, RunRecord, RunStatus
+from nbrun.store import payloads
+from nbrun.store import validation as doubt
+from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from nbrun.core.clock import Clock
+    from nbrun.store.filters import Query
+
+_log = logging.getLogger("nbrun")
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(RunRecord)
+
+_GREATEST = 2**63 - 1  # of SQLite's numbers
+_COLUMNS = (
+    # Ours are shorter, and of a list each is read. By the type first: the length of a text is not told without it.
+    "SELECT r.number, CASE WHEN typeof(r.record) = 'blob' AND length(r.record) <= 65536 THEN r.record END,"
+    " s.session_id"
+    " FROM runs r JOIN sessions s ON s.key = r.session"
+)
+_IS_LIVE = " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
+_EVENTS = (
+    "SELECT seq, count, ts, attempt, parent, type,"
+    " CASE WHEN typeof(data) = 'blob' AND length(data) <= ?1 THEN data END FROM events"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run as the store lists it; `record` is brief."""
+
+    number: int
+    record: RunRecord
+
+
+def encode_record(record: RunRecord) -> bytes:
+    """Return what the `runs` table keeps of a record: its brief form."""
+    return _encoder.encode(record.brief())
+
+
+class _Parent(msgspec.Struct):
+    parent_id: str | None = None
+
+
+_parent_decoder = msgspec.msgpack.Decoder(_Parent)
+
+
+def decode_parent(blob: bytes) -> str | None:
+    """Return the id of the run that the one with this brief record is a child of."""
+    try:
+        return _parent_decoder.decode(blob).parent_id
+    except (msgspec.DecodeError, RecursionError, TypeError):
+        return None
+
+
+def read_events(
+    connection: sqlite3.Connection, number: int, after: int = -1, limit: int | None = None
+) -> list[ev.RunEvent]:
+    """Return the events of run `number` that come after seq `after`, by seq, at most `limit`.
+
+    A page of more than `doubt.PAGE_BYTES` ends early, with a whole row.
+    """
+    if limit is not None and limit <= 0:
+        return []
+    return list(islice(_events(connection, number, after, doubt.PAGE_BYTES), limit))
+
+
+def _events(
+    connection: sqlite3.Connection, number: int, after: int, most_bytes: float = inf
+) -> Iterator[ev.RunEvent]:
+    """Yield the events of a run that come after a seq: each once, by seq."""
+    found = connection.execute("SELECT run_id FROM runs WHERE number = ?", (number,)).fetchone()
+    if found is None:
+        return
+    log = _Log(doubt.text(found[0]), after, most_bytes)
+    # A row of deltas begins before its last event does: look as far back as one can be long.
+    first = min(after, doubt.MAX_SEQ) - payloads.PER_ROW
+    try:
+        yield from log.events(
+            connection.execute(
+                f"{_EVENTS} WHERE run = ?2 AND seq > ?3 ORDER BY seq",
+                (MAX_VALUE_BYTES, number, first),
+            )
+        )
+    except sqlite3.DataError as error:
+        _log.warning("run #%s: a row of its log cannot be read (%s)", number, error)
+        yield from log.events(_single_rows(connection, number, first))
+
+
+class _Log:
+    """The reading of one log: what of it was given already."""
+
+    def __init__(self, run_id: str, after: int, most_bytes: float) -> None:
+        self._run_id = run_id
+        self._last = after
+        self._left = most_bytes
+
+    def events(self, rows: Iterable[doubt.Row]) -> Iterator[ev.RunEvent]:
+        """Yield what the rows hold and was not given yet."""
+        for row in rows:
+            if not doubt.is_sound(row):
+                row = doubt.mended(row)
+            seq, count, ts, attempt, parent, kind, blob = row
+            if seq + count - 1 <= self._last or self._left < 0:
+                continue
+            for offset, (at, data) in enumerate(_unpack(kind, blob, ts, count)):
+                if seq + offset > self._last:
+                    self._last = seq + offset
+                    ts_s = (at if 0 <= at <= doubt.LATEST else ts) / 1_000_000
+                    yield ev.RunEvent(self._last, ts_s, self._run_id, attempt, data, parent)
+            self._left -= len(blob) if blob is not None else 0
+
+
+def _single_rows(connection: sqlite3.Connection, number: int, after: int) -> Iterator[doubt.Row]:
+    """Yield the rows of a run's log without those in which a text is longer than anything."""
+    keys = connection.execute(
+        "SELECT key FROM events WHERE run = ? AND seq > ? ORDER BY seq", (number, after)
+    ).fetchall()
+    for (key,) in keys:
+        with contextlib.suppress(sqlite3.DataError):
+            yield from connection.execute(f"{_EVENTS} WHERE key = ?2", (MAX_VALUE_BYTES, key))
+
+
+def _unpack(kind: str, blob: bytes | None, ts: int, count: int) -> list[tuple[int, ev.EventData]]:
+    if kind in ev.DELTA_TYPES:
+        try:
+            return payloads.decode(kind, blob or b"", ts)
+        except (msgspec.DecodeError, TypeError, ValueError):
+            # Damaged: its numbers stay taken, so that no gap opens; no more of them than a row can hold.
+            count = max(1, min(count, payloads.PER_ROW))
+            return [(ts, doubt.damaged(kind, blob))] * count
+    return [(ts, doubt.data(kind, blob))]
+
+
+def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
+    """Return the whole record of a run: the fold of its log, or what was last noted of it if that is damaged."""
+    events: Iterator[ev.RunEvent] = _events(connection, number, -1)
+    (rows,) = connection.execute("SELECT count(*) FROM events WHERE run = ?", (number,)).fetchone()
+    try:
+        record = doubt.sound(fold(events if rows <= doubt.LOG_OPEN else doubt.foldable(events)))
+    except (TypeError, ValueError):
+        record = RunRecord()
+    if record.run_id:  # a log begins with what the run is
+        return record
+    stored = read_run(connection, number)
+    if stored is None:
+        return record
+    notice = "its log is damaged; this is what was last noted of it"
+    return msgspec.structs.replace(stored.record, is_brief=False, notices=(notice,))
+
+
+def read_runs(
+    connection: sqlite3.Connection, limit: int | None = None, before: int | None = None
+) -> list[StoredRun]:
+    """Return runs newest first, those below number `before` if it is given, at most `limit`."""
+    rows = connection.execute(
+        f"{_COLUMNS} WHERE r.number <= ? ORDER BY r.number DESC LIMIT ?",
+        (_GREATEST if before is None else before - 1, -1 if limit is None else limit),
+    )
+    found: list[StoredRun] = []
+    try:
+        found.extend(_stored(connection, row) for row in rows)
+    except sqlite3.DataError:  # a text of it is longer than anything: leave that run out
+        before = found[-1].number if found else before
+        return found + _read_singly(connection, limit and limit - len(found), before)
+    return found
+
+
+def count_runs(connection: sqlite3.Connection) -> int:
+    """Return how many runs there are."""
+    (count,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+    return int(count)
+
+
+def _read_singly(
+    connection: sqlite3.Connection, limit: int | None, before: int | None
+) -> list[StoredRun]:
+    """Return runs as `read_runs` does, without those that cannot be read."""
+    numbers = connection.execute(
+        "SELECT number FROM runs WHERE number <= ? ORDER BY number DESC LIMIT ?",
+        (_GREATEST if before is None else before - 1, -1 if limit is None else limit),
+    ).fetchall()
+    found = [read_run(connection, number) for (number,) in numbers]
+    return [stored for stored in found if stored is not None]
+
+
+def read_page(
+    connection: sqlite3.Connection, query: Query, before: int | None, limit: int
+) -> list[StoredRun]:
+    """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`."""
+    # Said in so many words, it lets SQLite take the index of the few that are live.
+    live = _IS_LIVE if query.is_unknown or query.status in LIVE else ""
+    rows = connection.execute(
+        f"{_COLUMNS} WHERE r.number <= ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
+        f" AND (?4 IS NULL OR r.created_at >= ?4){live} ORDER BY r.number DESC LIMIT ?5",
+        (
+            _GREATEST if before is None else before - 1, query.status, query.name,
+            None if query.since is None else round(query.since * 1_000_000), limit,
+        ),
+    )  # fmt: skip
+    try:
+        return [_stored(connection, row) for row in rows]
+    except (
+        sqlite3.DataError
+    ):  # as in `read_runs`; what does not fit the query is told apart by its record
+        return _read_singly(connection, limit, before)
+
+
+def read_run(connection: sqlite3.Connection, number: int) -> StoredRun | None:
+    """Return the run with this number."""
+    return _first(connection, "WHERE r.number = ?", number)
+
+
+def find_id(
+    connection: sqlite3.Connection, run_id: str, session_id: str | None = None
+) -> StoredRun | None:
+    """Return the newest run with exactly this id, of that session if one is given."""
+    return _first(
+        connection,
+        "WHERE r.run_id = ?1 AND (?2 IS NULL OR s.session_id = ?2) ORDER BY r.number DESC LIMIT 1",
+        run_id,
+        session_id,
+    )
+
+
+MAX_REPLAYS = 1_000
+"""Past how many replays of a name the run that they show is looked for."""
+
+
+def find_run(connection: sqlite3.Connection, text: str) -> StoredRun | None:
+    """Return the newest run with this id, else the newest with this name that is no replay, else any with it."""
+    found = _first(connection, "WHERE r.run_id = ? ORDER BY r.number DESC LIMIT 1", text)
+    if found is not None:
+        return found
+    newest, below = None, _GREATEST
+    for _ in range(MAX_REPLAYS):
+        found = _first(
+            connection, "WHERE r.name = ? AND r.number < ? ORDER BY r.number DESC LIMIT 1", text, below
+        )  # fmt: skip
+        if found is None or not found.record.is_replay:
+            return found or newest
+        newest, below = newest or found, found.number
+    return newest
+
+
+def _first(connection: sqlite3.Connection, which: str, *values: object) -> StoredRun | None:
+    """Return the first run that fits; None where it cannot be read."""
+    try:
+        row = connection.execute(f"{_COLUMNS} {which}", values).fetchone()
+    except sqlite3.DataError as error:
+        _log.warning("a run cannot be read (%s)", error)
+        return None
+    return None if row is None else _stored(connection, row)
+
+
+def _stored(connection: sqlite3.Connection, row: tuple[int, bytes | None, str]) -> StoredRun:
+    number, blob, session_id = row
+    try:
+        record = doubt.sound_brief(_decoder.decode(blob or b""), number, session_id)
+    except (RecursionError, TypeError, ValueError):  # the log is whole even if this copy is not
+        record = _noted(connection, number)
+    return StoredRun(number, record)
+
+
+def _noted(connection: sqlite3.Connection, number: int) -> RunRecord:
+    """Return what the columns of a run tell, where its brief record cannot be read."""
+    run_id, session_id, name, status, created_at = connection.execute(
+        "SELECT r.run_id, s.session_id, r.name, r.status, r.created_at"
+        " FROM runs r JOIN sessions s ON s.key = r.session WHERE r.number = ?",
+        (number,),
+    ).fetchone()
+    is_known = status in RunStatus.__members__.values()
+    at = doubt.moment(created_at, 0) if isinstance(created_at, int) else 0.0
+    return RunRecord(
+        run_id=doubt.text(run_id), session_id=doubt.text(session_id), name=doubt.text(name), number=number,
+        status=RunStatus(status) if is_known else RunStatus.QUEUED, created_at=at, last_event_at=at,
+        is_brief=True,
+    )  # fmt: skip
+
+
+PATIENCE_S = 0.02
+
+
+"""How long a look at the file may take; then there is nothing to be seen."""
+
+
+_STEPS = 1000
+
+
+"""Instructions of SQLite between two looks at the clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """What a reference to a stored run can be made of."""
+
+    number: int
+    run_id: str
+    name: str
+    status: RunStatus
+
+    def is_named_in(self, words: Sequence[str]) -> bool:
+        """Return whether one of the words is its number, its name or its id."""
+        return not {f"#{self.number}", str(self.number), self.name, self.run_id}.isdisjoint(words)
+
+
+def glimpse(path: Path, limit: int, clock: Clock) -> list[Glimpse]:
+    """Return the newest runs of a file, newest first; none of one that is missing, locked, damaged or slow.
+
+    It has a connection of its own, because the store's may be held by somebody who reads a long log.
+    """
+    try:
+        refuse_links(path)
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE_S)) as connection:
+            return _newest(connection, limit, clock)
+    except (OSError, StoreReadOnly, sqlite3.Error):
+        return []
+
+
+def _newest(connection: sqlite3.Connection, limit: int, clock: Clock) -> list[Glimpse]:
+    until = clock.monotonic() + PATIENCE_S
+    set_limits(connection)
+    # Somebody else may have made the file: `runs` may be a view that never ends, and a name of any length.
+    connection.set_progress_handler(lambda: clock.monotonic() > until, _STEPS)
+    rows = connection.execute(
+        "SELECT number, substr(run_id, 1, 200), substr(name, 1, 200), status FROM runs"
+        " ORDER BY number DESC LIMIT ?",
+        (limit,),
+    ).fetchall()
+    statuses = {str(status): status for status in RunStatus}
+    return [
+        Glimpse(number, run_id, name, statuses[status])
+        for number, run_id, name, status in rows
+        if isinstance(number, int)
+        and isinstance(run_id, str)
+        and isinstance(name, str)
+        and status in statuses
+    ]

@@ -1,0 +1,217 @@
+"""Telling a new file what this kernel knows, where the old one is gone or damaged."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun.core import events as ev
+from nbrun.core.cancellation import CancelCause
+from nbrun.core.record import RunRecord, RunStatus
+from nbrun.store import queries as reader
+from nbrun.store.backlog import Dropped
+from nbrun.store.liveness import note_home
+from nbrun.store.rows import Ledger, Row, Values, micros
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TABLES = {
+    "events": "seq, count, ts, attempt, parent, type, data",
+    "checkpoints": "seq, ts, state",
+    "origins": "origin, kind",
+    "artifacts": "id, name, media_type, size, sha256, made_at",
+}
+"""What belongs to a run, with the columns that are copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A run that this kernel knows, and how many of its events were in the old file."""
+
+    record: RunRecord
+    saved: int
+
+
+def renew(
+    former: sqlite3.Connection | None,
+    connection: sqlite3.Connection,
+    session: Values,
+    known: Sequence[Known],
+) -> tuple[int, dict[str, Row]]:
+    """Write a session and its runs into a new file, within the transaction that is open there.
+
+    Their logs are copied from the old file as far as it can be read, else told again from their records.
+
+    Returns
+    -------
+    The session's key, and the row of each run, by its id; a run has the number that it had, if that is free.
+    """
+    ledger = Ledger(connection)
+    found = connection.execute(
+        "SELECT key FROM sessions WHERE session_id = ?", (session[0],)
+    ).fetchone()
+    key = ledger.insert_session(session) if found is None else int(found[0])
+    note_home(connection, key)
+    return key, {
+        run.record.run_id: _renew_run(former, connection, ledger, key, run)
+        for run in sorted(known, key=lambda run: run.record.number or 0)
+    }
+
+
+def _renew_run(
+    former: sqlite3.Connection | None,
+    connection: sqlite3.Connection,
+    ledger: Ledger,
+    session_key: int,
+    run: Known,
+) -> Row:
+    number = _insert(connection, session_key, run.record)
+    row = Row(number, RunStatus.QUEUED)
+    if former is None or not _copy(former, connection, run, number):
+        for event in retold(run.record, run.saved):
+            if isinstance(event, Dropped):
+                row = ledger.write_dropped(row, event, run.record.text)
+            else:
+                row = ledger.write_events(row, [event])
+    ledger.flush()
+    record = run.record
+    if run.saved < record.event_count:  # its status may be ahead of what is in the file
+        record = reader.read_record(connection, number)
+    record = msgspec.structs.replace(record, number=number)
+    connection.execute(
+        "UPDATE runs SET status = ?, record = ? WHERE number = ?",
+        (record.status, reader.encode_record(record), number),
+    )
+    return Row(number, record.status)
+
+
+def _insert(connection: sqlite3.Connection, session_key: int, record: RunRecord) -> int:
+    """Return the number of a run's row: one that is there, of an older state, is emptied."""
+    there = connection.execute(
+        "SELECT number FROM runs WHERE session = ? AND run_id = ?", (session_key, record.run_id)
+    ).fetchone()
+    if there is not None:
+        for table in _TABLES:
+            connection.execute(f"DELETE FROM {table} WHERE run = ?", there)  # noqa: S608 - our own names
+        return int(there[0])
+    taken = connection.execute("SELECT 1 FROM runs WHERE number = ?", (record.number,)).fetchone()
+    cursor = connection.execute(
+        "INSERT INTO runs (number, session, run_id, name, status, created_at, inputs, record)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            None if taken else record.number, session_key, record.run_id, record.name, record.status,
+            micros(record.created_at), _created(record).inputs(), b"",
+        ),
+    )  # fmt: skip
+    return int(cursor.lastrowid or 0)
+
+
+def _copy(
+    former: sqlite3.Connection, connection: sqlite3.Connection, run: Known, number: int
+) -> bool:
+    """Copy what the old file has of a run; return whether its log was there and whole."""
+    copied: dict[str, list[Values]] = {}
+    try:
+        for table, columns in _TABLES.items():
+            sql = f"SELECT {columns} FROM {table} WHERE run = ? ORDER BY 1"  # noqa: S608 - our own names
+            copied[table] = former.execute(sql, (run.record.number,)).fetchall()
+    except sqlite3.Error:
+        return False
+    if not _is_whole(copied["events"], run.saved):
+        return False
+    for table, rows in copied.items():
+        columns = _TABLES[table]
+        marks = ", ".join("?" * (columns.count(",") + 2))
+        connection.executemany(
+            f"INSERT INTO {table} (run, {columns}) VALUES ({marks})",  # noqa: S608
+            [(number, *row) for row in rows],
+        )
+    return True
+
+
+def _is_whole(events: list[Values], count: int) -> bool:
+    due = 0
+    for event in events:
+        if event[0] != due or not isinstance(event[1], int):
+            return False
+        due += event[1]
+    return due == count
+
+
+_Told = tuple[float, int, ev.EventData]
+
+
+def retold(record: RunRecord, count: int) -> list[ev.RunEvent | Dropped]:
+    """Return a log of `count` events that folds to what is known of a run, those in its middle dropped.
+
+    Of a run that has come further than that, only how it began is told.
+    """
+    is_all = count >= record.event_count
+    head, tail = _beginning(record)[:count], _ending(record) if is_all else []
+    tail = tail[max(0, len(tail) - (count - len(head))) :]
+    missing = count - len(head) - len(tail)
+    log = [_event(record, seq, told) for seq, told in enumerate(head)]
+    if missing:
+        moment = record.started_at or record.created_at
+        why = "the file that they were in is gone or damaged"
+        end = len(record.text) if is_all else 0
+        log.append(Dropped(record.run_id, len(head), missing, moment, record.attempt, why, 0, end))
+    first = len(head) + missing
+    return log + [_event(record, first + place, told) for place, told in enumerate(tail)]
+
+
+def _event(record: RunRecord, seq: int, told: _Told) -> ev.RunEvent | Dropped:
+    ts, attempt, data = told
+    return ev.RunEvent(seq, ts, record.run_id, attempt, data)
+
+
+def _created(record: RunRecord) -> ev.RunCreated:
+    return ev.RunCreated(
+        **{name: getattr(record, name) for name in ev.RunCreated.__struct_fields__}
+    )
+
+
+def _beginning(record: RunRecord) -> list[_Told]:
+    told: list[_Told] = [(record.created_at, 0, _created(record))]
+    if record.started_at is not None:
+        told.append((record.started_at, record.attempt, ev.RunStarted()))
+    return told
+
+
+def _ending(record: RunRecord) -> list[_Told]:
+    """Return what the status follows from; after the beginning, and some time before the end at the latest."""
+    told: list[_Told] = []
+    last = record.last_event_at
+    if record.cancel_requested_at is not None and record.cause is not None:
+        asked = ev.CancelRequested(record.cause, record.reason, record.cancelled_by)
+        told.append((record.cancel_requested_at, 0, asked))
+    if record.status is RunStatus.WAITING:
+        told += [(last, record.attempt, asked) for asked in record.pending]
+        told.append((last, record.attempt, ev.RunWaiting()))
+    end = _end(record)
+    if end is not None:
+        told.append((record.ended_at or last, record.attempt, end))
+    told += [(last, record.attempt, ev.DetachedFinished(n)) for n in record.detached_finished]
+    return told
+
+
+def _end(record: RunRecord) -> ev.EventData | None:
+    cause = record.cause or CancelCause.USER
+    match record.status:
+        case RunStatus.COMPLETED:
+            return ev.RunCompleted(record.output, record.usage)
+        case RunStatus.FAILED:
+            error = record.error or ev.ErrorInfo("Unknown", "it is not known why")
+            return ev.RunFailed(error, record.output, record.usage)
+        case RunStatus.CANCELLED:
+            return ev.RunCancelled(
+                cause, record.reason, record.output, record.error, record.usage, record.detached
+            )
+        case RunStatus.LOST:
+            return ev.RunLost(record.reason or "", record.ended_at)
+        case _:
+            return None

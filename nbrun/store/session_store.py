@@ -1,0 +1,393 @@
+"""The session store: one SQLite file per notebook, with the runs and events of all its sessions."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+import threading
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+from nbrun.core.artifacts import ArtifactFiles, folder_beside
+from nbrun.core.errors import NotPending, StoreDamaged, StoreError, StoreInTrouble, StoreReadOnly
+from nbrun.store import read_only as stranger
+from nbrun.store.attachments import Checkpointed
+from nbrun.store.connection import connect
+from nbrun.store.database_file import Home
+from nbrun.store.faults import Trouble, is_damage, trouble_of
+from nbrun.store.orphans import give_up
+from nbrun.store.queries import StoredRun
+from nbrun.store.read_api import StoredRuns
+from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
+from nbrun.store.source import Committed, Source
+from nbrun.store.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from nbrun.core.clock import Clock
+
+__all__ = [
+    "Checkpointed",
+    "Committed",
+    "Keep",
+    "SessionStore",
+    "Source",
+    "StoredRun",
+    "Stranger",
+]
+
+SWEEP_S = 60.0
+"""How often it is looked at most whether there is more than is kept."""
+CLOSE_SWEEP_S = 0.2
+"""How long a close waits for the step that is under way."""
+
+_log = logging.getLogger("nbrun")
+
+
+class SessionStore(StoredRuns):
+    """The runs of one notebook on disk, or in memory where nothing can be written.
+
+    A file is made when the first run begins, not before.
+
+    Threads: any method, from any thread. Readers of a file have a connection of their own, under `_lock`; in
+    memory they share the writer's, under `_write_lock`.
+
+    Parameters
+    ----------
+    places : where to keep it, best first; memory when none can be written.
+    keep : how much of it is kept; older runs are removed.
+    """
+
+    def __init__(self, places: list[Path], clock: Clock, keep: Keep | None = None) -> None:
+        self.keep = keep or Keep()
+        self._places = places
+        self._lock = threading.RLock()
+        # Of the writer's connection, which readers of memory share.
+        self._write_lock = threading.RLock()
+        self._home = Home(places, clock)
+        self._clock = clock
+        self._writer: Writer | None = None
+        self._read_connection: sqlite3.Connection | None = None
+        self._read_generation = 0
+        self._is_closed = False
+        self._is_shut = False  # what there was in memory is gone
+        self._stranger: Stranger | None = None
+        self._held = ArtifactFiles(None)  # for a store in memory
+        self._sweep_lock = threading.Lock()
+        self._sweep_at = 0.0
+        self._sweep_thread: threading.Thread | None = None
+        self._is_stopping = threading.Event()
+
+    @property
+    def wanted(self) -> Path:
+        """The first choice of a place, whether it could be taken or not."""
+        return self._places[0]
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None before it is opened, and in memory."""
+        return self._home.path
+
+    @property
+    def problem(self) -> str | None:
+        """Why the first choice of a place was not taken, in one line."""
+        return self._home.problem
+
+    @property
+    def elsewhere(self) -> list[Path]:
+        """The files at other places of this store, which were begun while the better ones could not be written."""
+        return [path for path in self._places[1:] if path != self.path and path.is_file()]
+
+    @property
+    def stranger(self) -> Stranger | None:
+        """The first choice of a place, where it can be read though it must not be written to."""
+        only_read = self._home.only_read
+        if only_read is None:
+            return None
+        if self._stranger is None:
+            self._stranger = Stranger(*only_read, self._clock)
+        return self._stranger
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why nothing is written at the moment; None when all is well."""
+        writer = self._writer
+        return self._home.trouble if writer is None else writer.trouble
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What befell the files of this store: which were set aside, gone or replaced."""
+        return self._home.told
+
+    @property
+    def lost(self) -> int:
+        """How many runs of dead kernels were found at the opening."""
+        return self._home.lost
+
+    @property
+    def behind(self) -> int:
+        """How many runs wait to be saved."""
+        return 0 if self._writer is None else self._writer.behind
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether runs are kept beyond this process."""
+        return not self._is_open or self.path is not None
+
+    @property
+    def _is_open(self) -> bool:
+        return self._home.generation > 0 and not self._is_shut
+
+    @property
+    def _write_connection(self) -> sqlite3.Connection | None:
+        return self._home.connection
+
+    def take_news(self) -> list[str]:
+        """Return what befell the file and no run's log has told yet."""
+        news = self._home.news
+        return [news.popleft() for _ in range(len(news))]
+
+    def open_existing(self, *, sets_aside: bool = False) -> None:
+        """Open the file if there is one, and mark as lost what a dead kernel left live.
+
+        One that is in trouble stays unopened; `trouble` says why. Whoever is to write to the store has a damaged
+        one set aside.
+        """
+        with self._lock:
+            is_there = any(path.exists() for path in self._places[:1])
+            if is_there and not self._is_open and self._writer is None:
+                with contextlib.suppress(StoreInTrouble):
+                    self._home.open(sets_aside=sets_aside)
+
+    def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
+        """Open or make the file and start its writer; the same writer again when it is called again.
+
+        Where it is locked or full, the writer opens it when that has passed.
+        """
+        with self._lock:
+            if self._writer is None:
+                if not self._is_open and self._home.trouble is None:
+                    with contextlib.suppress(StoreInTrouble):
+                        self._home.open()
+                self._writer = Writer(
+                    self._home.connection,
+                    self._write_lock,
+                    source,
+                    session_id=session_id,
+                    notebook=notebook,
+                    clock=self._clock,
+                    home=self._home,
+                )
+            if self._writer.source is not source:
+                raise StoreError(
+                    "this store is in use by another session; give each its own SessionStore"
+                )
+            return self._writer
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """Give a connection to read with; None where there is nothing.
+
+        Raises
+        ------
+        StoreInTrouble
+            There is something, and it cannot be read now.
+        """
+        with self._lock:
+            if not self._is_open and not self._is_closed and self._writer is None:
+                self.open_existing()  # another kernel may have made it by now
+            if not self._is_open:
+                if self._home.trouble is not None:
+                    raise StoreInTrouble(self._home.trouble)
+                yield None
+                return
+            if self.path is None:
+                with self._write_lock:
+                    yield self._write_connection
+                return
+            try:
+                yield self._reader(self.path)
+            except (sqlite3.DatabaseError, StoreDamaged) as error:
+                if is_damage(error):
+                    self._home.suspect(error)
+                    if self._writer is not None:
+                        self._writer.ring(is_urgent=True)
+                raise StoreInTrouble(trouble_of(error, self.path)) from error
+
+    def _reader(self, path: Path) -> sqlite3.Connection:
+        """Return the connection of readers, to the file that is written to now."""
+        generation = self._home.generation
+        if self._read_connection is not None and self._read_generation != generation:
+            self._read_connection.close()
+            self._read_connection = None
+        if self._read_connection is None:
+            self._read_connection = connect(path)
+            self._read_connection.execute("PRAGMA query_only = ON")
+            self._read_generation = generation
+        return self._read_connection
+
+    def give_up(self, number: int) -> None:
+        """Mark a live-looking run as lost whose kernel cannot be seen from here.
+
+        Raises
+        ------
+        NotPending
+            It has ended, or its kernel lives.
+        StoreReadOnly
+            The file that it is in must not be written to.
+        """
+        if self.path is None:
+            raise NotPending(f"run #{number} is of this kernel; cancel it")
+        with closing(connect(self.path)) as connection:
+            give_up(connection, number, self._clock.now())
+
+    @property
+    def files(self) -> ArtifactFiles:
+        """Where the files that runs have made are kept: beside the store, or in memory with it."""
+        return self._held if self.path is None else ArtifactFiles(folder_beside(self.path))
+
+    # --- removing --------------------------------------------------------------------------------
+
+    def remove(self, numbers: Iterable[int]) -> list[int]:
+        """Remove runs and those below them; return the numbers of those that are gone: no live one is.
+
+        Raises
+        ------
+        StoreError
+            The file cannot be written.
+        """
+        with self._sweeping() as sweeper:
+            return sweeper.remove(numbers)
+
+    def clean(self, keep: Keep) -> Cleaned:
+        """Remove what is more than is kept, and give back the room; see `retention.clean`."""
+        with self._sweeping() as sweeper:
+            return sweeper.clean(keep, self._clock.now())
+
+    def note_end(self, number: int | None) -> None:
+        """Look now and then, on a thread, whether more is stored than is kept; the number is that of an ended run.
+
+        Most stores are far from that, and then this costs next to nothing.
+        """
+        now = self._clock.monotonic()
+        if now < self._sweep_at or self._is_stopping.is_set():
+            return
+        self._sweep_at = now + SWEEP_S
+        if self._may_hold_too_much(number or 0):
+            self._sweep_thread = threading.Thread(
+                target=self._sweep, name="nbrun-retention", daemon=True
+            )
+            self._sweep_thread.start()
+
+    def _may_hold_too_much(self, number: int) -> bool:
+        if self.keep.runs and number > self.keep.runs:
+            return True
+        if not self.keep.bytes or self.path is None:
+            return False
+        try:
+            is_large = self.path.stat().st_size > self.keep.bytes
+        except OSError:
+            return False
+        return is_large or folder_beside(self.path).is_dir()
+
+    def _sweep(self) -> None:
+        try:
+            with self._sweeping(lambda: self._is_stopping.wait(REST_S)) as sweeper:
+                sweeper.sweep(self.keep)
+        except (OSError, StoreError, sqlite3.Error) as error:  # it is tried again
+            _log.warning("old runs are not removed: %s", error)
+
+    @contextmanager
+    def _sweeping(self, rest: Callable[[], bool] | None = None) -> Iterator[Sweeper]:
+        if self.path is None:
+            with self._write_lock:
+                if self._write_connection is None or self._is_closed:
+                    raise StoreError(str(self.trouble or "there are no stored runs"))
+                yield Sweeper(self._write_connection, self.files, lambda: False)
+            return
+        try:
+            with self._sweep_lock, closing(connect(self.path)) as connection:
+                # What is removed is overwritten: it may be removed because nobody should read it.
+                connection.execute("PRAGMA secure_delete = ON")
+                yield Sweeper(connection, self.files, rest)
+        except sqlite3.Error as error:
+            raise StoreInTrouble(trouble_of(error, self.path)) from error
+
+    def close(self, timeout_s: float, source: Source | None = None) -> bool:
+        """Write what waits and close the file; return whether that was done in time.
+
+        With a `source`, only if the writer is that one's: a session that was refused must not end another's.
+        """
+        if self._writer is not None and source is not None and self._writer.source is not source:
+            return True
+        self._is_stopping.set()
+        done = self._writer.close(timeout_s) if self._writer is not None else True
+        if self._sweep_thread is not None:
+            self._sweep_thread.join(CLOSE_SWEEP_S)
+        with self._lock:
+            if self._read_connection is not None:
+                self._read_connection.close()
+                self._read_connection = None
+            if self._writer is None:
+                self._home.close()
+            self._is_closed = True
+            self._is_shut = self.path is None or not done
+        return done
+
+
+class Stranger(SessionStore):
+    """A file that is read and never written to: `problem` says why.
+
+    Threads: any method, from any thread; every look has a connection of its own, since others may change the
+    file meanwhile.
+    """
+
+    def __init__(self, path: Path, why: str, clock: Clock) -> None:
+        super().__init__([path], clock)
+        self._why = why
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.wanted
+
+    @property
+    def problem(self) -> str:
+        """Why it is only read, in one line."""
+        return self._why
+
+    def open_existing(self, *, sets_aside: bool = False) -> None:
+        """Do nothing: it is opened for each look."""
+
+    def give_up(self, number: int) -> None:
+        """Refuse.
+
+        Raises
+        ------
+        StoreReadOnly
+            Always.
+        """
+        raise StoreReadOnly(self.problem)
+
+    def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
+        """Refuse.
+
+        Raises
+        ------
+        StoreReadOnly
+            Always.
+        """
+        raise StoreReadOnly(self.problem)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        try:
+            with closing(stranger.open_to_read(self.path)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise StoreDamaged(f"{self.path} cannot be read: {error}") from error

@@ -1,0 +1,253 @@
+"""The file as its writer has it: the connection, the session's row in it, and one transaction at a time."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun.core import events as ev
+from nbrun.core.artifacts import ArtifactFiles, folder_beside
+from nbrun.core.fold import fold
+from nbrun.store.attachments import insert_artifacts
+from nbrun.store.backlog import Backlog
+from nbrun.store.connection import BUSY_TIMEOUT_S
+from nbrun.store.liveness import note_home
+from nbrun.store.rebuild import Known, renew
+from nbrun.store.rows import Ledger, Row, Values, micros
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from nbrun.core.clock import Clock
+    from nbrun.core.record import RunRecord
+    from nbrun.store.attachments import Checkpointed
+    from nbrun.store.database_file import Home
+
+BEAT_S = 15.0
+"""How often a commit also says that this kernel lives, for those who cannot see it."""
+
+NOTHING = Backlog()
+"""That of all runs which are saved; nothing is ever added to it."""
+
+
+@dataclass(slots=True)
+class HeldRun:
+    """A run in the writer's hands."""
+
+    record: RunRecord
+    row: Row | None = None  # None until it is in the file
+    backlog: Backlog = NOTHING  # folded, and not in the file
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a run in a transaction: the events are those beyond its backlog, with their numbers."""
+
+    row: Row
+    record: RunRecord
+    events: list[ev.RunEvent]
+
+
+class OpenFile:
+    """Writes runs, whole transactions only: when a method raises, nothing has changed.
+
+    Threads: of the writer's; the connection is used under `lock`, which a reader of a store in memory shares.
+
+    Parameters
+    ----------
+    connection : to the file; None is memory, a stand-in while there is no file.
+    session : the session's row, by the columns of its table.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection | None,
+        home: Home | None,
+        lock: threading.RLock,
+        session: Values,
+        clock: Clock,
+    ) -> None:
+        self._home = home
+        self._lock = lock
+        self._session = session
+        self._clock = clock
+        self._session_key: int | None = None
+        self._beaten_at = clock.monotonic()  # the session is inserted with its first beat
+        self._is_stand_in = connection is None
+        self._connection = connection or sqlite3.connect(":memory:", check_same_thread=False)
+        self._ledger = self._ledger_of(self._connection)
+        self._is_full_sync = False
+        self._busy_wait_s = BUSY_TIMEOUT_S
+
+    def take(self, connection: sqlite3.Connection) -> None:
+        """Go on with a connection, which may be to another file."""
+        if connection is not self._connection:
+            if self._is_stand_in:
+                self._connection.close()
+                self._is_stand_in = False
+            self._connection, self._ledger = connection, self._ledger_of(connection)
+            self._is_full_sync, self._busy_wait_s = False, -1.0
+
+    def wait_for_locks(self, wait_s: float) -> None:
+        """Have a lock waited for so long; while it is known to be there, events must not wait for it each time."""
+        if self._busy_wait_s != wait_s:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(wait_s * 1000)}")
+            self._busy_wait_s = wait_s
+
+    def write(
+        self,
+        runs: Mapping[str, HeldRun],
+        groups: Mapping[str, list[ev.RunEvent]],
+        checkpoints: Mapping[str, Checkpointed],
+        *,
+        stand_in: bool,
+    ) -> tuple[dict[str, Written], dict[str, Checkpointed]]:
+        """Commit the backlogs and the new events of these runs; return what was written, and which checkpoints.
+
+        It touches neither the runs nor the checkpoints: while the disk does not answer, somebody else goes on with
+        them.
+
+        Parameters
+        ----------
+        stand_in : whether an event that cannot be stored is written as a stand-in for it.
+        """
+        has_end = (
+            _has_end(run.backlog.whole()) or _has_end(groups[key]) for key, run in runs.items()
+        )
+        self._sync_fully(any(has_end))
+        with self._lock:
+            self._ledger.begin()
+            try:
+                session_key = self._session_key or self._insert_session()
+                self._beat(session_key)
+                written = {
+                    run_id: self._write_run(session_key, run_id, run, groups[run_id], stand_in)
+                    for run_id, run in runs.items()
+                }
+                kept = self._keep_checkpoints(checkpoints, written)
+                self._ledger.commit()
+            except BaseException:
+                self._ledger.rollback()
+                raise
+        self._session_key = session_key
+        return written, kept
+
+    def drop_checkpoints(self, number: int) -> None:
+        """Delete what a run was to be gone on from."""
+        with self._lock:
+            self._ledger.drop_checkpoints(number)
+
+    def renew(self, former: sqlite3.Connection | None, known: Sequence[Known]) -> dict[str, Row]:
+        """Write what this kernel knows into a file that was begun again; return the row of each run, by its id."""
+        self._sync_fully(True)
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                key, rows = renew(former, self._connection, self._session, known)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        self._session_key = key
+        return rows
+
+    def release(self) -> None:
+        """Give up the session's lease, so that nobody has to find out that this process is gone."""
+        with self._lock:
+            if self._session_key is not None:
+                self._connection.execute(
+                    "UPDATE sessions SET closed_at = ? WHERE key = ?",
+                    (micros(self._clock.now()), self._session_key),
+                )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _ledger_of(self, connection: sqlite3.Connection) -> Ledger:
+        """Return what writes to a file, and what is too large for it beside it."""
+        ledger = Ledger(connection)
+        if self._home is not None and self._home.path is not None:
+            ledger.files = ArtifactFiles(folder_beside(self._home.path))
+        return ledger
+
+    def _sync_fully(self, wanted: bool) -> None:
+        """Have the next commit survive a power loss, or only the death of this process.
+
+        Source: SQLite ignores a change of `synchronous` within a transaction, so it is made between two.
+        """
+        if wanted != self._is_full_sync:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
+            self._is_full_sync = wanted
+
+    def _insert_session(self) -> int:
+        key = self._ledger.insert_session(self._session)
+        note_home(self._connection, key)
+        return key
+
+    def _beat(self, session_key: int) -> None:
+        """Say now and then that this kernel lives; if the transaction fails, with the next beat."""
+        now = self._clock.monotonic()
+        if now - self._beaten_at >= BEAT_S:
+            self._beaten_at = now
+            self._connection.execute(
+                "UPDATE sessions SET heartbeat_at = ? WHERE key = ?",
+                (micros(self._clock.now()), session_key),
+            )
+
+    def _write_run(
+        self, session_key: int, run_id: str, run: HeldRun, new: list[ev.RunEvent], stand_in: bool
+    ) -> Written:
+        if run.backlog.has_dropped:
+            return self._write_with_gaps(session_key, run_id, run, new, stand_in)
+        events = [*run.backlog.whole(), *new]
+        row, record = run.row, run.record
+        if row is None and events and isinstance(events[0].data, ev.RunCreated):
+            row, events[0] = self._ledger.insert_run(session_key, events[0])
+        elif row is None:
+            row = self._ledger.find_run(session_key, run_id, record.status)
+        if stand_in:
+            row, events = self._ledger.write_one_by_one(row, events)
+        else:
+            row = self._ledger.write_events(row, events)
+        insert_artifacts(self._connection, row.number, events)
+        new = events[len(run.backlog) :]
+        record = fold(new, record)
+        if record.number is None:  # it was folded before it had one
+            record = msgspec.structs.replace(record, number=row.number)
+        return Written(self._ledger.write_record(row, record), record, new)
+
+    def _write_with_gaps(
+        self, session_key: int, run_id: str, run: HeldRun, new: list[ev.RunEvent], stand_in: bool
+    ) -> Written:
+        """Write a run of whose backlog a part was dropped: piece by piece, then what is new."""
+        row, record = run.row, run.record
+        for piece in run.backlog.pieces():
+            if isinstance(piece, Backlog):
+                part = HeldRun(record, row, piece)
+                told = self._write_run(session_key, run_id, part, [], stand_in)
+                row, record = told.row, told.record
+            elif row is not None:  # always: a run's creation is never dropped
+                row = self._ledger.write_dropped(row, piece, record.text)
+        return self._write_run(session_key, run_id, HeldRun(record, row), new, stand_in)
+
+    def _keep_checkpoints(
+        self, checkpoints: Mapping[str, Checkpointed], written: Mapping[str, Written]
+    ) -> dict[str, Checkpointed]:
+        """Write the newest states of these runs; return them. One whose event is not written yet has to wait for it."""
+        kept: dict[str, Checkpointed] = {}
+        for run_id in checkpoints.keys() & written.keys():
+            checkpointed, told = checkpoints[run_id], written[run_id]
+            if checkpointed.seq < told.record.event_count:
+                self._ledger.keep_checkpoint(told.row, checkpointed)
+                kept[run_id] = checkpointed
+        return kept
+
+
+def _has_end(events: Iterable[ev.RunEvent]) -> bool:
+    return any(event.data.TYPE in ev.END_TYPES for event in events)

@@ -1,0 +1,260 @@
+"""What a live card shows of a run: one dict, small however long the run is."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbrun.core.events import Usage
+from nbrun.core.record import RunStatus
+from nbrun.core.values import REPR_KEY, readable, shown
+from nbrun.render.words import (
+    always_words,
+    cancel_notes,
+    child_title,
+    files_words,
+    going_on_notes,
+    progress_words,
+    receipt_words,
+    said,
+    status_words,
+    visible,
+)
+from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, visible_end
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nbrun.core.events import ApprovalRequested, Progress
+    from nbrun.core.record import ChildSummary, RunRecord, ToolCall
+    from nbrun.core.values import Plain
+    from nbrun.ui.cards.markdown_blocks import Blocks
+
+TOOL_LIMIT = 20
+ARGS_LIMIT, RESULT_LIMIT = 300, 500
+"""Characters of a tool's arguments and of its result: they travel with each update of the card."""
+OUTPUT_LIMIT = 4_000
+ERROR_LIMIT = 2_000
+TRACEBACK_LIMIT = 4_000
+QUESTION_LIMIT = 5
+NOTICE_LIMIT = 20
+OPTION_LIMIT = 20
+LINE_LIMIT = 200
+NOTHING_USED = Usage()
+ASKED_LIMIT = 3_000
+ONE_LINE = 60
+"""Characters of arguments that are shown in one line; longer ones a member a line."""
+EDIT_LIMIT = 6_000
+"""Characters of arguments that can be edited on the card; longer ones by `run.approve(args=…)`."""
+
+
+def view(
+    record: RunRecord,
+    now: float,
+    problem: str | None = None,
+    words: str | None = None,
+    *,
+    blocks: Blocks | None = None,
+    children: Mapping[str, RunRecord] | None = None,
+) -> dict[str, Any]:
+    """Return the card's state.
+
+    Parameters
+    ----------
+    now : the kernel's time in epoch seconds, by which the page reckons elapsed times.
+    words : how the run stands, where more is known of that than its record tells.
+    blocks : draws the text, and knows what it has drawn; without it all text is shown as it is.
+    children : the records of its live child runs, by their ids: a parent's log tells only of their ends.
+    """
+    mine = filter(None, [always_words(record), files_words(record)])
+    notes = [*mine, *going_on_notes(record), *cancel_notes(record)]
+    notices = [*record.notices, *([f"not saved: {problem}"] if problem else [])]
+    return {
+        "id": record.run_id,
+        "number": record.number,
+        "name": _line(record.name),
+        "agent": _line(record.model or record.agent),
+        "awaited": "model" if record.model else "agent",
+        "status": str(record.status),
+        "words": _line(words or status_words(record), 2 * LINE_LIMIT),
+        "live": record.is_live,
+        "phase": record.phase and _line(record.phase),
+        "progress": _progress(record.progress),
+        "created_at": record.created_at,
+        "started_at": record.started_at,
+        "ended_at": record.ended_at,
+        "now": now,
+        "usage": _usage(record.usage),
+        **_text(record, blocks),
+        "reasoning": visible(record.reasoning),
+        "reasoning_count": record.reasoning_count,
+        "tools": [_tool(tool) for tool in record.tools[-TOOL_LIMIT:]],
+        "tools_cut": max(0, len(record.tools) - TOOL_LIMIT),
+        "children": [_child(child, children or {}) for child in record.children[-TOOL_LIMIT:]],
+        "children_cut": max(0, len(record.children) - TOOL_LIMIT),
+        "log": [visible(line) for line in record.log],
+        "log_count": record.log_count,
+        "questions": [_question(asked) for asked in record.pending[:QUESTION_LIMIT]],
+        "questions_cut": max(0, len(record.pending) - QUESTION_LIMIT),
+        "steer": _steer(record),
+        **_error(record),
+        "notes": [_line(note, 2 * LINE_LIMIT) for note in notes],
+        "notices": [_line(notice, 2 * LINE_LIMIT) for notice in notices[-NOTICE_LIMIT:]],
+    }
+
+
+def _line(text: str, limit: int = LINE_LIMIT) -> str:
+    """Return what stands in one line; it may be of any length where an agent has a say in it."""
+    return visible(shown(text, limit))
+
+
+def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
+    """Return what the run has given: `blocks` of it that are drawn, behind them `text`, and `output` that is none.
+
+    `result` is all of it as it is, to be copied, once the run has ended: its last characters, if it is long.
+    """
+    text, output = record.text, record.output
+    if isinstance(output, str) and output != text:
+        text = f"{text}\n\n→ {output}" if text else output
+    is_data = output is not None and not isinstance(output, str)
+    state: dict[str, Any] = {
+        "blocks": [],
+        "text": visible_end(text, TEXT_LIMIT),
+        "text_cut": max(0, len(text) - TEXT_LIMIT),
+        "output": _head(_laid_out(output), OUTPUT_LIMIT) if is_data else "",
+    }
+    if blocks is not None:
+        blocks.feed(text, not record.is_live)
+        state.update(blocks=blocks.shown, text=blocks.tail, text_cut=blocks.cut)
+    whole = "" if record.is_live else said(record)
+    return {**state, "result": whole[-TEXT_LIMIT:], "result_cut": max(0, len(whole) - TEXT_LIMIT)}
+
+
+def _laid_out(output: Plain) -> str:
+    """Return data as JSON with its lines, unless it is much: a page gets its beginning only."""
+    text = readable(output)
+    is_json = text.startswith(("{", "[")) and len(text) <= 4 * OUTPUT_LIMIT
+    try:
+        return msgspec.json.format(text, indent=2) if is_json else text
+    except msgspec.DecodeError:  # the repr of something looked like it
+        return text
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    cost = usage.cost_usd
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cost_usd": cost if cost is not None and math.isfinite(cost) else None,
+        "exact": usage.exact,
+    }
+
+
+def _error(record: RunRecord) -> dict[str, str | None]:
+    error = record.error
+    if error is None:
+        return {"error": None, "traceback": ""}
+    end = visible_end(error.traceback, TRACEBACK_LIMIT)
+    return {"error": _head(str(error), ERROR_LIMIT), "traceback": end}
+
+
+def _question(asked: ApprovalRequested) -> dict[str, Any]:
+    args = "" if asked.args is None else readable(asked.args)
+    if len(args) > ONE_LINE:
+        args = _laid_out(asked.args)
+    # What is chosen goes back as it is, so none that is too long for a card can be chosen on it.
+    options = [option for option in asked.options[:OPTION_LIMIT] if len(option) <= 5 * LINE_LIMIT]
+    return {
+        "id": asked.id,
+        "message": _head(asked.message),
+        "args": _head(args),
+        "options": options,
+        "labels": [_line(option, 80) for option in options],
+        "deadline": asked.deadline,
+        "tool": visible(shown(asked.tool, 80)) if not asked.options else "",
+        "edit": _edit(asked),
+    }
+
+
+def _edit(asked: ApprovalRequested) -> str | None:
+    """Return the arguments as the JSON to begin an edit with; None where the card cannot have them changed."""
+    if not asked.editable or asked.args is None or not _is_data(asked.args):
+        return None
+    text = json.dumps(asked.args, ensure_ascii=False, indent=2)
+    if len(text) > EDIT_LIMIT:
+        return None
+    # What cannot be seen as JSON's own escapes: it is in texts only, and they mean the same.
+    return visible(text, lambda found: json.dumps(found[0])[1:-1])
+
+
+def _is_data(value: Plain) -> bool:
+    """Return whether no stand-in of an object is in it: edited, it would take the place of the object itself."""
+    if isinstance(value, dict):
+        return REPR_KEY not in value and all(map(_is_data, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_data, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _steer(record: RunRecord) -> dict[str, Any]:
+    """Return the last messages to the agent, each with its receipt, and whether the page may send one."""
+    is_on = record.status in (RunStatus.RUNNING, RunStatus.WAITING)
+    return {
+        "can": is_on and record.is_steerable,
+        "messages": [
+            {
+                "id": one.id,
+                "text": visible(shown(one.text)),
+                "words": receipt_words(one, record),
+                "taken": one.taken_at is not None,
+            }
+            for one in record.steered
+        ],
+    }
+
+
+def _head(text: str, limit: int = ASKED_LIMIT) -> str:
+    """Return the beginning of a text, and how much of it is not shown: somebody may decide by it."""
+    head = visible(text[:limit])
+    hidden = max(0, len(text) - limit) + max(0, len(head) - limit)
+    return f"{head[:limit]}… {hidden:,} more characters" if hidden else head
+
+
+def _tool(tool: ToolCall) -> dict[str, Any]:
+    return {
+        "id": tool.id,
+        "kind": visible(shown(tool.kind, 20)),
+        "name": visible(shown(tool.name, 80)),
+        "args": "" if tool.args is None else _head(readable(tool.args), ARGS_LIMIT),
+        "status": tool.status,
+        "started_at": tool.started_at,
+        "ms": tool.ms,
+        "progress": _progress(tool.progress) if tool.status == "running" else None,
+        "result": "" if tool.result is None else _head(readable(tool.result), RESULT_LIMIT),
+    }
+
+
+def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]:
+    record = live.get(child.run_id)
+    return {
+        "id": child.run_id,
+        "title": visible(shown(child_title(child), 100)),
+        "status": child.status if record is None else str(record.status),
+        "words": _line(child.status if record is None else status_words(record), 60),
+        "started_at": child.started_at if record is None else record.started_at,
+        "ended_at": child.ended_at,
+        "usage": _usage(record.usage if record is not None else child.usage or NOTHING_USED),
+    }
+
+
+def _progress(progress: Progress | None) -> dict[str, Any] | None:
+    """Return what the bar shows: `part` of 1, or None where no end is known."""
+    if progress is None:
+        return None
+    done, total = progress.done, progress.total
+    is_known = total is not None and total > 0 and math.isfinite(done) and math.isfinite(total)
+    part = min(1.0, max(0.0, done / total)) if is_known and total is not None else None
+    return {"part": part, "words": _line(progress_words(progress))}

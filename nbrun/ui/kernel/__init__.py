@@ -1,0 +1,1 @@
+"""What nbrun needs from the kernel: its channels, its main thread, its waiting."""

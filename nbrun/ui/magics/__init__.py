@@ -1,0 +1,1 @@
+"""The magics: lines parsed, completed and explained."""

@@ -1,0 +1,153 @@
+"""What can be run here: the notebook's agents, the registered ones, kinds of agents and models; what each lacks."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import TYPE_CHECKING
+
+from nbrun.agents import adapters, find_adapter, framework_of, lacks_of, registered, third_party
+from nbrun.agents.builtin import adapter as builtin
+from nbrun.core.errors import UserError
+from nbrun.render.words import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping, Sequence
+
+    from nbrun.agents import AgentAdapter
+
+_ABILITIES = {
+    "text": "streamed text", "tools": "tools shown", "functions": "functions as tools",
+    "sync_tools": "stopping sync tools", "approvals": "approvals", "edited_args": "edited arguments",
+    "steering": "steering", "usage": "usage", "native_cancel": "native cancel", "resume": "resume",
+    "resume_elsewhere": "resume in another kernel", "thread": "--thread", "process": "--on process",
+}  # fmt: skip
+"""The fields of `Lacks`, as people call them."""
+
+_PLAIN = (FunctionType, MethodType, BuiltinFunctionType, partial)
+
+
+def agents_in(namespace: Mapping[str, object], hidden: Container[str]) -> dict[str, object]:
+    """Return what of a namespace can be run, by name; only classes are looked at, and no code of theirs runs."""
+    known: dict[type, bool] = {}
+    found = {}
+    for name, value in dict(namespace).items():  # another thread may be adding to it
+        if name.startswith("_") or name in hidden:
+            continue
+        kind = type(value)
+        if kind not in known:
+            known[kind] = _can_run(value, kind)
+        if known[kind]:
+            found[name] = value
+    return found
+
+
+def agents_text(namespace: Mapping[str, object], hidden: Container[str], model: str) -> str:
+    """Return what `%agentrun agents` prints.
+
+    Parameters
+    ----------
+    model : the one that the settings name, or nothing.
+    """
+    third_party.cache_clear()  # something may have been installed since
+    named = registered()
+    own = {
+        name: value
+        for name, value in agents_in(namespace, hidden).items()
+        if all(value is not other for other in named.values())
+    }
+    chosen = model or builtin.configured(os.environ)
+    return "\n".join(
+        [
+            "In this notebook, for %%agentrun NAME:",
+            *_agent_lines(own, "none: a function of one argument, the prompt, is an agent"),
+            "Registered by @nbrun.agent:",
+            *_agent_lines(named, "none"),
+            "Kinds of agents, and what they cannot do:",
+            *_kind_lines(),
+            "Models, for %%agentrun --model MODEL (any provider:name of pydantic-ai is one):",
+            *_model_lines(),
+            f"Without a name and a model: {visible(chosen) if chosen else 'none, so a cell has to give one'}",
+        ]
+    )
+
+
+def _agent_lines(agents: Mapping[str, object], none: str) -> list[str]:
+    rows = [(name, *_agent_words(name, agents[name])) for name in sorted(agents)]
+    return _aligned(rows) if rows else [f"  {none}"]
+
+
+def _agent_words(name: str, agent: object) -> tuple[str, str | None]:
+    """Return what an agent is, and why it cannot be run, if so."""
+    adapter = find_adapter(agent)
+    if not isinstance(agent, FunctionType):  # to look closer might run its code
+        return f"{adapter.name}, {type(agent).__name__}", None
+    try:
+        adapter.check(agent)
+    except UserError as error:
+        return adapter.name, str(error).removeprefix(f"{name}() ")
+    said = (agent.__doc__ or "").strip().partition("\n")[0]
+    return f"{adapter.name}: {said}" if said else adapter.name, None
+
+
+def _kind_lines() -> list[str]:
+    rows: list[tuple[str, str, str | None]] = []
+    for adapter in adapters():
+        framework = framework_of(adapter)
+        lack = None if framework is None else framework.lack
+        first, *others = [lack] if lack else _lacks_words(adapter)
+        rows.append((str(adapter.name), first, lack))
+        rows += [("", words, None) for words in others]
+    return _aligned([*rows, *((name, "", words) for name, words in third_party().broken)])
+
+
+def _lacks_words(adapter: AgentAdapter) -> list[str]:
+    """Return what an adapter cannot do, and why; what has the same reason is one line."""
+    lacks = lacks_of(adapter)
+    if lacks is None:
+        return ["does not say what it cannot do"]
+    reasons: dict[str, list[str]] = {}
+    for field, words in _ABILITIES.items():
+        if why := getattr(lacks, field):
+            reasons.setdefault(why, []).append(words)
+    return [f"no {', '.join(what)}: {why}" for why, what in reasons.items()] or ["can do all"]
+
+
+def _model_lines() -> list[str]:
+    choices = builtin.model_choices(os.environ)
+    return _aligned([(choice.model, choice.words, choice.lack) for choice in choices])
+
+
+def _aligned(rows: Sequence[tuple[str, str, str | None]]) -> list[str]:
+    """Return rows of a name, words and a lack as lines; one without a name goes on with the one before."""
+    from nbrun.store.diagnosis import MARKS, Sign  # not at load, of which it would be a part
+
+    width = min(40, max(len(name) for name, _words, _lack in rows))
+    marks = [MARKS[Sign.PROBLEM if lack else Sign.OK] if name else " " for name, _, lack in rows]
+    return [
+        f"  {mark} {visible(name):<{width}}  {visible(lack or words)}"
+        for mark, (name, words, lack) in zip(marks, rows, strict=True)
+    ]
+
+
+def _can_run(value: object, kind: type) -> bool:
+    """Return whether an adapter takes objects of this class."""
+    if issubclass(kind, _PLAIN):
+        return True
+    if issubclass(kind, type) or kind.__module__ == "builtins" or _acts_when_looked_at(kind):
+        return False
+    try:
+        find_adapter(value)
+    except UserError:
+        return False
+    return True
+
+
+def _acts_when_looked_at(kind: type) -> bool:
+    """Return whether even `isinstance()` runs code of this class: a lazy import, or a proxy of something else."""
+    return (
+        inspect.getattr_static(kind, "__getattribute__") is not object.__getattribute__
+        or inspect.getattr_static(kind, "__class__") is not object.__dict__["__class__"]
+    )

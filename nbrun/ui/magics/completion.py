@@ -1,0 +1,356 @@
+"""What fits at the end of a line of `%agentrun` or `%%agentrun`: words from the one table, agents and runs."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from IPython.core.completer import SimpleCompletion, context_matcher
+
+from nbrun.agents import registered
+from nbrun.agents.builtin.adapter import KNOWN
+from nbrun.core.record import LIVE, TERMINAL, RunStatus
+from nbrun.sessions.catalog import number_of
+from nbrun.store.queries import Glimpse, glimpse
+from nbrun.ui.magics.agent_list import agents_in
+from nbrun.ui.magics.options import ALIASES, OPTIONS, SUBCOMMANDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from nbrun.sessions.run import Run
+    from nbrun.sessions.session import NotebookSession
+
+_FUNCTIONS = (FunctionType, MethodType)
+
+RUN_LIMIT = 30
+"""The newest runs, of which references are offered."""
+NAME_LIMIT = 60
+"""Characters of a name that one would rather complete than give the run's number."""
+
+_LIVE = frozenset(LIVE)
+_ASKING = frozenset({RunStatus.WAITING})
+_FITTING = {
+    "cancel": _LIVE, "wait": _LIVE, "say": _LIVE, "approve": _ASKING, "deny": _ASKING,
+    "continue": TERMINAL, "result": TERMINAL, "retry": TERMINAL, "replay": TERMINAL, "rm": TERMINAL,
+    "lost": _LIVE,
+    "resume": TERMINAL - {RunStatus.COMPLETED},
+}  # fmt: skip
+"""Subcommand → the statuses of the runs it can do something with; any run for what is not listed."""
+
+
+# --- the line --------------------------------------------------------------------------------------
+
+
+class Typed(msgspec.Struct, frozen=True):
+    """A line of ours up to the cursor: the words before, and the one that is being written, as it stands."""
+
+    is_cell: bool
+    words: tuple[str, ...]
+    word: str
+
+
+_OURS = re.compile(r"(?:[^%'\"#]*=)?\s*(%%?)agentrun\s(.*)", re.DOTALL)
+
+
+def read_typed(text: str) -> Typed | None:
+    """Return what was typed of a line; None for one that is not ours."""
+    if (ours := _OURS.fullmatch(text)) is None:
+        return None
+    line, begin, quote = ours[2], 0, ""
+    for index, letter in enumerate(line):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter.isspace():
+            begin = index + 1
+    try:
+        words = shlex.split(line[:begin])
+    except ValueError:  # a backslash at its end
+        return None
+    return Typed(ours[1] == "%%", tuple(words), line[begin:])
+
+
+class Syntax(msgspec.Struct, frozen=True):
+    """What may be in a line: its flags, each with what it takes (None for a switch), and its places."""
+
+    flags: dict[str, str | None]
+    places: tuple[str, ...]
+
+    def place(self, words: Sequence[str]) -> str | None:
+        """Return what the next word is that is no flag; None where there is none to come."""
+        count, is_value = 0, False
+        for word in words:
+            if is_value:
+                is_value = False
+            elif word in self.flags:
+                is_value = self.flags[word] is not None
+            elif not word.startswith("--"):
+                count += 1
+        if count < len(self.places):
+            return self.places[count]
+        return self.places[-1] if self.places and self.places[-1].endswith("…") else None
+
+
+def _option_flags() -> dict[str, str | None]:
+    return {
+        flag: None if option.is_switch else "|".join(option.choices or (option.metavar or "",))
+        for option in OPTIONS
+        for flag in reversed(option.flags)
+    }
+
+
+def syntax_of(usage: str) -> Syntax:
+    """Return the syntax of a subcommand, read from its usage: `cancel [REF… | --all] [--reason TEXT]`."""
+    flags: dict[str, str | None] = {}
+    places: list[str] = []
+    flag = ""
+    for piece in re.findall(r"[\[\]|]|[^\s\[\]]+", usage)[1:]:
+        if piece in {"[", "]", "|"}:
+            flag = ""
+        elif piece.startswith("-"):
+            flag = piece
+            flags[flag] = None
+        elif flag:
+            flags[flag], flag = piece, ""
+        elif piece == "options":
+            flags |= _option_flags()
+        else:
+            places.append(piece)
+    return Syntax(flags, tuple(places))
+
+
+CELL = Syntax(_option_flags(), ("TARGET",))
+
+
+# --- what fits there -------------------------------------------------------------------------------
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """What may stand where the cursor is: the piece of text it takes the place of, and of what kind it is."""
+
+    fragment: str
+    texts: tuple[str, ...]
+    kind: str
+
+
+class Offers:
+    """What fits at the end of a line, in one shell.
+
+    Threads: whichever completes, in a kernel also one of its subshells; nothing is kept between two calls.
+    """
+
+    def __init__(self, shell: Any, session: NotebookSession) -> None:
+        self._shell = shell
+        self._session = session
+
+    def offer(self, text: str) -> Offer | None:
+        """Return what fits at the end of this text; None where that is not ours to say."""
+        typed = read_typed(text)
+        if typed is None:
+            return None
+        if typed.is_cell:
+            return self._of_line(CELL, "", typed.words, typed.word)
+        if not typed.words:
+            return _offer(typed.word, SUBCOMMANDS, "subcommand")
+        verb = ALIASES.get(typed.words[0], typed.words[0])
+        command = SUBCOMMANDS.get(verb)
+        syntax = Syntax({}, ()) if command is None else syntax_of(command.usage)
+        return self._of_line(syntax, verb, typed.words[1:], typed.word)
+
+    def _of_line(self, syntax: Syntax, verb: str, words: Sequence[str], word: str) -> Offer | None:
+        flag, equals, value = word.partition("=")
+        if equals and syntax.flags.get(flag):
+            return self._of_kind(syntax.flags[flag] or "", flag.strip("-"), words, value)
+        if words and (takes := syntax.flags.get(words[-1])):
+            return self._of_kind(takes, words[-1].strip("-"), words, word)
+        given = {*words} - {"--tag"}  # that one may come again
+        flags = [name for name in syntax.flags if name not in given]
+        if word.startswith("-"):
+            return _offer(word, flags, "option")
+        place = syntax.place(words)
+        is_taken = place == "TARGET" and not {"--model", "--python"}.isdisjoint(words)
+        if place is None or is_taken:
+            return _offer(word, [flag for flag in flags if flag.startswith("--")], "option")
+        return self._of_kind(place, verb, words, word)
+
+    def _of_kind(self, kind: str, verb: str, words: Sequence[str], word: str) -> Offer | None:
+        """Return what fits for what a usage calls `REF`, `MODEL`, `ask|auto|deny` ….."""
+        match kind.rstrip("…"):
+            case "FILE" | "PATH":
+                return None  # IPython knows the files
+            case "REF":
+                return _offer(word, self._references(verb, words, word), "run")
+            case "CALL":
+                return _offer(word, self._calls(words), "question")
+            case "TARGET":
+                return _offer(word, self._targets(), "agent")
+            case "MODEL":
+                return _offer(word, KNOWN, "model")
+            case "STATUS":
+                return _offer(word, map(str, RunStatus), "status")
+            case "SUBCOMMAND":
+                return _offer(word, SUBCOMMANDS, "subcommand")
+            case "FUNCTION":
+                return _offer(
+                    word.rpartition(",")[2], ["notebook", *self._named(_FUNCTIONS)], "function"
+                )
+            case "TYPE":
+                return _offer(word, self._named((type,)), "class")
+            case "TEXT|NAME":
+                return _offer(word, self._named((str,)), "str")
+            case "DICT":
+                return _offer(word, self._named((dict,)), "dict")
+            case choices if "|" in choices and not choices.isupper():
+                return _offer(word, choices.split("|"), "value")
+            case _:
+                return Offer(word, (), "")
+
+    def _named(self, kinds: tuple[type, ...]) -> list[str]:
+        """Return the names of the notebook's own values of some classes; no code of theirs runs."""
+        names, hidden = dict(self._shell.user_ns), self._shell.user_ns_hidden
+        own = [name for name in names if not name.startswith("_") and name not in hidden]
+        return sorted(name for name in own if issubclass(type(names[name]), kinds))
+
+    def _targets(self) -> list[str]:
+        own = agents_in(self._shell.user_ns, self._shell.user_ns_hidden)
+        return [*dict.fromkeys([*registered(), *sorted(own)])]
+
+    def _references(self, verb: str, words: Sequence[str], word: str) -> list[str]:
+        """Return `#3` and the like, the newest first, then names, and ids where one was begun."""
+        fitting = [run for run in self._fitting(verb) if not run.is_named_in(words)]
+        sign = "" if word[:1].isdigit() else "#"
+        numbers = [f"{sign}{run.number}" for run in fitting if run.number]
+        names = [run.name for run in fitting if number_of(run.name) is None]
+        ids = [run.run_id for run in fitting] if word.startswith("run-") else []
+        last = ["last"] if fitting and self._is_last(fitting[0]) and verb != "rm" else []
+        return [*dict.fromkeys([*numbers, *last, *names, *ids])]
+
+    def _is_last(self, run: Glimpse) -> bool:
+        """Return whether `last` means this run; one of this session goes before all others."""
+        own = self._session.recent_runs(1)
+        return own[0].id == run.run_id if own else run == self._runs()[0]
+
+    def _fitting(self, verb: str) -> list[Glimpse]:
+        """Return the newest runs with which a subcommand can do something, newest first."""
+        statuses = _FITTING.get(verb)
+        if statuses is None:
+            return self._runs()
+        if (
+            verb != "lost" and statuses <= _LIVE
+        ):  # only those of this session, however many came after them
+            found = _glimpses(self._session.live_runs[:RUN_LIMIT])
+        elif verb == "lost":
+            ours = {run.id for run in self._session.live_runs}
+            found = [run for run in self._runs() if run.run_id not in ours]
+        else:
+            found = self._runs()
+        return [run for run in found if run.status in statuses]
+
+    def _runs(self) -> list[Glimpse]:
+        """Return the newest runs, newest first: those in memory as they are now, others as the file has them."""
+        session = self._session
+        runs = _glimpses(session.recent_runs(RUN_LIMIT))
+        if session.store.path is not None:  # else all there is is in memory
+            known = {run.number for run in runs}
+            stored = glimpse(session.store.path, RUN_LIMIT, session.clock)
+            runs += [run for run in stored if run.number not in known]
+        return sorted(runs, key=lambda run: -(run.number or 2**62))[:RUN_LIMIT]
+
+    def _calls(self, words: Sequence[str]) -> list[str]:
+        """Return the questions of the live run that the line names first."""
+        number = number_of(words[0]) if words else None
+        for run in self._session.live_runs:
+            if words and (run.number == number or words[0] in (run.name, run.id, "last")):
+                return [asked.id for asked in run.pending]
+        return []
+
+
+def _glimpses(runs: Iterable[Run]) -> list[Glimpse]:
+    return [Glimpse(run.number or 0, run.id, run.name, run.status) for run in runs]
+
+
+def _offer(word: str, texts: Iterable[str], kind: str) -> Offer:
+    """Return those of the texts that begin as the word does, quoted where they have to be."""
+    quote = word[:1] if word[:1] in ("'", '"') else ""
+    begin = word.removeprefix(quote)
+    texts = [*texts]
+    fitting = [text for text in texts if text.startswith(begin)] or [
+        text for text in texts if text.lower().startswith(begin.lower())
+    ]
+    quoted = (_quoted(text, quote) for text in fitting)
+    return Offer(word, tuple(text for text in quoted if text is not None), kind)
+
+
+def _quoted(text: str, quote: str) -> str | None:
+    """Return a text as one word of a line; None for what nobody would type."""
+    if not text.isprintable() or "\\" in text or len(text) > NAME_LIMIT:
+        return None
+    if not quote and not re.search(r"[\s'\"]", text):
+        return text
+    free = [mark for mark in (quote or "'", quote or '"') if mark not in text]
+    return f"{free[0]}{text}{free[0]}" if free else None
+
+
+_log = logging.getLogger("nbrun")
+
+
+class Completion:
+    """Completes the lines of our magics in one shell, until it is closed.
+
+    Threads: whichever completes, in a kernel also one of its subshells; nothing is kept between two calls.
+    """
+
+    def __init__(self, shell: Any, session: NotebookSession) -> None:
+        self._shell = shell
+        self._session = session
+        # Before all others: where the line is ours, they need not even look.
+        mark = context_matcher(priority=1000, identifier="nbrun")
+        self._matcher: Any = mark(lambda context: self._match(context))
+
+    def open(self) -> None:
+        """Take part in the shell's completion."""
+        self._shell.Completer.custom_matchers.append(self._matcher)
+
+    def close(self) -> None:
+        """Take part no more."""
+        if self._matcher in self._shell.Completer.custom_matchers:
+            self._shell.Completer.custom_matchers.remove(self._matcher)
+
+    def offer(self, text: str) -> Offer | None:
+        """Return what fits at the end of this text; None where that is not ours to say."""
+        from nbrun.ui.magics.completion import Offers  # with the first Tab: a load must be quick
+
+        return Offers(self._shell, self._session).offer(text)
+
+    def _match(self, context: Any) -> dict[str, Any]:
+        try:
+            offer = self.offer(context.text_until_cursor)
+        except Exception:  # whatever it is, nobody who presses Tab wants to read of it
+            _log.debug("no completion", exc_info=True)
+            offer = None
+        if offer is None:
+            return {"completions": []}
+        texts = _Only(SimpleCompletion(text, type=offer.kind) for text in offer.texts)
+        fragment = offer.fragment
+        return {
+            "completions": texts,
+            "matched_fragment": fragment,
+            "ordered": True,
+            "suppress": True,
+        }
+
+
+class _Only(list[SimpleCompletion]):
+    """Our completions and no others, also where there are none: IPython takes no others for a list of some length.
+
+    Without it Tab after `--timeout` would offer Python's keywords and the names of files.
+    """
+
+    def __len__(self) -> int:
+        return max(1, super().__len__())

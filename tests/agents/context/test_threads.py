@@ -1,0 +1,132 @@
+"""The worker thread: hands its result to a loop, and takes a cancel only in the agent's own code."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+
+import pytest
+
+from nbrun.agents.context.threads import Worker
+from nbrun.core.errors import Cancelled
+from nbrun.core.interrupt_guard import guarded
+from tests.fakes.agents import BOUND_S
+
+
+def run_worker(
+    function: Callable[[], object], while_running: Callable[[Worker[object]], object] | None = None
+) -> object:
+    """Return what a worker's function returns; `while_running` is called on the loop meanwhile."""
+
+    async def main() -> object:
+        worker: Worker[object] = Worker("test", function, copy_context())
+        task = asyncio.ensure_future(worker.result())
+        await asyncio.sleep(0)
+        if while_running is not None:
+            while_running(worker)
+        return await asyncio.wait_for(task, BOUND_S)
+
+    return asyncio.run(main())
+
+
+def spin() -> None:
+    """Compute for ever."""
+    while True:
+        pass
+
+
+def test_a_result_reaches_the_loop() -> None:
+    """What the function returns is what is awaited; it ran in a daemon thread with a name."""
+    thread = run_worker(threading.current_thread)
+    assert isinstance(thread, threading.Thread)
+    assert (thread.name, thread.daemon) == ("nbrun-agent-test", True)
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, Cancelled])
+def test_an_error_reaches_the_loop(error: type[BaseException]) -> None:
+    """Whatever it raises is carried over, and its thread's end disturbs nobody."""
+
+    def fail() -> None:
+        raise error("oops")
+
+    async def main() -> str:
+        try:
+            await Worker("test", fail, copy_context()).result()
+        except BaseException as raised:  # the loop must not see it
+            return f"{type(raised).__name__}: {raised}"
+        return "nothing"
+
+    assert asyncio.run(main()) == f"{error.__name__}: oops"
+
+
+def test_an_interrupt_ends_a_computing_thread() -> None:
+    """`Cancelled` is raised at its next bytecode, once."""
+    answers: list[bool] = []
+
+    def interrupt(worker: Worker[object]) -> None:
+        deadline = threading.Event()
+        while not worker.interrupt():
+            deadline.wait(0.001)
+        answers.append(worker.interrupt())
+
+    with pytest.raises(Cancelled):
+        run_worker(spin, interrupt)
+    assert answers == [True]
+
+
+def test_guarded_code_is_not_interrupted() -> None:
+    """Inside nbrun's own code nothing is raised, nested or not; afterwards it may be."""
+    inside, leave, torn = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        with guarded():
+            with guarded():
+                pass
+            inside.set()
+            leave.wait(BOUND_S)
+        spin()
+
+    def interrupt(worker: Worker[object]) -> None:
+        assert inside.wait(BOUND_S)
+        torn.append(worker.interrupt())
+        leave.set()
+        pause = threading.Event()
+        while not worker.interrupt():
+            pause.wait(0.001)
+
+    with pytest.raises(Cancelled):
+        run_worker(work, interrupt)
+    assert torn == [False]
+
+
+def test_an_interrupt_before_the_start_and_after_the_end_does_nothing() -> None:
+    """Nothing is raised into a thread that is not there, or is somebody else's by now."""
+
+    async def main() -> list[bool]:
+        worker: Worker[int] = Worker("test", lambda: 1, copy_context())
+        before = worker.interrupt()
+        assert await worker.result() == 1
+        return [before, worker.interrupt(), worker.is_alive()]
+
+    assert asyncio.run(main()) == [False, False, False]
+
+
+def test_giving_up_the_wait_leaves_the_thread_alive() -> None:
+    """Cancelling who waits does not end the work: that is the ladder's business."""
+    gate, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        gate.wait(BOUND_S)
+        ended.set()
+
+    async def main() -> bool:
+        worker: Worker[None] = Worker("test", work, copy_context())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(worker.result(), 0.01)
+        return worker.is_alive()
+
+    assert asyncio.run(main())
+    gate.set()
+    assert ended.wait(BOUND_S)

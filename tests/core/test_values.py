@@ -1,0 +1,235 @@
+"""Encoding: any value becomes data that can be stored, and nothing that it does can end a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import math
+import uuid
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbrun.core.text import clean_text, printable
+from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, plain, readable, revived, shown
+
+
+class Colour(enum.Enum):
+    """An enum."""
+
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Node:
+    """A node that knows its parent, as trees often do."""
+
+    name: str
+    parent: Node | None = None
+    children: list[Node] = dataclasses.field(default_factory=list)
+
+
+class Point(msgspec.Struct):
+    """A struct."""
+
+    x: int
+    y: object
+
+
+class Model(pydantic.BaseModel):
+    """A pydantic model."""
+
+    name: str
+    when: dt.date
+
+
+class Hostile:
+    """Raises wherever it is touched."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __str__(self) -> str:
+        raise RuntimeError("no str")
+
+    def __hash__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (True, True),
+        (3, 3),
+        (0.5, 0.5),
+        ("tea", "tea"),
+        (Colour.RED, "red"),
+        (dt.datetime(2026, 1, 2, 3, 4, tzinfo=dt.UTC), "2026-01-02T03:04:00+00:00"),
+        (dt.date(2026, 1, 2), "2026-01-02"),
+        (dt.timedelta(minutes=1.5), 90.0),
+        (PurePosixPath("a/b"), "a/b"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        ({"a": (1, {2})}, {"a": [1, [2]]}),
+        ({1: "one", None: "none"}, {"1": "one", "None": "none"}),
+        ({"b", "a"}, ["a", "b"]),
+        (Point(1, [2]), {"x": 1, "y": [2]}),
+        (Model(name="n", when=dt.date(2026, 1, 2)), {"name": "n", "when": "2026-01-02"}),
+        (Node("leaf"), {"name": "leaf", "parent": None, "children": []}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_common_values_have_a_plain_form(value: object, expected: object) -> None:
+    """Containers, models, dates and paths become JSON-like data."""
+    assert plain(value) == expected
+
+
+def test_what_has_no_plain_form_is_marked_as_its_repr() -> None:
+    """A reader can tell a stand-in from the value itself."""
+    assert plain(object) == {TYPE_KEY: "type", REPR_KEY: "<class 'object'>"}
+    assert plain(2**64) == {TYPE_KEY: "int", REPR_KEY: str(2**64)}
+
+
+def test_a_long_repr_is_cut_and_says_so() -> None:
+    """A stand-in does not carry megabytes."""
+    marked = plain(slice(0, 9**3_000))
+    assert isinstance(marked, dict)
+    text = marked[REPR_KEY]
+    assert isinstance(text, str)
+    assert len(text) < 2_100
+    assert text.endswith("characters)")
+
+
+@pytest.mark.parametrize(
+    "value", [Hostile(), [Hostile()], {Hostile(): 1}, {Hostile()}, Node("x", Hostile())],  # type: ignore[arg-type]
+    ids=["itself", "listed", "key", "set", "field"],
+)  # fmt: skip
+def test_a_hostile_value_raises_nothing(value: object) -> None:
+    """Whatever a value's own methods raise, there is something to store."""
+    msgspec.msgpack.encode(plain(value))
+
+
+def test_a_value_that_contains_itself_ends() -> None:
+    """A list within itself is cut, not followed for ever."""
+    value: list[Any] = [1]
+    value.append(value)
+    msgspec.msgpack.encode(plain(value))
+
+
+def test_nodes_that_know_each_other_end_soon() -> None:
+    """A tree whose nodes know their parents is stored in time that grows with its size, not with its paths."""
+    root = Node("root")
+    root.children = [Node(f"child {number}", root) for number in range(20)]
+    stored = plain(root)
+    assert isinstance(stored, dict)
+    children = stored["children"]
+    assert isinstance(children, list)
+    assert [child["name"] for child in children if isinstance(child, dict)] == [
+        f"child {number}" for number in range(20)
+    ]
+
+
+def test_shared_parts_do_not_multiply_without_end() -> None:
+    """Forty lists that each hold the next one twice have a trillion paths: what is too much is left out."""
+    value: list[Any] = ["end"]
+    for _ in range(40):
+        value = [value, value]
+    plain(value)
+
+
+def test_a_lone_surrogate_becomes_letters() -> None:
+    """Text that UTF-8 cannot hold is stored as its escape."""
+    assert clean_text("a\ud800b") == "a\\ud800b"
+    assert plain({"\ud800": "\ud800"}) == {"\\ud800": "\\ud800"}
+
+
+def test_a_subclass_of_a_simple_type_becomes_that_type() -> None:
+    """What is stored is exactly text, a whole number or a float."""
+
+    class Text(str):
+        __slots__ = ()
+
+    class Number(int):
+        pass
+
+    class Fraction(float):
+        pass
+
+    assert type(plain(Text("é"))) is str
+    assert type(plain(Number(3))) is int
+    assert type(plain(Fraction(0.5))) is float
+
+
+def test_shown_is_one_short_line() -> None:
+    """A value is shown on one line, cut at the limit, and a stand-in by its repr."""
+    assert shown("a\n  b") == "a b"
+    assert shown("x" * 300, 10) == "x" * 9 + "…"
+    assert shown({"a": [1, None]}) == '{"a":[1,null]}'
+    assert shown(plain(object)) == "<class 'object'>"
+    assert shown(math.inf) == "inf"
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary()
+    | st.dates() | st.timedeltas() | st.uuids() | st.sampled_from(Colour) | st.builds(Hostile)
+    | st.complex_numbers() | st.decimals()
+)  # fmt: skip
+HASHABLE = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.floats()
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(HASHABLE, inner, max_size=4)
+        | st.frozensets(HASHABLE, max_size=4)
+        | st.builds(Point, st.integers(), inner)
+        | st.builds(Node, st.text(), inner, st.lists(inner, max_size=2))
+    ),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+@settings(max_examples=150, deadline=None)
+def test_any_value_can_be_stored_and_read_back(value: object) -> None:
+    """Encoding raises nothing; what is decoded equals the plain form, and that is its own plain form."""
+    stored = plain(value)
+    decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(stored))
+    # By repr, because NaN is not equal to itself.
+    assert repr(decoded) == repr(stored)
+    assert repr(plain(stored)) == repr(stored)
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("plain", "plain"),
+        ("\x1b[1;31mred\x1b[0m \x9b2Kgone", "red gone"),
+        ("\x1b]8;;http://evil\x1b\\link\x1b]8;;\x07", "link"),
+        ("\x1b(Bcharset\x1b=", "charset"),
+        ("\x1b]0;no end", "\u241b]0;no end"),
+        ("a\x08b\x00c\x7f", "a\u2408b\u2400c\u2421"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+    ],
+)
+def test_printable_text_has_no_codes_and_hides_nothing(text: str, seen: str) -> None:
+    """A code that is whole is left out; what only begins like one is shown."""
+    assert printable(text) == seen
+
+
+def test_bytes_come_back() -> None:
+    """They are kept in letters, wherever they stand; for a person they are short."""
+    value = {"png": b"\x89PNG", "many": [bytearray(b"x" * 10_000), memoryview(b"y")]}
+    kept = plain(value)
+    assert kept == msgspec.json.decode(msgspec.json.encode(kept))
+    assert revived(kept) == {"png": b"\x89PNG", "many": [b"x" * 10_000, b"y"]}
+    assert "b'\\\\x89PNG'" in readable(kept)
+    assert len(readable(kept)) < 200
+    odd: Plain = {TYPE_KEY: "bytes", "$base64": "no base64!"}  # somebody else's file
+    assert revived(odd) == odd

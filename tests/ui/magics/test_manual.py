@@ -1,0 +1,138 @@
+"""What `?`, `%agentrun help`, `%config` and the README say: all of it, the same, and true."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from traitlets import TraitType
+from traitlets.config import Configurable
+
+from nbrun import NotebookSession
+from nbrun.ui.config import NbRun
+from nbrun.ui.magics.magics import AgentMagics
+from nbrun.ui.magics.manual import (
+    CELL_EXAMPLES,
+    GROUPS,
+    LINE_EXAMPLES,
+    REFERENCE,
+    grouped,
+    manual,
+    option_usage,
+    readme_rows,
+)
+from nbrun.ui.magics.options import ALIASES, OPTIONS, SUBCOMMANDS
+
+MakeSession = Callable[..., NotebookSession]
+
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+SETTINGS = NbRun.class_own_traits(config=True)
+
+
+def section(title: str) -> str:
+    """Return what stands in the README below a heading."""
+    return README.partition(f"### {title}\n")[2].partition("\n#")[0]
+
+
+def test_every_option_and_subcommand_has_a_help() -> None:
+    """A line of words, each another one, that does not end in a stop: it stands in tables."""
+    helps = [option.help for option in OPTIONS] + [one.help for one in SUBCOMMANDS.values()]
+    assert len(helps) == len(set(helps))
+    assert all(text.strip() and "\n" not in text and not text.endswith(".") for text in helps)
+    assert all(command.usage.split()[0] == verb for verb, command in SUBCOMMANDS.items())
+    assert {*ALIASES.values()} <= {*SUBCOMMANDS}
+
+
+def test_the_readme_lists_every_option_and_subcommand_and_no_other() -> None:
+    """Its two tables are the help's, row by row; these are the rows to put in or to take out."""
+    rows = [
+        line for line in section("Every option and subcommand").splitlines() if line[:3] == "| `"
+    ]
+    missing = [row for row in readme_rows() if row not in rows]
+    strange = [row for row in rows if row not in readme_rows()]
+    assert (missing, strange) == ([], []), "\n".join(
+        ["put into README.md:", *missing, "take out:", *strange]
+    )
+    assert rows == readme_rows()  # in this order
+
+
+def test_lines_of_the_readme_are_understood() -> None:
+    """Wherever it shows a line of ours, the subcommand and the options are there."""
+    lines = re.findall(r"`%agentrun ([a-z][^`]*)`", README)
+    assert lines
+    assert {line.split()[0] for line in lines} <= {*SUBCOMMANDS}
+    cells = re.findall(r"^%%agentrun ([^\n]*)$|`%%agentrun ([^`]*)`", README, re.MULTILINE)
+    plain = [
+        re.sub(r'"[^"]*"', "", " ".join(cell)) for cell in cells
+    ]  # a program has flags of its own
+    used = {flag for cell in plain for flag in re.findall(r"(?<!\S)--?[a-z][\w-]*", cell)}
+    assert used
+    assert used <= {flag for option in OPTIONS for flag in option.flags}
+
+
+@pytest.mark.parametrize("magic", [AgentMagics.agentrun, AgentMagics.agentrun_line])
+def test_the_manual_begins_with_examples_and_has_everything(magic: Callable[..., object]) -> None:
+    """A line on what it does, three examples, options by groups, then every subcommand, with their helps."""
+    text = magic.__doc__ or ""
+    parts = [
+        "Examples",
+        *(f"  {group}\n" for group in GROUPS if group in grouped()),
+        "%agentrun SUBCOMMAND",
+    ]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert text.partition("\n\n")[0].endswith(".")
+    assert text.partition("\n\n")[2].startswith("Examples")
+    for option in OPTIONS:
+        assert re.search(
+            rf"^    {re.escape(option_usage(option))}\s+{re.escape(option.help)}$", text, re.M
+        )
+    for command in SUBCOMMANDS.values():
+        assert re.search(rf"^  {re.escape(command.usage)}\s+{re.escape(command.help)}$", text, re.M)
+    assert text.endswith(REFERENCE)
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_the_two_manuals_have_examples_of_their_own() -> None:
+    """Three each."""
+    assert len(CELL_EXAMPLES) == len(LINE_EXAMPLES) == 3
+    for examples, magic in (
+        (CELL_EXAMPLES, AgentMagics.agentrun),
+        (LINE_EXAMPLES, AgentMagics.agentrun_line),
+    ):
+        shown = (magic.__doc__ or "").partition("%%agentrun [TARGET]")[0]
+        assert shown in manual(shown.partition("\n")[0], examples)
+        for example in examples:
+            assert example.title in shown
+            assert all(line in shown for cell in example.cells for line in cell.splitlines())
+
+
+def test_every_option_is_in_a_group() -> None:
+    """Once, and no group names one that another has named."""
+    assert sorted(option.flags for group in grouped().values() for option in group) == sorted(
+        option.flags for option in OPTIONS
+    )
+    named = [flag for flags in GROUPS.values() for flag in flags]
+    assert len(named) == len(set(named))
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_tells_its_unit_and_default(name: str) -> None:
+    """In parentheses: `(seconds; default 2.0)`; where the default means something else, with what it means."""
+    trait: TraitType[object, object] = SETTINGS[name]
+    told = re.search(r"\(([^;()]+); default ([^):]+)(?:: [^)]+)?\)", str(trait.help))
+    assert told is not None, f"{name}: end its help with (UNIT; default {trait.default()!r})"
+    assert told[2].replace(",", "") == repr(trait.default())
+
+
+def test_settings_are_printed_readably() -> None:
+    """`%config NbRun` prints this: each setting with its help and what it is now."""
+    printed = Configurable.class_get_help.__func__(NbRun, NbRun(max_concurrent=3))  # type: ignore[attr-defined]
+    assert all(f"NbRun.{name}=" in printed for name in SETTINGS)
+    assert re.search(r"NbRun\.max_concurrent=<Int>\n(?: .*\n)+    Current: 3\n", printed)
+    assert max(map(len, printed.splitlines())) <= 80
