@@ -33,7 +33,7 @@ from nbrun.render.words import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MIME = "application/vnd.nbrun.sessions.run+json"
+MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
 """Characters of a run's text in each form; fewer where they take more room."""
 WHOLE = 10**12

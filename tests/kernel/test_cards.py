@@ -17,7 +17,7 @@ from tests.kernel.cells import error_line, run_ok, value, wait_for_status, wait_
 from tests.kernel.driver import Execution, Kernel, Message
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-RUN = "application/vnd.nbrun.sessions.run+json"
+RUN = "application/vnd.nbrun.run+json"
 STATIC = {"text/html", "text/markdown", "text/plain", RUN}
 SAVED_LIMIT = 64 * 1024
 LIVE_LIMIT = 256 * 1024

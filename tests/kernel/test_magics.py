@@ -309,7 +309,7 @@ def test_show_brings_the_card(shared: Kernel) -> None:
     live, ended = run_ok(shared, "%agentrun show long short").outputs
     assert WIDGET in live["data"]
     assert set(ended["data"]) == {
-        "text/html", "text/markdown", "text/plain", "application/vnd.nbrun.sessions.run+json",
+        "text/html", "text/markdown", "text/plain", "application/vnd.nbrun.run+json",
     }  # fmt: skip
     assert "Completed" in ended["data"]["text/plain"]
 

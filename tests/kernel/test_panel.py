@@ -13,7 +13,7 @@ from tests.kernel.driver import Execution, Kernel, Message
 from tests.kernel.test_cancel import BUSY, ask
 from tests.kernel.test_cards import STATIC, WIDGET, busiest_second, has_closed
 
-STATIC_TABLE = STATIC - {"application/vnd.nbrun.sessions.run+json"}
+STATIC_TABLE = STATIC - {"application/vnd.nbrun.run+json"}
 _nonces = itertools.count()
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(120)
 MACHINE = re.compile(
     r"/(?:home|root|tmp|Users|work|var|opt|usr)/|[A-Za-z]:\\\\|ipykernel_|-packages"
 )
-STATIC = {"text/html", "text/markdown", "text/plain", "application/vnd.nbrun.sessions.run+json"}
+STATIC = {"text/html", "text/markdown", "text/plain", "application/vnd.nbrun.run+json"}
 
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -87,14 +87,8 @@ def test_executes_also_where_no_cell_waits_for_its_run(number: str, tmp_path: Pa
 def test_cards_of_a_headless_run_show_its_end(notebook: Path, executed: Executed) -> None:
     """No saved card says that its run is still going on, also where the cell did not wait for it."""
     outputs = [out for cell in code_cells(executed(notebook)[0]) for out in cell.outputs]
-    cards = [
-        out.data
-        for out in outputs
-        if "application/vnd.nbrun.sessions.run+json" in out.get("data", {})
-    ]
-    statuses = {
-        card["application/vnd.nbrun.sessions.run+json"].get("status", "queued") for card in cards
-    }
+    cards = [out.data for out in outputs if "application/vnd.nbrun.run+json" in out.get("data", {})]
+    statuses = {card["application/vnd.nbrun.run+json"].get("status", "queued") for card in cards}
     assert cards
     assert statuses <= {"completed", "failed", "cancelled", "lost"}
     assert all(set(card) == STATIC for card in cards)
