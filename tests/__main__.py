@@ -36,7 +36,7 @@ class Step:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the named steps, or all; return 0 if every one of them passed. A failed step stops no other."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if unknown := set(options.steps) - {step.name for step in STEPS}:
         parser.error(f"no such step: {', '.join(sorted(unknown))}; see --list")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _summarise(results)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests", description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all")
     parser.add_argument("--list", action="store_true", help="name the steps and end")

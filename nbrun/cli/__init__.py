@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a console that knows no "→" still gets its table
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if "action" not in options:
         parser.print_help()
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="nbrun", description="Agent runs in notebooks: try them, find them again."
     )
