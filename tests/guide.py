@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbrun import cli
-from nbrun.config import NbRun
-from nbrun.ui.manual import grouped, option_usage
-from nbrun.ui.options import SUBCOMMANDS
+from nbrun.ui.config import NbRun
+from nbrun.ui.magics.manual import grouped, option_usage
+from nbrun.ui.magics.options import SUBCOMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -25,7 +25,8 @@ LANGUAGES = {"python", "ipython", "sh", "toml"}
 """What a fence may be marked with; the first two are cells of a notebook."""
 
 _FENCE = re.compile(
-    r"(?:^<!-- until (?P<until>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+    r"(?:^<!-- until (?P<until>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.M | re.S,
 )
 _GENERATED = re.compile(r"(?<=<!-- generated: )(\w+)( -->\n).*?(?=<!-- end -->)", re.S)
 
@@ -90,7 +91,9 @@ def _leaves(parser: argparse.ArgumentParser, about: str = "") -> Iterator[tuple[
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:
     cells = [(title, "what it does"), ("---", "---"), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells
+    )
 
 
 _TABLES: dict[str, Callable[[], str]] = {

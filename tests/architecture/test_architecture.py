@@ -75,27 +75,31 @@ def test_public_names_are_sorted_and_documented() -> None:
 
 @pytest.mark.timeout(BUILD_TIMEOUT_S)
 def test_wheel_holds_what_is_needed_at_run_time(wheel: set[str]) -> None:
-    """A wheel brings the card's files, the type marker, every example notebook and the server's switch."""
+    """A wheel brings the card's files, the type marker, all notebooks and guide pages, and the server's switch."""
     notebooks = {f"nbrun/{path.relative_to(ROOT)}" for path in ROOT.glob("notebooks/*.ipynb")}
+    pages = {f"nbrun/{path.relative_to(ROOT)}" for path in ROOT.glob("notebooks/guide/*.md")}
     assert notebooks
+    assert pages
     static = {str(path.relative_to(ROOT)) for path in ROOT.glob("nbrun/ui/static/*")}
     assert static
     (data,) = {name.partition("/")[0] for name in wheel if ".data/" in name}
     switch = f"{data}/data/etc/jupyter/jupyter_server_config.d/nbrun.json"
-    assert {"nbrun/py.typed", switch, *static, *notebooks} <= wheel
+    assert {"nbrun/py.typed", switch, *static, *notebooks, *pages} <= wheel
 
 
 @pytest.mark.timeout(BUILD_TIMEOUT_S)
 def test_wheel_holds_nothing_else(wheel: set[str]) -> None:
     """A wheel brings nbrun and its own metadata: no tests, stores or leftovers."""
     suffixes = {".py", ".js", ".css", ".ipynb", ".typed"}
-    strangers = {
+    others = {
         name
         for name in wheel
         if not name.startswith("jupyter_nbrun-")
         and not (name.startswith("nbrun/") and Path(name).suffix in suffixes)
     }
-    assert strangers == set()
+    assert {
+        name for name in others if not re.fullmatch(r"nbrun/notebooks/guide/[^/]+\.md", name)
+    } == set()
 
 
 def test_top_level_holds_only_what_is_known() -> None:

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from nbrun import cli
 from nbrun.server.routes import routes
-from nbrun.ui.options import OPTIONS, SUBCOMMANDS
+from nbrun.ui.magics.options import OPTIONS, SUBCOMMANDS
 from tests import __main__ as checks
 from tests.guide import LANGUAGES, PAGES, README, ROOT, Snippet, snippets, with_tables
 from tests.notebooks.headless import execute
@@ -77,9 +77,7 @@ def wait_for(snippet: Snippet) -> list[str]:
         "status": f"nbrun.get('last').status == {value!r}",
         "asked": f"any({value!r} in asked.message for asked in nbrun.get('last').pending)",
     }
-    return [
-        f"import asyncio, nbrun\nwhile not {conditions[kind]}:\n    await asyncio.sleep(0.01)"
-    ]
+    return [f"import asyncio, nbrun\nwhile not {conditions[kind]}:\n    await asyncio.sleep(0.01)"]
 
 
 def test_every_fence_says_what_it_is() -> None:
@@ -132,12 +130,6 @@ def check_command(words: list[str]) -> None:
             pytest.fail(f"nobody has checked whether this command exists: {words}")
 
 
-def test_readme_tells_how_ci_tests() -> None:
-    """What the README tells people to run is, letter for letter, what CI runs."""
-    (command,) = re.findall(r"^pip install .*$", (ROOT / ".ci/run").read_text("utf-8"), re.M)
-    assert command in TEXTS[README].splitlines()
-
-
 # --- the rest ----------------------------------------------------------------------------------------
 
 
@@ -151,7 +143,9 @@ def test_readme_names_the_package_and_its_extras() -> None:
     assert f"`{PROJECT['name']}`" in TEXTS[README]
     (table,) = re.findall(r"^\| extra .*\n\|.*\n((?:\|.*\n)+)", TEXTS[README], re.M)
     named = [
-        extra for row in table.splitlines() for extra in re.findall(r"`([\w-]+)`", row.split("|")[1])
+        extra
+        for row in table.splitlines()
+        for extra in re.findall(r"`([\w-]+)`", row.split("|")[1])
     ]
     assert sorted(named) == sorted(PROJECT["optional-dependencies"])
 

@@ -1,4 +1,4 @@
-"""What `%%agentrun?`, `%agentrun?` and the README say of options and subcommands, from the one table of them."""
+"""What `%%agentrun?` and `%agentrun?` say of options and subcommands, from the one table of them."""
 
 from __future__ import annotations
 
@@ -100,13 +100,3 @@ def _rows(rows: list[tuple[str, str]], indent: str) -> list[str]:
         else:
             lines.append(f"{indent}{left:<{width}}  {right}")
     return lines
-
-
-def readme_rows() -> list[str]:
-    """Return the rows of the README's tables of options and subcommands, as they have to stand there."""
-    options = [(option_usage(option), option.help) for option in OPTIONS]
-    commands = [(f"%agentrun {command.usage}", command.help) for command in SUBCOMMANDS.values()]
-    return [
-        f"| `{usage.replace('|', chr(92) + '|')}` | {text.replace('|', chr(92) + '|')} |"
-        for usage, text in (*options, *commands)
-    ]

@@ -1,10 +1,9 @@
-"""What `?`, `%agentrun help`, `%config` and the README say: all of it, the same, and true."""
+"""What `?`, `%agentrun help` and `%config` show: everything, the same everywhere, and correct."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from traitlets import TraitType
@@ -21,19 +20,12 @@ from nbrun.ui.magics.manual import (
     grouped,
     manual,
     option_usage,
-    readme_rows,
 )
 from nbrun.ui.magics.options import ALIASES, OPTIONS, SUBCOMMANDS
 
 MakeSession = Callable[..., NotebookSession]
 
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 SETTINGS = NbRun.class_own_traits(config=True)
-
-
-def section(title: str) -> str:
-    """Return what stands in the README below a heading."""
-    return README.partition(f"### {title}\n")[2].partition("\n#")[0]
 
 
 def test_every_option_and_subcommand_has_a_help() -> None:
@@ -43,33 +35,6 @@ def test_every_option_and_subcommand_has_a_help() -> None:
     assert all(text.strip() and "\n" not in text and not text.endswith(".") for text in helps)
     assert all(command.usage.split()[0] == verb for verb, command in SUBCOMMANDS.items())
     assert {*ALIASES.values()} <= {*SUBCOMMANDS}
-
-
-def test_the_readme_lists_every_option_and_subcommand_and_no_other() -> None:
-    """Its two tables are the help's, row by row; these are the rows to put in or to take out."""
-    rows = [
-        line for line in section("Every option and subcommand").splitlines() if line[:3] == "| `"
-    ]
-    missing = [row for row in readme_rows() if row not in rows]
-    strange = [row for row in rows if row not in readme_rows()]
-    assert (missing, strange) == ([], []), "\n".join(
-        ["put into README.md:", *missing, "take out:", *strange]
-    )
-    assert rows == readme_rows()  # in this order
-
-
-def test_lines_of_the_readme_are_understood() -> None:
-    """Wherever it shows a line of ours, the subcommand and the options are there."""
-    lines = re.findall(r"`%agentrun ([a-z][^`]*)`", README)
-    assert lines
-    assert {line.split()[0] for line in lines} <= {*SUBCOMMANDS}
-    cells = re.findall(r"^%%agentrun ([^\n]*)$|`%%agentrun ([^`]*)`", README, re.MULTILINE)
-    plain = [
-        re.sub(r'"[^"]*"', "", " ".join(cell)) for cell in cells
-    ]  # a program has flags of its own
-    used = {flag for cell in plain for flag in re.findall(r"(?<!\S)--?[a-z][\w-]*", cell)}
-    assert used
-    assert used <= {flag for option in OPTIONS for flag in option.flags}
 
 
 @pytest.mark.parametrize("magic", [AgentMagics.agentrun, AgentMagics.agentrun_line])
