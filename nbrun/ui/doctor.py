@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from nbrun.core.clock import Clock
-    from nbrun.ui.extension import Extension
+    from nbrun.ui.presenter import Presenter
 
 ANSWER_S = 2.0
 """How long a probe waits for an answer; the cell is blocked meanwhile."""
@@ -31,7 +31,7 @@ SLOW_S = 0.5
 _COLOURS = {Sign.OK: "#2e7d32", Sign.NOTE: "#757575", Sign.PROBLEM: "#c62828"}
 
 
-def show(extension: Extension) -> None:
+def show(extension: Presenter) -> None:
     """Look at everything and show what was found; the page, where there is one, adds its own lines later."""
     findings = examine(extension)
     if extension.kernel is None:
@@ -41,12 +41,12 @@ def show(extension: Extension) -> None:
 
     display(bundle(findings), raw=True)
     if _why_no_page(extension) is None:
-        from nbrun.ui.extension import kernel_id
+        from nbrun.ui.kernel.waiting import kernel_id
 
-        show_probe(kernel_id(extension.kernel), extension.doors.answer)
+        show_probe(kernel_id(extension.kernel), extension.requests.answer)
 
 
-def examine(extension: Extension) -> list[Finding]:
+def examine(extension: Presenter) -> list[Finding]:
     """Return all that can be found out while the cell runs."""
     probes = {
         "versions": versions,
@@ -80,7 +80,7 @@ def bundle(findings: Iterable[Finding]) -> dict[str, str]:
 # --- the front end and its roads -------------------------------------------------------------------
 
 
-def _front_end(extension: Extension) -> Finding:
+def _front_end(extension: Presenter) -> Finding:
     shell, subject = extension.shell, "front end"
     if extension.kernel is None:
         return Finding(Sign.OK, subject, "a terminal: no cards, but one live line; Ctrl-C cancels")
@@ -103,7 +103,7 @@ def _front_end(extension: Extension) -> Finding:
     return Finding(Sign.OK, subject, text)
 
 
-def _control(extension: Extension) -> Finding:
+def _control(extension: Presenter) -> Finding:
     subject, kernel = "control channel", extension.kernel
     if kernel is None:
         return Finding(
@@ -148,7 +148,7 @@ def control_round_trip_s(kernel: Any, clock: Clock) -> float | None:
     return None
 
 
-def _why_no_page(extension: Extension) -> str | None:
+def _why_no_page(extension: Presenter) -> str | None:
     if extension.kernel is None:
         return "a terminal has no page"
     if is_headless(extension.shell):
@@ -158,7 +158,7 @@ def _why_no_page(extension: Extension) -> str | None:
     return None
 
 
-def _page(extension: Extension) -> Iterator[Finding]:
+def _page(extension: Presenter) -> Iterator[Finding]:
     why = _why_no_page(extension)
     if why is not None:
         yield Finding(Sign.NOTE, "page", f"not tried: {why}", "run it where you want to see cards")
@@ -221,7 +221,7 @@ def _nesting() -> Finding:
     )
 
 
-def _runs(extension: Extension) -> Iterator[Finding]:
+def _runs(extension: Presenter) -> Iterator[Finding]:
     session, subject = extension.session, "runs"
     live = session.live_runs
     waiting = sum(run.status is RunStatus.QUEUED for run in live)

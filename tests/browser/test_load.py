@@ -13,8 +13,8 @@ LOAD = f"""get_ipython().config.NbRun.max_concurrent = {CARDS}
 %load_ext nbrun
 import asyncio, nbrun
 from pathlib import Path
-from nbrun.ui.extension import card
-card.KEEP_ENDED = {CARDS}  # so that a second wave takes the place of the first
+from nbrun.ui.cards import board
+board.KEEP_ENDED = {CARDS}  # so that a second wave takes the place of the first
 async def stream(prompt, run):
     words = "A text that **streams** into its card, on and on. ".split(" ")
     at = 0

@@ -138,7 +138,7 @@ def look_at(looker: Looker, text: str) -> None:
         "%agentrun approve R", "%agentrun say R hey",
     )  # fmt: skip
     extension = getattr(looker.shell, _EXTENSION_ATTRIBUTE)
-    listed = extension.doors.answer({"op": "list", "by": "server"})
+    listed = extension.presenter.requests.answer({"op": "list", "by": "server"})
     looker.seen += [("server", str(value)) for one in listed["runs"] for value in one.values()]
     looker.look("cancelled", "print(r.cancel(reason=p))")
     run.wait(10)

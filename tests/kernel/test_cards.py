@@ -136,7 +136,7 @@ def test_a_card_is_a_widget_and_static_output_at_first_and_static_at_last(kernel
 def test_the_oldest_ended_cards_are_closed(kernel: Kernel) -> None:
     """Widgets do not pile up for ever: beyond so many ended ones the oldest is closed; live ones never are."""
     endless = run_ok(kernel, "%%agentrun endless -n endless\nhi")
-    run_ok(kernel, "from nbrun.ui.extension import card as card_module\ncard_module.KEEP_ENDED = 2")
+    run_ok(kernel, "from nbrun.ui.cards import board\nboard.KEEP_ENDED = 2")
     cells = []
     for number in range(4):
         cells.append(run_ok(kernel, f"%%agentrun soon -n old{number}\nhi"))
@@ -147,7 +147,7 @@ def test_the_oldest_ended_cards_are_closed(kernel: Kernel) -> None:
     assert not has_closed(kernel, third)
     assert not has_closed(kernel, last)
     assert not has_closed(kernel, endless.outputs[0]["data"][WIDGET]["model_id"])
-    run_ok(kernel, "card_module.KEEP_ENDED = 100")
+    run_ok(kernel, "board.KEEP_ENDED = 100")
 
 
 def test_unloading_closes_the_widgets(kernel: Kernel) -> None:
@@ -509,7 +509,7 @@ def test_a_page_that_draws_cards_in_their_places_gets_no_widget_in_its_file(kern
     kernel.wait_until(lambda: "Cancelled by you" in first.outputs[-1]["data"]["text/html"])
     updates = [each for each in first.outputs if each["output_type"] == "update_display_data"]
     assert len(updates) == 2  # in its place, and the end
-    run_ok(kernel, "get_ipython().nbrun_extension.board._is_placed = False")
+    run_ok(kernel, "get_ipython().nbrun_extension.presenter.board._is_placed = False")
 
 
 def test_a_page_that_does_not_find_the_code_is_sent_it(kernel: Kernel) -> None:

@@ -10,7 +10,7 @@ from tests.kernel.test_cancel import ask
 
 # Uses a tool as the built-in agent does: from a thread of the run's, once the person has allowed it.
 AGENT = """
-tools = {tool.__name__: tool for tool in get_ipython().nbrun_extension.toolset("notebook")}
+tools = {tool.__name__: tool for tool in get_ipython().nbrun_extension.presenter.toolset("notebook")}
 
 async def uses(prompt, run):
     name, _, value = prompt.partition(" ")

@@ -26,7 +26,7 @@ COUNTS = """\
 import gc, psutil
 from comm import get_comm_manager
 def counts():
-    get_ipython().nbrun_extension.let_go()  # of the widgets of cards that were on display
+    get_ipython().nbrun_extension.presenter.close_widgets()  # of the widgets of cards that were on display
     tasks = [o for o in gc.get_objects() if isinstance(o, asyncio.Task) and not o.done()]
     return {
         'threads': sorted(thread.name for thread in threading.enumerate()),

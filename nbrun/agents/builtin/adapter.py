@@ -206,9 +206,9 @@ def _check(model: str, environ: Mapping[str, str]) -> None:
 
 
 def _check_file(model: str, path: str) -> None:
-    from nbrun.agents.local_model import install as local_install
+    from nbrun.agents.local_model import install
 
-    if (lack := local_install.model_lack(local_file(path))) is not None:
+    if (lack := install.model_lack(local_file(path))) is not None:
         raise BadOption(f"--model {model}: {lack}")
 
 
@@ -228,9 +228,9 @@ def _check_provider(model: str, provider: str) -> None:
 
 def _local_lack() -> str | None:
     """Return what the local model lacks; imported here, so that its module can also be run as a program."""
-    from nbrun.agents.local_model import install as local_install
+    from nbrun.agents.local_model import install
 
-    return local_install.missing()
+    return install.missing()
 
 
 async def make_agent(agent: ModelAgent, run: RunContext) -> Agent[None, object]:

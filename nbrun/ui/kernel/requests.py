@@ -16,20 +16,19 @@ if TYPE_CHECKING:
 
     from nbrun.sessions.run import Run
     from nbrun.sessions.session import NotebookSession
-    from nbrun.ui.panel.panel import Panels
 
 LIST_LIMIT = 200
 """How many live runs are told of at once, the newest: a cancel may be waiting behind the answer."""
 
 
-class Doors:
+class Requests:
     """Does what is asked for from outside of the cells; only passes it on, touches no widget.
 
-    Threads: `answer()`, from any; `panels` is written by the main thread, with the first panel.
+    Threads: `answer()`, from any; `ask_panel` is written by the main thread, with the first panel.
     """
 
     def __init__(self, session: NotebookSession) -> None:
-        self.panels: Panels | None = None
+        self.ask_panel: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self._session = session
         self._clicks = Clicks(session)
 
@@ -81,10 +80,10 @@ class Doors:
         return self._clicks.once(content.get("nonce"), cancel_all)
 
     def _answer_for_panel(self, content: dict[str, Any]) -> dict[str, Any]:
-        panels = self.panels
-        if panels is None:
+        ask_panel = self.ask_panel
+        if ask_panel is None:
             return {"outcome": "not_found"}
-        return self._clicks.once(content.get("nonce"), lambda: panels.ask(content))
+        return self._clicks.once(content.get("nonce"), lambda: ask_panel(content))
 
     def _answer_list(self) -> dict[str, Any]:
         live = self._session.live_runs

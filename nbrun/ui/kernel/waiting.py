@@ -88,3 +88,34 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if held and callable(before):
             before(*held[0])
+
+
+def wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]:
+    """Have `close` called at the kernel's shutdown request, before the kernel's own; return the way back.
+
+    Source: ipykernel calls `do_shutdown(restart)` on its control thread; `atexit` alone is not sure to run
+    when a child process is alive.
+    """
+    original = kernel.do_shutdown
+
+    def do_shutdown(restart: bool) -> Any:
+        close()
+        return original(restart)
+
+    kernel.do_shutdown = do_shutdown
+
+    def restore() -> None:
+        if kernel.do_shutdown is do_shutdown:  # else somebody has wrapped it after us
+            kernel.do_shutdown = original
+
+    return restore
+
+
+def kernel_id(kernel: Any) -> str:
+    """Return the kernel's id as the server knows it, or nothing.
+
+    Source: Jupyter names the connection file `kernel-<id>.json`.
+    """
+    config = getattr(getattr(kernel, "parent", None), "connection_file", "")
+    name = os.path.basename(str(config)).removesuffix(".json")
+    return name.removeprefix("kernel-") if name.startswith("kernel-") else ""

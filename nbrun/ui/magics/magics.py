@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from nbrun.core.record import RunRecord
     from nbrun.sessions.run import Run
     from nbrun.sessions.run_list import RunList
-    from nbrun.ui.extension import Extension
+    from nbrun.ui.presenter import Presenter
 
 ARGS_MEND = 'write --args \'{"path": "x"}\' in single quotes'
 RECEIPT_S = 0.5
@@ -83,7 +83,7 @@ def _with_manual(examples: tuple[Example, ...]) -> Callable[[F], F]:
 class AgentMagics(Magics):
     """`%%agentrun` starts a run; `%agentrun` lists, shows, waits for and cancels runs."""
 
-    def __init__(self, extension: Extension) -> None:
+    def __init__(self, extension: Presenter) -> None:
         super().__init__(extension.shell)
         self._extension = extension
 

@@ -11,7 +11,7 @@ from nbrun import ScriptedAgent, agents
 from nbrun.agents import agent
 from nbrun.agents.builtin import adapter as builtin
 from nbrun.agents.builtin.adapter import DEFAULTS, KEYS, model_choices
-from nbrun.agents.local_model import install as local_install
+from nbrun.agents.local_model import install
 from nbrun.agents.scripted import HAIKU
 from nbrun.core.errors import BadOption
 from nbrun.ui.magics.agent_list import agents_text
@@ -30,7 +30,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         *(k for ks in KEYS.values() for k in ks),
     ):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(local_install, "missing", lambda: "run nbrun local install")
+    monkeypatch.setattr(install, "missing", lambda: "run nbrun local install")
 
 
 @pytest.fixture
