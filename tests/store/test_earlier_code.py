@@ -20,9 +20,8 @@ from typing import Any
 
 import pytest
 
-from nbrun import NotebookSession, Run, SequentialIds
+from nbrun import NotebookSession, Run, SequentialIds, errors
 from nbrun.agents import Replay
-from nbrun.errors import IdConflict, NotResumable
 from tests.store.data import make_version_2 as made
 from tests.store.data.make_version_2 import ended, facts
 
@@ -192,7 +191,7 @@ def test_an_id_still_names_its_run(session: NotebookSession) -> None:
     """The same id and inputs give the run of before, and others are refused."""
     run = session.start(made.poet, "Tee des Tages", id="tea-of-the-day")
     assert (run.number, run.done()) == (one(id="tea-of-the-day")["number"], True)
-    with pytest.raises(IdConflict):
+    with pytest.raises(errors.IdConflict):
         session.start(made.poet, "Tee von gestern", id="tea-of-the-day")
     assert len(session.runs()) == len(EXPECTED)
 
@@ -227,14 +226,14 @@ def test_a_run_is_resumed_from_its_checkpoint(
     assert (new.resumed_from, new.record.prompt) == (old.id, expected["prompt"])
     assert without(facts(old), "sequels") == expected
     assert old.sequels == [(NEXT, "resume")]
-    with pytest.raises(NotResumable):
+    with pytest.raises(errors.NotResumable):
         old.resume(agent=made.reader)
 
 
 def test_what_was_used_before_counts_in_the_budget(session: NotebookSession) -> None:
     """A run that had used up more than it may now is not resumed; with a little left, it is cancelled in time."""
     old = session.get(one(name="Buch")["number"])
-    with pytest.raises(NotResumable):
+    with pytest.raises(errors.NotResumable):
         old.resume(agent=made.reader, max_cost=1.2)
     new = ended(old.resume(agent=made.reader, max_cost=2.2))
     assert (new.status, new.cause, new.usage.cost_usd) == ("cancelled", "budget", 2.5)
@@ -263,7 +262,7 @@ def test_an_agent_of_pydantic_ai_is_resumed(session: NotebookSession) -> None:
 )
 def test_what_cannot_be_resumed_is_refused(session: NotebookSession, known: dict[str, Any]) -> None:
     """And nothing is started."""
-    with pytest.raises(NotResumable):
+    with pytest.raises(errors.NotResumable):
         session.get(one(**known)["number"]).resume(agent=made.reader)
     assert len(session.runs()) == len(EXPECTED)
 
@@ -272,7 +271,7 @@ def test_a_run_of_a_kernel_out_of_sight_is_given_up_and_resumed(session: Noteboo
     """It is unknown until somebody says that it is lost; then it goes on like any other."""
     old = session.get(one(name="anderswo")["number"])
     assert (old.status, old.is_unknown, old.done()) == ("running", True, False)
-    with pytest.raises(NotResumable):
+    with pytest.raises(errors.NotResumable):
         old.resume(agent=made.reader)
     old.mark_lost()
     assert (old.status, old.cause) == ("lost", "kernel_died")
