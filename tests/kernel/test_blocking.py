@@ -167,7 +167,7 @@ def test_an_interrupt_of_an_awaiting_cell_leaves_the_run_alive(kernel: Kernel) -
     assert value(kernel, "(str(long.status), long.cause)") == "('running', None)"
     run_ok(
         kernel,
-        "long.cancel()\ntry:\n    await long\nexcept nbrun.core.errors.RunCancelled:\n    pass",
+        "long.cancel()\ntry:\n    await long\nexcept nbrun.errors.RunCancelled:\n    pass",
     )
 
 

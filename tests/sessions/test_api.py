@@ -46,7 +46,7 @@ def test_start_takes_what_is_documented(start: Callable[..., Any]) -> None:
     [
         (nbrun.get, {"ref": ...}),
         (nbrun.current, {}),
-        (nbrun.sessions.session, {}),
+        (nbrun.session, {}),
         (nbrun.panel, {}),
         (NotebookSession.get, {"ref": ...}),
         (NotebookSession.cancel, {"ref": ..., "reason": None}),
@@ -113,7 +113,7 @@ def test_functions_take_what_is_documented(
         ),
         (Observer, "on_created on_event on_cancelled on_ended"),
         (
-            nbrun.core.errors,
+            nbrun.errors,
             "NbrunError UserError BadOption AgentNotFound RunNotFound IdConflict NoResult RunNotFinished RunFailed "
             "RunCancelled RunLost StoreError StoreReadOnly StoreTooNew StoreDamaged SessionClosed Cancelled",
         ),
@@ -160,5 +160,5 @@ def test_without_a_page_the_panel_is_printed(
 
 def test_users_mistakes_are_one_line_in_ipython() -> None:
     """Each error of nbrun's renders itself as its name and message, without a traceback."""
-    error = nbrun.core.errors.RunNotFound("no run '7' here")
+    error = nbrun.errors.RunNotFound("no run '7' here")
     assert error._render_traceback_() == ["RunNotFound: no run '7' here"]
