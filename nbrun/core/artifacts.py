@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.core import events as ev
-from nbrun.core import mimebundle as bundle
+from nbrun.core import events as ev, mimebundle as bundle
 from nbrun.core.errors import ArtifactLost, StoreError
 from nbrun.core.text import clean_text, printable
 from nbrun.core.values import type_name

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.agents.context.budget import NO_LIMITS as NO_LIMITS
-from nbrun.agents.context.budget import Limits as Limits  # part of what travels
+from nbrun.agents.context.budget import (
+    NO_LIMITS as NO_LIMITS,
+    Limits as Limits,  # part of what travels
+)
 from nbrun.core.events import EventData
 
 if TYPE_CHECKING:

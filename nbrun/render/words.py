@@ -11,8 +11,7 @@ from nbrun.core.cancellation import CancelCause, Rung
 from nbrun.core.durations import duration
 from nbrun.core.events import CONTINUE, REPLAY, RESUME, RETRY
 from nbrun.core.record import GIVEN_UP, UNLOAD, ChildSummary, RunRecord, RunStatus, Steered
-from nbrun.core.text import printable
-from nbrun.core.text import visible as visible
+from nbrun.core.text import printable, visible as visible
 from nbrun.core.values import readable, shown
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ def _jupyter_server_extension_points() -> list[dict[str, str]]:
 
 def _load_jupyter_server_extension(server: ServerApp) -> None:
     """Add nbrun's routes to a server."""
-    from nbrun.server import kernel_client as kernel_call
-    from nbrun.server import routes
+    from nbrun.server import kernel_client as kernel_call, routes
 
     server.web_app.add_handlers(".*$", routes.routes(server.base_url))
     # Else the status with which a kernel frames each answer on its control channel counts as the shell's: the

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.agents import PROGRAM, Replay, find_adapter
-from nbrun.agents import python_cell as cell
+from nbrun.agents import PROGRAM, Replay, find_adapter, python_cell as cell
 from nbrun.agents.builtin import adapter as builtin
 from nbrun.agents.context.budget import NO_LIMITS, Budget, Limits
-from nbrun.core import checkpoint, recording
-from nbrun.core import events as ev
+from nbrun.core import checkpoint, events as ev, recording
 from nbrun.core.cancellation import CancelToken
 from nbrun.core.errors import AgentNotFound, BadOption, NotResumable, RunNotFound
 from nbrun.core.history import Turn, turns_of

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import checkpoint
-from nbrun.core import events as ev
+from nbrun.core import checkpoint, events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.interrupt_guard import guarded
 from nbrun.core.record import RunRecord, is_admitted, next_status

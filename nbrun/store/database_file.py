@@ -12,9 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from nbrun.core.errors import StoreDamaged, StoreError, StoreInTrouble
-from nbrun.store import attachments as checkpoints
-from nbrun.store import read_only as stranger
-from nbrun.store import schema
+from nbrun.store import attachments as checkpoints, read_only as stranger, schema
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.faults import Kind, Trouble, is_damage, trouble_of
 from nbrun.store.location import FOLDER, prepare_folder

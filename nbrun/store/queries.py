@@ -17,8 +17,7 @@ from nbrun.core import events as ev
 from nbrun.core.errors import StoreReadOnly
 from nbrun.core.fold import fold
 from nbrun.core.record import LIVE, RunRecord, RunStatus
-from nbrun.store import payloads
-from nbrun.store import validation as doubt
+from nbrun.store import payloads, validation as doubt
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
 
 if TYPE_CHECKING:

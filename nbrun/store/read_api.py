@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from nbrun.core.record import RunRecord
-from nbrun.store import attachments as checkpoints
-from nbrun.store import queries as reader
+from nbrun.store import attachments as checkpoints, queries as reader
 from nbrun.store.attachments import read_artifacts
 from nbrun.store.liveness import sight_of
 from nbrun.store.queries import StoredRun

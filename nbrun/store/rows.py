@@ -14,10 +14,7 @@ from nbrun.core import events as ev
 from nbrun.core.errors import StoreError
 from nbrun.core.fold import fold
 from nbrun.core.text import clean_text
-from nbrun.store import attachments as checkpoints
-from nbrun.store import payloads
-from nbrun.store import payloads as large
-from nbrun.store import queries as reader
+from nbrun.store import attachments as checkpoints, payloads, payloads as large, queries as reader
 from nbrun.store.attachments import insert_artifacts
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models import ModelRequestParameters
 
 from nbrun import NotebookSession
-from nbrun.agents.local_model import decoder as local_decoder
-from nbrun.agents.local_model import install
+from nbrun.agents.local_model import decoder as local_decoder, install
 from nbrun.agents.local_model.model import LocalModel, LocalStream
 
 if TYPE_CHECKING:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from nbrun.core import events as ev
-from nbrun.core import recording
+from nbrun.core import events as ev, recording
 from nbrun.core.errors import BadRecording
 from nbrun.core.fold import fold
 from nbrun.core.values import Plain

@@ -13,8 +13,7 @@ from typing import Any
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from nbrun.core.text import clean_text, printable
 from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, plain, readable, revived, shown

@@ -15,8 +15,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from nbrun import NotebookSession, RunContext, RunStatus, SequentialIds, cli
-from nbrun.core import events as ev
-from nbrun.core import recording
+from nbrun.core import events as ev, recording
 from nbrun.core.clock import SystemClock
 from nbrun.core.errors import BadOption
 from nbrun.core.record import RunRecord

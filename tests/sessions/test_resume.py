@@ -15,8 +15,7 @@ import pytest
 import nbrun
 from nbrun import NotebookSession, Run, RunContext, RunStatus
 from nbrun.agents import Output
-from nbrun.core import checkpoint
-from nbrun.core import events as ev
+from nbrun.core import checkpoint, events as ev
 from nbrun.core.checkpoint import State
 from nbrun.core.errors import AgentNotFound, BadOption, NotResumable
 from nbrun.core.redaction import Redactor

@@ -25,9 +25,7 @@ from nbrun.core.clock import SystemClock
 from nbrun.core.errors import StoreInTrouble
 from nbrun.core.fold import fold
 from nbrun.core.record import RunRecord
-from nbrun.store import database_file as home
-from nbrun.store import stall_guard as watch
-from nbrun.store import writer as writer_module
+from nbrun.store import database_file as home, stall_guard as watch, writer as writer_module
 from nbrun.store.backlog import Dropped
 from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.diagnosis import Sign, kept

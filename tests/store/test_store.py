@@ -17,8 +17,7 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunRecord, RunStatus
 from nbrun.core.errors import StoreDamaged, StoreReadOnly, StoreTooNew
-from nbrun.store import schema
-from nbrun.store import writer as writer_module
+from nbrun.store import schema, writer as writer_module
 from nbrun.store.connection import open_for_writing
 from nbrun.store.location import places_for
 from nbrun.store.session_store import SessionStore

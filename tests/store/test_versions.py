@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession
-from nbrun.store import queries as reader
-from nbrun.store import schema
+from nbrun.store import queries as reader, schema
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.session_store import SessionStore
 from tests.fakes import agents, doomed

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun.agents.context.approvals import ASK, Asking
-from nbrun.core import checkpoint as checkpoints
-from nbrun.core import events as ev
+from nbrun.core import checkpoint as checkpoints, events as ev
 from nbrun.core.errors import NbrunError
 from nbrun.core.interrupt_guard import current_guard, guarded
 from nbrun.core.line_buffer import Unfinished

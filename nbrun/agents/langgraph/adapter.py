@@ -28,8 +28,7 @@ import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import NO_NATIVE_CANCEL, Framework, Lacks, Output
-from nbrun.agents import provider_retries as retries
+from nbrun.agents import NO_NATIVE_CANCEL, Framework, Lacks, Output, provider_retries as retries
 from nbrun.core import events as ev
 from nbrun.core.errors import BadOption
 from nbrun.core.values import plain

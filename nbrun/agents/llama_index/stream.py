@@ -9,8 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from workflows.events import InputRequiredEvent, StepState, StepStateChanged, StopEvent
-from workflows.events import InternalDispatchEvent as Internal
+from workflows.events import (
+    InputRequiredEvent,
+    InternalDispatchEvent as Internal,
+    StepState,
+    StepStateChanged,
+    StopEvent,
+)
 
 from nbrun.agents.llama_index.resume import fields_of, response_class
 from nbrun.agents.pricing import cost_usd

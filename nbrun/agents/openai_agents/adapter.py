@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Lacks, Output
-from nbrun.agents import provider_retries as retries
+from nbrun.agents import Framework, Lacks, Output, provider_retries as retries
 from nbrun.core import events as ev
 from nbrun.core.values import plain
 

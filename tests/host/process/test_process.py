@@ -26,8 +26,7 @@ from nbrun.core.line_buffer import Printed
 from nbrun.host.driver import Drive
 from nbrun.host.escalation import LAST_S
 from nbrun.host.process import pickling as parcel
-from tests.fakes import agents
-from tests.fakes import process_agents as fakes
+from tests.fakes import agents, process_agents as fakes
 from tests.fakes.agents import BOUND_S, Held
 
 MakeSession = Callable[..., NotebookSession]

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 import pytest
 from IPython.core.completer import IPCompleter, provisionalcompleter
 
-from nbrun import NotebookSession, RunContext, ScriptedAgent, agent
-from nbrun import agents as agents_module
+from nbrun import NotebookSession, RunContext, ScriptedAgent, agent, agents as agents_module
 from nbrun.agents.builtin.adapter import KNOWN
 from nbrun.agents.scripted import HAIKU
 from nbrun.store.session_store import SessionStore

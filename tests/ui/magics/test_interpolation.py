@@ -5,8 +5,7 @@ from __future__ import annotations
 import types
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from nbrun.core.errors import BadOption
 from nbrun.ui.magics.interpolation import interpolate

@@ -9,8 +9,7 @@ from IPython.core.magic_arguments import magic_arguments
 
 from nbrun.core.durations import duration_s
 from nbrun.core.errors import BadOption
-from nbrun.ui.magics import options
-from nbrun.ui.magics import parsing as lines
+from nbrun.ui.magics import options, parsing as lines
 from nbrun.ui.magics.parsing import Request, read_request, read_sequel, read_subcommand, take_flag
 
 

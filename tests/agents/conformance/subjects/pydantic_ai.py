@@ -7,8 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from pydantic_ai import Agent
-from pydantic_ai import Tool as FrameworkTool
+from pydantic_ai import Agent, Tool as FrameworkTool
 from pydantic_ai.messages import (
     ModelMessage,
     ModelResponse,
