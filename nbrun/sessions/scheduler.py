@@ -230,8 +230,8 @@ class Dispatcher:
 
     def hurry(self) -> None:
         """Have what can be killed end within the time of a close, whatever its grace."""
-        if self._processes is not None:
-            self._processes.hurry()
+        if self._processes is not None and self._process_host is not None:
+            self._process_host.thread.call(self._processes.hurry)
 
     def close(self, timeout_s: float) -> None:
         """Let go of the hosts and stop their threads."""

@@ -1,4 +1,4 @@
-"""A Python process and all that it starts: begun, looked at, and killed as one."""
+"""A Python process and everything that it starts: one group, killed as one."""
 
 from __future__ import annotations
 
@@ -59,25 +59,24 @@ class ProcessGroup:
         return found is not None
 
     def kill(self) -> None:
-        """Kill all of the group."""
-        self.was_killed = True
-        self._kill()
+        """Kill the whole group; a no-op when it has been put away."""
+        if self._process.returncode is None:  # else its number may be somebody else's
+            self.was_killed = True
+            self._kill()
 
-    def put_away(self, timeout_s: float) -> bool:
-        """Kill what is left of the group and wait for the process; return whether it is dead."""
+    def put_away(self) -> bool:
+        """Kill what is left of the group, then take note of the process's end; return whether it is dead."""
         self._kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_s)
-        return self._process.returncode is not None
+        return self._process.poll() is not None
 
     def close(self) -> None:
-        """Let go of what it has printed."""
+        """Close the streams of what it prints."""
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody of it is left
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of it is left
             os.killpg(self.pid, signal.SIGKILL)
 
     @property

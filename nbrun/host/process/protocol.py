@@ -10,7 +10,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.checkpoint import Restored
 from nbrun.core.values import Plain, plain
-from nbrun.host.attempt import HostEvent, Limits
+from nbrun.host.attempt import Attempt, HostEvent, Limits
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -70,6 +70,16 @@ Message = Ready | Begin | Cancel | Control | Batch
 _LENGTH = struct.Struct("!I")
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def begin(attempt: Attempt, host: str) -> Begin:
+    """Return the message that hands an attempt to the process that is called `host`."""
+    folder = None if attempt.keeper is None else attempt.keeper.folder
+    return Begin(
+        attempt.run_id, attempt.number, attempt.parcel, attempt.prompt, attempt.grace_s, attempt.timeout_s,
+        attempt.thread, attempt.limits, attempt.approve, host, attempt.reentrant_loop, attempt.keep_object,
+        "" if folder is None else str(folder), attempt.restored,
+    )  # fmt: skip
 
 
 def frame(message: Message) -> bytes:

@@ -1,4 +1,4 @@
-"""An attempt's events on their way from a host elsewhere: numbered, and brought to an end if that host dies."""
+"""The events of an attempt on a host elsewhere: numbered, and ended if that host dies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.host.attempt import Attempt, HostEvent, Sink
-from nbrun.host.driver import PAUSE_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,16 +15,16 @@ if TYPE_CHECKING:
     from nbrun.core.cancellation import CancelCause
     from nbrun.core.clock import Clock
 
-Told = tuple[float, ev.EventData, str | None]
-"""When, what, and of which tool or child."""
+Relayed = tuple[float, ev.EventData, str | None]
+"""When, what, and the tool or child that it belongs to."""
 
 
 class Relay:
     """Hands the events of one attempt to the session, with exactly one end.
 
-    It numbers them itself, so that what is said of a host and what that host says are one sequence.
+    It numbers them itself, so that events about a host and events from that host are one sequence.
 
-    Threads: of the one that follows the host.
+    Threads: of one.
     """
 
     def __init__(self, attempt: Attempt, sink: Sink, clock: Clock) -> None:
@@ -40,23 +39,21 @@ class Relay:
         self._open_tools: dict[str, float] = {}
         self._usage: ev.Usage | None = None
 
-    def pass_on(self, events: Sequence[Told]) -> None:
-        """Hand events on, unless the end was among those before; wait a moment where too many are waiting."""
+    def pass_on(self, events: Sequence[Relayed]) -> bool:
+        """Hand events on, unless the end was among those before; return whether the agent should pause."""
         if self.is_ended or not events:
-            return
+            return False
         attempt = self._attempt
         numbered: list[HostEvent] = []
-        for told_ts, data, parent in events:
-            # What is said of a host may overtake what that host says; the log's times only go forward.
-            ts = self._last_ts = max(self._last_ts, told_ts)
+        for sent_at, data, parent in events:
+            # An event about a host may overtake those from that host; the log's times only go forward.
+            ts = self._last_ts = max(self._last_ts, sent_at)
             self._note(ts, data)
             numbered.append(
                 HostEvent(attempt.run_id, attempt.number, self._next_n, ts, data, parent)
             )
             self._next_n += 1
-        if self._sink(numbered):
-            # What is not read in the meantime fills the road, and then the agent is paused.
-            attempt.token.wait_sync(PAUSE_S)
+        return self._sink(numbered)
 
     def say(self, data: ev.EventData) -> None:
         """Hand on an event about the host."""
@@ -80,7 +77,7 @@ class Relay:
 
     @property
     def _last_usage(self) -> ev.Usage | None:
-        """The last known usage as a lower bound: what came after was not told."""
+        """The last known usage as a lower bound: what came after was not reported."""
         usage = self._usage
         return None if usage is None else msgspec.structs.replace(usage, exact=False)
 

@@ -95,11 +95,6 @@ def wait_until(holds: Callable[[], bool], what: str, bound_s: float = BOUND_S) -
         pause.wait(0.01)
 
 
-def process_threads() -> list[str]:
-    """Return the names of the threads that follow a process."""
-    return [t.name for t in threading.enumerate() if t.name.startswith("nbrun-process-")]
-
-
 def wait_until_gone(pid: int, bound_s: float = BOUND_S) -> None:
     """Return when a process has ended."""
     wait_until(lambda: is_gone(pid), f"process {pid} lives", bound_s)
@@ -493,7 +488,7 @@ def test_ten_at_once_leave_nothing(make_session: MakeSession) -> None:
     session = make_session(max_concurrent=10)
     me = psutil.Process()
     assert ended(start(session, fakes.says)).events()  # what a session itself needs is there now
-    wait_until(lambda: not process_threads(), "a thread is left")
+    wait_until(lambda: me.children() == [], "a child is left")
     before = me.num_fds(), threading.active_count()
     runs = [start(session, fakes.says) for _ in range(10)]
     pids = {told(ended(run), "pid") for run in runs}
@@ -501,8 +496,7 @@ def test_ten_at_once_leave_nothing(make_session: MakeSession) -> None:
     assert {run.status for run in runs} == {RunStatus.COMPLETED}
     wait_until(lambda: me.children() == [], "children are left")
     wait_until(lambda: threading.active_count() <= before[1], "threads are left")
-    assert process_threads() == []
-    assert me.num_fds() <= before[0]
+    wait_until(lambda: me.num_fds() <= before[0], "file descriptors are left")
 
 
 def test_a_word_of_the_session_reaches_the_host(session: NotebookSession) -> None:
