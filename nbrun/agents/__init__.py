@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "nbrun.agents"
 PROGRAM = "acp:"
-"""What the name of a program that speaks ACP begins with in a line: `%%agentrun "acp:gemini --acp"`."""
+"""How a target begins that is a program speaking ACP: `acp:gemini --acp`."""
 
 NO_NATIVE_CANCEL = "its task is cancelled"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TARGET = "--python"
 """The target of a run whose agent is its cell."""
-_FILENAME = "<%%agentrun --python>"
+_FILENAME = "<agent cell>"
 
 
 class PythonCell:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -18,7 +19,7 @@ from nbrun.cli.demo import DEMO_FOLDER, INSTALLER, run_demo
 from nbrun.cli.output import say
 from nbrun.cli.runs import list_runs, show_run
 from nbrun.cli.transfer import export_runs, import_runs
-from nbrun.core.errors import UserError
+from nbrun.core.errors import Action, Fix, UserError, spell_with
 from nbrun.render.export import FORMS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a console that knows no "→" still gets its table
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    spell_with(spell)
     parser = make_parser()
     options = parser.parse_args(arguments)
     if "action" not in options:
@@ -54,6 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nbrun: interrupted", file=sys.stderr)
         return 130
     return code
+
+
+def spell(fix: Fix) -> str:
+    """Return the command for a fix; what only a kernel can do is a line of the notebook."""
+    path = f" {shlex.quote(fix.path)}" if fix.path else ""
+    match fix.action:
+        case Action.LIST | Action.DOCTOR:
+            return f"nbrun {fix.action}{path}"
+        case Action.SHOW:
+            return f"nbrun show {fix.ref.removeprefix('#')}{path}"
+        case Action.INSTALL_LOCAL_MODEL:
+            return "nbrun local install"
+    return f"%agentrun {fix.action} {fix.ref}".rstrip()
 
 
 def make_parser() -> argparse.ArgumentParser:

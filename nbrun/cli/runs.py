@@ -19,7 +19,7 @@ from nbrun.cli.output import (
     tokens,
 )
 from nbrun.core.clock import SystemClock
-from nbrun.core.errors import RunNotFound, UserError
+from nbrun.core.errors import Action, Fix, RunNotFound, UserError
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.text import printable
 from nbrun.core.values import shown
@@ -286,5 +286,6 @@ def find(store: SessionStore, ref: str) -> StoredRun:
     else:
         found = store.find(ref)
     if found is None:
-        raise RunNotFound(f"no run '{ref}' in {store.path}; nbrun list shows what there is")
+        path = "" if store.path is None else relative(store.path)
+        raise RunNotFound(f"No run '{ref}' found in {path}", fixes=[Fix(Action.LIST, path=path)])
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from nbrun.core.errors import Cancelled
+from nbrun.core.errors import Cancelled, Fix, with_fixes
 from nbrun.core.interrupt_guard import guarded
 
 if TYPE_CHECKING:
@@ -349,6 +349,7 @@ class CancelReceipt(msgspec.Struct, frozen=True):
     run_id: str | None = None
     message: str = ""
     run: Settling | None = None
+    fixes: tuple[Fix, ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether a request now stands: this call's, or an earlier one's."""
@@ -364,4 +365,4 @@ class CancelReceipt(msgspec.Struct, frozen=True):
             await self.run.settled()
 
     def __str__(self) -> str:
-        return self.message or str(self.outcome)
+        return with_fixes(self.message or str(self.outcome), self.fixes)

@@ -7,12 +7,12 @@ NbrunError
 │  ├─ RunNotFound    no run has this reference
 │  ├─ IdConflict     this id already names a run with other inputs
 │  ├─ NotPending     the run does not ask that, or takes no messages
-│  ├─ RunRejected    a run of the same cell or name is live (`--if-running reject`)
+│  ├─ RunRejected    a run of the same cell or name is in progress (`--if-running reject`)
 │  ├─ PackageMissing what was asked for needs a package that is not installed; an ImportError too
-│  ├─ NotResumable   the run cannot be gone on with, or not here
-│  └─ BadRecording   a file that is to be a recorded run is none
+│  ├─ NotResumable   the run cannot be resumed or retried here
+│  └─ BadRecording   the file is not a valid recording
 ├─ NoResult          all that `run.result()` and `await run` raise
-│  ├─ RunNotFinished the wait was over before the run was
+│  ├─ RunNotFinished the wait ended before the run did
 │  ├─ RunFailed
 │  ├─ RunCancelled
 │  └─ RunLost
@@ -25,21 +25,116 @@ NbrunError
 └─ SessionClosed
 Cancelled            a BaseException, raised only inside an agent
 Interrupted          a KeyboardInterrupt: ■ or Ctrl-C has ended a wait of nbrun
+
+An error carries its `fixes` as data. Only a front end knows how their commands are spelled; see `spell_with`.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
 from nbrun.core.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Action(StrEnum):
+    """What a person can do next."""
+
+    APPROVE = "approve"
+    CANCEL = "cancel"
+    DOCTOR = "doctor"
+    INSTALL_LOCAL_MODEL = "install"
+    LIST = "list"
+    LOST = "lost"
+    RESUME = "resume"
+    RETRY = "retry"
+    SHOW = "show"
+
+
+_PURPOSES = {
+    Action.APPROVE: "answer it",
+    Action.CANCEL: "cancel it",
+    Action.DOCTOR: "check the setup",
+    Action.INSTALL_LOCAL_MODEL: "install the local model",
+    Action.LIST: "list the runs",
+    Action.LOST: "if you know that it has ended, mark it as lost",
+    Action.RESUME: "resume from the last checkpoint",
+    Action.RETRY: "run it again",
+    Action.SHOW: "show it",
+}
+
+
+class Fix(msgspec.Struct, frozen=True):
+    """One thing to do next, as data: the action, the run, and for a list the path of a store.
+
+    Parameters
+    ----------
+    purpose : what it is good for, as a sentence would begin; by default what the action does.
+    """
+
+    action: Action
+    ref: str = ""
+    path: str = ""
+    purpose: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command for it, as the front end spells it; empty where none is loaded."""
+        return _spell(self)
+
+    def __str__(self) -> str:
+        purpose = self.purpose or _PURPOSES[self.action]
+        return f"{purpose}: {self.command}" if self.command else purpose
+
+
+def _no_command(_fix: Fix) -> str:
+    return ""
+
+
+_spell: Callable[[Fix], str] = _no_command
+
+
+def spell_with(speller: Callable[[Fix], str] | None) -> None:
+    """Set how commands are spelled: a front end does, and takes it back with None."""
+    global _spell  # one front end a process: a notebook's shell or the command line
+    _spell = speller or _no_command
+
+
+def with_fixes(reason: str, fixes: Iterable[Fix]) -> str:
+    """Return a message and what can be done, a sentence each."""
+    sentences = [reason, *(text[:1].upper() + text[1:] for text in map(str, fixes))]
+    return (
+        ". ".join(sentence.rstrip(".") for sentence in sentences) if len(sentences) > 1 else reason
+    )
 
 
 class NbrunError(Exception):
     """Anything that nbrun itself raises on purpose.
 
-    Its message may name a run, or tell what an agent has raised: it is shown as text that no terminal obeys.
+    Its message may name a run, or quote what an agent has raised: it is shown as text that no terminal obeys.
+
+    Parameters
+    ----------
+    reason : what happened, in plain words.
+    run : the run it is about, as a sentence calls it.
+    fixes : what can be done about it.
     """
 
+    def __init__(
+        self, reason: object = "", *, run: str | None = None, fixes: Iterable[Fix] = ()
+    ) -> None:
+        super().__init__(reason)
+        self.reason = str(reason)
+        self.run = run
+        self.fixes = tuple(fixes)
+
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return printable(with_fixes(self.reason, self.fixes))
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that IPython prints in place of a traceback.
@@ -51,7 +146,7 @@ class NbrunError(Exception):
 
 
 class UserError(NbrunError):
-    """A mistake in a line or a call; the message names the mend."""
+    """A mistake in a line or a call; the message says how to fix it."""
 
 
 class BadOption(UserError):
@@ -75,7 +170,7 @@ class NotPending(UserError):
 
 
 class RunRejected(UserError):
-    """A run of the same cell or name is live, and `if_running="reject"` was asked for."""
+    """A run of the same cell or name is in progress, and `if_running="reject"` was asked for."""
 
 
 class PackageMissing(UserError, ImportError):
@@ -83,11 +178,11 @@ class PackageMissing(UserError, ImportError):
 
 
 class NotResumable(UserError):
-    """The run cannot be gone on with, or started again, or not here; the message says what can be done."""
+    """The run cannot be resumed or retried here."""
 
 
 class BadRecording(UserError):
-    """A file that is to be a recorded run is none, or tells what cannot have happened."""
+    """The file is not a valid recording."""
 
 
 class NoResult(NbrunError):
@@ -95,7 +190,7 @@ class NoResult(NbrunError):
 
 
 class RunNotFinished(NoResult, TimeoutError):
-    """The wait was over before the run was; the run goes on."""
+    """The wait ended before the run did; the run goes on."""
 
 
 class RunFailed(NoResult):
@@ -107,7 +202,7 @@ class RunCancelled(NoResult):
 
 
 class RunLost(NoResult):
-    """The kernel of this run died while the run was live."""
+    """The kernel of this run died before the run had ended."""
 
 
 class StoreError(NbrunError):
@@ -127,7 +222,7 @@ class StoreDamaged(StoreError):
 
 
 class StoreInTrouble(StoreError):
-    """The file cannot be used now: it is locked, its disk is full, or it is gone; `trouble` tells which."""
+    """The file cannot be used now: it is locked, its disk is full, or it is gone; `trouble` says which."""
 
     def __init__(self, trouble: object) -> None:
         mend = getattr(trouble, "mend", "")
@@ -136,7 +231,7 @@ class StoreInTrouble(StoreError):
 
 
 class ArtifactLost(StoreError):
-    """A file that a run has made is gone, or is not what was kept."""
+    """A file that a run made is gone, or has changed."""
 
 
 class SessionClosed(NbrunError):
@@ -146,7 +241,7 @@ class SessionClosed(NbrunError):
 class Interrupted(KeyboardInterrupt):
     """■ or Ctrl-C has ended a wait of nbrun; the message says what became of the runs.
 
-    A `KeyboardInterrupt`, so that "Run All" stops, and told in one line: where nbrun was waiting inside
+    A `KeyboardInterrupt`, so that "Run All" stops, and printed in one line: where nbrun was waiting inside
     itself helps nobody.
     """
 

@@ -52,6 +52,11 @@ SHOWN_QUESTIONS = 3
 _RESUMABLE = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
 
 
+def run_ref(record: RunRecord) -> str:
+    """Return what a command calls the run: `#3`, or its id while it has no number."""
+    return record.run_id if record.number is None else f"#{record.number}"
+
+
 def title(record: RunRecord) -> str:
     """Return what a sentence calls the run: `run #3 poet`."""
     number = "" if record.number is None else f"#{record.number} "

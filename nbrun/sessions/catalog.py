@@ -6,8 +6,9 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
-from nbrun.core.errors import BadOption, RunNotFound, StoreError
+from nbrun.core.errors import Action, BadOption, Fix, RunNotFound, StoreError
 from nbrun.core.text import clean_text
+from nbrun.render.words import run_ref, title
 from nbrun.sessions.run import Owner, Run
 from nbrun.sessions.run_list import RunList
 
@@ -114,7 +115,7 @@ class Catalog:
         else:
             found = self._numbered(number)
         if found is None:
-            raise RunNotFound(f"no run '{text}' here; %agentrun list shows what there is")
+            raise RunNotFound(f"No run '{text}' found", fixes=[Fix(Action.LIST)])
         return found
 
     def own(self, run_id: str) -> Run | None:
@@ -237,7 +238,9 @@ def removable(run: Run) -> int:
     """Return the number of a run that may be removed."""
     if run.is_unknown:
         raise BadOption(
-            f"{run!r} may be live; %agentrun lost {run.number} gives it up, if you know that it has ended"
+            f"{run!r} may still be running",
+            run=title(run.glance),
+            fixes=[Fix(Action.LOST, run_ref(run.glance))],
         )
     if run.only_read is not None:
         raise BadOption(f"{run!r} cannot be removed, its file is only read: {run.only_read}")

@@ -11,11 +11,11 @@ from nbrun.agents.context.approvals import ALLOW, choices
 from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt
-from nbrun.core.errors import BadOption, Cancelled, NotPending
+from nbrun.core.errors import Action, BadOption, Cancelled, Fix, NotPending
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.text import clean_text, printable
 from nbrun.core.values import REPR_KEY, plain, shown
-from nbrun.render.words import status_words, title
+from nbrun.render.words import run_ref, status_words, title
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ HOOKS_S = 0.1
 _WORDS = {
     CancelOutcome.REQUESTED: "cancel requested",
     CancelOutcome.ALREADY_REQUESTED: "was asked to stop already",
-    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there, or if that is gone: %agentrun lost",
+    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
 }
 
 
@@ -90,7 +90,10 @@ class Canceller:
             words = f"has ended already ({status_words(record)})"
         else:
             words = _WORDS[outcome]
-        return CancelReceipt(outcome, run.id, printable(f"{title(record)}: {words}"), run)
+        gone = "if that kernel is gone, mark the run as lost"
+        is_foreign = outcome is CancelOutcome.FOREIGN
+        fixes = (Fix(Action.LOST, run_ref(record), purpose=gone),) if is_foreign else ()
+        return CancelReceipt(outcome, run.id, printable(f"{title(record)}: {words}"), run, fixes)
 
     def cancel(
         self, live: LiveRun, reason: str | None, cause: CancelCause, by: str

@@ -12,11 +12,11 @@ from nbrun.agents.builtin import adapter as builtin
 from nbrun.agents.context.budget import NO_LIMITS, Budget, Limits
 from nbrun.core import checkpoint, events as ev, recording
 from nbrun.core.cancellation import CancelToken
-from nbrun.core.errors import AgentNotFound, BadOption, NotResumable, RunNotFound
+from nbrun.core.errors import Action, AgentNotFound, BadOption, Fix, NotResumable, RunNotFound
 from nbrun.core.history import Turn, turns_of
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.values import shown
-from nbrun.render.words import said, title
+from nbrun.render.words import run_ref, said, title
 from nbrun.sessions import start_options as request
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def resumption(
     record = run.record
     words = title(record)
     if run.status is RunStatus.COMPLETED:
-        raise NotResumable(f"{words} has completed; retry runs it again: {_line('retry', record)}")
+        fix = Fix(Action.RETRY, run_ref(record))
+        raise NotResumable(f"{words} has completed", run=words, fixes=[fix])
     _check_no_replay(record)
     state = _state(run, record, store)
     usage = record.usage
@@ -200,10 +201,11 @@ def _check_ended(run: Run) -> None:
     if run.done():
         return
     if run.is_unknown:
-        ref = run.id if run.number is None else f"#{run.number}"
-        why = f"nobody here can say how {title(run.glance)} stands ({run.glance.unseen})"
+        words = title(run.glance)
         raise NotResumable(
-            f"{why}; %agentrun lost {ref} gives it up, if you know that it has ended"
+            f"The status of {words} can't be seen from here ({run.glance.unseen})",
+            run=words,
+            fixes=[Fix(Action.LOST, run_ref(run.glance))],
         )
     where = "" if run._live is not None else " in another kernel"
     raise NotResumable(f"{title(run.glance)} is live{where}; wait for it, or cancel it first")
@@ -226,9 +228,12 @@ def _state(run: Run, record: RunRecord, store: SessionStore) -> bytes:
     # Asked first: its checkpoint is deleted only a moment after the end of the other is seen.
     blob = None if number is None or done else store.checkpoint(number)
     if blob is None:
-        why = f"was gone on with as #{done[-1].number}, which has completed" if done else ""
-        retry = f"use retry: {_line('retry', record)}"
-        raise NotResumable(f"{words} {why or 'has no checkpoint'}; {retry}")
+        why = f"was resumed as #{done[-1].number}, which has completed" if done else ""
+        raise NotResumable(
+            f"{words} {why or 'has no checkpoint'}",
+            run=words,
+            fixes=[Fix(Action.RETRY, run_ref(record))],
+        )
     try:
         checkpoint.unpack(blob)
     except NotResumable as error:
@@ -371,8 +376,3 @@ def _by_name(record: RunRecord, find: FindAgent, named: object, option: str) -> 
             f"{what} of {title(record)} is not here: define {named} first, or pass {option}= in Python"
         )
     return found
-
-
-def _line(verb: str, record: RunRecord) -> str:
-    ref = record.run_id if record.number is None else f"#{record.number}"
-    return f"%agentrun {verb} {ref}"

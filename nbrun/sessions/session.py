@@ -419,7 +419,7 @@ class NotebookSession:
         try:
             run = self.get(ref)
         except RunNotFound as error:
-            return CancelReceipt(CancelOutcome.NOT_FOUND, None, str(error))
+            return CancelReceipt(CancelOutcome.NOT_FOUND, None, error.reason, fixes=error.fixes)
         return self.cancel_run(run, reason, CancelCause.USER, by)
 
     def cancel_current(self, reason: str | None = None, *, by: str = "python") -> CancelReceipt:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbrun.core.errors import Action, Fix
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.session_store import Stranger
 
@@ -225,7 +226,7 @@ def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Findin
         ) as connection:
             (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
     except sqlite3.Error as error:
-        mend = "%agentrun doctor again when a run has been written; it tells what was done"
+        mend = "run doctor again once a run has been saved: it shows what was done"
         return Finding(Sign.PROBLEM, "store", f"{path} cannot be read: {error}", mend)
     size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
     durable = "durable, " if is_written else ""  # else what waits is in memory only
@@ -242,7 +243,8 @@ def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Findin
 def _kept_elsewhere(store: SessionStore) -> Iterable[Finding]:
     """Tell of the runs that were kept at another place while the first one could not be written."""
     for path in store.elsewhere:
-        mend = f"nbrun list {path} shows them; nbrun export and nbrun import bring them here"
+        purpose = "copy them with its export and import commands, or list them"
+        mend = str(Fix(Action.LIST, path=str(path), purpose=purpose))
         yield Finding(Sign.NOTE, "store", f"there are runs in {path} too", mend)
 
 

@@ -6,6 +6,7 @@ import atexit
 import functools
 from typing import TYPE_CHECKING, Any
 
+from nbrun.core.errors import spell_with
 from nbrun.core.record import UNLOAD
 from nbrun.sessions.default import SHELL_ATTRIBUTE
 from nbrun.sessions.session import NotebookSession
@@ -14,6 +15,7 @@ from nbrun.ui.config import NbRun
 from nbrun.ui.kernel import control_channel
 from nbrun.ui.kernel.formatting import format_value
 from nbrun.ui.kernel.waiting import wrap_shutdown
+from nbrun.ui.magics.options import spell
 from nbrun.ui.presenter import Presenter
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ def load(shell: Any) -> None:
     extension.open()
     setattr(shell, _EXTENSION_ATTRIBUTE, extension)
     setattr(shell, SHELL_ATTRIBUTE, extension.session)
+    spell_with(spell)
 
 
 def unload(shell: Any) -> None:
@@ -117,5 +120,6 @@ def unload(shell: Any) -> None:
         shell.magics_manager.magics[kind].pop("agentrun", None)
     setattr(shell, _EXTENSION_ATTRIBUTE, None)
     setattr(shell, SHELL_ATTRIBUTE, None)
+    spell_with(None)
     if live:
         print(f"nbrun was unloaded: {live} run{'s' if live > 1 else ''} cancelled")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.core.errors import Interrupted, RunNotFinished
+from nbrun.core.errors import Action, Fix, Interrupted, RunNotFinished
+from nbrun.render.words import run_ref
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.cards.static_cards import StaticCards
 from nbrun.ui.kernel.requests import Requests
@@ -219,7 +220,9 @@ class Presenter:
             for run in runs:
                 while not run.wait(0.05):
                     if run.is_unknown:
-                        raise RunNotFinished(f"{run!r}; %agentrun lost gives it up")
+                        raise RunNotFinished(
+                            repr(run), fixes=[Fix(Action.LOST, run_ref(run.glance))]
+                        )
                     if until is not None and clock.monotonic() >= until:
                         raise RunNotFinished(
                             f"{run!r} has not finished after {timeout_s:g} s; it goes on"
@@ -227,7 +230,9 @@ class Presenter:
         except KeyboardInterrupt:
             live = sum(not run.done() for run in runs)
             going = "1 run goes on" if live == 1 else f"{live} runs go on"
-            raise Interrupted(f"{going}; %agentrun cancel stops one, --all stops all") from None
+            raise Interrupted(
+                f"{going}. Stop one with %agentrun cancel, or all with --all"
+            ) from None
         self._static_cards.redraw_ended()
         for run in runs:
             print(repr(run))

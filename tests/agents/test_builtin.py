@@ -8,14 +8,14 @@ from nbrun import ScriptedAgent
 from nbrun.agents.builtin import adapter as builtin
 from nbrun.agents.builtin.adapter import DEFAULTS, KEYS, LABELS, ModelAgent, choose
 from nbrun.agents.local_model import install
-from nbrun.core.errors import BadOption
+from nbrun.core.errors import Action, BadOption
 
 
 @pytest.fixture(params=[True, False], ids=["local", "no-local"])
 def has_local(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the local model is installed, both ways."""
     installed = bool(request.param)
-    problem = None if installed else "run nbrun local install"
+    problem = None if installed else "it is not installed"
     monkeypatch.setattr(install, "missing", lambda: problem)
     return installed
 
@@ -63,9 +63,10 @@ def test_with_nothing_configured_the_local_model_is_taken_or_the_ways_are_listed
         "NBRUN_MODEL",
         "OPENAI_API_KEY",
         "OLLAMA_BASE_URL",
-        "nbrun local install",
+        "install the local model",
     ):
         assert way in str(caught.value)
+    assert [fix.action for fix in caught.value.fixes] == [Action.INSTALL_LOCAL_MODEL]
     assert "\n" not in str(caught.value)
 
 
@@ -76,12 +77,12 @@ def test_demo_is_the_local_model_or_the_script(*, has_local: bool) -> None:
     assert label == LABELS["local" if has_local else "scripted"]
 
 
-def test_local_without_its_model_names_the_mend(*, has_local: bool) -> None:
+def test_local_without_its_model_names_the_fix(*, has_local: bool) -> None:
     """Asking for it by name does not fall back silently."""
     if has_local:
         assert model("local", {}) == "local"
         return
-    with pytest.raises(BadOption, match="nbrun local install"):
+    with pytest.raises(BadOption, match="--model local: it is not installed"):
         choose("local", {})
 
 
@@ -97,8 +98,8 @@ def test_a_missing_key_names_its_variable(provider: str) -> None:
 @pytest.mark.parametrize("named", ["gpt", ":", "openai:", ":name", ""])
 def test_what_is_no_model_is_one_line(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what a model looks like."""
-    monkeypatch.setattr(install, "missing", lambda: "run nbrun local install")
-    with pytest.raises(BadOption, match=r"provider:name|no agent and no model|no provider"):
+    monkeypatch.setattr(install, "missing", lambda: "it is not installed")
+    with pytest.raises(BadOption, match=r"provider:name|No agent and no model|no provider"):
         choose(named, {})
 
 

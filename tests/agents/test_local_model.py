@@ -396,15 +396,15 @@ def test_model_file_is_found_without_importing_its_package() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=30, check=True)
 
 
-def test_missing_names_each_part_and_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its packages the model says in one line what is missing and how to mend it."""
+def test_missing_names_each_part_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its packages the model says in one line what is missing and how to fix it."""
     monkeypatch.setattr(install, "find_spec", lambda _name: None)
     line = install.missing()
     assert line is not None
     assert "\n" not in line
     assert "xllamacpp is not installed" in line
     assert 'pip install "jupyter-nbrun[local]"' in line
-    assert "nbrun local install" in line
+    assert "Install the local model" in line
     assert not install.is_available()
 
 
@@ -419,16 +419,14 @@ def test_missing_libgomp_names_the_system_package(monkeypatch: pytest.MonkeyPatc
     line = install.missing()
     assert line is not None
     assert "apt-get install libgomp1" in line
-    assert "nbrun local install" not in line
+    assert "Install the local model" not in line
 
 
-def test_request_with_a_missing_part_says_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_with_a_missing_part_says_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run on an incomplete local model fails with the line of `missing`."""
     local_decoder.close()
-    monkeypatch.setattr(
-        local_decoder, "missing", lambda: "no model here (mend: nbrun local install)"
-    )
-    with pytest.raises(UserError, match="mend: nbrun local install"):
+    monkeypatch.setattr(local_decoder, "missing", lambda: "no model here. Install it")
+    with pytest.raises(UserError, match="no model here"):
         asyncio.run(Agent(LocalModel()).run("Hello"))
 
 

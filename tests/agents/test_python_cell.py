@@ -54,7 +54,7 @@ def test_an_error_in_a_cell_fails_the_run(session: NotebookSession) -> None:
     assert run.wait(BOUND_S)
     assert (run.status, run.error and run.error.type) == (RunStatus.FAILED, "ZeroDivisionError")
     assert run.error is not None
-    assert "%%agentrun --python" in run.error.traceback
+    assert "<agent cell>" in run.error.traceback
 
 
 def test_a_cell_can_be_cancelled(session: NotebookSession) -> None:

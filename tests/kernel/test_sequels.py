@@ -53,7 +53,9 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
     assert "resumed as #2" in card
     assert "%agentrun resume" not in card
     assert "book (resumed from #1)" in value(kernel, "nbrun.runs()._repr_html_()")
-    assert "has completed; retry" in error_line(kernel.run("%agentrun resume #2"))
+    assert "has completed. Run it again: %agentrun retry #2" in error_line(
+        kernel.run("%agentrun resume #2")
+    )
 
     run_ok(kernel, "%agentrun retry #2 --timeout 50s -n again -a -o again")
     run_ok(kernel, "%agentrun cancel again\n%agentrun wait again")
@@ -72,8 +74,8 @@ def test_lines_that_ask_for_what_cannot_be(shared_kernel: Kernel) -> None:
     kernel = shared_kernel
     run_ok(kernel, "%%agentrun say -n said -b\nhi")
     for line, words in (
-        ("%agentrun resume said", "has completed; retry runs it again: %agentrun retry #"),
-        ("%agentrun retry nobody", "no run 'nobody' here"),
+        ("%agentrun resume said", "has completed. Run it again: %agentrun retry #"),
+        ("%agentrun retry nobody", "No run 'nobody' found. List the runs: %agentrun list"),
         ("%agentrun retry said --id x", "--id has no place in %agentrun retry"),
         ("%agentrun replay said --max-turns 3", "--max-turns has no place in %agentrun replay"),
         ("%agentrun replay said --speed fast", "speed is 'fast'; give 1, 10"),
@@ -129,4 +131,4 @@ def test_a_cell_continues_a_run(loaded_kernel: Kernel) -> None:
     assert value(kernel, "second.output") == "'2 before two'"
     shown = run_ok(kernel, "%agentrun show last --thread").outputs
     assert ["continued as #2" in str(shown[0]), "continues #1" in str(shown[1])] == [True, True]
-    assert "no run" in error_line(kernel.run("%%agentrun --continue gone\nthree"))
+    assert "No run" in error_line(kernel.run("%%agentrun --continue gone\nthree"))

@@ -17,7 +17,7 @@ from nbrun import NotebookSession, Run, RunContext, RunStatus
 from nbrun.agents import Output
 from nbrun.core import checkpoint, events as ev
 from nbrun.core.checkpoint import State
-from nbrun.core.errors import AgentNotFound, BadOption, NotResumable
+from nbrun.core.errors import Action, AgentNotFound, BadOption, Fix, NotResumable
 from nbrun.core.redaction import Redactor
 from nbrun.sessions.followups import PLANS
 from nbrun.store.session_store import SessionStore
@@ -324,15 +324,16 @@ def test_a_live_run_has_no_sequel(session: NotebookSession, held: Held, kind: st
 
 @pytest.mark.parametrize(
     ("agent", "words"),
-    [(agents.instant, "has completed; retry runs it again"), (agents.failing, "has no checkpoint; use retry")],
+    [(agents.instant, "has completed"), (agents.failing, "has no checkpoint")],
 )  # fmt: skip
 def test_what_cannot_be_gone_on_with_says_why(
     session: NotebookSession, agent: object, words: str
 ) -> None:
     """H: a run that has completed, or has no checkpoint: an error, and no run is created."""
     run = ended(session.start(agent, "tea"))
-    with pytest.raises(NotResumable, match=rf"run #1 .* {words}.*: %agentrun retry #1"):
+    with pytest.raises(NotResumable, match=rf"run #1 .* {words}. Run it again") as caught:
         run.resume()
+    assert caught.value.fixes == (Fix(Action.RETRY, "#1"),)
     assert len(session.runs()) == 1
 
 
@@ -344,7 +345,7 @@ def test_nobody_goes_on_twice(session: NotebookSession, held: Held) -> None:
         old.resume()
     held.let_go()
     ended(new)
-    with pytest.raises(NotResumable, match="was gone on with as #2, which has completed"):
+    with pytest.raises(NotResumable, match="was resumed as #2, which has completed"):
         old.resume()
     assert len(session.runs()) == 2
 

@@ -154,7 +154,7 @@ def test_a_run_is_found_by_number_name_id_and_place(session: NotebookSession) ->
 def test_an_unknown_reference_is_one_line(session: NotebookSession, ref: str | int) -> None:
     """What names no run raises `RunNotFound`, whatever it looks like."""
     ended(session.start(agents.instant))
-    with pytest.raises(RunNotFound, match="no run"):
+    with pytest.raises(RunNotFound, match="No run"):
         session.get(ref)
 
 

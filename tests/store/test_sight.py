@@ -17,7 +17,15 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun.cli import main
-from nbrun.core.errors import BadOption, NotPending, NotResumable, RunNotFinished, StoreReadOnly
+from nbrun.core.errors import (
+    Action,
+    BadOption,
+    Fix,
+    NotPending,
+    NotResumable,
+    RunNotFinished,
+    StoreReadOnly,
+)
 from nbrun.render.static_card import bundle, plain_text
 from nbrun.store import transaction as open_file
 from nbrun.store.location import places_for
@@ -105,10 +113,10 @@ def test_the_live_looking_run_of_a_copied_folder_is_unknown(
         assert session.store.lost == 0
         assert [found.id for found in session.runs(status="unknown")] == [run.id]
         assert session.runs(status="running") == []
-        mend = f"%agentrun lost #?{run.number} gives it up"
         for refused in (run.resume, run.retry, partial(session.remove, run)):
-            with pytest.raises((NotResumable, BadOption), match=mend):
+            with pytest.raises((NotResumable, BadOption), match="mark it as lost") as caught:
                 refused()
+            assert caught.value.fixes == (Fix(Action.LOST, f"#{run.number}"),)
         original = only_run(make_session())
         assert original.status is (RunStatus.LOST if is_dead else RunStatus.RUNNING)
         assert not original.is_unknown

@@ -24,7 +24,7 @@ from nbrun.agents.builtin.options import NO_SETUP, Setup, local_file
 from nbrun.agents.context.threads import Worker
 from nbrun.agents.pydantic_ai import adapter as pydantic_ai
 from nbrun.agents.scripted import HAIKU, ScriptedAgent
-from nbrun.core.errors import BadOption
+from nbrun.core.errors import Action, BadOption, Fix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -104,9 +104,9 @@ def choose(
     named = model or configured(environ)
     if named is None:
         raise BadOption(
-            "no agent and no model: name a function, or give --model; or set NBRUN_MODEL, a provider's key "
-            f"({', '.join(KEYS[provider][0] for provider in DEFAULTS)}), OLLAMA_BASE_URL, "
-            f"or install the local model ({_local_lack()})"
+            "No agent and no model given. Name a function, add --model, or set NBRUN_MODEL, OLLAMA_BASE_URL or an "
+            f"API key ({', '.join(KEYS[provider][0] for provider in DEFAULTS)})",
+            fixes=[Fix(Action.INSTALL_LOCAL_MODEL, purpose="or install the local model")],
         )
     named = named.strip()
     if named == DEMO:

@@ -68,9 +68,7 @@ def current() -> RunContext:
     """
     run = current_run.get()
     if run is None:
-        raise NbrunError(
-            "no run here: nbrun.current() works inside an agent that %%agentrun or nbrun.start() runs"
-        )
+        raise NbrunError("nbrun.current() works only inside the agent of a run")
     return run
 
 

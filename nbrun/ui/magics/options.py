@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
 from IPython.core.magic_arguments import argument
+
+from nbrun.core.errors import Action, Fix
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -140,6 +143,15 @@ def run_options(function: F) -> F:
     )
     decorated: F = target(function)
     return decorated
+
+
+def spell(fix: Fix) -> str:
+    """Return the line that carries out a fix, in a notebook."""
+    if fix.action is Action.INSTALL_LOCAL_MODEL:
+        return "nbrun local install"
+    if fix.path:  # of another notebook: only the shell's command opens its store
+        return f"nbrun {fix.action} {shlex.quote(fix.path)}"
+    return f"%agentrun {fix.action} {fix.ref}".rstrip()
 
 
 def usage_text(verb: str) -> str:
