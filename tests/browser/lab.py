@@ -106,6 +106,7 @@ class LabServer:
         *,
         kernel_name: str = "python3",
         page: type[LabNotebook] | None = None,
+        scale: float = 1,
     ) -> LabNotebook:
         """Open a notebook in a browser context of its own, and return it once its kernel is idle.
 
@@ -115,10 +116,14 @@ class LabServer:
             A kernelspec's name or a version of ipykernel ("6.30"); a notebook file has its own.
         page
             What shows it: Lab, or another front end's page of the same server.
+        scale
+            Pixels of the screen for each pixel of the page, as on a fine display.
         """
         self._opened += 1
         path = self._write_notebook(source, kernels.named(kernel_name))
-        context = browser.new_context(viewport={"width": 1200, "height": 900})
+        context = browser.new_context(
+            viewport={"width": 1200, "height": 900}, device_scale_factor=scale
+        )
         notebook = (page or LabNotebook)(self, context, path, workspace=f"test-{self._opened}")
         try:
             notebook.load()
