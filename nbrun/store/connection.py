@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nbrun.core.errors import StoreDamaged, StoreReadOnly
-from nbrun.store.schema import VERSION, bring_up, check
+from nbrun.store.schema import VERSION, check, migrate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,7 +171,7 @@ def open_for_writing(
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
         version = check(connection, path)
-        bring_up(connection, version, now)
+        migrate(connection, version, now)
         connection.execute("COMMIT")
         if path is not None and version < VERSION:
             # Into the file itself: it is known by its head, also while all else stands in the journal only.

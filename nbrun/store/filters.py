@@ -39,7 +39,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_of_columns(self) -> bool:
         """Whether the columns of a store's table tell all that is asked: no record has to be looked into."""
-        return self.agent is None and self.tag is None and self.text is None and not self.is_unknown
+        return self.tag is None and self.text is None and not self.is_unknown
 
     def fits(self, record: RunRecord) -> bool:
         """Return whether a record fits all but the text, and is below `before`."""
@@ -52,7 +52,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def fits_within(self, record: RunRecord) -> bool:
-        """Return whether it fits what no column of a store's table tells; the text excepted."""
+        """Return whether it fits what a store's columns do not say, or may say wrongly; the text excepted."""
         # One that looks live has no other status than unknown.
         if record.is_unknown != self.is_unknown and (self.is_unknown or self.status is not None):
             return False

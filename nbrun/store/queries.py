@@ -19,6 +19,7 @@ from nbrun.core.fold import fold
 from nbrun.core.record import LIVE, RunRecord, RunStatus
 from nbrun.store import payloads, validation as doubt
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
+from nbrun.store.schema import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,9 +35,9 @@ _decoder = msgspec.msgpack.Decoder(RunRecord)
 
 _GREATEST = 2**63 - 1  # of SQLite's numbers
 _COLUMNS = (
-    # Ours are shorter, and of a list each is read. By the type first: the length of a text is not told without it.
-    "SELECT r.number, CASE WHEN typeof(r.record) = 'blob' AND length(r.record) <= 65536 THEN r.record END,"
-    " s.session_id"
+    # By the type first: the length of a text is not known without reading it.
+    f"SELECT r.number, CASE WHEN typeof(r.record) = 'blob' AND length(r.record) <= {MAX_RECORD_BYTES}"  # noqa: S608 - ours
+    " THEN r.record END, s.session_id"
     " FROM runs r JOIN sessions s ON s.key = r.session"
 )
 _IS_LIVE = " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
@@ -57,21 +58,6 @@ class StoredRun:
 def encode_record(record: RunRecord) -> bytes:
     """Return what the `runs` table keeps of a record: its brief form."""
     return _encoder.encode(record.brief())
-
-
-class _Parent(msgspec.Struct):
-    parent_id: str | None = None
-
-
-_parent_decoder = msgspec.msgpack.Decoder(_Parent)
-
-
-def decode_parent(blob: bytes) -> str | None:
-    """Return the id of the run that the one with this brief record is a child of."""
-    try:
-        return _parent_decoder.decode(blob).parent_id
-    except (msgspec.DecodeError, RecursionError, TypeError):
-        return None
 
 
 def read_events(
@@ -208,15 +194,20 @@ def _read_singly(
 def read_page(
     connection: sqlite3.Connection, query: Query, before: int | None, limit: int
 ) -> list[StoredRun]:
-    """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`."""
+    """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`.
+
+    The columns only narrow the search: somebody may have changed them, so what is returned is to be checked again
+    by its record. A run without an agent was written by an older version, which may still be running.
+    """
     # Said in so many words, it lets SQLite take the index of the few that are live.
     live = _IS_LIVE if query.is_unknown or query.status in LIVE else ""
     rows = connection.execute(
         f"{_COLUMNS} WHERE r.number <= ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
-        f" AND (?4 IS NULL OR r.created_at >= ?4){live} ORDER BY r.number DESC LIMIT ?5",
+        " AND (?4 IS NULL OR r.created_at >= ?4)"
+        f" AND (?5 IS NULL OR ?5 IN (r.agent, r.model) OR r.agent IS NULL){live} ORDER BY r.number DESC LIMIT ?6",
         (
             _GREATEST if before is None else before - 1, query.status, query.name,
-            None if query.since is None else round(query.since * 1_000_000), limit,
+            None if query.since is None else round(query.since * 1_000_000), query.agent, limit,
         ),
     )  # fmt: skip
     try:
@@ -285,16 +276,21 @@ def _stored(connection: sqlite3.Connection, row: tuple[int, bytes | None, str]) 
 
 def _noted(connection: sqlite3.Connection, number: int) -> RunRecord:
     """Return what the columns of a run tell, where its brief record cannot be read."""
-    run_id, session_id, name, status, created_at = connection.execute(
-        "SELECT r.run_id, s.session_id, r.name, r.status, r.created_at"
+    (
+        run_id, session_id, name, status, created_at, parent, agent, model, ended_at,
+    ) = connection.execute(
+        "SELECT r.run_id, s.session_id, r.name, r.status, r.created_at, r.parent, r.agent, r.model, r.ended_at"
         " FROM runs r JOIN sessions s ON s.key = r.session WHERE r.number = ?",
         (number,),
-    ).fetchone()
+    ).fetchone()  # fmt: skip
     is_known = status in RunStatus.__members__.values()
     at = doubt.moment(created_at, 0) if isinstance(created_at, int) else 0.0
     return RunRecord(
         run_id=doubt.text(run_id), session_id=doubt.text(session_id), name=doubt.text(name), number=number,
         status=RunStatus(status) if is_known else RunStatus.QUEUED, created_at=at, last_event_at=at,
+        parent_id=None if parent is None else doubt.text(parent), agent=doubt.text(agent or ""),
+        model=None if model is None else doubt.text(model),
+        ended_at=doubt.moment(ended_at, 0) if isinstance(ended_at, int) else None,
         is_brief=True,
     )  # fmt: skip
 

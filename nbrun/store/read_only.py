@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nbrun.core.errors import StoreDamaged, StoreError, StoreReadOnly
 from nbrun.store import schema
@@ -104,12 +104,23 @@ def _restrict(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.set_progress_handler(_stop_after(MAX_STEPS), STEP)
     ours = _tables()
-    ordinary = {table for table in ours if _is_ordinary(connection, table, ours[table][1])}
-    if missing := [table for table in _WANTED if table not in ordinary]:
+    found = {table: _columns_of(connection, table) for table in ours}
+    if missing := [table for table in _WANTED if not ours[table].required <= found[table]]:
         raise StoreReadOnly(f"it has no table of ours called {' or '.join(missing)}")
-    for table in ours.keys() - ordinary:
-        # Before one of the file's own: a name is looked for among the temporary tables first.
-        connection.execute(ours[table][0].replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
+    # What is missing is stood in for. A name is looked for among the temporary tables first, so that what the file
+    # itself has under it is not reached; a view has the name of its table, which no view of the file can have.
+    allowed: set[str | None] = {None}
+    for table, made in ours.items():
+        if made.columns <= found[table]:
+            continue
+        if table in _WANTED:
+            parts = (name if name in found[table] else f"NULL AS {name}" for name in made.columns)
+            connection.execute(
+                f"CREATE TEMP VIEW {table} AS SELECT {', '.join(parts)} FROM main.{table}"  # noqa: S608 - ours
+            )
+            allowed.add(table)
+        else:
+            connection.execute(made.sql.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
     connection.execute("PRAGMA query_only = ON")
 
     def judge(action: int, table: str | None, *rest: str | None) -> int:
@@ -119,7 +130,7 @@ def _restrict(connection: sqlite3.Connection) -> None:
             or (action == sqlite3.SQLITE_READ and table in ours)
             or (action == sqlite3.SQLITE_PRAGMA and table == "database_list")
         )
-        return sqlite3.SQLITE_OK if is_read and rest[-1] is None else sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK if is_read and rest[-1] in allowed else sqlite3.SQLITE_DENY
 
     connection.set_authorizer(judge)
 
@@ -135,8 +146,8 @@ def _stop_after(steps: int) -> Callable[[], int]:
     return is_over
 
 
-def _is_ordinary(connection: sqlite3.Connection, table: str, columns: frozenset[str]) -> bool:
-    """Return whether this is a table with at least our columns: no view, nothing virtual, nothing computed.
+def _columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """Return the columns of an ordinary table; none of a view, or of a virtual table, and no computed ones.
 
     Source: views and virtual tables have no root page; `hidden` marks computed columns and those of
     virtual tables.
@@ -145,28 +156,36 @@ def _is_ordinary(connection: sqlite3.Connection, table: str, columns: frozenset[
         "SELECT type, rootpage, sql FROM sqlite_schema WHERE name = ? COLLATE NOCASE", (table,)
     ).fetchall()
     if len(found) != 1:
-        return False
+        return set()
     ((kind, root, sql),) = found
     if kind != "table" or not isinstance(root, int) or root <= 0 or not isinstance(sql, str):
-        return False
+        return set()
     if not re.match(rf"create table {table}\s*\(", sql, re.IGNORECASE):
-        return False  # SQLite goes by this text, whatever the other columns say
+        return set()  # SQLite goes by this text, whatever the other columns say
     info = connection.execute(f"PRAGMA table_xinfo({table})").fetchall()
-    return columns <= {row[1] for row in info if row[6] == 0}
+    return {row[1] for row in info if row[6] == 0}
+
+
+class _Table(NamedTuple):
+    """One of our tables; the columns that it had from the first version on are required."""
+
+    sql: str
+    columns: frozenset[str]
+    required: frozenset[str]
 
 
 @lru_cache(maxsize=1)
-def _tables() -> dict[str, tuple[str, frozenset[str]]]:
-    """Return our tables by name: how each is made, and its columns."""
-    found: dict[str, tuple[str, frozenset[str]]] = {}
-    connection = sqlite3.connect(":memory:")
-    try:
-        for statement in (sql for version in schema.VERSIONS for sql in version):
-            if statement.startswith("CREATE TABLE"):
-                connection.execute(statement)
-                table = statement.split()[2]
-                info = connection.execute(f"PRAGMA table_xinfo({table})")
-                found[table] = (statement, frozenset(row[1] for row in info))
-    finally:
-        connection.close()
+def _tables() -> dict[str, _Table]:
+    """Return our tables by name."""
+    found: dict[str, _Table] = {}
+    for version in range(1, schema.VERSION + 1):
+        with closing(sqlite3.connect(":memory:")) as connection:
+            for sql in schema.schema_of(version):
+                if sql.startswith("CREATE TABLE") and "sqlite_sequence" not in sql:
+                    connection.execute(sql)
+                    table = sql.split()[2]
+                    info = connection.execute(f"PRAGMA table_xinfo({table})")
+                    columns = frozenset(row[1] for row in info)
+                    first = found[table].required if table in found else columns
+                    found[table] = _Table(sql, columns, first)
     return found

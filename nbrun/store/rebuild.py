@@ -14,7 +14,7 @@ from nbrun.core.record import RunRecord, RunStatus
 from nbrun.store import queries as reader
 from nbrun.store.backlog import Dropped
 from nbrun.store.liveness import note_home
-from nbrun.store.rows import Ledger, Row, Values, micros
+from nbrun.store.rows import Ledger, Row, Values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ def _renew_run(
     session_key: int,
     run: Known,
 ) -> Row:
-    number = _insert(connection, session_key, run.record)
+    number = _insert(connection, ledger, session_key, run.record)
     row = Row(number, RunStatus.QUEUED)
     if former is None or not _copy(former, connection, run, number):
         for event in retold(run.record, run.saved):
@@ -82,14 +82,14 @@ def _renew_run(
     if run.saved < record.event_count:  # its status may be ahead of what is in the file
         record = reader.read_record(connection, number)
     record = msgspec.structs.replace(record, number=number)
-    connection.execute(
-        "UPDATE runs SET status = ?, record = ? WHERE number = ?",
-        (record.status, reader.encode_record(record), number),
-    )
+    ledger.update_row(number, record)
+    ledger.flush()
     return Row(number, record.status)
 
 
-def _insert(connection: sqlite3.Connection, session_key: int, record: RunRecord) -> int:
+def _insert(
+    connection: sqlite3.Connection, ledger: Ledger, session_key: int, record: RunRecord
+) -> int:
     """Return the number of a run's row: one that is there, of an older state, is emptied."""
     there = connection.execute(
         "SELECT number FROM runs WHERE session = ? AND run_id = ?", (session_key, record.run_id)
@@ -99,15 +99,8 @@ def _insert(connection: sqlite3.Connection, session_key: int, record: RunRecord)
             connection.execute(f"DELETE FROM {table} WHERE run = ?", there)  # noqa: S608 - our own names
         return int(there[0])
     taken = connection.execute("SELECT 1 FROM runs WHERE number = ?", (record.number,)).fetchone()
-    cursor = connection.execute(
-        "INSERT INTO runs (number, session, run_id, name, status, created_at, inputs, record)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            None if taken else record.number, session_key, record.run_id, record.name, record.status,
-            micros(record.created_at), _created(record).inputs(), b"",
-        ),
-    )  # fmt: skip
-    return int(cursor.lastrowid or 0)
+    number = None if taken else record.number
+    return ledger.insert_row(number, session_key, record, _created(record).inputs())
 
 
 def _copy(

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbrun.core import events as ev
 from nbrun.core.record import LIVE
-from nbrun.store import queries as reader
 from nbrun.store.liveness import open_sessions
+from nbrun.store.schema import fill_columns
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from nbrun.core.artifacts import ArtifactFiles
 
@@ -33,6 +32,18 @@ REST_S = 0.03
 """How long the file is left to others then."""
 
 _LIVE = frozenset(str(status) for status in LIVE)
+_ROOTS = (
+    "SELECT r.number FROM runs r WHERE r.number > ? AND r.number < ?"
+    " AND r.status NOT IN ('queued', 'running', 'waiting', 'cancelling')"
+    " AND NOT EXISTS (SELECT 1 FROM runs p WHERE p.session = r.session AND p.run_id = r.parent)"
+    " ORDER BY r.number LIMIT 100"
+)
+# A run and all below it; UNION, because a planted file may lead in a circle.
+_TREE = """WITH RECURSIVE tree (number) AS (
+  SELECT number FROM runs WHERE number = ? UNION
+  SELECT c.number FROM tree JOIN runs p ON p.number = tree.number
+   JOIN runs c ON c.session = p.session AND c.parent = p.run_id
+) SELECT r.number, r.status FROM tree JOIN runs r ON r.number = tree.number"""
 _TAKE_OUT = (
     "DELETE FROM artifacts WHERE run = ?",
     "DELETE FROM checkpoints WHERE run = ?",
@@ -126,6 +137,9 @@ class Sweeper:
     @contextmanager
     def _transactions(self) -> Iterator[None]:
         try:
+            self._begin()
+            fill_columns(self._connection)  # an older version may be running in another kernel
+            self._commit()
             yield
             self._commit()
         finally:
@@ -169,100 +183,34 @@ class Sweeper:
         return int((pages - free) * size + beside)
 
     def _roots(self) -> Iterator[int]:
-        """Yield the runs that may go, oldest first: ended, below no other, and not the newest."""
+        """Yield the runs that may go, oldest first: ended, no child of another run, and not the newest."""
         (newest,) = self._connection.execute("SELECT max(number) FROM runs").fetchone()
         last = 0
         while True:
-            rows = self._connection.execute(
-                "SELECT number, session, status, record FROM runs WHERE number > ? AND number < ?"
-                " ORDER BY number LIMIT 100",
-                (last, newest or 0),
-            ).fetchall()
+            rows = self._connection.execute(_ROOTS, (last, newest or 0)).fetchall()
             if not rows:
                 return
-            for number, session, status, blob in rows:
-                last = number
-                if status not in _LIVE and not self._has_parent(session, blob):
-                    yield number
-
-    def _has_parent(self, session: int, blob: bytes) -> bool:
-        parent_id = reader.decode_parent(blob)
-        return parent_id is not None and self._find(session, parent_id) is not None
-
-    def _find(self, session: int, run_id: str) -> int | None:
-        row = self._connection.execute(
-            "SELECT number FROM runs WHERE session = ? AND run_id = ?", (session, run_id)
-        ).fetchone()
-        return None if row is None else int(row[0])
+            for (last,) in rows:
+                yield last
 
     # --- one run and those below it --------------------------------------------------------------
 
     def _remove(self, number: int) -> list[int]:
         """Remove a tree of runs; return their numbers, none if one of them is live, or there is none."""
-        if self._is_long(number):  # looking through its log takes a while: not with the file locked
-            self._commit()
-        tree = self._tree(number)  # it does not grow any more once all in it have ended
-        if not tree:
-            return []
         self._begin()
-        if self._has_live(tree):
+        tree = self._connection.execute(_TREE, (number,)).fetchall()
+        if any(status in _LIVE for _, status in tree):
             return []
-        keys = [(each,) for each in tree]
+        keys = [(each,) for each, _ in tree]
         for key in keys:
             found = self._connection.execute("SELECT sha256 FROM artifacts WHERE run = ?", key)
             self._hashes.update(row[0] for row in found)
         for statement in _TAKE_OUT:
             self._connection.executemany(statement, keys)
         self._count(len(_TAKE_OUT) * len(tree))
-        for each in tree:
+        for (each,) in keys:
             self._remove_events(each)
-        return tree
-
-    def _is_long(self, number: int) -> bool:
-        row = self._connection.execute(
-            "SELECT max(seq) FROM events WHERE run = ?", (number,)
-        ).fetchone()
-        return (row[0] or 0) > STEP
-
-    def _has_live(self, tree: Sequence[int]) -> bool:
-        rows = (
-            self._connection.execute(
-                "SELECT status FROM runs WHERE number = ?", (number,)
-            ).fetchone()
-            for number in tree
-        )
-        return any(row is None or row[0] in _LIVE for row in rows)
-
-    def _tree(self, root: int) -> list[int]:
-        """Return the numbers of a run and of all below it; none where there is no such run."""
-        tree: dict[int, None] = {}
-        todo = [root]
-        while todo:
-            number = todo.pop()
-            row = self._connection.execute(
-                "SELECT session, run_id FROM runs WHERE number = ?", (number,)
-            ).fetchone()
-            if row is None or number in tree:
-                continue
-            tree[number] = None
-            todo += self._children(number, *row)
-        return list(tree)
-
-    def _children(self, number: int, session: int, run_id: str) -> Iterator[int]:
-        """Yield the numbers of a run's children: what its log says is checked, for it may say anything."""
-        rows = self._connection.execute(
-            "SELECT data FROM events WHERE run = ? AND type = ?", (number, ev.ChildStarted.TYPE)
-        ).fetchall()
-        for (blob,) in rows:
-            data = ev.decode_data(ev.ChildStarted.TYPE, blob)
-            child = self._find(session, data.run_id) if isinstance(data, ev.ChildStarted) else None
-            if child is None:
-                continue
-            (record,) = self._connection.execute(
-                "SELECT record FROM runs WHERE number = ?", (child,)
-            ).fetchone()
-            if reader.decode_parent(record) == run_id:
-                yield child
+        return [each for (each,) in keys]
 
     def _remove_events(self, number: int) -> None:
         count = STEP

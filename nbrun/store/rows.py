@@ -33,7 +33,7 @@ _INSERT_EVENT = (
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
-_UPDATE_RUN = "UPDATE runs SET status = ?, record = ? WHERE number = ?"
+_UPDATE_RUN = "UPDATE runs SET status = ?, ended_at = ?, record = ? WHERE number = ?"
 
 TRIES, TRY_S = 100, 0.004
 """How often, and how far apart, a writer behind many others tries once more."""
@@ -176,20 +176,26 @@ class Ledger:
         record = fold([created])
         if self._is_taken(created.run_id, data):
             raise IdTaken(created.run_id)
-        cursor = self._connection.execute(
-            "INSERT INTO runs (session, run_id, name, status, created_at, inputs, record)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                session_key, created.run_id, record.name, record.status, micros(created.ts),
-                data.inputs(), reader.encode_record(record),
-            ),
-        )  # fmt: skip
-        number = int(cursor.lastrowid or 0)
+        number = self.insert_row(None, session_key, record, data.inputs())
         origin = data.origin
         if origin is not None and origin.number is not None:
             checkpoints.insert_origin(self._connection, number, origin.number, origin.kind)
         numbered = msgspec.structs.replace(data, number=number)
         return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
+
+    def insert_row(
+        self, number: int | None, session_key: int, record: RunRecord, inputs: str | None
+    ) -> int:
+        """Insert the row of a run, with the next number unless one is given; return its number."""
+        cursor = self._connection.execute(
+            "INSERT INTO runs (number, session, run_id, name, status, created_at, inputs, record, parent, agent, model)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                number, session_key, record.run_id, record.name, record.status, micros(record.created_at),
+                inputs, reader.encode_record(record), record.parent_id, record.agent, record.model,
+            ),
+        )  # fmt: skip
+        return int(cursor.lastrowid or 0)
 
     def _is_taken(self, run_id: str, data: ev.RunCreated) -> bool:
         """Return whether what this run is to be the only one of is there already."""
@@ -292,8 +298,13 @@ class Ledger:
         """Write the brief record where its status has changed."""
         if record.status is row.status:
             return row
-        self._records.append((record.status, reader.encode_record(record), row.number))
+        self.update_row(row.number, record)
         return Row(row.number, record.status, row.deltas)
+
+    def update_row(self, number: int, record: RunRecord) -> None:
+        """Write what changes in the row of a run."""
+        ended_at = None if record.ended_at is None else micros(record.ended_at)
+        self._records.append((record.status, ended_at, reader.encode_record(record), number))
 
     def keep_checkpoint(self, row: Row, checkpointed: Checkpointed) -> None:
         """Write the newest state that a run can be gone on from, after the events before it."""

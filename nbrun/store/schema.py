@@ -1,20 +1,27 @@
 """The tables of the session store, and opening a file so that they are there and ours.
 
 Times are integer microseconds since the epoch (UTC). `events.data` is MessagePack; consecutive text deltas
-share a row (`count` > 1), see `deltas`.
+share a row (`count` > 1), see `payloads`.
 
-A new version adds tables and indexes and changes none, so that going up is running the statements that are new;
-`versions` says when that was done.
+A new version adds tables, columns and indexes and changes nothing else, so an older file is migrated by running the
+statements that are new. New files are made by the same statements, so both end up with the same schema text.
+`versions` has the time of each migration.
 """
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from nbrun.core.errors import StoreReadOnly, StoreTooNew
+from nbrun.store.validation import LATEST_S
 
 if TYPE_CHECKING:
-    import sqlite3
+    from collections.abc import Iterator
     from pathlib import Path
 
 APPLICATION_ID = 0x6E62726E  # "nbrn"
@@ -98,18 +105,38 @@ _SECOND = (
     "CREATE INDEX artifacts_by_sha256 ON artifacts (sha256)",
 )
 
-VERSIONS = (_FIRST, _SECOND)
+# Copies of what the brief record says, for queries; `agent` is NULL until they are filled in.
+_THIRD = (
+    "ALTER TABLE runs ADD COLUMN parent TEXT",
+    "ALTER TABLE runs ADD COLUMN agent TEXT",
+    "ALTER TABLE runs ADD COLUMN model TEXT",
+    "ALTER TABLE runs ADD COLUMN ended_at INTEGER",
+    "CREATE INDEX runs_by_parent ON runs (session, parent) WHERE parent IS NOT NULL",
+    "CREATE INDEX runs_to_fill ON runs (number) WHERE agent IS NULL",
+)
+
+VERSIONS = (_FIRST, _SECOND, _THIRD)
 """What each version of the schema has added, the first one first."""
 VERSION = len(VERSIONS)
 
 MAX_NUMBER = 2**53
 """Run numbers end here: a page writes no greater ones, and SQLite has none after 2**63."""
+MAX_RECORD_BYTES = 65_536
+"""The longest brief record that is read; ours are shorter, and a list reads one for each run."""
 
-"""What lies between two tries where SQLite itself does not wait."""
-"""The longest value that is written or read. Reading one takes several times its length in memory, so that a
-planted file could use up a laptop's with little more; an agent's text of this length is 40 novels."""
+_FILL_ROWS = 1_000
 
-"""What SQLite keeps beside a file."""
+
+class _Columns(msgspec.Struct):
+    """The fields of a brief record that have columns of their own."""
+
+    agent: str = ""
+    model: str | None = None
+    parent_id: str | None = None
+    ended_at: float | None = None
+
+
+_columns_decoder = msgspec.msgpack.Decoder(_Columns)
 
 
 def number_above(connection: sqlite3.Connection, number: int) -> None:
@@ -130,8 +157,8 @@ def _greatest_number(connection: sqlite3.Connection) -> int:
     return row[0] if isinstance(row[0], int) else 0
 
 
-def bring_up(connection: sqlite3.Connection, version: int, now: float) -> None:
-    """Make the tables that a file of this version lacks; the caller has a transaction open."""
+def migrate(connection: sqlite3.Connection, version: int, now: float) -> None:
+    """Add what a file of this version lacks; the caller has a transaction open."""
     for number, statements in enumerate(VERSIONS[version:], version + 1):
         for statement in statements:
             connection.execute(statement)
@@ -142,17 +169,66 @@ def bring_up(connection: sqlite3.Connection, version: int, now: float) -> None:
     if version < VERSION:
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    fill_columns(connection)
+
+
+def fill_columns(connection: sqlite3.Connection) -> None:
+    """Fill in the columns of runs that an older version wrote; the caller has a transaction open.
+
+    That version may still be running in another kernel, so there may be such runs at any time.
+    """
+    number = -1
+    while True:
+        rows = connection.execute(
+            "SELECT number, CASE WHEN typeof(record) = 'blob' AND length(record) <= ? THEN record END"
+            " FROM runs INDEXED BY runs_to_fill WHERE agent IS NULL AND number > ? ORDER BY number LIMIT ?",
+            (MAX_RECORD_BYTES, number, _FILL_ROWS),
+        ).fetchall()
+        if not rows:
+            return
+        connection.executemany(
+            "UPDATE runs SET agent = ?, model = ?, parent = ?, ended_at = ? WHERE number = ?",
+            [(*_columns(blob), key) for key, blob in rows],
+        )
+        number = rows[-1][0]
+
+
+def _columns(blob: bytes | None) -> tuple[str, str | None, str | None, int | None]:
+    """Return the columns for a brief record; no agent, and nothing else, if it cannot be read."""
+    try:
+        found = _columns_decoder.decode(blob or b"")
+    except (msgspec.DecodeError, RecursionError):
+        found = _Columns()
+    ended_at = found.ended_at
+    if ended_at is None or not 0 <= ended_at <= LATEST_S:
+        return found.agent, found.model, found.parent_id, None
+    return found.agent, found.model, found.parent_id, round(ended_at * 1_000_000)
+
+
+@lru_cache(maxsize=VERSION)
+def schema_of(version: int) -> frozenset[str]:
+    """Return the text of all tables and indexes in a file of this version, as SQLite stores it."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statements in VERSIONS[:version]:
+            for statement in statements:
+                connection.execute(statement)
+        return frozenset(_texts(connection))
+
+
+def _texts(connection: sqlite3.Connection) -> Iterator[str]:
+    for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"):
+        yield sql
 
 
 def check(connection: sqlite3.Connection, path: Path | None) -> int:
-    """Return the version of a file that is as we make them, 0 for an empty one.
+    """Return the version of a file whose schema is exactly ours, 0 for an empty one.
 
     Raises
     ------
     StoreTooNew, StoreReadOnly
         It is anything else.
     """
-    # In one statement, which sees one state of the file: another process may be bringing it up just now.
+    # In one statement, which sees one state of the file: another process may be migrating it just now.
     rows = connection.execute(
         "SELECT sql, (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE sql IS NOT NULL"
     ).fetchall()
@@ -164,14 +240,14 @@ def check(connection: sqlite3.Connection, path: Path | None) -> int:
         raise StoreTooNew(
             f"{path} was made by a newer nbrun (schema {version}, this one knows {VERSION}); update nbrun"
         )
-    ours = {sql for statements in VERSIONS[: max(version, 1)] for sql in statements}
-    strange = found - ours - {"CREATE TABLE sqlite_sequence(name,seq)"}
     if version and (greatest := _greatest_number(connection)) > MAX_NUMBER:
         raise StoreReadOnly(
             f"the run numbers of {path} are used up (#{greatest}); it is not written to"
         )
-    if strange or ours - found:
-        what = ", ".join(sorted(" ".join(sql.split()[:3]) for sql in strange)) or "missing tables"
+    ours = schema_of(max(version, 1))
+    if found != ours:
+        strange = sorted(" ".join(str(sql).split()[:3]) for sql in found - ours)
+        what = ", ".join(strange) or "missing tables"
         raise StoreReadOnly(
             f"{path} is not as nbrun makes its stores ({what}); it is not written to"
         )

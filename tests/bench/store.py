@@ -124,7 +124,7 @@ def multiply(path: Path) -> None:
             shift = {"shift": copy * RUNS, "copy": f"-{copy}", "runs": RUNS}
             connection.execute(
                 "INSERT INTO runs SELECT number + :shift, session, run_id || :copy, name, status, created_at,"
-                " inputs, record FROM runs WHERE number <= :runs ORDER BY number",
+                " inputs, record, parent, agent, model, ended_at FROM runs WHERE number <= :runs ORDER BY number",
                 shift,
             )
             connection.execute(
@@ -170,6 +170,7 @@ def reads(path: Path, runs: int) -> Iterator[dict[str, Callable[[], object]]]:
             "panel: a common word": lambda: panel_page(session, text="chapter"),
             "page: rows": lambda: reader.read_events(connection, 1, 5_000, 1_000),
             "page: text": lambda: reader.read_events(connection, 2, 5_000, 1_000),
+            "filter: a rare agent": lambda: session.runs(agent="rare", limit=50),
             "open": lambda: open_for_writing(path).close(),
             "load": lambda: NotebookSession(store=path).close(),
         }

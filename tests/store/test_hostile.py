@@ -290,6 +290,10 @@ WRONG_RUNS = {
     "a long record": {"record": encoded(run_id="run-1", name="n" * 10**7, status="completed")},
     "a long name": {"name": "n" * 10**7, "record": b"\xc1"},
     "a live look": {"status": "running", "record": encoded(run_id="run-1", status="running")},
+    "a parent that is a number": {"parent": 7, "agent": "poet", "record": b"\xc1"},
+    "blobs for agent and model": {"agent": b"\xff", "model": b"\xff", "record": b"\xc1"},
+    "an end in words": {"agent": "poet", "ended_at": "late", "record": b"\xc1"},
+    "an end beyond time": {"agent": "poet", "ended_at": 2**63 - 1, "record": b"\xc1"},
     "somebody's word on its kernel": {
         "record": encoded(run_id="run-1", status="completed", unseen=MARKUP),
     },
@@ -315,6 +319,19 @@ def test_a_wrong_run_breaks_nothing(
     assert [run.number for run in runs] == [2, 1]
     if has_log:
         assert runs[1].output == "fine"
+
+
+def test_columns_that_contradict_the_record_find_no_other_run(
+    planter: Planter, make_session: MakeSession, store_path: Path
+) -> None:
+    """They narrow a search and no more: what is shown, and whether a run fits, comes from its record."""
+    planter.run(1, agent="liar", model="liar", parent="run-2", ended_at=1)
+    planter.run(2, agent="liar", parent="run-2")  # its own parent
+    session = make_session()
+    assert [run.number for run in session.runs()] == [2, 1]
+    assert list(session.runs(agent="liar")) == []
+    assert session.get(1).record.parent_id is None
+    assert sorted(session.remove(2)) == [1, 2]
 
 
 def test_broken_text_is_read_with_signs_in_its_place(
