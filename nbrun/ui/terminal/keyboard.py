@@ -1,10 +1,9 @@
-"""A person at the keyboard of a terminal: lines, waited for only as long as somebody wants them."""
+"""Lines typed in a terminal, each waited for only as long as it is wanted."""
 
 from __future__ import annotations
 
-import os
+import asyncio
 import queue
-import select
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -12,75 +11,80 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOK_S = 0.05
-"""How often it is looked whether the line is still wanted."""
+    from prompt_toolkit import PromptSession
+
+POLL_S = 0.05
+"""How often to check that the line is still wanted."""
 
 
-def next_line(is_wanted: Callable[[], bool]) -> str | None:
-    """Return the next line that is typed; None when it is wanted no more, and then nothing is taken.
+def next_line(prompt: str, is_wanted: Callable[[], bool]) -> str | None:
+    """Return the next line that is typed after `prompt`; None as soon as it is no longer wanted.
 
     Raises
     ------
     EOFError
-        Nobody is at the keyboard, or Ctrl-D was typed.
+        There is no input, or Ctrl-D was typed.
+    KeyboardInterrupt
+        Ctrl-C was typed.
     """
-    fd = _terminal()
-    return _ASIDE.next_line(is_wanted) if fd is None else _polled(fd, is_wanted)
+    if not _is_terminal():
+        print(prompt, end="", flush=True)
+        return _PIPED.next_line(is_wanted)
+    session = _prompt_session()
+
+    def check() -> None:
+        if is_wanted():
+            asyncio.get_running_loop().call_later(POLL_S, check)
+        elif session.app.is_running and not session.app.is_done:
+            session.app.exit(result=None)
+
+    line: str | None = session.prompt(prompt, pre_run=check, in_thread=_is_in_loop())
+    return None if line is None else line.strip()
 
 
-def typed_ahead() -> str:
-    """Take what was typed up to now, and return its whole lines: it is no answer to what is asked after it."""
-    fd = _terminal()
-    if fd is None:
+def discard_typed_ahead() -> str:
+    """Discard what was typed up to now, and return it: it is no answer to a question that comes after it."""
+    if not _is_terminal():
         return ""
-    import termios
-
-    typed = b""
-    while select.select([fd], [], [], 0)[0] and (data := os.read(fd, 4096)):
-        typed += data
-    termios.tcflush(fd, termios.TCIFLUSH)  # the beginning of a line
-    return _text(typed)
+    source = _prompt_session().input
+    with source.raw_mode():  # the terminal hands out a line that is not finished only in raw mode
+        keys = [*source.read_keys(), *source.flush_keys()]
+    return "".join(key.data for key in keys).strip()
 
 
-def _terminal() -> int | None:
-    """Return the file descriptor of a terminal that gives whole lines, where stdin is one."""
+def _is_terminal() -> bool:
     try:
-        fd = sys.stdin.fileno()
-        return fd if os.isatty(fd) and os.name == "posix" else None
-    except (AttributeError, OSError, ValueError):  # none at all, one of a test's, or closed
-        return None
+        return sys.stdin.isatty()
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
 
 
-def _polled(fd: int, is_wanted: Callable[[], bool]) -> str | None:
-    import termios
-
-    typed = b""
-    while not typed.endswith(b"\n"):
-        if select.select([fd], [], [], LOOK_S)[0]:
-            data = os.read(fd, 4096)  # of a terminal: one line at most
-            if not data and not typed:
-                raise EOFError
-            if not data:
-                break
-            typed += data
-        elif not is_wanted():
-            # The beginning of an answer that is too late must not become that of the next cell.
-            termios.tcflush(fd, termios.TCIFLUSH)
-            return None
-    return _text(typed)
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
-def _text(typed: bytes) -> str:
-    return typed.decode(sys.stdin.encoding or "utf-8", "replace").strip()
+def _prompt_session() -> PromptSession[str | None]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+    from prompt_toolkit.output.vt100 import Vt100_Output
+
+    output = create_output()
+    if isinstance(output, Vt100_Output):
+        output.enable_cpr = False  # a terminal that does not answer would cost a wait and a warning
+    return PromptSession(output=output)
 
 
-class _Aside:
-    """Lines of a stdin that is no terminal, where Python may hold back what has come: a thread waits for them.
+class _PipedLines:
+    """Lines of an input that is not a terminal, read by a thread because Python may hold back what has come.
 
-    The thread cannot be called off, so it takes one line more when its question is over. That line is dropped: it
+    The thread cannot be stopped, so it reads one line more when its question is over. That line is dropped: it
     is no answer to the next question.
 
-    Threads: `next_line()` of the main one; `nbrun-keyboard` reads one line and ends.
+    Threads: `next_line()` on the main one; `nbrun-keyboard` reads one line and ends.
     """
 
     def __init__(self) -> None:
@@ -88,7 +92,7 @@ class _Aside:
         self._is_reading = False
 
     def next_line(self, is_wanted: Callable[[], bool]) -> str | None:
-        """Return the next line, None when it is wanted no more; raise `EOFError` at the end."""
+        """Return the next line, None when it is no longer wanted; raise `EOFError` at the end."""
         if not self._lines.empty():
             self._lines.get()
             self._is_reading = False
@@ -97,7 +101,7 @@ class _Aside:
             threading.Thread(target=self._read, name="nbrun-keyboard", daemon=True).start()
         while True:
             try:
-                line = self._lines.get(timeout=LOOK_S)
+                line = self._lines.get(timeout=POLL_S)
             except queue.Empty:
                 if not is_wanted():
                     return None
@@ -115,4 +119,4 @@ class _Aside:
         self._lines.put(line)
 
 
-_ASIDE = _Aside()
+_PIPED = _PipedLines()

@@ -12,7 +12,7 @@ from nbrun.core.values import plain, readable
 from nbrun.render.words import resolution_words, visible
 from nbrun.sessions.control import check_edited
 from nbrun.ui.kernel.edited_args import read_args
-from nbrun.ui.terminal.keyboard import next_line, typed_ahead
+from nbrun.ui.terminal.keyboard import discard_typed_ahead, next_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +40,12 @@ def ask(run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console
     def say(words: str) -> None:
         console.print(Text(visible(words)))
 
-    if ahead := typed_ahead():
-        say(f"  (typed before it was asked, and dropped: {ahead})")
+    if ahead := discard_typed_ahead():
+        say(f"  (typed before the question, and discarded: {ahead})")
     say(f"? {asked.message}{'' if asked.args is None else f' {readable(asked.args)}'}")
     if asked.deadline is not None:
         left_s = max(0.0, asked.deadline - session.clock.now())
-        say(f"  denied in {duration(left_s)} without an answer")
+        say(f"  denied automatically in {duration(left_s)} if you don't answer")
     ways = _ways(asked)
     edited: object = None
     while True:
@@ -82,11 +82,10 @@ def _ways(asked: ev.ApprovalRequested) -> tuple[str, ...]:
 
 def _typed(run: Run, asked: ev.ApprovalRequested, prompt: str, console: Console) -> str | None:
     """Return the line that is typed, an empty one for Ctrl-D; None when the question is asked no more."""
-    from rich.text import Text
-
-    console.print(Text(visible(prompt)), end="")
     try:
-        return next_line(lambda: any(asked.id == other.id for other in run.pending))
+        return next_line(
+            visible(prompt), lambda: any(asked.id == other.id for other in run.pending)
+        )
     except EOFError:
         console.print()
         return ""
