@@ -15,14 +15,41 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import msgspec
 
-from nbrun.core.errors import AgentNotFound
-from nbrun.core.recording import Replay as Replay
+from nbrun.agents.context.approvals import ALLOW, DENY, Answer
+from nbrun.agents.context.run_context import RunContext, current, current_run
+from nbrun.agents.context.threads import Worker
+from nbrun.core import events
+from nbrun.core.cancellation import CancelToken, call_soon
+from nbrun.core.checkpoint import State
+from nbrun.core.clock import Clock
+from nbrun.core.errors import (
+    Action,
+    AgentNotFound,
+    BadOption,
+    Cancelled,
+    Fix,
+    NbrunError,
+    NotResumable,
+    PackageMissing,
+)
+from nbrun.core.events import EventData
+from nbrun.core.history import USER, Turn
+from nbrun.core.interrupt_guard import guarded
+from nbrun.core.recording import Replay
+from nbrun.core.text import clean_text
+from nbrun.core.values import Plain, plain, shown, type_name
 
 if TYPE_CHECKING:
-    from nbrun.agents.acp.command import AcpAgent as AcpAgent
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.checkpoint import State
-    from nbrun.core.events import EventData
+    from nbrun.agents.acp.command import AcpAgent
+
+# An adapter imports everything from here, `pricing` and `provider_retries` too, which are modules of this package.
+__all__ = [
+    "ALLOW", "DENY", "NO_NATIVE_CANCEL", "USER", "AcpAgent", "Action", "AgentAdapter", "AgentNotFound", "Answer",
+    "BadOption", "CancelToken", "Cancelled", "Clock", "EventData", "Fix", "Framework", "Lacks", "NbrunError",
+    "NotResumable", "Output", "PackageMissing", "Plain", "Replay", "RunContext", "State", "Turn", "Worker",
+    "agent", "call_soon", "clean_text", "current", "current_run", "events", "guarded", "is_installed", "plain",
+    "shown", "type_name",
+]  # fmt: skip
 
 ENTRY_POINTS = "nbrun.agents"
 PROGRAM = "acp:"

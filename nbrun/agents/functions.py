@@ -18,17 +18,22 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
-from nbrun.agents.context.threads import Worker
-from nbrun.core.errors import AgentNotFound
-from nbrun.core.events import EventData, TextDelta
-from nbrun.core.text import clean_text
-from nbrun.core.values import type_name
+from nbrun.agents import (
+    NO_NATIVE_CANCEL,
+    AgentNotFound,
+    EventData,
+    Lacks,
+    Output,
+    RunContext,
+    Worker,
+    clean_text,
+    events,
+    type_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from nbrun.agents.context.run_context import RunContext
 
 _RUN = "run"  # the argument that gets the context
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -96,7 +101,7 @@ def _item(item: object) -> EventData:
     """Return what a generator's item is in the log: a `str` is text, an event itself."""
     match item:
         case str():
-            return TextDelta(clean_text(item))
+            return events.TextDelta(clean_text(item))
         case EventData():
             return item
         case _:

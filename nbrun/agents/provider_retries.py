@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from nbrun.agents.context.run_context import current_run
+from nbrun.agents import current_run
 
 LOGGERS = ("openai._base_client", "anthropic._base_client")
 _BEGIN = "Retrying request"

@@ -6,14 +6,11 @@ import ast
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
-from nbrun.core.errors import BadOption
+from nbrun.agents import NO_NATIVE_CANCEL, BadOption, EventData, Lacks, Output, RunContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.events import EventData
 
 TARGET = "--python"
 """The target of a run whose agent is its cell."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
-from nbrun.core import events as ev
+from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output, RunContext, events as ev, shown
 from nbrun.core.recording import MAX_SPEED, Replay, Told
-from nbrun.core.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from nbrun.agents.context.run_context import RunContext
 
 BREATH = 50
 """Events that may follow one another before other runs have their turn."""

@@ -20,17 +20,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
-from nbrun.core import events as ev
-from nbrun.core.errors import BadOption
-from nbrun.core.values import plain
-
-if TYPE_CHECKING:
-    from nbrun.agents.context.run_context import RunContext
+from nbrun.agents import NO_NATIVE_CANCEL, BadOption, Lacks, Output, RunContext, events as ev, plain
 
 Step = Mapping[str, object]
 

@@ -26,17 +26,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nbrun.agents import Framework, Lacks, Output
+from nbrun.agents import (
+    Framework,
+    Lacks,
+    NbrunError,
+    Output,
+    PackageMissing,
+    RunContext,
+    State,
+    events as ev,
+)
 from nbrun.agents.acp.command import AcpAgent
-from nbrun.core.errors import NbrunError, PackageMissing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from nbrun.agents.acp.session import AcpSession
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core import events as ev
-    from nbrun.core.checkpoint import State
 
     Items = AsyncIterator[ev.EventData | Output]
 

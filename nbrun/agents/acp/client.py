@@ -11,12 +11,18 @@ from acp.schema import (
     RequestPermissionResponse,
 )
 
+from nbrun.agents import (
+    ALLOW,
+    DENY,
+    Cancelled,
+    Plain,
+    RunContext,
+    clean_text,
+    events as ev,
+    plain,
+    shown,
+)
 from nbrun.agents.acp.process import as_dict
-from nbrun.agents.context.approvals import ALLOW, DENY
-from nbrun.core import events as ev
-from nbrun.core.errors import Cancelled
-from nbrun.core.text import clean_text
-from nbrun.core.values import plain, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -24,8 +30,6 @@ if TYPE_CHECKING:
     from acp.schema import PermissionOption, ToolCallUpdate
 
     from nbrun.agents.acp.process import AcpProcess
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.values import Plain
 
 WAITING = 100
 """Events that may wait for the run's log before the agent is held back."""

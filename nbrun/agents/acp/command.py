@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import AgentNotFound, BadOption
+from nbrun.agents import AgentNotFound, BadOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,14 +12,12 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core.errors import NbrunError
-from nbrun.core.values import plain, shown
+from nbrun.agents import NbrunError, RunContext, plain, shown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nbrun.agents.acp.command import AcpAgent
-    from nbrun.agents.context.run_context import RunContext
 
 MAX_LINE = 2_000_000
 """Bytes of one message; a longer one is left out, and told of."""

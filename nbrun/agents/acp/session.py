@@ -14,8 +14,7 @@ from acp.helpers import text_block
 from acp.schema import ClientCapabilities, Implementation
 from pydantic import ValidationError
 
-from nbrun.core.errors import NbrunError
-from nbrun.core.values import plain, shown
+from nbrun.agents import NbrunError, Turn, plain, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from nbrun.agents.acp.client import Watch
     from nbrun.agents.acp.command import AcpAgent
     from nbrun.agents.acp.process import AcpProcess
-    from nbrun.core.history import Turn
 
 GO_ON = "You were interrupted. Go on from where you stopped."
 

@@ -19,21 +19,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbrun.agents import Lacks, Output, is_installed
+from nbrun.agents import (
+    Action,
+    BadOption,
+    EventData,
+    Fix,
+    Lacks,
+    Output,
+    RunContext,
+    State,
+    Worker,
+    is_installed,
+)
 from nbrun.agents.builtin.options import NO_SETUP, Setup, local_file
-from nbrun.agents.context.threads import Worker
 from nbrun.agents.pydantic_ai import adapter as pydantic_ai
 from nbrun.agents.scripted import HAIKU, ScriptedAgent
-from nbrun.core.errors import Action, BadOption, Fix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from pydantic_ai import Agent
-
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.checkpoint import State
-    from nbrun.core.events import EventData
 
     Items = AsyncIterator[EventData | Output]
 

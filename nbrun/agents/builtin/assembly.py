@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic_ai import Agent, Tool
 from pydantic_ai.exceptions import UserError
 
+from nbrun.agents import shown, type_name
 from nbrun.agents.builtin.options import asks_first
-from nbrun.core.values import shown, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nbrun.core.errors import BadOption
-from nbrun.core.values import Plain, plain, type_name
+from nbrun.agents import BadOption, Plain, plain, type_name
 
 Tool = Callable[..., object]
 Settings = Mapping[str, object] | Callable[[Any], Mapping[str, object]]

@@ -28,17 +28,23 @@ import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import NO_NATIVE_CANCEL, Framework, Lacks, Output, provider_retries as retries
-from nbrun.core import events as ev
-from nbrun.core.errors import BadOption
-from nbrun.core.values import plain
+from nbrun.agents import (
+    NO_NATIVE_CANCEL,
+    BadOption,
+    Framework,
+    Lacks,
+    Output,
+    RunContext,
+    State,
+    events as ev,
+    plain,
+    provider_retries,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.langgraph.callbacks import Watch
-    from nbrun.core.checkpoint import State
 
     Items = AsyncIterator[ev.EventData | Output]
 
@@ -112,7 +118,7 @@ async def _driven(begin: Any, memory: Any) -> Items:
     from nbrun.agents.langgraph.callbacks import Gate, Watch
     from nbrun.agents.langgraph.resume import heard, last_is_open
 
-    retries.listen()
+    provider_retries.listen()
     run, graph = memory.run, memory.graph
     watch = Watch(run, memory)
     config = memory.config(watch, Gate(run, watch))

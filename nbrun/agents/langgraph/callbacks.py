@@ -14,17 +14,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
-from nbrun.agents.pricing import cost_usd
-from nbrun.core import events as ev
-from nbrun.core.interrupt_guard import guarded
-from nbrun.core.values import plain
+from nbrun.agents import RunContext, events as ev, guarded, plain, pricing
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from langgraph.runtime import RunControl
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.langgraph.resume import Memory
 
 
@@ -178,7 +174,7 @@ class Watch(BaseCallbackHandler):
             return
         cached = used.get("input_token_details", {}).get("cache_read") or 0
         about = message.response_metadata
-        cost = cost_usd(
+        cost = pricing.cost_usd(
             str(about.get("model_name") or ""), provider=str(about.get("model_provider") or ""),
             input_tokens=used["input_tokens"], output_tokens=used["output_tokens"], cache_read_tokens=cached,
         )  # fmt: skip

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph.types import Command
 
-from nbrun.core.values import plain
+from nbrun.agents import Answer, RunContext, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from langgraph.types import Interrupt
 
-    from nbrun.agents.context.approvals import Answer
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.langgraph.callbacks import Watch
 
 

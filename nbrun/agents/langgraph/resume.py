@@ -25,16 +25,11 @@ from langchain_core.messages import (
 from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.memory import InMemorySaver
 
-from nbrun.core.errors import NotResumable
-from nbrun.core.history import USER
-from nbrun.core.values import plain
+from nbrun.agents import USER, NotResumable, RunContext, State, Turn, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.checkpoint import State
-    from nbrun.core.history import Turn
 
 INTERRUPTED = "The tool call was interrupted; nobody knows how far it came."
 

@@ -34,17 +34,12 @@ import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Lacks, Output
-from nbrun.core.errors import BadOption
+from nbrun.agents import BadOption, Framework, Lacks, Output, RunContext, State, Turn, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.llama_index.resume import Memory
-    from nbrun.core import events as ev
-    from nbrun.core.checkpoint import State
-    from nbrun.core.history import Turn
 
     Items = AsyncIterator[ev.EventData | Output]
 

@@ -17,14 +17,10 @@ from workflows.context.serializers import JsonSerializer
 from workflows.errors import ContextSerdeError
 from workflows.events import Event, HumanResponseEvent
 
-from nbrun.core.errors import NotResumable
-from nbrun.core.values import plain
+from nbrun.agents import NotResumable, RunContext, State, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.checkpoint import State
 
     Fields = dict[str, Any]
 

@@ -17,15 +17,12 @@ from workflows.events import (
     StopEvent,
 )
 
+from nbrun.agents import RunContext, events as ev, plain, pricing
 from nbrun.agents.llama_index.resume import fields_of, response_class
-from nbrun.agents.pricing import cost_usd
-from nbrun.core import events as ev
-from nbrun.core.values import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.llama_index.resume import Fields, Memory
 
 _MESSAGES = ("prefix", "msg", "message", "prompt", "question")
@@ -116,7 +113,9 @@ class Watch:
         made = _count(usage, "completion_tokens", "output_tokens")
         cost = None
         if usage is not None:
-            cost = cost_usd(str(_part(raw, "model") or ""), input_tokens=used, output_tokens=made)
+            cost = pricing.cost_usd(
+                str(_part(raw, "model") or ""), input_tokens=used, output_tokens=made
+            )
         self._run.usage(input_tokens=used, output_tokens=made, requests=1, cost_usd=cost)
 
     def _started(self, event: Any) -> list[ev.EventData]:

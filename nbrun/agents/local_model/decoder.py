@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from pydantic_ai.exceptions import ModelAPIError, UserError
 from pydantic_ai.usage import RequestUsage
 
+from nbrun.agents import call_soon
 from nbrun.agents.local_model.install import find_model_file, missing, model_lack
-from nbrun.core.cancellation import call_soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -18,19 +18,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Lacks, Output, provider_retries as retries
-from nbrun.core import events as ev
-from nbrun.core.values import plain
+from nbrun.agents import (
+    Clock,
+    Framework,
+    Lacks,
+    Output,
+    RunContext,
+    State,
+    events as ev,
+    plain,
+    provider_retries,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agents import RunResultStreaming
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.openai_agents.hooks import Memory, Watch
-    from nbrun.core.checkpoint import State
-    from nbrun.core.clock import Clock
 
     Items = AsyncIterator[ev.EventData | Output]
 
@@ -86,7 +91,7 @@ class OpenAIAgentsAdapter:
         """Yield what the agent does, in as many streams as there are stops for people."""
         from agents import RunConfig, Runner, RunState
 
-        retries.listen()
+        provider_retries.listen()
         run, memory = watch.run, watch.memory
         mapper = _Mapper(run.clock, memory, watch)
         config = RunConfig(

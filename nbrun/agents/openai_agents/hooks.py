@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents import RunHooks, RunState, Usage
 
-from nbrun.agents.pricing import cost_usd
-from nbrun.core.errors import NotResumable
-from nbrun.core.history import USER
-from nbrun.core.values import plain
+from nbrun.agents import USER, NotResumable, RunContext, State, Turn, plain, pricing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +20,6 @@ if TYPE_CHECKING:
     from agents import Agent, ModelResponse, RunContextWrapper, Tool, ToolApprovalItem
     from agents.run_config import CallModelData, ModelInputData, ToolErrorFormatterArgs
 
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.checkpoint import State
-    from nbrun.core.history import Turn
 
 Item = dict[str, Any]
 
@@ -156,7 +150,7 @@ class Watch(RunHooks[Any]):
         priced = {
             name: used[name] for name in ("input_tokens", "output_tokens", "cache_read_tokens")
         }
-        cost = cost_usd(model, provider="openai", **priced) if model else None
+        cost = pricing.cost_usd(model, provider="openai", **priced) if model else None
         if used or requests:
             self.run.usage(**used, requests=requests, cost_usd=cost)
 

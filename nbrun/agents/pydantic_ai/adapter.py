@@ -20,20 +20,25 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Lacks, Output, provider_retries as retries
+from nbrun.agents import (
+    Clock,
+    Framework,
+    Lacks,
+    Output,
+    RunContext,
+    State,
+    events as ev,
+    plain,
+    provider_retries,
+)
 from nbrun.agents.pydantic_ai.approvals import written
-from nbrun.core import events as ev
-from nbrun.core.values import plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from pydantic_ai import CancellationToken
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.pydantic_ai.resume import Memory
-    from nbrun.core.checkpoint import State
-    from nbrun.core.clock import Clock
 
     Items = AsyncIterator[ev.EventData | Output]
 
@@ -106,7 +111,7 @@ class PydanticAIAdapter:
         from nbrun.agents.pydantic_ai.hooks import Meter, ToolThreads, Watch
         from nbrun.agents.pydantic_ai.resume import Memory
 
-        retries.listen()
+        provider_retries.listen()
         token = self._tokens[run.run_id] = CancellationToken()
         run.token.raise_if_cancelled()  # while the framework was imported; from here on its token hears of it
         meter, memory = Meter(run), Memory(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core.values import plain
+from nbrun.agents import RunContext, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         ToolDenied,
     )
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.pydantic_ai.resume import Memory
 
 

@@ -14,8 +14,7 @@ from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import ModelRequest, UserPromptPart
 from pydantic_graph import End
 
-from nbrun.agents.context.threads import Worker
-from nbrun.core.cancellation import call_soon
+from nbrun.agents import RunContext, Worker, call_soon
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from pydantic_ai.tools import ToolDefinition
     from pydantic_ai.usage import RunUsage
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.pydantic_ai.resume import Memory
 
 T = TypeVar("T")

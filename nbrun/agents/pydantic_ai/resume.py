@@ -22,18 +22,13 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from nbrun.core.errors import NotResumable
-from nbrun.core.history import USER
-from nbrun.core.values import plain
+from nbrun.agents import USER, NotResumable, RunContext, State, Turn, plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from pydantic_ai.messages import ModelMessage, ModelRequestPart
 
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.checkpoint import State
-    from nbrun.core.history import Turn
 
 INTERRUPTED = "The tool call was interrupted; nobody knows how far it came."
 

@@ -18,15 +18,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Lacks, Output, provider_retries as retries
+from nbrun.agents import Framework, Lacks, Output, RunContext, State, events as ev, provider_retries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.agents.smolagents.instrument import Watch
-    from nbrun.core import events as ev
-    from nbrun.core.checkpoint import State
 
     Items = AsyncIterator[ev.EventData | Output]
 
@@ -89,7 +86,7 @@ class SmolagentsAdapter:
         def drive() -> object:
             from nbrun.agents.smolagents.instrument import Watch
 
-            retries.listen()
+            provider_retries.listen()
             work = begin()
             watch = self._watches[run.run_id] = Watch(agent, run)
             return work(watch)

@@ -28,17 +28,13 @@ from smolagents.models import ChatMessageStreamDelta
 from smolagents.monitoring import AgentLogger, LogLevel, Monitor
 from smolagents.utils import AgentError
 
-from nbrun.agents import pricing as prices
+from nbrun.agents import RunContext, clean_text, events as ev, plain, pricing
 from nbrun.agents.builtin.options import asks_first
 from nbrun.agents.smolagents.resume import packed
-from nbrun.core import events as ev
-from nbrun.core.text import clean_text
-from nbrun.core.values import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from nbrun.agents.context.run_context import RunContext
 
 PYTHON = "python_interpreter"
 ANSWER = "final_answer"
@@ -113,7 +109,7 @@ class Watched:
         if (usage := step.token_usage) is not None:
             used = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
             model = getattr(self._mine.model, "model_id", None)
-            self._run.usage(**used, cost_usd=prices.cost_usd(model, **used) if model else None)
+            self._run.usage(**used, cost_usd=pricing.cost_usd(model, **used) if model else None)
 
     # --- between the framework and its parts -----------------------------------------------------
 

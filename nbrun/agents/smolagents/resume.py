@@ -8,14 +8,11 @@ from smolagents import CodeAgent
 from smolagents.memory import ActionStep, PlanningStep, TaskStep, ToolCall
 from smolagents.monitoring import Timing
 
-from nbrun.core.history import USER
-from nbrun.core.values import plain
+from nbrun.agents import USER, State, Turn, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbrun.core.checkpoint import State
-    from nbrun.core.history import Turn
 
 GO_ON = "You were interrupted. Go on from where you stopped."
 NO_VARIABLES = " The variables of your earlier code are gone."

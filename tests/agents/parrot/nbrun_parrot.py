@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from nbrun import RunContext
-from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output
-from nbrun.core.errors import AgentNotFound
-from nbrun.core.events import EventData, Message, TextDelta
+from nbrun.agents import (
+    NO_NATIVE_CANCEL,
+    AgentNotFound,
+    EventData,
+    Lacks,
+    Output,
+    RunContext,
+    events,
+)
 
 
 class Parrot:
@@ -45,7 +50,7 @@ class ParrotAdapter:
     ) -> AsyncIterator[EventData | Output]:
         """Yield the prompt's words, then the whole."""
         for word in prompt.split(" "):
-            yield TextDelta(f"{word} ")
+            yield events.TextDelta(f"{word} ")
             await asyncio.sleep(0)
-        yield Message("assistant", f"{prompt} ")
+        yield events.Message("assistant", f"{prompt} ")
         yield Output(prompt)
