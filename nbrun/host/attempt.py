@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.agents.context.budget import (
-    NO_LIMITS as NO_LIMITS,
-    Limits as Limits,  # part of what travels
-)
+from nbrun.agents.context.approvals import NOBODY
 from nbrun.core.events import EventData
 
 if TYPE_CHECKING:
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from nbrun.core.artifacts import Keeper
     from nbrun.core.cancellation import CancelToken
     from nbrun.core.checkpoint import Restored
+    from nbrun.core.options import RunOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +38,24 @@ class Attempt:
     prompt: str
     token: CancelToken
     context: Context
+    options: RunOptions
+    answerable: bool = True  # whether there is a person to ask
     grace_s: float = 2.0
-    timeout_s: float | None = None  # from the moment the agent is entered, not while it is queued
-    thread: bool = False
-    limits: Limits = NO_LIMITS
-    approve: str = "ask"  # ask, auto or deny
-    on: str = "local"  # the executor
     start_child: StartChild | None = None  # None on a host that cannot reach the session
     parcel: bytes = b""  # the agent as bytes, for a host that is another process
-    budget: Budget | None = None  # the session's; a host in another process makes one of `limits`
+    budget: Budget | None = (
+        None  # the session's; a host in another process makes one of the options
+    )
     reentrant_loop: bool = False  # asked of a host that is made for this attempt
     restored: Restored | None = None  # what the run goes on from
     keeper: Keeper | None = None  # a host in another process has its own
-    keep_object: bool = False  # pickle the output
     loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
+
+    @property
+    def approve(self) -> str:
+        """The policy that answers the agent's questions."""
+        policy = self.options.approve
+        return NOBODY if policy == "ask" and not self.answerable else policy
 
 
 class HostEvent(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nbrun.agents import Output, Resuming, find_adapter
 from nbrun.agents.context.approvals import Questions
 from nbrun.agents.context.backend import EndedStage
-from nbrun.agents.context.budget import NO_LIMITS, Budget
+from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.run_context import RunContext, current_run
 from nbrun.agents.context.threads import Worker
@@ -20,6 +20,7 @@ from nbrun.core.cancellation import CancelCause, Rung
 from nbrun.core.errors import Cancelled, NbrunError
 from nbrun.core.interrupt_guard import Gate, Stepped, current_guard, guarded
 from nbrun.core.latches import LoopFlag
+from nbrun.core.options import RunOptions
 from nbrun.core.record import between
 from nbrun.core.values import Plain, plain
 from nbrun.host.attempt import Attempt, HostEvent, Sink
@@ -109,8 +110,8 @@ class Drive:
         )
         # Of what most runs never use, nothing is made before it is used: there may be thousands of runs.
         self._budget = attempt.budget
-        if self._budget is None and attempt.limits != NO_LIMITS:
-            self._budget = Budget(attempt.limits, attempt.token, self.warn, before=self._usage)
+        if self._budget is None and attempt.options.has_limits:
+            self._budget = Budget(attempt.options, attempt.token, self.warn, before=self._usage)
         self._questions: Questions | None = None
         self._inbox: Inbox | None = None
         self._children: Children | None = None
@@ -138,7 +139,7 @@ class Drive:
             from nbrun.host.offload import on_loop  # by few runs, so not with the first
 
             return on_loop(attempt.agent, attempt.loop, self._hold)
-        if attempt.thread:
+        if attempt.options.thread:
             from nbrun.host.offload import ThreadedAdapter
 
             return ThreadedAdapter(attempt.agent, attempt.grace_s, self._hold)
@@ -219,7 +220,7 @@ class Drive:
             if self._budget is None:
                 restored = self._attempt.restored
                 before = None if restored is None else restored.usage
-                self._budget = Budget(NO_LIMITS, self._token, before=before)
+                self._budget = Budget(RunOptions(), self._token, before=before)
             return self._budget
 
     @property
@@ -415,8 +416,8 @@ class Drive:
     def _start_timer(self) -> asyncio.TimerHandle | None:
         """Have the token fire at its deadline."""
         now = self._clock.now()
-        if self._attempt.timeout_s is not None:
-            self._token.set_deadline(now + self._attempt.timeout_s)
+        if (timeout_s := self._attempt.options.timeout_s) is not None:
+            self._token.set_deadline(now + timeout_s)
         deadline = self._token.deadline
         if deadline is None:
             return None

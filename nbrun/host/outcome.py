@@ -35,21 +35,21 @@ async def keep_output(
 
     Neither that code's time nor its mistakes are the run's: it is waited for so long, and not after a cancel.
     """
-    keeper, token = attempt.keeper, attempt.token
+    keeper, token, keep_object = attempt.keeper, attempt.token, attempt.options.keep_object
     if token.cancelled:
         return
     if keeper is None:
-        if attempt.keep_object:
+        if keep_object:
             tell(
                 ev.Log("the object of its output is not kept: there is no folder for it", "warning")
             )
         return
-    if not keeper.wants(output, attempt.keep_object):
+    if not keeper.wants(output, keep_object):
         return
     not_kept = "how its output looks is not kept"
-    keep = partial(keeper.keep_output, output, attempt.keep_object)
+    keep = partial(keeper.keep_output, output, keep_object)
     work = Worker(attempt.run_id, keep, copy_context(), name="output")
-    limit_s = OBJECT_LIMIT_S if attempt.keep_object else LOOK_LIMIT_S
+    limit_s = OBJECT_LIMIT_S if keep_object else LOOK_LIMIT_S
     try:
         kept = asyncio.wrap_future(work.start())
     except RuntimeError as no_thread:

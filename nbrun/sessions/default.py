@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbrun.core.errors import SessionClosed
+from nbrun.core.options import RunOptions
 from nbrun.sessions.session import NotebookSession
+from nbrun.sessions.start import takes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from nbrun.agents.builtin.options import Settings
     from nbrun.sessions.run import Run
     from nbrun.sessions.run_list import RunList
     from nbrun.store.filters import Since
@@ -46,37 +45,10 @@ def session() -> NotebookSession:
         return _slot[0]
 
 
-def start(
-    agent: object = None,
-    prompt: str = "",
-    *,
-    name: str | None = None,
-    id: str | None = None,
-    model: str | None = None,
-    timeout_s: float | None = None,
-    max_turns: int | None = None,
-    max_tokens: int | None = None,
-    max_cost: float | None = None,
-    approve: str = "ask",
-    if_running: str = "queue",
-    on: str = "local",
-    thread: bool = False,
-    loop: str = "host",
-    tags: Mapping[str, str] | None = None,
-    tools: Sequence[Callable[..., object]] | None = None,
-    system: str | None = None,
-    output_type: type | None = None,
-    mcp: Sequence[str] | str | None = None,
-    settings: Settings | None = None,
-    keep_object: bool = False,
-) -> Run:
+@takes(RunOptions)
+def start(agent: object = None, prompt: str = "", **options: Any) -> Run:
     """Start a run in this notebook's session and return its handle; see `NotebookSession.start`."""
-    return session().start(
-        agent, prompt, name=name, id=id, model=model, timeout_s=timeout_s, max_turns=max_turns,
-        max_tokens=max_tokens, max_cost=max_cost, approve=approve, if_running=if_running, on=on, thread=thread,
-        loop=loop, tags=tags, tools=tools, system=system, output_type=output_type, mcp=mcp, settings=settings,
-        keep_object=keep_object,
-    )  # fmt: skip
+    return session().start(agent, prompt, **options)
 
 
 def get(ref: Run | int | str) -> Run:

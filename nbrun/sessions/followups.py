@@ -9,15 +9,16 @@ import msgspec
 
 from nbrun.agents import PROGRAM, Replay, find_adapter, python_cell as cell
 from nbrun.agents.builtin import adapter as builtin
-from nbrun.agents.context.budget import NO_LIMITS, Budget, Limits
+from nbrun.agents.context.budget import Budget
 from nbrun.core import checkpoint, events as ev, recording
 from nbrun.core.cancellation import CancelToken
 from nbrun.core.errors import Action, AgentNotFound, BadOption, Fix, NotResumable, RunNotFound
 from nbrun.core.history import Turn, turns_of
+from nbrun.core.options import LIMITS, SETUP, RunOptions, trusted
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.values import shown
 from nbrun.render.words import run_ref, said, title
-from nbrun.sessions import start_options as request
+from nbrun.sessions.start import Predecessor
 
 if TYPE_CHECKING:
     from nbrun.sessions.run import Run
@@ -29,22 +30,8 @@ MAX_THREAD = 100
 FindAgent = Callable[[str], object]
 """Returns the agent that has this name in the notebook, None where there is none."""
 
-_OPTIONS: dict[str, tuple[type, ...]] = {
-    "timeout_s": (int, float), "max_turns": (int,), "max_tokens": (int,), "max_cost": (int, float),
-    "approve": (str,), "on": (str,), "thread": (bool,), "loop": (str,), "keep_object": (bool,),
-}  # fmt: skip
-_SETUP = ("tools", "system", "output_type", "mcp", "settings")
 _SIMPLE = (int, float, bool, str)
-_NOT_AGAIN = frozenset({"prompt", "parent", "sequel", "target"})
-
-
-class Sequel(msgspec.Struct, frozen=True):
-    """What a start has to know of the run that the new one comes from."""
-
-    origin: ev.Origin
-    model: str | None = None
-    usage: ev.Usage = msgspec.field(default_factory=ev.Usage)
-    restored: checkpoint.Restored | None = None
+_NOT_AGAIN = frozenset({"prompt", "parent", "predecessor", "target"})
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -53,7 +40,6 @@ class Plan(msgspec.Struct, frozen=True):
     agent: object
     prompt: str
     options: dict[str, Any]
-    sequel: Sequel
 
 
 def resumption(
@@ -82,7 +68,8 @@ def resumption(
     _check_budget(words, usage, whole)
     origin = _origin(ev.RESUME, record, record.tool_count)
     found = _found(run, record, agent, find, whole)
-    return Plan(found, record.prompt, whole, Sequel(origin, record.model, usage, restored))
+    whole["predecessor"] = Predecessor(origin, record.model, usage, restored)
+    return Plan(found, record.prompt, whole)
 
 
 def repetition(
@@ -102,7 +89,8 @@ def repetition(
     _check_no_replay(record)
     whole = _options(record, options)
     found = _found(run, record, agent, find, whole)
-    return Plan(found, record.prompt, whole, Sequel(_origin(ev.RETRY, record), record.model))
+    whole["predecessor"] = Predecessor(_origin(ev.RETRY, record), record.model)
+    return Plan(found, record.prompt, whole)
 
 
 def replay(
@@ -124,7 +112,8 @@ def replay(
     played = Replay((recording.header(record), run.recorded_events()), speed)
     named: dict[str, Any] = {} if record.name == record.agent else {"name": record.name}
     whole = {"tags": dict(record.tags), **named, **_given(given)}
-    return Plan(played, record.prompt, whole, Sequel(_origin(ev.REPLAY, record), record.model))
+    whole["predecessor"] = Predecessor(_origin(ev.REPLAY, record), record.model)
+    return Plan(played, record.prompt, whole)
 
 
 def continuation(
@@ -149,9 +138,10 @@ def continuation(
         whole["target"] = target
     turns = [turn for earlier in thread(run) for turn in _turns(earlier)]
     restored = checkpoint.Restored(history=tuple(turns))
-    return Plan(
-        found, prompt, whole, Sequel(_origin(ev.CONTINUE, record), record.model, restored=restored)
+    whole["predecessor"] = Predecessor(
+        _origin(ev.CONTINUE, record), record.model, restored=restored
     )
+    return Plan(found, prompt, whole)
 
 
 def thread(run: Run) -> list[Run]:
@@ -186,12 +176,6 @@ def _turns(run: Run) -> list[Turn]:
 
 
 PLANS = {ev.RESUME: resumption, ev.RETRY: repetition, ev.REPLAY: replay, ev.CONTINUE: continuation}
-
-
-def of_recording(agent: Replay) -> Sequel:
-    """Return what a start has to know of a recording that is run as an agent."""
-    header = agent.header
-    return Sequel(ev.Origin(ev.REPLAY, header.run_id, None, header.name), header.model)
 
 
 # --- whether it can be -------------------------------------------------------------------------------
@@ -243,15 +227,14 @@ def _state(run: Run, record: RunRecord, store: SessionStore) -> bytes:
 
 def _check_budget(words: str, usage: ev.Usage, options: Mapping[str, Any]) -> None:
     """Raise for a run with nothing left: what was used up before counts, so it would end at once."""
-    limits = request.read_limits(
-        options.get("max_turns"), options.get("max_tokens"), options.get("max_cost")
-    )
-    if limits == NO_LIMITS:
+    given: dict[str, Any] = {name: options.get(name) for name in LIMITS}
+    limits = RunOptions(**given)
+    if not limits.has_limits:
         return
     excess = Budget(limits, CancelToken(), before=usage).excess
     if excess is None:
         return
-    option = next(name for name in Limits.__struct_fields__ if excess.startswith(name))
+    option = next(name for name in LIMITS if excess.startswith(name))
     raise NotResumable(f"{words} has used up its budget ({excess}); give it a larger {option}")
 
 
@@ -264,14 +247,14 @@ def _origin(kind: str, record: RunRecord, tools: int = 0) -> ev.Origin:
 
 def _options(record: RunRecord, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the old run with those that were given now; an id is not repeated."""
-    # By type: the file may be somebody else's, and says what it likes.
-    stored = {
-        name: value
-        for name, value in record.options.items()
-        if name in _OPTIONS and type(value) in _OPTIONS[name]
-    }
     named: dict[str, Any] = {} if record.name == record.agent else {"name": record.name}
-    return {**stored, "tags": dict(record.tags), **named, **_setup(record), **_given(given)}
+    return {
+        **trusted(record.options),
+        "tags": dict(record.tags),
+        **named,
+        **_setup(record),
+        **_given(given),
+    }
 
 
 def _setup(record: RunRecord) -> dict[str, Any]:
@@ -344,7 +327,7 @@ def _same_agent(record: RunRecord, find: FindAgent) -> object:
 
 
 def _drop_setup(options: dict[str, Any]) -> None:
-    for option in _SETUP:
+    for option in SETUP:
         options.pop(option, None)
 
 

@@ -259,7 +259,7 @@ class Dispatcher:
         if attempt is None:
             return
         # A cancelled one is never entered, so it needs no process for its end.
-        if attempt.on == PROCESS and not attempt.token.cancelled:
+        if attempt.options.on == PROCESS and not attempt.token.cancelled:
             self._submit_to_process(attempt)
         elif self._hosts:
             self._outgoing.append(attempt)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import inspect
 import logging
 import os
 import threading
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.agents.builtin.options import read_setup
 from nbrun.core import events as ev
 from nbrun.core.artifacts import Keeper
 from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
@@ -30,7 +28,7 @@ from nbrun.sessions.observers import Observer, ObserverThread
 from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
 from nbrun.sessions.scheduler import Dispatcher
-from nbrun.sessions.start import Order, Starter
+from nbrun.sessions.start import Starter, StartOptions, read_options, takes
 from nbrun.store.filters import Since, read_query
 from nbrun.store.location import notebook_path, places_for
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
@@ -40,10 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
-    from nbrun.agents.builtin.options import Settings
     from nbrun.core.redaction import Redactor
     from nbrun.host.attempt import Attempt
-    from nbrun.sessions.followups import FindAgent, Sequel
+    from nbrun.sessions.followups import FindAgent
     from nbrun.sessions.live_run import Listener, LiveRun
 
 
@@ -132,81 +129,22 @@ class NotebookSession:
 
     # --- starting --------------------------------------------------------------------------------
 
+    @takes(StartOptions)
     @guarded()  # a cancel of the sync agent that starts a run must not leave it half-made
-    def start(
-        self,
-        agent: object = None,
-        prompt: str = "",
-        *,
-        name: str | None = None,
-        id: str | None = None,
-        model: str | None = None,
-        timeout_s: float | None = None,
-        max_turns: int | None = None,
-        max_tokens: int | None = None,
-        max_cost: float | None = None,
-        approve: str = "ask",
-        if_running: str = "queue",
-        on: str = "local",
-        thread: bool = False,
-        loop: str = "host",
-        tags: Mapping[str, str] | None = None,
-        tools: Sequence[Callable[..., object]] | None = None,
-        system: str | None = None,
-        output_type: type | None = None,
-        mcp: Sequence[str] | str | None = None,
-        settings: Settings | None = None,
-        cell_id: str | None = None,
-        parent: Run | None = None,
-        answerable: bool = True,
-        keep_object: bool = False,
-        target: str | None = None,
-        sequel: Sequel | None = None,
-    ) -> Run:
+    def start(self, agent: object = None, prompt: str = "", **options: Any) -> Run:
         """Start a run and return its handle; the run goes on in the background.
 
         Parameters
         ----------
         agent : a function, an agent object, or a registered agent's name; None for the built-in agent.
-        model : the built-in agent's model; None with no agent: the configured one.
-        id : makes the start idempotent: the same id and inputs give the existing run.
-        timeout_s : seconds after which the run is cancelled (cause `deadline`), counted from its start.
-        max_turns : model calls after which the run is cancelled (cause `budget`), before the next is made.
-        max_tokens : tokens, in and out together, above which it is cancelled.
-        max_cost : US dollars above which it is cancelled, where the model's price is known.
-        approve : who answers the run's questions: `ask` a person, `auto` allows, `deny` refuses.
-        answerable : whether there is a person to ask; False makes `ask` deny at once.
-        if_running : what to do while a run of the same cell, or the same given name, is live.
-        on : `process` runs the agent in a process of its own, which can be killed with all it has started; its
-            output comes back as JSON-like data.
-        thread : drive an async agent on a thread of its own, because it blocks.
-        loop : `kernel` drives an async agent on the event loop of this cell, for one that cells await as well: it
-            goes on only while the kernel is idle or awaits, and is not to be waited for by a call that blocks.
-        tools : functions for the built-in agent; one under `nbrun.needs_approval` asks a person first.
-        system : its instructions.
-        output_type : the class that its output is an instance of; None is text.
-        mcp : MCP servers whose tools it may use, by command or by URL.
-        settings : its model's, such as `{"temperature": 0}`, as pydantic-ai names them; or a function that returns
-            them for each step, from pydantic-ai's `RunContext`.
-        keep_object : also keep the output itself, pickled, for `run.load_object()` of a later kernel.
-        target : the agent's name in the notebook, by which a later kernel finds it again.
-        sequel : what there is to know of the run that this one comes from.
-        parent : the run whose child it is: it is cancelled with that run, and ends before it.
+        options : see below.
 
         Raises
         ------
         AgentNotFound, BadOption, IdConflict, RunRejected, SessionClosed
             Nothing was started, and nothing is left behind.
         """
-        order = Order(
-            agent=agent, prompt=prompt, name=name, id=id, model=model, timeout_s=timeout_s,
-            max_turns=max_turns, max_tokens=max_tokens, max_cost=max_cost, approve=approve,
-            if_running=if_running, on=on, thread=thread, loop=loop, tags=tags,
-            setup=read_setup(tools, system, output_type, mcp, settings), cell_id=cell_id,
-            parent=parent, answerable=answerable, keep_object=keep_object, target=target,
-            sequel=sequel,
-        )  # fmt: skip
-        return self._starter.start(order)
+        return self._starter.start(agent, prompt, read_options(options))
 
     def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
         """Start a run that comes from the one that `ref` names: its `resume`, `retry` or `replay`.
@@ -228,11 +166,10 @@ class NotebookSession:
         )
 
         run = self.get(ref)
-        _check_names(options)
         if run.store is not self.store:
             raise NotResumable(f"{run!r} is of another store; go on from it there")
         plan = PLANS[kind](run, self.store, agent, self.find_agent, options)
-        following = self.start(plan.agent, plan.prompt, sequel=plan.sequel, **plan.options)
+        following = self.start(plan.agent, plan.prompt, **plan.options)
         if self.on_followed is not None:
             self.on_followed(run)
         return following
@@ -586,12 +523,3 @@ def _store(
         return store
     places = [Path(store)] if store is not None else places_for(notebook)
     return SessionStore(places, clock, keep)
-
-
-def _check_names(options: Mapping[str, object]) -> None:
-    """Raise `BadOption` for an option of a sequel that no start has."""
-    known = {*inspect.signature(NotebookSession.start).parameters, "speed"} - {"self"}
-    for name in options.keys() - known:
-        near = [option for option in sorted(known) if option.startswith(name)]
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise BadOption(f"{name} is no option of a run{hint}")

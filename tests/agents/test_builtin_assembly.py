@@ -19,9 +19,9 @@ import nbrun
 from nbrun import NotebookSession, RunStatus
 from nbrun.agents.builtin.adapter import ModelAgent
 from nbrun.agents.builtin.assembly import assemble
-from nbrun.agents.builtin.options import Setup
 from nbrun.agents.local_model import install
 from nbrun.core.errors import AgentNotFound, BadOption
+from nbrun.core.options import RunOptions
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import asking
 
@@ -52,7 +52,7 @@ def odd(tea: "Missing") -> str:  # type: ignore[name-defined]  # noqa: F821, UP0
     return "never"
 
 
-def run_on(session: NotebookSession, setup: Setup, **options: Any) -> Run:
+def run_on(session: NotebookSession, setup: RunOptions, **options: Any) -> Run:
     """Return an ended run of the built-in agent on the test model, which calls each of its tools once."""
     run = session.start(ModelAgent("test", "test", setup), "tea", **options)
     assert run.wait(BOUND_S)
@@ -61,14 +61,14 @@ def run_on(session: NotebookSession, setup: Setup, **options: Any) -> Run:
 
 def test_untyped_functions_are_tools(session: NotebookSession) -> None:
     """A function without annotations is called by the model, with what it was described as."""
-    run = run_on(session, Setup(tools=(brew,)))
+    run = run_on(session, RunOptions(tools=(brew,)))
     assert run.status is RunStatus.COMPLETED
     assert [(tool.name, tool.status) for tool in run.record.tools] == [("brew", "ok")]
 
 
 def test_a_tool_that_cannot_be_described_is_left_out(session: NotebookSession) -> None:
     """The others work; a warning names it and says why."""
-    run = run_on(session, Setup(tools=(odd, brew)))
+    run = run_on(session, RunOptions(tools=(odd, brew)))
     assert run.status is RunStatus.COMPLETED
     assert [tool.name for tool in run.record.tools] == ["brew"]
     [warning] = run.record.notices
@@ -84,7 +84,7 @@ def test_instructions_reach_the_model() -> None:
         told.extend(m.instructions for m in messages if isinstance(m, ModelRequest))
         return ModelResponse([TextPart("yes")])
 
-    agent: Agent[None, Any] = assemble("test", Setup(system="Be brief."), print)
+    agent: Agent[None, Any] = assemble("test", RunOptions(system="Be brief."), print)
     result = asyncio.run(
         agent.run("tea", model=FunctionModel(answer))
     )  # run_sync() leaves its loop open
@@ -101,14 +101,14 @@ def test_settings_reach_the_model_step_by_step() -> None:
         return ModelResponse([TextPart("yes")])
 
     for settings in ({"temperature": 0.5}, lambda context: {"temperature": context.run_step / 10}):
-        agent: Agent[None, Any] = assemble("test", Setup(settings=settings), print)
+        agent: Agent[None, Any] = assemble("test", RunOptions(settings=settings), print)
         asyncio.run(agent.run("tea", model=FunctionModel(answer)))
     assert told == [0.5, 0.1]
 
 
 def test_the_output_is_an_instance_of_its_type(session: NotebookSession) -> None:
     """A dataclass of the notebook is filled by the model, and is `run.output`."""
-    run = run_on(session, Setup(output_type=Cup))
+    run = run_on(session, RunOptions(output_type=Cup))
     assert isinstance(run.output, Cup)
 
 
@@ -122,7 +122,7 @@ def test_a_tool_under_needs_approval_asks_first(session: NotebookSession) -> Non
         called.append(cup)
         return "poured"
 
-    run = session.start(ModelAgent("test", "test", Setup(tools=(pour,))), "tea")
+    run = session.start(ModelAgent("test", "test", RunOptions(tools=(pour,))), "tea")
     asked = asking(run)[0]
     assert (asked.message, called) == ("Use pour?", [])
     run.approve(asked.id)
@@ -138,7 +138,7 @@ def test_an_mcp_server_brings_its_tools_and_ends_with_the_run(
     monkeypatch.chdir(ROOT)
     kept = tmp_path / "pid"
     command = shlex.join([sys.executable, "-m", "tests.fakes.mcp_server", str(kept)])
-    run = session.start(ModelAgent("test", "test", Setup(mcp=(command,))), "tea")
+    run = session.start(ModelAgent("test", "test", RunOptions(mcp=(command,))), "tea")
     assert run.wait(MCP_S)
     assert run.status is RunStatus.COMPLETED, run.error
     assert [(tool.name, tool.status) for tool in run.record.tools] == [("boil", "ok")]
@@ -197,11 +197,11 @@ def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> N
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tools": ["brew"]}, "a tool is a function, not str"),
-        ({"system": 3}, r"system is a text \(str\), not int"),
-        ({"output_type": "Cup"}, "output_type is a class"),
-        ({"mcp": [" "]}, "mcp is a command or a URL"),
-        ({"settings": 0.5}, r"settings is a dict such as \{'temperature': 0\}, not float"),
+        ({"tools": ["brew"]}, "a tool must be a function, not str"),
+        ({"system": 3}, "system must be a str, not int"),
+        ({"output_type": "Cup"}, "output_type must be a class"),
+        ({"mcp": [" "]}, "mcp must be a command or a URL"),
+        ({"settings": 0.5}, r"settings must be a dict such as \{'temperature': 0\}, not float"),
     ],
 )
 def test_what_the_agent_cannot_take_is_refused(
@@ -219,7 +219,7 @@ def test_an_agent_of_ones_own_takes_no_setup(session: NotebookSession) -> None:
     async def mine(prompt: str) -> str:
         return prompt
 
-    with pytest.raises(BadOption, match=r"^tools: for the built-in agent only"):
+    with pytest.raises(BadOption, match=r"^tools: only for the built-in agent"):
         session.start(mine, "tea", tools=[brew])
 
 

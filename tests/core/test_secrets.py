@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import msgspec
@@ -81,7 +82,10 @@ def pieces_in(text: str) -> list[str]:
 
 @pytest.mark.parametrize("on", ["local", "process"])
 def test_a_key_comes_through_no_door(
-    on: str, session: NotebookSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    on: Literal["local", "process"],
+    session: NotebookSession,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Told by each word of an agent and of people, in whole and letter by letter, it is seen nowhere."""
     with_child = " and a child" if on == "local" else ""

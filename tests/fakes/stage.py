@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from nbrun import CancelToken, RunContext
 from nbrun.agents.context.approvals import Questions
-from nbrun.agents.context.budget import NO_LIMITS, Budget
+from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.threads import Worker
 from nbrun.core import events as ev
 from nbrun.core.clock import Clock
 from nbrun.core.errors import NbrunError
+from nbrun.core.options import RunOptions
 from tests.fakes.clock import FakeClock
 
 
@@ -29,7 +30,7 @@ class FakeStage:
     ) -> None:
         self._sent = sent
         lock = threading.RLock()
-        self.budget = Budget(NO_LIMITS, token)
+        self.budget = Budget(RunOptions(), token)
         self.questions = Questions(token, self.emit, lock, clock)
         self.inbox = Inbox(token, self.emit, lock)
 

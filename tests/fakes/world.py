@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -272,7 +273,7 @@ class World:
         rng = self.rng
         actor = Actor(self, f"a{len(self.actors)}", is_inner=is_inner)
         actor.key = rng.choice((None, None, "cell"))
-        how = rng.choice(("queue", "replace", "reject"))
+        how: Any = rng.choice(("queue", "replace", "reject"))
         self.note(f"start {actor.script} {actor.end} {actor.on_cancel} {actor.key} {how}")
         self.actors.append(actor)
         actor.began_at = len(self.trace)

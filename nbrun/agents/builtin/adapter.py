@@ -31,9 +31,10 @@ from nbrun.agents import (
     Worker,
     is_installed,
 )
-from nbrun.agents.builtin.options import NO_SETUP, Setup, local_file
+from nbrun.agents.builtin.options import local_file
 from nbrun.agents.pydantic_ai import adapter as pydantic_ai
 from nbrun.agents.scripted import HAIKU, ScriptedAgent
+from nbrun.core.options import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from pydantic_ai import Agent
 
     Items = AsyncIterator[EventData | Output]
+
+NO_SETUP = RunOptions()
 
 LOCAL = "local"
 SCRIPTED = "scripted"
@@ -93,11 +96,11 @@ class ModelAgent:
 
     model: str
     label: str
-    setup: Setup = NO_SETUP
+    setup: RunOptions = NO_SETUP
 
 
 def choose(
-    model: str | None, environ: Mapping[str, str], setup: Setup = NO_SETUP
+    model: str | None, environ: Mapping[str, str], setup: RunOptions = NO_SETUP
 ) -> tuple[ModelAgent | ScriptedAgent, str]:
     """Return the built-in agent for `model`, and what cards call its model.
 

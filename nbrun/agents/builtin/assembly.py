@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
     from pydantic_ai.toolsets import AbstractToolset
 
-    from nbrun.agents.builtin.options import Setup
+    from nbrun.core.options import RunOptions
 
 MCP_EXTRA = 'pip install "jupyter-nbrun[mcp]"'
 
 
-def assemble(model: str, setup: Setup, warn: Callable[[str], None]) -> Agent[None, object]:
+def assemble(model: str, setup: RunOptions, warn: Callable[[str], None]) -> Agent[None, object]:
     """Return the agent; a tool that cannot be described to a model is left out, with a warning that says why.
 
     Raises
@@ -35,10 +35,10 @@ def assemble(model: str, setup: Setup, warn: Callable[[str], None]) -> Agent[Non
     """
     return Agent(
         _model(model),
-        tools=[tool for tool in (_tool(function, warn) for function in setup.tools) if tool],
+        tools=[tool for tool in (_tool(function, warn) for function in setup.tools or ()) if tool],
         instructions=setup.system,
         output_type=setup.output_type or str,
-        toolsets=[_server(server) for server in setup.mcp],
+        toolsets=[_server(server) for server in setup.mcp or ()],
         model_settings=setup.settings,  # type: ignore[arg-type]  # of any provider: it checks them
     )
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nbrun.agents.context.approvals import Questions
-from nbrun.agents.context.budget import NO_LIMITS, Budget
+from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.core.errors import NbrunError
+from nbrun.core.options import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -165,7 +166,7 @@ class EndedStage:
     @property
     def budget(self) -> Budget:
         """A budget in which nothing is counted."""
-        return Budget(NO_LIMITS, self._token)
+        return Budget(RunOptions(), self._token)
 
     @property
     def questions(self) -> Questions:

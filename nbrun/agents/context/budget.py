@@ -6,8 +6,6 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.errors import Cancelled
 
@@ -16,21 +14,11 @@ if TYPE_CHECKING:
 
     from nbrun.core.cancellation import CancelToken
     from nbrun.core.events import Usage
+    from nbrun.core.options import RunOptions
 
 _log = logging.getLogger("nbrun")
 
 NO_PRICE = "max_cost cannot be held: the price of this model is not known"
-
-
-class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a run may use up: model calls, tokens (in and out together), US dollars; None is no limit."""
-
-    max_turns: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
-
-
-NO_LIMITS = Limits()
 
 
 class Used(NamedTuple):
@@ -72,7 +60,7 @@ class Budget:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: RunOptions,
         token: CancelToken,
         tell: Callable[[str], object] = lambda _notice: None,
         parent: Budget | None = None,
@@ -89,7 +77,7 @@ class Budget:
         self._total = self._own  # with what its children have used
         self._has_told = False
         self._is_shared = False  # whether child runs have used something
-        self._is_free = parent is None and limits == NO_LIMITS
+        self._is_free = parent is None and not limits.has_limits
 
     @property
     def used(self) -> Used:

@@ -27,6 +27,7 @@ from nbrun.core.artifacts import ArtifactFiles, Keeper
 from nbrun.core.cancellation import CancelToken
 from nbrun.core.clock import SystemClock
 from nbrun.core.errors import Cancelled
+from nbrun.core.options import RunOptions
 from nbrun.core.redaction import Redactor
 from nbrun.host import capture
 from nbrun.host.attempt import Attempt, HostEvent
@@ -146,9 +147,9 @@ class ProcessHost:
         capture.install()
         self._token.add_first(lambda request: self._put(Cancel(request.reason, request.cause)))
         attempt = Attempt(
-            begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(), begin.grace_s,
-            begin.timeout_s, begin.thread, begin.limits, begin.approve, "process",
-            keeper=_keeper(begin), keep_object=begin.keep_object, restored=begin.restored,
+            begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(),
+            RunOptions(**begin.options), begin.answerable, begin.grace_s,
+            keeper=_keeper(begin), restored=begin.restored,
         )  # fmt: skip
         self._thread = thread = LoopThread(
             "nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -10,7 +11,9 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.checkpoint import Restored
 from nbrun.core.values import Plain, plain
-from nbrun.host.attempt import Attempt, HostEvent, Limits
+
+if TYPE_CHECKING:
+    from nbrun.host.attempt import Attempt, HostEvent
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -25,13 +28,10 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     parcel: bytes
     prompt: str
     grace_s: float
-    timeout_s: float | None
-    thread: bool
-    limits: Limits
-    approve: str
+    options: dict[str, Any]  # those of `RunOptions.portable()`
+    answerable: bool
     host: str
     reentrant_loop: bool = False
-    keep_object: bool = False
     files: str = ""  # the folder for the files that it makes; empty where there is none
     restored: Restored | None = None
 
@@ -76,8 +76,8 @@ def begin(attempt: Attempt, host: str) -> Begin:
     """Return the message that hands an attempt to the process that is called `host`."""
     folder = None if attempt.keeper is None else attempt.keeper.folder
     return Begin(
-        attempt.run_id, attempt.number, attempt.parcel, attempt.prompt, attempt.grace_s, attempt.timeout_s,
-        attempt.thread, attempt.limits, attempt.approve, host, attempt.reentrant_loop, attempt.keep_object,
+        attempt.run_id, attempt.number, attempt.parcel, attempt.prompt, attempt.grace_s,
+        attempt.options.portable(), attempt.answerable, host, attempt.reentrant_loop,
         "" if folder is None else str(folder), attempt.restored,
     )  # fmt: skip
 

@@ -85,8 +85,8 @@ class Relay:
         """Keep what an end needs that the host may not live to send."""
         if isinstance(data, ev.RunStarted):
             self.is_entered = True
-            if self._attempt.timeout_s is not None:
-                self.deadline = ts + self._attempt.timeout_s
+            if (timeout_s := self._attempt.options.timeout_s) is not None:
+                self.deadline = ts + timeout_s
                 self._attempt.token.set_deadline(self.deadline)
         elif isinstance(data, ev.ToolStarted):
             self._open_tools[data.id] = ts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -326,7 +327,7 @@ async def deletes_one(prompt: str, run: RunContext) -> str:
 
 
 @pytest.mark.parametrize("on", ["local", "process"])
-def test_a_tool_is_allowed_for_the_rest_of_its_run(session: NotebookSession, on: str) -> None:
+def test_a_tool_is_allowed_for_the_rest_of_its_run(session: NotebookSession, on: Any) -> None:
     """What is asked for it, now and later, is answered by that; another tool is asked for."""
     run = session.start(deletes, on=on)
     first, _second = asking(run, 2)
@@ -574,7 +575,7 @@ def test_what_is_asked_on_the_side_ends_with_the_run(session: NotebookSession) -
     ("approve", "decision"), [("auto", "allow"), ("deny", "deny")], ids=["auto", "deny"]
 )
 def test_a_policy_answers_at_once(
-    session: NotebookSession, agent: object, approve: str, decision: str
+    session: NotebookSession, agent: object, approve: Any, decision: str
 ) -> None:
     """Both events are in the log, and the run is never waiting."""
     run = session.start(agent, "tea.txt", approve=approve)
@@ -617,7 +618,7 @@ def test_who_answers_for_a_run_answers_for_its_children(session: NotebookSession
         children = [run.start_child(asks, "a"), run.start_child(asks, "b", approve="deny")]
         return [await child for child in children]
 
-    decisions = {"auto": ["allow", "deny"], "deny": ["deny", "deny"]}
+    decisions: dict[Any, list[str]] = {"auto": ["allow", "deny"], "deny": ["deny", "deny"]}
     for approve, expected in decisions.items():
         answers = session.start(parent, approve=approve).result(BOUND_S)
         assert isinstance(answers, list)

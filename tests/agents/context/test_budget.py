@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from nbrun import CancelCause, CancelToken, NotebookSession, RunContext, RunStatus
-from nbrun.agents.context.budget import NO_PRICE, Budget, Limits, dollars
+from nbrun.agents.context.budget import NO_PRICE, Budget, dollars
 from nbrun.core import events as ev
 from nbrun.core.errors import BadOption, Cancelled, IdConflict, RunCancelled
+from nbrun.core.options import RunOptions
 from nbrun.render.static_card import bundle, plain_text
 from nbrun.ui.cards.view import view
 from tests.fakes.agents import BOUND_S, instant
@@ -229,7 +230,7 @@ def test_a_child_in_another_process_counts_in_its_parents_budget(session: Notebo
 @pytest.mark.parametrize("value", [0, -1, True, "5", float("nan"), float("inf"), [1]], ids=repr)
 def test_what_is_no_limit_is_refused(session: NotebookSession, limit: str, value: object) -> None:
     """One line that names the option and the mend; nothing is started."""
-    with pytest.raises(BadOption, match=rf"^{limit} is .*; give ") as caught:
+    with pytest.raises(BadOption, match=rf"^{limit}=.* is invalid; give ") as caught:
         session.start(instant, **{limit: value})  # type: ignore[arg-type]  # that is the point
     assert "\n" not in str(caught.value)
     assert session.runs() == []
@@ -300,10 +301,10 @@ def test_a_child_with_limits_of_its_own_ends_alone(session: NotebookSession) -> 
 def test_what_children_use_counts_above_them() -> None:
     """Own usage and that of all children together; who is over its own limit fires its own token."""
     token = CancelToken()
-    parent = Budget(Limits(max_tokens=10, max_turns=3), token)
-    first = Budget(Limits(max_tokens=4), token.child(), parent=parent)
+    parent = Budget(RunOptions(max_tokens=10, max_turns=3), token)
+    first = Budget(RunOptions(max_tokens=4), token.child(), parent=parent)
     other_token = token.child()
-    other = Budget(Limits(), other_token, parent=parent)
+    other = Budget(RunOptions(), other_token, parent=parent)
     parent.note_usage(ev.Usage(input_tokens=2, requests=1))
     first.note_usage(ev.Usage(output_tokens=3, requests=1))
     first.note_usage(ev.Usage(output_tokens=4, requests=1))  # totals: one more, not four
@@ -319,8 +320,10 @@ def test_a_child_over_its_own_budget_leaves_its_parent_alone() -> None:
     """Only its own token fires."""
     token = CancelToken()
     child_token = token.child()
-    parent = Budget(Limits(max_tokens=100), token)
-    Budget(Limits(max_tokens=1), child_token, parent=parent).note_usage(ev.Usage(input_tokens=5))
+    parent = Budget(RunOptions(max_tokens=100), token)
+    Budget(RunOptions(max_tokens=1), child_token, parent=parent).note_usage(
+        ev.Usage(input_tokens=5)
+    )
     assert child_token.reason == "max_tokens 1: 5 used"
     assert not token.cancelled
 
@@ -328,8 +331,8 @@ def test_a_child_over_its_own_budget_leaves_its_parent_alone() -> None:
 def test_a_child_makes_no_call_for_which_its_parent_has_nothing_left() -> None:
     """Also where the tokens are no relatives, as in another process."""
     token = CancelToken()
-    parent = Budget(Limits(max_turns=1), token)
-    child = Budget(Limits(), CancelToken(), parent=parent)
+    parent = Budget(RunOptions(max_turns=1), token)
+    child = Budget(RunOptions(), CancelToken(), parent=parent)
     child.begin_turn()
     with pytest.raises(Cancelled, match="child runs included"):
         child.begin_turn()
@@ -341,8 +344,12 @@ def test_a_price_that_a_child_does_not_know_is_told_where_it_matters() -> None:
     """On the card of the run that has the limit, once."""
     told: list[str] = []
     token = CancelToken()
-    parent = Budget(Limits(max_cost=1.0), token, lambda notice: told.append(f"parent: {notice}"))
-    child = Budget(Limits(), token.child(), lambda notice: told.append(f"child: {notice}"), parent)
+    parent = Budget(
+        RunOptions(max_cost=1.0), token, lambda notice: told.append(f"parent: {notice}")
+    )
+    child = Budget(
+        RunOptions(), token.child(), lambda notice: told.append(f"child: {notice}"), parent
+    )
     for tokens in (1, 2):
         child.note_usage(ev.Usage(input_tokens=tokens))
     assert told == [f"parent: {NO_PRICE}"]
@@ -356,14 +363,14 @@ def test_what_hangs_on_a_token_cannot_stop_who_reports() -> None:
         raise ValueError("not mine")
 
     token.add_callback(breaks)
-    Budget(Limits(max_tokens=1), token).note_usage(ev.Usage(input_tokens=2))
+    Budget(RunOptions(max_tokens=1), token).note_usage(ev.Usage(input_tokens=2))
     assert token.cancelled
 
 
 def test_threads_report_together() -> None:
     """Of many calls at once exactly as many are let through as the limit allows."""
     token = CancelToken()
-    budget = Budget(Limits(max_turns=50), token)
+    budget = Budget(RunOptions(max_turns=50), token)
     made: list[int] = []
 
     def call() -> None:

@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any
 
 from nbrun.agents.builtin.adapter import ModelAgent
-from nbrun.agents.builtin.options import Setup, needs_approval
+from nbrun.agents.builtin.options import needs_approval
+from nbrun.core.options import RunOptions
 from tests.agents.conformance.script import Script, call_id, filled
 from tests.agents.conformance.subject import PROMPT, Subject
 from tests.fakes.openai_server import MODEL, Broken, OpenAIServer
@@ -73,7 +74,7 @@ class Builtin(Subject):
         calls = script.calls.values()
         tools = [needs_approval(call.tool) if call.asks else call.tool for call in calls]
         model = f"openai-chat:{provider().model_for(script)}"
-        return ModelAgent(model, "poet", Setup(tools=tuple(tools)))
+        return ModelAgent(model, "poet", RunOptions(tools=tuple(tools)))
 
 
 SUBJECTS = (Builtin(),)
