@@ -12,7 +12,7 @@
 #
 # The way of a prompt: ui/magics reads the cell, sessions/start makes the run and hands an attempt to the host,
 # host/driver drives the agent through its adapter, sessions/intake orders, redacts and numbers what it sends,
-# store/writer commits it, core/fold makes the record of it, and ui/cards draws that. A cancel goes the other way:
+# store/writer commits it, core/record folds it into the record, and ui/cards draws that. A cancel goes the other way:
 # sessions/control fires the token, host/escalation takes the steps.
 # Importing nbrun loads no IPython, no anywidget and no agent framework.
 

@@ -20,7 +20,7 @@ from nbrun.agents.context.run_context import RunContext, current, current_run
 from nbrun.agents.context.threads import Worker
 from nbrun.core import events
 from nbrun.core.cancellation import CancelToken, call_soon
-from nbrun.core.checkpoint import State
+from nbrun.core.checkpoint import USER, State, Turn
 from nbrun.core.clock import Clock
 from nbrun.core.errors import (
     Action,
@@ -33,7 +33,6 @@ from nbrun.core.errors import (
     PackageMissing,
 )
 from nbrun.core.events import EventData
-from nbrun.core.history import USER, Turn
 from nbrun.core.interrupt_guard import guarded
 from nbrun.core.recording import Replay
 from nbrun.core.text import clean_text

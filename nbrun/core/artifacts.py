@@ -238,8 +238,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 HEAD = 300
-
-
 """Characters of a text that its event holds."""
 
 

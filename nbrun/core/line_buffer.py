@@ -5,8 +5,6 @@ from __future__ import annotations
 import codecs
 
 MAX_LINE = 10_000
-
-
 """Printed characters that wait for their line's end at most."""
 
 

@@ -25,7 +25,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import BadOption, BadRecording
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.core.values import Plain
 
 if TYPE_CHECKING:

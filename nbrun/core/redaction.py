@@ -181,8 +181,6 @@ class StreamRedactor:
 
 
 LOOK_S = 1.0
-
-
 """How long a burst of starts shares one look at the environment: that costs as much as half a start."""
 
 

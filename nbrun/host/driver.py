@@ -6,7 +6,11 @@ import asyncio
 import contextlib
 import threading
 import time
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from nbrun.agents import Output, Resuming, find_adapter
 from nbrun.agents.context.approvals import Questions
@@ -24,17 +28,16 @@ from nbrun.core.options import RunOptions
 from nbrun.core.record import between
 from nbrun.core.values import Plain, plain
 from nbrun.host.attempt import Attempt, HostEvent, Sink
-from nbrun.host.children import Children
 from nbrun.host.escalation import LAST_S, Ladder
 from nbrun.host.failures import described, safely
-from nbrun.host.outcome import end_event, keep_output
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from nbrun.agents import AgentAdapter
     from nbrun.agents.context.backend import ChildRun
     from nbrun.core.artifacts import Keeper
+    from nbrun.core.cancellation import CancelToken
     from nbrun.core.clock import Clock
     from nbrun.host.loops import LoopThread
 
@@ -521,3 +524,139 @@ def _is_on_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+LOOK_LIMIT_S = 5.0
+"""How long an output's own code may take to show it, before its run ends without."""
+
+
+OBJECT_LIMIT_S = 60.0
+"""The same where the object is to be kept, which may be large."""
+
+
+async def keep_output(
+    attempt: Attempt, output: object, thread: LoopThread, tell: Callable[[ev.EventData], None]
+) -> None:
+    """Have kept what is wanted of an output, before the end: in a thread, for its own code is asked to show it.
+
+    Neither that code's time nor its mistakes are the run's: it is waited for so long, and not after a cancel.
+    """
+    keeper, token, keep_object = attempt.keeper, attempt.token, attempt.options.keep_object
+    if token.cancelled:
+        return
+    if keeper is None:
+        if keep_object:
+            tell(
+                ev.Log("the object of its output is not kept: there is no folder for it", "warning")
+            )
+        return
+    if not keeper.wants(output, keep_object):
+        return
+    not_kept = "how its output looks is not kept"
+    keep = partial(keeper.keep_output, output, keep_object)
+    work = Worker(attempt.run_id, keep, copy_context(), name="output")
+    limit_s = OBJECT_LIMIT_S if keep_object else LOOK_LIMIT_S
+    try:
+        kept = asyncio.wrap_future(work.start())
+    except RuntimeError as no_thread:
+        tell(ev.Log(f"{not_kept}: {no_thread}", "warning"))
+        return
+    hurry = token.add_callback(lambda _request: thread.call(kept.cancel))
+    await asyncio.wait({kept}, timeout=limit_s)
+    hurry.remove()
+    if not kept.done():
+        kept.cancel()
+        work.interrupt()
+        tell(ev.Log(f"{not_kept}: that took over {limit_s:g} s", "warning"))
+    elif kept.cancelled():
+        work.interrupt()
+    elif (error := kept.exception()) is not None:  # a SystemExit, say, of its own code
+        tell(ev.Log(f"{not_kept} ({described(error)})", "warning"))
+    else:
+        for data in kept.result():
+            tell(data)
+
+
+def end_event(
+    token: CancelToken,
+    output: Plain,
+    error: ev.ErrorInfo | None,
+    usage: ev.Usage | None,
+    is_signal: bool,
+    detached: tuple[str, ...],
+) -> ev.EventData:
+    """Return the end event, by the token and by what was raised; never by the text of a result.
+
+    Parameters
+    ----------
+    error : what was raised, if that was not what had been asked for.
+    is_signal : whether a cancel's own exception was raised.
+    detached : what has not stopped.
+    """
+    if token.cancelled:
+        if usage is not None and (error is not None or is_signal or detached):
+            usage = msgspec.structs.replace(usage, exact=False)  # its last report never came
+        return ev.RunCancelled(
+            cause=token.cause or CancelCause.USER,
+            reason=token.reason,
+            output=output,
+            error=None if is_signal else error,
+            usage=usage,
+            detached=detached,
+        )
+    if error is not None:
+        return ev.RunFailed(error, output, usage)
+    return ev.RunCompleted(output, usage)
+
+
+class Children:
+    """Follows the child runs of one run.
+
+    Threads: `add()` from any thread of the agent; everything else on the host's loop.
+
+    Parameters
+    ----------
+    tell : takes an event of the run.
+    """
+
+    __slots__ = (
+        "_all",
+        "_is_closing",
+        "_tell",
+        "_thread",
+    )
+
+    def __init__(self, thread: LoopThread, tell: Callable[[ev.EventData], None]) -> None:
+        self._thread = thread
+        self._tell = tell
+        self._all: list[tuple[ChildRun, LoopFlag]] = []
+        self._is_closing = False
+
+    def add(self, child: ChildRun) -> None:
+        """Follow a child run that has just been started."""
+        ended = LoopFlag()
+        if self._is_closing:
+            child.cancel(None, CancelCause.PARENT)
+        self._all.append((child, ended))
+        # Not at once: what it is called is public only when its creation has been saved.
+        child.when_created(lambda: self._thread.call(lambda: self._note_start(child)))
+        child.when_ended(lambda: self._thread.call(lambda: self._note_end(child, ended)))
+
+    def cancel(self) -> None:
+        """Ask all that are live to stop, and any that come: the run has failed, and nobody waits for them."""
+        self._is_closing = True
+        for child, ended in tuple(self._all):
+            if not ended.is_set():
+                child.cancel(None, CancelCause.PARENT)
+
+    async def ended(self) -> None:
+        """Return when every child run has ended."""
+        for _child, ended in self._all:  # grows, perhaps, while it is walked
+            await ended.wait()
+
+    def _note_start(self, child: ChildRun) -> None:
+        self._tell(ev.ChildStarted(child.id, child.name, child.number))
+
+    def _note_end(self, child: ChildRun, ended: LoopFlag) -> None:
+        self._tell(ev.ChildFinished(child.id, str(child.status), child.usage))
+        ended.set()

@@ -172,8 +172,6 @@ class _Elsewhere:
 
 
 NATIVE_SHARE = 0.8
-
-
 """The share of the grace that a framework's own cancel has before the task is cancelled."""
 
 

@@ -12,8 +12,8 @@ from nbrun.agents.builtin import adapter as builtin
 from nbrun.agents.context.budget import Budget
 from nbrun.core import checkpoint, events as ev, recording
 from nbrun.core.cancellation import CancelToken
+from nbrun.core.checkpoint import Turn, turns_of
 from nbrun.core.errors import Action, AgentNotFound, BadOption, Fix, NotResumable, RunNotFound
-from nbrun.core.history import Turn, turns_of
 from nbrun.core.options import LIMITS, SETUP, RunOptions, trusted
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.values import shown

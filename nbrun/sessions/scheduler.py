@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbrun.core.latches import Flag
-from nbrun.host.local_executor import NAME, LocalExecutor
+from nbrun.host.host import NAME, LocalExecutor
 from nbrun.host.loops import LoopThread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nbrun.core.clock import Clock
-    from nbrun.host.attempt import Attempt, Sink
-    from nbrun.host.executor import Executor
+    from nbrun.host.attempt import Attempt, Executor, Sink
     from nbrun.host.process.executor import ProcessExecutor
     from nbrun.sessions.live_run import LiveRun
 

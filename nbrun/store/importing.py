@@ -10,7 +10,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import BadRecording, IdConflict
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.store import queries as reader
 from nbrun.store.rows import IdTaken, Ledger, Values, micros
 

@@ -9,8 +9,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import NotPending
-from nbrun.core.fold import fold
-from nbrun.core.record import GIVEN_UP, LIVE, RunRecord, RunStatus
+from nbrun.core.record import GIVEN_UP, LIVE, RunRecord, RunStatus, fold
 from nbrun.store import queries as reader
 from nbrun.store.liveness import open_sessions, sight_of
 from nbrun.store.rows import Ledger, Row, micros

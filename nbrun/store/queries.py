@@ -15,8 +15,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import StoreReadOnly
-from nbrun.core.fold import fold
-from nbrun.core.record import LIVE, RunRecord, RunStatus
+from nbrun.core.record import LIVE, RunRecord, RunStatus, fold
 from nbrun.store import payloads, validation as doubt
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
 from nbrun.store.schema import MAX_RECORD_BYTES

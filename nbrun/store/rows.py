@@ -12,7 +12,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import StoreError
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.core.text import clean_text
 from nbrun.store import attachments as checkpoints, payloads, payloads as large, queries as reader
 from nbrun.store.attachments import insert_artifacts

@@ -10,7 +10,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.artifacts import ArtifactFiles, folder_beside
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.store.attachments import insert_artifacts
 from nbrun.store.backlog import Backlog
 from nbrun.store.connection import BUSY_TIMEOUT_S

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbrun.core import events as ev
-from nbrun.core.fold import fold
-from nbrun.core.record import RunRecord, RunStatus
+from nbrun.core.record import RunRecord, RunStatus, fold
 from nbrun.store import stall_guard as watch
 from nbrun.store.backlog import HELD_BYTES, Backlog
 from nbrun.store.connection import BUSY_TIMEOUT_S

@@ -12,7 +12,7 @@ from nbrun import NotebookSession, Run, RunContext, RunStatus
 from nbrun.agents import Replay
 from nbrun.core import events as ev
 from nbrun.core.errors import BadOption, BadRecording, NotResumable
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.core.recording import Header
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S

@@ -28,8 +28,7 @@ import msgspec
 
 from nbrun import NotebookSession
 from nbrun.core import events as ev
-from nbrun.core.fold import fold
-from nbrun.core.record import RunRecord
+from nbrun.core.record import RunRecord, fold
 from nbrun.store import queries as reader
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.liveness import this_process

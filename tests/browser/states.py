@@ -7,7 +7,7 @@ from typing import Any
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.render.words import queued_words
 from nbrun.ui.cards.markdown_blocks import Blocks
 from nbrun.ui.cards.view import view

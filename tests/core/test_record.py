@@ -11,8 +11,16 @@ from hypothesis import given, settings, strategies as st
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
-from nbrun.core.fold import REASONING_TAIL, fold
-from nbrun.core.record import AFTER_END, LIVE, TERMINAL, TRANSITIONS, is_admitted, next_status
+from nbrun.core.record import (
+    AFTER_END,
+    LIVE,
+    REASONING_TAIL,
+    TERMINAL,
+    TRANSITIONS,
+    fold,
+    is_admitted,
+    next_status,
+)
 from tests.core.test_events import SAMPLES
 
 CREATED = ev.RunCreated(session_id="s", name="haiku", agent="poet", prompt="tea", tags={"k": "v"})

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from nbrun.core import events as ev, recording
 from nbrun.core.errors import BadRecording
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.core.values import Plain
 
 ODD: Plain = {"text": "ü \u2028 \x00", "numbers": [1, -(2**63), 2**63 - 1, 0.1, -0.0], "none": None}

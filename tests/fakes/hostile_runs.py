@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause
-from nbrun.core.fold import fold
-from nbrun.core.record import RunRecord
+from nbrun.core.record import RunRecord, fold
 from nbrun.core.text import clean_text
 from nbrun.core.values import Plain
 

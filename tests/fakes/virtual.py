@@ -18,8 +18,8 @@ import msgspec
 
 from nbrun import RunRecord
 from nbrun.core import events as ev
-from nbrun.core.fold import fold
 from nbrun.core.latches import Flag
+from nbrun.core.record import fold
 from nbrun.host.loops import LoopThread
 from nbrun.store.queries import StoredRun
 from nbrun.store.session_store import Committed, SessionStore, Source

@@ -19,8 +19,7 @@ from nbrun.core.errors import Cancelled, NbrunError
 from nbrun.core.redaction import Redactor
 from nbrun.host.attempt import Attempt, HostEvent
 from nbrun.host.driver import Drive
-from nbrun.host.host import RunHost
-from nbrun.host.local_executor import LocalExecutor
+from nbrun.host.host import LocalExecutor, RunHost
 from nbrun.sessions.intake import Intake
 from nbrun.sessions.live_run import LiveRun
 from nbrun.store.session_store import Committed

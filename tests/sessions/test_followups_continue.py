@@ -11,8 +11,8 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, Tool
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
 from nbrun import NotebookSession, Run, RunContext, RunStatus
+from nbrun.core.checkpoint import ASSISTANT, USER, Call, Turn
 from nbrun.core.errors import AgentNotFound, NotResumable
-from nbrun.core.history import ASSISTANT, USER, Call, Turn
 from nbrun.render.words import going_on_notes
 from nbrun.sessions.followups import conversation
 from tests.fakes.agents import BOUND_S, Held

@@ -11,7 +11,7 @@ import pytest
 from nbrun import CancelCause, CancelToken, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.core.redaction import Redactor
 from nbrun.host.attempt import HostEvent
 from nbrun.sessions.intake import Intake

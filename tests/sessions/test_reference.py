@@ -12,7 +12,7 @@ import pytest
 from nbrun import CancelCause, NotebookSession, Run, RunContext, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.observer import Notes

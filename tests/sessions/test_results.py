@@ -18,7 +18,7 @@ from nbrun import NotebookSession, Run, RunStatus
 from nbrun.core import mimebundle as bundle
 from nbrun.core.artifacts import folder_beside
 from nbrun.core.errors import BadOption, NbrunError, NoResult
-from nbrun.host import outcome as ending
+from nbrun.host import driver as ending
 from nbrun.render.results import ResultView
 from nbrun.ui.kernel.formatting import format_value
 from tests.fakes import agents

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from nbrun import NotebookSession, RunContext
 from nbrun.core import events as ev
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.core.redaction import Redactor
 from nbrun.core.text import clean_text
 from nbrun.core.values import plain

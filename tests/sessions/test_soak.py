@@ -14,7 +14,7 @@ import pytest
 from nbrun import NotebookSession, Run, RunContext, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome, CancelReceipt
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.host.attempt import HostEvent
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S

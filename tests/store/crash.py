@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.store.session_store import SessionStore, StoredRun
 from tests.fakes import doomed
 from tests.fakes.clock import FakeClock

@@ -14,7 +14,7 @@ from nbrun import NotebookSession, Run, RunContext
 from nbrun.core import artifacts as artifacts_module
 from nbrun.core.artifacts import STRAY_AGE_S, ArtifactFiles, folder_beside
 from nbrun.core.errors import ArtifactLost
-from nbrun.core.fold import FILES
+from nbrun.core.record import FILES
 from nbrun.render import static_card as snapshot
 from nbrun.store import payloads as large
 from nbrun.ui.cards import view

@@ -23,8 +23,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.clock import SystemClock
 from nbrun.core.errors import StoreInTrouble
-from nbrun.core.fold import fold
-from nbrun.core.record import RunRecord
+from nbrun.core.record import RunRecord, fold
 from nbrun.store import database_file as home, stall_guard as watch, writer as writer_module
 from nbrun.store.backlog import Dropped
 from nbrun.store.connection import BUSY_TIMEOUT_S

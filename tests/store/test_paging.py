@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from nbrun import CancelCause, RunRecord
 from nbrun.core import events as ev
-from nbrun.core.fold import fold
+from nbrun.core.record import fold
 from nbrun.store import queries as reader
 from nbrun.store.connection import open_for_writing
 from nbrun.store.session_store import Checkpointed

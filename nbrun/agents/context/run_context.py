@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from nbrun.agents.context.budget import Budget
     from nbrun.agents.context.inbox import Inbox
     from nbrun.core.cancellation import CancelToken
-    from nbrun.core.checkpoint import Restored, State
+    from nbrun.core.checkpoint import Restored, State, Turn
     from nbrun.core.clock import Clock
-    from nbrun.core.history import Turn
 
 
 class ToolScope:

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nbrun.core.clock import Clock
-    from nbrun.host.attempt import Attempt, Sink
-    from nbrun.host.executor import OnHost
+    from nbrun.host.attempt import Attempt, OnHost, Sink
 
 _log = logging.getLogger("nbrun")
 
