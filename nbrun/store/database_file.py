@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from nbrun.core.errors import StoreDamaged, StoreError, StoreInTrouble
-from nbrun.store import attachments as checkpoints, read_only as stranger, schema
+from nbrun.store import read_only as stranger, schema
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.faults import Kind, Trouble, is_damage, trouble_of
 from nbrun.store.location import FOLDER, prepare_folder
 from nbrun.store.orphans import mark_lost
+from nbrun.store.rows import delete_stale_checkpoints
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,7 +155,7 @@ class Home:
         connection = open_for_writing(path, self._clock.now(), OPEN_WAIT_S)
         try:
             self.lost = mark_lost(connection, self._clock.now())
-            checkpoints.sweep(connection)
+            delete_stale_checkpoints(connection)
         except BaseException:
             connection.close()
             raise

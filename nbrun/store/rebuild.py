@@ -12,9 +12,8 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.store import queries as reader
-from nbrun.store.backlog import Dropped
 from nbrun.store.liveness import note_home
-from nbrun.store.rows import Ledger, Row, Values
+from nbrun.store.rows import Dropped, Ledger, Row, Values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,18 +14,15 @@ from nbrun.core import events as ev
 from nbrun.core.errors import StoreError
 from nbrun.core.record import fold
 from nbrun.core.text import clean_text
-from nbrun.store import attachments as checkpoints, payloads, payloads as large, queries as reader
-from nbrun.store.attachments import insert_artifacts
+from nbrun.store import payloads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nbrun.core.artifacts import ArtifactFiles
     from nbrun.core.record import RunRecord, RunStatus
-    from nbrun.store.attachments import Checkpointed
-    from nbrun.store.backlog import Dropped
 
-_LARGE = large.LIMIT
+_LARGE = payloads.LIMIT
 _log = logging.getLogger("nbrun")
 
 _INSERT_EVENT = (
@@ -179,7 +176,7 @@ class Ledger:
         number = self.insert_row(None, session_key, record, data.inputs())
         origin = data.origin
         if origin is not None and origin.number is not None:
-            checkpoints.insert_origin(self._connection, number, origin.number, origin.kind)
+            insert_origin(self._connection, number, origin.number, origin.kind)
         numbered = msgspec.structs.replace(data, number=number)
         return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
 
@@ -192,7 +189,7 @@ class Ledger:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 number, session_key, record.run_id, record.name, record.status, micros(record.created_at),
-                inputs, reader.encode_record(record), record.parent_id, record.agent, record.model,
+                inputs, encode_record(record), record.parent_id, record.agent, record.model,
             ),
         )  # fmt: skip
         return int(cursor.lastrowid or 0)
@@ -205,7 +202,7 @@ class Ledger:
         origin = data.origin
         if origin is None or origin.kind != ev.RESUME or origin.number is None:
             return False
-        return checkpoints.is_resumed(self._connection, origin.number)
+        return is_resumed(self._connection, origin.number)
 
     def find_run(self, session_key: int, run_id: str, status: RunStatus) -> Row:
         """Return the row of a run that is no longer kept in mind: its detached work has something to tell.
@@ -252,7 +249,7 @@ class Ledger:
         if self.files is None:
             return None
         try:
-            found = large.outsourced(event, self.files)
+            found = payloads.outsourced(event, self.files)
         except (OSError, StoreError) as error:  # no room there: then the row is as large as it is
             _log.info("%s: a large value stays in the file (%s)", event.run_id, error)
             return None
@@ -304,15 +301,21 @@ class Ledger:
     def update_row(self, number: int, record: RunRecord) -> None:
         """Write what changes in the row of a run."""
         ended_at = None if record.ended_at is None else micros(record.ended_at)
-        self._records.append((record.status, ended_at, reader.encode_record(record), number))
+        self._records.append((record.status, ended_at, encode_record(record), number))
 
     def keep_checkpoint(self, row: Row, checkpointed: Checkpointed) -> None:
         """Write the newest state that a run can be gone on from, after the events before it."""
-        checkpoints.keep(self._connection, row.number, checkpointed)
+        self._connection.execute(
+            "INSERT OR REPLACE INTO checkpoints (run, seq, ts, state) VALUES (?, ?, ?, ?)",
+            (row.number, *checkpointed),
+        )
 
     def drop_checkpoints(self, number: int) -> None:
         """Delete, in a transaction of its own, what nobody goes on from any more: the run has completed."""
-        checkpoints.drop(self._connection, number)
+        self._connection.execute(
+            f"{ORIGINS} DELETE FROM checkpoints WHERE run IN (SELECT run FROM line)",  # noqa: S608 - ours
+            (number,),
+        )
 
     def _put(self, number: int, opened: OpenRow) -> None:
         """Write a row that takes no more: over its first form, or with the other events."""
@@ -362,3 +365,122 @@ def _stand_in(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
 def micros(ts: float) -> int:
     """Return epoch seconds as whole microseconds."""
     return round(ts * 1_000_000)
+
+
+_NOTHING = ev.TextDelta("")
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Events in a row that were let go of. Their numbers stay taken, so that the log has no gap.
+
+    What the agent has said in them is a part of the record's text, from character `start` to `end`.
+    """
+
+    run_id: str
+    seq: int
+    count: int
+    ts: float
+    attempt: int
+    why: str
+    start: int = 0
+    end: int = 0
+
+    def events(self, text: str) -> Iterator[ev.RunEvent]:
+        """Yield what stands in their place: a word about them, the text, and nothing as often as is needed."""
+        said = text[self.start : self.end]
+        if self.count == 1 and said:  # nothing was lost of it
+            yield self._event(0, ev.TextDelta(said))
+            return
+        yield self._event(0, ev.Log(f"{self.count} events were not kept: {self.why}", "warning"))
+        for place in range(1, self.count):
+            yield self._event(place, ev.TextDelta(said) if place == 1 and said else _NOTHING)
+
+    def parts(self, text: str) -> Iterator[list[ev.RunEvent]]:
+        """Yield the same a few at a time: of millions, not all have to be in memory."""
+        part: list[ev.RunEvent] = []
+        for event in self.events(text):
+            part.append(event)
+            if len(part) == 64 * payloads.PER_ROW:
+                yield part
+                part = []
+        yield part
+
+    def _event(self, place: int, data: ev.EventData) -> ev.RunEvent:
+        return ev.RunEvent(self.seq + place, self.ts, self.run_id, self.attempt, data)
+
+
+class Checkpointed(NamedTuple):
+    """A state as it goes into the file; `ts` in microseconds."""
+
+    seq: int
+    ts: int
+    state: bytes
+
+
+# The steps are bounded, because a planted file may lead in a circle.
+ORIGINS = """WITH RECURSIVE line (run, steps) AS (
+  SELECT ?1, 0 UNION
+  SELECT o.origin, line.steps + 1 FROM origins o JOIN line ON o.run = line.run
+   WHERE o.kind = 'resume' AND line.steps < 1000
+)"""
+
+
+def delete_stale_checkpoints(connection: sqlite3.Connection) -> None:
+    """Delete what is of no use any more: a kernel has died after a run had completed, and before it did that."""
+    connection.execute(
+        """WITH RECURSIVE line (kept, run) AS (
+  SELECT run, run FROM checkpoints UNION
+  SELECT line.kept, o.run FROM origins o JOIN line ON o.origin = line.run WHERE o.kind = 'resume'
+)
+DELETE FROM checkpoints WHERE run IN (
+  SELECT line.kept FROM line JOIN runs r ON r.number = line.run WHERE r.status = 'completed'
+)"""
+    )
+
+
+def insert_origin(connection: sqlite3.Connection, number: int, origin: int, kind: str) -> None:
+    """Note which run of the same file a run comes from."""
+    connection.execute(
+        "INSERT INTO origins (run, origin, kind) VALUES (?, ?, ?)", (number, origin, kind)
+    )
+
+
+def is_resumed(connection: sqlite3.Connection, number: int) -> bool:
+    """Return whether a run that goes on from this one is live, or has completed."""
+    row = connection.execute(
+        "SELECT 1 FROM origins o JOIN runs r ON r.number = o.run WHERE o.origin = ? AND o.kind = 'resume'"
+        " AND r.status NOT IN ('failed', 'cancelled', 'lost')",
+        (number,),
+    ).fetchone()
+    return row is not None
+
+
+# A later attempt at a run counts its files anew: the last one of a name stands.
+_INSERT_ARTIFACT = (
+    "INSERT INTO artifacts (run, id, name, media_type, size, sha256, made_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (run, id) DO UPDATE SET name = excluded.name, media_type = excluded.media_type,"
+    " size = excluded.size, sha256 = excluded.sha256, made_at = excluded.made_at"
+)
+
+
+def insert_artifacts(
+    connection: sqlite3.Connection, number: int, events: Iterable[ev.RunEvent]
+) -> None:
+    """List the files that events of a run tell of, in their transaction: the files are written already."""
+    for event in events:
+        data = event.data
+        if (
+            type(data) is ev.Artifact and data.sha256
+        ):  # for every event that there is: the quickest look
+            made_at = round(event.ts * 1_000_000)
+            row = (number, data.id, data.name, data.media_type, data.size, data.sha256, made_at)
+            connection.execute(_INSERT_ARTIFACT, row)
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_record(record: RunRecord) -> bytes:
+    """Return what the `runs` table keeps of a record: its brief form."""
+    return _encoder.encode(record.brief())

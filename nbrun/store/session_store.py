@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING
 from nbrun.core.artifacts import ArtifactFiles, folder_beside
 from nbrun.core.errors import NotPending, StoreDamaged, StoreError, StoreInTrouble, StoreReadOnly
 from nbrun.store import read_only as stranger
-from nbrun.store.attachments import Checkpointed
 from nbrun.store.connection import connect
 from nbrun.store.database_file import Home
 from nbrun.store.faults import Trouble, is_damage, trouble_of
 from nbrun.store.orphans import give_up
-from nbrun.store.queries import StoredRun
-from nbrun.store.read_api import StoredRuns
+from nbrun.store.queries import StoredRun, StoredRuns
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
-from nbrun.store.source import Committed, Source
-from nbrun.store.writer import Writer
+from nbrun.store.rows import Checkpointed
+from nbrun.store.writer import Committed, Source, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

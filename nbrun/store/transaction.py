@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,21 +12,172 @@ import msgspec
 from nbrun.core import events as ev
 from nbrun.core.artifacts import ArtifactFiles, folder_beside
 from nbrun.core.record import fold
-from nbrun.store.attachments import insert_artifacts
-from nbrun.store.backlog import Backlog
 from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.liveness import note_home
 from nbrun.store.rebuild import Known, renew
-from nbrun.store.rows import Ledger, Row, Values, micros
+from nbrun.store.rows import Dropped, Ledger, Row, Values, insert_artifacts, micros
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nbrun.core.clock import Clock
     from nbrun.core.record import RunRecord
-    from nbrun.store.attachments import Checkpointed
     from nbrun.store.database_file import Home
+    from nbrun.store.rows import Checkpointed
+
+HELD_BYTES = 64 * 1024 * 1024
+"""How much of all runs together is held."""
+
+
+_EVENT_BYTES = 300  # of an event besides what it says
+
+
+_NEEDED = ev.END_TYPES | {
+    cls.TYPE
+    for cls in (
+        ev.RunCreated, ev.RunStarted, ev.RunWaiting, ev.RunResumed, ev.CancelRequested,
+        ev.CancelEscalated, ev.DetachedFinished, ev.ApprovalRequested, ev.ApprovalResolved,
+    )
+}  # fmt: skip
+"""Few of a run, and what its status follows from."""
+
+
+class Backlog:
+    """The events of a run that are public and not in the file; by seq, no gaps.
+
+    Threads: the writer's.
+    """
+
+    def __init__(self) -> None:
+        self._items: list[ev.RunEvent | Dropped] = []
+        self._dropped = 0
+        self.size = 0  # in bytes, about
+
+    def __len__(self) -> int:
+        """Return how many entries there are; events that were dropped together are one."""
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[ev.RunEvent | Dropped]:
+        return iter(self._items)
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether a part of it was let go of."""
+        return self._dropped > 0
+
+    def whole(self) -> Sequence[ev.RunEvent]:
+        """Return the events that it holds."""
+        return (
+            ()
+            if not self._items
+            else [item for item in self._items if not isinstance(item, Dropped)]
+        )
+
+    def pieces(self) -> Iterator[Backlog | Dropped]:
+        """Yield what was held and what was dropped, in turn."""
+        for is_dropped, items in groupby(self._items, lambda item: isinstance(item, Dropped)):
+            if is_dropped:
+                yield from (item for item in items if isinstance(item, Dropped))
+            else:
+                piece = Backlog()
+                piece._items += items
+                yield piece
+
+    @property
+    def first_seq(self) -> int | None:
+        """The number of its first event."""
+        return self._items[0].seq if self._items else None
+
+    def add(self, events: list[ev.RunEvent], text_at: int, room: int, why: str) -> None:
+        """Take events.
+
+        Parameters
+        ----------
+        text_at : how many characters the record's text had before them.
+        room : how many bytes may be taken; beyond it only what is needed is.
+        why : what is said of those that are not.
+        """
+        for event in events:
+            start = text_at
+            if isinstance(event.data, ev.TextDelta):
+                text_at += len(event.data.text)
+            weight = _weight(event)
+            if event.type in _NEEDED or weight <= room:
+                self._items.append(event)
+                self.size += weight
+                room -= weight
+            else:
+                self._drop(event, start, text_at, why)
+
+    def _drop(self, event: ev.RunEvent, start: int, end: int, why: str) -> None:
+        self._dropped += 1
+        last = self._items[-1] if self._items else None
+        if isinstance(last, Dropped) and last.attempt == event.attempt:
+            self._items[-1] = replace(last, count=last.count + 1, end=end)
+            return
+        self._items.append(
+            Dropped(event.run_id, event.seq, 1, event.ts, event.attempt, why, start, end)
+        )
+        self.size += _EVENT_BYTES
+
+    def copy(self) -> Backlog:
+        """Return another with the same events."""
+        other = Backlog()
+        other._items, other._dropped, other.size = [*self._items], self._dropped, self.size
+        return other
+
+    def cut(self, seq: int, text_at: int) -> None:
+        """Let go of what comes before event `seq`, where the record's text has `text_at` characters: it is written."""
+        items, self._items, self._dropped, self.size = self._items, [], 0, 0
+        for item in items:
+            if not isinstance(item, Dropped):
+                if item.seq >= seq:
+                    self._items.append(item)
+                    self.size += _weight(item)
+            elif item.seq + item.count > seq:
+                over = max(0, seq - item.seq)
+                start = max(item.start, text_at) if over else item.start
+                rest = replace(item, seq=item.seq + over, count=item.count - over, start=start)
+                self._items.append(rest)
+                self._dropped += rest.count
+                self.size += _EVENT_BYTES
+
+    def waiting(self, text: str) -> Waiting:
+        """Return what of it can be read from now on, by any thread."""
+        return Waiting(tuple(self._items), text)
+
+
+class Waiting:
+    """What waited at one moment, as events; frozen.
+
+    Parameters
+    ----------
+    text : that of the record at that moment.
+    """
+
+    def __init__(self, items: tuple[ev.RunEvent | Dropped, ...] = (), text: str = "") -> None:
+        self._items = items
+        self._text = text
+
+    def __iter__(self) -> Iterator[ev.RunEvent]:
+        for item in self._items:
+            if isinstance(item, Dropped):
+                yield from item.events(self._text)
+            else:
+                yield item
+
+
+def _weight(event: ev.RunEvent) -> int:
+    """Return about how many bytes an event takes."""
+    data = event.data
+    if isinstance(data, ev.TextDelta | ev.ReasoningDelta | ev.Log) and isinstance(data.text, str):
+        return _EVENT_BYTES + len(data.text)
+    try:
+        return _EVENT_BYTES + len(ev.encode_data(data))
+    except (TypeError, ValueError, OverflowError):  # it cannot be written, and is replaced then
+        return _EVENT_BYTES
+
 
 BEAT_S = 15.0
 """How often a commit also says that this kernel lives, for those who cannot see it."""

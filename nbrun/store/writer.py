@@ -2,35 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import sqlite3
 import threading
+import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.record import RunRecord, RunStatus, fold
-from nbrun.store import stall_guard as watch
-from nbrun.store.backlog import HELD_BYTES, Backlog
 from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.faults import Kind, Trouble, is_damage, is_of_file, trouble_of
-from nbrun.store.group_commit import Bell
 from nbrun.store.liveness import this_process
 from nbrun.store.rebuild import Known
 from nbrun.store.rows import IdTaken, Row, Values, micros
-from nbrun.store.source import Committed
-from nbrun.store.stall_guard import Flight, Watch
-from nbrun.store.transaction import NOTHING, HeldRun, OpenFile
+from nbrun.store.transaction import HELD_BYTES, NOTHING, Backlog, HeldRun, OpenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from nbrun.core.clock import Clock
-    from nbrun.store.attachments import Checkpointed
     from nbrun.store.database_file import Home
-    from nbrun.store.source import Source
+    from nbrun.store.rows import Checkpointed
+
+
+class Committed(NamedTuple):
+    """What became public of one run: its record, and the events that led there from the last one.
+
+    `problem` says why it is not on disk, if it is not; `waiting` is then all that is not.
+    """
+
+    run_id: str
+    record: RunRecord
+    events: Sequence[ev.RunEvent]
+    problem: str | None = None
+    waiting: Iterable[ev.RunEvent] = ()
+
+
+class Source(Protocol):
+    """Where the writer gets events from; its methods are called on the writer's thread only.
+
+    `checkpoints` are states that drained events tell of, by run: the writer takes them out once they are stored.
+    """
+
+    checkpoints: dict[str, Checkpointed]
+
+    def drain(self) -> list[ev.RunEvent]:
+        """Return all events that wait: numbered, redacted, in order."""
+        ...
+
+    def record(self, run_id: str) -> RunRecord | None:
+        """Return what is public of a run."""
+        ...
+
+    def known(self) -> list[RunRecord]:
+        """Return what is public of all runs that are in memory."""
+        ...
+
+    def publish(self, committed: list[Committed]) -> None:
+        """Make this public."""
+        ...
+
+    def warn(self, text: str) -> bool:
+        """Tell all live runs of something; return whether there were any."""
+        ...
+
+    def refuse(self, run_id: str) -> None:
+        """Take back a run that was not begun: its id is taken."""
+        ...
+
 
 _log = logging.getLogger("nbrun")
 
@@ -390,7 +436,7 @@ class Writer:
                 self._runs[run_id] = HeldRun(run.record, run.row, run.backlog.copy())
             if self.trouble is None:
                 self._trouble_at = self._clock.now()
-            self.trouble = Trouble(Kind.OTHER, f"the disk has not answered for {watch.HANG_S:g} s")
+            self.trouble = Trouble(Kind.OTHER, f"the disk has not answered for {HANG_S:g} s")
             _log.info("runs are not saved: %s", self.trouble)
         else:
             new = {}
@@ -431,3 +477,201 @@ class Writer:
 
 def _has_end(events: Iterable[ev.RunEvent]) -> bool:
     return any(event.data.TYPE in ev.END_TYPES for event in events)
+
+
+SOON_S = 0.005
+"""How long the writer gathers events before it commits; endings and new runs are not kept waiting."""
+
+
+LINGER_S = 0.045
+"""How much longer it gathers while there is only what can wait: text, and the wish that a run stops."""
+
+
+CROWD, CROWD_S = 100, 0.003
+
+
+"""After so many rings, of many runs that end together mostly, it gathers for so long, urgent or not: what is about
+to end then is written once, and not twice."""
+
+
+class _State(Enum):
+    """What the writer does: ringing its bell is needed only while it listens."""
+
+    IDLE = auto()
+    GATHERING = auto()
+    LINGERING = auto()
+    BUSY = auto()
+
+
+class Bell:
+    """Wakes the writer when there is something to write.
+
+    Threads: `ring()` from any thread, a signal handler too; `gather()` is the writer's. The flags are set by who
+    rings and cleared by the writer, which alone writes the state.
+    """
+
+    def __init__(self) -> None:
+        # A queue of C: ringing it can be interrupted, or entered again by a signal handler, at any point without
+        # leaving a lock behind.
+        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._state = _State.BUSY
+        self._has_news = self._is_urgent = self._has_more = False
+        self._rings = 0  # about: two who ring at once may count as one
+
+    def ring(self, *, can_wait: bool = False, is_urgent: bool = False) -> None:
+        """Say that the source has events; urgent ones are committed at once, those that can wait a little later."""
+        if not can_wait:
+            self._has_more = True
+        if is_urgent:
+            self._is_urgent = True
+        self._has_news = True
+        self._rings += 1
+        # Said first, then looked: the writer sets its state first, then looks at what was said.
+        state = self._state
+        if state is _State.BUSY:
+            return
+        if state is _State.IDLE or is_urgent or (state is _State.LINGERING and not can_wait):
+            self._queue.put(None)
+
+    def gather(self, at_most_s: float | None) -> bool:
+        """Wait for events, then a moment more, so that many share one commit; return whether one is urgent.
+
+        Parameters
+        ----------
+        at_most_s : how long it waits for the first of them; None for as long as it takes.
+        """
+        self._state = _State.IDLE
+        if not self._has_news:
+            self._listen(at_most_s)
+        self._state = _State.GATHERING
+        if not self._is_urgent:
+            self._listen(SOON_S)
+        self._state = _State.LINGERING
+        if not self._is_urgent and not self._has_more:
+            self._listen(LINGER_S)
+        self._state = _State.BUSY
+        if self._rings > CROWD:
+            time.sleep(CROWD_S)
+        # Cleared before the source is drained: what comes after that is news again.
+        is_urgent = self._is_urgent
+        self._has_news = self._is_urgent = self._has_more = False
+        self._rings = 0
+        while not self._queue.empty():
+            self._queue.get()
+        return is_urgent
+
+    def _listen(self, timeout_s: float | None) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._queue.get(timeout=timeout_s)
+
+
+HANG_S = 2.0
+"""How long the disk may take before what waits for it becomes public unsaved."""
+
+
+LOOK_S = 0.5
+
+
+TICK_S = 0.05
+"""How often what is new becomes public then."""
+
+
+CLOSE_S = 0.05
+"""How long a close waits for its thread, which ends at once unless somebody who is told of a run keeps it."""
+
+
+_QUIET_LOOKS = 4  # without a write, after which the watch rests
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A call to the disk that is under way: what it is to write, and what came before it and is not public."""
+
+    groups: dict[str, list[ev.RunEvent]]
+    committed: list[Committed]
+    began: float  # by the monotonic clock
+    is_overtaken: bool = False
+    is_kept: bool = False  # `groups` have become public
+
+
+class Watch:
+    """Takes the writer's part over while the writer waits for the disk for too long.
+
+    What the writer else does, draining its source and publishing, is then done by the thread `nbrun-writer-watch`,
+    under `_baton`; `land()` waits for it, so that the two never do it at once. Where nothing is written the thread
+    rests.
+
+    Threads: `depart()` and `land()` are the writer's.
+
+    Parameters
+    ----------
+    overtake : does the writer's part once; called with the same flight again and again until it lands.
+    """
+
+    def __init__(self, overtake: Callable[[Flight], None], clock: Clock) -> None:
+        self._overtake = overtake
+        self._clock = clock
+        self._baton = threading.Lock()
+        self._flight: Flight | None = None
+        self._has_flown = False
+        self._is_awake = False
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def depart(self, groups: dict[str, list[ev.RunEvent]], committed: list[Committed]) -> None:
+        """Note that the writer is about to call the disk; it touches nothing that is shared until `land()`."""
+        self._flight = Flight(groups, committed, self._clock.monotonic())
+        self._has_flown = True
+        if not self._is_awake:
+            self._is_awake = True
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._main, name="nbrun-writer-watch", daemon=True
+                )
+                self._thread.start()
+            self._wake.set()
+
+    def land(self) -> bool:
+        """Note that the disk has answered; return whether the writer was overtaken meanwhile."""
+        with self._baton:
+            flight, self._flight = self._flight, None
+        return flight is not None and flight.is_overtaken
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_S)
+
+    def _main(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            quiet = 0
+            while quiet < _QUIET_LOOKS:
+                flight = self._flight
+                is_late = flight is not None and flight.is_overtaken
+                if self._stop.wait(TICK_S if is_late else min(LOOK_S, HANG_S / 4)):
+                    return
+                quiet = 0 if self._look() else quiet + 1
+            self._is_awake = False
+            # Said first, then looked: a departure in between has not woken anybody.
+            if self._flight is not None:
+                self._is_awake = True
+                self._wake.set()
+
+    def _look(self) -> bool:
+        """Overtake the writer if it is late; return whether it has written anything since the last look."""
+        with self._baton:
+            flight, has_flown, self._has_flown = self._flight, self._has_flown, False
+            if flight is None:
+                return has_flown
+            if self._clock.monotonic() - flight.began >= HANG_S:
+                flight.is_overtaken = True
+                try:
+                    self._overtake(flight)
+                except Exception:  # this thread serves every run: whatever comes, it goes on
+                    _log.exception("the watch over the store's writer failed")
+            return True

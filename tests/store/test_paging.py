@@ -16,8 +16,7 @@ from nbrun.core.record import fold
 from nbrun.store import queries as reader
 from nbrun.store.connection import open_for_writing
 from nbrun.store.session_store import Checkpointed
-from nbrun.store.source import Committed
-from nbrun.store.writer import Writer
+from nbrun.store.writer import Committed, Writer
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import NOON, FakeClock
 

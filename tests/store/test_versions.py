@@ -19,6 +19,7 @@ import pytest
 from nbrun import NotebookSession, RunRecord, RunStatus
 from nbrun.store import queries as reader, schema
 from nbrun.store.connection import connect, open_for_writing
+from nbrun.store.rows import encode_record
 from nbrun.store.session_store import SessionStore
 from tests.fakes import agents, doomed
 from tests.fakes.agents import BOUND_S
@@ -122,7 +123,7 @@ def test_a_kernel_of_an_older_version_may_go_on_in_a_migrated_file(tmp_path: Pat
     path = copied(tmp_path, 2)
     session = NotebookSession(store=path)
     parent = session.get(1)
-    record = reader.encode_record(
+    record = encode_record(
         RunRecord(run_id="run-late", agent="older", status=RunStatus.COMPLETED, parent_id=parent.id)
     )
     with closing(sqlite3.connect(path, isolation_level=None)) as older:
