@@ -273,7 +273,7 @@ def test_a_disk_that_does_not_answer_keeps_no_end_back(
     make_session: MakeSession, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a while what waits for it becomes public unsaved, and what comes then; when it answers, all is written."""
-    monkeypatch.setattr(watch, "HANG_S", 0.2)
+    monkeypatch.setattr(writer_module, "HANG_S", 0.2)
     session = make_session()
     run = session.start(held)
     assert held.entered.wait(BOUND_S)
@@ -298,7 +298,7 @@ def test_the_watch_over_the_writer_rests_when_nothing_is_written(
     make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel that is idle is not woken for it."""
-    monkeypatch.setattr(watch, "LOOK_S", 0.02)
+    monkeypatch.setattr(writer_module, "LOOK_S", 0.02)
     session = make_session()
     ended(session.start(agents.instant))
     writer = session.store._writer
