@@ -70,7 +70,8 @@ def _subcommands() -> str:
 
 def _settings() -> str:
     traits = NbRun.class_own_traits(config=True)
-    return _table("setting", [(f"`NbRun.{name}`", str(traits[name].help)) for name in traits])
+    helps = {name: str(trait.help).replace("<", r"\<") for name, trait in traits.items()}
+    return _table("setting", [(f"`NbRun.{name}`", text) for name, text in helps.items()])
 
 
 def _commands() -> str:

@@ -28,9 +28,9 @@ PARTS = ("PASSWORD", "PASSWD", "APIKEY")
 _SECRET_NAME = re.compile(rf"(?:^|_)(?:{'|'.join(WORDS)})(?:$|_)|{'|'.join(PARTS)}", re.IGNORECASE)
 
 RULE = (
-    f"Replaced by [NAME], before anything is stored or shown, are the values of environment variables with one of "
-    f"the words {', '.join(WORDS)} in their name, as in OPENAI_API_KEY, or with {', '.join(PARTS)} anywhere in it, and "
-    f"what nbrun.redact(value) was given. Values of less than {MIN_LENGTH} characters are left alone."
+    f"These values are replaced by [NAME] before anything is stored or shown: environment variables with one of the "
+    f"words {', '.join(WORDS)} in their name, such as OPENAI_API_KEY, or with {', '.join(PARTS)} anywhere in it, and "
+    f"values given to nbrun.redact(value). Values shorter than {MIN_LENGTH} characters are never replaced."
 )
 """What is replaced, in words for people."""
 

@@ -1,4 +1,4 @@
-"""Settings: `%config NbRun`, or `c.NbRun.…` in a Jupyter configuration file."""
+"""Settings: `%config NbRun`, or `c.NbRun.…` in ipython_config.py."""
 
 from __future__ import annotations
 
@@ -8,63 +8,65 @@ from traitlets.config import Configurable
 from nbrun.core.redaction import RULE
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS
 
+NEW_RUNS = "Applies to new runs."
+AT_LOAD = "Takes effect when nbrun is loaded (set it in ipython_config.py, or %reload_ext nbrun)."
+
 
 class NbRun(Configurable):
-    """Every setting of nbrun. Each help says, in parentheses, the unit and the default."""
+    """Every setting of nbrun. Each help ends with the unit and default in parentheses, and when it takes effect."""
 
     model = Unicode(
         "",
-        help="Model of %%agentrun cells that name no agent and no model: local, scripted, demo or provider:name "
-        "(text; default '': NBRUN_MODEL, a provider's key, OLLAMA_BASE_URL, or the local model, whichever is found "
-        "first). Holds from the next run on.",
+        help="The model for %%agentrun cells that name no agent and no model: local, scripted, demo or provider:name "
+        "(text; default '': NBRUN_MODEL, a provider's key, OLLAMA_BASE_URL or the local model, whichever is found "
+        f"first). {NEW_RUNS}",
     ).tag(config=True)
     store = Unicode(
         "",
-        help="The session store's file (path; default '': .nbrun/<notebook>.db beside the notebook). "
-        "Takes effect at load.",
+        help="The file of the session store (path; default '': .nbrun/<notebook>.db beside the notebook). "
+        f"{AT_LOAD}",
     ).tag(config=True)
     max_concurrent = Int(
         8,
         min=1,
-        help="How many runs are under way at once, more wait in line (runs; default 8). Takes effect at load.",
+        help=f"How many runs may run at once; more are queued (runs; default 8). {AT_LOAD}",
     ).tag(config=True)
     cancel_grace_s = Float(
         2.0,
         min=0.0,
-        help="How long an agent's cleanup code gets after a cancel (seconds; default 2.0). Takes effect at load.",
+        help=f"How long an agent may clean up after a cancel (seconds; default 2.0). {AT_LOAD}",
     ).tag(config=True)
     reentrant_loop = Bool(
         False,
-        help="Let agents call asyncio.run() on the event loop that drives them, by nest-asyncio2; the kernel's own "
-        "loop stays as it is (True or False; default False). Holds from the next run on.",
+        help="Let agents call asyncio.run() on the event loop that runs them, with nest-asyncio2; the kernel's own "
+        f"loop isn't changed (True or False; default False). {NEW_RUNS}",
     ).tag(config=True)
     keep_runs = Int(
         KEEP_RUNS,
         min=0,
         help="How many runs the store keeps; the oldest ended ones are removed, with their child runs and files "
-        f"(runs, 0 for all; default {KEEP_RUNS:,}). Holds from the next run on.",
+        f"(runs, 0 for all; default {KEEP_RUNS:,}). {NEW_RUNS}",
     ).tag(config=True)
     keep_bytes = Int(
         KEEP_BYTES,
         min=0,
-        help="How much room runs may take in the store, files included "
-        f"(bytes, 0 for any; default {KEEP_BYTES:,}: 2 GiB). Holds from the next run on.",
+        help="How much space runs may take in the store, including files "
+        f"(bytes, 0 for no limit; default {KEEP_BYTES:,}: 2 GiB). {NEW_RUNS}",
     ).tag(config=True)
     secrets = List(
         Unicode(),
-        help="More environment variables whose values are replaced (list of names; default []). Holds from the next "
-        f"run on. {RULE}",
+        help=f"More environment variables whose values are replaced (list of names; default []). {NEW_RUNS} {RULE}",
     ).tag(config=True)
     notify_after = Float(
         0.0,
         min=0.0,
         allow_none=True,
-        help="Have the browser tell when a run that took longer than this ends while its tab is hidden; a live card "
-        "then has a button that asks the browser's permission (seconds, 0 for never; default 0.0). Holds from the "
-        "next card on.",
+        help="Let the browser notify you when a run that took longer than this ends while its tab is hidden; a live "
+        "card then has a button that asks for the browser's permission (seconds, 0 for never; default 0.0). "
+        "Applies to new cards.",
     ).tag(config=True)
     card = Bool(
         True,
         help="Show live cards; without them output is static, as in a headless kernel (True or False; default True). "
-        "Holds from the next run on.",
+        f"{NEW_RUNS}",
     ).tag(config=True)

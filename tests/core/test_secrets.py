@@ -272,7 +272,7 @@ def test_more_variables_can_be_named(
 def test_the_settings_tell_the_rule() -> None:
     """`%config NbRun` names every word that makes a variable a secret, the least length, and how to name more."""
     rule = NbRun.class_traits()["secrets"].help
-    assert f"less than {MIN_LENGTH} characters" in rule
+    assert f"shorter than {MIN_LENGTH} characters" in rule
     assert "nbrun.redact(value)" in rule
     for word in (*WORDS, *PARTS):
         assert word in rule
