@@ -159,8 +159,10 @@ class ClickPage:
         expect(self._said("Cancelled by you")).to_have_count(count)
 
     def expect_told(self) -> None:
-        """Wait until the card says how it stands: cancelled, or that the kernel has not answered yet."""
-        expect(self._cards).to_contain_text(re.compile("Cancelled by you|has not answered yet"))
+        """Wait until the card says how it stands: cancelled, or that the kernel has not answered."""
+        expect(self._cards).to_contain_text(
+            re.compile("Cancelled by you|No answer from the kernel yet")
+        )
 
     @property
     def lost(self) -> list[str]:

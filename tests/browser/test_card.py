@@ -378,7 +378,7 @@ def test_without_the_pages_kernel_a_socket_is_opened(card: CardPage) -> None:
     }
     card.page.evaluate("(answer) => harness.sockets[0].receive(answer)", answer)
     card.pass_ms(20)
-    expect(card.part("answer")).to_contain_text("not in the running kernel")
+    expect(card.part("answer")).to_contain_text("doesn't have this run")
     assert card.ask("harness.sockets[0].closed") == 1
 
 
@@ -410,8 +410,8 @@ def test_a_missing_answer_is_said(card: CardPage) -> None:
     card.pass_ms(1400)
     expect(card.part("answer")).to_be_hidden()
     card.pass_ms(200)
-    expect(card.page.get_by_role("alert")).to_contain_text("has not answered yet")
-    expect(card.part("answer")).to_contain_text("■\N{NO-BREAK SPACE}Interrupt")
+    expect(card.page.get_by_role("alert")).to_contain_text("No answer from the kernel yet")
+    expect(card.part("answer")).to_contain_text("interrupt (■)")
     expect(card.cancel).to_be_disabled()
     card.reply("requested")
     expect(card.part("answer")).to_be_hidden()
@@ -448,7 +448,7 @@ def test_another_cards_answer_is_none(card: CardPage) -> None:
         "() => { harness.reply('not_found', 'strange'); harness.model.tell('msg:custom', null) }"
     )
     card.pass_ms(1600)
-    expect(card.part("answer")).to_contain_text("has not answered yet")
+    expect(card.part("answer")).to_contain_text("No answer from the kernel yet")
 
 
 def test_a_run_the_kernel_does_not_know(card: CardPage) -> None:
@@ -457,7 +457,7 @@ def test_a_run_the_kernel_does_not_know(card: CardPage) -> None:
     card.cancel.click()
     card.reply("not_found")
     expect(card.part("answer")).to_have_text(
-        "This run is not in the running kernel (was it restarted?)."
+        "The current kernel doesn't have this run. Was the kernel restarted?"
     )
     expect(card.cancel).to_be_enabled()
     expect(card.cancel).to_have_text("Cancel")
@@ -651,7 +651,7 @@ def test_a_card_whose_kernel_is_gone_claims_nothing(card: CardPage) -> None:
     expect(card.cancel).to_be_visible()
     card.page.evaluate("() => harness.kernel.slots.forEach((slot) => slot(null, 'restarting'))")
     card.pass_ms(100)
-    expect(root).to_contain_text("No longer followed")
+    expect(root).to_contain_text("Connection to the run lost")
     expect(root).to_contain_text("%agentrun show #7")
     expect(root).not_to_contain_text("Running")
     expect(card.cancel).to_be_hidden()
@@ -726,14 +726,16 @@ def test_options_are_buttons_and_the_time_runs(card: CardPage) -> None:
     options = ["green", HOSTILE]
     card.open(make_run("waiting", questions=[make_question(options=options, deadline=NOW + 65)]))
     expect(card.part("decide")).to_have_text([*options, "Deny"])
-    expect(card.part("left")).to_have_text("denied in 1 min 05 s without an answer")
+    expect(card.part("left")).to_have_text("Denied automatically in 1 min 05 s if you don't answer")
     card.pass_ms(3000)
-    expect(card.part("left")).to_have_text("denied in 1 min 02 s without an answer")
+    expect(card.part("left")).to_have_text("Denied automatically in 1 min 02 s if you don't answer")
     card.part("decide").nth(1).click()
     [sent] = card.ask("harness.model.sent")
     assert (sent["op"], sent["choice"]) == ("approve", HOSTILE)
     card.pass_ms(2000)
-    expect(card.part("question").get_by_role("alert")).to_contain_text("has not answered yet")
+    expect(card.part("question").get_by_role("alert")).to_contain_text(
+        "No answer from the kernel yet"
+    )
 
 
 def test_a_hostile_question_stays_text(card: CardPage) -> None:
@@ -774,20 +776,20 @@ def test_arguments_are_edited_and_checked_before_they_are_sent(card: CardPage) -
     card.open(make_run("waiting", questions=[make_question(**EDITABLE)]))
     editor = card.page.get_by_role("textbox", name="The arguments, as JSON, of: Use delete?")
     expect(editor).to_be_hidden()
-    button(card, "Edit the arguments").click()
+    button(card, "Edit arguments").click()
     expect(editor).to_be_focused()
     expect(editor).to_have_value(EDITABLE["edit"])
     expect(card.part("args")).to_be_hidden()
     slips = {
-        '{"path": "cup.txt"': "this is no JSON: ",
-        '["cup.txt"]': "are an object, and this is a list",
-        "": "no JSON",
+        '{"path": "cup.txt"': "this isn't valid JSON: ",
+        '["cup.txt"]': "must be an object, not a list",
+        "": "valid JSON",
     }
     for typed, words in slips.items():
         editor.fill(typed)
         button(card, "Allow once").click()
         expect(card.part("question").get_by_role("alert")).to_contain_text(
-            f"Nothing was sent: {'t' if typed else ''}"
+            f"Not sent: {'t' if typed else ''}"
         )
         expect(card.part("question").get_by_role("alert")).to_contain_text(words)
         expect(editor).to_have_attribute("aria-invalid", "true")
@@ -809,7 +811,7 @@ def test_arguments_are_edited_and_checked_before_they_are_sent(card: CardPage) -
     card.pass_ms(20)
     expect(card.part("question").get_by_role("alert")).to_have_text("cannot be changed")
     expect(editor).to_be_editable()
-    button(card, "Leave them as they are").click()
+    button(card, "Discard my edits").click()
     expect(card.part("args")).to_be_visible()
     button(card, "Allow once").click()
     assert "args_json" not in card.ask("harness.model.sent")[-1]
@@ -820,10 +822,14 @@ def test_a_tool_can_be_allowed_for_the_rest_of_its_run(card: CardPage) -> None:
     fixed = make_question(1, message="Use cut?", tool="cut", edit=None)
     card.open(make_run("waiting", questions=[fixed, make_question(2)]))
     first, second = (card.part("question").nth(at) for at in (0, 1))
-    expect(first.get_by_role("button")).to_have_text(["Allow once", "Always in this run", "Deny"])
+    expect(first.get_by_role("button")).to_have_text(
+        ["Allow once", "Always allow in this run", "Deny"]
+    )
     expect(second.get_by_role("button")).to_have_text(["Allow", "Deny"])
-    always = button(card, "Always in this run")
-    expect(always).to_have_attribute("title", "Allow cut in this run, and ask for it no more")
+    always = button(card, "Always allow in this run")
+    expect(always).to_have_attribute(
+        "title", "Allow cut for the rest of this run without asking again"
+    )
     first.get_by_role("textbox").fill("fine")
     always.press("Enter")
     [sent] = card.ask("harness.model.sent")
@@ -839,7 +845,7 @@ STEERABLE: dict[str, Any] = {"can": True, "messages": []}
 def test_a_message_is_sent_to_the_agent_and_its_receipt_shown(card: CardPage) -> None:
     """Enter sends it once; what is typed outlives updates, a refusal too, and goes when the message has arrived."""
     card.open(make_run(steer={"can": False, "messages": []}))
-    line = card.page.get_by_role("textbox", name="Say something to the agent")
+    line = card.page.get_by_role("textbox", name="Message the agent")
     expect(line).to_be_hidden()
     card.update(steer=STEERABLE)
     line.fill("be brief")
@@ -890,7 +896,7 @@ def test_a_message_is_sent_to_the_agent_and_its_receipt_shown(card: CardPage) ->
 def test_a_line_that_is_being_written_outlives_its_view(card: CardPage) -> None:
     """A question has the notebook draw the output anew: the words and the keyboard stay, what was sent does not."""
     card.open(make_run(steer=STEERABLE))
-    line = card.page.get_by_role("textbox", name="Say something to the agent")
+    line = card.page.get_by_role("textbox", name="Message the agent")
     redraw = "() => { document.getElementById('output').replaceChildren(); harness.cleanup(); harness.draw(); }"
     line.press_sequentially("be br")
     card.page.evaluate(redraw)
@@ -909,7 +915,7 @@ def test_a_line_that_is_being_written_outlives_its_view(card: CardPage) -> None:
 def test_what_is_typed_is_no_command_of_the_notebook(card: CardPage) -> None:
     """Every place to type in, and every button, says it itself: shortcuts ask who has the focus; Enter stays."""
     card.open(make_run("waiting", questions=[make_question(**EDITABLE)], steer=STEERABLE))
-    button(card, "Edit the arguments").click()
+    button(card, "Edit arguments").click()
     inside = "(box) => box.matches('[data-lm-suppress-shortcuts=true]')"
     places = card.page.locator("input, textarea, button").all()
     assert [place.evaluate(inside) for place in places] == [True] * len(places)
@@ -930,10 +936,10 @@ def test_a_question_and_a_message_on_a_narrow_card(card: CardPage) -> None:
             "waiting", questions=[make_question(**EDITABLE, deadline=NOW + 90)], steer=STEERABLE
         )
     )
-    button(card, "Edit the arguments").click()
+    button(card, "Edit arguments").click()
     card.page.get_by_role("textbox", name="The arguments").fill('{"path": "' + "deep/" * 40 + '"}')
     assert card.ask("document.documentElement.scrollWidth") <= 320
-    for name in ("Allow once", "Always in this run", "Deny", "Send", "Leave them as they are"):
+    for name in ("Allow once", "Always allow in this run", "Deny", "Send", "Discard my edits"):
         expect(button(card, name)).to_be_in_viewport(ratio=1)
 
 
@@ -959,7 +965,7 @@ def test_portraits_of_people(card: CardPage, theme: str) -> None:
         card.page.evaluate("() => { harness.model.state.notify_after = 1; harness.update({}) }")
         card.pass_ms(1000)
         card.page.screenshot(path=SCREENSHOTS / f"{theme}-people-{width}.png", full_page=True)
-        button(card, "Edit the arguments").click()
+        button(card, "Edit arguments").click()
         card.page.get_by_role("textbox", name="The arguments").fill('{"path": "drafts"')
         button(card, "Allow once").click()
         picture = SCREENSHOTS / f"{theme}-people-editing-{width}.png"
@@ -1009,7 +1015,7 @@ def test_a_long_run_is_told_of_in_a_hidden_tab(card: CardPage) -> None:
     expect(notify).to_be_visible()
     card.page.context.grant_permissions(["notifications"])
     notify.click()
-    words = "The browser will tell when a run of more than 10 s ends while this tab is hidden."
+    words = "The browser will notify you when a run longer than 10 s ends while this tab is hidden."
     expect(card.part("notify").get_by_role("status")).to_have_text(words)
     card.pass_ms(1000)
     expect(notify).to_be_hidden()
@@ -1039,7 +1045,7 @@ def test_nothing_is_told_that_nobody_asked_for(card: CardPage) -> None:
         assert end(card) == []
     card.page.context.clear_permissions()
     offered(card).click()  # nobody is there to allow it
-    words = "The browser does not allow it for this page: its site settings can."
+    words = "The browser blocks notifications for this page; allow them in its site settings."
     expect(card.part("notify").get_by_role("status")).to_have_text(words)
     card.page.evaluate("() => hide('hidden')")
     assert end(card) == []

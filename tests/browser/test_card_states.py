@@ -205,7 +205,11 @@ def test_buttons_copy(card: CardPage, page: str) -> None:
             }"""
         )
     read = "read()" if page == "http" else "navigator.clipboard.readText()"
-    copied = {"Copy result": ANSWER, "Copy id": "run-01k9", "Copy Python": 'nbrun.get("run-01k9")'}
+    copied = {
+        "Copy result": ANSWER,
+        "Copy id": "run-01k9",
+        "Copy as Python": 'nbrun.get("run-01k9")',
+    }
     for label, text in copied.items():
         button = card.page.get_by_role("button", name=label)
         button.press("Enter")

@@ -218,7 +218,7 @@ def test_filters_and_pages_ask_the_kernel(panel: PanelPage) -> None:
     expect(panel.piece("busy")).to_have_text("Searching…")  # heard, and under way
     panel.update_panel(answered=nonce, status="live", rows=[], has_more=False)
     expect(panel.piece("busy")).to_be_hidden()
-    expect(panel.page.get_by_text("No run fits.")).to_be_visible()
+    expect(panel.page.get_by_text("No runs match.")).to_be_visible()
 
     panel.page.get_by_label("Search").press_sequentially("tea")
     panel.pass_ms(250)
@@ -235,7 +235,7 @@ def test_filters_and_pages_ask_the_kernel(panel: PanelPage) -> None:
     panel.page.get_by_role("button", name="50 newer").click()
     assert panel.asked[3]["page"] == "newer"
     panel.pass_ms(1_600)  # no answer by any road
-    expect(panel.page.get_by_role("alert").first).to_contain_text("The kernel has not answered yet")
+    expect(panel.page.get_by_role("alert").first).to_contain_text("No answer from the kernel yet")
     # Another page of the same notebook has looked for something else.
     panel.page.get_by_label("Search").blur()
     panel.update_panel(answered="another", status="failed", text="")
@@ -266,7 +266,7 @@ def test_cancel_takes_both_roads(panel: PanelPage) -> None:
     expect(panel.row(2).get_by_role("button", name="Cancel quick")).to_be_enabled()
     panel.row(2).get_by_role("button", name="Cancel quick").click()
     panel.answer("not_found")
-    expect(panel.page.get_by_role("alert").first).to_contain_text("not in the running kernel")
+    expect(panel.page.get_by_role("alert").first).to_contain_text("doesn't have this run")
     expect(panel.row(2).get_by_role("button", name="Cancel quick")).to_be_enabled()
 
 
@@ -317,14 +317,14 @@ def test_a_panel_whose_kernel_is_gone_shows_nothing_as_live(panel: PanelPage) ->
     panel.open_panel(make_runs(ALL_STATUSES, open="session-id/run-19", has_more=True), OPEN_RUN)
     panel.page.evaluate("() => harness.kernel.slots.forEach((slot) => slot(null, 'restarting'))")
     panel.pass_ms(20)
-    expect(panel.page.get_by_role("status").first).to_have_text("Not followed any more")
+    expect(panel.page.get_by_role("status").first).to_have_text("Not updating")
     expect(panel.page.get_by_role("alert").first).to_contain_text(
-        "%agentrun shows how the runs stand"
+        "Run %agentrun for the current state"
     )
     for row in ALL_STATUSES:
-        words = "No longer followed" if row["live"] else row["words"]
+        words = "Connection to the run lost" if row["live"] else row["words"]
         expect(panel.row(row["number"]).get_by_role("cell").first).to_have_text(words)
-    expect(panel.piece("card")).to_contain_text("No longer followed")
+    expect(panel.piece("card")).to_contain_text("Connection to the run lost")
     expect(panel.page.locator("button:visible:enabled").filter(has_text="Cancel")).to_have_count(0)
     for name in ("50 more", "Cancel all"):
         expect(panel.page.get_by_role("button", name=name)).to_be_hidden()

@@ -64,7 +64,7 @@ def test_three_runs_are_found_and_cancelled_from_the_panel(open_notebook: OpenNo
     assert saved["text/html"].count("Cancelled by you") == 3
     assert "<script" not in saved["text/html"]
     notebook.restart()
-    expect(panel.get_by_role("status")).to_have_text("Not followed any more")
+    expect(panel.get_by_role("status")).to_have_text("Not updating")
     expect(panel.get_by_label("Search")).to_be_disabled()
     shoot(notebook, "journey-panel-restarted")
     notebook.run_and_wait(0)

@@ -139,7 +139,7 @@ def test_a_page_that_has_another_kernel_draws_no_card_of_the_first(card: CardPag
         "harness.model.widget_manager.kernel.slots.forEach((slot) => slot(null, 'restarting'))"
     )
     page.pass_ms(40)
-    expect(page.output(0).locator(".nbrun-card")).to_contain_text("No longer followed")
+    expect(page.output(0).locator(".nbrun-card")).to_contain_text("Connection to the run lost")
     page.page.evaluate(
         "(html) => { document.getElementById('output').children[0].innerHTML = html; }", PLACE
     )

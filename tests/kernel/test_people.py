@@ -74,7 +74,7 @@ def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(
     request = click(kernel, "approve", "cutter", call="ask-1", always=True)
     blocked = kernel.start(BUSY["sleep"])
     kernel.wait_until(lambda: "in" in blocked.stdout)
-    for number, (typed, words) in enumerate([("{", "no JSON"), ("[1]", "are an object")]):
+    for number, (typed, words) in enumerate([("{", "valid JSON"), ("[1]", "are an object")]):
         refused = ask(kernel, request | {"nonce": f"slip-{number}", "args_json": typed})
         assert sent(refused) == "refused"
         assert words in refused["message"]
@@ -162,7 +162,7 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     wait_for_status(kernel, "third", "waiting")
     assert "2 runs ask something" in error_line(kernel.run("%agentrun deny"))
     no_json = error_line(kernel.run("%agentrun approve second --args {"))
-    assert "the arguments are no JSON" in no_json
+    assert "the arguments aren't valid JSON" in no_json
     assert "in single quotes" in no_json
     assert "-r are the same" in error_line(kernel.run("%agentrun deny second --reason a -r b"))
     assert "leave always out" in error_line(kernel.run("%agentrun approve second --always"))

@@ -151,7 +151,7 @@ def test_a_tool_is_allowed_changed_or_denied_at_the_keyboard(terminal: Terminal)
     terminal.child.expect_exact('? Use cut? {"n":1}')
     terminal.child.expect(r"denied automatically in 1 min \d+ s if you don't answer")
     terminal.child.expect_exact("[y/always/edit/N]")
-    for typed, words in (("{n: 2}", "the arguments are no JSON"), ("[2]", "are an object")):
+    for typed, words in (("{n: 2}", "the arguments aren't valid JSON"), ("[2]", "are an object")):
         terminal.child.sendline("e")
         terminal.child.expect_exact("arguments as JSON, an empty line keeps them:")
         terminal.child.sendline(typed)

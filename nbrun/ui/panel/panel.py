@@ -41,7 +41,7 @@ POLL_S = 5.0
 
 JOIN_S = 0.1
 """What a close waits for a look that is under way."""
-CLOSED = "This table is not followed any more: run %agentrun again."
+CLOSED = "This table no longer updates. Run %agentrun again."
 
 _SEEN = ("run.", "cancel.", "detached.", "usage")
 """The types of events, by their beginnings, that change what a row shows."""

@@ -158,8 +158,8 @@ function isSilent(run) {
  * @param {Run} run @param {string} why @returns {Run} */
 function unfollowed(run, why) {
   const ref = run.number === null ? run.id : `#${run.number}`;
-  const notice = `${why} %agentrun show ${ref} tells how this run ended.`;
-  const state = { live: false, status: "lost", words: "No longer followed", phase: null, progress: null, questions: [] };
+  const notice = `${why} Run %agentrun show ${ref} to see how this run ended.`;
+  const state = { live: false, status: "lost", words: "Connection to the run lost", phase: null, progress: null, questions: [] };
   const tools = run.tools.map((tool) => (tool.status === "running" ? { ...tool, status: "unknown" } : tool));
   const unknown = { status: "unknown", words: "unknown" };
   const children = run.children?.map((child) => (child.ended_at ? child : { ...child, ...unknown }));

@@ -44,7 +44,7 @@ async function codeOf(model) {
     const code = await model.widget_manager?.get_model?.(model.get("code_id"));
     if (code) return { text: code.get("text"), style: code.get("style") };
   } catch (error) {
-    console.warn("nbrun: the code of the cards is asked for", error);
+    console.warn("nbrun: requesting the code of the cards", error);
   }
   return askForCode(model);
 }

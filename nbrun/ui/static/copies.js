@@ -25,7 +25,7 @@ export function addCopies(parent, text, getRun, signal) {
       const isCopied = await copyText(what(), button);
       clearTimeout(timer);
       if (signal.aborted) return;
-      write(note, isCopied ? "Copied" : "The browser did not allow it");
+      write(note, isCopied ? "Copied" : "Copy failed: the browser blocked clipboard access");
       timer = setTimeout(() => write(note, ""), SAID_FOR_MS);
     };
     button.addEventListener("click", copy, { signal });
@@ -38,7 +38,7 @@ export function addCopies(parent, text, getRun, signal) {
   };
   listen(result, () => (getRun().live ? text.innerText : (getRun().result ?? "")));
   addOne("Copy id", () => getRun().id);
-  addOne("Copy Python", () => `nbrun.get(${JSON.stringify(getRun().id)})`);
+  addOne("Copy as Python", () => `nbrun.get(${JSON.stringify(getRun().id)})`);
   note.className = "nbrun-card__copied";
   note.setAttribute("aria-live", "polite"); // no status: that word is the run's
   bar.append(note);

@@ -14,12 +14,12 @@ const MARKS = { ok: "✔", note: "•", problem: "✘" };
 /** @param {Road} road @param {boolean} isOver  whether the patience is @returns {Finding} */
 function findingOf({ name, silence, ms }, isOver) {
   const subject = "page";
-  if (ms === null && !isOver) return { sign: "note", subject, text: `asks the kernel by ${name} …`, mend: "" };
+  if (ms === null && !isOver) return { sign: "note", subject, text: `asking the kernel by ${name} …`, mend: "" };
   if (ms === null) return { sign: "problem", subject, text: `no answer by ${name} in ${PATIENCE_MS / 1000} s`, mend: silence };
   const time = ms < PATIENCE_MS ? `${Math.max(1, Math.round(ms))} ms` : `${Math.round(ms / 1000)} s`;
   const text = `reached the kernel by ${name} in ${time}`;
   if (ms < PATIENCE_MS) return { sign: "ok", subject, text, mend: "" };
-  return { sign: "note", subject, text, mend: "nothing, if a cell was running: Cancel takes both roads at once" };
+  return { sign: "note", subject, text, mend: "fine if a cell was running: Cancel uses both channels at once" };
 }
 
 /** @param {HTMLElement} root @param {Finding[]} findings */
@@ -46,14 +46,14 @@ function render({ model, el }) {
   /** @type {Road} */
   const message = {
     name: "widget message",
-    silence: "it comes when no cell is running; else run this cell again, or restart the kernel",
+    silence: "it arrives when no cell is running; otherwise run this cell again or restart the kernel",
     nonce: newNonce(),
     ms: null,
   };
   /** @type {Road} */
   const control = {
     name: "control channel",
-    silence: "stop a run by ■ Interrupt where its cell waits: this front end, or a proxy, keeps such messages back",
+    silence: "stop a run with ■ Interrupt while its cell waits: this front end or a proxy blocks these messages",
     nonce: newNonce(),
     ms: null,
   };

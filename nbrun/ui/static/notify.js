@@ -37,9 +37,9 @@ export function drawNotify({ box, button, note }, afterS, seconds) {
 /** Asks for the browser's permission, which takes a click. @param {NotifyBox} notifyBox @param {number} afterS @param {() => void} onDone */
 export async function askToNotify({ note }, afterS, onDone) {
   const answer = await Notification.requestPermission();
-  const words = `The browser will tell when a run of more than ${wholeDuration(afterS)} ends while this tab is hidden.`;
+  const words = `The browser will notify you when a run longer than ${wholeDuration(afterS)} ends while this tab is hidden.`;
   if (answer === "granted") write(note, words);
-  if (answer === "denied") write(note, "The browser does not allow it for this page: its site settings can.");
+  if (answer === "denied") write(note, "The browser blocks notifications for this page; allow them in its site settings.");
   onDone();
 }
 
@@ -58,6 +58,6 @@ export function notifyEnd(run, afterS) {
       notification.close();
     };
   } catch (error) {
-    console.warn("nbrun: the browser shows no notification", error); // on phones only a service worker may
+    console.warn("nbrun: the browser could not show a notification", error); // on phones only a service worker may
   }
 }

@@ -37,7 +37,7 @@ const QUIET_MS = 1500;
 const HEADINGS = ["Status", "Run", "Agent", "Started", "Elapsed", "Tokens", "Cost", "Cancel"];
 const LIVE_CHOICES = ["live", "queued", "running", "waiting", "cancelling"];
 const ENDED_CHOICES = ["completed", "failed", "cancelled", "lost"];
-const GONE = "The kernel was restarted or has died: this table is not followed any more. %agentrun shows how the runs stand.";
+const GONE = "The kernel restarted or died, so this table no longer updates. Run %agentrun for the current state.";
 
 // ---- building --------------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ function addTitle(row, heading) {
 function drawPanel(panel, runs, requests, isGone) {
   const isDead = isGone || runs.is_over;
   const isLooking = Boolean(requests.get(LOOK)?.isOpen);
-  write(panel.summary, isDead ? "Not followed any more" : counts(runs));
+  write(panel.summary, isDead ? "Not updating" : counts(runs));
   write(panel.busy, isLooking ? "Searching…" : "");
   panel.table.setAttribute("aria-busy", String(isLooking));
   const isCancelling = Boolean(requests.get(ALL)?.isOpen);
@@ -130,8 +130,8 @@ const counts = ({ live, stored }) => `${counted(live)} live, ${counted(stored)} 
 
 /** @param {Runs} runs */
 function noRuns({ status, text, has_newer }) {
-  if (!status && !text && !has_newer) return "No run yet. A cell that begins with %%agentrun starts one.";
-  return "No run fits.";
+  if (!status && !text && !has_newer) return "No runs yet. Start a cell with %%agentrun to make one.";
+  return "No runs match.";
 }
 
 /** @param {Requests} requests */

@@ -38,7 +38,7 @@ export function drawQuestions(list, questions, requests, nowS) {
 /** @param {number | null} deadline @param {number} nowS */
 function timeLeft(deadline, nowS) {
   if (deadline === null) return "";
-  return deadline > nowS ? `denied in ${wholeDuration(deadline - nowS)} without an answer` : "the time is over";
+  return deadline > nowS ? `Denied automatically in ${wholeDuration(deadline - nowS)} if you don't answer` : "Time is up";
 }
 
 /** Takes it away; who was in it comes to what is asked next, where a second Enter decides nothing. @param {HTMLElement} row */
@@ -62,15 +62,15 @@ function addQuestion(list, { id, message, args, options, labels, tool, edit }) {
   const text = add(bar, "input", "reason");
   leaveKeysTo(text);
   text.type = "text";
-  text.placeholder = "a word to the agent (optional)";
+  text.placeholder = "Message to the agent (optional)";
   text.setAttribute("aria-label", `A word to the agent, with your answer to: ${message}`);
   const allow = tool ? "Allow once" : "Allow";
   options.forEach((choice, at) => addDecision(bar, "approve", labels?.[at] ?? choice, choice));
   if (!options.length) addDecision(bar, "approve", allow, "");
   if (tool) {
-    const always = addDecision(bar, "approve", "Always in this run", "");
+    const always = addDecision(bar, "approve", "Always allow in this run", "");
     always.dataset.always = "true";
-    always.title = `Allow ${tool} in this run, and ask for it no more`;
+    always.title = `Allow ${tool} for the rest of this run without asking again`;
   }
   addDecision(bar, "deny", "Deny", "");
   add(row, "div", "answer").setAttribute("role", "alert");
@@ -79,7 +79,7 @@ function addQuestion(list, { id, message, args, options, labels, tool, edit }) {
 
 /** @param {HTMLElement} row @param {string} message @param {string} json */
 function addEditor(row, message, json) {
-  const toggle = addDecision(row, EDIT, "Edit the arguments", "");
+  const toggle = addDecision(row, EDIT, "Edit arguments", "");
   toggle.className = "nbrun-card__link";
   toggle.setAttribute("aria-expanded", "false");
   const editor = add(row, "textarea", "editor");
@@ -110,7 +110,7 @@ function toggleEditor(row) {
   editor.hidden = !editor.hidden;
   args.hidden = !editor.hidden;
   toggle.setAttribute("aria-expanded", String(args.hidden));
-  write(toggle, args.hidden ? "Leave them as they are" : "Edit the arguments");
+  write(toggle, args.hidden ? "Discard my edits" : "Edit arguments");
   if (args.hidden) editor.focus();
 }
 
@@ -118,7 +118,7 @@ function toggleEditor(row) {
 function kindOf(value) {
   if (value === null) return "null";
   if (Array.isArray(value)) return "a list";
-  const kinds = new Map([["object", "an object"], ["string", "a text"], ["number", "a number"]]);
+  const kinds = new Map([["object", "an object"], ["string", "a string"], ["number", "a number"]]);
   return kinds.get(typeof value) ?? "true or false";
 }
 
@@ -126,9 +126,9 @@ function kindOf(value) {
 function slipIn(typed, asked) {
   try {
     const [kind, wanted] = [kindOf(JSON.parse(typed)), kindOf(JSON.parse(asked))];
-    return kind === wanted ? "" : `Nothing was sent: the arguments are ${wanted}, and this is ${kind}.`;
+    return kind === wanted ? "" : `Not sent: the arguments must be ${wanted}, not ${kind}.`;
   } catch (error) {
-    return `Nothing was sent: this is no JSON: ${error instanceof Error ? error.message : error}.`;
+    return `Not sent: this isn't valid JSON: ${error instanceof Error ? error.message : error}.`;
   }
 }
 

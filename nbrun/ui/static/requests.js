@@ -17,10 +17,10 @@ import { listen, newNonce, sendByControl, tryRoad } from "./roads.js";
 
 const ANSWER_WITHIN_MS = 1500;
 const NO_ANSWER =
-  "The kernel has not answered yet. The request waits there until it can be read. " +
-  "If that takes too long: ■\u00a0Interrupt, or restart the kernel, which ends its runs.";
+  "No answer from the kernel yet; your request is queued. " +
+  "If this takes too long, interrupt (■) or restart the kernel. A restart ends its runs.";
 const REFUSALS = new Map([
-  ["not_found", "This run is not in the running kernel (was it restarted?)."],
+  ["not_found", "The current kernel doesn't have this run. Was the kernel restarted?"],
   ["foreign", "This run belongs to another kernel; it can only be cancelled there."],
 ]);
 

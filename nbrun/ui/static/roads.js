@@ -22,8 +22,8 @@
  * @property {{ kernel?: Kernel | null, get_model?: GetModel, context?: { model?: { cells?: any } } }} [widget_manager]  undocumented
  */
 
-const KERNEL_IS_GONE = "The kernel was restarted or has died.";
-export const KERNEL_IS_LEFT = "This page has another kernel now; the run's own may go on.";
+const KERNEL_IS_GONE = "The kernel restarted or died.";
+export const KERNEL_IS_LEFT = "This page now uses another kernel; the run may still be going in its own.";
 const ENDS_OF_KERNEL = new Set(["restarting", "autorestarting", "terminating", "dead"]);
 
 /** @returns {string} */

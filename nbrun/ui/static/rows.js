@@ -68,7 +68,7 @@ export function drawRow(tr, row, requests, nowS, isDead, isOpen) {
   const status = isUnfollowed ? "lost" : row.status;
   const shape = tr.querySelector(".nbrun-card__shape");
   if (shape instanceof HTMLElement) shape.dataset.shape = status;
-  write(part(tr, "words"), isUnfollowed ? "No longer followed" : row.words);
+  write(part(tr, "words"), isUnfollowed ? "Connection to the run lost" : row.words);
   drawOpen(/** @type {HTMLButtonElement} */ (part(tr, "open")), row, isOpen, isDead);
   write(part(tr, "number"), row.number === null ? "" : `#${row.number}`);
   fill(part(tr, "agent"), row.agent === row.name ? "" : row.agent);

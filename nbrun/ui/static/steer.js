@@ -10,7 +10,7 @@ import { add, leaveKeysTo, write } from "./nodes.js";
  */
 
 export const STEER = "steer"; // its request
-const INVITATION = "Say something to the agent";
+const INVITATION = "Message the agent";
 const SHOWN_MESSAGES = 3;
 
 /** What is being written to a model's run: a page may draw the view anew, with the output that it is in.
