@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output, RunContext, events as ev, shown
-from nbrun.core.recording import MAX_SPEED, Replay, Told
+from nbrun.core.recording import MAX_SPEED, RecordedError, Replay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ class ReplayAdapter:
             await pace.wait_for(event)
             if data is not None:
                 yield data
-        raise Told(ev.ErrorInfo("Unfinished", "the recording ends before its run does"))
+        raise RecordedError(ev.ErrorInfo("Unfinished", "the recording ends before its run does"))
 
 
 class _Pace:
@@ -119,15 +119,15 @@ async def _end(
         case ev.RunCompleted(output=output):
             yield Output(output)
         case ev.RunFailed(error=error):
-            raise Told(error)
+            raise RecordedError(error)
         case ev.RunCancelled(cause=cause, reason=reason, output=output, error=error):
             yield Output(output)
             # So it ends cancelled, whatever comes now.
             run.token.cancel(reason, cause, patience_s=0.0)
             if error is not None:
-                raise Told(error)
+                raise RecordedError(error)
         case _:  # no replay loses its kernel
-            raise Told(ev.ErrorInfo("RunLost", "here the kernel of the recorded run died"))
+            raise RecordedError(ev.ErrorInfo("RunLost", "here the kernel of the recorded run died"))
 
 
 ADAPTER = ReplayAdapter()

@@ -256,7 +256,7 @@ BUNDLE = "application/vnd.nbrun.display+json"
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set, frozenset})
 
 
-class Keeper:
+class ArtifactWriter:
     """Makes files of what runs give it, and the events that tell of them.
 
     Threads: any method, from any thread.

@@ -1,4 +1,4 @@
-"""The gate: whether an agent's own code is on a thread, so that a cancel may be raised into it."""
+"""The guard: whether an agent's own code is on a thread, so that a cancel may be raised into it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Gate:
+class InterruptGuard:
     """Lets `Cancelled` into a thread only while the agent's own code runs there.
 
     It is shut at first, and counts: what was entered twice is open after two calls of `leave()`.
 
     Threads: `enter()` and `leave()` by the guarded thread; a thread that the agent has started may call them
-    too, which keeps the gate shut meanwhile. `interrupt()` and `is_open` from any thread. `_depth` and
+    too, which keeps the guard shut meanwhile. `interrupt()` and `is_open` from any thread. `_depth` and
     `_is_raised` are written under `_lock`.
     """
 
@@ -79,9 +79,9 @@ class Gate:
         raise Cancelled("cancelled")
 
     def interrupt(self, *, later: bool = False) -> bool:
-        """Raise `Cancelled` in the thread at its next bytecode, once; False while the gate is shut.
+        """Raise `Cancelled` in the thread at its next bytecode, once; False while the guard is shut.
 
-        A call into C sees it only when it returns. With `later`, a gate that is shut raises when it opens.
+        A call into C sees it only when it returns. With `later`, a guard that is shut raises when it opens.
         """
         with self._lock:
             if self._depth or self._is_raised or self._thread_id is None:
@@ -95,16 +95,16 @@ class Gate:
 
 
 class Steps(Coroutine[Any, Any, T]):
-    """A coroutine that opens the gate for each of its steps, and is else the one that it was made of.
+    """A coroutine that opens the guard for each of its steps, and is else the one that it was made of.
 
     So it is known, from any thread, whose code an event loop is in.
     """
 
-    __slots__ = ("_gate", "_work")
+    __slots__ = ("_guard", "_work")
 
-    def __init__(self, work: Any, gate: Gate) -> None:
+    def __init__(self, work: Any, guard: InterruptGuard) -> None:
         self._work = work
-        self._gate = gate
+        self._guard = guard
 
     def send(self, value: Any) -> Any:
         """Go on."""
@@ -138,15 +138,15 @@ class Steps(Coroutine[Any, Any, T]):
         return getattr(self._work, name)
 
     def _step(self, step: Callable[[Any], Any], argument: Any) -> Any:
-        gate = self._gate
+        guard = self._guard
         try:
             while True:
                 try:
-                    gate.leave()
+                    guard.leave()
                     try:
                         return step(argument)
                     finally:
-                        gate.enter()
+                        guard.enter()
                 except Cancelled as cancelled:
                     if argument is cancelled:
                         raise
@@ -169,17 +169,17 @@ class Stepped(Generic[T]):
     hold : returns the seconds for which the code is held before its next step.
     """
 
-    __slots__ = ("_awaited", "_gate", "_hold")
+    __slots__ = ("_awaited", "_guard", "_hold")
 
     def __init__(
-        self, awaited: Awaitable[T], gate: Gate, hold: Callable[[], float] | None = None
+        self, awaited: Awaitable[T], guard: InterruptGuard, hold: Callable[[], float] | None = None
     ) -> None:
         self._awaited = awaited
-        self._gate = gate
+        self._guard = guard
         self._hold = hold
 
     def __await__(self) -> Generator[object, object, T]:
-        steps: Steps[T] = Steps(self._awaited.__await__(), self._gate)
+        steps: Steps[T] = Steps(self._awaited.__await__(), self._guard)
         sent: object = None
         raised: BaseException | None = None
         waits_for: Any = None
@@ -202,7 +202,7 @@ class Stepped(Generic[T]):
             raised = waits_for = None  # as in `Steps.throw()`; a future leads to its error
 
 
-current_guard: ContextVar[Gate | None] = ContextVar("nbrun_guard", default=None)
+current_guard: ContextVar[InterruptGuard | None] = ContextVar("nbrun_guard", default=None)
 
 
 class guarded(ContextDecorator):

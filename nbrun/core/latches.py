@@ -7,7 +7,7 @@ import contextlib
 import threading
 
 
-class Flag:
+class Latch:
     """Is set once; wakes all who wait.
 
     An interrupt may hit a waiting thread anywhere. `threading.Event` can then keep its inner lock, and whoever
@@ -48,7 +48,7 @@ class Flag:
         return self._is_set
 
 
-class LoopFlag:
+class LoopLatch:
     """Is set once; wakes all who wait. Every run has some, and mostly nobody waits.
 
     Threads: made on any; everything else on one loop.

@@ -8,7 +8,7 @@ MAX_LINE = 10_000
 """Printed characters that wait for their line's end at most."""
 
 
-class Unfinished:
+class LineBuffer:
     """What a run has printed since its last whole line, by level.
 
     Threads: of one at a time; what a collected object prints may come in between.

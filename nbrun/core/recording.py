@@ -366,7 +366,7 @@ def _read(value: Any, depth: int = 0) -> Any:
             return value
 
 
-class Told(Exception):
+class RecordedError(Exception):
     """Stands for an error that was told before: a replay fails as the recorded run had."""
 
     def __init__(self, info: ev.ErrorInfo) -> None:

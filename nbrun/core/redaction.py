@@ -184,7 +184,7 @@ LOOK_S = 1.0
 """How long a burst of starts shares one look at the environment: that costs as much as half a start."""
 
 
-class Keyring:
+class SecretRegistry:
     """Knows what is to be replaced, and makes the redactor that does it.
 
     Threads: any method, from any thread; `redactor` is replaced, never changed.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nbrun.agents.context.backend import StartChild
     from nbrun.agents.context.budget import Budget
-    from nbrun.core.artifacts import Keeper
+    from nbrun.core.artifacts import ArtifactWriter
     from nbrun.core.cancellation import CancelToken
     from nbrun.core.checkpoint import Restored
     from nbrun.core.options import RunOptions
@@ -48,7 +48,7 @@ class Attempt:
     )
     reentrant_loop: bool = False  # asked of a host that is made for this attempt
     restored: Restored | None = None  # what the run goes on from
-    keeper: Keeper | None = None  # a host in another process has its own
+    keeper: ArtifactWriter | None = None  # a host in another process has its own
     loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
 
     @property

@@ -14,7 +14,7 @@ import msgspec
 
 from nbrun.agents import Output, Resuming, find_adapter
 from nbrun.agents.context.approvals import Questions
-from nbrun.agents.context.backend import EndedStage
+from nbrun.agents.context.backend import EndedBackend
 from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.run_context import RunContext, current_run
@@ -22,13 +22,13 @@ from nbrun.agents.context.threads import Worker
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause, Rung
 from nbrun.core.errors import Cancelled, NbrunError
-from nbrun.core.interrupt_guard import Gate, Stepped, current_guard, guarded
-from nbrun.core.latches import LoopFlag
+from nbrun.core.interrupt_guard import InterruptGuard, Stepped, current_guard, guarded
+from nbrun.core.latches import LoopLatch
 from nbrun.core.options import RunOptions
 from nbrun.core.record import between
 from nbrun.core.values import Plain, plain
 from nbrun.host.attempt import Attempt, HostEvent, Sink
-from nbrun.host.escalation import LAST_S, Ladder
+from nbrun.host.escalation import LAST_S, Escalation
 from nbrun.host.failures import described, safely
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from nbrun.agents import AgentAdapter
     from nbrun.agents.context.backend import ChildRun
-    from nbrun.core.artifacts import Keeper
+    from nbrun.core.artifacts import ArtifactWriter
     from nbrun.core.cancellation import CancelToken
     from nbrun.core.clock import Clock
     from nbrun.host.loops import LoopThread
@@ -48,7 +48,7 @@ _NOT_FOR_AGENTS = ev.END_TYPES | ev.PEOPLE_TYPES | {ev.RunCreated.TYPE, ev.Cance
 """What only the host or the session may say of a run."""
 
 
-class Drive:
+class Driver:
     """One attempt under way.
 
     Threads: `emit()` and `start_child()` from any thread of the agent; `tell()`, `warn()` and
@@ -66,9 +66,10 @@ class Drive:
         "_children",
         "_clock",
         "_detached",
+        "_escalation",
         "_finished",
         "_fired_at",
-        "_gate",
+        "_guard",
         "_host_name",
         "_inbox",
         "_is_between",
@@ -76,7 +77,6 @@ class Drive:
         "_is_ended",
         "_is_entered",
         "_is_sending",
-        "_ladder",
         "_lock",
         "_must_pause",
         "_n",
@@ -106,7 +106,7 @@ class Drive:
         self._adapter = self._found(attempt)
         restored = attempt.restored
         self._usage = None if restored is None else restored.usage
-        self._gate = Gate()
+        self._guard = InterruptGuard()
         self._lock = threading.RLock()
         self.run = RunContext(
             attempt.run_id, attempt.prompt, attempt.token, clock, self, attempt.restored
@@ -118,7 +118,7 @@ class Drive:
         self._questions: Questions | None = None
         self._inbox: Inbox | None = None
         self._children: Children | None = None
-        self._ladder: Ladder | None = None
+        self._escalation: Escalation | None = None
         self._outbox: tuple[tuple[ev.EventData, float, str | None, object], ...] = ()
         self._is_sending = False
         self._is_between = False  # messages: the last is complete
@@ -130,10 +130,10 @@ class Drive:
         self._texts: list[str] = []
         self._is_entered = False
         self._is_driving = False
-        self._stop_until: float | None = None  # of the pulse's thread
+        self._stop_until: float | None = None  # of the watchdog's thread
         self._detached: tuple[str, ...] = ()
         self._fired_at = 0.0
-        self._finished = LoopFlag()
+        self._finished = LoopLatch()
         self.task: asyncio.Task[None] | None = None
 
     def _found(self, attempt: Attempt) -> AgentAdapter:
@@ -247,7 +247,7 @@ class Drive:
             return self._inbox
 
     @property
-    def keeper(self) -> Keeper:
+    def keeper(self) -> ArtifactWriter:
         """What keeps files beside the run's log."""
         if self._attempt.keeper is None:
             raise NbrunError(
@@ -289,8 +289,8 @@ class Drive:
     async def main(self) -> None:
         """Drive the agent to its end, whatever it raises."""
         current_run.set(self.run)
-        self._gate.bind()
-        current_guard.set(self._gate)
+        self._guard.bind()
+        current_guard.set(self._guard)
         cancel = self._token.add_first(self._note_cancel)
         timer = self._start_timer()
         output: object = None
@@ -324,13 +324,13 @@ class Drive:
             error = None  # it leads to this frame; see `Steps.throw()`
 
     async def _drive(self) -> object:
-        """Hand on what the agent sends, the gate open while its own code runs; return its output."""
+        """Hand on what the agent sends, the guard open while its own code runs; return its output."""
         returned: Output | None = None
-        gate, events = self._gate, self._events()
+        guard, events = self._guard, self._events()
         try:
             while True:
                 try:
-                    item = await Stepped(anext(events), gate, self._hold)
+                    item = await Stepped(anext(events), guard, self._hold)
                 except StopAsyncIteration:
                     return None if returned is None else returned.value
                 if isinstance(item, Output):
@@ -359,13 +359,13 @@ class Drive:
         has_failed = error is not None and not self._token.cancelled
         if has_failed:
             self._followed().cancel()
-            await self._climbed().stop_threads()
+            await self._escalating().stop_threads()
         else:
             for work in tuple(self.run.work):
                 await work.ended()
         self._finished.set()
-        if self._ladder is not None:
-            self._ladder.end()
+        if self._escalation is not None:
+            self._escalation.end()
         if self._children is not None:
             await self._children.ended()
 
@@ -374,9 +374,9 @@ class Drive:
     def _leave(self) -> None:
         """Let go of all that leads back here: nothing of a run that is over waits for the garbage collector."""
         with self._lock:
-            self.task = self._ladder = self._children = None
+            self.task = self._escalation = self._children = None
             self._questions = self._inbox = self._budget = None
-        self.run.leave(EndedStage(self._token, self._clock))
+        self.run.leave(EndedBackend(self._token, self._clock))
 
     def _end(
         self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
@@ -428,22 +428,22 @@ class Drive:
         return self._thread.loop.call_later(max(0.0, deadline - now), fire)
 
     def _note_cancel(self, _request: object) -> None:
-        """Begin the ladder, from whichever thread the token was fired."""
+        """Begin the escalation, from whichever thread the token was fired."""
         self._fired_at = self._clock.monotonic()
-        self._thread.call(self._begin_ladder)
+        self._thread.call(self._begin_escalation)
 
-    def _begin_ladder(self) -> None:
+    def _begin_escalation(self) -> None:
         if self._is_entered and not self._finished.is_set():
-            self._climbed().begin(self._fired_at)
+            self._escalating().begin(self._fired_at)
 
-    def _climbed(self) -> Ladder:
-        """Return the run's ladder; on the loop."""
-        if self._ladder is None:
-            self._ladder = Ladder(
+    def _escalating(self) -> Escalation:
+        """Return the run's escalation; on the loop."""
+        if self._escalation is None:
+            self._escalation = Escalation(
                 self._adapter, self.run, self._thread, self._finished, self._cancel_task, self.tell,
                 self._give_up, self._attempt.grace_s, self._clock, self._attempt.context,
             )  # fmt: skip
-        return self._ladder
+        return self._escalation
 
     def _cancel_task(self) -> bool:
         if self.task is None or not self._is_driving:
@@ -481,10 +481,10 @@ class Drive:
     @property
     def is_on_thread(self) -> bool:
         """Whether the agent's own code is on the loop's thread right now."""
-        return self._gate.is_open
+        return self._guard.is_open
 
     def stop_from_outside(self) -> None:
-        """Do what the timer and the ladder would, were their loop not blocked."""
+        """Do what the timer and the escalation would, were their loop not blocked."""
         if self._is_ended or not self._is_entered:
             return
         if not self._token.cancelled:
@@ -496,7 +496,7 @@ class Drive:
         if not self._fired_at or now < self._fired_at + self._attempt.grace_s:
             return
         threads = [work for work in self.run.work if work.is_alive()]
-        was_raised = any([self._gate.interrupt(), *(work.interrupt() for work in threads)])
+        was_raised = any([self._guard.interrupt(), *(work.interrupt() for work in threads)])
         if self._stop_until is None:
             self._stop_until = now + LAST_S
             if was_raised:
@@ -629,12 +629,12 @@ class Children:
     def __init__(self, thread: LoopThread, tell: Callable[[ev.EventData], None]) -> None:
         self._thread = thread
         self._tell = tell
-        self._all: list[tuple[ChildRun, LoopFlag]] = []
+        self._all: list[tuple[ChildRun, LoopLatch]] = []
         self._is_closing = False
 
     def add(self, child: ChildRun) -> None:
         """Follow a child run that has just been started."""
-        ended = LoopFlag()
+        ended = LoopLatch()
         if self._is_closing:
             child.cancel(None, CancelCause.PARENT)
         self._all.append((child, ended))
@@ -657,6 +657,6 @@ class Children:
     def _note_start(self, child: ChildRun) -> None:
         self._tell(ev.ChildStarted(child.id, child.name, child.number))
 
-    def _note_end(self, child: ChildRun, ended: LoopFlag) -> None:
+    def _note_end(self, child: ChildRun, ended: LoopLatch) -> None:
         self._tell(ev.ChildFinished(child.id, str(child.status), child.usage))
         ended.set()

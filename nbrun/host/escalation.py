@@ -1,4 +1,4 @@
-"""The cancel ladder: asks an agent to stop, ever more firmly, and says at the end whether it has."""
+"""The cancel escalation: asks an agent to stop, ever more firmly, and says at the end whether it has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbrun.agents.context.backend import Work
     from nbrun.agents.context.run_context import RunContext
     from nbrun.core.clock import Clock
-    from nbrun.core.latches import LoopFlag
+    from nbrun.core.latches import LoopLatch
     from nbrun.host.loops import LoopThread
 
 LAST_S = 0.4
@@ -26,7 +26,7 @@ LAST_S = 0.4
 _AGAIN_S = 0.02
 
 
-class Ladder:
+class Escalation:
     """The rungs between a fired token and a run in which nothing runs any more.
 
     What is stopped is the task that drives the agent, and the threads that the agent has been given. A thread
@@ -65,7 +65,7 @@ class Ladder:
         adapter: AgentAdapter,
         run: RunContext,
         thread: LoopThread,
-        finished: LoopFlag,
+        finished: LoopLatch,
         cancel_task: Callable[[], bool],
         tell: Callable[[ev.EventData], None],
         give_up: Callable[[tuple[str, ...]], Awaitable[None]],
@@ -100,7 +100,7 @@ class Ladder:
         )
 
     def end(self) -> None:
-        """Put the ladder away: nothing runs any more."""
+        """Put the escalation away: nothing runs any more."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -143,7 +143,7 @@ class Ladder:
         try:
             async with asyncio.timeout(self._left_s()):
                 await adapter.cancel(self._run)
-        except Exception as error:  # the ladder goes on: the next rung does not need this one
+        except Exception as error:  # the escalation goes on: the next rung does not need this one
             self._tell(ev.Log(f"native cancel failed: {type(error).__name__}: {error}", "error"))
 
     def _stop_task(self) -> bool:

@@ -7,7 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, TypeVar
 
 from nbrun.core import events as ev
-from nbrun.core.recording import Told
+from nbrun.core.recording import RecordedError
 from nbrun.core.text import clean_text
 from nbrun.host import loops
 
@@ -32,7 +32,7 @@ def safely(function: Callable[[], T], otherwise: T) -> T:
 
 def described(error: BaseException) -> ev.ErrorInfo:
     """Return an exception as text, whatever its own code does."""
-    if isinstance(error, Told):
+    if isinstance(error, RecordedError):
         return error.info
     otherwise = ev.ErrorInfo(type(error).__name__, "(this error cannot be described)")
     return safely(lambda: describe(error), otherwise)

@@ -12,8 +12,8 @@ from nbrun.agents.context.run_context import current_run
 from nbrun.agents.context.threads import RunThreads
 from nbrun.core import events as ev
 from nbrun.core.interrupt_guard import Steps, current_guard
-from nbrun.host.driver import Drive
-from nbrun.host.watchdog import Pulse
+from nbrun.host.driver import Driver
+from nbrun.host.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ _log = logging.getLogger("nbrun")
 class RunHost:
     """Drives attempts: `run.started` first, then what the agent does, then one end event.
 
-    Threads: `begin()` on the loop, where the drives live; `sink` is called from the loop, from the worker
-    threads of sync agents, and from the pulse's. The pulse reads `_drives` and `_owners`, copied in one step.
+    Threads: `begin()` on the loop, where the drivers live; `sink` is called from the loop, from the worker
+    threads of sync agents, and from the watchdog's. The watchdog reads `_drivers` and `_owners`, copied in one step.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class RunHost:
         self._thread = thread
         self._sink = sink
         self._clock = clock
-        self._drives: dict[asyncio.Future[Any], Drive] = {}  # by the task that drives
+        self._drivers: dict[asyncio.Future[Any], Driver] = {}  # by the task that drives
         # Of which run a task is that an agent has made: asyncio itself keeps no such thing.
         self._owners: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
-        self.pulse = Pulse(
+        self.watchdog = Watchdog(
             thread,
-            lambda: tuple(self._drives.values()),
+            lambda: tuple(self._drivers.values()),
             self._blocker,
             on_blocked,
             is_shared=is_shared,
         )
-        thread.on_close.append(self.pulse.close)
+        thread.on_close.append(self.watchdog.close)
         thread.loop.set_default_executor(RunThreads(thread.loop))
         thread.loop.set_task_factory(self._make_task)
         thread.loop.set_exception_handler(self._on_loop_error)
@@ -65,74 +65,74 @@ class RunHost:
     @property
     def live(self) -> int:
         """How many attempts have not ended."""
-        return len(self._drives)
+        return len(self._drivers)
 
     def control(self, op: str, body: dict[str, object]) -> dict[str, object]:
         """Do what the session asks for; `run_id` and `attempt` in `body` say of which run."""
         if op == "ping":
             return {"op": op, "live": self.live}
         key = (body.get("run_id"), body.get("attempt"))
-        for drive in self._drives.values():
-            if drive.key == key:
-                return {"op": op, "outcome": drive.control(op, body)}
+        for driver in self._drivers.values():
+            if driver.key == key:
+                return {"op": op, "outcome": driver.control(op, body)}
         return {"op": op, "outcome": "not_found"}
 
     def begin(self, attempt: Attempt) -> None:
         """Start an attempt."""
-        drive = Drive(attempt, self._thread, self._sink, self._clock, self.name)
+        driver = Driver(attempt, self._thread, self._sink, self._clock, self.name)
         # In the context of the cell that started the run, whatever started the loop's thread.
-        drive.task = task = self._thread.start(
-            drive.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._on_over
+        driver.task = task = self._thread.start(
+            driver.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._on_over
         )
-        self._drives[task] = drive
-        self.pulse.begin()
+        self._drivers[task] = driver
+        self.watchdog.begin()
 
     def _note_over(self, task: asyncio.Future[Any]) -> None:
-        self._drives.pop(task, None)
+        self._drivers.pop(task, None)
 
     # --- whose is it? ----------------------------------------------------------------------------
 
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any
     ) -> asyncio.Task[Any]:
-        run, gate = current_run.get(), current_guard.get()
+        run, guard = current_run.get(), current_guard.get()
         # What an agent has begun on the side is its own code as well, and may block as well.
-        if gate is not None and inspect.iscoroutine(work):
-            work = Steps(work, gate)
+        if guard is not None and inspect.iscoroutine(work):
+            work = Steps(work, guard)
         task = asyncio.Task(work, loop=loop, **options)
         if run is not None:
             self._owners[task] = run.run_id
         return task
 
-    def _drive_of(self, task: asyncio.Future[Any] | None) -> Drive | None:
+    def _driver_of(self, task: asyncio.Future[Any] | None) -> Driver | None:
         if task is None:
             return None
-        own = self._drives.get(task)
+        own = self._drivers.get(task)
         if own is not None:
             return own
         run_id = self._owners.get(task)
-        drives = tuple(self._drives.values())
-        return next((drive for drive in drives if drive.run.run_id == run_id), None)
+        drivers = tuple(self._drivers.values())
+        return next((driver for driver in drivers if driver.run.run_id == run_id), None)
 
-    def _blocker(self) -> Drive | None:
+    def _blocker(self) -> Driver | None:
         """Return whose code is on the loop; called from outside it.
 
         Source: `asyncio.current_task(loop)` may be asked from another thread.
         """
-        for drive in tuple(self._drives.values()):
-            if drive.is_on_thread:
-                return drive
-        return self._drive_of(asyncio.current_task(self._thread.loop))
+        for driver in tuple(self._drivers.values()):
+            if driver.is_on_thread:
+                return driver
+        return self._driver_of(asyncio.current_task(self._thread.loop))
 
     def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Write to the run's log what nobody has awaited: asyncio would print it into some cell."""
-        drive = self._drive_of(context.get("task") or context.get("future"))
+        driver = self._driver_of(context.get("task") or context.get("future"))
         error = context.get("exception")
         text = f"{context.get('message')}: {error!r}" if error else str(context.get("message"))
-        if drive is None:
+        if driver is None:
             _log.warning("on the event loop of the runs: %s", text)
         else:
-            drive.tell(ev.Log(text, "error"))
+            driver.tell(ev.Log(text, "error"))
 
 
 NAME = "local"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nbrun.core import events as ev
-from nbrun.core.latches import Flag
+from nbrun.core.latches import Latch
 from nbrun.core.record import RunRecord, RunStatus
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class LiveRun:
     problem: str | None = None
     output: object = None
     is_refused: bool = False  # its id is taken: it never was
-    is_created: Flag = field(default_factory=Flag)
-    is_ended: Flag = field(default_factory=Flag)
+    is_created: Latch = field(default_factory=Latch)
+    is_ended: Latch = field(default_factory=Latch)
     unsaved: Iterable[ev.RunEvent] = ()
     listeners: tuple[Listener, ...] = ()  # replaced, never changed: they may be walked right now
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbrun.core.latches import Flag
+from nbrun.core.latches import Latch
 from nbrun.host.host import NAME, LocalExecutor
 from nbrun.host.loops import LoopThread
 
@@ -220,7 +220,7 @@ class Dispatcher:
     def ping(self, timeout_s: float) -> list[float | None]:
         """Return after how many seconds each host's loop has answered, the newest last; None if it has not."""
         began = self._clock.monotonic()
-        asked = [_Ping(Flag(), []) for _ in self._hosts]
+        asked = [_Ping(Latch(), []) for _ in self._hosts]
         for host, ping in zip(self._hosts, asked, strict=False):  # another may be opened just now
             host.thread.call(functools.partial(ping.answer, self._clock))
         for ping in asked:
@@ -305,7 +305,7 @@ class _Host:
 class _Ping:
     """A question to a loop, and when it was answered."""
 
-    flag: Flag
+    flag: Latch
     answered_at: list[float]
 
     def answer(self, clock: Clock) -> None:

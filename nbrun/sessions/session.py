@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
 from nbrun.core import events as ev
-from nbrun.core.artifacts import Keeper
+from nbrun.core.artifacts import ArtifactWriter
 from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
 from nbrun.core.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
 from nbrun.core.errors import BadOption, NotResumable, RunNotFound
 from nbrun.core.interrupt_guard import guarded
 from nbrun.core.record import RunStatus
-from nbrun.core.redaction import Keyring
+from nbrun.core.redaction import SecretRegistry
 from nbrun.host import capture, loops
 from nbrun.render.words import queued_words
 from nbrun.sessions.catalog import Catalog, removable
@@ -118,9 +118,9 @@ class NotebookSession:
         if reentrant_loop:
             self.let_enter_loop(True)
         self._people = People(self._dispatcher)
-        self._keyring = Keyring(os.environ, self.clock.monotonic, self._use_redactor)
+        self._keyring = SecretRegistry(os.environ, self.clock.monotonic, self._use_redactor)
         self._intake = Intake(self.clock, self._keyring.redactor, self._published)
-        self._keeper = Keeper(lambda: self.store.files, lambda: self._intake.redactor)
+        self._keeper = ArtifactWriter(lambda: self.store.files, lambda: self._intake.redactor)
         self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._starter = Starter(self, ids or TimeOrderedIds(self.clock))

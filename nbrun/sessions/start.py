@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping
 
-    from nbrun.core.artifacts import Keeper
+    from nbrun.core.artifacts import ArtifactWriter
     from nbrun.core.clock import IdGenerator
     from nbrun.core.record import RunRecord
-    from nbrun.core.redaction import Keyring
+    from nbrun.core.redaction import SecretRegistry
     from nbrun.sessions.catalog import Catalog
     from nbrun.sessions.control import Canceller
     from nbrun.sessions.intake import Intake
@@ -142,8 +142,8 @@ class Session(Owner, Protocol):
     _dispatcher: Dispatcher
     _catalog: Catalog
     _canceller: Canceller
-    _keeper: Keeper
-    _keyring: Keyring
+    _keeper: ArtifactWriter
+    _keyring: SecretRegistry
 
     @property
     def is_closed(self) -> bool:

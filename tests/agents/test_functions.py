@@ -17,7 +17,7 @@ from nbrun.core import events as ev
 from nbrun.core.errors import AgentNotFound
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
-from tests.fakes.stage import context_on_no_host
+from tests.fakes.backend import context_on_no_host
 
 
 class Caller:

@@ -18,7 +18,7 @@ import msgspec
 
 from nbrun import RunRecord
 from nbrun.core import events as ev
-from nbrun.core.latches import Flag
+from nbrun.core.latches import Latch
 from nbrun.core.record import fold
 from nbrun.host.loops import LoopThread
 from nbrun.store.queries import StoredRun
@@ -206,7 +206,7 @@ class VirtualLock:
         self._pause()
 
 
-class VirtualFlag(Flag):
+class VirtualFlag(Latch):
     """A flag; while it is waited for, others have their turn."""
 
     __slots__ = ("_pause",)

@@ -18,7 +18,7 @@ from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.errors import Cancelled, NbrunError
 from nbrun.core.redaction import Redactor
 from nbrun.host.attempt import Attempt, HostEvent
-from nbrun.host.driver import Drive
+from nbrun.host.driver import Driver
 from nbrun.host.host import LocalExecutor, RunHost
 from nbrun.sessions.intake import Intake
 from nbrun.sessions.live_run import LiveRun
@@ -219,9 +219,9 @@ class World:
     def step_loop(self) -> None:
         """Let the host's loop run one callback."""
         self.thread.step()
-        for drive in self.drives():
-            if not isinstance(drive._lock, VirtualLock):  # made by this callback, and not used yet
-                drive._lock = self.lock("drive")  # type: ignore[assignment]  # all that is used
+        for driver in self.drivers():
+            if not isinstance(driver._lock, VirtualLock):  # made by this callback, and not used yet
+                driver._lock = self.lock("drive")  # type: ignore[assignment]  # all that is used
 
     def host(self) -> RunHost | None:
         """Return the host, when there is one."""
@@ -229,10 +229,10 @@ class World:
         executor = hosts[-1].executor if hosts else None
         return executor._host if isinstance(executor, LocalExecutor) else None
 
-    def drives(self) -> list[Drive]:
-        """Return the drives that have not ended."""
+    def drivers(self) -> list[Driver]:
+        """Return the drivers that have not ended."""
         host = self.host()
-        return [] if host is None else list(host._drives.values())
+        return [] if host is None else list(host._drivers.values())
 
     def commit(self) -> None:
         """Let the writer take what waits; now and then the disk is full."""
@@ -426,7 +426,7 @@ class World:
         left = (
             [run.id for run in session.live_runs], line._under_way, line._waiting,
             session._dispatcher._attempts, [task.get_name() for task in self.thread.tasks],
-            host._drives if host else {}, session.token._children,
+            host._drivers if host else {}, session.token._children,
         )  # fmt: skip
         assert not any(left), f"left behind: {left}"
         assert not any(self.held.values())

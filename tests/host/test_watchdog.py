@@ -169,9 +169,9 @@ def test_the_watch_ends_with_the_session(session: NotebookSession) -> None:
     assert session.start(agents.instant).wait(BOUND_S)
     session.close()
     for thread in threading.enumerate():
-        if thread.name == "nbrun-pulse":
+        if thread.name == "nbrun-watchdog":
             thread.join(BOUND_S)
-    assert "nbrun-pulse" not in {thread.name for thread in threading.enumerate()}
+    assert "nbrun-watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_hosts_that_were_blocked_do_not_pile_up(session: NotebookSession) -> None:
@@ -186,13 +186,13 @@ def test_hosts_that_were_blocked_do_not_pile_up(session: NotebookSession) -> Non
     gone = threading.Event()
     while not gone.wait(0.02):
         assert session.start(agents.instant).wait(BOUND_S)
-        hosts = [t for t in threading.enumerate() if t.name in ("nbrun-host", "nbrun-pulse")]
+        hosts = [t for t in threading.enumerate() if t.name in ("nbrun-host", "nbrun-watchdog")]
         if len(hosts) == 2:
             gone.set()
 
 
 def test_a_time_limit_holds_on_a_blocked_loop(session: NotebookSession) -> None:
-    """Neither the timer nor the ladder can act there: the pulse does, for both runs on that loop."""
+    """Neither the timer nor the escalation can act there: the watchdog does, for both runs on that loop."""
     calm = session.start(agents.waits_for_cancel, timeout_s=1.5)
     run = session.start(spins, timeout_s=0.3)
     assert run.wait(BOUND_S)

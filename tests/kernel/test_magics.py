@@ -86,7 +86,7 @@ def test_reloading_twice_leaves_one_of_everything(loaded_kernel: Kernel) -> None
         wait_for_text(kernel, "long")
     assert value(kernel, "[str(r.status) for r in nbrun.runs()]") == "['running', 'cancelled']"
     assert value(kernel, "nbrun_threads()") == (
-        "['nbrun-cards', 'nbrun-host', 'nbrun-pulse', 'nbrun-writer', 'nbrun-writer-watch']"
+        "['nbrun-cards', 'nbrun-host', 'nbrun-watchdog', 'nbrun-writer', 'nbrun-writer-watch']"
     )
     configurables = "[type(c).__name__ for c in get_ipython().configurables].count('NbRun')"
     assert value(kernel, configurables) == "1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbrun.host.watchdog import Pulse
+from nbrun.host.watchdog import Watchdog
 from nbrun.sessions import scheduler as dispatch
 from tests.fakes.virtual import VirtualThread
 from tests.fakes.world import World
@@ -30,7 +30,7 @@ def play(seed: int, made: list[VirtualThread]) -> None:
 @pytest.mark.parametrize("block", range(40))
 def test_every_interleaving_keeps_the_rules(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, emit, cancel, end, deadline and close in any order: one end each, the first wins, nothing is lost."""
-    monkeypatch.setattr(Pulse, "begin", lambda _self: None)  # a thread of its own, by real time
+    monkeypatch.setattr(Watchdog, "begin", lambda _self: None)  # a thread of its own, by real time
     made: list[VirtualThread] = []
     monkeypatch.setattr(dispatch, "LoopThread", lambda *_: made[0])
     for seed in range(block * SEQUENCES, (block + 1) * SEQUENCES):

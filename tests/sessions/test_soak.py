@@ -164,7 +164,7 @@ def test_an_ended_run_leaves_nothing_to_the_garbage_collector(
         run = session.start(agent)
         if agent in (uses_a_tool, sync_uses_a_tool):
             wait_for_tool(run)
-            assert "Drive" in made_for_runs()
+            assert "Driver" in made_for_runs()
             run.cancel()
         assert run.wait(BOUND_S)
         for _ in range(2):  # the end of the task, and what is called at it
@@ -176,5 +176,5 @@ def test_an_ended_run_leaves_nothing_to_the_garbage_collector(
 
 def made_for_runs() -> list[str]:
     """Return the types of all there is that a host makes for one run."""
-    names = {"Drive", "RunContext", "Steps", "Stepped", "Ladder", "Gate", "Worker"}
+    names = {"Driver", "RunContext", "Steps", "Stepped", "Escalation", "InterruptGuard", "Worker"}
     return sorted(name for item in gc.get_objects() if (name := type(item).__name__) in names)

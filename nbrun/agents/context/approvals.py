@@ -12,7 +12,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import call_soon
 from nbrun.core.errors import BadOption, NbrunError
 from nbrun.core.interrupt_guard import guarded
-from nbrun.core.latches import Flag
+from nbrun.core.latches import Latch
 from nbrun.core.text import clean_text
 from nbrun.core.values import Plain, plain, type_name
 
@@ -199,7 +199,7 @@ class Questions:
         """Ask, and block until the answer is there."""
         _refuse_on_loop()
         question = self._open(message, args, options, tool_id, timeout_s, tool, is_editable)
-        flag, ended_by = Flag(), BY_AGENT
+        flag, ended_by = Latch(), BY_AGENT
         try:
             self._on_answer(question, flag.set)
             flag.wait(timeout_s)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from nbrun.core import events as ev
-    from nbrun.core.artifacts import Keeper
+    from nbrun.core.artifacts import ArtifactWriter
     from nbrun.core.cancellation import CancelCause, CancelToken
     from nbrun.core.clock import Clock
 
@@ -106,7 +106,7 @@ class ChildRun(Protocol):
         ...
 
 
-class Stage(Protocol):
+class Backend(Protocol):
     """What an agent's context stands on: the host's side of its run.
 
     Threads: any member, from any thread of the agent. What few agents use is made when it is first asked for.
@@ -136,7 +136,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def keeper(self) -> Keeper:
+    def keeper(self) -> ArtifactWriter:
         """What keeps files beside the log; raises `NbrunError` where that cannot be."""
         ...
 
@@ -151,7 +151,7 @@ StartChild = Callable[[object, str, "dict[str, Any]"], ChildRun]
 """Starts a child run: agent, prompt, options of `nbrun.start()`."""
 
 
-class EndedStage:
+class EndedBackend:
     """What the context of a run stands on that is over, for who still holds it: refuses everything.
 
     Threads: any member, from any thread.
@@ -181,7 +181,7 @@ class EndedStage:
         return Inbox(self._token, self.emit, threading.RLock())
 
     @property
-    def keeper(self) -> Keeper:
+    def keeper(self) -> ArtifactWriter:
         """Refuse."""
         raise NbrunError("this run has ended")
 

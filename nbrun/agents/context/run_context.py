@@ -16,7 +16,7 @@ from nbrun.agents.context.approvals import ASK, Asking
 from nbrun.core import checkpoint as checkpoints, events as ev
 from nbrun.core.errors import NbrunError
 from nbrun.core.interrupt_guard import current_guard, guarded
-from nbrun.core.line_buffer import Unfinished
+from nbrun.core.line_buffer import LineBuffer
 from nbrun.core.text import clean_text
 from nbrun.core.values import plain
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from nbrun.agents.context.approvals import Answer
-    from nbrun.agents.context.backend import ChildRun, Stage, Work
+    from nbrun.agents.context.backend import Backend, ChildRun, Work
     from nbrun.agents.context.budget import Budget
     from nbrun.agents.context.inbox import Inbox
     from nbrun.core.cancellation import CancelToken
@@ -81,11 +81,11 @@ class RunContext:
     __slots__ = (
         "__weakref__",
         "_artifacts",
+        "_backend",
         "_checkpoints",
         "_lock",
         "_requests",
         "_restored",
-        "_stage",
         "_tools",
         "_unfinished",
         "_usage",
@@ -102,14 +102,14 @@ class RunContext:
         prompt: str,
         token: CancelToken,
         clock: Clock,
-        stage: Stage,
+        backend: Backend,
         restored: Restored | None = None,
     ) -> None:
         self.run_id = run_id
         self.prompt = prompt
         self.token = token
         self.clock = clock
-        self._stage = stage
+        self._backend = backend
         self._lock = threading.RLock()  # entered again where a collected object prints
         self._restored = restored
         self._usage = _NO_USAGE if restored is None else restored.usage
@@ -117,13 +117,13 @@ class RunContext:
         self._tools = 0 if restored is None else restored.tools
         self._checkpoints = 0
         self._artifacts = 0
-        self._unfinished: Unfinished | None = None  # with the first print
+        self._unfinished: LineBuffer | None = None  # with the first print
         self.work: tuple[Work, ...] = ()  # replaced, never changed: the cancel ladder walks it
 
-    def leave(self, stage: Stage) -> None:
-        """Stand on another stage from now on: the run is over."""
+    def leave(self, backend: Backend) -> None:
+        """Stand on another backend from now on: the run is over."""
         with self._lock:
-            self._stage, self.work = stage, ()
+            self._backend, self.work = backend, ()
 
     @property
     def deadline(self) -> float | None:
@@ -154,25 +154,25 @@ class RunContext:
     @property
     def inbox(self) -> Inbox:
         """The messages into the running agent: `take()` them at a safe point, or `await run.inbox.get()` one."""
-        inbox = self._stage.inbox
+        inbox = self._backend.inbox
         inbox.note_reader()
         return inbox
 
     @property
     def budget(self) -> Budget:
         """What the run may use up; what its child runs use counts in it, too."""
-        return self._stage.budget
+        return self._backend.budget
 
     def send(self, data: ev.EventData, parent: str | None = None) -> None:
         """Append an event to the run's log."""
         # As guarded() does, which on this hot path would cost as much as the rest.
         guard = current_guard.get()
         if guard is None:
-            self._stage.emit(data, parent)
+            self._backend.emit(data, parent)
         else:
             guard.enter()
             try:
-                self._stage.emit(data, parent)
+                self._backend.emit(data, parent)
             finally:
                 guard.leave()
 
@@ -204,7 +204,7 @@ class RunContext:
         """Take printed text; whole lines go to the log, the rest waits for its end."""
         with guarded(), self._lock:
             if self._unfinished is None:
-                self._unfinished = Unfinished()
+                self._unfinished = LineBuffer()
             lines = self._unfinished.add(text, level)
         if lines is not None:
             self.log(lines, level)
@@ -239,7 +239,7 @@ class RunContext:
             self._artifacts += 1
             number = self._artifacts
         try:
-            made = self._stage.keeper.keep(f"{ev.FILE_ID}{number}", str(name), data, media_type)
+            made = self._backend.keeper.keep(f"{ev.FILE_ID}{number}", str(name), data, media_type)
         except (NbrunError, OSError) as error:
             self.log(f"the artifact '{name}' is not kept: {error}", "warning")
             return False
@@ -363,7 +363,7 @@ class RunContext:
         self.token.raise_if_cancelled()
         name = clean_text(str(getattr(function, "__name__", type(function).__name__)))
         call = partial(function, *args, **kwargs)
-        thread = self._stage.make_thread(self.run_id, call, copy_context(), name=name)
+        thread = self._backend.make_thread(self.run_id, call, copy_context(), name=name)
         self.add_work(thread)
         try:
             return await thread.result()
@@ -405,7 +405,7 @@ class RunContext:
         Cancelled, asyncio.CancelledError
             The run was cancelled, before or while it waited.
         """
-        questions = self._stage.questions
+        questions = self._backend.questions
         work = partial(questions.ask, message, args, options, tool_id, timeout_s, tool, editable)
         return Asking(questions, ASK, work)
 
@@ -429,7 +429,7 @@ class RunContext:
         NbrunError
             Called on an event loop, where it would hold up everything.
         """
-        return self._stage.questions.ask_sync(
+        return self._backend.questions.ask_sync(
             message, args, options, tool_id, timeout_s, tool, editable
         )
 
@@ -445,7 +445,7 @@ class RunContext:
         """Ask whether a tool may be used, and wait; one that may not stands among the tools as `denied`."""
         words = message or f"Use {name}?"
         work = partial(self._approve_tool, name, args, words, timeout_s, editable)
-        return Asking(self._stage.questions, "run.approve_tool", work)
+        return Asking(self._backend.questions, "run.approve_tool", work)
 
     async def _approve_tool(
         self, name: str, args: object, message: str, timeout_s: float | None, editable: bool
@@ -505,4 +505,4 @@ class RunContext:
             This run has ended, or it is on a host that starts no child runs.
         """
         self.token.raise_if_cancelled()
-        return self._stage.start_child(agent, prompt, options)
+        return self._backend.start_child(agent, prompt, options)

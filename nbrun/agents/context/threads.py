@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun.agents.context.run_context import current_run
 from nbrun.core.cancellation import call_soon
-from nbrun.core.interrupt_guard import Gate, current_guard
+from nbrun.core.interrupt_guard import InterruptGuard, current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class Worker(Generic[T]):
         self._function = function
         self._context = context
         self._over: Future[None] = _begun()
-        self._gate = Gate()
+        self._guard = InterruptGuard()
         self._thread: threading.Thread | None = None
         self._run_id = run_id
 
@@ -79,7 +79,7 @@ class Worker(Generic[T]):
         Then it is raised when that is over.
         """
         is_started = self._thread is not None and self._thread.ident is not None
-        return is_started and self._gate.interrupt(later=True)
+        return is_started and self._guard.interrupt(later=True)
 
     def _main(self, outcome: Future[T]) -> None:
         try:
@@ -94,17 +94,17 @@ class Worker(Generic[T]):
             self._over.set_result(None)
             outcome.set_result(result)
         finally:
-            del outcome  # it leads to the error, and that to this frame: see `gate.Steps.throw()`
+            del outcome  # it leads to the error, and that to this frame: see `Steps.throw()`
 
     def _run_guarded(self) -> T:
-        gate = self._gate
-        gate.bind()
-        current_guard.set(gate)
-        gate.leave()
+        guard = self._guard
+        guard.bind()
+        current_guard.set(guard)
+        guard.leave()
         try:
             return self._function()
         finally:
-            gate.enter()
+            guard.enter()
 
 
 def _begun() -> Future[Any]:

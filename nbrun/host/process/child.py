@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.core import events as ev
-from nbrun.core.artifacts import ArtifactFiles, Keeper
+from nbrun.core.artifacts import ArtifactFiles, ArtifactWriter
 from nbrun.core.cancellation import CancelToken
 from nbrun.core.clock import SystemClock
 from nbrun.core.errors import Cancelled
@@ -95,12 +95,12 @@ def _die() -> None:
     os._exit(1)
 
 
-def _keeper(begin: Begin) -> Keeper | None:
+def _keeper(begin: Begin) -> ArtifactWriter | None:
     """Return what writes the agent's files where its kernel would: the folder takes more than one writer."""
     if not begin.files:
         return None
     files = ArtifactFiles(Path(begin.files))
-    return Keeper(lambda: files, lambda: Redactor.from_environment(os.environ))
+    return ArtifactWriter(lambda: files, lambda: Redactor.from_environment(os.environ))
 
 
 class ProcessHost:
@@ -171,7 +171,7 @@ class ProcessHost:
     # --- sending ---------------------------------------------------------------------------------
 
     def _take(self, events: Sequence[HostEvent]) -> bool:
-        """Take events of the drive, from any thread; return whether the agent should pause."""
+        """Take events of the driver, from any thread; return whether the agent should pause."""
         for event in events:
             self._put(event)
         # What was printed is over there before the agent goes on: its next line may be the process's last.

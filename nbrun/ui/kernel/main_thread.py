@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from nbrun.core.errors import BadOption
-from nbrun.core.latches import Flag
+from nbrun.core.latches import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ class Job:
 
     def __init__(self, code: str, interrupt: Callable[[Job], None]) -> None:
         self.code = code
-        self.done = Flag()
+        self.done = Latch()
         self.printed = ""
         self.outputs: list[dict[str, Any]] = []  # MIME bundles, in their order
         self.error: BaseException | None = None

@@ -16,9 +16,9 @@ from nbrun.core import events as ev
 from nbrun.core.errors import BadOption, Cancelled, NbrunError, NotPending, RunFailed
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
+from tests.fakes.backend import context_on_no_host
 from tests.fakes.clock import NOON, FakeClock
 from tests.fakes.people import asking, until
-from tests.fakes.stage import context_on_no_host
 
 MakeSession = Callable[..., NotebookSession]
 

@@ -13,8 +13,8 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.errors import Cancelled
 from tests.fakes.agents import BOUND_S
+from tests.fakes.backend import context_on_no_host
 from tests.fakes.late import late_event
-from tests.fakes.stage import context_on_no_host
 
 
 def spin(entered: threading.Event, left: threading.Event) -> None:

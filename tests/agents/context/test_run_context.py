@@ -11,7 +11,7 @@ from nbrun import RunContext
 from nbrun.agents.context.run_context import current_run
 from nbrun.core import events as ev
 from nbrun.core.errors import Cancelled, NbrunError
-from tests.fakes.stage import context_on_no_host
+from tests.fakes.backend import context_on_no_host
 
 
 class Log:

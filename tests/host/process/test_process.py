@@ -23,7 +23,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.errors import BadOption, RunFailed
 from nbrun.core.line_buffer import Printed
-from nbrun.host.driver import Drive
+from nbrun.host.driver import Driver
 from nbrun.host.escalation import LAST_S
 from nbrun.host.process import pickling as parcel
 from tests.fakes import agents, process_agents as fakes
@@ -505,7 +505,7 @@ def test_a_word_of_the_session_reaches_the_host(session: NotebookSession) -> Non
     async def listens(prompt: str, run: RunContext) -> object:
         heard = asyncio.get_running_loop().create_future()
         # In its own process an agent may change what a host does with a word.
-        Drive.control = lambda self, op, body: heard.set_result([op, body["text"]])  # type: ignore[method-assign,assignment,return-value]
+        Driver.control = lambda self, op, body: heard.set_result([op, body["text"]])  # type: ignore[method-assign,assignment,return-value]
         return await heard
 
     run = start(session, listens)
