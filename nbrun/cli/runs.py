@@ -112,7 +112,7 @@ def show_run(options: argparse.Namespace) -> int:
     path = store_at(options.path)
     with opened(path) as store:
         number = find(store, options.ref).number
-        record = with_sequels(store.record(number), store.sequels(number))
+        record = with_sequels(store.record(number), store.followups(number))
     say(f"#{record.number} {shown(record.name)}")
     for word, text in _facts(record, relative(path)):
         if text:
@@ -260,13 +260,13 @@ def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
     store = SessionStore([path], SystemClock())
     try:
         store.open_existing()
-        if store.stranger is not None:
+        if store.read_only is not None:
             if is_told:
-                print(printable(f"nbrun: only read: {store.stranger.problem}"), file=sys.stderr)
-            yield store.stranger
+                print(printable(f"nbrun: only read: {store.read_only.problem}"), file=sys.stderr)
+            yield store.read_only
             return
         if store.path is None:
-            raise CommandError(f"{path} cannot be read: {store.problem or store.trouble}")
+            raise CommandError(f"{path} cannot be read: {store.problem or store.fault}")
         yield store
     finally:
         store.close(1.0)

@@ -17,7 +17,7 @@ from nbrun.core.errors import BadRecording, IdConflict, StoreError
 from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.render import export
-from nbrun.store import payloads as large
+from nbrun.store import payloads
 from nbrun.store.connection import open_for_writing
 from nbrun.store.importing import import_run
 from nbrun.store.location import NO_NOTEBOOK, SUFFIX, prepare_folder, store_path
@@ -70,7 +70,7 @@ def _all_numbers(store: SessionStore) -> list[int]:
 
 def _exported(store: SessionStore, number: int) -> Exported:
     read = lambda after, limit: store.events(number, after, limit)  # noqa: E731 - two words
-    return large.whole_run(store.record(number), export.paged(read), store.artifacts(number))
+    return payloads.whole_run(store.record(number), export.paged(read), store.artifacts(number))
 
 
 def import_runs(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ NbrunError
 │  ├─ StoreReadOnly
 │  ├─ StoreTooNew
 │  ├─ StoreDamaged
-│  ├─ StoreInTrouble the file cannot be used now
+│  ├─ StoreUnavailable  locked, its disk is full, or the file is gone
 │  └─ ArtifactLost   a file beside the store is gone, or was changed
 └─ SessionClosed
 Cancelled            a BaseException, raised only inside an agent
@@ -221,13 +221,13 @@ class StoreDamaged(StoreError):
     """The file is not a usable database."""
 
 
-class StoreInTrouble(StoreError):
-    """The file cannot be used now: it is locked, its disk is full, or it is gone; `trouble` says which."""
+class StoreUnavailable(StoreError):
+    """The file cannot be used now: it is locked, its disk is full, or it is gone; `fault` says which."""
 
-    def __init__(self, trouble: object) -> None:
-        mend = getattr(trouble, "mend", "")
-        super().__init__(f"{trouble}; {mend}" if mend else str(trouble))
-        self.trouble = trouble
+    def __init__(self, fault: object) -> None:
+        fix = getattr(fault, "fix", "")
+        super().__init__(f"{fault}; {fix}" if fix else str(fault))
+        self.fault = fault
 
 
 class ArtifactLost(StoreError):

@@ -133,7 +133,7 @@ class Catalog:
             return self.run(live)
         stored = self._owner.store.find_id(run_id)
         if stored is None:
-            return self._in_stranger(lambda store: store.find_id(run_id))
+            return self._in_read_only(lambda store: store.find_id(run_id))
         return self._of(stored.record)
 
     def named(self, text: str) -> Run | None:
@@ -152,7 +152,7 @@ class Catalog:
         if same and (stored is None or stored.record.is_replay):
             return self.run(same[-1])  # the store may be behind
         if stored is None:
-            return self._in_stranger(lambda store: store.find(clean_text(text)))
+            return self._in_read_only(lambda store: store.find(clean_text(text)))
         return self._of(stored.record)
 
     def runs(self, query: Query) -> RunList:
@@ -169,14 +169,16 @@ class Catalog:
             query, lambda found: found.record.run_id in known and self._is_own(found.record)
         )
         found = [*reversed(mine), *(self._of(one.record) for one in stored)]
-        strange = self._ask_stranger(lambda store: store.select(query)) or []
-        found += [Run(self._owner, one.record, store=self._owner.store.stranger) for one in strange]
+        strange = self._ask_read_only(lambda store: store.select(query)) or []
+        found += [
+            Run(self._owner, one.record, store=self._owner.store.read_only) for one in strange
+        ]
         found.sort(key=_number_or_newer, reverse=True)
         return RunList(found[: query.limit])
 
     def count(self) -> int:
         """Return how many runs are stored."""
-        strange = self._ask_stranger(lambda store: store.count())
+        strange = self._ask_read_only(lambda store: store.count())
         return self._owner.store.count() + (strange or 0)
 
     def _all(self, limit: int | None) -> list[Run]:
@@ -187,9 +189,9 @@ class Catalog:
 
     # --- the file that is only read ---------------------------------------------------------------
 
-    def _ask_stranger(self, question: Callable[[SessionStore], T]) -> T | None:
+    def _ask_read_only(self, question: Callable[[SessionStore], T]) -> T | None:
         """Return what the file says that is only read; None where there is none, or it cannot be read."""
-        store = self._owner.store.stranger
+        store = self._owner.store.read_only
         if store is None:
             return None
         try:
@@ -198,15 +200,15 @@ class Catalog:
             _log.warning("%s", error)
             return None
 
-    def _in_stranger(self, question: Callable[[SessionStore], StoredRun | None]) -> Run | None:
-        found = self._ask_stranger(question)
+    def _in_read_only(self, question: Callable[[SessionStore], StoredRun | None]) -> Run | None:
+        found = self._ask_read_only(question)
         if found is None:
             return None
-        return Run(self._owner, found.record, store=self._owner.store.stranger)
+        return Run(self._owner, found.record, store=self._owner.store.read_only)
 
     def _strange_runs(self, limit: int | None) -> list[Run]:
-        found = self._ask_stranger(lambda store: store.runs(limit)) or []
-        return [Run(self._owner, one.record, store=self._owner.store.stranger) for one in found]
+        found = self._ask_read_only(lambda store: store.runs(limit)) or []
+        return [Run(self._owner, one.record, store=self._owner.store.read_only) for one in found]
 
     def _is_own(self, record: RunRecord) -> bool:
         return record.session_id == self._session_id
@@ -223,7 +225,7 @@ class Catalog:
                 return self.run(live)
         stored = self._owner.store.run(number)
         if stored is None:
-            return self._in_stranger(lambda store: store.run(number))
+            return self._in_read_only(lambda store: store.run(number))
         return self._of(stored.record)
 
     def _nth_newest(self, n: int) -> Run | None:

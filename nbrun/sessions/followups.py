@@ -203,7 +203,7 @@ def _check_no_replay(record: RunRecord) -> None:
 def _state(run: Run, record: RunRecord, store: SessionStore) -> bytes:
     """Return the packed state that the run can be gone on from, if nobody does that already."""
     words, number = title(record), record.number
-    sequels = [] if number is None else store.sequels(number)
+    sequels = [] if number is None else store.followups(number)
     resumed = [store.run(other) for other, kind in sequels if kind == ev.RESUME]
     for other in resumed:
         if other is not None and other.record.is_live:

@@ -77,7 +77,7 @@ class Intake:
         self._runs: dict[str, LiveRun] = {}
         self.checkpoints: dict[str, Checkpointed] = {}
         self._is_behind = False  # written by the consumer: a commit has left something over
-        self.ring: Callable[..., None] = lambda **_: None
+        self.wake: Callable[..., None] = lambda **_: None
 
     def add(self, live: LiveRun) -> None:
         """Let events of this run in."""
@@ -106,7 +106,7 @@ class Intake:
         waiting = len(self._items)
         # Where more waits, its producer has rung the bell, or is about to: text needs no second ring.
         if waiting <= len(events) or not can_wait:
-            self.ring(can_wait=can_wait, is_urgent=is_urgent)
+            self.wake(can_wait=can_wait, is_urgent=is_urgent)
         return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
 
     def tell(self, live: LiveRun, data: ev.EventData) -> None:
@@ -119,7 +119,7 @@ class Intake:
                         return
                     live.has_end = True
                 self._items.append((live, data, now, _PLAIN_WEIGHT))
-            self.ring(is_urgent=True)
+            self.wake(is_urgent=True)
 
     def request_cancel(self, live: LiveRun, request: ev.CancelRequested) -> CancelOutcome:
         """Record the request unless there was one, or the run's end was here first; fires nothing."""
@@ -132,7 +132,7 @@ class Intake:
                     return CancelOutcome.ALREADY_REQUESTED
                 live.cancel = request
                 self._items.append((live, request, now, _PLAIN_WEIGHT))
-            self.ring(can_wait=True)  # for the end, which mostly comes in time for the same commit
+            self.wake(can_wait=True)  # for the end, which mostly comes in time for the same commit
         return CancelOutcome.REQUESTED
 
     def _note_cancel(self, live: LiveRun, end: ev.RunCancelled, ts: float) -> None:
@@ -173,7 +173,7 @@ class Intake:
                 self._replace_bad(live, item, ts, error, events)
         self._is_behind = bool(items)
         if self._is_behind:
-            self.ring(is_urgent=True)
+            self.wake(is_urgent=True)
         return events
 
     def _replace_bad(

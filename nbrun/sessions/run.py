@@ -25,8 +25,8 @@ from nbrun.core.values import revived, shown
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import status_words
 from nbrun.sessions import waiting as awaiting
-from nbrun.store.payloads import is_outsourced, restored, whole, whole_run
-from nbrun.store.session_store import Stranger
+from nbrun.store.payloads import is_in_file, restored, whole, whole_run
+from nbrun.store.session_store import ReadOnlyStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
@@ -243,7 +243,7 @@ class Run(Facts):
     @property
     def only_read(self) -> str | None:
         """Why nothing is written to the file that the run is read from; None where it is ours to write."""
-        return self._store.problem if isinstance(self._store, Stranger) else None
+        return self._store.problem if isinstance(self._store, ReadOnlyStore) else None
 
     @property
     def output(self) -> object:
@@ -255,7 +255,7 @@ class Run(Facts):
         if self._live is not None and self._has_live_output:
             return self._live.output
         stored: Plain = self.record.output
-        return revived(whole(stored, self.artifacts) if is_outsourced(stored) else stored)
+        return revived(whole(stored, self.artifacts) if is_in_file(stored) else stored)
 
     @property
     def _has_live_output(self) -> bool:
@@ -617,7 +617,7 @@ class Run(Facts):
     def sequels(self) -> list[tuple[int, str]]:
         """The number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
         number = self.number
-        return [] if number is None else self.store.sequels(number)
+        return [] if number is None else self.store.followups(number)
 
     @property
     def store(self) -> SessionStore:

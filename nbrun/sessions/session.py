@@ -206,7 +206,7 @@ class NotebookSession:
         writer = self.store.begin(
             self._intake, session_id=self.id, notebook=str(self.notebook) if self.notebook else None
         )
-        self._intake.ring = writer.ring
+        self._intake.wake = writer.wake
         capture.install()
         atexit.register(self.close)
         self._dispatcher.begin(self._intake.put)

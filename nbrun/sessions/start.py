@@ -215,7 +215,7 @@ class Starter:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused:
                 return self._take_back(live, created)
-            for notice in (behind, session.store.problem, *session.store.take_news()):
+            for notice in (behind, session.store.problem, *session.store.take_unreported()):
                 if notice is not None:
                     session._intake.tell(live, ev.Log(notice, "warning"))
             # A run that another run starts does not wait: the other may be waiting for it, with its place.

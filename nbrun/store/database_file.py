@@ -11,10 +11,10 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import StoreDamaged, StoreError, StoreInTrouble
-from nbrun.store import read_only as stranger, schema
+from nbrun.core.errors import StoreDamaged, StoreError, StoreUnavailable
+from nbrun.store import read_only, schema
 from nbrun.store.connection import connect, open_for_writing
-from nbrun.store.faults import Kind, Trouble, is_damage, trouble_of
+from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage
 from nbrun.store.location import FOLDER, prepare_folder
 from nbrun.store.orphans import mark_lost
 from nbrun.store.rows import delete_stale_checkpoints
@@ -51,15 +51,15 @@ def is_set_aside(path: Path) -> bool:
     return _ASIDE.search(path.stem) is not None
 
 
-class Home:
+class DatabaseFile:
     """Where a store lies.
 
-    A fault that may pass leaves it unopened, or as it is, and is raised as `StoreInTrouble`. A file that is gone,
-    was replaced or is damaged is begun again: `is_begun_again` then, and `former` is the connection to the old
-    one, out of which what this kernel knows can be read, as far as it goes, until `let_go_of_former()`.
+    A fault that may pass leaves it unopened, or as it is, and is raised as `StoreUnavailable`. A file that is gone,
+    was replaced or is damaged is begun again: `needs_rebuild` then, and `previous` is the connection to the old
+    one, out of which what this kernel knows can be read, as far as it goes, until `close_previous()`.
 
     Threads: the opening is under the store's lock until there is a writer, and from then on all methods are
-    the writer's. `path`, `problem`, `generation`, `told` and `trouble` may be read by anybody.
+    the writer's. `path`, `problem`, `generation`, `incidents` and `fault` may be read by anybody.
 
     Parameters
     ----------
@@ -74,20 +74,20 @@ class Home:
         self._size = 0
         self._looked_at = 0.0  # by the monotonic clock
         self._set_aside_count = 0
-        self._suspected: Trouble | None = None
-        self._befell: str | None = None  # what is told of the next file that is opened
+        self._suspected: StoreFault | None = None
+        self._incident: str | None = None  # what is incidents of the next file that is opened
         self.connection: sqlite3.Connection | None = None
-        self.former: sqlite3.Connection | None = None
+        self.previous: sqlite3.Connection | None = None
         self.path: Path | None = None
         self.problem: str | None = None  # why it is not at the first place
         # A place that can be read all the same, and why only that.
         self.only_read: tuple[Path, str] | None = None
-        self.trouble: Trouble | None = None  # why it is not open
+        self.fault: StoreFault | None = None  # why it is not open
         self.lost = 0
-        self.is_begun_again = False  # what this kernel knows is not in it yet
+        self.needs_rebuild = False  # what this kernel knows is not in it yet
         self.generation = 0  # how often a file was opened
-        self.news: deque[str] = deque()  # what no run's log has told yet
-        self.told: tuple[str, ...] = ()  # all that befell its files
+        self.unreported: deque[str] = deque()  # what no run's log has incidents yet
+        self.incidents: tuple[str, ...] = ()  # all that befell its files
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Home:
 
         Raises
         ------
-        StoreInTrouble
+        StoreUnavailable
             It cannot be opened now: it is locked, or there is no room, and no other place is better.
         """
         problem, may_pass, above = None, None, 0
@@ -108,14 +108,14 @@ class Home:
             try:
                 connection = self._opened(path, sets_aside)
             except (OSError, StoreError, sqlite3.Error) as error:
-                found = trouble_of(error, path)
-                is_kept = found.kind is Kind.DAMAGED and not sets_aside and was_ours(path)
-                if found.kind is Kind.LOCKED or is_kept:
-                    self.trouble = found
-                    raise StoreInTrouble(found) from error
-                may_pass = may_pass or (found if found.kind is Kind.FULL else None)
+                found = fault_of(error, path)
+                is_kept = found.kind is FaultKind.DAMAGED and not sets_aside and was_ours(path)
+                if found.kind is FaultKind.LOCKED or is_kept:
+                    self.fault = found
+                    raise StoreUnavailable(found) from error
+                may_pass = may_pass or (found if found.kind is FaultKind.FULL else None)
                 if problem is None:
-                    seen = stranger.look(path, error, str(found))
+                    seen = read_only.look(path, error, str(found))
                     problem = f"runs are not kept in {path}: {seen.words}"
                     if seen.greatest is not None:
                         self.only_read, above = (path, str(found)), seen.greatest
@@ -124,13 +124,13 @@ class Home:
             break
         else:
             if may_pass is not None:
-                self.trouble = may_pass
-                raise StoreInTrouble(may_pass)
+                self.fault = may_pass
+                raise StoreUnavailable(may_pass)
             connection, self.path = open_for_writing(None, self._clock.now()), None
             problem = f"{problem or 'no place to write'}; runs are kept in memory only"
         if problem is not None and self.path is not None:
             problem = f"{problem}; new ones are in {self.path}"
-        self.problem, self.trouble = problem, None
+        self.problem, self.fault = problem, None
         if 0 < above <= MAX_NUMBER:  # so that a number names one run
             schema.number_above(connection, above)
         self._take(connection)
@@ -147,8 +147,8 @@ class Home:
             if not is_damaged or not sets_aside or not was_ours(path):
                 raise
             if _identity(path) == before:  # else another kernel has done it
-                trouble = trouble_of(error, path)
-                self._tell_set_aside(path, trouble, self._rename(path))
+                fault = fault_of(error, path)
+                self._report_set_aside(path, fault, self._rename(path))
         return self._connected(path)
 
     def _connected(self, path: Path) -> sqlite3.Connection:
@@ -169,20 +169,20 @@ class Home:
         if self.path is not None:
             self._name, self._size = os.fspath(self.path), self.path.stat().st_size
             self._identities = {part: _identity(f"{self._name}{part}") for part in COMPANIONS}
-        if self._befell is None:
+        if self._incident is None:
             return
-        if self.former is not None and _extent(connection) == _extent(self.former) != (0, 0):
+        if self.previous is not None and _extent(connection) == _extent(self.previous) != (0, 0):
             # The same file under another identity, as some network file systems give it: nothing was lost.
-            self.let_go_of_former()
+            self.close_previous()
         else:
-            self._tell(self._befell)
-        self._befell = None
+            self._report(self._incident)
+        self._incident = None
 
     # --- watching --------------------------------------------------------------------------------
 
     def suspect(self, error: BaseException) -> None:
         """Note that a reader has found the file damaged; the writer does what there is to be done."""
-        self._suspected = trouble_of(error, self.path)
+        self._suspected = fault_of(error, self.path)
 
     def ready(self, *, looks: bool = True) -> sqlite3.Connection:
         """Return the connection to a file that is there: begun again, if it is not the one that was opened.
@@ -193,7 +193,7 @@ class Home:
 
         Raises
         ------
-        StoreInTrouble, StoreError, sqlite3.Error, OSError
+        StoreUnavailable, StoreError, sqlite3.Error, OSError
             There is none now.
         """
         if self.connection is None:
@@ -209,11 +209,11 @@ class Home:
         try:
             found = os.stat(self._name)
         except FileNotFoundError:
-            return self._begin_again("was deleted or moved")
+            return self._start_over("was deleted or moved")
         if (found.st_dev, found.st_ino) != self._identities[""]:
-            return self._begin_again("was replaced by another file")
+            return self._start_over("was replaced by another file")
         if found.st_size < self._size and not self._is_sound():
-            return self._set_aside(Trouble(Kind.DAMAGED, "the file is damaged (cut short)"))
+            return self._set_aside(StoreFault(FaultKind.DAMAGED, "the file is damaged (cut short)"))
         self._size = found.st_size
         return self.connection
 
@@ -229,17 +229,17 @@ class Home:
 
     # --- beginning again -------------------------------------------------------------------------
 
-    def _begin_again(self, what: str) -> sqlite3.Connection:
-        """Open what is at the path now, or make it; the old file stays readable as `former`."""
+    def _start_over(self, what: str) -> sqlite3.Connection:
+        """Open what is at the path now, or make it; the old file stays readable as `previous`."""
         path, old = self._open_one()
         above = path.parent.parent
         if path.parent.name == FOLDER and not above.is_dir():
             # The notebook's own folder is not ours to make again; where it went, the old file is still written.
-            raise StoreInTrouble(Trouble(Kind.OTHER, f"its folder is gone ({above})"))
+            raise StoreUnavailable(StoreFault(FaultKind.OTHER, f"its folder is gone ({above})"))
         self._clear_companions(path, old)
-        self._befell = f"{path} {what}; what this kernel knows was written again"
-        self.connection, self.former = None, old
-        self.is_begun_again = True
+        self._incident = f"{path} {what}; what this kernel knows was written again"
+        self.connection, self.previous = None, old
+        self.needs_rebuild = True
         return self.open()
 
     def _open_one(self) -> tuple[Path, sqlite3.Connection]:
@@ -267,16 +267,16 @@ class Home:
                 else:
                     left.rename(f"{self._aside(path, 'left')}{part}")
 
-    def _set_aside(self, trouble: Trouble) -> sqlite3.Connection:
+    def _set_aside(self, fault: StoreFault) -> sqlite3.Connection:
         """Rename the damaged file, with what belongs to it, and begin a new one."""
         path, old = self._open_one()
         if _identity(path) != self._identities[""]:
-            return self._begin_again("was set aside by another kernel")
+            return self._start_over("was set aside by another kernel")
         if os.name == "nt":  # a file that is open cannot be renamed there
             old.close()
-        self._tell_set_aside(path, trouble, self._rename(path))
-        self.connection, self.former = None, old
-        self.is_begun_again = True
+        self._report_set_aside(path, fault, self._rename(path))
+        self.connection, self.previous = None, old
+        self.needs_rebuild = True
         return self.open()
 
     def _rename(self, path: Path) -> Path:
@@ -284,12 +284,12 @@ class Home:
 
         Raises
         ------
-        StoreInTrouble
+        StoreUnavailable
             Too many were.
         """
         if self._set_aside_count >= SET_ASIDE_LIMIT:
             words = f"the file is damaged, as {SET_ASIDE_LIMIT} before it were; look at the disk"
-            raise StoreInTrouble(Trouble(Kind.OTHER, words))
+            raise StoreUnavailable(StoreFault(FaultKind.OTHER, words))
         self._set_aside_count += 1
         aside = self._aside(path, "damaged")
         for part in COMPANIONS:  # the database first: without it the others are nothing
@@ -305,24 +305,24 @@ class Home:
         free = (n for n in names if not any(f"{n}{part}" in taken for part in COMPANIONS))
         return path.with_name(next(free, names[-1]))
 
-    def _tell_set_aside(self, path: Path, trouble: Trouble, aside: Path) -> None:
-        self._tell(f"{path}: {trouble}; it is kept as {aside.name}, and a new file was begun")
+    def _report_set_aside(self, path: Path, fault: StoreFault, aside: Path) -> None:
+        self._report(f"{path}: {fault}; it is kept as {aside.name}, and a new file was begun")
 
-    def _tell(self, what: str) -> None:
+    def _report(self, what: str) -> None:
         _log.info("%s", what)
-        self.news.append(what)
-        self.told = (*self.told, what)
+        self.unreported.append(what)
+        self.incidents = (*self.incidents, what)
 
-    def let_go_of_former(self) -> None:
+    def close_previous(self) -> None:
         """Close the old file: what this kernel knows is in the new one."""
-        self.is_begun_again = False
-        if self.former is not None:
-            self.former.close()
-            self.former = None
+        self.needs_rebuild = False
+        if self.previous is not None:
+            self.previous.close()
+            self.previous = None
 
     def close(self) -> None:
         """Close all."""
-        self.let_go_of_former()
+        self.close_previous()
         if self.connection is not None:
             self.connection.close()
             self.connection = None

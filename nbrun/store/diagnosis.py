@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.core.errors import Action, Fix
 from nbrun.store.database_file import is_set_aside
-from nbrun.store.session_store import Stranger
+from nbrun.store.session_store import ReadOnlyStore
 
 if TYPE_CHECKING:
     from nbrun.store.session_store import SessionStore
@@ -160,16 +160,16 @@ def _switch() -> tuple[bool, Path] | None:
 
 def kept(store: SessionStore) -> list[Finding]:
     """Return where runs are kept, whether they outlive the kernel, and what may come in the way."""
-    if isinstance(store, Stranger):
+    if isinstance(store, ReadOnlyStore):
         is_writable = os.access(store.path, os.W_OK) and os.access(store.path.parent, os.W_OK)
         mend = "move it away to begin a new one; nothing in it was changed"
         mend = mend if is_writable else "make it and its folder writable; nothing in it was changed"
         return [Finding(Sign.PROBLEM, "store", f"only read: {store.problem}", mend)]
-    findings = [*_trouble(store), *(_befell(what) for what in store.told)]
+    findings = [*_fault(store), *(_befell(what) for what in store.incidents)]
     if store.path is None:
-        findings += [] if store.trouble is not None else [_not_kept(store)]
+        findings += [] if store.fault is not None else [_not_kept(store)]
         return [*findings, *_kept_elsewhere(store)]
-    is_written = store.trouble is None
+    is_written = store.fault is None
     findings += [_file(store.path, store.problem, is_written=is_written), *_disk(store.path)]
     findings += _kept_elsewhere(store)
     if store.lost:
@@ -178,12 +178,12 @@ def kept(store: SessionStore) -> list[Finding]:
     return findings
 
 
-def _trouble(store: SessionStore) -> Iterable[Finding]:
-    if store.trouble is not None:
+def _fault(store: SessionStore) -> Iterable[Finding]:
+    if store.fault is not None:
         behind = store.behind
         waiting = f"{behind} {'run waits' if behind == 1 else 'runs wait'} in memory to be saved"
-        text = f"not written to: {store.trouble}; {waiting}"
-        yield Finding(Sign.PROBLEM, "store", text, store.trouble.mend)
+        text = f"not written to: {store.fault}; {waiting}"
+        yield Finding(Sign.PROBLEM, "store", text, store.fault.fix)
 
 
 def _befell(what: str) -> Finding:
@@ -199,7 +199,7 @@ def set_aside(store: SessionStore) -> list[Finding]:
         Finding(Sign.NOTE, "store", f"{file} was damaged and set aside; it may hold runs", mend)
         for file in found
         if file.name.startswith(f"{stem}.") and is_set_aside(file)
-        and not any(file.name in what for what in store.told)
+        and not any(file.name in what for what in store.incidents)
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a store's file: told apart by what helps, and in words."""
+"""What is wrong with a store's file, by what helps, and in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import StoreDamaged, StoreError, StoreInTrouble
+from nbrun.core.errors import StoreDamaged, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ FULL_BYTES = 64 * 1024
 """A disk with less room than this is full, whatever the error says."""
 
 
-class Kind(Enum):
+class FaultKind(Enum):
     """What helps: waiting for another program, making room, a new file, or none of these."""
 
     LOCKED = auto()
@@ -27,71 +27,73 @@ class Kind(Enum):
     OTHER = auto()
 
 
-_MENDS = {
-    Kind.LOCKED: "close the program that holds it; what waits is then written",
-    Kind.FULL: "make room; what waits is then written",
-    Kind.DAMAGED: "the next run that is kept has it set aside, and a new file begun",
-    Kind.OTHER: "mend that; what waits is then written",
+_FIXES = {
+    FaultKind.LOCKED: "close the program that holds it; runs are then saved",
+    FaultKind.FULL: "free some disk space; runs are then saved",
+    FaultKind.DAMAGED: "it is set aside, and a new file made, when the next run is saved",
+    FaultKind.OTHER: "fix this; runs are saved as soon as the problem is gone",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why a store's file cannot be used, in `words` that stand behind "not saved: "."""
+class StoreFault:
+    """Why a store's file cannot be used; `words` follow "not saved: "."""
 
-    kind: Kind
+    kind: FaultKind
     words: str
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         """What to do about it."""
-        return _MENDS[self.kind]
+        return _FIXES[self.kind]
 
     def __str__(self) -> str:
         return self.words
 
 
-def trouble_of(error: BaseException, path: Path | None) -> Trouble:
+def fault_of(error: BaseException, path: Path | None) -> StoreFault:
     """Return what an error at this file means."""
-    if isinstance(error, StoreInTrouble) and isinstance(error.trouble, Trouble):
-        return error.trouble
+    if isinstance(error, StoreUnavailable) and isinstance(error.fault, StoreFault):
+        return error.fault
     if isinstance(error, StoreDamaged):
-        return Trouble(Kind.DAMAGED, f"the file is damaged ({error.__cause__ or error})")
+        return StoreFault(FaultKind.DAMAGED, f"the file is damaged ({error.__cause__ or error})")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Trouble(Kind.FULL, "the disk is full")
+        return StoreFault(FaultKind.FULL, "the disk is full")
     match _code(error):
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return Trouble(Kind.LOCKED, f"the file is locked by another program ({path})")
+            return StoreFault(FaultKind.LOCKED, f"the file is locked by another program ({path})")
         case sqlite3.SQLITE_FULL:
-            return Trouble(Kind.FULL, "the disk is full")
+            return StoreFault(FaultKind.FULL, "the disk is full")
         case sqlite3.SQLITE_IOERR if _is_full(path):
-            return Trouble(Kind.FULL, "the disk is full")
+            return StoreFault(FaultKind.FULL, "the disk is full")
         case sqlite3.SQLITE_IOERR:  # a quota, a limit of the process, a disk that fails
-            words = f"the disk does not take it: it is over a quota, or it fails ({error})"
-            return Trouble(Kind.FULL, words)
+            words = (
+                f"the disk refused the write: a quota is exceeded, or the disk is failing ({error})"
+            )
+            return StoreFault(FaultKind.FULL, words)
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return Trouble(Kind.DAMAGED, f"the file is damaged ({error})")
+            return StoreFault(FaultKind.DAMAGED, f"the file is damaged ({error})")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            return Trouble(Kind.OTHER, f"the file cannot be written, only read ({path})")
+            return StoreFault(FaultKind.OTHER, f"the file is read-only ({path})")
         case sqlite3.SQLITE_CANTOPEN:
-            return Trouble(Kind.OTHER, f"the file cannot be opened ({path})")
+            return StoreFault(FaultKind.OTHER, f"the file cannot be opened ({path})")
         case _:
-            return Trouble(Kind.OTHER, str(error))
+            return StoreFault(FaultKind.OTHER, str(error))
 
 
 def is_of_file(error: BaseException) -> bool:
-    """Return whether an error is the file's, and not that of a value that is to be written."""
+    """Return whether an error comes from the file, not from a value to be written."""
     return isinstance(error, sqlite3.OperationalError | OSError | StoreError) or is_damage(error)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Return whether it was found that the file is not as it was written."""
+    """Return whether the error says that the file is damaged."""
     damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
     return isinstance(error, StoreDamaged) or _code(error) in damaged
 
 
 def _code(error: BaseException) -> int | None:
-    """Return SQLite's primary code of an error; the extended ones tell it in more detail."""
+    """Return SQLite's primary code of an error."""
     code = getattr(error, "sqlite_errorcode", None)
     return code & 0xFF if isinstance(code, int) else None
 

@@ -11,8 +11,8 @@ import msgspec
 from nbrun.core import events as ev
 from nbrun.core.errors import BadRecording, IdConflict
 from nbrun.core.record import fold
-from nbrun.store import queries as reader
-from nbrun.store.rows import IdTaken, Ledger, Values, micros
+from nbrun.store import queries
+from nbrun.store.rows import IdTaken, RowWriter, Values, micros
 
 if TYPE_CHECKING:
     import sqlite3
@@ -57,28 +57,28 @@ def import_run(
     BadRecording
         Something in it cannot be stored.
     """
-    ledger = Ledger(connection)
-    ledger.begin()
+    row_writer = RowWriter(connection)
+    row_writer.begin()
     try:
-        imported = _import(connection, ledger, events, label, now)
-        ledger.commit()
+        imported = _import(connection, row_writer, events, label, now)
+        row_writer.commit()
     except IdTaken as taken:
-        ledger.rollback()
+        row_writer.rollback()
         raise IdConflict(
             f"the id '{taken}' names another run here; the imported one is left out"
         ) from None
     except (OverflowError, TypeError, ValueError) as error:
-        ledger.rollback()
+        row_writer.rollback()
         raise BadRecording(f"{events[0].run_id} cannot be stored: {error}") from None
     except BaseException:
-        ledger.rollback()
+        row_writer.rollback()
         raise
     return imported
 
 
 def _import(
     connection: sqlite3.Connection,
-    ledger: Ledger,
+    row_writer: RowWriter,
     events: Sequence[ev.RunEvent],
     label: str,
     now: float,
@@ -95,10 +95,12 @@ def _import(
         return Imported(here, is_new=False)
     at = micros(now)
     row: Values = (session_id, label, HOST, "", "", 0, 0, at, at)
-    session = ledger.insert_session(row)
+    session = row_writer.insert_session(row)
     connection.execute("UPDATE sessions SET closed_at = ? WHERE key = ?", (at, session))
     first = msgspec.structs.replace(events[0].data, session_id=session_id)
-    place, events[0] = ledger.insert_run(session, msgspec.structs.replace(events[0], data=first))
+    place, events[0] = row_writer.insert_run(
+        session, msgspec.structs.replace(events[0], data=first)
+    )
     record = fold(events)
     if not 0 < len(record.run_id) <= MAX_ID or not 0 <= (record.ended_at or 0.0) < MAX_TIME:
         raise ValueError("its id or its end is out of range")
@@ -107,7 +109,7 @@ def _import(
         lost = ev.RunLost(NOT_HERE, record.last_event_at or None)
         events.append(ev.RunEvent(len(events), now, record.run_id, 0, lost))
         record = fold(events)
-    ledger.write_record(ledger.write_events(place, events), record)
+    row_writer.write_record(row_writer.write_events(place, events), record)
     return Imported(place.number, is_new=True, was_live=was_live)
 
 
@@ -115,10 +117,10 @@ def _number_of(
     connection: sqlite3.Connection, session_id: str, events: Sequence[ev.RunEvent]
 ) -> int | None:
     """Return the number of a run of this session that began with these events."""
-    found = reader.find_id(connection, events[0].run_id, session_id)
+    found = queries.find_id(connection, events[0].run_id, session_id)
     if found is None:
         return None
-    known = reader.read_events(connection, found.number, limit=len(events))
+    known = queries.read_events(connection, found.number, limit=len(events))
     is_same = _digest([_without_numbers(event) for event in known]) == _digest(events)
     return found.number if is_same else None
 

@@ -112,23 +112,23 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class KernelState:
     """What can be told of the kernel of a session.
 
-    `is_home` says whether it wrote to this very file: in a copy its runs have stopped, wherever they are now.
+    `is_same_file` says whether it wrote to this very file: in a copy its runs have stopped, wherever they are now.
     """
 
     session: int
     identity: ProcessIdentity
     heartbeat_at: float  # epoch seconds
     is_closed: bool
-    is_home: bool
+    is_same_file: bool
 
     def is_alive(self) -> bool | None:
         """Return whether the kernel lives and writes to this file; None where that cannot be seen from here."""
-        return self.identity.is_alive() if self.is_home else None
+        return self.identity.is_alive() if self.is_same_file else None
 
-    def unseen(self, now: float) -> str:
+    def why_unknown(self, now: float) -> str:
         """Return why nobody can say here how a live-looking run of it stands; empty where it lives."""
         if self.is_closed:
             return "its session was closed, and no end of it was kept"
@@ -138,7 +138,7 @@ class Sight:
         return "" if alive else "its kernel died, and nothing is written to this file"
 
     def _where(self) -> str:
-        if not self.is_home:
+        if not self.is_same_file:
             return "this file is a copy"
         if self.identity.host != this_process().host:
             return f"on {shown(self.identity.host, 60)}"
@@ -152,40 +152,44 @@ class Sight:
         return f", last seen {duration(ago)} ago" if self.heartbeat_at > 0 else ""
 
 
-def note_home(connection: sqlite3.Connection, session: int) -> None:
+def note_file(connection: sqlite3.Connection, session: int) -> None:
     """Note which file a session writes to; the caller has a transaction open."""
-    home = _home(connection)
-    if home is not None:
-        connection.execute("INSERT OR REPLACE INTO homes VALUES (?, ?, ?)", (session, *home))
+    file_id = _file_id(connection)
+    if file_id is not None:
+        connection.execute("INSERT OR REPLACE INTO homes VALUES (?, ?, ?)", (session, *file_id))
 
 
-def open_sessions(connection: sqlite3.Connection) -> list[Sight]:
+def open_kernels(connection: sqlite3.Connection) -> list[KernelState]:
     """Return what can be seen of every session that was not closed."""
-    home = _home(connection)
+    file_id = _file_id(connection)
     rows = connection.execute(f"{_COLUMNS} WHERE s.closed_at IS NULL").fetchall()
-    return [_sight(row, home) for row in rows]
+    return [_state(row, file_id) for row in rows]
 
 
-def sight_of(connection: sqlite3.Connection, number: int) -> Sight | None:
+def kernel_of(connection: sqlite3.Connection, number: int) -> KernelState | None:
     """Return what can be seen of the kernel of a run."""
     row = connection.execute(
         f"{_COLUMNS} JOIN runs r ON r.session = s.key WHERE r.number = ?", (number,)
     ).fetchone()
-    return None if row is None else _sight(row, _home(connection))
+    return None if row is None else _state(row, _file_id(connection))
 
 
-def _sight(row: tuple[object, ...], home: tuple[int, int] | None) -> Sight:
+def _state(row: tuple[object, ...], file_id: tuple[int, int] | None) -> KernelState:
     """Return a row as it is meant, whatever somebody has put into it."""
     key, host, boot_id, namespace, pid, started_at, heartbeat_at, closed_at, device, inode = row
     identity = ProcessIdentity(
         str(host), str(boot_id), str(namespace), _integer(pid), _integer(started_at)
     )
-    is_home = inode is None or home is None or inode == home[1]
-    if is_home and device is not None and home is not None and device != home[0]:
+    is_same_file = inode is None or file_id is None or inode == file_id[1]
+    if is_same_file and device is not None and file_id is not None and device != file_id[0]:
         # A device may have another number after the next boot.
-        is_home = boot_id != this_process().boot_id
-    return Sight(
-        _integer(key), identity, _integer(heartbeat_at) / 1_000_000, closed_at is not None, is_home
+        is_same_file = boot_id != this_process().boot_id
+    return KernelState(
+        _integer(key),
+        identity,
+        _integer(heartbeat_at) / 1_000_000,
+        closed_at is not None,
+        is_same_file,
     )
 
 
@@ -193,7 +197,7 @@ def _integer(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _home(connection: sqlite3.Connection) -> tuple[int, int] | None:
+def _file_id(connection: sqlite3.Connection) -> tuple[int, int] | None:
     """Return the device and the inode of the file behind a connection; None for memory."""
     path = connection.execute("PRAGMA database_list").fetchone()[2]
     try:

@@ -10,9 +10,9 @@ import msgspec
 from nbrun.core import events as ev
 from nbrun.core.errors import NotPending
 from nbrun.core.record import GIVEN_UP, LIVE, RunRecord, RunStatus, fold
-from nbrun.store import queries as reader
-from nbrun.store.liveness import open_sessions, sight_of
-from nbrun.store.rows import Ledger, Row, micros
+from nbrun.store import queries
+from nbrun.store.liveness import kernel_of, open_kernels
+from nbrun.store.rows import Row, RowWriter, micros
 
 _log = logging.getLogger("nbrun")
 
@@ -28,10 +28,10 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
     connection.execute("BEGIN IMMEDIATE")
     try:
         found = 0
-        for sight in open_sessions(connection):
-            if sight.is_alive() is not False:
+        for kernel in open_kernels(connection):
+            if kernel.is_alive() is not False:
                 continue
-            session_key = sight.session
+            session_key = kernel.session
             numbers = connection.execute(
                 "SELECT number FROM runs WHERE session = ? AND status IN (?, ?, ?, ?)",
                 (session_key, *LIVE),
@@ -84,10 +84,10 @@ def give_up(connection: sqlite3.Connection, number: int, now: float) -> None:
 
 def _refuse_known(connection: sqlite3.Connection, number: int, now: float) -> None:
     """Raise `NotPending` for a run of which it can be told how it stands."""
-    sight = sight_of(connection, number)
-    if sight is None or not reader.read_record(connection, number).is_live:
+    kernel = kernel_of(connection, number)
+    if kernel is None or not queries.read_record(connection, number).is_live:
         raise NotPending(f"run #{number} has ended; there is nothing to give up")
-    if not sight.unseen(now):
+    if not kernel.why_unknown(now):
         raise NotPending(f"the kernel of run #{number} lives; cancel it there")
 
 
@@ -102,12 +102,12 @@ def _mark_one_lost(
     # The clock may have been set back since that kernel died.
     lost = ev.RunEvent(seq, max(now, record.last_event_at), record.run_id, 0, data)
     row = Row(number, record.status)
-    ledger = Ledger(connection)
-    ledger.write_events(row, [lost])
-    ledger.write_record(row, fold([lost], msgspec.structs.replace(record, event_count=seq)))
-    ledger.flush()
+    row_writer = RowWriter(connection)
+    row_writer.write_events(row, [lost])
+    row_writer.write_record(row, fold([lost], msgspec.structs.replace(record, event_count=seq)))
+    row_writer.flush()
 
 
 def _record(connection: sqlite3.Connection, number: int) -> RunRecord:
-    record = reader.read_record(connection, number)
+    record = queries.read_record(connection, number)
     return record if record.is_live else msgspec.structs.replace(record, status=RunStatus.RUNNING)

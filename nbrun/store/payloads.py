@@ -39,8 +39,10 @@ _FIELDS: dict[type[ev.EventData], str] = {
 _TEXTS = (ev.Message, ev.Log)
 
 
-def outsourced(event: ev.RunEvent, files: ArtifactFiles) -> tuple[ev.RunEvent, ev.Artifact] | None:
-    """Return the event with the head of its payload, and what tells of the file; None if that is not what is large.
+def moved_to_file(
+    event: ev.RunEvent, files: ArtifactFiles
+) -> tuple[ev.RunEvent, ev.Artifact] | None:
+    """Return the event with the head of its payload, and what tells of the file; None if that is not what is payloads.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def _id_of(event: ev.RunEvent) -> str:
     return f"event-{event.seq}"
 
 
-def is_outsourced(value: Plain) -> bool:
+def is_in_file(value: Plain) -> bool:
     """Return whether a value stands for one in a file."""
     return isinstance(value, dict) and ARTIFACT_KEY in value
 

@@ -18,9 +18,9 @@ from nbrun.core import events as ev
 from nbrun.core.artifacts import Artifact, ArtifactFiles
 from nbrun.core.errors import StoreReadOnly
 from nbrun.core.record import LIVE, RunRecord, RunStatus, fold
-from nbrun.store import payloads, validation as doubt
+from nbrun.store import payloads, validation
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
-from nbrun.store.liveness import sight_of
+from nbrun.store.liveness import kernel_of
 from nbrun.store.rows import ORIGINS
 from nbrun.store.schema import MAX_RECORD_BYTES
 
@@ -63,11 +63,11 @@ def read_events(
 ) -> list[ev.RunEvent]:
     """Return the events of run `number` that come after seq `after`, by seq, at most `limit`.
 
-    A page of more than `doubt.PAGE_BYTES` ends early, with a whole row.
+    A page of more than `validation.PAGE_BYTES` ends early, with a whole row.
     """
     if limit is not None and limit <= 0:
         return []
-    return list(islice(_events(connection, number, after, doubt.PAGE_BYTES), limit))
+    return list(islice(_events(connection, number, after, validation.PAGE_BYTES), limit))
 
 
 def _events(
@@ -77,9 +77,9 @@ def _events(
     found = connection.execute("SELECT run_id FROM runs WHERE number = ?", (number,)).fetchone()
     if found is None:
         return
-    log = _Log(doubt.text(found[0]), after, most_bytes)
+    log = _Log(validation.text(found[0]), after, most_bytes)
     # A row of deltas begins before its last event does: look as far back as one can be long.
-    first = min(after, doubt.MAX_SEQ) - payloads.PER_ROW
+    first = min(after, validation.MAX_SEQ) - payloads.PER_ROW
     try:
         yield from log.events(
             connection.execute(
@@ -100,23 +100,25 @@ class _Log:
         self._last = after
         self._left = most_bytes
 
-    def events(self, rows: Iterable[doubt.Row]) -> Iterator[ev.RunEvent]:
+    def events(self, rows: Iterable[validation.Row]) -> Iterator[ev.RunEvent]:
         """Yield what the rows hold and was not given yet."""
         for row in rows:
-            if not doubt.is_sound(row):
-                row = doubt.mended(row)
+            if not validation.is_sound(row):
+                row = validation.repaired(row)
             seq, count, ts, attempt, parent, kind, blob = row
             if seq + count - 1 <= self._last or self._left < 0:
                 continue
             for offset, (at, data) in enumerate(_unpack(kind, blob, ts, count)):
                 if seq + offset > self._last:
                     self._last = seq + offset
-                    ts_s = (at if 0 <= at <= doubt.LATEST else ts) / 1_000_000
+                    ts_s = (at if 0 <= at <= validation.LATEST else ts) / 1_000_000
                     yield ev.RunEvent(self._last, ts_s, self._run_id, attempt, data, parent)
             self._left -= len(blob) if blob is not None else 0
 
 
-def _single_rows(connection: sqlite3.Connection, number: int, after: int) -> Iterator[doubt.Row]:
+def _single_rows(
+    connection: sqlite3.Connection, number: int, after: int
+) -> Iterator[validation.Row]:
     """Yield the rows of a run's log without those in which a text is longer than anything."""
     keys = connection.execute(
         "SELECT key FROM events WHERE run = ? AND seq > ? ORDER BY seq", (number, after)
@@ -133,8 +135,8 @@ def _unpack(kind: str, blob: bytes | None, ts: int, count: int) -> list[tuple[in
         except (msgspec.DecodeError, TypeError, ValueError):
             # Damaged: its numbers stay taken, so that no gap opens; no more of them than a row can hold.
             count = max(1, min(count, payloads.PER_ROW))
-            return [(ts, doubt.damaged(kind, blob))] * count
-    return [(ts, doubt.data(kind, blob))]
+            return [(ts, validation.damaged(kind, blob))] * count
+    return [(ts, validation.data(kind, blob))]
 
 
 def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
@@ -142,7 +144,9 @@ def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
     events: Iterator[ev.RunEvent] = _events(connection, number, -1)
     (rows,) = connection.execute("SELECT count(*) FROM events WHERE run = ?", (number,)).fetchone()
     try:
-        record = doubt.sound(fold(events if rows <= doubt.LOG_OPEN else doubt.foldable(events)))
+        record = validation.sound(
+            fold(events if rows <= validation.LOG_OPEN else validation.foldable(events))
+        )
     except (TypeError, ValueError):
         record = RunRecord()
     if record.run_id:  # a log begins with what the run is
@@ -266,7 +270,7 @@ def _first(connection: sqlite3.Connection, which: str, *values: object) -> Store
 def _stored(connection: sqlite3.Connection, row: tuple[int, bytes | None, str]) -> StoredRun:
     number, blob, session_id = row
     try:
-        record = doubt.sound_brief(_decoder.decode(blob or b""), number, session_id)
+        record = validation.sound_brief(_decoder.decode(blob or b""), number, session_id)
     except (RecursionError, TypeError, ValueError):  # the log is whole even if this copy is not
         record = _noted(connection, number)
     return StoredRun(number, record)
@@ -282,13 +286,13 @@ def _noted(connection: sqlite3.Connection, number: int) -> RunRecord:
         (number,),
     ).fetchone()  # fmt: skip
     is_known = status in RunStatus.__members__.values()
-    at = doubt.moment(created_at, 0) if isinstance(created_at, int) else 0.0
+    at = validation.moment(created_at, 0) if isinstance(created_at, int) else 0.0
     return RunRecord(
-        run_id=doubt.text(run_id), session_id=doubt.text(session_id), name=doubt.text(name), number=number,
-        status=RunStatus(status) if is_known else RunStatus.QUEUED, created_at=at, last_event_at=at,
-        parent_id=None if parent is None else doubt.text(parent), agent=doubt.text(agent or ""),
-        model=None if model is None else doubt.text(model),
-        ended_at=doubt.moment(ended_at, 0) if isinstance(ended_at, int) else None,
+        run_id=validation.text(run_id), session_id=validation.text(session_id), name=validation.text(name),
+        number=number, status=RunStatus(status) if is_known else RunStatus.QUEUED, created_at=at, last_event_at=at,
+        parent_id=None if parent is None else validation.text(parent), agent=validation.text(agent or ""),
+        model=None if model is None else validation.text(model),
+        ended_at=validation.moment(ended_at, 0) if isinstance(ended_at, int) else None,
         is_brief=True,
     )  # fmt: skip
 
@@ -302,7 +306,7 @@ _STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Glimpse:
+class RunReference:
     """What a reference to a stored run can be made of."""
 
     number: int
@@ -315,7 +319,7 @@ class Glimpse:
         return not {f"#{self.number}", str(self.number), self.name, self.run_id}.isdisjoint(words)
 
 
-def glimpse(path: Path, limit: int, clock: Clock) -> list[Glimpse]:
+def newest_references(path: Path, limit: int, clock: Clock) -> list[RunReference]:
     """Return the newest runs of a file, newest first; none of one that is missing, locked, damaged or slow.
 
     It has a connection of its own, because the store's may be held by somebody who reads a long log.
@@ -329,7 +333,7 @@ def glimpse(path: Path, limit: int, clock: Clock) -> list[Glimpse]:
         return []
 
 
-def _newest(connection: sqlite3.Connection, limit: int, clock: Clock) -> list[Glimpse]:
+def _newest(connection: sqlite3.Connection, limit: int, clock: Clock) -> list[RunReference]:
     until = clock.monotonic() + PATIENCE_S
     set_limits(connection)
     # Somebody else may have made the file: `runs` may be a view that never ends, and a name of any length.
@@ -341,7 +345,7 @@ def _newest(connection: sqlite3.Connection, limit: int, clock: Clock) -> list[Gl
     ).fetchall()
     statuses = {str(status): status for status in RunStatus}
     return [
-        Glimpse(number, run_id, name, statuses[status])
+        RunReference(number, run_id, name, statuses[status])
         for number, run_id, name, status in rows
         if isinstance(number, int)
         and isinstance(run_id, str)
@@ -381,7 +385,7 @@ def read_checkpoint(connection: sqlite3.Connection, number: int) -> bytes | None
     return None if row is None else bytes(row[0])
 
 
-def read_sequels(connection: sqlite3.Connection, number: int) -> list[tuple[int, str]]:
+def read_followups(connection: sqlite3.Connection, number: int) -> list[tuple[int, str]]:
     """Return the number and the kind of each run that comes from this one, oldest first."""
     rows = connection.execute(
         "SELECT run, kind FROM origins WHERE origin = ? ORDER BY run", (number,)
@@ -392,7 +396,7 @@ def read_sequels(connection: sqlite3.Connection, number: int) -> list[tuple[int,
 class StoredRuns(ABC):
     """Answers what is asked of the runs in a file.
 
-    Every method may raise `StoreInTrouble`: there is something, and it cannot be read now.
+    Every method may raise `StoreUnavailable`: there is something, and it cannot be read now.
 
     Threads: any method, from any thread, as far as `_reading()` allows.
     """
@@ -499,8 +503,8 @@ class StoredRuns(ABC):
 
     def _unseen(self, connection: sqlite3.Connection, number: int, record: RunRecord) -> str:
         """Return why nobody here can say how a live-looking run stands; empty for all others."""
-        sight = sight_of(connection, number) if record.is_live else None
-        return "" if sight is None else sight.unseen(self._clock.now())
+        kernel = kernel_of(connection, number) if record.is_live else None
+        return "" if kernel is None else kernel.why_unknown(self._clock.now())
 
     def events(self, number: int, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:
         """Return the events of a run that come after seq `after`, by seq, at most `limit`."""
@@ -512,10 +516,10 @@ class StoredRuns(ABC):
         with self._reading() as connection:
             return None if connection is None else read_checkpoint(connection, number)
 
-    def sequels(self, number: int) -> list[tuple[int, str]]:
+    def followups(self, number: int) -> list[tuple[int, str]]:
         """Return the number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
         with self._reading() as connection:
-            return [] if connection is None else read_sequels(connection, number)
+            return [] if connection is None else read_followups(connection, number)
 
     def artifacts(self, number: int) -> list[Artifact]:
         """Return the files that a run has made, oldest first."""

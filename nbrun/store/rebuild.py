@@ -11,9 +11,9 @@ import msgspec
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.record import RunRecord, RunStatus
-from nbrun.store import queries as reader
-from nbrun.store.liveness import note_home
-from nbrun.store.rows import Dropped, Ledger, Row, Values
+from nbrun.store import queries
+from nbrun.store.liveness import note_file
+from nbrun.store.rows import Dropped, Row, RowWriter, Values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,18 +28,18 @@ _TABLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownRun:
     """A run that this kernel knows, and how many of its events were in the old file."""
 
     record: RunRecord
     saved: int
 
 
-def renew(
-    former: sqlite3.Connection | None,
+def rebuild(
+    previous: sqlite3.Connection | None,
     connection: sqlite3.Connection,
     session: Values,
-    known: Sequence[Known],
+    known: Sequence[KnownRun],
 ) -> tuple[int, dict[str, Row]]:
     """Write a session and its runs into a new file, within the transaction that is open there.
 
@@ -49,45 +49,45 @@ def renew(
     -------
     The session's key, and the row of each run, by its id; a run has the number that it had, if that is free.
     """
-    ledger = Ledger(connection)
+    row_writer = RowWriter(connection)
     found = connection.execute(
         "SELECT key FROM sessions WHERE session_id = ?", (session[0],)
     ).fetchone()
-    key = ledger.insert_session(session) if found is None else int(found[0])
-    note_home(connection, key)
+    key = row_writer.insert_session(session) if found is None else int(found[0])
+    note_file(connection, key)
     return key, {
-        run.record.run_id: _renew_run(former, connection, ledger, key, run)
+        run.record.run_id: _rebuild_run(previous, connection, row_writer, key, run)
         for run in sorted(known, key=lambda run: run.record.number or 0)
     }
 
 
-def _renew_run(
-    former: sqlite3.Connection | None,
+def _rebuild_run(
+    previous: sqlite3.Connection | None,
     connection: sqlite3.Connection,
-    ledger: Ledger,
+    row_writer: RowWriter,
     session_key: int,
-    run: Known,
+    run: KnownRun,
 ) -> Row:
-    number = _insert(connection, ledger, session_key, run.record)
+    number = _insert(connection, row_writer, session_key, run.record)
     row = Row(number, RunStatus.QUEUED)
-    if former is None or not _copy(former, connection, run, number):
-        for event in retold(run.record, run.saved):
+    if previous is None or not _copy(previous, connection, run, number):
+        for event in reconstructed(run.record, run.saved):
             if isinstance(event, Dropped):
-                row = ledger.write_dropped(row, event, run.record.text)
+                row = row_writer.write_dropped(row, event, run.record.text)
             else:
-                row = ledger.write_events(row, [event])
-    ledger.flush()
+                row = row_writer.write_events(row, [event])
+    row_writer.flush()
     record = run.record
     if run.saved < record.event_count:  # its status may be ahead of what is in the file
-        record = reader.read_record(connection, number)
+        record = queries.read_record(connection, number)
     record = msgspec.structs.replace(record, number=number)
-    ledger.update_row(number, record)
-    ledger.flush()
+    row_writer.update_row(number, record)
+    row_writer.flush()
     return Row(number, record.status)
 
 
 def _insert(
-    connection: sqlite3.Connection, ledger: Ledger, session_key: int, record: RunRecord
+    connection: sqlite3.Connection, row_writer: RowWriter, session_key: int, record: RunRecord
 ) -> int:
     """Return the number of a run's row: one that is there, of an older state, is emptied."""
     there = connection.execute(
@@ -99,18 +99,18 @@ def _insert(
         return int(there[0])
     taken = connection.execute("SELECT 1 FROM runs WHERE number = ?", (record.number,)).fetchone()
     number = None if taken else record.number
-    return ledger.insert_row(number, session_key, record, _created(record).inputs())
+    return row_writer.insert_row(number, session_key, record, _created(record).inputs())
 
 
 def _copy(
-    former: sqlite3.Connection, connection: sqlite3.Connection, run: Known, number: int
+    previous: sqlite3.Connection, connection: sqlite3.Connection, run: KnownRun, number: int
 ) -> bool:
     """Copy what the old file has of a run; return whether its log was there and whole."""
     copied: dict[str, list[Values]] = {}
     try:
         for table, columns in _TABLES.items():
             sql = f"SELECT {columns} FROM {table} WHERE run = ? ORDER BY 1"  # noqa: S608 - our own names
-            copied[table] = former.execute(sql, (run.record.number,)).fetchall()
+            copied[table] = previous.execute(sql, (run.record.number,)).fetchall()
     except sqlite3.Error:
         return False
     if not _is_whole(copied["events"], run.saved):
@@ -134,10 +134,10 @@ def _is_whole(events: list[Values], count: int) -> bool:
     return due == count
 
 
-_Told = tuple[float, int, ev.EventData]
+_Entry = tuple[float, int, ev.EventData]
 
 
-def retold(record: RunRecord, count: int) -> list[ev.RunEvent | Dropped]:
+def reconstructed(record: RunRecord, count: int) -> list[ev.RunEvent | Dropped]:
     """Return a log of `count` events that folds to what is known of a run, those in its middle dropped.
 
     Of a run that has come further than that, only how it began is told.
@@ -156,7 +156,7 @@ def retold(record: RunRecord, count: int) -> list[ev.RunEvent | Dropped]:
     return log + [_event(record, first + place, told) for place, told in enumerate(tail)]
 
 
-def _event(record: RunRecord, seq: int, told: _Told) -> ev.RunEvent | Dropped:
+def _event(record: RunRecord, seq: int, told: _Entry) -> ev.RunEvent | Dropped:
     ts, attempt, data = told
     return ev.RunEvent(seq, ts, record.run_id, attempt, data)
 
@@ -167,16 +167,16 @@ def _created(record: RunRecord) -> ev.RunCreated:
     )
 
 
-def _beginning(record: RunRecord) -> list[_Told]:
-    told: list[_Told] = [(record.created_at, 0, _created(record))]
+def _beginning(record: RunRecord) -> list[_Entry]:
+    told: list[_Entry] = [(record.created_at, 0, _created(record))]
     if record.started_at is not None:
         told.append((record.started_at, record.attempt, ev.RunStarted()))
     return told
 
 
-def _ending(record: RunRecord) -> list[_Told]:
+def _ending(record: RunRecord) -> list[_Entry]:
     """Return what the status follows from; after the beginning, and some time before the end at the latest."""
-    told: list[_Told] = []
+    told: list[_Entry] = []
     last = record.last_event_at
     if record.cancel_requested_at is not None and record.cause is not None:
         asked = ev.CancelRequested(record.cause, record.reason, record.cancelled_by)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbrun.core.record import LIVE
-from nbrun.store.liveness import open_sessions
+from nbrun.store.liveness import open_kernels
 from nbrun.store.schema import fill_columns
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ class Sweeper:
         named = {row[0] for row in connection.execute("SELECT DISTINCT sha256 FROM artifacts")}
         strays = self._files.remove_strays(named, now)
         is_in_use = any(
-            sight.is_home and sight.is_alive() is not False for sight in open_sessions(connection)
+            kernel.is_same_file and kernel.is_alive() is not False
+            for kernel in open_kernels(connection)
         )
         if not is_in_use:  # it would keep the kernel's commits waiting
             connection.execute("VACUUM")

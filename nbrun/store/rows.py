@@ -81,7 +81,7 @@ class IdTaken(Exception):
     """A run with this id is in the file already; `args[0]` is the id."""
 
 
-class Ledger:
+class RowWriter:
     """Writes in a transaction, which it begins and commits.
 
     It keeps nothing of what it has committed: a caller that rolls back drops what was returned, one that
@@ -231,7 +231,7 @@ class Ledger:
             if event.data.TYPE not in ev.DELTA_TYPES:
                 values = _values(row.number, event)
                 if len(values[-1]) > _LARGE:  # type: ignore[arg-type]  # the last one is its data
-                    values = self._outsourced(row.number, event) or values
+                    values = self._moved_to_file(row.number, event) or values
                 self._events.append(values)
                 continue
             if opened is None:
@@ -244,12 +244,12 @@ class Ledger:
             opened = self._keep_open(row.number, opened)
         return row if opened is row.deltas else Row(row.number, row.status, opened)
 
-    def _outsourced(self, number: int, event: ev.RunEvent) -> Values | None:
+    def _moved_to_file(self, number: int, event: ev.RunEvent) -> Values | None:
         """Return the row of an event whose payload is in a file, listed with its run; None if it has to stay."""
         if self.files is None:
             return None
         try:
-            found = payloads.outsourced(event, self.files)
+            found = payloads.moved_to_file(event, self.files)
         except (OSError, StoreError) as error:  # no room there: then the row is as large as it is
             _log.info("%s: a large value stays in the file (%s)", event.run_id, error)
             return None

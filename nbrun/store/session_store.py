@@ -10,11 +10,11 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from nbrun.core.artifacts import ArtifactFiles, folder_beside
-from nbrun.core.errors import NotPending, StoreDamaged, StoreError, StoreInTrouble, StoreReadOnly
-from nbrun.store import read_only as stranger
+from nbrun.core.errors import NotPending, StoreDamaged, StoreError, StoreReadOnly, StoreUnavailable
+from nbrun.store import read_only
 from nbrun.store.connection import connect
-from nbrun.store.database_file import Home
-from nbrun.store.faults import Trouble, is_damage, trouble_of
+from nbrun.store.database_file import DatabaseFile
+from nbrun.store.faults import StoreFault, fault_of, is_damage
 from nbrun.store.orphans import give_up
 from nbrun.store.queries import StoredRun, StoredRuns
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
@@ -31,10 +31,10 @@ __all__ = [
     "Checkpointed",
     "Committed",
     "Keep",
+    "ReadOnlyStore",
     "SessionStore",
     "Source",
     "StoredRun",
-    "Stranger",
 ]
 
 SWEEP_S = 60.0
@@ -65,14 +65,14 @@ class SessionStore(StoredRuns):
         self._lock = threading.RLock()
         # Of the writer's connection, which readers of memory share.
         self._write_lock = threading.RLock()
-        self._home = Home(places, clock)
+        self._database = DatabaseFile(places, clock)
         self._clock = clock
         self._writer: Writer | None = None
         self._read_connection: sqlite3.Connection | None = None
         self._read_generation = 0
         self._is_closed = False
         self._is_shut = False  # what there was in memory is gone
-        self._stranger: Stranger | None = None
+        self._read_only: ReadOnlyStore | None = None
         self._held = ArtifactFiles(None)  # for a store in memory
         self._sweep_lock = threading.Lock()
         self._sweep_at = 0.0
@@ -87,12 +87,12 @@ class SessionStore(StoredRuns):
     @property
     def path(self) -> Path | None:
         """The file; None before it is opened, and in memory."""
-        return self._home.path
+        return self._database.path
 
     @property
     def problem(self) -> str | None:
         """Why the first choice of a place was not taken, in one line."""
-        return self._home.problem
+        return self._database.problem
 
     @property
     def elsewhere(self) -> list[Path]:
@@ -100,30 +100,30 @@ class SessionStore(StoredRuns):
         return [path for path in self._places[1:] if path != self.path and path.is_file()]
 
     @property
-    def stranger(self) -> Stranger | None:
+    def read_only(self) -> ReadOnlyStore | None:
         """The first choice of a place, where it can be read though it must not be written to."""
-        only_read = self._home.only_read
+        only_read = self._database.only_read
         if only_read is None:
             return None
-        if self._stranger is None:
-            self._stranger = Stranger(*only_read, self._clock)
-        return self._stranger
+        if self._read_only is None:
+            self._read_only = ReadOnlyStore(*only_read, self._clock)
+        return self._read_only
 
     @property
-    def trouble(self) -> Trouble | None:
+    def fault(self) -> StoreFault | None:
         """Why nothing is written at the moment; None when all is well."""
         writer = self._writer
-        return self._home.trouble if writer is None else writer.trouble
+        return self._database.fault if writer is None else writer.fault
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def incidents(self) -> tuple[str, ...]:
         """What befell the files of this store: which were set aside, gone or replaced."""
-        return self._home.told
+        return self._database.incidents
 
     @property
     def lost(self) -> int:
         """How many runs of dead kernels were found at the opening."""
-        return self._home.lost
+        return self._database.lost
 
     @property
     def behind(self) -> int:
@@ -137,28 +137,28 @@ class SessionStore(StoredRuns):
 
     @property
     def _is_open(self) -> bool:
-        return self._home.generation > 0 and not self._is_shut
+        return self._database.generation > 0 and not self._is_shut
 
     @property
     def _write_connection(self) -> sqlite3.Connection | None:
-        return self._home.connection
+        return self._database.connection
 
-    def take_news(self) -> list[str]:
+    def take_unreported(self) -> list[str]:
         """Return what befell the file and no run's log has told yet."""
-        news = self._home.news
+        news = self._database.unreported
         return [news.popleft() for _ in range(len(news))]
 
     def open_existing(self, *, sets_aside: bool = False) -> None:
         """Open the file if there is one, and mark as lost what a dead kernel left live.
 
-        One that is in trouble stays unopened; `trouble` says why. Whoever is to write to the store has a damaged
+        One that is in fault stays unopened; `fault` says why. Whoever is to write to the store has a damaged
         one set aside.
         """
         with self._lock:
             is_there = any(path.exists() for path in self._places[:1])
             if is_there and not self._is_open and self._writer is None:
-                with contextlib.suppress(StoreInTrouble):
-                    self._home.open(sets_aside=sets_aside)
+                with contextlib.suppress(StoreUnavailable):
+                    self._database.open(sets_aside=sets_aside)
 
     def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
         """Open or make the file and start its writer; the same writer again when it is called again.
@@ -167,17 +167,17 @@ class SessionStore(StoredRuns):
         """
         with self._lock:
             if self._writer is None:
-                if not self._is_open and self._home.trouble is None:
-                    with contextlib.suppress(StoreInTrouble):
-                        self._home.open()
+                if not self._is_open and self._database.fault is None:
+                    with contextlib.suppress(StoreUnavailable):
+                        self._database.open()
                 self._writer = Writer(
-                    self._home.connection,
+                    self._database.connection,
                     self._write_lock,
                     source,
                     session_id=session_id,
                     notebook=notebook,
                     clock=self._clock,
-                    home=self._home,
+                    database=self._database,
                 )
             if self._writer.source is not source:
                 raise StoreError(
@@ -193,15 +193,15 @@ class SessionStore(StoredRuns):
 
         Raises
         ------
-        StoreInTrouble
+        StoreUnavailable
             There is something, and it cannot be read now.
         """
         with self._lock:
             if not self._is_open and not self._is_closed and self._writer is None:
                 self.open_existing()  # another kernel may have made it by now
             if not self._is_open:
-                if self._home.trouble is not None:
-                    raise StoreInTrouble(self._home.trouble)
+                if self._database.fault is not None:
+                    raise StoreUnavailable(self._database.fault)
                 yield None
                 return
             if self.path is None:
@@ -212,14 +212,14 @@ class SessionStore(StoredRuns):
                 yield self._reader(self.path)
             except (sqlite3.DatabaseError, StoreDamaged) as error:
                 if is_damage(error):
-                    self._home.suspect(error)
+                    self._database.suspect(error)
                     if self._writer is not None:
-                        self._writer.ring(is_urgent=True)
-                raise StoreInTrouble(trouble_of(error, self.path)) from error
+                        self._writer.wake(is_urgent=True)
+                raise StoreUnavailable(fault_of(error, self.path)) from error
 
     def _reader(self, path: Path) -> sqlite3.Connection:
         """Return the connection of readers, to the file that is written to now."""
-        generation = self._home.generation
+        generation = self._database.generation
         if self._read_connection is not None and self._read_generation != generation:
             self._read_connection.close()
             self._read_connection = None
@@ -305,7 +305,7 @@ class SessionStore(StoredRuns):
         if self.path is None:
             with self._write_lock:
                 if self._write_connection is None or self._is_closed:
-                    raise StoreError(str(self.trouble or "there are no stored runs"))
+                    raise StoreError(str(self.fault or "there are no stored runs"))
                 yield Sweeper(self._write_connection, self.files, lambda: False)
             return
         try:
@@ -314,7 +314,7 @@ class SessionStore(StoredRuns):
                 connection.execute("PRAGMA secure_delete = ON")
                 yield Sweeper(connection, self.files, rest)
         except sqlite3.Error as error:
-            raise StoreInTrouble(trouble_of(error, self.path)) from error
+            raise StoreUnavailable(fault_of(error, self.path)) from error
 
     def close(self, timeout_s: float, source: Source | None = None) -> bool:
         """Write what waits and close the file; return whether that was done in time.
@@ -332,13 +332,13 @@ class SessionStore(StoredRuns):
                 self._read_connection.close()
                 self._read_connection = None
             if self._writer is None:
-                self._home.close()
+                self._database.close()
             self._is_closed = True
             self._is_shut = self.path is None or not done
         return done
 
 
-class Stranger(SessionStore):
+class ReadOnlyStore(SessionStore):
     """A file that is read and never written to: `problem` says why.
 
     Threads: any method, from any thread; every look has a connection of its own, since others may change the
@@ -385,7 +385,7 @@ class Stranger(SessionStore):
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
         try:
-            with closing(stranger.open_to_read(self.path)) as connection:
+            with closing(read_only.open_to_read(self.path)) as connection:
                 yield connection
         except sqlite3.Error as error:
             raise StoreDamaged(f"{self.path} cannot be read: {error}") from error

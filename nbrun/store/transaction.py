@@ -13,9 +13,9 @@ from nbrun.core import events as ev
 from nbrun.core.artifacts import ArtifactFiles, folder_beside
 from nbrun.core.record import fold
 from nbrun.store.connection import BUSY_TIMEOUT_S
-from nbrun.store.liveness import note_home
-from nbrun.store.rebuild import Known, renew
-from nbrun.store.rows import Dropped, Ledger, Row, Values, insert_artifacts, micros
+from nbrun.store.liveness import note_file
+from nbrun.store.rebuild import KnownRun, rebuild
+from nbrun.store.rows import Dropped, Row, RowWriter, Values, insert_artifacts, micros
 
 if TYPE_CHECKING:
     import threading
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from nbrun.core.clock import Clock
     from nbrun.core.record import RunRecord
-    from nbrun.store.database_file import Home
+    from nbrun.store.database_file import DatabaseFile
     from nbrun.store.rows import Checkpointed
 
 HELD_BYTES = 64 * 1024 * 1024
@@ -204,7 +204,7 @@ class Written:
     events: list[ev.RunEvent]
 
 
-class OpenFile:
+class FileWriter:
     """Writes runs, whole transactions only: when a method raises, nothing has changed.
 
     Threads: of the writer's; the connection is used under `lock`, which a reader of a store in memory shares.
@@ -218,12 +218,12 @@ class OpenFile:
     def __init__(
         self,
         connection: sqlite3.Connection | None,
-        home: Home | None,
+        database: DatabaseFile | None,
         lock: threading.RLock,
         session: Values,
         clock: Clock,
     ) -> None:
-        self._home = home
+        self._database = database
         self._lock = lock
         self._session = session
         self._clock = clock
@@ -231,7 +231,7 @@ class OpenFile:
         self._beaten_at = clock.monotonic()  # the session is inserted with its first beat
         self._is_stand_in = connection is None
         self._connection = connection or sqlite3.connect(":memory:", check_same_thread=False)
-        self._ledger = self._ledger_of(self._connection)
+        self._row_writer = self._row_writer_for(self._connection)
         self._is_full_sync = False
         self._busy_wait_s = BUSY_TIMEOUT_S
 
@@ -241,7 +241,7 @@ class OpenFile:
             if self._is_stand_in:
                 self._connection.close()
                 self._is_stand_in = False
-            self._connection, self._ledger = connection, self._ledger_of(connection)
+            self._connection, self._row_writer = connection, self._row_writer_for(connection)
             self._is_full_sync, self._busy_wait_s = False, -1.0
 
     def wait_for_locks(self, wait_s: float) -> None:
@@ -272,7 +272,7 @@ class OpenFile:
         )
         self._sync_fully(any(has_end))
         with self._lock:
-            self._ledger.begin()
+            self._row_writer.begin()
             try:
                 session_key = self._session_key or self._insert_session()
                 self._beat(session_key)
@@ -281,9 +281,9 @@ class OpenFile:
                     for run_id, run in runs.items()
                 }
                 kept = self._keep_checkpoints(checkpoints, written)
-                self._ledger.commit()
+                self._row_writer.commit()
             except BaseException:
-                self._ledger.rollback()
+                self._row_writer.rollback()
                 raise
         self._session_key = session_key
         return written, kept
@@ -291,15 +291,17 @@ class OpenFile:
     def drop_checkpoints(self, number: int) -> None:
         """Delete what a run was to be gone on from."""
         with self._lock:
-            self._ledger.drop_checkpoints(number)
+            self._row_writer.drop_checkpoints(number)
 
-    def renew(self, former: sqlite3.Connection | None, known: Sequence[Known]) -> dict[str, Row]:
+    def rebuild(
+        self, previous: sqlite3.Connection | None, known: Sequence[KnownRun]
+    ) -> dict[str, Row]:
         """Write what this kernel knows into a file that was begun again; return the row of each run, by its id."""
         self._sync_fully(True)
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                key, rows = renew(former, self._connection, self._session, known)
+                key, rows = rebuild(previous, self._connection, self._session, known)
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
@@ -321,12 +323,12 @@ class OpenFile:
         """Close the connection."""
         self._connection.close()
 
-    def _ledger_of(self, connection: sqlite3.Connection) -> Ledger:
+    def _row_writer_for(self, connection: sqlite3.Connection) -> RowWriter:
         """Return what writes to a file, and what is too large for it beside it."""
-        ledger = Ledger(connection)
-        if self._home is not None and self._home.path is not None:
-            ledger.files = ArtifactFiles(folder_beside(self._home.path))
-        return ledger
+        row_writer = RowWriter(connection)
+        if self._database is not None and self._database.path is not None:
+            row_writer.files = ArtifactFiles(folder_beside(self._database.path))
+        return row_writer
 
     def _sync_fully(self, wanted: bool) -> None:
         """Have the next commit survive a power loss, or only the death of this process.
@@ -338,8 +340,8 @@ class OpenFile:
             self._is_full_sync = wanted
 
     def _insert_session(self) -> int:
-        key = self._ledger.insert_session(self._session)
-        note_home(self._connection, key)
+        key = self._row_writer.insert_session(self._session)
+        note_file(self._connection, key)
         return key
 
     def _beat(self, session_key: int) -> None:
@@ -360,19 +362,19 @@ class OpenFile:
         events = [*run.backlog.whole(), *new]
         row, record = run.row, run.record
         if row is None and events and isinstance(events[0].data, ev.RunCreated):
-            row, events[0] = self._ledger.insert_run(session_key, events[0])
+            row, events[0] = self._row_writer.insert_run(session_key, events[0])
         elif row is None:
-            row = self._ledger.find_run(session_key, run_id, record.status)
+            row = self._row_writer.find_run(session_key, run_id, record.status)
         if stand_in:
-            row, events = self._ledger.write_one_by_one(row, events)
+            row, events = self._row_writer.write_one_by_one(row, events)
         else:
-            row = self._ledger.write_events(row, events)
+            row = self._row_writer.write_events(row, events)
         insert_artifacts(self._connection, row.number, events)
         new = events[len(run.backlog) :]
         record = fold(new, record)
         if record.number is None:  # it was folded before it had one
             record = msgspec.structs.replace(record, number=row.number)
-        return Written(self._ledger.write_record(row, record), record, new)
+        return Written(self._row_writer.write_record(row, record), record, new)
 
     def _write_with_gaps(
         self, session_key: int, run_id: str, run: HeldRun, new: list[ev.RunEvent], stand_in: bool
@@ -385,7 +387,7 @@ class OpenFile:
                 told = self._write_run(session_key, run_id, part, [], stand_in)
                 row, record = told.row, told.record
             elif row is not None:  # always: a run's creation is never dropped
-                row = self._ledger.write_dropped(row, piece, record.text)
+                row = self._row_writer.write_dropped(row, piece, record.text)
         return self._write_run(session_key, run_id, HeldRun(record, row), new, stand_in)
 
     def _keep_checkpoints(
@@ -396,7 +398,7 @@ class OpenFile:
         for run_id in checkpoints.keys() & written.keys():
             checkpointed, told = checkpoints[run_id], written[run_id]
             if checkpointed.seq < told.record.event_count:
-                self._ledger.keep_checkpoint(told.row, checkpointed)
+                self._row_writer.keep_checkpoint(told.row, checkpointed)
                 kept[run_id] = checkpointed
         return kept
 

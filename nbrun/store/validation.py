@@ -69,7 +69,7 @@ def is_sound(row: Row) -> bool:
     )
 
 
-def mended(row: Row) -> Row:
+def repaired(row: Row) -> Row:
     """Return a row as it may be meant; one without a number of its own is empty, and comes before all others."""
     seq, count, ts, attempt, parent, kind, blob = row
     if type(seq) is not int or not 0 <= seq < MAX_SEQ:

@@ -18,17 +18,17 @@ import msgspec
 from nbrun.core import events as ev
 from nbrun.core.record import RunRecord, RunStatus, fold
 from nbrun.store.connection import BUSY_TIMEOUT_S
-from nbrun.store.faults import Kind, Trouble, is_damage, is_of_file, trouble_of
+from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage, is_of_file
 from nbrun.store.liveness import this_process
-from nbrun.store.rebuild import Known
+from nbrun.store.rebuild import KnownRun
 from nbrun.store.rows import IdTaken, Row, Values, micros
-from nbrun.store.transaction import HELD_BYTES, NOTHING, Backlog, HeldRun, OpenFile
+from nbrun.store.transaction import HELD_BYTES, NOTHING, Backlog, FileWriter, HeldRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from nbrun.core.clock import Clock
-    from nbrun.store.database_file import Home
+    from nbrun.store.database_file import DatabaseFile
     from nbrun.store.rows import Checkpointed
 
 
@@ -86,7 +86,7 @@ BUSY_AGAIN_S = 0.05
 """How long it then waits for a lock: what is new is not to wait for that."""
 
 
-class _Overtaken(Exception):
+class _TakenOver(Exception):
     """The disk has failed after a while, in which what was to be written was kept and made public."""
 
 
@@ -96,14 +96,14 @@ _Group = dict[str, list[ev.RunEvent]]
 class Writer:
     """Commits what its source gives.
 
-    Threads: `ring()` and `close()` from any thread, `trouble` and `behind` are read by any; the rest is of the
+    Threads: `wake()` and `close()` from any thread, `fault` and `behind` are read by any; the rest is of the
     thread `nbrun-writer`, or of its watch while the disk keeps that waiting for too long. The connection is used
     under `lock`, which a reader of a store in memory shares.
 
     Parameters
     ----------
-    connection : to the file, None where `home` could not open it yet.
-    home : gives a connection in place of one whose file is gone; without one, this connection is all there is.
+    connection : to the file, None where `database` could not open it yet.
+    database : gives a connection in place of one whose file is gone; without one, this connection is all there is.
     """
 
     def __init__(
@@ -115,41 +115,41 @@ class Writer:
         session_id: str,
         notebook: str | None,
         clock: Clock,
-        home: Home | None = None,
+        database: DatabaseFile | None = None,
     ) -> None:
         identity, now = this_process(), micros(clock.now())
         self.source = source
-        self._home = home
+        self._database = database
         session: Values = (
             session_id, notebook, identity.host, identity.boot_id, identity.pid_namespace, identity.pid,
             identity.started_at, now, now,
         )  # fmt: skip
-        self._file = OpenFile(connection, home, lock, session, clock)
+        self._file = FileWriter(connection, database, lock, session, clock)
         self._clock = clock
-        self.trouble: Trouble | None = None if home is None else home.trouble
-        self._trouble_at = clock.now()
+        self.fault: StoreFault | None = None if database is None else database.fault
+        self._fault_at = clock.now()
         self._retry_at = 0.0  # by the monotonic clock
         self._held = 0  # bytes of all backlogs
         self._runs: dict[str, HeldRun] = {}
         self._behind: set[str] = set()  # those of them that have a backlog
-        self._bell = Bell()
+        self._wake_up = WakeUp()
         # Not a method that asks the bell: every batch of a host's comes by here.
-        self.ring = self._bell.ring
+        self.wake = self._wake_up.wake
         self._is_stopping = False
         self._checkpointed: set[str] = set()  # live runs that have a checkpoint in the file
         self._is_look_due = True
         self._given_up: set[str] = set()  # runs of which something can never be stored
-        self._watch = Watch(self._overtake, clock)
+        self._stall_guard = StallGuard(self._take_over, clock)
         self._thread = threading.Thread(target=self._main, name="nbrun-writer", daemon=True)
         self._thread.start()
 
     def close(self, timeout_s: float) -> bool:
         """Write what is there, release the lease and stop; return whether that was done in time."""
         self._is_stopping = True
-        self.ring(is_urgent=True)
+        self.wake(is_urgent=True)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
-        self._watch.close()
+        self._stall_guard.close()
         return not self._thread.is_alive()
 
     # --- the thread ------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Writer:
     def _main(self) -> None:
         while not self._is_stopping:
             # What is urgent, an end mostly, is also the time to look whether the file is still the one it was.
-            self._is_look_due = self._bell.gather(RETRY_S if self._behind else None)
+            self._is_look_due = self._wake_up.wait(RETRY_S if self._behind else None)
             self._cycle()
         self._cycle()  # what came while the last one was written
         self._release()
@@ -193,7 +193,7 @@ class Writer:
     def _source_groups(self, committed: list[Committed]) -> _Group:
         """Return new events by run, and no events for runs that have only a backlog.
 
-        Nothing while the file is in trouble: what is new is then kept with the rest.
+        Nothing while the file is in fault: what is new is then kept with the rest.
         """
         can_write = self._can_write(committed)
         new: _Group = {}
@@ -215,15 +215,15 @@ class Writer:
             return
         began = self._clock.monotonic()
         try:
-            self._write(groups, committed, is_watched=not is_part)
-        except _Overtaken as overtaken:  # all is kept already
-            if isinstance(overtaken.__cause__, Exception) and is_of_file(overtaken.__cause__):
-                self._note_trouble(overtaken.__cause__, self._clock.monotonic() - began)
+            self._write(groups, committed, is_guarded=not is_part)
+        except _TakenOver as taken_over:  # all is kept already
+            if isinstance(taken_over.__cause__, Exception) and is_of_file(taken_over.__cause__):
+                self._note_fault(taken_over.__cause__, self._clock.monotonic() - began)
         except IdTaken as taken:
             self._refuse(str(taken), groups, committed)
         except Exception as error:
             if is_of_file(error):  # not a value's: it may pass
-                self._note_trouble(error, self._clock.monotonic() - began)
+                self._note_fault(error, self._clock.monotonic() - began)
                 self._keep_all(groups, committed)
             elif len(groups) > 1:
                 for run_id, new in groups.items():
@@ -254,7 +254,7 @@ class Writer:
             self._write(groups, committed, stand_in=True)
         except Exception as again:
             if is_of_file(again):
-                self._note_trouble(again)
+                self._note_fault(again)
                 self._keep_all(groups, committed)
                 return
             self._given_up.add(run_id)
@@ -267,7 +267,7 @@ class Writer:
         return known
 
     def _keep_all(self, groups: _Group, committed: list[Committed]) -> None:
-        words = "the store is in trouble" if self.trouble is None else self.trouble.words
+        words = "the store is in fault" if self.fault is None else self.fault.words
         for run_id, new in groups.items():
             self._keep(run_id, new, words, committed)
 
@@ -292,7 +292,7 @@ class Writer:
         waiting = run.backlog.waiting(run.record.text)
         committed.append(Committed(run_id, run.record, new, problem, waiting))
 
-    # --- the file's trouble ----------------------------------------------------------------------
+    # --- the file's fault ----------------------------------------------------------------------
 
     @property
     def behind(self) -> int:
@@ -301,55 +301,57 @@ class Writer:
 
     def _can_write(self, committed: list[Committed]) -> bool:
         """Return whether to write now: the file is there, or it is time to try again."""
-        is_tried = self.trouble is None or self._is_stopping
+        is_tried = self.fault is None or self._is_stopping
         if not is_tried and self._clock.monotonic() < self._retry_at:
             return False
-        if self._home is None:
+        if self._database is None:
             return True
         try:
-            self._file.take(self._made_ready(self._home, committed))
-            self._file.wait_for_locks(BUSY_TIMEOUT_S if self.trouble is None else BUSY_AGAIN_S)
-            if self._home.is_begun_again:
-                self._renew(self._home, committed)
+            self._file.take(self._made_ready(self._database, committed))
+            self._file.wait_for_locks(BUSY_TIMEOUT_S if self.fault is None else BUSY_AGAIN_S)
+            if self._database.needs_rebuild:
+                self._rebuild(self._database, committed)
         except Exception as error:  # of whatever kind: what was drained must be kept
             if not is_of_file(error):
                 _log.exception("the store's file could not be made ready")
-            self._note_trouble(error)
+            self._note_fault(error)
             return False
         return True
 
-    def _made_ready(self, home: Home, committed: list[Committed]) -> sqlite3.Connection:
-        self._watch.depart({}, committed)
+    def _made_ready(self, database: DatabaseFile, committed: list[Committed]) -> sqlite3.Connection:
+        self._stall_guard.begin_call({}, committed)
         try:
-            return home.ready(looks=self._is_look_due)
+            return database.ready(looks=self._is_look_due)
         finally:
-            self._watch.land()
+            self._stall_guard.end_call()
 
-    def _note_trouble(self, error: BaseException, took_s: float = 0.0) -> None:
+    def _note_fault(self, error: BaseException, took_s: float = 0.0) -> None:
         """Have nothing written for a while; an attempt that took long, with much to write, is not made too often."""
         now = self._clock.monotonic()
-        path = None if self._home is None else self._home.path
-        found = trouble_of(error, path)
-        if self.trouble is None:
-            self._trouble_at = self._clock.now()
-        if self.trouble != found:
+        path = None if self._database is None else self._database.path
+        found = fault_of(error, path)
+        if self.fault is None:
+            self._fault_at = self._clock.now()
+        if self.fault != found:
             _log.info("runs are not saved: %s", found)
-        self.trouble = found
-        self._retry_at = now + (RETRY_S if found.kind is Kind.LOCKED else max(RETRY_S, 5 * took_s))
-        if self._home is not None and path is not None and is_damage(error):
-            self._home.suspect(error)
+        self.fault = found
+        self._retry_at = now + (
+            RETRY_S if found.kind is FaultKind.LOCKED else max(RETRY_S, 5 * took_s)
+        )
+        if self._database is not None and path is not None and is_damage(error):
+            self._database.suspect(error)
             self._retry_at = now  # there is nothing to wait for
-            self.ring(is_urgent=True)
+            self.wake(is_urgent=True)
 
     def _note_well(self) -> None:
-        if self.trouble is not None:
+        if self.fault is not None:
             _log.info("runs are saved again")
-            self.trouble = None
+            self.fault = None
 
     def _since(self) -> str:
-        return datetime.fromtimestamp(self._trouble_at, UTC).astimezone().strftime("%H:%M")
+        return datetime.fromtimestamp(self._fault_at, UTC).astimezone().strftime("%H:%M")
 
-    def _renew(self, home: Home, committed: list[Committed]) -> None:
+    def _rebuild(self, database: DatabaseFile, committed: list[Committed]) -> None:
         """Write what this kernel knows into a file that was begun again."""
         known = []
         for public in self.source.known():
@@ -357,9 +359,9 @@ class Writer:
             record = public if run is None else run.record
             first = None if run is None else run.backlog.first_seq
             if record.number is not None:  # else it never was in a file
-                known.append(Known(record, record.event_count if first is None else first))
-        rows = self._file.renew(home.former, known)
-        home.let_go_of_former()
+                known.append(KnownRun(record, record.event_count if first is None else first))
+        rows = self._file.rebuild(database.previous, known)
+        database.close_previous()
         for told in known:
             row = rows[told.record.run_id]
             record = msgspec.structs.replace(told.record, number=row.number)
@@ -368,10 +370,10 @@ class Writer:
                 mine.row, mine.record = row, record
             if record.number != told.record.number and (mine is None or not mine.backlog):
                 committed.append(Committed(record.run_id, record, ()))
-        while home.news:
-            if not self.source.warn(home.news[0]):  # then the next run tells it
+        while database.unreported:
+            if not self.source.warn(database.unreported[0]):  # then the next run tells it
                 break
-            home.news.popleft()
+            database.unreported.popleft()
 
     # --- one transaction -------------------------------------------------------------------------
 
@@ -381,27 +383,27 @@ class Writer:
         committed: list[Committed],
         *,
         stand_in: bool = False,
-        is_watched: bool = False,
+        is_guarded: bool = False,
     ) -> None:
         """Commit the backlogs and the new events of these runs.
 
         Nothing changes when it raises, so that the same can be tried again.
         """
         runs = {run_id: self._run(run_id) for run_id in groups}
-        if is_watched:
-            self._watch.depart(groups, committed)
+        if is_guarded:
+            self._stall_guard.begin_call(groups, committed)
         try:
             written, kept = self._file.write(
                 runs, groups, self.source.checkpoints, stand_in=stand_in
             )
         except Exception as error:
-            if is_watched and self._watch.land():
-                raise _Overtaken from error
+            if is_guarded and self._stall_guard.end_call():
+                raise _TakenOver from error
             raise
-        is_overtaken = is_watched and self._watch.land()
+        is_taken_over = is_guarded and self._stall_guard.end_call()
         self._note_checkpoints(kept)
         for run_id, told in written.items():
-            if is_overtaken:
+            if is_taken_over:
                 committed.append(self._catch_up(run_id, told.row, told.record))
                 continue
             run = runs[run_id]
@@ -418,26 +420,26 @@ class Writer:
 
     # --- while the disk does not answer ----------------------------------------------------------
 
-    def _overtake(self, flight: Flight) -> None:
+    def _take_over(self, call: DiskCall) -> None:
         """Keep, and make public, what the writer was to write, then what is new; on the watch's thread.
 
-        The writer has the runs of its flight in its hands, so others are put in their place.
+        The writer has the runs of its call in its hands, so others are put in their place.
         """
         committed: list[Committed] = []
-        new = flight.groups
-        if flight.committed:
-            committed += flight.committed
-            flight.committed.clear()
-        if not flight.is_kept:
-            flight.is_kept = True
+        new = call.groups
+        if call.committed:
+            committed += call.committed
+            call.committed.clear()
+        if not call.is_kept:
+            call.is_kept = True
             self._held = sum(run.backlog.size for run in self._runs.values())
             for run_id in new:
                 run = self._run(run_id)
                 self._runs[run_id] = HeldRun(run.record, run.row, run.backlog.copy())
-            if self.trouble is None:
-                self._trouble_at = self._clock.now()
-            self.trouble = Trouble(Kind.OTHER, f"the disk has not answered for {HANG_S:g} s")
-            _log.info("runs are not saved: %s", self.trouble)
+            if self.fault is None:
+                self._fault_at = self._clock.now()
+            self.fault = StoreFault(FaultKind.OTHER, f"the disk has not answered for {HANG_S:g} s")
+            _log.info("runs are not saved: %s", self.fault)
         else:
             new = {}
             for event in self.source.drain():
@@ -454,7 +456,7 @@ class Writer:
         run.record = msgspec.structs.replace(run.record, number=row.number)
         if run.backlog:
             waiting = run.backlog.waiting(run.record.text)
-            words = str(self.trouble or "the disk is slow")
+            words = str(self.fault or "the disk is slow")
             return Committed(run_id, run.record, (), words, waiting)
         self._behind.discard(run_id)
         return Committed(run_id, run.record, ())
@@ -462,7 +464,7 @@ class Writer:
     def _release(self) -> None:
         """Give up the lease, so that nobody has to find out that this process is gone."""
         if self._behind:
-            _log.warning("%d runs were not saved: %s", len(self._behind), self.trouble)
+            _log.warning("%d runs were not saved: %s", len(self._behind), self.fault)
         try:
             # With a run given up, the file does not tell all; its live-looking runs are then lost at the next load.
             if not self._behind and not self._given_up:
@@ -471,8 +473,8 @@ class Writer:
             _log.exception("the session's lease could not be released")
         finally:
             self._file.close()
-            if self._home is not None:
-                self._home.close()
+            if self._database is not None:
+                self._database.close()
 
 
 def _has_end(events: Iterable[ev.RunEvent]) -> bool:
@@ -503,10 +505,10 @@ class _State(Enum):
     BUSY = auto()
 
 
-class Bell:
+class WakeUp:
     """Wakes the writer when there is something to write.
 
-    Threads: `ring()` from any thread, a signal handler too; `gather()` is the writer's. The flags are set by who
+    Threads: `wake()` from any thread, a signal handler too; `wait()` is the writer's. The flags are set by who
     rings and cleared by the writer, which alone writes the state.
     """
 
@@ -516,16 +518,16 @@ class Bell:
         self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._state = _State.BUSY
         self._has_news = self._is_urgent = self._has_more = False
-        self._rings = 0  # about: two who ring at once may count as one
+        self._wakes = 0  # about: two who wake at once may count as one
 
-    def ring(self, *, can_wait: bool = False, is_urgent: bool = False) -> None:
+    def wake(self, *, can_wait: bool = False, is_urgent: bool = False) -> None:
         """Say that the source has events; urgent ones are committed at once, those that can wait a little later."""
         if not can_wait:
             self._has_more = True
         if is_urgent:
             self._is_urgent = True
         self._has_news = True
-        self._rings += 1
+        self._wakes += 1
         # Said first, then looked: the writer sets its state first, then looks at what was said.
         state = self._state
         if state is _State.BUSY:
@@ -533,7 +535,7 @@ class Bell:
         if state is _State.IDLE or is_urgent or (state is _State.LINGERING and not can_wait):
             self._queue.put(None)
 
-    def gather(self, at_most_s: float | None) -> bool:
+    def wait(self, at_most_s: float | None) -> bool:
         """Wait for events, then a moment more, so that many share one commit; return whether one is urgent.
 
         Parameters
@@ -550,12 +552,12 @@ class Bell:
         if not self._is_urgent and not self._has_more:
             self._listen(LINGER_S)
         self._state = _State.BUSY
-        if self._rings > CROWD:
+        if self._wakes > CROWD:
             time.sleep(CROWD_S)
         # Cleared before the source is drained: what comes after that is news again.
         is_urgent = self._is_urgent
         self._has_news = self._is_urgent = self._has_more = False
-        self._rings = 0
+        self._wakes = 0
         while not self._queue.empty():
             self._queue.get()
         return is_urgent
@@ -584,45 +586,45 @@ _QUIET_LOOKS = 4  # without a write, after which the watch rests
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class DiskCall:
     """A call to the disk that is under way: what it is to write, and what came before it and is not public."""
 
     groups: dict[str, list[ev.RunEvent]]
     committed: list[Committed]
     began: float  # by the monotonic clock
-    is_overtaken: bool = False
+    is_taken_over: bool = False
     is_kept: bool = False  # `groups` have become public
 
 
-class Watch:
+class StallGuard:
     """Takes the writer's part over while the writer waits for the disk for too long.
 
     What the writer else does, draining its source and publishing, is then done by the thread `nbrun-writer-watch`,
-    under `_baton`; `land()` waits for it, so that the two never do it at once. Where nothing is written the thread
+    under `_turn`; `end_call()` waits for it, so that the two never do it at once. Where nothing is written the thread
     rests.
 
-    Threads: `depart()` and `land()` are the writer's.
+    Threads: `begin_call()` and `end_call()` are the writer's.
 
     Parameters
     ----------
-    overtake : does the writer's part once; called with the same flight again and again until it lands.
+    take_over : does the writer's part once; called with the same call again and again until it lands.
     """
 
-    def __init__(self, overtake: Callable[[Flight], None], clock: Clock) -> None:
-        self._overtake = overtake
+    def __init__(self, take_over: Callable[[DiskCall], None], clock: Clock) -> None:
+        self._take_over = take_over
         self._clock = clock
-        self._baton = threading.Lock()
-        self._flight: Flight | None = None
-        self._has_flown = False
+        self._turn = threading.Lock()
+        self._call: DiskCall | None = None
+        self._has_called = False
         self._is_awake = False
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def depart(self, groups: dict[str, list[ev.RunEvent]], committed: list[Committed]) -> None:
-        """Note that the writer is about to call the disk; it touches nothing that is shared until `land()`."""
-        self._flight = Flight(groups, committed, self._clock.monotonic())
-        self._has_flown = True
+    def begin_call(self, groups: dict[str, list[ev.RunEvent]], committed: list[Committed]) -> None:
+        """Note that the writer is about to call the disk; it touches nothing that is shared until `end_call()`."""
+        self._call = DiskCall(groups, committed, self._clock.monotonic())
+        self._has_called = True
         if not self._is_awake:
             self._is_awake = True
             if self._thread is None:
@@ -632,11 +634,11 @@ class Watch:
                 self._thread.start()
             self._wake.set()
 
-    def land(self) -> bool:
-        """Note that the disk has answered; return whether the writer was overtaken meanwhile."""
-        with self._baton:
-            flight, self._flight = self._flight, None
-        return flight is not None and flight.is_overtaken
+    def end_call(self) -> bool:
+        """Note that the disk has answered; return whether the writer was taken_over meanwhile."""
+        with self._turn:
+            call, self._call = self._call, None
+        return call is not None and call.is_taken_over
 
     def close(self) -> None:
         """Stop the thread."""
@@ -651,27 +653,27 @@ class Watch:
             self._wake.clear()
             quiet = 0
             while quiet < _QUIET_LOOKS:
-                flight = self._flight
-                is_late = flight is not None and flight.is_overtaken
+                call = self._call
+                is_late = call is not None and call.is_taken_over
                 if self._stop.wait(TICK_S if is_late else min(LOOK_S, HANG_S / 4)):
                     return
                 quiet = 0 if self._look() else quiet + 1
             self._is_awake = False
             # Said first, then looked: a departure in between has not woken anybody.
-            if self._flight is not None:
+            if self._call is not None:
                 self._is_awake = True
                 self._wake.set()
 
     def _look(self) -> bool:
         """Overtake the writer if it is late; return whether it has written anything since the last look."""
-        with self._baton:
-            flight, has_flown, self._has_flown = self._flight, self._has_flown, False
-            if flight is None:
-                return has_flown
-            if self._clock.monotonic() - flight.began >= HANG_S:
-                flight.is_overtaken = True
+        with self._turn:
+            call, has_called, self._has_called = self._call, self._has_called, False
+            if call is None:
+                return has_called
+            if self._clock.monotonic() - call.began >= HANG_S:
+                call.is_taken_over = True
                 try:
-                    self._overtake(flight)
+                    self._take_over(call)
                 except Exception:  # this thread serves every run: whatever comes, it goes on
                     _log.exception("the watch over the store's writer failed")
             return True

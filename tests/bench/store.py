@@ -32,7 +32,7 @@ from nbrun.core.record import RunRecord, fold
 from nbrun.store import queries as reader
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.liveness import this_process
-from nbrun.store.rows import Ledger, Row
+from nbrun.store.rows import Row, RowWriter
 from nbrun.ui.panel.page import ANY_LIVE, Wanted, read_page
 
 RUNS = 100_000
@@ -73,29 +73,29 @@ def a_run(number: int, session_id: str) -> list[ev.RunEvent]:
     ]
 
 
-def a_session(ledger: Ledger, name: str) -> int:
+def a_session(row_writer: RowWriter, name: str) -> int:
     """Insert a session, one that is over: it holds no lease; return its key."""
     who = this_process()
-    return ledger.insert_session(
+    return row_writer.insert_session(
         (name, "/home/me/report.ipynb", who.host, who.boot_id, who.pid_namespace, who.pid, who.started_at, 0, 0)
     )  # fmt: skip
 
 
-def write(ledger: Ledger, session_key: int, log: list[ev.RunEvent]) -> Row:
+def write(row_writer: RowWriter, session_key: int, log: list[ev.RunEvent]) -> Row:
     """Write a whole run, as the writer does."""
-    row, created = ledger.insert_run(session_key, log[0])
+    row, created = row_writer.insert_run(session_key, log[0])
     log = [created, *log[1:]]
-    row = ledger.write_events(row, log)
-    return ledger.write_record(row, fold(log))
+    row = row_writer.write_events(row, log)
+    return row_writer.write_record(row, fold(log))
 
 
 def fill(path: Path) -> None:
     """Write 100,000 runs, and a long one of each kind: #1 one row an event, #2 text."""
     with contextlib.closing(open_for_writing(path, NOON)) as connection:
         connection.execute("PRAGMA synchronous = OFF")  # it is made once and read
-        ledger = Ledger(connection)
-        ledger.begin()
-        key = a_session(ledger, "session-1")
+        row_writer = RowWriter(connection)
+        row_writer.begin()
+        key = a_session(row_writer, "session-1")
         for number, kind in ((1, ev.Log), (2, ev.TextDelta)):
             log = a_run(number, "session-1")
             first, last = log[:2], log[-1]
@@ -103,14 +103,14 @@ def fill(path: Path) -> None:
                 first.append(
                     ev.RunEvent(seq, NOON, first[0].run_id, 1, kind(f"line {seq} of the log"))
                 )
-            write(ledger, key, [*first, msgspec.structs.replace(last, seq=EVENTS - 1)])
+            write(row_writer, key, [*first, msgspec.structs.replace(last, seq=EVENTS - 1)])
         for number in range(3, RUNS + 1):
-            write(ledger, key, a_run(number, "session-1"))
+            write(row_writer, key, a_run(number, "session-1"))
             if number % BATCH == 0:
-                ledger.commit()
-                ledger.begin()
+                row_writer.commit()
+                row_writer.begin()
         connection.execute("UPDATE sessions SET closed_at = 1")
-        ledger.commit()
+        row_writer.commit()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
@@ -205,19 +205,19 @@ def deltas(folder: Path) -> tuple[float, float, float]:
     for seq in range(2, DELTAS + 2):
         log.append(ev.RunEvent(seq, NOON + seq / 1e3, log[0].run_id, 1, ev.TextDelta("x" * 20)))
     with contextlib.closing(open_for_writing(path, NOON)) as connection:
-        ledger = Ledger(connection)
-        ledger.begin()
-        row, log[0] = ledger.insert_run(a_session(ledger, "s"), log[0])
-        ledger.commit()
+        row_writer = RowWriter(connection)
+        row_writer.begin()
+        row, log[0] = row_writer.insert_run(a_session(row_writer, "s"), log[0])
+        row_writer.commit()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         before = path.stat().st_size
         storing, folding, record = 0.0, 0.0, RunRecord()
         for start in range(0, len(log), 250):  # about what a stream gathers between two commits
             batch = log[start : start + 250]
             began = time.process_time()
-            ledger.begin()
-            row = ledger.write_events(row, batch)
-            ledger.commit()
+            row_writer.begin()
+            row = row_writer.write_events(row, batch)
+            row_writer.commit()
             storing += time.process_time() - began
             began = time.process_time()
             record = fold(batch, record)

@@ -189,7 +189,7 @@ def test_the_number_of_an_origin_is_no_strangers(
     assert resumed.origin == ev.Origin("resume", "run-book-0", None, "reader", 2)
     store = SessionStore([target.path], SystemClock())
     store.open_existing()
-    assert store.sequels(1) == []
+    assert store.followups(1) == []
     store.close(1.0)
     assert len(Kept(notebook).runs()) == 2  # it knows its own
     capsys.readouterr()

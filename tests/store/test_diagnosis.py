@@ -10,10 +10,10 @@ import pytest
 
 from nbrun import NotebookSession
 from nbrun.core.clock import SystemClock
-from nbrun.core.errors import StoreInTrouble
+from nbrun.core.errors import StoreUnavailable
 from nbrun.store import diagnosis as finding
 from nbrun.store.diagnosis import Finding, Sign, kept, served, set_aside, tried, versions
-from nbrun.store.faults import Kind, Trouble
+from nbrun.store.faults import FaultKind, StoreFault
 from nbrun.store.session_store import SessionStore
 from tests.conftest import MakeSession
 from tests.fakes import agents
@@ -95,7 +95,7 @@ def test_a_store_is_told_with_its_size_and_its_room(session: NotebookSession) ->
     assert (file.sign, disk.sign) == (Sign.OK, Sign.OK)
     assert f"{session.store.path}, durable, " in file.text
     assert file.text.endswith("journal mode WAL")
-    session.store._home.lost = 2
+    session.store._database.lost = 2
     assert "2 runs were live when their kernel died" in kept(session.store)[-1].text
 
 
@@ -124,7 +124,7 @@ def test_a_full_disk_and_a_slow_journal_are_told(
         connection.execute("CREATE TABLE t (x)")
     connection.close()
     store = SessionStore([path], SystemClock())
-    store._home.path = path
+    store._database.path = path
     monkeypatch.setattr(finding, "LOW_DISK_BYTES", 1 << 80)
     slow, full = kept(store)
     assert (slow.sign, full.sign) == (Sign.NOTE, Sign.PROBLEM)
@@ -154,12 +154,12 @@ def test_a_store_that_is_not_written_to_is_not_called_durable(
 ) -> None:
     """The line of its file does not contradict the one above it."""
     store = used(session)
-    trouble = Trouble(Kind.FULL, "the disk is full")
-    monkeypatch.setattr(SessionStore, "trouble", trouble)
+    fault = StoreFault(FaultKind.FULL, "the disk is full")
+    monkeypatch.setattr(SessionStore, "fault", fault)
     first, second, *_ = kept(store)
     assert first.text.startswith("not written to: the disk is full")
     assert "durable" not in second.text
-    assert str(StoreInTrouble(trouble)) == f"the disk is full; {trouble.mend}"
+    assert str(StoreUnavailable(fault)) == f"the disk is full; {fault.fix}"
 
 
 def test_what_was_kept_at_another_place_is_found_again(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from nbrun import NotebookSession, Run, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.clock import SystemClock
-from nbrun.core.errors import StoreInTrouble
+from nbrun.core.errors import StoreUnavailable
 from nbrun.core.record import RunRecord, fold
-from nbrun.store import database_file as home, writer as writer_module
+from nbrun.store import database_file, writer as writer_module
 from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.diagnosis import Sign, kept
-from nbrun.store.rebuild import retold
+from nbrun.store.rebuild import reconstructed
 from nbrun.store.rows import Dropped
 from nbrun.store.session_store import SessionStore
 from tests.conftest import MakeSession
@@ -113,7 +113,7 @@ def test_a_file_that_is_locked_at_load_is_waited_for(
         assert "✘ problem  store: not written to: the file is locked" in said(session)
         assert "1 run waits in memory" in said(session)
     saved(run)
-    assert (run.number, session.store.path, session.store.trouble) == (2, store_path, None)
+    assert (run.number, session.store.path, session.store.fault) == (2, store_path, None)
     assert not elsewhere.exists()
     assert texts(session) == ["one two three"] * 2
 
@@ -142,7 +142,7 @@ def test_a_file_that_nobody_may_read_is_told_in_one_line(
     with locked(store_path, "EXCLUSIVE"):
         session = make_session()
         run = ended(session.start(agents.talking))
-        with pytest.raises(StoreInTrouble, match="locked by another program") as caught:
+        with pytest.raises(StoreUnavailable, match="locked by another program") as caught:
             session.runs()
         assert len(caught.value._render_traceback_()) == 1
         assert run.events()[-1].type == "run.completed"
@@ -211,7 +211,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(
     session = make_session(store=small_disk.folder / ".nbrun" / "x.db")
     run = session.start(held)
     assert held.entered.wait(BOUND_S)
-    why = "the disk is full" if small_disk.is_mounted else "the disk does not take it"
+    why = "the disk is full" if small_disk.is_mounted else "the disk refused the write"
     with small_disk.full():
         big = ended(session.start(agents.chatty(20_000)))
         held.let_go()
@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(
         assert len(big.events()) == 20_003
     saved(big)
     saved(run)
-    assert session.store.trouble is None
+    assert session.store.fault is None
     assert "not written" not in said(session)
     session.close()
     again = make_session(store=small_disk.folder / ".nbrun" / "x.db")
@@ -289,7 +289,7 @@ def test_a_disk_that_does_not_answer_keeps_no_end_back(
     for one in (run, first, second):
         saved(one)
     assert [one.number for one in (run, first, second)] == [1, 2, 3]
-    assert session.store.trouble is None
+    assert session.store.fault is None
     session.close()
     assert texts(make_session()) == [second.text, first.text, run.text]
 
@@ -303,7 +303,7 @@ def test_the_watch_over_the_writer_rests_when_nothing_is_written(
     ended(session.start(agents.instant))
     writer = session.store._writer
     assert writer is not None
-    until(lambda: not writer._watch._is_awake, "it looks on and on")
+    until(lambda: not writer._stall_guard._is_awake, "it looks on and on")
 
 
 # --- a backlog that grows ----------------------------------------------------------------------------
@@ -403,11 +403,11 @@ def test_a_file_that_is_gone_is_begun_again_with_what_the_kernel_knows(
     what = "replaced by another file" if befall is replace else "deleted or moved"
     assert any(what in notice for notice in run.record.notices)
     assert f"• note     store: {store_path} was {what}" in said(session)
-    assert session.store.trouble is None
+    assert session.store.fault is None
     session.close()
     again = make_session()
     assert texts(again) == [after.text, run.text, before.text] + ["one two three"] * others
-    assert again.store.told == ()
+    assert again.store.incidents == ()
     again.close()
     left = {path.name for path in store_path.parent.iterdir()}
     assert left == {".gitignore", store_path.name}
@@ -458,7 +458,7 @@ def test_the_same_file_under_another_identity_is_taken_for_what_it_is(
         old.backup(new)
     copy.replace(store_path)
     ended(session.start(agents.talking))
-    assert session.store.told == ()
+    assert session.store.incidents == ()
     session.close()
     assert texts(make_session()) == ["one two three"] * 2
 
@@ -476,7 +476,7 @@ def test_a_notebooks_folder_that_is_gone_is_not_made_again(
     assert not folder.exists()
     renamed.rename(folder)
     saved(run)
-    assert (session.store.told, run.number) == ((), 2)
+    assert (session.store.incidents, run.number) == ((), 2)
 
 
 # --- damaged -----------------------------------------------------------------------------------------
@@ -530,7 +530,7 @@ def test_who_only_reads_sets_nothing_aside(store_path: Path) -> None:
     store_path.write_bytes(raw)
     store = SessionStore([store_path], SystemClock())
     store.open_existing()
-    with pytest.raises(StoreInTrouble, match="damaged"):
+    with pytest.raises(StoreUnavailable, match="damaged"):
         store.runs()
     store.close(1.0)
     assert [path.name for path in store_path.parent.glob("*.db")] == [store_path.name]
@@ -571,7 +571,7 @@ def test_a_file_that_is_damaged_under_a_kernel_is_set_aside(
         size = store_path.stat().st_size
         os.truncate(store_path.with_name(f"{store_path.name}-wal"), 0)
         store_path.write_bytes(os.urandom(size))
-        with pytest.raises(StoreInTrouble, match="damaged"):
+        with pytest.raises(StoreUnavailable, match="damaged"):
             session.runs()
     until(lambda: any("is damaged" in notice for notice in run.record.notices), "not noticed")
     held.let_go()
@@ -591,14 +591,14 @@ def test_a_disk_that_damages_every_file_is_not_filled_with_them(
 ) -> None:
     """After a few files no more are set aside: the run goes on in memory, which is told."""
     session = make_session()
-    for _ in range(home.SET_ASIDE_LIMIT):
+    for _ in range(database_file.SET_ASIDE_LIMIT):
         ended(session.start(agents.instant))
         os.truncate(store_path, 0)
     ended(session.start(agents.instant))
     os.truncate(store_path, 0)
     run = ended(session.start(agents.instant))
     assert "look at the disk" in (run.problem or "")
-    assert len(list(store_path.parent.glob("test.damaged-*.db"))) == home.SET_ASIDE_LIMIT
+    assert len(list(store_path.parent.glob("test.damaged-*.db"))) == database_file.SET_ASIDE_LIMIT
 
 
 RECORDS: dict[str, list[ev.EventData]] = {
@@ -637,7 +637,7 @@ def test_a_log_that_cannot_be_read_is_told_again_from_its_record(name: str) -> N
     log = [ev.RunEvent(n, 5.0 + n, "run-1", 1 if n else 0, one) for n, one in enumerate(data)]
     record = fold(log)
     flat: list[ev.RunEvent] = []
-    for item in retold(record, len(log)):
+    for item in reconstructed(record, len(log)):
         flat += item.events(record.text) if isinstance(item, Dropped) else [item]
     again = fold(flat)
 
@@ -652,7 +652,7 @@ def test_a_log_that_cannot_be_read_is_told_again_from_its_record(name: str) -> N
     for count in range(1, len(log)):  # some of it is in the backlog: no end must stand before that
         begun = [
             event
-            for item in retold(record, count)
+            for item in reconstructed(record, count)
             for event in (item.events("") if isinstance(item, Dropped) else [item])
         ]
         assert [event.seq for event in begun] == list(range(count))
@@ -744,6 +744,6 @@ def test_a_sound_store_has_no_trouble(make_session: MakeSession) -> None:
     """Nothing is told of a store that nothing has befallen."""
     session = make_session()
     ended(session.start(agents.instant))
-    assert (session.store.trouble, session.store.told, session.store.behind) == (None, (), 0)
+    assert (session.store.fault, session.store.incidents, session.store.behind) == (None, (), 0)
     assert {found.sign for found in kept(session.store)} == {Sign.OK}
     assert BUSY_TIMEOUT_S == 1.0

@@ -16,7 +16,7 @@ from nbrun.cli import main
 from nbrun.core import events as ev
 from nbrun.render.static_card import bundle, plain_text
 from nbrun.sessions.run_list import RunList
-from nbrun.store import validation as doubt
+from nbrun.store import validation
 from nbrun.store.connection import open_for_writing
 from nbrun.store.liveness import this_process
 from tests.fakes import agents
@@ -264,8 +264,8 @@ def test_a_wrong_row_in_a_log_breaks_nothing(
     assert seqs in ([0, 1, 2], [0, 2]) or row.get("count") == 10**9  # that takes up to 16 numbers
     for event in run.events():
         assert isinstance(event.type, str)
-        assert 0 <= event.ts <= doubt.LATEST_S
-        assert not doubt.is_deep(event.data)
+        assert 0 <= event.ts <= validation.LATEST_S
+        assert not validation.is_deep(event.data)
 
 
 WRONG_RUNS = {
@@ -408,7 +408,7 @@ def test_a_page_of_events_has_a_bound(
     planter: Planter, make_session: MakeSession, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log that is larger than a page may be comes in several, none of them empty, and none of it is left out."""
-    monkeypatch.setattr(doubt, "PAGE_BYTES", 10_000)
+    monkeypatch.setattr(validation, "PAGE_BYTES", 10_000)
     planter.log(*[("log", encoded(text="x" * 6_000)) for _ in range(6)])
     run = only(make_session().runs())
     assert run.record.event_count == 8

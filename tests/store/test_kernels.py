@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nbrun.store.connection import open_for_writing
-from nbrun.store.rows import Ledger
+from nbrun.store.rows import RowWriter
 from tests.fakes import doomed
 from tests.store.crash import Life, check
 
@@ -96,7 +96,7 @@ def test_a_writer_behind_many_others_comes_through(tmp_path: Path, held_s: float
         other.execute("BEGIN IMMEDIATE")
         free = threading.Timer(held_s, other.execute, ("COMMIT",))
         free.start()
-        Ledger(connection).begin()
+        RowWriter(connection).begin()
         assert connection.in_transaction
         assert connection.execute("PRAGMA busy_timeout").fetchone() == (1_000,)
         free.join(BOUND_S)
@@ -113,6 +113,6 @@ def test_a_lock_that_stays_is_told_of_in_time(tmp_path: Path) -> None:
         for patience_ms in (1_000, 20):
             connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
             with pytest.raises(sqlite3.OperationalError, match="locked"):
-                Ledger(connection).begin()
+                RowWriter(connection).begin()
             assert connection.execute("PRAGMA busy_timeout").fetchone() == (patience_ms,)
         other.execute("COMMIT")

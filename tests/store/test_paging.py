@@ -58,7 +58,7 @@ class Given:
         self.problems += [item.problem for item in committed if item.problem is not None]
         if self._batches:
             assert self.writer is not None
-            self.writer.ring(is_urgent=True)
+            self.writer.wake(is_urgent=True)
         else:
             self.done.set()
 
@@ -70,7 +70,7 @@ def written(batches: list[list[ev.RunEvent]]) -> sqlite3.Connection:
     source.writer = Writer(
         connection, threading.RLock(), source, session_id="s", notebook=None, clock=FakeClock()
     )
-    source.writer.ring(is_urgent=True)
+    source.writer.wake(is_urgent=True)
     assert source.done.wait(BOUND_S)
     assert source.problems == []
     # Not close(): that closes the connection, and this store is in memory.

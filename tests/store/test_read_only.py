@@ -19,7 +19,7 @@ import pytest
 from nbrun import NotebookSession, Run
 from nbrun.cli import main
 from nbrun.core.errors import BadOption, RunNotFound, StoreDamaged, StoreReadOnly
-from nbrun.store import read_only as stranger
+from nbrun.store import read_only
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.session_store import SessionStore
 from tests.fakes import agents
@@ -118,7 +118,7 @@ def test_nothing_is_read_from_a_file_without_our_tables(
     session.close()
     assert store_path.read_bytes() == before
     with pytest.raises(StoreReadOnly, match="has no table of ours called"):
-        stranger.open_to_read(store_path)
+        read_only.open_to_read(store_path)
 
 
 def test_a_strange_file_is_listed_and_shown_by_the_command_line(
@@ -154,7 +154,7 @@ def test_a_strange_file_is_read_while_another_kernel_writes_it(
 def test_a_strange_file_lets_nothing_but_reading_happen(store_path: Path) -> None:
     """The connection takes no writing statement, no pragma, no attachment, and no look at other tables."""
     planted(store_path, "CREATE TABLE evil (x)")
-    with closing(stranger.open_to_read(store_path)) as connection:
+    with closing(read_only.open_to_read(store_path)) as connection:
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (2,)
         for sql in (
             "DELETE FROM runs",
@@ -178,16 +178,16 @@ def test_a_look_that_would_take_too_long_is_broken_off(
         " UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO runs SELECT i, 1, i, i, 'completed', 0,"
         " NULL, x'80', NULL, '', NULL, NULL FROM n",
     )
-    monkeypatch.setattr(stranger, "STEP", 1_000)
-    monkeypatch.setattr(stranger, "MAX_STEPS", 5)
+    monkeypatch.setattr(read_only, "STEP", 1_000)
+    monkeypatch.setattr(read_only, "MAX_STEPS", 5)
     session = make_session()
     own = ended(session.start(agents.instant))
     assert session.get(own.id) == own
     with pytest.raises(RunNotFound):
         session.get("nobody")
-    assert session.store.stranger is not None
+    assert session.store.read_only is not None
     with pytest.raises(StoreDamaged, match="interrupted"):
-        session.store.stranger.find("nobody")
+        session.store.read_only.find("nobody")
 
 
 def test_numbers_that_nobody_comes_to_are_not_gone_on_from(
@@ -228,7 +228,7 @@ READER = textwrap.dedent(
         run = session.start(agent, "tea")
         run.wait(5)
         print(run.problem, [run.number for run in session.runs()], session.store.problem)
-        print(kept(session.store.stranger)[0].mend)
+        print(kept(session.store.read_only)[0].mend)
     """
 )
 
@@ -280,7 +280,7 @@ def test_a_link_is_followed_neither_to_write_nor_to_read(
     assert str(part) in problem
     assert victim.read_bytes() == before
     with pytest.raises(StoreReadOnly, match="symbolic link"):
-        stranger.open_to_read(store_path)
+        read_only.open_to_read(store_path)
 
 
 def test_what_is_no_file_keeps_nobody_waiting(make_session: MakeSession, store_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_what_is_no_file_keeps_nobody_waiting(make_session: MakeSession, store_p
     ended(session.start(agents.instant))
     assert "is no file" in (session.store.problem or "")
     with pytest.raises(StoreReadOnly, match="is no file"):
-        stranger.open_to_read(store_path)
+        read_only.open_to_read(store_path)
 
 
 def test_a_journal_that_names_another_file_costs_nobody_that_file(

@@ -20,7 +20,7 @@ from nbrun.core.errors import BadOption, RunNotFound
 from nbrun.store import retention
 from nbrun.store.connection import connect
 from nbrun.store.retention import Keep, Sweeper
-from nbrun.store.rows import Ledger, Row
+from nbrun.store.rows import Row, RowWriter
 from nbrun.store.session_store import SessionStore
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
@@ -165,10 +165,10 @@ def test_a_log_takes_no_run_along_that_is_not_its_child(
         liar, other = ended(session.start(agents.instant)), ended(session.start(agents.instant))
         ended(session.start(agents.instant))
     with closing(sqlite3.connect(store_path)) as connection:
-        ledger = Ledger(connection)
+        row_writer = RowWriter(connection)
         claim = ev.RunEvent(99, 1.0, liar.id, 1, ev.ChildStarted(other.id, "mine", other.number))
-        ledger.write_events(Row(1, RunStatus.COMPLETED), [claim])
-        ledger.flush()
+        row_writer.write_events(Row(1, RunStatus.COMPLETED), [claim])
+        row_writer.flush()
         connection.commit()
     assert swept(store_path, Keep(runs=2)) == [1]
     assert numbers(store_path) == [2, 3]

@@ -15,7 +15,7 @@ from nbrun.agents import registered
 from nbrun.agents.builtin.adapter import KNOWN
 from nbrun.core.record import LIVE, TERMINAL, RunStatus
 from nbrun.sessions.catalog import number_of
-from nbrun.store.queries import Glimpse, glimpse
+from nbrun.store.queries import RunReference, newest_references
 from nbrun.ui.magics.agent_list import agents_in
 from nbrun.ui.magics.options import ALIASES, OPTIONS, SUBCOMMANDS
 
@@ -231,12 +231,12 @@ class Offers:
         last = ["last"] if fitting and self._is_last(fitting[0]) and verb != "rm" else []
         return [*dict.fromkeys([*numbers, *last, *names, *ids])]
 
-    def _is_last(self, run: Glimpse) -> bool:
+    def _is_last(self, run: RunReference) -> bool:
         """Return whether `last` means this run; one of this session goes before all others."""
         own = self._session.recent_runs(1)
         return own[0].id == run.run_id if own else run == self._runs()[0]
 
-    def _fitting(self, verb: str) -> list[Glimpse]:
+    def _fitting(self, verb: str) -> list[RunReference]:
         """Return the newest runs with which a subcommand can do something, newest first."""
         statuses = _FITTING.get(verb)
         if statuses is None:
@@ -244,7 +244,7 @@ class Offers:
         if (
             verb != "lost" and statuses <= _LIVE
         ):  # only those of this session, however many came after them
-            found = _glimpses(self._session.live_runs[:RUN_LIMIT])
+            found = _references(self._session.live_runs[:RUN_LIMIT])
         elif verb == "lost":
             ours = {run.id for run in self._session.live_runs}
             found = [run for run in self._runs() if run.run_id not in ours]
@@ -252,13 +252,13 @@ class Offers:
             found = self._runs()
         return [run for run in found if run.status in statuses]
 
-    def _runs(self) -> list[Glimpse]:
+    def _runs(self) -> list[RunReference]:
         """Return the newest runs, newest first: those in memory as they are now, others as the file has them."""
         session = self._session
-        runs = _glimpses(session.recent_runs(RUN_LIMIT))
+        runs = _references(session.recent_runs(RUN_LIMIT))
         if session.store.path is not None:  # else all there is is in memory
             known = {run.number for run in runs}
-            stored = glimpse(session.store.path, RUN_LIMIT, session.clock)
+            stored = newest_references(session.store.path, RUN_LIMIT, session.clock)
             runs += [run for run in stored if run.number not in known]
         return sorted(runs, key=lambda run: -(run.number or 2**62))[:RUN_LIMIT]
 
@@ -271,8 +271,8 @@ class Offers:
         return []
 
 
-def _glimpses(runs: Iterable[Run]) -> list[Glimpse]:
-    return [Glimpse(run.number or 0, run.id, run.name, run.status) for run in runs]
+def _references(runs: Iterable[Run]) -> list[RunReference]:
+    return [RunReference(run.number or 0, run.id, run.name, run.status) for run in runs]
 
 
 def _offer(word: str, texts: Iterable[str], kind: str) -> Offer:

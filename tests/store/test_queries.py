@@ -1,4 +1,4 @@
-"""A glimpse of a store: the newest runs at once, or nothing; never a wait, a file or a surprise."""
+"""A newest_references of a store: the newest runs at once, or nothing; never a wait, a file or a surprise."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 from nbrun import NotebookSession
 from nbrun.core.clock import SystemClock
 from nbrun.core.record import RunStatus
-from nbrun.store.queries import Glimpse, glimpse
+from nbrun.store.queries import RunReference, newest_references
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 
 MakeSession = Callable[..., NotebookSession]
 
 
-def seen(path: Path, limit: int = 30) -> list[Glimpse]:
-    """Return what a glimpse of a file shows."""
-    return glimpse(path, limit, SystemClock())
+def seen(path: Path, limit: int = 30) -> list[RunReference]:
+    """Return what a newest_references of a file shows."""
+    return newest_references(path, limit, SystemClock())
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def stored(make_session: MakeSession, store_path: Path) -> Path:
 def test_the_newest_runs_are_seen_newest_first(stored: Path) -> None:
     """Number, id, name and status of as many as are asked for."""
     assert seen(stored) == [
-        Glimpse(3, "run-seq-2", "three", RunStatus.COMPLETED),
-        Glimpse(2, "run-seq-1", "two", RunStatus.FAILED),
-        Glimpse(1, "run-seq-0", "one", RunStatus.COMPLETED),
+        RunReference(3, "run-seq-2", "three", RunStatus.COMPLETED),
+        RunReference(2, "run-seq-1", "two", RunStatus.FAILED),
+        RunReference(1, "run-seq-0", "one", RunStatus.COMPLETED),
     ]
     assert [run.number for run in seen(stored, 2)] == [3, 2]
 
@@ -109,4 +109,4 @@ def test_rows_of_other_types_are_left_out(tmp_path: Path) -> None:
                 (3, "id", b"name", "failed"), (4, "id", "n" * 10_000, "failed")]  # fmt: skip
         connection.executemany("INSERT INTO runs VALUES (?, ?, ?, ?)", rows)
         connection.commit()
-    assert seen(path) == [Glimpse(4, "id", "n" * 200, RunStatus.FAILED)]
+    assert seen(path) == [RunReference(4, "id", "n" * 200, RunStatus.FAILED)]
