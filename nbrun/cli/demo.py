@@ -12,7 +12,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbrun.cli.output import CommandError, answer, cells, console, relative, say, table, tokens
+from nbrun.cli.output import CommandError, relative, say, say_table
 from nbrun.cli.runs import opened
 from nbrun.core.clock import SystemClock
 from nbrun.core.durations import duration
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nbformat import NotebookNode
-    from rich.table import Table
 
-    from nbrun.core.record import RunRecord
 
 DEMO_FOLDER = "nbrun-demo"
 FIRST_NOTEBOOK = "01_first_run.ipynb"
@@ -131,7 +129,7 @@ def _run_headless(path: Path) -> int:
             records = [store.record(run.number) for run in reversed(store.runs())]
         models = dict.fromkeys(record.model for record in records if record.model)
         say(f"\nWhat the notebook's store has kept. Model: {', '.join(models)}\n")
-        console().print(_demo_table(records))
+        say_table(records)
     if problem is not None:
         raise CommandError(f"the notebook stopped: {problem}; what there is of it is in {path}")
     say(f"The notebook, with its outputs: {path}")
@@ -210,20 +208,3 @@ class _Progress:
         if self._is_open:
             self._is_open = False
             say(word)
-
-
-def _demo_table(records: Sequence[RunRecord]) -> Table:
-    rows = table("run", "name", "status", "seconds", "tokens", "text")
-    for record in records:
-        seconds = record.elapsed_s(record.ended_at or record.last_event_at)
-        rows.add_row(
-            *cells(
-                f"#{record.number}",
-                record.name,
-                str(record.status),
-                "" if seconds is None else f"{seconds:.1f}",
-                tokens(record),
-                answer(record),
-            )
-        )
-    return rows

@@ -1,12 +1,12 @@
-"""`nbrun gc`: old runs, files that no run names, and room that is not needed any more."""
+"""`nbrun gc`: removes old runs and files that belong to no run, and frees disk space."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, relative, say
 from nbrun.cli.runs import opened, stores_at
+from nbrun.core import quantities
 from nbrun.core.artifacts import folder_beside
 from nbrun.core.errors import StoreError
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
@@ -14,9 +14,6 @@ from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)i?B?", re.IGNORECASE)
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
 def collect(options: argparse.Namespace) -> int:
@@ -34,9 +31,9 @@ def collect(options: argparse.Namespace) -> int:
                 raise CommandError(str(error)) from None
         freed = before - _size(path)
         words = [
-            _counted(len(done.removed), "run") + " removed",
-            _counted(done.strays, "file") + " of no run removed",
-            f"{freed / 1e6:,.1f} MB given back"
+            quantities.counted(len(done.removed), "run") + " removed",
+            quantities.counted(done.strays, "file") + " of no run removed",
+            f"{quantities.size_words(freed)} given back"
             if not done.is_in_use
             else "a kernel is using it: its room is given back when that has ended",
         ]
@@ -47,15 +44,9 @@ def collect(options: argparse.Namespace) -> int:
 def _keep(options: argparse.Namespace) -> Keep:
     runs = KEEP_RUNS if options.keep_runs is None else options.keep_runs
     if runs < 0:
-        raise CommandError(f"--keep-runs {runs}: give at least 1, or 0 to keep all")
-    size = KEEP_BYTES if options.keep_bytes is None else _bytes(options.keep_bytes)
+        raise CommandError(f"--keep-runs must be at least 1, or 0 to keep all; got {runs}")
+    size = KEEP_BYTES if options.keep_bytes is None else quantities.size_bytes(options.keep_bytes)
     return Keep(runs, size)
-
-
-def _bytes(text: str) -> int:
-    if (found := _SIZE.fullmatch(text.strip())) is None:
-        raise CommandError(f"--keep-bytes {text}: give a size such as 500M or 2G, or 0 for any")
-    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
 def _size(path: Path) -> int:
@@ -67,7 +58,3 @@ def _size(path: Path) -> int:
         *(beside.rglob("*") if beside.is_dir() else ()),
     ]
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

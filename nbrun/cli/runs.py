@@ -7,28 +7,21 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from nbrun.cli.output import (
-    CommandError,
-    answer,
-    cells,
-    console,
-    moment,
-    relative,
-    say,
-    table,
-    tokens,
-)
+from nbrun.cli.output import CommandError, relative, say, say_table
 from nbrun.core.clock import SystemClock
 from nbrun.core.errors import Action, Fix, RunNotFound, UserError
+from nbrun.core.quantities import moment
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.render.words import (
     cancel_notes,
+    cost_words,
     going_on_notes,
-    origin_words,
     progress_words,
+    said,
     status_words,
+    tokens_words,
     with_sequels,
 )
 from nbrun.store import schema
@@ -39,10 +32,8 @@ from nbrun.store.session_store import SessionStore
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from rich.table import Table
 
     from nbrun.store.session_store import StoredRun
 
@@ -76,7 +67,7 @@ def list_runs(options: argparse.Namespace) -> int:
         none = "no runs" if query.is_unfiltered and query.before is None else "no runs that fit"
         say(f"{relative(path)}" if runs else f"{relative(path)}: {none}")
         if runs:
-            console().print(_list_table(runs[: options.limit]))
+            say_table(run.record for run in runs[: options.limit])
         if len(runs) > options.limit:
             last = runs[options.limit - 1].number
             say(
@@ -85,26 +76,6 @@ def list_runs(options: argparse.Namespace) -> int:
     for file, words in odd:
         say(f"{relative(file)}: {words}")
     return 1 if unread else 0
-
-
-def _list_table(runs: Sequence[StoredRun]) -> Table:
-    rows = table("run", "name", "status", "agent", "started", "tokens", "output")
-    for run in runs:
-        record = run.record
-        rows.add_row(
-            *cells(
-                f"#{run.number}",
-                f"{record.name} ({comes_from})"
-                if (comes_from := origin_words(record))
-                else record.name,
-                status_words(record),
-                record.agent,
-                moment(record.started_at or record.created_at),
-                tokens(record),
-                shown(str(record.error) if record.error else answer(record), 80),
-            )
-        )
-    return rows
 
 
 def show_run(options: argparse.Namespace) -> int:
@@ -130,7 +101,7 @@ def show_run(options: argparse.Namespace) -> int:
         ("prompt", record.prompt),
         (f"log (the last {len(record.log)} of {record.log_count:,} lines)" if hidden > 0 else "log",
          "\n".join(record.log)),
-        ("text" if record.text else "output", answer(record)),
+        ("text" if record.text else "output", said(record)),
         ("error", (record.error.traceback or str(record.error)) if record.error else ""),
     ]  # fmt: skip
     for word, text in parts:
@@ -152,7 +123,8 @@ def _facts(record: RunRecord, store: str) -> list[tuple[str, str]]:
         ("ended", "" if ended_at is None else moment(ended_at)),
         ("progress", progress_words(record.progress)),
         ("phase", record.phase or ""),
-        ("tokens", tokens(record)),
+        ("tokens", tokens_words(record.usage)),
+        ("cost", cost_words(record.usage)),
         ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
         ("id", record.run_id),
         ("events", f"{record.event_count} in {store}"),

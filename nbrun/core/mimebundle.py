@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nbrun.core.quantities import size_words
 from nbrun.core.text import clean_text, printable
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def packed(data: Mapping[str, object], redact: Callable[[str], str]) -> bytes | 
     note = ""
     size = sum(len(text.encode()) for text in texts.values())
     if size > LIMIT:
-        note = f"{', '.join(texts.keys() - {TEXT})} of {size / 1e6:,.1f} MB: too large to be kept"
+        note = f"{', '.join(texts.keys() - {TEXT})} of {size_words(size)}: too large to be kept"
         texts = {TEXT: texts.get(TEXT, "")}
     return msgspec.json.encode({"data": texts, "note": note})
 

@@ -10,23 +10,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from nbrun.core.mimebundle import HTML, IMAGES, TEXT
+from nbrun.core.quantities import counted
 from nbrun.core.record import RunRecord, RunStatus, ToolCall
 from nbrun.core.text import printable
 from nbrun.core.values import readable, shown
-from nbrun.render.markdown import as_written, code, fenced, literal, safe_html
+from nbrun.render.markdown import as_written, code, fenced, literal, safe_html, sign
 from nbrun.render.words import (
+    SHAPES,
     always_words,
     cancel_notes,
     child_title,
     cost_words,
     files_words,
     going_on_notes,
+    name_and_number,
     progress_words,
     question_words,
     said,
+    shape,
     status_words,
     steer_words,
     tokens_words,
+    usage_words,
     visible,
 )
 
@@ -51,21 +56,8 @@ _FRAME = (
 )
 _PROSE = "overflow-wrap:anywhere;margin:6px 0 0;max-height:30em;overflow:auto"
 _LINES = "white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0 0;padding:0;background:transparent;border:0"
-# White on a ground of its own: no colour of text has a contrast of 4.5 on white and on #111 as well. Each ground
-# has at least 3 on both.
-_SHAPE = "display:inline-block;min-width:1.5em;text-align:center;border-radius:3px;color:#fff"
 _MUTED = "opacity:.75"
 
-SHAPES = {
-    RunStatus.QUEUED: ("○", "#6e6e6e"),
-    RunStatus.RUNNING: ("▶", "#1565c0"),
-    RunStatus.WAITING: ("?", "#a05a00"),
-    RunStatus.CANCELLING: ("◼", "#a05a00"),
-    RunStatus.COMPLETED: ("✔", "#2e7d32"),
-    RunStatus.FAILED: ("✘", "#c62828"),
-    RunStatus.CANCELLED: ("■", "#a05a00"),
-    RunStatus.LOST: ("◌", "#6e6e6e"),
-}
 _WAS = {
     RunStatus.QUEUED: "Was queued",
     RunStatus.RUNNING: "Was running",
@@ -111,7 +103,7 @@ def whole_html(record: RunRecord, look: Mapping[str, str] | None = None) -> str:
     )
     card = _html(_trimmed(record), None, WHOLE, _moment(record, is_redrawn=False))
     prompt = f'<h2>Prompt</h2><pre style="{_LINES}">{escape(record.prompt)}</pre>'
-    title = escape(shown(_title(record), 100))
+    title = escape(shown(name_and_number(record), 100))
     return f"<article><h1>{title}</h1><dl>{facts}</dl>{prompt}<h2>Run</h2>{card}{_pictured(look or {})}</article>"
 
 
@@ -127,7 +119,7 @@ def _pictured(look: Mapping[str, str]) -> str:
 def whole_markdown(record: RunRecord) -> str:
     """Return a run as Markdown: its facts, its prompt, and its card with nothing cut."""
     facts = "\n".join(f"- {word}: {code(text)}" for word, text in _table(record))
-    parts = [f"# {code(shown(_title(record), 100))}", facts]
+    parts = [f"# {code(shown(name_and_number(record), 100))}", facts]
     if record.prompt:
         parts += ["## Prompt", fenced(record.prompt)]
     parts += ["## Run", _markdown(_trimmed(record), None, WHOLE, _moment(record, is_redrawn=False))]
@@ -138,7 +130,6 @@ def whole_markdown(record: RunRecord) -> str:
 
 def _table(record: RunRecord) -> list[tuple[str, str]]:
     """Return what else there is to say of a run, for somebody who has only the file."""
-    cost = record.usage.cost_usd
     facts = [
         ("id", record.run_id),
         ("agent", record.agent),
@@ -146,8 +137,8 @@ def _table(record: RunRecord) -> list[tuple[str, str]]:
         ("created", _utc(record.created_at)),
         ("started", _utc(record.started_at)),
         ("ended", _utc(record.ended_at)),
-        ("tokens", tokens_words(record)),
-        ("cost", "" if cost is None else f"{cost:g} USD"),
+        ("tokens", tokens_words(record.usage)),
+        ("cost", cost_words(record.usage)),
         ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
         ("events", f"{record.event_count:,}"),
     ]
@@ -228,15 +219,11 @@ def _shown_log(record: RunRecord, limit: int) -> list[str]:
     count, width = max(3, limit // 400), max(40, limit // 20)
     lines = [_cut(line, width) for line in record.log[-count:]]
     hidden = record.log_count - len(lines)
-    return [f"… {_counted(hidden, 'earlier line')}", *lines] if hidden > 0 else lines
+    return [f"… {counted(hidden, 'earlier line')}", *lines] if hidden > 0 else lines
 
 
 def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def plain_text(
@@ -246,7 +233,7 @@ def plain_text(
     moment: _Moment | None = None,
 ) -> str:
     """Return the run as a few lines of text, at most `limit` characters of them the agent's own."""
-    lines = [f"{_shape(record)[0]} {_headline(record, moment)}"]
+    lines = [f"{shape(record)[0]} {_headline(record, moment)}"]
     lines += [f"  ? {words}" for words in question_words(record)]
     lines += [f"  {words}" for words in [progress_words(record.progress)] if words]
     lines += [f"  {note}" for note in _notes(record, moment)]
@@ -263,10 +250,6 @@ def plain_text(
     return visible(printable("\n".join(lines + ([body] if body else []))))
 
 
-def _shape(record: RunRecord) -> tuple[str, str]:
-    return SHAPES[RunStatus.LOST if record.is_unknown else record.status]
-
-
 def _ref(record: RunRecord) -> str:
     return record.run_id if record.number is None else f"#{record.number}"
 
@@ -276,17 +259,13 @@ def _words(record: RunRecord, moment: _Moment | None) -> str:
 
 
 def _headline(record: RunRecord, moment: _Moment | None) -> str:
-    parts = [f"{_words(record, moment)} – {_title(record)}", *_facts(record)]
+    parts = [f"{_words(record, moment)} – {name_and_number(record)}", *_facts(record)]
     return " · ".join(parts)
-
-
-def _title(record: RunRecord) -> str:
-    return record.name + (f" #{record.number}" if record.number is not None else "")
 
 
 def _facts(record: RunRecord) -> list[str]:
     agent = record.model or (record.agent if record.agent != record.name else "")
-    return [part for part in (agent, tokens_words(record), cost_words(record)) if part]
+    return [part for part in (agent, usage_words(record.usage)) if part]
 
 
 def _whereabouts(record: RunRecord) -> str:
@@ -311,13 +290,13 @@ def _warnings(record: RunRecord, problem: str | None) -> list[str]:
 
 
 def _log_title(record: RunRecord) -> str:
-    return f"Log ({_counted(record.log_count, 'line')})"
+    return f"Log ({counted(record.log_count, 'line')})"
 
 
 def _tools_title(record: RunRecord) -> str:
     """Return how many tools there were and how they ended: `3 tool calls: 2 ok, 1 error`."""
     kinds = Counter(shown(tool.status, 20) for tool in record.tools).most_common(5)
-    calls = _counted(len(record.tools), "tool call")
+    calls = counted(len(record.tools), "tool call")
     return f"{calls}: {', '.join(f'{number:,} {kind}' for kind, number in kinds)}"
 
 
@@ -332,7 +311,7 @@ def _child_words(record: RunRecord) -> list[str]:
     """Return a line for each of the last child runs, and for how many came before them."""
     last = record.children[-CHILD_LIMIT:]
     hidden = len(record.children) - len(last)
-    lines = [f"… {_counted(hidden, 'earlier child run')}"] if hidden else []
+    lines = [f"… {counted(hidden, 'earlier child run')}"] if hidden else []
     return lines + [f"{shown(child_title(child), 100)} {shown(child.status, 20)}" for child in last]
 
 
@@ -344,13 +323,13 @@ def _body(record: RunRecord, limit: int) -> str:
 
 
 def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
-    shape, colour = _shape(record)
+    mark, colour = shape(record)
     edge = colour if moment is None else _PAST
     facts = "".join(f" · {escape(part)}" for part in _facts(record))
     rows = [
         f'<div class="nbrun-static mathjax_ignore tex2jax_ignore" style="{_FRAME};border-left:3px solid {edge}">',
-        f'<div><span style="{_SHAPE};background-color:{edge}" aria-hidden="true">{shape}</span> '
-        f"<strong>{escape(_words(record, moment))}</strong> · {escape(_title(record))}"
+        f"<div>{sign(mark, edge)} "
+        f"<strong>{escape(_words(record, moment))}</strong> · {escape(name_and_number(record))}"
         f'<span style="{_MUTED}">{facts}</span></div>',
         *(f"<div>? {escape(words)}</div>" for words in question_words(record)),
     ]
@@ -365,7 +344,7 @@ def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | 
         rows.append(_folded(_log_title(record), f'<pre style="{_LINES}">{lines}</pre>'))
     if record.reasoning:  # its end, as much as the record holds
         tail = escape(record.reasoning[-limit // 4 :])
-        title = f"Reasoning ({_counted(record.reasoning_count, 'character')})"
+        title = f"Reasoning ({counted(record.reasoning_count, 'character')})"
         rows.append(_folded(title, f'<pre style="{_LINES}">{tail}</pre>'))
     rows += _html_body(record, limit)
     if record.error is not None:
@@ -410,7 +389,7 @@ def _html_tools(record: RunRecord, limit: int) -> list[str]:
         return []
     hidden = len(record.tools) - len(tools)
     rows = (
-        [f'<div style="{_MUTED}">… {_counted(hidden, "earlier tool call")}</div>']
+        [f'<div style="{_MUTED}">… {counted(hidden, "earlier tool call")}</div>']
         if hidden > 0
         else []
     )
@@ -427,7 +406,7 @@ def _folded(title: str, html: str, is_open: bool = False) -> str:
 
 def _markdown(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
     width = None if limit == WHOLE else PRINTED_WIDTH
-    title = " · ".join([_title(record), *_facts(record)])
+    title = " · ".join([name_and_number(record), *_facts(record)])
     parts = [f"**{literal(_words(record, moment))}** · {code(title)}"]
     parts += [f"- {code(words)}" for words in question_words(record)]
     parts += [code(words) for words in [progress_words(record.progress)] if words]

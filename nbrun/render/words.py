@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from nbrun.core.cancellation import CancelCause, Rung
 from nbrun.core.durations import duration
 from nbrun.core.events import CONTINUE, REPLAY, RESUME, RETRY
+from nbrun.core.quantities import counted, moment, money, size_words
 from nbrun.core.record import GIVEN_UP, UNLOAD, ChildSummary, RunRecord, RunStatus, Steered
 from nbrun.core.text import printable, visible as visible
 from nbrun.core.values import readable, shown
@@ -17,7 +17,7 @@ from nbrun.core.values import readable, shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbrun.core.events import ApprovalResolved, Progress
+    from nbrun.core.events import ApprovalResolved, Progress, Usage
 
 """Who cancels when the extension is taken out of a kernel that goes on; the cause is `shutdown` all the same."""
 
@@ -48,6 +48,17 @@ _ASKED_BY = {
     "shutdown": "the kernel's shutdown",
     UNLOAD: "the unloading of nbrun",
 }
+SHAPES = {
+    RunStatus.QUEUED: ("○", "#6e6e6e"),
+    RunStatus.RUNNING: ("▶", "#1565c0"),
+    RunStatus.WAITING: ("?", "#a05a00"),
+    RunStatus.CANCELLING: ("◼", "#a05a00"),
+    RunStatus.COMPLETED: ("✔", "#2e7d32"),
+    RunStatus.FAILED: ("✘", "#c62828"),
+    RunStatus.CANCELLED: ("■", "#a05a00"),
+    RunStatus.LOST: ("◌", "#6e6e6e"),
+}
+"""Each status's sign, and the colour behind it, on which white has a contrast of 4.5."""
 SHOWN_QUESTIONS = 3
 _RESUMABLE = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
 
@@ -61,6 +72,16 @@ def title(record: RunRecord) -> str:
     """Return what a sentence calls the run: `run #3 poet`."""
     number = "" if record.number is None else f"#{record.number} "
     return printable(f"run {number}{shown(record.name, 120)}")
+
+
+def name_and_number(record: RunRecord) -> str:
+    """Return what a card or a row calls the run: `poet #3`."""
+    return record.name + ("" if record.number is None else f" #{record.number}")
+
+
+def shape(record: RunRecord) -> tuple[str, str]:
+    """Return the sign of the run's status, and its colour."""
+    return SHAPES[RunStatus.LOST if record.is_unknown else record.status]
 
 
 def status_words(record: RunRecord) -> str:
@@ -166,11 +187,7 @@ def _times_words(record: RunRecord) -> str:
     by = _ASKED_BY.get(record.cancelled_by, record.cancelled_by) or "somebody"
     if record.cause is not None:
         by = _ASKED_BY_CAUSE.get(record.cause, by)
-    return f"asked by {by} at {_clock_time(asked_at)}, stopped {duration(late_s)} later"
-
-
-def _clock_time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%H:%M:%S")
+    return f"asked by {by} at {moment(asked_at, '%H:%M:%S')}, stopped {duration(late_s)} later"
 
 
 def _finished_words(record: RunRecord) -> str:
@@ -345,19 +362,11 @@ def files_words(record: RunRecord) -> str:
     """Return which files the agent has made, the last of many, and how they are had; empty where it made none."""
     if not record.file_count:
         return ""
-    named = [f"{shown(made.name, 80)} ({bytes_words(made.size)})" for made in record.files[-5:]]
+    named = [f"{shown(made.name, 80)} ({size_words(made.size)})" for made in record.files[-5:]]
     left_out = record.file_count - len(named)
-    count = "1 file" if record.file_count == 1 else f"{record.file_count:,} files"
+    count = counted(record.file_count, "file")
     ref = f'"{record.run_id}"' if record.number is None else record.number
     return f"{count}: {'…, ' if left_out else ''}{', '.join(named)} · nbrun.get({ref}).artifacts"
-
-
-def bytes_words(size: int) -> str:
-    """Return a size in the unit that it is told in: `980 B`, `1.2 kB`, `3.4 MB`."""
-    if size < 1_000:
-        return f"{size} B"
-    unit, divisor = ("kB", 1e3) if size < 1_000_000 else ("MB", 1e6)
-    return f"{size / divisor:,.1f} {unit}"
 
 
 def with_sequels(record: RunRecord, sequels: Sequence[tuple[int, str]]) -> RunRecord:
@@ -365,19 +374,24 @@ def with_sequels(record: RunRecord, sequels: Sequence[tuple[int, str]]) -> RunRe
     return msgspec.structs.replace(record, sequels=tuple(sequels)) if sequels else record
 
 
-def tokens_words(record: RunRecord) -> str:
-    """Return the tokens so far, with `≥` where a stream was cut; empty where none were told."""
-    usage = record.usage
+def tokens_words(usage: Usage) -> str:
+    """Return `≥ 1,204 in · 340 out`, with `≥` where a stream was cut; empty where none were reported."""
     if not usage.input_tokens and not usage.output_tokens:
         return ""
-    mark = "" if usage.exact else "≥ "
-    return f"{mark}{usage.input_tokens:,} in · {usage.output_tokens:,} out tokens"
+    return f"{_bound(usage)}{usage.input_tokens:,} in · {usage.output_tokens:,} out"
 
 
-def cost_words(record: RunRecord) -> str:
-    """Return the cost so far, with `≥` where a stream was cut; empty where none was told."""
-    cost = record.usage.cost_usd
-    if cost is None or not 0 <= cost < 1e9:  # also what is no number
-        return ""
-    mark = "" if record.usage.exact else "≥ "
-    return f"{mark}${cost:,.2f}" if cost >= 1 else f"{mark}${f'{cost:.6f}'.rstrip('0').rstrip('.')}"
+def cost_words(usage: Usage) -> str:
+    """Return the cost so far, with `≥` where a stream was cut; empty where none was reported."""
+    cost = money(usage.cost_usd)
+    return cost and f"{_bound(usage)}{cost}"
+
+
+def usage_words(usage: Usage) -> str:
+    """Return what was used, for a sentence: `1,204 in · 340 out tokens · $0.0123`; empty where nothing was."""
+    tokens = tokens_words(usage)
+    return " · ".join(filter(None, [tokens and f"{tokens} tokens", cost_words(usage)]))
+
+
+def _bound(usage: Usage) -> str:
+    return "" if usage.exact else "≥ "

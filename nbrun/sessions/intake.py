@@ -13,6 +13,7 @@ import msgspec
 from nbrun.core import checkpoint, events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.interrupt_guard import guarded
+from nbrun.core.quantities import size_words
 from nbrun.core.record import RunRecord, is_admitted, next_status
 from nbrun.core.redaction import Redactor, StreamRedactor
 from nbrun.core.text import clean_text
@@ -237,7 +238,7 @@ class Intake:
         if not is_admitted(live.status, data.TYPE):
             return data  # refused in a moment
         if len(data.state) > checkpoint.MAX_BYTES:
-            size = f"{len(data.state) / 1e6:,.0f} MB"
+            size = size_words(len(data.state))
             return ev.Log(
                 f"a checkpoint of {size} is too large; the one before it stays", "warning"
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.core.errors import Action, Fix
+from nbrun.core.quantities import size_words
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.session_store import ReadOnlyStore
 
@@ -228,9 +229,9 @@ def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Findin
     except sqlite3.Error as error:
         mend = "run doctor again once a run has been saved: it shows what was done"
         return Finding(Sign.PROBLEM, "store", f"{path} cannot be read: {error}", mend)
-    size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+    size = size_words(sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*")))
     durable = "durable, " if is_written else ""  # else what waits is in memory only
-    text = f"{path}, {durable}{_bytes(size)}, journal mode {str(journal).upper()}"
+    text = f"{path}, {durable}{size}, journal mode {str(journal).upper()}"
     if problem is not None:
         mend = "mend that and %reload_ext nbrun, or set %config NbRun.store"
         return Finding(Sign.NOTE, "store", f"{text}; {problem}", mend)
@@ -251,14 +252,6 @@ def _kept_elsewhere(store: SessionStore) -> Iterable[Finding]:
 def _disk(path: Path) -> list[Finding]:
     free = shutil.disk_usage(path.parent).free
     if free >= LOW_DISK_BYTES:
-        return [Finding(Sign.OK, "disk", f"{_bytes(free)} free")]
+        return [Finding(Sign.OK, "disk", f"{size_words(free)} free")]
     mend = "make room; until then runs may stay in memory and be lost with the kernel"
-    return [Finding(Sign.PROBLEM, "disk", f"only {_bytes(free)} free at {path.parent}", mend)]
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+    return [Finding(Sign.PROBLEM, "disk", f"only {size_words(free)} free at {path.parent}", mend)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import expect
 
+from nbrun.ui.panel.table import COLUMNS
 from tests.browser import axe
 from tests.browser.card_page import NOW, CardPage
 from tests.browser.pictures import picture
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator
 
 WORDS = {
-    "queued": "Queued: 1st in line, 8 runs are under way",
+    "queued": "Queued (next) · 8 of 8 slots busy",
     "running": "Running",
     "waiting": "Waiting for you",
     "cancelling": "Cancelling… (asking the agent)",
@@ -39,16 +40,17 @@ def make_row(number: int, status: str = "completed", **fields: Any) -> dict[str,
         "id": f"run-{number}",
         "number": number,
         "name": f"chapter {number}",
-        "agent": "openai:gpt-5-mini",
         "status": status,
-        "words": WORDS[status],
         "live": is_live,
         "own": True,
         "created_at": NOW - 14,
         "started_at": None if status == "queued" else NOW - 12,
-        "took": "" if is_live else "9.0 s",
-        "usage": {"input_tokens": 1204, "output_tokens": 340, "exact": True, "cost_usd": 0.0123},
-    }
+        "cells": {
+            "run": f"chapter {number} #{number}", "status": WORDS[status], "agent": "openai:gpt-5-mini",
+            "started": "2026-11-30 17:34:05", "elapsed": "" if is_live else "9.0 s", "tokens": "1,204 in · 340 out",
+            "cost": "$0.0123",
+        },
+    }  # fmt: skip
     return row | fields
 
 
@@ -56,6 +58,7 @@ def make_runs(rows: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
     """Return what the kernel sends of a panel with these rows."""
     runs = {
         "id": "panel-id",
+        "columns": COLUMNS,
         "rows": rows,
         "live": sum(row["live"] for row in rows),
         "stored": 1204,
@@ -161,7 +164,7 @@ def test_the_table_is_one_to_screen_readers(panel: PanelPage) -> None:
         for row in ALL_STATUSES:
             cells = panel.row(row["number"])
             expect(cells.get_by_role("rowheader")).to_have_text(f"{row['name']}#{row['number']}")
-            expect(cells.get_by_role("cell").first).to_have_text(row["words"])
+            expect(cells.get_by_role("cell").first).to_have_text(row["cells"]["status"])
             can_cancel = row["live"] and row["status"] != "cancelling"
             button = cells.get_by_role("button", name=f"Cancel {row['name']}", exact=True)
             expect(button).to_have_count(int(can_cancel))
@@ -322,7 +325,7 @@ def test_a_panel_whose_kernel_is_gone_shows_nothing_as_live(panel: PanelPage) ->
         "Run %agentrun for the current state"
     )
     for row in ALL_STATUSES:
-        words = "Connection to the run lost" if row["live"] else row["words"]
+        words = "Connection to the run lost" if row["live"] else row["cells"]["status"]
         expect(panel.row(row["number"]).get_by_role("cell").first).to_have_text(words)
     expect(panel.piece("card")).to_contain_text("Connection to the run lost")
     expect(panel.page.locator("button:visible:enabled").filter(has_text="Cancel")).to_have_count(0)
@@ -351,9 +354,8 @@ def test_the_file_is_asked_to_keep_what_is_shown_when_nobody_is_at_it(panel: Pan
 
 def test_hostile_rows_stay_text(panel: PanelPage) -> None:
     """Names, agents, words, ids and the open card make no tag and no request."""
-    row = make_row(
-        1, "running", key=HOSTILE, id=HOSTILE, name=HOSTILE, agent=HOSTILE, words=HOSTILE
-    )
+    cells = {column["key"]: HOSTILE for column in COLUMNS}
+    row = make_row(1, "running", key=HOSTILE, id=HOSTILE, name=HOSTILE, cells=cells)
     runs = make_runs([row], text=HOSTILE, problem=HOSTILE, open=HOSTILE)
     panel.open_panel(runs, make_run(name=HOSTILE, text=HOSTILE))
     loaded = len(panel.requests)

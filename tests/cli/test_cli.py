@@ -85,11 +85,6 @@ def page(url: str) -> str:
             time.sleep(0.05)  # another process's start cannot be awaited
 
 
-def words_of(table: str) -> str:
-    """Return what stands in a printed table, on one line."""
-    return " ".join(re.sub(r"[│╭╮╰╯├┤┬┴┼─]", " ", table).split())
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A working folder."""
@@ -165,11 +160,11 @@ def test_demo_runs_the_first_notebook_on_the_local_model(folder: Path) -> None:
     store = path.parent / ".nbrun" / "01_first_run.db"
     records = records_of(store)
     assert [(record.status, record.model) for record in records] == [("completed", LOCAL)] * 2
-    table = words_of(done.stdout)
+    table = " ".join(done.stdout.split())
     assert "scripted" not in done.stdout
     assert LOCAL in done.stdout
     for record in records:
-        assert f"#{record.number} {record.name} completed" in table
+        assert f"#{record.number} {record.name} Completed" in table
         assert " ".join(record.text.split()[:3]) in table
         assert f"{record.usage.input_tokens} in · {record.usage.output_tokens} out" in table
     assert str(path) in done.stdout
@@ -316,7 +311,7 @@ def test_list_shows_the_stored_runs_newest_first(
 ) -> None:
     """A folder, a notebook or a store's file will do, also when the notebook itself was never saved."""
     assert cli.main(["list", str(kept.parent / path)]) == 0
-    text = words_of(capsys.readouterr().out)
+    text = " ".join(capsys.readouterr().out.split())
     places = [text.index(f"#{number} {name}") for number, name in
               ((3, "broken"), (2, "hostile"), (1, "plain"))]  # fmt: skip
     assert places == sorted(places)

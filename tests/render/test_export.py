@@ -559,7 +559,7 @@ def test_list_takes_the_same_filters(
     """As in the notebook, newest first."""
     assert cli.main(["list", str(source.notebook), *options.split()]) == 0
     text = capsys.readouterr().out
-    assert [int(number) for number in re.findall(r"^│ #(\d+)", text, re.M)] == found
+    assert [int(number) for number in re.findall(r"^#(\d+)", text, re.M)] == found
 
 
 def test_show_tells_of_log_progress_and_cancel(

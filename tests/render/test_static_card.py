@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.record import ToolCall
-from nbrun.render.static_card import MIME, SHAPES, bundle, plain_text
-from nbrun.render.words import status_words
+from nbrun.render.static_card import MIME, bundle, plain_text
+from nbrun.render.words import SHAPES, status_words
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>[x](javascript:alert(1))`` ` ```\n```\n# h\n<b>"
 SAVED_LIMIT = 64 * 1024

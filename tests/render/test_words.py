@@ -105,12 +105,12 @@ def test_what_still_runs_is_named() -> None:
 
 def test_tokens_are_shown_where_they_were_told() -> None:
     """Without usage nothing is said; a lower bound says that it is one."""
-    assert tokens_words(RECORD) == ""
-    exact = tokens_words(msgspec.structs.replace(RECORD, usage=ev.Usage(1200, 34)))
+    assert tokens_words(RECORD.usage) == ""
+    exact = tokens_words(ev.Usage(1200, 34))
     assert "1,200" in exact
     assert "34" in exact
     assert "≥" not in exact
-    bound = tokens_words(msgspec.structs.replace(RECORD, usage=ev.Usage(1200, 34, exact=False)))
+    bound = tokens_words(ev.Usage(1200, 34, exact=False))
     assert "≥ 1,200" in bound
     assert "34 out" in bound
 
@@ -118,16 +118,16 @@ def test_tokens_are_shown_where_they_were_told() -> None:
 @pytest.mark.parametrize(
     ("cost", "words"),
     [
-        (None, ""), (0.0, "$0"), (0.0000123, "$0.000012"), (0.0123, "$0.0123"), (1.5, "$1.50"),
+        (None, ""), (0.0, "$0.00"), (0.0000123, "$0.000012"), (0.0123, "$0.0123"), (1.5, "$1.50"),
         (12345.678, "$12,345.68"), (math.nan, ""), (math.inf, ""), (-1.0, ""),
     ],
 )  # fmt: skip
 def test_a_cost_reads_as_money(cost: float | None, words: str) -> None:
     """As exact as it matters; what is none, in somebody else's file, is not shown."""
     usage = ev.Usage(1, 2, cost_usd=cost)
-    assert cost_words(msgspec.structs.replace(RECORD, usage=usage)) == words
+    assert cost_words(usage) == words
     cut = msgspec.structs.replace(usage, exact=False)
-    assert cost_words(msgspec.structs.replace(RECORD, usage=cut)) == (words and f"≥ {words}")
+    assert cost_words(cut) == (words and f"≥ {words}")
 
 
 CANCELLED = msgspec.structs.replace(

@@ -243,7 +243,7 @@ def test_too_large_a_form_leaves_its_text_and_a_note(
     ended(make_shown().start(returning(Shown("x" * 2_000_000)), name="large"))
     view = make_session().get("large").result_view()
     assert set(forms(view)) == {"text/plain"}
-    assert "text/html of 2.0 MB: too large" in repr(view)
+    assert "text/html of 2 MB: too large" in repr(view)
     assert "<shown>" in repr(view)
 
 

@@ -16,7 +16,7 @@ def test_the_table_has_a_row_a_run(session: NotebookSession) -> None:
     session.start(agents.instant, "tea", name="first").wait(BOUND_S)
     session.start(agents.failing, "tea", name="second").wait(BOUND_S)
     header, second, first = repr(session.runs()).splitlines()
-    assert header.split() == ["run", "name", "status", "agent", "started", "output"]
+    assert header.split() == ["Run", "Name", "Status", "Agent", "Started", "Output"]
     assert first.startswith("#1")
     assert "Completed in" in first
     assert first.endswith("done: tea")
@@ -31,7 +31,7 @@ def test_a_table_is_as_wide_as_the_terminal(
     session.start(agents.instant, "x" * 200).wait(BOUND_S)
     monkeypatch.setenv("COLUMNS", "80")
     header, row = repr(session.runs()).splitlines()
-    assert "agent" not in header
+    assert "Agent" not in header
     assert row.count("instant") == 1
     assert "…" in row
     assert "Completed in" in row
@@ -56,11 +56,11 @@ def test_what_a_run_is_called_and_how_it_ended_stays_in_a_narrow_terminal(
     assert first.retry().wait(BOUND_S)
     monkeypatch.setenv("COLUMNS", "80")
     header, again, _ = repr(session.runs()).splitlines()
-    assert header.split() == ["run", "name", "status", "started", "output"]
+    assert header.split() == ["Run", "Name", "Status", "Started", "Output"]
     assert "shopkeeper (retry of #1)" in again
     assert re.search(r"Completed in \d+ ms  ", again)
     monkeypatch.setenv("COLUMNS", "160")
-    assert "7,890 out tokens" in repr(session.runs())
+    assert "123,456 in · 7,890 out" in repr(session.runs())
 
 
 def test_the_html_table_holds_no_html_of_an_agent(session: NotebookSession) -> None:

@@ -29,7 +29,7 @@ def test_a_finding_is_one_line() -> None:
     """Its sign as a mark and a word, what was found and what to do, whatever line breaks are in it."""
     found = Finding(Sign.PROBLEM, "store", "it is\nfull", "make room")
     assert str(found) == "✘ problem  store: it is full → make room"
-    assert str(Finding(Sign.OK, "disk", "9 GiB free")) == "✔ ok       disk: 9 GiB free"
+    assert str(Finding(Sign.OK, "disk", "9 GB free")) == "✔ ok       disk: 9 GB free"
 
 
 def test_a_probe_that_fails_is_a_finding() -> None:

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import NbrunError, RunContext, plain, shown
+from nbrun.core.quantities import size_words
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -176,7 +177,7 @@ class AcpProcess:
             if is_whole and size <= MAX_LINE:
                 return b"".join(parts)
             if is_whole:
-                words = f"a message of {size / 1e6:,.0f} MB from {self._label} is left out: it is too long"
+                words = f"a message of {size_words(size)} from {self._label} is left out: it is too long"
                 self._run.log(words, "warning")
                 size = 0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.errors import Cancelled
+from nbrun.core.quantities import counted, money
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +167,7 @@ class Budget:
         cost = round(cost, 9)  # a sum of cents is not to be over by the last bit of it
         words, due = None, ", another call was due" if calls else ""
         if limits.max_turns is not None and turns + calls > limits.max_turns:
-            made = f"{turns:,} model call{'' if turns == 1 else 's'} made"
+            made = f"{counted(turns, 'model call')} made"
             words = f"max_turns {limits.max_turns:,}: {made}{', another was due' if calls else ''}"
         # A call uses at least one token, and some of a dollar.
         elif limits.max_tokens is not None and tokens + calls > limits.max_tokens:
@@ -174,7 +175,7 @@ class Budget:
         elif limits.max_cost is not None and (
             cost > limits.max_cost or (calls and cost == limits.max_cost)
         ):
-            words = f"max_cost {dollars(limits.max_cost)}: {dollars(cost)} spent{due}"
+            words = f"max_cost {money(limits.max_cost)}: {money(cost)} spent{due}"
         return words and f"{words}{', child runs included' if self._is_shared else ''}"
 
     def _is_untold(self) -> bool:
@@ -193,9 +194,3 @@ class Budget:
 def _used(usage: Usage) -> Used:
     tokens = usage.input_tokens + usage.output_tokens
     return Used(usage.requests, tokens, usage.cost_usd or 0.0)
-
-
-def dollars(amount: float) -> str:
-    """Return an amount of US dollars as people write it: cents, and more places where they matter."""
-    whole, _, places = f"{amount:,.6f}".partition(".")
-    return f"${whole}.{places.rstrip('0').ljust(2, '0')}" if amount >= 1e-6 else f"${amount:.1e}"

@@ -17,6 +17,7 @@ from nbrun.core import checkpoint as checkpoints, events as ev
 from nbrun.core.errors import NbrunError
 from nbrun.core.interrupt_guard import current_guard, guarded
 from nbrun.core.line_buffer import LineBuffer
+from nbrun.core.quantities import size_words
 from nbrun.core.text import clean_text
 from nbrun.core.values import plain
 
@@ -478,7 +479,7 @@ class RunContext:
                 self._checkpoints += 1
                 name = f"checkpoint-{self._checkpoints}"
         if len(blob) > checkpoints.MAX_BYTES:
-            size = f"{len(blob) / 1e6:,.0f} MB"
+            size = size_words(len(blob))
             self.log(f"a checkpoint of {size} is too large; the one before it stays", "warning")
             return
         if lost:

@@ -21,6 +21,7 @@ from nbrun.render.words import (
     receipt_words,
     said,
     status_words,
+    usage_words,
     visible,
 )
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, visible_end
@@ -43,7 +44,6 @@ QUESTION_LIMIT = 5
 NOTICE_LIMIT = 20
 OPTION_LIMIT = 20
 LINE_LIMIT = 200
-NOTHING_USED = Usage()
 ASKED_LIMIT = 3_000
 ONE_LINE = 60
 """Characters of arguments that are shown in one line; longer ones a member a line."""
@@ -87,7 +87,7 @@ def view(
         "started_at": record.started_at,
         "ended_at": record.ended_at,
         "now": now,
-        "usage": _usage(record.usage),
+        "usage": usage_words(record.usage),
         **_text(record, blocks),
         "reasoning": visible(record.reasoning),
         "reasoning_count": record.reasoning_count,
@@ -141,16 +141,6 @@ def _laid_out(output: Plain) -> str:
         return msgspec.json.format(text, indent=2) if is_json else text
     except msgspec.DecodeError:  # the repr of something looked like it
         return text
-
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    cost = usage.cost_usd
-    return {
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cost_usd": cost if cost is not None and math.isfinite(cost) else None,
-        "exact": usage.exact,
-    }
 
 
 def _error(record: RunRecord) -> dict[str, str | None]:
@@ -246,7 +236,7 @@ def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]
         "words": _line(child.status if record is None else status_words(record), 60),
         "started_at": child.started_at if record is None else record.started_at,
         "ended_at": child.ended_at,
-        "usage": _usage(record.usage if record is not None else child.usage or NOTHING_USED),
+        "usage": usage_words(record.usage if record is not None else child.usage or Usage()),
     }
 
 

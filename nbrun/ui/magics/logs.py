@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from nbrun.core import events as ev
+from nbrun.core.quantities import moment
 from nbrun.render.words import title, visible
 
 if TYPE_CHECKING:
@@ -39,6 +39,6 @@ def log_text(run: Run, count: int) -> str:
 
 
 def _lines(at: float, log: ev.Log) -> list[str]:
-    time = datetime.fromtimestamp(at, UTC).astimezone().strftime("%H:%M:%S")
+    time = moment(at, "%H:%M:%S")
     mark = "" if log.level in _UNMARKED else f"{visible(log.level)}: "
     return [f"{time}  {mark}{visible(line)}" for line in log.text.splitlines() or [""]]

@@ -15,7 +15,7 @@ from nbrun.ui.cards.esm import page_module, page_style
 from nbrun.ui.cards.markdown_blocks import Blocks
 from nbrun.ui.cards.view import view
 from nbrun.ui.panel.page import PAGE, STATUSES, Row, RunsPage, Wanted, newest, read_page, refreshed
-from nbrun.ui.panel.table import bundle, key_of, page_row
+from nbrun.ui.panel.table import COLUMNS, bundle, key_of, page_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -265,6 +265,7 @@ class Panel:
         page, opened = self._page, self._opened
         return {
             "id": self.widget.model_id,
+            "columns": COLUMNS,
             "rows": [page_row(row, self._session.id) for row in page.rows],
             "live": len(self._session.live_runs),
             "stored": self._stored,

@@ -15,7 +15,7 @@ import { makeRequests } from "./requests.js";
 import { listen, newNonce, watchKernel } from "./roads.js";
 import { STEER, addSteer, drawSteer, keepDraft, sendSteer, takeDraft } from "./steer.js";
 import { drawTools } from "./tools.js";
-import { counted, earlier, wholeDuration } from "./wording.js";
+import { counted, earlier, LOST_WORDS, wholeDuration } from "./wording.js";
 
 /**
  * @typedef {import("./roads.js").Model} Model
@@ -154,12 +154,12 @@ function isSilent(run) {
   return run.status === "running" && !isTelling && !run.tools.some((tool) => tool.status === "running");
 }
 
-/** What may still be said of a live run whose kernel is gone: nothing of how it stands.
+/** What is still known of a live run whose kernel is gone: not its status.
  * @param {Run} run @param {string} why @returns {Run} */
 function unfollowed(run, why) {
   const ref = run.number === null ? run.id : `#${run.number}`;
   const notice = `${why} Run %agentrun show ${ref} to see how this run ended.`;
-  const state = { live: false, status: "lost", words: "Connection to the run lost", phase: null, progress: null, questions: [] };
+  const state = { live: false, status: "lost", words: LOST_WORDS, phase: null, progress: null, questions: [] };
   const tools = run.tools.map((tool) => (tool.status === "running" ? { ...tool, status: "unknown" } : tool));
   const unknown = { status: "unknown", words: "unknown" };
   const children = run.children?.map((child) => (child.ended_at ? child : { ...child, ...unknown }));

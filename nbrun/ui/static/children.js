@@ -1,7 +1,7 @@
 // @ts-check
-/** The runs that a run has started, a row each. */
+/** A run's child runs, one row each. */
 import { add, addSaid, addShape, fitRows, piece, write, writeLabel } from "./nodes.js";
-import { fineDuration, usageWords, wholeDuration } from "./wording.js";
+import { fineDuration, wholeDuration } from "./wording.js";
 
 /**
  * @typedef {object} Child
@@ -10,7 +10,7 @@ import { fineDuration, usageWords, wholeDuration } from "./wording.js";
  * @property {string} words
  * @property {number | null} [started_at]
  * @property {number | null} [ended_at]
- * @property {import("./wording.js").Usage} [usage]
+ * @property {string} [usage]  tokens and cost
  */
 
 /** @param {HTMLElement} list @param {Child[]} children @param {number} nowS */
@@ -22,7 +22,7 @@ export function drawChildren(list, children, nowS) {
     writeLabel(piece(row, "child-title"), child.title);
     write(piece(row, "child-words"), child.words);
     write(piece(row, "child-took"), took(child, nowS));
-    write(piece(row, "child-usage"), child.usage ? usageWords(child.usage) : "");
+    write(piece(row, "child-usage"), child.usage ?? "");
   });
 }
 

@@ -1,7 +1,7 @@
 // @ts-check
 /** The line of a card that is always there: how the run stands, which one it is, what it took, Cancel. */
 import { add, addControl, addSaid, addShape, write, writeLabel } from "./nodes.js";
-import { usageWords, wholeDuration } from "./wording.js";
+import { wholeDuration } from "./wording.js";
 
 /**
  * @typedef {import("./requests.js").Request} Request
@@ -11,10 +11,10 @@ import { usageWords, wholeDuration } from "./wording.js";
  * @property {string} name
  * @property {string} agent
  * @property {string} status
- * @property {string} words  the status as people say it
+ * @property {string} words  the status in words
  * @property {boolean} live
  * @property {number} created_at
- * @property {import("./wording.js").Usage} usage
+ * @property {string} usage  tokens and cost
  */
 
 export const CANCEL_AFTER_S = 0.2; // a button that comes and goes at once is only a flicker
@@ -51,7 +51,7 @@ export function drawHead(head, run, seconds) {
   write(head.number, run.number === null ? "" : `#${run.number}`);
   writeLabel(head.agent, run.agent === run.name ? "" : run.agent);
   write(head.elapsed, seconds === null ? "" : wholeDuration(seconds));
-  write(head.usage, usageWords(run.usage));
+  write(head.usage, run.usage);
 }
 
 /** @param {Head} head @param {Headed} run @param {Request | undefined} request @param {number} nowS */

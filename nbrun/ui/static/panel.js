@@ -12,10 +12,11 @@ import { counted } from "./wording.js";
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {import("./rows.js").Row} Row
  *
- * @typedef {object} Runs  What the panel shows; moments are seconds since 1970, by the kernel's clock.
+ * @typedef {object} Runs  What the panel shows; times are seconds since 1970, by the kernel's clock.
  * @property {string} id  of the panel
+ * @property {import("./rows.js").Column[]} columns
  * @property {Row[]} rows
- * @property {number} live  how many runs of this kernel are
+ * @property {number} live  how many runs of this kernel are in progress
  * @property {number} stored
  * @property {string} status  the filters that the rows fit
  * @property {string} text
@@ -34,15 +35,14 @@ const PANEL = "nbrun-panel";
 const [LOOK, OPEN, ALL, KEEP] = ["look", "open", "all", "keep"]; // its requests, besides those of rows
 const TYPING_MS = 300;
 const QUIET_MS = 1500;
-const HEADINGS = ["Status", "Run", "Agent", "Started", "Elapsed", "Tokens", "Cost", "Cancel"];
 const LIVE_CHOICES = ["live", "queued", "running", "waiting", "cancelling"];
 const ENDED_CHOICES = ["completed", "failed", "cancelled", "lost"];
 const GONE = "The kernel restarted or died, so this table no longer updates. Run %agentrun for the current state.";
 
 // ---- building --------------------------------------------------------------------------------------------------
 
-/** @param {HTMLElement} el */
-function buildPanel(el) {
+/** @param {HTMLElement} el @param {import("./rows.js").Column[]} columns */
+function buildPanel(el, columns) {
   const root = document.createElement("div");
   root.className = `nbrun-card ${PANEL}`;
   root.setAttribute("role", "group");
@@ -65,7 +65,8 @@ function buildPanel(el) {
   table.setAttribute("role", "table"); // said, because a narrow page draws it as lines
   write(add(table, "caption", "caption", PANEL), "Runs of this notebook, newest first");
   const titles = add(add(table, "thead", "titles", PANEL), "tr", "title-row", PANEL);
-  for (const heading of HEADINGS) addTitle(titles, heading);
+  for (const { heading, number } of columns) addTitle(titles, heading, number);
+  addTitle(titles, "Cancel", false);
   for (const part of [titles.parentElement, titles]) part?.setAttribute("role", part === titles ? "row" : "rowgroup");
   const body = add(table, "tbody", "rows", PANEL);
   body.setAttribute("role", "rowgroup");
@@ -93,10 +94,11 @@ function addButton(parent, name) {
   return button;
 }
 
-/** @param {HTMLElement} row @param {string} heading */
-function addTitle(row, heading) {
+/** @param {HTMLElement} row @param {string} heading @param {boolean} isNumber */
+function addTitle(row, heading, isNumber) {
   const title = add(row, "th", "title", PANEL);
   title.scope = "col";
+  title.classList.toggle(`${PANEL}__figure`, isNumber);
   title.setAttribute("role", "columnheader");
   write(title, heading);
 }
@@ -155,7 +157,7 @@ function drawRows({ body }, runs, card, drawOne) {
   let next = body.firstElementChild;
   for (const row of runs.rows) {
     if (next === card) next = next.nextElementSibling;
-    const tr = known.get(row.key) ?? addCells(row.key);
+    const tr = known.get(row.key) ?? addCells(row.key, runs.columns);
     if (tr === next) next = next.nextElementSibling;
     else body.insertBefore(tr, next);
     drawOne(row, tr);
@@ -168,12 +170,12 @@ function drawRows({ body }, runs, card, drawOne) {
  * The card of one run in a row of its own: the card's view, on the panel's model.
  * @param {Panel} panel @param {Model} model
  */
-function makeCardPlace({ body }, model) {
+function makeCardPlace({ body, table }, model) {
   const place = document.createElement("tr");
   place.className = `${PANEL}__opened`;
   place.setAttribute("role", "row");
   const cell = add(place, "td", "card", PANEL);
-  cell.colSpan = HEADINGS.length;
+  cell.colSpan = table.tHead?.rows[0]?.cells.length ?? 1;
   cell.setAttribute("role", "cell");
   let [shown, end] = ["", () => {}];
 
@@ -200,7 +202,7 @@ function makeCardPlace({ body }, model) {
 /** @param {{ model: Model, el: HTMLElement }} view */
 function renderPanel({ model, el }) {
   const closing = new AbortController();
-  const panel = buildPanel(el);
+  const panel = buildPanel(el, model.get("panel").columns);
   const card = makeCardPlace(panel, model);
   let skewS = 0;
   let [frame, tick, typing, quiet] = [0, 0, 0, 0];
@@ -237,7 +239,7 @@ function renderPanel({ model, el }) {
     clearTimeout(typing);
     requests.ask(LOOK, { op: "look", panel: runs().id, status: panel.status.value, text: panel.text.value, page });
   };
-  /** Has the notebook file keep what is shown, when nothing moves and nobody is at it: the page draws it anew. */
+  /** Has the notebook file keep what is shown, once nothing moves and the keyboard is elsewhere: the page redraws it. */
   const keepSoon = () => {
     clearTimeout(quiet);
     if (isGone || runs().is_over || !runs().is_stale || runs().live) return;

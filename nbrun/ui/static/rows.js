@@ -1,26 +1,23 @@
 // @ts-check
 /** The rows of the runs panel, one a run. */
 import { add, addShape, write, writeLabel } from "./nodes.js";
-import { costWords, counted, wholeDuration } from "./wording.js";
+import { LOST_WORDS, wholeDuration } from "./wording.js";
 
 /**
  * @typedef {import("./requests.js").Requests} Requests
- * @typedef {{ input_tokens: number, output_tokens: number, exact: boolean, cost_usd: number | null }} RowUsage
+ * @typedef {{ key: string, heading: string, number: boolean }} Column  `number`: whether its cells are numbers
  *
- * @typedef {object} Row  Moments are seconds since 1970, by the kernel's clock.
+ * @typedef {object} Row  Times are seconds since 1970, by the kernel's clock.
  * @property {string} key  what it is known by here
  * @property {string} id
  * @property {number | null} number
  * @property {string} name
- * @property {string} agent
  * @property {string} status
- * @property {string} words
  * @property {boolean} live
- * @property {boolean} own  whether it is of this kernel
+ * @property {boolean} own  whether it belongs to this kernel
  * @property {number} created_at
  * @property {number | null} started_at
- * @property {string} took  how long, of one that has ended
- * @property {RowUsage} usage
+ * @property {Record<string, string>} cells  what each column shows, by the column's key
  */
 
 /** What the request that cancels a row's run begins with; its key follows. */
@@ -28,27 +25,38 @@ export const CANCEL_ROW = "cancel ";
 
 const BLOCK = "nbrun-panel";
 
-/** @param {string} key */
-export function addCells(key) {
+/** @param {string} key @param {Column[]} columns */
+export function addCells(key, columns) {
   const tr = document.createElement("tr");
   tr.className = `${BLOCK}__row`;
   tr.setAttribute("role", "row");
   tr.dataset.key = key;
-  const status = addCell(tr, "state");
-  addShape(status);
-  add(status, "span", "words", BLOCK);
+  for (const column of columns) addColumn(tr, column);
+  const cancel = add(addCell(tr, "do"), "button", "cancel", BLOCK);
+  cancel.type = "button";
+  cancel.dataset.op = "cancel";
+  cancel.classList.add("nbrun-card__cancel");
+  return tr;
+}
+
+/** @param {HTMLElement} tr @param {Column} column */
+function addColumn(tr, { key, number }) {
+  if (key === "run") return addRunCell(tr);
+  const cell = addCell(tr, key === "status" ? "state" : key); // `status` is the filter
+  cell.classList.toggle(`${BLOCK}__figure`, number);
+  if (key !== "status") return;
+  addShape(cell);
+  add(cell, "span", "words", BLOCK);
+}
+
+/** @param {HTMLElement} tr */
+function addRunCell(tr) {
   const run = add(tr, "th", "run", BLOCK);
   run.scope = "row";
   run.setAttribute("role", "rowheader");
   const open = add(run, "button", "open", BLOCK);
   open.type = "button";
   add(run, "span", "number", BLOCK);
-  for (const name of ["agent", "started", "elapsed", "tokens", "cost"]) addCell(tr, name);
-  const cancel = add(addCell(tr, "do"), "button", "cancel", BLOCK);
-  cancel.type = "button";
-  cancel.dataset.op = "cancel";
-  cancel.classList.add("nbrun-card__cancel");
-  return tr;
 }
 
 /** @param {HTMLElement} tr @param {string} name */
@@ -58,29 +66,32 @@ function addCell(tr, name) {
   return cell;
 }
 
+/** The columns that depend on the page: on its clock, or on whether the kernel still answers. */
+const LIVELY = new Set(["run", "status", "started", "elapsed"]);
+
 /**
  * @param {HTMLElement} tr @param {Row} row @param {Requests} requests @param {number} nowS
- * @param {boolean} isDead  whether nobody tells any more how live runs stand
+ * @param {boolean} isDead  whether live runs are no longer updated
  * @param {boolean} isOpen  whether its card is shown
  */
 export function drawRow(tr, row, requests, nowS, isDead, isOpen) {
-  const isUnfollowed = isDead && row.live;
-  const status = isUnfollowed ? "lost" : row.status;
+  const isLost = isDead && row.live;
   const shape = tr.querySelector(".nbrun-card__shape");
-  if (shape instanceof HTMLElement) shape.dataset.shape = status;
-  write(part(tr, "words"), isUnfollowed ? "Connection to the run lost" : row.words);
+  if (shape instanceof HTMLElement) shape.dataset.shape = isLost ? "lost" : row.status;
+  write(part(tr, "words"), isLost ? LOST_WORDS : (row.cells.status ?? ""));
   drawOpen(/** @type {HTMLButtonElement} */ (part(tr, "open")), row, isOpen, isDead);
   write(part(tr, "number"), row.number === null ? "" : `#${row.number}`);
-  fill(part(tr, "agent"), row.agent === row.name ? "" : row.agent);
-  part(tr, "agent").title = row.agent;
   drawStarted(part(tr, "started"), row.started_at ?? row.created_at, nowS);
-  fill(part(tr, "elapsed"), isUnfollowed ? "" : elapsed(row, nowS));
-  fill(part(tr, "tokens"), tokenCounts(row.usage));
-  fill(part(tr, "cost"), costWords(row.usage));
+  fill(part(tr, "elapsed"), isLost ? "" : elapsed(row, nowS));
+  for (const [key, text] of Object.entries(row.cells)) {
+    if (LIVELY.has(key)) continue;
+    fill(part(tr, key), text);
+    part(tr, key).title = text;
+  }
   drawRowCancel(tr, row, Boolean(requests.get(CANCEL_ROW + row.key)?.isOpen), isDead);
 }
 
-/** What ticks of a row. @param {HTMLElement} body @param {Row} row @param {number} nowS */
+/** Updates what ticks. @param {HTMLElement} body @param {Row} row @param {number} nowS */
 export function tickRow(body, row, nowS) {
   const tr = [...body.children].find((one) => one instanceof HTMLElement && one.dataset.key === row.key);
   if (tr instanceof HTMLElement) fill(part(tr, "elapsed"), elapsed(row, nowS));
@@ -110,7 +121,7 @@ function drawStarted(cell, atS, nowS) {
   cell.title = `${day} ${time}`;
 }
 
-/** The day and the time here; somebody else's file may tell of a moment that is none. @param {number} atS */
+/** The day and the time here; a file of another's may hold a number that is no time. @param {number} atS */
 function localMoment(atS) {
   const at = new Date(atS * 1000);
   if (Number.isNaN(at.getTime())) return { day: "?", time: "" };
@@ -119,14 +130,8 @@ function localMoment(atS) {
 }
 
 /** @param {Row} row @param {number} nowS */
-function elapsed({ live, started_at, took, created_at }, nowS) {
-  return live ? wholeDuration(Math.max(0, nowS - (started_at ?? created_at))) : took;
-}
-
-/** @param {RowUsage} usage */
-function tokenCounts({ input_tokens, output_tokens, exact }) {
-  if (!input_tokens && !output_tokens) return "";
-  return `${exact ? "" : "≥ "}${counted(input_tokens)} in · ${counted(output_tokens)} out`;
+function elapsed({ live, started_at, cells, created_at }, nowS) {
+  return live ? wholeDuration(Math.max(0, nowS - (started_at ?? created_at))) : (cells.elapsed ?? "");
 }
 
 /** @param {HTMLElement} tr @param {Row} row @param {boolean} isAsked @param {boolean} isDead */

@@ -8,7 +8,7 @@ from nbrun.core.durations import duration
 from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.render.static_card import plain_text
-from nbrun.render.words import progress_words, tokens_words
+from nbrun.render.words import progress_words, usage_words
 from nbrun.ui.kernel.waiting import TICK_S, cancelled_by_interrupt
 from nbrun.ui.terminal.prompts import ask
 
@@ -41,7 +41,7 @@ def show_until_end(run: Run, session: NotebookSession) -> None:
             f"{shown(record.name, 60)} #{record.number}",
             seconds,
             progress_words(record.progress),
-            tokens_words(record),
+            usage_words(record.usage),
         ]
         head = printable(" · ".join(part for part in parts if part))
         tail = _end(printable(shown(record.text[-400:], 400)), console.width - cell_len(head) - 3)

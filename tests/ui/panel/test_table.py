@@ -37,7 +37,7 @@ def test_a_row_tells_whose_run_it_is(session: NotebookSession, held: Held) -> No
         rows = [page_row(row, other.id) for row in page.rows]
     assert [row["key"] for row in rows] == [row["key"] for row in own]
     assert [(row["own"], row["live"]) for row in rows] == [(False, True), (False, False)]
-    assert [row["words"] for row in rows] == ["Running, in another kernel", "Completed"]
+    assert [row["cells"]["status"] for row in rows] == ["Running, in another kernel", "Completed"]
 
 
 def test_what_is_kept_calls_nothing_live() -> None:
@@ -52,7 +52,7 @@ def test_what_is_kept_calls_nothing_live() -> None:
         for live in ("Running", "Queued", "Waiting for", "Cancelling"):
             assert live not in text
         assert "≥ 1,204 in · 340 out" in text
-        assert "≥ $0.5000" in text
+        assert "≥ $0.50" in text
     assert "No runs at" in bundle([], 0, NOON)["text/html"]
 
 
