@@ -207,7 +207,7 @@ def test_only_what_is_live_ticks(panel: PanelPage) -> None:
     panel.pass_ms(2_000)
     expect(panel.row(2)).to_contain_text("14 s")
     expect(panel.row(1)).to_contain_text("9.0 s")
-    assert panel.ask("[...changed]") == ["nbrun-panel__elapsed"]
+    assert panel.ask("[...changed]") == ["nbrun-panel__elapsed nbrun-panel__figure"]
 
 
 def test_filters_and_pages_ask_the_kernel(panel: PanelPage) -> None:
