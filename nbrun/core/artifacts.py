@@ -313,9 +313,9 @@ class ArtifactWriter:
         """
         told: list[ev.EventData] = []
         if type(output) not in _PLAIN and self.on_format is not None:
-            told += self._tried(self._keep_look, output, "how its output looks is not kept")
+            told += self._tried(self._keep_look, output, "the output's rendering was not kept")
         if keep_object:
-            told += self._tried(self._keep_object, output, "the object of its output is not kept")
+            told += self._tried(self._keep_object, output, "the output object was not kept")
         return told
 
     def _tried(

@@ -1,4 +1,4 @@
-"""What travels between a session and its hosts: attempts there, events back."""
+"""What travels between a session and its hosts: attempts there, events back, by an executor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from nbrun.agents.context.approvals import NOBODY
-from nbrun.core.events import EventData
+from nbrun.core.events import EventData, Usage
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -42,12 +42,10 @@ class Attempt:
     answerable: bool = True  # whether there is a person to ask
     grace_s: float = 2.0
     start_child: StartChild | None = None  # None on a host that cannot reach the session
-    parcel: bytes = b""  # the agent as bytes, for a host that is another process
-    budget: Budget | None = (
-        None  # the session's; a host in another process makes one of the options
-    )
-    reentrant_loop: bool = False  # asked of a host that is made for this attempt
-    restored: Restored | None = None  # what the run goes on from
+    pickled: bytes = b""  # the agent, for a host in another process
+    budget: Budget | None = None  # the session's; None: the host makes one of the options
+    reentrant_loop: bool = False  # of a host that is made for this attempt
+    restored: Restored | None = None  # what the run resumes from
     keeper: ArtifactWriter | None = None  # a host in another process has its own
     loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
 
@@ -57,11 +55,16 @@ class Attempt:
         policy = self.options.approve
         return NOBODY if policy == "ask" and not self.answerable else policy
 
+    @property
+    def usage_before(self) -> Usage | None:
+        """What the runs before this one have used, if it resumes one."""
+        return None if self.restored is None else self.restored.usage
+
 
 class HostEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as a host sends it: `n` counts per attempt, without gaps.
 
-    `live` is the agent's own object behind the output of an end event; it travels only within a process.
+    `live` is the output itself, with an end event; it travels only within a process.
     """
 
     run_id: str
@@ -76,10 +79,7 @@ class HostEvent(msgspec.Struct, frozen=True, gc=False):
 Sink = Callable[[Sequence[HostEvent]], bool]
 """Takes events of a host, in order, from any thread; returns whether the agent should pause."""
 
-
 OnHost = Callable[[str, bool], None]
-
-
 """Called with a host's name and whether it has come up (True) or gone (False)."""
 
 
@@ -90,7 +90,7 @@ class Executor(Protocol):
     """
 
     async def open(self, sink: Sink, on_host: OnHost) -> None:
-        """Begin; `sink` takes the events of all hosts, `on_host` hears of their coming and going."""
+        """Begin; `sink` takes the events of all hosts, `on_host` is called when one comes up or goes."""
         ...
 
     async def submit(self, attempts: Sequence[Attempt]) -> None:
@@ -102,11 +102,11 @@ class Executor(Protocol):
         ...
 
     async def release(self, attempts: Sequence[Attempt]) -> None:
-        """See to it that the engine never runs these again."""
+        """Make sure that the engine never runs these again."""
         ...
 
     async def kill_host(self, host: str) -> None:
-        """End a host that does not answer."""
+        """Kill a host that does not answer."""
         ...
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One attempt under way: enters the agent, sends its events in order, and sends exactly one end."""
+"""Drives one attempt: enters the agent, sends its events in order, and sends exactly one end event."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ from nbrun.core.cancellation import CancelCause, Rung
 from nbrun.core.errors import Cancelled, NbrunError
 from nbrun.core.interrupt_guard import InterruptGuard, Stepped, current_guard, guarded
 from nbrun.core.latches import LoopLatch
-from nbrun.core.options import RunOptions
 from nbrun.core.record import between
 from nbrun.core.values import Plain, plain
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.escalation import LAST_S, Escalation
-from nbrun.host.failures import described, safely
+from nbrun.host.failures import describe, safely
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -37,21 +36,24 @@ if TYPE_CHECKING:
     from nbrun.agents import AgentAdapter
     from nbrun.agents.context.backend import ChildRun
     from nbrun.core.artifacts import ArtifactWriter
-    from nbrun.core.cancellation import CancelToken
     from nbrun.core.clock import Clock
     from nbrun.host.loops import LoopThread
 
 PAUSE_S = 0.05
 """How long an agent that yields faster than can be stored is held at a time."""
+FORMAT_LIMIT_S = 5.0
+"""How long an output's own code may take to render it; after that the run ends without its rendering."""
+PICKLE_LIMIT_S = 60.0
+"""The same where the object is to be kept, which may be large."""
 
 _NOT_FOR_AGENTS = ev.END_TYPES | ev.PEOPLE_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
-"""What only the host or the session may say of a run."""
+"""Events that only the host or the session may send."""
 
 
 class Driver:
-    """One attempt under way.
+    """Drives one attempt.
 
-    Threads: `emit()` and `start_child()` from any thread of the agent; `tell()`, `warn()` and
+    Threads: `emit()` and `start_child()` from any thread of the agent; `report()`, `warn()` and
     `stop_from_outside()` from any thread; everything else on the loop. `_lock` guards the numbers and the
     end: nothing is sent after the end but `detached.finished`. It can be entered again, because a garbage
     collection anywhere may call an agent's `__del__`, and that may print; `_outbox` keeps the order of the
@@ -59,40 +61,11 @@ class Driver:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_adapter",
-        "_attempt",
-        "_budget",
-        "_children",
-        "_clock",
-        "_detached",
-        "_escalation",
-        "_finished",
-        "_fired_at",
-        "_guard",
-        "_host_name",
-        "_inbox",
-        "_is_between",
-        "_is_driving",
-        "_is_ended",
-        "_is_entered",
-        "_is_sending",
-        "_lock",
-        "_must_pause",
-        "_n",
-        "_open_tools",
-        "_outbox",
-        "_questions",
-        "_refused",
-        "_sink",
-        "_stop_until",
-        "_texts",
-        "_thread",
-        "_token",
-        "_usage",
-        "run",
-        "task",
-    )
+        "__weakref__", "_adapter", "_attempt", "_budget", "_children", "_clock", "_detached", "_escalation",
+        "_finished", "_fired_at", "_guard", "_host_name", "_inbox", "_is_between", "_is_driving", "_is_ended",
+        "_is_entered", "_is_sending", "_lock", "_must_pause", "_n", "_open_tools", "_outbox", "_questions",
+        "_refused", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage", "run", "task",
+    )  # fmt: skip
 
     def __init__(
         self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str
@@ -102,42 +75,37 @@ class Driver:
         self._sink = sink
         self._clock = clock
         self._host_name = host_name
-        self._token = attempt.token
-        self._adapter = self._found(attempt)
-        restored = attempt.restored
-        self._usage = None if restored is None else restored.usage
+        self._token = token = attempt.token
+        self._adapter = self._find_adapter()
         self._guard = InterruptGuard()
         self._lock = threading.RLock()
-        self.run = RunContext(
-            attempt.run_id, attempt.prompt, attempt.token, clock, self, attempt.restored
-        )
-        # Of what most runs never use, nothing is made before it is used: there may be thousands of runs.
+        self.run = RunContext(attempt.run_id, attempt.prompt, token, clock, self, attempt.restored)
+        self.task: asyncio.Task[None] | None = None
+        self._usage = attempt.usage_before
+        # Most runs use none of these, and there may be thousands of runs: each is made when it is first used.
         self._budget = attempt.budget
-        if self._budget is None and attempt.options.has_limits:
-            self._budget = Budget(attempt.options, attempt.token, self.warn, before=self._usage)
         self._questions: Questions | None = None
         self._inbox: Inbox | None = None
         self._children: Children | None = None
         self._escalation: Escalation | None = None
-        self._outbox: tuple[tuple[ev.EventData, float, str | None, object], ...] = ()
-        self._is_sending = False
-        self._is_between = False  # messages: the last is complete
-        self._must_pause = False
+        # What is sent.
         self._n = 0
-        self._is_ended = False
-        self._refused = 0
-        self._open_tools: dict[str, float] = {}
+        self._outbox: tuple[tuple[ev.EventData, float, str | None, object], ...] = ()
+        self._is_sending = self._must_pause = False
         self._texts: list[str] = []
-        self._is_entered = False
-        self._is_driving = False
+        self._is_between = False  # messages: the last is complete
+        self._open_tools: dict[str, float] = {}
+        # Where the attempt stands.
+        self._is_entered = self._is_driving = self._is_ended = False
+        self._finished = LoopLatch()
+        self._fired_at = 0.0
         self._stop_until: float | None = None  # of the watchdog's thread
         self._detached: tuple[str, ...] = ()
-        self._fired_at = 0.0
-        self._finished = LoopLatch()
-        self.task: asyncio.Task[None] | None = None
+        self._refused = 0
 
-    def _found(self, attempt: Attempt) -> AgentAdapter:
-        """Return what drives the agent, where it is to be driven."""
+    def _find_adapter(self) -> AgentAdapter:
+        """Return what drives the agent, on the loop and thread that it is to be driven on."""
+        attempt = self._attempt
         if attempt.loop is not None:
             from nbrun.host.offload import on_loop  # by few runs, so not with the first
 
@@ -174,32 +142,29 @@ class Driver:
             elif isinstance(data, ev.Message):
                 self._is_between = True
             self._send(data, now, parent)
-        if usage is not None and self._budget is not None:
-            self._budget.note_usage(usage)  # not under the lock: a fired token calls code of others
+        if usage is not None and (self._budget is not None or self._attempt.options.has_limits):
+            self.budget.note_usage(usage)  # not under the lock: a fired token calls others' code
         if self._must_pause and not _is_on_loop():
-            if (
-                self._token.cancelled
-            ):  # held back all the same: its end waits behind all that it sends
-                time.sleep(PAUSE_S)
-            else:
-                self._token.wait_sync(PAUSE_S)
+            # Also after a cancel, where waiting for the token would not hold it: its end is behind all that it sends.
+            wait = time.sleep if self._token.cancelled else self._token.wait_sync
+            wait(PAUSE_S)
 
-    def tell(self, data: ev.EventData) -> None:
+    def report(self, data: ev.EventData) -> None:
         """Send an event of the host's own, if the run has not ended."""
         with self._lock:
             if not self._is_ended:
                 self._send(data, self._clock.now())
 
     def warn(self, text: str) -> None:
-        """Write to the run's card what its user should know."""
-        self.tell(ev.Log(text, "warning"))
+        """Show a warning on the run's card."""
+        self.report(ev.Log(text, "warning"))
 
-    # --- what the agent's context stands on ------------------------------------------------------
+    # --- what the agent's context uses -----------------------------------------------------------
 
     make_thread = Worker
 
     def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
-        """Start a child run, which is followed from then on."""
+        """Start a child run, and follow it from then on."""
         start = self._attempt.start_child
         if start is None:
             raise NbrunError("this run cannot start child runs here: leave --on process out")
@@ -207,13 +172,15 @@ class Driver:
             if self._is_ended:
                 raise NbrunError("this run has ended; it starts no child runs")
             child = start(agent, prompt, options)
-            self._followed().add(child)
+            self.children.add(child)
         return child
 
-    def _followed(self) -> Children:
+    @property
+    def children(self) -> Children:
+        """The child runs."""
         with guarded(), self._lock:
             if self._children is None:
-                self._children = Children(self._thread, self.tell)
+                self._children = Children(self._thread, self.report)
             return self._children
 
     @property
@@ -221,18 +188,19 @@ class Driver:
         """What the run may use up."""
         with guarded(), self._lock:
             if self._budget is None:
-                restored = self._attempt.restored
-                before = None if restored is None else restored.usage
-                self._budget = Budget(RunOptions(), self._token, before=before)
+                attempt = self._attempt
+                self._budget = Budget(
+                    attempt.options, attempt.token, self.warn, before=attempt.usage_before
+                )
             return self._budget
 
     @property
     def questions(self) -> Questions:
-        """What the run asks of people."""
+        """The questions that the run asks its user."""
         with guarded(), self._lock:
             if self._questions is None:
                 self._questions = Questions(
-                    self._token, self.tell, self._lock, self._clock, self._attempt.approve
+                    self._token, self.report, self._lock, self._clock, self._attempt.approve
                 )
                 if self._is_ended:
                     self._questions.close()
@@ -240,23 +208,21 @@ class Driver:
 
     @property
     def inbox(self) -> Inbox:
-        """What people say to the agent."""
+        """The messages to the agent."""
         with guarded(), self._lock:
             if self._inbox is None:
-                self._inbox = Inbox(self._token, self.tell, self._lock)
+                self._inbox = Inbox(self._token, self.report, self._lock)
             return self._inbox
 
     @property
     def keeper(self) -> ArtifactWriter:
-        """What keeps files beside the run's log."""
+        """Writes files beside the run's log."""
         if self._attempt.keeper is None:
-            raise NbrunError(
-                "there is no folder for files: its store is in memory, or in no session"
-            )
+            raise NbrunError("this run has no folder for files")
         return self._attempt.keeper
 
     def control(self, op: str, body: dict[str, object]) -> str:
-        """Do what the session asks of this attempt; return what came of it."""
+        """Carry out a request of the session; return its outcome."""
         match op:
             case "answer":
                 return self.questions.answer(body)
@@ -309,8 +275,8 @@ class Driver:
             self._is_driving = False
         try:
             await self._rest_ended(error)
-            if error is None:
-                await keep_output(self._attempt, output, self._thread, self.tell)
+            if error is None and not self._token.cancelled:
+                await self._keep_output(output)
         finally:
             cancel.remove()
             if timer is not None:
@@ -324,7 +290,7 @@ class Driver:
             error = None  # it leads to this frame; see `Steps.throw()`
 
     async def _drive(self) -> object:
-        """Hand on what the agent sends, the guard open while its own code runs; return its output."""
+        """Send on what the agent yields, with the guard open while its own code runs; return its output."""
         returned: Output | None = None
         guard, events = self._guard, self._events()
         try:
@@ -339,11 +305,11 @@ class Driver:
                 self.emit(item)
                 if self._must_pause:  # never a blocking wait here: other runs are on this loop
                     await asyncio.sleep(PAUSE_S)
-        finally:  # as aclosing() does; but that holds two objects more a run
+        finally:  # as aclosing() does, with two objects less for each run
             await events.aclose()  # type: ignore[attr-defined]  # adapters are async generators
 
     def _events(self) -> AsyncIterator[ev.EventData | Output]:
-        """Return what the agent does: from its beginning, or from where its adapter knows how to go on."""
+        """Return the agent's events: from its beginning, or from a saved state if its adapter can resume one."""
         attempt, adapter = self._attempt, self._adapter
         has_state = attempt.restored is not None and attempt.restored.state is not None
         if has_state and isinstance(adapter, Resuming):
@@ -351,15 +317,15 @@ class Driver:
         return adapter.events(attempt.agent, attempt.prompt, self.run)
 
     def _hold(self) -> float:
-        """Return how long the agent is held, because what it has sent cannot be stored as fast."""
+        """Return for how long the agent must wait, because its events cannot be stored as fast."""
         return PAUSE_S if self._must_pause else 0.0
 
     async def _rest_ended(self, error: BaseException | None) -> None:
         """Return when the agent's threads have ended, then its child runs, whose ends come before this one's."""
         has_failed = error is not None and not self._token.cancelled
         if has_failed:
-            self._followed().cancel()
-            await self._escalating().stop_threads()
+            self.children.cancel()
+            await self._escalate().stop_threads()
         else:
             for work in tuple(self.run.work):
                 await work.ended()
@@ -371,8 +337,46 @@ class Driver:
 
     # --- the end ---------------------------------------------------------------------------------
 
+    async def _keep_output(self, output: object) -> None:
+        """Keep how the output looks, and the object if that is wanted: in a thread, for the output's own code runs.
+
+        Neither that code's time nor its mistakes are the run's: it has a time limit, and is not waited for after a
+        cancel.
+        """
+        attempt = self._attempt
+        keeper, keep_object = attempt.keeper, attempt.options.keep_object
+        if keeper is None:
+            if keep_object:
+                self.warn("the output object was not kept: this run has no folder for files")
+            return
+        if not keeper.wants(output, keep_object):
+            return
+        not_kept = "the output's rendering was not kept"
+        keep = partial(keeper.keep_output, output, keep_object)
+        work = Worker(attempt.run_id, keep, copy_context(), name="output")
+        limit_s = PICKLE_LIMIT_S if keep_object else FORMAT_LIMIT_S
+        try:
+            kept = asyncio.wrap_future(work.start())
+        except RuntimeError as no_thread:
+            self.warn(f"{not_kept}: {no_thread}")
+            return
+        hurry = self._token.add_callback(lambda _request: self._thread.call(kept.cancel))
+        await asyncio.wait({kept}, timeout=limit_s)
+        hurry.remove()
+        if not kept.done():
+            kept.cancel()
+            work.interrupt()
+            self.warn(f"{not_kept}: it took more than {limit_s:g} s")
+        elif kept.cancelled():
+            work.interrupt()
+        elif (error := kept.exception()) is not None:  # a SystemExit, say, of its own code
+            self.warn(f"{not_kept} ({describe(error)})")
+        else:
+            for data in kept.result():
+                self.report(data)
+
     def _leave(self) -> None:
-        """Let go of all that leads back here: nothing of a run that is over waits for the garbage collector."""
+        """Drop all that leads back here: nothing of a run that is over waits for the garbage collector."""
         with self._lock:
             self.task = self._escalation = self._children = None
             self._questions = self._inbox = self._budget = None
@@ -381,7 +385,7 @@ class Driver:
     def _end(
         self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
     ) -> None:
-        """Send the one end event, after the ends of open tools; after it, that detached work has ended."""
+        """Send the one end event, after the ends of open tools; after that, that detached work has ended."""
         safely(self.run.flush_lines, None)
         text = "".join(self._texts)
         if output is None and text:
@@ -389,13 +393,13 @@ class Driver:
         # These call code of the agent's (`__repr__`, `__str__`), so they come before the lock, and nothing that
         # it raises may keep the run from its end. What was streamed is in the log already: an ended record
         # without an output of its own takes the text for it.
-        is_told = output is None or (type(output) is str and output == text)
+        is_streamed = output is None or (type(output) is str and output == text)
         unreadable: Plain = "<not readable>"
-        stored = None if is_told else safely(lambda: plain(output), unreadable)
+        stored = None if is_streamed else safely(lambda: plain(output), unreadable)
         is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
         info: ev.ErrorInfo | None = None
         if error is not None and not (is_signal and self._token.cancelled):
-            info = described(error)  # not of what was asked for: a traceback costs as much as a run
+            info = describe(error)  # not of what was asked for: a traceback costs as much as a run
         now = self._clock.now()
         with self._lock:
             if self._is_ended:
@@ -411,21 +415,42 @@ class Driver:
                 ms = round((now - since) * 1000, 3)
                 self._send(ev.ToolFinished(tool_id, status, None, ms), now)
             self._is_ended = True
-            end = end_event(self._token, stored, info, self._usage, is_signal, detached)
+            end = self._end_event(stored, info, detached, is_signal=is_signal)
             self._send(end, now, live=output)
+
+    def _end_event(
+        self,
+        output: Plain,
+        error: ev.ErrorInfo | None,
+        detached: tuple[str, ...],
+        *,
+        is_signal: bool,
+    ) -> ev.EventData:
+        """Return the end event, by the token and by what was raised; never by the text of a result."""
+        token, usage = self._token, self._usage
+        if token.cancelled:
+            error = None if is_signal else error
+            if usage is not None and (error is not None or is_signal or detached):
+                usage = msgspec.structs.replace(usage, exact=False)  # its last report never came
+            cause = token.cause or CancelCause.USER
+            return ev.RunCancelled(cause, token.reason, output, error, usage, detached)
+        return (
+            ev.RunCompleted(output, usage) if error is None else ev.RunFailed(error, output, usage)
+        )
 
     # --- the cancel ------------------------------------------------------------------------------
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
         """Have the token fire at its deadline."""
-        now = self._clock.now()
         if (timeout_s := self._attempt.options.timeout_s) is not None:
-            self._token.set_deadline(now + timeout_s)
-        deadline = self._token.deadline
-        if deadline is None:
+            self._token.set_deadline(self._clock.now() + timeout_s)
+        if (deadline := self._token.deadline) is None:
             return None
-        fire: Any = lambda: self._token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)  # noqa: E731
-        return self._thread.loop.call_later(max(0.0, deadline - now), fire)
+        left_s = max(0.0, deadline - self._clock.now())
+        return self._thread.loop.call_later(left_s, self._fire_deadline)
+
+    def _fire_deadline(self) -> None:
+        self._token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)
 
     def _note_cancel(self, _request: object) -> None:
         """Begin the escalation, from whichever thread the token was fired."""
@@ -434,13 +459,12 @@ class Driver:
 
     def _begin_escalation(self) -> None:
         if self._is_entered and not self._finished.is_set():
-            self._escalating().begin(self._fired_at)
+            self._escalate().begin(self._fired_at)
 
-    def _escalating(self) -> Escalation:
-        """Return the run's escalation; on the loop."""
+    def _escalate(self) -> Escalation:
         if self._escalation is None:
             self._escalation = Escalation(
-                self._adapter, self.run, self._thread, self._finished, self._cancel_task, self.tell,
+                self._adapter, self.run, self._thread, self._finished, self._cancel_task, self.report,
                 self._give_up, self._attempt.grace_s, self._clock, self._attempt.context,
             )  # fmt: skip
         return self._escalation
@@ -451,10 +475,10 @@ class Driver:
         return self.task.cancel()
 
     async def _give_up(self, threads: tuple[str, ...]) -> None:
-        """End the run with what still runs named; that this has ended is told when it has."""
+        """End the run and name what still runs; another event follows when that has ended."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):  # they were cancelled with this one
-                await self._followed().ended()
+                await self.children.ended()
         if not self._finished.is_set():  # else it has ended in this moment, by itself
             self._detach(threads or (self.label,))
 
@@ -463,7 +487,7 @@ class Driver:
             if self._is_ended:
                 return
             self._detached = names
-            self.tell(ev.CancelEscalated(Rung.DETACHED, ", ".join(names)))
+            self.report(ev.CancelEscalated(Rung.DETACHED, ", ".join(names)))
             self._end(None, None, names)
 
     # --- from outside the loop -------------------------------------------------------------------
@@ -480,7 +504,7 @@ class Driver:
 
     @property
     def is_on_thread(self) -> bool:
-        """Whether the agent's own code is on the loop's thread right now."""
+        """Whether the agent's own code runs on the loop's thread right now."""
         return self._guard.is_open
 
     def stop_from_outside(self) -> None:
@@ -490,7 +514,7 @@ class Driver:
         if not self._token.cancelled:
             deadline = self._token.deadline
             if deadline is not None and self._clock.now() >= deadline:
-                self._token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)
+                self._fire_deadline()
             return
         now = self._clock.monotonic()
         if not self._fired_at or now < self._fired_at + self._attempt.grace_s:
@@ -501,20 +525,20 @@ class Driver:
             self._stop_until = now + LAST_S
             if was_raised:
                 names = ", ".join(work.name for work in threads) or self.label
-                self.tell(ev.CancelEscalated(Rung.THREAD, names))
+                self.report(ev.CancelEscalated(Rung.THREAD, names))
         elif now >= self._stop_until:
             self._detach(tuple(work.name for work in threads) or (self.label,))
 
 
 def _check_event(data: ev.EventData, parent: str | None) -> None:
-    """Raise for what is no event of an agent: in the agent, which then fails with its own mistake."""
+    """Raise for what an agent may not send: in the agent, which then fails with its own mistake."""
     if isinstance(data, ev.DELTAS):  # a tuple: a union is built anew at each look
         if not isinstance(data.text, str):
-            raise TypeError(f"text is a str, not {type(data.text).__name__}")
-    elif ev.type_of(data) in _NOT_FOR_AGENTS:
-        raise ValueError(f"an agent cannot send {ev.type_of(data)}: it returns, raises or asks")
+            raise TypeError(f"text must be a str, not {type(data.text).__name__}")
+    elif (kind := data.TYPE or ev.type_of(data)) in _NOT_FOR_AGENTS:
+        raise ValueError(f"an agent cannot send {kind}; it can return, raise or ask")
     if parent is not None and not isinstance(parent, str):
-        raise TypeError(f"parent is an id (str), not {type(parent).__name__}")
+        raise TypeError(f"parent must be an id (str), not {type(parent).__name__}")
 
 
 def _is_on_loop() -> bool:
@@ -526,89 +550,6 @@ def _is_on_loop() -> bool:
     return True
 
 
-LOOK_LIMIT_S = 5.0
-"""How long an output's own code may take to show it, before its run ends without."""
-
-
-OBJECT_LIMIT_S = 60.0
-"""The same where the object is to be kept, which may be large."""
-
-
-async def keep_output(
-    attempt: Attempt, output: object, thread: LoopThread, tell: Callable[[ev.EventData], None]
-) -> None:
-    """Have kept what is wanted of an output, before the end: in a thread, for its own code is asked to show it.
-
-    Neither that code's time nor its mistakes are the run's: it is waited for so long, and not after a cancel.
-    """
-    keeper, token, keep_object = attempt.keeper, attempt.token, attempt.options.keep_object
-    if token.cancelled:
-        return
-    if keeper is None:
-        if keep_object:
-            tell(
-                ev.Log("the object of its output is not kept: there is no folder for it", "warning")
-            )
-        return
-    if not keeper.wants(output, keep_object):
-        return
-    not_kept = "how its output looks is not kept"
-    keep = partial(keeper.keep_output, output, keep_object)
-    work = Worker(attempt.run_id, keep, copy_context(), name="output")
-    limit_s = OBJECT_LIMIT_S if keep_object else LOOK_LIMIT_S
-    try:
-        kept = asyncio.wrap_future(work.start())
-    except RuntimeError as no_thread:
-        tell(ev.Log(f"{not_kept}: {no_thread}", "warning"))
-        return
-    hurry = token.add_callback(lambda _request: thread.call(kept.cancel))
-    await asyncio.wait({kept}, timeout=limit_s)
-    hurry.remove()
-    if not kept.done():
-        kept.cancel()
-        work.interrupt()
-        tell(ev.Log(f"{not_kept}: that took over {limit_s:g} s", "warning"))
-    elif kept.cancelled():
-        work.interrupt()
-    elif (error := kept.exception()) is not None:  # a SystemExit, say, of its own code
-        tell(ev.Log(f"{not_kept} ({described(error)})", "warning"))
-    else:
-        for data in kept.result():
-            tell(data)
-
-
-def end_event(
-    token: CancelToken,
-    output: Plain,
-    error: ev.ErrorInfo | None,
-    usage: ev.Usage | None,
-    is_signal: bool,
-    detached: tuple[str, ...],
-) -> ev.EventData:
-    """Return the end event, by the token and by what was raised; never by the text of a result.
-
-    Parameters
-    ----------
-    error : what was raised, if that was not what had been asked for.
-    is_signal : whether a cancel's own exception was raised.
-    detached : what has not stopped.
-    """
-    if token.cancelled:
-        if usage is not None and (error is not None or is_signal or detached):
-            usage = msgspec.structs.replace(usage, exact=False)  # its last report never came
-        return ev.RunCancelled(
-            cause=token.cause or CancelCause.USER,
-            reason=token.reason,
-            output=output,
-            error=None if is_signal else error,
-            usage=usage,
-            detached=detached,
-        )
-    if error is not None:
-        return ev.RunFailed(error, output, usage)
-    return ev.RunCompleted(output, usage)
-
-
 class Children:
     """Follows the child runs of one run.
 
@@ -616,19 +557,14 @@ class Children:
 
     Parameters
     ----------
-    tell : takes an event of the run.
+    report : takes an event of the run.
     """
 
-    __slots__ = (
-        "_all",
-        "_is_closing",
-        "_tell",
-        "_thread",
-    )
+    __slots__ = ("_all", "_is_closing", "_report", "_thread")
 
-    def __init__(self, thread: LoopThread, tell: Callable[[ev.EventData], None]) -> None:
+    def __init__(self, thread: LoopThread, report: Callable[[ev.EventData], None]) -> None:
         self._thread = thread
-        self._tell = tell
+        self._report = report
         self._all: list[tuple[ChildRun, LoopLatch]] = []
         self._is_closing = False
 
@@ -638,12 +574,12 @@ class Children:
         if self._is_closing:
             child.cancel(None, CancelCause.PARENT)
         self._all.append((child, ended))
-        # Not at once: what it is called is public only when its creation has been saved.
-        child.when_created(lambda: self._thread.call(lambda: self._note_start(child)))
-        child.when_ended(lambda: self._thread.call(lambda: self._note_end(child, ended)))
+        # Not at once: its name is public only when its creation has been saved.
+        child.when_created(partial(self._thread.call, partial(self._note_start, child)))
+        child.when_ended(partial(self._thread.call, partial(self._note_end, child, ended)))
 
     def cancel(self) -> None:
-        """Ask all that are live to stop, and any that come: the run has failed, and nobody waits for them."""
+        """Cancel all that are live, and any that come: the run has failed, and nobody waits for them."""
         self._is_closing = True
         for child, ended in tuple(self._all):
             if not ended.is_set():
@@ -655,8 +591,8 @@ class Children:
             await ended.wait()
 
     def _note_start(self, child: ChildRun) -> None:
-        self._tell(ev.ChildStarted(child.id, child.name, child.number))
+        self._report(ev.ChildStarted(child.id, child.name, child.number))
 
     def _note_end(self, child: ChildRun, ended: LoopLatch) -> None:
-        self._tell(ev.ChildFinished(child.id, str(child.status), child.usage))
+        self._report(ev.ChildFinished(child.id, str(child.status), child.usage))
         ended.set()

@@ -38,7 +38,7 @@ class Escalation:
     ----------
     finished : set when neither the task nor a thread runs any more.
     cancel_task : cancels the driving task; returns False when it is over.
-    tell : takes an event that is the host's own.
+    report : takes an event that is the host's own.
     give_up : ends the run with these names of what still runs.
     grace_s : seconds that cleanup code gets.
     context : the context variables of the run.
@@ -53,8 +53,8 @@ class Escalation:
         "_grace_s",
         "_is_task_cancelled",
         "_native",
+        "_report",
         "_run",
-        "_tell",
         "_thread",
         "_timer",
         "_until",
@@ -67,7 +67,7 @@ class Escalation:
         thread: LoopThread,
         finished: LoopLatch,
         cancel_task: Callable[[], bool],
-        tell: Callable[[ev.EventData], None],
+        report: Callable[[ev.EventData], None],
         give_up: Callable[[tuple[str, ...]], Awaitable[None]],
         grace_s: float,
         clock: Clock,
@@ -78,7 +78,7 @@ class Escalation:
         self._thread = thread
         self._finished = finished
         self._cancel_task = cancel_task
-        self._tell = tell
+        self._report = report
         self._give_up = give_up
         self._grace_s = grace_s
         self._clock = clock
@@ -109,7 +109,7 @@ class Escalation:
         alive = self._threads()
         if alive and not await self._interrupt(alive):
             names = ", ".join(work.name for work in alive if work.is_alive())
-            self._tell(ev.Log(f"still running: {names}", "warning"))
+            self._report(ev.Log(f"still running: {names}", "warning"))
 
     def _climb_on(self) -> None:
         self._timer = None
@@ -125,7 +125,7 @@ class Escalation:
     async def _reaches_the_end(self) -> bool:
         """Use one rung after the other; return whether nothing runs any more."""
         if self._native is not None:
-            self._tell(ev.CancelEscalated(Rung.NATIVE))
+            self._report(ev.CancelEscalated(Rung.NATIVE))
             await self._ask(self._native)
         if await self._has_finished(self._left_s()):  # a sync agent may look at its token, too
             return True
@@ -133,7 +133,7 @@ class Escalation:
             return True
         alive = self._threads()
         if alive:
-            self._tell(ev.CancelEscalated(Rung.THREAD, ", ".join(work.name for work in alive)))
+            self._report(ev.CancelEscalated(Rung.THREAD, ", ".join(work.name for work in alive)))
             if await self._interrupt(alive):
                 return True
         # A sync function may have given a coroutine, when its thread was over: one rung more for that.
@@ -144,14 +144,14 @@ class Escalation:
             async with asyncio.timeout(self._left_s()):
                 await adapter.cancel(self._run)
         except Exception as error:  # the escalation goes on: the next rung does not need this one
-            self._tell(ev.Log(f"native cancel failed: {type(error).__name__}: {error}", "error"))
+            self._report(ev.Log(f"native cancel failed: {type(error).__name__}: {error}", "error"))
 
     def _stop_task(self) -> bool:
         """Cancel the driving task, once, and not while it waits for a sync agent; return whether it was."""
         if self._is_task_cancelled or self._has_driver() or not self._cancel_task():
             return False
         self._is_task_cancelled = True
-        self._tell(ev.CancelEscalated(Rung.TASK))
+        self._report(ev.CancelEscalated(Rung.TASK))
         return True
 
     async def _interrupt(self, alive: list[Work]) -> bool:

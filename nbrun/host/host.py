@@ -1,10 +1,11 @@
-"""The host: drives attempts on the event loop that it is given."""
+"""The host: drives attempts on one event loop, and notices when an agent blocks that loop."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,6 @@ from nbrun.agents.context.threads import RunThreads
 from nbrun.core import events as ev
 from nbrun.core.interrupt_guard import Steps, current_guard
 from nbrun.host.driver import Driver
-from nbrun.host.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,12 +24,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nbrun")
 
+NAME = "local"
+"""The name of the host in the kernel's own process."""
+TICK_S = 0.25
+BLOCKED_TICKS = 4
+"""After so many ticks without an answer, one second, the loop counts as blocked.
+
+Ticks are counted, not seconds: where a call into C stops the whole process, no tick goes by either, and no agent is
+accused of it.
+"""
+
 
 class RunHost:
-    """Drives attempts: `run.started` first, then what the agent does, then one end event.
+    """Drives attempts: `run.started` first, then what the agent sends, then one end event.
 
     Threads: `begin()` on the loop, where the drivers live; `sink` is called from the loop, from the worker
-    threads of sync agents, and from the watchdog's. The watchdog reads `_drivers` and `_owners`, copied in one step.
+    threads of sync agents, and from the watchdog's. The watchdog reads `drivers` and `_owners`, copied in one step.
+
+    Parameters
+    ----------
+    on_blocked : called each time that the loop has not answered for a second.
+    is_shared : whether many runs share the loop, so that blocking it is worth a warning.
     """
 
     def __init__(
@@ -37,66 +52,57 @@ class RunHost:
         thread: LoopThread,
         sink: Sink,
         clock: Clock,
-        name: str = "local",
+        name: str = NAME,
         on_blocked: Callable[[], object] = lambda: None,
         *,
         is_shared: bool = True,
     ) -> None:
         self.name = name
-        self._on_over = self._note_over  # one object for all tasks
-        self._thread = thread
+        self.thread = thread
+        self.on_blocked = on_blocked
+        self.is_shared = is_shared
+        self.drivers: dict[asyncio.Future[Any], Driver] = {}  # by the driving task, oldest first
         self._sink = sink
         self._clock = clock
-        self._drivers: dict[asyncio.Future[Any], Driver] = {}  # by the task that drives
-        # Of which run a task is that an agent has made: asyncio itself keeps no such thing.
+        self._on_end = self._note_end  # one object for all tasks
+        # The run that a task belongs to which an agent has made: asyncio itself does not keep it.
         self._owners: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
-        self.watchdog = Watchdog(
-            thread,
-            lambda: tuple(self._drivers.values()),
-            self._blocker,
-            on_blocked,
-            is_shared=is_shared,
-        )
+        self.watchdog = Watchdog(self)
         thread.on_close.append(self.watchdog.close)
         thread.loop.set_default_executor(RunThreads(thread.loop))
         thread.loop.set_task_factory(self._make_task)
         thread.loop.set_exception_handler(self._on_loop_error)
 
-    @property
-    def live(self) -> int:
-        """How many attempts have not ended."""
-        return len(self._drivers)
-
     def control(self, op: str, body: dict[str, object]) -> dict[str, object]:
-        """Do what the session asks for; `run_id` and `attempt` in `body` say of which run."""
+        """Carry out a request of the session; `run_id` and `attempt` in `body` name the run."""
         if op == "ping":
-            return {"op": op, "live": self.live}
+            return {"op": op, "live": len(self.drivers)}
         key = (body.get("run_id"), body.get("attempt"))
-        for driver in self._drivers.values():
+        for driver in self.drivers.values():
             if driver.key == key:
                 return {"op": op, "outcome": driver.control(op, body)}
         return {"op": op, "outcome": "not_found"}
 
     def begin(self, attempt: Attempt) -> None:
         """Start an attempt."""
-        driver = Driver(attempt, self._thread, self._sink, self._clock, self.name)
+        driver = Driver(attempt, self.thread, self._sink, self._clock, self.name)
         # In the context of the cell that started the run, whatever started the loop's thread.
-        driver.task = task = self._thread.start(
-            driver.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._on_over
+        driver.task = task = self.thread.start(
+            driver.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._on_end
         )
-        self._drivers[task] = driver
+        self.drivers[task] = driver
         self.watchdog.begin()
 
-    def _note_over(self, task: asyncio.Future[Any]) -> None:
-        self._drivers.pop(task, None)
+    def _note_end(self, task: asyncio.Future[Any]) -> None:
+        self.drivers.pop(task, None)
 
-    # --- whose is it? ----------------------------------------------------------------------------
+    # --- whose code is it? -----------------------------------------------------------------------
 
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any
     ) -> asyncio.Task[Any]:
         run, guard = current_run.get(), current_guard.get()
-        # What an agent has begun on the side is its own code as well, and may block as well.
+        # A task that an agent starts on the side is its own code as well, and may block as well.
         if guard is not None and inspect.iscoroutine(work):
             work = Steps(work, guard)
         task = asyncio.Task(work, loop=loop, **options)
@@ -107,42 +113,117 @@ class RunHost:
     def _driver_of(self, task: asyncio.Future[Any] | None) -> Driver | None:
         if task is None:
             return None
-        own = self._drivers.get(task)
-        if own is not None:
+        if (own := self.drivers.get(task)) is not None:
             return own
         run_id = self._owners.get(task)
-        drivers = tuple(self._drivers.values())
+        drivers = tuple(self.drivers.values())
         return next((driver for driver in drivers if driver.run.run_id == run_id), None)
 
-    def _blocker(self) -> Driver | None:
-        """Return whose code is on the loop; called from outside it.
+    def blocker(self) -> Driver | None:
+        """Return whose code is on the loop, as far as that is known; called from another thread.
 
-        Source: `asyncio.current_task(loop)` may be asked from another thread.
+        Source: `asyncio.current_task(loop)` may be called from another thread.
         """
-        for driver in tuple(self._drivers.values()):
+        for driver in tuple(self.drivers.values()):
             if driver.is_on_thread:
                 return driver
-        return self._driver_of(asyncio.current_task(self._thread.loop))
+        return self._driver_of(asyncio.current_task(self.thread.loop))
 
     def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Write to the run's log what nobody has awaited: asyncio would print it into some cell."""
+        """Write an error that nobody awaited to its run's log: asyncio would print it into some cell."""
         driver = self._driver_of(context.get("task") or context.get("future"))
         error = context.get("exception")
         text = f"{context.get('message')}: {error!r}" if error else str(context.get("message"))
         if driver is None:
             _log.warning("on the event loop of the runs: %s", text)
         else:
-            driver.tell(ev.Log(text, "error"))
+            driver.report(ev.Log(text, "error"))
 
 
-NAME = "local"
+class Watchdog:
+    """Asks a host's loop for a sign of life while runs are under way on it.
+
+    Threads: `begin()` and `close()` from any thread; the rest is of the thread `nbrun-watchdog`, which starts
+    with the first run. `_answered` is written on the loop.
+    """
+
+    def __init__(self, host: RunHost) -> None:
+        self._host = host
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._asked = self._answered = self._missed = 0
+        self._warned: set[Driver] = set()
+        self._watcher: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Watch from now on, until nothing is under way."""
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._main, name="nbrun-watchdog", daemon=True)
+            self._watcher.start()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop the thread, without waiting for it: it has nothing to lose."""
+        self._stop.set()
+        self._wake.set()
+
+    def _drivers(self) -> tuple[Driver, ...]:
+        return tuple(self._host.drivers.values())
+
+    def _main(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            while self._drivers() and not self._stop.wait(TICK_S):
+                try:
+                    self._tick()
+                except (
+                    Exception
+                ):  # no file descriptor is left, say: the runs are watched all the same
+                    _log.exception("the watchdog of a host failed")
+            self._rest()
+
+    def _tick(self) -> None:
+        if self._answered == self._asked:
+            self._rest()
+            self._asked += 1
+            asked = self._asked
+            self._host.thread.call(lambda: self._answer(asked))
+            return
+        self._missed += 1
+        for driver in reversed(self._drivers()):  # children are younger, and end first
+            driver.stop_from_outside()
+        if self._missed == BLOCKED_TICKS:
+            self._host.on_blocked()
+        if self._missed >= BLOCKED_TICKS and self._host.is_shared:
+            self._warn()
+
+    def _answer(self, asked: int) -> None:
+        self._answered = asked
+
+    def _rest(self) -> None:
+        self._missed = 0
+        self._warned.clear()
+
+    def _warn(self) -> None:
+        """Warn each run once: the one that blocks, what to do about it; the others, why they wait."""
+        blocker = self._host.blocker()
+        name = "something" if blocker is None else blocker.label
+        for driver in self._drivers():
+            if driver in self._warned:
+                continue
+            self._warned.add(driver)
+            if driver is blocker:
+                driver.warn("blocks the event loop that all runs share; run it with --thread")
+            else:
+                driver.warn(f"held up: {name} blocks the event loop; run that one with --thread")
 
 
 class LocalExecutor:
     """Runs attempts in this process.
 
     Its tokens are the session's own, so a cancel needs no message; and a host that lives as long as the
-    process cannot be killed. One whose event loop an agent blocks is told as gone: it should get no more
+    process cannot be killed. One whose event loop an agent blocks is reported as gone: it should get no more
     attempts, and goes on with those it has when the block ends.
     """
 
@@ -154,7 +235,7 @@ class LocalExecutor:
     @property
     def live(self) -> int:
         """How many attempts are under way here."""
-        return self._host.live if self._host is not None else 0
+        return 0 if self._host is None else len(self._host.drivers)
 
     async def open(self, sink: Sink, on_host: OnHost) -> None:
         """Make the host."""
@@ -171,7 +252,7 @@ class LocalExecutor:
             self._host.begin(attempt)
 
     async def control(self, host: str, op: str, body: dict[str, object]) -> dict[str, object]:
-        """Hand it to the host; a cancel goes by the token."""
+        """Pass it to the host; a cancel goes by the token."""
         if self._host is None:
             return {"op": op, "outcome": "not_found"}
         return self._host.control(op, body)
@@ -184,5 +265,5 @@ class LocalExecutor:
         raise RuntimeError("the local host cannot be killed: it is this process")
 
     async def close(self) -> None:
-        """Forget the host."""
+        """Drop the host."""
         self._host = None

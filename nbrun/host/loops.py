@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own."""
+"""Event loops: on a thread of their own, and loops that can be entered again."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 
-class LoopThread:
-    """An event loop on a daemon thread, which keeps the tasks that it is given.
+T = TypeVar("T")
 
-    Threads: `spawn()` only on the loop; everything else from any thread. `_tasks` is of the loop; `_calls` is
-    filled by any thread and emptied by the loop.
+
+class LoopThread:
+    """An event loop on a daemon thread, which keeps references to its tasks.
+
+    Threads: `spawn()` and `start()` on the loop; everything else from any thread. `_tasks` is of the loop;
+    `_calls` is filled by any thread and emptied by the loop.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class LoopThread:
         self._is_called = False
         self.on_close: list[
             Callable[[], object]
-        ] = []  # called by who closes it, whatever the loop does
+        ] = []  # called by whoever closes it, not on the loop
         self._is_stopping = False
         self._forget = self._tasks.discard
         self.context = Context()  # of callbacks that need none: a copy for each costs memory
@@ -59,8 +62,8 @@ class LoopThread:
         context: Context | None,
         on_end: Callable[[asyncio.Task[Any]], object],
     ) -> asyncio.Task[Any]:
-        """Start a task for somebody who keeps it until `on_end(task)`."""
-        before = current_guard.set(None)  # it is nbrun's own, though an agent may be who caused it
+        """Start a task that the caller keeps until `on_end(task)` is called."""
+        before = current_guard.set(None)  # it is nbrun's own, even if an agent has caused it
         try:
             task = self.loop.create_task(work, name=name, context=context)
         finally:
@@ -71,9 +74,7 @@ class LoopThread:
     def call(self, function: Callable[[], object]) -> None:
         """Call `function` on the loop, in the order of the calls; not when it is closed."""
         self._calls.append(function)
-        if (
-            not self._is_called
-        ):  # else it is on its way, and to wake it again costs fifty times this
+        if not self._is_called:  # else it is awake already; waking it again costs fifty times this
             self._is_called = True
             call_soon(self.loop, self._run_calls, self.context)
 
@@ -94,7 +95,7 @@ class LoopThread:
         return not self._thread.is_alive()
 
     def _run_calls(self) -> None:
-        self._is_called = False  # first: who comes from here on wakes the loop again
+        self._is_called = False  # first: a call from here on wakes the loop again
         try:
             for _ in range(len(self._calls)):
                 function = self._calls.popleft()
@@ -126,31 +127,18 @@ class LoopThread:
             self.loop.close()
 
 
-T = TypeVar("T")
-
-
-_OPTIONS = "run it with --thread, or set %config NbRun.reentrant_loop = True"
-
-
-_MENDS = {
-    "cannot be called from a running event loop": _OPTIONS,
-    "loop is already running": _OPTIONS,
-    "while another loop is running": "call what does so by `await run.in_thread(function)`",
-}
-
-
 class Reentrant(asyncio.BaseEventLoop):
-    """What an event loop gets beside that: a cancel reaches what it was entered for.
+    """Adds to an event loop that can be entered again: a cancel of the run reaches what it was entered for.
 
-    Threads: of the loop, but `call_soon_threadsafe()`, as ever.
+    Threads: of the loop, except `call_soon_threadsafe()`, as ever.
     """
 
     def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
-        """Return what the future gives, while the loop goes on with everything else."""
+        """Return the future's result, while the loop goes on with everything else."""
         run = current_run.get() if self.is_running() else None
         if run is None:
             return super().run_until_complete(future)
-        # The task that is under way here cannot be cancelled before this returns; the one within can.
+        # The task that runs here cannot be cancelled before this returns; the inner one can.
         inner: asyncio.Future[T] = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]  # as asyncio's own
         cancel = run.token.add_first(lambda _request: call_soon(self, inner.cancel))
         try:
@@ -159,7 +147,7 @@ class Reentrant(asyncio.BaseEventLoop):
             cancel.remove()
 
     def close(self) -> None:
-        """Close it; with the last of its kind, `asyncio.run()` is as it was."""
+        """Close it; with the last such loop, `asyncio.run()` is restored."""
         if not self.is_closed():
             super().close()
             _release()
@@ -173,16 +161,15 @@ def _default_class() -> type[asyncio.BaseEventLoop]:
 
 @lru_cache(maxsize=1)
 def _loop_class() -> type[Reentrant]:
-    """Return the class of such loops: of its own, for nest-asyncio2 changes classes, and the kernel's must stay."""
+    """Return the class of such loops: a new one, for nest-asyncio2 changes classes, and the kernel's must stay."""
     import nest_asyncio2
 
     entered = type("EnteredLoop", (_default_class(),), {})
     first = entered()
-    # Not its apply(): that exchanges asyncio's tasks and futures for slower ones, everywhere.
+    # Not its apply(): that replaces asyncio's tasks and futures by slower ones, everywhere.
     nest_asyncio2._patch_loop(first)
     first.close()
-    made: type[Reentrant] = type("ReentrantLoop", (Reentrant, entered), {})
-    return made
+    return type("ReentrantLoop", (Reentrant, entered), {})
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -193,16 +180,12 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 _lock = threading.Lock()
-
-
 _loops = 0
-
-
 _original: Callable[..., Any] = asyncio.run
 
 
 def _run(main: Any, **options: Any) -> Any:
-    """Run a coroutine: on the loop that is running where that is one of ours, else as `asyncio.run()` does."""
+    """Run a coroutine: on the running loop if that is one of ours, else as `asyncio.run()` does."""
     loop = asyncio._get_running_loop()
     if isinstance(loop, Reentrant):
         return loop.run_until_complete(main)
@@ -221,14 +204,5 @@ def _release() -> None:
     global _loops
     with _lock:
         _loops -= 1
-        if _loops == 0 and asyncio.run is _run:  # else somebody has put theirs around it
+        if _loops == 0 and asyncio.run is _run:  # else another library has wrapped it
             asyncio.run = _original
-
-
-def mend(error: BaseException) -> str | None:
-    """Return what helps an agent that failed because it started a loop within a loop; None for other errors."""
-    if not isinstance(error, RuntimeError):
-        return None
-    text = str(error)
-    found = next((words for said, words in _MENDS.items() if said in text), None)
-    return found and f"the agent starts an event loop where one is running already: {found}"

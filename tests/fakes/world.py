@@ -232,7 +232,7 @@ class World:
     def drivers(self) -> list[Driver]:
         """Return the drivers that have not ended."""
         host = self.host()
-        return [] if host is None else list(host._drivers.values())
+        return [] if host is None else list(host.drivers.values())
 
     def commit(self) -> None:
         """Let the writer take what waits; now and then the disk is full."""
@@ -426,7 +426,7 @@ class World:
         left = (
             [run.id for run in session.live_runs], line._under_way, line._waiting,
             session._dispatcher._attempts, [task.get_name() for task in self.thread.tasks],
-            host._drivers if host else {}, session.token._children,
+            host.drivers if host else {}, session.token._children,
         )  # fmt: skip
         assert not any(left), f"left behind: {left}"
         assert not any(self.held.values())

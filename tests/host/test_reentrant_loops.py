@@ -14,6 +14,7 @@ from nbrun import NotebookSession, RunStatus, current
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.host import loops
+from nbrun.host.failures import describe
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S, Held, instant
 
@@ -185,7 +186,7 @@ def test_loops_may_be_closed_twice_and_by_any_thread() -> None:
         (ValueError("This event loop is already running"), None),
     ],
 )
-def test_the_mend_fits_the_error(error: Exception, words: str | None) -> None:
+def test_the_hint_fits_the_error(error: Exception, words: str | None) -> None:
     """One line for errors of nested loops, none for others."""
-    mend = loops.mend(error)
-    assert (mend is None) if words is None else (mend is not None and words in mend)
+    _, _, hint = describe(error).message.partition("\n")
+    assert (hint == "") if words is None else (words in hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbrun.host.watchdog import Watchdog
+from nbrun.host.host import Watchdog
 from nbrun.sessions import scheduler as dispatch
 from tests.fakes.virtual import VirtualThread
 from tests.fakes.world import World

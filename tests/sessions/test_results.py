@@ -18,7 +18,7 @@ from nbrun import NotebookSession, Run, RunStatus
 from nbrun.core import mimebundle as bundle
 from nbrun.core.artifacts import folder_beside
 from nbrun.core.errors import BadOption, NbrunError, NoResult
-from nbrun.host import driver as ending
+from nbrun.host import driver
 from nbrun.render.results import ResultView
 from nbrun.ui.kernel.formatting import format_value
 from tests.fakes import agents
@@ -210,7 +210,7 @@ def test_a_form_that_hangs_holds_up_nobody_and_its_own_run_for_a_time(
 ) -> None:
     """Another run ends meanwhile; the run itself ends completed after the limit, with a word on its card."""
     value, asked = hanging
-    monkeypatch.setattr(ending, "LOOK_LIMIT_S", 0.5)
+    monkeypatch.setattr(driver, "FORMAT_LIMIT_S", 0.5)
     session = make_shown()
     run = session.start(returning(value))
     assert asked.wait(BOUND_S)
@@ -218,7 +218,7 @@ def test_a_form_that_hangs_holds_up_nobody_and_its_own_run_for_a_time(
     ended(session.start(agents.instant))
     assert ended(run).status is RunStatus.COMPLETED
     assert run.output is value
-    assert "over 0.5 s" in run.record.notices[0]
+    assert "more than 0.5 s" in run.record.notices[0]
 
 
 def test_a_cancel_does_not_wait_for_a_form_that_hangs(
@@ -228,7 +228,7 @@ def test_a_cancel_does_not_wait_for_a_form_that_hangs(
 ) -> None:
     """The run ends cancelled at once, and what it had returned is kept."""
     value, asked = hanging
-    monkeypatch.setattr(ending, "LOOK_LIMIT_S", 300.0)
+    monkeypatch.setattr(driver, "FORMAT_LIMIT_S", 300.0)
     run = make_shown().start(returning(value))
     assert asked.wait(BOUND_S)
     assert run.cancel().wait(BOUND_S)
@@ -369,7 +369,7 @@ def test_what_cannot_be_pickled_is_a_word_on_the_card(make_session: MakeSession)
     """The run stays completed, and there is no object to load."""
     run = ended(make_session().start(returning(threading.Lock()), keep_object=True))
     assert run.status is RunStatus.COMPLETED
-    assert "the object of its output is not kept (TypeError" in run.record.notices[0]
+    assert "the output object was not kept (TypeError" in run.record.notices[0]
     with pytest.raises(NoResult, match="--keep-object"):
         run.load_object(trusted=True)
 
@@ -415,7 +415,7 @@ def test_an_object_with_a_secret_is_not_kept(
     session = make_session()
     session.redact(secret, "MY_KEY")
     run = ended(session.start(returning({"key": secret}), keep_object=True))
-    assert run.record.notices == ("the object of its output is not kept: it holds a secret",)
+    assert run.record.notices == ("the output object was not kept: it holds a secret",)
     run = ended(session.start(returning([secret.encode()])))
     session.close()
     assert make_session().get(run.id).output == [b"[MY_KEY]"]

@@ -34,7 +34,7 @@ from nbrun.host.attempt import Attempt, HostEvent
 from nbrun.host.failures import describe
 from nbrun.host.host import RunHost
 from nbrun.host.loops import LoopThread, new_loop
-from nbrun.host.process import pickling as parcel
+from nbrun.host.process import pickling
 from nbrun.host.process.protocol import (  # fmt: skip
     Batch,
     Begin,
@@ -131,7 +131,7 @@ class ProcessHost:
         self._send(Ready())
         begin = self._begun.get()
         try:
-            agent = parcel.unpack(begin.parcel)
+            agent = pickling.unpack(begin.pickled)
         except Exception as error:  # the agent's modules are its author's code
             self._fail(begin, error)
         else:

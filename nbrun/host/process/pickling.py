@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_DEPTH = 8
-"""How far the part of an agent is looked for that cannot travel."""
+"""How deep to look for the part of an agent that cannot be pickled."""
 
 
 def pack(agent: object) -> bytes:
     """Return the agent as bytes.
 
-    What the notebook has defined goes by value, with the globals that it uses and no others; what a module
-    has defined is imported from there again.
+    What the notebook defines goes by value, with the globals that it uses and no others; what a module defines is
+    imported again.
 
     Raises
     ------
@@ -33,16 +33,14 @@ def pack(agent: object) -> bytes:
     import cloudpickle  # with the first run that needs it
 
     try:
-        parcel: bytes = cloudpickle.dumps(agent)
+        return bytes(cloudpickle.dumps(agent))
     except Exception as error:  # an object's own __reduce__ or __getstate__ may raise anything
         raise BadOption(_refusal(agent, error)) from None
-    return parcel
 
 
-def unpack(parcel: bytes) -> object:
+def unpack(pickled: bytes) -> object:
     """Return the agent; its own modules are imported here."""
-    agent: object = pickle.loads(parcel)  # noqa: S301 - our own kernel has sent it, over a private socket
-    return agent
+    return pickle.loads(pickled)  # noqa: S301 - our own kernel has sent it, over a private socket
 
 
 def _refusal(agent: object, error: Exception) -> str:
@@ -57,7 +55,7 @@ def _refusal(agent: object, error: Exception) -> str:
 
 
 def _name(agent: object) -> str:
-    """Return what an agent is called; a method together with its class, for `run` alone would say little."""
+    """Return the name of an agent; of a method with its class, for `run` alone would say little."""
     name = getattr(agent, "__name__", None)
     if not isinstance(name, str):
         return type_name(agent)
@@ -73,12 +71,12 @@ def _culprit(value: object, path: str, seen: set[int], depth: int) -> str | None
         return None
     seen.add(id(value))
     for name, part in _parts(value):
-        if not _can_travel(part):
+        if not _can_be_pickled(part):
             return _culprit(part, name, seen, depth - 1) or f"'{name}' ({type_name(part)})"
     return None
 
 
-def _can_travel(value: object) -> bool:
+def _can_be_pickled(value: object) -> bool:
     import cloudpickle
 
     try:

@@ -25,7 +25,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
 
     run_id: str
     number: int
-    parcel: bytes
+    pickled: bytes
     prompt: str
     grace_s: float
     options: dict[str, Any]  # those of `RunOptions.portable()`
@@ -76,7 +76,7 @@ def begin(attempt: Attempt, host: str) -> Begin:
     """Return the message that hands an attempt to the process that is called `host`."""
     folder = None if attempt.keeper is None else attempt.keeper.folder
     return Begin(
-        attempt.run_id, attempt.number, attempt.parcel, attempt.prompt, attempt.grace_s,
+        attempt.run_id, attempt.number, attempt.pickled, attempt.prompt, attempt.grace_s,
         attempt.options.portable(), attempt.answerable, host, attempt.reentrant_loop,
         "" if folder is None else str(folder), attempt.restored,
     )  # fmt: skip

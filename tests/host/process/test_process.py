@@ -25,7 +25,7 @@ from nbrun.core.errors import BadOption, RunFailed
 from nbrun.core.line_buffer import Printed
 from nbrun.host.driver import Driver
 from nbrun.host.escalation import LAST_S
-from nbrun.host.process import pickling as parcel
+from nbrun.host.process import pickling
 from tests.fakes import agents, process_agents as fakes
 from tests.fakes.agents import BOUND_S, Held
 
@@ -339,7 +339,7 @@ def test_what_cannot_travel_is_named_before_anything_is_begun(
     assert session.start(agents.instant).id == "run-seq-0"
 
 
-def test_a_parcel_that_refuses_itself_is_one_line() -> None:
+def test_an_agent_that_refuses_to_be_pickled_is_one_line() -> None:
     """An object whose own code raises while it is packed is refused, with what it said."""
 
     class Refuses:
@@ -350,7 +350,7 @@ def test_a_parcel_that_refuses_itself_is_one_line() -> None:
             raise RuntimeError("not me")
 
     with pytest.raises(BadOption, match=r"\(not me\); make it inside the agent"):
-        parcel.pack(Refuses())
+        pickling.pack(Refuses())
 
 
 # --- cancel ------------------------------------------------------------------------------------------
