@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import as_native
 from nbrun.core import events as ev
@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from nbrun.agents import AgentAdapter, NativeCancel
-    from nbrun.agents.context.backend import Work
-    from nbrun.agents.context.run_context import RunContext
+    from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Worker
     from nbrun.core.clock import Clock
     from nbrun.core.latches import LoopLatch
     from nbrun.host.loops import LoopThread
@@ -154,7 +152,7 @@ class Escalation:
         self._report(ev.CancelEscalated(Rung.TASK))
         return True
 
-    async def _interrupt(self, alive: list[Work]) -> bool:
+    async def _interrupt(self, alive: list[Worker[Any]]) -> bool:
         """Raise `Cancelled` in threads; again while one is inside nbrun's own code."""
         until = self._clock.monotonic() + LAST_S
         while self._clock.monotonic() < until:
@@ -165,7 +163,7 @@ class Escalation:
                 return True
         return False
 
-    def _threads(self) -> list[Work]:
+    def _threads(self) -> list[Worker[Any]]:
         """Return the threads in which code of the agent runs."""
         return [work for work in self._run.work if work.is_alive()]
 

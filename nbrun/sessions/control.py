@@ -7,7 +7,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from nbrun.agents.context.approvals import ALLOW, choices
+from nbrun.agents import ALLOW
+from nbrun.agents.context.approvals import choices
 from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.agents import PROGRAM, Replay, find_adapter, python_cell as cell
+from nbrun.agents import PROGRAM, Budget, Replay, find_adapter, python_cell as cell
 from nbrun.agents.builtin import adapter as builtin
-from nbrun.agents.context.budget import Budget
 from nbrun.core import checkpoint, events as ev, recording
 from nbrun.core.cancellation import CancelToken
 from nbrun.core.checkpoint import Turn, turns_of

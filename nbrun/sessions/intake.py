@@ -240,7 +240,7 @@ class Intake:
         if len(data.state) > checkpoint.MAX_BYTES:
             size = size_words(len(data.state))
             return ev.Log(
-                f"a checkpoint of {size} is too large; the one before it stays", "warning"
+                f"a checkpoint of {size} is too large; the previous one is kept", "warning"
             )
         state = checkpoint.redacted(data.state, self.redactor)
         self.checkpoints[live.run_id] = Checkpointed(live.next_seq, round(ts * 1_000_000), state)

@@ -14,7 +14,7 @@ from nbrun.core.record import RunRecord, RunStatus
 if TYPE_CHECKING:
     import asyncio
 
-    from nbrun.agents.context.budget import Budget
+    from nbrun.agents import Budget
     from nbrun.core.cancellation import CancelToken
     from nbrun.core.redaction import StreamRedactor
 

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.agents import ALLOW, DENY
 from nbrun.core import events as ev, recording
 from nbrun.core.cancellation import CancelCause, CancelReceipt
 from nbrun.core.errors import (

@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 
 import msgspec
 
-from nbrun.agents import Replay, by_name, environment_of, find_adapter, lacks_of, registered
-from nbrun.agents.context.budget import Budget
-from nbrun.agents.context.run_context import current_run
+from nbrun.agents import (
+    Budget,
+    Replay,
+    by_name,
+    current_run,
+    environment_of,
+    find_adapter,
+    lacks_of,
+    registered,
+)
 from nbrun.core import events as ev, options as run_options
 from nbrun.core.cancellation import CancelCause, CancelToken
 from nbrun.core.checkpoint import Restored

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sized
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from nbrun.agents import current
 from nbrun.agents.builtin.options import needs_approval
-from nbrun.agents.context.run_context import current
 from nbrun.core.values import shown, type_name
 
 if TYPE_CHECKING:
-    from nbrun.agents.context.run_context import RunContext
+    from nbrun.agents import RunContext
     from nbrun.ui.kernel.main_thread import Job, MainThread
 
 NAME = "notebook"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.agents import ALLOW, DENY
 from nbrun.core.errors import BadOption, UserError
 from nbrun.core.values import shown
 from nbrun.render.words import status_words, visible

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import magic_arguments
 
-from nbrun.agents import by_name, registered
-from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.agents import ALLOW, DENY, by_name, registered
 from nbrun.agents.python_cell import TARGET, PythonCell, check_code
 from nbrun.core.cancellation import CancelOutcome, CancelReceipt
 from nbrun.core.durations import duration_s

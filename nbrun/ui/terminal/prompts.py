@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.agents import ALLOW, DENY
 from nbrun.core import events as ev
 from nbrun.core.durations import duration
 from nbrun.core.errors import UserError
