@@ -81,7 +81,7 @@ class Presenter:
             self._present_in_terminal(run, block)
             return
         headless = is_headless(self.shell)
-        is_on_kernel_loop = run._live is not None and run._live.loop is not None
+        is_on_kernel_loop = run.live is not None and run.live.loop is not None
         waits = headless if block is None else block
         waits = waits and not is_on_kernel_loop  # while this waits, it could not go on
         if headless and waits:  # nobody can click: no widget, only what stays in the file
@@ -132,7 +132,7 @@ class Presenter:
 
     def show(self, run: Run) -> None:
         """Show a run's card: live while it lives here, static otherwise."""
-        live = run._live
+        live = run.live
         if live is not None and not run.done() and self.has_page:
             # Half-shown, a card would never change again, or its widget would belong to nobody.
             with uninterrupted():
@@ -161,8 +161,8 @@ class Presenter:
 
     def redraw_followed(self, run: Run) -> None:
         """Have the card of a run say which runs come from it by now."""
-        if self._board is not None and run._live is not None:
-            self._board.note_sequels(run._live, run.sequels)
+        if self._board is not None and run.live is not None:
+            self._board.note_sequels(run.live, run.sequels)
 
     def find_agent(self, name: str) -> object:
         """Return the agent of this name: registered, or made by the notebook itself; None where there is none."""

@@ -16,7 +16,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.errors import BadOption, StoreError
 from nbrun.sessions.live_run import LiveRun
-from nbrun.sessions.scheduler import Line
+from nbrun.sessions.scheduler import RunQueue
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 
@@ -143,7 +143,7 @@ def test_an_id_is_no_name(session: NotebookSession) -> None:
 
 def test_a_cancel_in_a_signal_handler_gets_through(session: NotebookSession, held: Held) -> None:
     """A handler that cancels while its thread holds the line's lock does not stand in its own way."""
-    line = Line(1)
+    line = RunQueue(1)
     first, second = (LiveRun(name, session.token.child()) for name in ("a", "b"))
     line.join(first)
     line.join(second)

@@ -350,7 +350,7 @@ class CardBoard:
         """Return what the card shows; without `blocks`, which take their time, its text is as it came."""
         record = with_sequels(live.record, sequels)
         is_queued = record.status is RunStatus.QUEUED
-        words = self._session.line_words(live) if is_queued else None
+        words = self._session.parts.queue_words(live) if is_queued else None
         now, children = self._session.clock.now(), self._live_children(record)
         if asking := [line for child in children.values() for line in _asking_words(child)]:
             record = msgspec.structs.replace(record, notices=(*record.notices, *asking))

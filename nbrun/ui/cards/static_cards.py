@@ -37,7 +37,7 @@ class StaticCards:
             print(plain_text(_shown_record(run), run.problem))
             return
         handle, record, problem = DisplayHandle(), _shown_record(run), run.problem
-        is_ours, headless = run._live is not None, is_headless(self._shell)
+        is_ours, headless = run.live is not None, is_headless(self._shell)
         data = bundle(record, problem, is_redrawn=is_ours and not headless)
         display(data, raw=True, display_id=handle.display_id)
         redraw = functools.partial(_redraw, run, handle)
@@ -80,7 +80,7 @@ def _shown_record(run: Run) -> RunRecord:
 
 def _when_asking(run: Run, drawn: RunRecord, redraw: Callable[[], object]) -> None:
     """Call `redraw` whenever a live run asks something else than was drawn: a static card must say that it waits."""
-    live = run._live
+    live = run.live
     if live is None:
         return
     shown = [drawn.pending]

@@ -66,7 +66,7 @@ class Requests:
             return {"outcome": "not_found"}
         if content["op"] != "cancel":
             return self._clicks.answer(run, content, by)
-        receipt = self._session.cancel(run, reason if isinstance(reason, str) else None, by=by)
+        receipt = run.cancel(reason if isinstance(reason, str) else None, by=by)
         return {"outcome": str(receipt.outcome)}
 
     def _answer_cancel_all(self, content: dict[str, Any]) -> dict[str, Any]:
@@ -158,14 +158,12 @@ class Clicks:
                     # As text, where a person has edited it: the page's own numbers end at 2**53.
                     args = content.get("args") if args_json is None else read_args(args_json)
                     always = content.get("always") is True
-                    self._session.answer(
-                        run, call, choice or ALLOW, args=args, text=text, always=always, by=by
-                    )
+                    run.answer(call, choice or ALLOW, args=args, text=text, always=always, by=by)
                 case "deny":
-                    self._session.answer(run, call, DENY, text=text, by=by)
+                    run.answer(call, DENY, text=text, by=by)
                 case _:
                     known_by = nonce if isinstance(nonce, str) and len(nonce) <= MAX_NONCE else None
-                    self._session.steer(run, text or "", by=by, id=known_by)
+                    run.steer(text or "", by=by, id=known_by)
         except UserError as error:
             return {"outcome": "refused", "message": str(error)}
         return {"outcome": "sent"}

@@ -21,7 +21,6 @@ from nbrun.core.record import Steered
 from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.render.words import receipt_words, title
-from nbrun.sessions import waiting as awaiting
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.kernel.edited_args import read_args
 from nbrun.ui.kernel.waiting import cell_id
@@ -151,7 +150,7 @@ class AgentMagics(Magics):
         if with_thread:
             from nbrun.sessions.followups import conversation  # with the first that asks for it
 
-            runs = [each for run in runs for each in conversation(run)]
+            runs = [each for run in runs for each in conversation(run, session.get)]
         for run in runs:
             self._extension.show(run)
 
@@ -268,7 +267,7 @@ class AgentMagics(Magics):
         self._answer(run, call, DENY, text=reason)
 
     def _answer(self, run: Run, call: str | None, decision: str, **said: Any) -> None:
-        asked = self._extension.session.answer(run, call, decision, **said, by="magic")
+        asked = run.answer(call, decision, **said, by="magic")
         words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
         always = f"; {shown(asked.tool, 80)} from here on, too" if said.get("always") else ""
         told = f"{title(run.record)}: {words} {_asked_words(asked, run.record)}{always}"
@@ -294,7 +293,7 @@ class AgentMagics(Magics):
         if len(words) < 2:
             raise BadOption("%agentrun say wants a run and a text: %agentrun say last and be brief")
         run = self._extension.session.get(words[0])
-        steer_id = self._extension.session.steer(run, words[1], by="magic")
+        steer_id = run.steer(words[1], by="magic")
         print(f"{title(run.record)}: the message was sent, {_receipt(run, steer_id)}")
 
     def _logs(self, words: list[str]) -> None:
@@ -443,8 +442,8 @@ def _receipt(run: Run, steer_id: str) -> str:
         message = sent(record)
         return not record.is_live or (message is not None and message.taken_at is not None)
 
-    if run._live is not None:
-        awaiting.wait_until(run._live, lambda live: is_told(live.record), RECEIPT_S)
+    if run.live is not None:
+        run.live.wait_until(is_told, RECEIPT_S)
     record = run.record
     words = receipt_words(sent(record) or Steered(0, ""), record)
     is_deaf = record.is_live and not record.is_steerable

@@ -64,8 +64,8 @@ def ask(run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console
         say(f"  answer with one of: {'/'.join(ways)}; an empty line is a no, n and a text say why")
     args = None if reply.decision == DENY else edited
     try:
-        session.answer(
-            run, asked.id, reply.decision, args=args, text=reply.text, always=reply.is_always, by="terminal"
+        run.answer(
+            asked.id, reply.decision, args=args, text=reply.text, always=reply.is_always, by="terminal"
         )  # fmt: skip
     except UserError as error:  # its time was over in this moment
         say(f"  {error}")

@@ -377,7 +377,7 @@ def test_what_is_about_no_tool_is_allowed_once(session: NotebookSession) -> None
     using = session.start(deletes_one)
     asking(using)
     with pytest.raises(BadOption, match="leave always out"):
-        session.answer(using, None, "deny", always=True)
+        using.answer(None, "deny", always=True)
     using.deny()
     ended(using)
 
