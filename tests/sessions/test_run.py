@@ -262,7 +262,7 @@ def test_a_finished_run_cannot_be_cancelled(session: NotebookSession) -> None:
     assert not receipt
     assert receipt.wait(0)
     assert run.record == record
-    assert "has ended already" in str(receipt)
+    assert "has already ended" in str(receipt)
 
 
 def test_racing_cancels_are_recorded_once(session: NotebookSession, held: Held) -> None:
