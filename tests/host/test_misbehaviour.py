@@ -187,7 +187,7 @@ def test_a_coroutine_from_a_sync_function_is_cancelled(make_session: MakeSession
 @pytest.mark.parametrize("option", [{"prompt": 5}, {"name": 5}])
 def test_a_text_that_is_none_is_one_line(session: NotebookSession, option: dict[str, Any]) -> None:
     """A prompt or name of another type is refused before anything is begun."""
-    with pytest.raises(BadOption, match="is a text"):
+    with pytest.raises(BadOption, match="must be a str"):
         session.start(agents.instant, **option)
     assert session.runs() == []
 
