@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from nbrun.agents import Budget, ChildRun
-    from nbrun.core.artifacts import ArtifactWriter
-    from nbrun.core.cancellation import CancelToken
-    from nbrun.core.checkpoint import Restored
-    from nbrun.core.options import RunOptions
+    from nbrun.core import ArtifactWriter, CancelToken, Restored, RunOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,23 @@ from nbrun.agents import (
     current_run,
     find_adapter,
 )
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelCause, Rung
-from nbrun.core.errors import Cancelled, NbrunError
-from nbrun.core.interrupt_guard import InterruptGuard, Stepped, current_guard, guarded
-from nbrun.core.latches import LoopLatch
-from nbrun.core.record import between
-from nbrun.core.values import Plain, plain
+from nbrun.core import (
+    ArtifactWriter,
+    CancelCause,
+    Cancelled,
+    Clock,
+    InterruptGuard,
+    LoopLatch,
+    NbrunError,
+    Plain,
+    Rung,
+    Stepped,
+    between,
+    current_guard,
+    events as ev,
+    guarded,
+    plain,
+)
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.escalation import LAST_S, Escalation
 from nbrun.host.failures import describe, safely
@@ -38,8 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from nbrun.agents import AgentAdapter, ChildRun
-    from nbrun.core.artifacts import ArtifactWriter
-    from nbrun.core.clock import Clock
     from nbrun.host.loops import LoopThread
 
 PAUSE_S = 0.05

@@ -6,16 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import as_native
-from nbrun.core import events as ev
-from nbrun.core.cancellation import Rung
+from nbrun.core import Clock, LoopLatch, Rung, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
     from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Worker
-    from nbrun.core.clock import Clock
-    from nbrun.core.latches import LoopLatch
     from nbrun.host.loops import LoopThread
 
 LAST_S = 0.4

@@ -12,9 +12,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun.agents import Worker, current_run
-from nbrun.core.cancellation import call_soon
-from nbrun.core.errors import Cancelled
-from nbrun.core.interrupt_guard import current_guard
+from nbrun.core import Cancelled, call_soon, current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
