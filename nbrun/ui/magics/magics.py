@@ -22,7 +22,7 @@ from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.render.words import receipt_words, title
 from nbrun.sessions.session import LIST_LIMIT
-from nbrun.ui.kernel.edited_args import read_args
+from nbrun.ui.kernel.requests import read_args
 from nbrun.ui.kernel.waiting import cell_id
 from nbrun.ui.magics.interpolation import interpolate
 from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual

@@ -375,7 +375,7 @@ class Panels:
             panel.end(closes=False)
             self._board.mark(panel)
 
-    def let_go(self) -> None:
+    def close_widgets(self) -> None:
         """Close all widgets."""
         for panel in self._copy():
             panel.close()
