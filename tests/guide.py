@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nbrun import cli
+from nbrun.core.commands import Command
 from nbrun.ui.config import NbRun
-from nbrun.ui.magics.manual import grouped, option_usage
-from nbrun.ui.magics.options import SUBCOMMANDS
+from nbrun.ui.magics.manual import grouped
+from nbrun.ui.magics.options import LINE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -58,13 +58,13 @@ def with_tables(text: str) -> str:
 def _options() -> str:
     groups = []
     for group, options in grouped().items():
-        rows = [(f"`{option_usage(option)}`", option.help) for option in options]
+        rows = [(f"`{option.usage}`", option.help) for option in options]
         groups.append(f"**{group[0].upper()}{group[1:]}**\n\n" + _table("option", rows))
     return "\n\n".join(groups)
 
 
 def _subcommands() -> str:
-    rows = [(f"`%agentrun {one.usage}`", one.help) for one in SUBCOMMANDS.values()]
+    rows = [(f"`{each.usage}`", each.help) for each in LINE.commands]
     return _table("line", rows)
 
 
@@ -75,19 +75,15 @@ def _settings() -> str:
 
 
 def _commands() -> str:
-    return _table("command", list(_leaves(cli.make_parser())))
+    return _table("command", [(f"`{each.usage}`", each.help) for each in _leaves(cli.NBRUN)])
 
 
-def _leaves(parser: argparse.ArgumentParser, about: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the usage and the help of each command below a parser that has none below itself."""
-    below = [act for act in parser._actions if isinstance(act, argparse._SubParsersAction)]
-    if not below:
-        usage = parser.format_usage().removeprefix("usage: ").replace(" [-h]", "")
-        yield f"`{' '.join(usage.split())}`", about
-    for action in below:
-        helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-        for name, command in action.choices.items():
-            yield from _leaves(command, helps[name])
+def _leaves(command: Command) -> Iterator[Command]:
+    """Yield the commands that have none below themselves."""
+    if not command.commands:
+        yield command
+    for below in command.commands:
+        yield from _leaves(below)
 
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:

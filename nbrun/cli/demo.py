@@ -21,8 +21,8 @@ from nbrun.core.values import shown
 from nbrun.store.location import store_path
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
+    from types import SimpleNamespace
 
     from nbformat import NotebookNode
 
@@ -43,7 +43,7 @@ CELL_TIMEOUT_S = 300
 TITLE_WIDTH = 60
 
 
-def run_demo(options: argparse.Namespace) -> int:
+def run_demo(options: SimpleNamespace) -> int:
     """Run the first notebook and show its runs, or open it in JupyterLab; return the exit code."""
     if options.lab_options and not options.lab:
         raise CommandError(f"'{options.lab_options[0]}' is for JupyterLab: give --lab with it")

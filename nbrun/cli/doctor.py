@@ -12,15 +12,15 @@ from nbrun.store.database_file import is_set_aside
 from nbrun.store.diagnosis import Finding, Sign, kept, served, tried, versions
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator, Sequence
+    from types import SimpleNamespace
 
 PAGES = ("jupyterlab", "notebook", "jupyter-server")
 # What a page of JupyterLab and Notebook needs to draw cards, and the package that brings it.
 EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
 
 
-def examine(options: argparse.Namespace) -> int:
+def examine(options: SimpleNamespace) -> int:
     """Print what is found here; return 1 if a problem is among it."""
     paths = stores_at(options.path)
     findings = [

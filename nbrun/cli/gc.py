@@ -12,11 +12,11 @@ from nbrun.core.errors import StoreError
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 
 if TYPE_CHECKING:
-    import argparse
     from pathlib import Path
+    from types import SimpleNamespace
 
 
-def collect(options: argparse.Namespace) -> int:
+def collect(options: SimpleNamespace) -> int:
     """Clean every store that the path stands for; return the exit code."""
     keep = _keep(options)
     paths = stores_at(options.path)
@@ -41,7 +41,7 @@ def collect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _keep(options: argparse.Namespace) -> Keep:
+def _keep(options: SimpleNamespace) -> Keep:
     runs = KEEP_RUNS if options.keep_runs is None else options.keep_runs
     if runs < 0:
         raise CommandError(f"--keep-runs must be at least 1, or 0 to keep all; got {runs}")

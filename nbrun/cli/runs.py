@@ -31,9 +31,9 @@ from nbrun.store.location import FOLDER, SUFFIX, store_path
 from nbrun.store.session_store import SessionStore
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
     from pathlib import Path
+    from types import SimpleNamespace
 
     from nbrun.store.session_store import StoredRun
 
@@ -44,10 +44,8 @@ NO_STORE = "damaged, or none of nbrun's; the next run that is kept here has it s
 _ID = struct.pack(">I", schema.APPLICATION_ID)
 
 
-def list_runs(options: argparse.Namespace) -> int:
+def list_runs(options: SimpleNamespace) -> int:
     """List the runs of every store that the path stands for; return the exit code."""
-    if options.limit < 1:
-        raise CommandError(f"--limit {options.limit}: give at least 1")
     query = read_query(
         SystemClock().now(), status=options.status, name=options.name, agent=options.agent, tag=options.tag,
         since=options.since, text=options.text, limit=options.limit + 1, before=options.before,
@@ -78,7 +76,7 @@ def list_runs(options: argparse.Namespace) -> int:
     return 1 if unread else 0
 
 
-def show_run(options: argparse.Namespace) -> int:
+def show_run(options: SimpleNamespace) -> int:
     """Show all that is kept of one run; return the exit code."""
     path = store_at(options.path)
     with opened(path) as store:

@@ -23,8 +23,8 @@ from nbrun.store.importing import import_run
 from nbrun.store.location import NO_NOTEBOOK, SUFFIX, prepare_folder, store_path
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
+    from types import SimpleNamespace
 
     from nbrun.core.events import RunEvent
     from nbrun.core.recording import Exported
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Recorded = tuple[recording.Header, list[RunEvent]]
 
 
-def export_runs(options: argparse.Namespace) -> int:
+def export_runs(options: SimpleNamespace) -> int:
     """Write one run, or all of a store, into a file or to the standard output; return the exit code."""
     if options.all and options.ref is not None:  # what stands there can only be the path
         options.path = Path(options.ref)
@@ -73,7 +73,7 @@ def _exported(store: SessionStore, number: int) -> Exported:
     return payloads.whole_run(store.record(number), export.paged(read), store.artifacts(number))
 
 
-def import_runs(options: argparse.Namespace) -> int:
+def import_runs(options: SimpleNamespace) -> int:
     """Take the runs of a file into a store, or none if the file is not in order; return the exit code."""
     source: Path = options.file
     if not source.exists():

@@ -8,7 +8,7 @@ from nbrun.core.errors import BadOption
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people say it: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Return a duration as people say it: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
     if not seconds < 1e11:  # also what is no number
         return "ages"
     if seconds < 0.1:
@@ -33,22 +33,22 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
-def duration_s(text: str) -> float:
+def duration_s(text: str, what: str = "duration") -> float:
     """Return `90s`, `10m`, `1h30m`, `2d` or plain seconds as seconds.
 
     Raises
     ------
     BadOption
-        It is no length of time, or not above zero.
+        It isn't a duration, or not greater than zero.
     """
-    compact = text.replace(" ", "")
-    if compact.startswith("-") and compact != "-":
-        raise BadOption(f"'{text}' is below zero; give a time above zero, such as 90s")
+    signed = text.replace(" ", "")
+    compact = signed.removeprefix("-")
     parts = list(_DURATION.finditer(compact))
     if not parts or "".join(part.group() for part in parts) != compact:
-        raise BadOption(f"'{text}' is no length of time; write 90s, 10m or 1h30m")
+        raise BadOption(f"'{text}' isn't a duration; use for example 90s, 10m or 1h30m")
     seconds = sum(float(part.group(1)) * _UNITS[part.group(2) or "s"] for part in parts)
-    if not 0 < seconds <= 366 * 86_400:
-        what = "long; give at most a year" if seconds else "short; give a time above zero"
-        raise BadOption(f"'{text}' is too {what}, such as 90s")
+    if compact != signed or not seconds:
+        raise BadOption(f"The {what} must be greater than zero, for example 90s")
+    if seconds > 366 * 86_400:
+        raise BadOption(f"'{text}' is too long; use at most a year")
     return seconds

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from nbrun.core import recording
+from nbrun.core.commands import FORMS as FORMS
 from nbrun.core.errors import BadOption
 from nbrun.render.results import look_of
 from nbrun.render.static_card import whole_html, whole_markdown
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from nbrun.core.events import RunEvent
     from nbrun.core.recording import Exported
 
-FORMS = ("jsonl", "json", "html", "md")
-"""What runs can be written as; the first two can be imported again."""
 PAGE = 1_000
 """Events that are read in one go."""
 

@@ -123,7 +123,7 @@ def test_doctor_tells_what_is_here_without_a_kernel(kept: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^✔ ok +versions: Python 3.*nbrun \d.*jupyterlab \d", done.stdout, re.M)
     assert re.search(r"^✔ ok +cards: JupyterLab", done.stdout, re.M)
-    line = r"^✔ ok +store: .*lesson\.db, durable, \d+ KiB, journal mode WAL$"
+    line = r"^✔ ok +store: .*lesson\.db, durable, [\d.]+ kB, journal mode WAL$"
     assert re.search(line, done.stdout, re.M)
 
 
@@ -186,7 +186,7 @@ def test_demo_without_the_model_says_so_in_one_line(tmp_path: Path, folder: Path
     assert running
     *fetching, told = before.splitlines()
     assert len(fetching) <= 1
-    assert 'xllamacpp is not installed (mend: pip install "jupyter-nbrun[local]")' in told
+    assert 'xllamacpp is not installed (fix: pip install "jupyter-nbrun[local]")' in told
     assert "scripted agent" in told
     assert SCRIPTED in after
     notebook = (folder / "nbrun-demo" / NOTEBOOK).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A user's mistake is one line that names the mend, and leaves nothing behind."""
+"""A user's mistake is one line that says how to fix it, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def nothing_left(kernel: Kernel) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("line", "body", "kind", "mend"),
+    ("line", "body", "kind", "fix"),
     [
         pytest.param("nobody", "hi", "AgentNotFound", "define it", id="unknown-target"),
         pytest.param("sai", "hi", "AgentNotFound", "did you mean say?", id="misspelt-target"),
@@ -57,17 +57,25 @@ def nothing_left(kernel: Kernel) -> Iterator[None]:
         pytest.param(
             "wants_three", "hi", "AgentNotFound", "functools.partial", id="three-arguments"
         ),
-        pytest.param("say two", "hi", "BadOption", "%%agentrun?", id="two-targets"),
+        pytest.param("say two", "hi", "BadOption", "leave out 'two'", id="two-targets"),
         pytest.param("say --nmae x", "hi", "BadOption", "--name", id="unknown-option"),
-        pytest.param("say --name", "hi", "BadOption", "%%agentrun?", id="missing-value"),
-        pytest.param("say --timeout abc", "hi", "BadOption", "write 90s", id="no-duration"),
-        pytest.param("say --timeout 5 parsecs", "hi", "BadOption", "%%agentrun?", id="two-words"),
-        pytest.param("say --timeout 0s", "hi", "BadOption", "above zero", id="zero"),
-        pytest.param("say --timeout -5s", "hi", "BadOption", "such as 90s", id="negative"),
-        pytest.param("say --timeout=-5s", "hi", "BadOption", "such as 90s", id="negative-joined"),
+        pytest.param("say --name", "hi", "BadOption", "--name NAME", id="missing-value"),
+        pytest.param(
+            "say --timeout abc", "hi", "BadOption", "use for example 90s", id="no-duration"
+        ),
+        pytest.param(
+            "say --timeout 5 parsecs", "hi", "BadOption", "leave out 'parsecs'", id="two-words"
+        ),
+        pytest.param("say --timeout 0s", "hi", "BadOption", "greater than zero", id="zero"),
+        pytest.param("say --timeout -5s", "hi", "BadOption", "for example 90s", id="negative"),
+        pytest.param(
+            "say --timeout=-5s", "hi", "BadOption", "for example 90s", id="negative-joined"
+        ),
         pytest.param("say --timeout 9999999h", "hi", "BadOption", "at most a year", id="absurd"),
-        pytest.param("say --timeout nan", "hi", "BadOption", "write 90s", id="nan"),
-        pytest.param("say --timeout 1e400", "hi", "BadOption", "write 90s", id="infinite"),
+        pytest.param("say --timeout nan", "hi", "BadOption", "use for example 90s", id="nan"),
+        pytest.param(
+            "say --timeout 1e400", "hi", "BadOption", "use for example 90s", id="infinite"
+        ),
         pytest.param(
             f"say --timeout {'9' * 400}s", "hi", "BadOption", "at most a year", id="overflow"
         ),
@@ -82,7 +90,7 @@ def nothing_left(kernel: Kernel) -> Iterator[None]:
         pytest.param("say", "a {a_number[0]}", "BadOption", "--no-interpolate", id="no-index"),
         pytest.param("--python", "1 +", "BadOption", "line 1", id="invalid-code"),
         pytest.param("--python", "\x00", "BadOption", "Python", id="null-byte"),
-        pytest.param("--python say", "1", "BadOption", "leave TARGET", id="python-and-target"),
+        pytest.param("--python say", "1", "BadOption", "leave out TARGET", id="python-and-target"),
         pytest.param("say --block --noblock", "hi", "BadOption", "give one", id="both-ways"),
         pytest.param("say 'tea", "hi", "BadOption", "close the quote", id="open-quote"),
         pytest.param("say --if-running wait", "hi", "BadOption", "queue", id="unknown-choice"),
@@ -92,17 +100,17 @@ def nothing_left(kernel: Kernel) -> Iterator[None]:
     ],
 )
 def test_a_start_with_a_mistake_is_one_line(
-    kernel: Kernel, line: str, body: str, kind: str, mend: str
+    kernel: Kernel, line: str, body: str, kind: str, fix: str
 ) -> None:
     """The line begins with the error's kind and says what to write instead; nothing is started."""
     said = error_line(kernel.run(f"%%agentrun {line}\n{body}"))
     assert said.startswith(f"{kind}: ")
-    assert mend in said
+    assert fix in said
     assert len(said) < 500
 
 
 @pytest.mark.parametrize(
-    ("line", "kind", "mend"),
+    ("line", "kind", "fix"),
     [
         pytest.param("result #7", "RunNotFound", "%agentrun list", id="unknown-number"),
         pytest.param("show tea", "RunNotFound", "%agentrun list", id="unknown-name"),
@@ -114,31 +122,31 @@ def test_a_start_with_a_mistake_is_one_line(
         pytest.param("canel", "BadOption", "did you mean cancel?", id="misspelt-subcommand"),
         pytest.param("nonsense", "BadOption", "cancel", id="unknown-subcommand"),
         pytest.param("soon", "BadOption", "write %%agentrun soon,", id="one-per-cent-sign"),
-        pytest.param("soon hi", "BadOption", "soon is a function here", id="a-whole-start"),
-        pytest.param("ten_cups", "BadOption", "two per cents", id="no-agent"),
+        pytest.param("soon hi", "BadOption", "soon is a function: write", id="a-whole-start"),
+        pytest.param("ten_cups", "BadOption", "put %%agentrun on the first line", id="no-agent"),
         pytest.param("cancel -a", "BadOption", "did you mean --all?", id="near-an-option"),
-        pytest.param("list 5", "BadOption", "leave '5' out", id="too-many-words"),
+        pytest.param("list 5", "BadOption", "leave out '5'", id="too-many-words"),
         pytest.param("list --status done", "BadOption", "queued, running", id="no-status"),
         pytest.param("list --limit 0", "BadOption", "at least 1", id="no-limit"),
         pytest.param("list --before tea", "RunNotFound", "%agentrun list", id="no-such-page"),
-        pytest.param("list --since soon", "BadOption", "write 90s", id="no-moment"),
+        pytest.param("list --since soon", "BadOption", "use for example 90s", id="no-moment"),
         pytest.param(
             "list --stats failed", "BadOption", "did you mean --status?", id="near-a-filter"
         ),
         pytest.param("cancel --now", "BadOption", "%agentrun cancel [REF", id="unknown-option"),
         pytest.param("cancel 1 --all", "BadOption", "not both", id="runs-and-all"),
         pytest.param("cancel --reason", "BadOption", "--reason needs a value", id="missing-value"),
-        pytest.param("wait --timeout soon", "BadOption", "write 90s", id="no-duration"),
+        pytest.param("wait --timeout soon", "BadOption", "use for example 90s", id="no-duration"),
         pytest.param("show 'tea", "BadOption", "close the quote", id="open-quote"),
     ],
 )
 def test_a_subcommand_with_a_mistake_is_one_line(
-    kernel: Kernel, line: str, kind: str, mend: str
+    kernel: Kernel, line: str, kind: str, fix: str
 ) -> None:
     """The line begins with the error's kind and says what to write instead."""
     said = error_line(kernel.run(f"%agentrun {line}"))
     assert said.startswith(f"{kind}: ")
-    assert mend in said
+    assert fix in said
 
 
 def test_an_empty_body_is_one_line(kernel: Kernel) -> None:

@@ -210,7 +210,7 @@ def test_a_run_on_the_kernels_loop_is_never_waited_for_by_its_cell(kernel: Kerne
         assert value(kernel, "await run") == "True"
     refused = error_line(kernel.run("%%agentrun where --loop kernel --block\nhi"))
     assert refused.startswith("BadOption: ")
-    assert "leave --block out, and await run" in refused
+    assert "leave out --block, and await the run" in refused
     run_ok(kernel, "%%agentrun endless --loop kernel -o run\nhi")
     assert "use: await run" in error_line(kernel.run("run.wait()"))
     assert "use: await run" in error_line(kernel.run("%agentrun wait"))

@@ -107,6 +107,6 @@ def test_tab_completes_in_a_terminal(tmp_path: Path) -> None:
         child.send("%agentrun canc\t")
         child.expect("el")  # only what is new may be drawn
         child.send(" --all\r")
-        child.expect_exact("no run is live: nothing to cancel")
+        child.expect_exact("No runs in progress.")
     finally:
         child.close(force=True)

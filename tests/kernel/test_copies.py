@@ -36,7 +36,7 @@ def test_a_run_in_a_copied_folder_is_unknown_until_it_is_given_up(loaded_kernel:
     assert "%agentrun lost #1" in card
     assert "Was running" not in card
     assert "Unknown" in error_line(kernel.run("%agentrun wait long"))
-    assert "wants runs" in error_line(kernel.run("%agentrun lost"))
+    assert "needs REF" in error_line(kernel.run("%agentrun lost"))
     assert "given up by hand" in run_ok(kernel, "%agentrun lost long").stdout
     assert value(kernel, "str(nbrun.get('long').status)") == "'lost'"
     assert "has ended" in error_line(kernel.run("%agentrun lost long"))

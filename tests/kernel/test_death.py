@@ -81,7 +81,7 @@ def test_a_killed_kernels_run_is_lost_with_all_it_had_shown(loaded_kernel: Kerne
     assert line.startswith("RunLost: ")
     assert "run.events()" in line
     assert "Lost: its kernel died" in str(run_ok(kernel, "%agentrun show talk").outputs)
-    assert "has already ended" in run_ok(kernel, "%agentrun cancel talk").stdout
+    assert "has ended already" in run_ok(kernel, "%agentrun cancel talk").stdout
     # Nothing that was entered runs again, and the next run has the next number.
     run_ok(kernel, "%%agentrun say -b -n next\nhi")
     assert value(kernel, "nbrun.get('next').number == run.number + 1") == "True"
@@ -219,7 +219,7 @@ def test_two_kernels_share_a_folder(start_kernel: Callable[..., Kernel]) -> None
     )
     assert value(two, "str(other.cancel().outcome)") == "'foreign'"
     assert "another kernel" in run_ok(two, "%agentrun cancel long").stdout
-    assert run_ok(two, "%agentrun cancel").stdout == "no run is live: nothing to cancel\n"
+    assert run_ok(two, "%agentrun cancel").stdout == "No runs in progress.\n"
     assert value(one, "(str(long.status), long.cause)") == "('running', None)"
     assert "Was running when this was" in str(run_ok(two, "%agentrun show long").outputs)
     # Loading again looks for the lost; the neighbour's run is not.

@@ -57,7 +57,7 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
     assert value(kernel, state).startswith("(True, True, True, True, True, True, 'RunStream'")
 
     cell = run_ok(kernel, "%unload_ext nbrun")
-    assert cell.stdout + cell.stderr == "nbrun was unloaded: 1 live run was cancelled\n"
+    assert cell.stdout + cell.stderr == "nbrun was unloaded: 1 run cancelled\n"
     assert value(kernel, state) == bare
     assert value(kernel, "nbrun_threads()") == "[]"
     record = stored(kernel.folder, "long")
@@ -80,7 +80,7 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
 def test_reloading_twice_leaves_one_of_everything(loaded_kernel: Kernel) -> None:
     """After `%reload_ext` twice a run starts, answers once, and is told to stop once."""
     kernel = loaded_kernel
-    for said in ("", "nbrun was unloaded: 1 live run was cancelled\n"):
+    for said in ("", "nbrun was unloaded: 1 run cancelled\n"):
         assert run_ok(kernel, "%reload_ext nbrun").stdout == said
         run_ok(kernel, "%%agentrun endless -n long\nhi")
         wait_for_text(kernel, "long")
@@ -284,7 +284,7 @@ def test_list_shows_the_runs_newest_first(shared: Kernel) -> None:
         table = cell.result
         assert table is not None
         rows = table.splitlines()
-        assert rows[0].split()[:3] == ["run", "name", "status"]  # the others as there is room
+        assert rows[0].split()[:3] == ["Run", "Name", "Status"]  # the others as there is room
         assert ("newer" in rows[1], "older" in rows[2]) == (True, True)
         assert "<table " in cell.outputs[0]["data"]["text/html"]
 
@@ -325,7 +325,7 @@ def test_wait_waits_and_a_time_limit_leaves_the_run_alive(shared: Kernel) -> Non
     cell = run_ok(shared, "%agentrun wait")
     assert cell.stdout.count("Completed") == 2
     assert value(shared, "(one.done(), two.done())") == "(True, True)"
-    assert run_ok(shared, "%agentrun wait").stdout == "no run is live: nothing to wait for\n"
+    assert run_ok(shared, "%agentrun wait").stdout == "No runs in progress.\n"
     run_ok(shared, "%%agentrun endless -o long\nhi")
     assert "goes on" in error_line(shared.run("%agentrun wait last --timeout 200ms"))
     assert value(shared, "long.done()") == "False"
@@ -333,7 +333,7 @@ def test_wait_waits_and_a_time_limit_leaves_the_run_alive(shared: Kernel) -> Non
 
 def test_cancel_says_what_it_did(shared: Kernel) -> None:
     """`cancel` stops the newest live run, the named ones or all; with nothing to stop it says so."""
-    assert run_ok(shared, "%agentrun cancel").stdout == "no run is live: nothing to cancel\n"
+    assert run_ok(shared, "%agentrun cancel").stdout == "No runs in progress.\n"
     for name in ("a", "b", "c", "d"):
         run_ok(shared, f"%%agentrun endless -n {name} -o {name}\nhi")
     number = value(shared, "d.number")
@@ -343,7 +343,7 @@ def test_cancel_says_what_it_did(shared: Kernel) -> None:
     assert value(shared, "(b.wait(5), b.reason, a.done(), c.done())") == (
         "(True, 'too slow', False, False)"
     )
-    assert "has already ended" in run_ok(shared, "%agentrun cancel b").stdout
+    assert "has ended already" in run_ok(shared, "%agentrun cancel b").stdout
     assert len(run_ok(shared, "%agentrun cancel --all").stdout.splitlines()) == 2
     assert value(shared, "[r.wait(5) for r in (a, c)]") == "[True, True]"
     for _ in range(7):
@@ -438,7 +438,7 @@ def test_runs_are_listed_by_filter_and_written_to_files(shared: Kernel) -> None:
     file = f"run-{number}.md"
     assert file in run_ok(shared, "%agentrun export kept --form md").stdout
     assert "red tea" in (shared.folder / file).read_text(encoding="utf-8")
-    assert "name another" in error_line(shared.run("%agentrun export kept --form md"))
+    assert "choose another file" in error_line(shared.run("%agentrun export kept --form md"))
     assert "jsonl, json" in error_line(shared.run("%agentrun export kept --form pdf"))
     assert "cannot be written" in error_line(shared.run("%agentrun export kept --out no/x.md"))
     assert "mine.html" in run_ok(shared, "%agentrun export kept --out mine.html").stdout

@@ -149,7 +149,7 @@ def test_what_cannot_be_said_is_refused_and_harmless(people_kernel: Kernel) -> N
 def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     """Each names its run, or takes the only one that asks; a mistake is one line."""
     kernel = people_kernel
-    assert "no run asks anything" in error_line(kernel.run("%agentrun approve"))
+    assert "No run is waiting for an answer" in error_line(kernel.run("%agentrun approve"))
     run_ok(kernel, "%%agentrun asks -n first -o first\ntea")
     wait_for_status(kernel, "first", "waiting")
     cell = run_ok(kernel, "%agentrun approve --args '{\"path\": \"cup\"}' --text 'go on'")
@@ -160,11 +160,13 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     run_ok(kernel, "%%agentrun asks -n third -o third\ntea")
     wait_for_status(kernel, "second", "waiting")
     wait_for_status(kernel, "third", "waiting")
-    assert "2 runs ask something" in error_line(kernel.run("%agentrun deny"))
+    assert "2 runs are waiting for an answer" in error_line(kernel.run("%agentrun deny"))
     no_json = error_line(kernel.run("%agentrun approve second --args {"))
     assert "the arguments aren't valid JSON" in no_json
     assert "in single quotes" in no_json
-    assert "-r are the same" in error_line(kernel.run("%agentrun deny second --reason a -r b"))
+    assert "--reason and -r exclude each other" in error_line(
+        kernel.run("%agentrun deny second --reason a -r b")
+    )
     assert "leave always out" in error_line(kernel.run("%agentrun approve second --always"))
     assert "does not ask 'ask-7'" in error_line(kernel.run("%agentrun approve second ask-7"))
     cell = run_ok(kernel, "%agentrun deny second ask-1 -r 'not that one'")
@@ -175,10 +177,10 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
 
     run_ok(kernel, "%%agentrun reads -n 'reads on' -o reading\nhi")
     wait_for_text(kernel, "reads on")
-    assert "say wants a run and a text" in error_line(kernel.run("%agentrun say last"))
+    assert "say needs TEXT" in error_line(kernel.run("%agentrun say last"))
     cell = run_ok(kernel, "%agentrun say 'reads on' don't stop")
     assert re.fullmatch(
-        r"run #4 reads on: the message was sent, read [\d.]+ m?s later\n", cell.stdout
+        r"Message sent to run #4 reads on; the agent read it after [\d.]+ m?s\.\n", cell.stdout
     )
     assert value(kernel, "reading.result(10)") == '["don\'t stop", []]'
     assert "has ended" in error_line(kernel.run("%agentrun say 'reads on' too late"))
@@ -187,10 +189,10 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     wait_for_status(kernel, "cutter", "waiting")
     cell = run_ok(kernel, "%agentrun say cutter be quick")
     assert cell.stdout == (
-        "run #5 cutter: the message was sent, not read yet; the agent has not looked for messages so far\n"
+        "Message sent to run #5 cutter; the agent has not read it yet; it has not looked for messages so far.\n"
     )
     cell = run_ok(kernel, "%agentrun approve cutter --always -r fine")
-    assert cell.stdout == "run #5 cutter: allowed “Use cut?”; cut from here on, too\n"
+    assert cell.stdout == "run #5 cutter: allowed “Use cut?”; cut from now on, too\n"
     assert value(kernel, "[by for _, _, by in cutter.result(10)]") == "['magic', 'always']"
 
 

@@ -53,7 +53,7 @@ def test_what_cannot_go_is_one_line(loaded_kernel: Kernel) -> None:
     assert "leave out --on process" in line
     assert stored(kernel.folder, "refused") is None
     line = error_line(kernel.run("%%agentrun --python --on process\n1 + 1"))
-    assert "leave --on process out" in line
+    assert "leave out --on process" in line
 
 
 def test_a_shutdown_takes_every_process_along(loaded_kernel: Kernel) -> None:

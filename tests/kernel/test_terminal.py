@@ -94,7 +94,7 @@ def test_a_run_is_shown_until_its_end(terminal: Terminal) -> None:
     shown = terminal.run("%%agentrun nobody", "hi")
     lines = [line for line in shown.splitlines() if line.strip(" .:")]
     assert len(lines) == 1
-    assert lines[0].lstrip(" .:").startswith("AgentNotFound: there is no 'nobody'")
+    assert lines[0].lstrip(" .:").startswith("AgentNotFound: No agent 'nobody'")
 
     shown = terminal.run("%agentrun doctor")
     assert "✔ ok       front end: a terminal" in shown
@@ -153,12 +153,12 @@ def test_a_tool_is_allowed_changed_or_denied_at_the_keyboard(terminal: Terminal)
     terminal.child.expect_exact("[y/always/edit/N]")
     for typed, words in (("{n: 2}", "the arguments aren't valid JSON"), ("[2]", "are an object")):
         terminal.child.sendline("e")
-        terminal.child.expect_exact("arguments as JSON (an empty line keeps them):")
+        terminal.child.expect_exact("arguments as JSON, an empty line keeps them:")
         terminal.child.sendline(typed)
         terminal.child.expect_exact(words)
         terminal.child.expect_exact("[y/always/edit/N]")
     terminal.child.sendline("edit")
-    terminal.child.expect_exact("keeps them):")
+    terminal.child.expect_exact("keeps them:")
     terminal.child.sendline('{"n": 2}')
     terminal.child.expect_exact('? Use cut? {"n":2} (edited)')
     terminal.child.expect_exact("[y/always/edit/N]")
@@ -233,7 +233,7 @@ def test_what_was_typed_before_a_question_is_no_answer(terminal: Terminal) -> No
     terminal.type("%%agentrun late", "hello")
     terminal.child.expect_exact("begun")
     terminal.child.sendline("y")
-    terminal.child.expect_exact("typed before the question, so discarded: y")
+    terminal.child.expect_exact("typed before the question, and discarded: y")
     terminal.child.expect_exact("/N]")
     terminal.child.sendline("no")
     assert "deny" in terminal.read()

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from nbrun import cli
 from nbrun.server.routes import routes
-from nbrun.ui.magics.options import OPTIONS, SUBCOMMANDS
+from nbrun.ui.magics.options import CELL, LINE
 from tests import __main__ as checks
 from tests.guide import LANGUAGES, PAGES, README, ROOT, Snippet, snippets, with_tables
 from tests.notebooks.headless import execute
@@ -91,12 +91,12 @@ def test_magics_in_the_text_are_understood() -> None:
     """Each subcommand and each option that a page shows within a sentence or a table exists."""
     text = "\n".join(TEXTS.values())
     lines = re.findall(r"`%agentrun ([a-z][^`]*)`", text)
-    assert {line.split()[0] for line in lines} <= {*SUBCOMMANDS}
+    assert {line.split()[0] for line in lines} <= {command.verb for command in LINE.commands}
     cells = re.findall(r"`%%agentrun ([^`]*)`", text)
     plain = [re.sub(r'"[^"]*"', "", cell) for cell in cells]  # a program has options of its own
     used = {flag for cell in plain for flag in re.findall(r"(?<!\S)--?[a-z][\w-]*", cell)}
     assert used
-    assert used <= {flag for option in OPTIONS for flag in option.flags}
+    assert used <= {*CELL.flags()}
 
 
 # --- shell -------------------------------------------------------------------------------------------
@@ -113,7 +113,8 @@ def check_command(words: list[str]) -> None:
     """Fail unless a command is one that a reader has, with arguments that it takes."""
     match words:
         case ["nbrun", *arguments]:
-            cli.make_parser().parse_args(arguments)
+            command, rest = cli.find_command(arguments)
+            command.read(rest)
         case ["pip", "install", *_, target]:
             assert target.startswith(".")
             assert Requirement(f"x{target[1:]}").extras <= {*PROJECT["optional-dependencies"]}

@@ -145,7 +145,7 @@ def test_a_child_of_another_session_with_the_same_id_is_another_run(mixed: Noteb
     ("asked", "words"),
     [
         ({"status": "done"}, "queued, running, waiting, cancelling, completed, failed, cancelled, lost"),
-        ({"since": "yesterday"}, "write 90s, 10m or 1h30m"),
+        ({"since": "yesterday"}, "use for example 90s, 10m or 1h30m"),
         ({"since": "2026-13-01"}, "write 2026-01-31"),
         ({"since": 3600}, "datetime"),
         ({"limit": -1}, "at most"),

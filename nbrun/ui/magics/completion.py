@@ -13,19 +13,23 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 
 from nbrun.agents import registered
 from nbrun.agents.builtin.adapter import KNOWN
+from nbrun.core.commands import Command
 from nbrun.core.record import LIVE, TERMINAL, RunStatus
 from nbrun.sessions.catalog import number_of
 from nbrun.store.queries import RunReference, newest_references
 from nbrun.ui.magics.agent_list import agents_in
-from nbrun.ui.magics.options import ALIASES, OPTIONS, SUBCOMMANDS
+from nbrun.ui.magics.options import CELL, LINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from nbrun.core.commands import Argument
     from nbrun.sessions.run import Run
     from nbrun.sessions.session import NotebookSession
 
 _FUNCTIONS = (FunctionType, MethodType)
+SUBCOMMANDS = tuple(command.verb for command in LINE.commands)
+_UNKNOWN = Command("", "")
 
 RUN_LIMIT = 30
 """The newest runs, of which references are offered."""
@@ -76,58 +80,6 @@ def read_typed(text: str) -> Typed | None:
     return Typed(ours[1] == "%%", tuple(words), line[begin:])
 
 
-class Syntax(msgspec.Struct, frozen=True):
-    """What may be in a line: its flags, each with what it takes (None for a switch), and its places."""
-
-    flags: dict[str, str | None]
-    places: tuple[str, ...]
-
-    def place(self, words: Sequence[str]) -> str | None:
-        """Return what the next word is that is no flag; None where there is none to come."""
-        count, is_value = 0, False
-        for word in words:
-            if is_value:
-                is_value = False
-            elif word in self.flags:
-                is_value = self.flags[word] is not None
-            elif not word.startswith("--"):
-                count += 1
-        if count < len(self.places):
-            return self.places[count]
-        return self.places[-1] if self.places and self.places[-1].endswith("…") else None
-
-
-def _option_flags() -> dict[str, str | None]:
-    return {
-        flag: None if option.is_switch else "|".join(option.choices or (option.metavar or "",))
-        for option in OPTIONS
-        for flag in reversed(option.flags)
-    }
-
-
-def syntax_of(usage: str) -> Syntax:
-    """Return the syntax of a subcommand, read from its usage: `cancel [REF… | --all] [--reason TEXT]`."""
-    flags: dict[str, str | None] = {}
-    places: list[str] = []
-    flag = ""
-    for piece in re.findall(r"[\[\]|]|[^\s\[\]]+", usage)[1:]:
-        if piece in {"[", "]", "|"}:
-            flag = ""
-        elif piece.startswith("-"):
-            flag = piece
-            flags[flag] = None
-        elif flag:
-            flags[flag], flag = piece, ""
-        elif piece == "options":
-            flags |= _option_flags()
-        else:
-            places.append(piece)
-    return Syntax(flags, tuple(places))
-
-
-CELL = Syntax(_option_flags(), ("TARGET",))
-
-
 # --- what fits there -------------------------------------------------------------------------------
 
 
@@ -155,33 +107,35 @@ class Offers:
         if typed is None:
             return None
         if typed.is_cell:
-            return self._of_line(CELL, "", typed.words, typed.word)
+            return self._of_line(CELL, typed.words, typed.word)
         if not typed.words:
             return _offer(typed.word, SUBCOMMANDS, "subcommand")
-        verb = ALIASES.get(typed.words[0], typed.words[0])
-        command = SUBCOMMANDS.get(verb)
-        syntax = Syntax({}, ()) if command is None else syntax_of(command.usage)
-        return self._of_line(syntax, verb, typed.words[1:], typed.word)
+        command = LINE.find(typed.words[0])
+        return self._of_line(command or _UNKNOWN, typed.words[1:], typed.word)
 
-    def _of_line(self, syntax: Syntax, verb: str, words: Sequence[str], word: str) -> Offer | None:
+    def _of_line(self, command: Command, words: Sequence[str], word: str) -> Offer | None:
+        line, flags = command.walk(words), command.flags()
         flag, equals, value = word.partition("=")
-        if equals and syntax.flags.get(flag):
-            return self._of_kind(syntax.flags[flag] or "", flag.strip("-"), words, value)
-        if words and (takes := syntax.flags.get(words[-1])):
-            return self._of_kind(takes, words[-1].strip("-"), words, word)
-        given = {*words} - {"--tag"}  # that one may come again
-        flags = [name for name in syntax.flags if name not in given]
+        if equals and flag in flags:
+            return self._of_kind(flags[flag], flag.strip("-"), words, value)
+        if line.pending is not None:
+            return self._of_kind(line.pending, line.pending.names[-1].strip("-"), words, word)
+        given = {argument.key for argument, _, _ in line.given if argument and not argument.gather}
+        left = [flag for flag, argument in flags.items() if argument.key not in given]
         if word.startswith("-"):
-            return _offer(word, flags, "option")
-        place = syntax.place(words)
-        is_taken = place == "TARGET" and not {"--model", "--python"}.isdisjoint(words)
-        if place is None or is_taken:
-            return _offer(word, [flag for flag in flags if flag.startswith("--")], "option")
-        return self._of_kind(place, verb, words, word)
+            return _offer(word, left, "option")
+        has_agent = command is CELL and not given.isdisjoint(("model", "python"))
+        if line.place is None or has_agent:
+            return _offer(word, [flag for flag in left if flag.startswith("--")], "option")
+        return self._of_kind(line.place, command.verb, words, word)
 
-    def _of_kind(self, kind: str, verb: str, words: Sequence[str], word: str) -> Offer | None:
-        """Return what fits for what a usage calls `REF`, `MODEL`, `ask|auto|deny` ….."""
-        match kind.rstrip("…"):
+    def _of_kind(
+        self, argument: Argument, verb: str, words: Sequence[str], word: str
+    ) -> Offer | None:
+        """Return what fits for an argument: one of its choices, or what its usage calls `REF`, `MODEL` …."""
+        if argument.choices:
+            return _offer(word, argument.choices, "value")
+        match argument.takes or argument.names[0]:
             case "FILE" | "PATH":
                 return None  # IPython knows the files
             case "REF":
@@ -206,8 +160,8 @@ class Offers:
                 return _offer(word, self._named((str,)), "str")
             case "DICT":
                 return _offer(word, self._named((dict,)), "dict")
-            case choices if "|" in choices and not choices.isupper():
-                return _offer(word, choices.split("|"), "value")
+            case examples if "|" in examples and not examples.isupper():
+                return _offer(word, examples.split("|"), "value")
             case _:
                 return Offer(word, (), "")
 

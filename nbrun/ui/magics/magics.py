@@ -6,40 +6,35 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
-from IPython.core.magic_arguments import magic_arguments
 
-from nbrun.agents import ALLOW, DENY, by_name, registered
-from nbrun.agents.python_cell import TARGET, PythonCell, check_code
+from nbrun.agents import by_name, registered
+from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.agents.python_cell import TARGET as CELL_TARGET, PythonCell, check_code
 from nbrun.core.cancellation import CancelOutcome, CancelReceipt
-from nbrun.core.durations import duration_s
+from nbrun.core.commands import FILTERS, asks_for_help, close_to
+from nbrun.core.durations import duration
 from nbrun.core.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.core.events import CONTINUE
+from nbrun.core.options import defaults
 from nbrun.core.record import Steered
 from nbrun.core.text import printable
 from nbrun.core.values import shown
-from nbrun.render.words import receipt_words, title
+from nbrun.render.words import title
+from nbrun.sessions import waiting as awaiting
 from nbrun.sessions.session import LIST_LIMIT
-from nbrun.ui.kernel.requests import read_args
+from nbrun.ui.kernel.edited_args import read_args
 from nbrun.ui.kernel.waiting import cell_id
 from nbrun.ui.magics.interpolation import interpolate
-from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, manual
-from nbrun.ui.magics.options import ALIASES, SUBCOMMANDS, help_text, run_options, usage_text
-from nbrun.ui.magics.parsing import (
-    Request,
-    close_to,
-    read_request,
-    read_sequel,
-    read_subcommand,
-    refuse_flags,
-    take_flag,
-    whole_number,
-)
+from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, help_text, manual
+from nbrun.ui.magics.options import LINE
+from nbrun.ui.magics.parsing import read_cell, read_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from nbrun.core.events import ApprovalRequested
     from nbrun.core.record import RunRecord
@@ -47,21 +42,23 @@ if TYPE_CHECKING:
     from nbrun.sessions.run_list import RunList
     from nbrun.ui.presenter import Presenter
 
-ARGS_MEND = 'write --args \'{"path": "x"}\' in single quotes'
+ARGS_EXAMPLE = 'write --args \'{"path": "x"}\' in single quotes'
 RECEIPT_S = 0.5
 """How long `%agentrun say` looks whether its message is read."""
+NOTHING_RUNS = "No runs in progress."
 SHOWN_RECEIPTS = 5
 """Lines that a cancel of all runs prints at most; more of them are counted."""
 
 _OUTCOMES = {
     CancelOutcome.REQUESTED: "cancel requested",
-    CancelOutcome.ALREADY_REQUESTED: "a cancel was requested already",
-    CancelOutcome.ALREADY_FINISHED: "had ended already",
+    CancelOutcome.ALREADY_REQUESTED: "cancel already requested",
+    CancelOutcome.ALREADY_FINISHED: "already ended",
     CancelOutcome.NOT_FOUND: "not found",
-    CancelOutcome.FOREIGN: "of another kernel; cancel them there",
+    CancelOutcome.FOREIGN: "belong to another kernel; cancel them there",
 }
-LIST_FILTERS = ("status", "name", "agent", "tag", "since", "text")
 
+Given = SimpleNamespace
+"""What a line gives, by the names of its arguments; None for what it doesn't."""
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -69,9 +66,7 @@ def _with_manual(examples: tuple[Example, ...]) -> Callable[[F], F]:
     """Have `?` show the whole manual of a magic; its docstring is the first line."""
 
     def decorate(magic: F) -> F:
-        # IPython has made it, and put its help for the docstring.
-        parser = getattr(magic, "parser", None)
-        magic.__doc__ = manual((parser.description if parser else magic.__doc__) or "", examples)
+        magic.__doc__ = manual(magic.__doc__ or "", examples)
         return magic
 
     return decorate
@@ -81,331 +76,274 @@ def _with_manual(examples: tuple[Example, ...]) -> Callable[[F], F]:
 class AgentMagics(Magics):
     """`%%agentrun` starts a run; `%agentrun` lists, shows, waits for and cancels runs."""
 
-    def __init__(self, extension: Presenter) -> None:
-        super().__init__(extension.shell)
-        self._extension = extension
+    def __init__(self, presenter: Presenter) -> None:
+        super().__init__(presenter.shell)
+        self._presenter = presenter
 
     @_with_manual(CELL_EXAMPLES)
-    @magic_arguments()
-    @run_options
     @cell_magic
     def agentrun(self, line: str, cell: str) -> None:
-        """Start an agent run on the text of this cell and show its card; the cell returns at once."""
-        session = self._extension.session
-        request = read_request(self.agentrun, line)
-        agent, prompt = self._agent(request), self._prompt(request, cell)
-        options = {
-            "name": request.name, "id": request.id, "timeout_s": request.timeout_s,
-            "if_running": request.if_running, "thread": request.thread, "loop": request.loop,
-            "on": request.on, "tags": request.tags,
-            "cell_id": cell_id(self._extension.shell), "max_turns": request.max_turns,
-            "max_tokens": request.max_tokens, "max_cost": request.max_cost, "keep_object": request.keep_object,
-            "approve": request.approve, "answerable": self._extension.is_answerable(request.block),
-            "target": TARGET if request.python else request.target,
-            **self._resolved({"tools": request.tools or None, "system": request.system,
-                              "output_type": request.output, "mcp": request.mcp or None,
-                              "settings": request.settings}),
-        }  # fmt: skip
-        if request.continues is None:
-            run = session.start(agent, prompt, model=request.model or self._model(agent), **options)
+        """Start an agent run with the text of this cell as its prompt and show its card; the cell returns at once."""
+        given = read_cell(line)
+        agent, prompt = self._agent(given), self._prompt(given, cell)
+        more = {
+            "cell_id": cell_id(self._presenter.shell),
+            "answerable": self._presenter.is_answerable(given.block),
+            "target": CELL_TARGET if given.python else given.target,
+            **self._options(given),
+        }
+        session = self._presenter.session
+        if given.continues is not None:
+            run = session.follow(CONTINUE, given.continues, agent, prompt=prompt, **more)
         else:
-            again = {**options, **({} if request.model is None else {"model": request.model})}
-            run = session.follow(CONTINUE, request.continues, agent, prompt=prompt, **again)
-        if request.out is not None:
-            self._extension.shell.user_ns[request.out] = run
-        self._extension.present(run, request.block)
+            model = self._presenter.config.model or None
+            run = session.start(agent, prompt, **({"model": model} if agent is None else {}) | more)
+        self._present(run, given)
 
     @_with_manual(LINE_EXAMPLES)
     @line_magic("agentrun")  # type: ignore[arg-type]  # IPython's untyped decorator seems to take nothing
     def agentrun_line(self, line: str) -> object:
         """List, show, wait for and cancel the runs of this notebook."""
         self._refuse_agent(line)
-        if not line.strip() and self._extension.has_page:
-            self._extension.show_panel()
+        if not line.strip() and self._presenter.has_page:
+            self._presenter.show_panel()
             return None
-        verb, words = read_subcommand(line)
-        if {"-h", "--help"}.intersection(words):
-            print(usage_text(verb))
+        command, words = read_line(line)
+        if asks_for_help(words):
+            print(command.manual())
             return None
-        return getattr(self, f"_{verb}")(words)
+        return getattr(self, f"_{command.verb}")(command.parse(words))
 
     # --- the subcommands -------------------------------------------------------------------------
 
-    def _list(self, words: list[str]) -> RunList:
-        given = {name: take_flag(words, f"--{name}", has_value=True) for name in LIST_FILTERS}
-        limit = take_flag(words, "--limit", has_value=True)
-        before = take_flag(words, "--before", has_value=True)
-        refuse_flags("list", words)
-        self._no_more("list", words)
-        session = self._extension.session
-        count = LIST_LIMIT if limit is None else whole_number(limit, "--limit")
-        older = None if before is None else session.get(before)
-        return session.runs(**given, limit=count, before=older)
+    def _list(self, given: Given) -> RunList:
+        session = self._presenter.session
+        limit = given.limit or LIST_LIMIT
+        older = None if given.before is None else session.get(given.before)
+        filters = {each.key: getattr(given, each.key) for each in FILTERS}
+        return session.runs(**filters, limit=limit, before=older)
 
-    def _show(self, words: list[str]) -> None:
-        with_thread = take_flag(words, "--thread", has_value=False)
-        refuse_flags("show", words)
-        session = self._extension.session
-        runs = [session.get(ref) for ref in words or ["last"]]
-        if with_thread:
+    def _show(self, given: Given) -> None:
+        runs = self._runs(given, ["last"])
+        if given.thread:
             from nbrun.sessions.followups import conversation  # with the first that asks for it
 
-            runs = [each for run in runs for each in conversation(run, session.get)]
+            runs = [each for run in runs for each in conversation(run)]
         for run in runs:
-            self._extension.show(run)
+            self._presenter.show(run)
 
-    def _result(self, words: list[str]) -> object:
-        refuse_flags("result", words)
-        run = self._extension.session.get(words[0] if words else "last")
+    def _result(self, given: Given) -> object:
+        run = self._run(given)
         if not run.done():
-            raise RunNotFinished(f"{run!r} has not finished; %agentrun wait waits for it")
+            raise RunNotFinished(f"{run!r} has not finished. Wait for it with %agentrun wait")
         run.result(0)  # raises unless it completed
         return run.result_view()
 
-    def _wait(self, words: list[str]) -> None:
-        timeout = take_flag(words, "--timeout", has_value=True)
-        refuse_flags("wait", words)
-        session = self._extension.session
-        runs = [session.get(ref) for ref in words] if words else list(reversed(session.live_runs))
-        self._extension.wait(runs, None if timeout is None else duration_s(timeout))
+    def _wait(self, given: Given) -> None:
+        live = reversed(self._presenter.session.live_runs)
+        self._presenter.wait(self._runs(given, live), given.timeout)
 
-    def _cancel(self, words: list[str]) -> None:
-        reason = take_flag(words, "--reason", has_value=True)
-        everything = take_flag(words, "--all", has_value=False)
-        refuse_flags("cancel", words)
-        if everything and words:
-            raise BadOption("give runs or --all, not both")
-        session = self._extension.session
-        if everything:
-            receipts = session.cancel_all(reason, by="magic")
-        elif words:
-            runs = [session.get(ref) for ref in words]  # all are looked up before any is stopped
-            receipts = [session.cancel(run, reason, by="magic") for run in runs]
+    def _cancel(self, given: Given) -> None:
+        session = self._presenter.session
+        if given.all:
+            receipts = session.cancel_all(given.reason, by="magic")
+        elif given.refs:
+            runs = self._runs(given)  # all are looked up before any is stopped
+            receipts = [session.cancel(run, given.reason, by="magic") for run in runs]
         else:
-            receipts = [session.cancel_current(reason, by="magic")]
-        print("\n".join(_receipt_lines(receipts, is_long=everything is not None)))
+            receipts = [session.cancel_current(given.reason, by="magic")]
+        print("\n".join(_receipt_lines(receipts, is_long=bool(given.all))))
 
-    def _lost(self, words: list[str]) -> None:
-        refuse_flags("lost", words)
-        if not words:
-            raise BadOption("%agentrun lost wants runs: %agentrun list shows which are unknown")
-        for run in [self._extension.session.get(ref) for ref in words]:
+    def _lost(self, given: Given) -> None:
+        for run in self._runs(given):
             run.mark_lost()
             print(repr(run))
 
-    def _rm(self, words: list[str]) -> None:
-        everything = take_flag(words, "--all-ended", has_value=False)
-        refuse_flags("rm", words)
-        if bool(everything) == bool(words):
-            raise BadOption("name the runs to remove, or give --all-ended: %agentrun rm #3 #4")
-        session = self._extension.session
-        gone = session.remove_ended() if everything else session.remove(*words)
+    def _rm(self, given: Given) -> None:
+        if not (given.refs or given.all_ended):
+            raise BadOption("Name the runs to remove, or add --all-ended: %agentrun rm #3 #4")
+        session = self._presenter.session
+        gone = session.remove_ended() if given.all_ended else session.remove(*given.refs)
         what = ", ".join(f"#{number}" for number in sorted(gone)[:20])
         more = "" if len(gone) <= 20 else " …"
-        print(f"removed {len(gone)} run{'' if len(gone) == 1 else 's'}: {what}{more}" if gone
-              else "no run has ended: nothing to remove")  # fmt: skip
+        print(f"Removed {len(gone)} run{'' if len(gone) == 1 else 's'}: {what}{more}" if gone
+              else "No run has ended: nothing to remove.")  # fmt: skip
 
-    def _export(self, words: list[str]) -> None:
+    def _export(self, given: Given) -> None:
         from nbrun.render.export import read_form
 
-        out, form = (take_flag(words, flag, has_value=True) for flag in ("--out", "--form"))
-        refuse_flags("export", words)
-        self._no_more("export", words[1:])
-        run = self._extension.session.get(words[0] if words else "last")
-        path = None if out is None else Path(out)
-        form = read_form(form, path)
+        run = self._run(given)
+        path = None if given.out is None else Path(given.out)
+        form = read_form(given.form, path)
         if path is None:
             path = Path(f"run-{run.number or 'unsaved'}.{form}")
             if path.exists():
-                raise BadOption(f"{path} is here already; name another file with --out")
+                raise BadOption(f"{path} already exists; choose another file with --out")
         try:
-            print(f"{run!r}: written to {run.export(path, form)}")
+            print(f"{run!r}: saved to {run.export(path, form)}")
         except OSError as error:
             raise BadOption(
-                f"{path} cannot be written ({error.strerror}); name another file with --out"
+                f"{path} can't be written ({error.strerror}); choose another file with --out"
             ) from None
 
-    def _doctor(self, words: list[str]) -> None:
+    def _doctor(self, _given: Given) -> None:
         from nbrun.ui import doctor
 
-        self._no_more("doctor", words)
-        doctor.show(self._extension)
+        doctor.show(self._presenter)
 
-    def _retry(self, words: list[str]) -> None:
-        self._follow("retry", words)
+    def _retry(self, given: Given) -> None:
+        self._follow("retry", given)
 
-    def _resume(self, words: list[str]) -> None:
-        self._follow("resume", words)
+    def _resume(self, given: Given) -> None:
+        self._follow("resume", given)
 
-    def _replay(self, words: list[str]) -> None:
-        self._follow("replay", words)
+    def _replay(self, given: Given) -> None:
+        self._follow("replay", given)
 
-    def _follow(self, kind: str, words: list[str]) -> None:
+    def _follow(self, kind: str, given: Given) -> None:
         """Start a run that comes from another one, and show its card."""
-        asked, extension = read_sequel(self.agentrun, kind, words), self._extension
-        answerable = extension.is_answerable(asked.block)
-        options = self._resolved(asked.options)
-        run = extension.session.follow(kind, asked.ref, answerable=answerable, **options)
-        if asked.out is not None:
-            extension.shell.user_ns[asked.out] = run
-        extension.present(run, asked.block)
+        options = self._options(given)
+        if getattr(given, "speed", None) is not None:
+            options["speed"] = given.speed
+        answerable = self._presenter.is_answerable(given.block)
+        run = self._presenter.session.follow(
+            kind, given.ref or "last", answerable=answerable, **options
+        )
+        self._present(run, given)
 
-    def _approve(self, words: list[str]) -> None:
-        args = take_flag(words, "--args", has_value=True)
-        choice = take_flag(words, "--choose", has_value=True)
-        always = take_flag(words, "--always", has_value=False) is not None
-        text = _take_word(words, "--text")
-        refuse_flags("approve", words)
-        run, call = self._asking("approve", words)
-        edited = None if args is None else read_args(args, ARGS_MEND)
-        self._answer(run, call, choice or ALLOW, args=edited, text=text, always=always)
+    def _approve(self, given: Given) -> None:
+        run = self._asking("approve", given)
+        edited = None if given.args is None else read_args(given.args, ARGS_EXAMPLE)
+        decision, always = given.choose or ALLOW, bool(given.always)
+        self._answer(run, given.call, decision, args=edited, text=given.text, always=always)
 
-    def _deny(self, words: list[str]) -> None:
-        reason = _take_word(words, "--reason")
-        refuse_flags("deny", words)
-        run, call = self._asking("deny", words)
-        self._answer(run, call, DENY, text=reason)
+    def _deny(self, given: Given) -> None:
+        self._answer(self._asking("deny", given), given.call, DENY, text=given.reason)
 
-    def _answer(self, run: Run, call: str | None, decision: str, **said: Any) -> None:
-        asked = run.answer(call, decision, **said, by="magic")
+    def _answer(self, run: Run, call: str | None, decision: str, **more: Any) -> None:
+        asked = self._presenter.session.answer(run, call, decision, **more, by="magic")
         words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
-        always = f"; {shown(asked.tool, 80)} from here on, too" if said.get("always") else ""
-        told = f"{title(run.record)}: {words} {_asked_words(asked, run.record)}{always}"
-        print(printable(told))
+        always = f"; {shown(asked.tool, 80)} from now on, too" if more.get("always") else ""
+        print(printable(f"{title(run.record)}: {words} {_asked_words(asked, run.record)}{always}"))
 
-    def _asking(self, verb: str, words: list[str]) -> tuple[Run, str | None]:
-        """Return the run that is answered, and the question that the line names, if it names one."""
-        self._no_more(verb, words[2:])
-        session = self._extension.session
-        if words:
-            return session.get(words[0]), words[1] if len(words) > 1 else None
-        asking = [run for run in session.live_runs if run.pending]
-        if len(asking) != 1:
+    def _asking(self, verb: str, given: Given) -> Run:
+        """Return the run that is answered: the only one that asks something, if the line names none."""
+        if given.ref is not None:
+            return self._run(given)
+        asking = [run for run in self._presenter.session.live_runs if run.pending]
+        if not asking:
+            raise NotPending("No run is waiting for an answer.")
+        if len(asking) > 1:
             runs = ", ".join(f"#{run.number} ({run.name})" for run in asking)
             raise NotPending(
-                f"{len(asking)} runs ask something: {runs}; name one: %agentrun {verb} #{asking[0].number}"
-                if asking
-                else "no run asks anything: there is nothing to answer"
+                f"{len(asking)} runs are waiting for an answer: {runs}. Name one: "
+                f"%agentrun {verb} #{asking[0].number}"
             )
-        return asking[0], None
+        return asking[0]
 
-    def _say(self, words: list[str]) -> None:
-        if len(words) < 2:
-            raise BadOption("%agentrun say wants a run and a text: %agentrun say last and be brief")
-        run = self._extension.session.get(words[0])
-        steer_id = run.steer(words[1], by="magic")
-        print(f"{title(run.record)}: the message was sent, {_receipt(run, steer_id)}")
+    def _say(self, given: Given) -> None:
+        run = self._run(given)
+        steer_id = self._presenter.session.steer(run, given.text, by="magic")
+        print(f"Message sent to {title(run.record)}; {_receipt(run, steer_id)}.")
 
-    def _logs(self, words: list[str]) -> None:
+    def _logs(self, given: Given) -> None:
         from nbrun.ui.magics.logs import SHOWN_LINES, log_text
 
-        count = take_flag(words, "-n", has_value=True)
-        refuse_flags("logs", words)
-        self._no_more("logs", words[1:])
-        if count is not None and not (count.isdecimal() and int(count[:9]) > 0):
-            raise BadOption(f"-n {count}: give a whole number of lines, at least 1")
-        run = self._extension.session.get(words[0] if words else "last")
-        print(log_text(run, SHOWN_LINES if count is None else int(count[:9])))
+        print(log_text(self._run(given), given.n or SHOWN_LINES))
 
-    def _agents(self, words: list[str]) -> None:
-        self._no_more("agents", words)
+    def _agents(self, _given: Given) -> None:
         from nbrun.ui.magics.agent_list import agents_text
 
-        shell = self._extension.shell
-        print(agents_text(shell.user_ns, shell.user_ns_hidden, self._extension.config.model))
+        shell = self._presenter.shell
+        print(agents_text(shell.user_ns, shell.user_ns_hidden, self._presenter.config.model))
 
-    def _help(self, words: list[str]) -> None:
-        self._no_more("help", words[1:])
-        if not words:
-            print(help_text())
-            return
-        verb, _none = read_subcommand(words[0])
-        print(usage_text(verb))
+    def _help(self, given: Given) -> None:
+        print(help_text() if given.subcommand is None else read_line(given.subcommand)[0].manual())
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def _no_more(self, verb: str, words: list[str]) -> None:
-        if words:
-            raise BadOption(f"%agentrun {verb} takes nothing more; leave '{' '.join(words)}' out")
+    def _run(self, given: Given) -> Run:
+        return self._presenter.session.get("last" if given.ref is None else given.ref)
 
-    def _agent(self, request: Request) -> object:
-        """Return the object that the line names, or None for the built-in agent."""
-        if request.python:
-            return PythonCell(self._extension.shell.user_ns)
-        if request.target is None:
-            return None
-        names: dict[str, Any] = self._extension.shell.user_ns
-        found = names[request.target] if request.target in names else by_name(request.target)
-        if found is not None:
-            return found
-        near = close_to(request.target, self._known_agents(), 1)
-        hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
-        raise AgentNotFound(f"there is no '{request.target}' in this notebook; {hint}")
+    def _runs(self, given: Given, without: Iterable[Run | str] = ()) -> list[Run]:
+        """Return the runs that the line names, or those that it stands for without a name."""
+        return [self._presenter.session.get(ref) for ref in given.refs or without]
 
-    def _resolved(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return options with the notebook's own objects in the place of their names."""
-        names: dict[str, Any] = self._extension.shell.user_ns
-        found = {name: value for name, value in options.items() if value is not None}
+    def _present(self, run: Run, given: Given) -> None:
+        if given.out is not None:
+            self._presenter.shell.user_ns[given.out] = run
+        self._presenter.present(run, given.block)
+
+    def _options(self, given: Given) -> dict[str, Any]:
+        """Return the options of a run that the line gives, with the notebook's objects in place of their names."""
+        values = {name: getattr(given, name, None) for name in defaults()}
+        found = {name: value for name, value in values.items() if value is not None}
         if tools := found.get("tools"):
             found["tools"] = [function for name in tools for function in self._tools(name)]
+        names: dict[str, Any] = self._presenter.shell.user_ns
         if isinstance(names.get(found.get("system", "")), str):
             found["system"] = names[found["system"]]
         if (kind := found.get("output_type")) is not None:
             if not isinstance(names.get(kind), type):
-                raise BadOption(
-                    f"--output {kind}: there is no such class in this notebook; define it above"
-                )
+                raise _undefined("--output", kind, "class")
             found["output_type"] = names[kind]
         if (name := found.get("settings")) is not None:
             if not (isinstance(names.get(name), Mapping) or callable(names.get(name))):
-                raise BadOption(
-                    f"--settings {name}: there is no such dict in this notebook; define it above"
-                )
+                raise _undefined("--settings", name, "dict")
             found["settings"] = names[name]
         return found
 
+    def _agent(self, given: Given) -> object:
+        """Return the object that the line names, or None for the built-in agent."""
+        if given.python:
+            return PythonCell(self._presenter.shell.user_ns)
+        if given.target is None:
+            return None
+        names: dict[str, Any] = self._presenter.shell.user_ns
+        found = names[given.target] if given.target in names else by_name(given.target)
+        if found is not None:
+            return found
+        near = close_to(given.target, self._known_agents(), 1)
+        hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
+        raise AgentNotFound(f"No agent '{given.target}' found in this notebook; {hint}")
+
     def _tools(self, name: str) -> Sequence[Callable[..., object]]:
-        names: dict[str, Any] = {**registered(), **self._extension.shell.user_ns}
+        names: dict[str, Any] = {**registered(), **self._presenter.shell.user_ns}
         if name not in names:
-            toolset = self._extension.toolset(name)
+            toolset = self._presenter.toolset(name)
             if toolset is None:
-                raise BadOption(
-                    f"--tools {name}: there is no such function in this notebook; define it above"
-                )
+                raise _undefined("--tools", name, "function")
             return toolset
         if not callable(names[name]):
-            raise BadOption(f"--tools {name}: it is {type(names[name]).__name__}, not a function")
+            raise BadOption(f"--tools {name}: not a function but {type(names[name]).__name__}")
         return (names[name],)
 
     def _known_agents(self) -> dict[str, object]:
         """Return what can be run, by name: the registered agents, and what the notebook itself has made."""
         from nbrun.ui.magics.agent_list import agents_in
 
-        shell = self._extension.shell
+        shell = self._presenter.shell
         return {**registered(), **agents_in(shell.user_ns, shell.user_ns_hidden)}
 
     def _refuse_agent(self, line: str) -> None:
         """Raise `BadOption` for a `%agentrun` line that names an agent in place of a subcommand."""
         word = (line.split() or [""])[0]
-        if word in {"", *SUBCOMMANDS, *ALIASES} or word not in (agents := self._known_agents()):
+        if not word or LINE.find(word) or word not in (agents := self._known_agents()):
             return
         what = "a function" if inspect.isroutine(agents[word]) else "an agent"
-        raise BadOption(f"{word} is {what} here: write %%agentrun {word}, and the prompt below it")
+        raise BadOption(f"{word} is {what}: write %%agentrun {word}, and the prompt below it")
 
-    def _prompt(self, request: Request, cell: str) -> str:
+    def _prompt(self, given: Given, cell: str) -> str:
         text = cell.strip("\n").rstrip()
         if not text.strip():
-            what = "Python to run" if request.python else "prompt"
-            raise BadOption(f"the cell has no {what}: write it below the %%agentrun line")
-        if request.python:
+            what = "code" if given.python else "prompt"
+            raise BadOption(f"The cell has no {what}: write it below the %%agentrun line")
+        if given.python:
             check_code(text)
             return text
-        if not request.interpolate:
+        if given.interpolate is False:
             return text
-        return interpolate(text, self._extension.shell.user_ns)
-
-    def _model(self, agent: object) -> str | None:
-        return (self._extension.config.model or None) if agent is None else None
+        return interpolate(text, self._presenter.shell.user_ns)
 
 
 def _asked_words(asked: ApprovalRequested, record: RunRecord) -> str:
@@ -417,19 +355,11 @@ def _asked_words(asked: ApprovalRequested, record: RunRecord) -> str:
 def _receipt_lines(receipts: list[CancelReceipt], *, is_long: bool) -> list[str]:
     """Return a line a receipt; of many that nobody has named, one line for all with the same outcome."""
     if not receipts:
-        return ["no run is live: nothing to cancel"]
+        return [NOTHING_RUNS]
     if not is_long or len(receipts) <= SHOWN_RECEIPTS:
         return [str(receipt) for receipt in receipts]
     outcomes = Counter(receipt.outcome for receipt in receipts)
     return [f"{count:,} runs: {_OUTCOMES[outcome]}" for outcome, count in outcomes.items()]
-
-
-def _take_word(words: list[str], flag: str) -> str | None:
-    """Take what is to be said with an answer, under its name or as `-r`."""
-    text, short = (take_flag(words, name, has_value=True) for name in (flag, "-r"))
-    if text is not None and short is not None:
-        raise BadOption(f"{flag} and -r are the same: give one")
-    return text if short is None else short
 
 
 def _receipt(run: Run, steer_id: str) -> str:
@@ -438,13 +368,21 @@ def _receipt(run: Run, steer_id: str) -> str:
     def sent(record: RunRecord) -> Steered | None:
         return next((one for one in record.steered if one.id == steer_id), None)
 
-    def is_told(record: RunRecord) -> bool:
+    def is_settled(record: RunRecord) -> bool:
         message = sent(record)
         return not record.is_live or (message is not None and message.taken_at is not None)
 
-    if run.live is not None:
-        run.live.wait_until(is_told, RECEIPT_S)
+    if run._live is not None:
+        awaiting.wait_until(run._live, lambda live: is_settled(live.record), RECEIPT_S)
     record = run.record
-    words = receipt_words(sent(record) or Steered(0, ""), record)
-    is_deaf = record.is_live and not record.is_steerable
-    return f"{words}; the agent has not looked for messages so far" if is_deaf else words
+    message = sent(record) or Steered(0, "")
+    if message.taken_at is not None:
+        return f"the agent read it after {duration(max(0.0, message.taken_at - message.at))}"
+    if not record.is_live:
+        return "the run ended before the agent read it"
+    hint = "" if record.is_steerable else "; it has not looked for messages so far"
+    return f"the agent has not read it yet{hint}"
+
+
+def _undefined(flag: str, name: str, what: str) -> BadOption:
+    return BadOption(f"{flag} {name}: no {what} of this name in this notebook; define it above")

@@ -1,177 +1,251 @@
-"""The one table of options and subcommands: parser, completion and help come from it."""
+"""The table of `%%agentrun` and `%agentrun`: reading, completion, help and the guide come from it."""
 
 from __future__ import annotations
 
+import keyword
 import shlex
-from collections.abc import Callable
-from typing import Any, TypeVar
+from itertools import chain
 
 import msgspec
-from IPython.core.magic_arguments import argument
 
+from nbrun.core.commands import FILTERS, FORMS, REF, Argument, Command, integer, whole_number
+from nbrun.core.durations import duration_s
 from nbrun.core.errors import Action, Fix
+from nbrun.core.options import LABELS, choices
 
 
-class Option(msgspec.Struct, frozen=True):
-    """One option of `%%agentrun`."""
+def _tag(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError("write key=value")
+    return key, value
 
-    flags: tuple[str, ...]
-    help: str
-    metavar: str | None = None
-    choices: tuple[str, ...] | None = None
-    is_switch: bool = False
-    is_list: bool = False
 
-    def decorate(self) -> Any:
-        """Return the decorator that declares it to IPython."""
-        if self.is_switch:
-            return argument(*self.flags, action="store_true", help=self.help)
-        extra: dict[str, Any] = {"metavar": self.metavar} if self.metavar else {}
-        if self.is_list:
-            extra["action"] = "append"
-        if self.choices:
-            extra["choices"] = self.choices
-        return argument(*self.flags, help=self.help, **extra)
+def _timeout(text: str) -> float:
+    return duration_s(text, "timeout")
 
+
+def _dollars(text: str) -> float:
+    try:
+        return float(text.removeprefix("$").replace(",", ""))
+    except ValueError:
+        raise ValueError("expected US dollars, for example 0.50") from None
+
+
+def _variable(text: str) -> str:
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise ValueError("not a valid Python variable name")
+    return text
+
+
+def _names(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _flat(parts: list[list[str]]) -> tuple[str, ...]:
+    return tuple(chain.from_iterable(parts))
+
+
+def _choice(flag: str, help: str, group: str) -> Argument:
+    """Return an option that takes one of the words that `RunOptions` allows."""
+    return Argument(
+        (flag,), help, choices=choices()[flag.strip("-").replace("-", "_")], group=group
+    )
+
+
+WHAT, NAMES, WAITING = "What to run, and where", "Names and what is kept", "Waiting"
+LIMITS, QUESTIONS, BUILT_IN = "Limits", "Questions", "The built-in agent"
 
 OPTIONS = (
-    Option(("-n", "--name"), "what the run is called", "NAME"),
-    Option(("-o", "--out"), "put the run under this name in the notebook", "NAME"),
-    Option(("-b", "--block"), "wait for the end (the default when headless)", is_switch=True),
-    Option(("-a", "--noblock"), "return at once (the default in a notebook)", is_switch=True),
-    Option(("--timeout",), "cancel after this long: 90s, 10m, 1h", "TIME"),
-    Option(("--max-turns",), "cancel before one model call more than this", "N"),
-    Option(("--max-tokens",), "cancel above so many tokens, in and out together", "N"),
-    Option(("--max-cost",), "cancel above so many US dollars, where the model's price is known", "USD"),
-    Option(
-        ("--model",), "run the built-in agent on a model: local, local:PATH, scripted, demo, provider:name",
-        "MODEL",
+    Argument(
+        ("--model",), "run the built-in agent on this model: local, local:PATH, scripted, demo or provider:name",
+        "MODEL", group=WHAT,
     ),
-    Option(("--continue",), "go on talking from where this run has ended", "REF"),
-    Option(
-        ("--tools",), "functions of this notebook for the built-in agent: a,b, or notebook",
-        "FUNCTION", is_list=True,
+    Argument(("--python",), "run the cell body as async Python in this notebook's namespace", group=WHAT),
+    Argument(
+        ("--continue",), "continue the conversation of this run", "REF", field="continues", group=WHAT
     ),
-    Option(("--system",), "its instructions: a text, or the name of one in the notebook", "TEXT|NAME"),
-    Option(("--output",), "the class of its output: a pydantic model or dataclass of this notebook", "TYPE"),
-    Option(("--settings",), "its model's settings: a dict of this notebook, such as {'temperature': 0}", "DICT"),
-    Option(("--mcp",), "an MCP server whose tools it may use; may be given again", "COMMAND|URL", is_list=True),
-    Option(
-        ("--if-running",), "what to do while a run of this cell is live: queue, reject, replace",
-        choices=("queue", "reject", "replace"),
+    _choice(
+        "--on", "where to run: local (this kernel) or process (its own process, which can always be killed)",
+        group=WHAT,
     ),
-    Option(
-        ("--on",), "where: local (this kernel), or process (one of its own, which can always be stopped)",
-        choices=("local", "process"),
+    Argument(("--thread",), "run an async agent in its own thread, because it blocks the event loop", group=WHAT),
+    _choice(
+        "--loop",
+        "event loop: host (default), or kernel if cells also await this agent's client (a busy cell then blocks it)",
+        group=WHAT,
     ),
-    Option(
-        ("--approve",), "who answers what the run asks: ask (you), auto (allowed), deny (refused)",
-        choices=("ask", "auto", "deny"),
+    Argument(
+        ("--no-interpolate",), "leave {name} in the prompt as it is", field="interpolate", value=False, group=WHAT
     ),
-    Option(("--tag",), "label the run with key=value; may be given again", "K=V", is_list=True),
-    Option(("--id",), "start only once: the same id and inputs give the same run", "ID"),
-    Option(("--python",), "the body is async Python, run in this notebook's namespace", is_switch=True),
-    Option(("--keep-object",), "also keep the output itself, pickled, for run.load_object()", is_switch=True),
-    Option(
-        ("--loop",),
-        "on whose loop: host, or kernel for an agent that cells await too; a busy cell holds it up",
-        choices=("host", "kernel"),
+    Argument(("-n", "--name"), "the name of the run", "NAME", group=NAMES),
+    Argument(("-o", "--out"), "assign the run to this variable", "NAME", read=_variable, group=NAMES),
+    Argument(
+        ("--tag",), "label the run with key=value; repeatable", "K=V", field="tags", read=_tag, gather=dict,
+        group=NAMES,
     ),
-    Option(("--thread",), "drive an async agent on a thread of its own, because it blocks", is_switch=True),
-    Option(("--no-interpolate",), "leave {name} in the prompt as it is", is_switch=True),
+    Argument(("--id",), "start only once: the same id and inputs return the same run", "ID", group=NAMES),
+    Argument(
+        ("--keep-object",), "also keep the output object itself, pickled, for run.load_object()", group=NAMES
+    ),
+    Argument(("-b", "--block"), "wait for the run to end (default when headless)", group=WAITING),
+    Argument(
+        ("-a", "--noblock"), "return at once (default in a notebook)", field="block", value=False, group=WAITING
+    ),
+    _choice(
+        "--if-running", "if a run of this cell is still in progress: queue, reject or replace it", group=WAITING,
+    ),
+    Argument(
+        ("--timeout",), "cancel the run after this long: 90s, 10m, 1h", "TIME", field="timeout_s", read=_timeout,
+        group=LIMITS,
+    ),
+    Argument(
+        ("--max-turns",), "cancel the run before it makes more than N model calls", "N", read=integer, group=LIMITS
+    ),
+    Argument(
+        ("--max-tokens",), "cancel the run above N tokens, input and output together", "N", read=integer, group=LIMITS
+    ),
+    Argument(
+        ("--max-cost",), "cancel the run above this cost in US dollars, if the model's price is known", "USD",
+        read=_dollars, group=LIMITS,
+    ),
+    _choice(
+        "--approve", "how to answer approval requests: ask (you decide), auto (allow) or deny", group=QUESTIONS,
+    ),
+    Argument(
+        ("--tools",), "functions of this notebook that it may call: a,b, or notebook", "FUNCTION", read=_names,
+        gather=_flat, group=BUILT_IN,
+    ),
+    Argument(
+        ("--system",), "its instructions: a text, or the name of a str in the notebook", "TEXT|NAME", group=BUILT_IN
+    ),
+    Argument(
+        ("--output",), "the class of its output: a pydantic model or dataclass in this notebook", "TYPE",
+        field="output_type", group=BUILT_IN,
+    ),
+    Argument(
+        ("--settings",), "model settings: a dict in this notebook, such as {'temperature': 0}", "DICT", group=BUILT_IN
+    ),
+    Argument(
+        ("--mcp",), "an MCP server whose tools it may call; repeatable", "COMMAND|URL", gather=tuple, group=BUILT_IN
+    ),
 )  # fmt: skip
 
+TARGET = Argument(
+    ("TARGET",), "a function or agent of this notebook, or a registered one; Tab lists them"
+)
+CELL = Command(
+    "%%agentrun",
+    "start a run with the text of this cell as its prompt",
+    (TARGET,),
+    OPTIONS,
+    see="%%agentrun?",
+)
 
-class Subcommand(msgspec.Struct, frozen=True):
-    """One word after `%agentrun`."""
-
-    usage: str
-    help: str
-
-
-SUBCOMMANDS = {
-    "list": Subcommand(
-        "list [--status STATUS] [--name NAME] [--agent AGENT] [--tag K=V] [--since TIME] [--text TEXT] [--limit N]"
-        " [--before REF]",
-        "this notebook's runs, newest first: the last 100, or those that fit",
-    ),
-    "show": Subcommand(
-        "show [REF…] [--thread]", "the card of a run; with --thread, of its whole conversation"
-    ),
-    "result": Subcommand("result [REF]", "the output of a run"),
-    "wait": Subcommand("wait [REF…] [--timeout TIME]", "wait for runs; all live ones without REF"),
-    "cancel": Subcommand(
-        "cancel [REF… | --all] [--reason TEXT]", "stop runs; the newest live one without REF"
-    ),
-    "retry": Subcommand("retry [REF] [options]", "run the same again, as a new run"),
-    "resume": Subcommand(
-        "resume [REF] [options]", "go on from the checkpoint of a failed, cancelled or lost run"
-    ),
-    "replay": Subcommand(
-        "replay [REF] [--speed 1|10|max]", "show a run once more: no agent, no key"
-    ),
-    "lost": Subcommand("lost REF…", "give up runs whose kernel cannot be seen from here"),
-    "approve": Subcommand(
-        "approve [REF] [CALL] [--args JSON] [--always] [--choose OPTION] [--text TEXT | -r TEXT]",
-        "allow what a run asks for; --always: this tool for the rest of the run",
-    ),
-    "deny": Subcommand("deny [REF] [CALL] [--reason TEXT | -r TEXT]", "refuse what a run asks for"),
-    "say": Subcommand("say REF TEXT…", "a message into a running agent; tells whether it was read"),
-    "rm": Subcommand("rm REF… | --all-ended", "remove ended runs, with their child runs and files"),
-    "export": Subcommand(
-        "export [REF] [--form jsonl|json|html|md] [--out FILE]",
-        "a run as a file; run-3.jsonl for #3 without FILE",
-    ),
-    "logs": Subcommand(
-        "logs [REF] [-n N]", "what a run has printed and noted, newest last: 200 lines, or N"
-    ),
-    "agents": Subcommand("agents", "the agents and models here, and what each of them lacks"),
-    "doctor": Subcommand("doctor", "what works here, what does not, and what to do about it"),
-    "help": Subcommand("help [SUBCOMMAND]", "this list, or the line of one"),
-}
-ALIASES = {"stop": "cancel", "ls": "list", "-h": "help", "--help": "help"}
-
-F = TypeVar("F", bound=Callable[..., Any])
+_NEW_ONLY = ("--id", "--python", "--no-interpolate", "--continue")
+_SAME_INPUTS = tuple(option for option in OPTIONS if option.names[-1] not in _NEW_ONLY)
+_SHOWN_AGAIN = tuple(option for option in _SAME_INPUTS if option.key in (*LABELS, "out", "block"))
+_REFS = Argument(
+    ("REF",), "the runs: #3, 3, last, -1, their names or ids", field="refs", gather=list
+)
+_CALL = Argument(("CALL",), "the id of the question, if the run asks more than one")
 
 
-def run_options(function: F) -> F:
-    """Declare every option of the table on a magic."""
-    for option in reversed(OPTIONS):
-        function = option.decorate()(function)
-    target = argument(
-        "target", nargs="?", metavar="TARGET", help="a function or agent of this notebook"
-    )
-    decorated: F = target(function)
-    return decorated
+def _again(verb: str, help: str, options: tuple[Argument, ...], *more: Argument) -> Command:
+    return Command(f"%agentrun {verb}", help, (REF, *more), options, see=f"%agentrun help {verb}")
+
+
+LINE = Command(
+    "%agentrun",
+    "list, show, wait for and cancel the runs of this notebook",
+    commands=(
+        Command(
+            "%agentrun list", "this notebook's runs, newest first: the last 100, or those that match",
+            (
+                *FILTERS,
+                Argument(("--limit",), "at most N runs", "N", read=whole_number),
+                Argument(("--before",), "only runs older than this one: the next page", "REF"),
+            ),
+            aliases=("ls",),
+        ),
+        Command(
+            "%agentrun show", "the card of a run; with --thread, of its whole conversation",
+            (_REFS, Argument(("--thread",), "every run of the conversation")),
+        ),
+        Command("%agentrun result", "the output of a run", (REF,)),
+        Command(
+            "%agentrun wait", "wait for runs; without REF, for all that are in progress",
+            (_REFS, Argument(("--timeout",), "stop waiting after this long", "TIME", read=_timeout)),
+        ),
+        Command(
+            "%agentrun cancel", "stop runs; without REF, the newest one in progress",
+            (
+                (_REFS, Argument(("--all",), "every run in progress")),
+                Argument(("--reason",), "kept with the run, and shown to its agent", "TEXT"),
+            ),
+            aliases=("stop",),
+        ),
+        _again("retry", "run the same prompt and agent again, as a new run", _SAME_INPUTS),
+        _again("resume", "resume a failed, cancelled or lost run from its checkpoint", _SAME_INPUTS),
+        _again(
+            "replay", "show a run once more: no agent runs, no key is needed", _SHOWN_AGAIN,
+            Argument(("--speed",), "1 (as it was), 10 times as fast, another number, or max", "1|10|max"),
+        ),
+        Command(
+            "%agentrun lost", "mark runs as lost if their kernel cannot be reached",
+            (msgspec.structs.replace(_REFS, is_required=True),),
+        ),
+        Command(
+            "%agentrun approve", "allow what a run asks for; --always: this tool for the rest of the run",
+            (
+                REF, _CALL,
+                Argument(("--args",), "other arguments for the tool, as JSON", "JSON"),
+                Argument(("--always",), "allow this tool for the rest of the run"),
+                Argument(("--choose",), "one of the options that the question offers", "OPTION"),
+                Argument(("-r", "--text"), "a message to the agent", "TEXT"),
+            ),
+        ),
+        Command(
+            "%agentrun deny", "refuse what a run asks for",
+            (REF, _CALL, Argument(("-r", "--reason"), "a message to the agent", "TEXT")),
+        ),
+        Command(
+            "%agentrun say", "send a message to a running agent; reports whether the agent has read it",
+            (
+                msgspec.structs.replace(REF, is_required=True),
+                Argument(("TEXT",), "the message; quotes are part of it", is_required=True),
+            ),
+        ),
+        Command(
+            "%agentrun rm", "remove ended runs, with their child runs and files",
+            ((_REFS, Argument(("--all-ended",), "every run that has ended")),),
+        ),
+        Command(
+            "%agentrun export", "save a run as a file; without --out, #3 is saved as run-3.jsonl",
+            (
+                REF,
+                Argument(("--form",), "by default as FILE ends, else jsonl", choices=FORMS),
+                Argument(("--out",), "the file", "FILE"),
+            ),
+        ),
+        Command(
+            "%agentrun logs", "what a run has printed and logged, newest last: 200 lines, or N",
+            (REF, Argument(("-n",), "how many lines", "N", read=whole_number)),
+        ),
+        Command("%agentrun agents", "the agents and models you can use here, and what each can't do"),
+        Command("%agentrun doctor", "check what works here, what doesn't, and how to fix it"),
+        Command(
+            "%agentrun help", "list the subcommands, or explain one", (Argument(("SUBCOMMAND",), "its name"),),
+            aliases=("-h", "--help"),
+        ),
+    ),
+)  # fmt: skip
 
 
 def spell(fix: Fix) -> str:
     """Return the line that carries out a fix, in a notebook."""
     if fix.action is Action.INSTALL_LOCAL_MODEL:
         return "nbrun local install"
-    if fix.path:  # of another notebook: only the shell's command opens its store
+    if fix.path:  # another notebook's runs: only the shell's command opens their store
         return f"nbrun {fix.action} {shlex.quote(fix.path)}"
     return f"%agentrun {fix.action} {fix.ref}".rstrip()
-
-
-def usage_text(verb: str) -> str:
-    """Return what `%agentrun VERB --help` prints."""
-    return f"%agentrun {SUBCOMMANDS[verb].usage}\n{SUBCOMMANDS[verb].help}"
-
-
-def help_text() -> str:
-    """Return what `%agentrun help` prints."""
-    width = max(len(command.usage) for command in SUBCOMMANDS.values())
-    lines = [
-        f"  %agentrun {command.usage:<{width}}  {command.help}" for command in SUBCOMMANDS.values()
-    ]
-    return "\n".join(
-        [
-            "%%agentrun [TARGET] [options] starts a run on the text of its cell; %%agentrun? lists the options.",
-            "%agentrun alone shows the runs in a table that lives.",
-            "",
-            *lines,
-            "",
-            "REF is #3, 3, last, -1, a run's name or its id.",
-        ]
-    )

@@ -19,8 +19,8 @@ from nbrun.agents.builtin.adapter import KNOWN
 from nbrun.agents.scripted import HAIKU
 from nbrun.store.session_store import SessionStore
 from nbrun.ui.magics.agent_list import agents_in
-from nbrun.ui.magics.completion import Completion, Typed, read_typed, syntax_of
-from nbrun.ui.magics.options import OPTIONS, SUBCOMMANDS
+from nbrun.ui.magics.completion import SUBCOMMANDS, Completion, Typed, read_typed
+from nbrun.ui.magics.options import CELL
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 
@@ -86,25 +86,6 @@ def test_a_line_is_read_up_to_the_cursor(text: str, typed: Typed | None) -> None
     assert read_typed(text) == typed
 
 
-def test_the_syntax_of_a_subcommand_is_its_usage() -> None:
-    """Flags with what they take, switches, places, and `[options]` for all of a cell's."""
-    syntax = syntax_of("x [REF] [CALL] [--all] [--args JSON] [--speed 1|10] -n N REF… | --every")
-    assert syntax.flags == {
-        "--all": None, "--args": "JSON", "--speed": "1|10", "-n": "N", "--every": None,
-    }  # fmt: skip
-    assert syntax.places == ("REF", "CALL", "REF…")
-    assert syntax_of("retry [REF] [options]").flags.keys() >= {"--timeout", "-n"}
-
-
-def test_every_usage_can_be_read() -> None:
-    """What a flag takes, and what a place is, is a word in capitals or a choice: so it is known as what it is."""
-    for verb, command in SUBCOMMANDS.items():
-        syntax = syntax_of(command.usage)
-        assert all(place.rstrip("…").isupper() for place in syntax.places), verb
-        values = [value for value in syntax.flags.values() if value is not None]
-        assert all("|" in value or value.upper() == value for value in values), verb
-
-
 # --- what is offered -------------------------------------------------------------------------------
 
 
@@ -156,12 +137,12 @@ def test_options_are_offered(completion: Completion) -> None:
     assert offered(completion, "%agentrun cancel --") == ["--all", "--reason"]
     assert offered(completion, "%agentrun stop --all --") == ["--reason"]
     assert offered(completion, "%agentrun cancel --reas") == ["--reason"]
-    everything = {flag for option in OPTIONS for flag in option.flags}
+    everything = {*CELL.flags()}
     assert {*offered(completion, "%%agentrun poet -")} == everything
     left = offered(completion, "%%agentrun poet --block --tag a=b --")
     assert "--block" not in left
     assert "--tag" in left
-    assert offered(completion, "%%agentrun poet ")[:2] == ["--name", "--out"]
+    assert offered(completion, "%%agentrun poet ")[:2] == ["--model", "--python"]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +291,7 @@ def test_questions_are_offered(session: NotebookSession, shell: Shell) -> None:
         await run.ask("really?")
 
     run = session.start(asks, "x", name="asker")
-    assert run.live is not None
+    assert run._live is not None
     while not run.pending:
         assert not run.wait(0.01)
     completion = Completion(shell, session)

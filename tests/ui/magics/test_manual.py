@@ -10,18 +10,11 @@ from traitlets import TraitType
 from traitlets.config import Configurable
 
 from nbrun import NotebookSession
+from nbrun.core.commands import REFERENCE
 from nbrun.ui.config import NbRun
 from nbrun.ui.magics.magics import AgentMagics
-from nbrun.ui.magics.manual import (
-    CELL_EXAMPLES,
-    GROUPS,
-    LINE_EXAMPLES,
-    REFERENCE,
-    grouped,
-    manual,
-    option_usage,
-)
-from nbrun.ui.magics.options import ALIASES, OPTIONS, SUBCOMMANDS
+from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, grouped, manual
+from nbrun.ui.magics.options import LINE, OPTIONS
 
 MakeSession = Callable[..., NotebookSession]
 
@@ -30,11 +23,10 @@ SETTINGS = NbRun.class_own_traits(config=True)
 
 def test_every_option_and_subcommand_has_a_help() -> None:
     """A line of words, each another one, that does not end in a stop: it stands in tables."""
-    helps = [option.help for option in OPTIONS] + [one.help for one in SUBCOMMANDS.values()]
+    helps = [option.help for option in OPTIONS] + [one.help for one in LINE.commands]
     assert len(helps) == len(set(helps))
     assert all(text.strip() and "\n" not in text and not text.endswith(".") for text in helps)
-    assert all(command.usage.split()[0] == verb for verb, command in SUBCOMMANDS.items())
-    assert {*ALIASES.values()} <= {*SUBCOMMANDS}
+    assert all(command.name.startswith("%agentrun ") for command in LINE.commands)
 
 
 @pytest.mark.parametrize("magic", [AgentMagics.agentrun, AgentMagics.agentrun_line])
@@ -43,7 +35,7 @@ def test_the_manual_begins_with_examples_and_has_everything(magic: Callable[...,
     text = magic.__doc__ or ""
     parts = [
         "Examples",
-        *(f"  {group}\n" for group in GROUPS if group in grouped()),
+        *(f"  {group}\n" for group in grouped()),
         "%agentrun SUBCOMMAND",
     ]
     places = [text.index(part) for part in parts]
@@ -51,11 +43,10 @@ def test_the_manual_begins_with_examples_and_has_everything(magic: Callable[...,
     assert text.partition("\n\n")[0].endswith(".")
     assert text.partition("\n\n")[2].startswith("Examples")
     for option in OPTIONS:
-        assert re.search(
-            rf"^    {re.escape(option_usage(option))}\s+{re.escape(option.help)}$", text, re.M
-        )
-    for command in SUBCOMMANDS.values():
-        assert re.search(rf"^  {re.escape(command.usage)}\s+{re.escape(command.help)}$", text, re.M)
+        assert re.search(rf"^    {re.escape(option.usage)}\s+{re.escape(option.help)}$", text, re.M)
+    for command in LINE.commands:
+        usage = re.escape(command.usage.removeprefix("%agentrun "))
+        assert re.search(rf"^  {usage}\s+{re.escape(command.help)}$", text, re.M)
     assert text.endswith(REFERENCE)
     assert max(map(len, text.splitlines())) <= 140
 
@@ -75,12 +66,8 @@ def test_the_two_manuals_have_examples_of_their_own() -> None:
 
 
 def test_every_option_is_in_a_group() -> None:
-    """Once, and no group names one that another has named."""
-    assert sorted(option.flags for group in grouped().values() for option in group) == sorted(
-        option.flags for option in OPTIONS
-    )
-    named = [flag for flags in GROUPS.values() for flag in flags]
-    assert len(named) == len(set(named))
+    """Once: the groups are in the order of the table."""
+    assert [option for options in grouped().values() for option in options] == [*OPTIONS]
 
 
 # --- settings --------------------------------------------------------------------------------------
