@@ -1,16 +1,19 @@
-"""Every check of the project, in order: `python -m tests`. People and CI run the same."""
+"""Every check of the project: `python -m tests`. People and CI run the same."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.browser import axe, chromium
@@ -19,10 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 JAVASCRIPT = ROOT / "tests" / "js"
 KEPT_LINES = 30
 OWN_GROUPS = ("kernel", "notebooks", "server", "browser")
+WORKERS = max(2, os.cpu_count() or 2)
 
-Action = Callable[[Sequence[str]], bool]
+Action = Callable[["Shell"], bool]
 
-_failures: list[str] = []  # of each failed command the last lines, for the summary
+_turn_to_print = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,100 @@ class Step:
     name: str
     title: str
     action: Action
+    is_light: bool = True
+    """Whether it runs beside other steps: it keeps no more than one core busy."""
+
+
+@dataclass(slots=True)
+class Shell:
+    """Runs the commands of one step. Its output is shown at once, or as one block at the step's end."""
+
+    pytest_options: Sequence[str] = ()
+    is_quiet: bool = False
+    """Whether the output is kept back until the step's end, since other steps run beside it."""
+    failures: list[str] = field(default_factory=list)
+    """The last lines of each failed command, for the summary."""
+    _kept: list[str] = field(default_factory=list)
+
+    def say(self, line: object) -> None:
+        """Print a line."""
+        if self.is_quiet:
+            self._kept.append(str(line))
+        else:
+            print(line, flush=True)
+
+    def show(self) -> None:
+        """Print what was kept back."""
+        if self._kept:
+            with _turn_to_print:
+                print("\n".join(self._kept), flush=True)
+        self._kept.clear()
+
+    def run(self, *command: str, cwd: Path = ROOT) -> bool:
+        """Run a command, pass on what it prints, and keep its last lines for the summary if it fails."""
+        self.say(f"$ {' '.join(command)}")
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+        except FileNotFoundError:
+            self.say(f"{command[0]} is missing: pip install -e '.[test]'")
+            return False
+        last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        with process:
+            for line in process.stdout or ():
+                self.say(line.rstrip("\n"))
+                last_lines.append(line)
+        if process.returncode:
+            failure = f"$ {' '.join(command)}\n{''.join(last_lines)}exit {process.returncode}"
+            self.failures.append(failure)
+        return process.returncode == 0
+
+    def python(self, *arguments: str) -> bool:
+        """Run this environment's Python."""
+        return self.run(sys.executable, *arguments)
+
+    def script(self, name: str, *arguments: str) -> bool:
+        """Run a script of this environment, which need not be active."""
+        folder = str(Path(sys.executable).parent)
+        return self.run(shutil.which(name, path=folder) or name, *arguments)
+
+    def pytest(self, *arguments: str) -> bool:
+        """Run tests on every core. A worker that is done takes tests over from another one."""
+        workers = ("-n", str(WORKERS), "--dist", "worksteal")
+        return self.python(
+            "-m", "pytest", *arguments, *workers, "--durations=5", *self.pytest_options
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a step has ended."""
+
+    step: Step
+    has_passed: bool
+    took_s: float
+    failures: Sequence[str]
+
+    @property
+    def word(self) -> str:
+        """How it has ended, in a word."""
+        return "passed" if self.has_passed else "FAILED"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the named steps, or all; return 0 if every one of them passed. A failed step stops no other."""
-    parser = make_parser()
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # all that is started here would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    parser = _parser()
     options = parser.parse_args(arguments)
     if unknown := set(options.steps) - {step.name for step in STEPS}:
         parser.error(f"no such step: {', '.join(sorted(unknown))}; see --list")
@@ -44,143 +137,123 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{step.name:<8} {step.title}" for step in STEPS))
         return 0
     os.chdir(ROOT)
-    results: list[tuple[Step, bool, float]] = []
-    for step in STEPS:
-        if not options.steps or step.name in options.steps:
-            print(f"\n=== {step.name}: {step.title} ===", flush=True)
-            started = time.monotonic()
-            has_passed = step.action(options.pytest or ())
-            took_s = time.monotonic() - started
-            print(f"=== {step.name}: {_word(has_passed)} in {took_s:.1f} s ===", flush=True)
-            results.append((step, has_passed, took_s))
-    return _summarise(results)
+    began = time.monotonic()
+    steps = [step for step in STEPS if not options.steps or step.name in options.steps]
+    light = [step for step in steps if step.is_light]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        results = list(pool.map(lambda step: _run(step, Shell(is_quiet=len(light) > 1)), light))
+    results += [_run(step, Shell(options.pytest or ())) for step in steps if not step.is_light]
+    return _summarise(results, time.monotonic() - began)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests", description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all")
-    parser.add_argument("--list", action="store_true", help="name the steps and end")
+    parser.add_argument("--list", action="store_true", help="list the steps and exit")
     parser.add_argument(
-        "--pytest", action="append", metavar="ARG", help="hand ARG on to pytest: --pytest=-x"
+        "--pytest", action="append", metavar="ARG", help="pass ARG to pytest: --pytest=-x"
     )
     return parser
 
 
-def _summarise(results: Sequence[tuple[Step, bool, float]]) -> int:
-    for failure in _failures:  # again: of a long log, often only the end is kept
-        print(f"\n=== how it failed ===\n{failure}")
+def _run(step: Step, shell: Shell) -> Result:
+    shell.say(f"\n=== {step.name}: {step.title} ===")
+    began = time.monotonic()
+    has_passed = step.action(shell)
+    result = Result(step, has_passed, time.monotonic() - began, shell.failures)
+    shell.say(f"=== {step.name}: {result.word} in {result.took_s:.1f} s ===")
+    shell.show()
+    return result
+
+
+def _summarise(results: Sequence[Result], took_s: float) -> int:
+    for result in results:  # again: of a long log, often only the end is kept
+        for failure in result.failures:
+            print(f"\n=== how {result.step.name} failed ===\n{failure}")
     print("\n=== summary ===")
-    for step, has_passed, took_s in results:
-        print(f"{_word(has_passed):<6} {step.name:<8} {took_s:7.1f} s  {step.title}")
-    failed = sum(not has_passed for _, has_passed, _ in results)
-    print(f"total  {sum(took_s for *_, took_s in results):16.1f} s")
+    for result in results:
+        step = result.step
+        print(f"{result.word:<6} {step.name:<8} {result.took_s:7.1f} s  {step.title}")
+    failed = sum(not result.has_passed for result in results)
+    print(f"total  {took_s:16.1f} s")
     print(f"steps: {len(results) - failed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
 
 
-def _word(has_passed: bool) -> str:
-    return "passed" if has_passed else "FAILED"
+def _check_javascript(shell: Shell) -> bool:
+    return _install_javascript(shell) and shell.run(
+        "npx", "--no-install", "tsc", "-p", ".", cwd=JAVASCRIPT
+    )
 
 
-def _run(*command: str, cwd: Path = ROOT) -> bool:
-    """Run a command, pass on what it prints, and keep its last lines for the summary if it fails."""
-    print(f"$ {' '.join(command)}", flush=True)
-    try:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-    except FileNotFoundError:
-        print(f"{command[0]} is missing: pip install -e '.[test]'", flush=True)
-        return False
-    last_lines: deque[str] = deque(maxlen=KEPT_LINES)
-    with process:
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
-            last_lines.append(line)
-    if process.returncode:
-        _failures.append(f"$ {' '.join(command)}\n{''.join(last_lines)}exit {process.returncode}")
-    return process.returncode == 0
-
-
-def _python(*arguments: str) -> bool:
-    return _run(sys.executable, *arguments)
-
-
-def _command(name: str) -> str:
-    """Return the script of this environment, which need not be active; else the bare name."""
-    return shutil.which(name, path=str(Path(sys.executable).parent)) or name
-
-
-def _pytest(paths: Sequence[str], more: Sequence[str]) -> bool:
-    return _python("-m", "pytest", *paths, "--durations=5", *more)
-
-
-def _check_layers(_more: Sequence[str]) -> bool:
-    return _run(_command("lint-imports"), "--no-logo", "--no-cache")
-
-
-def _check_javascript(_more: Sequence[str]) -> bool:
-    return _install_javascript() and _run("npx", "--no-install", "tsc", "-p", ".", cwd=JAVASCRIPT)
-
-
-def _install_javascript() -> bool:
+def _install_javascript(shell: Shell) -> bool:
     """Install what checks the static files: the type checker, and axe for the browser."""
     if not _has_node() and chromium.can_apt_install():
         chromium.apt_install("nodejs", "npm")
     if not _has_node():
-        print("node and npm are missing: install Node.js (Debian: apt-get install nodejs npm)")
+        shell.say("node and npm are missing: install Node.js (Debian: apt-get install nodejs npm)")
         return False
-    return _run("npm", "ci", "--no-audit", "--no-fund", cwd=JAVASCRIPT)
+    return shell.run("npm", "ci", "--no-audit", "--no-fund", cwd=JAVASCRIPT)
 
 
 def _has_node() -> bool:
     return shutil.which("node") is not None and shutil.which("npm") is not None
 
 
-def _install_model(_more: Sequence[str]) -> bool:
-    return _python("-m", "nbrun.agents.local_model.install")
-
-
-def _test_units(more: Sequence[str]) -> bool:
-    return _pytest(["tests", *(f"--ignore=tests/{group}" for group in OWN_GROUPS)], more)
-
-
-def _test_kernels(more: Sequence[str]) -> bool:
+def _make_kernels(shell: Shell) -> bool:
     # Made beforehand, since an installation is no part of a test's time.
-    folders = ("tests/kernel", "tests/notebooks", "tests/server")
-    paths = [path for path in folders if (ROOT / path).is_dir()]
-    return _python("-m", "tests.kernels") and _pytest(paths, more)
+    return shell.python("-m", "tests.kernels")
 
 
-def _test_in_browser(more: Sequence[str]) -> bool:
+def _test_units(shell: Shell) -> bool:
+    return shell.pytest("tests", *(f"--ignore=tests/{group}" for group in OWN_GROUPS))
+
+
+def _test_kernels(shell: Shell) -> bool:
+    # The notebooks first: they are the longest, and nothing should be left to wait for at the end.
+    folders = ("tests/notebooks", "tests/server", "tests/kernel")
+    return _make_kernels(shell) and shell.pytest(*(f for f in folders if (ROOT / f).is_dir()))
+
+
+def _test_in_browser(shell: Shell) -> bool:
     try:
-        print(f"Chromium: {chromium.find_or_install()}", flush=True)
+        shell.say(f"Chromium: {chromium.find_or_install()}")
     except chromium.NoChromium as error:
-        print(error, flush=True)
+        shell.say(error)
         return False
-    if not axe.SCRIPT.is_file() and not _install_javascript():
+    if not axe.SCRIPT.is_file() and not _install_javascript(shell):
         return False
-    return _python("-m", "tests.kernels") and _pytest(["tests/browser"], more)
+    return _make_kernels(shell) and shell.pytest("tests/browser")
 
 
 STEPS = (
-    Step("ruff", "lint", lambda _: _python("-m", "ruff", "check", ".")),
-    Step("format", "formatting", lambda _: _python("-m", "ruff", "format", "--check", ".")),
-    Step("types", "mypy, strict", lambda _: _python("-m", "mypy")),
-    Step("layers", "import contracts", _check_layers),
+    Step(
+        "types", "mypy, strict", lambda shell: shell.python("-m", "mypy")
+    ),  # the longest of its kind
     Step("js", "types of the static JavaScript files", _check_javascript),
-    Step("model", "the local demo model", _install_model),
-    Step("unit", "tests without a kernel and a browser", _test_units),
-    Step("kernel", "tests in real kernels and servers, and the example notebooks", _test_kernels),
-    # In a process of its own: Playwright's running event loop breaks `asyncio.run` elsewhere.
-    Step("browser", "tests of the card and of Lab in Chromium", _test_in_browser),
+    Step("ruff", "lint", lambda shell: shell.python("-m", "ruff", "check", ".")),
+    Step(
+        "format", "formatting", lambda shell: shell.python("-m", "ruff", "format", "--check", ".")
+    ),
+    Step(
+        "layers",
+        "import contracts",
+        lambda shell: shell.script("lint-imports", "--no-logo", "--no-cache"),
+    ),
+    Step(
+        "model",
+        "the local demo model",
+        lambda shell: shell.python("-m", "nbrun.agents.local_model.install"),
+    ),
+    Step("unit", "tests without a kernel and a browser", _test_units, is_light=False),
+    Step(
+        "kernel",
+        "tests in real kernels and servers, and the example notebooks",
+        _test_kernels,
+        is_light=False,
+    ),
+    # In processes of its own: Playwright's running event loop breaks `asyncio.run` elsewhere.
+    Step("browser", "tests of the card and of Lab in Chromium", _test_in_browser, is_light=False),
 )
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from tests.fakes.agents import Blocking, Held
 BROWSER = Path(__file__).parent / "browser"
 
 MakeSession = Callable[..., nbrun.NotebookSession]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+    # What a test starts would inherit it, and no Ctrl-C would reach a kernel or a terminal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """Kernels with other versions of ipykernel, each in a virtual environment that is made once and kept.
 
+Such an environment holds its ipykernel and sees everything else in the environment that runs the tests.
 `python -m tests.kernels 6.30 7.3` makes them ahead of time; without arguments, all that the tests ask for.
 """
 
@@ -9,12 +10,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
-import tomllib
+import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import platformdirs
@@ -62,51 +64,59 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _requirements(version: str) -> list[str]:
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    others = [line for line in project["dependencies"] if not re.match(r"ipykernel\b", line)]
-    return [*others, f"ipykernel=={version}.*"]
-
-
 def _environment(version: str) -> Path:
-    """Return the interpreter of the environment for `version`, made on the first call.
-
-    It holds nbrun's dependencies and not nbrun: that comes from the checkout, by the spec's PYTHONPATH, so
-    that one environment serves every checkout.
-    """
-    requirements = _requirements(version)
+    """Return the interpreter of the environment for `version`, made on the first call."""
     series = f"{sys.version_info.major}.{sys.version_info.minor}"
-    digest = _digest("\n".join([sys.base_prefix, series, *requirements]))
+    digest = _digest("\n".join([sys.prefix, series, *_site_packages()]))
     folder = _cache() / f"python{series}-ipykernel{version}-{digest}"
     if not folder.exists():
-        _make_environment(folder, requirements)
+        _make_environment(folder, version)
     return _interpreter(folder)
+
+
+def _site_packages() -> list[str]:
+    """Return where the environment that runs the tests keeps its packages."""
+    return list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
 
 
 def _interpreter(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def _make_environment(folder: Path, requirements: list[str]) -> None:
+def _make_environment(folder: Path, version: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Made aside and renamed when whole: a process that is stopped half-way leaves nothing that looks ready,
     # and of two that start together one wins. Only scripts in bin/ mind the renaming, and none is used.
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        make = [sys.executable, "-m", "venv", "--without-pip", str(aside)]
-        subprocess.run(make, check=True, timeout=INSTALL_TIMEOUT_S)
-        pip = [sys.executable, "-m", "pip", "--python", str(_interpreter(aside)), "--quiet"]
-        install = [*pip, "install", "--no-warn-script-location", *requirements]
-        subprocess.run(install, check=True, timeout=INSTALL_TIMEOUT_S, stdin=subprocess.DEVNULL)
+        _install(aside, f"ipykernel=={version}.*")
         try:
             aside.rename(folder)
-        except OSError:
-            if (
-                not folder.exists()
-            ):  # else the other process was quicker, and its environment is as good
+        except OSError:  # the other process was quicker, and its environment is as good
+            if not folder.exists():
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _install(folder: Path, requirement: str) -> None:
+    """Make an environment with this package, and the rest from the environment that runs the tests."""
+    venv.create(folder, symlinks=os.name != "nt")
+    python = str(_interpreter(folder))
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    own = Path(subprocess.check_output(ask, text=True, timeout=INSTALL_TIMEOUT_S).strip())
+    own.joinpath("tests.pth").write_text("\n".join(_site_packages()), encoding="utf-8")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    install = [*pip, "install", "--no-warn-script-location", requirement]
+    subprocess.run(install, check=True, timeout=INSTALL_TIMEOUT_S, stdin=subprocess.DEVNULL)
 
 
 def _write_spec(name: str, python: str) -> None:
@@ -133,5 +143,7 @@ def _write_spec(name: str, python: str) -> None:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or VERSIONS:
-        print(f"ipykernel {wanted}: {kernelspec(wanted)}", flush=True)
+    wanted = sys.argv[1:] or VERSIONS
+    with ThreadPoolExecutor() as pool:
+        for each, name in zip(wanted, pool.map(kernelspec, wanted), strict=True):
+            print(f"ipykernel {each}: {name}", flush=True)
