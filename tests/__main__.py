@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.browser import axe, chromium
+from tests.browser import chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 JAVASCRIPT = ROOT / "tests" / "js"
@@ -27,6 +27,7 @@ WORKERS = max(2, os.cpu_count() or 2)
 Action = Callable[["Shell"], bool]
 
 _turn_to_print = threading.Lock()
+_one_installer = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Step:
     name: str
     title: str
     action: Action
-    is_light: bool = True
-    """Whether it runs beside other steps: it keeps no more than one core busy."""
+    is_aside: bool = False
+    """Whether it runs beside the others: it needs nothing of theirs, and one core at most."""
 
 
 @dataclass(slots=True)
@@ -139,11 +140,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     began = time.monotonic()
     steps = [step for step in STEPS if not options.steps or step.name in options.steps]
-    light = [step for step in steps if step.is_light]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        results = list(pool.map(lambda step: _run(step, Shell(is_quiet=len(light) > 1)), light))
-    results += [_run(step, Shell(options.pytest or ())) for step in steps if not step.is_light]
+    aside = [step for step in steps if step.is_aside]
+    others = [step for step in steps if not step.is_aside]
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.map(lambda step: _run(step, Shell(is_quiet=bool(others))), aside)
+        results = [_run(step, Shell(options.pytest or ())) for step in others]
+        results = [*beside, *results]
     return _summarise(results, time.monotonic() - began)
+
+
+def _set_up_what_is_inherited() -> None:
+    """Give the processes that are started here a working Ctrl-C, and compiled modules, as users have them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,13 +197,23 @@ def _check_javascript(shell: Shell) -> bool:
 
 
 def _install_javascript(shell: Shell) -> bool:
-    """Install what checks the static files: the type checker, and axe for the browser."""
-    if not _has_node() and chromium.can_apt_install():
-        chromium.apt_install("nodejs", "npm")
-    if not _has_node():
-        shell.say("node and npm are missing: install Node.js (Debian: apt-get install nodejs npm)")
-        return False
-    return shell.run("npm", "ci", "--no-audit", "--no-fund", cwd=JAVASCRIPT)
+    """Install what checks the static files, the type checker and axe for the browser, if it is not there."""
+    with _one_installer:
+        if _is_installed():
+            return True
+        if not _has_node() and chromium.can_apt_install():
+            chromium.apt_install("nodejs", "npm")
+        if not _has_node():
+            shell.say(
+                "node and npm are missing: install Node.js (Debian: apt-get install nodejs npm)"
+            )
+            return False
+        return shell.run("npm", "ci", "--no-audit", "--no-fund", cwd=JAVASCRIPT)
+
+
+def _is_installed() -> bool:
+    wanted, there = JAVASCRIPT / "package-lock.json", JAVASCRIPT / "node_modules/.package-lock.json"
+    return there.is_file() and there.stat().st_mtime >= wanted.stat().st_mtime  # npm writes it last
 
 
 def _has_node() -> bool:
@@ -221,39 +241,34 @@ def _test_in_browser(shell: Shell) -> bool:
     except chromium.NoChromium as error:
         shell.say(error)
         return False
-    if not axe.SCRIPT.is_file() and not _install_javascript(shell):
-        return False
-    return _make_kernels(shell) and shell.pytest("tests/browser")
+    return _install_javascript(shell) and _make_kernels(shell) and shell.pytest("tests/browser")
 
 
 STEPS = (
+    Step("ruff", "lint", lambda shell: shell.python("-m", "ruff", "check", "."), is_aside=True),
     Step(
-        "types", "mypy, strict", lambda shell: shell.python("-m", "mypy")
-    ),  # the longest of its kind
-    Step("js", "types of the static JavaScript files", _check_javascript),
-    Step("ruff", "lint", lambda shell: shell.python("-m", "ruff", "check", ".")),
-    Step(
-        "format", "formatting", lambda shell: shell.python("-m", "ruff", "format", "--check", ".")
+        "format",
+        "formatting",
+        lambda shell: shell.python("-m", "ruff", "format", "--check", "."),
+        is_aside=True,
     ),
     Step(
         "layers",
         "import contracts",
         lambda shell: shell.script("lint-imports", "--no-logo", "--no-cache"),
+        is_aside=True,
     ),
+    Step("js", "types of the static JavaScript files", _check_javascript, is_aside=True),
+    Step("types", "mypy, strict", lambda shell: shell.python("-m", "mypy"), is_aside=True),
     Step(
         "model",
         "the local demo model",
         lambda shell: shell.python("-m", "nbrun.agents.local_model.install"),
     ),
-    Step("unit", "tests without a kernel and a browser", _test_units, is_light=False),
-    Step(
-        "kernel",
-        "tests in real kernels and servers, and the example notebooks",
-        _test_kernels,
-        is_light=False,
-    ),
+    Step("unit", "tests without a kernel and a browser", _test_units),
+    Step("kernel", "tests in real kernels and servers, and the example notebooks", _test_kernels),
     # In processes of its own: Playwright's running event loop breaks `asyncio.run` elsewhere.
-    Step("browser", "tests of the card and of Lab in Chromium", _test_in_browser, is_light=False),
+    Step("browser", "tests of the card and of Lab in Chromium", _test_in_browser),
 )
 
 if __name__ == "__main__":

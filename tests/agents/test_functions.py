@@ -197,7 +197,6 @@ def test_context_variables_of_the_starter_are_seen(
         (Caller, "type cannot be run"),
         (None, "NoneType cannot be run"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_entered_is_told_before_a_run(agent: object, words: str) -> None:
     """The message names what is wanted, and what would do."""
@@ -213,7 +212,6 @@ def test_what_cannot_be_entered_is_told_before_a_run(agent: object, words: str) 
         (Caller(), "Caller"),
         (Caller().method, "method"),
     ],
-    ids=str,
 )
 def test_an_agent_is_called_by_its_functions_name(agent: object, label: str) -> None:
     """A partial is called as what it wraps, an object as its class."""

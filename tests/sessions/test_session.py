@@ -109,7 +109,6 @@ def test_a_registered_agent_is_found_by_its_name(session: NotebookSession) -> No
         ({"model": "local"}, BadOption, "give an agent or a model, not both"),
         ({"agent": None, "model": "openai:gpt"}, BadOption, "set OPENAI_API_KEY"),
     ],
-    ids=str,
 )
 def test_a_mistake_starts_nothing_and_leaves_nothing(
     session: NotebookSession,
@@ -484,7 +483,7 @@ def test_the_same_id_is_not_run_again_in_a_later_session(make_session: MakeSessi
 
 
 @pytest.mark.parametrize(
-    "changed", [{"prompt": "coffee"}, {"agent": agents.sync}, {"timeout_s": 5.0}], ids=str
+    "changed", [{"prompt": "coffee"}, {"agent": agents.sync}, {"timeout_s": 5.0}]
 )
 def test_the_same_id_with_other_inputs_is_a_conflict(
     session: NotebookSession, changed: dict[str, object]
