@@ -117,7 +117,6 @@ def decorated(function: Callable[..., object]) -> Callable[..., object]:
         (decorated(agents.talking), "one two three"),
         (str.upper, "TEA"),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_every_kind_of_function_runs(
     session: NotebookSession, agent: object, output: object
