@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # all that is started here would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if unknown := set(options.steps) - {step.name for step in STEPS}:
         parser.error(f"no such step: {', '.join(sorted(unknown))}; see --list")
@@ -156,7 +156,8 @@ def _set_up_what_is_inherited() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests", description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all")
     parser.add_argument("--list", action="store_true", help="list the steps and exit")
