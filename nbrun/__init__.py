@@ -21,10 +21,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nbrun.agents import agent
+from nbrun.agents import Answer, RunContext, agent, current
 from nbrun.agents.builtin.options import needs_approval
-from nbrun.agents.context.approvals import Answer
-from nbrun.agents.context.run_context import RunContext, current
 from nbrun.agents.scripted import ScriptedAgent
 from nbrun.core import errors, events
 from nbrun.core.cancellation import CancelCause, CancelReceipt, CancelToken

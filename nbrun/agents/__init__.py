@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import msgspec
 
-from nbrun.agents.context.approvals import ALLOW, DENY, Answer
-from nbrun.agents.context.run_context import RunContext, current, current_run
+from nbrun.agents.context.approvals import ALLOW, DENY, Answer, Approvals
+from nbrun.agents.context.budget import Budget
+from nbrun.agents.context.inbox import Inbox
+from nbrun.agents.context.run_context import ChildRun, RunContext, current, current_run
 from nbrun.agents.context.threads import Worker
 from nbrun.core import events
 from nbrun.core.cancellation import CancelToken, call_soon
@@ -41,13 +43,14 @@ from nbrun.core.values import Plain, plain, shown, type_name
 if TYPE_CHECKING:
     from nbrun.agents.acp.command import AcpAgent
 
-# An adapter imports everything from here, `pricing` and `provider_retries` too, which are modules of this package.
+# What adapters need, all in one import (`pricing` and `provider_retries` are modules of this package), and what the
+# other rooms need.
 __all__ = [
     "ALLOW", "DENY", "NO_NATIVE_CANCEL", "USER", "AcpAgent", "Action", "AgentAdapter", "AgentNotFound", "Answer",
-    "BadOption", "CancelToken", "Cancelled", "Clock", "EventData", "Fix", "Framework", "Lacks", "NbrunError",
-    "NotResumable", "Output", "PackageMissing", "Plain", "Replay", "RunContext", "State", "Turn", "Worker",
-    "agent", "call_soon", "clean_text", "current", "current_run", "events", "guarded", "is_installed", "plain",
-    "shown", "type_name",
+    "Approvals", "BadOption", "Budget", "CancelToken", "Cancelled", "ChildRun", "Clock", "EventData", "Fix",
+    "Framework", "Inbox", "Lacks", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain", "Replay",
+    "RunContext", "State", "Turn", "Worker", "agent", "call_soon", "clean_text", "current", "current_run",
+    "events", "guarded", "is_installed", "plain", "shown", "type_name",
 ]  # fmt: skip
 
 ENTRY_POINTS = "nbrun.agents"

@@ -1,1 +1,53 @@
 """What a run is: pure data and rules. No I/O, no Jupyter."""
+
+# What other rooms use, so that they can import it in one statement.
+# fmt: off
+# ruff: isort: off
+# ruff: noqa: RUF022
+from nbrun.core.artifacts import Artifact, ArtifactFiles, ArtifactWriter, folder_beside
+from nbrun.core.cancellation import (
+    CancelCause, CancelOutcome, CancelReceipt, CancelRequest, CancelToken, Rung, call_soon,
+    end_cancelled_wait, wait_for_call,
+)
+from nbrun.core.checkpoint import Restored, State, Turn, turns_of
+from nbrun.core.clock import Clock, IdGenerator, SequentialIds, SystemClock, TimeOrderedIds
+from nbrun.core.durations import duration, duration_s
+from nbrun.core.errors import (
+    Action, AgentNotFound, ArtifactLost, BadOption, BadRecording, Cancelled, Fix, IdConflict,
+    Interrupted, NbrunError, NoResult, NotPending, NotResumable, PackageMissing, RunCancelled,
+    RunFailed, RunLost, RunNotFinished, RunNotFound, RunRejected, SessionClosed, StoreDamaged,
+    StoreError, StoreReadOnly, StoreTooNew, StoreUnavailable, UserError, spell_with, with_fixes,
+)
+from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_guard, guarded
+from nbrun.core.latches import Latch, LoopLatch
+from nbrun.core.line_buffer import LineBuffer, Printed
+from nbrun.core.options import RunOptions, trusted
+from nbrun.core.quantities import counted, moment, money, size_words
+from nbrun.core.record import (
+    ChildSummary, LIVE, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, between, fold,
+    is_admitted, next_status,
+)
+from nbrun.core.recording import Exported, RecordedError, Replay
+from nbrun.core.redaction import Redactor, SecretRegistry, StreamRedactor
+from nbrun.core.text import clean_text, printable, visible
+from nbrun.core.values import Plain, plain, readable, revived, shown, type_name
+# ruff: isort: on
+
+__all__ = [
+    "Action", "AgentNotFound", "Artifact", "ArtifactFiles", "ArtifactLost", "ArtifactWriter",
+    "BadOption", "BadRecording", "CancelCause", "CancelOutcome", "CancelReceipt",
+    "CancelRequest", "CancelToken", "Cancelled", "ChildSummary", "Clock", "Exported", "Fix",
+    "IdConflict", "IdGenerator", "InterruptGuard", "Interrupted", "LIVE", "Latch", "LineBuffer",
+    "LoopLatch", "NbrunError", "NoResult", "NotPending", "NotResumable", "PackageMissing",
+    "Plain", "Printed", "RecordedError", "Redactor", "Replay", "Restored", "RunCancelled",
+    "RunFailed", "RunLost", "RunNotFinished", "RunNotFound", "RunOptions", "RunRecord",
+    "RunRejected", "RunStatus", "Rung", "SecretRegistry", "SequentialIds", "SessionClosed",
+    "State", "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError", "StoreReadOnly",
+    "StoreTooNew", "StoreUnavailable", "StreamRedactor", "SystemClock", "TERMINAL",
+    "TimeOrderedIds", "ToolCall", "Turn", "UserError", "between", "call_soon", "clean_text",
+    "counted", "current_guard", "duration", "duration_s", "end_cancelled_wait", "fold",
+    "folder_beside", "guarded", "is_admitted", "moment", "money", "next_status", "plain",
+    "printable", "readable", "revived", "shown", "size_words", "spell_with", "trusted",
+    "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
+]
+# fmt: on

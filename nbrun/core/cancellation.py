@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nbrun")
 
+_TASK_CANCEL_S = 0.1
+"""How long a cancelled wait gives the cancel of its task to arrive."""
+
 
 class CancelCause(StrEnum):
     """Why a run ended as it did; the card says it in words."""
@@ -236,18 +239,14 @@ class CancelToken:
 
     async def wait(self) -> None:
         """Return when the token has fired; from any event loop."""
-        loop = asyncio.get_running_loop()
-        fired = loop.create_future()
-
-        def set_fired() -> None:
-            if not fired.done():
-                fired.set_result(None)
-
-        handle = self.add_first(lambda _request: call_soon(loop, set_fired))
+        handles: list[CallbackHandle] = []
         try:
-            await fired
+            await wait_for_call(
+                lambda wake: handles.append(self.add_first(lambda _request: wake()))
+            )
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def wait_sync(self, timeout_s: float | None = None) -> bool:
         """Block until the token has fired or `timeout_s` seconds are over; return whether it has fired."""
@@ -325,6 +324,36 @@ def call_soon(
     except RuntimeError:  # asyncio says "Event loop is closed" with nothing more exact
         return False
     return True
+
+
+async def wait_for_call(
+    register: Callable[[Callable[[], object]], object], timeout_s: float | None = None
+) -> None:
+    """Return when the callback that `register` was given has been called, from any thread, or the time is up."""
+    loop = asyncio.get_running_loop()
+    called: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not called.done():
+            called.set_result(None)
+
+    register(lambda: call_soon(loop, wake))
+    await asyncio.wait((called,), timeout=timeout_s)
+
+
+async def end_cancelled_wait(token: CancelToken) -> None:
+    """End a wait in a cancelled run: by the cancel of its task, which is on its way.
+
+    Raised here at once, that cancel would hit the agent a second time, in the middle of its cleanup. A task on
+    a loop of the agent's own is cancelled by nobody, so `Cancelled` is raised in it.
+
+    Raises
+    ------
+    Cancelled, asyncio.CancelledError
+        Always.
+    """
+    await asyncio.sleep(_TASK_CANCEL_S)
+    token.raise_if_cancelled()
 
 
 class Settling(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -15,12 +15,8 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from contextvars import Context
 
-    from nbrun.agents.context.backend import StartChild
-    from nbrun.agents.context.budget import Budget
-    from nbrun.core.artifacts import ArtifactWriter
-    from nbrun.core.cancellation import CancelToken
-    from nbrun.core.checkpoint import Restored
-    from nbrun.core.options import RunOptions
+    from nbrun.agents import Budget, ChildRun
+    from nbrun.core import ArtifactWriter, CancelToken, Restored, RunOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,9 @@ class Attempt:
     options: RunOptions
     answerable: bool = True  # whether there is a person to ask
     grace_s: float = 2.0
-    start_child: StartChild | None = None  # None on a host that cannot reach the session
+    start_child: Callable[[object, str, dict[str, Any]], ChildRun] | None = (
+        None  # None: no child runs
+    )
     pickled: bytes = b""  # the agent, for a host in another process
     budget: Budget | None = None  # the session's; None: the host makes one of the options
     reentrant_loop: bool = False  # of a host that is made for this attempt

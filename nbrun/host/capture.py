@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from nbrun.agents.context.run_context import current_run
+from nbrun.agents import current_run
 
 _lock = threading.RLock()
 _users = 0

@@ -12,20 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.agents import Output, Resuming, find_adapter
-from nbrun.agents.context.approvals import Questions
-from nbrun.agents.context.backend import EndedBackend
-from nbrun.agents.context.budget import Budget
-from nbrun.agents.context.inbox import Inbox
-from nbrun.agents.context.run_context import RunContext, current_run
-from nbrun.agents.context.threads import Worker
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelCause, Rung
-from nbrun.core.errors import Cancelled, NbrunError
-from nbrun.core.interrupt_guard import InterruptGuard, Stepped, current_guard, guarded
-from nbrun.core.latches import LoopLatch
-from nbrun.core.record import between
-from nbrun.core.values import Plain, plain
+from nbrun.agents import (
+    Approvals,
+    Budget,
+    Inbox,
+    Output,
+    Resuming,
+    RunContext,
+    Worker,
+    current_run,
+    find_adapter,
+)
+from nbrun.core import (
+    ArtifactWriter,
+    CancelCause,
+    Cancelled,
+    Clock,
+    InterruptGuard,
+    LoopLatch,
+    NbrunError,
+    Plain,
+    Rung,
+    Stepped,
+    between,
+    current_guard,
+    events as ev,
+    guarded,
+    plain,
+)
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.escalation import LAST_S, Escalation
 from nbrun.host.failures import describe, safely
@@ -33,10 +47,7 @@ from nbrun.host.failures import describe, safely
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from nbrun.agents import AgentAdapter
-    from nbrun.agents.context.backend import ChildRun
-    from nbrun.core.artifacts import ArtifactWriter
-    from nbrun.core.clock import Clock
+    from nbrun.agents import AgentAdapter, ChildRun
     from nbrun.host.loops import LoopThread
 
 PAUSE_S = 0.05
@@ -61,9 +72,9 @@ class Driver:
     """
 
     __slots__ = (
-        "__weakref__", "_adapter", "_attempt", "_budget", "_children", "_clock", "_detached", "_escalation",
-        "_finished", "_fired_at", "_guard", "_host_name", "_inbox", "_is_between", "_is_driving", "_is_ended",
-        "_is_entered", "_is_sending", "_lock", "_must_pause", "_n", "_open_tools", "_outbox", "_questions",
+        "__weakref__", "_adapter", "_approvals", "_attempt", "_budget", "_children", "_clock", "_detached",
+        "_escalation", "_finished", "_fired_at", "_guard", "_host_name", "_inbox", "_is_between", "_is_driving",
+        "_is_ended", "_is_entered", "_is_sending", "_lock", "_must_pause", "_n", "_open_tools", "_outbox",
         "_refused", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage", "run", "task",
     )  # fmt: skip
 
@@ -84,7 +95,7 @@ class Driver:
         self._usage = attempt.usage_before
         # Most runs use none of these, and there may be thousands of runs: each is made when it is first used.
         self._budget = attempt.budget
-        self._questions: Questions | None = None
+        self._approvals: Approvals | None = None
         self._inbox: Inbox | None = None
         self._children: Children | None = None
         self._escalation: Escalation | None = None
@@ -161,8 +172,6 @@ class Driver:
 
     # --- what the agent's context uses -----------------------------------------------------------
 
-    make_thread = Worker
-
     def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
         """Start a child run, and follow it from then on."""
         start = self._attempt.start_child
@@ -170,7 +179,7 @@ class Driver:
             raise NbrunError("this run cannot start child runs here: leave --on process out")
         with guarded():  # a child that is started is followed, whatever strikes in between
             if self._is_ended:
-                raise NbrunError("this run has ended; it starts no child runs")
+                raise NbrunError("this run has ended")
             child = start(agent, prompt, options)
             self.children.add(child)
         return child
@@ -195,16 +204,16 @@ class Driver:
             return self._budget
 
     @property
-    def questions(self) -> Questions:
-        """The questions that the run asks its user."""
+    def approvals(self) -> Approvals:
+        """The run's questions to the user."""
         with guarded(), self._lock:
-            if self._questions is None:
-                self._questions = Questions(
+            if self._approvals is None:
+                self._approvals = Approvals(
                     self._token, self.report, self._lock, self._clock, self._attempt.approve
                 )
                 if self._is_ended:
-                    self._questions.close()
-            return self._questions
+                    self._approvals.close()
+            return self._approvals
 
     @property
     def inbox(self) -> Inbox:
@@ -225,7 +234,7 @@ class Driver:
         """Carry out a request of the session; return its outcome."""
         match op:
             case "answer":
-                return self.questions.answer(body)
+                return self.approvals.answer(body)
             case "steer":
                 return self.inbox.put(body)
             case _:
@@ -379,8 +388,8 @@ class Driver:
         """Drop all that leads back here: nothing of a run that is over waits for the garbage collector."""
         with self._lock:
             self.task = self._escalation = self._children = None
-            self._questions = self._inbox = self._budget = None
-        self.run.leave(EndedBackend(self._token, self._clock))
+            self._approvals = self._inbox = self._budget = None
+        self.run.leave()
 
     def _end(
         self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
@@ -406,8 +415,8 @@ class Driver:
                 names = ", ".join(self._detached) or self.label
                 self._send(ev.DetachedFinished(names, self._refused), now)
                 return
-            if self._questions is not None:
-                self._questions.close()
+            if self._approvals is not None:
+                self._approvals.close()
             if self._inbox is not None:
                 self._inbox.close()
             for tool_id, since in self._open_tools.items():

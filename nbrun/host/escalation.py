@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import as_native
-from nbrun.core import events as ev
-from nbrun.core.cancellation import Rung
+from nbrun.core import Clock, LoopLatch, Rung, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from nbrun.agents import AgentAdapter, NativeCancel
-    from nbrun.agents.context.backend import Work
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.clock import Clock
-    from nbrun.core.latches import LoopLatch
+    from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Worker
     from nbrun.host.loops import LoopThread
 
 LAST_S = 0.4
@@ -154,7 +149,7 @@ class Escalation:
         self._report(ev.CancelEscalated(Rung.TASK))
         return True
 
-    async def _interrupt(self, alive: list[Work]) -> bool:
+    async def _interrupt(self, alive: list[Worker[Any]]) -> bool:
         """Raise `Cancelled` in threads; again while one is inside nbrun's own code."""
         until = self._clock.monotonic() + LAST_S
         while self._clock.monotonic() < until:
@@ -165,7 +160,7 @@ class Escalation:
                 return True
         return False
 
-    def _threads(self) -> list[Work]:
+    def _threads(self) -> list[Worker[Any]]:
         """Return the threads in which code of the agent runs."""
         return [work for work in self._run.work if work.is_alive()]
 

@@ -6,9 +6,7 @@ import asyncio
 import traceback
 from typing import TYPE_CHECKING, TypeVar
 
-from nbrun.core import events as ev
-from nbrun.core.recording import RecordedError
-from nbrun.core.text import clean_text
+from nbrun.core import RecordedError, clean_text, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,16 +9,14 @@ import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from nbrun.agents.context.run_context import current_run
-from nbrun.agents.context.threads import RunThreads
-from nbrun.core import events as ev
-from nbrun.core.interrupt_guard import Steps, current_guard
+from nbrun.agents import current_run
+from nbrun.core import Clock, Steps, current_guard, events as ev
 from nbrun.host.driver import Driver
+from nbrun.host.loops import RunThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core.clock import Clock
     from nbrun.host.attempt import Attempt, OnHost, Sink
     from nbrun.host.loops import LoopThread
 

@@ -6,14 +6,13 @@ import asyncio
 import sys
 import threading
 from collections import deque
-from contextvars import Context
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbrun.agents.context.run_context import current_run
-from nbrun.core.cancellation import call_soon
-from nbrun.core.errors import Cancelled
-from nbrun.core.interrupt_guard import current_guard
+from nbrun.agents import Worker, current_run
+from nbrun.core import Cancelled, call_soon, current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -206,3 +205,35 @@ def _release() -> None:
         _loops -= 1
         if _loops == 0 and asyncio.run is _run:  # else another library has wrapped it
             asyncio.run = _original
+
+
+class RunThreads(ThreadPoolExecutor):
+    """Gives each `asyncio.to_thread()` of an agent a thread of its own, which a cancel of the run reaches and names.
+
+    asyncio's own threads would delay the exit of the kernel, and nothing would say what runs in them.
+
+    Threads: `submit()` on the host's loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(max_workers=1)  # it starts none: asyncio takes no other class
+        self._loop = loop
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Start a thread for the call."""
+        context, call = copy_context(), partial(fn, *args, **kwargs)
+        owner = getattr(call.func, "__self__", None)
+        if isinstance(owner, Context):
+            # asyncio submits `context.run(function)`. The function is taken out, so that it sees its own guard.
+            function: Callable[..., T] = call.args[0]
+            context, call = owner, partial(function, *call.args[1:], **call.keywords)
+        run = current_run.get()
+        name = getattr(call.func, "__name__", "a thread")
+        worker: Worker[T] = Worker(run.run_id if run else "aside", call, context, name=name)
+        if run is None:
+            return worker.start()
+        run.add_work(worker)
+        future = worker.start()
+        drop = partial(run.drop_work, worker)
+        future.add_done_callback(lambda _future: call_soon(self._loop, drop))
+        return future

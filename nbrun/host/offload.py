@@ -13,19 +13,15 @@ from contextlib import aclosing
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Output, Resuming, as_native, find_adapter
-from nbrun.agents.context.threads import Worker
+from nbrun.agents import Output, Resuming, Worker, as_native, find_adapter
 from nbrun.agents.functions import PlainAdapter, is_async
-from nbrun.core.cancellation import call_soon
-from nbrun.core.interrupt_guard import current_guard
+from nbrun.core import State, call_soon, current_guard
 from nbrun.host import loops
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from nbrun.agents import AgentAdapter
-    from nbrun.agents.context.run_context import RunContext
-    from nbrun.core.checkpoint import State
+    from nbrun.agents import AgentAdapter, RunContext
     from nbrun.core.events import EventData
 
     Hold = Callable[[], float]

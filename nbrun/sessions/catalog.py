@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from nbrun.core.errors import Action, BadOption, Fix, RunNotFound, StoreError
 from nbrun.core.text import clean_text
 from nbrun.render.words import run_ref, title
-from nbrun.sessions.run import Owner, Run
+from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from nbrun.core.record import RunRecord
     from nbrun.sessions.live_run import LiveRun
+    from nbrun.sessions.parts import Parts
     from nbrun.store.filters import Query
     from nbrun.store.session_store import SessionStore, StoredRun
 
@@ -40,63 +41,40 @@ def number_of(ref: str) -> int | None:
 class Catalog:
     """The runs of a session and of its store, by reference.
 
-    Threads: any method, from any thread, but `note_end()`, which is of the writer's. `_lives` is copied in
-    one step before it is walked.
+    Threads: any method, from any thread, but `note_end()`, which the writer's calls.
     """
 
-    def __init__(self, owner: Owner, session_id: str) -> None:
-        self._owner = owner
-        self._session_id = session_id
-        self._lives: dict[str, LiveRun] = {}  # all that are in memory, oldest first
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._store = parts.store
+        self._runs = parts.intake.runs
         self._ended: deque[LiveRun] = deque()
 
-    def __contains__(self, run_id: str) -> bool:
-        return run_id in self._lives
-
-    def add(self, live: LiveRun) -> None:
-        """Let a run of this session be found."""
-        self._lives[live.run_id] = live
-
-    def discard(self, live: LiveRun) -> None:
-        """Forget a run that never was."""
-        self._lives.pop(live.run_id, None)
-
-    def remove(self, numbers: Sequence[int]) -> tuple[list[int], list[LiveRun]]:
-        """Remove ended runs from the store, and from what is found here.
-
-        Returns
-        -------
-        The numbers of the runs that are gone, and those of them that were in memory.
-        """
-        gone = self._owner.store.remove(numbers)
+    def remove(self, numbers: Sequence[int]) -> list[int]:
+        """Remove ended runs from the store, and from memory; return the numbers of the runs that are gone."""
+        gone = self._store.remove(numbers)
         removed = set(gone)
-        forgotten = [live for live in tuple(self._lives.values()) if live.record.number in removed]
-        for live in forgotten:
-            self.discard(live)
-        return gone, forgotten
+        for live in tuple(self._runs.values()):
+            if live.record.number in removed:
+                # Else it would be written again into a file that is begun anew.
+                self._parts.intake.forget(live)
+        return gone
 
-    def note_end(self, live: LiveRun) -> list[LiveRun]:
-        """Note that a run has ended; return those that ended long ago, are saved, and were let go of."""
+    def note_end(self, live: LiveRun) -> None:
+        """Note that a run has ended; those that ended long ago, and are saved, are kept in memory no longer."""
         self._ended.append(live)
-        gone: list[LiveRun] = []
         while len(self._ended) > 2 * KEEP_ENDED or (
             len(self._ended) > KEEP_ENDED and self._ended[0].problem is None
         ):  # what cannot be saved stays longer, and not for ever
-            gone.append(self._ended.popleft())
-            self._lives.pop(gone[-1].run_id, None)
-        return gone
-
-    def live(self) -> list[LiveRun]:
-        """Return the runs of this session that have not ended, oldest first."""
-        return [live for live in tuple(self._lives.values()) if not live.is_ended.is_set()]
+            self._parts.intake.forget(self._ended.popleft())
 
     def recent(self, limit: int) -> list[Run]:
         """Return the newest runs in memory, newest first; the store is not asked."""
-        return [self.run(live) for live in tuple(self._lives.values())[: -limit - 1 : -1]]
+        return [self.run(live) for live in tuple(self._runs.values())[: -limit - 1 : -1]]
 
     def run(self, live: LiveRun) -> Run:
         """Return the handle of a run in memory."""
-        return Run(self._owner, live.record, live)
+        return Run(self._parts, live.record, live)
 
     def get(self, ref: int | str) -> Run:
         """Return the run that `ref` names.
@@ -120,18 +98,18 @@ class Catalog:
 
     def own(self, run_id: str) -> Run | None:
         """Return the run of this session that has exactly this id: no name and no number stands for it."""
-        live = self._lives.get(run_id)
+        live = self._runs.get(run_id)
         if live is not None:
             return self.run(live)
-        stored = self._owner.store.find_id(clean_text(run_id), self._session_id)
+        stored = self._store.find_id(clean_text(run_id), self._parts.session_id)
         return None if stored is None else self._of(stored.record)
 
     def with_id(self, run_id: str) -> Run | None:
         """Return the newest run of the store with exactly this id, whichever session's."""
-        live = self._lives.get(run_id)
+        live = self._runs.get(run_id)
         if live is not None:
             return self.run(live)
-        stored = self._owner.store.find_id(run_id)
+        stored = self._store.find_id(run_id)
         if stored is None:
             return self._in_read_only(lambda store: store.find_id(run_id))
         return self._of(stored.record)
@@ -141,14 +119,14 @@ class Catalog:
 
         A replay has the name of what it shows; it is found by that only where there is nothing else.
         """
-        own = self._lives.get(text)
-        same = [live for live in tuple(self._lives.values()) if live.record.name == text]
+        own = self._runs.get(text)
+        same = [live for live in tuple(self._runs.values()) if live.record.name == text]
         if own is None:
             real = [live for live in same if not live.record.is_replay]
             own = real[-1] if real else None
         if own is not None:
             return self.run(own)
-        stored = self._owner.store.find(clean_text(text))
+        stored = self._store.find(clean_text(text))
         if same and (stored is None or stored.record.is_replay):
             return self.run(same[-1])  # the store may be behind
         if stored is None:
@@ -159,31 +137,29 @@ class Catalog:
         """Return the runs that are asked for, newest first."""
         if query.is_unfiltered and query.before is None:
             return RunList(self._all(query.limit)[: query.limit])
-        known = dict(self._lives)  # of these their own state decides: the store may be behind it
+        known = dict(self._runs)  # of these their own state decides: the store may be behind it
         mine = [
             self.run(live)
             for live in known.values()
             if query.fits(live.record) and query.finds(live.record)
         ]
-        stored = self._owner.store.select(
+        stored = self._store.select(
             query, lambda found: found.record.run_id in known and self._is_own(found.record)
         )
         found = [*reversed(mine), *(self._of(one.record) for one in stored)]
         strange = self._ask_read_only(lambda store: store.select(query)) or []
-        found += [
-            Run(self._owner, one.record, store=self._owner.store.read_only) for one in strange
-        ]
+        found += [Run(self._parts, one.record, store=self._store.read_only) for one in strange]
         found.sort(key=_number_or_newer, reverse=True)
         return RunList(found[: query.limit])
 
     def count(self) -> int:
         """Return how many runs are stored."""
         strange = self._ask_read_only(lambda store: store.count())
-        return self._owner.store.count() + (strange or 0)
+        return self._store.count() + (strange or 0)
 
     def _all(self, limit: int | None) -> list[Run]:
-        unsaved = [live for live in tuple(self._lives.values()) if live.record.number is None]
-        stored = self._owner.store.runs(limit)
+        unsaved = [live for live in tuple(self._runs.values()) if live.record.number is None]
+        stored = self._store.runs(limit)
         own = [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
         return own + self._strange_runs(limit) if limit is None or len(own) < limit else own
 
@@ -191,7 +167,7 @@ class Catalog:
 
     def _ask_read_only(self, question: Callable[[SessionStore], T]) -> T | None:
         """Return what the file says that is only read; None where there is none, or it cannot be read."""
-        store = self._owner.store.read_only
+        store = self._store.read_only
         if store is None:
             return None
         try:
@@ -204,32 +180,31 @@ class Catalog:
         found = self._ask_read_only(question)
         if found is None:
             return None
-        return Run(self._owner, found.record, store=self._owner.store.read_only)
+        return Run(self._parts, found.record, store=self._store.read_only)
 
     def _strange_runs(self, limit: int | None) -> list[Run]:
         found = self._ask_read_only(lambda store: store.runs(limit)) or []
-        return [Run(self._owner, one.record, store=self._owner.store.read_only) for one in found]
+        return [Run(self._parts, one.record, store=self._store.read_only) for one in found]
 
     def _is_own(self, record: RunRecord) -> bool:
-        return record.session_id == self._session_id
+        return record.session_id == self._parts.session_id
 
     def _of(self, record: RunRecord) -> Run:
-        live = self._lives.get(record.run_id) if self._is_own(record) else None
-        return Run(self._owner, record) if live is None else self.run(live)
+        live = self._runs.get(record.run_id) if self._is_own(record) else None
+        return Run(self._parts, record) if live is None else self.run(live)
 
     def _numbered(self, number: int) -> Run | None:
-        for live in tuple(
-            self._lives.values()
-        ):  # first, so that a busy store keeps no cancel waiting
+        # First, so that a busy store keeps no cancel waiting.
+        for live in tuple(self._runs.values()):
             if live.record.number == number:
                 return self.run(live)
-        stored = self._owner.store.run(number)
+        stored = self._store.run(number)
         if stored is None:
             return self._in_read_only(lambda store: store.run(number))
         return self._of(stored.record)
 
     def _nth_newest(self, n: int) -> Run | None:
-        own = tuple(self._lives.values())
+        own = tuple(self._runs.values())
         if 0 < n <= len(own):
             return self.run(own[-n])
         runs = self._all(n)

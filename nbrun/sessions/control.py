@@ -2,98 +2,59 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from typing import TYPE_CHECKING
 
-from nbrun.agents.context.approvals import ALLOW, choices
+from nbrun.agents import ALLOW
+from nbrun.agents.context.approvals import choices
 from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING
 from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt
-from nbrun.core.errors import Action, BadOption, Cancelled, Fix, NotPending
+from nbrun.core.cancellation import CancelCause, CancelOutcome
+from nbrun.core.errors import BadOption, Cancelled, NotPending
 from nbrun.core.record import RunRecord, RunStatus
-from nbrun.core.text import clean_text, printable
+from nbrun.core.text import clean_text
 from nbrun.core.values import REPR_KEY, plain, shown
-from nbrun.render.words import run_ref, status_words, title
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from nbrun.core.events import ApprovalRequested
     from nbrun.core.values import Plain
     from nbrun.sessions.intake import Intake
     from nbrun.sessions.live_run import LiveRun
-    from nbrun.sessions.run import Run
-    from nbrun.sessions.scheduler import Dispatcher
+    from nbrun.sessions.scheduler import Scheduler
 
 
 _log = logging.getLogger("nbrun")
 
-
 HOOKS_S = 0.1
-
-
 """How long what an agent has hung on its token may hold up who cancels its run: a click, a cell, a close."""
-
-
-_WORDS = {
-    CancelOutcome.REQUESTED: "cancel requested",
-    CancelOutcome.ALREADY_REQUESTED: "was asked to stop already",
-    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
-}
-
 
 _BY = {
     CancelCause.DEADLINE: "its time limit",
     CancelCause.BUDGET: "its budget",
     CancelCause.PARENT: "its parent",
 }
-
-
 """Who asked, where a token was fired that nobody called `cancel()` for."""
 
 
-class Canceller:
-    """Records a request, then fires the run's token.
+class Control:
+    """Cancels, answers and messages, on their way to live runs.
 
-    In this order: were it the other way round, an agent that sees its token could end the run before the log
-    knows why.
+    A cancel is recorded first, then fires the run's token: were it the other way round, an agent that sees its token
+    could end the run before the log knows why. Whether an answer counts is decided by the run's host; a second one
+    is refused here already, since the outcome of the first may not be public yet.
 
-    Threads: any method, from any thread.
-
-    Parameters
-    ----------
-    let_pass : lets a cancelled run that waits in line go to its end.
+    Threads: any method, from any thread. `_lock` guards `_answered` and `_sent`, which are kept per live run.
     """
 
-    def __init__(self, intake: Intake, let_pass: Callable[[LiveRun], object]) -> None:
+    def __init__(self, intake: Intake, scheduler: Scheduler) -> None:
         self._intake = intake
-        self._let_pass = let_pass
-        self._on_fired = self._token_fired  # one object for all runs
-
-    def watch(self, live: LiveRun) -> None:
-        """See to it that whoever fires the token (a deadline, the agent, a parent), it stands in the log."""
-        live.token.add_first(functools.partial(self._on_fired, live))
-
-    def cancel_run(
-        self, run: Run, reason: str | None, cause: CancelCause, by: str
-    ) -> CancelReceipt:
-        """Ask one run to stop, if it is live and ours, and say what came of it."""
-        live = run._live
-        if live is not None:
-            outcome = self.cancel(live, reason, cause, by)
-        else:
-            outcome = CancelOutcome.ALREADY_FINISHED if run.done() else CancelOutcome.FOREIGN
-        record = run.glance
-        if outcome is CancelOutcome.ALREADY_FINISHED:
-            words = f"has ended already ({status_words(record)})"
-        else:
-            words = _WORDS[outcome]
-        gone = "if that kernel is gone, mark the run as lost"
-        is_foreign = outcome is CancelOutcome.FOREIGN
-        fixes = (Fix(Action.LOST, run_ref(record), purpose=gone),) if is_foreign else ()
-        return CancelReceipt(outcome, run.id, printable(f"{title(record)}: {words}"), run, fixes)
+        self._scheduler = scheduler
+        self._lock = threading.RLock()
+        self._answered: dict[str, set[str]] = {}
+        self._sent: dict[str, int] = {}
 
     def cancel(
         self, live: LiveRun, reason: str | None, cause: CancelCause, by: str
@@ -123,7 +84,8 @@ class Canceller:
         except (Exception, Cancelled):
             _log.exception("a cancel callback of %s failed", live.run_id)
 
-    def _token_fired(self, live: LiveRun, _request: object) -> None:
+    def note_fired(self, live: LiveRun, _request: object) -> None:
+        """See to it that whoever fired the token (a deadline, the agent, a parent), it is in the log."""
         token = live.token
         if live.cancel is None:  # else it was fired by way of the log
             cause = token.cause or CancelCause.USER
@@ -131,23 +93,7 @@ class Canceller:
                 cause = CancelCause.PARENT
             request = ev.CancelRequested(cause, token.reason, _BY.get(cause, "its token"))
             self._intake.request_cancel(live, request)
-        self._let_pass(live)
-
-
-class People:
-    """Answers and messages of people, on their way to the hosts.
-
-    Whether an answer counts is decided by the run's host; a second one is refused here already, since what
-    the first came to may not be public yet.
-
-    Threads: any method, from any thread. `_lock` guards `_answered` and `_sent`, which are kept per live run.
-    """
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-        self._lock = threading.RLock()
-        self._answered: dict[str, set[str]] = {}
-        self._sent: dict[str, int] = {}
+        self._scheduler.let_pass(live)
 
     def answer(
         self,
@@ -190,7 +136,7 @@ class People:
             if edited is not None:
                 check_edited(asked, edited)
             answered.add(asked.id)
-        self._dispatcher.control(live, "answer", {**body, "id": asked.id, "decision": decision})
+        self._scheduler.control(live, "answer", {**body, "id": asked.id, "decision": decision})
         return asked
 
     def steer(self, live: LiveRun, text: str, *, by: str, id: str | None = None) -> str:
@@ -222,7 +168,7 @@ class People:
                 )
             self._sent[live.run_id] = sent + 1
         steer_id = id or f"say-{sent + 1}"
-        self._dispatcher.control(live, "steer", {"text": text, "by": by, "id": steer_id})
+        self._scheduler.control(live, "steer", {"text": text, "by": by, "id": steer_id})
         return steer_id
 
     def forget(self, live: LiveRun) -> None:
@@ -253,14 +199,6 @@ def check_edited(asked: ApprovalRequested, edited: Plain) -> None:
         return  # there were none, or what there was has no form of ours
     if (kind := _KINDS[type(asked.args)]) != _KINDS[type(edited)]:
         raise BadOption(f"{what} are {kind}, and so must be what is put in their place")
-
-
-def live_side(run: Run) -> LiveRun:
-    """Return the live side of a run, to which something is to be said."""
-    if run._live is not None:
-        return run._live
-    what = "has ended" if run.done() else "belongs to another kernel; answer it there"
-    raise NotPending(f"{run!r} {what}")
 
 
 def _check_live(live: LiveRun) -> None:

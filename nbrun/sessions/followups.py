@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from nbrun.agents import PROGRAM, Replay, find_adapter, python_cell as cell
+from nbrun.agents import PROGRAM, Budget, Replay, find_adapter, python_cell as cell
 from nbrun.agents.builtin import adapter as builtin
-from nbrun.agents.context.budget import Budget
 from nbrun.core import checkpoint, events as ev, recording
 from nbrun.core.cancellation import CancelToken
 from nbrun.core.checkpoint import Turn, turns_of
@@ -18,15 +17,13 @@ from nbrun.core.options import LIMITS, SETUP, RunOptions, trusted
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.values import shown
 from nbrun.render.words import run_ref, said, title
+from nbrun.sessions.run import Run
 from nbrun.sessions.start import Predecessor
-
-if TYPE_CHECKING:
-    from nbrun.sessions.run import Run
-    from nbrun.store.session_store import SessionStore
 
 MAX_THREAD = 100
 """Runs of a conversation that are looked back at."""
 
+FindRun = Callable[[int], Run]
 FindAgent = Callable[[str], object]
 """Returns the agent that has this name in the notebook, None where there is none."""
 
@@ -43,7 +40,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def resumption(
-    run: Run, store: SessionStore, agent: object, find: FindAgent, options: Mapping[str, Any]
+    run: Run, get: FindRun, agent: object, find: FindAgent, options: Mapping[str, Any]
 ) -> Plan:
     """Return how to go on from a run's checkpoint.
 
@@ -61,7 +58,7 @@ def resumption(
         fix = Fix(Action.RETRY, run_ref(record))
         raise NotResumable(f"{words} has completed", run=words, fixes=[fix])
     _check_no_replay(record)
-    state = _state(run, record, store)
+    state = _state(run, record)
     usage = record.usage
     whole = _options(record, options)
     restored = checkpoint.Restored(state, usage, record.tool_count)
@@ -73,7 +70,7 @@ def resumption(
 
 
 def repetition(
-    run: Run, _store: SessionStore, agent: object, find: FindAgent, options: Mapping[str, Any]
+    run: Run, get: FindRun, agent: object, find: FindAgent, options: Mapping[str, Any]
 ) -> Plan:
     """Return how to run the same inputs again.
 
@@ -94,7 +91,7 @@ def repetition(
 
 
 def replay(
-    run: Run, _store: SessionStore, _agent: object, _find: FindAgent, options: Mapping[str, Any]
+    run: Run, get: FindRun, _agent: object, _find: FindAgent, options: Mapping[str, Any]
 ) -> Plan:
     """Return how to show a run once more.
 
@@ -117,7 +114,7 @@ def replay(
 
 
 def continuation(
-    run: Run, store: SessionStore, agent: object, find: FindAgent, options: Mapping[str, Any]
+    run: Run, get: FindRun, agent: object, find: FindAgent, options: Mapping[str, Any]
 ) -> Plan:
     """Return how to go on talking from where a run has ended, with another prompt.
 
@@ -136,7 +133,7 @@ def continuation(
     found = _found(run, record, agent, find, whole)
     if agent is not None:
         whole["target"] = target
-    turns = [turn for earlier in thread(run) for turn in _turns(earlier)]
+    turns = [turn for earlier in thread(run, get) for turn in _turns(earlier)]
     restored = checkpoint.Restored(history=tuple(turns))
     whole["predecessor"] = Predecessor(
         _origin(ev.CONTINUE, record), record.model, restored=restored
@@ -144,7 +141,7 @@ def continuation(
     return Plan(found, prompt, whole)
 
 
-def thread(run: Run) -> list[Run]:
+def thread(run: Run, get: FindRun) -> list[Run]:
     """Return the runs of a conversation up to this one, oldest first; those that are not kept any more are left out."""
     runs = [run]
     while len(runs) < MAX_THREAD:
@@ -152,20 +149,20 @@ def thread(run: Run) -> list[Run]:
         if origin is None or origin.kind not in (ev.CONTINUE, ev.RESUME) or origin.number is None:
             break
         try:
-            runs.append(run._owner.get(origin.number))
+            runs.append(get(origin.number))
         except RunNotFound:
             break
     return runs[::-1]
 
 
-def conversation(run: Run) -> list[Run]:
+def conversation(run: Run, get: FindRun) -> list[Run]:
     """Return the runs of a conversation: up to this one, and from there on along the newest answers."""
-    runs = thread(run)
+    runs = thread(run, get)
     while len(runs) < 2 * MAX_THREAD:
         after = [number for number, kind in runs[-1].sequels if kind in (ev.CONTINUE, ev.RESUME)]
         if not after:
             break
-        runs.append(run._owner.get(after[-1]))
+        runs.append(get(after[-1]))
     return runs
 
 
@@ -191,7 +188,7 @@ def _check_ended(run: Run) -> None:
             run=words,
             fixes=[Fix(Action.LOST, run_ref(run.glance))],
         )
-    where = "" if run._live is not None else " in another kernel"
+    where = "" if run.live is not None else " in another kernel"
     raise NotResumable(f"{title(run.glance)} is live{where}; wait for it, or cancel it first")
 
 
@@ -200,9 +197,9 @@ def _check_no_replay(record: RunRecord) -> None:
         raise NotResumable(f"{title(record)} is a replay; go on from the run that it shows")
 
 
-def _state(run: Run, record: RunRecord, store: SessionStore) -> bytes:
+def _state(run: Run, record: RunRecord) -> bytes:
     """Return the packed state that the run can be gone on from, if nobody does that already."""
-    words, number = title(record), record.number
+    words, number, store = title(record), record.number, run.store
     sequels = [] if number is None else store.followups(number)
     resumed = [store.run(other) for other, kind in sequels if kind == ev.RESUME]
     for other in resumed:
@@ -293,7 +290,7 @@ def _found(
             _find_setup(record, find, options)
         return agent
     options["target"] = record.target  # so that a later kernel finds it for the sequel as well
-    live = run._live
+    live = run.live
     if live is not None and live.agent is not None:
         _drop_setup(options)  # it has that
         return live.agent

@@ -53,9 +53,9 @@ _ENCODED = BASE64_KEY.encode()
 class Intake:
     """Takes events and requests, and gives them to the store's writer in one order.
 
-    Threads: `put()`, `tell()` and `request_cancel()` from any thread; `drain()` and `publish()` are called by
+    Threads: `put()`, `emit()` and `request_cancel()` from any thread; `drain()` and `publish()` are called by
     the writer's thread only, which makes it the one consumer. `_lock` makes "has it ended?" and "it is asked
-    to stop" one decision.
+    to stop" one decision. `runs` is copied in one step before it is walked.
 
     Parameters
     ----------
@@ -75,20 +75,29 @@ class Intake:
         # Entered again by a signal handler, or a `__del__`, that cancels a run in the middle of a start.
         self._lock = threading.RLock()
         self._items: deque[_Item] = deque()
-        self._runs: dict[str, LiveRun] = {}
+        self.runs: dict[str, LiveRun] = {}  # those in memory, oldest first
         self.checkpoints: dict[str, Checkpointed] = {}
         self._is_behind = False  # written by the consumer: a commit has left something over
         self.wake: Callable[..., None] = lambda **_: None
 
-    def add(self, live: LiveRun) -> None:
-        """Let events of this run in."""
-        self._runs[live.run_id] = live
+    def open(self, live: LiveRun, created: ev.RunCreated) -> None:
+        """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
+        now = self._clock.now()
+        with guarded():
+            with self._lock:
+                self.runs[live.run_id] = live
+                self._items.append((live, created, now, _PLAIN_WEIGHT))
+            self.wake(is_urgent=True)
+
+    def live(self) -> list[LiveRun]:
+        """Return the runs that have not ended, oldest first."""
+        return [live for live in tuple(self.runs.values()) if not live.is_ended.is_set()]
 
     def put(self, events: Sequence[HostEvent]) -> bool:
         """Take events of a host, in order; return whether too much is waiting, so that their agent should pause."""
         can_wait, is_urgent, is_large = True, False, False
         for event in events:
-            live = self._runs.get(event.run_id)
+            live = self.runs.get(event.run_id)
             if live is None:  # its session has forgotten it: nothing to append to
                 continue
             kind = event.data.TYPE
@@ -110,7 +119,7 @@ class Intake:
             self.wake(can_wait=can_wait, is_urgent=is_urgent)
         return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
 
-    def tell(self, live: LiveRun, data: ev.EventData) -> None:
+    def emit(self, live: LiveRun, data: ev.EventData) -> None:
         """Take an event of the session itself; an end only if none is here yet."""
         now = self._clock.now()
         with guarded():
@@ -159,7 +168,7 @@ class Intake:
         while items and room > 0:
             live, item, ts, weight = items.popleft()
             room -= weight
-            if live.run_id not in self._runs:  # forgotten while this waited
+            if live.run_id not in self.runs:  # forgotten while this waited
                 continue
             try:
                 if isinstance(item, HostEvent):
@@ -240,7 +249,7 @@ class Intake:
         if len(data.state) > checkpoint.MAX_BYTES:
             size = size_words(len(data.state))
             return ev.Log(
-                f"a checkpoint of {size} is too large; the one before it stays", "warning"
+                f"a checkpoint of {size} is too large; the previous one is kept", "warning"
             )
         state = checkpoint.redacted(data.state, self.redactor)
         self.checkpoints[live.run_id] = Checkpointed(live.next_seq, round(ts * 1_000_000), state)
@@ -356,24 +365,24 @@ class Intake:
 
     def record(self, run_id: str) -> RunRecord | None:
         """Return what is public of a run."""
-        live = self._runs.get(run_id)
+        live = self.runs.get(run_id)
         return None if live is None else live.record
 
     def known(self) -> list[RunRecord]:
         """Return what is public of all runs that are in memory."""
-        return [live.record for live in tuple(self._runs.values())]
+        return [live.record for live in tuple(self.runs.values())]
 
     def warn(self, text: str) -> bool:
         """Tell all live runs of something; return whether there were any."""
-        lives = [live for live in tuple(self._runs.values()) if not live.has_end]
+        lives = [live for live in tuple(self.runs.values()) if not live.has_end]
         for live in lives:
-            self.tell(live, ev.Log(text, "warning"))
+            self.emit(live, ev.Log(text, "warning"))
         return bool(lives)
 
     def publish(self, committed: list[Committed]) -> None:
         """Make what was committed public: record first, then the end, then who listens."""
         for item in committed:
-            live = self._runs.get(item.run_id)
+            live = self.runs.get(item.run_id)
             if live is None:
                 continue
             # Replaced, never changed: somebody may be reading it.
@@ -393,7 +402,7 @@ class Intake:
 
     def refuse(self, run_id: str) -> None:
         """Take back a run that was not begun: the store has its id already. Who waits for it is let go."""
-        live = self._runs.pop(run_id, None)
+        live = self.runs.pop(run_id, None)
         if live is not None:
             live.is_refused = True
             live.is_created.set()
@@ -401,7 +410,7 @@ class Intake:
 
     def forget(self, live: LiveRun) -> None:
         """Let nothing of this run in any more."""
-        self._runs.pop(live.run_id, None)
+        self.runs.pop(live.run_id, None)
         self.checkpoints.pop(live.run_id, None)
 
 

@@ -1,22 +1,30 @@
-"""A run while it lives: what its session knows of it, ahead of the store and public."""
+"""A run while it lives: what its session knows of it, ahead of the store and public; and waiting for its events."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nbrun.core import events as ev
+from nbrun.core.cancellation import call_soon
 from nbrun.core.latches import Latch
 from nbrun.core.record import RunRecord, RunStatus
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import AsyncIterator
 
-    from nbrun.agents.context.budget import Budget
+    from nbrun.agents import Budget
     from nbrun.core.cancellation import CancelToken
     from nbrun.core.redaction import StreamRedactor
+
+TICK_S = 0.1
+"""How often a waiting cell looks up, so that ■ Interrupt is prompt.
+
+Source: an interrupt of a top-level `await` acts only when the loop next wakes (ipykernel#881).
+"""
 
 # One for all runs: it is held for a moment, and each lock costs memory.
 _listening = threading.RLock()
@@ -60,7 +68,7 @@ class LiveRun:
     record: RunRecord = field(default_factory=RunRecord)
     problem: str | None = None
     output: object = None
-    is_refused: bool = False  # its id is taken: it never was
+    is_refused: bool = False  # its id was taken: it never existed
     is_created: Latch = field(default_factory=Latch)
     is_ended: Latch = field(default_factory=Latch)
     unsaved: Iterable[ev.RunEvent] = ()
@@ -76,3 +84,119 @@ class LiveRun:
                 self.listeners = tuple(known for known in self.listeners if known is not listener)
 
         return remove
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def call_once(self, is_so: Callable[[LiveRun], bool], function: Callable[[], object]) -> None:
+        """Call `function` when it is so, on the writer's thread; at once if it is."""
+        waiting = iter([function])
+
+        def look(*_: object) -> None:
+            if is_so(self):
+                for only in waiting:  # once, though two threads may see it
+                    remove()
+                    only()
+
+        remove = self.listen(look)
+        look()  # it may have been so before we listened
+
+    def call_from_end_on(self, function: Callable[[], object]) -> None:
+        """Call `function` when the run ends, and at each event after that, until all of it is saved and still."""
+
+        def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
+            if record.is_live:
+                return
+            if record.is_settled and self.problem is None:
+                remove()
+            function()
+
+        remove = self.listen(listener)
+        if self.is_ended.is_set():  # it may have ended before we listened
+            listener(self.record, ())
+
+    def wait_until(self, is_so: Callable[[RunRecord], bool], timeout_s: float) -> bool:
+        """Block until it is so of the run's record, at most `timeout_s` seconds; return whether it is."""
+        met = threading.Event()
+
+        def look(*_: object) -> None:
+            if is_so(self.record):
+                met.set()
+
+        remove = self.listen(look)
+        look()  # it may have been so before we listened
+        try:
+            return met.wait(timeout_s)
+        finally:
+            remove()
+
+    async def ended(self) -> None:
+        """Return when the run has ended; from any event loop."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
+            if not record.is_live:
+                call_soon(loop, ended.set)
+
+        remove = self.listen(listener)
+        try:
+            while not self.is_ended.is_set():
+                await _wait_briefly(ended)
+        finally:
+            remove()
+
+
+async def each_event(
+    live: LiveRun | None,
+    is_done: Callable[[], bool],
+    events_after: Callable[[int], Sequence[ev.RunEvent]],
+) -> AsyncIterator[ev.RunEvent]:
+    """Yield a run's events in order, up to its end.
+
+    Parameters
+    ----------
+    live : reports new events; None: they are looked for.
+    events_after : returns those that come after a seq.
+    """
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    remove: Callable[[], None] = lambda: None  # noqa: E731 - nothing to remove where nothing is live
+    if live is not None:
+        remove = live.listen(lambda _record, _events: call_soon(loop, changed.set))
+    seen = -1
+    try:
+        while True:
+            changed.clear()
+            was_done = is_done()
+            for event in events_after(seen):
+                seen = event.seq
+                yield event
+            if was_done:
+                return
+            await _wait_briefly(changed)
+    finally:
+        remove()
+
+
+async def _wait_briefly(event: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(TICK_S):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def poll(is_done: Callable[[], bool], timeout_s: float | None) -> bool:
+    """Block until another kernel's run has ended, which nobody reports here; return whether it has."""
+    waited = threading.Event()
+    left = timeout_s
+    while not is_done():
+        if left is not None and left <= 0:
+            return False
+        waited.wait(TICK_S if left is None else min(TICK_S, left))
+        left = None if left is None else left - TICK_S
+    return True
+
+
+async def poll_softly(is_done: Callable[[], bool]) -> None:
+    """Return when another kernel's run has ended; from any event loop."""
+    while not is_done():  # noqa: ASYNC110 - nobody reports it, so look
+        await asyncio.sleep(TICK_S)

@@ -45,7 +45,7 @@ class Observer(Protocol):
 class ObserverThread:
     """Calls one observer, in order.
 
-    Threads: `tell()` from the writer's thread; the observer is called on `nbrun-observer`, started with the
+    Threads: `publish()` from the writer's thread; the observer is called on `nbrun-observer`, started with the
     first call. `close()` from any thread.
     """
 
@@ -55,7 +55,7 @@ class ObserverThread:
         self._thread: threading.Thread | None = None
         self._is_given_up = False
 
-    def tell(self, record: RunRecord, events: Sequence[RunEvent]) -> None:
+    def publish(self, record: RunRecord, events: Sequence[RunEvent]) -> None:
         """Have the observer told of what was committed."""
         if self._is_given_up:
             return

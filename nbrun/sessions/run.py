@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.agents import ALLOW, DENY
 from nbrun.core import events as ev, recording
-from nbrun.core.cancellation import CancelCause, CancelReceipt
+from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt
 from nbrun.core.errors import (
+    Action,
+    Fix,
     NbrunError,
     NoResult,
     NotPending,
@@ -23,8 +25,8 @@ from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.text import printable
 from nbrun.core.values import revived, shown
 from nbrun.render.results import load_object, view_of
-from nbrun.render.words import status_words
-from nbrun.sessions import waiting as awaiting
+from nbrun.render.words import run_ref, status_words, title
+from nbrun.sessions.live_run import each_event, poll, poll_softly
 from nbrun.store.payloads import is_in_file, restored, whole, whole_run
 from nbrun.store.session_store import ReadOnlyStore
 
@@ -34,24 +36,60 @@ if TYPE_CHECKING:
     from nbrun.core.artifacts import Artifact
     from nbrun.core.values import Plain
     from nbrun.sessions.live_run import LiveRun
+    from nbrun.sessions.parts import Parts
     from nbrun.store.session_store import SessionStore
 
+_OUTCOME_WORDS = {
+    CancelOutcome.REQUESTED: "cancel requested",
+    CancelOutcome.ALREADY_REQUESTED: "was already asked to stop",
+    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
+}
 
-class Facts:
-    """The members of a run that say what its record says.
 
-    Threads: any member, from any thread.
+class Run:
+    """One tracked execution of an agent on a prompt.
+
+    A run of this session is followed live; one of an earlier session, or of another kernel on the same
+    notebook, is read from the store.
+
+    Threads: any method, from any thread; `await run` and `async for` from any event loop.
     """
+
+    def __init__(
+        self,
+        parts: Parts,
+        record: RunRecord,
+        live: LiveRun | None = None,
+        store: SessionStore | None = None,
+    ) -> None:
+        self._parts = parts
+        self.stored = record
+        self.live = (
+            live  # for nbrun itself: its live side, where this kernel runs it or has done so
+        )
+        self.store = parts.store if store is None else store  # that it is read from
+
+    # --- what its record says --------------------------------------------------------------------
 
     @property
     def record(self) -> RunRecord:
         """The state of the run: the fold of its committed events."""
-        raise NotImplementedError
+        if self.live is not None:
+            return self.live.record
+        if self.stored.is_brief or self.stored.is_live:
+            number = self.stored.number
+            assert number is not None  # noqa: S101 - a stored run has its number
+            found = self.store.record(number)
+            if found.run_id:  # else the store is closed: what is known stays
+                self.stored = found
+        return self.stored
 
     @property
     def glance(self) -> RunRecord:
         """The record, perhaps brief: enough for everything that is short, and cheap to have."""
-        raise NotImplementedError
+        if self.live is not None:
+            return self.live.record
+        return self.record if self.stored.is_live else self.stored
 
     @property
     def number(self) -> int | None:
@@ -128,122 +166,28 @@ class Facts:
         """The id of the run that this one goes on from."""
         return self.glance.resumed_from
 
-
-class Owner(Protocol):
-    """What a run needs of its session."""
-
-    store: SessionStore
-
-    @property
-    def is_on_host_loop(self) -> bool:
-        """Whether this code runs on the loop that drives all runs."""
-        ...
-
-    def cancel_run(
-        self, run: Run, reason: str | None, cause: CancelCause, by: str
-    ) -> CancelReceipt:
-        """Ask a run to stop."""
-        ...
-
-    def line_words(self, live: LiveRun) -> str | None:
-        """Return what a queued run waits for, in words."""
-        ...
-
-    def answer(
-        self,
-        run: Run,
-        call: str | None,
-        decision: str,
-        *,
-        args: object = None,
-        text: str | None = None,
-        always: bool = False,
-    ) -> object:
-        """Answer a question of a run."""
-        ...
-
-    def steer(self, run: Run, text: str) -> object:
-        """Send a message into a running agent."""
-        ...
-
-    def display(self, run: Run) -> None:
-        """Show a run's card."""
-        ...
-
-    def get(self, ref: Run | int | str) -> Run:
-        """Return the run that is meant."""
-        ...
-
-    def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
-        """Start a run that comes from this one."""
-        ...
-
-
-class Run(Facts):
-    """One tracked execution of an agent on a prompt.
-
-    A run of this session is followed live; one of an earlier session, or of another kernel on the same
-    notebook, is read from the store.
-
-    Threads: any method, from any thread; `await run` and `async for` from any event loop.
-    """
-
-    def __init__(
-        self,
-        owner: Owner,
-        record: RunRecord,
-        live: LiveRun | None = None,
-        store: SessionStore | None = None,
-    ) -> None:
-        self._owner = owner
-        self._stored = record
-        self._live = live
-        self._store = owner.store if store is None else store  # the file that it is read from
-
-    # --- what it is ------------------------------------------------------------------------------
-
-    @property
-    def record(self) -> RunRecord:
-        """The state of the run: the fold of its committed events."""
-        if self._live is not None:
-            return self._live.record
-        if self._stored.is_brief or self._stored.is_live:
-            number = self._stored.number
-            assert number is not None  # noqa: S101 - a stored run has its number
-            found = self._store.record(number)
-            if found.run_id:  # else the store is closed: what is known stays
-                self._stored = found
-        return self._stored
-
-    @property
-    def glance(self) -> RunRecord:
-        """The record, perhaps brief: enough for everything that is short, and cheap to have."""
-        if self._live is not None:
-            return self._live.record
-        return self.record if self._stored.is_live else self._stored
-
     @property
     def id(self) -> str:
         """The run's id, `run-…`."""
-        return self._live.run_id if self._live else self._stored.run_id
+        return self.live.run_id if self.live else self.stored.run_id
 
     def status_words(self) -> str:
         """Return where the run stands, in words; of a queued one also its place in line."""
         record = self.glance
         place = None
-        if self._live is not None and record.status is RunStatus.QUEUED:
-            place = self._owner.line_words(self._live)
+        if self.live is not None and record.status is RunStatus.QUEUED:
+            place = self._parts.queue_words(self.live)
         return place or status_words(record)
 
     @property
     def is_unknown(self) -> bool:
         """Whether nobody here can say how it stands: it looks live, and its kernel cannot be seen from here."""
-        return self._live is None and self.glance.is_unknown
+        return self.live is None and self.glance.is_unknown
 
     @property
     def only_read(self) -> str | None:
         """Why nothing is written to the file that the run is read from; None where it is ours to write."""
-        return self._store.problem if isinstance(self._store, ReadOnlyStore) else None
+        return self.store.problem if isinstance(self.store, ReadOnlyStore) else None
 
     @property
     def output(self) -> object:
@@ -252,26 +196,26 @@ class Run(Facts):
         In the kernel that ran it this is the agent's own object, later its JSON-like form. None while the
         run is live.
         """
-        if self._live is not None and self._has_live_output:
-            return self._live.output
+        if self.live is not None and self._has_live_output:
+            return self.live.output
         stored: Plain = self.record.output
         return revived(whole(stored, self.artifacts) if is_in_file(stored) else stored)
 
     @property
     def _has_live_output(self) -> bool:
-        live = self._live
+        live = self.live
         return live is not None and live.is_ended.is_set() and live.output is not None
 
     @property
     def problem(self) -> str | None:
         """Why the run is not saved, or None when it is."""
-        return self._live.problem if self._live else None
+        return self.live.problem if self.live else None
 
     # --- waiting ---------------------------------------------------------------------------------
 
     def done(self) -> bool:
         """Return whether the run has ended."""
-        return self._live.is_ended.is_set() if self._live else self.status.is_terminal
+        return self.live.is_ended.is_set() if self.live else self.status.is_terminal
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the run has ended, at most `timeout_s` seconds; return whether it has.
@@ -285,7 +229,7 @@ class Run(Facts):
             Called inside an async agent, where it would hold up the loop that all runs are on; or on the loop
             that this run itself is on.
         """
-        if self._owner.is_on_host_loop and not self.done():
+        if self._parts.scheduler.is_on_loop and not self.done():
             raise NbrunError(
                 "a blocking wait inside an async agent holds up all runs; use: await run"
             )
@@ -293,22 +237,22 @@ class Run(Facts):
             raise NbrunError(
                 f"{self._title} is on the kernel's loop, which a blocking wait holds up; use: await run"
             )
-        if self._live is not None:
-            return self._live.is_ended.wait(timeout_s)
+        if self.live is not None:
+            return self.live.is_ended.wait(timeout_s)
         if timeout_s is None and self.is_unknown:
             return False
-        return awaiting.poll(self.done, timeout_s)
+        return poll(self.done, timeout_s)
 
     @property
     def _is_on_this_loop(self) -> bool:
-        live = self._live
+        live = self.live
         return (
             live is not None and live.loop is not None and live.loop is asyncio._get_running_loop()
         )
 
     def wait_created(self, timeout_s: float) -> bool:
         """Block until the run's creation is public; return whether it is."""
-        return self._live is None or self._live.is_created.wait(timeout_s)
+        return self.live is None or self.live.is_created.wait(timeout_s)
 
     def result(self, timeout_s: float | None = None) -> object:
         """Return the run's output, after waiting for it at most `timeout_s` seconds.
@@ -363,8 +307,8 @@ class Run(Facts):
         self._when(lambda live: live.is_ended.is_set(), function)
 
     def _when(self, is_so: Callable[[LiveRun], bool], function: Callable[[], object]) -> None:
-        if self._live is not None:
-            awaiting.call_once(self._live, is_so, function)
+        if self.live is not None:
+            self.live.call_once(is_so, function)
         elif self.done():
             function()
 
@@ -373,15 +317,15 @@ class Run(Facts):
 
         It is called again when the run has been saved, and when what a cancel left running has ended.
         """
-        if self._live is not None:
-            awaiting.call_from_end_on(self._live, function)
+        if self.live is not None:
+            self.live.call_from_end_on(function)
 
     async def settled(self) -> None:
         """Return when the run has ended; from any event loop. Cancelling the waiter leaves the run alive."""
-        if self._live is None:
-            await awaiting.poll_softly(self.done)
+        if self.live is None:
+            await poll_softly(self.done)
         else:
-            await awaiting.end_of(self._live)
+            await self.live.ended()
 
     def __await__(self) -> Generator[object, None, object]:
         """Wait for the end and return the output; raises as `result()` does."""
@@ -400,11 +344,11 @@ class Run(Facts):
             The run was removed from the store.
         """
         # Looked at first: what is saved in this moment is then read from the store, and not missed in both.
-        unsaved = self._live.unsaved if self._live is not None else ()
+        unsaved = self.live.unsaved if self.live is not None else ()
         number = self.number
         record_count = self.glance.event_count
-        found = [] if number is None else self._store.events(number, after, limit)
-        if self._live is not None:
+        found = [] if number is None else self.store.events(number, after, limit)
+        if self.live is not None:
             # Committed events become public a moment later: show none before its card does.
             found = [event for event in found if event.seq < record_count]
             last = found[-1].seq if found else after
@@ -414,14 +358,14 @@ class Run(Facts):
         return found if limit is None else found[:limit]
 
     def _refuse_removed(self, number: int) -> None:
-        if self._store.is_removed(number):
+        if self.store.is_removed(number):
             raise RunNotFound(f"{self._title} was removed, and its events with it")
 
     @property
     def artifacts(self) -> list[Artifact]:
         """The files that the run has made, oldest first; `artifact.read()` gives what is in one."""
         number = self.number
-        return [] if number is None else self._store.artifacts(number)
+        return [] if number is None else self.store.artifacts(number)
 
     def result_view(self) -> object:
         """Return what Jupyter shows of the output: the object itself, or of an earlier kernel's what it looked like."""
@@ -446,7 +390,7 @@ class Run(Facts):
 
     def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
         """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""
-        return awaiting.each_event(self._live, lambda: self.done() or self.is_unknown, self.events)
+        return each_event(self.live, lambda: self.done() or self.is_unknown, self.events)
 
     def export(self, path: str | Path, form: str | None = None) -> Path:
         """Write the run to a file, and return its path.
@@ -470,10 +414,33 @@ class Run(Facts):
     # --- doing -----------------------------------------------------------------------------------
 
     def cancel(
-        self, reason: str | None = None, cause: CancelCause = CancelCause.USER
+        self,
+        reason: str | None = None,
+        cause: CancelCause = CancelCause.USER,
+        *,
+        by: str = "python",
     ) -> CancelReceipt:
-        """Ask the run to stop; never blocks, never raises for a run that has ended."""
-        return self._owner.cancel_run(self, reason, cause, "python")
+        """Ask the run to stop; never blocks, never raises for a run that has ended.
+
+        Every way to cancel a run leads here.
+
+        Parameters
+        ----------
+        by : who asks, for the log.
+        """
+        if self.live is not None:
+            outcome = self._parts.control.cancel(self.live, reason, cause, by)
+        else:
+            outcome = CancelOutcome.ALREADY_FINISHED if self.done() else CancelOutcome.FOREIGN
+        record = self.glance
+        if outcome is CancelOutcome.ALREADY_FINISHED:
+            words = f"has already ended ({status_words(record)})"
+        else:
+            words = _OUTCOME_WORDS[outcome]
+        gone = "if that kernel is gone, mark the run as lost"
+        is_foreign = outcome is CancelOutcome.FOREIGN
+        fixes = (Fix(Action.LOST, run_ref(record), purpose=gone),) if is_foreign else ()
+        return CancelReceipt(outcome, self.id, printable(f"{title(record)}: {words}"), self, fixes)
 
     def mark_lost(self) -> None:
         """Give the run up for lost: it looks live, and its kernel cannot be seen from here (`is_unknown`).
@@ -485,25 +452,58 @@ class Run(Facts):
         StoreReadOnly
             The file that it is in must not be written to.
         """
-        if self._live is not None or self.number is None:
+        if self.live is not None or self.number is None:
             raise NotPending(f"{self!r} is of this kernel; cancel it")
-        self._store.give_up(self.number)
+        self.store.give_up(self.number)
 
     def display(self) -> None:
         """Show the run's card here."""
-        self._owner.display(self)
+        self._parts.display(self)
 
-    def steer(self, text: str) -> None:
-        """Send a message into the running agent, which reads it from its `run.inbox`.
+    def steer(self, text: str, *, by: str = "python", id: str | None = None) -> str:
+        """Send a message to the running agent, which reads it from its `run.inbox`; return the message's id.
 
-        `record.steered` tells whether the agent has read it; one that never looks there never does.
+        `record.steered` shows whether the agent has read it; one that never looks there never does.
 
         Raises
         ------
         NotPending, BadOption
-            The run has ended or has not begun, too many messages wait, or this one is too long.
+            The run has ended or has not started, too many messages wait, or this one is too long.
         """
-        self._owner.steer(self, text)
+        return self._parts.control.steer(self._running(), text, by=by, id=id)
+
+    def answer(
+        self,
+        call: str | None,
+        decision: str,
+        *,
+        args: object = None,
+        text: str | None = None,
+        always: bool = False,
+        by: str = "python",
+    ) -> ev.ApprovalRequested:
+        """Answer a question of the run, and return the question. Every way to answer leads here.
+
+        Parameters
+        ----------
+        decision : `allow`, `deny`, or one of the question's options; the others as in `approve()`.
+        by : who answers, for the log.
+
+        Raises
+        ------
+        NotPending, BadOption
+            Nothing of this kind can be answered; the message says what can.
+        """
+        return self._parts.control.answer(
+            self._running(), call, decision, args=args, text=text, always=always, by=by
+        )
+
+    def _running(self) -> LiveRun:
+        """Return the live side of the run, to send something to."""
+        if self.live is not None:
+            return self.live
+        what = "has ended" if self.done() else "belongs to another kernel; answer it there"
+        raise NotPending(f"{self!r} {what}")
 
     def approve(
         self,
@@ -529,7 +529,7 @@ class Run(Facts):
         NotPending, BadOption
             Nothing of this kind is asked; the message says what is.
         """
-        self._owner.answer(self, call, choice or ALLOW, args=args, text=text, always=always)
+        self.answer(call, choice or ALLOW, args=args, text=text, always=always)
 
     def deny(self, call: str | None = None, reason: str | None = None) -> None:
         """Refuse what the run asks for; `call` as in `approve()`.
@@ -539,7 +539,7 @@ class Run(Facts):
         NotPending
             Nothing of this kind is asked; the message says what is.
         """
-        self._owner.answer(self, call, DENY, text=reason)
+        self.answer(call, DENY, text=reason)
 
     def resume(self, *, agent: object = None, **options: Any) -> Run:
         """Go on from the checkpoint of a failed, cancelled or lost run, in a new run; return that.
@@ -558,7 +558,7 @@ class Run(Facts):
         AgentNotFound, BadOption
             Its agent is not here; an option is none.
         """
-        return self._owner.follow(ev.RESUME, self, agent, **options)
+        return self._follow(ev.RESUME, agent, **options)
 
     def retry(self, *, agent: object = None, **options: Any) -> Run:
         """Run the same inputs again, in a new run; return that. Parameters as in `resume()`.
@@ -570,7 +570,7 @@ class Run(Facts):
         AgentNotFound, BadOption
             Its agent is not here; an option is none.
         """
-        return self._owner.follow(ev.RETRY, self, agent, **options)
+        return self._follow(ev.RETRY, agent, **options)
 
     def continue_with(self, prompt: str, *, agent: object = None, **options: Any) -> Run:
         """Go on talking from where this run has ended, in a new run; return that. Parameters as in `resume()`.
@@ -585,7 +585,7 @@ class Run(Facts):
         AgentNotFound, BadOption
             Its agent is not here; an option is none.
         """
-        return self._owner.follow(ev.CONTINUE, self, agent, prompt=prompt, **options)
+        return self._follow(ev.CONTINUE, agent, prompt=prompt, **options)
 
     def replay(self, speed: float | str = 1.0, **options: Any) -> Run:
         """Show this run once more, in a new run that needs no agent and no key; return that.
@@ -599,7 +599,11 @@ class Run(Facts):
         NotResumable, BadOption
             It is live; the speed is none.
         """
-        return self._owner.follow(ev.REPLAY, self, speed=speed, **options)
+        return self._follow(ev.REPLAY, speed=speed, **options)
+
+    def _follow(self, kind: str, agent: object = None, **options: Any) -> Run:
+        following: Run = self._parts.follow(kind, self, agent, **options)
+        return following
 
     def save_recording(self, path: str | Path) -> Path:
         """Write the run into a file that `nbrun.agents.Replay` shows once more, in any notebook; return its path."""
@@ -618,11 +622,6 @@ class Run(Facts):
         """The number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
         number = self.number
         return [] if number is None else self.store.followups(number)
-
-    @property
-    def store(self) -> SessionStore:
-        """The store that the run is read from."""
-        return self._store
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and (self.id, self._session_id) == (

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nbrun.sessions.live_run import LiveRun
 
 
-class Line:
+class RunQueue:
     """Says which runs may be entered.
 
     Threads: any method, from any thread, under one lock.
@@ -103,11 +103,11 @@ MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 PROCESS = "process"
 
 
-class Dispatcher:
+class Scheduler:
     """Hands attempts to the executor, each once.
 
     Threads: any method, from any thread; `_send_out()` on a host's loop. An attempt is taken out of
-    `_attempts` in one step, so that of two who want it to go only one has it; `_outgoing` likewise.
+    `attempts` in one step, so that of two who want it to go only one has it; `_outgoing` likewise.
 
     Parameters
     ----------
@@ -118,10 +118,12 @@ class Dispatcher:
     # can block.
 
     def __init__(self, limit: int, clock: Clock) -> None:
-        self._line = Line(limit)
+        self._queue = RunQueue(limit)
         self._clock = clock
         self._make_loop: MakeLoop = asyncio.new_event_loop
-        self._attempts: dict[str, Attempt] = {}
+        self.attempts: dict[
+            str, Attempt
+        ] = {}  # those that have not gone, by run; put here by a start
         self._outgoing: deque[Attempt] = deque()
         self._is_closed = False
         self._hosts: list[_Host] = []  # the last one takes attempts; those before it are blocked
@@ -165,36 +167,28 @@ class Dispatcher:
 
         thread.call(lambda: thread.spawn(host.executor.open(sink, note_host), "nbrun-open"))
 
-    def add(self, attempt: Attempt) -> None:
-        """Keep an attempt until it goes."""
-        self._attempts[attempt.run_id] = attempt
-
-    def discard(self, live: LiveRun) -> None:
-        """Forget an attempt that must not go."""
-        self._attempts.pop(live.run_id, None)
-
     def queue(self, live: LiveRun, *, at_once: bool) -> None:
-        """Hand the run to the executor when its turn has come, or without waiting for it."""
+        """Hand the run's attempt to the executor when its turn has come, or without waiting for it."""
         # A cancelled one goes out of turn: its host ends it without entering the agent.
-        if at_once or self._line.join(live) or live.token.cancelled:
-            self._line.pass_by(live)
+        if at_once or self._queue.join(live) or live.token.cancelled:
+            self._queue.pass_by(live)
             self._submit(live)
 
     def let_pass(self, live: LiveRun) -> None:
         """Let a run that waits go out of turn, for it was cancelled; no other one."""
-        if self._line.pass_by(live):
+        if self._queue.pass_by(live):
             self._submit(live)
 
     def place(self, live: LiveRun) -> tuple[int, int] | None:
         """Return how many runs wait before this one, and how many are under way; None if it does not wait."""
-        ahead = self._line.position(live)
-        return None if ahead is None else (ahead, self._line.under_way)
+        ahead = self._queue.position(live)
+        return None if ahead is None else (ahead, self._queue.under_way)
 
     def note_end(self, live: LiveRun) -> None:
         """Give the place of a run that has ended to those who wait."""
-        self._attempts.pop(live.run_id, None)
+        self.attempts.pop(live.run_id, None)
         self._places.pop(live.run_id, None)
-        for following in self._line.leave(live):
+        for following in self._queue.leave(live):
             self._submit(following)
         for host in self._hosts[:-1]:
             host.thread.call(functools.partial(self._retire, host))
@@ -254,7 +248,7 @@ class Dispatcher:
                 wait(at, max(0.0, until - self._clock.monotonic()))
 
     def _submit(self, live: LiveRun) -> None:
-        attempt = self._attempts.pop(live.run_id, None)
+        attempt = self.attempts.pop(live.run_id, None)
         if attempt is None:
             return
         # A cancelled one is never entered, so it needs no process for its end.

@@ -6,28 +6,26 @@ import asyncio
 import atexit
 import logging
 import os
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
 from nbrun.core import events as ev
 from nbrun.core.artifacts import ArtifactWriter
-from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt, CancelToken
+from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt
 from nbrun.core.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
 from nbrun.core.errors import BadOption, NotResumable, RunNotFound
 from nbrun.core.interrupt_guard import guarded
-from nbrun.core.record import RunStatus
 from nbrun.core.redaction import SecretRegistry
 from nbrun.host import capture, loops
-from nbrun.render.words import queued_words
 from nbrun.sessions.catalog import Catalog, removable
-from nbrun.sessions.control import Canceller, People, live_side
+from nbrun.sessions.control import Control
 from nbrun.sessions.intake import Intake
 from nbrun.sessions.observers import Observer, ObserverThread
+from nbrun.sessions.parts import Parts
 from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
-from nbrun.sessions.scheduler import Dispatcher
+from nbrun.sessions.scheduler import Scheduler
 from nbrun.sessions.start import Starter, StartOptions, read_options, takes
 from nbrun.store.filters import Since, read_query
 from nbrun.store.location import notebook_path, places_for
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from nbrun.core.redaction import Redactor
-    from nbrun.host.attempt import Attempt
     from nbrun.sessions.followups import FindAgent
     from nbrun.sessions.live_run import Listener, LiveRun
 
@@ -90,41 +87,44 @@ class NotebookSession:
     ) -> None:
         if max_concurrent < 1:
             raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
+        if min(keep_runs, keep_bytes) < 0:
+            raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
         self.clock = clock or SystemClock()
         self.cancel_grace_s = cancel_grace_s
         self.max_concurrent = max_concurrent
         self.notebook = notebook_path(path)
-        if min(keep_runs, keep_bytes) < 0:
-            raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
         self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
-        self.on_display: Callable[[Run], None] | None = None  # given by the user interface
-        # The same: called on the writer's thread when a run has ended, and others have moved up in line, or when
-        # one waits for a person, and those in line with it.
+        # Set by the user interface.
+        self.on_display: Callable[[Run], None] | None = None
+        # Called on the writer's thread when a run has ended, and others have moved up in the queue, or when one
+        # waits for a person, and those in the queue with it.
         self.on_line_moved: Callable[[], None] | None = None
-        # The same: called with a run that another one comes from by now.
-        self.on_followed: Callable[[Run], None] | None = None
-        # The same: shows a live table of the runs; called when runs were removed.
-        self.on_panel: Callable[[], None] | None = None
-        self.on_removed: Callable[[], None] | None = None
-        # The same: looks an agent up by its name in the notebook.
+        self.on_followed: Callable[[Run], None] | None = (
+            None  # with a run that another one now comes from
+        )
+        self.on_panel: Callable[[], None] | None = None  # shows a live table of the runs
+        self.on_removed: Callable[[], None] | None = None  # called when runs were removed
+        # Looks an agent up by its name in the notebook.
         self.find_agent: FindAgent = lambda name: registered().get(name)
-        self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"  # not from `ids`: the first run is number 0
-        self.token = CancelToken()
-        self._lock = threading.RLock()
-        self._is_closed = False
-        self._catalog = Catalog(self, self.id)
-        self._dispatcher = Dispatcher(max_concurrent, self.clock)
-        self._is_reentrant = False
+        # Not from `ids`: the first run is number 0.
+        self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"
+        keyring = SecretRegistry(os.environ, self.clock.monotonic, self._use_redactor)
+        intake = Intake(self.clock, keyring.redactor, self._published)
+        scheduler = Scheduler(max_concurrent, self.clock)
+        self.parts = parts = Parts(
+            session_id=self.id, notebook=self.notebook, clock=self.clock, cancel_grace_s=cancel_grace_s,
+            store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
+            keeper=ArtifactWriter(lambda: self.store.files, lambda: intake.redactor),
+            control=Control(intake, scheduler), display=self.display, follow=self.follow,
+            close=self.close,
+        )  # fmt: skip
+        self.token = parts.token
+        self._catalog = Catalog(parts)
+        self._starter = Starter(parts, self._catalog, ids or TimeOrderedIds(self.clock))
         if reentrant_loop:
             self.let_enter_loop(True)
-        self._people = People(self._dispatcher)
-        self._keyring = SecretRegistry(os.environ, self.clock.monotonic, self._use_redactor)
-        self._intake = Intake(self.clock, self._keyring.redactor, self._published)
-        self._keeper = ArtifactWriter(lambda: self.store.files, lambda: self._intake.redactor)
-        self._canceller = Canceller(self._intake, self._dispatcher.let_pass)
         self._observers = [ObserverThread(observer) for observer in observers]
-        self._starter = Starter(self, ids or TimeOrderedIds(self.clock))
-        self._tellers: tuple[Listener, ...] = tuple(observer.tell for observer in self._observers)
+        self._listeners: tuple[Listener, ...] = tuple(one.publish for one in self._observers)
         self.store.open_existing(sets_aside=True)
 
     # --- starting --------------------------------------------------------------------------------
@@ -146,6 +146,7 @@ class NotebookSession:
         """
         return self._starter.start(agent, prompt, read_options(options))
 
+    @guarded()  # as above
     def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
         """Start a run that comes from the one that `ref` names: its `resume`, `retry` or `replay`.
 
@@ -168,19 +169,11 @@ class NotebookSession:
         run = self.get(ref)
         if run.store is not self.store:
             raise NotResumable(f"{run!r} is of another store; go on from it there")
-        plan = PLANS[kind](run, self.store, agent, self.find_agent, options)
-        following = self.start(plan.agent, plan.prompt, **plan.options)
+        plan = PLANS[kind](run, self.get, agent, self.find_agent, options)
+        following = self._starter.start(plan.agent, plan.prompt, read_options(plan.options))
         if self.on_followed is not None:
             self.on_followed(run)
         return following
-
-    def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
-        """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
-        self._dispatcher.add(attempt)
-        self._intake.add(live)
-        self._intake.tell(live, created)
-        self._canceller.watch(live)
-        self._catalog.add(live)
 
     def redact(self, value: str, name: str = "SECRET") -> None:
         """Have a secret replaced by `[NAME]` in all that runs tell from now on; it is never stored itself.
@@ -190,47 +183,35 @@ class NotebookSession:
         BadOption
             It has less than 8 characters: to replace it would tear holes into ordinary words.
         """
-        self._keyring.add(value, name)
+        self.parts.keyring.add(value, name)
 
     def watch_variables(self, names: Collection[str]) -> None:
         """Count the values of these environment variables as secrets, whatever their names look like."""
-        self._keyring.watch(names)
+        self.parts.keyring.watch(names)
 
     def _use_redactor(self, redactor: Redactor) -> None:
-        self._intake.redactor = redactor
-
-    def _begin(self) -> None:
-        """Start the threads of this session, with its first run."""
-        if self._dispatcher.is_begun:
-            return
-        writer = self.store.begin(
-            self._intake, session_id=self.id, notebook=str(self.notebook) if self.notebook else None
-        )
-        self._intake.wake = writer.wake
-        capture.install()
-        atexit.register(self.close)
-        self._dispatcher.begin(self._intake.put)
+        self.parts.intake.redactor = redactor
 
     @property
     def on_format(self) -> Callable[[object], Mapping[str, object]] | None:
         """What returns a value's forms by MIME type, given by the user interface; it runs the value's own code."""
-        return self._keeper.on_format
+        return self.parts.keeper.on_format
 
     @on_format.setter
     def on_format(self, function: Callable[[object], Mapping[str, object]] | None) -> None:
-        self._keeper.on_format = function
+        self.parts.keeper.on_format = function
 
     def let_enter_loop(self, is_reentrant: bool) -> None:
         """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""
-        self._is_reentrant = is_reentrant
-        self._dispatcher.use_loops(loops.new_loop if is_reentrant else asyncio.new_event_loop)
+        self.parts.is_reentrant = is_reentrant
+        self.parts.scheduler.use_loops(loops.new_loop if is_reentrant else asyncio.new_event_loop)
 
     # --- finding ---------------------------------------------------------------------------------
 
     @property
     def live_runs(self) -> RunList:
         """The runs of this session that have not ended, newest first."""
-        return RunList(self._catalog.run(live) for live in reversed(self._catalog.live()))
+        return RunList(self._catalog.run(live) for live in reversed(self.parts.intake.live()))
 
     def recent_runs(self, limit: int) -> RunList:
         """Return the newest runs of this session that are in memory, newest first: nobody waits for the store."""
@@ -239,7 +220,7 @@ class NotebookSession:
     @property
     def current_run(self) -> Run | None:
         """The newest-created live run of this session that is no child; None when there is none."""
-        own = (live for live in reversed(self._catalog.live()) if not live.is_child)
+        own = (live for live in reversed(self.parts.intake.live()) if not live.is_child)
         return next(map(self._catalog.run, own), None)
 
     def get(self, ref: Run | int | str) -> Run:
@@ -304,12 +285,12 @@ class NotebookSession:
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Have `listener(record, events)` called for every run, on the writer's thread; return what ends that."""
-        with self._lock:
-            self._tellers = (*self._tellers, listener)
+        with self.parts.lock:
+            self._listeners = (*self._listeners, listener)
 
         def remove() -> None:
-            with self._lock:
-                self._tellers = tuple(known for known in self._tellers if known is not listener)
+            with self.parts.lock:
+                self._listeners = tuple(known for known in self._listeners if known is not listener)
 
         return remove
 
@@ -340,9 +321,7 @@ class NotebookSession:
         )
 
     def _remove(self, numbers: Sequence[int]) -> list[int]:
-        gone, forgotten = self._catalog.remove(numbers)
-        for live in forgotten:  # else it would be written again into a file that is begun anew
-            self._intake.forget(live)
+        gone = self._catalog.remove(numbers)
         if self.on_removed is not None:
             self.on_removed()
         return gone
@@ -357,67 +336,22 @@ class NotebookSession:
             run = self.get(ref)
         except RunNotFound as error:
             return CancelReceipt(CancelOutcome.NOT_FOUND, None, error.reason, fixes=error.fixes)
-        return self.cancel_run(run, reason, CancelCause.USER, by)
+        return run.cancel(reason, by=by)
 
     def cancel_current(self, reason: str | None = None, *, by: str = "python") -> CancelReceipt:
         """Ask the newest live run to stop."""
         run = self.current_run
         if run is None:
             return CancelReceipt(CancelOutcome.NOT_FOUND, None, "No runs in progress.")
-        return self.cancel_run(run, reason, CancelCause.USER, by)
+        return run.cancel(reason, by=by)
 
     def cancel_all(self, reason: str | None = None, *, by: str = "python") -> list[CancelReceipt]:
         """Ask every live run of this session to stop; one receipt a run, newest first."""
-        return [self.cancel_run(run, reason, CancelCause.USER, by) for run in self.live_runs]
-
-    def cancel_run(
-        self, run: Run, reason: str | None, cause: CancelCause, by: str
-    ) -> CancelReceipt:
-        """Ask one run to stop: the one function that every door leads to."""
-        return self._canceller.cancel_run(run, reason, cause, by)
-
-    # --- what people say to a run ----------------------------------------------------------------
-
-    def answer(
-        self,
-        run: Run,
-        call: str | None,
-        decision: str,
-        *,
-        args: object = None,
-        text: str | None = None,
-        always: bool = False,
-        by: str = "python",
-    ) -> ev.ApprovalRequested:
-        """Answer a question of a run and return the question: the one function that every door leads to.
-
-        Raises
-        ------
-        NotPending, BadOption
-            Nothing of this kind can be answered; the message says what can.
-        """
-        return self._people.answer(
-            live_side(run), call, decision, args=args, text=text, always=always, by=by
-        )
-
-    def steer(self, run: Run, text: str, *, by: str = "python", id: str | None = None) -> str:
-        """Send a message into a running agent; it reads it from `run.inbox`. Return the message's id.
-
-        Raises
-        ------
-        NotPending, BadOption
-            The run takes no messages, or not this one.
-        """
-        return self._people.steer(live_side(run), text, by=by, id=id)
-
-    @property
-    def is_on_host_loop(self) -> bool:
-        """Whether this code runs on the loop that drives all runs."""
-        return self._dispatcher.is_on_loop
+        return [run.cancel(reason, by=by) for run in self.live_runs]
 
     def ping_hosts(self, timeout_s: float) -> list[float | None]:
         """Return after how many seconds each loop that drives runs has answered, the newest last; None: not yet."""
-        return self._dispatcher.ping(timeout_s)
+        return self.parts.scheduler.ping(timeout_s)
 
     # --- what became public ----------------------------------------------------------------------
 
@@ -429,28 +363,19 @@ class NotebookSession:
             live.budget.note_usage(record.usage)
         if not record.is_live and any(event.data.TYPE in ev.END_TYPES for event in events):
             live.token.release()
-            self._dispatcher.note_end(live)
-            self._people.forget(live)
-            for gone in self._catalog.note_end(live):
-                self._intake.forget(gone)
+            self.parts.scheduler.note_end(live)
+            self.parts.control.forget(live)
+            self._catalog.note_end(live)
             self.store.note_end(record.number)
         if self.on_line_moved is not None and any(
             event.data.TYPE in _MOVES_LINE for event in events
         ):
             self.on_line_moved()
-        for listener in (*live.listeners, *self._tellers):
+        for listener in (*live.listeners, *self._listeners):
             try:
                 listener(record, events)
             except Exception:  # isolated: a card or an observer that fails must not stop the log
                 _log.exception("a listener of %s failed", live.run_id)
-
-    def line_words(self, live: LiveRun) -> str | None:
-        """Return what a queued run waits for, in words; None if it does not wait."""
-        place = self._dispatcher.place(live)
-        if place is None:
-            return None
-        lives = self._catalog.live()
-        return queued_words(*place, sum(one.record.status is RunStatus.WAITING for one in lives))
 
     def display(self, run: Run) -> None:
         """Show a run's card, where there is something to show it with."""
@@ -471,7 +396,7 @@ class NotebookSession:
     @property
     def is_closed(self) -> bool:
         """Whether the session takes no new runs."""
-        return self._is_closed
+        return self.parts.is_closed
 
     @guarded()  # an agent that closes its session is cancelled by that, and must get through it
     def close(self, *, by: str = "shutdown") -> None:
@@ -481,27 +406,27 @@ class NotebookSession:
         ----------
         by : whose word it is, for the log and the card.
         """
-        with self._lock:
-            if self._is_closed:
+        with self.parts.lock:
+            if self.parts.is_closed:
                 return
-            self._is_closed = True
+            self.parts.is_closed = True
         began = self.clock.monotonic()
-        lives = self._catalog.live()
-        self._canceller.cancel_together(lives, CancelCause.SHUTDOWN, by)
-        self._dispatcher.hurry()
+        lives = self.parts.intake.live()
+        self.parts.control.cancel_together(lives, CancelCause.SHUTDOWN, by)
+        self.parts.scheduler.hurry()
         for live in lives:
             live.is_ended.wait(max(0.0, began + CLOSE_S - self.clock.monotonic()))
         for live in lives:
             if not live.is_ended.is_set():
-                self._intake.tell(
+                self.parts.intake.emit(
                     live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,))
                 )
-        self.store.close(0.3, self._intake)
+        self.store.close(0.3, self.parts.intake)
         for observer in self._observers:
             observer.close(0.05)
-        if self._dispatcher.is_begun:
+        if self.parts.scheduler.is_begun:
             capture.remove()
-            self._dispatcher.close(0.1)
+            self.parts.scheduler.close(0.1)
             atexit.unregister(self.close)
 
     def __enter__(self) -> NotebookSession:

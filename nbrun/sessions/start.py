@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import functools
 import inspect
@@ -12,9 +13,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 
 import msgspec
 
-from nbrun.agents import Replay, by_name, environment_of, find_adapter, lacks_of, registered
-from nbrun.agents.context.budget import Budget
-from nbrun.agents.context.run_context import current_run
+from nbrun.agents import (
+    Budget,
+    Replay,
+    by_name,
+    current_run,
+    environment_of,
+    find_adapter,
+    lacks_of,
+    registered,
+)
 from nbrun.core import events as ev, options as run_options
 from nbrun.core.cancellation import CancelCause, CancelToken
 from nbrun.core.checkpoint import Restored
@@ -26,6 +34,7 @@ from nbrun.core.errors import (
     RunRejected,
     SessionClosed,
 )
+from nbrun.core.interrupt_guard import guarded
 from nbrun.core.options import RunOptions
 from nbrun.core.text import clean_text
 from nbrun.host import capture
@@ -33,20 +42,16 @@ from nbrun.host.attempt import Attempt
 from nbrun.host.process import pickling
 from nbrun.sessions.catalog import number_of
 from nbrun.sessions.live_run import LiveRun
-from nbrun.sessions.run import Owner, Run
+from nbrun.sessions.run import Run
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Mapping
 
-    from nbrun.core.artifacts import ArtifactWriter
+    from nbrun.agents import AgentAdapter
     from nbrun.core.clock import IdGenerator
     from nbrun.core.record import RunRecord
-    from nbrun.core.redaction import SecretRegistry
     from nbrun.sessions.catalog import Catalog
-    from nbrun.sessions.control import Canceller
-    from nbrun.sessions.intake import Intake
-    from nbrun.sessions.scheduler import Dispatcher
+    from nbrun.sessions.parts import Parts
 
 P = ParamSpec("P")
 
@@ -130,45 +135,12 @@ def read_options(given: Mapping[str, Any]) -> StartOptions:
     return StartOptions(**given)
 
 
-class Session(Owner, Protocol):
-    """What starting a run needs of its session. It is asked each time: a test may have put another part there."""
-
-    id: str
-    token: CancelToken
-    cancel_grace_s: float
-    _lock: threading.RLock
-    _is_reentrant: bool
-    _intake: Intake
-    _dispatcher: Dispatcher
-    _catalog: Catalog
-    _canceller: Canceller
-    _keeper: ArtifactWriter
-    _keyring: SecretRegistry
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it takes no new runs."""
-        ...
-
-    @property
-    def start(self) -> Callable[..., Run]:
-        """What users start a run with."""
-        ...
-
-    def _begin(self) -> None:
-        """Start the threads, with the first run."""
-        ...
-
-    def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
-        """Let a run in."""
-        ...
-
-
 @dataclass(slots=True)
 class _Plan:
-    """What a start comes to: the agent itself, the run's first event, and what it comes from."""
+    """What a start comes to: the agent itself with its adapter, the run's first event, and what it comes from."""
 
     agent: object
+    adapter: AgentAdapter
     created: ev.RunCreated
     predecessor: Predecessor | None
 
@@ -179,83 +151,99 @@ class Starter:
     Threads: any method, from any thread. The session's lock makes starts and the close follow one another.
     """
 
-    def __init__(self, session: Session, ids: IdGenerator) -> None:
-        self._session = session
+    def __init__(self, parts: Parts, catalog: Catalog, ids: IdGenerator) -> None:
+        self._parts = parts
+        self._catalog = catalog
         self._ids = ids
-        self._child_starter = self._start_child  # one object for all runs
+        # One object each for all runs.
+        self._child_starter, self._on_fired = self._start_child, parts.control.note_fired
 
     def start(self, agent: object, prompt: str, options: StartOptions) -> Run:
         """Start a run and return its handle; raises as `NotebookSession.start()` says."""
-        session = self._session
-        plan = _plan(agent, prompt, options, session.id)
+        parts, scheduler = self._parts, self._parts.scheduler
+        plan = _plan(agent, prompt, options, parts.session_id)
         created = plan.created
-        parcel = _parcel(plan.agent, options.on)
-        loop = _loop(options.loop, is_on_host=session.is_on_host_loop)
-        session._keyring.look()
-        if environ := environment_of(find_adapter(plan.agent), plan.agent):
-            session._keyring.take(environ)
+        parcel = b"" if options.on == "local" else _parcel(plan)
+        is_on_host = scheduler.is_on_loop
+        loop = None if options.loop == "host" else _kernel_loop(is_on_host)
+        parts.keyring.look()
+        if environ := environment_of(plan.adapter, plan.agent):
+            parts.keyring.take(environ)
         capture.renew()
         live: LiveRun | None = None
         try:
-            with session._lock:
+            with parts.lock:
                 if existing := self._existing(options.id, created):
                     return existing
                 behind = self._make_way(options.key, options.if_running)
-                session._begin()
+                self._begin()
                 run_id = self._new_id() if options.id is None else clean_text(options.id)
                 token = self._token_above(options.parent).child()
                 live = LiveRun(run_id, token, key=options.key, is_child=options.parent is not None)
                 live.agent, live.loop = plan.agent, loop
                 live.budget = self._budget(live, options, created.usage)
                 attempt = self._attempt(live, plan, options, parcel)
-                session._enter(live, attempt, created)
-            is_waited_for = options.id is not None or plan.predecessor is not None
+                scheduler.attempts[run_id] = attempt
+                parts.intake.open(live, created)
+                token.add_first(functools.partial(self._on_fired, live))
             # On a host's loop, a busy file would hold up all runs.
-            if is_waited_for or not session.is_on_host_loop:
+            if options.id is not None or plan.predecessor is not None or not is_on_host:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused:
                 return self._take_back(live, created)
-            for notice in (behind, session.store.problem, *session.store.take_unreported()):
+            for notice in (behind, parts.store.problem, *parts.store.take_unreported()):
                 if notice is not None:
-                    session._intake.tell(live, ev.Log(notice, "warning"))
+                    parts.intake.emit(live, ev.Log(notice, "warning"))
             # A run that another run starts does not wait: the other may be waiting for it, with its place.
-            session._dispatcher.queue(live, at_once=current_run.get() is not None)
+            scheduler.queue(live, at_once=current_run.get() is not None)
         except BaseException:  # ■ in the middle: a run that nobody holds must not be left behind
             if live is not None:
-                session._canceller.cancel(live, None, CancelCause.INTERRUPT, "interrupt")
-                session._dispatcher.queue(live, at_once=True)
+                parts.control.cancel(live, None, CancelCause.INTERRUPT, "interrupt")
+                scheduler.queue(live, at_once=True)
             raise
-        return Run(session, live.record, live)
+        return Run(parts, live.record, live)
+
+    def _begin(self) -> None:
+        """Start the threads of the session, with its first run."""
+        parts = self._parts
+        if parts.scheduler.is_begun:
+            return
+        notebook = None if parts.notebook is None else str(parts.notebook)
+        writer = parts.store.begin(parts.intake, session_id=parts.session_id, notebook=notebook)
+        parts.intake.wake = writer.wake
+        capture.install()
+        atexit.register(parts.close)
+        parts.scheduler.begin(parts.intake.put)
 
     # --- what it is made of ----------------------------------------------------------------------
 
     def _attempt(self, live: LiveRun, plan: _Plan, options: StartOptions, parcel: bytes) -> Attempt:
         """Return what travels to the run's host; to be called where the run is started, for its context."""
-        session, predecessor = self._session, plan.predecessor
+        parts, predecessor = self._parts, plan.predecessor
         return Attempt(
             live.run_id, live.attempt, plan.agent, plan.created.prompt, live.token,
-            contextvars.copy_context(), options, options.answerable, session.cancel_grace_s,
+            contextvars.copy_context(), options, options.answerable, parts.cancel_grace_s,
             functools.partial(self._child_starter, live, options.approve, options.answerable),
-            parcel, live.budget, session._is_reentrant,
-            None if predecessor is None else predecessor.restored, session._keeper, live.loop,
+            parcel, live.budget, parts.is_reentrant,
+            None if predecessor is None else predecessor.restored, parts.keeper, live.loop,
         )  # fmt: skip
 
     def _new_id(self) -> str:
         run_id = f"run-{self._ids.next_id()}"
-        while run_id in self._session._catalog:  # an id that was given may look like one of ours
+        while run_id in self._parts.intake.runs:  # an id that was given may look like one of ours
             run_id = f"run-{self._ids.next_id()}"
         return run_id
 
     def _budget(self, live: LiveRun, options: StartOptions, before: ev.Usage) -> Budget | None:
         """Return a new run's budget, which its parent's counts in; None where neither has limits."""
         parent = options.parent
-        above = parent._live.budget if parent is not None and parent._live is not None else None
+        above = parent.live.budget if parent is not None and parent.live is not None else None
         if above is None and not options.has_limits:
             return None
         return Budget(
             options.only(run_options.LIMITS),
             live.token,
-            lambda notice: self._session._intake.tell(live, ev.Log(notice, "warning")),
+            lambda notice: self._parts.intake.emit(live, ev.Log(notice, "warning")),
             above,
             before,
         )
@@ -271,23 +259,24 @@ class Starter:
             The parent has ended, or belongs to another session.
         """
         if parent is None:
-            return self._session.token
-        if parent._live is None or parent.done():
+            return self._parts.token
+        if parent.live is None or parent.done():
             raise RunRejected(f"{parent!r} can't start child runs: it isn't running here")
-        return parent._live.token
+        return parent.live.token
 
     def _start_child(
         self, parent: LiveRun, approve: str, answerable: bool,
         agent: object, prompt: str, options: dict[str, Any],
     ) -> Run:  # fmt: skip
         """Start a child run; who answers for its parent answers for it, and it may be granted less, not more."""
-        above = self._session._catalog.run(parent)
+        above = self._catalog.run(parent)
         given = {"answerable": answerable, **options, "parent": above}
         given["approve"] = _strictest(approve, options.get("approve", approve))
-        run = self._session.start(agent, prompt, **given)
+        with guarded():
+            run = self.start(agent, prompt, read_options(given))
         if run.parent_id not in (parent.run_id, None):
             raise IdConflict(f"{run!r} is another run's child; give this one an id of its own")
-        if run._live is None or not run._live.is_child:
+        if run.live is None or not run.live.is_child:
             raise IdConflict(f"{run!r} isn't a child run; give this one an id of its own")
         return run
 
@@ -301,27 +290,25 @@ class Starter:
         SessionClosed, BadOption, IdConflict
             No run can be made here; the id holds a secret; it is that of another start.
         """
-        if self._session.is_closed:
+        if self._parts.is_closed:
             raise SessionClosed("this session is closed; run %reload_ext nbrun")
         if run_id is None:
             return None
-        without_secrets = self._session._intake.redactor.text(run_id)
+        without_secrets = self._parts.intake.redactor.text(run_id)
         if without_secrets != run_id:  # it names the run everywhere, so it cannot be replaced
             raise BadOption(f"the id contains a secret, {without_secrets}; choose another id")
         return self._same(clean_text(run_id), created)
 
     def _same(self, run_id: str, created: ev.RunCreated) -> Run | None:
         """Return the run that this id already names in the store, if its inputs are these."""
-        session = self._session
-        run = session._catalog.with_id(run_id)
+        run = self._catalog.with_id(run_id)
         if run is None:
             return None
         run.wait_created(SAVE_LIMIT_S)
-        if run._live is not None and run._live.is_refused:  # another thread of ours came too late
-            session._catalog.discard(run._live)
+        if run.live is not None and run.live.is_refused:  # another thread of ours came too late
             return self._same(run_id, created)
         # The stored inputs hold no secrets, so these must not either.
-        asked = session._intake.storable(created)
+        asked = self._parts.intake.storable(created)
         if not isinstance(asked, ev.RunCreated) or _inputs(run.record) != asked.inputs():
             raise IdConflict(
                 f"the id '{run_id}' already names a run with other inputs; choose another id"
@@ -336,8 +323,7 @@ class Starter:
         NotResumable
             No id was given: another kernel was the first to resume the same run.
         """
-        self._session._dispatcher.discard(live)
-        self._session._catalog.discard(live)
+        self._parts.scheduler.attempts.pop(live.run_id, None)
         live.token.release()
         taken = self._same(live.run_id, created)
         if taken is None:
@@ -346,7 +332,7 @@ class Starter:
 
     def _make_way(self, key: str | None, if_running: str) -> str | None:
         """Do what `if_running` says of a live run of the same cell; return what the new run's card says of it."""
-        lives = [] if key is None else self._session._catalog.live()
+        lives = [] if key is None else self._parts.intake.live()
         others = [live for live in lives if live.key == key]
         if not others:
             return None
@@ -357,7 +343,7 @@ class Starter:
             )
         if if_running == "replace":
             for other in others:
-                self._session._canceller.cancel(
+                self._parts.control.cancel(
                     other, None, CancelCause.REPLACED, "a newer run of the same cell"
                 )
             return f"takes the place of {title}"
@@ -413,7 +399,7 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
             created, origin=predecessor.origin, usage=predecessor.usage,
             model=model or predecessor.model,
         )  # fmt: skip
-    return _Plan(agent, created, predecessor)
+    return _Plan(agent, adapter, created, predecessor)
 
 
 def _resolved(agent: object, options: RunOptions) -> tuple[object, str | None]:
@@ -461,25 +447,21 @@ def _strictest(policy: str, asked: object) -> object:
     return max(policy, str(asked), key=order.index)
 
 
-def _loop(loop: str, *, is_on_host: bool) -> asyncio.AbstractEventLoop | None:
-    """Return the loop that an agent is to be on where that is not the host's own."""
-    if loop == "host":
-        return None
+def _kernel_loop(is_on_host: bool) -> asyncio.AbstractEventLoop:
+    """Return the loop that the calling cell runs on."""
     running = asyncio._get_running_loop()
     if running is None or is_on_host:
-        raise BadOption(f"loop='{loop}' needs a running kernel event loop; there is none here")
+        raise BadOption("loop='kernel' needs a running kernel event loop; there is none here")
     return running
 
 
-def _parcel(agent: object, on: str) -> bytes:
-    """Return the agent as bytes where it is to run in another process, else nothing."""
-    if on == "local":
-        return b""
-    adapter = find_adapter(agent)
-    lacks = lacks_of(adapter)
+def _parcel(plan: _Plan) -> bytes:
+    """Return the agent as bytes, to be run in another process."""
+    lacks = lacks_of(plan.adapter)
     # Some that can be pickled come out as something else: what their adapter says of them counts.
     if lacks is not None and lacks.process:
+        label = plan.adapter.label(plan.agent)
         raise BadOption(
-            f"'{adapter.label(agent)}' cannot run in another process: {lacks.process}, or leave out on='process'"
+            f"'{label}' cannot run in another process: {lacks.process}, or leave out on='process'"
         )
-    return pickling.pack(agent)
+    return pickling.pack(plan.agent)

@@ -58,22 +58,15 @@ def import_run(
         Something in it cannot be stored.
     """
     row_writer = RowWriter(connection)
-    row_writer.begin()
     try:
-        imported = _import(connection, row_writer, events, label, now)
-        row_writer.commit()
+        with row_writer.transaction():
+            return _import(connection, row_writer, events, label, now)
     except IdTaken as taken:
-        row_writer.rollback()
         raise IdConflict(
-            f"the id '{taken}' names another run here; the imported one is left out"
+            f"another run here already has the id '{taken}'; the run was not imported"
         ) from None
     except (OverflowError, TypeError, ValueError) as error:
-        row_writer.rollback()
         raise BadRecording(f"{events[0].run_id} cannot be stored: {error}") from None
-    except BaseException:
-        row_writer.rollback()
-        raise
-    return imported
 
 
 def _import(

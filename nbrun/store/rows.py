@@ -1,10 +1,11 @@
-"""What one transaction writes: sessions, runs, their events and their brief records."""
+"""Writing rows: sessions, runs, their events, checkpoints and artifacts."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import StoreError
-from nbrun.core.record import fold
+from nbrun.core.record import RunRecord, RunStatus, fold
 from nbrun.core.text import clean_text
 from nbrun.store import payloads
 
@@ -20,22 +21,44 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from nbrun.core.artifacts import ArtifactFiles
-    from nbrun.core.record import RunRecord, RunStatus
 
 _LARGE = payloads.LIMIT
 _log = logging.getLogger("nbrun")
+
+Values = tuple[object, ...]
 
 _INSERT_EVENT = (
     "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
-
 _UPDATE_RUN = "UPDATE runs SET status = ?, ended_at = ?, record = ? WHERE number = ?"
+# A later attempt at a run counts its files anew: the last one with an id stays.
+_INSERT_ARTIFACT = (
+    "INSERT INTO artifacts (run, id, name, media_type, size, sha256, made_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (run, id) DO UPDATE SET name = excluded.name, media_type = excluded.media_type,"
+    " size = excluded.size, sha256 = excluded.sha256, made_at = excluded.made_at"
+)
+# A run and those that it was resumed from. The steps are bounded, because a planted file may lead in a circle.
+ORIGINS = """WITH RECURSIVE line (run, steps) AS (
+  SELECT ?1, 0 UNION
+  SELECT o.origin, line.steps + 1 FROM origins o JOIN line ON o.run = line.run
+   WHERE o.kind = 'resume' AND line.steps < 1000
+)"""
 
 TRIES, TRY_S = 100, 0.004
-"""How often, and how far apart, a writer behind many others tries once more."""
+"""How often, and how far apart, a writer among many tries again to begin a transaction."""
 
-Values = tuple[object, ...]
+_encoder = msgspec.msgpack.Encoder()
+
+
+def micros(ts: float) -> int:
+    """Return epoch seconds as whole microseconds."""
+    return round(ts * 1_000_000)
+
+
+def encode_record(record: RunRecord) -> bytes:
+    """Return what the `runs` table keeps of a record: its brief form."""
+    return _encoder.encode(record.brief())
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +85,7 @@ class OpenRow:
         )
 
     def values(self, number: int) -> Values:
-        """Return what is inserted for it."""
+        """Return the values to insert."""
         return (
             number, self.seq, len(self.texts), self.ts, self.attempt, self.parent, self.kind,
             payloads.encode(self.texts, self.steps),
@@ -70,35 +93,97 @@ class OpenRow:
 
 
 class Row(NamedTuple):
-    """What the file says of a run, as far as its next write needs it."""
+    """What is known of a run's rows, as far as the next write needs it."""
 
     number: int
     status: RunStatus
     deltas: OpenRow | None = None
 
 
+class Checkpointed(NamedTuple):
+    """A checkpoint as it is stored; `ts` in microseconds."""
+
+    seq: int
+    ts: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Consecutive events that were dropped. Their numbers stay taken, so the log has no gap.
+
+    The text that the agent produced in them is the part of the record's text from character `start` to `end`.
+    """
+
+    run_id: str
+    seq: int
+    count: int
+    ts: float
+    attempt: int
+    why: str
+    start: int = 0
+    end: int = 0
+
+    def events(self, text: str) -> Iterator[ev.RunEvent]:
+        """Yield what replaces them: a warning, the text, and as many empty deltas as are needed."""
+        part = text[self.start : self.end]
+        if self.count == 1 and part:  # nothing was lost
+            yield self._event(0, ev.TextDelta(part))
+            return
+        yield self._event(0, ev.Log(f"{self.count} events were not kept: {self.why}", "warning"))
+        for place in range(1, self.count):
+            yield self._event(place, ev.TextDelta(part if place == 1 else ""))
+
+    def parts(self, text: str) -> Iterator[list[ev.RunEvent]]:
+        """Yield the same a few at a time: there may be millions."""
+        part: list[ev.RunEvent] = []
+        for event in self.events(text):
+            part.append(event)
+            if len(part) == 64 * payloads.PER_ROW:
+                yield part
+                part = []
+        yield part
+
+    def _event(self, place: int, data: ev.EventData) -> ev.RunEvent:
+        return ev.RunEvent(self.seq + place, self.ts, self.run_id, self.attempt, data)
+
+
 class IdTaken(Exception):
-    """A run with this id is in the file already; `args[0]` is the id."""
+    """The file already has a run with this id; `args[0]` is the id."""
 
 
 class RowWriter:
-    """Writes in a transaction, which it begins and commits.
+    """Writes rows in a transaction.
 
-    It keeps nothing of what it has committed: a caller that rolls back drops what was returned, one that
-    commits hands it in again. What has no answer to wait for is collected, and written at the commit in one go:
-    a statement of its own for each costs more than its row.
+    It remembers nothing of what it has committed: a caller that rolls back drops what was returned, one that
+    commits passes it in again. Statements whose result is not needed are collected and executed together at the
+    commit: executing each by itself costs more than its row.
 
-    Threads: of the writer's thread.
+    Threads: the writer's only.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, files: ArtifactFiles | None = None) -> None:
         self._connection = connection
-        self.files: ArtifactFiles | None = None  # for what is too large for a row
+        self._files = files  # for what is too large for a row
         self._events: list[Values] = []
         self._records: list[Values] = []
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what is written within, or nothing; no other connection writes meanwhile."""
+        self.begin()
+        try:
+            yield
+            self.commit()
+        except BaseException:
+            self._events.clear()
+            self._records.clear()
+            if self._connection.in_transaction:  # SQLite itself may have ended it
+                self._connection.execute("ROLLBACK")
+            raise
+
     def begin(self) -> None:
-        """Begin a transaction, in which no other connection writes."""
+        """Begin a transaction."""
         try:
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -107,13 +192,13 @@ class RowWriter:
             self._begin_among_many(error)
 
     def _begin_among_many(self, error: sqlite3.OperationalError) -> None:
-        """Begin where SQLite has waited in vain: not for one that holds the file, it may be, but behind many.
+        """Begin where SQLite has waited in vain, perhaps not for a lock that stays but among many writers.
 
-        Source: its tries come to lie 0.1 s apart, so that among four busy writers one in some ten thousand
-        finds none that succeeds in a second.
+        Source: SQLite's tries are up to 0.1 s apart, so among four busy writers about one in ten thousand finds no
+        free moment within a second.
         """
         (waited_ms,) = self._connection.execute("PRAGMA busy_timeout").fetchone()
-        if waited_ms < TRIES * TRY_S * 1000:  # no second look where the lock is known to be there
+        if waited_ms < TRIES * TRY_S * 1000:  # the lock is known: do not wait again
             raise error
         self._connection.execute("PRAGMA busy_timeout = 0")
         try:
@@ -133,13 +218,6 @@ class RowWriter:
         self.flush()
         self._connection.execute("COMMIT")
 
-    def rollback(self) -> None:
-        """Take all back; also where the transaction is over already, as SQLite ends one itself in need."""
-        self._events.clear()
-        self._records.clear()
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-
     def flush(self) -> None:
         """Write what was collected."""
         events, self._events = self._events, []
@@ -148,6 +226,8 @@ class RowWriter:
             self._connection.executemany(_INSERT_EVENT, events)
         if records:
             self._connection.executemany(_UPDATE_RUN, records)
+
+    # --- sessions and runs -----------------------------------------------------------------------
 
     def insert_session(self, values: Values) -> int:
         """Insert the session; return its key."""
@@ -159,26 +239,43 @@ class RowWriter:
         return int(cursor.lastrowid or 0)
 
     def insert_run(self, session_key: int, created: ev.RunEvent) -> tuple[Row, ev.RunEvent]:
-        """Insert a run; return its row, and its creation with the number that it was given.
+        """Insert a run; return its row, and its first event with the number that it was given.
 
         Raises
         ------
         IdTaken
-            It is to be started once only, and the file has a run with its id: of another kernel, perhaps, that
-            came first; or it goes on from a run that another one goes on from already. The transaction that is
-            open here keeps all others out meanwhile.
+            The run may be started once only, and the file has one with its id, perhaps of another kernel; or it
+            resumes a run that has been resumed already.
         """
         data = created.data
-        assert isinstance(data, ev.RunCreated)  # noqa: S101 - the writer looks before it calls
+        assert isinstance(data, ev.RunCreated)  # noqa: S101 - the caller has looked
         record = fold([created])
         if self._is_taken(created.run_id, data):
             raise IdTaken(created.run_id)
         number = self.insert_row(None, session_key, record, data.inputs())
         origin = data.origin
         if origin is not None and origin.number is not None:
-            insert_origin(self._connection, number, origin.number, origin.kind)
+            values = (number, origin.number, origin.kind)
+            self._connection.execute(
+                "INSERT INTO origins (run, origin, kind) VALUES (?, ?, ?)", values
+            )
         numbered = msgspec.structs.replace(data, number=number)
         return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
+
+    def _is_taken(self, run_id: str, data: ev.RunCreated) -> bool:
+        """Return whether there is another run where there may be only one.
+
+        Of the runs that resume the same one, those that are in progress or completed count.
+        """
+        sql = "SELECT 1 FROM runs WHERE run_id = ?"
+        key: object = run_id if data.options.get(ev.ONCE) else None
+        if key is None and data.origin is not None and data.origin.kind == ev.RESUME:
+            key = data.origin.number
+            sql = (
+                "SELECT 1 FROM origins o JOIN runs r ON r.number = o.run WHERE o.origin = ?"
+                " AND o.kind = 'resume' AND r.status NOT IN ('failed', 'cancelled', 'lost')"
+            )
+        return key is not None and self._connection.execute(sql, (key,)).fetchone() is not None
 
     def insert_row(
         self, number: int | None, session_key: int, record: RunRecord, inputs: str | None
@@ -194,18 +291,8 @@ class RowWriter:
         )  # fmt: skip
         return int(cursor.lastrowid or 0)
 
-    def _is_taken(self, run_id: str, data: ev.RunCreated) -> bool:
-        """Return whether what this run is to be the only one of is there already."""
-        if data.options.get(ev.ONCE):
-            same = "SELECT 1 FROM runs WHERE run_id = ?"
-            return self._connection.execute(same, (run_id,)).fetchone() is not None
-        origin = data.origin
-        if origin is None or origin.kind != ev.RESUME or origin.number is None:
-            return False
-        return is_resumed(self._connection, origin.number)
-
     def find_run(self, session_key: int, run_id: str, status: RunStatus) -> Row:
-        """Return the row of a run that is no longer kept in mind: its detached work has something to tell.
+        """Return the row of a run that is no longer in memory: its detached work has sent something.
 
         Raises
         ------
@@ -219,14 +306,31 @@ class RowWriter:
             raise sqlite3.IntegrityError(f"{run_id} was never created")
         return Row(found[0], status)
 
+    def write_record(self, row: Row, record: RunRecord) -> Row:
+        """Write the brief record if the status has changed."""
+        if record.status is row.status:
+            return row
+        self.update_row(row.number, record)
+        return Row(row.number, record.status, row.deltas)
+
+    def update_row(self, number: int, record: RunRecord) -> None:
+        """Write the columns of a run that change."""
+        ended_at = None if record.ended_at is None else micros(record.ended_at)
+        self._records.append((record.status, ended_at, encode_record(record), number))
+
+    # --- events ----------------------------------------------------------------------------------
+
     def write_events(self, row: Row, events: Sequence[ev.RunEvent]) -> Row:
         """Write events of one run, by seq; deltas join the run's open row."""
         opened = row.deltas
-        if opened is not None:  # a copy: what was handed in must stand if this is rolled back
+        if opened is not None:  # a copy: the original must not change if this is rolled back
             opened = replace(opened, texts=list(opened.texts), steps=list(opened.steps))
         for event in events:
             if opened is not None and not opened.takes(event):
-                self._put(row.number, opened)
+                if opened.key is None:
+                    self._events.append(opened.values(row.number))
+                else:
+                    self._update(opened)
                 opened = None
             if event.data.TYPE not in ev.DELTA_TYPES:
                 values = _values(row.number, event)
@@ -240,30 +344,40 @@ class RowWriter:
                 )
             opened.texts.append(event.data.text)  # type: ignore[attr-defined]  # both delta types have one
             opened.steps.append(micros(event.ts) - opened.ts)
-        if opened is not None:
-            opened = self._keep_open(row.number, opened)
-        return row if opened is row.deltas else Row(row.number, row.status, opened)
+        if opened is None:
+            return row if row.deltas is None else Row(row.number, row.status)
+        if opened.key is None:
+            cursor = self._connection.execute(_INSERT_EVENT, opened.values(row.number))
+            opened = replace(opened, key=cursor.lastrowid)
+        else:
+            self._update(opened)
+        return Row(row.number, row.status, opened)
+
+    def _update(self, opened: OpenRow) -> None:
+        self._connection.execute(
+            "UPDATE events SET count = ?, data = ? WHERE key = ?",
+            (len(opened.texts), payloads.encode(opened.texts, opened.steps), opened.key),
+        )
 
     def _moved_to_file(self, number: int, event: ev.RunEvent) -> Values | None:
-        """Return the row of an event whose payload is in a file, listed with its run; None if it has to stay."""
-        if self.files is None:
+        """Return the row of an event whose payload was moved to a file; None if it has to stay in the row."""
+        if self._files is None:
             return None
         try:
-            found = payloads.moved_to_file(event, self.files)
-        except (OSError, StoreError) as error:  # no room there: then the row is as large as it is
-            _log.info("%s: a large value stays in the file (%s)", event.run_id, error)
+            found = payloads.moved_to_file(event, self._files)
+        except (OSError, StoreError) as error:
+            _log.info("%s: a large value stays in the database (%s)", event.run_id, error)
             return None
         if found is None:
             return None
         event, made = found
-        told = msgspec.structs.replace(event, data=made)
-        insert_artifacts(self._connection, number, [told])
+        self.insert_artifacts(number, [msgspec.structs.replace(event, data=made)])
         return _values(number, event)
 
     def write_one_by_one(
         self, row: Row, events: Sequence[ev.RunEvent]
     ) -> tuple[Row, list[ev.RunEvent]]:
-        """Write events each for itself, a stand-in for one that cannot be stored; return what was written.
+        """Write events one by one, with a placeholder for one that cannot be stored; return what was written.
 
         The log stays without a gap, and an end stays an end.
         """
@@ -276,7 +390,7 @@ class RowWriter:
             except Exception as error:
                 self._events.clear()
                 self._connection.execute("ROLLBACK TO one")
-                event = _stand_in(event, error)
+                event = _placeholder(event, error)
                 after = self.write_events(row, [event])
                 self.flush()
             row = after
@@ -285,149 +399,43 @@ class RowWriter:
         return row, written
 
     def write_dropped(self, row: Row, dropped: Dropped, text: str) -> Row:
-        """Write what stands in the place of events that were let go of, a few at a time."""
+        """Write what replaces dropped events, a few at a time."""
         for part in dropped.parts(text):
             row = self.write_events(row, part)
             self.flush()
         return row
 
-    def write_record(self, row: Row, record: RunRecord) -> Row:
-        """Write the brief record where its status has changed."""
-        if record.status is row.status:
-            return row
-        self.update_row(row.number, record)
-        return Row(row.number, record.status, row.deltas)
+    # --- beside the log --------------------------------------------------------------------------
 
-    def update_row(self, number: int, record: RunRecord) -> None:
-        """Write what changes in the row of a run."""
-        ended_at = None if record.ended_at is None else micros(record.ended_at)
-        self._records.append((record.status, ended_at, encode_record(record), number))
+    def insert_artifacts(self, number: int, events: Iterable[ev.RunEvent]) -> None:
+        """List the files that these events of a run name; the files themselves are written already."""
+        for event in events:
+            data = event.data
+            if (
+                type(data) is ev.Artifact and data.sha256
+            ):  # the fastest check: every event passes here
+                values = (
+                    number, data.id, data.name, data.media_type, data.size, data.sha256, micros(event.ts),
+                )  # fmt: skip
+                self._connection.execute(_INSERT_ARTIFACT, values)
 
-    def keep_checkpoint(self, row: Row, checkpointed: Checkpointed) -> None:
-        """Write the newest state that a run can be gone on from, after the events before it."""
+    def write_checkpoint(self, row: Row, checkpointed: Checkpointed) -> None:
+        """Write the newest checkpoint of a run in place of the one before."""
         self._connection.execute(
             "INSERT OR REPLACE INTO checkpoints (run, seq, ts, state) VALUES (?, ?, ?, ?)",
             (row.number, *checkpointed),
         )
 
-    def drop_checkpoints(self, number: int) -> None:
-        """Delete, in a transaction of its own, what nobody goes on from any more: the run has completed."""
+    def delete_checkpoints(self, number: int) -> None:
+        """Delete the checkpoints of a completed run and of those that it was resumed from."""
         self._connection.execute(
             f"{ORIGINS} DELETE FROM checkpoints WHERE run IN (SELECT run FROM line)",  # noqa: S608 - ours
             (number,),
         )
 
-    def _put(self, number: int, opened: OpenRow) -> None:
-        """Write a row that takes no more: over its first form, or with the other events."""
-        if opened.key is None:
-            self._events.append(opened.values(number))
-        else:
-            self._update(opened)
-
-    def _keep_open(self, number: int, opened: OpenRow) -> OpenRow:
-        """Write a row that may take more, and remember where it is."""
-        if opened.key is not None:
-            self._update(opened)
-            return opened
-        cursor = self._connection.execute(_INSERT_EVENT, opened.values(number))
-        return replace(opened, key=cursor.lastrowid)
-
-    def _update(self, opened: OpenRow) -> None:
-        self._connection.execute(
-            "UPDATE events SET count = ?, data = ? WHERE key = ?",
-            (len(opened.texts), payloads.encode(opened.texts, opened.steps), opened.key),
-        )
-
-
-def _values(number: int, event: ev.RunEvent) -> Values:
-    return (
-        number, event.seq, 1, micros(event.ts), event.attempt, event.parent, event.type,
-        ev.encode_data(event.data),
-    )  # fmt: skip
-
-
-def _stand_in(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
-    """Return an event that says, in the place of one that cannot be stored, that there was one."""
-    what = clean_text(f"an event of type {event.type} could not be stored: {error}")
-    data: ev.EventData
-    match event.data:
-        case ev.RunCancelled(cause=cause, detached=detached):
-            data = ev.RunCancelled(cause, error=ev.ErrorInfo("NotStored", what), detached=detached)
-        case ev.RunCompleted():  # it has come to its end; what it gave is known to this kernel only
-            data = ev.RunCompleted({"$type": "NotStored", "$repr": what})
-        case ev.RunFailed():
-            data = ev.RunFailed(ev.ErrorInfo("NotStored", what))
-        case _:
-            data = ev.Log(what, "warning")
-    return ev.RunEvent(event.seq, event.ts, event.run_id, event.attempt, data)
-
-
-def micros(ts: float) -> int:
-    """Return epoch seconds as whole microseconds."""
-    return round(ts * 1_000_000)
-
-
-_NOTHING = ev.TextDelta("")
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Events in a row that were let go of. Their numbers stay taken, so that the log has no gap.
-
-    What the agent has said in them is a part of the record's text, from character `start` to `end`.
-    """
-
-    run_id: str
-    seq: int
-    count: int
-    ts: float
-    attempt: int
-    why: str
-    start: int = 0
-    end: int = 0
-
-    def events(self, text: str) -> Iterator[ev.RunEvent]:
-        """Yield what stands in their place: a word about them, the text, and nothing as often as is needed."""
-        said = text[self.start : self.end]
-        if self.count == 1 and said:  # nothing was lost of it
-            yield self._event(0, ev.TextDelta(said))
-            return
-        yield self._event(0, ev.Log(f"{self.count} events were not kept: {self.why}", "warning"))
-        for place in range(1, self.count):
-            yield self._event(place, ev.TextDelta(said) if place == 1 and said else _NOTHING)
-
-    def parts(self, text: str) -> Iterator[list[ev.RunEvent]]:
-        """Yield the same a few at a time: of millions, not all have to be in memory."""
-        part: list[ev.RunEvent] = []
-        for event in self.events(text):
-            part.append(event)
-            if len(part) == 64 * payloads.PER_ROW:
-                yield part
-                part = []
-        yield part
-
-    def _event(self, place: int, data: ev.EventData) -> ev.RunEvent:
-        return ev.RunEvent(self.seq + place, self.ts, self.run_id, self.attempt, data)
-
-
-class Checkpointed(NamedTuple):
-    """A state as it goes into the file; `ts` in microseconds."""
-
-    seq: int
-    ts: int
-    state: bytes
-
-
-# The steps are bounded, because a planted file may lead in a circle.
-ORIGINS = """WITH RECURSIVE line (run, steps) AS (
-  SELECT ?1, 0 UNION
-  SELECT o.origin, line.steps + 1 FROM origins o JOIN line ON o.run = line.run
-   WHERE o.kind = 'resume' AND line.steps < 1000
-)"""
-
 
 def delete_stale_checkpoints(connection: sqlite3.Connection) -> None:
-    """Delete what is of no use any more: a kernel has died after a run had completed, and before it did that."""
+    """Delete the checkpoints of completed runs: their kernels died before they had done that."""
     connection.execute(
         """WITH RECURSIVE line (kept, run) AS (
   SELECT run, run FROM checkpoints UNION
@@ -439,48 +447,24 @@ DELETE FROM checkpoints WHERE run IN (
     )
 
 
-def insert_origin(connection: sqlite3.Connection, number: int, origin: int, kind: str) -> None:
-    """Note which run of the same file a run comes from."""
-    connection.execute(
-        "INSERT INTO origins (run, origin, kind) VALUES (?, ?, ?)", (number, origin, kind)
-    )
+def _values(number: int, event: ev.RunEvent) -> Values:
+    return (
+        number, event.seq, 1, micros(event.ts), event.attempt, event.parent, event.type,
+        ev.encode_data(event.data),
+    )  # fmt: skip
 
 
-def is_resumed(connection: sqlite3.Connection, number: int) -> bool:
-    """Return whether a run that goes on from this one is live, or has completed."""
-    row = connection.execute(
-        "SELECT 1 FROM origins o JOIN runs r ON r.number = o.run WHERE o.origin = ? AND o.kind = 'resume'"
-        " AND r.status NOT IN ('failed', 'cancelled', 'lost')",
-        (number,),
-    ).fetchone()
-    return row is not None
-
-
-# A later attempt at a run counts its files anew: the last one of a name stands.
-_INSERT_ARTIFACT = (
-    "INSERT INTO artifacts (run, id, name, media_type, size, sha256, made_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
-    " ON CONFLICT (run, id) DO UPDATE SET name = excluded.name, media_type = excluded.media_type,"
-    " size = excluded.size, sha256 = excluded.sha256, made_at = excluded.made_at"
-)
-
-
-def insert_artifacts(
-    connection: sqlite3.Connection, number: int, events: Iterable[ev.RunEvent]
-) -> None:
-    """List the files that events of a run tell of, in their transaction: the files are written already."""
-    for event in events:
-        data = event.data
-        if (
-            type(data) is ev.Artifact and data.sha256
-        ):  # for every event that there is: the quickest look
-            made_at = round(event.ts * 1_000_000)
-            row = (number, data.id, data.name, data.media_type, data.size, data.sha256, made_at)
-            connection.execute(_INSERT_ARTIFACT, row)
-
-
-_encoder = msgspec.msgpack.Encoder()
-
-
-def encode_record(record: RunRecord) -> bytes:
-    """Return what the `runs` table keeps of a record: its brief form."""
-    return _encoder.encode(record.brief())
+def _placeholder(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
+    """Return an event that replaces one that cannot be stored."""
+    what = clean_text(f"an event of type {event.type} could not be stored: {error}")
+    data: ev.EventData
+    match event.data:
+        case ev.RunCancelled(cause=cause, detached=detached):
+            data = ev.RunCancelled(cause, error=ev.ErrorInfo("NotStored", what), detached=detached)
+        case ev.RunCompleted():  # it did complete; only this kernel knows its output
+            data = ev.RunCompleted({"$type": "NotStored", "$repr": what})
+        case ev.RunFailed():
+            data = ev.RunFailed(ev.ErrorInfo("NotStored", what))
+        case _:
+            data = ev.Log(what, "warning")
+    return ev.RunEvent(event.seq, event.ts, event.run_id, event.attempt, data)

@@ -1,4 +1,4 @@
-"""The file as its writer has it: the connection, the session's row in it, and one transaction at a time."""
+"""What the writer commits: the runs in its hands, the events that wait, and one transaction at a time."""
 
 from __future__ import annotations
 
@@ -11,46 +11,43 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.artifacts import ArtifactFiles, folder_beside
-from nbrun.core.record import fold
-from nbrun.store.connection import BUSY_TIMEOUT_S
+from nbrun.core.record import RunRecord, fold
+from nbrun.store.connection import BUSY_TIMEOUT_S, transaction
 from nbrun.store.liveness import note_file
 from nbrun.store.rebuild import KnownRun, rebuild
-from nbrun.store.rows import Dropped, Row, RowWriter, Values, insert_artifacts, micros
+from nbrun.store.rows import Checkpointed, Dropped, Row, RowWriter, Values, micros
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nbrun.core.clock import Clock
-    from nbrun.core.record import RunRecord
     from nbrun.store.database_file import DatabaseFile
-    from nbrun.store.rows import Checkpointed
 
 HELD_BYTES = 64 * 1024 * 1024
-"""How much of all runs together is held."""
+"""How much is kept in memory for all runs together."""
+BEAT_S = 15.0
+"""How often a commit also updates the heartbeat, for those who cannot see this process."""
 
-
-_EVENT_BYTES = 300  # of an event besides what it says
-
-
-_NEEDED = ev.END_TYPES | {
+_EVENT_BYTES = 300  # of an event besides its data
+# Few per run, and the status follows from them.
+_REQUIRED = ev.END_TYPES | {
     cls.TYPE
     for cls in (
         ev.RunCreated, ev.RunStarted, ev.RunWaiting, ev.RunResumed, ev.CancelRequested,
         ev.CancelEscalated, ev.DetachedFinished, ev.ApprovalRequested, ev.ApprovalResolved,
     )
 }  # fmt: skip
-"""Few of a run, and what its status follows from."""
 
 
 class Backlog:
-    """The events of a run that are public and not in the file; by seq, no gaps.
+    """The events of a run that are public but not in the file; by seq, no gaps.
 
-    Threads: the writer's.
+    Threads: the writer's only.
     """
 
-    def __init__(self) -> None:
-        self._items: list[ev.RunEvent | Dropped] = []
+    def __init__(self, items: Iterable[ev.RunEvent | Dropped] = ()) -> None:
+        self._items = list(items)
         self._dropped = 0
         self.size = 0  # in bytes, about
 
@@ -63,26 +60,22 @@ class Backlog:
 
     @property
     def has_dropped(self) -> bool:
-        """Whether a part of it was let go of."""
+        """Whether a part of it was dropped."""
         return self._dropped > 0
 
     def whole(self) -> Sequence[ev.RunEvent]:
-        """Return the events that it holds."""
+        """Return the events that were not dropped."""
         return (
-            ()
-            if not self._items
-            else [item for item in self._items if not isinstance(item, Dropped)]
+            [item for item in self._items if not isinstance(item, Dropped)] if self._items else ()
         )
 
     def pieces(self) -> Iterator[Backlog | Dropped]:
-        """Yield what was held and what was dropped, in turn."""
+        """Yield what was kept and what was dropped, in order."""
         for is_dropped, items in groupby(self._items, lambda item: isinstance(item, Dropped)):
             if is_dropped:
                 yield from (item for item in items if isinstance(item, Dropped))
             else:
-                piece = Backlog()
-                piece._items += items
-                yield piece
+                yield Backlog(items)
 
     @property
     def first_seq(self) -> int | None:
@@ -90,20 +83,20 @@ class Backlog:
         return self._items[0].seq if self._items else None
 
     def add(self, events: list[ev.RunEvent], text_at: int, room: int, why: str) -> None:
-        """Take events.
+        """Add events.
 
         Parameters
         ----------
-        text_at : how many characters the record's text had before them.
-        room : how many bytes may be taken; beyond it only what is needed is.
-        why : what is said of those that are not.
+        text_at : length of the record's text before them.
+        room : how many bytes may be added; beyond that, only required events are.
+        why : the reason that is given for those that are dropped.
         """
         for event in events:
             start = text_at
             if isinstance(event.data, ev.TextDelta):
                 text_at += len(event.data.text)
             weight = _weight(event)
-            if event.type in _NEEDED or weight <= room:
+            if event.type in _REQUIRED or weight <= room:
                 self._items.append(event)
                 self.size += weight
                 room -= weight
@@ -123,12 +116,12 @@ class Backlog:
 
     def copy(self) -> Backlog:
         """Return another with the same events."""
-        other = Backlog()
-        other._items, other._dropped, other.size = [*self._items], self._dropped, self.size
+        other = Backlog(self._items)
+        other._dropped, other.size = self._dropped, self.size
         return other
 
     def cut(self, seq: int, text_at: int) -> None:
-        """Let go of what comes before event `seq`, where the record's text has `text_at` characters: it is written."""
+        """Remove what comes before event `seq`, where the record's text has `text_at` characters: it is written."""
         items, self._items, self._dropped, self.size = self._items, [], 0, 0
         for item in items:
             if not isinstance(item, Dropped):
@@ -144,26 +137,21 @@ class Backlog:
                 self.size += _EVENT_BYTES
 
     def waiting(self, text: str) -> Waiting:
-        """Return what of it can be read from now on, by any thread."""
+        """Return what waits now, to be read by any thread; `text` is that of the record."""
         return Waiting(tuple(self._items), text)
 
 
+@dataclass(frozen=True, slots=True)
 class Waiting:
-    """What waited at one moment, as events; frozen.
+    """The events that waited at one moment, and the record's text then."""
 
-    Parameters
-    ----------
-    text : that of the record at that moment.
-    """
-
-    def __init__(self, items: tuple[ev.RunEvent | Dropped, ...] = (), text: str = "") -> None:
-        self._items = items
-        self._text = text
+    items: tuple[ev.RunEvent | Dropped, ...]
+    text: str
 
     def __iter__(self) -> Iterator[ev.RunEvent]:
-        for item in self._items:
+        for item in self.items:
             if isinstance(item, Dropped):
-                yield from item.events(self._text)
+                yield from item.events(self.text)
             else:
                 yield item
 
@@ -175,15 +163,12 @@ def _weight(event: ev.RunEvent) -> int:
         return _EVENT_BYTES + len(data.text)
     try:
         return _EVENT_BYTES + len(ev.encode_data(data))
-    except (TypeError, ValueError, OverflowError):  # it cannot be written, and is replaced then
+    except (TypeError, ValueError, OverflowError):  # it cannot be written, and will be replaced
         return _EVENT_BYTES
 
 
-BEAT_S = 15.0
-"""How often a commit also says that this kernel lives, for those who cannot see it."""
-
 NOTHING = Backlog()
-"""That of all runs which are saved; nothing is ever added to it."""
+"""The backlog of all runs that are saved; nothing is ever added to it."""
 
 
 @dataclass(slots=True)
@@ -192,12 +177,12 @@ class HeldRun:
 
     record: RunRecord
     row: Row | None = None  # None until it is in the file
-    backlog: Backlog = NOTHING  # folded, and not in the file
+    backlog: Backlog = NOTHING  # folded into the record, and not in the file
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a run in a transaction: the events are those beyond its backlog, with their numbers."""
+    """What a transaction wrote of a run; the events are those beyond its backlog, with their numbers."""
 
     row: Row
     record: RunRecord
@@ -205,13 +190,13 @@ class Written:
 
 
 class FileWriter:
-    """Writes runs, whole transactions only: when a method raises, nothing has changed.
+    """Writes runs in whole transactions: if a method raises, nothing has changed.
 
-    Threads: of the writer's; the connection is used under `lock`, which a reader of a store in memory shares.
+    Threads: the writer's only; the connection is used under `lock`, which readers of a store in memory share.
 
     Parameters
     ----------
-    connection : to the file; None is memory, a stand-in while there is no file.
+    connection : to the file; None while there is no file.
     session : the session's row, by the columns of its table.
     """
 
@@ -231,21 +216,27 @@ class FileWriter:
         self._beaten_at = clock.monotonic()  # the session is inserted with its first beat
         self._is_stand_in = connection is None
         self._connection = connection or sqlite3.connect(":memory:", check_same_thread=False)
-        self._row_writer = self._row_writer_for(self._connection)
+        self._rows = self._row_writer()
         self._is_full_sync = False
         self._busy_wait_s = BUSY_TIMEOUT_S
 
+    def _row_writer(self) -> RowWriter:
+        path = None if self._database is None else self._database.path
+        files = None if path is None else ArtifactFiles(folder_beside(path))
+        return RowWriter(self._connection, files)
+
     def take(self, connection: sqlite3.Connection) -> None:
-        """Go on with a connection, which may be to another file."""
+        """Use this connection from now on; it may be to another file."""
         if connection is not self._connection:
             if self._is_stand_in:
                 self._connection.close()
                 self._is_stand_in = False
-            self._connection, self._row_writer = connection, self._row_writer_for(connection)
+            self._connection = connection
+            self._rows = self._row_writer()
             self._is_full_sync, self._busy_wait_s = False, -1.0
 
     def wait_for_locks(self, wait_s: float) -> None:
-        """Have a lock waited for so long; while it is known to be there, events must not wait for it each time."""
+        """Set how long to wait for a lock: not long while it is known to be there."""
         if self._busy_wait_s != wait_s:
             self._connection.execute(f"PRAGMA busy_timeout = {round(wait_s * 1000)}")
             self._busy_wait_s = wait_s
@@ -256,62 +247,47 @@ class FileWriter:
         groups: Mapping[str, list[ev.RunEvent]],
         checkpoints: Mapping[str, Checkpointed],
         *,
-        stand_in: bool,
+        has_placeholders: bool,
     ) -> tuple[dict[str, Written], dict[str, Checkpointed]]:
         """Commit the backlogs and the new events of these runs; return what was written, and which checkpoints.
 
-        It touches neither the runs nor the checkpoints: while the disk does not answer, somebody else goes on with
+        It changes neither the runs nor the checkpoints: if the disk does not answer, another thread continues with
         them.
 
         Parameters
         ----------
-        stand_in : whether an event that cannot be stored is written as a stand-in for it.
+        has_placeholders : whether an event that cannot be stored is replaced by a placeholder.
         """
-        has_end = (
-            _has_end(run.backlog.whole()) or _has_end(groups[key]) for key, run in runs.items()
-        )
-        self._sync_fully(any(has_end))
-        with self._lock:
-            self._row_writer.begin()
-            try:
-                session_key = self._session_key or self._insert_session()
-                self._beat(session_key)
-                written = {
-                    run_id: self._write_run(session_key, run_id, run, groups[run_id], stand_in)
-                    for run_id, run in runs.items()
-                }
-                kept = self._keep_checkpoints(checkpoints, written)
-                self._row_writer.commit()
-            except BaseException:
-                self._row_writer.rollback()
-                raise
+        ends = (has_end(run.backlog.whole()) or has_end(groups[key]) for key, run in runs.items())
+        self._sync_fully(any(ends))
+        with self._lock, self._rows.transaction():
+            session_key = self._session_key or self._insert_session()
+            self._beat(session_key)
+            written = {
+                run_id: self._write_run(session_key, run_id, run, groups[run_id], has_placeholders)
+                for run_id, run in runs.items()
+            }
+            kept = self._write_checkpoints(checkpoints, written)
         self._session_key = session_key
         return written, kept
 
-    def drop_checkpoints(self, number: int) -> None:
-        """Delete what a run was to be gone on from."""
+    def delete_checkpoints(self, number: int) -> None:
+        """Delete, in a transaction of its own, the checkpoints that a completed run leaves."""
         with self._lock:
-            self._row_writer.drop_checkpoints(number)
+            self._rows.delete_checkpoints(number)
 
     def rebuild(
         self, previous: sqlite3.Connection | None, known: Sequence[KnownRun]
     ) -> dict[str, Row]:
-        """Write what this kernel knows into a file that was begun again; return the row of each run, by its id."""
+        """Write what this kernel knows into a new file; return the row of each run, by its id."""
         self._sync_fully(True)
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                key, rows = rebuild(previous, self._connection, self._session, known)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._lock, transaction(self._connection):
+            key, rows = rebuild(previous, self._connection, self._session, known)
         self._session_key = key
         return rows
 
     def release(self) -> None:
-        """Give up the session's lease, so that nobody has to find out that this process is gone."""
+        """Close the session, so that nobody has to find out that this process is gone."""
         with self._lock:
             if self._session_key is not None:
                 self._connection.execute(
@@ -323,15 +299,8 @@ class FileWriter:
         """Close the connection."""
         self._connection.close()
 
-    def _row_writer_for(self, connection: sqlite3.Connection) -> RowWriter:
-        """Return what writes to a file, and what is too large for it beside it."""
-        row_writer = RowWriter(connection)
-        if self._database is not None and self._database.path is not None:
-            row_writer.files = ArtifactFiles(folder_beside(self._database.path))
-        return row_writer
-
     def _sync_fully(self, wanted: bool) -> None:
-        """Have the next commit survive a power loss, or only the death of this process.
+        """Have the next commit survive a power failure, or only the death of this process.
 
         Source: SQLite ignores a change of `synchronous` within a transaction, so it is made between two.
         """
@@ -340,12 +309,12 @@ class FileWriter:
             self._is_full_sync = wanted
 
     def _insert_session(self) -> int:
-        key = self._row_writer.insert_session(self._session)
+        key = self._rows.insert_session(self._session)
         note_file(self._connection, key)
         return key
 
     def _beat(self, session_key: int) -> None:
-        """Say now and then that this kernel lives; if the transaction fails, with the next beat."""
+        """Update the heartbeat now and then; if the transaction fails, the next beat will do."""
         now = self._clock.monotonic()
         if now - self._beaten_at >= BEAT_S:
             self._beaten_at = now
@@ -355,53 +324,64 @@ class FileWriter:
             )
 
     def _write_run(
-        self, session_key: int, run_id: str, run: HeldRun, new: list[ev.RunEvent], stand_in: bool
+        self,
+        session_key: int,
+        run_id: str,
+        run: HeldRun,
+        new: list[ev.RunEvent],
+        has_placeholders: bool,
     ) -> Written:
         if run.backlog.has_dropped:
-            return self._write_with_gaps(session_key, run_id, run, new, stand_in)
+            return self._write_with_gaps(session_key, run_id, run, new, has_placeholders)
         events = [*run.backlog.whole(), *new]
         row, record = run.row, run.record
         if row is None and events and isinstance(events[0].data, ev.RunCreated):
-            row, events[0] = self._row_writer.insert_run(session_key, events[0])
+            row, events[0] = self._rows.insert_run(session_key, events[0])
         elif row is None:
-            row = self._row_writer.find_run(session_key, run_id, record.status)
-        if stand_in:
-            row, events = self._row_writer.write_one_by_one(row, events)
+            row = self._rows.find_run(session_key, run_id, record.status)
+        if has_placeholders:
+            row, events = self._rows.write_one_by_one(row, events)
         else:
-            row = self._row_writer.write_events(row, events)
-        insert_artifacts(self._connection, row.number, events)
+            row = self._rows.write_events(row, events)
+        self._rows.insert_artifacts(row.number, events)
         new = events[len(run.backlog) :]
         record = fold(new, record)
         if record.number is None:  # it was folded before it had one
             record = msgspec.structs.replace(record, number=row.number)
-        return Written(self._row_writer.write_record(row, record), record, new)
+        return Written(self._rows.write_record(row, record), record, new)
 
     def _write_with_gaps(
-        self, session_key: int, run_id: str, run: HeldRun, new: list[ev.RunEvent], stand_in: bool
+        self,
+        session_key: int,
+        run_id: str,
+        run: HeldRun,
+        new: list[ev.RunEvent],
+        has_placeholders: bool,
     ) -> Written:
-        """Write a run of whose backlog a part was dropped: piece by piece, then what is new."""
+        """Write a run with dropped events in its backlog: piece by piece, then what is new."""
         row, record = run.row, run.record
         for piece in run.backlog.pieces():
             if isinstance(piece, Backlog):
                 part = HeldRun(record, row, piece)
-                told = self._write_run(session_key, run_id, part, [], stand_in)
-                row, record = told.row, told.record
-            elif row is not None:  # always: a run's creation is never dropped
-                row = self._row_writer.write_dropped(row, piece, record.text)
-        return self._write_run(session_key, run_id, HeldRun(record, row), new, stand_in)
+                written = self._write_run(session_key, run_id, part, [], has_placeholders)
+                row, record = written.row, written.record
+            elif row is not None:  # always: a run's first event is never dropped
+                row = self._rows.write_dropped(row, piece, record.text)
+        return self._write_run(session_key, run_id, HeldRun(record, row), new, has_placeholders)
 
-    def _keep_checkpoints(
+    def _write_checkpoints(
         self, checkpoints: Mapping[str, Checkpointed], written: Mapping[str, Written]
     ) -> dict[str, Checkpointed]:
-        """Write the newest states of these runs; return them. One whose event is not written yet has to wait for it."""
+        """Write the newest checkpoints of these runs; return them. One must wait until its event is written."""
         kept: dict[str, Checkpointed] = {}
         for run_id in checkpoints.keys() & written.keys():
-            checkpointed, told = checkpoints[run_id], written[run_id]
-            if checkpointed.seq < told.record.event_count:
-                self._row_writer.keep_checkpoint(told.row, checkpointed)
+            checkpointed, run = checkpoints[run_id], written[run_id]
+            if checkpointed.seq < run.record.event_count:
+                self._rows.write_checkpoint(run.row, checkpointed)
                 kept[run_id] = checkpointed
         return kept
 
 
-def _has_end(events: Iterable[ev.RunEvent]) -> bool:
+def has_end(events: Iterable[ev.RunEvent]) -> bool:
+    """Return whether one of the events ends its run."""
     return any(event.data.TYPE in ev.END_TYPES for event in events)

@@ -1,4 +1,4 @@
-"""The writer: one thread that commits events in groups and tells its source what is on disk."""
+"""The writer: one thread that commits events in groups and publishes what is on disk."""
 
 from __future__ import annotations
 
@@ -21,19 +21,45 @@ from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage, is_of_file
 from nbrun.store.liveness import this_process
 from nbrun.store.rebuild import KnownRun
-from nbrun.store.rows import IdTaken, Row, Values, micros
-from nbrun.store.transaction import HELD_BYTES, NOTHING, Backlog, FileWriter, HeldRun
+from nbrun.store.rows import Checkpointed, IdTaken, Row, Values, micros
+from nbrun.store.transaction import HELD_BYTES, NOTHING, Backlog, FileWriter, HeldRun, has_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from nbrun.core.clock import Clock
     from nbrun.store.database_file import DatabaseFile
-    from nbrun.store.rows import Checkpointed
+
+_log = logging.getLogger("nbrun")
+
+RETRY_S = 1.0
+"""How long the writer waits before it tries again what could not be written."""
+BUSY_AGAIN_S = 0.05
+"""How long it then waits for a lock: new events must not wait for that."""
+
+SOON_S = 0.005
+"""How long the writer gathers events before it commits; ends and new runs do not have to wait."""
+LINGER_S = 0.045
+"""How much longer it gathers while there is only what can wait: text, and requests to cancel."""
+CROWD, CROWD_S = 100, 0.003
+"""After so many wake-ups, mostly of many runs that end together, it gathers for so long, urgent or not: what is about
+to end then is written once, not twice."""
+
+HANG_S = 2.0
+"""How long the disk may take before what waits for it is published unsaved."""
+LOOK_S = 0.5
+"""How often the stall guard looks at the writer."""
+TICK_S = 0.05
+"""How often new events are published while the disk does not answer."""
+CLOSE_S = 0.05
+"""How long a close waits for the guard's thread, which ends at once unless an observer of a run keeps it."""
+_QUIET_LOOKS = 4  # looks without a write, after which the guard rests
+
+_Group = dict[str, list[ev.RunEvent]]
 
 
 class Committed(NamedTuple):
-    """What became public of one run: its record, and the events that led there from the last one.
+    """What is to be published of one run: its record, and the events since the last one.
 
     `problem` says why it is not on disk, if it is not; `waiting` is then all that is not.
     """
@@ -46,9 +72,9 @@ class Committed(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the writer gets events from; its methods are called on the writer's thread only.
+    """Where events come from: a session. Its methods are called on the writer's thread only.
 
-    `checkpoints` are states that drained events tell of, by run: the writer takes them out once they are stored.
+    `checkpoints` belong to drained events, by run: the writer takes them out once they are stored.
     """
 
     checkpoints: dict[str, Checkpointed]
@@ -58,11 +84,11 @@ class Source(Protocol):
         ...
 
     def record(self, run_id: str) -> RunRecord | None:
-        """Return what is public of a run."""
+        """Return the public record of a run."""
         ...
 
     def known(self) -> list[RunRecord]:
-        """Return what is public of all runs that are in memory."""
+        """Return the public records of all runs in memory."""
         ...
 
     def publish(self, committed: list[Committed]) -> None:
@@ -70,40 +96,29 @@ class Source(Protocol):
         ...
 
     def warn(self, text: str) -> bool:
-        """Tell all live runs of something; return whether there were any."""
+        """Add a warning to the logs of all live runs; return whether there were any."""
         ...
 
     def refuse(self, run_id: str) -> None:
-        """Take back a run that was not begun: its id is taken."""
+        """Take back a run that did not start: its id is taken."""
         ...
 
 
-_log = logging.getLogger("nbrun")
-
-RETRY_S = 1.0
-"""How long the writer waits before it tries again what could not be written."""
-BUSY_AGAIN_S = 0.05
-"""How long it then waits for a lock: what is new is not to wait for that."""
-
-
 class _TakenOver(Exception):
-    """The disk has failed after a while, in which what was to be written was kept and made public."""
-
-
-_Group = dict[str, list[ev.RunEvent]]
+    """The disk has failed after the stall guard had kept and published what was to be written."""
 
 
 class Writer:
-    """Commits what its source gives.
+    """Commits the events of its source.
 
-    Threads: `wake()` and `close()` from any thread, `fault` and `behind` are read by any; the rest is of the
-    thread `nbrun-writer`, or of its watch while the disk keeps that waiting for too long. The connection is used
-    under `lock`, which a reader of a store in memory shares.
+    Threads: `wake()` and `close()` from any thread, `fault` and `behind` are read by any; all else belongs to the
+    thread `nbrun-writer`, or to its stall guard while the disk does not answer. The connection is used under `lock`,
+    which readers of a store in memory share.
 
     Parameters
     ----------
-    connection : to the file, None where `database` could not open it yet.
-    database : gives a connection in place of one whose file is gone; without one, this connection is all there is.
+    connection : to the file; None if `database` could not open it yet.
+    database : replaces a connection whose file is gone; without it, this connection is all there is.
     """
 
     def __init__(
@@ -133,8 +148,7 @@ class Writer:
         self._runs: dict[str, HeldRun] = {}
         self._behind: set[str] = set()  # those of them that have a backlog
         self._wake_up = WakeUp()
-        # Not a method that asks the bell: every batch of a host's comes by here.
-        self.wake = self._wake_up.wake
+        self.wake = self._wake_up.wake  # no method in between: every batch of events comes by here
         self._is_stopping = False
         self._checkpointed: set[str] = set()  # live runs that have a checkpoint in the file
         self._is_look_due = True
@@ -144,7 +158,7 @@ class Writer:
         self._thread.start()
 
     def close(self, timeout_s: float) -> bool:
-        """Write what is there, release the lease and stop; return whether that was done in time."""
+        """Write what waits, close the session and stop; return whether that was done in time."""
         self._is_stopping = True
         self.wake(is_urgent=True)
         if threading.current_thread() is not self._thread:
@@ -156,7 +170,7 @@ class Writer:
 
     def _main(self) -> None:
         while not self._is_stopping:
-            # What is urgent, an end mostly, is also the time to look whether the file is still the one it was.
+            # Something urgent, mostly an end, is also the occasion to check that the file is still the same.
             self._is_look_due = self._wake_up.wait(RETRY_S if self._behind else None)
             self._cycle()
         self._cycle()  # what came while the last one was written
@@ -169,7 +183,7 @@ class Writer:
                 waiting = self._behind | self._given_up
                 self._held = sum(self._runs[run_id].backlog.size for run_id in waiting)
             self._commit(self._source_groups(committed), committed)
-        except Exception:  # this thread serves every run: whatever comes, it goes on
+        except Exception:  # this thread serves every run: it continues, whatever happens
             _log.exception("the store's writer failed")
         finally:
             if committed:
@@ -177,23 +191,23 @@ class Writer:
         for item in committed:
             if not item.record.is_live and item.run_id not in self._behind | self._given_up:
                 self._runs.pop(item.run_id, None)
-                self._drop_checkpoints(item.record)
+                self._delete_checkpoints(item.record)
 
-    def _drop_checkpoints(self, record: RunRecord) -> None:
-        """Delete what an ended run was to be gone on from, if it has completed; its end is on disk."""
+    def _delete_checkpoints(self, record: RunRecord) -> None:
+        """Delete what an ended run could be resumed from, if it has completed; its end is on disk."""
         had_one = record.run_id in self._checkpointed or record.resumed_from is not None
         self._checkpointed.discard(record.run_id)
         if not had_one or record.status is not RunStatus.COMPLETED or record.number is None:
             return
         try:
-            self._file.drop_checkpoints(record.number)
-        except sqlite3.Error as error:  # it does no harm, and is swept when the file is next opened
+            self._file.delete_checkpoints(record.number)
+        except sqlite3.Error as error:  # harmless, and done when the file is next opened
             _log.warning("%s: its checkpoint could not be deleted (%s)", record.run_id, error)
 
     def _source_groups(self, committed: list[Committed]) -> _Group:
-        """Return new events by run, and no events for runs that have only a backlog.
+        """Return new events by run, an empty list for a run with only a backlog.
 
-        Nothing while the file is in fault: what is new is then kept with the rest.
+        Nothing while the file cannot be written: new events then join the backlogs.
         """
         can_write = self._can_write(committed)
         new: _Group = {}
@@ -205,12 +219,12 @@ class Writer:
         return {}
 
     def _commit(self, groups: _Group, committed: list[Committed], *, is_part: bool = False) -> None:
-        """Write the groups together; where that cannot be, keep them, or find out which of them is to blame.
+        """Write the groups together; if that fails, keep them, or find out which one is to blame.
 
-        Of groups that are a part of what was drained the writer is not relieved: the others are in its hands.
+        With `is_part`, the stall guard does not step in: the other groups are in the writer's hands.
         """
         for run_id in self._given_up & groups.keys():
-            self._keep(run_id, groups.pop(run_id), "a value of it cannot be stored", committed)
+            self._keep(run_id, groups.pop(run_id), "one of its values cannot be stored", committed)
         if not groups:
             return
         began = self._clock.monotonic()
@@ -222,7 +236,7 @@ class Writer:
         except IdTaken as taken:
             self._refuse(str(taken), groups, committed)
         except Exception as error:
-            if is_of_file(error):  # not a value's: it may pass
+            if is_of_file(error):  # not caused by a value: it may pass
                 self._note_fault(error, self._clock.monotonic() - began)
                 self._keep_all(groups, committed)
             elif len(groups) > 1:
@@ -236,9 +250,9 @@ class Writer:
     def _refuse(self, run_id: str, groups: _Group, committed: list[Committed]) -> None:
         """Leave out a run whose id is taken, and commit the others."""
         new = groups.pop(run_id)
-        if self._run(run_id).backlog:  # it is under way, unsaved: it cannot be taken back any more
+        if self._run(run_id).backlog:  # it has started, unsaved: it cannot be taken back
             self._given_up.add(run_id)
-            self._keep(run_id, new, "the store has a run with its id already", committed)
+            self._keep(run_id, new, "the store already has a run with its id", committed)
         else:
             del self._runs[run_id]
             self.source.refuse(run_id)
@@ -247,11 +261,11 @@ class Writer:
     def _write_carefully(
         self, groups: _Group, error: Exception, committed: list[Committed]
     ) -> None:
-        """Write the run that is to blame with stand-ins for what cannot be stored; give it up if that fails too."""
+        """Write the run that is to blame with placeholders for what cannot be stored; give it up if that fails."""
         ((run_id, new),) = groups.items()
         _log.warning("%s: something in it cannot be stored (%s)", run_id, error)
         try:
-            self._write(groups, committed, stand_in=True)
+            self._write(groups, committed, has_placeholders=True)
         except Exception as again:
             if is_of_file(again):
                 self._note_fault(again)
@@ -267,21 +281,21 @@ class Writer:
         return known
 
     def _keep_all(self, groups: _Group, committed: list[Committed]) -> None:
-        words = "the store is in fault" if self.fault is None else self.fault.words
+        words = "the store is unavailable" if self.fault is None else self.fault.words
         for run_id, new in groups.items():
             self._keep(run_id, new, words, committed)
 
     def _keep(
         self, run_id: str, new: list[ev.RunEvent], problem: str, committed: list[Committed]
     ) -> None:
-        """Make events public that are not on disk; they are tried again unless their run was given up."""
+        """Publish events that are not on disk; they are written later unless their run was given up."""
         run = self._run(run_id)
         text_at, size = len(run.record.text), run.backlog.size
         try:
             run.record = fold(new, run.record)
-        except Exception:  # an end must be seen even if what led to it cannot be
+        except Exception:  # an end must be seen, whatever led to it
             _log.exception("%s: its events cannot be read", run_id)
-            if _has_end(new):
+            if has_end(new):
                 run.record = msgspec.structs.replace(run.record, status=RunStatus.FAILED)
         if run.backlog is NOTHING:
             run.backlog = Backlog()
@@ -292,41 +306,39 @@ class Writer:
         waiting = run.backlog.waiting(run.record.text)
         committed.append(Committed(run_id, run.record, new, problem, waiting))
 
-    # --- the file's fault ----------------------------------------------------------------------
+    # --- faults of the file ----------------------------------------------------------------------
 
     @property
     def behind(self) -> int:
-        """How many runs wait to be saved."""
+        """How many runs are not saved yet."""
         return len(self._behind)
 
     def _can_write(self, committed: list[Committed]) -> bool:
-        """Return whether to write now: the file is there, or it is time to try again."""
-        is_tried = self.fault is None or self._is_stopping
-        if not is_tried and self._clock.monotonic() < self._retry_at:
+        """Return whether the file can be written now; while it has a fault, try only now and then."""
+        is_due = self.fault is None or self._is_stopping
+        if not is_due and self._clock.monotonic() < self._retry_at:
             return False
         if self._database is None:
             return True
         try:
-            self._file.take(self._made_ready(self._database, committed))
+            self._stall_guard.begin_call({}, committed)
+            try:
+                connection = self._database.ready(looks=self._is_look_due)
+            finally:
+                self._stall_guard.end_call()
+            self._file.take(connection)
             self._file.wait_for_locks(BUSY_TIMEOUT_S if self.fault is None else BUSY_AGAIN_S)
             if self._database.needs_rebuild:
                 self._rebuild(self._database, committed)
-        except Exception as error:  # of whatever kind: what was drained must be kept
+        except Exception as error:  # of any kind: what is drained next must be kept
             if not is_of_file(error):
-                _log.exception("the store's file could not be made ready")
+                _log.exception("the store's file could not be opened")
             self._note_fault(error)
             return False
         return True
 
-    def _made_ready(self, database: DatabaseFile, committed: list[Committed]) -> sqlite3.Connection:
-        self._stall_guard.begin_call({}, committed)
-        try:
-            return database.ready(looks=self._is_look_due)
-        finally:
-            self._stall_guard.end_call()
-
     def _note_fault(self, error: BaseException, took_s: float = 0.0) -> None:
-        """Have nothing written for a while; an attempt that took long, with much to write, is not made too often."""
+        """Write nothing for a while; the longer an attempt took, the later is the next one."""
         now = self._clock.monotonic()
         path = None if self._database is None else self._database.path
         found = fault_of(error, path)
@@ -335,9 +347,8 @@ class Writer:
         if self.fault != found:
             _log.info("runs are not saved: %s", found)
         self.fault = found
-        self._retry_at = now + (
-            RETRY_S if found.kind is FaultKind.LOCKED else max(RETRY_S, 5 * took_s)
-        )
+        is_locked = found.kind is FaultKind.LOCKED
+        self._retry_at = now + (RETRY_S if is_locked else max(RETRY_S, 5 * took_s))
         if self._database is not None and path is not None and is_damage(error):
             self._database.suspect(error)
             self._retry_at = now  # there is nothing to wait for
@@ -352,27 +363,26 @@ class Writer:
         return datetime.fromtimestamp(self._fault_at, UTC).astimezone().strftime("%H:%M")
 
     def _rebuild(self, database: DatabaseFile, committed: list[Committed]) -> None:
-        """Write what this kernel knows into a file that was begun again."""
+        """Write what this kernel knows into a new file."""
         known = []
         for public in self.source.known():
             run = self._runs.get(public.run_id)
             record = public if run is None else run.record
             first = None if run is None else run.backlog.first_seq
-            if record.number is not None:  # else it never was in a file
+            if record.number is not None:  # else it was never in a file
                 known.append(KnownRun(record, record.event_count if first is None else first))
         rows = self._file.rebuild(database.previous, known)
         database.close_previous()
-        for told in known:
-            row = rows[told.record.run_id]
-            record = msgspec.structs.replace(told.record, number=row.number)
-            mine = self._runs.get(record.run_id)
-            if mine is not None:
-                mine.row, mine.record = row, record
-            if record.number != told.record.number and (mine is None or not mine.backlog):
+        for known_run in known:
+            row = rows[known_run.record.run_id]
+            record = msgspec.structs.replace(known_run.record, number=row.number)
+            run = self._runs.get(record.run_id)
+            if run is not None:
+                run.row, run.record = row, record
+            if record.number != known_run.record.number and (run is None or not run.backlog):
                 committed.append(Committed(record.run_id, record, ()))
-        while database.unreported:
-            if not self.source.warn(database.unreported[0]):  # then the next run tells it
-                break
+        # With no live run to warn, the next one does it.
+        while database.unreported and self.source.warn(database.unreported[0]):
             database.unreported.popleft()
 
     # --- one transaction -------------------------------------------------------------------------
@@ -382,54 +392,44 @@ class Writer:
         groups: _Group,
         committed: list[Committed],
         *,
-        stand_in: bool = False,
+        has_placeholders: bool = False,
         is_guarded: bool = False,
     ) -> None:
-        """Commit the backlogs and the new events of these runs.
-
-        Nothing changes when it raises, so that the same can be tried again.
-        """
+        """Commit the backlogs and the new events of these runs; if it raises, nothing has changed."""
         runs = {run_id: self._run(run_id) for run_id in groups}
         if is_guarded:
             self._stall_guard.begin_call(groups, committed)
         try:
             written, kept = self._file.write(
-                runs, groups, self.source.checkpoints, stand_in=stand_in
+                runs, groups, self.source.checkpoints, has_placeholders=has_placeholders
             )
         except Exception as error:
             if is_guarded and self._stall_guard.end_call():
                 raise _TakenOver from error
             raise
         is_taken_over = is_guarded and self._stall_guard.end_call()
-        self._note_checkpoints(kept)
-        for run_id, told in written.items():
-            if is_taken_over:
-                committed.append(self._catch_up(run_id, told.row, told.record))
-                continue
-            run = runs[run_id]
-            run.record, run.row, run.backlog = told.record, told.row, NOTHING
-            self._behind.discard(run_id)
-            committed.append(Committed(run_id, told.record, told.events))
-
-    def _note_checkpoints(self, kept: dict[str, Checkpointed]) -> None:
-        """Take these off what waits; where a newer one waits already, that stays."""
         for run_id, checkpointed in kept.items():
             self._checkpointed.add(run_id)
-            if self.source.checkpoints.get(run_id) is checkpointed:
+            if self.source.checkpoints.get(run_id) is checkpointed:  # else there is a newer one
                 del self.source.checkpoints[run_id]
+        for run_id, made in written.items():
+            if is_taken_over:
+                committed.append(self._catch_up(run_id, made.row, made.record))
+                continue
+            run = runs[run_id]
+            run.record, run.row, run.backlog = made.record, made.row, NOTHING
+            self._behind.discard(run_id)
+            committed.append(Committed(run_id, made.record, made.events))
 
     # --- while the disk does not answer ----------------------------------------------------------
 
     def _take_over(self, call: DiskCall) -> None:
-        """Keep, and make public, what the writer was to write, then what is new; on the watch's thread.
+        """Keep and publish what the writer was about to write, then what is new; on the guard's thread.
 
-        The writer has the runs of its call in its hands, so others are put in their place.
+        The writer still has the runs of its call in its hands, so copies take their places.
         """
-        committed: list[Committed] = []
-        new = call.groups
-        if call.committed:
-            committed += call.committed
-            call.committed.clear()
+        committed, new = list(call.committed), call.groups
+        call.committed.clear()
         if not call.is_kept:
             call.is_kept = True
             self._held = sum(run.backlog.size for run in self._runs.values())
@@ -449,55 +449,35 @@ class Writer:
             self.source.publish(committed)
 
     def _catch_up(self, run_id: str, row: Row, record: RunRecord) -> Committed:
-        """Take out of a run's backlog what is written now, up to this record, and return what is public of it."""
+        """Remove from a run's backlog what is now written, up to this record, and return what to publish."""
         run = self._runs[run_id]
         run.row = row
         run.backlog.cut(record.event_count, len(record.text))
         run.record = msgspec.structs.replace(run.record, number=row.number)
-        if run.backlog:
-            waiting = run.backlog.waiting(run.record.text)
-            words = str(self.fault or "the disk is slow")
-            return Committed(run_id, run.record, (), words, waiting)
-        self._behind.discard(run_id)
-        return Committed(run_id, run.record, ())
+        if not run.backlog:
+            self._behind.discard(run_id)
+            return Committed(run_id, run.record, ())
+        waiting = run.backlog.waiting(run.record.text)
+        return Committed(run_id, run.record, (), str(self.fault or "the disk is slow"), waiting)
 
     def _release(self) -> None:
-        """Give up the lease, so that nobody has to find out that this process is gone."""
+        """Close the session in the file, and the file."""
         if self._behind:
             _log.warning("%d runs were not saved: %s", len(self._behind), self.fault)
         try:
-            # With a run given up, the file does not tell all; its live-looking runs are then lost at the next load.
+            # Else the file does not have everything: what looks live in it is marked as lost at the next load.
             if not self._behind and not self._given_up:
                 self._file.release()
-        except sqlite3.Error:  # the lease then lapses with the process, as after a crash
-            _log.exception("the session's lease could not be released")
+        except sqlite3.Error:  # as after a crash: others see that the process is gone
+            _log.exception("the session could not be closed in the store")
         finally:
             self._file.close()
             if self._database is not None:
                 self._database.close()
 
 
-def _has_end(events: Iterable[ev.RunEvent]) -> bool:
-    return any(event.data.TYPE in ev.END_TYPES for event in events)
-
-
-SOON_S = 0.005
-"""How long the writer gathers events before it commits; endings and new runs are not kept waiting."""
-
-
-LINGER_S = 0.045
-"""How much longer it gathers while there is only what can wait: text, and the wish that a run stops."""
-
-
-CROWD, CROWD_S = 100, 0.003
-
-
-"""After so many rings, of many runs that end together mostly, it gathers for so long, urgent or not: what is about
-to end then is written once, and not twice."""
-
-
 class _State(Enum):
-    """What the writer does: ringing its bell is needed only while it listens."""
+    """What the writer does; it needs to be woken only while it listens."""
 
     IDLE = auto()
     GATHERING = auto()
@@ -508,27 +488,27 @@ class _State(Enum):
 class WakeUp:
     """Wakes the writer when there is something to write.
 
-    Threads: `wake()` from any thread, a signal handler too; `wait()` is the writer's. The flags are set by who
-    rings and cleared by the writer, which alone writes the state.
+    Threads: `wake()` from any thread, a signal handler too; `wait()` is the writer's. The flags are set by `wake()`
+    and cleared by the writer, which alone writes the state.
     """
 
     def __init__(self) -> None:
-        # A queue of C: ringing it can be interrupted, or entered again by a signal handler, at any point without
-        # leaving a lock behind.
+        # Written in C: a put can be interrupted, or entered again by a signal handler, at any point without leaving
+        # a lock behind.
         self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._state = _State.BUSY
         self._has_news = self._is_urgent = self._has_more = False
         self._wakes = 0  # about: two who wake at once may count as one
 
     def wake(self, *, can_wait: bool = False, is_urgent: bool = False) -> None:
-        """Say that the source has events; urgent ones are committed at once, those that can wait a little later."""
+        """Announce events: urgent ones are committed at once, those that can wait a little later."""
         if not can_wait:
             self._has_more = True
         if is_urgent:
             self._is_urgent = True
         self._has_news = True
         self._wakes += 1
-        # Said first, then looked: the writer sets its state first, then looks at what was said.
+        # Flags first, then the state: the writer sets its state first, then looks at the flags.
         state = self._state
         if state is _State.BUSY:
             return
@@ -540,7 +520,7 @@ class WakeUp:
 
         Parameters
         ----------
-        at_most_s : how long it waits for the first of them; None for as long as it takes.
+        at_most_s : how long to wait for the first of them; None for as long as it takes.
         """
         self._state = _State.IDLE
         if not self._has_news:
@@ -554,7 +534,7 @@ class WakeUp:
         self._state = _State.BUSY
         if self._wakes > CROWD:
             time.sleep(CROWD_S)
-        # Cleared before the source is drained: what comes after that is news again.
+        # Cleared before the source is drained: what comes later counts as new.
         is_urgent = self._is_urgent
         self._has_news = self._is_urgent = self._has_more = False
         self._wakes = 0
@@ -567,47 +547,28 @@ class WakeUp:
             self._queue.get(timeout=timeout_s)
 
 
-HANG_S = 2.0
-"""How long the disk may take before what waits for it becomes public unsaved."""
-
-
-LOOK_S = 0.5
-
-
-TICK_S = 0.05
-"""How often what is new becomes public then."""
-
-
-CLOSE_S = 0.05
-"""How long a close waits for its thread, which ends at once unless somebody who is told of a run keeps it."""
-
-
-_QUIET_LOOKS = 4  # without a write, after which the watch rests
-
-
 @dataclass(slots=True, eq=False)
 class DiskCall:
-    """A call to the disk that is under way: what it is to write, and what came before it and is not public."""
+    """A call to the disk in progress: what it is to write, and what was committed before it and is not published."""
 
     groups: dict[str, list[ev.RunEvent]]
     committed: list[Committed]
     began: float  # by the monotonic clock
     is_taken_over: bool = False
-    is_kept: bool = False  # `groups` have become public
+    is_kept: bool = False  # `groups` are published
 
 
 class StallGuard:
-    """Takes the writer's part over while the writer waits for the disk for too long.
+    """Does the writer's other work, draining its source and publishing, while the disk does not answer.
 
-    What the writer else does, draining its source and publishing, is then done by the thread `nbrun-writer-watch`,
-    under `_turn`; `end_call()` waits for it, so that the two never do it at once. Where nothing is written the thread
-    rests.
+    Its thread, `nbrun-writer-watch`, does that under `_turn`, for which `end_call()` waits, so that the two never do
+    it at once. It rests while nothing is written.
 
     Threads: `begin_call()` and `end_call()` are the writer's.
 
     Parameters
     ----------
-    take_over : does the writer's part once; called with the same call again and again until it lands.
+    take_over : does that work once; called repeatedly until the call ends.
     """
 
     def __init__(self, take_over: Callable[[DiskCall], None], clock: Clock) -> None:
@@ -622,7 +583,7 @@ class StallGuard:
         self._thread: threading.Thread | None = None
 
     def begin_call(self, groups: dict[str, list[ev.RunEvent]], committed: list[Committed]) -> None:
-        """Note that the writer is about to call the disk; it touches nothing that is shared until `end_call()`."""
+        """Note that the writer is about to call the disk; it changes nothing shared until `end_call()`."""
         self._call = DiskCall(groups, committed, self._clock.monotonic())
         self._has_called = True
         if not self._is_awake:
@@ -635,7 +596,7 @@ class StallGuard:
             self._wake.set()
 
     def end_call(self) -> bool:
-        """Note that the disk has answered; return whether the writer was taken_over meanwhile."""
+        """Note that the disk has answered; return whether the guard has taken over meanwhile."""
         with self._turn:
             call, self._call = self._call, None
         return call is not None and call.is_taken_over
@@ -659,13 +620,13 @@ class StallGuard:
                     return
                 quiet = 0 if self._look() else quiet + 1
             self._is_awake = False
-            # Said first, then looked: a departure in between has not woken anybody.
+            # The flag first, then the call: one that began in between has woken nobody.
             if self._call is not None:
                 self._is_awake = True
                 self._wake.set()
 
     def _look(self) -> bool:
-        """Overtake the writer if it is late; return whether it has written anything since the last look."""
+        """Take over if the writer is late; return whether it has written anything since the last look."""
         with self._turn:
             call, has_called, self._has_called = self._call, self._has_called, False
             if call is None:
@@ -674,6 +635,6 @@ class StallGuard:
                 call.is_taken_over = True
                 try:
                     self._take_over(call)
-                except Exception:  # this thread serves every run: whatever comes, it goes on
-                    _log.exception("the watch over the store's writer failed")
+                except Exception:  # this thread serves every run: it continues, whatever happens
+                    _log.exception("the guard of the store's writer failed")
             return True

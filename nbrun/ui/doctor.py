@@ -15,7 +15,7 @@ from nbrun.core.durations import duration
 from nbrun.core.record import RunStatus
 from nbrun.store.diagnosis import MARKS, Finding, Sign, kept, served, set_aside, tried, versions
 from nbrun.ui.cards.esm import page_module
-from nbrun.ui.kernel import control_channel as control
+from nbrun.ui.kernel import requests
 from nbrun.ui.kernel.waiting import cell_id, is_headless
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _control(extension: Presenter) -> Finding:
         return Finding(
             Sign.OK, subject, "there is none without a kernel; Ctrl-C cancels the run that is waited for"
         )  # fmt: skip
-    if control.REQUEST not in kernel.control_handlers:
+    if requests.REQUEST not in kernel.control_handlers:
         return Finding(
             Sign.PROBLEM, subject, "nbrun's handler is gone from the kernel", "%reload_ext nbrun"
         )
@@ -138,7 +138,7 @@ def control_round_trip_s(kernel: Any, clock: Clock) -> float | None:
         with client.connect_control() as socket:
             socket.linger = 0  # else a kernel that does not read would hold up the context's end
             began = clock.monotonic()
-            asked = client.session.send(socket, control.REQUEST, {"op": "ping", "nonce": "doctor"})
+            asked = client.session.send(socket, requests.REQUEST, {"op": "ping", "nonce": "doctor"})
             while (left_s := began + ANSWER_S - clock.monotonic()) > 0:
                 if not socket.poll(int(left_s * 1000) + 1):
                     continue

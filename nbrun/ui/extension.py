@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import atexit
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core.errors import spell_with
-from nbrun.core.record import UNLOAD
+from nbrun.core import errors, mimebundle, record
 from nbrun.sessions.default import SHELL_ATTRIBUTE
 from nbrun.sessions.session import NotebookSession
 from nbrun.store.retention import Keep
-from nbrun.ui.config import NbRun
-from nbrun.ui.kernel import control_channel
-from nbrun.ui.kernel.formatting import format_value
-from nbrun.ui.kernel.waiting import wrap_shutdown
+from nbrun.ui import config, presenter
+from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.magics.options import spell
-from nbrun.ui.presenter import Presenter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +22,14 @@ _EXTENSION_ATTRIBUTE = "nbrun_extension"
 
 
 class Extension:
-    """One load of nbrun in one shell: its session, its magics, and every way in for a cancel.
+    """One load of nbrun in one shell: its session, its magics, and every way in which a cancel can come.
 
     Threads: the main thread, except `close()`, which the kernel's shutdown calls on its control thread.
     """
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
-        self.config = NbRun(parent=shell)
+        self.config = config.NbRun(parent=shell)
         self.session = NotebookSession(
             shell.user_ns.get("__vsc_ipynb_file__"),
             store=self.config.store or None,
@@ -42,7 +39,7 @@ class Extension:
             keep_runs=self.config.keep_runs,
             keep_bytes=self.config.keep_bytes,
         )
-        self.presenter = Presenter(shell, self.session, self.config)
+        self.presenter = presenter.Presenter(shell, self.session, self.config)
         self._follow_config()
         self.session.on_display = self.presenter.show
         self.session.on_panel = self.presenter.show_panel
@@ -65,28 +62,27 @@ class Extension:
         session.watch_variables(config.secrets)
 
     def open(self) -> None:
-        """Register the magics, and every way by which a cancel or the end can come."""
-        from nbrun.ui.magics.completion import Completion
-        from nbrun.ui.magics.magics import AgentMagics
+        """Register the magics, and all that brings a cancel or the kernel's end to the session."""
+        from nbrun.ui.magics import completion, magics
 
-        self.shell.register_magics(AgentMagics(self.presenter))
-        completion = Completion(self.shell, self.session)
-        completion.open()
-        self._undo.append(completion.close)
+        self.shell.register_magics(magics.AgentMagics(self.presenter))
+        completions = completion.Completion(self.shell, self.session)
+        completions.open()
+        self._undo.append(completions.close)
         if self.config not in self.shell.configurables:
             self.shell.configurables.append(self.config)
         kernel = self.presenter.kernel
         if kernel is not None:
-            control_channel.install(kernel, self.presenter.requests.answer)
+            requests.install(kernel, self.presenter.requests.answer)
             self._undo += [
-                lambda: control_channel.remove(kernel),
-                wrap_shutdown(kernel, self.close),
+                lambda: requests.remove(kernel),
+                waiting.wrap_shutdown(kernel, self.close),
             ]
         atexit.register(self.close)
         self._undo.append(lambda: atexit.unregister(self.close))
 
     def close(self, *, by: str = "shutdown") -> None:
-        """End the session and take everything away again; idempotent."""
+        """End the session and undo what `open()` did; idempotent."""
         self.presenter.stop_panels()
         self.session.close(by=by)
         self.presenter.close()
@@ -98,28 +94,58 @@ class Extension:
 
 
 def load(shell: Any) -> None:
-    """Load the extension into a shell; a second load is a no-op."""
+    """Load the extension into a shell; a second load does nothing."""
     if getattr(shell, _EXTENSION_ATTRIBUTE, None) is not None:
         return
     extension = Extension(shell)
     extension.open()
     setattr(shell, _EXTENSION_ATTRIBUTE, extension)
     setattr(shell, SHELL_ATTRIBUTE, extension.session)
-    spell_with(spell)
+    errors.spell_with(spell)
 
 
 def unload(shell: Any) -> None:
-    """Close the session and take the magics away."""
+    """Close the session and remove the magics."""
     extension = getattr(shell, _EXTENSION_ATTRIBUTE, None)
     if extension is None:
         return
     live = len(extension.session.live_runs)
-    extension.close(by=UNLOAD)
+    extension.close(by=record.UNLOAD)
     extension.presenter.close_widgets()
     for kind in ("cell", "line"):
         shell.magics_manager.magics[kind].pop("agentrun", None)
     setattr(shell, _EXTENSION_ATTRIBUTE, None)
     setattr(shell, SHELL_ATTRIBUTE, None)
-    spell_with(None)
+    errors.spell_with(None)
     if live:
         print(f"nbrun was unloaded: {live} run{'s' if live > 1 else ''} cancelled")
+
+
+def format_value(shell: Any, value: object) -> dict[str, object]:
+    """Return a value as this shell would display it, by MIME type, without displaying it; only what nbrun keeps.
+
+    The value's own code runs, and may raise. `_ipython_display_` is left out: it would show something in some cell.
+
+    Source: IPython's formatters print what a value raises into the cell that ran last; what their wrapper
+    (`catch_format_error`) calls raises it instead.
+    """
+    formatter = shell.display_formatter
+    data: dict[str, object] = {}
+    bundle = _called(formatter.mimebundle_formatter, value)
+    if isinstance(bundle, tuple):  # with metadata
+        bundle = bundle[0]
+    if isinstance(bundle, dict):
+        data.update({kind: bundle[kind] for kind in mimebundle.KINDS if kind in bundle})
+    for kind in mimebundle.KINDS:
+        made = formatter.formatters.get(kind)
+        if made is not None and kind not in data:
+            form = _called(made, value)
+            data[kind] = form[0] if isinstance(form, tuple) else form
+    return data
+
+
+def _called(formatter: Any, value: object) -> Any:
+    try:
+        return inspect.unwrap(type(formatter).__call__)(formatter, value)
+    except NotImplementedError:  # a value's way to say that it has no such form
+        return None

@@ -1,23 +1,15 @@
-"""Shows runs and waits for them: as live cards, static cards, panels, or lines of a terminal."""
+"""Shows runs and waits for them: as live cards, static cards, panels, or lines in a terminal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.core.errors import Action, Fix, Interrupted, RunNotFinished
+from nbrun.core import errors
 from nbrun.render.words import run_ref
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.cards.static_cards import StaticCards
-from nbrun.ui.kernel.requests import Requests
-from nbrun.ui.kernel.waiting import (
-    cancelled_by_interrupt,
-    cell_id,
-    is_headless,
-    kernel_id,
-    uninterrupted,
-    wait_for,
-)
+from nbrun.ui.kernel import requests, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +31,7 @@ class Presenter:
         self.session = session
         self.config = config
         self.kernel = getattr(shell, "kernel", None)
-        self.requests = Requests(session)
+        self.requests = requests.Requests(session)
         self._board: Any = None
         self._panels: Any = None
         self._main_thread: MainThread | None = None
@@ -61,65 +53,41 @@ class Presenter:
             self._main_thread = None
 
     def close_widgets(self) -> None:
-        """Close the widgets of cards and panels, for a kernel that goes on without nbrun."""
-        if self._panels is not None:
-            self._panels.let_go()
-        if self._board is not None:
-            self._board.let_go()
+        """Close the widgets of cards and panels, in a kernel that continues without nbrun."""
+        for shown in (self._panels, self._board):
+            if shown is not None:
+                shown.close_widgets()
+
+    # --- showing a run ---------------------------------------------------------------------------
 
     def present(self, run: Run, block: bool | None) -> None:
-        """Show a run that was just started, and wait for it where that is asked for or nobody looks on.
+        """Show a run that was just started, and wait for it if asked to, or if nobody is watching.
 
         Raises
         ------
         RunFailed, RunCancelled
-            It was waited for, and ended so: the cell must not count as done.
+            The run was waited for and ended this way: the cell must fail, too.
         Interrupted
-            ■ came while it was waited for.
+            ■ came during the wait.
         """
         if self.kernel is None:
             self._present_in_terminal(run, block)
             return
-        headless = is_headless(self.shell)
-        is_on_kernel_loop = run._live is not None and run._live.loop is not None
+        headless = waiting.is_headless(self.shell)
+        is_on_kernel_loop = run.live is not None and run.live.loop is not None
         waits = headless if block is None else block
-        waits = waits and not is_on_kernel_loop  # while this waits, it could not go on
-        if headless and waits:  # nobody can click: no widget, only what stays in the file
-            try:
-                with cancelled_by_interrupt(run, self.session.cancel_grace_s):
-                    wait_for(run, self.run_agents_code)
-            finally:
-                self._static_cards.show(run)
-        elif waits:
-            with cancelled_by_interrupt(run, self.session.cancel_grace_s):
-                self.show(run)
-                wait_for(run, self.run_agents_code)
-        else:
+        if not waits or is_on_kernel_loop:  # on that loop, it could not run while this waits
             self.show(run)
-        if waits:
-            run.result(0)
-
-    def toolset(self, name: str) -> tuple[Callable[..., object], ...] | None:
-        """Return the functions of a toolset that has this name."""
-        from nbrun.ui.kernel import notebook_tools
-
-        if name != notebook_tools.NAME:
-            return None
-        if self._main_thread is None and self.kernel is not None:
-            from nbrun.ui.kernel.main_thread import MainThread
-
-            self._main_thread = MainThread(self.shell)
-        return notebook_tools.NotebookTools(self.shell, self._main_thread).functions()
-
-    def run_agents_code(self) -> None:
-        """Run what agents want to be run on the main thread, which has nothing else to do now."""
-        if self._main_thread is not None:
-            self._main_thread.run_here()
-
-    def is_answerable(self, block: bool | None) -> bool:
-        """Return whether a person could answer the run's questions: not where a headless cell waits for it."""
-        waits = block is not False
-        return self.kernel is None or not (waits and is_headless(self.shell))
+            return
+        try:
+            with waiting.cancelled_by_interrupt(run, self.session.cancel_grace_s):
+                if not headless:
+                    self.show(run)
+                waiting.wait_for(run, self.run_agents_code)
+        finally:
+            if headless:  # nobody can click: no widget, only what stays in the file
+                self._static_cards.show(run)
+        run.result(0)
 
     def _present_in_terminal(self, run: Run, block: bool | None) -> None:
         from nbrun.ui.terminal.live_line import show_until_end
@@ -131,25 +99,27 @@ class Presenter:
         run.result(0)
 
     def show(self, run: Run) -> None:
-        """Show a run's card: live while it lives here, static otherwise."""
-        live = run._live
+        """Show a run's card: live while the run is live in this kernel, static otherwise."""
+        live = run.live
         if live is not None and not run.done() and self.has_page:
-            # Half-shown, a card would never change again, or its widget would belong to nobody.
-            with uninterrupted():
+            # A card that is only half shown would never update, or its widget would belong to nobody.
+            with waiting.uninterrupted():
                 self.board.show(live)
         else:
             self._static_cards.show(run)
 
     @property
     def has_page(self) -> bool:
-        """Whether what is displayed now is looked at by somebody, who may click on it."""
-        return bool(self.kernel is not None and self.config.card and not is_headless(self.shell))
+        """Whether somebody sees what is displayed now, and may click on it."""
+        return bool(
+            self.kernel is not None and self.config.card and not waiting.is_headless(self.shell)
+        )
 
     def show_panel(self) -> None:
-        """Show the runs: a live table where there is a page, else the list of the newest."""
+        """Show the runs: a live table on a page, else a list of the newest."""
         if self.has_page:
-            with uninterrupted():  # as above
-                self.panels.show(cell_id(self.shell))
+            with waiting.uninterrupted():  # as in `show()`
+                self.panels.show(waiting.cell_id(self.shell))
             return
         runs = self.session.runs(limit=LIST_LIMIT)
         if self.kernel is None:
@@ -160,22 +130,9 @@ class Presenter:
             display(runs)
 
     def redraw_followed(self, run: Run) -> None:
-        """Have the card of a run say which runs come from it by now."""
-        if self._board is not None and run._live is not None:
-            self._board.note_sequels(run._live, run.sequels)
-
-    def find_agent(self, name: str) -> object:
-        """Return the agent of this name: registered, or made by the notebook itself; None where there is none."""
-        shell = self.shell
-        if name in shell.user_ns and not name.startswith("_") and name not in shell.user_ns_hidden:
-            return shell.user_ns[name]
-        return registered().get(name) or self._tool(name)
-
-    def _tool(self, name: str) -> object:
-        from nbrun.ui.kernel.notebook_tools import NAME, TOOLS
-
-        tools = (self.toolset(NAME) or ()) if name in TOOLS else ()
-        return next((tool for tool in tools if tool.__name__ == name), None)
+        """Update the card of a run that others were started from: it names them."""
+        if self._board is not None and run.live is not None:
+            self._board.note_followups(run.live, run.sequels)
 
     @property
     def board(self) -> Any:
@@ -185,7 +142,7 @@ class Presenter:
 
             self._board = CardBoard(
                 self.session,
-                kernel_id(self.kernel),
+                waiting.kernel_id(self.kernel),
                 self.requests.answer,
                 lambda: self.config.notify_after,
             )
@@ -198,11 +155,12 @@ class Presenter:
         if self._panels is None:
             from nbrun.ui.panel.panel import Panels
 
-            self._panels = Panels(
-                self.session, self.board, kernel_id(self.kernel), self.requests.answer
-            )
+            kernel_id = waiting.kernel_id(self.kernel)
+            self._panels = Panels(self.session, self.board, kernel_id, self.requests.answer)
             self.requests.ask_panel = self._panels.ask
         return self._panels
+
+    # --- waiting ---------------------------------------------------------------------------------
 
     def wait(self, runs: list[Run], timeout_s: float | None) -> None:
         """Wait for runs, in order.
@@ -210,31 +168,65 @@ class Presenter:
         Raises
         ------
         RunNotFinished
-            The time is over; the runs go on.
+            Time is up; the runs continue.
         Interrupted
-            ■ came: only the waiting ends, the runs go on.
+            ■ came: only the wait ends, the runs continue.
         """
         clock = self.session.clock
         until = None if timeout_s is None else clock.monotonic() + timeout_s
         try:
             for run in runs:
-                while not run.wait(0.05):
+                while not run.wait(waiting.TICK_S):
                     if run.is_unknown:
-                        raise RunNotFinished(
-                            repr(run), fixes=[Fix(Action.LOST, run_ref(run.glance))]
-                        )
+                        fix = errors.Fix(errors.Action.LOST, run_ref(run.glance))
+                        raise errors.RunNotFinished(repr(run), fixes=[fix])
                     if until is not None and clock.monotonic() >= until:
-                        raise RunNotFinished(
-                            f"{run!r} has not finished after {timeout_s:g} s; it goes on"
+                        raise errors.RunNotFinished(
+                            f"{run!r} hasn't finished after {timeout_s:g} s; it continues"
                         )
         except KeyboardInterrupt:
             live = sum(not run.done() for run in runs)
-            going = "1 run goes on" if live == 1 else f"{live} runs go on"
-            raise Interrupted(
-                f"{going}. Stop one with %agentrun cancel, or all with --all"
+            still = "1 run is still going" if live == 1 else f"{live} runs are still going"
+            raise errors.Interrupted(
+                f"{still}. To stop one: %agentrun cancel REF. To stop all: %agentrun cancel --all"
             ) from None
         self._static_cards.redraw_ended()
         for run in runs:
             print(repr(run))
         if not runs:
             print("No runs in progress.")
+
+    def is_answerable(self, block: bool | None) -> bool:
+        """Return whether somebody could answer the run's questions: nobody can where a headless cell waits for it."""
+        waits = block is not False
+        return self.kernel is None or not (waits and waiting.is_headless(self.shell))
+
+    # --- agents and their tools ------------------------------------------------------------------
+
+    def find_agent(self, name: str) -> object:
+        """Return the agent of this name, from the notebook's namespace or the registered ones; None if not found."""
+        shell = self.shell
+        if name in shell.user_ns and not name.startswith("_") and name not in shell.user_ns_hidden:
+            return shell.user_ns[name]
+        return registered().get(name) or self._tool(name)
+
+    def _tool(self, name: str) -> object:
+        from nbrun.ui.kernel.notebook_tools import NAME, TOOLS
+
+        tools = (self.toolset(NAME) or ()) if name in TOOLS else ()
+        return next((tool for tool in tools if tool.__name__ == name), None)
+
+    def toolset(self, name: str) -> tuple[Callable[..., object], ...] | None:
+        """Return the functions of the toolset of this name; None if there isn't one."""
+        from nbrun.ui.kernel import main_thread, notebook_tools
+
+        if name != notebook_tools.NAME:
+            return None
+        if self._main_thread is None and self.kernel is not None:
+            self._main_thread = main_thread.MainThread(self.shell)
+        return notebook_tools.NotebookTools(self.shell, self._main_thread).functions()
+
+    def run_agents_code(self) -> None:
+        """Run the code that agents have submitted, on the main thread, which only waits now."""
+        if self._main_thread is not None:
+            self._main_thread.run_here()

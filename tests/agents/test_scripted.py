@@ -72,7 +72,7 @@ def test_a_script_can_be_cancelled_while_it_waits(session: NotebookSession) -> N
     run = session.start(
         ScriptedAgent([{"say": "so far"}, {"tool": "boil", "takes": 60}], delay_s=0)
     )
-    assert run._live is not None
+    assert run.live is not None
     while not run.record.tools:
         run.wait(0.005)
     assert run.cancel().wait(BOUND_S)

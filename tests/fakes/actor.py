@@ -76,7 +76,7 @@ class Actor:
         self.run, self.is_in = run, True
         self.world.note_entry(self)
         if self.is_sync:
-            run.add_work(VirtualWork(self))
+            run.add_work(VirtualWork(self))  # type: ignore[arg-type]  # no real thread
         try:
             for op in self.script:
                 await self.turn()

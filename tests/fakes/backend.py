@@ -1,4 +1,4 @@
-"""What a run's context stands on where there is no host: for tests of the context alone."""
+"""The backend of a run's context without a host: for tests of the context alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import threading
 from collections.abc import Callable
 
 from nbrun import CancelToken, RunContext
-from nbrun.agents.context.approvals import Questions
-from nbrun.agents.context.budget import Budget
-from nbrun.agents.context.inbox import Inbox
-from nbrun.agents.context.threads import Worker
+from nbrun.agents import Approvals, Budget, Inbox
 from nbrun.core import events as ev
 from nbrun.core.clock import Clock
 from nbrun.core.errors import NbrunError
@@ -17,13 +14,11 @@ from nbrun.core.options import RunOptions
 from tests.fakes.clock import FakeClock
 
 
-class FakeStage:
-    """Hands on what it is given.
+class FakeBackend:
+    """Passes on what it is given.
 
     Threads: of the test.
     """
-
-    make_thread = Worker
 
     def __init__(
         self, sent: Callable[[ev.EventData], object], token: CancelToken, clock: Clock
@@ -31,11 +26,11 @@ class FakeStage:
         self._sent = sent
         lock = threading.RLock()
         self.budget = Budget(RunOptions(), token)
-        self.questions = Questions(token, self.emit, lock, clock)
+        self.approvals = Approvals(token, self.emit, lock, clock)
         self.inbox = Inbox(token, self.emit, lock)
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
-        """Hand it on."""
+        """Pass it on."""
         self._sent(data)
 
     def start_child(self, agent: object, prompt: str, options: dict[str, object]) -> None:
@@ -48,4 +43,4 @@ def context_on_no_host(
 ) -> RunContext:
     """Return the context of a run that no host drives; its events are given to `sent`."""
     token, clock = token or CancelToken(), FakeClock()
-    return RunContext("run-1", "tea", token, clock, FakeStage(sent, token, clock))  # type: ignore[arg-type]  # starts no child
+    return RunContext("run-1", "tea", token, clock, FakeBackend(sent, token, clock))  # type: ignore[arg-type]  # starts no child

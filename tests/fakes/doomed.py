@@ -98,7 +98,7 @@ class Teller:
 
     def follow(self, run: Run) -> None:
         """Tell all that becomes public of a run from now on, and how far it is."""
-        live = run._live
+        live = run.live
         assert live is not None
 
         def look(record: RunRecord, events: Sequence[ev.RunEvent]) -> None:

@@ -14,9 +14,9 @@ E = TypeVar("E", bound=ev.EventData)
 
 def late_event(run: Run, kind: type[E]) -> E:
     """Return the run's first event of this kind, waiting for it."""
-    assert run._live is not None
+    assert run.live is not None
     came = threading.Event()
-    remove = run._live.listen(lambda _record, _events: came.set())
+    remove = run.live.listen(lambda _record, _events: came.set())
     try:
         while True:
             found = [event.data for event in run.events() if isinstance(event.data, kind)]

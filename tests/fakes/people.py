@@ -18,8 +18,8 @@ def until(run: Run, is_met: Callable[[RunRecord], bool]) -> RunRecord:
         if is_met(record):
             met.set()
 
-    assert run._live is not None
-    remove = run._live.listen(look)
+    assert run.live is not None
+    remove = run.live.listen(look)
     look(run.record, ())
     assert met.wait(BOUND_S), f"not so: {run.record}"
     remove()

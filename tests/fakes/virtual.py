@@ -234,7 +234,7 @@ class VirtualWriter:
         self._unsaved: dict[str, RunRecord] = {}
         self._numbers = itertools.count(1)
 
-    def ring(self, **_kind: bool) -> None:
+    def wake(self, **_kind: bool) -> None:
         """Note that there is something to write."""
         self.has_news = True
         self._pause()

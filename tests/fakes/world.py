@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.errors import Cancelled, NbrunError
 from nbrun.core.redaction import Redactor
-from nbrun.host.attempt import Attempt, HostEvent
+from nbrun.host.attempt import HostEvent
 from nbrun.host.driver import Driver
 from nbrun.host.host import LocalExecutor, RunHost
 from nbrun.sessions.intake import Intake
@@ -70,18 +71,21 @@ class WatchedIntake(Intake):
         """Take an event that was taken before, or as an older attempt would send it."""
         super().put([event])
 
-    def tell(self, live: LiveRun, data: ev.EventData) -> None:
+    def open(self, live: LiveRun, created: ev.RunCreated) -> None:
+        """Let a run in."""
+        live.is_created, live.is_ended = (VirtualFlag(self.world.pause) for _ in range(2))
+        account = Account(current_actor.get(), live, created.parent_id)
+        self.world.accounts[live.run_id] = account
+        self.world.expect(live.token.cancelled or not self.world.is_fired, "born quiet")
+        super().open(live, created)
+
+    def emit(self, live: LiveRun, data: ev.EventData) -> None:
         """Take an event of the session."""
-        account = self.world.accounts.get(live.run_id)
-        if account is None:
-            parent_id = data.parent_id if isinstance(data, ev.RunCreated) else None
-            account = Account(current_actor.get(), live, parent_id)
-            self.world.accounts[live.run_id] = account
-            self.world.expect(live.token.cancelled or not self.world.is_fired, "born quiet")
+        account = self.world.accounts[live.run_id]
         if data.TYPE in ENDS:
             account.was_cut = account.end is None
             account.take_end(data)
-        super().tell(live, data)
+        super().emit(live, data)
 
     def request_cancel(self, live: LiveRun, request: ev.CancelRequested) -> CancelOutcome:
         """Take a request."""
@@ -110,18 +114,15 @@ class VirtualSession(NotebookSession):
             store=world.store, ids=SequentialIds(), clock=world.clock,
             max_concurrent=LIMIT, cancel_grace_s=GRACE_S,
         )  # fmt: skip
-        self.world = world
-        self.intake = WatchedIntake(world.clock, Redactor(), self._published)
-        self.intake.world = world
-        self._intake = self._canceller._intake = self.intake
-        self._lock = world.lock("session")  # type: ignore[assignment]  # all that is used of it
-        self._intake._lock = world.lock("inner")  # type: ignore[assignment]
-        self._dispatcher._line._lock = world.lock("inner")  # type: ignore[assignment]
-        self.token._lock = world.lock("inner")  # type: ignore[assignment]
-
-    def _enter(self, live: LiveRun, attempt: Attempt, created: ev.RunCreated) -> None:
-        live.is_created, live.is_ended = (VirtualFlag(self.world.pause) for _ in range(2))
-        super()._enter(live, attempt, created)
+        parts, inner = self.parts, partial(world.lock, "inner")
+        parts.intake.__class__ = WatchedIntake
+        assert isinstance(parts.intake, WatchedIntake)
+        parts.intake.world, parts.intake.redactor = world, Redactor()
+        self.intake = parts.intake
+        parts.lock = world.lock("session")  # type: ignore[assignment]  # all that is used of it
+        parts.intake._lock = inner()  # type: ignore[assignment]
+        parts.scheduler._queue._lock = inner()  # type: ignore[assignment]
+        self.token._lock = inner()  # type: ignore[assignment]
 
 
 class World:
@@ -225,7 +226,7 @@ class World:
 
     def host(self) -> RunHost | None:
         """Return the host, when there is one."""
-        hosts = self.session._dispatcher._hosts
+        hosts = self.session.parts.scheduler._hosts
         executor = hosts[-1].executor if hosts else None
         return executor._host if isinstance(executor, LocalExecutor) else None
 
@@ -422,10 +423,10 @@ class World:
     def check_leaks(self) -> None:
         """Check that nothing of a run is left behind."""
         session, host = self.session, self.host()
-        line = session._dispatcher._line
+        line = session.parts.scheduler._queue
         left = (
             [run.id for run in session.live_runs], line._under_way, line._waiting,
-            session._dispatcher._attempts, [task.get_name() for task in self.thread.tasks],
+            session.parts.scheduler.attempts, [task.get_name() for task in self.thread.tasks],
             host.drivers if host else {}, session.token._children,
         )  # fmt: skip
         assert not any(left), f"left behind: {left}"

@@ -149,13 +149,13 @@ def rogues() -> Iterator[Rogues]:
 def wait_for_detached(run: Run) -> None:
     """Return when it was told that what a run had left behind has ended."""
     ended = threading.Event()
-    assert run._live is not None
+    assert run.live is not None
 
     def look(*_: object) -> None:
         if run.events()[-1].type == ev.DetachedFinished.TYPE:
             ended.set()
 
-    remove = run._live.listen(look)
+    remove = run.live.listen(look)
     look()
     assert ended.wait(BOUND_S)
     remove()

@@ -322,9 +322,9 @@ def test_a_stubborn_agent_is_named_after_the_grace(
 
 def wait_for_event(run: Run, kind: type[ev.EventData]) -> ev.RunEvent:
     """Return the run's first event of this kind, also when it comes after the end."""
-    assert run._live is not None
+    assert run.live is not None
     came = threading.Event()
-    remove = run._live.listen(lambda _record, _events: came.set())
+    remove = run.live.listen(lambda _record, _events: came.set())
     try:
         deadline = time.monotonic() + BOUND_S
         while time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.errors import BadOption, StoreError
 from nbrun.sessions.live_run import LiveRun
-from nbrun.sessions.scheduler import Line
+from nbrun.sessions.scheduler import RunQueue
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 
@@ -143,7 +143,7 @@ def test_an_id_is_no_name(session: NotebookSession) -> None:
 
 def test_a_cancel_in_a_signal_handler_gets_through(session: NotebookSession, held: Held) -> None:
     """A handler that cancels while its thread holds the line's lock does not stand in its own way."""
-    line = Line(1)
+    line = RunQueue(1)
     first, second = (LiveRun(name, session.token.child()) for name in ("a", "b"))
     line.join(first)
     line.join(second)
@@ -187,7 +187,7 @@ def test_a_coroutine_from_a_sync_function_is_cancelled(make_session: MakeSession
 @pytest.mark.parametrize("option", [{"prompt": 5}, {"name": 5}])
 def test_a_text_that_is_none_is_one_line(session: NotebookSession, option: dict[str, Any]) -> None:
     """A prompt or name of another type is refused before anything is begun."""
-    with pytest.raises(BadOption, match="is a text"):
+    with pytest.raises(BadOption, match="must be a str"):
         session.start(agents.instant, **option)
     assert session.runs() == []
 

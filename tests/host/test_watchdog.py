@@ -51,13 +51,13 @@ async def spins(prompt: str) -> None:
 def wait_for_notice(run: Run, part: str) -> None:
     """Return when the run's card has a notice with this in it."""
     seen = threading.Event()
-    assert run._live is not None
+    assert run.live is not None
 
     def look(*_: object) -> None:
         if any(part in notice for notice in run.record.notices):
             seen.set()
 
-    remove = run._live.listen(look)
+    remove = run.live.listen(look)
     look()
     assert seen.wait(BOUND_S), run.record.notices
     remove()

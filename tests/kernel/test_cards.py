@@ -363,7 +363,7 @@ def test_a_wave_of_endings_keeps_to_the_budget_and_leaves_nothing_behind(kernel:
     # The code of all cards is sent by the first one of a kernel.
     opened = [m for m in mine if m["msg_type"] == "comm_open"]
     assert max(len(json.dumps(m["content"])) for m in opened) < 16_000
-    assert value(kernel, "{len(run._live.listeners) for run in wave}") == "{0}"
+    assert value(kernel, "{len(run.live.listeners) for run in wave}") == "{0}"
     # For pages that have not seen the end each is kept, with its layout; and, if these are the first, what all share.
     assert value(kernel, "len(comms) - open_before") in {"24", "25"}
 

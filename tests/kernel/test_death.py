@@ -81,7 +81,7 @@ def test_a_killed_kernels_run_is_lost_with_all_it_had_shown(loaded_kernel: Kerne
     assert line.startswith("RunLost: ")
     assert "run.events()" in line
     assert "Lost: its kernel died" in str(run_ok(kernel, "%agentrun show talk").outputs)
-    assert "has ended already" in run_ok(kernel, "%agentrun cancel talk").stdout
+    assert "has already ended" in run_ok(kernel, "%agentrun cancel talk").stdout
     # Nothing that was entered runs again, and the next run has the next number.
     run_ok(kernel, "%%agentrun say -b -n next\nhi")
     assert value(kernel, "nbrun.get('next').number == run.number + 1") == "True"

@@ -343,7 +343,7 @@ def test_cancel_says_what_it_did(shared: Kernel) -> None:
     assert value(shared, "(b.wait(5), b.reason, a.done(), c.done())") == (
         "(True, 'too slow', False, False)"
     )
-    assert "has ended already" in run_ok(shared, "%agentrun cancel b").stdout
+    assert "has already ended" in run_ok(shared, "%agentrun cancel b").stdout
     assert len(run_ok(shared, "%agentrun cancel --all").stdout.splitlines()) == 2
     assert value(shared, "[r.wait(5) for r in (a, c)]") == "[True, True]"
     for _ in range(7):

@@ -28,7 +28,7 @@ def notebook(loaded_kernel: Kernel) -> Kernel:
     return loaded_kernel
 
 
-def told(kernel: Kernel, prompt: str) -> str:
+def call(kernel: Kernel, prompt: str) -> str:
     """Return what a tool tells the agent."""
     run_ok(kernel, f"%%agentrun uses -o used --no-interpolate\n{prompt}")
     return str(eval(value(kernel, "used.result(20)")))  # noqa: S307 - our own kernel's repr of a text
@@ -41,19 +41,19 @@ def test_an_agent_looks_at_the_notebook(notebook: Kernel) -> None:
         notebook, "teas = pd.DataFrame({'tea': ['sencha', 'assam'], 'grams': [2, 3]})\nteas"
     )
     assert made.reply is not None
-    listed = told(notebook, "list_variables")
+    listed = call(notebook, "list_variables")
     assert "cups: list of length 2" in listed
     assert "teas: pandas.DataFrame of shape (2, 2)" in listed
     assert "asyncio" not in listed  # modules and functions are no data
-    described = told(notebook, "describe_variable teas")
+    described = call(notebook, "describe_variable teas")
     assert "grams: int64" in described
     assert "sencha" in described
-    assert len(told(notebook, "describe_variable note")) < 5_000
-    assert "there is no variable gone" in told(notebook, "describe_variable gone")
-    cell = told(notebook, f"read_cell {made.reply['execution_count']}")
+    assert len(call(notebook, "describe_variable note")) < 5_000
+    assert "variable gone not found" in call(notebook, "describe_variable gone")
+    cell = call(notebook, f"read_cell {made.reply['execution_count']}")
     assert cell.startswith("teas = pd.DataFrame(")
     assert "assam" in cell
-    assert told(notebook, "read_cell 999") == "no cell was run as [999]"
+    assert call(notebook, "read_cell 999") == "cell [999] not found"
 
 
 def test_code_runs_in_the_namespace_between_cells(notebook: Kernel) -> None:
@@ -67,7 +67,7 @@ def test_code_runs_in_the_namespace_between_cells(notebook: Kernel) -> None:
     assert busy.error is None
     assert "MainThread" in value(notebook, "run.result(20)")
     assert value(notebook, "(seen, cups)") == "(2, 3)"
-    assert "waits until the cell that is running has ended" in value(notebook, "run.record.log")
+    assert "waiting for the running cell to finish" in value(notebook, "run.record.log")
 
 
 def test_what_code_shows_becomes_artifacts_and_its_error_is_told(notebook: Kernel) -> None:
@@ -76,12 +76,12 @@ def test_what_code_shows_becomes_artifacts_and_its_error_is_told(notebook: Kerne
         notebook,
         "get_ipython().display_formatter.formatters['image/png'].for_type(complex, lambda _: b'\\x89PNG')",
     )
-    assert "shown to the user as figure-1.png" in told(notebook, "run_python 1j")
+    assert "shown to the user as figure-1.png" in call(notebook, "run_python 1j")
     assert value(notebook, "[made.name for made in used.artifacts]") == "['figure-1.png']"
-    answer = told(notebook, "run_python print('steam')\n1 / 0")
+    answer = call(notebook, "run_python print('steam')\n1 / 0")
     assert answer.startswith("steam")
     assert "ZeroDivisionError: division by zero" in answer
-    assert "leave await out" in told(notebook, "run_python await asyncio.sleep(0)")
+    assert "leave await out" in call(notebook, "run_python await asyncio.sleep(0)")
     run_ok(notebook, "print('the kernel goes on')")
 
 

@@ -252,7 +252,7 @@ def test_an_id_that_is_taken_stays_with_who_has_it(
         mine = two.start(agents.failing, "mine", id="nightly")
         assert mine.wait(BOUND_S)
         assert cli.main(["import", str(path), str(target.notebook)]) == 0
-        assert "names another run here" in capsys.readouterr().out
+        assert "already has the id" in capsys.readouterr().out
         assert two.start(agents.failing, "mine", id="nightly") == mine
     two.store.close(1.0)
     assert len(target.runs()) == 3

@@ -52,7 +52,7 @@ def test_a_name_forges_no_line(session: NotebookSession) -> None:
     with pytest.raises(RunFailed) as failed:
         run.result()
     with pytest.raises(NotPending) as refused:
-        session.steer(run, "x")
+        run.steer("x")
     for text in (*shown, str(failed.value), str(refused.value)):
         assert "forged" in text
         assert not [line for line in text.splitlines() if line.startswith("✔")]

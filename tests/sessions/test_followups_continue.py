@@ -52,7 +52,7 @@ def test_a_run_continues_another(session: NotebookSession) -> None:
     assert third.record.usage == session.get(third.id).usage
     assert going_on_notes(third.record) == ["continues #2"]
     assert second.sequels == [(3, "continue")]
-    assert [run.number for run in conversation(second)] == [1, 2, 3]
+    assert [run.number for run in conversation(second, session.get)] == [1, 2, 3]
 
 
 def test_what_was_done_is_part_of_it(session: NotebookSession) -> None:

@@ -36,8 +36,7 @@ class Desk:
             lambda live, events: self.published.append((live, events)),
         )
         self.live = LiveRun("run-1", CancelToken())
-        self.intake.add(self.live)
-        self.intake.tell(self.live, CREATED)
+        self.intake.open(self.live, CREATED)
         self._n = 0
 
     def send(self, *data: ev.EventData, attempt: int = 1, n: int | None = None) -> None:
@@ -90,7 +89,7 @@ def test_nothing_follows_the_end_but_detached_work(desk: Desk) -> None:
     """Late events, a second end and a late request are refused; the end of detached work is taken."""
     desk.send(ev.RunStarted(), ev.RunCompleted("x"), ev.TextDelta("late"))
     desk.send(ev.RunFailed(ev.ErrorInfo("E", "late")), ev.DetachedFinished("tool"))
-    desk.intake.tell(desk.live, ev.RunCancelled(CancelCause.SHUTDOWN))
+    desk.intake.emit(desk.live, ev.RunCancelled(CancelCause.SHUTDOWN))
     assert desk.intake.request_cancel(desk.live, REQUEST) is CancelOutcome.ALREADY_FINISHED
     events = desk.log()
     assert [event.type for event in events[2:]] == ["run.completed", "detached.finished"]
@@ -133,7 +132,7 @@ def test_only_the_first_request_is_recorded(desk: Desk) -> None:
 def test_a_close_does_not_take_the_place_of_the_first_request(desk: Desk) -> None:
     """A run that a user had cancelled, and that its session cuts short, was cancelled by that user."""
     desk.intake.request_cancel(desk.live, REQUEST)
-    desk.intake.tell(desk.live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=("a",)))
+    desk.intake.emit(desk.live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=("a",)))
     record = fold(desk.log())
     assert (record.cause, record.reason, record.detached) == (CancelCause.USER, "enough", ("a",))
 
@@ -150,7 +149,7 @@ def test_a_cancelled_end_always_follows_a_request(desk: Desk) -> None:
 def test_a_lost_runs_end_is_not_made_a_cancel(desk: Desk) -> None:
     """A host that vanished is what it is, also after a request."""
     desk.intake.request_cancel(desk.live, REQUEST)
-    desk.intake.tell(desk.live, ev.RunLost("its host vanished"))
+    desk.intake.emit(desk.live, ev.RunLost("its host vanished"))
     assert fold(desk.log()).status is RunStatus.LOST
 
 

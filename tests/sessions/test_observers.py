@@ -149,7 +149,7 @@ def test_a_hanging_observer_is_given_up(
     thread = ObserverThread(Hangs())
     with caplog.at_level(logging.ERROR, "nbrun"):
         for seq in range(100):
-            thread.tell(RunRecord(), [ev.RunEvent(seq, 1.0, "run-1", 1, ev.RunPhase("p"))])
+            thread.publish(RunRecord(), [ev.RunEvent(seq, 1.0, "run-1", 1, ev.RunPhase("p"))])
             assert entered.wait(BOUND_S)
     gate.set()
     thread.close(BOUND_S)

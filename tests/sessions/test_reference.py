@@ -118,9 +118,9 @@ def test_the_live_set_is_cleared_in_the_right_order(
 ) -> None:
     """A run leaves the live set when its end is public, and that is after it is on disk."""
     run = session.start(held)
-    assert run._live is not None
+    assert run.live is not None
     states: list[tuple[bool, bool]] = []
-    run._live.listen(
+    run.live.listen(
         lambda record, _events: states.append((record.is_live, session.current_run == run))
     )
     held.let_go()

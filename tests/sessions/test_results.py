@@ -20,7 +20,7 @@ from nbrun.core.artifacts import folder_beside
 from nbrun.core.errors import BadOption, NbrunError, NoResult
 from nbrun.host import driver
 from nbrun.render.results import ResultView
-from nbrun.ui.kernel.formatting import format_value
+from nbrun.ui.extension import format_value
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 

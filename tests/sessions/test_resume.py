@@ -356,7 +356,7 @@ def test_of_two_kernels_one_goes_on(make_session: MakeSession, held: Held) -> No
     cut_short(one)
     two = make_session(ids=nbrun.SequentialIds("two"))
     found = two.get(1)
-    plan = PLANS["resume"](found, two.store, held, two.find_agent, {})
+    plan = PLANS["resume"](found, two.get, held, two.find_agent, {})
     first = one.get(1).resume(agent=held)
     with pytest.raises(NotResumable, match="another kernel is already resuming that run"):
         two.start(plan.agent, plan.prompt, **plan.options)

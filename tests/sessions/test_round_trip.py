@@ -95,8 +95,8 @@ def sent(
     run = session.start(agent)
     assert run.wait(BOUND_S)
     assert run.status == "completed"
-    assert run._live is not None
-    assert run._live.problem is None
+    assert run.live is not None
+    assert run.live.problem is None
     assert run.number is not None
     path = session.store.path
     assert path is not None

@@ -120,8 +120,8 @@ def test_cancelling_the_waiter_leaves_the_run_alive(session: NotebookSession, he
     assert run.cause is None
     held.let_go()
     assert run.result(BOUND_S) == "held"
-    assert run._live is not None
-    assert run._live.listeners == ()
+    assert run.live is not None
+    assert run.live.listeners == ()
 
 
 # --- events ------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_a_run_says_that_it_is_being_cancelled(session: NotebookSession) -> None
     blocker = agents.BlockingLoop()
     run = session.start(blocker)
     assert blocker.entered.wait(BOUND_S)
-    assert run._live is not None
+    assert run.live is not None
     shown: list[RunStatus] = []
     came = threading.Event()
 
@@ -231,7 +231,7 @@ def test_a_run_says_that_it_is_being_cancelled(session: NotebookSession) -> None
         shown.append(record.status)
         came.set()
 
-    run._live.listen(note)
+    run.live.listen(note)
     run.cancel()
     assert came.wait(BOUND_S)
     assert shown[-1] is RunStatus.CANCELLING
@@ -248,8 +248,8 @@ def test_a_cancel_does_not_wait_for_a_busy_loop(session: NotebookSession) -> Non
     began = time.monotonic()
     run.cancel()
     assert time.monotonic() - began < 0.1
-    assert run._live is not None
-    assert run._live.token.cancelled
+    assert run.live is not None
+    assert run.live.token.cancelled
     blocker.gate.set()
 
 
@@ -262,7 +262,7 @@ def test_a_finished_run_cannot_be_cancelled(session: NotebookSession) -> None:
     assert not receipt
     assert receipt.wait(0)
     assert run.record == record
-    assert "has ended already" in str(receipt)
+    assert "has already ended" in str(receipt)
 
 
 def test_racing_cancels_are_recorded_once(session: NotebookSession, held: Held) -> None:

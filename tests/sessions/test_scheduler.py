@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nbrun import CancelToken
 from nbrun.sessions.live_run import LiveRun
-from nbrun.sessions.scheduler import Line
+from nbrun.sessions.scheduler import RunQueue
 
 
 def run(name: str, key: str | None = None) -> LiveRun:
@@ -14,7 +14,7 @@ def run(name: str, key: str | None = None) -> LiveRun:
 
 def test_as_many_go_as_the_limit_allows() -> None:
     """The next waits, and goes when one has left."""
-    line, (a, b, c) = Line(2), (run("a"), run("b"), run("c"))
+    line, (a, b, c) = RunQueue(2), (run("a"), run("b"), run("c"))
     assert [line.join(live) for live in (a, b, c)] == [True, True, False]
     assert line.position(c) == 0
     assert line.position(a) is None
@@ -24,7 +24,7 @@ def test_as_many_go_as_the_limit_allows() -> None:
 
 def test_of_one_key_only_one_goes_at_a_time() -> None:
     """The second of a cell waits for the first, and another cell passes it by."""
-    line = Line(8)
+    line = RunQueue(8)
     first, second, other = run("1", "cell"), run("2", "cell"), run("3", "other")
     assert line.join(first)
     assert not line.join(second)
@@ -35,7 +35,7 @@ def test_of_one_key_only_one_goes_at_a_time() -> None:
 
 def test_the_order_within_a_key_is_kept() -> None:
     """A third of a cell does not overtake the second, however many places are free."""
-    line = Line(8)
+    line = RunQueue(8)
     first, second, third = (run(str(number), "cell") for number in range(3))
     for live in (first, second, third):
         line.join(live)
@@ -46,7 +46,7 @@ def test_the_order_within_a_key_is_kept() -> None:
 
 def test_a_newcomer_does_not_overtake_one_of_its_key_that_waits_for_a_place() -> None:
     """When the place comes free, the one that waited longer has it."""
-    line, holder = Line(1), run("holder")
+    line, holder = RunQueue(1), run("holder")
     line.join(holder)
     second, third = run("2", "cell"), run("3", "cell")
     line.join(second)
@@ -57,7 +57,7 @@ def test_a_newcomer_does_not_overtake_one_of_its_key_that_waits_for_a_place() ->
 
 def test_a_cancelled_run_is_let_past_once() -> None:
     """It leaves the line without taking a place, and only if it was waiting."""
-    line, holder, waiting = Line(1), run("a"), run("b")
+    line, holder, waiting = RunQueue(1), run("a"), run("b")
     line.join(holder)
     line.join(waiting)
     assert line.pass_by(waiting)
@@ -69,7 +69,7 @@ def test_a_cancelled_run_is_let_past_once() -> None:
 
 def test_leaving_twice_frees_one_place() -> None:
     """Whoever has left cannot free somebody else's place."""
-    line, (a, b, c) = Line(1), (run("a"), run("b"), run("c"))
+    line, (a, b, c) = RunQueue(1), (run("a"), run("b"), run("c"))
     for live in (a, b, c):
         line.join(live)
     assert line.leave(a) == [b]

@@ -30,10 +30,10 @@ def left_behind(session: NotebookSession) -> list[object]:
     """Return what is there of runs that are under way; nothing, where none is."""
     for _ in range(2):  # a task's last callback may come after the first answer
         session.ping_hosts(BOUND_S)
-    dispatcher = session._dispatcher
+    dispatcher = session.parts.scheduler
     left = [
-        *session.live_runs, *dispatcher._attempts, *dispatcher._places, *session.token._children,
-        *dispatcher._line._under_way, *dispatcher._line._waiting,
+        *session.live_runs, *dispatcher.attempts, *dispatcher._places, *session.token._children,
+        *dispatcher._queue._under_way, *dispatcher._queue._waiting,
     ]  # fmt: skip
     for host in dispatcher._hosts:
         left += [task.get_name() for task in tuple(host.thread._tasks)]
@@ -107,13 +107,13 @@ def sync_uses_a_tool(prompt: str, run: RunContext) -> None:
 def wait_for_tool(run: Run) -> None:
     """Return when the run's tool is public."""
     has_begun = threading.Event()
-    assert run._live is not None
+    assert run.live is not None
 
     def look(*_: object) -> None:
         if run.record.tools:
             has_begun.set()
 
-    remove = run._live.listen(look)
+    remove = run.live.listen(look)
     look()
     assert has_begun.wait(BOUND_S)
     remove()
@@ -135,10 +135,10 @@ def test_a_late_start_undoes_no_cancel(
         wait_for_tool(run)
         assert run.cancel(f"enough of {cycle}").wait(BOUND_S)
         before = run.events()
-        assert run._live is not None
+        assert run.live is not None
         late = [ev.RunStarted("late"), ev.ToolStarted("t", "late"), ev.RunCompleted("late")]
-        for n, data in enumerate(late, run._live.next_n):
-            session._intake.put([HostEvent(run.id, 1, n, session.clock.now(), data)])
+        for n, data in enumerate(late, run.live.next_n):
+            session.parts.intake.put([HostEvent(run.id, 1, n, session.clock.now(), data)])
         assert session.start(agents.instant).wait(BOUND_S)  # by now it has been looked at
         assert (run.status, run.reason) == (RunStatus.CANCELLED, f"enough of {cycle}")
         assert run.events() == before

@@ -33,8 +33,8 @@ def two_kernels(path: Path, disk: Disk) -> None:
             marks = [(event.seq, event.type, doomed.checksum(event)) for event in events]
             disk.note(Shown(record.run_id, record.status, record.event_count, marks))
 
-        assert run._live is not None
-        run._live.listen(look)
+        assert run.live is not None
+        run.live.listen(look)
         return run
 
     with NotebookSession(store=path, cancel_grace_s=0.05) as one:

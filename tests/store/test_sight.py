@@ -308,7 +308,7 @@ def test_an_unknown_run_is_lost_when_somebody_says_so(
     assert "given up by hand" in run.status_words()
     assert run.events()[:-1] == before
     assert run.ended_at == before[-1].ts
-    with pytest.raises(NotPending, match="has ended"):
+    with pytest.raises(NotPending, match="has already ended"):
         run.mark_lost()
     assert main(["list", str(copy)]) == 0
     assert "given up" in capsys.readouterr().out
@@ -324,7 +324,7 @@ def test_only_what_is_unknown_can_be_given_up(
         own.mark_lost()
     with kernel(store_path):
         other = session.get("poet")
-        with pytest.raises(NotPending, match="lives; cancel it there"):
+        with pytest.raises(NotPending, match="is running; cancel the run there"):
             other.mark_lost()
         assert other.status is RunStatus.RUNNING
     held.let_go()

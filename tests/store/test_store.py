@@ -58,7 +58,7 @@ def test_an_end_is_on_disk_before_it_is_visible(
     session = make_session(max_concurrent=1)
     session.start(held)
     run = session.start(agent, "x")
-    assert run._live is not None
+    assert run.live is not None
     seen: list[tuple[RunRecord, object, object]] = []
 
     def look(record: RunRecord, events: object) -> None:
@@ -67,7 +67,7 @@ def test_an_end_is_on_disk_before_it_is_visible(
             count = rows(store_path, "SELECT sum(count) FROM events WHERE run = 2")
             seen.append((record, stored[0][0], count[0][0]))
 
-    run._live.listen(look)
+    run.live.listen(look)
     held.let_go()
     if status == "cancelled":
         run.cancel()
@@ -80,7 +80,7 @@ def test_an_end_is_on_disk_before_it_is_visible(
 def test_every_shown_event_is_on_disk(session: NotebookSession, store_path: Path) -> None:
     """Not only endings: no listener is told of an event that another connection does not read."""
     run = session.start(agents.chatty(200))
-    assert run._live is not None
+    assert run.live is not None
     missing: list[int] = []
 
     def look(record: RunRecord, events: object) -> None:
@@ -88,7 +88,7 @@ def test_every_shown_event_is_on_disk(session: NotebookSession, store_path: Path
         if not isinstance(stored, int) or stored < record.event_count:
             missing.append(record.event_count)
 
-    run._live.listen(look)
+    run.live.listen(look)
     ended(run)
     assert missing == []
 
@@ -324,9 +324,9 @@ def locked(path: Path) -> Iterator[None]:
 
 def until_saved(run: Run) -> None:
     """Return when the run is written."""
-    assert run._live is not None
+    assert run.live is not None
     came = threading.Event()
-    remove = run._live.listen(lambda _record, _events: came.set())
+    remove = run.live.listen(lambda _record, _events: came.set())
     try:
         for _ in range(200):
             if run.problem is None:

@@ -190,7 +190,7 @@ def open_at_once(paths: list[Path], gate: Barrier, answers: Connection) -> None:
         gate.wait(BOUND_S)
         store = SessionStore([path], FakeClock())
         with NotebookSession(store=store) as session:
-            session.store.begin(session._intake, session_id=session.id, notebook=None)
+            session.store.begin(session.parts.intake, session_id=session.id, notebook=None)
             answers.send((store.problem, [run.record.name for run in store.runs()]))
 
 

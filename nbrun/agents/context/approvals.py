@@ -1,15 +1,15 @@
-"""Questions to a person: the agent waits, and the first answer counts."""
+"""Questions to the user: the agent waits, and the first answer counts."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from nbrun.core import events as ev
-from nbrun.core.cancellation import call_soon
+from nbrun.core.cancellation import CancelRequest, CancelToken, end_cancelled_wait, wait_for_call
 from nbrun.core.errors import BadOption, NbrunError
 from nbrun.core.interrupt_guard import guarded
 from nbrun.core.latches import Latch
@@ -17,23 +17,18 @@ from nbrun.core.text import clean_text
 from nbrun.core.values import Plain, plain, type_name
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    import threading
 
-    from nbrun.core.cancellation import CancelRequest, CancelToken
     from nbrun.core.clock import Clock
-
-    Tell = Callable[[ev.EventData], object]
-    Waker = Callable[[], object]
-    Lock = AbstractContextManager[object]
 
 ALLOW = "allow"
 DENY = "deny"
 
 BY_DEADLINE = "deadline"
 BY_CANCEL = "cancel"
-BY_AGENT = "agent"  # it does not wait any more
+BY_AGENT = "agent"  # the agent stopped waiting
 BY_END = "the run's end"
-BY_ALWAYS = "always"  # a person has allowed this tool for the rest of the run
+BY_ALWAYS = "always"  # the user has allowed this tool for the rest of the run
 
 MAX_OPTIONS = 20
 MAX_OPTION = 80
@@ -44,15 +39,12 @@ ASK = "run.ask"
 NOBODY = "nobody"
 """The policy of a run that would ask, where nobody could answer."""
 
-MOMENT_S = 0.1
-"""How long a cancelled wait is left to the cancel of its task."""
-
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of a question; true unless it was denied.
+    """The answer to a question; true unless it was denied.
 
-    `decision` is `allow`, `deny` or the option that was chosen; `args` are those that count: the person's,
-    where they were changed, else the agent's own; `text` is what the person said to it.
+    `decision` is `allow`, `deny` or the chosen option; `args` are the ones to use: the user's if they were
+    edited, else the agent's own; `text` is the user's message.
     """
 
     decision: str
@@ -65,59 +57,71 @@ class Answer(msgspec.Struct, frozen=True):
         return self.decision != DENY
 
 
-class Asking(Coroutine[Any, Any, Answer]):
-    """A question to be awaited: it is asked when it is awaited, and has no truth before.
+class Ask(NamedTuple):
+    """What is asked: the parameters of `RunContext.ask()`."""
 
-    An ordinary coroutine is true, so that a forgotten `await` would be a permission. One that is never awaited
-    is told of in the run's log.
+    message: object
+    args: object = None
+    options: object = ()
+    tool_id: str | None = None
+    timeout_s: float | None = None
+    tool: object = ""
+    editable: bool = True
+
+
+class Question(Coroutine[Any, Any, Answer]):
+    """A question, asked when it is awaited. Before that it has no truth value.
+
+    An ordinary coroutine is true, so a forgotten `await` would be a permission. A question that is never awaited
+    is reported in the run's log.
 
     Parameters
     ----------
-    call : what the agent has called, for the case that it never awaits it.
+    call : the method that the agent has called, for that report.
     """
 
     def __init__(
-        self, questions: Questions, call: str, ask: Callable[[], Coroutine[Any, Any, Answer]]
+        self, approvals: Approvals, call: str, ask: Callable[[], Coroutine[Any, Any, Answer]]
     ) -> None:
-        self._questions = questions
+        self._approvals = approvals
         self._call = call
         self._ask = ask
         self._begun: Coroutine[Any, Any, Answer] | None = None
-        self._questions.note_made(call)
+        approvals.note_made(call)
 
     @property
-    def _work(self) -> Coroutine[Any, Any, Answer]:
+    def _asked(self) -> Coroutine[Any, Any, Answer]:
         if self._begun is None:
-            self._questions.note_awaited(self._call)
+            self._approvals.note_awaited(self._call)
             self._begun = self._ask()
         return self._begun
 
     def __await__(self) -> Generator[Any, Any, Answer]:
         """Ask, and wait for the answer."""
-        return self._work.__await__()
+        return self._asked.__await__()
 
     def send(self, value: Any) -> Any:
-        """Go on, as a coroutine does."""
-        return self._work.send(value)
+        """Continue, as a coroutine does."""
+        return self._asked.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """Raise within, as in a coroutine."""
-        return self._work.throw(*error)
+        """Raise inside, as in a coroutine."""
+        return self._asked.throw(*error)
 
     def close(self) -> None:
-        """End it without an answer."""
-        self._work.close()
+        """End without an answer."""
+        self._asked.close()
 
     def __bool__(self) -> bool:
         """Raise: there is no answer yet."""
         self.close()
         raise NbrunError(
-            "nobody was asked: write `await run.ask(…)`, in a sync agent run.ask_sync(…)"
+            "the question was not asked yet: write `await run.ask(…)`, or run.ask_sync(…) in a sync agent"
         )
 
 
-class _Question:
-    """A question, and who waits for its answer; guarded by the lock of `Questions`."""
+class _Pending:
+    """An open question and who waits for its answer; guarded by the lock of `Approvals`."""
 
     __slots__ = ("answer", "args", "asked", "wakers")
 
@@ -125,84 +129,80 @@ class _Question:
         self.asked = asked
         self.args = args
         self.answer: Answer | None = None
-        self.wakers: list[Waker] = []
+        self.wakers: list[Callable[[], object]] = []
 
 
-class Questions:
-    """What one attempt asks of people: the arbiter of its answers.
+class Approvals:
+    """The questions of one attempt; decides which answer counts.
 
-    Threads: any method, from any thread or event loop. `lock` is that of whoever sends the events, so that
-    what is decided and what is logged have one order; it can be entered again. Nothing of the agent's is
-    called while it is held.
+    Threads: any method, from any thread or event loop. `lock` is the event sender's, so decisions and the log have
+    the same order; it must be reentrant. No code of the agent is called while it is held.
 
     Parameters
     ----------
-    tell : appends an event to the run's log.
+    send : appends an event to the run's log.
     policy : `ask`, `auto`, `deny`, or `nobody`, which denies because nobody could answer.
     """
 
     __slots__ = (
-        "_allowed", "_clock", "_count", "_is_closed", "_is_told", "_is_waiting", "_is_watching", "_lock",
-        "_pending", "_policy", "_tell", "_token", "_unawaited",
+        "_allowed", "_clock", "_count", "_has_warned", "_is_closed", "_is_waiting", "_is_watching", "_lock",
+        "_pending", "_policy", "_send", "_token", "_unawaited",
     )  # fmt: skip
 
     def __init__(
-        self, token: CancelToken, tell: Tell, lock: Lock, clock: Clock, policy: str = "ask"
+        self,
+        token: CancelToken,
+        send: Callable[[ev.EventData], object],
+        lock: threading.RLock,
+        clock: Clock,
+        policy: str = "ask",
     ) -> None:
         self._token = token
-        self._tell = tell
+        self._send = send
         self._lock = lock
         self._clock = clock
         self._policy = policy
-        self._pending: dict[str, _Question] = {}
+        self._pending: dict[str, _Pending] = {}
         self._count = 0
-        self._is_watching = False
-        self._is_told = False
-        self._is_closed = False
-        self._is_waiting = False
-        self._allowed: frozenset[str] = frozenset()  # tools: replaced, as above
-        self._unawaited: tuple[str, ...] = ()  # replaced, never changed: most runs ask nothing
+        self._is_watching = self._has_warned = self._is_closed = self._is_waiting = False
+        # Replaced, never changed: most runs ask nothing.
+        self._allowed: frozenset[str] = frozenset()  # tools
+        self._unawaited: tuple[str, ...] = ()
 
     def note_made(self, call: str) -> None:
-        """Take note of a question that will be asked when it is awaited."""
+        """Note a question that will be asked when it is awaited."""
         with guarded(), self._lock:
             self._unawaited = (*self._unawaited, call)
 
     def note_awaited(self, call: str) -> None:
-        """Take note that it was."""
+        """Note that it was awaited."""
         with guarded(), self._lock:
-            if call in self._unawaited:  # else its run has ended, and has told of it
+            if call in self._unawaited:  # else its run has ended and reported it
                 calls = list(self._unawaited)
                 calls.remove(call)
                 self._unawaited = tuple(calls)
 
-    async def ask(
-        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None,
-        tool: str = "", is_editable: bool = True,
-    ) -> Answer:  # fmt: skip
-        """Ask, and return the answer; a wait that is given up withdraws its question."""
-        question = self._open(message, args, options, tool_id, timeout_s, tool, is_editable)
+    async def ask(self, ask: Ask) -> Answer:
+        """Ask, and return the answer; if the wait is cancelled, the question is withdrawn."""
+        question = self._open(ask)
         ended_by = BY_AGENT
         try:
-            await woken(lambda wake: self._on_answer(question, wake), timeout_s)
+            await wait_for_call(lambda wake: self._on_answer(question, wake), ask.timeout_s)
             ended_by = BY_DEADLINE
         finally:
             answer = self._close(question, ended_by)
         if answer.by == BY_CANCEL:
-            await leave_to_cancel(self._token)
+            await end_cancelled_wait(self._token)
         return answer
 
-    def ask_sync(
-        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None,
-        tool: str = "", is_editable: bool = True,
-    ) -> Answer:  # fmt: skip
+    def ask_sync(self, ask: Ask) -> Answer:
         """Ask, and block until the answer is there."""
         _refuse_on_loop()
-        question = self._open(message, args, options, tool_id, timeout_s, tool, is_editable)
-        flag, ended_by = Latch(), BY_AGENT
+        question = self._open(ask)
+        latch, ended_by = Latch(), BY_AGENT
         try:
-            self._on_answer(question, flag.set)
-            flag.wait(timeout_s)
+            self._on_answer(question, latch.set)
+            latch.wait(ask.timeout_s)
             ended_by = BY_DEADLINE
         finally:
             answer = self._close(question, ended_by)
@@ -211,11 +211,11 @@ class Questions:
         return answer
 
     def answer(self, body: dict[str, object]) -> str:
-        """Take a person's answer; return `resolved`, or why it changed nothing. The first one counts.
+        """Take the user's answer; return `resolved`, or why it changed nothing. The first one counts.
 
         Parameters
         ----------
-        body : `id`, `decision`, and perhaps `args`, `text`, `by`; `always` allows the tool from here on.
+        body : `id`, `decision`, optionally `args`, `text`, `by`; `always` allows the tool for the rest of the run.
         """
         asked_id, decision = str(body.get("id")), str(body.get("decision"))
         text, by = str(body.get("text") or ""), str(body.get("by") or "")
@@ -236,11 +236,11 @@ class Questions:
             is_always = body.get("always") is True and decision == ALLOW and bool(asked.tool)
             self._settle(question, Answer(decision, args, text, by), edited, is_always)
             if is_always:
-                self._allow_from_here(asked.tool)
+                self._allow_always(asked.tool)
         return "resolved"
 
-    def _allow_from_here(self, tool: str) -> None:
-        """Ask for a tool no more in this run; what is being asked for it is answered with that."""
+    def _allow_always(self, tool: str) -> None:
+        """Allow a tool for the rest of the run, and with it the pending questions about it."""
         self._allowed |= {tool}
         for question in list(self._pending.values()):
             if self._is_allowed(question.asked) and not self._is_late(question.asked):
@@ -253,162 +253,123 @@ class Questions:
         return asked.deadline is not None and self._clock.now() >= asked.deadline
 
     def close(self) -> None:
-        """Deny what is pending, and all that is asked from now on: the run ends."""
+        """Deny what is pending and whatever is asked from now on: the run ends."""
         with self._lock:
             self._is_closed = True
-            self._tell_forgotten()
+            self._report_unawaited()
             for question in list(self._pending.values()):
                 self._settle(question, Answer(DENY, question.args, by=BY_END))
 
-    def _tell_forgotten(self) -> None:
-        """Say once of questions that were never awaited that nobody was asked; a cancel may have come between."""
+    def _report_unawaited(self) -> None:
+        """Warn of questions that were never awaited, unless a cancel prevented it."""
         calls, self._unawaited = self._unawaited, ()
         if calls and not self._token.cancelled:
             call = calls[0]
             times = f", {len(calls)} times" if len(calls) > 1 else ""
-            aside = ", in a sync agent run.ask_sync(…)" if call == ASK else ""
-            words = (
-                f"{call}() was not awaited{times}: nobody was asked; write `await {call}(…)`{aside}"
-            )
-            self._tell(ev.Log(words, "warning"))
+            hint = ", or run.ask_sync(…) in a sync agent" if call == ASK else ""
+            words = f"{call}() was not awaited{times}, so nobody was asked; write `await {call}(…)`"
+            self._send(ev.Log(words + hint, "warning"))
 
-    def _open(
-        self, message: str, args: object, options: object, tool_id: str | None, timeout_s: float | None,
-        tool: str = "", is_editable: bool = True,
-    ) -> _Question:  # fmt: skip
+    def _open(self, ask: Ask) -> _Pending:
         self._token.raise_if_cancelled()
-        message, words, stored = _text(message, "message"), _options(options), plain(args)
-        tool = _text(tool, "tool")
+        message, tool, options = (
+            _text(ask.message, "message"),
+            _text(ask.tool, "tool"),
+            _options(ask.options),
+        )
+        stored, timeout_s = plain(ask.args), ask.timeout_s
         if timeout_s is not None and not timeout_s > 0:
-            raise BadOption(f"timeout_s is {timeout_s}; give seconds above 0")
+            raise BadOption(f"timeout_s must be greater than 0, not {timeout_s}")
         with guarded(), self._lock:
             self._count += 1
+            asked_id = f"ask-{self._count}"
             deadline = None if timeout_s is None else self._clock.now() + timeout_s
             asked = ev.ApprovalRequested(
-                f"ask-{self._count}",
-                message,
-                tool_id,
-                stored,
-                words,
-                deadline,
-                tool,
-                bool(is_editable),
+                asked_id, message, ask.tool_id, stored, options, deadline, tool, bool(ask.editable)
             )
-            question = _Question(asked, args)
+            question = _Pending(asked, ask.args)
             if self._is_closed:
-                question.answer = Answer(DENY, args, by=BY_END)
+                question.answer = Answer(DENY, ask.args, by=BY_END)
                 return question
             is_first = not self._pending
-            self._pending[asked.id] = question
-            self._tell(asked)
-            if self._token.cancelled:  # since the look at it above: its callback found nothing
-                self._settle(question, Answer(DENY, args, by=BY_CANCEL))
+            self._pending[asked_id] = question
+            self._send(asked)
+            if self._token.cancelled:  # since the check above: the token's callback found nothing
+                self._settle(question, Answer(DENY, ask.args, by=BY_CANCEL))
             elif (decided := self._decided(question)) is not None:
                 self._settle(question, decided)
             elif is_first:
                 self._is_waiting = True
-                self._tell(ev.RunWaiting("approval"))
-            self._watch()
+                self._send(ev.RunWaiting("approval"))
+            if not self._is_watching:  # a run that never asks needs no callback
+                self._is_watching = True
+                self._token.add_first(self._reject)
         return question
 
-    def _decided(self, question: _Question) -> Answer | None:
-        """Return what the policy answers, or None where a person is to be asked."""
+    def _decided(self, question: _Pending) -> Answer | None:
+        """Return the policy's answer, or None if the user has to answer."""
         match self._policy:
             case "auto":
                 return Answer(choices(question.asked)[0], question.args, by="--approve auto")
             case "deny":
                 return Answer(DENY, question.args, by="--approve deny")
             case "nobody":
-                if not self._is_told:
-                    self._is_told = True
+                if not self._has_warned:
+                    self._has_warned = True
                     words = (
-                        "nobody can answer in a headless notebook: what the agent asks is denied; "
+                        "nobody can answer questions in a headless notebook, so they are denied; "
                     )
-                    self._tell(ev.Log(words + "use --approve auto to allow it", "warning"))
+                    self._send(ev.Log(words + "use --approve auto to allow them", "warning"))
                 return Answer(DENY, question.args, by=NOBODY)
             case _ if self._is_allowed(question.asked):
                 return Answer(ALLOW, question.args, by=BY_ALWAYS)
             case _:
                 return None
 
-    def _watch(self) -> None:
-        """Have a cancel reject what is pending; a run that never asks needs no callback."""
-        if not self._is_watching:
-            self._is_watching = True
-            self._token.add_first(self._reject)
-
     def _reject(self, _request: CancelRequest) -> None:
         with guarded(), self._lock:
             for question in list(self._pending.values()):
                 self._settle(question, Answer(DENY, question.args, by=BY_CANCEL))
 
-    def _on_answer(self, question: _Question, wake: Waker) -> None:
+    def _on_answer(self, question: _Pending, wake: Callable[[], object]) -> None:
         with guarded(), self._lock:
             if question.answer is None:
                 question.wakers.append(wake)
                 return
         wake()
 
-    def _close(self, question: _Question, by: str) -> Answer:
-        """Return the answer; where none came, a denial by the one that ended the wait."""
+    def _close(self, question: _Pending, by: str) -> Answer:
+        """Return the answer; if there is none, a denial by what ended the wait."""
         with guarded(), self._lock:
             if question.answer is None:
-                # The cancel may have come to this task before it came to `_reject`.
+                # The cancel may have reached this task before `_reject`.
                 by = BY_CANCEL if self._token.cancelled else by
                 self._settle(question, Answer(DENY, question.args, by=by))
             assert question.answer is not None  # noqa: S101 - it was settled, here or before
             return question.answer
 
     def _settle(
-        self, question: _Question, answer: Answer, edited: Plain = None, is_always: bool = False
+        self, question: _Pending, answer: Answer, edited: Plain = None, is_always: bool = False
     ) -> None:
         """Decide a pending question; the caller holds the lock."""
         question.answer = answer
         asked_id = question.asked.id
         del self._pending[asked_id]
-        self._tell(
+        self._send(
             ev.ApprovalResolved(
                 asked_id, answer.decision, edited, answer.by, answer.text, is_always
             )
         )
         if self._is_waiting and not self._pending and answer.by not in (BY_CANCEL, BY_END):
             self._is_waiting = False
-            self._tell(ev.RunResumed())
+            self._send(ev.RunResumed())
         for wake in question.wakers:
             wake()
 
 
 def choices(asked: ev.ApprovalRequested) -> tuple[str, ...]:
-    """Return the decisions that a question takes; the last one is always to deny."""
+    """Return the possible decisions; the last one is always `deny`."""
     return (*(asked.options or (ALLOW,)), DENY)
-
-
-async def woken(on_event: Callable[[Waker], object], timeout_s: float | None = None) -> None:
-    """Return when the waker given to `on_event` was called, from any thread, or the time is over."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    on_event(lambda: call_soon(loop, wake))
-    await asyncio.wait((future,), timeout=timeout_s)
-
-
-async def leave_to_cancel(token: CancelToken) -> None:
-    """End a wait in a cancelled run: by the cancel of its task, which is on its way.
-
-    Raised here at once, that cancel would hit the agent a second time, in the middle of its cleanup. A task on
-    a loop of the agent's own is cancelled by nobody, so it ends here.
-
-    Raises
-    ------
-    Cancelled, asyncio.CancelledError
-        Always.
-    """
-    await asyncio.sleep(MOMENT_S)
-    token.raise_if_cancelled()
 
 
 def _refuse_on_loop() -> None:
@@ -416,24 +377,26 @@ def _refuse_on_loop() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise NbrunError("run.ask_sync() would hold up this event loop; use: await run.ask(…)")
+    raise NbrunError("run.ask_sync() would block this event loop; use `await run.ask(…)`")
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise BadOption(f"{what} is a text (str), not {type_name(value)}")
+        raise BadOption(f"{what} must be a str, not {type_name(value)}")
     return clean_text(value)
 
 
 def _options(options: object) -> tuple[str, ...]:
-    """Return the words to choose from; a text alone would be taken for its letters."""
+    """Return the options, checked; a single str would be taken for its letters."""
     if isinstance(options, str) or not isinstance(options, list | tuple):
-        raise BadOption("options is a list of texts, such as ('red', 'green')")
+        raise BadOption("options must be a list or tuple of str, such as ('red', 'green')")
     words = tuple(_text(word, "an option") for word in options)
     if len(set(words)) < len(words) or DENY in words or "" in words:
         raise BadOption(
-            f"options must differ and be none of '', '{DENY}': to deny is always possible"
+            f"options must be unique, not empty and not '{DENY}', which is always possible"
         )
     if len(words) > MAX_OPTIONS or any(len(word) > MAX_OPTION for word in words):
-        raise BadOption(f"give at most {MAX_OPTIONS} options of at most {MAX_OPTION} characters")
+        raise BadOption(
+            f"there may be at most {MAX_OPTIONS} options of at most {MAX_OPTION} characters"
+        )
     return words

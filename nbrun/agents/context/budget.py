@@ -1,4 +1,4 @@
-"""Budgets: what a run may use up, what it has used, and its end when that is too much."""
+"""Budgets: what a run may use, what it has used, and its cancel when that is too much."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nbrun")
 
-NO_PRICE = "max_cost cannot be held: the price of this model is not known"
+NO_PRICE = "max_cost can't be enforced: the price of this model is unknown"
 
 
 class Used(NamedTuple):
-    """What was used up: model calls, tokens, US dollars."""
+    """What was used: model calls, tokens, US dollars."""
 
     turns: int = 0
     tokens: int = 0
@@ -31,94 +31,79 @@ class Used(NamedTuple):
 
 
 class Budget:
-    """What one run may use up, with its child runs, and what it has; fires its token when that is too much.
+    """What a run and its child runs may use and have used; cancels the run when that is too much.
 
-    Only limits travel to a host, which makes the budget there, on the token that it has.
+    Only limits travel to a host in another process, which makes the budget there, with its own token.
 
-    Threads: any method, from any thread. One lock for a whole tree of runs guards its numbers, for what a
-    child uses counts above it too. Tokens are fired, and notices given, outside of it.
+    Threads: any method, from any thread. One lock for a whole tree of runs guards the numbers, because a child's
+    usage counts for its parents too. Tokens are fired, and warnings given, outside of it.
 
     Parameters
     ----------
-    tell : takes the one notice that there may be, for the run's card.
+    warn : takes the one warning that there may be, for the run's card.
     parent : the budget of the run that started this one.
-    before : what the runs have used that this one goes on from; it counts.
+    before : the usage of the runs that this one resumes; it counts.
     """
 
     __slots__ = (
-        "_begun",
-        "_has_told",
-        "_is_free",
-        "_is_shared",
-        "_lock",
-        "_own",
-        "_parent",
-        "_tell",
-        "_token",
-        "_total",
-        "limits",
-    )
+        "_has_warned", "_is_free", "_is_shared", "_lock", "_own", "_parent", "_token", "_warn", "begun", "limits",
+        "used",
+    )  # fmt: skip
 
     def __init__(
         self,
         limits: RunOptions,
         token: CancelToken,
-        tell: Callable[[str], object] = lambda _notice: None,
+        warn: Callable[[str], object] = lambda _text: None,
         parent: Budget | None = None,
         before: Usage | None = None,
     ) -> None:
         self.limits = limits
         self._token = token
-        self._tell = tell
+        self._warn = warn
         self._parent = parent
         self._lock: threading.RLock = parent._lock if parent is not None else threading.RLock()
-        # Calls told of before they were made.
-        self._begun = 0 if before is None else before.requests
+        self.begun = (
+            0 if before is None else before.requests
+        )  # calls that `begin_turn()` let through
         self._own = Used() if before is None else _used(before)
-        self._total = self._own  # with what its children have used
-        self._has_told = False
+        self.used = self._own  # with the children's; counted only if there is a limit here or above
+        self._has_warned = False
         self._is_shared = False  # whether child runs have used something
         self._is_free = parent is None and not limits.has_limits
 
-    @property
-    def used(self) -> Used:
-        """What the run and its children have used up to now, where that is held against a limit."""
-        return self._total
-
     def note_usage(self, usage: Usage) -> None:
-        """Take the run's totals; what goes over a limit by them, of this run or one above it, is cancelled."""
-        if self._is_free:  # by far the most
+        """Take the run's totals; cancel the runs, this one or above it, that are over a limit now."""
+        if self._is_free:  # most runs
             return
-        told = _used(usage)
-        is_unpriced = usage.cost_usd is None and told.tokens > 0
+        totals = _used(usage)
+        is_unpriced = usage.cost_usd is None and totals.tokens > 0
         with self._lock:
-            self._count(told)
+            self._count(totals)
             over = self._over(calls=0)
-            untold = [node for node in self._line() if is_unpriced and node._is_untold()]
-            for node in untold:
-                node._has_told = True
-        for node in untold:
-            node._tell(NO_PRICE)
+            unwarned = [node for node in self._chain() if is_unpriced and node._needs_price()]
+            for node in unwarned:
+                node._has_warned = True
+        for node in unwarned:
+            node._warn(NO_PRICE)
         for node, reason in over:
             node._fire(reason)
 
     def begin_turn(self) -> None:
-        """Count a model call that is about to be made.
-
-        A call that is told of here and reported as a request afterwards counts once.
+        """Count a model call that is about to be made; the request reported afterwards isn't counted again.
 
         Raises
         ------
         Cancelled
-            It must not be made: nothing is left for it, or the run was cancelled before.
+            The call must not be made: the budget is used up, or the run was cancelled.
         """
         self._token.raise_if_cancelled()
         with self._lock:
             over = [] if self._is_free else self._over(calls=1)
             if not over:
-                self._begun += 1
+                self.begun += 1
                 if not self._is_free:
-                    self._count(Used(turns=self._begun))
+                    self._count(Used(turns=self.begun))
         for node, reason in over:
             node._fire(reason)
         if over:
@@ -126,45 +111,35 @@ class Budget:
 
     @property
     def excess(self) -> str | None:
-        """What is used up, in words, where that is more than there was; None while there is something left."""
+        """Which limit is exceeded, in words; None if none is."""
         with self._lock:
             return self._excess(calls=0)
 
-    @property
-    def begun(self) -> int:
-        """How many calls `begin_turn()` has let through."""
-        return self._begun
-
     # --- the numbers; the caller holds the lock --------------------------------------------------
 
-    def _line(self) -> list[Budget]:
+    def _chain(self) -> list[Budget]:
         """Return this budget and those above it."""
-        return [self] if self._parent is None else [self, *self._parent._line()]
+        return [self] if self._parent is None else [self, *self._parent._chain()]
 
-    def _count(self, told: Used) -> None:
+    def _count(self, totals: Used) -> None:
         """Add what is new in these totals, here and above; totals never fall."""
         before = self._own
-        self._own = now = Used(
-            max(before.turns, told.turns),
-            max(before.tokens, told.tokens),
-            max(before.cost, told.cost),
-        )
-        for node in self._line():
+        self._own = Used(*map(max, before, totals))  # type: ignore[arg-type]  # field by field
+        added = [now - then for now, then in zip(self._own, before, strict=True)]
+        for node in self._chain():
             node._is_shared = node._is_shared or node is not self
-            total = node._total
-            node._total = Used(
-                total.turns + now.turns - before.turns,
-                total.tokens + now.tokens - before.tokens,
-                total.cost + now.cost - before.cost,
-            )
+            node.used = Used(*map(sum, zip(node.used, added, strict=True)))  # type: ignore[arg-type]
 
     def _over(self, calls: int) -> list[tuple[Budget, str]]:
-        """Return who, here or above, is over its limits once so many calls more are made, and what to say of it."""
-        return [(node, reason) for node in self._line() if (reason := node._excess(calls))]
+        """Return which runs, here and above, exceed a limit with so many more calls, and which limit."""
+        return [(node, reason) for node in self._chain() if (reason := node._excess(calls))]
+
+    def _needs_price(self) -> bool:
+        return self.limits.max_cost is not None and not self._has_warned
 
     def _excess(self, calls: int) -> str | None:
-        limits, (turns, tokens, cost) = self.limits, self._total
-        cost = round(cost, 9)  # a sum of cents is not to be over by the last bit of it
+        limits, (turns, tokens, cost) = self.limits, self.used
+        cost = round(cost, 9)  # so that rounding errors of a sum do not exceed the limit
         words, due = None, ", another call was due" if calls else ""
         if limits.max_turns is not None and turns + calls > limits.max_turns:
             made = f"{counted(turns, 'model call')} made"
@@ -178,13 +153,8 @@ class Budget:
             words = f"max_cost {money(limits.max_cost)}: {money(cost)} spent{due}"
         return words and f"{words}{', child runs included' if self._is_shared else ''}"
 
-    def _is_untold(self) -> bool:
-        return self.limits.max_cost is not None and not self._has_told
-
-    # --- the end ---------------------------------------------------------------------------------
-
     def _fire(self, reason: str) -> None:
-        """Fire the token; what somebody has hung on it cannot stop the run that happened to report."""
+        """Fire the token; a callback that fails must not hurt the run that reported its usage."""
         try:
             self._token.cancel(reason, CancelCause.BUDGET, patience_s=0.0)
         except (Exception, Cancelled):

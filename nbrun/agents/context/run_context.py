@@ -1,4 +1,4 @@
-"""What an agent sees of its run."""
+"""What an agent sees of its run, and what its host provides for that."""
 
 from __future__ import annotations
 
@@ -10,49 +10,104 @@ from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from nbrun.agents.context.approvals import ASK, Asking
+from nbrun.agents.context.approvals import ASK, Answer, Approvals, Ask, Question
+from nbrun.agents.context.budget import Budget
+from nbrun.agents.context.inbox import Inbox
+from nbrun.agents.context.threads import Worker
 from nbrun.core import checkpoint as checkpoints, events as ev
 from nbrun.core.errors import NbrunError
 from nbrun.core.interrupt_guard import current_guard, guarded
 from nbrun.core.line_buffer import LineBuffer
+from nbrun.core.options import RunOptions
 from nbrun.core.quantities import size_words
 from nbrun.core.text import clean_text
 from nbrun.core.values import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from nbrun.agents.context.approvals import Answer
-    from nbrun.agents.context.backend import Backend, ChildRun, Work
-    from nbrun.agents.context.budget import Budget
-    from nbrun.agents.context.inbox import Inbox
-    from nbrun.core.cancellation import CancelToken
+    from nbrun.core.artifacts import ArtifactWriter
+    from nbrun.core.cancellation import CancelCause, CancelToken
     from nbrun.core.checkpoint import Restored, State, Turn
     from nbrun.core.clock import Clock
-
-
-class ToolScope:
-    """One use of a tool: set `result` before its end.
-
-    Threads: of the thread or task that opened it.
-    """
-
-    def __init__(self, send: Callable[[ev.EventData], object], tool_id: str, name: str) -> None:
-        self.id = tool_id
-        self.name = name
-        self.result: object = None
-        self._send = send
-
-    def progress(self, done: float, total: float | None = None, label: str = "") -> None:
-        """Tell how far the tool has come."""
-        self._send(ev.ToolProgress(self.id, done, total, label))
 
 
 T = TypeVar("T")
 
 _NO_USAGE = ev.Usage()
+
+
+class ChildRun(Protocol):
+    """The handle of a child run, as the agent that started it sees it."""
+
+    @property
+    def id(self) -> str:
+        """The child run's id."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def number(self) -> int | None:
+        """Its short number in the store."""
+
+    @property
+    def status(self) -> str:
+        """Its status."""
+
+    @property
+    def usage(self) -> ev.Usage:
+        """The tokens and requests that it has used so far."""
+
+    def cancel(self, reason: str | None = None, cause: CancelCause = ...) -> object:
+        """Ask it to stop; its parent goes on."""
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until it has ended: for sync agents."""
+
+    def result(self, timeout_s: float | None = None) -> object:
+        """Return its output, after waiting for it: for sync agents."""
+
+    def when_created(self, function: Callable[[], object]) -> None:
+        """Call `function` when its name and number are known."""
+
+    def when_ended(self, function: Callable[[], object]) -> None:
+        """Call `function` when it has ended."""
+
+    def __await__(self) -> Generator[object, None, object]:
+        """Wait for its end and return its output; raises as `result()` does."""
+
+
+class Backend(Protocol):
+    """What a host provides behind the context of one run.
+
+    Threads: any member, from any thread of the agent. What few agents use is made when it is first asked for.
+    """
+
+    @property
+    def budget(self) -> Budget:
+        """What the run and its child runs may use."""
+
+    @property
+    def approvals(self) -> Approvals:
+        """The run's questions to the user."""
+
+    @property
+    def inbox(self) -> Inbox:
+        """The messages into the run."""
+
+    @property
+    def keeper(self) -> ArtifactWriter:
+        """What keeps files beside the log; raises `NbrunError` if nothing can."""
+
+    def emit(self, data: ev.EventData, parent: str | None = None) -> None:
+        """Take an event of the agent."""
+
+    def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
+        """Start a child run; raises `NbrunError` if that is not possible."""
 
 
 current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default=None)
@@ -68,34 +123,37 @@ def current() -> RunContext:
     """
     run = current_run.get()
     if run is None:
-        raise NbrunError("nbrun.current() works only inside the agent of a run")
+        raise NbrunError("nbrun.current() works only inside a running agent")
     return run
 
 
-class RunContext:
-    """What an agent sees of its run: its token, and how to tell what it does.
+class ToolScope:
+    """One use of a tool: set `result` before its end.
 
-    Threads: any method, from any thread or task of the run; events keep the order in which they are sent
-    by one thread.
+    Threads: of the thread or task that opened it.
+    """
+
+    def __init__(self, send: Callable[[ev.EventData], object], tool_id: str, name: str) -> None:
+        self.id = tool_id
+        self.name = name
+        self.result: object = None
+        self._send = send
+
+    def progress(self, done: float, total: float | None = None, label: str = "") -> None:
+        """Report how far the tool has come."""
+        self._send(ev.ToolProgress(self.id, done, total, label))
+
+
+class RunContext:
+    """What an agent sees of its run: its token, and how to report what it does.
+
+    Threads: any method, from any thread or task of the run; events keep the order in which one thread sends them.
     """
 
     __slots__ = (
-        "__weakref__",
-        "_artifacts",
-        "_backend",
-        "_checkpoints",
-        "_lock",
-        "_requests",
-        "_restored",
-        "_tools",
-        "_unfinished",
-        "_usage",
-        "clock",
-        "prompt",
-        "run_id",
-        "token",
-        "work",
-    )
+        "__weakref__", "_artifacts", "_backend", "_checkpoints", "_lock", "_requests", "_restored", "_tools",
+        "_unfinished", "_usage", "clock", "prompt", "run_id", "token", "work",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -110,70 +168,88 @@ class RunContext:
         self.prompt = prompt
         self.token = token
         self.clock = clock
-        self._backend = backend
+        self._backend: Backend | None = backend  # None once the run is over
         self._lock = threading.RLock()  # entered again where a collected object prints
         self._restored = restored
         self._usage = _NO_USAGE if restored is None else restored.usage
-        self._requests = self._usage.requests  # as reported; those begun are the budget's
+        self._requests = self._usage.requests  # as reported; the budget counts those begun
         self._tools = 0 if restored is None else restored.tools
         self._checkpoints = 0
         self._artifacts = 0
         self._unfinished: LineBuffer | None = None  # with the first print
-        self.work: tuple[Work, ...] = ()  # replaced, never changed: the cancel ladder walks it
+        self.work: tuple[Worker[Any], ...] = ()  # replaced, never changed: the escalation walks it
 
-    def leave(self, backend: Backend) -> None:
-        """Stand on another backend from now on: the run is over."""
+    def leave(self) -> None:
+        """Let go of the host: the run is over, and whoever still holds this context can do no more."""
         with self._lock:
-            self._backend, self.work = backend, ()
+            self._backend, self.work = None, ()
+
+    def _host(self) -> Backend:
+        backend = self._backend
+        if backend is None:
+            raise NbrunError("this run has ended")
+        return backend
 
     @property
     def deadline(self) -> float | None:
-        """When the run will be cancelled for its time limit, in epoch seconds (UTC), or None."""
+        """When the run's time limit is up, in epoch seconds (UTC), or None."""
         return self.token.deadline
 
     @property
     def restored(self) -> State:
-        """The state to go on from, as `checkpoint()` was given it last; None in a run that begins anew."""
+        """The state to resume from, as given to the last `checkpoint()`; None in a new run."""
         state = None if self._restored is None else self._restored.state
         return None if state is None else checkpoints.unpack(state)
 
     @property
     def history(self) -> tuple[Turn, ...]:
-        """What was said in the runs that this one continues, oldest first; each `Turn` has `role` and `text`."""
+        """The conversation that this run continues, oldest first; each `Turn` has `role` and `text`."""
         return () if self._restored is None else self._restored.history
 
-    def add_work(self, work: Work) -> None:
+    def add_work(self, work: Worker[Any]) -> None:
         """Let a cancel of the run reach a thread that is started for it."""
         with guarded(), self._lock:
             self.work = (*self.work, work)
 
-    def drop_work(self, ended: Work) -> None:
+    def drop_work(self, ended: Worker[Any]) -> None:
         """Forget a thread that has ended."""
         with guarded(), self._lock:
             self.work = tuple(work for work in self.work if work is not ended)
 
     @property
     def inbox(self) -> Inbox:
-        """The messages into the running agent: `take()` them at a safe point, or `await run.inbox.get()` one."""
-        inbox = self._backend.inbox
+        """The messages to the running agent: `take()` them when it can use them, or `await run.inbox.get()`."""
+        backend = self._backend
+        inbox = backend.inbox if backend else Inbox(self.token, self.send, self._lock)
         inbox.note_reader()
         return inbox
 
     @property
     def budget(self) -> Budget:
-        """What the run may use up; what its child runs use counts in it, too."""
-        return self._backend.budget
+        """What the run may use; the usage of its child runs counts, too."""
+        backend = self._backend
+        return backend.budget if backend else Budget(RunOptions(), self.token)
+
+    @property
+    def _approvals(self) -> Approvals:
+        if backend := self._backend:
+            return backend.approvals
+        approvals = Approvals(self.token, self.send, self._lock, self.clock)
+        approvals.close()
+        return approvals
 
     def send(self, data: ev.EventData, parent: str | None = None) -> None:
         """Append an event to the run's log."""
+        if (backend := self._backend) is None:
+            return
         # As guarded() does, which on this hot path would cost as much as the rest.
         guard = current_guard.get()
         if guard is None:
-            self._backend.emit(data, parent)
+            backend.emit(data, parent)
         else:
             guard.enter()
             try:
-                self._backend.emit(data, parent)
+                backend.emit(data, parent)
             finally:
                 guard.leave()
 
@@ -192,7 +268,7 @@ class RunContext:
         self.send(ev.RunPhase(clean_text(name)))
 
     def progress(self, done: float, total: float | None = None, label: str = "") -> None:
-        """Say how far the run has come: `done` of `total`, in any unit."""
+        """Report the run's progress: `done` of `total`, in any unit."""
         self.send(
             ev.Progress(float(done), None if total is None else float(total), clean_text(label))
         )
@@ -211,7 +287,7 @@ class RunContext:
             self.log(lines, level)
 
     def flush_lines(self) -> None:
-        """Log what was printed without a line's end."""
+        """Log what was printed without an end of line."""
         if self._unfinished is None:
             return
         with guarded(), self._lock:
@@ -224,46 +300,46 @@ class RunContext:
         self.send(ev.Custom(clean_text(name), plain(value)))
 
     def artifact(self, name: str, data: bytes | str | Path, media_type: str | None = None) -> bool:
-        """Keep a file with the run: `run.artifacts` of its handle lists it. Return whether it is kept.
+        """Keep a file with the run, listed in `run.artifacts` of its handle. Return whether it was kept.
 
-        Where it cannot be, the card says why and the agent goes on. It is on disk when this returns; from an async
-        agent, a large one is kept by `await run.in_thread(run.artifact, name, data)`.
+        If it can't be kept, the card says why and the agent goes on. It is on disk when this returns; an async
+        agent keeps a large one with `await run.in_thread(run.artifact, name, data)`.
 
         Parameters
         ----------
-        data : bytes; a text, in which secrets are replaced; or a `pathlib.Path` of a file, which is copied.
+        data : bytes; text, in which secrets are replaced; or the `pathlib.Path` of a file, which is copied.
         media_type : such as `image/png`; None: by the name's ending.
         """
         if not isinstance(data, bytes | str | Path):
             raise TypeError(f"an artifact is bytes, a str or a Path, not {type(data).__name__}")
         with guarded(), self._lock:
             self._artifacts += 1
-            number = self._artifacts
+            artifact_id = f"{ev.FILE_ID}{self._artifacts}"
         try:
-            made = self._backend.keeper.keep(f"{ev.FILE_ID}{number}", str(name), data, media_type)
+            made = self._host().keeper.keep(artifact_id, str(name), data, media_type)
         except (NbrunError, OSError) as error:
             self.log(f"the artifact '{name}' is not kept: {error}", "warning")
             return False
         self.send(made)
         if isinstance(data, str) and os.path.isfile(data):
-            words = f"the artifact '{name}' holds this path itself: {data}; pathlib.Path(…) copies the file"
+            words = f"the artifact '{name}' contains the text {data}; pass pathlib.Path(…) to copy that file"
             self.log(words, "warning")
         return True
 
     def begin_turn(self) -> None:
-        """Say that the agent is about to call a model: counts the call, and stops where no budget is left for it.
+        """Report that the agent is about to call a model: counts the call, and stops if the budget is used up.
 
-        To be called before each call, so that `max_turns=N` lets N calls be made and no more. What a call
-        has used is told afterwards, by `usage()`; a request told of there is not counted again.
+        Call it before each model call, so that `max_turns=N` allows exactly N. Report what the call has used
+        afterwards, with `usage()`; a request reported there is not counted again.
 
         Raises
         ------
         Cancelled
-            The call must not be made: the run is over budget now, or was cancelled before.
+            The call must not be made: the budget is used up, or the run was cancelled.
         """
         with guarded():
             self.budget.begin_turn()
-            self.usage()  # so that a budget above hears of the call, too, from wherever it is made
+            self.usage()  # so that a budget above counts the call, too, wherever it is made
 
     def usage(
         self,
@@ -275,19 +351,19 @@ class RunContext:
         requests: int = 0,
         cost_usd: float | None = None,
     ) -> None:
-        """Add to the run's usage; what is over budget by it is cancelled.
+        """Add to the run's usage; runs that exceed their budget are cancelled.
 
         Raises
         ------
         ValueError
-            A number is below zero, or none.
+            A number is negative or not finite.
         """
-        # int() and float() first, for they are code of the agent's: what counts tokens may be a number of numpy's.
+        # int() and float() first, and unlocked: they may call code of the agent's, as for a number of numpy's.
         added = int(input_tokens), int(output_tokens), int(requests)
         details = int(cache_read_tokens), int(reasoning_tokens)
         cost_added = None if cost_usd is None else float(cost_usd)
         if min(*added, *details, cost_added or 0.0) < 0 or not math.isfinite(cost_added or 0.0):
-            raise ValueError("usage is what was used more, in finite numbers from 0 on")
+            raise ValueError("usage numbers must be finite and not negative")
         with guarded(), self._lock:
             known = self._usage
             self._requests += added[2]
@@ -354,22 +430,26 @@ class RunContext:
         """Call a sync function in a thread of its own, and return what it returns.
 
         `nbrun.current()`, prints and the token work there. A cancel of the run raises `Cancelled` in it after
-        the grace; one of this wait alone, by a time limit around it, at once. What does not stop is named.
+        the grace period; a cancel of this wait alone, such as a timeout, at once. If it does not stop, the log
+        names it.
 
         Raises
         ------
         Cancelled
             The run was cancelled before: the function was not called.
+        NbrunError
+            The run has ended.
         """
         self.token.raise_if_cancelled()
+        self._host()
         name = clean_text(str(getattr(function, "__name__", type(function).__name__)))
         call = partial(function, *args, **kwargs)
-        thread = self._backend.make_thread(self.run_id, call, copy_context(), name=name)
+        thread = Worker(self.run_id, call, copy_context(), name=name)
         self.add_work(thread)
         try:
             return await thread.result()
         except asyncio.CancelledError:
-            if not self.token.cancelled:  # else the ladder gives it its grace first
+            if not self.token.cancelled:  # else the escalation waits for the grace period first
                 thread.interrupt()
             raise
         finally:
@@ -386,19 +466,19 @@ class RunContext:
         timeout_s: float | None = None,
         tool: str = "",
         editable: bool = True,
-    ) -> Asking:
-        """Ask a person, and wait: `answer = await run.ask("Delete it?")`; in a sync agent use `ask_sync()`.
+    ) -> Question:
+        """Ask the user, and wait: `answer = await run.ask("Delete it?")`; in a sync agent use `ask_sync()`.
 
-        Several questions may be asked at once. `--approve auto` allows at once, `--approve deny` refuses at once.
+        Several questions may be open at once. `--approve auto` and `--approve deny` answer at once.
 
         Parameters
         ----------
-        args : what is to be allowed; the person may change it, and the answer has what counts.
-        editable : False where it can only be allowed as it is.
-        tool : the name of the tool that it is about; a person may allow it for the rest of the run, and then is
-            asked for it no more.
-        options : the words to choose from, instead of allow; the first is what `--approve auto` takes.
-        tool_id : the tool call that it is about.
+        args : what is to be allowed; the user may edit it, and the answer has the arguments to use.
+        editable : False if it can only be allowed as it is.
+        tool : the name of the tool in question; the user may allow it for the rest of the run, without being
+            asked again.
+        options : the choices, instead of allow; `--approve auto` takes the first.
+        tool_id : the tool call in question.
         timeout_s : seconds after which the answer is `deny`.
 
         Raises
@@ -406,9 +486,9 @@ class RunContext:
         Cancelled, asyncio.CancelledError
             The run was cancelled, before or while it waited.
         """
-        questions = self._backend.questions
-        work = partial(questions.ask, message, args, options, tool_id, timeout_s, tool, editable)
-        return Asking(questions, ASK, work)
+        approvals = self._approvals
+        ask = Ask(message, args, options, tool_id, timeout_s, tool, editable)
+        return Question(approvals, ASK, partial(approvals.ask, ask))
 
     def ask_sync(
         self,
@@ -421,18 +501,17 @@ class RunContext:
         tool: str = "",
         editable: bool = True,
     ) -> Answer:
-        """Ask a person, and wait, in a sync agent; the same as `ask()`.
+        """Ask the user, and wait, in a sync agent; otherwise the same as `ask()`.
 
         Raises
         ------
         Cancelled
             The run was cancelled, before or while it waited.
         NbrunError
-            Called on an event loop, where it would hold up everything.
+            Called on an event loop, which it would block.
         """
-        return self._backend.questions.ask_sync(
-            message, args, options, tool_id, timeout_s, tool, editable
-        )
+        ask = Ask(message, args, options, tool_id, timeout_s, tool, editable)
+        return self._approvals.ask_sync(ask)
 
     def approve_tool(
         self,
@@ -442,35 +521,32 @@ class RunContext:
         message: str | None = None,
         timeout_s: float | None = None,
         editable: bool = True,
-    ) -> Asking:
-        """Ask whether a tool may be used, and wait; one that may not stands among the tools as `denied`."""
-        words = message or f"Use {name}?"
-        work = partial(self._approve_tool, name, args, words, timeout_s, editable)
-        return Asking(self._backend.questions, "run.approve_tool", work)
+    ) -> Question:
+        """Ask whether a tool may be used, and wait; if not, it is listed among the tools as `denied`."""
+        approvals = self._approvals
+        ask = Ask(message or f"Use {name}?", args, (), None, timeout_s, name, editable)
+        return Question(approvals, "run.approve_tool", partial(self._approve_tool, approvals, ask))
 
-    async def _approve_tool(
-        self, name: str, args: object, message: str, timeout_s: float | None, editable: bool
-    ) -> Answer:
-        answer = await self.ask(
-            message, args=args, timeout_s=timeout_s, tool=name, editable=editable
-        )
+    async def _approve_tool(self, approvals: Approvals, ask: Ask) -> Answer:
+        answer = await approvals.ask(ask)
         if not answer:
             with guarded():
                 tool_id = self._new_tool_id()
-                self.send(ev.ToolStarted(tool_id, clean_text(name), "function", plain(answer.args)))
+                name = clean_text(str(ask.tool))
+                self.send(ev.ToolStarted(tool_id, name, "function", plain(answer.args)))
                 self.send(ev.ToolFinished(tool_id, "denied", answer.text or None))
         return answer
 
     def checkpoint(self, state: object) -> None:
-        """Keep a state to go on from, in the place of the one before.
+        """Save a state to resume from; it replaces the previous one.
 
-        Should the run fail, be cancelled or lost, `run.resume()` starts a new one that finds it in `restored`.
-        It is stored after everything that the run has said before. Secrets in it are replaced, as everywhere.
+        If the run fails, is cancelled or lost, `run.resume()` starts a new run that finds it in `restored`.
+        It is stored after everything that the run has sent before. Secrets in it are replaced, as everywhere.
 
         Parameters
         ----------
-        state : anything JSON-like, or `bytes`; tuples come back as lists, keys as text. What has no such form
-            comes back as its `repr`, and the card says so.
+        state : anything JSON-like, or `bytes`; tuples come back as lists, keys as text. Other objects come back
+            as their `repr`, and the card says so.
         """
         with guarded():
             blob = checkpoints.pack(state)
@@ -480,19 +556,19 @@ class RunContext:
                 name = f"checkpoint-{self._checkpoints}"
         if len(blob) > checkpoints.MAX_BYTES:
             size = size_words(len(blob))
-            self.log(f"a checkpoint of {size} is too large; the one before it stays", "warning")
+            self.log(f"a checkpoint of {size} is too large; the previous one is kept", "warning")
             return
         if lost:
             what = ", ".join(lost)
-            self.log(f"a checkpoint holds what is no data ({what}): its repr is kept", "warning")
+            self.log(f"a checkpoint keeps only the repr of what is not data: {what}", "warning")
         self.send(ev.Checkpoint(name, len(blob), blob))
 
     def start_child(self, agent: object, prompt: str = "", **options: Any) -> ChildRun:
-        """Start a run below this one: with a log of its own, and cancelled when this one is.
+        """Start a child run: with its own log, and cancelled when this run is.
 
-        This run ends after its children: one that has returned waits for them, one that has failed cancels
-        them. A child that is cancelled, or fails, leaves this run alone, unless it is awaited: then it raises
-        here what `run.result()` raises.
+        A run ends after its children: it waits for them when it returns, and cancels them when it fails. A child
+        that fails or is cancelled does not affect this run, unless it is awaited: then it raises here what
+        `run.result()` raises.
 
         Parameters
         ----------
@@ -503,7 +579,7 @@ class RunContext:
         Cancelled
             This run was cancelled: nothing was started.
         NbrunError
-            This run has ended, or it is on a host that starts no child runs.
+            This run has ended, or its host can't start child runs.
         """
         self.token.raise_if_cancelled()
-        return self._backend.start_child(agent, prompt, options)
+        return self._host().start_child(agent, prompt, options)

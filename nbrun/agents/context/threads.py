@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import Context, copy_context
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from nbrun.agents.context.run_context import current_run
-from nbrun.core.cancellation import call_soon
 from nbrun.core.interrupt_guard import InterruptGuard, current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-from typing import Generic, TypeVar
+    from contextvars import Context
 
 T = TypeVar("T")
 
 
 class Worker(Generic[T]):
-    """Runs one function in a daemon thread of its own and hands its result to whoever waits for it.
+    """Runs one function in a daemon thread of its own and returns its result to whoever waits for it.
 
-    A thread of the loop's default executor would hold up the exit of the kernel; this one does not.
+    A thread of asyncio's default executor would delay the exit of the kernel.
 
     Threads: any method, from any thread and any event loop.
+
+    Parameters
+    ----------
+    is_driver : whether it is the agent itself, a sync one, and not something beside it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Worker(Generic[T]):
         self._thread = threading.Thread(target=self._main, args=(outcome,), name=name, daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # the system has no thread left: it has ended before it began
+        except RuntimeError:  # the system has no more threads: it has ended before it began
             self._over.set_result(None)
             raise
         return outcome
@@ -61,7 +61,7 @@ class Worker(Generic[T]):
     async def result(self) -> T:
         """Start the thread and wait for what the function returns or raises.
 
-        A cancel of the waiting task leaves the thread alive: ending it is the host's ladder's business.
+        A cancel of the waiting task leaves the thread alive: the host's escalation stops it.
         """
         return await asyncio.wrap_future(self.start())
 
@@ -74,9 +74,9 @@ class Worker(Generic[T]):
         await asyncio.wrap_future(self._over)
 
     def interrupt(self) -> bool:
-        """Raise `Cancelled` in the thread at its next bytecode; False while it is inside nbrun's own code.
+        """Raise `Cancelled` in the thread at its next bytecode.
 
-        Then it is raised when that is over.
+        While it is in nbrun's own code, return False; it is raised when that is over.
         """
         is_started = self._thread is not None and self._thread.ident is not None
         return is_started and self._guard.interrupt(later=True)
@@ -108,39 +108,7 @@ class Worker(Generic[T]):
 
 
 def _begun() -> Future[Any]:
-    """Return a future that looks begun: giving up the wait for it does not cancel it."""
+    """Return a future that looks started: cancelling the wait for it does not cancel it."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future
-
-
-class RunThreads(ThreadPoolExecutor):
-    """What `asyncio.to_thread()` of an agent gets: a thread of its own, which a cancel of the run reaches and names.
-
-    asyncio's own threads would hold up the exit of the kernel, and nobody could tell what runs in them.
-
-    Threads: `submit()` on the host's loop.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(max_workers=1)  # it starts none: asyncio takes no other class
-        self._loop = loop
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Begin it."""
-        context, call = copy_context(), partial(fn, *args, **kwargs)
-        owner = getattr(call.func, "__self__", None)
-        if isinstance(owner, Context):
-            # asyncio submits `context.run(function)`. The function is taken out, so that it sees its own guard.
-            function: Callable[..., T] = call.args[0]
-            context, call = owner, partial(function, *call.args[1:], **call.keywords)
-        run = current_run.get()
-        name = getattr(call.func, "__name__", "a thread")
-        worker: Worker[T] = Worker(run.run_id if run else "aside", call, context, name=name)
-        if run is None:
-            return worker.start()
-        run.add_work(worker)
-        future = worker.start()
-        drop = partial(run.drop_work, worker)
-        future.add_done_callback(lambda _future: call_soon(self._loop, drop))
-        return future

@@ -22,13 +22,16 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.core import events as ev
-from nbrun.core.artifacts import ArtifactFiles, ArtifactWriter
-from nbrun.core.cancellation import CancelToken
-from nbrun.core.clock import SystemClock
-from nbrun.core.errors import Cancelled
-from nbrun.core.options import RunOptions
-from nbrun.core.redaction import Redactor
+from nbrun.core import (
+    ArtifactFiles,
+    ArtifactWriter,
+    Cancelled,
+    CancelToken,
+    Redactor,
+    RunOptions,
+    SystemClock,
+    events as ev,
+)
 from nbrun.host import capture
 from nbrun.host.attempt import Attempt, HostEvent
 from nbrun.host.failures import describe

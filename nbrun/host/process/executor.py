@@ -12,11 +12,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelCause, Rung, call_soon
-from nbrun.core.errors import Cancelled
-from nbrun.core.line_buffer import Printed
-from nbrun.core.values import plain
+from nbrun.core import CancelCause, Cancelled, Clock, Printed, Rung, call_soon, events as ev, plain
 from nbrun.host.driver import PAUSE_S
 from nbrun.host.escalation import LAST_S
 from nbrun.host.failures import describe
@@ -27,7 +23,6 @@ from nbrun.host.process.relay import Relay, Relayed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core.clock import Clock
     from nbrun.host.attempt import Attempt, OnHost, Sink
 
 _log = logging.getLogger("nbrun")

@@ -9,8 +9,7 @@ import sys
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import BadOption
-from nbrun.core.values import type_name
+from nbrun.core import BadOption, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

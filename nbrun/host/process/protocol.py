@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelCause
-from nbrun.core.checkpoint import Restored
-from nbrun.core.values import Plain, plain
+from nbrun.core import CancelCause, Plain, Restored, events as ev, plain
 
 if TYPE_CHECKING:
     from nbrun.host.attempt import Attempt, HostEvent

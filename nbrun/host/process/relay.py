@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import events as ev
+from nbrun.core import CancelCause, Clock, events as ev
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbrun.core.cancellation import CancelCause
-    from nbrun.core.clock import Clock
 
 Relayed = tuple[float, ev.EventData, str | None]
 """When, what, and the tool or child that it belongs to."""

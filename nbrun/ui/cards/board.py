@@ -225,7 +225,7 @@ class CardBoard:
             if record.status is RunStatus.QUEUED or record.children:
                 self.mark(card)
 
-    def note_sequels(self, live: LiveRun, sequels: Sequence[tuple[int, str]]) -> None:
+    def note_followups(self, live: LiveRun, sequels: Sequence[tuple[int, str]]) -> None:
         """Have the card of an ended run say which runs come from it."""
         with self._lock:
             cards = [card for card in (*self._live, *self._ended) if card.live is live]
@@ -240,7 +240,7 @@ class CardBoard:
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
-    def let_go(self) -> None:
+    def close_widgets(self) -> None:
         """Close all widgets; where one is all that a page shows of its run, the page then shows nothing.
 
         So not before the kernel ends: what pages show should stay.
@@ -350,7 +350,7 @@ class CardBoard:
         """Return what the card shows; without `blocks`, which take their time, its text is as it came."""
         record = with_sequels(live.record, sequels)
         is_queued = record.status is RunStatus.QUEUED
-        words = self._session.line_words(live) if is_queued else None
+        words = self._session.parts.queue_words(live) if is_queued else None
         now, children = self._session.clock.now(), self._live_children(record)
         if asking := [line for child in children.values() for line in _asking_words(child)]:
             record = msgspec.structs.replace(record, notices=(*record.notices, *asking))

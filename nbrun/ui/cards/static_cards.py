@@ -1,4 +1,4 @@
-"""Static cards: what a cell shows of a run where nothing lives, and how it is brought up to date."""
+"""Static cards: what a cell shows of a run without a widget, updated until the run has ended."""
 
 from __future__ import annotations
 
@@ -19,76 +19,73 @@ if TYPE_CHECKING:
 class StaticCards:
     """Shows runs as outputs without a widget, or as text where there is no kernel.
 
-    Threads: the main thread shows; a run's end is drawn on whichever thread tells of it.
+    Threads: the main thread shows; updates are drawn on whichever thread reports them.
     """
 
     def __init__(self, shell: Any) -> None:
         self._shell = shell
-        # Those of a headless notebook whose runs went on, and what brings them up to date.
-        self._still_shown: list[tuple[Run, Callable[[], object]]] = []
+        # Runs that were still live when a headless notebook showed them, and what redraws each.
+        self._outdated: list[tuple[Run, Callable[[], object]]] = []
 
     def show(self, run: Run) -> None:
-        """Show a run as it is; where it goes on, what was shown is brought up to date at its end."""
+        """Show a run as it is now; what is shown of a live run is updated later."""
         from IPython.display import DisplayHandle, display
 
-        from nbrun.render.static_card import bundle, plain_text
+        from nbrun.render import static_card
 
+        record, problem = _shown_record(run), run.problem
         if getattr(self._shell, "kernel", None) is None:
-            print(plain_text(_shown_record(run), run.problem))
+            print(static_card.plain_text(record, problem))
             return
-        handle, record, problem = DisplayHandle(), _shown_record(run), run.problem
-        is_ours, headless = run._live is not None, is_headless(self._shell)
-        data = bundle(record, problem, is_redrawn=is_ours and not headless)
+        handle, live, headless = DisplayHandle(), run.live, is_headless(self._shell)
+        data = static_card.bundle(record, problem, is_redrawn=live is not None and not headless)
         display(data, raw=True, display_id=handle.display_id)
-        redraw = functools.partial(_redraw, run, handle)
-        is_last = record.is_settled and problem is None
-        if is_last or not (is_ours or record.is_live):
-            return  # what is shown is the last word
+
+        def redraw() -> None:
+            handle.update(static_card.bundle(_shown_record(run), run.problem), raw=True)
+
+        is_final = record.is_settled and problem is None
+        if is_final or (live is None and not record.is_live):
+            return
         if headless:
-            self._still_shown.append((run, redraw))
-        else:  # as this cell's: a bare thread would send it as whichever cell's ran last
-            context = contextvars.copy_context()
-            redraw_here = lambda: context.copy().run(redraw)  # noqa: E731 - two listen with it
-            _when_asking(run, record, redraw_here)
-            run.follow_end(redraw_here)
+            self._outdated.append((run, redraw))
+            return
+        # In this cell's context: a bare thread would send into whichever cell ran last.
+        context = contextvars.copy_context()
+        redraw_here = functools.partial(_in_copy, context, redraw)
+        if live is not None:
+            shown = [record.pending]
+
+            def look(record: RunRecord, _events: object) -> None:
+                # `follow_end` draws the end.
+                if record.is_live and record.pending != shown[0]:
+                    shown[0] = record.pending
+                    redraw_here()
+
+            live.listen(look)
+            look(live.record, ())  # it may have asked before we listened
+        run.follow_end(redraw_here)
 
     def redraw_ended(self) -> None:
-        """Bring static cards up to date whose runs have ended.
+        """Update the static cards whose runs have ended.
 
         Source: nbclient takes an update only while a cell runs, and only as that cell's, so a waiting cell
         has to send it.
         """
-        still, self._still_shown = self._still_shown, []
-        for run, redraw in still:
+        outdated, self._outdated = self._outdated, []
+        for run, redraw in outdated:
             if run.done():
                 redraw()
             if not run.record.is_settled or run.problem is not None:
-                self._still_shown.append((run, redraw))
+                self._outdated.append((run, redraw))
 
 
-def _redraw(run: Run, handle: Any) -> None:
-    from nbrun.render.static_card import bundle
-
-    handle.update(bundle(_shown_record(run), run.problem), raw=True)
+def _in_copy(context: contextvars.Context, function: Callable[[], object]) -> object:
+    """Call a function in a copy of the context: two threads may do so at once."""
+    return context.copy().run(function)
 
 
 def _shown_record(run: Run) -> RunRecord:
-    """Return the record with a word on the runs that come from this one."""
+    """Return the record; once it has ended, with the runs that were started from it."""
     record = run.record
     return record if record.is_live else with_sequels(record, run.sequels)
-
-
-def _when_asking(run: Run, drawn: RunRecord, redraw: Callable[[], object]) -> None:
-    """Call `redraw` whenever a live run asks something else than was drawn: a static card must say that it waits."""
-    live = run._live
-    if live is None:
-        return
-    shown = [drawn.pending]
-
-    def look(record: RunRecord, _events: object) -> None:
-        if record.is_live and record.pending != shown[0]:  # its end is drawn by who waits for that
-            shown[0] = record.pending
-            redraw()
-
-    live.listen(look)
-    look(live.record, ())  # it may have asked before we listened

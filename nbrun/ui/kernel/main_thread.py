@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Job:
-    """One piece of code on its way.
+    """A piece of code that an agent has submitted.
 
-    Threads: `cancel()` from any; the rest is written on the main thread, before `done` is set.
+    Threads: `cancel()` from any thread; the main thread writes the rest, before it sets `done`.
     """
 
     def __init__(self, code: str, interrupt: Callable[[Job], None]) -> None:
@@ -31,7 +31,7 @@ class Job:
         self._interrupt = interrupt
 
     def cancel(self) -> None:
-        """Take it back, or interrupt it; no other code."""
+        """Withdraw it, or interrupt it if it is running; other code isn't touched."""
         self.is_cancelled = True
         self._interrupt(self)
 
@@ -39,22 +39,22 @@ class Job:
 class MainThread:
     """Runs code in the notebook's namespace while no cell is running, or while one only waits for a run.
 
-    Threads: `submit()` from any; `_waiting` and `_running` are guarded by `_lock`; the rest is of the main thread.
+    Threads: `submit()` from any thread; `_lock` guards `_waiting` and `_running`; the main thread does the rest.
     """
 
     def __init__(self, shell: Any) -> None:
         self._shell = shell
-        # Source: ipykernel's main shell is read on this loop, and the main thread runs it.
+        # Source: ipykernel reads its main shell on this loop, on the main thread.
         self._loop = shell.kernel.io_loop.asyncio_loop
         self._lock = threading.Lock()
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
-        self._is_busy = True  # it is made for a cell that is being run
+        self._is_busy = True  # a cell is running: it made this
         shell.events.register("pre_run_cell", self._begin_cell)
         shell.events.register("post_run_cell", self._end_cell)
 
     def close(self) -> None:
-        """Take no more code, and let go of the shell."""
+        """Accept no more code, and detach from the shell."""
         self._shell.events.unregister("pre_run_cell", self._begin_cell)
         self._shell.events.unregister("post_run_cell", self._end_cell)
         with self._lock:
@@ -69,7 +69,7 @@ class MainThread:
         return self._is_busy or self._running is not None
 
     def submit(self, code: str) -> Job:
-        """Have code run as soon as no cell is running."""
+        """Run code as soon as no cell is running."""
         job = Job(code, self._interrupt)
         with self._lock:
             self._waiting.append(job)
@@ -82,18 +82,18 @@ class MainThread:
                 self._waiting.remove(job)
                 job.done.set()
             elif self._running is job:
-                # Under the lock, so that it never comes when other code has its turn.
+                # Under the lock, so that it never hits other code.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     # --- the main thread -------------------------------------------------------------------------
 
     def run_here(self) -> None:
-        """Run what waits, in a cell that has nothing else to do.
+        """Run what waits, within a cell that only waits itself.
 
         Raises
         ------
         KeyboardInterrupt
-            ■ came meanwhile: it is the cell's as well.
+            ■ came meanwhile: it is meant for the cell as well.
         """
         while (job := self._take()) is not None:
             self._execute(job)
@@ -101,7 +101,7 @@ class MainThread:
                 raise job.error
 
     def _begin_cell(self, *_: object) -> None:
-        if self._running is None:  # else it is our own
+        if self._running is None:  # else it is an agent's code, run by `_execute()`
             self._is_busy = True
 
     def _end_cell(self, *_: object) -> None:
@@ -110,7 +110,7 @@ class MainThread:
             self._loop.call_soon(self._next)
 
     def _next(self) -> None:
-        """Run what waits, one piece in each turn of the loop, so that cells have theirs."""
+        """Run what waits, one piece per turn of the loop, so that cells get their turns."""
         if not self._is_busy and (job := self._take()) is not None:
             self._execute(job)
             self._loop.call_soon(self._next)
@@ -126,7 +126,7 @@ class MainThread:
         try:
             with self._interruptible():
                 self._run(job)
-        except BaseException as error:  # of IPython itself, or an interrupt at the very end
+        except BaseException as error:  # raised by IPython itself, or an interrupt at the very end
             job.error = job.error or error
         finally:
             job.done.set()
@@ -135,9 +135,9 @@ class MainThread:
         from IPython.utils.capture import capture_output
 
         if self._has_await(job.code):
-            job.error = BadOption("top-level await is not for this tool; leave await out")
+            job.error = BadOption("this tool can't run top-level await; remove it")
             return
-        # The trap first: it would put the shell's own display hook in place of what captures.
+        # The trap first: it would replace the capturing display hook by the shell's own.
         with self._shell.display_trap, capture_output() as captured:
             result = self._shell.run_cell(job.code, store_history=False)
         job.error = result.error_before_exec or result.error_in_exec
@@ -147,22 +147,22 @@ class MainThread:
     def _has_await(self, code: str) -> bool:
         try:
             transformed = self._shell.transform_cell(code)
-        except Exception:  # of what kind ever: running it tells it better
+        except Exception:  # whatever it is: running the code reports it better
             return False
         return bool(self._shell.should_run_async(code, transformed_cell=transformed))
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Have SIGINT interrupt what runs within, and nothing else afterwards.
+        """Let SIGINT interrupt what runs within, and nothing after it.
 
-        Source: ipykernel ignores the signal between two cells.
+        Source: ipykernel ignores the signal between cells.
         """
         former = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             yield
         finally:
             is_over = False
-            while not is_over:  # a signal from before may come at any line of this
+            while not is_over:  # a signal sent before may arrive at any line here
                 with contextlib.suppress(KeyboardInterrupt):
                     with self._lock:
                         self._running = None

@@ -1,4 +1,4 @@
-"""The toolset `notebook`: what the built-in agent may see of the notebook, and do in it."""
+"""The toolset `notebook`: how the built-in agent reads the notebook and runs code in it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Callable, Mapping, Sized
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from nbrun.agents import current, shown, type_name
 from nbrun.agents.builtin.options import needs_approval
-from nbrun.agents.context.run_context import current
-from nbrun.core.values import shown, type_name
 
 if TYPE_CHECKING:
-    from nbrun.agents.context.run_context import RunContext
+    from nbrun.agents import RunContext
     from nbrun.ui.kernel.main_thread import Job, MainThread
 
 NAME = "notebook"
-"""What `--tools` calls them."""
+"""What `--tools` calls the toolset."""
 TOOLS = ("list_variables", "describe_variable", "read_cell", "run_python")
 
 BUDGET = 4_000
-"""Characters that a tool returns at most."""
+"""How many characters a tool returns at most."""
 ROWS = 100
 HEAD = 5
 
@@ -27,12 +26,9 @@ _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
 
 
 class NotebookTools:
-    """Functions for an agent, whose docstrings and types tell a model what they do.
+    """Functions for an agent; a model reads their docstrings and types. Without a main thread, none of them runs code.
 
-    Without a main thread to run code on, there is none that runs any.
-
-    Threads: an agent calls them on threads of its own. They read the namespace there; what runs code does so on the
-    kernel's main thread.
+    Threads: an agent calls them on its own threads, where they read the namespace; code runs on the main thread.
     """
 
     def __init__(self, shell: Any, main: MainThread | None) -> None:
@@ -88,17 +84,17 @@ class NotebookTools:
     def _describe(self, name: str) -> str:
         names: Mapping[str, object] = self._shell.user_ns
         if name not in names or name.startswith("_"):
-            return f"there is no variable {shown(name, 60)}; list_variables tells which there are"
+            return f"variable {shown(name, 60)} not found; list_variables lists them all"
         value = names[name]
         if _is_table(value):
             return _within(_table(value))
         return _within(f"{_summary(value)}\n{value!r}")
 
     def _cell(self, number: int) -> str:
-        # Source: IPython's list of inputs leaves empty cells out, so that its places are not their numbers.
+        # Source: IPython's list of inputs leaves empty cells out, so its indexes aren't their numbers.
         code = self._shell.user_ns.get(f"_i{number}")
         if code is None:
-            return f"no cell was run as [{number}]"
+            return f"cell [{number}] not found"
         parts = [str(code)]
         for output in self._shell.history_manager.outputs.get(number, ()):
             parts.append(_text_of(output.bundle))
@@ -112,15 +108,15 @@ class NotebookTools:
         job = main.submit(code)
         handle = run.token.add_callback(lambda _: job.cancel())
         if main.is_busy and not job.done.is_set():
-            run.log("run_python waits until the cell that is running has ended")
-        # Without a limit: while the code runs, this thread stands for it, and is named where it does not stop.
+            run.log("run_python is waiting for the running cell to finish")
+        # Without a limit: this thread stands for the code, and is named if the code doesn't stop.
         job.done.wait()
         handle.remove()
         run.token.raise_if_cancelled()
-        return self._told(job, run)
+        return self._report(job, run)
 
-    def _told(self, job: Job, run: RunContext) -> str:
-        """Keep what the code has shown as artifacts; return what a model is told."""
+    def _report(self, job: Job, run: RunContext) -> str:
+        """Save figures and tables as artifacts; return what the model reads."""
         parts = [job.printed.rstrip()] if job.printed.strip() else []
         for count, bundle in enumerate(job.outputs, 1):
             text = _text_of(bundle)
@@ -136,11 +132,11 @@ class NotebookTools:
             parts.append(text)
         if job.error is not None:
             parts.append(f"{type(job.error).__name__}: {job.error}")
-        return _within("\n".join(parts)) or "done; nothing was printed"
+        return _within("\n".join(parts)) or "done; no output"
 
 
 def _is_table(value: object) -> bool:
-    """Return whether it is a DataFrame, by its class: nothing is imported for that."""
+    """Return whether it is a DataFrame, by the name of its class: pandas isn't imported for this."""
     return type(value).__name__ == "DataFrame" and hasattr(value, "dtypes")
 
 
@@ -150,7 +146,7 @@ def _table(value: Any) -> str:
 
 
 def _summary(value: object) -> str:
-    """Return type and size; no `repr`, which may take long."""
+    """Return type and size; no `repr`, which may be slow."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return f"{type_name(value)} of shape {shape}"
@@ -169,7 +165,7 @@ def _text_of(bundle: Mapping[str, Any]) -> str:
 
 
 def _bytes(data: Any) -> bytes:
-    """Return an image's bytes; as a display tells them, they are base64, but those of an SVG."""
+    """Return an image's bytes, from base64; an SVG is text."""
     if isinstance(data, bytes):
         return data
     import base64

@@ -1,94 +1,153 @@
-"""The doors of a kernel: what a page or the server asks for, by comm or control channel."""
+"""Requests from outside the cells: of cards, panels and the server, over a widget's comm or the control channel."""
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.agents import ALLOW, DENY
 from nbrun.core.errors import BadOption, UserError
+from nbrun.core.text import visible
 from nbrun.core.values import shown
-from nbrun.render.words import status_words, visible
-from nbrun.ui.kernel.edited_args import read_args
+from nbrun.render.words import status_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from nbrun.sessions.run import Run
     from nbrun.sessions.session import NotebookSession
 
+REQUEST, REPLY = "nbrun_request", "nbrun_reply"
 LIST_LIMIT = 200
-"""How many live runs are told of at once, the newest: a cancel may be waiting behind the answer."""
+"""How many live runs a list has, the newest: a cancel may be waiting behind the answer."""
+MAX_NONCE = 64
+"""Characters of a nonce by which the page recognises the receipt of its message."""
+_REMEMBERED = 256
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def install(kernel: Any, answer: Answer) -> None:
+    """Have `answer(content)` called for every `nbrun_request` on the kernel's control channel.
+
+    It runs on the thread `Control`, whatever the main thread does, so it may fire tokens and must not touch widgets.
+
+    Source: ipykernel looks custom message types up in `kernel.control_handlers`, a dict, and awaits what the
+    handler returns (measured on 6.30 to 7.4).
+    """
+
+    async def on_request(stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        content = parent.get("content")
+        reply = answer(content if isinstance(content, dict) else {})
+        kernel.session.send(stream, REPLY, reply, parent, ident)
+
+    kernel.control_handlers[REQUEST] = on_request
+
+
+def remove(kernel: Any) -> None:
+    """Remove the handler."""
+    kernel.control_handlers.pop(REQUEST, None)
 
 
 class Requests:
-    """Does what is asked for from outside of the cells; only passes it on, touches no widget.
+    """Passes requests on to the session, each once: a page sends them over both channels, with one nonce.
 
-    Threads: `answer()`, from any; `ask_panel` is written by the main thread, with the first panel.
+    Threads: `answer()` from any thread; the main thread writes `ask_panel`, with the first panel. `_lock` guards
+    `_replies`, and makes a request's second copy wait for the first. It isn't held for a cancel, which is idempotent.
     """
 
     def __init__(self, session: NotebookSession) -> None:
-        self.ask_panel: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+        self.ask_panel: Answer | None = None
         self._session = session
-        self._clicks = Clicks(session)
+        self._lock = threading.RLock()
+        self._replies: dict[str, dict[str, Any]] = {}
 
     def answer(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Do what a card or the server asks for; return what came of it.
-
-        A card's request comes twice, once down each road, with one nonce; a cancel is idempotent, so the
-        second finds `already_requested`.
-        """
+        """Do what a page or the server asks for; return the reply."""
         nonce = content.get("nonce")
         reply: dict[str, Any] = {"op": "reply", "nonce": nonce if isinstance(nonce, str) else None}
         match content.get("op"):
             case "list":
-                return reply | self._answer_list()
+                return reply | self._list()
             case "ping":
                 return reply | {"outcome": "pong"}
             case "cancel_all":
-                return reply | self._answer_cancel_all(content)
+                return reply | self._cancel_all(content)
+            case "look" | "open" | "keep" if self.ask_panel is not None:
+                return reply | self._once(self.ask_panel, content)
             case "look" | "open" | "keep":
-                return reply | self._answer_for_panel(content)
+                return reply | {"outcome": "not_found"}
             case "cancel" | "approve" | "deny" | "steer":
                 return reply | self._answer_for_run(content)
             case _:
                 return reply | {"outcome": "unknown_op"}
 
+    def _list(self) -> dict[str, Any]:
+        live = self._session.live_runs
+        runs = [{**_listed(run), "session_id": self._session.id} for run in live[:LIST_LIMIT]]
+        return {"outcome": "listed", "runs": runs, "total": len(live)}
+
+    def _cancel_all(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Cancel all live runs, once: the second copy may arrive when new runs have started."""
+        if content.get("session_id") != self._session.id:
+            return {"outcome": "not_found"}
+
+        def cancel_all(_content: object) -> dict[str, Any]:
+            return {"outcome": "requested", "count": len(self._session.cancel_all(by="panel"))}
+
+        return self._once(cancel_all, content)
+
     def _answer_for_run(self, content: dict[str, Any]) -> dict[str, Any]:
         by = content["by"] if content.get("by") in ("server", "panel") else "card"
         run_id, reason = content.get("run_id"), content.get("reason")
         # The server finds its kernel by id, so it may leave the session out: exactly this id, in this session.
-        # A page outlives its kernel, and must name the session that its run is of.
+        # A page outlives its kernel, and must name the session of its run.
         session_id = content.get("session_id", self._session.id if by == "server" else None)
         is_ours = session_id == self._session.id
         run = self._session.own(run_id) if is_ours and isinstance(run_id, str) else None
         if run is None:
             return {"outcome": "not_found"}
         if content["op"] != "cancel":
-            return self._clicks.answer(run, content, by)
-        receipt = self._session.cancel(run, reason if isinstance(reason, str) else None, by=by)
+            return self._once(lambda content: self._talk(run, content, by), content)
+        receipt = run.cancel(reason if isinstance(reason, str) else None, by=by)
         return {"outcome": str(receipt.outcome)}
 
-    def _answer_cancel_all(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Cancel all that is live, once: the click's second road may be read when other runs have begun."""
-        if content.get("session_id") != self._session.id:
-            return {"outcome": "not_found"}
+    def _once(self, do: Answer, content: dict[str, Any]) -> dict[str, Any]:
+        """Do what a request asks for, unless its other copy was here before; return the reply."""
+        nonce = content.get("nonce")
+        if not isinstance(nonce, str):  # nothing to recognise it by
+            return do(content)
+        with self._lock:
+            reply = self._replies.get(nonce)
+            if reply is None:
+                reply = self._replies[nonce] = do(content)
+                if len(self._replies) > _REMEMBERED:
+                    del self._replies[next(iter(self._replies))]
+        return reply
 
-        def cancel_all() -> dict[str, Any]:
-            return {"outcome": "requested", "count": len(self._session.cancel_all(by="panel"))}
-
-        return self._clicks.once(content.get("nonce"), cancel_all)
-
-    def _answer_for_panel(self, content: dict[str, Any]) -> dict[str, Any]:
-        ask_panel = self.ask_panel
-        if ask_panel is None:
-            return {"outcome": "not_found"}
-        return self._clicks.once(content.get("nonce"), lambda: ask_panel(content))
-
-    def _answer_list(self) -> dict[str, Any]:
-        live = self._session.live_runs
-        runs = [{**_listed(run), "session_id": self._session.id} for run in live[:LIST_LIMIT]]
-        return {"outcome": "listed", "runs": runs, "total": len(live)}
+    def _talk(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
+        """Answer a run's question, or send it a message; return `sent`, or `refused` with a `message` that says why."""
+        names = ("call", "text", "choice", "args_json", "nonce")
+        call, text, choice, args_json, nonce = (content.get(name) for name in names)
+        try:
+            if not all(isinstance(one, str | None) for one in (call, text, choice, args_json)):
+                raise BadOption("call, text, choice and args_json must be strings")
+            if content["op"] != "steer" and not call:  # a click never answers just any question
+                raise BadOption("call is missing: the id of the question")
+            match content["op"]:
+                case "approve":
+                    # Edited ones as text: a page's own numbers are exact up to 2**53 only.
+                    args = content.get("args") if args_json is None else read_args(args_json)
+                    always = content.get("always") is True
+                    run.answer(call, choice or ALLOW, args=args, text=text, always=always, by=by)
+                case "deny":
+                    run.answer(call, DENY, text=text, by=by)
+                case _:
+                    known_by = nonce if isinstance(nonce, str) and len(nonce) <= MAX_NONCE else None
+                    run.steer(text or "", by=by, id=known_by)
+        except UserError as error:
+            return {"outcome": "refused", "message": str(error)}
+        return {"outcome": "sent"}
 
 
 def _listed(run: Run) -> dict[str, Any]:
@@ -106,66 +165,23 @@ def _listed(run: Run) -> dict[str, Any]:
     }
 
 
-_REMEMBERED = 256
+def read_args(text: str, hint: str = 'write them as in {"path": "x"}') -> object:
+    """Return the edited arguments of a question, from JSON; `hint` ends the message if they cannot be read.
 
-
-MAX_NONCE = 64
-
-
-"""Characters of a nonce by which the page knows the receipt of its message."""
-
-
-class Clicks:
-    """Does what a click asks for, once: it comes twice, down two roads, with one nonce.
-
-    Threads: any method, from any thread; `_lock` guards `_replies`, and makes the second wait for the first.
+    Raises
+    ------
+    BadOption
+        It isn't valid JSON, or is null, which would mean no change.
     """
+    try:
+        args: object = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise BadOption(f"the arguments aren't valid JSON ({why}); {hint}") from None
+    if args is None:
+        raise BadOption("the arguments are null; leave them out to keep the agent's own")
+    return args
 
-    def __init__(self, session: NotebookSession) -> None:
-        self._session = session
-        self._lock = threading.RLock()
-        self._replies: dict[str, dict[str, Any]] = {}
 
-    def answer(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
-        """Return `outcome`: `sent`, or `refused` with a `message` that says why."""
-        return self.once(content.get("nonce"), lambda: self._do(run, content, by))
-
-    def once(self, nonce: object, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do what a click asks for, unless that was done already; return what came of it."""
-        if not isinstance(nonce, str):  # nothing to know it by
-            return do()
-        with self._lock:
-            reply = self._replies.get(nonce)
-            if reply is None:
-                reply = self._replies[nonce] = do()
-                if len(self._replies) > _REMEMBERED:
-                    del self._replies[next(iter(self._replies))]
-        return reply
-
-    def _do(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
-        names = ("call", "text", "choice", "args_json", "nonce")
-        call, text, choice, args_json, nonce = (content.get(name) for name in names)
-        try:
-            for word in (call, text, choice, args_json):
-                if word is not None and not isinstance(word, str):
-                    raise BadOption("call, text, choice and args_json are texts")
-            if (
-                content["op"] != "steer" and not call
-            ):  # a click is one on a question, never on whichever is open
-                raise BadOption("call is missing: the id of the question")
-            match content["op"]:
-                case "approve":
-                    # As text, where a person has edited it: the page's own numbers end at 2**53.
-                    args = content.get("args") if args_json is None else read_args(args_json)
-                    always = content.get("always") is True
-                    self._session.answer(
-                        run, call, choice or ALLOW, args=args, text=text, always=always, by=by
-                    )
-                case "deny":
-                    self._session.answer(run, call, DENY, text=text, by=by)
-                case _:
-                    known_by = nonce if isinstance(nonce, str) and len(nonce) <= MAX_NONCE else None
-                    self._session.steer(run, text or "", by=by, id=known_by)
-        except UserError as error:
-            return {"outcome": "refused", "message": str(error)}
-        return {"outcome": "sent"}
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} isn't a JSON number")

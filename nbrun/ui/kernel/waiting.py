@@ -1,4 +1,4 @@
-"""Blocking waits on the main thread, in which ■ Interrupt is prompt and cancels the waited run only."""
+"""Blocking waits on the main thread, in which ■ Interrupt acts at once and cancels the waited run only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core.cancellation import CancelCause
-from nbrun.core.errors import Interrupted
-from nbrun.core.text import printable
+from nbrun.core import cancellation, errors, text
 from nbrun.host.escalation import LAST_S
-from nbrun.render.words import status_words, title
+from nbrun.render import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,58 +21,59 @@ TICK_S = 0.05
 
 
 def is_headless(shell: Any) -> bool:
-    """Return whether nobody looks on: nbclient, papermill, nbconvert, or `NBRUN_BLOCK` says so.
+    """Return whether nobody is watching: nbclient, papermill or nbconvert runs the cell, or `NBRUN_BLOCK` says so.
 
-    Source: front ends send `allow_stdin` true and a cell id; the headless executors send neither.
+    Source: front ends send `allow_stdin` true and a cell id; these headless executors send neither.
     """
     forced = os.environ.get("NBRUN_BLOCK")
     if forced in ("0", "1"):
         return forced == "1"
-    parent = shell.get_parent() if hasattr(shell, "get_parent") else None
-    if not parent:
-        return False
-    return not parent.get("content", {}).get("allow_stdin", False) and not cell_id(shell)
+    parent = _parent(shell)
+    can_ask = parent.get("content", {}).get("allow_stdin", False)
+    return bool(parent) and not can_ask and not cell_id(shell)
 
 
 def cell_id(shell: Any) -> str | None:
-    """Return the id of the cell that is being run, where the front end tells it."""
-    parent = shell.get_parent() if hasattr(shell, "get_parent") else None
-    found = (parent or {}).get("metadata", {}).get("cellId")
+    """Return the id of the running cell, if the front end sends it."""
+    found = _parent(shell).get("metadata", {}).get("cellId")
     return found if isinstance(found, str) else None
 
 
+def _parent(shell: Any) -> dict[str, Any]:
+    """Return the message that the running cell came with; an empty one without a kernel."""
+    return (shell.get_parent() if hasattr(shell, "get_parent") else None) or {}
+
+
 def wait_for(run: Run, meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Wait for the run's end in short steps, and do something in between."""
+    """Wait for the run to end, and call `meanwhile` between short waits."""
     while not run.wait(TICK_S):
         meanwhile()
 
 
 @contextmanager
 def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
-    """Have ■ or Ctrl-C stop this run and no other, wherever it hits: also while the run is being shown.
+    """Have ■ or Ctrl-C cancel this run and no other, whenever it comes: also while the run is being shown.
 
     Raises
     ------
     Interrupted
-        It came: this run was cancelled, and had its grace to stop.
+        It came: this run was cancelled, and had its grace period to stop.
     """
     try:
         yield
     except KeyboardInterrupt:
-        run.cancel(cause=CancelCause.INTERRUPT)
-        with suppress(
-            KeyboardInterrupt
-        ):  # a second one: does not want to wait for the grace either
+        run.cancel(cause=cancellation.CancelCause.INTERRUPT)
+        with suppress(KeyboardInterrupt):  # a second one skips the grace period, too
             run.wait(grace_s + 2 * LAST_S)
-        record = run.record
-        raise Interrupted(printable(f"{title(record)}: {status_words(record)}")) from None
+        message = f"{words.title(run.record)}: {words.status_words(run.record)}"
+        raise errors.Interrupted(text.printable(message)) from None
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold ■ back while something short is done, so that it is not left half-made; it comes right after.
+    """Hold ■ back while something short is done, so that it is not left half done; it comes right after.
 
-    On other threads than the main one there is nothing to hold back.
+    On other threads there is nothing to hold back: a signal comes to the main thread.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is None:  # None: not Python's to give back
@@ -91,10 +90,10 @@ def uninterrupted() -> Iterator[None]:
 
 
 def wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]:
-    """Have `close` called at the kernel's shutdown request, before the kernel's own; return the way back.
+    """Have `close` called when the kernel is asked to shut down, before it does; return what undoes this.
 
-    Source: ipykernel calls `do_shutdown(restart)` on its control thread; `atexit` alone is not sure to run
-    when a child process is alive.
+    Source: ipykernel calls `do_shutdown(restart)` on its control thread; `atexit` may not run while a child
+    process is alive.
     """
     original = kernel.do_shutdown
 
@@ -105,14 +104,14 @@ def wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]:
     kernel.do_shutdown = do_shutdown
 
     def restore() -> None:
-        if kernel.do_shutdown is do_shutdown:  # else somebody has wrapped it after us
+        if kernel.do_shutdown is do_shutdown:  # else another library has wrapped it since
             kernel.do_shutdown = original
 
     return restore
 
 
 def kernel_id(kernel: Any) -> str:
-    """Return the kernel's id as the server knows it, or nothing.
+    """Return the kernel's id as the server knows it; empty if it is unknown.
 
     Source: Jupyter names the connection file `kernel-<id>.json`.
     """

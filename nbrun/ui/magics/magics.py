@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from nbrun.agents import by_name, registered
-from nbrun.agents.context.approvals import ALLOW, DENY
+from nbrun.agents import ALLOW, DENY, by_name, registered
 from nbrun.agents.python_cell import TARGET as CELL_TARGET, PythonCell, check_code
 from nbrun.core.cancellation import CancelOutcome, CancelReceipt
 from nbrun.core.commands import FILTERS, asks_for_help, close_to
@@ -24,9 +23,8 @@ from nbrun.core.record import Steered
 from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.render.words import title
-from nbrun.sessions import waiting as awaiting
 from nbrun.sessions.session import LIST_LIMIT
-from nbrun.ui.kernel.edited_args import read_args
+from nbrun.ui.kernel.requests import read_args
 from nbrun.ui.kernel.waiting import cell_id
 from nbrun.ui.magics.interpolation import interpolate
 from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, help_text, manual
@@ -128,7 +126,7 @@ class AgentMagics(Magics):
         if given.thread:
             from nbrun.sessions.followups import conversation  # with the first that asks for it
 
-            runs = [each for run in runs for each in conversation(run)]
+            runs = [each for run in runs for each in conversation(run, self._presenter.session.get)]
         for run in runs:
             self._presenter.show(run)
 
@@ -221,7 +219,7 @@ class AgentMagics(Magics):
         self._answer(self._asking("deny", given), given.call, DENY, text=given.reason)
 
     def _answer(self, run: Run, call: str | None, decision: str, **more: Any) -> None:
-        asked = self._presenter.session.answer(run, call, decision, **more, by="magic")
+        asked = run.answer(call, decision, **more, by="magic")
         words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
         always = f"; {shown(asked.tool, 80)} from now on, too" if more.get("always") else ""
         print(printable(f"{title(run.record)}: {words} {_asked_words(asked, run.record)}{always}"))
@@ -243,7 +241,7 @@ class AgentMagics(Magics):
 
     def _say(self, given: Given) -> None:
         run = self._run(given)
-        steer_id = self._presenter.session.steer(run, given.text, by="magic")
+        steer_id = run.steer(given.text, by="magic")
         print(f"Message sent to {title(run.record)}; {_receipt(run, steer_id)}.")
 
     def _logs(self, given: Given) -> None:
@@ -372,8 +370,8 @@ def _receipt(run: Run, steer_id: str) -> str:
         message = sent(record)
         return not record.is_live or (message is not None and message.taken_at is not None)
 
-    if run._live is not None:
-        awaiting.wait_until(run._live, lambda live: is_settled(live.record), RECEIPT_S)
+    if run.live is not None:
+        run.live.wait_until(is_settled, RECEIPT_S)
     record = run.record
     message = sent(record) or Steered(0, "")
     if message.taken_at is not None:

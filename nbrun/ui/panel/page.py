@@ -52,7 +52,7 @@ class Row:
     @property
     def record(self) -> RunRecord:
         """How the run stands; never asks the store."""
-        live = self.run._live
+        live = self.run.live
         return self.read if live is None else live.record
 
 
@@ -68,7 +68,7 @@ class RunsPage:
     def is_of_others(self) -> bool:
         """Whether live runs of other kernels are on it: nobody tells of their changes."""
         return not self.wanted.text and any(
-            row.run._live is None and row.read.is_live for row in self.rows
+            row.run.live is None and row.read.is_live for row in self.rows
         )
 
 
@@ -140,7 +140,7 @@ def _page(
         rows.setdefault(run, Row(run, run.glance))
     # What was found in the store has not changed since; what is in memory may have.
     fitting = [
-        row for row in rows.values() if row.run._live is None or _fits(wanted, query, row.run)
+        row for row in rows.values() if row.run.live is None or _fits(wanted, query, row.run)
     ]
     fitting.sort(key=_age)
     return RunsPage(wanted, tuple(fitting[:PAGE]), has_more or len(fitting) > PAGE)

@@ -186,8 +186,8 @@ class Panel:
             return
         self._unlisten()
         self._unlisten = lambda: None
-        if row is not None and row.run._live is not None:
-            self._unlisten = row.run._live.listen(lambda _record, _events: self._on_opened())
+        if row is not None and row.run.live is not None:
+            self._unlisten = row.run.live.listen(lambda _record, _events: self._on_opened())
         elif row is not None:
             row = Row(row.run, row.run.record)  # all of it, read here and not while cards are drawn
         self._opened = row
@@ -257,7 +257,7 @@ class Panel:
         opened = self._opened
         if opened is None:
             return {}
-        words = opened.run.status_words() if opened.run._live is not None else None
+        words = opened.run.status_words() if opened.run.live is not None else None
         return view(opened.record, now, opened.run.problem, words, blocks=self._blocks)
 
     def _state(self) -> dict[str, Any]:
@@ -375,7 +375,7 @@ class Panels:
             panel.end(closes=False)
             self._board.mark(panel)
 
-    def let_go(self) -> None:
+    def close_widgets(self) -> None:
         """Close all widgets."""
         for panel in self._copy():
             panel.close()

@@ -38,7 +38,7 @@ def key_of(record: RunRecord) -> str:
 def page_row(row: Row, session_id: str) -> dict[str, Any]:
     """Return a row as the page draws it: `cells` by column, and what it needs to keep them current."""
     record, run = row.record, row.run
-    is_own = run._live is not None
+    is_own = run.live is not None
     is_live = record.is_live and not record.is_unknown
     words = _PLAIN_WORDS.get(record.status) or (
         run.status_words() if is_own else status_words(record)

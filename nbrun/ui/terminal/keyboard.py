@@ -18,12 +18,12 @@ POLL_S = 0.05
 
 
 def next_line(prompt: str, is_wanted: Callable[[], bool]) -> str | None:
-    """Return the next line that is typed after `prompt`; None as soon as it is no longer wanted.
+    """Return the next line typed after `prompt`; None as soon as it is no longer wanted.
 
     Raises
     ------
     EOFError
-        There is no input, or Ctrl-D was typed.
+        The input has ended, or Ctrl-D was typed.
     KeyboardInterrupt
         Ctrl-C was typed.
     """
@@ -43,11 +43,11 @@ def next_line(prompt: str, is_wanted: Callable[[], bool]) -> str | None:
 
 
 def discard_typed_ahead() -> str:
-    """Discard what was typed up to now, and return it: it is no answer to a question that comes after it."""
+    """Discard what was typed so far, and return it: it can't answer a question that comes later."""
     if not _is_terminal():
         return ""
     source = _prompt_session().input
-    with source.raw_mode():  # the terminal hands out a line that is not finished only in raw mode
+    with source.raw_mode():  # only then does the terminal hand out an unfinished line
         keys = [*source.read_keys(), *source.flush_keys()]
     return "".join(key.data for key in keys).strip()
 
@@ -55,7 +55,7 @@ def discard_typed_ahead() -> str:
 def _is_terminal() -> bool:
     try:
         return sys.stdin.isatty()
-    except (AttributeError, ValueError):  # there is none, or it is closed
+    except (AttributeError, ValueError):  # no stdin, or a closed one
         return False
 
 
@@ -74,17 +74,19 @@ def _prompt_session() -> PromptSession[str | None]:
 
     output = create_output()
     if isinstance(output, Vt100_Output):
-        output.enable_cpr = False  # a terminal that does not answer would cost a wait and a warning
+        output.enable_cpr = (
+            False  # asking a terminal that doesn't answer costs a wait and a warning
+        )
     return PromptSession(output=output)
 
 
 class _PipedLines:
-    """Lines of an input that is not a terminal, read by a thread because Python may hold back what has come.
+    """Lines of an input that isn't a terminal, read by a thread because Python may buffer what has arrived.
 
-    The thread cannot be stopped, so it reads one line more when its question is over. That line is dropped: it
-    is no answer to the next question.
+    The thread can't be stopped, so it may still read a line when its question is over. That line is dropped: it
+    doesn't answer the next question.
 
-    Threads: `next_line()` on the main one; `nbrun-keyboard` reads one line and ends.
+    Threads: `next_line()` on the main thread; `nbrun-keyboard` reads one line and ends.
     """
 
     def __init__(self) -> None:
@@ -92,7 +94,7 @@ class _PipedLines:
         self._is_reading = False
 
     def next_line(self, is_wanted: Callable[[], bool]) -> str | None:
-        """Return the next line, None when it is no longer wanted; raise `EOFError` at the end."""
+        """Return the next line, None once it is no longer wanted; raise `EOFError` at the end."""
         if not self._lines.empty():
             self._lines.get()
             self._is_reading = False
@@ -114,7 +116,7 @@ class _PipedLines:
     def _read(self) -> None:
         try:
             line = sys.stdin.readline()
-        except (AttributeError, OSError, ValueError):  # there is none
+        except (AttributeError, OSError, ValueError):  # no stdin
             line = ""
         self._lines.put(line)
 

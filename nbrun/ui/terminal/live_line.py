@@ -1,28 +1,34 @@
-"""A run in a terminal: one line that lives while it is waited for, and its questions; Ctrl-C cancels."""
+"""A run in a terminal: one line that is updated while the run is waited for, and its questions; Ctrl-C cancels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from nbrun.agents import ALLOW, DENY
+from nbrun.core import events as ev, values
 from nbrun.core.durations import duration
-from nbrun.core.text import printable
-from nbrun.core.values import shown
-from nbrun.render.static_card import plain_text
-from nbrun.render.words import progress_words, usage_words
-from nbrun.ui.kernel.waiting import TICK_S, cancelled_by_interrupt
-from nbrun.ui.terminal.prompts import ask
+from nbrun.core.errors import UserError
+from nbrun.core.text import printable, visible
+from nbrun.render import static_card, words
+from nbrun.sessions.control import check_edited
+from nbrun.ui.kernel import requests, waiting
+from nbrun.ui.terminal import keyboard
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nbrun.sessions.run import Run
     from nbrun.sessions.session import NotebookSession
 
+EDIT, ALWAYS = "edit", "always"
+
 
 def show_until_end(run: Run, session: NotebookSession) -> None:
-    """Show the run's line until it has ended, then what it gave.
+    """Show the run's line until it has ended, then its static card as text.
 
     Raises
     ------
-    KeyboardInterrupt
+    Interrupted
         Ctrl-C came, and the run was cancelled.
     """
     from rich.cells import cell_len
@@ -35,37 +41,37 @@ def show_until_end(run: Run, session: NotebookSession) -> None:
 
     def line() -> Text:
         record = run.record
-        seconds = duration(max(0.0, (record.ended_at or now()) - began))
         parts = [
             run.status_words(),
-            f"{shown(record.name, 60)} #{record.number}",
-            seconds,
-            progress_words(record.progress),
-            usage_words(record.usage),
+            f"{values.shown(record.name, 60)} #{record.number}",
+            duration(max(0.0, (record.ended_at or now()) - began)),
+            words.progress_words(record.progress),
+            words.usage_words(record.usage),
         ]
         head = printable(" · ".join(part for part in parts if part))
-        tail = _end(printable(shown(record.text[-400:], 400)), console.width - cell_len(head) - 3)
+        text = printable(values.shown(record.text[-400:], 400))
+        tail = _end(text, console.width - cell_len(head) - 3)
         return Text(f"{head} · {tail}" if tail else head, overflow="ellipsis", no_wrap=True)
 
     live = Live(get_renderable=line, console=console, refresh_per_second=10, transient=True)
     try:
-        with cancelled_by_interrupt(run, session.cancel_grace_s):
+        with waiting.cancelled_by_interrupt(run, session.cancel_grace_s):
             live.start()  # within: Ctrl-C may come while it draws for the first time
-            asked: set[str] = set()  # what was answered may be pending for a moment more
-            while not run.wait(TICK_S):
+            asked: set[str] = set()  # an answered question may be pending for a moment more
+            while not run.wait(waiting.TICK_S):
                 for question in run.pending:
                     if question.id not in asked:
                         asked.add(question.id)
-                        live.stop()  # the line would be drawn over what is typed
-                        ask(run, question, session, console)
+                        live.stop()  # else the line would be drawn over what is typed
+                        _Question(run, question, session, console).ask()
                         live.start()
     finally:
         live.stop()
-        console.print(Text(plain_text(run.record, run.problem)))
+        console.print(Text(static_card.plain_text(run.record, run.problem)))
 
 
 def _end(text: str, width: int) -> str:
-    """Return the end of a text, as much as fits into so many columns: what came last is what one waits for."""
+    """Return as much of the end of a text as fits into `width` columns: the newest is of most interest."""
     from rich.cells import cell_len
 
     if cell_len(text) <= width:
@@ -73,3 +79,136 @@ def _end(text: str, width: int) -> str:
     while text and cell_len(text) >= width:
         text = text[1:]
     return f"…{text}" if text else ""
+
+
+class _Reply(NamedTuple):
+    """A clear answer that was typed."""
+
+    decision: str
+    text: str = ""
+    is_always: bool = False
+
+
+class _Question:
+    """A run's question, asked in the terminal until it is answered, here or elsewhere."""
+
+    def __init__(
+        self, run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console: Console
+    ) -> None:
+        self._run, self._asked, self._session, self._console = run, asked, session, console
+        self._edited: object = None  # the arguments, where they were changed
+
+    def ask(self) -> None:
+        """Ask until there is an answer; what isn't understood costs one line, and the question is asked again."""
+        asked = self._asked
+        if ahead := keyboard.discard_typed_ahead():
+            self._say(f"  (typed before the question, so discarded: {ahead})")
+        args = "" if asked.args is None else f" {values.readable(asked.args)}"
+        self._say(f"? {asked.message}{args}")
+        if asked.deadline is not None:
+            left_s = max(0.0, asked.deadline - self._session.clock.now())
+            self._say(f"  denied automatically in {duration(left_s)} if you don't answer")
+        reply = self._read_reply()
+        if reply is None:
+            self._say(f"\n  {self._resolution()}")
+            return
+        try:
+            self._run.answer(
+                asked.id,
+                reply.decision,
+                args=None if reply.decision == DENY else self._edited,
+                text=reply.text,
+                always=reply.is_always,
+                by="terminal",
+            )
+        except UserError as error:  # its time was up at this moment
+            self._say(f"  {error}")
+
+    def _say(self, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(visible(text)))
+
+    def _read_reply(self) -> _Reply | None:
+        """Return the answer that is typed, None if the question is no longer pending; edits arguments on the way."""
+        choices = self._choices()
+        while True:
+            typed = self._typed(f"  [{'/'.join(choices)}] ")
+            if typed is None:
+                return None
+            if EDIT in choices and typed.lower() in ("e", EDIT):
+                typed = self._typed("  arguments as JSON (an empty line keeps them): ")
+                if typed is None:
+                    return None
+                self._edit(typed)
+            elif reply := self._reply(typed):
+                return reply
+            else:
+                self._say(
+                    f"  answer with one of: {'/'.join(choices)}. An empty line means no; to say why: n REASON"
+                )
+
+    def _choices(self) -> tuple[str, ...]:
+        """Return the words that answer the question; the last one, in capitals, is what an empty line means."""
+        asked = self._asked
+        if asked.options:
+            return (*asked.options, "N")
+        always = (ALWAYS,) if asked.tool else ()
+        edit = (EDIT,) if asked.editable and asked.args is not None else ()
+        return ("y", *always, *edit, "N")
+
+    def _typed(self, prompt: str) -> str | None:
+        """Return the line that is typed, an empty one for Ctrl-D; None if the question is no longer pending."""
+
+        def is_pending() -> bool:
+            return any(self._asked.id == other.id for other in self._run.pending)
+
+        try:
+            return keyboard.next_line(visible(prompt), is_pending)
+        except EOFError:
+            self._console.print()
+            return ""
+        except KeyboardInterrupt:
+            self._console.print()
+            raise
+
+    def _edit(self, typed: str) -> None:
+        """Take the arguments that were typed, if any, and show them."""
+        if not typed:
+            return
+        try:
+            args = requests.read_args(typed)
+            check_edited(self._asked, values.plain(args))
+        except UserError as error:
+            self._say(f"  {error}")
+            return
+        self._say(f"? {self._asked.message} {values.readable(values.plain(args))} (edited)")
+        self._edited = args
+
+    def _reply(self, typed: str) -> _Reply | None:
+        """Return what was answered; None if it is neither a clear yes nor a clear no."""
+        asked = self._asked
+        if typed in asked.options:
+            return _Reply(typed)
+        word, _, text = typed.partition(" ")
+        if word.lower() in ("", "n", "no", DENY):
+            return _Reply(DENY, text.strip())
+        if asked.options:
+            return None
+        if asked.tool and typed.lower() in ("a", ALWAYS):
+            return _Reply(ALLOW, is_always=True)
+        # "yes" must be all of it: "yes, but not the second" would allow the second, too.
+        return _Reply(ALLOW) if typed.lower() in ("y", "yes", ALLOW) else None
+
+    def _resolution(self) -> str:
+        """Return how a question ended that wasn't answered here."""
+        asked_at, outcome = None, "no longer asked: the run has ended"
+        for event in self._run.events():
+            data = event.data
+            if isinstance(data, ev.ApprovalRequested) and data.id == self._asked.id:
+                asked_at = event.ts
+            if isinstance(data, ev.ApprovalResolved) and data.id == self._asked.id:
+                deadline = self._asked.deadline
+                limit_s = None if deadline is None else deadline - (asked_at or event.ts)
+                outcome = words.resolution_words(data, limit_s, self._run.record.cause)
+        return outcome

@@ -312,7 +312,7 @@ def test_what_people_say_is_heard(session: NotebookSession, subject: Subject) ->
         until(run, lambda record: bool(record.text))
         run.steer("more sugar")
         run.cancel()
-        assert "without having read a message" in warnings(ended(run))
+        assert "before its agent read a message" in warnings(ended(run))
         assert lacks.steering
         return
     run = start(session, subject, "listens" if lacks.approvals else "asks and hears")
@@ -321,7 +321,7 @@ def test_what_people_say_is_heard(session: NotebookSession, subject: Subject) ->
     run.approve()
     completed(run)
     if lacks.steering:
-        assert "without having read a message" in warnings(run)
+        assert "before its agent read a message" in warnings(run)
     else:
         assert run.text.endswith("you said: more sugar")
 

@@ -1,4 +1,4 @@
-"""Questions to a person and messages from one: the first answer counts, and the log has all of it."""
+"""Questions to the user and messages from one: the first answer counts, and the log has all of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from nbrun import Answer, CancelToken, NotebookSession, Run, RunContext, RunStatus
-from nbrun.agents.context.approvals import Asking, Questions
-from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING, Inbox
+from nbrun.agents import Approvals, Inbox
+from nbrun.agents.context.approvals import Ask, Question
+from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING
 from nbrun.core import events as ev
 from nbrun.core.errors import BadOption, Cancelled, NbrunError, NotPending, RunFailed
 from tests.fakes import agents
@@ -376,7 +377,7 @@ def test_what_is_about_no_tool_is_allowed_once(session: NotebookSession) -> None
     using = session.start(deletes_one)
     asking(using)
     with pytest.raises(BadOption, match="leave always out"):
-        session.answer(using, None, "deny", always=True)
+        using.answer(None, "deny", always=True)
     using.deny()
     ended(using)
 
@@ -400,7 +401,7 @@ def test_a_question_whose_time_is_over_is_not_allowed_by_another(make_session: M
     assert run.result(BOUND_S) == ["deny deadline", "allow python"]
 
 
-async def _awaited(asking: Asking) -> Answer:
+async def _awaited(asking: Question) -> Answer:
     return await asking
 
 
@@ -458,7 +459,7 @@ def test_a_cancel_does_not_disturb_the_cleanup() -> None:
     token = CancelToken()
     cleaned: list[str] = []
 
-    async def agent(questions: Questions) -> None:
+    async def agent(questions: Approvals) -> None:
         try:
             await _answer(questions)
         finally:
@@ -502,8 +503,8 @@ def test_a_task_that_is_cancelled_before_its_question_was_rejected_by_the_cancel
     assert told[-1] == ev.ApprovalResolved("ask-1", "deny", None, "cancel")
 
 
-def _questions(told: list[ev.EventData], token: CancelToken) -> Questions:
-    return Questions(token, told.append, threading.RLock(), FakeClock())
+def _questions(told: list[ev.EventData], token: CancelToken) -> Approvals:
+    return Approvals(token, told.append, threading.RLock(), FakeClock())
 
 
 def test_a_cancel_reaches_a_loop_of_the_agents_own(session: NotebookSession) -> None:
@@ -641,7 +642,7 @@ def test_a_forgotten_await_is_no_permission(session: NotebookSession) -> None:
 
     run = ended(session.start(agent))
     assert (run.status, deleted) == (RunStatus.FAILED, [])
-    assert "nobody was asked: write `await run.ask" in str(run.error)
+    assert "write `await run.ask" in str(run.error)
 
 
 @pytest.mark.parametrize("is_sync", [True, False], ids=["sync", "async"])
@@ -662,7 +663,7 @@ def test_a_question_that_is_never_awaited_is_told_of(
     run = ended(session.start(sync_agent if is_sync else agent, approve="auto"))
     assert run.output == "done"
     (words,) = run.record.notices
-    assert words.startswith("run.ask() was not awaited, 2 times: nobody was asked; write `await")
+    assert words.startswith("run.ask() was not awaited, 2 times, so nobody was asked; write `await")
     assert len(resolved(run)) == (0 if is_sync else 1)
 
 
@@ -677,7 +678,9 @@ def test_a_tool_that_is_approved_without_await_is_told_of(session: NotebookSessi
 
     run = ended(session.start(agent))
     assert (run.status, used) == (RunStatus.FAILED, [])
-    assert run.record.notices[0].startswith("run.approve_tool() was not awaited: nobody was asked")
+    assert run.record.notices[0].startswith(
+        "run.approve_tool() was not awaited, so nobody was asked"
+    )
 
 
 def test_a_blocking_question_on_the_loop_is_refused(session: NotebookSession) -> None:
@@ -686,19 +689,19 @@ def test_a_blocking_question_on_the_loop_is_refused(session: NotebookSession) ->
     async def agent(prompt: str, run: RunContext) -> None:
         run.ask_sync("may I?")
 
-    with pytest.raises(RunFailed, match=r"use: await run\.ask"):
+    with pytest.raises(RunFailed, match=r"use `await run\.ask"):
         session.start(agent).result(BOUND_S)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"timeout_s": 0}, "give seconds above 0"),
-        ({"timeout_s": float("nan")}, "give seconds above 0"),
-        ({"options": "yes"}, "is a list of texts"),
-        ({"options": ["a", "a"]}, "must differ"),
+        ({"timeout_s": 0}, "must be greater than 0"),
+        ({"timeout_s": float("nan")}, "must be greater than 0"),
+        ({"options": "yes"}, "must be a list or tuple of str"),
+        ({"options": ["a", "a"]}, "must be unique"),
         ({"options": ["deny"]}, "always possible"),
-        ({"options": [3]}, "an option is a text"),
+        ({"options": [3]}, "an option must be a str"),
         ({"options": ["x" * 81]}, "at most 20 options of at most 80"),
     ],
     ids=str,
@@ -711,13 +714,13 @@ def test_a_question_that_makes_no_sense_is_not_asked(
     run = context_on_no_host(told.append)
     with pytest.raises(BadOption, match=words):
         asyncio.run(_await(run.ask("may I?", **options)))  # type: ignore[arg-type]  # wrong on purpose
-    with pytest.raises(BadOption, match="message is a text"):
+    with pytest.raises(BadOption, match="message must be a str"):
         asyncio.run(_await(run.ask(3)))  # type: ignore[arg-type]  # wrong on purpose
     assert told == []
 
 
 async def _await(asked: object) -> object:
-    return await asked  # type: ignore[misc]  # an Asking
+    return await asked  # type: ignore[misc]  # an Question
 
 
 @pytest.mark.parametrize(
@@ -769,7 +772,7 @@ def test_a_denied_tool_is_among_the_tools(session: NotebookSession) -> None:
 def test_the_host_takes_the_first_answer_and_says_what_became_of_others() -> None:
     """Unknown, wrong, second: each has its word, and none changes anything."""
     told: list[ev.EventData] = []
-    questions = Questions(CancelToken(), told.append, threading.RLock(), FakeClock())
+    questions = Approvals(CancelToken(), told.append, threading.RLock(), FakeClock())
 
     async def ask() -> Answer:
         task = asyncio.create_task(_answer(questions))
@@ -788,8 +791,8 @@ def test_the_host_takes_the_first_answer_and_says_what_became_of_others() -> Non
     ]
 
 
-async def _answer(questions: Questions) -> Answer:
-    return await questions.ask("may I?", None, (), None, None, "", False)
+async def _answer(questions: Approvals) -> Answer:
+    return await questions.ask(Ask("may I?", editable=False))
 
 
 # --- messages into the agent -------------------------------------------------------------------------
@@ -867,7 +870,7 @@ def test_what_was_not_read_is_said_before_the_end(session: NotebookSession, held
     ended(run)
     assert not run.record.is_steerable
     assert [message.taken_at for message in run.record.steered] == [None, None]
-    assert run.record.notices == ("the run ended without having read 2 messages",)
+    assert run.record.notices == ("the run ended before its agent read 2 messages",)
     assert run.events()[-1].type == "run.completed"
 
 
@@ -939,5 +942,5 @@ def test_waiting_in_a_cancelled_run_is_no_wait() -> None:
 def test_a_question_has_no_truth_before_it_is_answered() -> None:
     """Also where nobody runs it."""
     run = context_on_no_host()
-    with pytest.raises(NbrunError, match="nobody was asked"):
+    with pytest.raises(NbrunError, match="was not asked yet"):
         bool(run.ask("may I?"))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nbrun import CancelCause, CancelToken, NotebookSession, RunContext, RunStatus
-from nbrun.agents.context.budget import NO_PRICE, Budget
+from nbrun.agents import Budget
+from nbrun.agents.context.budget import NO_PRICE
 from nbrun.core import events as ev
 from nbrun.core.errors import BadOption, Cancelled, IdConflict, RunCancelled
 from nbrun.core.options import RunOptions

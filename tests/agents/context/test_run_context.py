@@ -8,7 +8,7 @@ import pytest
 
 import nbrun
 from nbrun import RunContext
-from nbrun.agents.context.run_context import current_run
+from nbrun.agents import current_run
 from nbrun.core import events as ev
 from nbrun.core.errors import Cancelled, NbrunError
 from tests.fakes.backend import context_on_no_host
@@ -162,7 +162,7 @@ def test_sleep_ends_at_a_cancel(run: RunContext) -> None:
 
 def test_current_outside_of_an_agent_is_one_line() -> None:
     """Where there is no run, `nbrun.current()` says where it works."""
-    with pytest.raises(NbrunError, match="works inside an agent"):
+    with pytest.raises(NbrunError, match="works only inside a running agent"):
         nbrun.current()
 
 

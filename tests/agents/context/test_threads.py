@@ -9,7 +9,7 @@ from contextvars import copy_context
 
 import pytest
 
-from nbrun.agents.context.threads import Worker
+from nbrun.agents import Worker
 from nbrun.core.errors import Cancelled
 from nbrun.core.interrupt_guard import guarded
 from tests.fakes.agents import BOUND_S

@@ -509,8 +509,8 @@ def test_a_word_of_the_session_reaches_the_host(session: NotebookSession) -> Non
         return await heard
 
     run = start(session, listens)
-    assert run._live is not None
-    session._dispatcher.control(run._live, "steer", {"text": "left"})
+    assert run.live is not None
+    session.parts.scheduler.control(run.live, "steer", {"text": "left"})
     assert run.result(BOUND_S) == ["steer", "left"]
 
 

@@ -291,7 +291,7 @@ def test_questions_are_offered(session: NotebookSession, shell: Shell) -> None:
         await run.ask("really?")
 
     run = session.start(asks, "x", name="asker")
-    assert run._live is not None
+    assert run.live is not None
     while not run.pending:
         assert not run.wait(0.01)
     completion = Completion(shell, session)

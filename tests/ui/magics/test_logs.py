@@ -45,7 +45,7 @@ def test_the_log_of_a_run_is_shown(
     session.close()
     monkeypatch.setattr(run_log, "_PAGE", 2)
     stored = make_session().get(1)
-    assert stored._live is None
+    assert stored.live is None
     assert lines_of(log_text(stored, 10)) == ALL
 
 

@@ -1,0 +1,55 @@
+"""The parts of a session, which what starts, finds and handles its runs shares."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nbrun.core.cancellation import CancelToken
+from nbrun.core.record import RunStatus
+from nbrun.render.words import queued_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nbrun.core.artifacts import ArtifactWriter
+    from nbrun.core.clock import Clock
+    from nbrun.core.redaction import SecretRegistry
+    from nbrun.sessions.control import Control
+    from nbrun.sessions.intake import Intake
+    from nbrun.sessions.live_run import LiveRun
+    from nbrun.sessions.scheduler import Scheduler
+    from nbrun.store.session_store import SessionStore
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What a session is made of. `lock` makes starts and the close follow one another."""
+
+    session_id: str
+    notebook: Path | None
+    clock: Clock
+    cancel_grace_s: float
+    store: SessionStore
+    keyring: SecretRegistry
+    keeper: ArtifactWriter
+    intake: Intake
+    scheduler: Scheduler
+    control: Control
+    display: Callable[[Any], object]  # shows the card of a run
+    follow: Callable[..., Any]  # `NotebookSession.follow()`
+    close: Callable[[], object]
+    token: CancelToken = field(default_factory=CancelToken)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    is_closed: bool = False
+    is_reentrant: bool = False  # whether agents may call `asyncio.run()` on their loop
+
+    def queue_words(self, live: LiveRun) -> str | None:
+        """Return what a queued run waits for, in words; None if it does not wait."""
+        place = self.scheduler.place(live)
+        if place is None:
+            return None
+        asking = sum(one.record.status is RunStatus.WAITING for one in self.intake.live())
+        return queued_words(*place, asking)
