@@ -15,11 +15,11 @@ from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.render.words import (
+    answer_of,
     cancel_notes,
     cost_words,
-    going_on_notes,
+    followup_notes,
     progress_words,
-    said,
     status_words,
     tokens_words,
     with_sequels,
@@ -86,7 +86,7 @@ def show_run(options: SimpleNamespace) -> int:
     for word, text in _facts(record, relative(path)):
         if text:
             say(f"  {word:<8} {shown(text, 400)}")
-    for note in going_on_notes(record):
+    for note in followup_notes(record):
         say(f"  {shown(note, 400)}")
     for notice in (*cancel_notes(record), *record.notices):
         say(f"  ! {shown(notice, 400)}")
@@ -99,7 +99,7 @@ def show_run(options: SimpleNamespace) -> int:
         ("prompt", record.prompt),
         (f"log (the last {len(record.log)} of {record.log_count:,} lines)" if hidden > 0 else "log",
          "\n".join(record.log)),
-        ("text" if record.text else "output", said(record)),
+        ("text" if record.text else "output", answer_of(record)),
         ("error", (record.error.traceback or str(record.error)) if record.error else ""),
     ]  # fmt: skip
     for word, text in parts:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from nbrun.core import recording
 from nbrun.core.commands import FORMS as FORMS
 from nbrun.core.errors import BadOption
+from nbrun.core.text import visible
 from nbrun.render.results import look_of
 from nbrun.render.static_card import whole_html, whole_markdown
-from nbrun.render.words import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

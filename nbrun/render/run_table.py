@@ -192,7 +192,9 @@ def html_table(rows: Sequence[Row], view: View) -> str:
         style = _CELL.format("right" if column.is_number else "left")
         for at, (line, text) in enumerate(zip(lines, texts, strict=True)):
             tag = "td" if at else "th"
-            sign = _sign(rows[at - 1]) if at and column.key == "status" else ""
+            sign = (
+                _sign(rows[at - 1]) if at and column.key == "status" and view is View.PANEL else ""
+            )
             line.append(f'<{tag} style="{style}">{sign}{escape(text)}</{tag}>')
     head, *body = (f"<tr>{''.join(line)}</tr>" for line in lines)
     # The classes keep dollar signs in an agent's text from being set as formulas.

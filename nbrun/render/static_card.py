@@ -1,42 +1,29 @@
-"""A run as static output: HTML without script, Markdown, text and JSON, for saved notebooks and other eyes."""
+"""A run as static output, for saved notebooks and exported files.
+
+`_sections` walks over the record once and says what there is to show; three writers, `_html`, `_markdown` and `_text`,
+know only how a section looks. No text of an agent becomes markup in any of them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nbrun.core.errors import Action, Fix
 from nbrun.core.mimebundle import HTML, IMAGES, TEXT
-from nbrun.core.quantities import counted
+from nbrun.core.quantities import counted, date_and_time, moment
 from nbrun.core.record import RunRecord, RunStatus, ToolCall
-from nbrun.core.text import printable
-from nbrun.core.values import readable, shown
+from nbrun.core.text import printable, visible
+from nbrun.core.values import shown
+from nbrun.render import words
 from nbrun.render.markdown import as_written, code, fenced, literal, safe_html, sign
-from nbrun.render.words import (
-    SHAPES,
-    always_words,
-    cancel_notes,
-    child_title,
-    cost_words,
-    files_words,
-    going_on_notes,
-    name_and_number,
-    progress_words,
-    question_words,
-    said,
-    shape,
-    status_words,
-    steer_words,
-    tokens_words,
-    usage_words,
-    visible,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
@@ -58,20 +45,263 @@ _PROSE = "overflow-wrap:anywhere;margin:6px 0 0;max-height:30em;overflow:auto"
 _LINES = "white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0 0;padding:0;background:transparent;border:0"
 _MUTED = "opacity:.75"
 
-_WAS = {
-    RunStatus.QUEUED: "Was queued",
-    RunStatus.RUNNING: "Was running",
-    RunStatus.WAITING: "Was waiting for you",
-    RunStatus.CANCELLING: "Was being cancelled",
+_STILL = {
+    RunStatus.QUEUED: "Still queued",
+    RunStatus.RUNNING: "Still running",
+    RunStatus.WAITING: "Still waiting for you",
+    RunStatus.CANCELLING: "Still being cancelled",
 }
-_PAST = SHAPES[RunStatus.LOST][1]
+_TOOL_ENDS = {"ok": "succeeded", "error": "failed"}
 
 
-class _Moment(NamedTuple):
-    """What a static card says of the moment that it shows."""
+# --- what there is to show -------------------------------------------------------------------------
 
-    words: str
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The sign of the status and its colour, the status in words, the run, and what it used."""
+
+    mark: str
+    colour: str
+    status: str
+    name: str
+    facts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One line: a question (`?`), a warning (`!`), a child run (`↳`), an error, or without a mark a note."""
+
+    text: str
+    mark: str = ""
+    is_muted: bool = False
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """Lines that fold to their title: calls of tools (`·`), or what was printed (`|`).
+
+    `is_aside` is shown only where it can be folded: the reasoning, and the traceback.
+    """
+
+    title: str
+    lines: list[str]
+    mark: str = "|"
+    is_open: bool = False
+    is_aside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the run streamed, and what it returned if that is something else; `cut` characters before are left out."""
+
+    text: str
+    result: str
+    is_data: bool
+    cut: int
+
+
+_Section = _Head | _Line | _Fold | _Answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """How a live run reads in a file, where it may stay for years."""
+
+    status: str
     notes: tuple[str, ...] = ()
+
+
+def _sections(
+    record: RunRecord, problem: str | None, limit: int, snapshot: _Snapshot | None
+) -> Iterator[_Section]:
+    """Yield what there is to show of a run, in order, with at most `limit` characters of its text."""
+    mark, colour = words.shape(record)
+    agent = record.model or (record.agent if record.agent != record.name else "")
+    facts = [part for part in (agent, words.usage_words(record.usage)) if part]
+    status = words.status_words(record)
+    if snapshot is not None:
+        colour, status = words.SHAPES[RunStatus.LOST][1], snapshot.status
+    yield _Head(mark, colour, status, words.name_and_number(record), facts)
+    yield from (_Line(text, "?") for text in words.question_lines(record))
+    notes = [words.progress_words(record.progress), *(snapshot.notes if snapshot else ())]
+    if record.is_unknown:
+        notes.append(words.sentence(str(Fix(Action.LOST, words.run_ref(record)))))
+    notes += [words.always_words(record), words.steer_words(record), words.files_words(record)]
+    notes += [*words.followup_notes(record), *words.cancel_notes(record)]
+    yield from (_Line(note) for note in notes if note)
+    yield from (_Line(notice, "!") for notice in record.notices)
+    if problem:
+        yield _Line(f"Not saved: {problem}", "!")
+    if record.tools:
+        yield _tools(record, limit)
+    yield from (_Line(text, "↳", is_muted=True) for text in _children(record))
+    if record.log_count:
+        yield _Fold(f"Log ({counted(record.log_count, 'line')})", _log(record, limit))
+    if record.reasoning:  # its end, as much as the record holds
+        count, end = counted(record.reasoning_count, "character"), record.reasoning[-limit // 4 :]
+        yield _Fold(f"Reasoning ({count})", end.split("\n"), is_aside=True)
+    if record.text or words.result_of(record):
+        yield _answer(record, limit)
+    if record.error is not None:
+        yield _Line(shown(str(record.error), 500), is_error=True)
+        yield _Fold("Traceback", record.error.traceback[-limit // 2 :].split("\n"), is_aside=True)
+    when = date_and_time(record.created_at)
+    yield _Line(f"Get it in Python: {words.python_call(record)} · {when}", is_muted=True)
+
+
+def _tools(record: RunRecord, limit: int) -> _Fold:
+    """Return the last tool calls, in proportion to so much text; open if one failed."""
+    last = record.tools[-max(3, limit // 400) :]
+    ends = Counter(_TOOL_ENDS.get(tool.status, shown(tool.status, 20)) for tool in record.tools)
+    title = f"{counted(len(record.tools), 'tool call')}: "
+    title += ", ".join(f"{count:,} {word}" for word, count in ends.most_common(5))
+    is_open = record.status is RunStatus.FAILED or any(tool.status == "error" for tool in last)
+    width = 120 if limit <= TEXT_LIMIT else limit
+    lines = _after(
+        len(record.tools) - len(last), "tool call", [_tool_words(tool, width) for tool in last]
+    )
+    return _Fold(title, lines, "·", is_open)
+
+
+def _after(hidden: int, noun: str, lines: list[str]) -> list[str]:
+    """Return lines below how many come before them."""
+    return [f"… {counted(hidden, f'earlier {noun}')}", *lines] if hidden > 0 else lines
+
+
+def _tool_words(tool: ToolCall, width: int) -> str:
+    args = shown(tool.args, width) if tool.args is not None else ""
+    result = f" → {shown(tool.result, width)}" if tool.result is not None else ""
+    return f"{shown(tool.name, 80)}({args}) {tool.status}{result}"
+
+
+def _children(record: RunRecord) -> list[str]:
+    last = record.children[-CHILD_LIMIT:]
+    lines = [f"{shown(words.name_and_number(one), 100)} {shown(one.status, 20)}" for one in last]
+    return _after(len(record.children) - len(last), "child run", lines)
+
+
+def _log(record: RunRecord, limit: int) -> list[str]:
+    """Return the last log lines, in proportion to so much text."""
+    count, width = max(3, limit // 400), max(40, limit // 20)
+    last = record.log[-count:]
+    lines = [line if len(line) <= width else f"{line[: width - 1]}…" for line in last]
+    return _after(record.log_count - len(last), "line", lines)
+
+
+def _answer(record: RunRecord, limit: int) -> _Answer:
+    """Return what the run gave, cut in front: its end is the answer."""
+    text, result = record.text, words.result_of(record)
+    cut = max(0, len(text) + len(result) - limit)
+    result = result[-limit:]
+    begin = max(0, len(text) - (limit - len(result)))
+    # A text that is cut within a block of code begins with one.
+    is_code = sum(line.startswith("```") for line in text[:begin].splitlines()) % 2
+    text = ("```\n" if is_code else "") + text[begin:]
+    return _Answer(text, result, not isinstance(record.output, str), cut)
+
+
+# --- the writers -----------------------------------------------------------------------------------
+
+
+def _html(sections: Iterator[_Section]) -> str:
+    parts: list[str] = []
+    for section in sections:
+        match section:
+            case _Head(mark, colour, status, name, facts):
+                frame = f"{_FRAME};border-left:3px solid {colour}"
+                more = escape("".join(f" · {fact}" for fact in facts))
+                # The classes keep dollar signs in an agent's text from being set as formulas.
+                parts.append(
+                    f'<div class="nbrun-static mathjax_ignore tex2jax_ignore" style="{frame}"><div>'
+                    f"{sign(mark, colour)} <strong>{escape(status)}</strong> · {escape(name)}"
+                    f'<span style="{_MUTED}">{more}</span></div>'
+                )
+            case _Line(text, is_error=True):
+                parts.append(f"<div><strong>{escape(text)}</strong></div>")
+            case _Line(text, mark, is_muted):
+                style = f' style="{_MUTED}"' if is_muted else ""
+                parts.append(f"<div{style}>{escape(f'{mark} {text}' if mark else text)}</div>")
+            case _Fold(title, lines, "·", is_open):
+                calls = (f"<div>· <code>{escape(line)}</code></div>" for line in lines)
+                parts.append(_fold(title, "".join(calls), is_open))
+            case _Fold(title, lines):
+                text = escape("\n".join(lines))
+                parts.append(_fold(title, f'<pre style="{_LINES}">{text}</pre>'))
+            case _Answer():
+                parts.append(_html_answer(section))
+    return "".join([*parts, "</div>"])
+
+
+def _html_answer(answer: _Answer) -> str:
+    """Return the answer with its Markdown drawn, unless it is data; a long one in a box that scrolls."""
+    rows = [f'<div style="{_MUTED}">{_cut(answer)}</div>'] if answer.cut else []
+    if answer.text:
+        rows.append(safe_html(answer.text))
+    if answer.text and answer.result:
+        rows.append(f'<div style="{_MUTED}">{words.RETURNED}</div>')
+    if answer.result:
+        rows.append(as_written(answer.result) if answer.is_data else safe_html(answer.result))
+    both = f"{answer.text}\n{answer.result}"
+    is_long = len(both) > 1_500 or both.count("\n") > 12
+    keys = ' tabindex="0"' if is_long else ""  # for those who scroll without a mouse
+    return f'<div style="{_PROSE}"{keys}>{"".join(rows)}</div>'
+
+
+def _cut(answer: _Answer) -> str:
+    return f"… {counted(answer.cut, 'earlier character')}"
+
+
+def _fold(title: str, html: str, is_open: bool = False) -> str:
+    attribute = " open" if is_open else ""
+    return f"<details{attribute}><summary>{escape(title)}</summary>{html}</details>"
+
+
+def _markdown(sections: Iterator[_Section], width: int | None) -> str:
+    """Return Markdown in which all text of an agent is code; lines of a block are broken at `width`."""
+    parts: list[str] = []
+    for section in sections:
+        match section:
+            case _Head(_, _, status, name, facts):
+                parts.append(f"**{literal(status)}** · {code(' · '.join([name, *facts]))}")
+            case _Line(text, is_error=True):
+                parts.append(fenced(text, width))
+            case _Line(text, mark, is_muted):
+                bullet = "- ↳ " if mark == "↳" else "" if is_muted else "- "
+                parts.append(bullet + code(text))
+            case _Fold(_, lines, "·"):
+                parts += [f"- {code(line)}" for line in lines]
+            case _Fold(title, lines, is_aside=False):
+                parts += [f"{title}:", fenced("\n".join(lines), width)]
+            case _Answer(text, result):
+                parts += [_cut(section)] if section.cut else []
+                parts += [fenced(text, width)] if text else []
+                parts += [words.RETURNED] if text and result else []
+                parts += [fenced(result, width)] if result else []
+    return "\n\n".join(parts)
+
+
+def _text(sections: Iterator[_Section]) -> str:
+    lines: list[str] = []
+    for section in sections:
+        match section:
+            case _Head(mark, _, status, name, facts):
+                lines.append(" · ".join([f"{mark} {status} – {name}", *facts]))
+            case _Line(text, mark):
+                lines.append(f"  {mark} {text}" if mark else f"  {text}")
+            case _Fold(title, printed, mark, is_aside=False):
+                lines += [] if mark == "·" else [f"  {title}:"]
+                lines += [f"  {mark} {line}" for line in printed]
+            case _Answer(text, result):
+                lines += [_cut(section)] if section.cut else []
+                lines += [text] if text else []
+                lines += [words.RETURNED] if text and result else []
+                lines += [result] if result else []
+    return visible(printable("\n".join(lines)))
+
+
+# --- the outputs -----------------------------------------------------------------------------------
 
 
 def bundle(
@@ -79,16 +309,43 @@ def bundle(
 ) -> dict[str, Any]:
     """Return the run under every MIME type that a notebook file keeps of it. All of an agent's text is escaped.
 
-    Of a live run it says that it is a snapshot; `is_redrawn` when somebody will put the end in its place.
+    A live run is shown as a snapshot; `is_redrawn` says that its end will replace it.
     """
-    moment = _moment(record, is_redrawn)
+    snapshot = _snapshot(
+        record, "this was drawn" if is_redrawn else "the notebook was saved", is_redrawn
+    )
     record, limit = _trimmed(record), TEXT_LIMIT
     # A character may take six bytes, escaped, and a line twenty: how much text fits is found by trying.
-    while (
-        _saved_size(data := _bundle(record, problem, limit, moment)) > SAVED_LIMIT and limit > 200
-    ):
+    while True:
+        data = _bundle(record, problem, limit, snapshot)
+        if limit <= 200 or _saved_size(data) <= SAVED_LIMIT:
+            return data
         limit //= 2
-    return data
+
+
+def _bundle(
+    record: RunRecord, problem: str | None, limit: int, snapshot: _Snapshot | None
+) -> dict[str, Any]:
+    html = _html(_sections(record, problem, limit, snapshot)).replace("\r\n", "\n")
+    markdown = _markdown(_sections(record, problem, limit, snapshot), PRINTED_WIDTH)
+    return {
+        # On one line: nbconvert writes it into Markdown, where an empty line would end it and begin an agent's own.
+        "text/html": visible(html).replace("\n", "&#10;"),
+        "text/markdown": visible(markdown.replace("\r\n", "\n")),
+        "text/plain": _text(_sections(record, problem, limit, snapshot)),
+        MIME: msgspec.to_builtins(record.brief()),
+    }
+
+
+def _saved_size(data: dict[str, Any]) -> int:
+    """Return about how many bytes a notebook file needs, which keeps text as an indented list of lines."""
+    lines = sum(text.count("\n") for text in data.values() if isinstance(text, str))
+    return len(msgspec.json.encode(data)) + 16 * lines
+
+
+def plain_text(record: RunRecord, problem: str | None = None) -> str:
+    """Return the run as it stands as a few lines of text, at most `TEXT_LIMIT` characters of them the agent's own."""
+    return _text(_sections(record, problem, TEXT_LIMIT, None))
 
 
 def whole_html(record: RunRecord, look: Mapping[str, str] | None = None) -> str:
@@ -98,13 +355,29 @@ def whole_html(record: RunRecord, look: Mapping[str, str] | None = None) -> str:
     ----------
     look : what the output looks like, by MIME type, safe to be shown: a picture, or a table.
     """
+    title = escape(shown(words.name_and_number(record), 100))
     facts = "".join(
-        f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _table(record)
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _facts(record)
     )
-    card = _html(_trimmed(record), None, WHOLE, _moment(record, is_redrawn=False))
     prompt = f'<h2>Prompt</h2><pre style="{_LINES}">{escape(record.prompt)}</pre>'
-    title = escape(shown(name_and_number(record), 100))
+    card = _html(_whole(record))
     return f"<article><h1>{title}</h1><dl>{facts}</dl>{prompt}<h2>Run</h2>{card}{_pictured(look or {})}</article>"
+
+
+def whole_markdown(record: RunRecord) -> str:
+    """Return a run as Markdown: its facts, its prompt, and its card with nothing cut."""
+    parts = [f"# {code(shown(words.name_and_number(record), 100))}"]
+    parts.append("\n".join(f"- {name}: {code(text)}" for name, text in _facts(record)))
+    if record.prompt:
+        parts += ["## Prompt", fenced(record.prompt)]
+    parts += ["## Run", _markdown(_whole(record), None)]
+    if record.error is not None and record.error.traceback:
+        parts += ["## Traceback", fenced(record.error.traceback)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _whole(record: RunRecord) -> Iterator[_Section]:
+    return _sections(_trimmed(record), None, WHOLE, _snapshot(record, "this was exported", False))
 
 
 def _pictured(look: Mapping[str, str]) -> str:
@@ -116,80 +389,45 @@ def _pictured(look: Mapping[str, str]) -> str:
     return f"<h2>Result</h2>{look[HTML]}" if HTML in look else ""
 
 
-def whole_markdown(record: RunRecord) -> str:
-    """Return a run as Markdown: its facts, its prompt, and its card with nothing cut."""
-    facts = "\n".join(f"- {word}: {code(text)}" for word, text in _table(record))
-    parts = [f"# {code(shown(name_and_number(record), 100))}", facts]
-    if record.prompt:
-        parts += ["## Prompt", fenced(record.prompt)]
-    parts += ["## Run", _markdown(_trimmed(record), None, WHOLE, _moment(record, is_redrawn=False))]
-    if record.error is not None and record.error.traceback:
-        parts += ["## Traceback", fenced(record.error.traceback)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(record: RunRecord) -> list[tuple[str, str]]:
-    """Return what else there is to say of a run, for somebody who has only the file."""
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    """Return the rest of what is known of a run, for those who have only the file."""
+    times = {"created": record.created_at, "started": record.started_at, "ended": record.ended_at}
     facts = [
         ("id", record.run_id),
         ("agent", record.agent),
         ("model", record.model or ""),
-        ("created", _utc(record.created_at)),
-        ("started", _utc(record.started_at)),
-        ("ended", _utc(record.ended_at)),
-        ("tokens", tokens_words(record.usage)),
-        ("cost", cost_words(record.usage)),
+        *(
+            (name, moment(at, "%Y-%m-%d %H:%M:%S %z"))
+            for name, at in times.items()
+            if at is not None
+        ),
+        ("tokens", words.tokens_words(record.usage)),
+        ("cost", words.cost_words(record.usage)),
         ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
         ("events", f"{record.event_count:,}"),
     ]
-    return [(word, shown(text, 1_000)) for word, text in facts if text]
+    return [(name, shown(text, 1_000)) for name, text in facts if text]
 
 
-def _utc(at: float | None) -> str:
-    try:
-        return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds")
-    except (OverflowError, ValueError, OSError):  # somebody else's file
-        return str(at)
-
-
-def _moment(record: RunRecord, is_redrawn: bool) -> _Moment | None:
-    """Return how the state of a live run reads in a file, where it may stay for ever; None for an end."""
+def _snapshot(record: RunRecord, when: str, is_redrawn: bool) -> _Snapshot | None:
+    """Return how the state of a live run reads in a file; None for a run that has ended."""
     if not record.is_live:
         return None
     if record.is_unknown:
-        return _Moment(status_words(record))
-    show = f"%agentrun show {_ref(record)}"
+        return _Snapshot(words.status_words(record))
+    still, show = _STILL[record.status], Fix(Action.SHOW, words.run_ref(record)).command
     if is_redrawn:
-        notes = ("drawn again when the run has ended", f"{show} tells how it stands")
-        return _Moment(f"{_WAS[record.status]} when this was drawn", notes)
+        now = f"Run {show} for its current state" if show else ""
+        return _Snapshot(f"{still} when {when}", ("Updated when the run ends", now))
     # A live card's file has what was drawn when it began: of one that was queued then, no more is known than this.
-    was = "Had not ended" if record.status is RunStatus.QUEUED else _WAS[record.status]
-    return _Moment(f"{was} when this was saved", (f"{show} tells how it ended",))
-
-
-def _bundle(
-    record: RunRecord, problem: str | None, limit: int, moment: _Moment | None
-) -> dict[str, Any]:
-    html = _html(record, problem, limit, moment).replace("\r\n", "\n")
-    markdown = _markdown(record, problem, limit, moment).replace("\r\n", "\n")
-    return {
-        # On one line: nbconvert writes it into Markdown, where an empty line would end it and begin an agent's own.
-        "text/html": visible(html).replace("\n", "&#10;"),
-        "text/markdown": visible(markdown),
-        "text/plain": plain_text(record, problem, limit, moment),
-        MIME: msgspec.to_builtins(record.brief()),
-    }
-
-
-def _saved_size(data: dict[str, Any]) -> int:
-    """Return about how many bytes a notebook file needs, which keeps text as an indented list of lines."""
-    lines = sum(text.count("\n") for text in data.values() if isinstance(text, str))
-    return len(msgspec.json.encode(data)) + 16 * lines
+    if record.status is RunStatus.QUEUED:
+        still = "Not finished"
+    return _Snapshot(f"{still} when {when}", (f"Run {show} to see how it ended" if show else "",))
 
 
 def _trimmed(record: RunRecord) -> RunRecord:
     """Return the record with what should be short made so: a name or a notice may be of any length."""
-    progress = record.progress
+    progress, origin = record.progress, record.origin
     return msgspec.structs.replace(
         record,
         name=shown(record.name, 100),
@@ -202,222 +440,7 @@ def _trimmed(record: RunRecord) -> RunRecord:
         and msgspec.structs.replace(progress, label=progress.label and shown(progress.label, 100)),
         notices=tuple(shown(notice, 200) for notice in record.notices),
         cancelled_by=shown(record.cancelled_by, 60),
-        origin=record.origin
-        and msgspec.structs.replace(record.origin, name=shown(record.origin.name, 60)),
+        origin=origin and msgspec.structs.replace(origin, name=shown(origin.name, 60)),
         detached=tuple(shown(name, 60) for name in record.detached[:5]),
         detached_finished=tuple(shown(name, 60) for name in record.detached_finished[:5]),
     )
-
-
-def _shown_tools(record: RunRecord, limit: int) -> tuple[ToolCall, ...]:
-    """Return the last of the tools: as many as stand in proportion to so much text."""
-    return record.tools[-max(3, limit // 400) :]
-
-
-def _shown_log(record: RunRecord, limit: int) -> list[str]:
-    """Return the last log lines, in proportion as well, under a word on those that are left out."""
-    count, width = max(3, limit // 400), max(40, limit // 20)
-    lines = [_cut(line, width) for line in record.log[-count:]]
-    hidden = record.log_count - len(lines)
-    return [f"… {counted(hidden, 'earlier line')}", *lines] if hidden > 0 else lines
-
-
-def _cut(line: str, width: int) -> str:
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def plain_text(
-    record: RunRecord,
-    problem: str | None = None,
-    limit: int = TEXT_LIMIT,
-    moment: _Moment | None = None,
-) -> str:
-    """Return the run as a few lines of text, at most `limit` characters of them the agent's own."""
-    lines = [f"{shape(record)[0]} {_headline(record, moment)}"]
-    lines += [f"  ? {words}" for words in question_words(record)]
-    lines += [f"  {words}" for words in [progress_words(record.progress)] if words]
-    lines += [f"  {note}" for note in _notes(record, moment)]
-    lines += [f"  ! {warning}" for warning in _warnings(record, problem)]
-    lines += [f"  · {_tool_words(tool, limit)}" for tool in _shown_tools(record, limit)]
-    lines += [f"  ↳ {words}" for words in _child_words(record)]
-    if record.log_count:
-        lines.append(f"  {_log_title(record)}:")
-        lines += [f"  | {line}" for line in _shown_log(record, limit)]
-    if record.error is not None:
-        lines.append(f"  {shown(str(record.error), 500)}")
-    lines.append(f"  {_whereabouts(record)}")
-    body = _body(record, limit)
-    return visible(printable("\n".join(lines + ([body] if body else []))))
-
-
-def _ref(record: RunRecord) -> str:
-    return record.run_id if record.number is None else f"#{record.number}"
-
-
-def _words(record: RunRecord, moment: _Moment | None) -> str:
-    return status_words(record) if moment is None else moment.words
-
-
-def _headline(record: RunRecord, moment: _Moment | None) -> str:
-    parts = [f"{_words(record, moment)} – {name_and_number(record)}", *_facts(record)]
-    return " · ".join(parts)
-
-
-def _facts(record: RunRecord) -> list[str]:
-    agent = record.model or (record.agent if record.agent != record.name else "")
-    return [part for part in (agent, usage_words(record.usage)) if part]
-
-
-def _whereabouts(record: RunRecord) -> str:
-    """Return how the whole run can be had, for somebody who has only what is shown of it."""
-    at = _utc(record.created_at)[:16] + " UTC"
-    ref = f'"{record.run_id}"' if record.number is None else record.number
-    return f"nbrun.get({ref}) has it all · {record.run_id} · {at}"
-
-
-def _notes(record: RunRecord, moment: _Moment | None) -> list[str]:
-    """Return what there is to say besides the status; nothing of it is wrong."""
-    notes = [] if moment is None else list(moment.notes)
-    if record.is_unknown:
-        notes.append(f"%agentrun lost {_ref(record)} gives it up, if you know that it has ended")
-    words = (always_words(record), steer_words(record), files_words(record))
-    notes += [note for note in words if note]
-    return [*notes, *going_on_notes(record), *cancel_notes(record)]
-
-
-def _warnings(record: RunRecord, problem: str | None) -> list[str]:
-    return [*record.notices, *([f"not saved: {problem}"] if problem else [])]
-
-
-def _log_title(record: RunRecord) -> str:
-    return f"Log ({counted(record.log_count, 'line')})"
-
-
-def _tools_title(record: RunRecord) -> str:
-    """Return how many tools there were and how they ended: `3 tool calls: 2 ok, 1 error`."""
-    kinds = Counter(shown(tool.status, 20) for tool in record.tools).most_common(5)
-    calls = counted(len(record.tools), "tool call")
-    return f"{calls}: {', '.join(f'{number:,} {kind}' for kind, number in kinds)}"
-
-
-def _tool_words(tool: ToolCall, limit: int) -> str:
-    width = 120 if limit <= TEXT_LIMIT else limit
-    args = f"({shown(tool.args, width)})" if tool.args is not None else "()"
-    result = f" → {shown(tool.result, width)}" if tool.result is not None else ""
-    return f"{shown(tool.name, 80)}{args} {tool.status}{result}"
-
-
-def _child_words(record: RunRecord) -> list[str]:
-    """Return a line for each of the last child runs, and for how many came before them."""
-    last = record.children[-CHILD_LIMIT:]
-    hidden = len(record.children) - len(last)
-    lines = [f"… {counted(hidden, 'earlier child run')}"] if hidden else []
-    return lines + [f"{shown(child_title(child), 100)} {shown(child.status, 20)}" for child in last]
-
-
-def _body(record: RunRecord, limit: int) -> str:
-    """Return what the run said, or else what it returned; cut in front, for its end is the answer."""
-    text = said(record)
-    left_out = len(text) - limit
-    return f"… {left_out:,} earlier characters\n{text[-limit:]}" if left_out > 0 else text
-
-
-def _html(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
-    mark, colour = shape(record)
-    edge = colour if moment is None else _PAST
-    facts = "".join(f" · {escape(part)}" for part in _facts(record))
-    rows = [
-        f'<div class="nbrun-static mathjax_ignore tex2jax_ignore" style="{_FRAME};border-left:3px solid {edge}">',
-        f"<div>{sign(mark, edge)} "
-        f"<strong>{escape(_words(record, moment))}</strong> · {escape(name_and_number(record))}"
-        f'<span style="{_MUTED}">{facts}</span></div>',
-        *(f"<div>? {escape(words)}</div>" for words in question_words(record)),
-    ]
-    if record.progress is not None:
-        rows.append(f"<div>{escape(progress_words(record.progress))}</div>")
-    rows += [f"<div>{escape(note)}</div>" for note in _notes(record, moment)]
-    rows += [f"<div>! {escape(warning)}</div>" for warning in _warnings(record, problem)]
-    rows += _html_tools(record, limit)
-    rows += [f'<div style="{_MUTED}">↳ {escape(words)}</div>' for words in _child_words(record)]
-    if record.log_count:
-        lines = escape("\n".join(_shown_log(record, limit)))
-        rows.append(_folded(_log_title(record), f'<pre style="{_LINES}">{lines}</pre>'))
-    if record.reasoning:  # its end, as much as the record holds
-        tail = escape(record.reasoning[-limit // 4 :])
-        title = f"Reasoning ({counted(record.reasoning_count, 'character')})"
-        rows.append(_folded(title, f'<pre style="{_LINES}">{tail}</pre>'))
-    rows += _html_body(record, limit)
-    if record.error is not None:
-        trace = escape(record.error.traceback[-limit // 2 :])
-        rows.append(f"<div><strong>{escape(shown(str(record.error), 500))}</strong></div>")
-        rows.append(_folded("Traceback", f'<pre style="{_LINES}">{trace}</pre>'))
-    rows.append(f'<div style="{_MUTED};margin-top:6px">{escape(_whereabouts(record))}</div>')
-    return "".join([*rows, "</div>"])
-
-
-def _html_body(record: RunRecord, limit: int) -> list[str]:
-    """Return what the run said, its Markdown drawn, and below it what it returned where that is something else."""
-    text, output, rows = record.text, record.output, []
-    is_other = output is not None and output != text
-    result = readable(output) if is_other else ""
-    left_out = max(0, len(text) + len(result) - limit)
-    result = result[-limit:]
-    text = _tail(text, limit - len(result))
-    if left_out:
-        rows.append(f'<div style="{_MUTED}">… {left_out:,} earlier characters</div>')
-    if text:
-        rows.append(safe_html(text))
-    if result:
-        drawn = safe_html(result) if isinstance(output, str) else as_written(result)
-        rows.append(f'<div style="{_MUTED}">→ and returned</div>{drawn}' if text else drawn)
-    is_long = len(text) + len(result) > 1_500 or text.count("\n") + result.count("\n") > 12
-    by_keys = ' tabindex="0"' if is_long else ""  # it scrolls, and not only by a mouse
-    return [f'<div style="{_PROSE}"{by_keys}>{"".join(rows)}</div>'] if rows else []
-
-
-def _tail(text: str, limit: int) -> str:
-    """Return the end of a Markdown text; where it begins within a block of code, it is one."""
-    cut = max(0, len(text) - limit)
-    fences = sum(line.startswith("```") for line in text[:cut].splitlines())
-    return ("```\n" if fences % 2 else "") + text[cut:]
-
-
-def _html_tools(record: RunRecord, limit: int) -> list[str]:
-    """Return the tools behind a fold, which is open where something failed: there they tell why."""
-    tools = _shown_tools(record, limit)
-    if not tools:
-        return []
-    hidden = len(record.tools) - len(tools)
-    rows = (
-        [f'<div style="{_MUTED}">… {counted(hidden, "earlier tool call")}</div>']
-        if hidden > 0
-        else []
-    )
-    rows += [f"<div>· <code>{escape(_tool_words(tool, limit))}</code></div>" for tool in tools]
-    is_open = record.status is RunStatus.FAILED or any(tool.status == "error" for tool in tools)
-    return [_folded(_tools_title(record), "".join(rows), is_open)]
-
-
-def _folded(title: str, html: str, is_open: bool = False) -> str:
-    return (
-        f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>{html}</details>"
-    )
-
-
-def _markdown(record: RunRecord, problem: str | None, limit: int, moment: _Moment | None) -> str:
-    width = None if limit == WHOLE else PRINTED_WIDTH
-    title = " · ".join([name_and_number(record), *_facts(record)])
-    parts = [f"**{literal(_words(record, moment))}** · {code(title)}"]
-    parts += [f"- {code(words)}" for words in question_words(record)]
-    parts += [code(words) for words in [progress_words(record.progress)] if words]
-    parts += [f"- {code(note)}" for note in (*_notes(record, moment), *_warnings(record, problem))]
-    parts += [f"- {code(_tool_words(tool, limit))}" for tool in _shown_tools(record, limit)]
-    parts += [f"- ↳ {code(words)}" for words in _child_words(record)]
-    if record.log_count:
-        parts.append(f"{_log_title(record)}:")
-        parts.append(fenced("\n".join(_shown_log(record, limit)), width))
-    if record.error is not None:
-        parts.append(fenced(shown(str(record.error), 500), width))
-    body = _body(record, limit)
-    parts += [fenced(body, width)] if body else []
-    return "\n\n".join([*parts, code(_whereabouts(record))])

@@ -16,7 +16,7 @@ from nbrun.core.errors import Action, AgentNotFound, BadOption, Fix, NotResumabl
 from nbrun.core.options import LIMITS, SETUP, RunOptions, trusted
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.values import shown
-from nbrun.render.words import run_ref, said, title
+from nbrun.render.words import answer_of, run_ref, title
 from nbrun.sessions.run import Run
 from nbrun.sessions.start import Predecessor
 
@@ -169,7 +169,7 @@ def conversation(run: Run, get: FindRun) -> list[Run]:
 def _turns(run: Run) -> list[Turn]:
     record = run.record
     is_same_prompt = record.origin is not None and record.origin.kind == ev.RESUME
-    return turns_of(None if is_same_prompt else record.prompt, run.events(), said(record))
+    return turns_of(None if is_same_prompt else record.prompt, run.events(), answer_of(record))
 
 
 PLANS = {ev.RESUME: resumption, ev.RETRY: repetition, ev.REPLAY: replay, ev.CONTINUE: continuation}

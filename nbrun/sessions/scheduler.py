@@ -79,9 +79,9 @@ class RunQueue:
             return self._waiting.index(live) if live in self._waiting else None
 
     @property
-    def under_way(self) -> int:
-        """How many runs have been let in and have not ended."""
-        return len(self._under_way)
+    def load(self) -> tuple[int, int, int]:
+        """How many runs are queued, how many are in progress, and how many may be."""
+        return (len(self._waiting), len(self._under_way), self._limit)
 
     def _may_go(self, live: LiveRun, ahead: Sequence[LiveRun]) -> bool:
         if len(self._under_way) >= self._limit:
@@ -179,10 +179,10 @@ class Scheduler:
         if self._queue.pass_by(live):
             self._submit(live)
 
-    def place(self, live: LiveRun) -> tuple[int, int] | None:
-        """Return how many runs wait before this one, and how many are under way; None if it does not wait."""
+    def place(self, live: LiveRun) -> tuple[int, int, int, int] | None:
+        """Return how many runs are queued before this one, and the load; None if it is not queued."""
         ahead = self._queue.position(live)
-        return None if ahead is None else (ahead, self._queue.under_way)
+        return None if ahead is None else (ahead, *self._queue.load)
 
     def note_end(self, live: LiveRun) -> None:
         """Give the place of a run that has ended to those who wait."""

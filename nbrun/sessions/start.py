@@ -347,7 +347,7 @@ class Starter:
                     other, None, CancelCause.REPLACED, "a newer run of the same cell"
                 )
             return f"takes the place of {title}"
-        return f"queued behind {title} of the same cell"
+        return f"Waiting for {title} of this cell to finish"
 
 
 # --- what a start comes to ---------------------------------------------------------------------------

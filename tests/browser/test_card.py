@@ -530,7 +530,7 @@ def busy_run() -> dict[str, Any]:
         log=[f"page {n} read" for n in range(19)] + ["/data/" + "deep/" * 60],
         log_count=34,
         usage="≥ 18,204 in · 3,340 out tokens",
-        notices=["not saved: disk full"],
+        notices=["Not saved: disk full"],
         tools_cut=4,
         tools=[
             make_tool("search_the_archive"),

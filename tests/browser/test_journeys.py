@@ -123,8 +123,8 @@ def test_a_person_is_asked_and_heard_while_a_cell_blocks(open_notebook: OpenNote
     keyboard.type("add a brief word")
     keyboard.press("Enter")
     expect(card.locator(".nbrun-static")).to_contain_text("ddxx b add a brief word")
-    expect(card).to_contain_text("always allowed in this run: delete")
-    expect(card).to_contain_text("said to the agent: “add a brief word”, read")
+    expect(card).to_contain_text("Always allowed in this run: delete")
+    expect(card).to_contain_text("Message to the agent: “add a brief word” (read")
     expect(notebook.prompt(2)).to_have_text("[*]:")
     assert len(notebook.save().cells) == 3
     notebook.interrupt()

@@ -52,7 +52,7 @@ def test_a_reload_keeps_the_card_to_its_end(open_notebook: OpenNotebook) -> None
     expect(card).to_contain_text("word5 ")
     # The page has said that the file needs no widget.
     expect(card.locator(".nbrun-place .nbrun-card")).to_be_visible()
-    assert "when this was saved" in saved_html(notebook.save(), 1)
+    assert "when the notebook was saved" in saved_html(notebook.save(), 1)
     notebook.reload()
     expect(card.locator(".nbrun-card")).to_contain_text("Running")
     card.get_by_role("button", name="Cancel").click()
@@ -90,7 +90,7 @@ def test_a_run_that_ends_while_its_page_is_closed_is_shown_with_its_end(
     expect(live.locator(".nbrun-card")).to_contain_text("Running")
     saved = notebook.save()
     assert "Completed in" in saved_html(saved, 1)
-    assert "when this was saved" in saved_html(saved, 2)
+    assert "when the notebook was saved" in saved_html(saved, 2)
     for index, words in ((3, "Completed in"), (4, "Running")):
         notebook.run_and_wait(index)
         expect(notebook.output(index)).to_contain_text(words)
@@ -113,12 +113,12 @@ def test_a_restart_leaves_a_card_that_says_what_is_known(open_notebook: OpenNote
     notebook.restart()
     expect(card).not_to_contain_text("Running")
     shoot(notebook, "story-restarted")
-    assert "when this was saved" in saved_html(notebook.save(), 1)
+    assert "when the notebook was saved" in saved_html(notebook.save(), 1)
     notebook.reload()
-    expect(card).to_contain_text("when this was saved")
-    expect(card).to_contain_text("%agentrun show #1 tells how it ended")
+    expect(card).to_contain_text("when the notebook was saved")
+    expect(card).to_contain_text("Run %agentrun show #1 to see how it ended")
     notebook.run_and_wait(2)
-    expect(notebook.output(2)).to_contain_text("Cancelled by the kernel's shutdown")
+    expect(notebook.output(2)).to_contain_text("Cancelled by kernel shutdown")
     expect(notebook.panel).not_to_contain_text(LOST_WIDGET)
     shoot_dark(notebook, "story-restarted-and-reloaded")
 
@@ -137,7 +137,7 @@ def test_a_notebook_that_is_saved_under_another_name_has_runs_of_its_own(
     notebook.save()
     original = notebook.path
     notebook.save_as("copy.ipynb")
-    expect(card).to_contain_text("when this was saved")
+    expect(card).to_contain_text("when the notebook was saved")
     expect(card.locator(".nbrun-card")).to_have_count(0)
     notebook.run_and_wait(2)
     expect(notebook.output(2)).to_contain_text("no runs")
@@ -148,7 +148,7 @@ def test_a_notebook_that_is_saved_under_another_name_has_runs_of_its_own(
         expect(beside.output(2)).to_contain_text("Running")
         beside.output(1).get_by_role("button", name="Cancel").click()
         expect(beside.output(1).locator(".nbrun-static")).to_contain_text("Cancelled by you")
-    expect(card).to_contain_text("when this was saved")
+    expect(card).to_contain_text("when the notebook was saved")
 
 
 def test_two_pages_of_one_notebook_both_show_the_end(open_notebook: OpenNotebook) -> None:

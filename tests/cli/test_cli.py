@@ -507,10 +507,10 @@ def test_list_and_show_tell_what_comes_from_what(
     assert "old (retry of #1)" in " ".join(capsys.readouterr().out.split())
     assert cli.main(["show", "1", path]) == 0
     shown = capsys.readouterr().out
-    assert "retried as #2" in shown
-    assert "%agentrun resume #1 goes on from its last checkpoint" in shown
+    assert "Retried as #2" in shown
+    assert "Resume from the last checkpoint: %agentrun resume #1" in shown
     assert cli.main(["show", "2", path]) == 0
-    assert "retry of #1" in capsys.readouterr().out
+    assert "Retry of #1" in capsys.readouterr().out
 
 
 def test_a_damaged_file_hides_no_other(

@@ -185,11 +185,11 @@ def test_a_card_tells_when_what_was_left_running_has_ended(kernel: Kernel, is_li
     kernel.wait_until(lambda: "still running: tidy" in last_output())
     assert "“enough”" in last_output()
     run_ok(kernel, "freed.set()")
-    kernel.wait_until(lambda: "tidy has ended by now" in last_output())
+    kernel.wait_until(lambda: "tidy ended" in last_output())
     assert "still running" not in last_output()
     if is_live:
         state = states(card_messages(kernel, cell))[-1]
-        assert any("tidy has ended by now" in note for note in state["notes"])
+        assert any("tidy ended" in note for note in state["notes"])
 
 
 def test_a_queued_card_says_what_it_waits_for(kernel: Kernel) -> None:
@@ -206,11 +206,11 @@ def test_a_queued_card_says_what_it_waits_for(kernel: Kernel) -> None:
     def words() -> str:
         return str(states(card_messages(kernel, cell))[-1]["words"])
 
-    assert words() == "Queued: 2nd in line, 8 runs are under way"
+    assert words() == "Queued (2nd of 2) · 8 of 8 slots busy"
     run_ok(kernel, "held[8].cancel()")
-    kernel.wait_until(lambda: words() == "Queued: 1st in line, 8 runs are under way")
+    kernel.wait_until(lambda: words() == "Queued (next) · 8 of 8 slots busy")
     table = run_ok(kernel, "%agentrun list").outputs[0]["data"]["text/plain"]
-    assert "Queued: 1st in line" in table
+    assert "Queued (next)" in table
     run_ok(kernel, "held[0].cancel()")
     kernel.wait_until(lambda: words().startswith("Completed"))
 
@@ -417,7 +417,7 @@ def test_a_click_cancels_and_is_answered(kernel: Kernel) -> None:
     cell = run_ok(kernel, "%%agentrun endless -n clicked\nhi")
     wait_for_text(kernel, "clicked")
     for form in STATIC - {RUN}:  # what a file keeps that is saved while the run goes on
-        assert "when this was saved" in cell.outputs[0]["data"][form]
+        assert "when the notebook was saved" in cell.outputs[0]["data"][form]
     opened = card_messages(kernel, cell)[0]["content"]["data"]["state"]
     click = {
         "op": "cancel", "nonce": "n1", "run_id": opened["run"]["id"], "session_id": opened["session_id"],
@@ -466,7 +466,7 @@ def test_without_live_cards_the_static_one_follows_its_run(kernel: Kernel) -> No
     updates = [m for m in shown.messages if m["msg_type"] == "update_display_data"]
     first = shown.outputs[0]["data"]["text/plain"]
     assert "when this was drawn" in first
-    assert "drawn again when the run has ended" in first
+    assert "Updated when the run ends" in first
     assert set(updates[-1]["content"]["data"]) == STATIC
     assert "Completed" in updates[-1]["content"]["data"]["text/plain"]
     run_ok(kernel, "%config NbRun.card = True")

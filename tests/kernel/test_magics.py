@@ -190,7 +190,7 @@ def test_a_cell_that_is_run_again_queues_rejects_or_replaces(shared: Kernel) -> 
     assert value(shared, "(first.number + 1, str(second.status))") == (
         f"({value(shared, 'second.number')}, 'queued')"
     )
-    assert f"queued behind run #{value(shared, 'first.number')}" in value(
+    assert f"Waiting for run #{value(shared, 'first.number')}" in value(
         shared, "second.record.notices"
     )
     refused = error_line(shared.run("%%agentrun endless --if-running reject\nhi", cell_id="again"))
@@ -404,7 +404,7 @@ def test_any_run_is_shown_again_in_any_cell(kernel: Kernel) -> None:
     kernel.restart()
     run_ok(kernel, LOAD)
     first, second = run_ok(kernel, "%agentrun show 1 last").outputs
-    assert "Cancelled by the kernel's shutdown" in first["data"]["text/plain"]
+    assert "Cancelled by kernel shutdown" in first["data"]["text/plain"]
     assert "hello there" in second["data"]["text/plain"]
 
 

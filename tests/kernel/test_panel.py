@@ -98,7 +98,7 @@ def test_a_panel_follows_the_runs(kernel: Kernel) -> None:
     assert set(data) == STATIC_TABLE | {WIDGET}
     assert all("before" in data[form] for form in STATIC_TABLE)
     assert "<script" not in data["text/html"]
-    assert panel.row("before")["words"] == "Completed"
+    assert panel.row("before")["cells"]["status"] == "Completed"
     stored = panel.runs["stored"]
     run_ok(kernel, "%%agentrun endless -n long\nhi")
     panel.wait(lambda: panel.row("long").get("status") == "running")
@@ -249,7 +249,7 @@ def test_the_end_of_the_session_leaves_a_table_in_which_nothing_is_live(kernel: 
     assert panel.row("final")["status"] == "cancelled"
     data = updates(panel.cell)[-1]
     assert set(data) == STATIC_TABLE
-    assert "Cancelled because nbrun was unloaded" in data["text/html"]
+    assert "Cancelled by unloading nbrun" in data["text/html"]
     assert "Was " not in data["text/plain"]
     assert value(kernel, "nbrun_threads()") == "[]"
     run_ok(kernel, "%load_ext nbrun")

@@ -33,7 +33,7 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
 
     card = str(run_ok(kernel, "%agentrun show book").outputs)
     assert "Lost: its kernel died" in card
-    assert "%agentrun resume #1 goes on from its last checkpoint" in card
+    assert "Resume from the last checkpoint: %agentrun resume #1" in card
     line = error_line(kernel.run("%agentrun resume book"))
     assert line == (
         "AgentNotFound: the agent of run #1 book is not here: define reader first, or pass agent= in Python"
@@ -48,9 +48,9 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
     assert value(kernel, "(new.usage.input_tokens, new.record.tags, new.name)") == (
         "(60, {'k': 'v'}, 'book')"
     )
-    assert "resumed from #1" in str(run_ok(kernel, "%agentrun show 2").outputs)
+    assert "Resumed from #1" in str(run_ok(kernel, "%agentrun show 2").outputs)
     card = str(run_ok(kernel, "%agentrun show 1").outputs)
-    assert "resumed as #2" in card
+    assert "Resumed as #2" in card
     assert "%agentrun resume" not in card
     assert "book (resumed from #1)" in value(kernel, "nbrun.runs()._repr_html_()")
     assert "has completed. Run it again: %agentrun retry #2" in error_line(
@@ -60,13 +60,13 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
     run_ok(kernel, "%agentrun retry #2 --timeout 50s -n again -a -o again")
     run_ok(kernel, "%agentrun cancel again\n%agentrun wait again")
     assert value(kernel, "again.record.options") == "{'timeout_s': 50.0, 'max_tokens': 1000}"
-    assert "retry of #2" in str(run_ok(kernel, "%agentrun show again").outputs)
+    assert "Retry of #2" in str(run_ok(kernel, "%agentrun show again").outputs)
 
     run_ok(kernel, "%agentrun replay 2 --speed max -b -o shown")
     assert value(kernel, "(shown.text, shown.output, shown.usage == new.usage)") == (
         "('p4 p5 ', 'began at 4', True)"
     )
-    assert "replay of #2" in str(run_ok(kernel, "%agentrun show last").outputs)
+    assert "Replay of #2" in str(run_ok(kernel, "%agentrun show last").outputs)
 
 
 def test_lines_that_ask_for_what_cannot_be(shared_kernel: Kernel) -> None:
@@ -102,9 +102,9 @@ def test_the_card_of_the_old_run_names_the_new_one(loaded_kernel: Kernel) -> Non
     old = kernel.run("%%agentrun broken -n old -a\nhi")
     run_ok(kernel, "%agentrun wait old")
     kernel.wait_until(lambda: "Failed" in str(old.outputs))
-    assert "retried as" not in str(old.outputs)
+    assert "Retried as" not in str(old.outputs)
     run_ok(kernel, "%agentrun retry old -a")
-    kernel.wait_until(lambda: "retried as #2" in str(old.outputs))
+    kernel.wait_until(lambda: "Retried as #2" in str(old.outputs))
 
 
 def test_a_notebook_ships_a_run_as_a_file(loaded_kernel: Kernel) -> None:
@@ -114,7 +114,7 @@ def test_a_notebook_ships_a_run_as_a_file(loaded_kernel: Kernel) -> None:
     run_ok(kernel, "nbrun.get('said').save_recording('said.jsonl')")
     run_ok(kernel, "lesson = nbrun.agents.Replay('said.jsonl', speed='max')")
     cell = run_ok(kernel, "%%agentrun lesson -b -o shown\nhello", headless=True)
-    assert "replay of a recorded run (said)" in str(cell.outputs)
+    assert "Replay of a recorded run (said)" in str(cell.outputs)
     assert value(kernel, "shown.output") == "'hello'"
     line = error_line(kernel.run("nbrun.agents.Replay('gone.jsonl')"))
     assert line.startswith("BadRecording: gone.jsonl cannot be read")
@@ -130,5 +130,5 @@ def test_a_cell_continues_a_run(loaded_kernel: Kernel) -> None:
     run_ok(kernel, "%%agentrun --continue last -b -o second\ntwo")
     assert value(kernel, "second.output") == "'2 before two'"
     shown = run_ok(kernel, "%agentrun show last --thread").outputs
-    assert ["continued as #2" in str(shown[0]), "continues #1" in str(shown[1])] == [True, True]
+    assert ["Continued as #2" in str(shown[0]), "Continues #1" in str(shown[1])] == [True, True]
     assert "No run" in error_line(kernel.run("%%agentrun --continue gone\nthree"))

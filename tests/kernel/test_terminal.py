@@ -168,7 +168,7 @@ def test_a_tool_is_allowed_changed_or_denied_at_the_keyboard(terminal: Terminal)
     terminal.child.expect_exact("? Use saw?")  # the other cuts are not asked about
     terminal.child.expect_exact("N]")
     terminal.child.sendline("n too sharp")
-    assert "always allowed in this run: cut" in terminal.read()
+    assert "Always allowed in this run: cut" in terminal.read()
     shown = terminal.run("print(used.output)")
     assert "[('allow', {'n': 2}, ''), ('allow', {'n': 1}, ''), ('allow', {'n': 1}, '')" in shown
     assert "('deny', {'n': 1}, 'too sharp')]" in shown
@@ -187,7 +187,7 @@ def test_a_question_that_is_over_takes_no_line(terminal: Terminal) -> None:
 
     terminal.type("%%agentrun asks --timeout 1s", "hello")
     terminal.child.expect_exact("/N]")
-    terminal.child.expect_exact("denied: the run's time is over")
+    terminal.child.expect_exact("denied: the run timed out")
     terminal.type("6 * 8")
     assert "Timed out" in terminal.read()
     assert "48" in terminal.read()

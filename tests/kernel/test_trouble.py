@@ -30,12 +30,12 @@ def test_a_locked_and_then_deleted_file_is_told_and_the_card_is_drawn_again(
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         cell = run_ok(kernel, "%%agentrun say -n second\nhi")
-        why = "not saved: the file is locked by another program"
+        why = "Not saved: the file is locked by another program"
         kernel.wait_until(lambda: "Completed" in drawn(cell) and why in drawn(cell), 10)
         found = doctor(kernel)
         assert "✘ problem  store: not written to: the file is locked by another program" in found
         other.execute("ROLLBACK")
-    kernel.wait_until(lambda: "not saved" not in drawn(cell), 10)
+    kernel.wait_until(lambda: "Not saved" not in drawn(cell), 10)
     assert "Completed" in drawn(cell)
     assert "problem" not in doctor(kernel)
     for part in path.parent.glob(f"{path.name}*"):

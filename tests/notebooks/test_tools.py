@@ -129,7 +129,7 @@ def test_a_converted_notebook_shows_the_card(tmp_path: Path) -> None:
             "Cancelled by you after",
             "the printer was quicker",
             "Timed out after",
-            "has it all",
+            "Get it in Python",
         ):
             assert words in page
         assert "widget-view" not in page

@@ -194,7 +194,7 @@ def test_the_number_of_an_origin_is_no_strangers(
     assert len(Kept(notebook).runs()) == 2  # it knows its own
     capsys.readouterr()
     assert cli.main(["show", "last", str(target.notebook)]) == 0
-    assert "resumed from a run of another store (reader)" in capsys.readouterr().out
+    assert "Resumed from a run in another store (reader)" in capsys.readouterr().out
 
 
 def test_a_run_that_was_live_is_lost_where_it_comes_in(
@@ -411,7 +411,7 @@ def test_a_run_under_way_goes_out_as_far_as_it_has_come(
     header, events = recording.read(run.export(tmp_path / "live.jsonl"))
     assert header.run_id == run.id
     assert events == run.events()[: len(events)]
-    assert "when this was saved" in run.export(tmp_path / "live.md").read_text(encoding="utf-8")
+    assert "when this was exported" in run.export(tmp_path / "live.md").read_text(encoding="utf-8")
 
 
 def test_what_was_there_stays_until_the_new_file_is_whole(

@@ -124,14 +124,14 @@ def test_a_long_text_is_cut_in_front() -> None:
     """Its end is the answer; how much is left out is said."""
     record = msgspec.structs.replace(RECORD, text="x" * 100_000 + "the end", output=None)
     text = plain_text(record)
-    assert text.endswith("the end")
+    assert text.splitlines()[-2].endswith("the end")
     assert "earlier characters" in text
 
 
 def test_what_was_returned_stands_below_what_was_streamed() -> None:
     """A run that streams one thing and returns another shows both; the same twice is shown once."""
     both = msgspec.structs.replace(RECORD, text="thinking aloud", output={"final": 42})
-    assert plain_text(both).endswith('thinking aloud\n\n→ {"final":42}')
+    assert 'thinking aloud\nReturn value:\n{"final":42}\n' in plain_text(both)
     once = msgspec.structs.replace(RECORD, text="tea", output="tea")
     assert plain_text(once).count("\ntea") == 1
 
@@ -160,20 +160,18 @@ def test_a_card_tells_what_it_cost_and_how_to_get_at_the_run(kind: str) -> None:
     """Somebody has only the file: the cost, the call that gives the run, its id and when it was."""
     record = msgspec.structs.replace(RECORD, usage=ev.Usage(10, 20, cost_usd=0.0123, exact=False))
     shown = bundle(record)[kind]
-    for words in ("≥ 10 in · 20 out tokens · ≥ $0.0123", "nbrun.get(3) has it all · run-1 · 1970-"):
-        assert words in shown
-    unsaved = bundle(msgspec.structs.replace(RECORD, number=None))[kind]
-    assert 'nbrun.get("run-1") has' in unescape(unsaved)
+    assert "≥ 10 in · 20 out tokens · ≥ $0.0123" in shown
+    assert 'Get it in Python: nbrun.get("run-1") · 1 Jan 1970, 00:01' in unescape(shown)
 
 
 def test_markdown_is_drawn_in_html_and_kept_as_written_elsewhere() -> None:
     """What was streamed and what was returned; data is no Markdown."""
     record = msgspec.structs.replace(RECORD, text="a **b**", output="- c\n\n`d`")
     data = bundle(record)
-    for html in ("<p>a <strong>b</strong></p>", "<li>c</li>", "<code>d</code>", "and returned"):
+    for html in ("<p>a <strong>b</strong></p>", "<li>c</li>", "<code>d</code>", "Return value:"):
         assert html in data["text/html"]
-    for kind in ("text/markdown", "text/plain"):
-        assert "a **b**\n\n→ - c\n\n`d`" in data[kind]
+    assert "a **b**\nReturn value:\n- c\n\n`d`" in data["text/plain"]
+    assert "a **b**\n```\n\nReturn value:\n\n```text\n- c\n\n`d`" in data["text/markdown"]
     data = bundle(msgspec.structs.replace(RECORD, text="", output={"a": "*b*"}))
     assert '<pre><code>{"a":"*b*"}</code></pre>' in unescape(data["text/html"])
 
@@ -231,7 +229,7 @@ def test_a_run_that_is_not_saved_says_so() -> None:
     """The problem is in every form that a person reads."""
     data = bundle(RECORD, "disk full")
     for kind in ("text/html", "text/markdown", "text/plain"):
-        assert "not saved: disk full" in data[kind]
+        assert "Not saved: disk full" in data[kind]
 
 
 def test_an_error_is_shown_with_its_traceback() -> None:
@@ -259,12 +257,12 @@ def test_a_live_run_is_shown_as_a_snapshot(status: RunStatus, kind: str) -> None
     """A file does not say for ever that a run goes on; it says when that was true, and who knows more."""
     record = msgspec.structs.replace(RECORD, status=status, ended_at=None)
     saved = bundle(record)[kind].replace("\\", "")
-    assert "when this was saved" in saved
-    assert "%agentrun show #3 tells how it ended" in saved
+    assert "when the notebook was saved" in saved
+    assert "Run %agentrun show #3 to see how it ended" in saved
     assert status_words(record) not in saved
     drawn = bundle(record, is_redrawn=True)[kind]
     assert "when this was drawn" in drawn
-    assert "drawn again when the run has ended" in drawn
+    assert "Updated when the run ends" in drawn
     unsaved = bundle(msgspec.structs.replace(record, number=None))[kind]
     assert "%agentrun show run-1" in unsaved
 
@@ -272,7 +270,7 @@ def test_a_live_run_is_shown_as_a_snapshot(status: RunStatus, kind: str) -> None
 @pytest.mark.parametrize("kind", FORMS)
 def test_an_ended_run_is_no_snapshot(kind: str) -> None:
     """An end is the last word, whenever it was drawn; a terminal is told of a live run as it stands."""
-    assert "when this was" not in bundle(RECORD, is_redrawn=True)[kind]
+    assert "Still" not in bundle(RECORD, is_redrawn=True)[kind]
     live = msgspec.structs.replace(RECORD, status=RunStatus.RUNNING, ended_at=None)
     assert plain_text(live).startswith("▶ Running – tea #3")
 
@@ -305,14 +303,14 @@ def test_a_cancel_is_told_in_full(kind: str) -> None:
     for words in (
         "Cancelled by you after 2.5 s; still running: boil",
         "“too hot”",
-        "asked by the card at",
+        "Cancel requested from the card at",
     ):
         assert words in shown, words
     assert "stopped 1.5 s later" in shown
     over = bundle(
         msgspec.structs.replace(record, detached_finished=("boil",), detached_finished_at=104.5)
     )[kind]
-    assert "boil has ended by now, 2.0 s after the run" in over
+    assert "boil ended 2.0 s after the run" in over
     assert "still running" not in over
 
 
@@ -321,7 +319,7 @@ def test_only_a_warning_carries_its_sign() -> None:
     record = msgspec.structs.replace(RECORD, status=RunStatus.CANCELLED, reason="too hot")
     text = plain_text(record, "disk full")
     assert "\n  “too hot”\n" in text
-    assert "\n  ! careful\n  ! not saved: disk full\n" in text
+    assert "\n  ! careful\n  ! Not saved: disk full\n" in text
     live = msgspec.structs.replace(RECORD, status=RunStatus.RUNNING, ended_at=None, notices=())
     assert "! " not in bundle(live)["text/html"]
     assert "! " not in bundle(live)["text/plain"]
@@ -330,10 +328,10 @@ def test_only_a_warning_carries_its_sign() -> None:
 def test_many_tools_are_folded_and_open_where_something_failed() -> None:
     """The fold says how they ended; what failed is seen without a click."""
     html = bundle(RECORD)["text/html"]
-    assert "<details><summary>1 tool call: 1 ok</summary>" in html
+    assert "<details><summary>1 tool call: 1 succeeded</summary>" in html
     failed = msgspec.structs.replace(RECORD.tools[0], status="error")
     html = bundle(msgspec.structs.replace(RECORD, tools=(*RECORD.tools * 2, failed)))["text/html"]
-    assert "<details open><summary>3 tool calls: 2 ok, 1 error</summary>" in html
+    assert "<details open><summary>3 tool calls: 2 succeeded, 1 failed</summary>" in html
     html = bundle(msgspec.structs.replace(RECORD, status=RunStatus.FAILED))["text/html"]
     assert "<details open>" in html
 

@@ -20,7 +20,7 @@ from nbrun.render.words import (
     always_words,
     cancel_notes,
     cost_words,
-    going_on_notes,
+    followup_notes,
     origin_words,
     progress_words,
     queued_words,
@@ -78,7 +78,7 @@ def test_each_status_has_its_words(fields: dict[str, object], words: str) -> Non
         (CancelCause.BUDGET, "Over budget after 1 min 30 s"),
         (CancelCause.PARENT, "Cancelled with its parent after 1 min 30 s"),
         (CancelCause.REPLACED, "Replaced by a newer run after 1 min 30 s"),
-        (CancelCause.SHUTDOWN, "Cancelled by the kernel's shutdown after 1 min 30 s"),
+        (CancelCause.SHUTDOWN, "Cancelled by kernel shutdown after 1 min 30 s"),
     ],
 )
 def test_each_cause_of_a_cancel_has_its_words(cause: CancelCause, words: str) -> None:
@@ -89,9 +89,9 @@ def test_each_cause_of_a_cancel_has_its_words(cause: CancelCause, words: str) ->
     assert status_words(record) == words
     if cause is CancelCause.SHUTDOWN:
         unloaded = msgspec.structs.replace(record, cancelled_by=UNLOAD)
-        assert status_words(unloaded) == "Cancelled because nbrun was unloaded after 1 min 30 s"
+        assert status_words(unloaded) == "Cancelled by unloading nbrun after 1 min 30 s"
     unentered = msgspec.structs.replace(record, started_at=None)
-    assert status_words(unentered).endswith(" before it began")
+    assert status_words(unentered).endswith(" before it started")
 
 
 def test_what_still_runs_is_named() -> None:
@@ -140,10 +140,10 @@ CANCELLED = msgspec.structs.replace(
     ("limit_s", "took_s", "words"),
     [
         (2.0, 2.04, "Timed out after 2 s"),
-        (2.0, 4.5, "Timed out at its limit of 2 s; ended after 4.5 s"),
+        (2.0, 4.5, "Timed out after 2 s (ended after 4.5 s)"),
         (0.25, 0.26, "Timed out after 0.25 s"),
         (90.0, 90.1, "Timed out after 1 min 30 s"),
-        (600, 660.0, "Timed out at its limit of 10 min; ended after 11 min 0 s"),
+        (600, 660.0, "Timed out after 10 min (ended after 11 min 0 s)"),
     ],
 )
 def test_a_time_limit_is_named(limit_s: float, took_s: float, words: str) -> None:
@@ -177,22 +177,22 @@ def test_a_cancel_under_way_names_its_rung(rung: Rung | None, words: str) -> Non
 @pytest.mark.parametrize(
     ("cause", "by", "who"),
     [
-        (CancelCause.USER, "card", "the card"),
-        (CancelCause.USER, "python", "Python"),
-        (CancelCause.USER, "magic", "%agentrun cancel"),
-        (CancelCause.USER, "server", "the Jupyter server"),
-        (CancelCause.SHUTDOWN, "shutdown", "the kernel's shutdown"),
-        (CancelCause.SHUTDOWN, UNLOAD, "the unloading of nbrun"),
-        (CancelCause.USER, "", "somebody"),
-        (CancelCause.INTERRUPT, "python", "an interrupt"),
-        (CancelCause.REPLACED, "a newer run of the same cell", "a newer run of the same cell"),
+        (CancelCause.USER, "card", "from the card"),
+        (CancelCause.USER, "python", "from Python"),
+        (CancelCause.USER, "magic", "with %agentrun cancel"),
+        (CancelCause.USER, "server", "from the Jupyter server"),
+        (CancelCause.SHUTDOWN, "shutdown", "by kernel shutdown"),
+        (CancelCause.SHUTDOWN, UNLOAD, "by unloading nbrun"),
+        (CancelCause.USER, "", "by someone"),
+        (CancelCause.INTERRUPT, "python", "by an interrupt"),
+        (CancelCause.REPLACED, "a newer run of the same cell", "by a newer run of the same cell"),
     ],
 )
 def test_a_slow_stop_is_told_with_its_times(cause: CancelCause, by: str, who: str) -> None:
     """Who asked, when by the clock on the wall, and how much later it stopped; nothing of it after a quick one."""
     record = msgspec.structs.replace(CANCELLED, cause=cause, cancelled_by=by)
     wall = datetime.fromtimestamp(103.0, UTC).astimezone().strftime("%H:%M:%S")
-    assert cancel_notes(record) == [f"asked by {who} at {wall}, stopped 2.1 s later"]
+    assert cancel_notes(record) == [f"Cancel requested {who} at {wall}; stopped 2.1 s later"]
     assert cancel_notes(msgspec.structs.replace(record, ended_at=103.4)) == []
 
 
@@ -206,9 +206,9 @@ def test_a_reason_is_quoted() -> None:
 @pytest.mark.parametrize(
     ("refused", "words"),
     [
-        (0, "fetch has ended by now, 12 s after the run"),
-        (1, "fetch has ended by now, 12 s after the run; 1 late event was refused"),
-        (3, "fetch has ended by now, 12 s after the run; 3 late events were refused"),
+        (0, "fetch ended 12 s after the run"),
+        (1, "fetch ended 12 s after the run; 1 late event refused"),
+        (3, "fetch ended 12 s after the run; 3 late events refused"),
     ],
 )
 def test_the_end_of_what_was_left_running_is_told(refused: int, words: str) -> None:
@@ -222,18 +222,20 @@ def test_the_end_of_what_was_left_running_is_told(refused: int, words: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("ahead", "under_way", "words"),
+    ("place", "words"),
     [
-        (0, 1, "Queued: 1st in line, 1 run is under way"),
-        (1, 0, "Queued: 2nd in line, 0 runs are under way"),
-        (2, 8, "Queued: 3rd in line, 8 runs are under way"),
-        (10, 8, "Queued: 11th in line, 8 runs are under way"),
-        (21, 8, "Queued: 22nd in line, 8 runs are under way"),
+        ((0, 1, 8, 8), "Queued (next) · 8 of 8 slots busy"),
+        ((0, 4, 8, 8), "Queued (next of 4) · 8 of 8 slots busy"),
+        ((1, 2, 1, 8), "Queued (2nd of 2) · 1 of 8 slots busy"),
+        ((2, 4, 1, 1), "Queued (3rd of 4) · 1 of 1 slots busy"),
+        ((10, 30, 8, 8), "Queued (11th of 30) · 8 of 8 slots busy"),
+        ((21, 30, 8, 8), "Queued (22nd of 30) · 8 of 8 slots busy"),
+        ((0, 1, 8, 8, 2), "Queued (next) · 8 of 8 slots busy, 2 waiting for you"),
     ],
 )
-def test_a_place_in_line_reads_as_people_say_it(ahead: int, under_way: int, words: str) -> None:
-    """How many are before it, and what all of them wait for."""
-    assert queued_words(ahead, under_way) == words
+def test_a_queued_run_names_its_place(place: tuple[int, ...], words: str) -> None:
+    """How many are before it, what all of them wait for, and who of these waits for a person."""
+    assert queued_words(*place) == words
 
 
 @pytest.mark.parametrize(
@@ -277,14 +279,14 @@ def test_a_run_says_how_it_can_be_gone_on_with(status: RunStatus) -> None:
     kept = msgspec.structs.replace(
         RECORD, status=status, number=4, checkpoint=ev.Checkpoint("c", 9)
     )
-    told = ["%agentrun resume #4 goes on from its last checkpoint"]
+    told = ["Resume from the last checkpoint: %agentrun resume #4"]
     can_be = status in (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
-    assert going_on_notes(kept) == (told if can_be else [])
+    assert followup_notes(kept) == (told if can_be else [])
     resumed = msgspec.structs.replace(kept, checkpoint=None, origin=ORIGIN)
-    assert going_on_notes(resumed) == ["resumed from #3", *(told if can_be else [])]
+    assert followup_notes(resumed) == ["Resumed from #3", *(told if can_be else [])]
     replay = msgspec.structs.replace(kept, origin=ev.Origin("replay", "run-x", 3))
-    assert going_on_notes(replay) == ["replay of #3"]
-    assert going_on_notes(msgspec.structs.replace(kept, checkpoint=None)) == []
+    assert followup_notes(replay) == ["Replay of #3"]
+    assert followup_notes(msgspec.structs.replace(kept, checkpoint=None)) == []
 
 
 def test_a_run_says_what_has_come_of_it() -> None:
@@ -294,14 +296,14 @@ def test_a_run_says_what_has_come_of_it() -> None:
     )
     assert with_sequels(lost, []) is lost
     retried = with_sequels(lost, [(5, "retry"), (6, "replay")])
-    words, how = going_on_notes(retried)
-    assert words == "retried as #5, replayed as #6"
-    assert how.startswith("%agentrun resume #4")
-    assert going_on_notes(with_sequels(lost, [(5, "retry"), (7, "resume")])) == [
-        "retried as #5, resumed as #7"
+    words, how = followup_notes(retried)
+    assert words == "Retried as #5, replayed as #6"
+    assert how.endswith("%agentrun resume #4")
+    assert followup_notes(with_sequels(lost, [(5, "retry"), (7, "resume")])) == [
+        "Retried as #5, resumed as #7"
     ]
     many = with_sequels(lost, [(number, "retry") for number in range(5, 50)])
-    assert going_on_notes(many)[0].startswith("…, retried as #45")
+    assert followup_notes(many)[0].startswith("…, retried as #45")
 
 
 MESSAGE = Steered(1, "turn\u202e left", "card", "n1", 100.0)
@@ -313,11 +315,11 @@ MESSAGE = Steered(1, "turn\u202e left", "card", "n1", 100.0)
         ({}, ""),
         (
             {"steers": 1, "steered": (MESSAGE,)},
-            "said to the agent: “turn\\u202e left”, not read yet",
+            "Message to the agent: “turn\\u202e left” (not read yet)",
         ),
         (
             {"steers": 1, "steered": (MESSAGE,), "status": RunStatus.COMPLETED},
-            "said to the agent: “turn\\u202e left”, never read",
+            "Message to the agent: “turn\\u202e left” (never read)",
         ),
         (
             {
@@ -325,13 +327,13 @@ MESSAGE = Steered(1, "turn\u202e left", "card", "n1", 100.0)
                 "steers_taken": 1,
                 "steered": (msgspec.structs.replace(MESSAGE, taken_at=102.5),),
             },
-            "said to the agent: “turn\\u202e left”, read 2.5 s later",
+            "Message to the agent: “turn\\u202e left” (read after 2.5 s)",
         ),
         (
             {"steers": 3, "steers_taken": 1, "steered": (MESSAGE,)},
-            "3 messages to the agent, the last “turn\\u202e left”: 2 not read yet",
+            "3 messages to the agent, the last “turn\\u202e left” (2 not read yet)",
         ),
-        ({"steers": 3, "steers_taken": 3}, "3 messages to the agent: all read"),  # a brief record
+        ({"steers": 3, "steers_taken": 3}, "3 messages to the agent (all read)"),  # a brief record
     ],
 )
 def test_what_was_said_to_an_agent_is_one_line(fields: dict[str, Any], words: str) -> None:
@@ -345,20 +347,6 @@ def test_what_was_said_to_an_agent_is_one_line(fields: dict[str, Any], words: st
 def test_a_static_card_tells_what_is_always_allowed() -> None:
     """By the tools' names, and not all of very many."""
     record = msgspec.structs.replace(RECORD, always=("delete", "\u202erename"))
-    assert "always allowed in this run: delete, \\u202erename" in bundle(record)["text/plain"]
+    assert "Always allowed in this run: delete, \\u202erename" in bundle(record)["text/plain"]
     many = msgspec.structs.replace(RECORD, always=tuple(f"tool{n}" for n in range(9)))
-    assert always_words(many) == "always allowed in this run: tool0, tool1, tool2, tool3, tool4 …"
-
-
-@pytest.mark.parametrize(
-    ("under_way", "waiting", "words"),
-    [
-        (1, 0, "1 run is under way"),
-        (1, 1, "1 run is under way, and waits for you"),
-        (8, 1, "8 runs are under way, 1 of them waits for you"),
-        (8, 2, "8 runs are under way, 2 of them wait for you"),
-    ],
-)
-def test_who_waits_in_line_may_wait_for_a_person(under_way: int, waiting: int, words: str) -> None:
-    """Else a line that stands still would look as if it moved."""
-    assert queued_words(0, under_way, waiting) == f"Queued: 1st in line, {words}"
+    assert always_words(many) == "Always allowed in this run: tool0, tool1, tool2, tool3, tool4 …"

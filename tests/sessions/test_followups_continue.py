@@ -13,7 +13,7 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from nbrun import NotebookSession, Run, RunContext, RunStatus
 from nbrun.core.checkpoint import ASSISTANT, USER, Call, Turn
 from nbrun.core.errors import AgentNotFound, NotResumable
-from nbrun.render.words import going_on_notes
+from nbrun.render.words import followup_notes
 from nbrun.sessions.followups import conversation
 from tests.fakes.agents import BOUND_S, Held
 
@@ -50,7 +50,7 @@ def test_a_run_continues_another(session: NotebookSession) -> None:
         "4 before three",
     ]
     assert third.record.usage == session.get(third.id).usage
-    assert going_on_notes(third.record) == ["continues #2"]
+    assert followup_notes(third.record) == ["Continues #2"]
     assert second.sequels == [(3, "continue")]
     assert [run.number for run in conversation(second, session.get)] == [1, 2, 3]
 

@@ -296,12 +296,12 @@ def test_a_queued_run_says_what_it_waits_for(make_session: MakeSession, held: He
     session.on_line_moved = moved.release
     holder, other = session.start(held), Held()
     second, third = session.start(other), session.start(agents.instant)
-    assert second.status_words() == "Queued: 1st in line, 1 run is under way"
-    assert repr(third).endswith("Queued: 2nd in line, 1 run is under way>")
-    assert "2nd in line" in repr(session.runs())
+    assert second.status_words() == "Queued (next of 2) · 1 of 1 slots busy"
+    assert repr(third).endswith("Queued (2nd of 2) · 1 of 1 slots busy>")
+    assert "2nd of 2" in repr(session.runs())
     held.let_go()
     assert moved.acquire(timeout=BOUND_S)
-    assert third.status_words() == "Queued: 1st in line, 1 run is under way"
+    assert third.status_words() == "Queued (next) · 1 of 1 slots busy"
     other.let_go()
     assert ended(holder).status_words().startswith("Completed in")
     assert ended(third).status_words().startswith("Completed in")
@@ -319,7 +319,7 @@ def test_a_queued_run_says_that_the_others_wait_for_a_person(make_session: MakeS
 
     asking, queued = session.start(asks), session.start(agents.instant)
     assert moved.acquire(timeout=BOUND_S)
-    assert queued.status_words() == "Queued: 1st in line, 1 run is under way, and waits for you"
+    assert queued.status_words() == "Queued (next) · 1 of 1 slots busy, 1 waiting for you"
     assert "Waiting for you" in repr(session.runs())
     asking.approve()
     assert moved.acquire(timeout=BOUND_S)
@@ -358,7 +358,7 @@ def test_a_second_run_of_a_cell_waits_and_says_so(session: NotebookSession, held
     assert not second.wait(0.0)
     held.let_go()
     assert second.result(BOUND_S) == "done: second"
-    assert second.record.notices == (f"queued behind run #{first.number} of the same cell",)
+    assert second.record.notices == (f"Waiting for run #{first.number} of this cell to finish",)
     assert (second.started_at or 0) >= (first.ended_at or 0)
 
 
@@ -405,7 +405,7 @@ def test_a_cancel_in_line_never_enters_the_agent(make_session: MakeSession, held
     run = session.start(never, "never read")
     assert run.cancel("changed my mind").wait(BOUND_S)  # although the only place is still taken
     assert (run.status, run.cause) == (RunStatus.CANCELLED, CancelCause.USER)
-    assert "before it began" in repr(run)
+    assert "before it started" in repr(run)
     held.let_go()
     ended(session.start(agents.instant, "next"))  # the line has moved past it
     assert never.prompts == []

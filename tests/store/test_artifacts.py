@@ -57,7 +57,7 @@ def test_a_card_tells_which_files_there_are(
     assert (run.record.file_count, len(run.record.files)) == (13, FILES)
     (note,) = view.view(run.record, 0.0)["notes"]
     assert note.startswith("13 files: …, 8.txt (1.5 kB), 9.txt (1.5 kB)")
-    assert note.endswith("out.txt (7 B) · nbrun.get(1).artifacts")
+    assert note.endswith('out.txt (7 B) · nbrun.get("run-seq-0").artifacts')
     assert "  13 files: …, 8.txt (1.5 kB)" in snapshot.bundle(run.record)["text/plain"]
     none = ended(make_session().start(agents.chatty(2_000)))
     assert none.record.file_count == 0

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbrun.render.words import visible
+from nbrun.core.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

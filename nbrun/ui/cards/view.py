@@ -10,19 +10,19 @@ import msgspec
 
 from nbrun.core.events import Usage
 from nbrun.core.record import RunStatus
+from nbrun.core.text import visible
 from nbrun.core.values import REPR_KEY, readable, shown
 from nbrun.render.words import (
     always_words,
+    answer_of,
     cancel_notes,
-    child_title,
     files_words,
-    going_on_notes,
+    followup_notes,
+    name_and_number,
     progress_words,
     receipt_words,
-    said,
     status_words,
     usage_words,
-    visible,
 )
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, visible_end
 
@@ -70,8 +70,8 @@ def view(
     children : the records of its live child runs, by their ids: a parent's log tells only of their ends.
     """
     mine = filter(None, [always_words(record), files_words(record)])
-    notes = [*mine, *going_on_notes(record), *cancel_notes(record)]
-    notices = [*record.notices, *([f"not saved: {problem}"] if problem else [])]
+    notes = [*mine, *followup_notes(record), *cancel_notes(record)]
+    notices = [*record.notices, *([f"Not saved: {problem}"] if problem else [])]
     return {
         "id": record.run_id,
         "number": record.number,
@@ -117,8 +117,8 @@ def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
     `result` is all of it as it is, to be copied, once the run has ended: its last characters, if it is long.
     """
     text, output = record.text, record.output
-    if isinstance(output, str) and output != text:
-        text = f"{text}\n\n→ {output}" if text else output
+    if isinstance(output, str):
+        text = answer_of(record)
     is_data = output is not None and not isinstance(output, str)
     state: dict[str, Any] = {
         "blocks": [],
@@ -129,7 +129,7 @@ def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
     if blocks is not None:
         blocks.feed(text, not record.is_live)
         state.update(blocks=blocks.shown, text=blocks.tail, text_cut=blocks.cut)
-    whole = "" if record.is_live else said(record)
+    whole = "" if record.is_live else answer_of(record)
     return {**state, "result": whole[-TEXT_LIMIT:], "result_cut": max(0, len(whole) - TEXT_LIMIT)}
 
 
@@ -231,7 +231,7 @@ def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]
     record = live.get(child.run_id)
     return {
         "id": child.run_id,
-        "title": visible(shown(child_title(child), 100)),
+        "title": visible(shown(name_and_number(child), 100)),
         "status": child.status if record is None else str(record.status),
         "words": _line(child.status if record is None else status_words(record), 60),
         "started_at": child.started_at if record is None else record.started_at,

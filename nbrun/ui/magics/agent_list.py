@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nbrun.agents import adapters, find_adapter, framework_of, lacks_of, registered, third_party
 from nbrun.agents.builtin import adapter as builtin
 from nbrun.core.errors import UserError
-from nbrun.render.words import visible
+from nbrun.core.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from nbrun.core import events as ev
 from nbrun.core.quantities import moment
-from nbrun.render.words import title, visible
+from nbrun.core.text import visible
+from nbrun.render.words import title
 
 if TYPE_CHECKING:
     from nbrun.sessions.run import Run

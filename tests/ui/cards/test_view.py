@@ -122,11 +122,11 @@ def test_messages_to_the_agent_have_their_receipts() -> None:
     assert shown["steer"] == {
         "can": True,
         "messages": [
-            {"id": "n1", "text": "left", "words": "read 2.5 s later", "taken": True},
+            {"id": "n1", "text": "left", "words": "read after 2.5 s", "taken": True},
             {"id": "n2", "text": "\\u202eright", "words": "not read yet", "taken": False},
         ],
     }
-    assert shown["notes"][0] == "always allowed in this run: delete"
+    assert shown["notes"][0] == "Always allowed in this run: delete"
     deaf = msgspec.structs.replace(record, is_steerable=False)
     stopping = msgspec.structs.replace(record, status=RunStatus.CANCELLING)
     waiting = msgspec.structs.replace(record, status=RunStatus.WAITING)
@@ -160,7 +160,7 @@ def test_error_reason_and_problem_are_shown() -> None:
     shown = view(record, now=105.0, problem="disk full")
     assert shown["error"] == "ValueError: no luck"
     assert any("too slow" in note for note in shown["notes"])
-    assert any("not saved: disk full" in notice for notice in shown["notices"])
+    assert any("Not saved: disk full" in notice for notice in shown["notices"])
 
 
 def test_output_without_text_is_shown() -> None:
@@ -196,9 +196,9 @@ def test_progress_is_a_part_of_one(progress: ev.Progress, part: float | None) ->
 def test_log_and_place_in_line_are_shown() -> None:
     """The tail of the log and its length are the record's; words of a place stand for the status."""
     record = msgspec.structs.replace(RECORD, log=("a", "b"), log_count=12)
-    shown = view(record, now=105.0, words="Queued: 1st in line, 1 run is under way")
+    shown = view(record, now=105.0, words="Queued (next) · 1 of 8 slots busy")
     assert (shown["log"], shown["log_count"]) == (["a", "b"], 12)
-    assert shown["words"] == "Queued: 1st in line, 1 run is under way"
+    assert shown["words"] == "Queued (next) · 1 of 8 slots busy"
     assert view(RECORD, now=105.0)["progress"] is None
 
 
@@ -215,11 +215,11 @@ def test_a_view_and_a_saved_card_tell_where_a_run_comes_from() -> None:
     """In words on both, and escaped where the name of a recording is anybody's."""
     origin = ev.Origin("replay", "run-0", None, "<b>tea</b>" * 20)
     record = msgspec.structs.replace(RECORD, origin=origin, status=RunStatus.COMPLETED)
-    assert view(record, now=105.0)["notes"][0].startswith("replay of a recorded run (<b>tea")
+    assert view(record, now=105.0)["notes"][0].startswith("Replay of a recorded run (<b>tea")
     saved = bundle(record)
-    assert "replay of a recorded run (&lt;b&gt;tea" in saved["text/html"]
+    assert "Replay of a recorded run (&lt;b&gt;tea" in saved["text/html"]
     assert "<b>" not in saved["text/html"]
-    assert "replay of a recorded run" in saved["text/plain"]
+    assert "Replay of a recorded run" in saved["text/plain"]
 
 
 def test_a_tool_is_shown_with_its_kind_and_how_far_it_has_come() -> None:
