@@ -19,27 +19,25 @@ if TYPE_CHECKING:
 
 
 BUSY_TIMEOUT_S = 1.0
-
-
+"""How long a connection waits for a lock, at most."""
 TRY_MS = 5
-
-
+"""The time between two tries where SQLite itself does not wait."""
 MAX_VALUE_BYTES = 64 * 1024 * 1024
-
+"""The longest value that is written or read. Reading one takes several times its length in memory, so a planted file
+could use up a laptop's with little more; an agent's text of this length is 40 novels."""
+COMPANIONS = ("-wal", "-shm", "-journal")
+"""What SQLite appends to the name of a file for those beside it."""
 
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 
-COMPANIONS = ("-wal", "-shm", "-journal")
-
-
 def refuse_links(path: Path) -> None:
-    """See to it that a store, and what SQLite opens with it unasked, are files of their own or not there.
+    """Make sure that a store, and the files that SQLite opens with it, are regular files or do not exist.
 
     Raises
     ------
     StoreReadOnly
-        One of them leads somewhere else, or would keep us waiting.
+        One of them is a link, or something that reading might block on.
     """
     for part in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
         try:
@@ -49,32 +47,30 @@ def refuse_links(path: Path) -> None:
         if stat.S_ISLNK(mode):
             raise StoreReadOnly(f"{part} is a symbolic link; nbrun does not write through it")
         if not stat.S_ISREG(mode):
-            raise StoreReadOnly(f"{part} is no file")
+            raise StoreReadOnly(f"{part} is not a regular file")
         if part.name.endswith("-journal") and _names_another(part):
             raise StoreReadOnly(f"{part} names another file, which SQLite would delete")
 
 
 def _names_another(journal: Path) -> bool:
-    """Return whether a rollback journal ends with the name of another one, as those of attached files do.
+    """Return whether a rollback journal ends with the name of another file, as ours never do.
 
-    Ours never do. Source: SQLite deletes a file of that name, whatever it is, when it has rolled back.
+    Source: SQLite deletes the file of that name, whatever it is, after a rollback.
     """
     try:
         with journal.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - len(_JOURNAL_MAGIC)))
             return file.read() == _JOURNAL_MAGIC
-    except FileNotFoundError:  # another kernel has just done with it
+    except FileNotFoundError:  # another kernel has just deleted it
         return False
 
 
 def _make(path: Path) -> None:
-    """Make an empty file for its owner only; SQLite would go by the umask, and -wal and -shm take its mode.
+    """Make an empty file for its owner only: SQLite would apply the umask, and -wal and -shm take its mode.
 
-    One that is there is not even opened: closing it would take away the locks that another connection of
-    this process has on it.
-
-    Source: POSIX drops all of a process's locks on a file when it closes any descriptor of it.
+    An existing file is not even opened. Source: POSIX drops all of a process's locks on a file when it closes any
+    descriptor of it, and another connection of this process may have some.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.suppress(FileExistsError):
@@ -84,11 +80,11 @@ def _make(path: Path) -> None:
 def connect(
     path: Path | None, *, create: bool = False, wait_s: float | None = None
 ) -> sqlite3.Connection:
-    """Return a connection that reads and, where the file allows it, writes; `None` is memory.
+    """Return a connection that reads and, if the file allows it, writes; `None` is memory.
 
     Parameters
     ----------
-    wait_s : how long it waits for a lock, at most and if not given `BUSY_TIMEOUT_S`.
+    wait_s : how long to wait for a lock; at most, and by default, `BUSY_TIMEOUT_S`.
 
     Raises
     ------
@@ -100,13 +96,13 @@ def connect(
     else:
         refuse_links(path)
         if _is_emptied(path):
-            raise StoreDamaged(f"{path} is empty, and its journal is not")
+            raise StoreDamaged(f"{path} is empty, but its journal is not")
         if create:
             _make(path)
-            if not os.access(path, os.W_OK):  # SQLite would open it to be read, and say nothing
-                raise StoreReadOnly(f"{path} may only be read")
+            if not os.access(path, os.W_OK):  # SQLite would open it for reading, silently
+                raise StoreReadOnly(f"{path} is read-only")
         connection = sqlite3.connect(
-            # rw: a file that is gone must not come back empty because somebody looked for it
+            # rw: a file that is gone must not be made again by a reader
             f"{path.absolute().as_uri()}?mode=rw", uri=True,
             timeout=BUSY_TIMEOUT_S if wait_s is None else min(wait_s, BUSY_TIMEOUT_S),
             check_same_thread=False, isolation_level=None,
@@ -116,7 +112,7 @@ def connect(
 
 
 def set_limits(connection: sqlite3.Connection) -> None:
-    """Bound what a file that somebody else made can do to who opens it."""
+    """Limit what a file made by somebody else can do to the one who opens it."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.text_factory = _text
     if sys.version_info >= (3, 12):
@@ -126,15 +122,12 @@ def set_limits(connection: sqlite3.Connection) -> None:
 
 
 def _text(stored: bytes) -> str:
-    """Return a text; where it is none in UTF-8, with signs for what cannot be read."""
+    """Return a text, with replacement characters for what is not UTF-8."""
     return stored.decode("utf-8", "replace")
 
 
 def _is_emptied(path: Path) -> bool:
-    """Return whether the database was cut to nothing beside a journal that is full.
-
-    SQLite would take it for a new one, and delete the journal.
-    """
+    """Return whether the database is empty and its journal is not: SQLite would delete the journal."""
     try:
         if path.stat().st_size > 0:
             return False
@@ -159,11 +152,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def open_for_writing(
     path: Path | None, now: float = 0.0, wait_s: float | None = None
 ) -> sqlite3.Connection:
-    """Return a connection to a file that has our tables, made where they are missing.
+    """Return a connection to a file with our tables, which are made or migrated if necessary.
 
     Parameters
     ----------
-    now : epoch seconds; what `versions` notes.
+    now : epoch seconds, for the table `versions`.
     wait_s : how long to wait for a lock, as in `connect()`.
 
     Raises
@@ -171,16 +164,16 @@ def open_for_writing(
     StoreTooNew
         A newer nbrun made it.
     StoreReadOnly
-        It holds tables, triggers or views that are not ours; nothing is written to it.
+        It has tables, triggers or views that are not ours.
     StoreDamaged
-        It is no database.
+        It is not a database.
     """
     connection = connect(path, create=path is not None, wait_s=wait_s)
     try:
-        # Before anything is written: the journal's mode is a write as well.
+        # Before anything is written; setting the journal mode is a write as well.
         check(connection, path)
         if path is not None:
-            # WAL lets readers go on while we write; where it cannot be had, SQLite stays with its journal.
+            # WAL lets readers read while we write; where it is not supported, SQLite keeps its rollback journal.
             _switch_to_wal(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
@@ -188,7 +181,7 @@ def open_for_writing(
         migrate(connection, version, now)
         connection.execute("COMMIT")
         if path is not None and version < VERSION:
-            # Into the file itself: it is known by its head, also while all else stands in the journal only.
+            # Into the file itself, which must be recognisable by its header whatever is in the journal.
             connection.execute("PRAGMA wal_checkpoint")
     except sqlite3.DatabaseError as error:
         connection.close()
@@ -202,10 +195,9 @@ def open_for_writing(
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """Set the journal's mode, as soon as no other process is in the way.
+    """Set the journal mode, retrying for as long as the connection waits for locks elsewhere.
 
-    Source: SQLite does not wait for a lock when it changes this, since two that do so at once might wait for each
-    other; it says "locked". So it is tried again, for as long as the connection waits for locks elsewhere.
+    Source: SQLite does not wait for a lock here, because two processes might wait for each other.
     """
     (patience_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute("PRAGMA busy_timeout = 0")

@@ -1,4 +1,4 @@
-"""The file of a store: opened at the best place there is, then watched, and begun again where it was lost."""
+"""The file of a store: opened at the best place, watched, and replaced if it is lost or damaged."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _ASIDE = re.compile(r"\.(?:damaged|left)-\d{8}T\d{6}(?:-\d+)?$")
 COMPANIONS = ("", "-wal", "-shm")
 """What SQLite appends to a database's name for the files that belong to it."""
 OPEN_WAIT_S = 0.5
-"""How long an opening that somebody waits for waits for a lock; the writer goes on with it."""
+"""How long opening waits for a lock; after that the writer tries again."""
 MAX_NUMBER = 10**9
-"""The greatest number of a stranger's run that ours go on from; nobody comes to more honestly."""
+"""New runs are numbered from above those of a read-only file, unless its numbers are beyond this."""
 CHECK_S = 0.1
-"""How often the file is looked for where no run begins or ends; a look takes 3 µs, on a network far more."""
+"""How often the file is checked if no run starts or ends; a check takes 3 µs, far more on a network."""
 SET_ASIDE_LIMIT = 3
-"""How many files one kernel sets aside: a disk that damages all of them would be filled with them."""
+"""How many files one kernel sets aside: a disk that damages every one would fill up."""
 
 _HEAD_BYTES = 64 * 1024
 _MAGIC = b"SQLite format 3\x00"
@@ -47,23 +47,23 @@ _Identity = tuple[int, int]
 
 
 def is_set_aside(path: Path) -> bool:
-    """Return whether a file's name says that it was renamed because it was damaged, or replaced under a kernel."""
+    """Return whether a file has the name of one that was set aside: damaged, or replaced under a kernel."""
     return _ASIDE.search(path.stem) is not None
 
 
 class DatabaseFile:
-    """Where a store lies.
+    """The file where a store is kept.
 
-    A fault that may pass leaves it unopened, or as it is, and is raised as `StoreUnavailable`. A file that is gone,
-    was replaced or is damaged is begun again: `needs_rebuild` then, and `previous` is the connection to the old
-    one, out of which what this kernel knows can be read, as far as it goes, until `close_previous()`.
+    A fault that may pass leaves it as it is, and is raised as `StoreUnavailable`. If the file is gone, replaced or
+    damaged, a new one is made: it `needs_rebuild` then, and `previous` is the connection to the old one, from which
+    the runs of this kernel can be copied as far as possible, until `close_previous()`.
 
-    Threads: the opening is under the store's lock until there is a writer, and from then on all methods are
-    the writer's. `path`, `problem`, `generation`, `incidents` and `fault` may be read by anybody.
+    Threads: it is opened under the store's lock until there is a writer; from then on all methods are the writer's.
+    `path`, `problem`, `generation`, `incidents` and `fault` may be read by anyone.
 
     Parameters
     ----------
-    places : where it may lie, best first; memory where none can be written.
+    places : where the file may be, best first; memory if none can be written.
     """
 
     def __init__(self, places: list[Path], clock: Clock) -> None:
@@ -75,19 +75,20 @@ class DatabaseFile:
         self._looked_at = 0.0  # by the monotonic clock
         self._set_aside_count = 0
         self._suspected: StoreFault | None = None
-        self._incident: str | None = None  # what is incidents of the next file that is opened
+        self._incident: str | None = None  # to report when the next file is open
         self.connection: sqlite3.Connection | None = None
         self.previous: sqlite3.Connection | None = None
         self.path: Path | None = None
         self.problem: str | None = None  # why it is not at the first place
-        # A place that can be read all the same, and why only that.
-        self.only_read: tuple[Path, str] | None = None
+        self.only_read: tuple[Path, str] | None = (
+            None  # a file that must not be written to, and why
+        )
         self.fault: StoreFault | None = None  # why it is not open
         self.lost = 0
-        self.needs_rebuild = False  # what this kernel knows is not in it yet
+        self.needs_rebuild = False  # this kernel's runs are not in it yet
         self.generation = 0  # how often a file was opened
-        self.unreported: deque[str] = deque()  # what no run's log has incidents yet
-        self.incidents: tuple[str, ...] = ()  # all that befell its files
+        self.incidents: tuple[str, ...] = ()  # all that happened to its files
+        self.unreported: deque[str] = deque()  # those that are in no run's log yet
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class DatabaseFile:
         Raises
         ------
         StoreUnavailable
-            It cannot be opened now: it is locked, or there is no room, and no other place is better.
+            It cannot be opened now: it is locked, or the disk is full and no other place is better.
         """
         problem, may_pass, above = None, None, 0
         for path in self._places:
@@ -115,10 +116,10 @@ class DatabaseFile:
                     raise StoreUnavailable(found) from error
                 may_pass = may_pass or (found if found.kind is FaultKind.FULL else None)
                 if problem is None:
-                    seen = read_only.look(path, error, str(found))
-                    problem = f"runs are not kept in {path}: {seen.words}"
-                    if seen.greatest is not None:
-                        self.only_read, above = (path, str(found)), seen.greatest
+                    words, greatest = read_only.examine(path, error, str(found))
+                    problem = f"runs are not saved in {path}: {words}"
+                    if greatest is not None:
+                        self.only_read, above = (path, str(found)), greatest
                 continue
             self.path = path
             break
@@ -129,7 +130,7 @@ class DatabaseFile:
             connection, self.path = open_for_writing(None, self._clock.now()), None
             problem = f"{problem or 'no place to write'}; runs are kept in memory only"
         if problem is not None and self.path is not None:
-            problem = f"{problem}; new ones are in {self.path}"
+            problem = f"{problem}; new runs are saved in {self.path}"
         self.problem, self.fault = problem, None
         if 0 < above <= MAX_NUMBER:  # so that a number names one run
             schema.number_above(connection, above)
@@ -142,13 +143,12 @@ class DatabaseFile:
         try:
             return self._connected(path)
         except (StoreDamaged, sqlite3.DatabaseError) as error:
-            # What was never ours, somebody's notes under this name, is left alone.
+            # A file that was never ours, such as notes under this name, is left alone.
             is_damaged = isinstance(error, StoreDamaged) or is_damage(error)
             if not is_damaged or not sets_aside or not was_ours(path):
                 raise
             if _identity(path) == before:  # else another kernel has done it
-                fault = fault_of(error, path)
-                self._report_set_aside(path, fault, self._rename(path))
+                self._rename(path, fault_of(error, path))
         return self._connected(path)
 
     def _connected(self, path: Path) -> sqlite3.Connection:
@@ -162,7 +162,7 @@ class DatabaseFile:
         return connection
 
     def _take(self, connection: sqlite3.Connection) -> None:
-        """Go on with this connection; where it is that of a file begun again, say so."""
+        """Use this connection from now on; report what happened to the file before."""
         self.connection = connection
         self.generation += 1
         self._suspected = None
@@ -172,7 +172,7 @@ class DatabaseFile:
         if self._incident is None:
             return
         if self.previous is not None and _extent(connection) == _extent(self.previous) != (0, 0):
-            # The same file under another identity, as some network file systems give it: nothing was lost.
+            # The same file with another identity, as on some network file systems: nothing was lost.
             self.close_previous()
         else:
             self._report(self._incident)
@@ -181,19 +181,19 @@ class DatabaseFile:
     # --- watching --------------------------------------------------------------------------------
 
     def suspect(self, error: BaseException) -> None:
-        """Note that a reader has found the file damaged; the writer does what there is to be done."""
+        """Note that the file seems damaged; the next `ready()` sets it aside."""
         self._suspected = fault_of(error, self.path)
 
     def ready(self, *, looks: bool = True) -> sqlite3.Connection:
-        """Return the connection to a file that is there: begun again, if it is not the one that was opened.
+        """Return a connection to a usable file: a new one, if the one that was opened is gone or damaged.
 
         Parameters
         ----------
-        looks : whether to look for it even if that was done a moment ago.
+        looks : whether to check the file even if that was done a moment ago.
 
         Raises
         ------
-        StoreUnavailable, StoreError, sqlite3.Error, OSError
+        StoreError, sqlite3.Error, OSError
             There is none now.
         """
         if self.connection is None:
@@ -218,7 +218,7 @@ class DatabaseFile:
         return self.connection
 
     def _is_sound(self) -> bool:
-        """Return whether a file that has shrunk is whole all the same: tidied up, by another kernel."""
+        """Return whether a file that has shrunk is undamaged: another process may have compacted it."""
         assert self.path is not None  # noqa: S101 - asked of files only
         try:
             with contextlib.closing(connect(self.path)) as connection:
@@ -227,17 +227,20 @@ class DatabaseFile:
             return not is_damage(error)
         return answer == "ok"
 
-    # --- beginning again -------------------------------------------------------------------------
+    # --- replacing the file ----------------------------------------------------------------------
 
     def _start_over(self, what: str) -> sqlite3.Connection:
         """Open what is at the path now, or make it; the old file stays readable as `previous`."""
         path, old = self._open_one()
         above = path.parent.parent
         if path.parent.name == FOLDER and not above.is_dir():
-            # The notebook's own folder is not ours to make again; where it went, the old file is still written.
+            # The notebook's own folder is not ours to make. Wherever it went, the old file is still written.
             raise StoreUnavailable(StoreFault(FaultKind.OTHER, f"its folder is gone ({above})"))
         self._clear_companions(path, old)
-        self._incident = f"{path} {what}; what this kernel knows was written again"
+        self._incident = f"{path} {what}; the runs of this kernel were saved again"
+        return self._open_new(old)
+
+    def _open_new(self, old: sqlite3.Connection) -> sqlite3.Connection:
         self.connection, self.previous = None, old
         self.needs_rebuild = True
         return self.open()
@@ -248,13 +251,13 @@ class DatabaseFile:
         return self.path, self.connection
 
     def _clear_companions(self, path: Path, old: sqlite3.Connection) -> None:
-        """Move the old file's journal out of the way: SQLite would take it for the new one's.
+        """Move the old file's journal away: SQLite would take it for the new one's.
 
-        Its index too: a new connection would cut it short under the old one, which has it in its memory. Who has
-        them open keeps them.
+        Its index too: a new connection would truncate it while the old one has it mapped. Processes that have them
+        open keep them.
         """
         is_empty = False
-        with contextlib.suppress(sqlite3.Error):  # a file that was moved away is then whole
+        with contextlib.suppress(sqlite3.Error):  # makes a file that was moved away complete
             _busy, logged, done = old.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             is_empty = logged == done
         for part in COMPANIONS[1:]:
@@ -268,34 +271,25 @@ class DatabaseFile:
                     left.rename(f"{self._aside(path, 'left')}{part}")
 
     def _set_aside(self, fault: StoreFault) -> sqlite3.Connection:
-        """Rename the damaged file, with what belongs to it, and begin a new one."""
+        """Rename the damaged file and what belongs to it, and open a new one."""
         path, old = self._open_one()
         if _identity(path) != self._identities[""]:
             return self._start_over("was set aside by another kernel")
         if os.name == "nt":  # a file that is open cannot be renamed there
             old.close()
-        self._report_set_aside(path, fault, self._rename(path))
-        self.connection, self.previous = None, old
-        self.needs_rebuild = True
-        return self.open()
+        self._rename(path, fault)
+        return self._open_new(old)
 
-    def _rename(self, path: Path) -> Path:
-        """Set a file aside under a name that is free; return it.
-
-        Raises
-        ------
-        StoreUnavailable
-            Too many were.
-        """
+    def _rename(self, path: Path, fault: StoreFault) -> None:
         if self._set_aside_count >= SET_ASIDE_LIMIT:
-            words = f"the file is damaged, as {SET_ASIDE_LIMIT} before it were; look at the disk"
+            words = f"the file is damaged, like {SET_ASIDE_LIMIT} files before it; check the disk"
             raise StoreUnavailable(StoreFault(FaultKind.OTHER, words))
         self._set_aside_count += 1
         aside = self._aside(path, "damaged")
-        for part in COMPANIONS:  # the database first: without it the others are nothing
+        for part in COMPANIONS:  # the database first: the others are useless without it
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(f"{path.name}{part}").rename(aside.with_name(f"{aside.name}{part}"))
-        return aside
+        self._report(f"{path}: {fault}; it was set aside as {aside.name}, and a new file was made")
 
     def _aside(self, path: Path, what: str) -> Path:
         moment = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y%m%dT%H%M%S")
@@ -305,23 +299,20 @@ class DatabaseFile:
         free = (n for n in names if not any(f"{n}{part}" in taken for part in COMPANIONS))
         return path.with_name(next(free, names[-1]))
 
-    def _report_set_aside(self, path: Path, fault: StoreFault, aside: Path) -> None:
-        self._report(f"{path}: {fault}; it is kept as {aside.name}, and a new file was begun")
-
     def _report(self, what: str) -> None:
         _log.info("%s", what)
         self.unreported.append(what)
         self.incidents = (*self.incidents, what)
 
     def close_previous(self) -> None:
-        """Close the old file: what this kernel knows is in the new one."""
+        """Close the old file: this kernel's runs are in the new one."""
         self.needs_rebuild = False
         if self.previous is not None:
             self.previous.close()
             self.previous = None
 
     def close(self) -> None:
-        """Close all."""
+        """Close both files."""
         self.close_previous()
         if self.connection is not None:
             self.connection.close()
@@ -329,9 +320,9 @@ class DatabaseFile:
 
 
 def was_ours(path: Path) -> bool:
-    """Return whether a file that is no usable database was once a store: by its mark, or a table's text.
+    """Return whether a damaged file was once a store: by its application id, or the text of a table.
 
-    A rest that is too short to hold the mark is taken for one: it is of no use to anybody.
+    One that is too short for the id counts as ours: it is of no use to anyone.
     """
     try:
         with path.open("rb") as file:
@@ -353,7 +344,7 @@ def _identity(path: Path | str) -> _Identity | None:
 
 
 def _extent(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return how far a store has come: its last run and its last row of events."""
+    """Return the last run and the last row of events."""
     try:
         row = connection.execute(
             "SELECT (SELECT coalesce(max(number), 0) FROM runs), (SELECT coalesce(max(key), 0) FROM events)"

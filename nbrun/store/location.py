@@ -1,4 +1,4 @@
-"""Which notebook this kernel is of."""
+"""Which notebook a kernel belongs to, and where its store is kept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import os
 from pathlib import Path
 
 from nbrun.core.errors import StoreReadOnly
+
+FOLDER = ".nbrun"
+SUFFIX = ".db"
+NO_NOTEBOOK = "session"
+"""The name of a store without a notebook."""
 
 
 def notebook_path(path: str | Path | None) -> Path | None:
@@ -22,26 +27,17 @@ def notebook_path(path: str | Path | None) -> Path | None:
     return None
 
 
-SUFFIX = ".db"
-
-
-NO_NOTEBOOK = "session"
-
-
 def store_path(notebook: Path) -> Path:
     """Return where the runs of this notebook are kept: `.nbrun/<its name>.db` beside it."""
-    return (
-        notebook.parent
-        / FOLDER
-        / f"{notebook.stem if notebook.suffix == '.ipynb' else notebook.name}{SUFFIX}"
-    )
+    name = notebook.stem if notebook.suffix == ".ipynb" else notebook.name
+    return notebook.parent / FOLDER / f"{name}{SUFFIX}"
 
 
 def places_for(notebook: Path | None) -> list[Path]:
     """Return where the runs of a notebook may be kept, best first.
 
-    Beside the notebook; without a path of it, in the working folder; where that cannot be written, in the
-    user's data folder, under a name that two notebooks never share.
+    Beside the notebook, or in the working folder if its path is unknown; if that cannot be written, in the user's
+    data folder, under a name that no other notebook has.
     """
     beside = store_path(notebook or Path.cwd() / NO_NOTEBOOK)
     import platformdirs
@@ -50,18 +46,15 @@ def places_for(notebook: Path | None) -> list[Path]:
     return [beside, platformdirs.user_data_path("nbrun") / digest / beside.name]
 
 
-FOLDER = ".nbrun"
-
-
 def prepare_folder(folder: Path) -> None:
-    """Make the store's folder: 0700, and with a `.gitignore` of its own, since runs hold prompts.
+    """Make the store's folder, for its owner only and ignored by git, since runs contain prompts.
 
     Raises
     ------
     OSError
         It cannot be made or written.
     StoreReadOnly
-        It is a link to somewhere else.
+        It is a symbolic link.
     """
     if folder.is_symlink():
         raise StoreReadOnly(f"{folder} is a symbolic link; nbrun does not write through it")

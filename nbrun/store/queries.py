@@ -1,4 +1,4 @@
-"""Reading a session store: runs newest first, events by seq. Reading runs no code of what is stored."""
+"""Reading a session store: runs newest first, events by seq. No stored code is ever run."""
 
 from __future__ import annotations
 
@@ -32,8 +32,18 @@ if TYPE_CHECKING:
     from nbrun.core.clock import Clock
     from nbrun.store.filters import Query
 
+T = TypeVar("T")
+
 _log = logging.getLogger("nbrun")
 
+MAX_REPLAYS = 1_000
+"""How many replays are skipped when a run is looked up by name."""
+PATIENCE_S = 0.02
+"""How long looking up references for completion may take; then there are none."""
+PAGE = 200
+"""Runs that a search reads at once."""
+
+_STEPS = 1_000  # of SQLite's instructions, between two looks at the clock
 _decoder = msgspec.msgpack.Decoder(RunRecord)
 
 _GREATEST = 2**63 - 1  # of SQLite's numbers
@@ -43,7 +53,6 @@ _COLUMNS = (
     " THEN r.record END, s.session_id"
     " FROM runs r JOIN sessions s ON s.key = r.session"
 )
-_IS_LIVE = " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
 _EVENTS = (
     "SELECT seq, count, ts, attempt, parent, type,"
     " CASE WHEN typeof(data) = 'blob' AND length(data) <= ?1 THEN data END FROM events"
@@ -93,7 +102,7 @@ def _events(
 
 
 class _Log:
-    """The reading of one log: what of it was given already."""
+    """Reads one log; knows what it has already returned."""
 
     def __init__(self, run_id: str, after: int, most_bytes: float) -> None:
         self._run_id = run_id
@@ -101,7 +110,7 @@ class _Log:
         self._left = most_bytes
 
     def events(self, rows: Iterable[validation.Row]) -> Iterator[ev.RunEvent]:
-        """Yield what the rows hold and was not given yet."""
+        """Yield the events of these rows that were not returned yet."""
         for row in rows:
             if not validation.is_sound(row):
                 row = validation.repaired(row)
@@ -119,7 +128,7 @@ class _Log:
 def _single_rows(
     connection: sqlite3.Connection, number: int, after: int
 ) -> Iterator[validation.Row]:
-    """Yield the rows of a run's log without those in which a text is longer than anything."""
+    """Yield the rows of a run's log, without those in which a text is longer than the limit."""
     keys = connection.execute(
         "SELECT key FROM events WHERE run = ? AND seq > ? ORDER BY seq", (number, after)
     ).fetchall()
@@ -133,15 +142,15 @@ def _unpack(kind: str, blob: bytes | None, ts: int, count: int) -> list[tuple[in
         try:
             return payloads.decode(kind, blob or b"", ts)
         except (msgspec.DecodeError, TypeError, ValueError):
-            # Damaged: its numbers stay taken, so that no gap opens; no more of them than a row can hold.
+            # Damaged: its numbers stay taken, so that there is no gap; but no more than a row can hold.
             count = max(1, min(count, payloads.PER_ROW))
             return [(ts, validation.damaged(kind, blob))] * count
     return [(ts, validation.data(kind, blob))]
 
 
 def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
-    """Return the whole record of a run: the fold of its log, or what was last noted of it if that is damaged."""
-    events: Iterator[ev.RunEvent] = _events(connection, number, -1)
+    """Return the whole record of a run: the fold of its log, or its brief record if the log is damaged."""
+    events = _events(connection, number, -1)
     (rows,) = connection.execute("SELECT count(*) FROM events WHERE run = ?", (number,)).fetchone()
     try:
         record = validation.sound(
@@ -149,75 +158,58 @@ def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
         )
     except (TypeError, ValueError):
         record = RunRecord()
-    if record.run_id:  # a log begins with what the run is
+    if record.run_id:  # of the first event
         return record
     stored = read_run(connection, number)
     if stored is None:
         return record
-    notice = "its log is damaged; this is what was last noted of it"
+    notice = "the log is damaged; this is what was last saved in the list of runs"
     return msgspec.structs.replace(stored.record, is_brief=False, notices=(notice,))
 
 
 def read_runs(
-    connection: sqlite3.Connection, limit: int | None = None, before: int | None = None
+    connection: sqlite3.Connection,
+    limit: int | None = None,
+    before: int | None = None,
+    query: Query | None = None,
 ) -> list[StoredRun]:
-    """Return runs newest first, those below number `before` if it is given, at most `limit`."""
-    rows = connection.execute(
-        f"{_COLUMNS} WHERE r.number <= ? ORDER BY r.number DESC LIMIT ?",
-        (_GREATEST if before is None else before - 1, -1 if limit is None else limit),
-    )
-    found: list[StoredRun] = []
+    """Return runs newest first, those below number `before`, at most `limit`.
+
+    With a `query`, those that fit it as far as columns say. They only narrow the search, because somebody may have
+    changed them: check the records of what is returned. A run without an agent was written by an older version,
+    which may still be running.
+    """
+    status, name, since, agent = None, None, None, None
+    live = ""
+    if query is not None:
+        status, name, agent = query.status, query.name, query.agent
+        since = None if query.since is None else round(query.since * 1_000_000)
+        if (
+            query.is_unknown or status in LIVE
+        ):  # spelled out, it lets SQLite use the index of live runs
+            live = " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
+    last, count = _GREATEST if before is None else before - 1, -1 if limit is None else limit
     try:
-        found.extend(_stored(connection, row) for row in rows)
-    except sqlite3.DataError:  # a text of it is longer than anything: leave that run out
-        before = found[-1].number if found else before
-        return found + _read_singly(connection, limit and limit - len(found), before)
-    return found
+        rows = connection.execute(
+            f"{_COLUMNS} WHERE r.number <= ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
+            " AND (?4 IS NULL OR r.created_at >= ?4)"
+            f" AND (?5 IS NULL OR ?5 IN (r.agent, r.model) OR r.agent IS NULL){live}"
+            " ORDER BY r.number DESC LIMIT ?6",
+            (last, status, name, since, agent, count),
+        )
+        return [_stored(connection, row) for row in rows]
+    except sqlite3.DataError:  # some text is longer than the limit: leave that run out
+        numbers = connection.execute(
+            "SELECT number FROM runs WHERE number <= ? ORDER BY number DESC LIMIT ?", (last, count)
+        ).fetchall()
+        found = [read_run(connection, number) for (number,) in numbers]
+        return [stored for stored in found if stored is not None]
 
 
 def count_runs(connection: sqlite3.Connection) -> int:
     """Return how many runs there are."""
     (count,) = connection.execute("SELECT count(*) FROM runs").fetchone()
     return int(count)
-
-
-def _read_singly(
-    connection: sqlite3.Connection, limit: int | None, before: int | None
-) -> list[StoredRun]:
-    """Return runs as `read_runs` does, without those that cannot be read."""
-    numbers = connection.execute(
-        "SELECT number FROM runs WHERE number <= ? ORDER BY number DESC LIMIT ?",
-        (_GREATEST if before is None else before - 1, -1 if limit is None else limit),
-    ).fetchall()
-    found = [read_run(connection, number) for (number,) in numbers]
-    return [stored for stored in found if stored is not None]
-
-
-def read_page(
-    connection: sqlite3.Connection, query: Query, before: int | None, limit: int
-) -> list[StoredRun]:
-    """Return runs newest first that fit the query as far as columns tell, below `before`, at most `limit`.
-
-    The columns only narrow the search: somebody may have changed them, so what is returned is to be checked again
-    by its record. A run without an agent was written by an older version, which may still be running.
-    """
-    # Said in so many words, it lets SQLite take the index of the few that are live.
-    live = _IS_LIVE if query.is_unknown or query.status in LIVE else ""
-    rows = connection.execute(
-        f"{_COLUMNS} WHERE r.number <= ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
-        " AND (?4 IS NULL OR r.created_at >= ?4)"
-        f" AND (?5 IS NULL OR ?5 IN (r.agent, r.model) OR r.agent IS NULL){live} ORDER BY r.number DESC LIMIT ?6",
-        (
-            _GREATEST if before is None else before - 1, query.status, query.name,
-            None if query.since is None else round(query.since * 1_000_000), query.agent, limit,
-        ),
-    )  # fmt: skip
-    try:
-        return [_stored(connection, row) for row in rows]
-    except (
-        sqlite3.DataError
-    ):  # as in `read_runs`; what does not fit the query is told apart by its record
-        return _read_singly(connection, limit, before)
 
 
 def read_run(connection: sqlite3.Connection, number: int) -> StoredRun | None:
@@ -237,12 +229,8 @@ def find_id(
     )
 
 
-MAX_REPLAYS = 1_000
-"""Past how many replays of a name the run that they show is looked for."""
-
-
 def find_run(connection: sqlite3.Connection, text: str) -> StoredRun | None:
-    """Return the newest run with this id, else the newest with this name that is no replay, else any with it."""
+    """Return the newest run with this id, else the newest with this name, preferably not a replay."""
     found = _first(connection, "WHERE r.run_id = ? ORDER BY r.number DESC LIMIT 1", text)
     if found is not None:
         return found
@@ -258,7 +246,7 @@ def find_run(connection: sqlite3.Connection, text: str) -> StoredRun | None:
 
 
 def _first(connection: sqlite3.Connection, which: str, *values: object) -> StoredRun | None:
-    """Return the first run that fits; None where it cannot be read."""
+    """Return the first run that fits; None if it cannot be read."""
     try:
         row = connection.execute(f"{_COLUMNS} {which}", values).fetchone()
     except sqlite3.DataError as error:
@@ -271,13 +259,13 @@ def _stored(connection: sqlite3.Connection, row: tuple[int, bytes | None, str]) 
     number, blob, session_id = row
     try:
         record = validation.sound_brief(_decoder.decode(blob or b""), number, session_id)
-    except (RecursionError, TypeError, ValueError):  # the log is whole even if this copy is not
-        record = _noted(connection, number)
+    except (RecursionError, TypeError, ValueError):  # the log may be whole even if this copy is not
+        record = _from_columns(connection, number)
     return StoredRun(number, record)
 
 
-def _noted(connection: sqlite3.Connection, number: int) -> RunRecord:
-    """Return what the columns of a run tell, where its brief record cannot be read."""
+def _from_columns(connection: sqlite3.Connection, number: int) -> RunRecord:
+    """Return what the columns say of a run whose brief record cannot be read."""
     (
         run_id, session_id, name, status, created_at, parent, agent, model, ended_at,
     ) = connection.execute(
@@ -297,17 +285,9 @@ def _noted(connection: sqlite3.Connection, number: int) -> RunRecord:
     )  # fmt: skip
 
 
-PATIENCE_S = 0.02
-"""How long a look at the file may take; then there is nothing to be seen."""
-
-
-_STEPS = 1000
-"""Instructions of SQLite between two looks at the clock."""
-
-
 @dataclass(frozen=True, slots=True)
 class RunReference:
-    """What a reference to a stored run can be made of."""
+    """A stored run by the names that refer to it."""
 
     number: int
     run_id: str
@@ -320,9 +300,9 @@ class RunReference:
 
 
 def newest_references(path: Path, limit: int, clock: Clock) -> list[RunReference]:
-    """Return the newest runs of a file, newest first; none of one that is missing, locked, damaged or slow.
+    """Return the newest runs of a file, newest first; none if it is missing, locked, damaged or slow.
 
-    It has a connection of its own, because the store's may be held by somebody who reads a long log.
+    It has its own connection, because the store's may be busy reading a long log.
     """
     try:
         refuse_links(path)
@@ -357,7 +337,7 @@ def _newest(connection: sqlite3.Connection, limit: int, clock: Clock) -> list[Ru
 def read_artifacts(
     connection: sqlite3.Connection, number: int, files: ArtifactFiles
 ) -> list[Artifact]:
-    """Return the files of a run, in the order in which they were made."""
+    """Return the artifacts of a run, oldest first."""
     rows = connection.execute(
         "SELECT id, name, media_type, size, sha256, made_at FROM artifacts WHERE run = ? ORDER BY key",
         (number,),
@@ -368,15 +348,8 @@ def read_artifacts(
     ]
 
 
-S = TypeVar("S", StoredRun, StoredRun | None)
-
-
-PAGE = 200
-"""Runs that are looked at in one go."""
-
-
 def read_checkpoint(connection: sqlite3.Connection, number: int) -> bytes | None:
-    """Return what a run can be gone on from: its own checkpoint, else that of the run it was resumed from."""
+    """Return what a run can be resumed from: its own checkpoint, else that of the run it was resumed from."""
     row = connection.execute(
         f"{ORIGINS} SELECT c.state FROM line JOIN checkpoints c ON c.run = line.run"  # noqa: S608 - ours
         " ORDER BY line.steps LIMIT 1",
@@ -394,9 +367,9 @@ def read_followups(connection: sqlite3.Connection, number: int) -> list[tuple[in
 
 
 class StoredRuns(ABC):
-    """Answers what is asked of the runs in a file.
+    """Answers questions about the runs in a file.
 
-    Every method may raise `StoreUnavailable`: there is something, and it cannot be read now.
+    Every method may raise `StoreUnavailable`: there are runs, but they cannot be read now.
 
     Threads: any method, from any thread, as far as `_reading()` allows.
     """
@@ -405,35 +378,40 @@ class StoredRuns(ABC):
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[sqlite3.Connection | None]:
-        """Give a connection to read with; None where there is nothing."""
+        """Give a connection to read with; None if there is nothing to read."""
 
     @property
     @abstractmethod
     def files(self) -> ArtifactFiles:
-        """Where the files that runs have made are kept."""
+        """Where artifacts are kept."""
+
+    def _ask(self, question: Callable[[sqlite3.Connection], T], nothing: T) -> T:
+        with self._reading() as connection:
+            return nothing if connection is None else question(connection)
 
     def runs(self, limit: int | None = None, before: int | None = None) -> list[StoredRun]:
         """Return stored runs, newest first, those below number `before`, at most `limit`; records are brief."""
-        with self._reading() as connection:
-            if connection is None:
-                return []
-            found = read_runs(connection, limit, before)
-            return [self._seen(connection, stored) for stored in found]
+        return self._page(None, before, limit)
+
+    def _page(self, query: Query | None, before: int | None, size: int | None) -> list[StoredRun]:
+        return self._ask(
+            lambda db: [self._checked(db, run) for run in read_runs(db, size, before, query)],
+            [],
+        )
 
     def select(
         self, query: Query, skip: Callable[[StoredRun], bool] = lambda _: False
     ) -> list[StoredRun]:
-        """Return stored runs that fit the query, newest first, but those of which `skip` says so.
+        """Return stored runs that fit the query, newest first, without those that `skip` rejects.
 
-        Page by page, so that nobody has to wait until a long log was searched.
+        It reads page by page, so that others can read in between.
         """
         found: list[StoredRun] = []
         before, limit = query.before, query.limit
         while limit is None or len(found) < limit:
             is_short = query.is_of_columns and limit is not None
             size = min(limit - len(found), PAGE) if is_short and limit is not None else PAGE
-            with self._reading() as connection:
-                page = [] if connection is None else self._page(connection, query, before, size)
+            page = self._page(query, before, size)
             for stored in page:
                 if (
                     query.fits_within(stored.record)
@@ -448,41 +426,32 @@ class StoredRuns(ABC):
             before = page[-1].number
         return found
 
-    def _page(
-        self, connection: sqlite3.Connection, query: Query, before: int | None, size: int
-    ) -> list[StoredRun]:
-        found = read_page(connection, query, before, size)
-        return [self._seen(connection, stored) for stored in found]
-
     def _finds(self, query: Query, stored: StoredRun) -> bool:
         is_found = query.finds(stored.record)
         return bool(query.finds(self.record(stored.number)) if is_found is None else is_found)
 
     def count(self) -> int:
         """Return how many runs are stored."""
-        with self._reading() as connection:
-            return 0 if connection is None else count_runs(connection)
+        return self._ask(count_runs, 0)
 
     def run(self, number: int) -> StoredRun | None:
         """Return the run with this number."""
-        with self._reading() as connection:
-            if connection is None:
-                return None
-            return self._seen(connection, read_run(connection, number))
+        return self._one(lambda db: read_run(db, number))
 
     def find(self, text: str) -> StoredRun | None:
         """Return the newest run with this id or name."""
-        with self._reading() as connection:
-            if connection is None:
-                return None
-            return self._seen(connection, find_run(connection, text))
+        return self._one(lambda db: find_run(db, text))
 
     def find_id(self, run_id: str, session_id: str | None = None) -> StoredRun | None:
         """Return the newest run with exactly this id, of that session if one is given."""
+        return self._one(lambda db: find_id(db, run_id, session_id))
+
+    def _one(self, question: Callable[[sqlite3.Connection], StoredRun | None]) -> StoredRun | None:
         with self._reading() as connection:
-            if connection is None:
-                return None
-            return self._seen(connection, find_id(connection, run_id, session_id))
+            found = None if connection is None else question(connection)
+            return (
+                found if found is None or connection is None else self._checked(connection, found)
+            )
 
     def record(self, number: int) -> RunRecord:
         """Return the whole record of a run."""
@@ -490,43 +459,37 @@ class StoredRuns(ABC):
             if connection is None:
                 return RunRecord(number=number)
             record = read_record(connection, number)
-            return msgspec.structs.replace(
-                record, number=number, unseen=self._unseen(connection, number, record)
-            )
+            unseen = self._unseen(connection, number, record)
+            return msgspec.structs.replace(record, number=number, unseen=unseen)
 
-    def _seen(self, connection: sqlite3.Connection, stored: S) -> S:
-        """Return a run with a word on its kernel, where it looks live."""
-        if stored is None or not stored.record.is_live:
+    def _checked(self, connection: sqlite3.Connection, stored: StoredRun) -> StoredRun:
+        """Return a run; one that looks live says whether its kernel can be seen."""
+        if not stored.record.is_live:
             return stored
         unseen = self._unseen(connection, stored.number, stored.record)
         return replace(stored, record=msgspec.structs.replace(stored.record, unseen=unseen))
 
     def _unseen(self, connection: sqlite3.Connection, number: int, record: RunRecord) -> str:
-        """Return why nobody here can say how a live-looking run stands; empty for all others."""
+        """Return why the state of a live-looking run is unknown here; empty for all others."""
         kernel = kernel_of(connection, number) if record.is_live else None
         return "" if kernel is None else kernel.why_unknown(self._clock.now())
 
     def events(self, number: int, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:
         """Return the events of a run that come after seq `after`, by seq, at most `limit`."""
-        with self._reading() as connection:
-            return [] if connection is None else read_events(connection, number, after, limit)
+        return self._ask(lambda db: read_events(db, number, after, limit), [])
 
     def checkpoint(self, number: int) -> bytes | None:
-        """Return the packed state that a run can be gone on from, if there is one."""
-        with self._reading() as connection:
-            return None if connection is None else read_checkpoint(connection, number)
+        """Return the packed state that a run can be resumed from, if there is one."""
+        return self._ask(lambda db: read_checkpoint(db, number), None)
 
     def followups(self, number: int) -> list[tuple[int, str]]:
         """Return the number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
-        with self._reading() as connection:
-            return [] if connection is None else read_followups(connection, number)
+        return self._ask(lambda db: read_followups(db, number), [])
 
     def artifacts(self, number: int) -> list[Artifact]:
-        """Return the files that a run has made, oldest first."""
-        with self._reading() as connection:
-            return [] if connection is None else read_artifacts(connection, number, self.files)
+        """Return the artifacts of a run, oldest first."""
+        return self._ask(lambda db: read_artifacts(db, number, self.files), [])
 
     def is_removed(self, number: int) -> bool:
-        """Return whether there is no run with this number any more."""
-        with self._reading() as connection:
-            return connection is not None and read_run(connection, number) is None
+        """Return whether the run with this number was removed."""
+        return self._ask(lambda db: read_run(db, number) is None, False)

@@ -1,11 +1,10 @@
-"""Reading a file that nothing is written to: it is a newer version's, write-protected, or changed by somebody."""
+"""Reading a file that must not be written to: a newer version's, write-protected, or changed by somebody else."""
 
 from __future__ import annotations
 
 import re
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,48 +18,40 @@ if TYPE_CHECKING:
 
 STEP = 100_000
 MAX_STEPS = 2_000
-"""How much work one look may be, in SQLite's instructions: some seconds. Nobody has promised us an index."""
+"""How much work one connection may do, in SQLite's instructions: a few seconds. There may be no index."""
 
 _WANTED = ("sessions", "runs", "events")
 _READS = frozenset(
     {
         sqlite3.SQLITE_SELECT,
-        sqlite3.SQLITE_FUNCTION,  # those of our own queries; a strange schema may call harmless ones only
+        sqlite3.SQLITE_FUNCTION,  # those of our own queries; an untrusted schema may call harmless ones only
         sqlite3.SQLITE_RECURSIVE,
         sqlite3.SQLITE_TRANSACTION,
     }
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a file that is not written to was found to be.
+def examine(path: Path, error: Exception, words: str) -> tuple[str, int | None]:
+    """Return how to describe a file that was rejected because of `error`, and the greatest number of its runs.
 
-    `greatest` is the greatest number of its runs, 0 where it has none, None where nothing can be read from it.
+    The number is 0 if it has none, None if nothing can be read from it.
     """
-
-    words: str
-    greatest: int | None
-
-
-def look(path: Path, error: Exception, words: str) -> Look:
-    """Return what is to be said of a file that was not taken because of `error`, and whether it can be read."""
-    if words.startswith(f"{path} "):  # a card has no room for saying it twice
+    if words.startswith(f"{path} "):  # the description comes after the path
         words = f"it{words.removeprefix(str(path))}"
     if isinstance(error, StoreDamaged) or not path.is_file():
-        return Look(words, None)
+        return words, None
     try:
         with closing(open_to_read(path)) as connection:
             (greatest,) = connection.execute("SELECT max(number) FROM runs").fetchone()
     except (StoreError, sqlite3.Error) as other:
-        return Look(words if str(other) == str(error) else f"{words}; {other}", None)
-    return Look(f"{words}; the runs in it can be read", greatest or 0)
+        return words if str(other) == str(error) else f"{words}; {other}", None
+    return f"{words}; the runs in it can be read", greatest or 0
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """Return a connection that can only read our tables; where the file has no such table, it is empty.
+    """Return a connection that can only read our tables; a table that the file lacks is empty.
 
-    It is for one look: without a journal beside it, the file is taken as one that does not change.
+    Do not keep it: without a journal beside it, the file is assumed not to change.
 
     Raises
     ------
@@ -75,19 +66,15 @@ def open_to_read(path: Path) -> sqlite3.Connection:
             f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=BUSY_TIMEOUT_S,
             check_same_thread=False, isolation_level=None,
         )  # fmt: skip
+        try:
+            _restrict(connection)
+        except BaseException:
+            connection.close()
+            raise
     except sqlite3.Error as error:
-        raise StoreDamaged(f"nothing can be read from {path}: {error}") from error
-    try:
-        _restrict(connection)
-    except sqlite3.Error as error:
-        connection.close()
         raise StoreDamaged(f"nothing can be read from {path}: {error}") from error
     except StoreReadOnly as error:
-        connection.close()
         raise StoreReadOnly(f"nothing can be read from {path}: {error}") from error
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
@@ -99,16 +86,17 @@ def _has_bytes(path: Path, suffix: str) -> bool:
 
 
 def _restrict(connection: sqlite3.Connection) -> None:
-    """Leave nothing but reading, and nothing to be read but our tables."""
+    """Allow nothing but reading our tables."""
     set_limits(connection)
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.set_progress_handler(_stop_after(MAX_STEPS), STEP)
     ours = _tables()
     found = {table: _columns_of(connection, table) for table in ours}
     if missing := [table for table in _WANTED if not ours[table].required <= found[table]]:
-        raise StoreReadOnly(f"it has no table of ours called {' or '.join(missing)}")
-    # What is missing is stood in for. A name is looked for among the temporary tables first, so that what the file
-    # itself has under it is not reached; a view has the name of its table, which no view of the file can have.
+        raise StoreReadOnly(f"it has no table {' or '.join(missing)} like nbrun's")
+    # Temporary tables and views stand in for what is missing. SQLite looks for a name among them first, so what the
+    # file itself has under that name is not reached. Our view has the name of its table, which no view of the file
+    # can have.
     allowed: set[str | None] = {None}
     for table, made in ours.items():
         if made.columns <= found[table]:
@@ -124,7 +112,7 @@ def _restrict(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only = ON")
 
     def judge(action: int, table: str | None, *rest: str | None) -> int:
-        """Return whether a statement may do this; the last of `rest` is the view or trigger that does it."""
+        """Return whether a statement may do this; the last of `rest` is the view or trigger behind it."""
         is_read = (
             action in _READS
             or (action == sqlite3.SQLITE_READ and table in ours)
@@ -147,7 +135,7 @@ def _stop_after(steps: int) -> Callable[[], int]:
 
 
 def _columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
-    """Return the columns of an ordinary table; none of a view, or of a virtual table, and no computed ones.
+    """Return the columns of an ordinary table, without computed ones; none of a view or a virtual table.
 
     Source: views and virtual tables have no root page; `hidden` marks computed columns and those of
     virtual tables.
@@ -161,13 +149,13 @@ def _columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
     if kind != "table" or not isinstance(root, int) or root <= 0 or not isinstance(sql, str):
         return set()
     if not re.match(rf"create table {table}\s*\(", sql, re.IGNORECASE):
-        return set()  # SQLite goes by this text, whatever the other columns say
+        return set()  # SQLite relies on this text, whatever the other columns say
     info = connection.execute(f"PRAGMA table_xinfo({table})").fetchall()
     return {row[1] for row in info if row[6] == 0}
 
 
 class _Table(NamedTuple):
-    """One of our tables; the columns that it had from the first version on are required."""
+    """One of our tables; the columns of its first version are required."""
 
     sql: str
     columns: frozenset[str]

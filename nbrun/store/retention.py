@@ -1,8 +1,8 @@
-"""Runs that go: those that were named, and the oldest where there are more than are kept.
+"""Removing runs: those that were named, and the oldest if there are too many.
 
-A run goes whole, with its child runs, its events and its files, and never while one of them is live. Its row goes
-first, in one transaction with all that points to it, so that no reader meets half a run; its events follow in
-small ones, so that no commit of the writer waits for long. What a crash leaves of them, the next sweep takes.
+A run is removed whole, with its child runs, events and files, and never while one of them is live. Its row goes
+first, in one transaction with all that refers to it, so that no reader sees half a run; its events follow in small
+transactions, so that no commit of the writer waits for long. What a crash leaves of them, the next sweep removes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from nbrun.core.artifacts import ArtifactFiles
 
 KEEP_RUNS = 10_000
-"""Runs that a store keeps, unless it is told otherwise; 0 for all."""
+"""How many runs a store keeps by default; 0 for all."""
 KEEP_BYTES = 2 * 1024**3
-"""The same in bytes, of the file and of what lies beside it."""
+"""How many bytes it keeps, of the file and of the artifacts beside it."""
 STEP = 500
-"""Rows that one transaction removes: some milliseconds."""
+"""How many rows one transaction removes, in a few milliseconds."""
 REST_S = 0.03
-"""How long the file is left to others then."""
+"""How long others have the file to themselves then."""
 
 _LIVE = frozenset(str(status) for status in LIVE)
 _ROOTS = (
@@ -62,7 +62,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What a cleaning has done; `is_in_use` where a kernel keeps runs there, and the file's room was left to it."""
+    """What cleaning did; `is_in_use` if a kernel writes to the file, which was then not compacted."""
 
     removed: list[int]
     strays: int
@@ -74,16 +74,16 @@ def _pause() -> bool:
 
 
 class Sweeper:
-    """Removes runs, on a connection of its own.
+    """Removes runs, on its own connection.
 
-    It gathers what it removes into transactions of some milliseconds, and rests after each: the writers of this
-    and other kernels get in meanwhile. One that finds the file locked tries again sooner than the rest is over.
+    It works in transactions of a few milliseconds and rests after each, so that the writers of this and other kernels
+    can write in between: one that finds the file locked tries again sooner than the rest is over.
 
-    Threads: of one at a time.
+    Threads: one at a time.
 
     Parameters
     ----------
-    rest : called between two transactions, to wait; returns whether to stop. What is left then is for the next sweep.
+    rest : called between two transactions, to wait; returns whether to stop and leave the rest to the next sweep.
     """
 
     def __init__(
@@ -96,16 +96,16 @@ class Sweeper:
         self._files = files
         self._rest = rest or _pause
         self._rows = 0  # removed in the open transaction
-        self._hashes: set[str] = set()  # of files that may be needed no more when that is committed
+        self._hashes: set[str] = set()  # of files that may not be needed after its commit
         self._is_stopped = False
 
     def remove(self, numbers: Iterable[int]) -> list[int]:
-        """Remove runs and those below them; return the numbers of those that are gone: no live one is."""
+        """Remove runs with their child runs, except live ones; return the numbers of those removed."""
         with self._transactions():
             return [gone for number in numbers for gone in self._remove(number)]
 
     def sweep(self, keep: Keep) -> list[int]:
-        """Remove the oldest runs that are more than is kept; return their numbers."""
+        """Remove the oldest runs while there are too many; return their numbers."""
         removed: list[int] = []
         with self._transactions():
             self._remove_leftovers()
@@ -119,7 +119,7 @@ class Sweeper:
         return removed
 
     def clean(self, keep: Keep, now: float) -> Cleaned:
-        """Remove what is more than is kept, and files that no run names; give back room unless a kernel is at work."""
+        """Remove runs beyond the limits, and files that no run names; compact the file unless a kernel uses it."""
         connection = self._connection
         removed = self.sweep(keep)
         named = {row[0] for row in connection.execute("SELECT DISTINCT sha256 FROM artifacts")}
@@ -128,7 +128,7 @@ class Sweeper:
             kernel.is_same_file and kernel.is_alive() is not False
             for kernel in open_kernels(connection)
         )
-        if not is_in_use:  # it would keep the kernel's commits waiting
+        if not is_in_use:  # else the kernel's commits would have to wait
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return Cleaned(removed, strays, is_in_use)
@@ -154,7 +154,7 @@ class Sweeper:
             self._rows = 0
 
     def _count(self, rows: int) -> None:
-        """Note what was removed; after a step's worth, commit it and let others write."""
+        """Count removed rows; after `STEP` of them, commit and let others write."""
         self._rows += rows
         if self._rows >= STEP:
             self._commit()
@@ -170,10 +170,10 @@ class Sweeper:
                 self._files.remove(sha256)
         self._hashes.clear()
 
-    # --- what is too much ------------------------------------------------------------------------
+    # --- too many runs ---------------------------------------------------------------------------
 
     def _used_bytes(self) -> int:
-        """Return what the runs take: the file's pages that are in use, and the files beside it."""
+        """Return the size of the file's pages in use and of the artifacts beside it."""
         pages, free, size = (
             self._connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count", "page_size")
@@ -184,7 +184,7 @@ class Sweeper:
         return int((pages - free) * size + beside)
 
     def _roots(self) -> Iterator[int]:
-        """Yield the runs that may go, oldest first: ended, no child of another run, and not the newest."""
+        """Yield the runs that may be removed, oldest first: ended, no child of another run, and not the newest."""
         (newest,) = self._connection.execute("SELECT max(number) FROM runs").fetchone()
         last = 0
         while True:
@@ -194,10 +194,10 @@ class Sweeper:
             for (last,) in rows:
                 yield last
 
-    # --- one run and those below it --------------------------------------------------------------
+    # --- one run and all below it ----------------------------------------------------------------
 
     def _remove(self, number: int) -> list[int]:
-        """Remove a tree of runs; return their numbers, none if one of them is live, or there is none."""
+        """Remove a run with all below it; return their numbers, none if one of them is live."""
         self._begin()
         tree = self._connection.execute(_TREE, (number,)).fetchall()
         if any(status in _LIVE for _, status in tree):
@@ -224,9 +224,9 @@ class Sweeper:
             self._count(count)
 
     def _remove_leftovers(self) -> None:
-        """Remove events whose run is gone: a removal was cut short."""
+        """Remove events whose run is gone: a removal was interrupted."""
         number = 0
-        while True:  # by the index: there may be millions of events
+        while True:  # with the index: there may be millions of events
             (found,) = self._connection.execute(
                 "SELECT min(run) FROM events WHERE run > ?", (number,)
             ).fetchone()

@@ -1,4 +1,4 @@
-"""The tables of the session store, and opening a file so that they are there and ours.
+"""The tables of the session store: made, migrated and checked.
 
 Times are integer microseconds since the epoch (UTC). `events.data` is MessagePack; consecutive text deltas
 share a row (`count` > 1), see `payloads`.
@@ -77,13 +77,13 @@ _SECOND = (
   version INTEGER PRIMARY KEY,
   made_at INTEGER NOT NULL
 )""",
-    # Which file the session wrote to: a copy of it has another inode.
+    # Which file the session writes to: a copy of it has another inode.
     """CREATE TABLE homes (
   session INTEGER PRIMARY KEY REFERENCES sessions (key),
   device INTEGER NOT NULL,
   inode INTEGER NOT NULL
 )""",
-    # What a run goes on from: `kind` is resume, retry, replay or continue.
+    # Which run a run comes from: `kind` is resume, retry, replay or continue.
     """CREATE TABLE origins (
   run INTEGER PRIMARY KEY REFERENCES runs (number),
   origin INTEGER NOT NULL,
@@ -116,11 +116,11 @@ _THIRD = (
 )
 
 VERSIONS = (_FIRST, _SECOND, _THIRD)
-"""What each version of the schema has added, the first one first."""
+"""What each version of the schema added, the first one first."""
 VERSION = len(VERSIONS)
 
 MAX_NUMBER = 2**53
-"""Run numbers end here: a page writes no greater ones, and SQLite has none after 2**63."""
+"""Run numbers end here: JavaScript has no greater ones, and SQLite none after 2**63."""
 MAX_RECORD_BYTES = 65_536
 """The longest brief record that is read; ours are shorter, and a list reads one for each run."""
 
@@ -140,9 +140,9 @@ _columns_decoder = msgspec.msgpack.Decoder(_Columns)
 
 
 def number_above(connection: sqlite3.Connection, number: int) -> None:
-    """Have the runs that are to come numbered from above `number`.
+    """Set new runs to be numbered from above `number`.
 
-    Source: an AUTOINCREMENT column goes on from `sqlite_sequence`, whose ordinary rows may be written.
+    Source: an AUTOINCREMENT column continues from `sqlite_sequence`, whose rows may be written.
     """
     changed = connection.execute(
         "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'runs'", (number,)
@@ -152,7 +152,7 @@ def number_above(connection: sqlite3.Connection, number: int) -> None:
 
 
 def _greatest_number(connection: sqlite3.Connection) -> int:
-    """Return the greatest number that a run has had; 0 where something else stands in its place."""
+    """Return the greatest number that a run has had; 0 if there is something else in its place."""
     row = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'runs'").fetchone()
     return row[0] if isinstance(row[0], int) else 0
 
@@ -242,13 +242,13 @@ def check(connection: sqlite3.Connection, path: Path | None) -> int:
         )
     if version and (greatest := _greatest_number(connection)) > MAX_NUMBER:
         raise StoreReadOnly(
-            f"the run numbers of {path} are used up (#{greatest}); it is not written to"
+            f"the run numbers of {path} are used up (#{greatest}), so nbrun does not write to it"
         )
     ours = schema_of(max(version, 1))
     if found != ours:
         strange = sorted(" ".join(str(sql).split()[:3]) for sql in found - ours)
         what = ", ".join(strange) or "missing tables"
         raise StoreReadOnly(
-            f"{path} is not as nbrun makes its stores ({what}); it is not written to"
+            f"{path} is not exactly a store of nbrun ({what}), so nbrun does not write to it"
         )
     return version

@@ -38,42 +38,41 @@ __all__ = [
 ]
 
 SWEEP_S = 60.0
-"""How often it is looked at most whether there is more than is kept."""
+"""How often, at most, the store checks whether it holds too much."""
 CLOSE_SWEEP_S = 0.2
-"""How long a close waits for the step that is under way."""
+"""How long a close waits for the removal of old runs to stop."""
 
 _log = logging.getLogger("nbrun")
 
 
 class SessionStore(StoredRuns):
-    """The runs of one notebook on disk, or in memory where nothing can be written.
+    """The runs of one notebook on disk, or in memory if nothing can be written.
 
-    A file is made when the first run begins, not before.
+    The file is made when the first run starts.
 
-    Threads: any method, from any thread. Readers of a file have a connection of their own, under `_lock`; in
-    memory they share the writer's, under `_write_lock`.
+    Threads: any method, from any thread. Readers of a file have their own connection, under `_lock`; in memory
+    they share the writer's, under `_write_lock`.
 
     Parameters
     ----------
-    places : where to keep it, best first; memory when none can be written.
-    keep : how much of it is kept; older runs are removed.
+    places : where the file may be, best first; memory if none can be written.
+    keep : how much to keep; older runs are removed.
     """
 
     def __init__(self, places: list[Path], clock: Clock, keep: Keep | None = None) -> None:
         self.keep = keep or Keep()
         self._places = places
         self._lock = threading.RLock()
-        # Of the writer's connection, which readers of memory share.
-        self._write_lock = threading.RLock()
+        self._write_lock = threading.RLock()  # of the writer's connection
         self._database = DatabaseFile(places, clock)
         self._clock = clock
         self._writer: Writer | None = None
         self._read_connection: sqlite3.Connection | None = None
         self._read_generation = 0
         self._is_closed = False
-        self._is_shut = False  # what there was in memory is gone
+        self._is_shut = False  # what was in memory is gone
         self._read_only: ReadOnlyStore | None = None
-        self._held = ArtifactFiles(None)  # for a store in memory
+        self._memory_files = ArtifactFiles(None)
         self._sweep_lock = threading.Lock()
         self._sweep_at = 0.0
         self._sweep_thread: threading.Thread | None = None
@@ -81,27 +80,27 @@ class SessionStore(StoredRuns):
 
     @property
     def wanted(self) -> Path:
-        """The first choice of a place, whether it could be taken or not."""
+        """The preferred place, whether it can be used or not."""
         return self._places[0]
 
     @property
     def path(self) -> Path | None:
-        """The file; None before it is opened, and in memory."""
+        """The file; None until it is opened, and in memory."""
         return self._database.path
 
     @property
     def problem(self) -> str | None:
-        """Why the first choice of a place was not taken, in one line."""
+        """Why the preferred place is not used, in one line."""
         return self._database.problem
 
     @property
     def elsewhere(self) -> list[Path]:
-        """The files at other places of this store, which were begun while the better ones could not be written."""
+        """The files at this store's other places, made while the preferred one could not be written."""
         return [path for path in self._places[1:] if path != self.path and path.is_file()]
 
     @property
     def read_only(self) -> ReadOnlyStore | None:
-        """The first choice of a place, where it can be read though it must not be written to."""
+        """The preferred place, if it can be read but must not be written to."""
         only_read = self._database.only_read
         if only_read is None:
             return None
@@ -111,23 +110,22 @@ class SessionStore(StoredRuns):
 
     @property
     def fault(self) -> StoreFault | None:
-        """Why nothing is written at the moment; None when all is well."""
-        writer = self._writer
-        return self._database.fault if writer is None else writer.fault
+        """Why nothing can be written now; None if all is well."""
+        return self._database.fault if self._writer is None else self._writer.fault
 
     @property
     def incidents(self) -> tuple[str, ...]:
-        """What befell the files of this store: which were set aside, gone or replaced."""
+        """What happened to this store's files: which were set aside, deleted or replaced."""
         return self._database.incidents
 
     @property
     def lost(self) -> int:
-        """How many runs of dead kernels were found at the opening."""
+        """How many runs of dead kernels were found when the file was opened."""
         return self._database.lost
 
     @property
     def behind(self) -> int:
-        """How many runs wait to be saved."""
+        """How many runs are not saved yet."""
         return 0 if self._writer is None else self._writer.behind
 
     @property
@@ -144,15 +142,14 @@ class SessionStore(StoredRuns):
         return self._database.connection
 
     def take_unreported(self) -> list[str]:
-        """Return what befell the file and no run's log has told yet."""
-        news = self._database.unreported
-        return [news.popleft() for _ in range(len(news))]
+        """Return the incidents that no run has reported yet."""
+        unreported = self._database.unreported
+        return [unreported.popleft() for _ in range(len(unreported))]
 
     def open_existing(self, *, sets_aside: bool = False) -> None:
-        """Open the file if there is one, and mark as lost what a dead kernel left live.
+        """Open the file if there is one, and mark the live-looking runs of dead kernels as lost.
 
-        One that is in fault stays unopened; `fault` says why. Whoever is to write to the store has a damaged
-        one set aside.
+        If it cannot be opened now, `fault` says why. A damaged file is set aside only for who is about to write.
         """
         with self._lock:
             is_there = any(path.exists() for path in self._places[:1])
@@ -161,10 +158,7 @@ class SessionStore(StoredRuns):
                     self._database.open(sets_aside=sets_aside)
 
     def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
-        """Open or make the file and start its writer; the same writer again when it is called again.
-
-        Where it is locked or full, the writer opens it when that has passed.
-        """
+        """Open or make the file and start its writer, once; if the file is unavailable, the writer opens it later."""
         with self._lock:
             if self._writer is None:
                 if not self._is_open and self._database.fault is None:
@@ -189,16 +183,9 @@ class SessionStore(StoredRuns):
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """Give a connection to read with; None where there is nothing.
-
-        Raises
-        ------
-        StoreUnavailable
-            There is something, and it cannot be read now.
-        """
         with self._lock:
             if not self._is_open and not self._is_closed and self._writer is None:
-                self.open_existing()  # another kernel may have made it by now
+                self.open_existing()  # another kernel may have made it meanwhile
             if not self._is_open:
                 if self._database.fault is not None:
                     raise StoreUnavailable(self._database.fault)
@@ -218,7 +205,7 @@ class SessionStore(StoredRuns):
                 raise StoreUnavailable(fault_of(error, self.path)) from error
 
     def _reader(self, path: Path) -> sqlite3.Connection:
-        """Return the connection of readers, to the file that is written to now."""
+        """Return the readers' connection, to the file that is written to now."""
         generation = self._database.generation
         if self._read_connection is not None and self._read_generation != generation:
             self._read_connection.close()
@@ -235,24 +222,24 @@ class SessionStore(StoredRuns):
         Raises
         ------
         NotPending
-            It has ended, or its kernel lives.
+            It has ended, or its kernel is running.
         StoreReadOnly
-            The file that it is in must not be written to.
+            The file must not be written to.
         """
         if self.path is None:
-            raise NotPending(f"run #{number} is of this kernel; cancel it")
+            raise NotPending(f"run #{number} belongs to this kernel; cancel it")
         with closing(connect(self.path)) as connection:
             give_up(connection, number, self._clock.now())
 
     @property
     def files(self) -> ArtifactFiles:
-        """Where the files that runs have made are kept: beside the store, or in memory with it."""
-        return self._held if self.path is None else ArtifactFiles(folder_beside(self.path))
+        """Where artifacts are kept: beside the file, or in memory."""
+        return self._memory_files if self.path is None else ArtifactFiles(folder_beside(self.path))
 
     # --- removing --------------------------------------------------------------------------------
 
     def remove(self, numbers: Iterable[int]) -> list[int]:
-        """Remove runs and those below them; return the numbers of those that are gone: no live one is.
+        """Remove runs with their child runs, except live ones; return the numbers of those removed.
 
         Raises
         ------
@@ -263,14 +250,14 @@ class SessionStore(StoredRuns):
             return sweeper.remove(numbers)
 
     def clean(self, keep: Keep) -> Cleaned:
-        """Remove what is more than is kept, and give back the room; see `retention.clean`."""
+        """Remove runs beyond these limits, and free the space; see `Sweeper.clean`."""
         with self._sweeping() as sweeper:
             return sweeper.clean(keep, self._clock.now())
 
     def note_end(self, number: int | None) -> None:
-        """Look now and then, on a thread, whether more is stored than is kept; the number is that of an ended run.
+        """Check now and then whether the store holds too much, and remove old runs on a thread.
 
-        Most stores are far from that, and then this costs next to nothing.
+        `number` is that of a run that has ended. Mostly this costs next to nothing.
         """
         now = self._clock.monotonic()
         if now < self._sweep_at or self._is_stopping.is_set():
@@ -297,20 +284,20 @@ class SessionStore(StoredRuns):
         try:
             with self._sweeping(lambda: self._is_stopping.wait(REST_S)) as sweeper:
                 sweeper.sweep(self.keep)
-        except (OSError, StoreError, sqlite3.Error) as error:  # it is tried again
-            _log.warning("old runs are not removed: %s", error)
+        except (OSError, StoreError, sqlite3.Error) as error:  # it will be tried again
+            _log.warning("old runs were not removed: %s", error)
 
     @contextmanager
     def _sweeping(self, rest: Callable[[], bool] | None = None) -> Iterator[Sweeper]:
         if self.path is None:
             with self._write_lock:
                 if self._write_connection is None or self._is_closed:
-                    raise StoreError(str(self.fault or "there are no stored runs"))
+                    raise StoreError(str(self.fault or "no runs are stored"))
                 yield Sweeper(self._write_connection, self.files, lambda: False)
             return
         try:
             with self._sweep_lock, closing(connect(self.path)) as connection:
-                # What is removed is overwritten: it may be removed because nobody should read it.
+                # Overwrite what is removed: perhaps nobody should ever read it.
                 connection.execute("PRAGMA secure_delete = ON")
                 yield Sweeper(connection, self.files, rest)
         except sqlite3.Error as error:
@@ -319,7 +306,7 @@ class SessionStore(StoredRuns):
     def close(self, timeout_s: float, source: Source | None = None) -> bool:
         """Write what waits and close the file; return whether that was done in time.
 
-        With a `source`, only if the writer is that one's: a session that was refused must not end another's.
+        With a `source`, only if it is the writer's: a session that was refused must not end another's writer.
         """
         if self._writer is not None and source is not None and self._writer.source is not source:
             return True
@@ -339,10 +326,9 @@ class SessionStore(StoredRuns):
 
 
 class ReadOnlyStore(SessionStore):
-    """A file that is read and never written to: `problem` says why.
+    """A file that is read but never written to; `problem` says why.
 
-    Threads: any method, from any thread; every look has a connection of its own, since others may change the
-    file meanwhile.
+    Threads: any method, from any thread; each has its own connection, since others may change the file meanwhile.
     """
 
     def __init__(self, path: Path, why: str, clock: Clock) -> None:
@@ -360,26 +346,14 @@ class ReadOnlyStore(SessionStore):
         return self._why
 
     def open_existing(self, *, sets_aside: bool = False) -> None:
-        """Do nothing: it is opened for each look."""
+        """Do nothing: each method opens it."""
 
     def give_up(self, number: int) -> None:
-        """Refuse.
-
-        Raises
-        ------
-        StoreReadOnly
-            Always.
-        """
+        """Raise `StoreReadOnly`."""
         raise StoreReadOnly(self.problem)
 
     def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
-        """Refuse.
-
-        Raises
-        ------
-        StoreReadOnly
-            Always.
-        """
+        """Raise `StoreReadOnly`."""
         raise StoreReadOnly(self.problem)
 
     @contextmanager

@@ -170,7 +170,7 @@ def test_what_was_kept_at_another_place_is_found_again(tmp_path: Path) -> None:
     session = NotebookSession(store=SessionStore([first, second], SystemClock()))
     problem = used(session).problem or ""
     session.close()
-    assert problem.endswith(f"; new ones are in {second}")
+    assert problem.endswith(f"; new runs are saved in {second}")
     first.unlink()
     later = SessionStore([first, second], SystemClock())
     assert f"there are runs in {second} too" in [found.text for found in kept(later)]

@@ -516,7 +516,7 @@ def test_a_damaged_file_is_set_aside_at_load(
     assert aside.read_bytes() == bytes_left
     assert (run.problem, session.store.path) == (None, store_path)
     assert any(aside.name in notice for notice in run.record.notices)
-    assert f"it is kept as {aside.name}" in said(session)
+    assert f"it was set aside as {aside.name}" in said(session)
     assert texts(session) == ["one two three"]
     assert ended(session.start(agents.talking)).record.notices == ()  # told once
     session.close()
@@ -578,7 +578,7 @@ def test_a_file_that_is_damaged_under_a_kernel_is_set_aside(
     ended(run)
     saved(run)
     (aside,) = store_path.parent.glob("test.damaged-*.db")
-    assert f"it is kept as {aside.name}" in said(session)
+    assert f"it was set aside as {aside.name}" in said(session)
     assert any(aside.name in notice for notice in run.record.notices)
     session.close()
     again = make_session()
@@ -597,7 +597,7 @@ def test_a_disk_that_damages_every_file_is_not_filled_with_them(
     ended(session.start(agents.instant))
     os.truncate(store_path, 0)
     run = ended(session.start(agents.instant))
-    assert "look at the disk" in (run.problem or "")
+    assert "check the disk" in (run.problem or "")
     assert len(list(store_path.parent.glob("test.damaged-*.db"))) == database_file.SET_ASIDE_LIMIT
 
 
@@ -710,7 +710,7 @@ def test_what_may_only_be_read_is_left_for_the_next_place(what: str) -> None:
         assert shown.returncode == 0, shown.stderr
         first, problem, *said_by_doctor = shown.stdout.splitlines()
         assert first.startswith(f"completed None {top / 'data' / 'nbrun'}")
-        assert problem.startswith(f"runs are not kept in {store}: ")
+        assert problem.startswith(f"runs are not saved in {store}: ")
         assert any(line.startswith("• note") and str(store) in line for line in said_by_doctor)
     finally:
         (top / "fixed").chmod(0o755)

@@ -364,7 +364,9 @@ def test_holes_and_overlaps_in_a_log_are_told(
     run = only(opened(make_session, store_path))
     assert [event.seq for event in run.events()] == [0, 1, 2, 3, 9]
     assert [event.seq for event in run.events(after=2, limit=1)] == [3]
-    assert run.record.notices == ("its log is damaged; this is what was last noted of it",)
+    assert run.record.notices == (
+        "the log is damaged; this is what was last saved in the list of runs",
+    )
 
 
 # --- sizes -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A newest_references of a store: the newest runs at once, or nothing; never a wait, a file or a surprise."""
+"""References to the newest runs, for completion: at once, or none; never a wait, a new file or an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeSession = Callable[..., NotebookSession]
 
 
 def seen(path: Path, limit: int = 30) -> list[RunReference]:
-    """Return what a newest_references of a file shows."""
+    """Return what the file refers to."""
     return newest_references(path, limit, SystemClock())
 
 
