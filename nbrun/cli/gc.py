@@ -8,7 +8,7 @@ from nbrun.cli.output import CommandError, relative, say
 from nbrun.cli.runs import opened, stores_at
 from nbrun.core import quantities
 from nbrun.core.artifacts import folder_beside
-from nbrun.core.errors import StoreError
+from nbrun.core.errors import BadOption, StoreError
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 
 if TYPE_CHECKING:
@@ -45,7 +45,12 @@ def _keep(options: SimpleNamespace) -> Keep:
     runs = KEEP_RUNS if options.keep_runs is None else options.keep_runs
     if runs < 0:
         raise CommandError(f"--keep-runs must be at least 1, or 0 to keep all; got {runs}")
-    size = KEEP_BYTES if options.keep_bytes is None else quantities.size_bytes(options.keep_bytes)
+    try:
+        size = (
+            KEEP_BYTES if options.keep_bytes is None else quantities.size_bytes(options.keep_bytes)
+        )
+    except BadOption as error:
+        raise CommandError(f"--keep-bytes: {error}") from None
     return Keep(runs, size)
 
 
