@@ -44,7 +44,7 @@ class Attempt:
     budget: Budget | None = None  # the session's; None: the host makes one of the options
     reentrant_loop: bool = False  # of a host that is made for this attempt
     restored: Restored | None = None  # what the run resumes from
-    keeper: ArtifactWriter | None = None  # a host in another process has its own
+    artifact_writer: ArtifactWriter | None = None  # a host in another process has its own
     loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
 
     @property

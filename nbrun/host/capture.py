@@ -1,4 +1,4 @@
-"""Prints of an agent into its own run's log, never into a stranger's cell."""
+"""Captures what an agent prints into its own run's log, never into another cell's output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _users = 0
 
 
 class RunStream:
-    """Stands before `sys.stdout` or `sys.stderr`: what a run writes goes to its log, all else passes through.
+    """Wraps `sys.stdout` or `sys.stderr`: what a run writes goes to its log, everything else passes through.
 
-    Threads: any; it keeps nothing of its own.
+    Threads: any; it has no state.
     """
 
     def __init__(self, stream: TextIO, level: str) -> None:
@@ -25,7 +25,7 @@ class RunStream:
         self._pid = os.getpid()
 
     def write(self, text: str) -> int:
-        """Write to the run's log inside an agent, else to the stream behind."""
+        """Write to the run's log inside an agent, else to the wrapped stream."""
         run = current_run.get()
         if run is None or os.getpid() != self._pid:  # a fork has no writer thread
             return self._stream.write(text)
@@ -42,7 +42,7 @@ class RunStream:
 
 
 def install() -> None:
-    """Stand before both streams, until as many calls of `remove()`."""
+    """Wrap both streams, until `remove()` was called as often."""
     global _users
     with _lock:
         _users += 1
@@ -50,7 +50,7 @@ def install() -> None:
 
 
 def renew() -> None:
-    """Stand before both streams again, where somebody has put others in their place."""
+    """Reinstall the stdout/stderr hooks if another library replaced them."""
     with _lock:
         for name in ("stdout", "stderr") if _users else ():
             if not isinstance(getattr(sys, name), RunStream):
@@ -58,7 +58,7 @@ def renew() -> None:
 
 
 def remove() -> None:
-    """Step aside, unless somebody stands before us by now."""
+    """Restore both streams, unless another library has wrapped ours by now."""
     global _users
     with _lock:
         _users -= 1

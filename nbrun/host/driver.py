@@ -224,11 +224,11 @@ class Driver:
             return self._inbox
 
     @property
-    def keeper(self) -> ArtifactWriter:
+    def artifact_writer(self) -> ArtifactWriter:
         """Writes files beside the run's log."""
-        if self._attempt.keeper is None:
+        if self._attempt.artifact_writer is None:
             raise NbrunError("this run has no folder for files")
-        return self._attempt.keeper
+        return self._attempt.artifact_writer
 
     def control(self, op: str, body: dict[str, object]) -> str:
         """Carry out a request of the session; return its outcome."""
@@ -353,15 +353,15 @@ class Driver:
         cancel.
         """
         attempt = self._attempt
-        keeper, keep_object = attempt.keeper, attempt.options.keep_object
-        if keeper is None:
+        artifact_writer, keep_object = attempt.artifact_writer, attempt.options.keep_object
+        if artifact_writer is None:
             if keep_object:
                 self.warn("the output object was not kept: this run has no folder for files")
             return
-        if not keeper.wants(output, keep_object):
+        if not artifact_writer.wants(output, keep_object):
             return
         not_kept = "the output's rendering was not kept"
-        keep = partial(keeper.keep_output, output, keep_object)
+        keep = partial(artifact_writer.keep_output, output, keep_object)
         work = Worker(attempt.run_id, keep, copy_context(), name="output")
         limit_s = PICKLE_LIMIT_S if keep_object else FORMAT_LIMIT_S
         try:
@@ -473,8 +473,8 @@ class Driver:
     def _escalate(self) -> Escalation:
         if self._escalation is None:
             self._escalation = Escalation(
-                self._adapter, self.run, self._thread, self._finished, self._cancel_task, self.report,
-                self._give_up, self._attempt.grace_s, self._clock, self._attempt.context,
+                self._attempt, self._adapter, self.run, self._thread, self._finished, self._cancel_task,
+                self.report, self._give_up,
             )  # fmt: skip
         return self._escalation
 

@@ -1,4 +1,4 @@
-"""The cancel escalation: asks an agent to stop, ever more firmly, and says at the end whether it has."""
+"""The steps of a cancel: asks an agent to stop, ever more firmly, and names what has not."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import as_native
-from nbrun.core import Clock, LoopLatch, Rung, events as ev
+from nbrun.core import LoopLatch, Rung, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextvars import Context
 
     from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Worker
+    from nbrun.host.attempt import Attempt
     from nbrun.host.loops import LoopThread
 
 LAST_S = 0.4
-"""Seconds that each rung after the grace gets, before what still runs is named."""
+"""Seconds that each step after the grace period gets, before what still runs is named."""
 
 _AGAIN_S = 0.02
 
 
 class Escalation:
-    """The rungs between a fired token and a run in which nothing runs any more.
+    """Stops a run step by step, from its fired token until nothing of it runs any more.
 
     What is stopped is the task that drives the agent, and the threads that the agent has been given. A thread
     cannot be cancelled, only asked, and then have `Cancelled` raised in it.
@@ -33,30 +33,18 @@ class Escalation:
     ----------
     finished : set when neither the task nor a thread runs any more.
     cancel_task : cancels the driving task; returns False when it is over.
-    report : takes an event that is the host's own.
+    report : takes an event of the host's own.
     give_up : ends the run with these names of what still runs.
-    grace_s : seconds that cleanup code gets.
-    context : the context variables of the run.
     """
 
     __slots__ = (
-        "_cancel_task",
-        "_clock",
-        "_context",
-        "_finished",
-        "_give_up",
-        "_grace_s",
-        "_is_task_cancelled",
-        "_native",
-        "_report",
-        "_run",
-        "_thread",
-        "_timer",
-        "_until",
-    )
+        "_attempt", "_cancel_task", "_clock", "_finished", "_give_up", "_is_task_cancelled", "_native", "_report",
+        "_run", "_thread", "_timer", "_until",
+    )  # fmt: skip
 
     def __init__(
         self,
+        attempt: Attempt,
         adapter: AgentAdapter,
         run: RunContext,
         thread: LoopThread,
@@ -64,10 +52,9 @@ class Escalation:
         cancel_task: Callable[[], bool],
         report: Callable[[ev.EventData], None],
         give_up: Callable[[tuple[str, ...]], Awaitable[None]],
-        grace_s: float,
-        clock: Clock,
-        context: Context,
     ) -> None:
+        self._attempt = attempt
+        self._clock = run.clock
         self._native = as_native(adapter)
         self._run = run
         self._thread = thread
@@ -75,32 +62,29 @@ class Escalation:
         self._cancel_task = cancel_task
         self._report = report
         self._give_up = give_up
-        self._grace_s = grace_s
-        self._clock = clock
-        self._context = context
         self._until = 0.0
         self._is_task_cancelled = False
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, fired_at: float) -> None:
-        """Use the first rung; `fired_at` is when the token fired, by the monotonic clock."""
-        self._until = fired_at + self._grace_s
+        """Take the first step; `fired_at` is when the token fired, by the monotonic clock."""
+        self._until = fired_at + self._attempt.grace_s
         if self._native is not None or self._has_driver():
             self._climb_on()
             return
-        # A coroutine, and by far the most: no task is made for what is over in a moment.
+        # A coroutine, as most agents are: no task is made for what is over in a moment.
         self._stop_task()
         self._timer = self._thread.loop.call_later(
             self._left_s(), self._climb_on, context=self._thread.context
         )
 
     def end(self) -> None:
-        """Put the escalation away: nothing runs any more."""
+        """Stop escalating: nothing runs any more."""
         if self._timer is not None:
             self._timer.cancel()
 
     async def stop_threads(self) -> None:
-        """Stop the threads of a run that has failed; what does not stop is named in its log."""
+        """Stop the threads of a run that has failed, and name in its log what does not stop."""
         alive = self._threads()
         if alive and not await self._interrupt(alive):
             names = ", ".join(work.name for work in alive if work.is_alive())
@@ -108,8 +92,8 @@ class Escalation:
 
     def _climb_on(self) -> None:
         self._timer = None
-        # Of the run as well, whoever cancels it. A copy: the agent may be in its own, and enter the loop again.
-        context = self._context.copy()
+        # The run's context, whoever cancels it. A copy: the agent may be in its own, and enter the loop again.
+        context = self._attempt.context.copy()
         self._thread.spawn(self._climb(), f"nbrun-cancel-{self._run.run_id}", context)
 
     async def _climb(self) -> None:
@@ -118,11 +102,11 @@ class Escalation:
             await self._give_up(names)
 
     async def _reaches_the_end(self) -> bool:
-        """Use one rung after the other; return whether nothing runs any more."""
+        """Take one step after the other; return whether nothing runs any more."""
         if self._native is not None:
             self._report(ev.CancelEscalated(Rung.NATIVE))
             await self._ask(self._native)
-        if await self._has_finished(self._left_s()):  # a sync agent may look at its token, too
+        if await self._has_finished(self._left_s()):  # a sync agent may check its token, too
             return True
         if self._native is not None and self._stop_task() and await self._has_finished(LAST_S):
             return True
@@ -131,14 +115,14 @@ class Escalation:
             self._report(ev.CancelEscalated(Rung.THREAD, ", ".join(work.name for work in alive)))
             if await self._interrupt(alive):
                 return True
-        # A sync function may have given a coroutine, when its thread was over: one rung more for that.
+        # A sync function may have returned a coroutine, and its thread is over: that is one more step.
         return self._stop_task() and await self._has_finished(LAST_S)
 
     async def _ask(self, adapter: NativeCancel) -> None:
         try:
             async with asyncio.timeout(self._left_s()):
                 await adapter.cancel(self._run)
-        except Exception as error:  # the escalation goes on: the next rung does not need this one
+        except Exception as error:  # the next step does not need this one
             self._report(ev.Log(f"native cancel failed: {type(error).__name__}: {error}", "error"))
 
     def _stop_task(self) -> bool:
@@ -165,7 +149,7 @@ class Escalation:
         return [work for work in self._run.work if work.is_alive()]
 
     def _has_driver(self) -> bool:
-        """Return whether the agent is a thread, or was until now: its result may be on its way to the task."""
+        """Return whether a thread is the agent, or was until now: its result may be on its way to the task."""
         work = self._run.work
         return bool(work) and any(one.is_driver for one in work)
 

@@ -1,7 +1,7 @@
-"""Any agent on a loop that nbrun does not own: the kernel's, for agents that cells await as well (`--loop kernel`).
+"""Drives an agent elsewhere than on the host's loop: on a thread of its own, or on the kernel's loop.
 
-What it costs: the agent goes on only while the kernel is idle or awaits, so a cell that blocks holds it up, its
-cancel too; and what it blocks, it blocks for the whole notebook.
+On the kernel's loop, for agents whose client cells await as well, the agent makes progress only while the kernel is
+idle or awaits: a cell that blocks delays it, and its cancel too; and what it blocks, it blocks for the whole notebook.
 """
 
 from __future__ import annotations
@@ -28,13 +28,19 @@ if TYPE_CHECKING:
     Items = AsyncIterator[EventData | Output]
 
 
-class OuterAdapter:
-    """Asks the agent's own adapter about everything, and drives what that one yields."""
+class WrappingAdapter:
+    """Asks the agent's own adapter everything, and drives elsewhere what that yields.
 
-    name = "outer"
+    Parameters
+    ----------
+    hold : returns for how many seconds the agent must wait, because its events cannot be stored as fast.
+    """
 
-    def __init__(self, inner: AgentAdapter) -> None:
+    name = "wrapping"
+
+    def __init__(self, inner: AgentAdapter, hold: Hold) -> None:
         self._inner = inner
+        self._hold = hold
 
     def match(self, agent: object) -> bool:
         """Return whether the inner adapter takes it."""
@@ -52,37 +58,32 @@ class OuterAdapter:
         """Yield what the agent returns; its deltas go to the run from where it is driven."""
         items = self._inner.events(agent, prompt, run)
         if isinstance(self._inner, PlainAdapter) and not is_async(agent):
-            return items  # it has a thread of its own anyway, and is on no loop
+            return items  # it has a thread of its own anyway
         return self._driven(agent, items, run)
 
     def resume(self, agent: object, state: State, run: RunContext) -> Items:
-        """Yield what the agent returns, from a state on where its adapter knows how to."""
+        """Yield what the agent returns, from a saved state if its adapter can resume one."""
         if not isinstance(self._inner, Resuming):
             return self.events(agent, run.prompt, run)
         return self._driven(agent, self._inner.resume(agent, state, run), run)
 
     def _driven(self, agent: object, items: Items, run: RunContext) -> Items:
-        """Drive it there, and yield what it returns."""
+        """Drive it elsewhere, and yield what it returns."""
         raise NotImplementedError
 
 
-class LoopAdapter(OuterAdapter):
-    """Drives an agent by its own adapter on another loop; on the host's it is only waited for.
-
-    Parameters
-    ----------
-    hold : returns the seconds that the agent is to be held, because what it sends cannot be stored as fast.
-    """
+class LoopAdapter(WrappingAdapter):
+    """Drives an agent by its own adapter on another loop; the host's loop only waits for it."""
 
     name = "loop"
 
     def __init__(self, inner: AgentAdapter, loop: asyncio.AbstractEventLoop, hold: Hold) -> None:
-        super().__init__(inner)
+        super().__init__(inner, hold)
         self._loop = loop
-        self._hold = hold
 
     async def _driven(self, _agent: object, items: Items, run: RunContext) -> Items:
-        work = _Elsewhere(self._loop, drained(items, run, self._hold), f"nbrun-run-{run.run_id}")
+        sending = _send_all(items, run, self._hold)
+        work = _LoopTask(self._loop, sending, f"nbrun-run-{run.run_id}")
         over = asyncio.wrap_future(work.over)
         try:
             output = await asyncio.shield(over)
@@ -91,19 +92,19 @@ class LoopAdapter(OuterAdapter):
                 raise  # the agent's own
             work.stop()
             await asyncio.wait({over})
-            output = over.result()  # which raises what it has raised
+            output = over.result()  # raises what it has raised
         yield Output(output)
 
 
 class NativeLoopAdapter(LoopAdapter):
-    """The same, for a framework that can stop its agent; it is asked on the agent's loop."""
+    """The same, for a framework that can stop its agent, which happens on the agent's loop."""
 
     async def cancel(self, run: RunContext) -> None:
         """Stop the agent."""
         native = as_native(self._inner)
         assert native is not None  # noqa: S101 - see `on_loop()`
-        asked = _Elsewhere(self._loop, native.cancel(run), f"nbrun-cancel-{run.run_id}")
-        await asyncio.shield(asyncio.wrap_future(asked.over))
+        cancel = _LoopTask(self._loop, native.cancel(run), f"nbrun-cancel-{run.run_id}")
+        await asyncio.shield(asyncio.wrap_future(cancel.over))
 
 
 def on_loop(agent: object, loop: asyncio.AbstractEventLoop, hold: Hold) -> LoopAdapter:
@@ -113,7 +114,7 @@ def on_loop(agent: object, loop: asyncio.AbstractEventLoop, hold: Hold) -> LoopA
     return kind(inner, loop, hold)
 
 
-async def drained(items: Items, run: RunContext, hold: Hold) -> object:
+async def _send_all(items: Items, run: RunContext, hold: Hold) -> object:
     """Send to the run what an adapter yields, on this loop; return the output."""
     output: object = None
     async with aclosing(items) as closing:  # type: ignore[type-var]  # adapters are async generators
@@ -127,10 +128,10 @@ async def drained(items: Items, run: RunContext, hold: Hold) -> object:
     return output
 
 
-class _Elsewhere:
-    """A task on another loop, in a copy of the context of whoever makes it.
+class _LoopTask:
+    """A task on another loop, in a copy of the current context.
 
-    Threads: made, stopped and waited for on any; `_task` is of its loop.
+    Threads: any; `_task` is of its loop.
     """
 
     def __init__(
@@ -149,11 +150,11 @@ class _Elsewhere:
             raise
 
     def stop(self) -> None:
-        """Cancel the task, when its loop comes to that."""
+        """Cancel the task, on its loop."""
         call_soon(self._loop, lambda: self._task is not None and self._task.cancel())
 
     def _begin(self) -> None:
-        current_guard.set(None)  # that of the thread where it was made
+        current_guard.set(None)  # it was that of the thread that made this
         self._task = self._loop.create_task(self._work, name=self._name)
         self._task.add_done_callback(self._end)
 
@@ -168,40 +169,34 @@ class _Elsewhere:
 
 
 NATIVE_SHARE = 0.8
-"""The share of the grace that a framework's own cancel has before the task is cancelled."""
+"""The share of the grace period that a framework's own cancel has before the task is cancelled."""
 
 
-class ThreadedAdapter(OuterAdapter):
-    """Drives an agent by its own adapter, on a loop and thread of its own; its deltas go to the run from there.
+class ThreadedAdapter(WrappingAdapter):
+    """Drives an agent by its own adapter, on a loop and thread of its own, and sends its events from there.
 
     There, not on the host's loop, it is also cancelled: by its framework, then as a task.
-
-    Parameters
-    ----------
-    grace_s : what the run has to end in after a cancel.
-    hold : returns the seconds that the agent is to be held, because what it sends cannot be stored as fast.
     """
 
     name = "thread"
 
     def __init__(self, agent: object, grace_s: float, hold: Hold) -> None:
-        super().__init__(find_adapter(agent))
+        super().__init__(find_adapter(agent), hold)
         self._grace_s = grace_s
-        self._hold = hold
 
     async def _driven(self, agent: object, items: Items, run: RunContext) -> Items:
-        sending = drained(items, run, self._hold)
+        sending = _send_all(items, run, self._hold)
         work = _on_own_loop(sending, run, self._inner, self._grace_s * NATIVE_SHARE)
         drive = functools.partial(_run_on_own_loop, work)
         worker = Worker(run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True)
         run.add_work(worker)
         result = await worker.result()
-        run.drop_work(worker)  # so that a cancel from here on is none of a thread
+        run.drop_work(worker)  # a cancel from here on no longer concerns the thread
         yield Output(result)
 
 
 def _run_on_own_loop(work: Coroutine[Any, Any, object]) -> object:
-    # It blocks nobody else, so it may as well be entered again: `asyncio.run()` within an agent works there.
+    # It blocks no other run, so it may as well be entered again: `asyncio.run()` inside an agent works there.
     with asyncio.Runner(loop_factory=loops.new_loop) as runner:
         return runner.run(work)
 

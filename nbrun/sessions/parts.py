@@ -34,7 +34,7 @@ class Parts:
     cancel_grace_s: float
     store: SessionStore
     keyring: SecretRegistry
-    keeper: ArtifactWriter
+    artifact_writer: ArtifactWriter
     intake: Intake
     scheduler: Scheduler
     control: Control

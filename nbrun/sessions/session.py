@@ -114,7 +114,7 @@ class NotebookSession:
         self.parts = parts = Parts(
             session_id=self.id, notebook=self.notebook, clock=self.clock, cancel_grace_s=cancel_grace_s,
             store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
-            keeper=ArtifactWriter(lambda: self.store.files, lambda: intake.redactor),
+            artifact_writer=ArtifactWriter(lambda: self.store.files, lambda: intake.redactor),
             control=Control(intake, scheduler), display=self.display, follow=self.follow,
             close=self.close,
         )  # fmt: skip
@@ -195,11 +195,11 @@ class NotebookSession:
     @property
     def on_format(self) -> Callable[[object], Mapping[str, object]] | None:
         """What returns a value's forms by MIME type, given by the user interface; it runs the value's own code."""
-        return self.parts.keeper.on_format
+        return self.parts.artifact_writer.on_format
 
     @on_format.setter
     def on_format(self, function: Callable[[object], Mapping[str, object]] | None) -> None:
-        self.parts.keeper.on_format = function
+        self.parts.artifact_writer.on_format = function
 
     def let_enter_loop(self, is_reentrant: bool) -> None:
         """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""

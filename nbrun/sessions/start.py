@@ -225,7 +225,7 @@ class Starter:
             contextvars.copy_context(), options, options.answerable, parts.cancel_grace_s,
             functools.partial(self._child_starter, live, options.approve, options.answerable),
             parcel, live.budget, parts.is_reentrant,
-            None if predecessor is None else predecessor.restored, parts.keeper, live.loop,
+            None if predecessor is None else predecessor.restored, parts.artifact_writer, live.loop,
         )  # fmt: skip
 
     def _new_id(self) -> str:

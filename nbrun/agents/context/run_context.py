@@ -100,7 +100,7 @@ class Backend(Protocol):
         """The messages into the run."""
 
     @property
-    def keeper(self) -> ArtifactWriter:
+    def artifact_writer(self) -> ArtifactWriter:
         """What keeps files beside the log; raises `NbrunError` if nothing can."""
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
@@ -316,7 +316,7 @@ class RunContext:
             self._artifacts += 1
             artifact_id = f"{ev.FILE_ID}{self._artifacts}"
         try:
-            made = self._host().keeper.keep(artifact_id, str(name), data, media_type)
+            made = self._host().artifact_writer.keep(artifact_id, str(name), data, media_type)
         except (NbrunError, OSError) as error:
             self.log(f"the artifact '{name}' is not kept: {error}", "warning")
             return False

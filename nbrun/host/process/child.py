@@ -1,8 +1,8 @@
-"""The host in a process of its own: the other end of `run_process`, for one attempt.
+"""The host in a process of its own, for one attempt: the other end of `process.executor`.
 
-It has three threads: the main one sends, `nbrun-commands` hears of cancels and of the kernel's death, and the
-host's loop drives the agent. Neither of the first two needs the loop, so an agent that blocks it is told of
-and stopped like any other.
+It has three threads: the main one sends, `nbrun-commands` receives cancels and notices the kernel's death, and the
+host's loop drives the agent. Neither of the first two needs the loop, so an agent that blocks it is reported and
+stopped like any other.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ if TYPE_CHECKING:
 BATCH = 256
 """Events that go in one message at most."""
 PAUSE_AT = 4_000
-"""Events that may wait to be sent; beyond it the agent is paused."""
+"""Events that may wait to be sent; beyond that the agent is paused."""
 LOOK_S = 1.0
-"""How often it is looked whether the kernel is still the parent, where its death was not seen otherwise."""
+"""How often to check whether the kernel is still the parent, in case its death was not noticed otherwise."""
 CLEANUP_S = 0.2
-"""What tasks that the agent has left behind get to see their end."""
+"""What tasks that the agent has left behind get for their cleanup."""
 
 
 def main(channel_fd: int, lifeline_fd: int, parent_pid: int) -> None:
@@ -69,7 +69,7 @@ def main(channel_fd: int, lifeline_fd: int, parent_pid: int) -> None:
     os.set_inheritable(lifeline_fd, False)
     _tie_to_kernel(lifeline_fd)
     faulthandler.enable()
-    # Never closed: what the kernel says must be heard until this process has come to its own end.
+    # Never closed: the kernel's messages must be read until this process exits.
     ProcessHost(socket.socket(fileno=channel_fd), lifeline_fd, parent_pid).run()
 
 
@@ -81,7 +81,7 @@ def _tie_to_kernel(lifeline_fd: int) -> None:
     PR_SET_PDEATHSIG would take this process alone and leave what the agent has started.
     """
     if sys.platform != "linux":
-        return  # the commands' thread looks at the lifeline too
+        return  # the commands' thread watches the lifeline too
     import fcntl
 
     with contextlib.suppress(OSError):
@@ -98,8 +98,8 @@ def _die() -> None:
     os._exit(1)
 
 
-def _keeper(begin: Begin) -> ArtifactWriter | None:
-    """Return what writes the agent's files where its kernel would: the folder takes more than one writer."""
+def _artifact_writer(begin: Begin) -> ArtifactWriter | None:
+    """Return what writes the agent's files where its kernel would: a folder may have more than one writer."""
     if not begin.files:
         return None
     files = ArtifactFiles(Path(begin.files))
@@ -109,7 +109,7 @@ def _keeper(begin: Begin) -> ArtifactWriter | None:
 class ProcessHost:
     """Drives one attempt and sends its events.
 
-    Threads: `run()` on the main thread, which sends; `_obey()` on the commands' thread, the only one that
+    Threads: `run()` on the main thread, which sends; `_receive()` on the commands' thread, the only one that
     receives. `_outgoing` is written by all, and emptied under `_lock`: by the main thread, and by one that prints.
     """
 
@@ -129,8 +129,8 @@ class ProcessHost:
         self._host: RunHost | None = None
 
     def run(self) -> None:
-        """Take the attempt, drive it, and return when its end was sent."""
-        threading.Thread(target=self._obey, name="nbrun-commands", daemon=True).start()
+        """Receive the attempt, drive it, and return when its end was sent."""
+        threading.Thread(target=self._receive, name="nbrun-commands", daemon=True).start()
         self._send(Ready())
         begin = self._begun.get()
         try:
@@ -152,7 +152,7 @@ class ProcessHost:
         attempt = Attempt(
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(),
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
-            keeper=_keeper(begin), restored=begin.restored,
+            artifact_writer=_artifact_writer(begin), restored=begin.restored,
         )  # fmt: skip
         self._thread = thread = LoopThread(
             "nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop
@@ -162,7 +162,7 @@ class ProcessHost:
         def enter() -> None:
             try:
                 host.begin(attempt)
-            except Exception as error:  # no adapter here, say: the kernel must not wait for an end
+            except Exception as error:  # no adapter found here, say: the kernel waits for an end
                 self._fail(begin, error)
 
         thread.call(enter)
@@ -177,7 +177,7 @@ class ProcessHost:
         """Take events of the driver, from any thread; return whether the agent should pause."""
         for event in events:
             self._put(event)
-        # What was printed is over there before the agent goes on: its next line may be the process's last.
+        # What was printed is sent before the agent goes on: its next line may be the process's last.
         if os.getpid() == self._pid and any(isinstance(event.data, ev.Log) for event in events):
             self._send_waiting()
         return len(self._outgoing) > PAUSE_AT
@@ -190,9 +190,7 @@ class ProcessHost:
     def _send_waiting(self) -> None:
         """Send what waits, up to the end."""
         with self._lock:
-            if (
-                self._is_sending
-            ):  # this thread, which is in the midst of it: a collected object has printed
+            if self._is_sending:  # by this same thread: an object that was collected has printed
                 return
             self._is_sending = True
             try:
@@ -226,8 +224,8 @@ class ProcessHost:
 
     # --- receiving -------------------------------------------------------------------------------
 
-    def _obey(self) -> None:
-        """Take what the kernel says until it is gone, and then end with it."""
+    def _receive(self) -> None:
+        """Receive the kernel's messages until it is gone, and then end with it."""
         frames = Frames()
         selector = selectors.DefaultSelector()
         selector.register(self._channel, selectors.EVENT_READ)
@@ -252,7 +250,7 @@ class ProcessHost:
             case Begin():
                 self._begun.put(message)
             case Cancel(reason=reason, cause=cause):
-                # What the agent has hung on its token may raise; the next word must still be heard.
+                # The agent's callbacks may raise; the next message must still be received.
                 with contextlib.suppress(Exception, Cancelled):
                     self._token.cancel(reason, cause, patience_s=0.0)
             case Control(op=op, body=body):

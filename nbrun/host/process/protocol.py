@@ -1,4 +1,4 @@
-"""Messages between a kernel and the process of a run: what they are, and their frames on a local socket."""
+"""Messages between a kernel and the process of a run, and their frames on a local socket."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The process is up; it takes its attempt now."""
+    """The process is up, and ready for its attempt."""
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """The attempt, with its agent as bytes."""
+    """The attempt, with its agent pickled."""
 
     run_id: str
     number: int
@@ -29,26 +29,26 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     answerable: bool
     host: str
     reentrant_loop: bool = False
-    files: str = ""  # the folder for the files that it makes; empty where there is none
+    files: str = ""  # the folder for the run's artifacts, if there is one
     restored: Restored | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """The run's token has fired on the sender's side; it is to fire on the other."""
+    """The run's token has fired on the sender's side; the receiver fires its own."""
 
     reason: str | None
     cause: CancelCause
 
 
 class Control(msgspec.Struct, frozen=True, tag=True):
-    """A word of the session for the host."""
+    """A request of the session to the host."""
 
     op: str
     body: dict[str, Plain]
 
 
 class PackedEvent(msgspec.Struct, frozen=True, array_like=True):
-    """An event of the host; its number is given where it arrives, for this road keeps the order."""
+    """An event of the host; it is numbered where it arrives, for the socket keeps the order."""
 
     ts: float
     type: str
@@ -71,7 +71,7 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 def begin(attempt: Attempt, host: str) -> Begin:
     """Return the message that hands an attempt to the process that is called `host`."""
-    folder = None if attempt.keeper is None else attempt.keeper.folder
+    folder = None if attempt.artifact_writer is None else attempt.artifact_writer.folder
     return Begin(
         attempt.run_id, attempt.number, attempt.pickled, attempt.prompt, attempt.grace_s,
         attempt.options.portable(), attempt.answerable, host, attempt.reentrant_loop,
@@ -86,13 +86,13 @@ def frame(message: Message) -> bytes:
 
 
 class Frames:
-    """Puts messages together again from what a socket gives."""
+    """Puts messages together from the bytes of a socket."""
 
     def __init__(self) -> None:
         self._held = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
-        """Take what was received; return the messages that are whole now."""
+        """Take what was received; return the messages that are complete now."""
         held = self._held
         held += data
         messages: list[Message] = []
@@ -113,11 +113,11 @@ def pack_event(event: HostEvent) -> PackedEvent:
     kind = ev.type_of(event.data)
     try:
         data = ev.encode_data(event.data)
-    except (TypeError, ValueError, OverflowError):  # an adapter let something through as it was
+    except (TypeError, ValueError, OverflowError):  # an adapter left a value as it was
         data = _encoder.encode(plain(event.data))
     return PackedEvent(event.ts, kind, data, event.parent)
 
 
 def unpack_event(packed: PackedEvent) -> ev.EventData:
-    """Return what a travelled event says."""
+    """Return the data of an event that has arrived."""
     return ev.decode_data(packed.type, packed.data)
