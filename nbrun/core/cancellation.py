@@ -1,4 +1,4 @@
-"""Cancel tokens: who was asked to stop, why, and who has to hear of it."""
+"""Cancel tokens: which run was asked to stop, why, and what to call then."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CancelCause(StrEnum):
 
 
 class CancelOutcome(StrEnum):
-    """What a call of `cancel()` came to."""
+    """The outcome of a call of `cancel()`."""
 
     REQUESTED = "requested"
     ALREADY_REQUESTED = "already_requested"
@@ -49,7 +49,7 @@ class CancelOutcome(StrEnum):
 
 
 class Rung(StrEnum):
-    """The steps of the cancel ladder, in the order in which they are tried."""
+    """The steps of a cancel, in the order in which they are tried."""
 
     TOKEN = "token"  # noqa: S105 - a rung, not a password
     NATIVE = "native"
@@ -70,7 +70,7 @@ Callback = Callable[[CancelRequest], object]
 
 
 class CallbackHandle:
-    """Takes one callback off its token again."""
+    """Removes one callback from its token again."""
 
     __slots__ = ("_callback", "_token")
 
@@ -141,10 +141,10 @@ class CancelToken:
 
         Parameters
         ----------
-        patience_s : seconds that callbacks may hold up who calls this; then they go on by themselves, and what
-            they raise is logged. None waits for them.
+        patience_s : seconds that callbacks may delay the caller; then they go on by themselves, and what they raise
+            is logged. None waits for them.
         """
-        with guarded():  # an agent's thread may be the one that calls: a token is not fired by half
+        with guarded():  # the caller may be an agent's thread: no token is left half fired
             return self._cancel(CancelRequest(reason, cause), patience_s)
 
     def _cancel(self, request: CancelRequest, patience_s: float | None) -> bool:
@@ -173,13 +173,13 @@ class CancelToken:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether it was a token above that fired this one."""
+        """Whether a token above fired this one."""
         above = self._parent
         return above is not None and self.cancelled and above._request is self._request
 
     @property
     def reason(self) -> str | None:
-        """What the first request said, if it said anything."""
+        """The reason that the first request gave, if any."""
         return self._request.reason if self._request else None
 
     @property
@@ -191,7 +191,7 @@ class CancelToken:
     def deadline(self) -> float | None:
         """The earliest deadline on the way to the root, in epoch seconds (UTC).
 
-        The token only tells it; the host of the run is who fires the token when it passes.
+        The token only holds it; the run's host fires the token when it passes.
         """
         own, above = self._deadline, self._parent.deadline if self._parent else None
         if own is None or above is None:
@@ -230,7 +230,7 @@ class CancelToken:
         return CallbackHandle(self, callback)
 
     def add_first(self, callback: Callback) -> CallbackHandle:
-        """Do as `add_callback()` does, before the callbacks of anybody else: for nbrun's own, which are quick."""
+        """Do the same, but call it before all other callbacks: for nbrun's own, which are quick."""
         with self._lock:
             request = self._request
             if request is None:
@@ -258,7 +258,7 @@ class CancelToken:
             handle.remove()
 
     def release(self) -> None:
-        """Take a token that is no longer needed off its parent, so that a session does not collect them."""
+        """Remove a token that is no longer needed from its parent, so that sessions do not collect them."""
         if self._parent is not None:
             siblings = self._parent._children
             with self._lock:
@@ -279,7 +279,7 @@ class CancelToken:
 
 
 def _without(callbacks: tuple[Callback, ...], callback: Callback) -> tuple[Callback, ...]:
-    """Return them without the first that is this one: it may have been added twice."""
+    """Return them without the first equal one: it may have been added twice."""
     if callback not in callbacks:
         return callbacks
     at = callbacks.index(callback)
@@ -292,14 +292,14 @@ def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:
     for callback in callbacks:
         try:
             callback(request)
-        except BaseException as error:  # isolated: the next callback still has to hear of it
+        except BaseException as error:  # isolated: the next callback must still be called
             first = first or error
     if first is not None:
         raise first
 
 
 def _call_aside(callbacks: list[Callback], request: CancelRequest, patience_s: float) -> None:
-    """Call each of them on a thread of their own, and wait for it no longer than that."""
+    """Call each of them on one extra thread, and wait for that thread at most `patience_s`."""
 
     def call() -> None:
         try:
@@ -317,7 +317,7 @@ def call_soon(
 ) -> bool:
     """Call `callback` on `loop`, in `context`, from any thread; return False if that loop is closed.
 
-    Who waited on a loop that is gone does not wait any more, so there is nobody to tell.
+    Whatever waited on a loop that is gone no longer waits.
     """
     try:
         loop.call_soon_threadsafe(callback, context=context)
@@ -357,7 +357,7 @@ async def end_cancelled_wait(token: CancelToken) -> None:
 
 
 class Settling(Protocol):
-    """What a receipt needs of its run: to wait for its end."""
+    """What a receipt needs of its run: waiting for its end."""
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the end; return whether it came."""

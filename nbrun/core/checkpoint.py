@@ -24,7 +24,7 @@ USER, ASSISTANT = "user", "assistant"
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A tool that was used on the way to an answer."""
+    """A tool call on the way to an answer."""
 
     id: str
     name: str
@@ -34,7 +34,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """What one side said; an agent's words may come with the tools that it used before them."""
+    """One message of a conversation; an agent's may come with the tool calls before it."""
 
     role: str  # USER or ASSISTANT
     text: str
@@ -46,7 +46,7 @@ def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], said: str) -> li
 
     Parameters
     ----------
-    prompt : None where it is that of the run before.
+    prompt : None if it is the prompt of the run before.
     said : the agent's text, for an agent that sends no whole messages.
     """
     turns = [] if prompt is None else [Turn(USER, prompt)]
@@ -71,7 +71,7 @@ def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], said: str) -> li
 
 
 State = Plain | bytes
-"""What comes back: JSON-like data, or the bytes that were given."""
+"""What a checkpoint gives back: JSON-like data, or the bytes that it was made of."""
 
 VERSION = 1
 MAX_BYTES = 64 * 1024 * 1024
@@ -86,11 +86,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a run goes on from.
-
-    A resumed one has a packed state, what was used up before, and the number of tools called before; one that
-    continues a conversation has what was said.
-    """
+    """What a run resumes from: a packed state, with the usage and the number of tool calls before it; or a conversation."""
 
     state: bytes | None = None
     usage: Usage = Usage()
@@ -103,7 +99,7 @@ _decoder = msgspec.msgpack.Decoder(_Kept)
 
 
 def pack(state: object) -> bytes:
-    """Return a state as bytes: bytes as they are, everything else as the one encoder makes it JSON-like."""
+    """Return a state as bytes: bytes as they are, everything else as JSON-like data."""
     body = _encoder.encode(bytes(state) if isinstance(state, _BYTES) else plain(state))
     return _encoder.encode(_Kept(VERSION, msgspec.Raw(body)))
 
@@ -127,7 +123,7 @@ def unpack(blob: bytes) -> State:
 
 
 def stand_ins(state: State) -> list[str]:
-    """Return the types of what in a state could not be kept, and will come back as its `repr`."""
+    """Return the types of the parts of a state that could not be saved, and come back as their `repr`."""
     match state:
         case {"$type": str(name), "$repr": str(), **others} if not others:
             return [name]

@@ -31,7 +31,7 @@ class SystemClock:
         """Return the moment in epoch seconds (UTC)."""
         held, wall = self._offset + time.monotonic(), time.time()
         # A wall clock that is set back is not followed: events must stay in order. One that jumps ahead
-        # is, because the monotonic clock stands still while a laptop sleeps.
+        # is, because the monotonic clock stops while a laptop sleeps.
         if wall > held + 1.0:
             self._offset += wall - held
             return wall
@@ -46,7 +46,7 @@ class IdGenerator(Protocol):
     """Where every id in a session comes from."""
 
     def next_id(self) -> str:
-        """Return an id that this generator never gave before."""
+        """Return an id that this generator has never returned before."""
         ...
 
 
@@ -78,7 +78,7 @@ class TimeOrderedIds:
 
     def next_id(self) -> str:
         """Return the next id."""
-        with self._lock:  # within one millisecond, and after a clock that stood, still in order
+        with self._lock:  # in order also within one millisecond, and if the clock stops
             self._last = max(self._last + 1, int(self._clock.now() * 1000))
             moment = self._last
         return _base32(moment, 10) + _base32(int.from_bytes(os.urandom(8), "big"), 12)

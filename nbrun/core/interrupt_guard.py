@@ -1,4 +1,4 @@
-"""The guard: whether an agent's own code is on a thread, so that a cancel may be raised into it."""
+"""Whether an agent's own code runs on a thread, so that a cancel may be raised in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class InterruptGuard:
     """Lets `Cancelled` into a thread only while the agent's own code runs there.
 
-    It is shut at first, and counts: what was entered twice is open after two calls of `leave()`.
+    It starts out shut, and counts: after two calls of `enter()` it opens with the second `leave()`.
 
     Threads: `enter()` and `leave()` by the guarded thread; a thread that the agent has started may call them
     too, which keeps the guard shut meanwhile. `interrupt()` and `is_open` from any thread. `_depth` and
@@ -49,7 +49,7 @@ class InterruptGuard:
 
     @property
     def is_open(self) -> bool:
-        """Whether the agent's own code is on the thread."""
+        """Whether the agent's own code runs on the thread."""
         return self._depth == 0 and not self._is_raised
 
     def enter(self) -> None:
@@ -95,7 +95,7 @@ class InterruptGuard:
 
 
 class Steps(Coroutine[Any, Any, T]):
-    """A coroutine that opens the guard for each of its steps, and is else the one that it was made of.
+    """Wraps a coroutine and opens the guard for each of its steps.
 
     So it is known, from any thread, whose code an event loop is in.
     """
@@ -134,7 +134,7 @@ class Steps(Coroutine[Any, Any, T]):
         return self.send(None)
 
     def __getattr__(self, name: str) -> Any:
-        """Look like it: who asks a task for its coroutine asks that for its state."""
+        """Look like the coroutine: debuggers ask a task's coroutine for its state."""
         return getattr(self._work, name)
 
     def _step(self, step: Callable[[Any], Any], argument: Any) -> Any:
@@ -150,10 +150,10 @@ class Steps(Coroutine[Any, Any, T]):
                 except Cancelled as cancelled:
                     if argument is cancelled:
                         raise
-                    # It may have surfaced here, at the very end of a step, and the code has yet to hear of it.
+                    # It may have surfaced here, at the very end of a step: then the code has not seen it yet.
                     step, argument = self._work.throw, cancelled
                 except RuntimeError as error:
-                    # Python says so of a coroutine that is over: it had heard of the cancel.
+                    # Python says so about a coroutine that is over: it had seen the cancel.
                     if isinstance(argument, Cancelled) and "already awaited" in str(error):
                         raise argument from None
                     raise
@@ -162,11 +162,11 @@ class Steps(Coroutine[Any, Any, T]):
 
 
 class Stepped(Generic[T]):
-    """Awaits what it is given by `Steps`.
+    """Awaits something in `Steps`.
 
     Parameters
     ----------
-    hold : returns the seconds for which the code is held before its next step.
+    hold : returns for how many seconds the code must wait before its next step.
     """
 
     __slots__ = ("_awaited", "_guard", "_hold")

@@ -1,4 +1,4 @@
-"""A one-shot event that may be waited for on the main thread of a kernel."""
+"""One-shot events: for threads, the kernel's main thread too, and for an event loop."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import threading
 
 
 class Latch:
-    """Is set once; wakes all who wait.
+    """Is set once, and wakes all waiters.
 
-    An interrupt may hit a waiting thread anywhere. `threading.Event` can then keep its inner lock, and whoever
-    sets it hangs, which here would be the writer. This one shares no lock between the two: each waiter has
-    its own.
+    An interrupt may hit a waiting thread anywhere. `threading.Event` can then keep its inner lock, and the thread
+    that sets it hangs, which here would be the writer. This one shares no lock: each waiter has its own.
 
     Threads: any method, from any thread.
     """
@@ -29,9 +28,9 @@ class Latch:
 
     def set(self) -> None:
         """Set it, for good."""
-        self._is_set = True  # first: who is not in the list yet looks at it after entering
+        self._is_set = True  # first: a waiter that is not in the list yet checks it after entering
         while self._waiters:
-            with contextlib.suppress(IndexError):  # a waiter may take its own out in between
+            with contextlib.suppress(IndexError):  # a waiter may remove its own in between
                 self._waiters.pop().release()
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -43,13 +42,13 @@ class Latch:
         self._waiters.append(turn)
         if not self._is_set:
             turn.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
-        with contextlib.suppress(ValueError):  # it is gone where the flag was set meanwhile
+        with contextlib.suppress(ValueError):  # it is gone if the latch was set meanwhile
             self._waiters.remove(turn)
         return self._is_set
 
 
 class LoopLatch:
-    """Is set once; wakes all who wait. Every run has some, and mostly nobody waits.
+    """Is set once, and wakes all waiters. Every run has some, and mostly there are no waiters.
 
     Threads: made on any; everything else on one loop.
     """

@@ -1,17 +1,17 @@
-"""What a process prints past its agent's run: on its file descriptors, from C, from programs it starts."""
+"""Turns what is printed into whole lines for a run's log: text of an agent, or bytes of a process."""
 
 from __future__ import annotations
 
 import codecs
 
 MAX_LINE = 10_000
-"""Printed characters that wait for their line's end at most."""
+"""How many printed characters may wait for the end of their line."""
 
 
 class LineBuffer:
     """What a run has printed since its last whole line, by level.
 
-    Threads: of one at a time; what a collected object prints may come in between.
+    Threads: one at a time; what a collected object prints may come in between.
     """
 
     __slots__ = ("_length", "_parts")
@@ -21,10 +21,10 @@ class LineBuffer:
         self._length = 0
 
     def add(self, text: str, level: str) -> str | None:
-        """Take what was printed; return the lines that are whole now, None where none is."""
+        """Take what was printed; return the lines that are complete now, None if there are none."""
         self._parts.setdefault(level, []).append(text)
         self._length += len(text)
-        # A progress bar ends its lines by a bare return; and nothing is held for ever.
+        # A progress bar ends its lines with a bare return; and nothing is held forever.
         if "\n" in text or "\r" in text or self._length > MAX_LINE:
             return self._cut(level)
         return None
@@ -32,7 +32,7 @@ class LineBuffer:
     def _cut(self, level: str) -> str | None:
         held = "".join(self._parts.pop(level, []))
         end = max(held.rfind("\n"), held.rfind("\r"))
-        if end < 0:  # cut at a space: half a secret would not be known as one
+        if end < 0:  # cut at a space: half a secret would not be recognised
             end = held.rfind(" ", MAX_LINE // 2)
         lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else (held, "")
         self._parts[level] = [rest] if rest else []
@@ -40,17 +40,17 @@ class LineBuffer:
         return lines.rstrip("\r") if held else None
 
     def take(self) -> list[tuple[str, str]]:
-        """Return level and text of all that waits, and wait no longer."""
+        """Return level and text of everything that waits."""
         parts, self._parts = self._parts, {}
         return [(level, "".join(held)) for level, held in parts.items() if held]
 
 
 TAIL = 4_000
-"""Characters that are kept for the case that they are the last words of a process."""
+"""Characters that are kept, in case they are the last words of a process."""
 
 
 class Printed:
-    """One stream of a process: bytes in, whole lines out: for the run's log.
+    """One stream of a process: bytes in, whole lines out.
 
     Threads: of one.
     """
@@ -62,14 +62,14 @@ class Printed:
         self._held = ""
 
     def feed(self, data: bytes) -> str:
-        """Take what was printed, nothing at the end of the stream; return the lines that are whole now."""
+        """Take what was printed, nothing at the end of the stream; return the lines that are complete now."""
         text = self._decoder.decode(data, final=not data)
         self.tail = (self.tail + text)[-TAIL:]
         self._held += text
-        # A progress bar ends its lines by a bare return.
+        # A progress bar ends its lines with a bare return.
         end = max(self._held.rfind("\n"), self._held.rfind("\r"))
         if end < 0 and len(self._held) > MAX_LINE:
-            # Cut at a space, where there is one: half a secret would not be known as one.
+            # Cut at a space, if there is one: half a secret would not be recognised.
             end = self._held.rfind(" ", MAX_LINE // 2)
             if end < 0:
                 return self.rest()
@@ -79,12 +79,12 @@ class Printed:
         return lines.rstrip("\r")
 
     def last_words(self) -> str:
-        """Return the end of what was printed, from a line's beginning on: half a secret would not be known as one."""
+        """Return the end of what was printed, from the start of a line: half a secret would not be recognised."""
         if len(self.tail) < TAIL:
             return self.tail
         return self.tail.partition("\n")[2] or self.tail
 
     def rest(self) -> str:
-        """Return what waits for its line's end, and wait no longer."""
+        """Return what waits for the end of its line."""
         rest, self._held = self._held.removesuffix("\n"), ""
         return rest

@@ -15,9 +15,9 @@ _ESCAPE_CODE = re.compile(
 )
 
 
-# What nobody sees, or what moves, hides or turns the rest: control characters but tab and line feed, marks of
-# direction, spaces without a width, fillers, tags, and more marks or variation selectors than a letter has use for. The
-# joiners that emoji and some scripts are written with stay.
+# What is invisible, or moves, hides or turns the rest: control characters but tab and line feed, direction marks,
+# zero-width spaces, fillers, tags, and more combining marks or variation selectors than a letter needs. The joiners of
+# emoji and some scripts stay.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
     "\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]|[\ufe00-\ufe0f]{2,}"
@@ -40,19 +40,19 @@ def clean_text(text: str) -> str:
 
 
 def escaped(found: re.Match[str]) -> str:
-    """Return what stands for characters that would not be seen, as Python writes them."""
+    """Return the escapes of invisible characters, as Python writes them."""
     return "".join(f"\\u{ord(c):04x}" if c <= "\uffff" else f"\\U{ord(c):08x}" for c in found[0])
 
 
 def visible(text: str, escape: Callable[[re.Match[str]], str] = escaped) -> str:
-    """Return a text with nothing in it that hides or moves the rest: such characters become their escapes."""
-    if text.isascii() and text.isprintable():  # letters of a kind may be fillers
+    """Return a text in which nothing hides or moves the rest: such characters become their escapes."""
+    if text.isascii() and text.isprintable():  # other printable characters may be fillers
         return text
     return _UNSEEN.sub(escape, text)
 
 
 def printable(text: str) -> str:
-    """Return text as a terminal shows it, without its escape codes; what else would not be seen becomes visible."""
+    """Return text as a terminal shows it, without escape codes; other invisible characters become visible."""
     if text.isascii() and text.isprintable():
         return text
     return visible(_ESCAPE_CODE.sub("", text).translate(_PICTURES))
