@@ -86,7 +86,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a run resumes from: a packed state, with the usage and the number of tool calls before it; or a conversation."""
+    """What a run resumes from: a packed state with what was used before it, or a conversation."""
 
     state: bytes | None = None
     usage: Usage = Usage()

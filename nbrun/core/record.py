@@ -1,4 +1,4 @@
-"""The record of a run, and the one table of its statuses."""
+"""The record of a run: the one table of its statuses, and the fold of its events. Nothing else decides a status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RunStatus(StrEnum):
-    """Where a run stands."""
+    """The status of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -54,7 +54,7 @@ TRANSITIONS: dict[RunStatus, dict[str, RunStatus]] = {
     RunStatus.QUEUED: {ev.RunStarted.TYPE: RunStatus.RUNNING, **_CANCEL, **_ENDS},
     RunStatus.RUNNING: {ev.RunWaiting.TYPE: RunStatus.WAITING, **_CANCEL, **_ENDS},
     RunStatus.WAITING: {ev.RunResumed.TYPE: RunStatus.RUNNING, **_CANCEL, **_ENDS},
-    RunStatus.CANCELLING: _ENDS,  # no way back: what was accepted is not undone by a late start or answer
+    RunStatus.CANCELLING: _ENDS,  # no way back: a late start or answer does not undo an accepted cancel
     **{status: {} for status in TERMINAL},
 }
 """The one table: status → event type → status. An event type that is not listed changes nothing."""
@@ -69,25 +69,25 @@ def next_status(status: RunStatus, event_type: str) -> RunStatus:
 
 
 def is_admitted(status: RunStatus, event_type: str) -> bool:
-    """Return whether the log of a run in this status takes an event of this type."""
+    """Return whether a run in this status accepts an event of this type."""
     return status not in TERMINAL or event_type in AFTER_END
 
 
 BRIEF_HEAD = 300
-"""Characters of its long fields that a brief record holds."""
+"""Characters of the long fields in a brief record."""
 BRIEF_PENDING = 3
-"""Questions that a brief record holds."""
+"""Questions in a brief record."""
 
 
 def between(said: Sequence[str], text: str) -> str:
-    """Return what parts the text of a new message from what was said before, in pieces: an empty line, or nothing."""
+    """Return what separates the text of a new message from the pieces before it: an empty line, or nothing."""
     last = next((piece for piece in reversed(said) if piece), "")
     is_apart = not last or last.endswith("\n") or text.startswith("\n")
     return "" if is_apart else "\n\n"
 
 
 class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One use of a tool, as far as it has come."""
+    """One tool call."""
 
     id: str
     name: str
@@ -101,7 +101,7 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class ChildSummary(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A child run, as its parent's log tells of it."""
+    """A child run, as its parent's log has it."""
 
     run_id: str
     name: str
@@ -109,11 +109,11 @@ class ChildSummary(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     status: str = "queued"
     started_at: float | None = None
     ended_at: float | None = None
-    usage: ev.Usage | None = None  # told with its end
+    usage: ev.Usage | None = None  # reported with its end
 
 
 class Steered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A message of a person's to the agent: the `number`-th, its beginning, and when the agent has read it."""
+    """A user's message to the agent: the `number`-th, its beginning, and when the agent has read it."""
 
     number: int
     text: str
@@ -124,7 +124,7 @@ class Steered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class FileMade(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A file that the agent has kept with its run; `size` is in bytes."""
+    """A file that the agent has saved with its run; `size` is in bytes."""
 
     name: str
     size: int = 0
@@ -139,11 +139,11 @@ GIVEN_UP = "given up by hand, because its kernel could not be seen"
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_only=True):
     """The state of a run, frozen: the fold of its events up to `event_count`.
 
-    Times are epoch seconds (UTC). `text` is all that was streamed, its messages a paragraph each; `output` is what
-    the agent returned, as JSON-like data, or the text where it returned nothing. `reasoning` is the tail of
-    `reasoning_count` characters; it is no part of an answer, and models write much of it. `detached` names what a
-    cancelled run has left running, `detached_finished` those of them that have ended since. `log` is the tail of
-    `log_count` lines, `steered` that of `steers` messages, `files` that of `file_count` files.
+    Times are epoch seconds (UTC). `text` is everything streamed, each message a paragraph; `output` is what the
+    agent returned, as JSON-like data, or the text if it returned nothing. `reasoning` is the tail of
+    `reasoning_count` characters; it isn't part of an answer, and models write a lot of it. `detached` names what a
+    cancelled run has left running, `detached_finished` those that have ended since. `log` is the tail of
+    `log_count` lines, `steered` of `steers` messages, `files` of `file_count` files.
     """
 
     run_id: str = ""
@@ -165,33 +165,31 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     options: dict[str, Plain] = {}
     target: str | None = None
     origin: ev.Origin | None = None  # the run that this one comes from
-    checkpoint: ev.Checkpoint | None = None  # the last one; the store keeps its state
+    checkpoint: ev.Checkpoint | None = None  # the last one; its state is in the store
     created_at: float = 0.0
     started_at: float | None = None
     cancel_requested_at: float | None = None
-    rung: Rung | None = None  # the last step of the cancel ladder that was used
+    rung: Rung | None = None  # the last step of a cancel
     ended_at: float | None = None
     last_event_at: float = 0.0
     text: str = ""
-    is_between: bool = False  # messages: the last is complete, and what comes next is another
+    is_between: bool = False  # messages: the last is complete, and more text is another one
     reasoning: str = ""
     reasoning_count: int = 0
     output: Plain = None
     error: ev.ErrorInfo | None = None
     usage: ev.Usage = ev.Usage()
-    usage_before: ev.Usage = (
-        ev.Usage()
-    )  # of the runs that this one goes on from; a part of its usage
+    usage_before: ev.Usage = ev.Usage()  # of the runs that this one resumes; a part of its usage
     tools: tuple[ToolCall, ...] = ()
     children: tuple[ChildSummary, ...] = ()
-    pending: tuple[ev.ApprovalRequested, ...] = ()  # what a person is being asked, oldest first
-    always: tuple[str, ...] = ()  # tools that a person has allowed for the rest of the run
-    steers: int = 0  # messages that came in,
-    steers_taken: int = 0  # and those that the agent has read
+    pending: tuple[ev.ApprovalRequested, ...] = ()  # open questions, oldest first
+    always: tuple[str, ...] = ()  # tools that are allowed for the rest of the run
+    steers: int = 0  # messages to the agent,
+    steers_taken: int = 0  # and those that it has read
     steered: tuple[Steered, ...] = ()
     is_steerable: bool = False  # whether the agent has ever looked for messages
     progress: ev.Progress | None = None
-    notices: tuple[str, ...] = ()  # what the run's card has to tell besides its status
+    notices: tuple[str, ...] = ()  # warnings for the run's card
     log: tuple[str, ...] = ()
     log_count: int = 0
     files: tuple[FileMade, ...] = ()
@@ -201,13 +199,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     detached_finished_at: float | None = None
     refused: int = 0  # what detached work still sent after the end
     event_count: int = 0
-    sequels: tuple[
-        tuple[int, str], ...
-    ] = ()  # runs that come from it: told by its store, not its log
-    is_brief: bool = False  # long fields are cut; the whole is in the log
-    unseen: str = (
-        ""  # why nobody here can say how it stands: a reader's word, neither folded nor stored
-    )
+    sequels: tuple[tuple[int, str], ...] = ()  # runs that come from it: from its store, not its log
+    is_brief: bool = False  # long fields are cut; the log has everything
+    unseen: str = ""  # why its status is unknown here; set by a reader, neither folded nor stored
 
     @property
     def is_live(self) -> bool:
@@ -216,7 +210,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
 
     @property
     def resumed_from(self) -> str | None:
-        """The id of the run that this one goes on from."""
+        """The id of the run that this one resumes."""
         origin = self.origin
         return origin.run_id if origin is not None and origin.kind == ev.RESUME else None
 
@@ -227,19 +221,19 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
 
     @property
     def own_usage(self) -> ev.Usage:
-        """What this run has used itself: not what the runs before it had, and nothing if it only shows another."""
+        """What this run has used itself, without the runs before it; nothing if it is a replay."""
         if self.is_replay:
             return ev.Usage()
         return self.usage.without(self.usage_before)
 
     @property
     def tool_count(self) -> int:
-        """How many tools were called, by the runs that this one goes on from too; of a whole record."""
+        """The number of tool calls, with those of the runs that this one resumes; only of a whole record."""
         return len(self.tools) + (0 if self.origin is None else self.origin.tools)
 
     @property
     def is_unknown(self) -> bool:
-        """Whether it looks live, and its kernel cannot be seen from here."""
+        """Whether it looks live, but its kernel cannot be reached from here."""
         return self.is_live and bool(self.unseen)
 
     @property
@@ -249,20 +243,18 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing more is to come: it has ended, and left nothing running."""
+        """Whether it has ended and left nothing running."""
         return not self.is_live and not self.still_running
 
     def elapsed_s(self, now: float) -> float | None:
-        """Return the seconds from the start to the end, or to `now` while it is live."""
+        """Return the seconds from start to end, or to `now` while it is live."""
         if self.started_at is None:
             return None
         return max(0.0, (self.ended_at or now) - self.started_at)
 
     def brief(self, head: int = BRIEF_HEAD) -> RunRecord:
         """Return the record with its long fields cut to `head` characters: what a list of runs needs."""
-        cut: dict[
-            str, Any
-        ] = {}  # only what has to be: most runs are small, and all come through here
+        cut: dict[str, Any] = {}  # only what is long: most runs are small
         if len(self.prompt) > head:
             cut["prompt"] = self.prompt[:head]
         if len(self.text) > head:
@@ -294,30 +286,18 @@ def _is_small(value: Plain, head: int) -> bool:
     return (
         value is None
         or isinstance(value, bool | int | float)
-        # Not by shown(): it folds white space, of which there may be a megabyte.
+        # Not by shown(): it folds white space, and there may be a megabyte of it.
         or len(value if isinstance(value, str) else msgspec.json.encode(value)) <= head
     )
 
 
+# What a record holds of what the log has in full: the last log lines and so many characters of each, the last files
+# and messages to the agent, and the last characters of a model's reasoning.
 LOG_LINES = 20
-"""How many of its last log lines a record holds; all of them are in the log."""
-
-
 LOG_WIDTH = 300
-"""Characters that it holds of each of them."""
-
-
 FILES = 10
-"""How many of the last files that the agent has made."""
-
-
 STEERED = 5
-"""How many of the last messages to the agent."""
-
-
 REASONING_TAIL = 4_000
-"""Characters that it holds of the end of a model's reasoning."""
-
 
 _CUT_SHORT = frozenset({RunStatus.CANCELLED, RunStatus.LOST})
 
@@ -326,12 +306,12 @@ _EMPTY = RunRecord()
 
 
 def fold(events: Iterable[ev.RunEvent], record: RunRecord = _EMPTY) -> RunRecord:
-    """Return the record after `events`, which are by seq and go on where `record` stands.
+    """Return the record after `events`, which are by seq and continue `record`.
 
     Raises
     ------
     ValueError
-        An event does not come next, or follows an ending. The intake lets neither through.
+        An event is not the next one, or follows an ending. The intake lets neither through.
     """
     draft = _Draft(record)
     for event in events:
@@ -343,19 +323,9 @@ class _Draft:
     """A record while a batch of events is folded into it: one copy per batch, not per event."""
 
     __slots__ = (
-        "changes",
-        "children",
-        "is_between",
-        "last_event_at",
-        "logs",
-        "next_seq",
-        "reasoning",
-        "record",
-        "status",
-        "text",
-        "tools",
-        "warnings",
-    )
+        "changes", "children", "is_between", "last_event_at", "logs", "next_seq", "reasoning", "record", "status",
+        "text", "tools", "warnings",
+    )  # fmt: skip
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
@@ -394,7 +364,7 @@ class _Draft:
             fold_one(self, data, event)
 
     def value(self, name: str) -> Any:
-        """Return a field as it stands."""
+        """Return the current value of a field."""
         return self.changes[name] if name in self.changes else getattr(self.record, name)
 
     def take_usage(self, usage: ev.Usage | None) -> None:
@@ -412,9 +382,9 @@ class _Draft:
         return self.children
 
     def _close_parts(self, status: RunStatus) -> None:
-        """Let nothing run on in a run that was ended from outside: its host had no time to say so.
+        """Close tools and child runs of a run that was ended from outside: its host had no time to report their ends.
 
-        What a lost run's tool did nobody knows; nobody has cancelled it. A child run goes with its parent's kernel.
+        The fate of a lost run's tools is unknown; they were not cancelled. A child run is lost with its parent.
         """
         is_lost = status is RunStatus.LOST
         tools = self.known_tools()
@@ -461,30 +431,18 @@ def _created(draft: _Draft, data: ev.RunCreated, event: ev.RunEvent) -> None:
 
 
 def _started(draft: _Draft, _data: ev.RunStarted, event: ev.RunEvent) -> None:
-    # A new attempt knows nothing of what an older one had asked, or was allowed.
+    # A new attempt does not know what an older one had asked, or was allowed.
     draft.changes.update(started_at=event.ts, attempt=event.attempt, pending=(), always=())
 
 
-def _completed_message(draft: _Draft, _data: ev.Message, _event: ev.RunEvent) -> None:
+def _message(draft: _Draft, _data: ev.Message, _event: ev.RunEvent) -> None:
     draft.is_between = True
-
-
-def _reasoned(draft: _Draft, data: ev.ReasoningDelta, _event: ev.RunEvent) -> None:
-    draft.reasoning.append(data.text)
-
-
-def _phase(draft: _Draft, data: ev.RunPhase, _event: ev.RunEvent) -> None:
-    draft.changes["phase"] = data.phase
 
 
 def _cancel_requested(draft: _Draft, data: ev.CancelRequested, event: ev.RunEvent) -> None:
     draft.changes.update(
         cause=data.cause, reason=data.reason, cancelled_by=data.by, cancel_requested_at=event.ts
     )
-
-
-def _cancel_escalated(draft: _Draft, data: ev.CancelEscalated, _event: ev.RunEvent) -> None:
-    draft.changes["rung"] = data.rung
 
 
 def _completed(draft: _Draft, data: ev.RunCompleted, event: ev.RunEvent) -> None:
@@ -512,18 +470,6 @@ def _lost(draft: _Draft, data: ev.RunLost, event: ev.RunEvent) -> None:
     draft.changes.update(ended_at=ended_at, cause=CancelCause.KERNEL_DIED, reason=data.reason)
 
 
-def _used(draft: _Draft, data: ev.Usage, _event: ev.RunEvent) -> None:
-    draft.changes["usage"] = data
-
-
-def _progress(draft: _Draft, data: ev.Progress, _event: ev.RunEvent) -> None:
-    draft.changes["progress"] = data
-
-
-def _checkpoint(draft: _Draft, data: ev.Checkpoint, _event: ev.RunEvent) -> None:
-    draft.changes["checkpoint"] = data
-
-
 def _artifact(draft: _Draft, data: ev.Artifact, _event: ev.RunEvent) -> None:
     if data.id.startswith(ev.FILE_ID):
         made = (*draft.value("files"), FileMade(data.name, data.size))
@@ -533,13 +479,13 @@ def _artifact(draft: _Draft, data: ev.Artifact, _event: ev.RunEvent) -> None:
 def _log(draft: _Draft, data: ev.Log, event: ev.RunEvent) -> None:
     if data.level == "warning":
         draft.warnings.append(data.text)
-    if event.attempt > 0:  # a notice of the session's is no line of the agent's
+    if event.attempt > 0:  # the session's own notices are not the agent's lines
         draft.logs.append(data.text)
 
 
 def _detached_finished(draft: _Draft, data: ev.DetachedFinished, event: ev.RunEvent) -> None:
     detached, known = draft.value("detached"), draft.value("detached_finished")
-    # One of them, or all together: their host then names them as it likes.
+    # One of them, or all together: then the host names them as it likes.
     names = (data.name,) if data.name in detached else detached or (data.name,)
     draft.changes.update(
         detached_finished=(*known, *(name for name in names if name not in known)),
@@ -563,7 +509,7 @@ def _tool_progress(draft: _Draft, data: ev.ToolProgress, _event: ev.RunEvent) ->
 
 def _tool_finished(draft: _Draft, data: ev.ToolFinished, event: ev.RunEvent) -> None:
     tools = draft.known_tools()
-    # An end without its start is tolerated: some frameworks tell only ends.
+    # An end without its start is tolerated: some frameworks report only ends.
     known = tools.get(data.id) or ToolCall(data.id, data.id, started_at=event.ts)
     tools[data.id] = msgspec.structs.replace(
         known, status=data.status, result=data.result, ms=data.ms
@@ -596,10 +542,6 @@ def _answered(draft: _Draft, data: ev.ApprovalResolved, _event: ev.RunEvent) -> 
         draft.changes["always"] = (*always, *(tool for tool in tools if tool not in always))
 
 
-def _steer_ready(draft: _Draft, _data: ev.SteerReady, _event: ev.RunEvent) -> None:
-    draft.changes["is_steerable"] = True
-
-
 def _steered(draft: _Draft, data: ev.Steer, event: ev.RunEvent) -> None:
     number = draft.value("steers") + 1
     message = Steered(number, shown(data.text, LOG_WIDTH), data.by, data.id, event.ts)
@@ -620,16 +562,16 @@ def _steer_taken(draft: _Draft, data: ev.SteerTaken, event: ev.RunEvent) -> None
 
 _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.RunCreated: _created,
-    ev.Message: _completed_message,
+    ev.Message: _message,
     ev.RunStarted: _started,
-    ev.RunPhase: _phase,
-    ev.ReasoningDelta: _reasoned,
+    ev.RunPhase: lambda draft, data, _event: draft.changes.update(phase=data.phase),
+    ev.ReasoningDelta: lambda draft, data, _event: draft.reasoning.append(data.text),
     ev.RunCompleted: _completed,
     ev.RunFailed: _failed,
     ev.RunCancelled: _cancelled,
     ev.RunLost: _lost,
     ev.CancelRequested: _cancel_requested,
-    ev.CancelEscalated: _cancel_escalated,
+    ev.CancelEscalated: lambda draft, data, _event: draft.changes.update(rung=data.rung),
     ev.DetachedFinished: _detached_finished,
     ev.ToolStarted: _tool_started,
     ev.ToolProgress: _tool_progress,
@@ -637,23 +579,23 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.ApprovalRequested: _asked,
     ev.ApprovalResolved: _answered,
     ev.Steer: _steered,
-    ev.SteerReady: _steer_ready,
+    ev.SteerReady: lambda draft, _data, _event: draft.changes.update(is_steerable=True),
     ev.SteerTaken: _steer_taken,
     ev.ChildStarted: _child_started,
     ev.ChildFinished: _child_finished,
-    ev.Usage: _used,
-    ev.Progress: _progress,
-    ev.Checkpoint: _checkpoint,
+    ev.Usage: lambda draft, data, _event: draft.changes.update(usage=data),
+    ev.Progress: lambda draft, data, _event: draft.changes.update(progress=data),
+    ev.Checkpoint: lambda draft, data, _event: draft.changes.update(checkpoint=data),
     ev.Artifact: _artifact,
     ev.Log: _log,
 }
 
 
-"""What is not listed, and what is of an unknown type, is in the log only."""
+"""Other events, also those of unknown types, are in the log only."""
 
 
 def _last_lines(texts: list[str]) -> list[str]:
-    """Return the last lines of these texts, cut; what stands before them is not looked at, for it may be much."""
+    """Return the last lines of these texts, cut; what precedes them is not looked at, for it may be large."""
     lines: list[str] = []
     for text in reversed(texts):
         end = len(text)
@@ -665,6 +607,6 @@ def _last_lines(texts: list[str]) -> list[str]:
 
 
 def _cut_line(line: str) -> str:
-    # A terminal shows what stands behind the last bare return. Cut twice: escape codes are made nothing of.
+    # A terminal shows what follows the last bare return. Cut twice: escape codes disappear in between.
     line = printable(line.rstrip("\r").rpartition("\r")[2][: 4 * LOG_WIDTH])
     return line if len(line) <= LOG_WIDTH else line[: LOG_WIDTH - 1] + "…"
