@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nbrun.cli.output import CommandError, relative, say, say_table
 from nbrun.cli.runs import opened
 from nbrun.core.clock import SystemClock
-from nbrun.core.durations import duration
+from nbrun.core.quantities import duration
 from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.store.location import store_path

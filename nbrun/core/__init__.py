@@ -11,7 +11,6 @@ from nbrun.core.cancellation import (
 )
 from nbrun.core.checkpoint import Restored, State, Turn, turns_of
 from nbrun.core.clock import Clock, IdGenerator, SequentialIds, SystemClock, TimeOrderedIds
-from nbrun.core.durations import duration, duration_s
 from nbrun.core.errors import (
     Action, AgentNotFound, ArtifactLost, BadOption, BadRecording, Cancelled, Fix, IdConflict,
     Interrupted, NbrunError, NoResult, NotPending, NotResumable, PackageMissing, RunCancelled,
@@ -22,7 +21,7 @@ from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_g
 from nbrun.core.latches import Latch, LoopLatch
 from nbrun.core.line_buffer import LineBuffer, Printed
 from nbrun.core.options import RunOptions, trusted
-from nbrun.core.quantities import counted, moment, money, size_words
+from nbrun.core.quantities import counted, duration, duration_s, moment, money, size_words
 from nbrun.core.record import (
     ChildSummary, LIVE, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, between, fold,
     is_admitted, next_status,

@@ -1,4 +1,4 @@
-"""Money, sizes, counts and moments as text, written one way everywhere; durations are in `durations`."""
+"""Money, sizes, counts, moments and durations as text, written one way everywhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from nbrun.core.errors import BadOption
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def counted(count: int, noun: str) -> str:
@@ -62,3 +64,42 @@ def moment(at: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
 def date_and_time(at: float) -> str:
     """Return epoch seconds as local time, for a sentence: `30 Nov 2026, 17:34`."""
     return moment(at, "%d %b %Y, %H:%M").removeprefix("0")
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
+    if not seconds < 1e11:  # also NaN, in another's file
+        return "ages"
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def duration_s(text: str, what: str = "duration") -> float:
+    """Return `90s`, `10m`, `1h30m`, `2d` or plain seconds as seconds.
+
+    Raises
+    ------
+    BadOption
+        It isn't a duration, or not greater than zero.
+    """
+    signed = text.replace(" ", "")
+    compact = signed.removeprefix("-")
+    parts = list(_DURATION.finditer(compact))
+    if not parts or "".join(part.group() for part in parts) != compact:
+        raise BadOption(f"'{text}' isn't a duration; use for example 90s, 10m or 1h30m")
+    seconds = sum(float(part.group(1)) * _UNITS[part.group(2) or "s"] for part in parts)
+    if compact != signed or not seconds:
+        raise BadOption(f"The {what} must be greater than zero, for example 90s")
+    if seconds > 366 * 86_400:
+        raise BadOption(f"'{text}' is too long; use at most a year")
+    return seconds

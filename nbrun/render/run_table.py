@@ -10,7 +10,7 @@ from enum import Flag, auto
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.core import durations
+from nbrun.core import quantities
 from nbrun.core.quantities import moment
 from nbrun.core.text import printable
 from nbrun.core.values import shown
@@ -77,7 +77,7 @@ def _agent(row: Row) -> str:
 def _elapsed(row: Row) -> str:
     ended_at = row.record.ended_at
     seconds = None if ended_at is None else row.record.elapsed_s(ended_at)
-    return "" if seconds is None else durations.duration(seconds)
+    return "" if seconds is None else quantities.duration(seconds)
 
 
 def _output(row: Row) -> str:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbrun.core.cancellation import CancelCause, Rung
-from nbrun.core.durations import duration
 from nbrun.core.errors import Action, Fix
 from nbrun.core.events import CONTINUE, REPLAY, RESUME, RETRY
-from nbrun.core.quantities import counted, moment, money, size_words
+from nbrun.core.quantities import counted, duration, moment, money, size_words
 from nbrun.core.record import GIVEN_UP, UNLOAD, ChildSummary, RunRecord, RunStatus, Steered
 from nbrun.core.text import printable, visible
 from nbrun.core.values import readable, shown

@@ -6,8 +6,8 @@ from datetime import date, datetime, time, timedelta
 
 import msgspec
 
-from nbrun.core.durations import duration_s
 from nbrun.core.errors import BadOption
+from nbrun.core.quantities import duration_s
 from nbrun.core.record import BRIEF_HEAD, RunRecord, RunStatus
 from nbrun.core.values import readable
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.core.durations import duration
+from nbrun.core.quantities import duration
 from nbrun.core.values import shown
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import traitlets
 
-from nbrun.core.durations import duration
+from nbrun.core.quantities import duration
 from nbrun.core.record import RunStatus
 from nbrun.store.diagnosis import MARKS, Finding, Sign, kept, served, set_aside, tried, versions
 from nbrun.ui.cards.esm import page_module

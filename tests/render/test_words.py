@@ -13,7 +13,7 @@ import pytest
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
-from nbrun.core.durations import duration
+from nbrun.core.quantities import duration
 from nbrun.core.record import UNLOAD, Steered
 from nbrun.render.static_card import bundle
 from nbrun.render.words import (

@@ -15,10 +15,10 @@ from nbrun.agents import ALLOW, DENY, by_name, registered
 from nbrun.agents.python_cell import TARGET as CELL_TARGET, PythonCell, check_code
 from nbrun.core.cancellation import CancelOutcome, CancelReceipt
 from nbrun.core.commands import FILTERS, asks_for_help, close_to
-from nbrun.core.durations import duration
 from nbrun.core.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.core.events import CONTINUE
 from nbrun.core.options import defaults
+from nbrun.core.quantities import duration
 from nbrun.core.record import Steered
 from nbrun.core.text import printable
 from nbrun.core.values import shown

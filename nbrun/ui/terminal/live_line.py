@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nbrun.agents import ALLOW, DENY
 from nbrun.core import events as ev, values
-from nbrun.core.durations import duration
 from nbrun.core.errors import UserError
+from nbrun.core.quantities import duration
 from nbrun.core.text import printable, visible
 from nbrun.render import static_card, words
 from nbrun.sessions.control import check_edited

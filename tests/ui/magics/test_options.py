@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nbrun.core.commands import Argument
-from nbrun.core.durations import duration_s
 from nbrun.core.errors import BadOption
 from nbrun.core.options import choices, defaults
+from nbrun.core.quantities import duration_s
 from nbrun.ui.magics.manual import help_text
 from nbrun.ui.magics.options import LINE, OPTIONS
 from nbrun.ui.magics.parsing import read_cell as request, read_line
