@@ -179,23 +179,24 @@ def read_runs(
     changed them: check the records of what is returned. A run without an agent was written by an older version,
     which may still be running.
     """
-    status, name, since, agent = None, None, None, None
-    live = ""
-    if query is not None:
-        status, name, agent = query.status, query.name, query.agent
-        since = None if query.since is None else round(query.since * 1_000_000)
-        if (
-            query.is_unknown or status in LIVE
-        ):  # spelled out, it lets SQLite use the index of live runs
-            live = " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
     last, count = _GREATEST if before is None else before - 1, -1 if limit is None else limit
+    values: list[object] = [last]
+    where = "r.number <= ?"
+    if query is not None:
+        for condition, value in (
+            ("r.status = ?", query.status),
+            ("r.name = ?", query.name),
+            ("r.created_at >= ?", None if query.since is None else round(query.since * 1_000_000)),
+            ("(? IN (r.agent, r.model) OR r.agent IS NULL)", query.agent),
+        ):
+            if value is not None:
+                where, values = f"{where} AND {condition}", [*values, value]
+        # Spelled out, this lets SQLite use the index of live runs.
+        if query.is_unknown or query.status in LIVE:
+            where += " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
     try:
         rows = connection.execute(
-            f"{_COLUMNS} WHERE r.number <= ?1 AND (?2 IS NULL OR r.status = ?2) AND (?3 IS NULL OR r.name = ?3)"
-            " AND (?4 IS NULL OR r.created_at >= ?4)"
-            f" AND (?5 IS NULL OR ?5 IN (r.agent, r.model) OR r.agent IS NULL){live}"
-            " ORDER BY r.number DESC LIMIT ?6",
-            (last, status, name, since, agent, count),
+            f"{_COLUMNS} WHERE {where} ORDER BY r.number DESC LIMIT ?", [*values, count]
         )
         return [_stored(connection, row) for row in rows]
     except sqlite3.DataError:  # some text is longer than the limit: leave that run out
