@@ -16,7 +16,7 @@ from tests.browser.clicks import Row, table
 from tests.browser.lab import LabNotebook, LabServer, Source
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
-ROWS = pytest.StashKey[list[Row]]()
+CLICKS = "clicks"  # the property of a test that holds what its clicks took
 TIMEOUT_S = 180  # a journey through Lab takes 30 to 60 seconds on a busy machine with two cores
 
 
@@ -41,11 +41,12 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show how long a click on Cancel took to the agent's token."""
-    if rows := config.stash.get(ROWS, []):
+    reports = terminalreporter.getreports("passed")
+    properties = [each for report in reports for each in report.user_properties]
+    rows = [Row(title, tuple(seconds)) for name, (title, seconds) in properties if name == CLICKS]
+    if rows:
         terminalreporter.section("click on Cancel to the agent's token")
         for line in table(rows):
             terminalreporter.write_line(line)

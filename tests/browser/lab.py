@@ -438,7 +438,7 @@ class LabNotebook:
         """Keep a picture of the page, for a failure before a test has its hands on it."""
         folder = Path(__file__).parent / "screenshots"
         folder.mkdir(exist_ok=True)
-        self.page.screenshot(path=folder / f"{self._workspace}.png")
+        self.page.screenshot(path=folder / f"{self._workspace}-{self.server.port}.png")
 
     def close(self) -> None:
         """Close the page and end the kernel; the file stays."""

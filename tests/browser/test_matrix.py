@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser
 
 from tests import kernels
 from tests.browser.clicks import CELLS, MANY, STATES, ClickPage, Row
-from tests.browser.conftest import ROWS
+from tests.browser.conftest import CLICKS
 from tests.browser.lab import LabNotebook, LabServer
 from tests.browser.notebook7 import Notebook7
 
@@ -24,6 +24,8 @@ ORDINARY = [page for page in ALL if page[0] == "Lab" or page[1] == kernels.NEWES
 # waits for the cell's end. (7.4 replies to a click in the shell that it last sent from.)
 COMM_PASSES_A_CELL = ("7.3",)
 
+Note = Callable[[Row], None]
+
 
 @pytest.fixture(scope="module")
 def page(request: pytest.FixtureRequest, browser: Browser, lab: LabServer) -> Iterator[ClickPage]:
@@ -34,9 +36,9 @@ def page(request: pytest.FixtureRequest, browser: Browser, lab: LabServer) -> It
 
 
 @pytest.fixture
-def rows(request: pytest.FixtureRequest) -> list[Row]:
-    """What this session has measured; shown at its end."""
-    return request.config.stash.setdefault(ROWS, [])
+def note(record_property: Callable[[str, object], None]) -> Note:
+    """Keeps what clicks have taken; it is shown at the end of the session."""
+    return lambda row: record_property(CLICKS, (row.title, row.seconds))
 
 
 def pages(params: list[tuple[str, str]]) -> pytest.MarkDecorator:
@@ -47,31 +49,29 @@ def pages(params: list[tuple[str, str]]) -> pytest.MarkDecorator:
 
 @pages(ORDINARY)
 @pytest.mark.parametrize("state", STATES)
-def test_a_click_is_heard_before_the_cell_ends(
-    page: ClickPage, rows: list[Row], state: str
-) -> None:
+def test_a_click_is_heard_before_the_cell_ends(page: ClickPage, note: Note, state: str) -> None:
     """The agent's token fires, and the card says so, while the main thread is as it was at the click."""
     page.show()
     with page.busy(state):
         page.click()
         page.expect_cancelled()
-    rows.append(page.row(state))
-    assert len(rows[-1].seconds) == 1
+    row = page.row(state)
+    note(row)
+    assert len(row.seconds) == 1
 
 
 @pytest.mark.matrix
 @pages(ALL)
 @pytest.mark.parametrize("state", STATES)
-def test_every_click_is_heard_before_the_cell_ends(
-    page: ClickPage, rows: list[Row], state: str
-) -> None:
+def test_every_click_is_heard_before_the_cell_ends(page: ClickPage, note: Note, state: str) -> None:
     """The same for many clicks in a row, each on the card of another run."""
     page.show(MANY)
     with page.busy(state):
         page.click()
         page.expect_cancelled(MANY)
-    rows.append(page.row(state))
-    assert len(rows[-1].seconds) == MANY
+    row = page.row(state)
+    note(row)
+    assert len(row.seconds) == MANY
 
 
 @pages(ORDINARY)

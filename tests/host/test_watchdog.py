@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -98,9 +97,8 @@ def test_a_blocked_run_that_is_cancelled_ends_with_its_name(
     run = session.start(blocks)
     assert blocks.entered.wait(BOUND_S)
     receipt = run.cancel()
-    began = time.monotonic()
     assert receipt.wait(BOUND_S)
-    assert time.monotonic() - began < 0.2 + 1.0 + 1.0  # a starved machine gets one second more
+    assert not blocks.gate.is_set()  # the block goes on
     assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ("Blocks",))
     blocks.gate.set()
     assert session.start(agents.instant).wait(BOUND_S)

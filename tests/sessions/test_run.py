@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
@@ -241,13 +240,11 @@ def test_a_run_says_that_it_is_being_cancelled(session: NotebookSession) -> None
 
 
 def test_a_cancel_does_not_wait_for_a_busy_loop(session: NotebookSession) -> None:
-    """The token has fired within milliseconds of the call, whatever the host is doing."""
+    """The token has fired when the call returns, whatever the host is doing."""
     blocker = agents.BlockingLoop()
     run = session.start(blocker)
     assert blocker.entered.wait(BOUND_S)
-    began = time.monotonic()
     run.cancel()
-    assert time.monotonic() - began < 0.1
     assert run.live is not None
     assert run.live.token.cancelled
     blocker.gate.set()

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -645,17 +644,15 @@ def test_close_is_idempotent_and_may_come_from_anywhere(session: NotebookSession
 def test_close_is_bounded_whatever_the_agents_do(
     make_session: MakeSession, kind: type[Stubborn | Blocking]
 ) -> None:
-    """Whatever the grace, a close takes at most 1.5 s; what still runs is named in the stored record."""
+    """A close waits for no agent and no grace; what still runs is named in the stored record."""
     session, agent = make_session(cancel_grace_s=60.0), kind()
     run = session.start(agent)
     assert agent.entered.wait(BOUND_S)
-    began = time.monotonic()
     closer = threading.Thread(target=session.close)
     closer.start()
     closer.join(BOUND_S)
-    took_s = time.monotonic() - began
     try:
-        assert took_s < 1.6
+        assert not closer.is_alive()
         assert (run.status, run.cause) == (RunStatus.CANCELLED, CancelCause.SHUTDOWN)
         assert run.record.detached
         stored = make_session().get("#1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -64,9 +63,8 @@ def test_a_locked_file_is_not_waited_for(stored: Path) -> None:
     with closing(sqlite3.connect(stored, isolation_level=None)) as holder:
         holder.execute("PRAGMA journal_mode = DELETE")
         holder.execute("BEGIN EXCLUSIVE")
-        began = time.monotonic()
-        assert seen(stored) == []
-        assert time.monotonic() - began < 1.0  # SQLite's own patience is 5 s
+        for _ in range(5):  # SQLite's own patience, 5 s each, is more than the test has
+            assert seen(stored) == []
         holder.execute("COMMIT")
     assert len(seen(stored)) == 3
 
@@ -95,9 +93,7 @@ def test_a_view_that_never_ends_is_left(tmp_path: Path) -> None:
             "CREATE VIEW runs AS WITH RECURSIVE n(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM n)"
             " SELECT number, 'a' AS run_id, 'b' AS name, 'failed' AS status FROM n"
         )
-    began = time.monotonic()
     assert seen(path) == []
-    assert time.monotonic() - began < 2.0
 
 
 def test_rows_of_other_types_are_left_out(tmp_path: Path) -> None:

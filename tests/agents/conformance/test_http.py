@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator
 
 import psutil
@@ -19,8 +18,6 @@ from tests.agents.conformance.subject import PROMPT, Subject, subjects
 from tests.fakes.agents import BOUND_S
 from tests.fakes.openai_server import MODEL, OpenAIServer, says_tea
 from tests.fakes.people import until
-
-HANG_UP_S = 0.3
 
 SUBJECTS = {name: subject for name, subject in subjects().items() if subject.has_http}
 
@@ -69,32 +66,22 @@ def test_an_answer_is_streamed(session: NotebookSession, subject: Subject) -> No
 
 
 def test_a_cancel_hangs_up_and_leaves_nothing(session: NotebookSession, subject: Subject) -> None:
-    """Within the time, with no task, thread or socket left."""
+    """The provider hears of it, and no task, thread or socket is left."""
     threads = set(threading.enumerate())
-    took_s = [hung_up_s(session, subject)]
-    while took_s[-1] >= HANG_UP_S and len(took_s) < 3:  # a starved machine may be late now and then
-        took_s.append(hung_up_s(session, subject))
-    assert min(took_s) < HANG_UP_S, took_s
-    left = {t.name for t in set(threading.enumerate()) - threads if not t.name.startswith("nbrun-")}
-    assert left == set()
-    assert not any(t.name.startswith("nbrun-agent-") for t in threading.enumerate())
-
-
-def hung_up_s(session: NotebookSession, subject: Subject) -> float:
-    """Return how long a cancel took to reach the provider, in seconds; nothing is left of that run."""
     with OpenAIServer() as server:
         run = session.start(subject.over_http(server.url, MODEL), PROMPT)
         until(run, lambda record: "word5" in record.text)
-        asked_at = time.monotonic()
         run.cancel()
-        took_s = server.wait_hung_up() - asked_at
+        server.wait_hung_up()
         assert run.wait(BOUND_S)
         assert run.status is RunStatus.CANCELLED
         assert (run.record.detached, run.error) == ((), None)
         assert session.start(looks_around).result(BOUND_S) == []
         assert sockets_to(server.port) == 0
     log.check(run)
-    return took_s
+    left = {t.name for t in set(threading.enumerate()) - threads if not t.name.startswith("nbrun-")}
+    assert left == set()
+    assert not any(t.name.startswith("nbrun-agent-") for t in threading.enumerate())
 
 
 def test_a_provider_that_asks_for_time_is_told_of(
@@ -122,7 +109,7 @@ def test_a_cancel_gets_through_while_a_provider_has_us_wait(
         run = session.start(agent, PROMPT)
         until(run, lambda record: bool(record.notices))
         run.cancel()
-        assert run.wait(HANG_UP_S * 10)
+        assert run.wait(BOUND_S)
         assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
         session.start(lambda: subject.hang_up(agent)).result(BOUND_S)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import statistics
-import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -369,24 +367,3 @@ def test_an_error_does_not_surface(
     completion.open()
     assert "pow" in completed(shell, "%%agentrun po")  # so others are asked
     assert capsys.readouterr() == ("", "")  # IPython would print a traceback
-
-
-def test_it_is_quick_with_many_runs_and_names(make_session: MakeSession, shell: Shell) -> None:
-    """Three hundred runs, of which a hundred are live, and a thousand names: within 50 ms of CPU."""
-    session = make_session(max_concurrent=1)
-    for _ in range(200):
-        session.start(agents.instant, "x", name="short").wait(BOUND_S)
-    gate = Held()
-    for number in range(100):
-        session.start(gate, "x", name=f"long {number}")
-    shell.user_ns |= {f"agent_{number}": agents.instant for number in range(1000)}
-    completion = Completion(shell, session)
-    for text in ("%agentrun cancel ", "%agentrun show ", "%%agentrun agent_7"):
-        took = []
-        for _ in range(5):
-            began = time.process_time()
-            assert offered(completion, text)
-            took.append(time.process_time() - began)
-        assert statistics.median(took) < 0.05, text
-    session.cancel_all()
-    gate.let_go()
