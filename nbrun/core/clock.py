@@ -37,9 +37,7 @@ class SystemClock:
             return wall
         return held
 
-    def monotonic(self) -> float:
-        """Return seconds that only go forward."""
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
 
 
 class IdGenerator(Protocol):

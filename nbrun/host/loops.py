@@ -45,6 +45,7 @@ class LoopThread:
         self.context = Context()  # of callbacks that need none: a copy for each costs memory
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
+        self.ident = self._thread.ident  # of the thread
 
     def spawn(
         self, work: Coroutine[Any, Any, Any], name: str, context: Context | None = None

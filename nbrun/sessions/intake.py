@@ -83,11 +83,10 @@ class Intake:
     def open(self, live: LiveRun, created: ev.RunCreated) -> None:
         """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
         now = self._clock.now()
-        with guarded():
-            with self._lock:
-                self.runs[live.run_id] = live
-                self._items.append((live, created, now, _PLAIN_WEIGHT))
-            self.wake(is_urgent=True)
+        with self._lock:  # a start is guarded as a whole
+            self.runs[live.run_id] = live
+            self._items.append((live, created, now, _PLAIN_WEIGHT))
+        self.wake(is_urgent=True)
 
     def live(self) -> list[LiveRun]:
         """Return the runs that have not ended, oldest first."""

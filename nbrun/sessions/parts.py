@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nbrun.core.cancellation import CancelToken
-from nbrun.core.record import RunStatus
-from nbrun.render.words import queued_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from nbrun.core.redaction import SecretRegistry
     from nbrun.sessions.control import Control
     from nbrun.sessions.intake import Intake
-    from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.scheduler import Scheduler
     from nbrun.store.session_store import SessionStore
 
@@ -43,13 +40,6 @@ class Parts:
     close: Callable[[], object]
     token: CancelToken = field(default_factory=CancelToken)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    is_begun: bool = False  # whether its threads run
     is_closed: bool = False
     is_reentrant: bool = False  # whether agents may call `asyncio.run()` on their loop
-
-    def queue_words(self, live: LiveRun) -> str | None:
-        """Return what a queued run waits for, in words; None if it does not wait."""
-        place = self.scheduler.place(live)
-        if place is None:
-            return None
-        asking = sum(one.record.status is RunStatus.WAITING for one in self.intake.live())
-        return queued_words(*place, asking)

@@ -25,7 +25,7 @@ from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.text import printable
 from nbrun.core.values import revived, shown
 from nbrun.render.results import load_object, view_of
-from nbrun.render.words import run_ref, status_words, title
+from nbrun.render.words import queued_words, run_ref, status_words, title
 from nbrun.sessions.live_run import each_event, poll, poll_softly
 from nbrun.store.payloads import is_in_file, restored, whole, whole_run
 from nbrun.store.session_store import ReadOnlyStore
@@ -176,7 +176,7 @@ class Run:
         record = self.glance
         place = None
         if self.live is not None and record.status is RunStatus.QUEUED:
-            place = self._parts.queue_words(self.live)
+            place = queue_words(self._parts, self.live)
         return place or status_words(record)
 
     @property
@@ -641,3 +641,12 @@ class Run:
         return printable(
             f"<Run {number}{shown(self.name, 120)}: {shown(self.status_words(), 300)}>"
         )
+
+
+def queue_words(parts: Parts, live: LiveRun) -> str | None:
+    """Return what a queued run waits for, in words; None if it does not wait."""
+    place = parts.scheduler.place(live)
+    if place is None:
+        return None
+    asking = sum(one.record.status is RunStatus.WAITING for one in parts.intake.live())
+    return queued_words(*place, asking)

@@ -134,14 +134,10 @@ class Scheduler:
         self._places: dict[str, _Host] = {}
 
     @property
-    def is_begun(self) -> bool:
-        """Whether the host's thread was started."""
-        return bool(self._hosts)
-
-    @property
     def is_on_loop(self) -> bool:
         """Whether this code runs on a loop that drives runs."""
-        return any(host.thread.is_current for host in self._hosts)
+        ident = threading.get_ident()
+        return any(host.thread.ident == ident for host in self._hosts)
 
     def begin(self, sink: Sink) -> None:
         """Start the host's thread and open the executor on it."""
@@ -275,7 +271,8 @@ class Scheduler:
 
     def _send_out(self) -> None:
         """Submit all that waits to go out, in one batch, to the host on whose loop this runs."""
-        host = next((host for host in self._hosts if host.thread.is_current), None)
+        ident = threading.get_ident()
+        host = next((host for host in self._hosts if host.thread.ident == ident), None)
         if host is None:  # it was let go of; another has been told as well
             return
         attempts: list[Attempt] = []

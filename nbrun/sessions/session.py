@@ -26,7 +26,7 @@ from nbrun.sessions.parts import Parts
 from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
 from nbrun.sessions.scheduler import Scheduler
-from nbrun.sessions.start import Starter, StartOptions, read_options, takes
+from nbrun.sessions.start import Starter, StartOptions, takes
 from nbrun.store.filters import Since, read_query
 from nbrun.store.location import notebook_path, places_for
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
@@ -144,7 +144,7 @@ class NotebookSession:
         AgentNotFound, BadOption, IdConflict, RunRejected, SessionClosed
             Nothing was started, and nothing is left behind.
         """
-        return self._starter.start(agent, prompt, read_options(options))
+        return self._starter.start(agent, prompt, options)
 
     @guarded()  # as above
     def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
@@ -170,7 +170,7 @@ class NotebookSession:
         if run.store is not self.store:
             raise NotResumable(f"{run!r} is of another store; go on from it there")
         plan = PLANS[kind](run, self.get, agent, self.find_agent, options)
-        following = self._starter.start(plan.agent, plan.prompt, read_options(plan.options))
+        following = self._starter.start(plan.agent, plan.prompt, plan.options)
         if self.on_followed is not None:
             self.on_followed(run)
         return following
@@ -361,7 +361,7 @@ class NotebookSession:
         # A host in this process has told its budget already, and totals may be told twice; another could not.
         if live.budget is not None and any(isinstance(event.data, ev.Usage) for event in events):
             live.budget.note_usage(record.usage)
-        if not record.is_live and any(event.data.TYPE in ev.END_TYPES for event in events):
+        if any(event.data.TYPE in ev.END_TYPES for event in events):
             live.token.release()
             self.parts.scheduler.note_end(live)
             self.parts.control.forget(live)
@@ -424,7 +424,7 @@ class NotebookSession:
         self.store.close(0.3, self.parts.intake)
         for observer in self._observers:
             observer.close(0.05)
-        if self.parts.scheduler.is_begun:
+        if self.parts.is_begun:
             capture.remove()
             self.parts.scheduler.close(0.1)
             atexit.unregister(self.close)

@@ -158,8 +158,9 @@ class Starter:
         # One object each for all runs.
         self._child_starter, self._on_fired = self._start_child, parts.control.note_fired
 
-    def start(self, agent: object, prompt: str, options: StartOptions) -> Run:
+    def start(self, agent: object, prompt: str, given: Mapping[str, Any]) -> Run:
         """Start a run and return its handle; raises as `NotebookSession.start()` says."""
+        options = read_options(given)
         parts, scheduler = self._parts, self._parts.scheduler
         plan = _plan(agent, prompt, options, parts.session_id)
         created = plan.created
@@ -191,7 +192,7 @@ class Starter:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused:
                 return self._take_back(live, created)
-            for notice in (behind, parts.store.problem, *parts.store.take_unreported()):
+            for notice in (behind, *parts.store.notices()):
                 if notice is not None:
                     parts.intake.emit(live, ev.Log(notice, "warning"))
             # A run that another run starts does not wait: the other may be waiting for it, with its place.
@@ -206,8 +207,9 @@ class Starter:
     def _begin(self) -> None:
         """Start the threads of the session, with its first run."""
         parts = self._parts
-        if parts.scheduler.is_begun:
+        if parts.is_begun:
             return
+        parts.is_begun = True
         notebook = None if parts.notebook is None else str(parts.notebook)
         writer = parts.store.begin(parts.intake, session_id=parts.session_id, notebook=notebook)
         parts.intake.wake = writer.wake
@@ -273,7 +275,7 @@ class Starter:
         given = {"answerable": answerable, **options, "parent": above}
         given["approve"] = _strictest(approve, options.get("approve", approve))
         with guarded():
-            run = self.start(agent, prompt, read_options(given))
+            run = self.start(agent, prompt, given)
         if run.parent_id not in (parent.run_id, None):
             raise IdConflict(f"{run!r} is another run's child; give this one an id of its own")
         if run.live is None or not run.live.is_child:
@@ -376,13 +378,13 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
         raise BadOption(f"the name '{name}' would refer to a run by number; give another name")
     adapter = find_adapter(agent)
     adapter.check(agent)
-    label = adapter.label(agent)
+    label, target = clean_text(adapter.label(agent)), target and clean_text(target)
     # Many agents have no name but the one that they have in the notebook.
     known_as = target if target is not None and target.isidentifier() else label
     created = ev.RunCreated(
         session_id=session_id,
-        name=clean_text(name or known_as),
-        agent=clean_text(label),
+        name=known_as if name is None else clean_text(name),
+        agent=label,
         prompt=clean_text(prompt),
         parent_id=None if options.parent is None else options.parent.id,
         cell_id=options.cell_id,
@@ -391,7 +393,7 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
             clean_text(str(key)): clean_text(str(value))
             for key, value in (options.tags or {}).items()
         },
-        target=target and clean_text(target),
+        target=target,
         options={**options.recorded(), **({} if options.id is None else {ev.ONCE: True})},
     )
     if predecessor is not None:

@@ -141,10 +141,11 @@ class SessionStore(StoredRuns):
     def _write_connection(self) -> sqlite3.Connection | None:
         return self._database.connection
 
-    def take_unreported(self) -> list[str]:
-        """Return the incidents that no run has reported yet."""
-        unreported = self._database.unreported
-        return [unreported.popleft() for _ in range(len(unreported))]
+    def notices(self) -> list[str]:
+        """Return what the card of a new run should say of the store: each incident is reported once."""
+        problem, news = self._database.problem, self._database.unreported
+        incidents = [news.popleft() for _ in range(len(news))]
+        return incidents if problem is None else [problem, *incidents]
 
     def open_existing(self, *, sets_aside: bool = False) -> None:
         """Open the file if there is one, and mark the live-looking runs of dead kernels as lost.

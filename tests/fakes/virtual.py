@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import Context
@@ -163,6 +164,11 @@ class VirtualThread(LoopThread):
     def is_current(self) -> bool:
         """Whether this is its turn, or somebody closes it, who then does not wait for it."""
         return self.is_stepping or self.is_closing
+
+    @property
+    def ident(self) -> int:  # type: ignore[override]  # it changes
+        """The thread that this is called on, where that counts as the loop's."""
+        return threading.get_ident() if self.is_current else 0
 
     def step(self) -> None:
         """Run the next callback."""

@@ -18,6 +18,7 @@ import traitlets
 from nbrun.core.record import RunStatus
 from nbrun.render.static_card import bundle
 from nbrun.render.words import question_lines, title, with_sequels
+from nbrun.sessions.run import queue_words
 from nbrun.ui.cards.esm import page_module, page_style
 from nbrun.ui.cards.markdown_blocks import Blocks
 from nbrun.ui.cards.view import TOOL_LIMIT, view
@@ -350,7 +351,7 @@ class CardBoard:
         """Return what the card shows; without `blocks`, which take their time, its text is as it came."""
         record = with_sequels(live.record, sequels)
         is_queued = record.status is RunStatus.QUEUED
-        words = self._session.parts.queue_words(live) if is_queued else None
+        words = queue_words(self._session.parts, live) if is_queued else None
         now, children = self._session.clock.now(), self._live_children(record)
         if asking := [line for child in children.values() for line in _asking_words(child)]:
             record = msgspec.structs.replace(record, notices=(*record.notices, *asking))
