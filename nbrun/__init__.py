@@ -21,8 +21,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nbrun.agents import Answer, RunContext, agent, current
-from nbrun.agents.builtin.options import needs_approval
+from nbrun.agents import Answer, RunContext, agent, current, needs_approval
 from nbrun.agents.scripted import ScriptedAgent
 from nbrun.core import errors, events
 from nbrun.core.cancellation import CancelCause, CancelReceipt, CancelToken

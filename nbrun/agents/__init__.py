@@ -1,7 +1,7 @@
 """How agents are driven: the adapter protocol, and finding the adapter of an object.
 
 An adapter is found by the object's class, without importing its framework. Third parties register theirs
-under the entry-point group `nbrun.agents`: a name and an object that keeps the `AgentAdapter` protocol.
+under the entry-point group `nbrun.agents`: a name and an object that implements `AgentAdapter`.
 """
 
 from __future__ import annotations
@@ -48,73 +48,83 @@ if TYPE_CHECKING:
 __all__ = [
     "ALLOW", "DENY", "NO_NATIVE_CANCEL", "USER", "AcpAgent", "Action", "AgentAdapter", "AgentNotFound", "Answer",
     "Approvals", "BadOption", "Budget", "CancelToken", "Cancelled", "ChildRun", "Clock", "EventData", "Fix",
-    "Framework", "Inbox", "Lacks", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain", "Replay",
-    "RunContext", "State", "Turn", "Worker", "agent", "call_soon", "clean_text", "current", "current_run",
-    "events", "guarded", "is_installed", "plain", "shown", "type_name",
+    "Framework", "Inbox", "Limitations", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain",
+    "Replay", "RunContext", "State", "Turn", "Worker", "agent", "asks_first", "call_soon", "clean_text",
+    "current", "current_run", "events", "guarded", "is_installed", "needs_approval", "plain", "shown",
+    "type_name",
 ]  # fmt: skip
 
 ENTRY_POINTS = "nbrun.agents"
 PROGRAM = "acp:"
-"""How a target begins that is a program speaking ACP: `acp:gemini --acp`."""
+"""The prefix of a program that speaks ACP: `%%agentrun "acp:gemini --acp"`."""
 
-NO_NATIVE_CANCEL = "its task is cancelled"
+NO_NATIVE_CANCEL = "by cancelling the asyncio task"
 
 
 class Output(msgspec.Struct, frozen=True):
-    """What an agent returned: the last thing that an adapter yields, if it yields one."""
+    """The agent's return value: if there is one, the last thing that an adapter yields."""
 
     value: object
 
 
-class Lacks(msgspec.Struct, frozen=True):
-    """What a kind of agent cannot do: each field says why in a line, and is empty where it can.
+class Limitations(msgspec.Struct, frozen=True):
+    """What a kind of agent can't do: each field says why, and is empty if it can.
 
-    People read it in `%agentrun agents`; tests/agents/conformance holds every adapter to it, both ways.
+    `%agentrun agents` shows it, and tests/agents/conformance checks every adapter against it, both ways.
     """
 
-    text: str = ""  # to be seen while it is written
-    tools: str = ""  # to show which tools it uses
-    functions: str = ""  # to have Python functions, called in this process, as tools
-    sync_tools: str = ""  # to be stopped in a sync function; else what runs on is named
-    approvals: str = ""  # to ask a person before a tool is used
-    edited_args: str = ""  # to use it then with other arguments, which the person gives
-    steering: str = ""  # to hear what people say to it while it runs
-    usage: str = ""  # to tell tokens and requests
-    native_cancel: str = ""  # to be cancelled by its framework, before its task is
-    resume: str = ""  # to go on from where it was cancelled or failed
-    resume_elsewhere: str = ""  # to do so in another kernel, where it can at all
+    text: str = ""  # streamed text
+    tools: str = ""  # its tools are shown
+    functions: str = ""  # Python functions of this process as tools
+    sync_tools: str = (
+        ""  # a sync function is stopped by a cancel; else the log names what still runs
+    )
+    approvals: str = ""  # the user is asked before a tool is used
+    edited_args: str = ""  # and may edit its arguments
+    steering: str = ""  # messages reach it while it runs
+    usage: str = ""  # tokens and requests are reported
+    native_cancel: str = ""  # its framework's own cancel; else how it is cancelled
+    resume: str = ""  # from where it was cancelled or failed
+    resume_elsewhere: str = ""  # in another kernel, if it can be resumed at all
     thread: str = ""  # `--thread`
     process: str = ""  # `--on process`
 
 
+Lacks = Limitations  # its earlier name
+
+
 class Framework(msgspec.Struct, frozen=True):
-    """The package that an adapter drives the objects of."""
+    """The package whose objects an adapter drives."""
 
     package: str  # as it is imported
-    extra: str  # of this distribution, which brings it
+    extra: str  # of this distribution, which installs it
 
     @property
-    def lack(self) -> str | None:
-        """What is to be installed before it can be used; None where it is there."""
+    def install_hint(self) -> str | None:
+        """The command that installs it; None if it is installed."""
         return None if is_installed(self.package) else f'pip install "jupyter-nbrun[{self.extra}]"'
 
 
 def is_installed(package: str) -> bool:
-    """Return whether a package can be imported; it is not."""
+    """Return whether a package can be imported, without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # of google.genai, where there is no google
+    except ModuleNotFoundError:  # of google.genai, if there is no google
         return False
 
 
 @runtime_checkable
 class AgentAdapter(Protocol):
-    """Drives one kind of agent.
+    """Drives one kind of agent. Derive from it to inherit the defaults of `check()` and `label()`.
 
     The host, not the adapter, sends `run.started`, the one end event, the ends of open tools and the usage
-    of a cancelled run. An adapter may also have `async def cancel(self, run)`: its framework's native
-    cancel, called on the host's loop once the token has fired; the driving task is then cancelled only
-    after the grace. And it may have `lacks`, a `Lacks`, and `framework`, a `Framework`: for people to read.
+    of a cancelled run. Optional members:
+
+    * `async def cancel(self, run)`: the framework's native cancel, called on the host's loop once the token has
+      fired; the driving task is then cancelled only after the grace period.
+    * `def resume(self, agent, state, run)`: as in `Resuming`.
+    * `limitations`, a `Limitations`, and `framework`, a `Framework`: shown to the user.
+    * `def environment(self, agent)`: the environment variables that the agent gets, in which there may be keys.
     """
 
     name: str
@@ -124,12 +134,12 @@ class AgentAdapter(Protocol):
         ...
 
     def check(self, agent: object) -> None:
-        """Raise `UserError` for an agent that could not be entered."""
-        ...
+        """Raise `UserError` for an agent that can't be run."""
+        return
 
     def label(self, agent: object) -> str:
-        """Return the agent's name for people."""
-        ...
+        """Return the agent's name, as cards show it."""
+        return str(getattr(agent, "name", "") or self.name)
 
     def events(
         self, agent: object, prompt: str, run: RunContext
@@ -143,50 +153,49 @@ class NativeCancel(Protocol):
 
     async def cancel(self, run: RunContext) -> None:
         """Stop the agent; called on the host's loop."""
-        ...
-
-
-def as_native(adapter: AgentAdapter) -> NativeCancel | None:
-    """Return the adapter if it can stop its agent by itself."""
-    # Not by isinstance(): of a protocol it takes 50 µs, and is asked at every cancel.
-    return cast("NativeCancel", adapter) if hasattr(adapter, "cancel") else None
-
-
-def environment_of(adapter: AgentAdapter, agent: object) -> Mapping[str, str]:
-    """Return the environment variables that an agent is given beside the kernel's: there may be keys among them."""
-    environment = getattr(adapter, "environment", None)
-    return {} if environment is None else dict(environment(agent))
-
-
-def lacks_of(adapter: AgentAdapter) -> Lacks | None:
-    """Return what the adapter says that it cannot do; None where it says nothing of that."""
-    lacks = getattr(adapter, "lacks", None)
-    return lacks if isinstance(lacks, Lacks) else None
-
-
-def framework_of(adapter: AgentAdapter) -> Framework | None:
-    """Return the package that the adapter says it needs."""
-    framework = getattr(adapter, "framework", None)
-    return framework if isinstance(framework, Framework) else None
 
 
 @runtime_checkable
 class Resuming(Protocol):
-    """An adapter that can go on from a state; without it, an agent looks at `run.restored` itself."""
+    """An adapter that can resume from a state; without it, an agent looks at `run.restored` itself."""
 
     def resume(
         self, agent: object, state: State, run: RunContext
     ) -> AsyncIterator[EventData | Output]:
-        """Yield what the agent does from there on; `state` as the adapter gave it to `run.checkpoint()`."""
+        """Yield what the agent does from there on; `state` is what was last given to `run.checkpoint()`."""
         ...
 
 
-# In the order in which they are asked; functions come last, because they take any callable.
+def as_native(adapter: AgentAdapter) -> NativeCancel | None:
+    """Return the adapter if it has a native cancel."""
+    # Not by isinstance(): for a protocol it takes 50 µs, at every cancel.
+    return cast("NativeCancel", adapter) if hasattr(adapter, "cancel") else None
+
+
+def environment_of(adapter: AgentAdapter, agent: object) -> Mapping[str, str]:
+    """Return the environment variables that an agent gets in addition to the kernel's."""
+    environment = getattr(adapter, "environment", None)
+    return {} if environment is None else dict(environment(agent))
+
+
+def limitations_of(adapter: AgentAdapter) -> Limitations | None:
+    """Return what the adapter says it can't do; None if it doesn't say."""
+    limitations = getattr(adapter, "limitations", None) or getattr(adapter, "lacks", None)
+    return limitations if isinstance(limitations, Limitations) else None
+
+
+def framework_of(adapter: AgentAdapter) -> Framework | None:
+    """Return the package that the adapter needs, if any."""
+    framework = getattr(adapter, "framework", None)
+    return framework if isinstance(framework, Framework) else None
+
+
+# In the order in which they are asked; functions come last, because that adapter takes any callable.
 _BUILT_IN = (
     "python_cell",
     "scripted",
     "replay",
-    "builtin.adapter",
+    "builtin",
     "pydantic_ai.adapter",
     "openai_agents.adapter",
     "langgraph.adapter",
@@ -203,7 +212,7 @@ def _adapters() -> tuple[AgentAdapter, ...]:
 
 
 class ThirdParty(msgspec.Struct, frozen=True):
-    """What other packages have registered, by entry point: adapters, and what could not be had, with why."""
+    """The adapters of other packages, by entry point, and those that could not be loaded, with the reason."""
 
     adapters: tuple[tuple[str, AgentAdapter], ...] = ()
     broken: tuple[tuple[str, str], ...] = ()
@@ -211,7 +220,7 @@ class ThirdParty(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=1)
 def third_party() -> ThirdParty:
-    """Return what other packages have registered; `third_party.cache_clear()` has it read anew."""
+    """Return the adapters of other packages; `third_party.cache_clear()` makes the next call look again."""
     from importlib.metadata import entry_points
 
     adapters: list[tuple[str, AgentAdapter]] = []
@@ -220,9 +229,9 @@ def third_party() -> ThirdParty:
         dist = "" if point.dist is None else f" of {point.dist.name}"
         try:
             adapters.append((point.name, _loaded(point.load())))
-        except (Exception, SystemExit) as error:  # a stranger's code must not break others' runs
+        except (Exception, SystemExit) as error:  # someone else's code must not break these runs
             words = f"{type(error).__name__}: {error}".partition("\n")[0]
-            broken.append((point.name, f"{point.value}{dist} cannot be used: {words}"))
+            broken.append((point.name, f"{point.value}{dist} can't be used: {words}"))
     return ThirdParty(tuple(adapters), tuple(broken))
 
 
@@ -230,7 +239,7 @@ def _loaded(made: object) -> AgentAdapter:
     adapter = made() if isinstance(made, type) else made
     if not isinstance(adapter, AgentAdapter):
         missing = [part for part in _PARTS if not hasattr(adapter, part)]
-        raise TypeError(f"it is no adapter: it has no {', '.join(missing)}")
+        raise TypeError(f"not an adapter; missing: {', '.join(missing)}")
     return adapter
 
 
@@ -246,7 +255,7 @@ def adapters() -> tuple[AgentAdapter, ...]:
 def _matches(adapter: AgentAdapter, agent: object) -> bool:
     try:
         return bool(adapter.match(agent))
-    except Exception:  # a stranger's mistake is not that of whoever has another kind of agent
+    except Exception:  # an error of one adapter must not affect other kinds of agents
         return False
 
 
@@ -256,22 +265,23 @@ def find_adapter(agent: object) -> AgentAdapter:
     Raises
     ------
     AgentNotFound
-        Nothing here can run it.
+        No adapter drives it.
     """
-    if isinstance(agent, FunctionType):  # by far the most, and surely no framework's object
+    if isinstance(agent, FunctionType):  # most agents, and never an object of a framework
         return _adapters()[-1]
     for adapter in adapters():
         if _matches(adapter, agent):
             return adapter
     raise AgentNotFound(
-        f"{type(agent).__name__} cannot be run: give a function (async or not, or a generator) "
-        "or an agent of a framework that nbrun knows"
+        f"{type(agent).__name__} can't be used as an agent: give a function (async or not, or a generator) "
+        "or an agent of a supported framework"
     )
 
 
 _registered: dict[str, object] = {}
 
 F = TypeVar("F", bound=Callable[..., object])
+_NEEDS_APPROVAL = "needs_approval"
 
 
 def agent(function: F) -> F:
@@ -280,13 +290,24 @@ def agent(function: F) -> F:
     return function
 
 
+def needs_approval(tool: F) -> F:
+    """Make the built-in agent ask the user before it uses this function."""
+    setattr(tool, _NEEDS_APPROVAL, True)
+    return tool
+
+
+def asks_first(tool: Callable[..., object]) -> bool:
+    """Return whether a function was marked with `@needs_approval`."""
+    return bool(getattr(tool, _NEEDS_APPROVAL, False))
+
+
 def by_name(name: str) -> object:
-    """Return the agent of this name: a registered one, or the program of `acp:COMMAND`; None where there is none.
+    """Return the agent of this name: a registered one, or the program of `acp:COMMAND`; None if there is none.
 
     Raises
     ------
     BadOption
-        The command cannot be read.
+        The command is invalid.
     """
     if name.startswith(PROGRAM):
         from nbrun.agents.acp.command import AcpAgent
@@ -296,7 +317,7 @@ def by_name(name: str) -> object:
 
 
 def __getattr__(name: str) -> object:
-    """Return what few need, so that it costs nobody else anything."""
+    """Import on first use what few need."""
     if name == "AcpAgent":
         from nbrun.agents.acp.command import AcpAgent
 

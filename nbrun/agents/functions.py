@@ -1,9 +1,9 @@
 """Plain functions as agents: async or not, returning or yielding.
 
 An agent takes `()`, `(prompt)`, `(prompt, run)` or `(run)`; the argument named `run` gets the `RunContext`.
-Sync functions run in a worker thread of their own, with the context copied, so that `nbrun.current()`,
-prints and the token work there. A cancel reaches them three ways: they may look at `run.token.cancelled`,
-`run.sleep()` wakes, and after the grace `Cancelled` is raised in the thread at its next bytecode.
+Sync functions run in a worker thread of their own, with the context copied, so `nbrun.current()`, prints and the
+token work there. A cancel reaches them in three ways: they may check `run.token.cancelled`, `run.sleep()` wakes,
+and after the grace period `Cancelled` is raised in the thread at its next bytecode.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import msgspec
 
 from nbrun.agents import (
     NO_NATIVE_CANCEL,
+    AgentAdapter,
     AgentNotFound,
     EventData,
-    Lacks,
+    Limitations,
     Output,
     RunContext,
     Worker,
@@ -39,27 +40,24 @@ _RUN = "run"  # the argument that gets the context
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class PlainAdapter:
+class PlainAdapter(AgentAdapter):
     """Drives any callable."""
 
     name = "function"
-    lacks = Lacks(native_cancel=NO_NATIVE_CANCEL)
+    limitations = Limitations(native_cancel=NO_NATIVE_CANCEL)
 
     def match(self, agent: object) -> bool:
-        """Return whether it can be called; a class is no agent, its instance may be."""
+        """Return whether it can be called; a class is not an agent, its instance may be."""
         return callable(agent) and not inspect.isclass(agent)
 
     def check(self, agent: object) -> None:
-        """Raise `AgentNotFound` for a function that wants more than a prompt and a run."""
-        _wants(agent)
+        """Raise `AgentNotFound` for a function that requires more than a prompt and a run."""
+        _accepted(agent)
 
     def label(self, agent: object) -> str:
         """Return the function's name."""
-        target = _function(agent)
-        own = getattr(agent, "__name__", None)
-        return str(
-            own or (type(agent).__name__ if target.__name__ == "__call__" else target.__name__)
-        )
+        name = getattr(agent, "__name__", "") or _function(agent).__name__
+        return str(type(agent).__name__ if name == "__call__" else name)
 
     async def events(
         self, agent: object, prompt: str, run: RunContext
@@ -75,7 +73,7 @@ class PlainAdapter:
             )
             run.add_work(worker)
             result = await worker.result()
-            run.drop_work(worker)  # so that a cancel from here on is none of a thread
+            run.drop_work(worker)  # a cancel from here on does not interrupt that thread
         # A decorator or a lambda around an async function is a plain function that returns one of these.
         if inspect.isasyncgen(result):
             async with aclosing(result) as items:
@@ -98,7 +96,7 @@ def _call_sync(call: Callable[[], Any], run: RunContext) -> object:
 
 
 def _item(item: object) -> EventData:
-    """Return what a generator's item is in the log: a `str` is text, an event itself."""
+    """Return a generator's item as an event: a `str` is text."""
     match item:
         case str():
             return events.TextDelta(clean_text(item))
@@ -106,18 +104,18 @@ def _item(item: object) -> EventData:
             return item
         case _:
             raise TypeError(
-                f"an agent yields text (str), not {type_name(item)}; use run.emit(name, value) for data"
+                f"an agent must yield str, not {type_name(item)}; use run.emit(name, value) for data"
             )
 
 
 def is_async(agent: object) -> bool:
-    """Return whether calling it makes a coroutine or an async generator."""
+    """Return whether a call returns a coroutine or an async generator."""
     kind = _function(agent)
     return inspect.isasyncgenfunction(kind) or inspect.iscoroutinefunction(kind)
 
 
 def _function(agent: object) -> Callable[..., Any]:
-    """Return what decides the kind of a callable: below partials, and an object's `__call__`."""
+    """Return the function behind partials, or an object's `__call__`."""
     while isinstance(agent, functools.partial):
         agent = agent.func
     if inspect.isroutine(agent):
@@ -126,60 +124,63 @@ def _function(agent: object) -> Callable[..., Any]:
     return call
 
 
-class _Wants(msgspec.Struct, frozen=True):
-    """What a function asks for."""
+class _Accepted(msgspec.Struct, frozen=True):
+    """Which arguments a function accepts."""
 
     prompt: bool
-    run: inspect._ParameterKind | None
+    run: bool
+    run_is_positional: bool = False
 
 
 # A signature costs 50 µs to read.
-_known: WeakKeyDictionary[FunctionType, _Wants] = WeakKeyDictionary()
+_known: WeakKeyDictionary[FunctionType, _Accepted] = WeakKeyDictionary()
 
 
-def _wants(agent: object) -> _Wants:
-    """Return what a callable asks for.
+def _accepted(agent: object) -> _Accepted:
+    """Return which arguments a callable accepts.
 
     Raises
     ------
     AgentNotFound
-        It asks for more than a prompt and a run.
+        It requires more than a prompt and a run.
     """
     if not callable(agent):
-        raise AgentNotFound(f"{type_name(agent)} cannot be run: it is no function")
+        raise AgentNotFound(f"{type_name(agent)} can't be used as an agent: it is not a function")
     if isinstance(agent, FunctionType) and (known := _known.get(agent)):
         return known
     try:
         parameters = list(inspect.signature(agent).parameters.values())
     except (TypeError, ValueError):  # some builtins have none: the prompt is the best guess
-        return _Wants(prompt=True, run=None)
+        return _Accepted(prompt=True, run=False)
     others = [p for p in parameters if p.name != _RUN]
     positional = [p for p in others if p.kind in _POSITIONAL]
     keywords = [p for p in others if p.kind is p.KEYWORD_ONLY]
     missing = [p.name for p in (*positional[1:], *keywords) if p.default is p.empty]
     if missing:
+        name = getattr(agent, "__name__", type_name(agent))
         raise AgentNotFound(
-            f"{getattr(agent, '__name__', type_name(agent))}() cannot be run: it wants {', '.join(missing)}; "
-            "an agent takes (prompt), (prompt, run) or nothing. Give the rest with functools.partial"
+            f"{name}() can't be used as an agent: it also requires {', '.join(map(repr, missing))}. An agent takes "
+            "(prompt), (prompt, run) or no arguments; bind the rest with functools.partial."
         )
-    wants = _Wants(
+    runs = [p.kind for p in parameters if p.name == _RUN]
+    accepted = _Accepted(
         prompt=bool(positional) or any(p.kind is p.VAR_POSITIONAL for p in others),
-        run=next((p.kind for p in parameters if p.name == _RUN), None),
+        run=bool(runs),
+        run_is_positional=inspect.Parameter.POSITIONAL_ONLY in runs,
     )
     if isinstance(agent, FunctionType):
-        _known[agent] = wants
-    return wants
+        _known[agent] = accepted
+    return accepted
 
 
 def _bind(agent: Any, prompt: str, run: RunContext) -> Callable[[], Any]:
-    """Return the call of `agent` with what it asks for."""
-    wants = _wants(agent)
-    args: list[object] = [prompt] if wants.prompt else []
-    if wants.run is None:
-        return functools.partial(agent, *args)
-    if wants.run is inspect.Parameter.POSITIONAL_ONLY:
-        return functools.partial(agent, *args, run)
-    return functools.partial(agent, *args, **{_RUN: run})
+    """Return the call of `agent` with the arguments that it accepts."""
+    accepted = _accepted(agent)
+    args: list[object] = [prompt] if accepted.prompt else []
+    if accepted.run_is_positional:
+        args.append(run)
+    named = {_RUN: run} if accepted.run and not accepted.run_is_positional else {}
+    return functools.partial(agent, *args, **named)
 
 
 ADAPTER = PlainAdapter()

@@ -1,4 +1,4 @@
-"""What tokens cost, for frameworks that tell their model and usage and no price: offline, from genai-prices."""
+"""What tokens cost, for frameworks that report a model and its usage but no price: offline, from genai-prices."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ def cost_usd(
     output_tokens: int = 0,
     cache_read_tokens: int = 0,
 ) -> float | None:
-    """Return what a call of a model costs, in US dollars; None where its price is not known.
+    """Return what a model call costs, in US dollars; None if its price is unknown.
 
-    To be called where a call has ended; the first time it imports the table of prices, which takes 0.2 s.
+    The first time this imports the table of prices, which takes 0.2 s: call it after the model call.
 
     Parameters
     ----------
-    model : as its provider calls it, or `provider:name`, or `provider/name`.
-    provider : whose model it is, such as `openai`; where it is empty the model's name has to tell.
-    input_tokens : all that were sent, those among them that came from a cache too.
+    model : its provider's name for it, `provider:name` or `provider/name`.
+    provider : such as `openai`; if it is empty, it is taken from the model's name.
+    input_tokens : all that were sent, including those read from a cache.
     """
     try:
         from genai_prices import Usage, calc_price
@@ -31,13 +31,13 @@ def cost_usd(
     for name, whose in _references(model, provider):
         try:
             return float(calc_price(usage, name, provider_id=whose).total_price)
-        except (LookupError, ValueError):  # a model, or counts, that the table has no price for
+        except (LookupError, ValueError):  # the table has no price for this model or these counts
             continue
     return None
 
 
 def _references(model: str, provider: str) -> list[tuple[str, str | None]]:
-    """Return what the model may be known by, the most exact first; never another provider's model of that name."""
+    """Return the names under which to look it up, best first; never another provider's model of the same name."""
     found: list[tuple[str, str | None]] = []
     if provider:
         found.append((model, provider))

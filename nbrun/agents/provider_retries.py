@@ -1,7 +1,7 @@
-"""What a provider's client does when it is refused for a while: heard from its log, and told in the run's.
+"""Shows the retries of a provider's client in the run's log; it reads them from the client's own log.
 
-Source: the clients of OpenAI and Anthropic try again by themselves, after the time that a 429 names, and say so at
-level INFO, where nobody reads it. Frameworks that use them pass nothing of it on.
+Source: the clients of OpenAI and Anthropic retry by themselves, after the time that a 429 response names, and log it
+at level INFO, which nobody sees. Frameworks that use them don't report it.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ _BEGIN = "Retrying request"
 
 
 class Retries(logging.Filter):
-    """Tells the run in whose context a client waits; lets through what would have been let through without it.
+    """Warns the run in whose context a client waits; otherwise the log stays as it would be without this filter.
 
-    Threads: of whichever logs.
+    Threads: any that logs.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__()
         self._logger = logger
-        self._own_level = self._made = logger.level  # its own, and the one that we have given it
+        self._own_level = self._set_level = logger.level  # the user's, and the one set here
 
     @property
     def wanted(self) -> int:
-        """The level that it would have without us: looked at each time, for the user may ask for more at any."""
+        """The level that it would have without this filter; the user may change it at any time."""
         logger = self._logger
-        if logger.level != self._made:
+        if logger.level != self._set_level:
             return logger.level
         above = logger.parent.getEffectiveLevel() if logger.parent else logging.NOTSET
         return self._own_level or above
 
     def open(self) -> None:
-        """Have the client say what we listen for, and no less than it would say by itself."""
-        if self._logger.level != self._made:
+        """Make the client log its retries, and no less than it would log by itself."""
+        if self._logger.level != self._set_level:
             self._own_level = self._logger.level
-        self._made = min(self.wanted, logging.INFO)
-        self._logger.setLevel(self._made)
+        self._set_level = min(self.wanted, logging.INFO)
+        self._logger.setLevel(self._set_level)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record goes on to the handlers."""
+        """Return whether the record goes to the handlers."""
         run = current_run.get()
         if run is not None and str(record.msg).startswith(_BEGIN):
             args = record.args if isinstance(record.args, tuple) else ()
             wait_s = next((arg for arg in args if isinstance(arg, float)), 0.0)
-            run.log(f"the model's provider has us wait: asked again in {wait_s:.1f} s", "warning")
+            run.log(f"the model's provider asked to wait: retrying in {wait_s:.1f} s", "warning")
         return record.levelno >= self.wanted
 
 
@@ -56,7 +56,7 @@ _listening = threading.RLock()
 
 
 def listen() -> None:
-    """Have the clients' retries told from now on; once more takes up what the user has asked of them since."""
+    """Show the clients' retries from now on; call it again after the user has changed log levels."""
     with _listening:
         for name in LOGGERS:
             logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""A cell's own text as an agent: async Python in the notebook's namespace (`--python`)."""
+"""The code of a cell as an agent: async Python in the notebook's namespace (`--python`)."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ import ast
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import NO_NATIVE_CANCEL, BadOption, EventData, Lacks, Output, RunContext
+from nbrun.agents import (
+    NO_NATIVE_CANCEL,
+    AgentAdapter,
+    BadOption,
+    EventData,
+    Limitations,
+    Output,
+    RunContext,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
 TARGET = "--python"
-"""The target of a run whose agent is its cell."""
+"""The target of a run whose agent is its cell's code."""
 _FILENAME = "<agent cell>"
 
 
 class PythonCell:
-    """Code to run in a namespace; the value is that of its last expression.
+    """The namespace in which to run the prompt as code; the output is the value of its last expression.
 
-    It runs on the host's loop, so `await` works at its top, and the kernel stays free.
+    It runs on the host's loop, so top-level `await` works and the kernel stays free.
     """
 
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.namespace = namespace
 
 
-class CellAdapter:
+class CellAdapter(AgentAdapter):
     """Drives a `PythonCell`; the prompt is its code."""
 
     name = "python"
-    lacks = Lacks(native_cancel=NO_NATIVE_CANCEL)
+    limitations = Limitations(native_cancel=NO_NATIVE_CANCEL)
 
     def match(self, agent: object) -> bool:
         """Return whether it is a cell."""
         return isinstance(agent, PythonCell)
-
-    def check(self, agent: object) -> None:
-        """Accept it: its code comes with the prompt."""
-
-    def label(self, agent: object) -> str:
-        """Return `python`."""
-        return self.name
 
     async def events(
         self, agent: object, prompt: str, run: RunContext
@@ -70,11 +71,13 @@ async def _run(code: Any, namespace: dict[str, Any]) -> object:
 
 
 def check_code(code: str) -> None:
-    """Raise `BadOption` for code that is no Python, before a run is made of it."""
+    """Raise `BadOption` for invalid Python, before a run is created."""
     try:
         compile(code, _FILENAME, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     except SyntaxError as error:
-        raise BadOption(f"the cell is no valid Python (line {error.lineno}: {error.msg})") from None
+        raise BadOption(
+            f"the cell is not valid Python (line {error.lineno}: {error.msg})"
+        ) from None
 
 
 ADAPTER = CellAdapter()

@@ -1,11 +1,19 @@
-"""A recorded run as an agent: it does again what the record tells, with no model and no key."""
+"""A recorded run as an agent: it repeats the recording, without a model or a key."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from nbrun.agents import NO_NATIVE_CANCEL, Lacks, Output, RunContext, events as ev, shown
+from nbrun.agents import (
+    NO_NATIVE_CANCEL,
+    AgentAdapter,
+    Limitations,
+    Output,
+    RunContext,
+    events as ev,
+    shown,
+)
 from nbrun.core.recording import MAX_SPEED, RecordedError, Replay
 
 if TYPE_CHECKING:
@@ -13,45 +21,42 @@ if TYPE_CHECKING:
 
 
 BREATH = 50
-"""Events that may follow one another before other runs have their turn."""
+"""How many events may follow one another before other runs get their turn."""
 
-_OF_THE_HOST = frozenset(
+_LEFT_OUT = frozenset(
     cls.TYPE
     for cls in (
         ev.RunCreated, ev.RunStarted, ev.RunWaiting, ev.RunResumed, ev.CancelRequested, ev.CancelEscalated,
         ev.DetachedFinished, ev.SteerReady, ev.SteerTaken,
     )
 )  # fmt: skip
-"""What the host of the replay says itself, or what has no meaning in one."""
+"""What the replay's host sends itself, or what means nothing in a replay."""
 
 
-class ReplayAdapter:
+class ReplayAdapter(AgentAdapter):
     """Drives a `Replay`."""
 
     name = "replay"
-    lacks = Lacks(
+    limitations = Limitations(
         functions="its tools are shown, not run",
-        approvals="it asks nobody again",
-        steering="what it does is recorded",
+        approvals="it doesn't ask again",
+        steering="the recording is fixed",
         native_cancel=NO_NATIVE_CANCEL,
-        resume="it shows a run, which can be gone on with itself",
+        resume="resume the recorded run itself",
     )
 
     def match(self, agent: object) -> bool:
         """Return whether it is a replay."""
         return isinstance(agent, Replay)
 
-    def check(self, agent: object) -> None:
-        """Accept it: a recording was checked when it was read."""
-
     def label(self, agent: object) -> str:
-        """Return the name of the agent that was recorded."""
+        """Return the recorded agent's name."""
         return (agent.header.agent if isinstance(agent, Replay) else "") or self.name
 
     async def events(
         self, agent: object, prompt: str, run: RunContext
     ) -> AsyncIterator[ev.EventData | Output]:
-        """Yield what was recorded, each thing when its time has come, and end as the recorded run did."""
+        """Yield what was recorded, at the recorded pace, and end as the recorded run did."""
         assert isinstance(agent, Replay)  # noqa: S101 - match() said so
         pace, usage = _Pace(agent.speed), ev.Usage()
         for event in agent.events:
@@ -66,11 +71,13 @@ class ReplayAdapter:
             await pace.wait_for(event)
             if data is not None:
                 yield data
-        raise RecordedError(ev.ErrorInfo("Unfinished", "the recording ends before its run does"))
+        raise RecordedError(
+            ev.ErrorInfo("Unfinished", "the recording ends before its run has ended")
+        )
 
 
 class _Pace:
-    """When the next event is due. While a person was waited for, the time stood still."""
+    """When the next event is due; the time spent waiting for an answer is left out."""
 
     def __init__(self, speed: float) -> None:
         self._speed = speed
@@ -94,26 +101,26 @@ class _Pace:
 
 
 def _again(event: ev.RunEvent) -> ev.EventData | None:
-    """Return what a replay sends for an event; nobody is asked again, so what people said becomes a line."""
+    """Return what a replay sends for an event; questions, answers and messages become lines of its log."""
     match event.data:
         case ev.ApprovalRequested(message=message):
             return ev.Log(f"asked: {shown(message, 200)}")
         case ev.ApprovalResolved(decision=decision, by=by):
             return ev.Log(f"answered: {shown(decision, 80)}{by and f' (by {shown(by, 40)})'}")
         case ev.Steer(text=text):
-            return ev.Log(f"was told: {shown(text, 200)}")
+            return ev.Log(f"message: {shown(text, 200)}")
         case ev.Log() if event.attempt == 0:  # a notice of the session that ran it
             return None
         case data:
-            return None if event.type in _OF_THE_HOST else data
+            return None if event.type in _LEFT_OUT else data
 
 
 async def _end(
-    data: ev.EventData, told: ev.Usage, run: RunContext
+    data: ev.EventData, reported: ev.Usage, run: RunContext
 ) -> AsyncIterator[ev.EventData | Output]:
     """End as the recorded run did."""
     usage = getattr(data, "usage", None)
-    if isinstance(usage, ev.Usage) and usage != told:
+    if isinstance(usage, ev.Usage) and usage != reported:
         yield usage
     match data:
         case ev.RunCompleted(output=output):
@@ -122,12 +129,12 @@ async def _end(
             raise RecordedError(error)
         case ev.RunCancelled(cause=cause, reason=reason, output=output, error=error):
             yield Output(output)
-            # So it ends cancelled, whatever comes now.
+            # So it ends cancelled, whatever follows.
             run.token.cancel(reason, cause, patience_s=0.0)
             if error is not None:
                 raise RecordedError(error)
-        case _:  # no replay loses its kernel
-            raise RecordedError(ev.ErrorInfo("RunLost", "here the kernel of the recorded run died"))
+        case _:  # a replay does not end its kernel
+            raise RecordedError(ev.ErrorInfo("RunLost", "the kernel of the recorded run died here"))
 
 
 ADAPTER = ReplayAdapter()

@@ -9,7 +9,7 @@ A script is a list of steps, each a dict with one verb:
     {"tool": "search", "args": {…}, "result": …, "takes": 0.3}
     {"progress": 3, "of": 10}
     {"fail": "message"}                   raises ScriptedFailure
-    {"return": value}                     the run's output; without it, what was said
+    {"return": value}                     the run's output; by default, the text
     {"usage": {"input_tokens": 12, "output_tokens": 7}}
 
 `{prompt}` in a text stands for the prompt.
@@ -23,7 +23,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
-from nbrun.agents import NO_NATIVE_CANCEL, BadOption, Lacks, Output, RunContext, events as ev, plain
+from nbrun.agents import (
+    NO_NATIVE_CANCEL,
+    AgentAdapter,
+    BadOption,
+    Limitations,
+    Output,
+    RunContext,
+    events as ev,
+    plain,
+)
 
 Step = Mapping[str, object]
 
@@ -44,11 +53,11 @@ HAIKU: tuple[Step, ...] = (
     },
     {"usage": {"input_tokens": 12, "output_tokens": 21, "requests": 1}},
 )
-"""What the stand-in for the local model says when that cannot be had."""
+"""The script that replaces the local demo model if that is not installed."""
 
 
 class ScriptedFailure(Exception):
-    """What a script's `fail` step raises."""
+    """Raised by a script's `fail` step."""
 
 
 class ScriptedAgent(msgspec.Struct, frozen=True):
@@ -56,8 +65,8 @@ class ScriptedAgent(msgspec.Struct, frozen=True):
 
     Parameters
     ----------
-    script : the steps, in order; see this module's text for the verbs.
-    name : what cards call it.
+    script : the steps, in order; the docstring of `nbrun.agents.scripted` lists the verbs.
+    name : as cards show it.
     delay_s : seconds between two words of a text.
     """
 
@@ -70,37 +79,30 @@ class ScriptedAgent(msgspec.Struct, frozen=True):
             verbs = VERBS & set(step)
             if len(verbs) != 1:
                 raise BadOption(
-                    f"step {number} of the script has {len(verbs)} verbs, not one of: {', '.join(sorted(VERBS))}"
+                    f"step {number} of the script must have one verb, not {len(verbs)}: {', '.join(sorted(VERBS))}"
                 )
 
 
-class ScriptedAdapter:
+class ScriptedAdapter(AgentAdapter):
     """Drives a `ScriptedAgent`."""
 
     name = "scripted"
-    lacks = Lacks(
+    limitations = Limitations(
         functions="its tools are shown, not run",
-        approvals="it asks nobody",
+        approvals="it asks nothing",
         steering="its script is fixed",
         native_cancel=NO_NATIVE_CANCEL,
-        resume="it keeps no checkpoint",
+        resume="it saves no checkpoints",
     )
 
     def match(self, agent: object) -> bool:
         """Return whether it is a script."""
         return isinstance(agent, ScriptedAgent)
 
-    def check(self, agent: object) -> None:
-        """Accept it: a script was checked when it was made."""
-
-    def label(self, agent: object) -> str:
-        """Return the script's name."""
-        return agent.name if isinstance(agent, ScriptedAgent) else "scripted"
-
     async def events(
         self, agent: object, prompt: str, run: RunContext
     ) -> AsyncIterator[ev.EventData | Output]:
-        """Yield what the script says."""
+        """Play the script."""
         assert isinstance(agent, ScriptedAgent)  # noqa: S101 - match() said so
         for step in agent.script:
             async for event in _play(step, agent.delay_s, prompt, run):
@@ -131,7 +133,7 @@ async def _play(
             total = step.get("of")
             yield ev.Progress(_number(done), None if total is None else _number(total))
         case {"usage": usage}:
-            run.usage(**usage)  # type: ignore[arg-type]  # a wrong key fails the run and is named there
+            run.usage(**usage)  # type: ignore[arg-type]  # a wrong key fails the run, with its name
         case {"fail": message}:
             raise ScriptedFailure(str(message))
         case {"return": value}:

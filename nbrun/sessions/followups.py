@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nbrun.agents import PROGRAM, Budget, Replay, find_adapter, python_cell as cell
-from nbrun.agents.builtin import adapter as builtin
+from nbrun.agents import PROGRAM, Budget, Replay, builtin, find_adapter, python_cell as cell
 from nbrun.core import checkpoint, events as ev, recording
 from nbrun.core.cancellation import CancelToken
 from nbrun.core.checkpoint import Turn, turns_of

@@ -20,7 +20,7 @@ from nbrun.agents import (
     current_run,
     environment_of,
     find_adapter,
-    lacks_of,
+    limitations_of,
     registered,
 )
 from nbrun.core import events as ev, options as run_options
@@ -413,7 +413,7 @@ def _resolved(agent: object, options: RunOptions) -> tuple[object, str | None]:
         It isn't found, or it could not be entered.
     """
     if agent is None:
-        from nbrun.agents.builtin import adapter as builtin  # with the first run of it
+        from nbrun.agents import builtin  # with the first run of it
 
         return builtin.choose(options.model, os.environ, options.only(run_options.SETUP))
     if options.model is not None:
@@ -459,11 +459,11 @@ def _kernel_loop(is_on_host: bool) -> asyncio.AbstractEventLoop:
 
 def _parcel(plan: _Plan) -> bytes:
     """Return the agent as bytes, to be run in another process."""
-    lacks = lacks_of(plan.adapter)
+    limitations = limitations_of(plan.adapter)
     # Some that can be pickled come out as something else: what their adapter says of them counts.
-    if lacks is not None and lacks.process:
+    if limitations is not None and limitations.process:
         label = plan.adapter.label(plan.agent)
         raise BadOption(
-            f"'{label}' cannot run in another process: {lacks.process}, or leave out on='process'"
+            f"'{label}' cannot run in another process: {limitations.process}, or leave out on='process'"
         )
     return pickling.pack(plan.agent)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nbrun import ScriptedAgent
-from nbrun.agents.builtin import adapter as builtin
-from nbrun.agents.builtin.adapter import DEFAULTS, KEYS, LABELS, ModelAgent, choose
-from nbrun.agents.local_model import install
+from nbrun.agents import builtin, local_model
+from nbrun.agents.builtin import DEFAULTS, KEYS, LABELS, ModelAgent, choose
 from nbrun.core.errors import Action, BadOption
 
 
@@ -16,7 +15,7 @@ def has_local(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Whether the local model is installed, both ways."""
     installed = bool(request.param)
     problem = None if installed else "it is not installed"
-    monkeypatch.setattr(install, "missing", lambda: problem)
+    monkeypatch.setattr(local_model, "demo_problem", lambda: problem)
     return installed
 
 
@@ -98,7 +97,7 @@ def test_a_missing_key_names_its_variable(provider: str) -> None:
 @pytest.mark.parametrize("named", ["gpt", ":", "openai:", ":name", ""])
 def test_what_is_no_model_is_one_line(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what a model looks like."""
-    monkeypatch.setattr(install, "missing", lambda: "it is not installed")
+    monkeypatch.setattr(local_model, "demo_problem", lambda: "it is not installed")
     with pytest.raises(BadOption, match=r"provider:name|No agent and no model|no provider"):
         choose(named, {})
 

@@ -17,9 +17,8 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 import nbrun
 from nbrun import NotebookSession, RunStatus
-from nbrun.agents.builtin.adapter import ModelAgent
-from nbrun.agents.builtin.assembly import assemble
-from nbrun.agents.local_model import install
+from nbrun.agents import local_model
+from nbrun.agents.builtin import ModelAgent, assemble
 from nbrun.core.errors import AgentNotFound, BadOption
 from nbrun.core.options import RunOptions
 from tests.fakes.agents import BOUND_S
@@ -72,7 +71,7 @@ def test_a_tool_that_cannot_be_described_is_left_out(session: NotebookSession) -
     assert run.status is RunStatus.COMPLETED
     assert [tool.name for tool in run.record.tools] == ["brew"]
     [warning] = run.record.notices
-    assert warning.startswith("the tool odd is left out, for it cannot be described to a model: ")
+    assert warning.startswith("the tool odd is left out because it can't be described to a model: ")
     assert "Missing" in warning
 
 
@@ -225,17 +224,17 @@ def test_an_agent_of_ones_own_takes_no_setup(session: NotebookSession) -> None:
 
 def test_a_model_of_ones_own_is_a_file(session: NotebookSession, tmp_path: Path) -> None:
     """One that is not there, or is no model, is told in one line."""
-    with pytest.raises(BadOption, match="cannot be read: No such file"):
+    with pytest.raises(BadOption, match="can't be read: No such file"):
         session.start(None, "tea", model=f"local:{tmp_path}/gone.gguf")
     text = tmp_path / "notes.gguf"
     text.write_text("tea", encoding="utf-8")
-    with pytest.raises(BadOption, match="is no model file: give one in the GGUF format"):
+    with pytest.raises(BadOption, match="isn't a model file in the GGUF format"):
         session.start(None, "tea", model=f"local:{text}")
 
 
 def test_a_model_of_ones_own_answers(session: NotebookSession, tmp_path: Path) -> None:
     """A GGUF file under any path is loaded in place of the demo model, which comes back after it."""
-    demo = install.find_model_file()
+    demo = local_model.demo_file()
     assert demo is not None
     mine = tmp_path / "mine.gguf"
     mine.symlink_to(demo)

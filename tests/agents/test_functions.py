@@ -189,12 +189,12 @@ def test_context_variables_of_the_starter_are_seen(
 @pytest.mark.parametrize(
     ("agent", "words"),
     [
-        (lambda a, b: None, "it wants b"),
-        (lambda a, *, k: None, "it wants k"),
-        (42, "int cannot be run"),
-        ("text", "str cannot be run"),
-        (Caller, "type cannot be run"),
-        (None, "NoneType cannot be run"),
+        (lambda a, b: None, "it also requires 'b'"),
+        (lambda a, *, k: None, "it also requires 'k'"),
+        (42, "int can't be used as an agent"),
+        ("text", "str can't be used as an agent"),
+        (Caller, "type can't be used as an agent"),
+        (None, "NoneType can't be used as an agent"),
     ],
 )
 def test_what_cannot_be_entered_is_told_before_a_run(agent: object, words: str) -> None:

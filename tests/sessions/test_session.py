@@ -89,9 +89,9 @@ def test_a_registered_agent_is_found_by_its_name(session: NotebookSession) -> No
     ("options", "error", "words"),
     [
         ({"agent": "nobody"}, AgentNotFound, "no agent is registered as 'nobody'"),
-        ({"agent": 42}, AgentNotFound, "int cannot be run"),
-        ({"agent": Held}, AgentNotFound, "cannot be run"),
-        ({"agent": lambda a, b, c: None}, AgentNotFound, "it wants b, c"),
+        ({"agent": 42}, AgentNotFound, "int can't be used as an agent"),
+        ({"agent": Held}, AgentNotFound, "can't be used as an agent"),
+        ({"agent": lambda a, b, c: None}, AgentNotFound, "it also requires 'b', 'c'"),
         ({"approve": "maybe"}, BadOption, "use ask, auto or deny"),
         ({"if_running": "panic"}, BadOption, "use queue, reject or replace"),
         ({"on": "mars"}, BadOption, "on='mars' is invalid"),

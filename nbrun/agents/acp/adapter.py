@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.agents import (
     Framework,
-    Lacks,
+    Limitations,
     NbrunError,
     Output,
     PackageMissing,
@@ -57,7 +57,7 @@ class AcpAdapter:
 
     name = "acp"
     framework = FRAMEWORK
-    lacks = Lacks(
+    limitations = Limitations(
         functions="its tools are its own, in its own process",
         edited_args="an ACP agent uses a tool with its own arguments only",
         steering="an ACP agent takes no message before it has answered",
@@ -73,7 +73,7 @@ class AcpAdapter:
 
     def check(self, agent: object) -> None:
         """Raise where there is no such program or folder, or the protocol's package is not installed."""
-        if (lack := FRAMEWORK.lack) is not None:
+        if (lack := FRAMEWORK.install_hint) is not None:
             raise PackageMissing(f"an ACP agent needs the protocol's package: {lack}")
         if isinstance(agent, AcpAgent):
             agent.check()

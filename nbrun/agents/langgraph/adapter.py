@@ -32,7 +32,7 @@ from nbrun.agents import (
     NO_NATIVE_CANCEL,
     BadOption,
     Framework,
-    Lacks,
+    Limitations,
     Output,
     RunContext,
     State,
@@ -62,7 +62,7 @@ class LangGraphAdapter:
 
     name = "langgraph"
     framework = Framework(PACKAGE, "langgraph")
-    lacks = Lacks(
+    limitations = Limitations(
         native_cancel=NO_NATIVE_CANCEL,
         process="a compiled graph does not survive being pickled; compile it inside an async function",
     )

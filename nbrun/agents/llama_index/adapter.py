@@ -34,7 +34,16 @@ import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import BadOption, Framework, Lacks, Output, RunContext, State, Turn, events as ev
+from nbrun.agents import (
+    BadOption,
+    Framework,
+    Limitations,
+    Output,
+    RunContext,
+    State,
+    Turn,
+    events as ev,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -58,7 +67,7 @@ class LlamaIndexAdapter:
 
     name = "llama-index"
     framework = Framework(PACKAGE, "llama-index")
-    lacks = Lacks(
+    limitations = Limitations(
         steering="a workflow has no place for it; a step may look at run.inbox itself",
         process="a workflow holds its runtime, which cannot be pickled; make it inside an async function",
     )

@@ -1,11 +1,10 @@
 """The one thread that decodes the local model's answers."""
 
-# One answer at a time, in the order asked for. Measured on one core: two answers of 80 tokens side
-# by side in the runtime's slots took 2.0 s, one after the other 1.6 s. A queue of our own also lets
-# a request that still waits be cancelled at once.
+# One answer at a time, in order. Measured on one core: two answers of 80 tokens side by side in the runtime's slots
+# took 2.0 s, one after the other 1.6 s. With a queue of our own, a waiting request can be cancelled at once.
 #
-# The runtime calls its server in process, and opens a loopback port all the same. Nothing of ours
-# goes through it, and whoever finds it lacks the key, which is random and forgotten.
+# The runtime calls its server in process, but also opens a loopback port. nbrun does not use it, and nobody else can:
+# its key is random and kept nowhere.
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
 from pydantic_ai.exceptions import ModelAPIError, UserError
 from pydantic_ai.usage import RequestUsage
 
-from nbrun.agents import call_soon
-from nbrun.agents.local_model.install import find_model_file, missing, model_lack
+from nbrun.agents import call_soon, local_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -35,8 +33,8 @@ MODEL_NAME: Final = "smollm2-135m"
 CONTEXT_TOKENS: Final = 4096
 """Prompt and answer together; the runtime refuses a longer prompt."""
 
-# A cancel is heard between batches of the prompt: 64 tokens are 0.3 s on one core (the runtime's
-# own 2048 are 12 s), and reading a prompt takes 6 % longer.
+# A cancel takes effect between batches of the prompt: 64 tokens are 0.3 s on one core (the runtime's default, 2048,
+# is 12 s), and reading a prompt takes 6 % longer.
 _BATCH_TOKENS: Final = 64
 
 
@@ -51,24 +49,24 @@ class _Timings(TypedDict):
     predicted_n: int
 
 
-class _Complaint(TypedDict):
+class _Error(TypedDict):
     message: str
-    n_prompt_tokens: NotRequired[int]  # only when these are too many
+    n_prompt_tokens: NotRequired[int]  # only if there are too many
 
 
 class _Chunk(TypedDict, total=False):
-    """What the runtime's callback is called with; only what is read here."""
+    """The argument of the runtime's callback, as far as it is read here."""
 
     choices: list[_Choice]
     timings: _Timings
-    error: _Complaint
+    error: _Error
 
 
 class _Server(Protocol):
-    """The one method of ``xllamacpp.Server`` that is used: it returns when the answer is done.
+    """The one method of `xllamacpp.Server` that is used: it returns when the answer is complete.
 
-    It calls `on_chunk` on the calling thread and without a limit on its time; True means stop. It
-    prints an exception of the callback and goes on, so the callback must not raise.
+    It calls `on_chunk` on the calling thread, without a time limit; True means stop. If the callback raises, it
+    prints that and continues, so the callback must not raise.
     """
 
     def handle_chat_completions(
@@ -88,13 +86,13 @@ class Piece:
 class Decoding:
     """One answer on its way from the decode thread to the event loop that asked for it.
 
-    Threads: made and read (`pieces`) on the loop; `take` and `end` are called by the decode thread;
-    `stop` by any. `is_stopped` goes from False to True once and is read without a lock: a decode
-    thread that sees it late decodes one token more, which `pieces` drops.
+    Threads: made and read (`pieces`) on the loop; the decode thread calls `take` and `end`, any thread `stop`.
+    `is_stopped` becomes True once and is read without a lock: a decode thread that sees it late decodes one more
+    token, which `pieces` drops.
 
     Parameters
     ----------
-    model_file : a model of the user's own; None is the demo model.
+    model_file : a model of the user's own; None for the demo model.
     """
 
     def __init__(self, body: dict[str, object], model_file: Path | None = None) -> None:
@@ -105,7 +103,7 @@ class Decoding:
         self._arrivals: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()  # None: the end
 
     def stop(self) -> None:
-        """Ask for no more tokens; whoever reads `pieces` reaches its end."""
+        """Stop decoding, and end `pieces`."""
         self.is_stopped = True
         self.end()
 
@@ -121,11 +119,11 @@ class Decoding:
         return self.is_stopped
 
     def end(self, error: Exception | None = None) -> None:
-        """Say that no token will follow, and why if that is a failure."""
+        """End `pieces`, with an error if decoding failed."""
         self._hand_over(error)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Yield what was decoded, in order, until the end or `stop`; raise what went wrong."""
+        """Yield what was decoded, in order, until the end or `stop`; raise the error if there was one."""
         while isinstance(arrival := await self._arrivals.get(), Piece):
             if self.is_stopped:
                 return
@@ -135,7 +133,7 @@ class Decoding:
 
     def _hand_over(self, arrival: Piece | Exception | None) -> None:
         if not call_soon(self._loop, partial(self._arrivals.put_nowait, arrival)):
-            self.is_stopped = True  # the loop is closed: nobody is left to read
+            self.is_stopped = True  # the loop is closed: nobody reads any more
 
 
 _decoder: _Decoder | None = None
@@ -153,10 +151,10 @@ def submit(decoding: Decoding) -> None:
 
 
 def close(timeout_s: float = 5.0) -> None:
-    """Stop what is decoded and what waits, and let the model go; the next request loads it again.
+    """Stop all requests and unload the model; the next request loads it again.
 
-    Decoding ends between two tokens, so a busy machine needs some 0.5 s; after `timeout_s` the
-    thread, a daemon, is left behind. Called at interpreter exit too.
+    Decoding ends between two tokens, so a busy machine needs some 0.5 s; after `timeout_s` the thread, a daemon, is
+    left behind. Called at interpreter exit, too.
     """
     global _decoder
     with _decoder_lock:
@@ -167,10 +165,10 @@ def close(timeout_s: float = 5.0) -> None:
 
 
 class _Decoder:
-    """The thread that decodes one answer after the other, and has the model.
+    """The thread that owns the model and decodes one answer after the other.
 
-    Threads: `submit` and `close` from any thread, under `_decoder_lock`'s order: nothing is
-    submitted after `close`. `_is_closing` is written by `close` only.
+    Threads: `submit` and `close` from any thread, ordered by `_decoder_lock`: nothing is submitted after `close`.
+    `_is_closing` is written by `close` only.
     """
 
     def __init__(self) -> None:
@@ -188,15 +186,15 @@ class _Decoder:
         self._waiting.put(decoding)
 
     def close(self, timeout_s: float) -> None:
-        # A daemon thread that comes back from C++ while the interpreter goes down takes the process
-        # with it: that is why exit waits here, for one token.
+        # A daemon thread that returns from C++ while the interpreter shuts down crashes the process: so exit waits
+        # here, for one token.
         self._is_closing = True
         self._waiting.put(None)
         self._thread.join(timeout_s)
 
     def _work(self) -> None:
-        # A local, so that it goes with this thread; and never in a forked child, where the threads
-        # that its destructor waits for do not exist.
+        # A local, so that it ends with this thread, and never in a forked child, which lacks the threads that its
+        # destructor waits for.
         server: _Server | None = None
         loaded: Path | None = None
         while (decoding := self._waiting.get()) is not None:
@@ -205,7 +203,7 @@ class _Decoder:
             try:
                 if not self._is_closing:
                     if server is None or loaded != decoding.model_file:
-                        server = None  # first: there may be no room for two
+                        server = None  # first: there may not be memory for two
                         server, loaded = _load(decoding.model_file), decoding.model_file
                     on_chunk = partial(self._pass_on, decoding)
                     server.handle_chat_completions(decoding.body, on_chunk)
@@ -214,7 +212,9 @@ class _Decoder:
                 )
             except UserError as error:
                 decoding.end(error)
-            except Exception as error:  # told to the run that asked; the thread serves the next one
+            except (
+                Exception
+            ) as error:  # raised in the run that asked; the thread serves the next one
                 failure = _failure(str(error), decoding.model_file)
                 failure.__cause__ = error
                 decoding.end(failure)
@@ -225,22 +225,27 @@ class _Decoder:
 
 def _load(model_file: Path | None) -> _Server:
     """Load a model; the demo model takes 250 MB."""
-    # The runtime holds the GIL all the while: 0.25 to 0.4 s in which nothing else runs in this
-    # process, seconds on a busy machine. Its trial run and its look at the memory would double that.
-    if (lack := missing() if model_file is None else model_lack(model_file)) is not None:
-        raise UserError(lack)
+    # The runtime holds the GIL meanwhile: for 0.25 to 0.4 s nothing else runs in this process, for seconds on a busy
+    # machine. Its warm-up and its memory check would double that.
+    problem = (
+        local_model.demo_problem() if model_file is None else local_model.file_problem(model_file)
+    )
+    if problem is not None:
+        raise UserError(problem)
     import xllamacpp
 
-    threads = max(1, (os.cpu_count() or 1) // 2)  # with all of them, busy barriers fight for cores
+    threads = max(
+        1, (os.cpu_count() or 1) // 2
+    )  # with all cores, its busy-waiting threads compete for them
     params = xllamacpp.CommonParams()
-    params.model.path = str(model_file or find_model_file())
+    params.model.path = str(model_file or local_model.demo_file())
     params.n_ctx = CONTEXT_TOKENS
     params.n_parallel = 1
     params.n_batch = params.n_ubatch = _BATCH_TOKENS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.warmup = params.fit_params = False
-    params.cache_ram_mib = 0  # else up to 8 GiB of old prompts are kept
-    params.verbosity = -1  # not a line on stderr
+    params.cache_ram_mib = 0  # else it keeps up to 8 GiB of old prompts
+    params.verbosity = -1  # no output on stderr
     params.hostnames = ["127.0.0.1"]  # an empty list crashes the process
     params.api_keys = [secrets.token_urlsafe(32)]
     params.ui = params.endpoint_slots = False
@@ -250,11 +255,11 @@ def _load(model_file: Path | None) -> _Server:
 
 
 def _piece_of(chunk: _Chunk, model_file: Path | None) -> Piece:
-    if (complaint := chunk.get("error")) is not None:
-        if (tokens := complaint.get("n_prompt_tokens")) is None:
-            raise _failure(complaint["message"], model_file)
+    if (error := chunk.get("error")) is not None:
+        if (tokens := error.get("n_prompt_tokens")) is None:
+            raise _failure(error["message"], model_file)
         raise _failure(
-            f"it reads {CONTEXT_TOKENS} tokens and the conversation has {tokens}. Shorten it.",
+            f"it reads at most {CONTEXT_TOKENS} tokens, but the conversation has {tokens}. Shorten it.",
             model_file,
         )
     usage: RequestUsage | None = None

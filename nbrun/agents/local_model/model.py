@@ -1,9 +1,9 @@
-"""The tiny local model as a pydantic-ai ``Model``: in process, token by token, no HTTP."""
+"""The tiny local model as a pydantic-ai `Model`: in this process, token by token, without HTTP."""
 
 # How an answer is made:
 #
 #   event loop          LocalModel.request_stream makes a Decoding and submits it
-#   nbrun-local-model   the one decode thread; hands every token back with call_soon_threadsafe
+#   nbrun-local-model   the one decode thread; passes every token back with call_soon_threadsafe
 #   event loop          LocalStream turns the tokens into pydantic-ai's events
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from pydantic_ai.models import ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
 
-# At temperature 0 this model repeats itself; 0.2 with top_p 0.9 mends most of it.
+# At temperature 0 this model repeats itself; 0.2 with top_p 0.9 avoids most of it.
 _DEFAULTS: Final[dict[str, object]] = {"max_tokens": 256, "temperature": 0.2, "top_p": 0.9}
-# Of 25 haikus without it, 10 went round in circles and 6 of those to the end of their tokens; with it none
-# of 75 answers did. Not for tool calls, whose JSON has to repeat itself.
+# Without it, 10 of 25 haikus repeated themselves, 6 of them up to their token limit; with it none of 75 answers did.
+# Not for tool calls, whose JSON has to repeat itself.
 _REPEAT_PENALTY: Final = 1.1
-# pydantic-ai's name of each setting that is honoured → the runtime's
+# pydantic-ai's name of each supported setting → the runtime's
 _SETTINGS: Final = {
     "max_tokens": "max_tokens",
     "temperature": "temperature",
@@ -49,22 +49,17 @@ _SETTINGS: Final = {
 class LocalModel(Model):
     """SmolLM2 with 135 million parameters, on this machine's CPU: for demos, tests and teaching.
 
-    It reads and writes text. Its facts are often wrong. Function tools work as far as so small a
-    model can choose: at most one call an answer, and once the tools have returned it answers in
-    words. The model is loaded at the first request, once a process, and kept until
-    `local_decoder.close`.
+    It reads and writes text, and its facts are often wrong. Function tools work as well as so small a model can
+    choose: at most one call in an answer, and after the tools have returned it answers in words. The model is loaded
+    at the first request, once in a process, and kept until `decoder.close()`.
 
     Threads: any number of event loops may use any number of instances; requests wait in one queue.
 
     Parameters
     ----------
-    model_file
-        A model of the user's own, in the GGUF format, in place of the demo model. One model is loaded
-        at a time.
-    settings
-        Defaults of this instance: ``max_tokens`` (256), ``temperature`` (0.2), ``top_p`` (0.9),
-        ``top_k``, ``seed``, ``presence_penalty``, ``frequency_penalty``, ``stop_sequences``,
-        ``tool_choice``.
+    model_file : a model of the user's own, in the GGUF format, instead of the demo model; one is loaded at a time.
+    settings : defaults of this instance: `max_tokens` (256), `temperature` (0.2), `top_p` (0.9), `top_k`, `seed`,
+        `presence_penalty`, `frequency_penalty`, `stop_sequences`, `tool_choice`.
     """
 
     unsupported_settings = frozenset({"timeout", "logit_bias", "extra_body"})
@@ -97,7 +92,7 @@ class LocalModel(Model):
 
     @property
     def label(self) -> str:
-        """What people read: the name, and that it is tiny."""
+        """The model's name for the user, which says that it is tiny."""
         if self._model_file is not None:
             return self._model_file.name
         return "SmolLM2 135M (tiny demo model)"
@@ -129,11 +124,11 @@ class LocalModel(Model):
         Raises
         ------
         pydantic_ai.UserError
-            When a part of the local model is missing, or a message holds more than text.
+            A part of the local model is missing, or a message contains more than text.
         pydantic_ai.ModelAPIError
-            When the prompt is too long, or the model was closed.
+            The prompt is too long, or the model was closed.
         pydantic_ai.UnexpectedModelBehavior
-            When the answer ended in the middle of a tool call.
+            The answer ended in the middle of a tool call.
         """
         settings, parameters = self.prepare_request(model_settings, model_request_parameters)
         offer = Offer.of(messages, settings, parameters)
@@ -141,8 +136,8 @@ class LocalModel(Model):
             **_sampling(settings),
             "messages": chat(messages, parameters, offer),
             "stream": True,
-            # So that there is something to cancel at while the prompt is read, and a usage to tell
-            # when the last chunk, which has the sums, never comes.
+            # For chunks at which to cancel while the prompt is read, and for a usage to report if the last chunk,
+            # which has the totals, never comes.
             "return_progress": True,
             "timings_per_token": True,
         }
@@ -165,7 +160,7 @@ class LocalStream(StreamedResponse):
 
     decoding: Decoding
     is_constrained: bool
-    # pydantic-ai stamps a response itself; a run's own times come from nbrun's clock.
+    # pydantic-ai's own time of a response; a run's times come from nbrun's clock.
     asked_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property

@@ -1,4 +1,4 @@
-"""A conversation as the local model's text: its chat turns, the tools on offer, its answers."""
+"""A conversation as text for the local model: chat turns, the tools offered, its answers."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
     from pydantic_ai.tools import ToolDefinition
 
-# The model's template knows no tools. So an answer that may be a tool call is held to a JSON schema,
-# {"tool": NAME, "args": {…}} or {"tool": "answer", "text": …}. One example of the latter makes the
-# choice a fair one: of 18 prompts that asked for a tool 16 called the right one, and 18 of 24 others
-# were answered. With a second example these were 6 and 20; with none, "Hello" called a tool.
+# The model's template has no tools. So an answer that may be a tool call must match a JSON schema,
+# {"tool": NAME, "args": {…}} or {"tool": "answer", "text": …}. One example of the latter balances the choice: of 18
+# prompts that asked for a tool 16 called the right one, and 18 of 24 others were answered. With a second example
+# these were 6 and 20; with none, "Hello" called a tool.
 _ANSWER: Final = "answer"
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The tools that an answer may call, and whether it may be words instead."""
+    """The tools that an answer may call, and whether it may be text instead."""
 
     tools: tuple[ToolDefinition, ...]
     may_answer: bool
@@ -48,7 +48,7 @@ class Offer:
         settings: ModelSettings | None,
         parameters: ModelRequestParameters,
     ) -> Offer | None:
-        """Return what may be called now, None when only words may follow."""
+        """Return what may be called now; None if only text may follow."""
         functions = parameters.declared_function_tools
         outputs = parameters.output_tools
         is_forced = False
@@ -63,14 +63,14 @@ class Offer:
                 is_forced = True
                 functions = [tool for tool in functions if tool.name in names]
                 outputs = [tool for tool in outputs if tool.name in names]
-        # One round: left to itself this model calls the same tool until the run's limit.
+        # One round: otherwise this model calls the same tool until the run's limit.
         if not is_forced and _has_returned_tools(messages):
             functions = []
         tools = (*functions, *outputs)
         return cls(tools, parameters.allow_text_output and not is_forced) if tools else None
 
     def schema(self) -> dict[str, object]:
-        """Return the JSON schema of an answer; the order of the keys is the order of writing."""
+        """Return the JSON schema of an answer; it is written in the order of the keys."""
         forms = [_form(tool.name, "args", tool.parameters_json_schema) for tool in self.tools]
         if self.may_answer:
             forms.append(_form(_ANSWER, "text", {"type": "string"}))
@@ -88,7 +88,7 @@ class Offer:
         return "\n".join(lines)
 
     def example(self) -> list[tuple[str, str]]:
-        """Return the turns that show an answer in words, none where words are no answer."""
+        """Return the turns that show an answer in text; none if text is not allowed."""
         if not self.may_answer:
             return []
         answer = _call(_ANSWER, "text", "Hello! How can I help you?")
@@ -98,10 +98,10 @@ class Offer:
 def chat(
     messages: Sequence[ModelMessage], parameters: ModelRequestParameters, offer: Offer | None
 ) -> list[dict[str, str]]:
-    """Return the conversation as the template takes it: one system turn, then the others."""
+    """Return the conversation for the template: one system turn, then the others."""
     turns = [turn for message in messages for turn in _turns(message)]
     if offer is not None and _has_returned_tools(messages):
-        turns.append(("user", _question(messages)))  # it takes arguments from what it has read last
+        turns.append(("user", _question(messages)))  # it takes arguments from the last turn
     system = [text for role, text in turns if role == "system"]
     system += _instructions(messages, parameters)
     others = [turn for turn in turns if turn[0] != "system"]
@@ -114,7 +114,7 @@ def chat(
 
 
 def answer_in(written: str) -> str:
-    """Return as much of an answer in words as the unfinished JSON text holds."""
+    """Return as much of a text answer as the unfinished JSON contains."""
     try:
         reply: dict[str, object] = from_json(written, allow_partial="trailing-strings")
     except ValueError:  # nothing yet
@@ -128,7 +128,7 @@ def tool_call_in(written: str) -> tuple[str, dict[str, object]]:
     Raises
     ------
     pydantic_ai.UnexpectedModelBehavior
-        When the JSON text is unfinished.
+        The JSON is unfinished.
     """
     try:
         call = json.loads(written)
@@ -146,7 +146,7 @@ def _instructions(
 ) -> list[str]:
     if parameters.instruction_parts is not None:
         return [part.content for part in parameters.instruction_parts]
-    # Asked directly, without an agent.
+    # The model is used directly, without an agent.
     latest = [message.instructions for message in messages if isinstance(message, ModelRequest)]
     return [text for text in latest[-1:] if text]
 
@@ -172,9 +172,9 @@ def _turns(message: ModelMessage) -> Iterator[tuple[str, str]]:
             case ToolCallPart(tool_name=name):
                 yield "assistant", _call(name, "args", json.loads(part.args_as_json_str()))
             case _ if isinstance(message, ModelRequest):
-                raise UserError(f"The local demo model cannot read a {part.part_kind!r} message.")
+                raise UserError(f"The local demo model can't read a {part.part_kind!r} message.")
             case _:
-                pass  # another model's thinking or files: not worth its 4096 tokens
+                pass  # another model's thinking or files: no room for them in 4096 tokens
 
 
 def _text_of(content: str | Sequence[UserContent]) -> str:
@@ -185,7 +185,9 @@ def _text_of(content: str | Sequence[UserContent]) -> str:
                 texts.append(text)
             case _:
                 kind = type(item).__name__
-                raise UserError(f"The local demo model reads text only, the prompt has a {kind}.")
+                raise UserError(
+                    f"The local demo model reads text only, but the prompt contains a {kind}."
+                )
     return "\n".join(texts)
 
 

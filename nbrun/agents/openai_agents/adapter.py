@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from nbrun.agents import (
     Clock,
     Framework,
-    Lacks,
+    Limitations,
     Output,
     RunContext,
     State,
@@ -51,7 +51,7 @@ class OpenAIAgentsAdapter:
 
     name = "openai-agents"
     framework = Framework(PACKAGE, "openai-agents")
-    lacks = Lacks(edited_args=NO_EDIT)
+    limitations = Limitations(edited_args=NO_EDIT)
 
     def __init__(self) -> None:
         self._streams: dict[str, RunResultStreaming] = {}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from nbrun.agents import (
     Clock,
     Framework,
-    Lacks,
+    Limitations,
     Output,
     RunContext,
     State,
@@ -54,7 +54,7 @@ class PydanticAIAdapter:
 
     name = "pydantic-ai"
     framework = FRAMEWORK
-    lacks = Lacks(
+    limitations = Limitations(
         process="an Agent holds clients that cannot be pickled; make it inside an async function",
     )
 

@@ -18,7 +18,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Lacks, Output, RunContext, State, events as ev, provider_retries
+from nbrun.agents import (
+    Framework,
+    Limitations,
+    Output,
+    RunContext,
+    State,
+    events as ev,
+    provider_retries,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -38,7 +46,7 @@ class SmolagentsAdapter:
 
     name = PACKAGE
     framework = Framework(PACKAGE, PACKAGE)
-    lacks = Lacks(
+    limitations = Limitations(
         process="an agent of smolagents holds a console, which cannot go to another process"
     )
 

@@ -28,8 +28,7 @@ from smolagents.models import ChatMessageStreamDelta
 from smolagents.monitoring import AgentLogger, LogLevel, Monitor
 from smolagents.utils import AgentError
 
-from nbrun.agents import RunContext, clean_text, events as ev, plain, pricing
-from nbrun.agents.builtin.options import asks_first
+from nbrun.agents import RunContext, asks_first, clean_text, events as ev, plain, pricing
 from nbrun.agents.smolagents.resume import packed
 
 if TYPE_CHECKING:

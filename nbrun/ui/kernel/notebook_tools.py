@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sized
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import current, shown, type_name
-from nbrun.agents.builtin.options import needs_approval
+from nbrun.agents import current, needs_approval, shown, type_name
 
 if TYPE_CHECKING:
     from nbrun.agents import RunContext

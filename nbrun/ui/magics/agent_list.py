@@ -1,4 +1,4 @@
-"""What can be run here: the notebook's agents, the registered ones, kinds of agents and models; what each lacks."""
+"""What can be run here: agents of the notebook, registered ones, kinds of agents and models; what each is missing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING
 
-from nbrun.agents import adapters, find_adapter, framework_of, lacks_of, registered, third_party
-from nbrun.agents.builtin import adapter as builtin
+from nbrun.agents import (
+    adapters,
+    builtin,
+    find_adapter,
+    framework_of,
+    limitations_of,
+    registered,
+    third_party,
+)
 from nbrun.core.errors import UserError
 from nbrun.core.text import visible
 
@@ -21,10 +28,10 @@ if TYPE_CHECKING:
 _ABILITIES = {
     "text": "streamed text", "tools": "tools shown", "functions": "functions as tools",
     "sync_tools": "stopping sync tools", "approvals": "approvals", "edited_args": "edited arguments",
-    "steering": "steering", "usage": "usage", "native_cancel": "native cancel", "resume": "resume",
+    "steering": "steering", "usage": "usage", "resume": "resume",
     "resume_elsewhere": "resume in another kernel", "thread": "--thread", "process": "--on process",
 }  # fmt: skip
-"""The fields of `Lacks`, as people call them."""
+"""The fields of `Limitations`, in words; `native_cancel` has a line of its own."""
 
 _PLAIN = (FunctionType, MethodType, BuiltinFunctionType, partial)
 
@@ -65,7 +72,7 @@ def agents_text(namespace: Mapping[str, object], hidden: Container[str], model: 
             *_agent_lines(own, "none: a function of one argument, the prompt, is an agent"),
             "Registered by @nbrun.agent:",
             *_agent_lines(named, "none"),
-            "Kinds of agents, and what they cannot do:",
+            "Kinds of agents, and what they can't do:",
             *_kind_lines(),
             "Models, for %%agentrun --model MODEL (any provider:name of pydantic-ai is one):",
             *_model_lines(),
@@ -96,28 +103,31 @@ def _kind_lines() -> list[str]:
     rows: list[tuple[str, str, str | None]] = []
     for adapter in adapters():
         framework = framework_of(adapter)
-        lack = None if framework is None else framework.lack
-        first, *others = [lack] if lack else _lacks_words(adapter)
-        rows.append((str(adapter.name), first, lack))
+        missing = None if framework is None else framework.install_hint
+        first, *others = [missing] if missing else _limitation_lines(adapter)
+        rows.append((str(adapter.name), first, missing))
         rows += [("", words, None) for words in others]
     return _aligned([*rows, *((name, "", words) for name, words in third_party().broken)])
 
 
-def _lacks_words(adapter: AgentAdapter) -> list[str]:
-    """Return what an adapter cannot do, and why; what has the same reason is one line."""
-    lacks = lacks_of(adapter)
-    if lacks is None:
-        return ["does not say what it cannot do"]
+def _limitation_lines(adapter: AgentAdapter) -> list[str]:
+    """Return what an adapter can't do, one line for each reason, and how it is cancelled."""
+    limitations = limitations_of(adapter)
+    if limitations is None:
+        return ["its limitations are not known"]
     reasons: dict[str, list[str]] = {}
     for field, words in _ABILITIES.items():
-        if why := getattr(lacks, field):
+        if why := getattr(limitations, field):
             reasons.setdefault(why, []).append(words)
-    return [f"no {', '.join(what)}: {why}" for why, what in reasons.items()] or ["can do all"]
+    lines = [f"no {', '.join(what)}: {why}" for why, what in reasons.items()]
+    if limitations.native_cancel:
+        lines.append(f"Cancel: {limitations.native_cancel}")
+    return lines or ["no limitations"]
 
 
 def _model_lines() -> list[str]:
     choices = builtin.model_choices(os.environ)
-    return _aligned([(choice.model, choice.words, choice.lack) for choice in choices])
+    return _aligned([(choice.model, choice.description, choice.problem) for choice in choices])
 
 
 def _aligned(rows: Sequence[tuple[str, str, str | None]]) -> list[str]:

@@ -12,7 +12,7 @@ import msgspec
 from IPython.core.completer import SimpleCompletion, context_matcher
 
 from nbrun.agents import registered
-from nbrun.agents.builtin.adapter import KNOWN
+from nbrun.agents.builtin import KNOWN
 from nbrun.core.commands import Command
 from nbrun.core.record import LIVE, TERMINAL, RunStatus
 from nbrun.sessions.catalog import number_of

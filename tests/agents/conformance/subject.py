@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nbrun import NotebookSession, Run
-from nbrun.agents import Lacks, find_adapter, lacks_of
+from nbrun.agents import Limitations, find_adapter, limitations_of
 from tests.agents.conformance.script import Script, Turn, script
 
 PROMPT = "a poem on tea"
@@ -55,11 +55,11 @@ class Subject:
         return session.start(self.agent(script), self.prompt(script), **options)
 
     @property
-    def lacks(self) -> Lacks:
+    def limitations(self) -> Limitations:
         """What its adapter says that it cannot do."""
-        lacks = lacks_of(find_adapter(self.agent(HELLO)))
-        assert lacks is not None, f"the adapter of {self.name} has to say what it lacks"
-        return lacks
+        limitations = limitations_of(find_adapter(self.agent(HELLO)))
+        assert limitations is not None, f"the adapter of {self.name} has to say what it lacks"
+        return limitations
 
 
 def subjects() -> dict[str, Subject]:

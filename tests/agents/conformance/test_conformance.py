@@ -76,13 +76,13 @@ def is_running(tool: str) -> Callable[[RunRecord], bool]:
 
 def told(run: Run, subject: Subject, name: str, values: list[object]) -> bool:
     """Return whether the tools have told just this of themselves; nothing, where they are not in this process."""
-    return log.told(run, name) == ([] if subject.lacks.functions else values)
+    return log.told(run, name) == ([] if subject.limitations.functions else values)
 
 
 def has_entered(run: Run, subject: Subject, tool: str) -> None:
     """Return when a tool runs, and its function is entered where it has one."""
     until(run, is_running(tool))
-    if not subject.lacks.functions:
+    if not subject.limitations.functions:
         until(run, lambda _record: bool(log.told(run, tools.ENTERED)))
 
 
@@ -91,15 +91,15 @@ def has_entered(run: Run, subject: Subject, tool: str) -> None:
 
 def test_text_and_tools_come_while_it_runs(session: NotebookSession, subject: Subject) -> None:
     """Deltas as they are said, a tool with its arguments and result, one end; the text is the output."""
-    lacks = subject.lacks
+    limitations = subject.limitations
     run = completed(start(session, subject, "adds"))
     assert str(run.output).endswith("it is 5")
     deltas = [e.data.text for e in run.events() if isinstance(e.data, ev.TextDelta)]
-    if lacks.text:
+    if limitations.text:
         assert deltas == []
     else:
         assert "".join(deltas) == "let us see it is 5"
-    if lacks.tools:
+    if limitations.tools:
         assert run.record.tools == ()
     else:
         (tool,) = run.record.tools
@@ -111,7 +111,7 @@ def test_text_and_tools_come_while_it_runs(session: NotebookSession, subject: Su
 
 def test_text_is_seen_before_the_end(session: NotebookSession, subject: Subject) -> None:
     """What was said is there while the model has not ended."""
-    if subject.lacks.text:
+    if subject.limitations.text:
         run = completed(start(session, subject, "hello"))
         assert not any(isinstance(e.data, ev.TextDelta) for e in run.events())
         return
@@ -125,7 +125,7 @@ def test_text_is_seen_before_the_end(session: NotebookSession, subject: Subject)
 def test_usage_is_told(session: NotebookSession, subject: Subject) -> None:
     """Requests and tokens of a run that has completed, exactly."""
     usage = completed(start(session, subject, "adds")).usage
-    if subject.lacks.usage:
+    if subject.limitations.usage:
         assert usage == ev.Usage()
     else:
         assert usage.requests == 2
@@ -137,7 +137,7 @@ def test_usage_is_told(session: NotebookSession, subject: Subject) -> None:
 def test_a_tool_that_fails_is_shown_as_failed(session: NotebookSession, subject: Subject) -> None:
     """Whether the agent goes on or fails with it is the framework's own way."""
     run = ended(start(session, subject, "breaks"))
-    if not subject.lacks.tools:
+    if not subject.limitations.tools:
         assert [tool.status for tool in run.record.tools] == ["error"]
     if run.status is not RunStatus.COMPLETED:
         assert run.status is RunStatus.FAILED
@@ -149,7 +149,7 @@ def test_a_model_that_fails_fails_the_run(session: NotebookSession, subject: Sub
     run = ended(start(session, subject, "fails"))
     assert run.status is RunStatus.FAILED
     assert NO_LUCK in str(run.error)
-    if not subject.lacks.text:
+    if not subject.limitations.text:
         assert run.text == "half "
 
 
@@ -158,9 +158,9 @@ def test_a_model_that_fails_fails_the_run(session: NotebookSession, subject: Sub
 
 def test_a_cancel_in_the_middle_of_a_text(session: NotebookSession, subject: Subject) -> None:
     """It ends cancelled once, with what was said, and the usage as a lower bound; a second cancel changes nothing."""
-    lacks = subject.lacks
+    limitations = subject.limitations
     run = start(session, subject, "stalls")
-    until(run, lambda record: bool(record.text) or bool(lacks.text and record.started_at))
+    until(run, lambda record: bool(record.text) or bool(limitations.text and record.started_at))
     assert run.cancel("enough").outcome is CancelOutcome.REQUESTED
     assert run.cancel("more than enough").outcome in (
         CancelOutcome.ALREADY_REQUESTED,
@@ -172,18 +172,18 @@ def test_a_cancel_in_the_middle_of_a_text(session: NotebookSession, subject: Sub
     assert run.record.detached == ()
     assert [e.type for e in run.events()].count(ev.CancelRequested.TYPE) == 1
     assert run.cancel().outcome is CancelOutcome.ALREADY_FINISHED
-    if not lacks.text:
+    if not limitations.text:
         assert run.text.startswith("half ")
-    if not lacks.usage:
+    if not limitations.usage:
         assert run.usage.requests == 1
         assert not run.usage.exact
-    assert (Rung.NATIVE in rungs(run)) is not bool(lacks.native_cancel)
+    assert (Rung.NATIVE in rungs(run)) is not bool(limitations.native_cancel)
 
 
 def test_a_cancel_in_an_async_tool(session: NotebookSession, subject: Subject) -> None:
     """The tool is left before the run has ended, and no later turn is entered."""
-    if subject.lacks.tools:
-        pytest.skip(subject.lacks.tools)
+    if subject.limitations.tools:
+        pytest.skip(subject.limitations.tools)
     run = start(session, subject, "waits")
     has_entered(run, subject, "waits")
     run.cancel()
@@ -192,22 +192,22 @@ def test_a_cancel_in_an_async_tool(session: NotebookSession, subject: Subject) -
     assert run.record.detached == ()
     assert [tool.status for tool in run.record.tools] == ["cancelled"]
     assert "it is" not in run.text
-    if not subject.lacks.functions:
+    if not subject.limitations.functions:
         assert log.told(run, tools.LEFT) == [None]
 
 
 def test_a_cancel_in_a_sync_tool(session: NotebookSession, subject: Subject) -> None:
     """Python code in a thread is stopped after the grace, or named where that is declared."""
-    lacks = subject.lacks
-    if lacks.functions:
-        pytest.skip(lacks.functions)
+    limitations = subject.limitations
+    if limitations.functions:
+        pytest.skip(limitations.functions)
     run = start(session, subject, "spins")
     has_entered(run, subject, "spins")
     run.cancel()
     ended(run)
     assert run.status is RunStatus.CANCELLED
-    assert (run.record.detached != ()) is bool(lacks.sync_tools)
-    if not lacks.sync_tools:
+    assert (run.record.detached != ()) is bool(limitations.sync_tools)
+    if not limitations.sync_tools:
         assert log.told(run, tools.LEFT) == [None]
     assert "it is" not in run.text
 
@@ -217,9 +217,9 @@ def test_a_cancel_in_a_sync_tool(session: NotebookSession, subject: Subject) -> 
 
 def test_an_approval_that_is_allowed(session: NotebookSession, subject: Subject) -> None:
     """A person is asked with the tool's name and arguments; then it is used."""
-    lacks = subject.lacks
+    limitations = subject.limitations
     run = start(session, subject, "asks")
-    if lacks.approvals:
+    if limitations.approvals:
         assert not any(isinstance(e.data, ev.ApprovalRequested) for e in ended(run).events())
         return
     (asked,) = asking(run)
@@ -233,8 +233,8 @@ def test_an_approval_that_is_allowed(session: NotebookSession, subject: Subject)
 
 def test_an_approval_that_is_denied(session: NotebookSession, subject: Subject) -> None:
     """The tool is not used, and the model hears why."""
-    if subject.lacks.approvals:
-        pytest.skip(subject.lacks.approvals)
+    if subject.limitations.approvals:
+        pytest.skip(subject.limitations.approvals)
     run = start(session, subject, "asks")
     asking(run)
     run.deny(reason="keep it")
@@ -246,13 +246,13 @@ def test_an_approval_that_is_denied(session: NotebookSession, subject: Subject) 
 
 def test_an_approval_with_other_arguments(session: NotebookSession, subject: Subject) -> None:
     """Those of the person count; where that cannot be, nobody is offered to change them, and it is told who tries."""
-    lacks = subject.lacks
-    if lacks.approvals:
-        pytest.skip(lacks.approvals)
+    limitations = subject.limitations
+    if limitations.approvals:
+        pytest.skip(limitations.approvals)
     run = start(session, subject, "asks")
     (asked,) = asking(run)
-    assert asked.editable is not bool(lacks.edited_args)
-    if lacks.edited_args:
+    assert asked.editable is not bool(limitations.edited_args)
+    if limitations.edited_args:
         with pytest.raises(BadOption, match="cannot be changed"):
             run.approve(args={"path": "b"})
         run.approve()
@@ -267,8 +267,8 @@ def test_an_approval_with_other_arguments(session: NotebookSession, subject: Sub
 
 def test_a_tool_that_is_allowed_always(session: NotebookSession, subject: Subject) -> None:
     """The question names its tool, and the record what was allowed for the rest of the run."""
-    if subject.lacks.approvals:
-        pytest.skip(subject.lacks.approvals)
+    if subject.limitations.approvals:
+        pytest.skip(subject.limitations.approvals)
     run = start(session, subject, "asks")
     (asked,) = asking(run)
     run.approve(always=True)
@@ -279,8 +279,8 @@ def test_a_tool_that_is_allowed_always(session: NotebookSession, subject: Subjec
 
 def test_an_approval_that_nobody_gives_in_time(session: NotebookSession, subject: Subject) -> None:
     """The run's time limit ends it, with cause `deadline`; the tool is not used."""
-    if subject.lacks.approvals:
-        pytest.skip(subject.lacks.approvals)
+    if subject.limitations.approvals:
+        pytest.skip(subject.limitations.approvals)
     for timeout_s in (0.4, 2.0, 8.0):  # a starved machine may not have come to ask by then
         run = ended(start(session, subject, "asks", timeout_s=timeout_s))
         assert (run.status, run.cause) == (RunStatus.CANCELLED, CancelCause.DEADLINE)
@@ -293,8 +293,8 @@ def test_an_approval_that_nobody_gives_in_time(session: NotebookSession, subject
 
 def test_a_cancel_while_a_person_is_asked(session: NotebookSession, subject: Subject) -> None:
     """The question is withdrawn, and the tool is not used."""
-    if subject.lacks.approvals:
-        pytest.skip(subject.lacks.approvals)
+    if subject.limitations.approvals:
+        pytest.skip(subject.limitations.approvals)
     run = start(session, subject, "asks")
     asking(run)
     run.cancel()
@@ -306,21 +306,21 @@ def test_a_cancel_while_a_person_is_asked(session: NotebookSession, subject: Sub
 
 def test_what_people_say_is_heard(session: NotebookSession, subject: Subject) -> None:
     """A message into a running agent is before the model at its next turn; one that nobody reads is told of."""
-    lacks = subject.lacks
-    if lacks.approvals and lacks.functions:
+    limitations = subject.limitations
+    if limitations.approvals and limitations.functions:
         run = start(session, subject, "stalls")
         until(run, lambda record: bool(record.text))
         run.steer("more sugar")
         run.cancel()
         assert "before its agent read a message" in warnings(ended(run))
-        assert lacks.steering
+        assert limitations.steering
         return
-    run = start(session, subject, "listens" if lacks.approvals else "asks and hears")
+    run = start(session, subject, "listens" if limitations.approvals else "asks and hears")
     asking(run)
     run.steer("more sugar")
     run.approve()
     completed(run)
-    if lacks.steering:
+    if limitations.steering:
         assert "before its agent read a message" in warnings(run)
     else:
         assert run.text.endswith("you said: more sugar")
@@ -334,7 +334,7 @@ def half_way(session: NotebookSession, subject: Subject) -> Run:
     run = start(session, subject, "stops half way")
     tool = "waits_at_first"
     until(run, is_running(tool))
-    if not subject.lacks.functions:
+    if not subject.limitations.functions:
         until(run, lambda _record: bool(log.told(run, tools.ENTERED)))
     run.cancel()
     return ended(run)
@@ -342,9 +342,9 @@ def half_way(session: NotebookSession, subject: Subject) -> Run:
 
 def test_a_cancelled_run_is_gone_on_with(session: NotebookSession, subject: Subject) -> None:
     """What was done is not done again, and the model knows of it."""
-    lacks = subject.lacks
+    limitations = subject.limitations
     run = half_way(session, subject)
-    if lacks.resume:
+    if limitations.resume:
         with pytest.raises(NotResumable) as refused:
             run.resume()
         assert "\n" not in str(refused.value)
@@ -357,15 +357,15 @@ def test_a_cancelled_run_is_gone_on_with(session: NotebookSession, subject: Subj
     assert told(run, subject, "added", [[2, 3]])
     assert log.told(resumed, "added") == []
     assert resumed.record.resumed_from == run.id
-    if not lacks.usage:
+    if not limitations.usage:
         assert resumed.usage.requests > run.usage.requests
 
 
 def test_a_question_is_asked_again(session: NotebookSession, subject: Subject) -> None:
     """A run that was cancelled while it asked asks once more when it is gone on with."""
-    lacks = subject.lacks
-    if lacks.approvals or lacks.resume:
-        pytest.skip(lacks.approvals or lacks.resume)
+    limitations = subject.limitations
+    if limitations.approvals or limitations.resume:
+        pytest.skip(limitations.approvals or limitations.resume)
     run = start(session, subject, "asks half way")
     asking(run)
     run.cancel()
@@ -387,7 +387,7 @@ def test_another_process_goes_on_with_it(
     assert path is not None
     session.close()
     answer = elsewhere.resume(path, run.id, subject.name, "stops half way")
-    if subject.lacks.resume or subject.lacks.resume_elsewhere:
+    if subject.limitations.resume or subject.limitations.resume_elsewhere:
         assert answer["refused"]
         assert "\n" not in answer["refused"]
     else:
@@ -412,13 +412,16 @@ def test_a_crowd_runs_at_once(
 
 def test_it_runs_in_a_thread_of_its_own(session: NotebookSession, subject: Subject) -> None:
     """`--thread`: the same text, and the same prompt cancel."""
-    if subject.lacks.thread:
+    if subject.limitations.thread:
         with pytest.raises(BadOption, match="thread"):
             start(session, subject, "adds", thread=True)
         return
     assert str(completed(start(session, subject, "adds", thread=True)).output).endswith("it is 5")
     run = start(session, subject, "stalls", thread=True)
-    until(run, lambda record: bool(record.text) or bool(subject.lacks.text and record.started_at))
+    until(
+        run,
+        lambda record: bool(record.text) or bool(subject.limitations.text and record.started_at),
+    )
     run.cancel()
     assert ended(run).status is RunStatus.CANCELLED
     assert run.record.detached == ()
@@ -433,7 +436,7 @@ def test_it_runs_on_the_loop_of_the_cells(session: NotebookSession, subject: Sub
         cut = start(session, subject, "stalls", loop="kernel")
         async for event in cut:
             is_text = isinstance(event.data, ev.TextDelta)
-            if is_text or (subject.lacks.text and event.type == ev.RunStarted.TYPE):
+            if is_text or (subject.limitations.text and event.type == ev.RunStarted.TYPE):
                 break
         cut.cancel()
         with pytest.raises(RunCancelled):
@@ -449,7 +452,7 @@ def test_it_runs_on_the_loop_of_the_cells(session: NotebookSession, subject: Sub
 @pytest.mark.timeout(2 * IMPORTS_S)
 def test_it_runs_in_a_process_of_its_own(session: NotebookSession, subject: Subject) -> None:
     """`--on process`: the same text; where it cannot go there, the start says so."""
-    if subject.lacks.process:
+    if subject.limitations.process:
         with pytest.raises(NbrunError) as refused:
             start(session, subject, "adds", on="process")
         assert isinstance(refused.value, AgentNotFound | BadOption)

@@ -95,7 +95,7 @@ def test_a_provider_that_asks_for_time_is_told_of(
         assert run.result(BOUND_S) == "Steam from the cup"
         session.start(lambda: subject.hang_up(agent)).result(BOUND_S)
     (notice,) = run.record.notices
-    assert notice.startswith("the model's provider has us wait: asked again in ")
+    assert notice.startswith("the model's provider asked to wait: retrying in ")
     assert len(server.requests) == 2
 
 

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 from nbrun.agents import (
     NO_NATIVE_CANCEL,
+    AgentAdapter,
     AgentNotFound,
     EventData,
-    Lacks,
+    Limitations,
     Output,
     RunContext,
     events,
@@ -23,13 +24,13 @@ class Parrot:
         self.name, self.is_alive = name, is_alive
 
 
-class ParrotAdapter:
+class ParrotAdapter(AgentAdapter):
     """Drives a `Parrot`."""
 
     name = "parrot"
-    lacks = Lacks(
-        tools="it has none", functions="it has none", approvals="it asks nobody", steering="it has no inbox",
-        usage="it calls no model", native_cancel=NO_NATIVE_CANCEL, resume="it keeps no checkpoint",
+    limitations = Limitations(
+        tools="it has none", functions="it has none", approvals="it asks nothing", steering="it has no inbox",
+        usage="it calls no model", native_cancel=NO_NATIVE_CANCEL, resume="it saves no checkpoints",
     )  # fmt: skip
 
     def match(self, agent: object) -> bool:
@@ -39,11 +40,7 @@ class ParrotAdapter:
     def check(self, agent: object) -> None:
         """Refuse one that says nothing more."""
         if not getattr(agent, "is_alive", False):
-            raise AgentNotFound(f"{self.label(agent)} cannot be run: it is an ex-parrot")
-
-    def label(self, agent: object) -> str:
-        """Return its name."""
-        return str(getattr(agent, "name", self.name))
+            raise AgentNotFound(f"{self.label(agent)} can't be used: it is an ex-parrot")
 
     async def events(
         self, agent: object, prompt: str, run: RunContext

@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 
 from nbrun import ScriptedAgent, agents
-from nbrun.agents import agent
-from nbrun.agents.builtin import adapter as builtin
-from nbrun.agents.builtin.adapter import DEFAULTS, KEYS, model_choices
-from nbrun.agents.local_model import install
+from nbrun.agents import agent, builtin, local_model
+from nbrun.agents.builtin import DEFAULTS, KEYS, model_choices
 from nbrun.agents.scripted import HAIKU
 from nbrun.core.errors import BadOption
 from nbrun.ui.magics.agent_list import agents_text
 
-Lacks = Callable[[dict[str, str]], dict[str, str | None]]
+Problems = Callable[[dict[str, str]], dict[str, str | None]]
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +28,11 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         *(k for ks in KEYS.values() for k in ks),
     ):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(install, "missing", lambda: "run nbrun local install")
+    monkeypatch.setattr(local_model, "demo_problem", lambda: "run nbrun local install")
 
 
 @pytest.fixture
-def lacks(monkeypatch: pytest.MonkeyPatch) -> Lacks:
+def problems(monkeypatch: pytest.MonkeyPatch) -> Problems:
     """What each model lacks in an environment, where no package but pydantic-ai and openai's is installed."""
 
     def find_spec(name: str) -> object:
@@ -43,7 +41,7 @@ def lacks(monkeypatch: pytest.MonkeyPatch) -> Lacks:
         return "a spec" if name in ("pydantic_ai", "openai") else None
 
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
-    return lambda environ: {choice.model: choice.lack for choice in model_choices(environ)}
+    return lambda environ: {choice.model: choice.problem for choice in model_choices(environ)}
 
 
 def line_of(text: str, name: str) -> str:
@@ -73,7 +71,7 @@ def test_agents_are_told_with_what_keeps_them() -> None:
     assert line_of(text, "poet") == "✔ poet        function: Write poems."
     assert line_of(text, "script") == "✔ script      scripted, ScriptedAgent"
     assert line_of(text, "wants_more").startswith(
-        "✘ wants_more  cannot be run: it wants key, other"
+        "✘ wants_more  can't be used as an agent: it also requires 'key', 'other'"
     )
     assert line_of(text, "known") == "✔ known  function"
     assert (
@@ -93,9 +91,9 @@ def test_the_model_of_a_cell_that_names_none_is_told(monkeypatch: pytest.MonkeyP
     assert "x" * 20 not in text
 
 
-def test_models_are_told_with_what_they_lack(lacks: Lacks) -> None:
+def test_models_are_told_with_what_they_lack(problems: Problems) -> None:
     """A package, a key, an address, or nothing, as far as can be told without asking anybody."""
-    found = lacks({"OPENAI_API_KEY": "x" * 20, "GROQ_API_KEY": "x" * 20})
+    found = problems({"OPENAI_API_KEY": "x" * 20, "GROQ_API_KEY": "x" * 20})
     assert found["scripted"] is None
     assert found["demo"] is None
     assert found["local"] == "run nbrun local install"
@@ -106,34 +104,36 @@ def test_models_are_told_with_what_they_lack(lacks: Lacks) -> None:
     assert found["ollama:llama3.2"] == "set OLLAMA_BASE_URL"
     url = {"OLLAMA_BASE_URL": "http://user:secret@localhost", "OLLAMA_MODEL": "qwen3"}
     (ollama,) = (choice for choice in model_choices(url) if choice.model == "ollama:qwen3")
-    assert (ollama.lack, "secret" in ollama.words) == (None, False)
+    assert (ollama.problem, "secret" in ollama.description) == (None, False)
 
 
-def test_every_provider_with_a_key_is_told(lacks: Lacks) -> None:
+def test_every_provider_with_a_key_is_told(problems: Problems) -> None:
     """And each needs one of its keys, or its package first."""
-    found = lacks({})
+    found = problems({})
     for provider in KEYS:
-        (lack,) = (lack for model, lack in found.items() if model.startswith(f"{provider}:"))
-        assert lack is not None
-        assert lack.startswith(("set ", "pip install "))
+        (problem,) = (
+            problem for model, problem in found.items() if model.startswith(f"{provider}:")
+        )
+        assert problem is not None
+        assert problem.startswith(("set ", "pip install "))
 
 
 def test_without_the_framework_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """No provider can be reached then; the scripted agent can."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    found = {choice.model: choice.lack for choice in model_choices({"OPENAI_API_KEY": "x" * 20})}
+    found = {choice.model: choice.problem for choice in model_choices({"OPENAI_API_KEY": "x" * 20})}
     assert found[DEFAULTS["openai"]] == 'pip install "jupyter-nbrun[agents]"'
     assert found["scripted"] is None
 
 
-def test_what_is_told_to_work_is_accepted(lacks: Lacks) -> None:
+def test_what_is_told_to_work_is_accepted(problems: Problems) -> None:
     """Where nothing is lacking, starting a run on that model finds nothing lacking either, and the other way round."""
     environ = {"OPENAI_API_KEY": "x" * 20, "DEEPSEEK_API_KEY": "x" * 20}
-    for model, lack in lacks(environ).items():
+    for model, problem in problems(environ).items():
         named = model.replace("NAME", "some-model")
-        if lack is None:
+        if problem is None:
             builtin.choose(named, environ)
-        elif lack.startswith("set ") and not model.startswith("ollama"):
+        elif problem.startswith("set ") and not model.startswith("ollama"):
             with pytest.raises(BadOption, match="needs a key"):
                 builtin.choose(named, environ)
 
@@ -141,12 +141,12 @@ def test_what_is_told_to_work_is_accepted(lacks: Lacks) -> None:
 def test_kinds_are_told_with_what_they_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reason a line, with all that it keeps from them; of a framework that is not here, what to install."""
     text = agents_text({}, (), "")
-    begin = text.index("Kinds of agents, and what they cannot do:")
+    begin = text.index("Kinds of agents, and what they can't do:")
     kinds = text[begin : text.index("Models, for")].splitlines()
     place = next(n for n, line in enumerate(kinds) if line[4:].startswith("scripted "))
     assert kinds[place].endswith("no functions as tools: its tools are shown, not run")
     assert kinds[place].startswith("  ✔ scripted ")
-    assert kinds[place + 1].strip() == "no approvals: it asks nobody"
+    assert kinds[place + 1].strip() == "no approvals: it asks nothing"
     assert kinds[place].index("no ") == kinds[place + 1].index("no ")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     line = line_of(agents_text({}, (), ""), "pydantic-ai")

@@ -13,7 +13,7 @@ import pytest
 from IPython.core.completer import IPCompleter, provisionalcompleter
 
 from nbrun import NotebookSession, RunContext, ScriptedAgent, agent, agents as agents_module
-from nbrun.agents.builtin.adapter import KNOWN
+from nbrun.agents.builtin import KNOWN
 from nbrun.agents.scripted import HAIKU
 from nbrun.store.session_store import SessionStore
 from nbrun.ui.magics.agent_list import agents_in

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
 
-from nbrun.agents.builtin.adapter import ModelAgent
-from nbrun.agents.builtin.options import needs_approval
+from nbrun.agents import needs_approval
+from nbrun.agents.builtin import ModelAgent
 from nbrun.core.options import RunOptions
 from tests.agents.conformance.script import Script, call_id, filled
 from tests.agents.conformance.subject import PROMPT, Subject

@@ -1,1 +1,0 @@
-"""The built-in agent: a model of pydantic-ai with the notebook's tools."""
