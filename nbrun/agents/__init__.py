@@ -20,25 +20,31 @@ from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.run_context import ChildRun, RunContext, current, current_run
 from nbrun.agents.context.threads import Worker
-from nbrun.core import events
-from nbrun.core.cancellation import CancelToken, call_soon
-from nbrun.core.checkpoint import USER, State, Turn
-from nbrun.core.clock import Clock
-from nbrun.core.errors import (
+from nbrun.core import (
     Action,
     AgentNotFound,
     BadOption,
     Cancelled,
+    CancelToken,
+    Clock,
     Fix,
     NbrunError,
     NotResumable,
     PackageMissing,
+    Plain,
+    Replay,
+    State,
+    Turn,
+    call_soon,
+    clean_text,
+    events,
+    guarded,
+    plain,
+    shown,
+    type_name,
 )
+from nbrun.core.checkpoint import USER
 from nbrun.core.events import EventData
-from nbrun.core.interrupt_guard import guarded
-from nbrun.core.recording import Replay
-from nbrun.core.text import clean_text
-from nbrun.core.values import Plain, plain, shown, type_name
 
 if TYPE_CHECKING:
     from nbrun.agents.acp.command import AcpAgent

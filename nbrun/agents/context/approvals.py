@@ -8,18 +8,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelRequest, CancelToken, end_cancelled_wait, wait_for_call
-from nbrun.core.errors import BadOption, NbrunError
-from nbrun.core.interrupt_guard import guarded
-from nbrun.core.latches import Latch
-from nbrun.core.text import clean_text
-from nbrun.core.values import Plain, plain, type_name
+from nbrun.core import (
+    BadOption,
+    CancelRequest,
+    CancelToken,
+    Clock,
+    Latch,
+    NbrunError,
+    Plain,
+    clean_text,
+    end_cancelled_wait,
+    events as ev,
+    guarded,
+    plain,
+    type_name,
+    wait_for_call,
+)
 
 if TYPE_CHECKING:
     import threading
 
-    from nbrun.core.clock import Clock
 
 ALLOW = "allow"
 DENY = "deny"

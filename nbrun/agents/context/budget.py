@@ -6,16 +6,12 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from nbrun.core.cancellation import CancelCause
-from nbrun.core.errors import Cancelled
-from nbrun.core.quantities import counted, money
+from nbrun.core import CancelCause, Cancelled, CancelToken, RunOptions, counted, money
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nbrun.core.cancellation import CancelToken
     from nbrun.core.events import Usage
-    from nbrun.core.options import RunOptions
 
 _log = logging.getLogger("nbrun")
 

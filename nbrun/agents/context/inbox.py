@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelToken, end_cancelled_wait, wait_for_call
-from nbrun.core.interrupt_guard import guarded
+from nbrun.core import CancelToken, end_cancelled_wait, events as ev, guarded, wait_for_call
 
 if TYPE_CHECKING:
     import threading

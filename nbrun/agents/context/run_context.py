@@ -16,22 +16,28 @@ from nbrun.agents.context.approvals import ASK, Answer, Approvals, Ask, Question
 from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.threads import Worker
-from nbrun.core import checkpoint as checkpoints, events as ev
-from nbrun.core.errors import NbrunError
-from nbrun.core.interrupt_guard import current_guard, guarded
-from nbrun.core.line_buffer import LineBuffer
-from nbrun.core.options import RunOptions
-from nbrun.core.quantities import size_words
-from nbrun.core.text import clean_text
-from nbrun.core.values import plain
+from nbrun.core import (
+    ArtifactWriter,
+    CancelCause,
+    CancelToken,
+    Clock,
+    LineBuffer,
+    NbrunError,
+    Restored,
+    RunOptions,
+    State,
+    Turn,
+    checkpoint as checkpoints,
+    clean_text,
+    current_guard,
+    events as ev,
+    guarded,
+    plain,
+    size_words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
-
-    from nbrun.core.artifacts import ArtifactWriter
-    from nbrun.core.cancellation import CancelCause, CancelToken
-    from nbrun.core.checkpoint import Restored, State, Turn
-    from nbrun.core.clock import Clock
 
 
 T = TypeVar("T")
