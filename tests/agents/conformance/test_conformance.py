@@ -348,7 +348,7 @@ def test_a_cancelled_run_is_gone_on_with(session: NotebookSession, subject: Subj
         with pytest.raises(NotResumable) as refused:
             run.resume()
         assert "\n" not in str(refused.value)
-        assert "retry" in str(refused.value) or "go on from the run that it shows" in str(
+        assert "Run it again" in str(refused.value) or "go on from the run that it shows" in str(
             refused.value
         )
         return
