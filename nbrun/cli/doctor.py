@@ -66,7 +66,7 @@ def _stores(place: Path, paths: Sequence[Path]) -> Iterator[Finding]:
         yield Finding(Sign.OK, "store", f"no runs are kept in {place.absolute()}")
     for file in paths:
         try:
-            with opened(file, is_told=False) as store:
+            with opened(file, reports=False) as store:
                 yield from kept(store)
         except CommandError as error:
             mend = "move it away to begin a new one; nothing in it was changed"

@@ -1,4 +1,4 @@
-"""The stored runs of notebooks: found, listed and shown from outside their kernels."""
+"""`nbrun list` and `nbrun show`: the stored runs of notebooks, without their kernels."""
 
 from __future__ import annotations
 
@@ -8,22 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, relative, say, say_table
-from nbrun.core.clock import SystemClock
-from nbrun.core.errors import Action, Fix, RunNotFound, UserError
-from nbrun.core.quantities import moment
-from nbrun.core.record import RunRecord, RunStatus
-from nbrun.core.text import printable
-from nbrun.core.values import shown
-from nbrun.render.words import (
-    answer_of,
-    cancel_notes,
-    cost_words,
-    followup_notes,
-    progress_words,
-    status_words,
-    tokens_words,
-    with_sequels,
-)
+from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, printable
+from nbrun.render.static_card import whole_text
+from nbrun.render.words import with_sequels
 from nbrun.store import schema
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.filters import read_query
@@ -38,8 +25,8 @@ if TYPE_CHECKING:
     from nbrun.store.session_store import StoredRun
 
 
-SET_ASIDE = "set aside because it was damaged; it may hold runs: the sqlite3 tool's .recover can get at them"
-NO_STORE = "damaged, or none of nbrun's; the next run that is kept here has it set aside"
+SET_ASIDE = "a damaged store, set aside; recover its runs with .recover of the sqlite3 tool"
+NO_STORE = "damaged, or not an nbrun store; the next run saved here sets it aside"
 
 _ID = struct.pack(">I", schema.APPLICATION_ID)
 
@@ -52,7 +39,7 @@ def list_runs(options: SimpleNamespace) -> int:
     )  # fmt: skip
     paths, odd = stores_at(options.path), odd_files_at(options.path)
     if not paths and not odd:
-        say(f"No runs are kept in {options.path.absolute()}.")
+        say(f"No runs in {options.path.absolute()}.")
     unread = 0
     for path in paths:
         try:
@@ -62,14 +49,14 @@ def list_runs(options: SimpleNamespace) -> int:
             print(f"nbrun: {error}", file=sys.stderr)
             unread += 1
             continue
-        none = "no runs" if query.is_unfiltered and query.before is None else "no runs that fit"
+        none = "no runs" if query.is_unfiltered and query.before is None else "no matching runs"
         say(f"{relative(path)}" if runs else f"{relative(path)}: {none}")
         if runs:
             say_table(run.record for run in runs[: options.limit])
         if len(runs) > options.limit:
             last = runs[options.limit - 1].number
             say(
-                f"There are more: --before {last} goes on, --limit shows more than {options.limit}."
+                f"There are more: continue with --before {last}, or raise --limit ({options.limit})."
             )
     for file, words in odd:
         say(f"{relative(file)}: {words}")
@@ -82,60 +69,17 @@ def show_run(options: SimpleNamespace) -> int:
     with opened(path) as store:
         number = find(store, options.ref).number
         record = with_sequels(store.record(number), store.followups(number))
-    say(f"#{record.number} {shown(record.name)}")
-    for word, text in _facts(record, relative(path)):
-        if text:
-            say(f"  {word:<8} {shown(text, 400)}")
-    for note in followup_notes(record):
-        say(f"  {shown(note, 400)}")
-    for notice in (*cancel_notes(record), *record.notices):
-        say(f"  ! {shown(notice, 400)}")
-    for tool in record.tools:
-        result = "" if tool.result is None else f" → {shown(tool.result)}"
-        args = "" if tool.args is None else shown(tool.args)
-        say(f"  tool     {shown(tool.name, 80)}({args}) {shown(tool.status, 20)}{result}")
-    hidden = record.log_count - len(record.log)
-    parts = [
-        ("prompt", record.prompt),
-        (f"log (the last {len(record.log)} of {record.log_count:,} lines)" if hidden > 0 else "log",
-         "\n".join(record.log)),
-        ("text" if record.text else "output", answer_of(record)),
-        ("error", (record.error.traceback or str(record.error)) if record.error else ""),
-    ]  # fmt: skip
-    for word, text in parts:
-        if text:
-            say(f"\n{word}:")
-            say("\n".join(f"  {line}" for line in text.strip().splitlines()))
+    say(whole_text(record, relative(path)))
     return 0
 
 
-def _facts(record: RunRecord, store: str) -> list[tuple[str, str]]:
-    """Return what is told of a run in a line each; what there is nothing of is empty."""
-    asked_at, ended_at = record.cancel_requested_at, record.ended_at
-    is_lost = record.status is RunStatus.LOST and record.reason not in (None, "its kernel died")
-    return [
-        ("status", status_words(record) + (f" ({record.reason})" if is_lost else "")),
-        ("agent", record.model or record.agent),
-        ("started", moment(record.started_at or record.created_at)),
-        ("asked", "" if asked_at is None else f"{moment(asked_at)}, to stop"),
-        ("ended", "" if ended_at is None else moment(ended_at)),
-        ("progress", progress_words(record.progress)),
-        ("phase", record.phase or ""),
-        ("tokens", tokens_words(record.usage)),
-        ("cost", cost_words(record.usage)),
-        ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
-        ("id", record.run_id),
-        ("events", f"{record.event_count} in {store}"),
-    ]
-
-
 def stores_at(path: Path) -> list[Path]:
-    """Return the store files that a notebook, a folder or a file stands for.
+    """Return the store files of a notebook, a folder, or a store file itself.
 
     Raises
     ------
     CommandError
-        There is nothing at this path, or a file that is none of ours.
+        There is nothing at this path, or a file that isn't a store.
     """
     path = path.absolute()
     if path.is_dir():
@@ -147,17 +91,17 @@ def stores_at(path: Path) -> list[Path]:
         ]
     if path.suffix == SUFFIX and path.is_file():
         if not _is_store(path):
-            raise CommandError(f"{path} is no session store of nbrun")
+            raise CommandError(f"{path} isn't an nbrun session store")
         return [path]
     if (store := store_path(path)).is_file() and _is_store(store):
         return [store]
     if not path.exists():
-        raise CommandError(f"there is no {path}")
+        raise CommandError(f"{path} not found")
     return []
 
 
 def odd_files_at(path: Path) -> list[tuple[Path, str]]:
-    """Return the files of a folder that stand in a store's place and are none, with what they are."""
+    """Return the files of a folder that are named like stores but aren't, with what they are."""
     path = path.absolute()
     if not path.is_dir():
         return []
@@ -170,7 +114,7 @@ def odd_files_at(path: Path) -> list[tuple[Path, str]]:
 
 
 def store_at(path: Path) -> Path:
-    """Return the one store that a notebook, a folder or a file stands for.
+    """Return the one store of a notebook, a folder, or a store file itself.
 
     Raises
     ------
@@ -179,15 +123,15 @@ def store_at(path: Path) -> Path:
     """
     paths = stores_at(path)
     if not paths:
-        raise CommandError(f"no runs are kept in {path.absolute()}")
+        raise CommandError(f"no runs in {path.absolute()}")
     if len(paths) > 1:
         names = ", ".join(found.stem for found in paths)
-        raise CommandError(f"{path.absolute()} has runs of several notebooks: name one of {names}")
+        raise CommandError(f"{path.absolute()} has runs of several notebooks; name one of: {names}")
     return paths[0]
 
 
 def _is_store(path: Path) -> bool:
-    """Return whether the file's head says that nbrun made it: opening another one could change it.
+    """Return whether nbrun made this file, by its header: opening another program's could change it.
 
     Source: the SQLite file format has the application's id at offset 68.
     """
@@ -197,7 +141,7 @@ def _is_store(path: Path) -> bool:
 
 
 def _is_store_soon(wal: Path) -> bool:
-    """Return whether the file's head is still in its log, as it is while the first kernel that uses it runs.
+    """Return whether the file's header is still in its WAL, as while the first kernel that uses it runs.
 
     Source: the SQLite file format: after 32 bytes, of which four at 8 are the page's size, a log has frames of
     24 bytes, the first four of which are the page's number, and a page.
@@ -214,13 +158,13 @@ def _is_store_soon(wal: Path) -> bool:
                 elif len(page) < size:
                     return False
     except (FileNotFoundError, struct.error):
-        pass  # there is no log, or not yet
+        pass  # no WAL, or not yet
     return False
 
 
 @contextmanager
-def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
-    """Open a store to read it; where that is all that may be done with it, say so unless `is_told` is false.
+def opened(path: Path, *, reports: bool = True) -> Iterator[SessionStore]:
+    """Open a store to read it; report a read-only file unless `reports` is false.
 
     Raises
     ------
@@ -231,8 +175,8 @@ def opened(path: Path, *, is_told: bool = True) -> Iterator[SessionStore]:
     try:
         store.open_existing()
         if store.read_only is not None:
-            if is_told:
-                print(printable(f"nbrun: only read: {store.read_only.problem}"), file=sys.stderr)
+            if reports:
+                print(printable(f"nbrun: read-only: {store.read_only.problem}"), file=sys.stderr)
             yield store.read_only
             return
         if store.path is None:

@@ -1,4 +1,4 @@
-"""Runs as files for other eyes and other tools: JSON lines, JSON, a page without script, Markdown."""
+"""Runs as files for other tools: JSON lines, JSON, an HTML page without script, Markdown."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from nbrun.core.recording import Exported
 
 PAGE = 1_000
-"""Events that are read in one go."""
+"""How many events are read at once."""
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".html": "html", ".htm": "html",
              ".md": "md", ".markdown": "md"}  # fmt: skip
 
 _HEAD = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    # Nothing in it is fetched or run, even if something that is written here were wrong.
+    # Nothing in it is fetched or run, even if something written below were wrong.
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
     "style-src 'unsafe-inline'\">"
     '<meta name="viewport" content="width=device-width"><title>{title}</title><style>'
@@ -41,24 +41,24 @@ _HEAD = (
 
 
 def read_form(form: str | None, path: Path | None) -> str:
-    """Return the form that was asked for, else the one that the file's name ends in, else JSON lines.
+    """Return the requested format, else the one of the file's suffix, else JSON lines.
 
     Raises
     ------
     BadOption
-        There is no such form.
+        Unknown format.
     """
     if form is None and path is not None and path.suffix:
         form = _SUFFIXES.get(path.suffix.lower())
         if form is None:
             ends = ", ".join(_SUFFIXES)
             raise BadOption(
-                f"no form is told by the end of '{path.name}' ({ends}); give it with --form"
+                f"can't tell the format of '{path.name}' by its suffix ({ends}); name it with --form"
             )
     if form is None:
         return "jsonl"
     if form not in FORMS:
-        raise BadOption(f"there is no form '{form}'; there are {', '.join(FORMS)}")
+        raise BadOption(f"unknown format '{form}'; available: {', '.join(FORMS)}")
     return form
 
 
@@ -89,22 +89,20 @@ def dump(form: str, runs: Iterable[Exported]) -> Iterator[bytes]:
 
 
 def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
-    """Write a file with these runs in it; what was there before stays until the new one is whole.
+    """Write a file with these runs in it; an existing file stays until the new one is complete.
 
     Raises
     ------
     OSError
         It cannot be written.
     """
-    if (
-        path.exists() and not path.is_file()
-    ):  # a pipe, or a device: there is nothing to put in its place
+    if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
         with path.open("wb") as file:
             file.writelines(dump(form, runs))
         return
-    path = path.resolve()  # a link goes on pointing to what it did
+    path = path.resolve()  # a link stays a link
     if not path.parent.is_dir():  # else the error would name the draft
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
     draft = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with draft.open("xb") as file:
@@ -124,5 +122,5 @@ def _page(runs: Iterable[Exported]) -> Iterator[bytes]:
 
 
 def _plain_json(part: bytes) -> bytes:
-    """Return JSON in which nothing hides or moves the rest: such characters can only be parts of texts."""
+    """Return JSON with invisible characters escaped: they can only be parts of texts."""
     return part if part.isascii() and b"\x7f" not in part else visible(part.decode()).encode()

@@ -1,4 +1,4 @@
-"""What an agent says, as HTML for a page: Markdown that can show, but neither act nor hide nor fetch anything."""
+"""An agent's text as safe HTML and Markdown: nothing in it runs, hides or is fetched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 LIMIT = 100_000
-"""Characters; a longer text is shown as it was written: a page should not wait for it."""
+"""Characters; a longer text is shown as written, so that the page need not wait."""
 
 _TAGS = {
     *("p", "br", "hr", "blockquote", "ul", "ol", "li", "pre", "code", "em", "strong", "s", "a"),
@@ -32,12 +32,11 @@ _LANGUAGE = re.compile(r"[\w+#.-]{0,20}")
 
 
 def safe_html(text: str) -> str:
-    """Return a text as HTML: its Markdown drawn, everything else in it as it was written.
+    """Return a text as HTML, with its Markdown rendered.
 
-    HTML in it is text. A link leads to http(s) and into a page of its own, or is text; where its words name another
-    place, the one that it leads to stands behind it. An image becomes a link, so that nothing is fetched. Headings are
-    strong paragraphs: the outline of a notebook is its author's. What would hide text or turn its direction is made
-    visible, also where an entity has put it.
+    HTML in it stays text. Links lead to http(s) only and open a new tab; one whose words name another host shows its
+    own behind it. An image becomes a link, so that nothing is fetched, and a heading a strong paragraph: a notebook's
+    outline is its author's. Characters that hide text or turn its direction are made visible, entities too.
     """
     import nh3  # with the first text
 
@@ -46,8 +45,8 @@ def safe_html(text: str) -> str:
     parser = _parser()
     tokens = parser.parse(text)
     if _LAYOUT.search(text) and {token.type for token in _all(tokens)} <= _PLAIN:
-        return as_written(text)  # such as a table of an agent that has never heard of Markdown
-    # Markdown leaves out what is nested deeper than that: rather no layout than not every word.
+        return as_written(text)  # such as a table drawn with spaces
+    # The parser drops what is nested deeper: better no layout than lost words.
     if any(token.level >= parser.options.maxNesting - 1 for token in tokens):
         return as_written(text)
     clean = nh3.clean(
@@ -69,7 +68,7 @@ def _all(tokens: Sequence[Token]) -> Iterator[Token]:
 
 
 def as_written(text: str) -> str:
-    """Return a text as HTML that shows its lines and spaces, and draws nothing."""
+    """Return a text as HTML with its lines and spaces, and no Markdown rendered."""
     lines = text.replace("\r\n", "\n")
     return f"<pre><code>{escape(visible(lines))}</code></pre>"
 
@@ -80,7 +79,7 @@ def _parser() -> MarkdownIt:
 
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True})
     parser.enable(["table", "strikethrough"])
-    # Definitions of links are left out of what is drawn, so they could hide a text.
+    # Link definitions are not rendered, so they could hide text.
     parser.disable("reference")
     parser.validateLink = _is_web_link  # type: ignore[method-assign]
     rules = parser.renderer.rules  # type: ignore[attr-defined]
@@ -89,13 +88,13 @@ def _parser() -> MarkdownIt:
     rules["fence"] = _code_block
     rules["image"] = _image_link
     rules["link_close"] = _link_end
-    # It makes its tables of rules with its first text; nobody else has it yet, so no two threads do.
+    # The first text builds its rule tables; nobody else has the parser yet, so no two threads do.
     parser.render("a")
     return parser
 
 
 def _code_block(tokens: Sequence[Token], index: int, *_: object) -> str:
-    """Return a block of code, without the name of its language; anything else in that place is shown."""
+    """Return a block of code, without its language; anything else in that place is shown."""
     info = tokens[index].info.strip()
     head = "" if _LANGUAGE.fullmatch(info) else f"{info}\n"
     return f"<pre><code>{escape(head + tokens[index].content)}</code></pre>\n"
@@ -108,12 +107,12 @@ def _image_link(tokens: Sequence[Token], index: int, *_: object) -> str:
 
 
 def _attribute(_tag: str, name: str, value: str) -> str | None:
-    """Return what stays of an attribute. Markdown lets a link without an address pass: it would lead to this page."""
+    """Return an attribute's value, or None to drop it. A link without an address would lead to this page."""
     return None if name == "href" and not _is_web_link(value) else value
 
 
 def _link_end(tokens: Sequence[Token], index: int, *_: object) -> str:
-    """Return the end of a link, and behind it where it leads, if its words name another place."""
+    """Return the end of a link, and behind it the host it leads to, if its words name another."""
     begin = max(at for at in range(index) if tokens[at].type == "link_open")
     host = _host(str(tokens[begin].attrs["href"])) or ""
     words = "".join(token.content for token in tokens[begin:index]).lower()
@@ -128,17 +127,17 @@ def _is_web_link(url: str) -> bool:
 
 
 def _host(url: str) -> str | None:
-    """Return the place that a link leads to; None where nobody would see it at once: `bank.example@thief.example`."""
+    """Return the host of a link; None if it is disguised, as in `bank.example@thief.example`."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # no address at all
+    except ValueError:  # not an address
         return None
     host = parts.hostname or ""
     return host if "@" not in parts.netloc and _HOST.fullmatch(host) else None
 
 
 def _fence(text: str, least: int) -> str:
-    """Return backticks that are longer than any run of them in the text, so that it cannot end its block."""
+    """Return more backticks than the text has in a row, so that it cannot end its block."""
     longest = max(
         (len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0
     )
@@ -146,7 +145,7 @@ def _fence(text: str, least: int) -> str:
 
 
 def fenced(text: str, width: int | None = None) -> str:
-    """Return a text as it was written, its lines broken where they are longer than `width`."""
+    """Return a text as a block of code, with lines broken at `width`."""
     if width is not None:
         text = "\n".join(_broken(line, width) for line in text.splitlines())
     fence = _fence(text, 3)
@@ -168,7 +167,7 @@ def code(text: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a text in which nothing is Markdown."""
+    """Return a text with all Markdown escaped."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-!|~&" else c for c in text)
 
 

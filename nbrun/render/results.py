@@ -1,4 +1,4 @@
-"""The output of a run that another kernel made: shown as it was, and loaded where that is asked for."""
+"""The stored output of a run: shown as Jupyter showed it, and its object loaded on request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from nbrun.core.artifacts import Artifact
 
-_READ_LIMIT = 2 * bundle.LIMIT  # of a bundle that we did not write, perhaps
+_READ_LIMIT = 2 * bundle.LIMIT  # a bundle may come from another program
 
 
 class ResultView:
@@ -36,13 +36,13 @@ class ResultView:
 
 
 def view_of(value: Plain, artifacts: Sequence[Artifact]) -> object:
-    """Return what shows a stored output: the value itself, unless a view of it was kept."""
+    """Return what displays a stored output: the value itself, unless its view was kept."""
     look = look_of(value, artifacts)
     return value if look is None else ResultView(value, look)
 
 
 def look_of(value: Plain, artifacts: Sequence[Artifact]) -> dict[str, str] | None:
-    """Return what a stored output looked like, safe to be shown, by MIME type; None where only a text was kept."""
+    """Return a stored output as it was displayed, sanitised, by MIME type; None if only text was kept."""
     kept = next((made for made in artifacts if made.id == DISPLAY), None)
     if kept is None:
         return None
@@ -55,28 +55,28 @@ def look_of(value: Plain, artifacts: Sequence[Artifact]) -> dict[str, str] | Non
 
 
 def load_object(title: str, artifacts: Sequence[Artifact], *, trusted: bool) -> object:
-    """Return the object that a run gave, unpickled.
+    """Return the object that a run returned, unpickled.
 
     Raises
     ------
     BadOption
-        It was not said that the store is trusted.
+        `trusted` is not True.
     NoResult, ArtifactLost
-        None was kept, or its file is gone.
+        No object was kept, or its file is gone.
     NbrunError
         It cannot be loaded here.
     """
     if trusted is not True:
         raise BadOption(
-            "loading an object runs whatever code its store's author has put there; if the store is your own: "
+            "loading an object runs any code its store's author put there; if you trust it: "
             "run.load_object(trusted=True)"
         )
     kept = [made for made in artifacts if made.id == OBJECT and made.media_type == PICKLE]
     if not kept:
-        raise NoResult(f"{title} has kept no object; start it with --keep-object for that")
+        raise NoResult(f"{title} kept no object; to keep it, start the run with --keep-object")
     blob = kept[0].read()
     try:
-        return pickle.loads(blob)  # noqa: S301 - the caller has said that the store is trusted
-    except Exception as error:  # of the object's own class, or a module that is not here
+        return pickle.loads(blob)  # noqa: S301 - the caller trusts the store
+    except Exception as error:  # from the object's class, or a missing module
         why = f"{type(error).__name__}: {error}"
         raise NbrunError(f"the object of {title} cannot be loaded here: {why}") from error

@@ -27,7 +27,7 @@ class View(Flag):
     """Where a column is shown."""
 
     LIST = auto()
-    """`nbrun.runs()`, `%agentrun list` and `nbrun list`."""
+    """Lists, in a notebook and on the command line."""
     PANEL = auto()
     """The panel, live, and as a saved notebook keeps it."""
     BOTH = LIST | PANEL

@@ -376,6 +376,17 @@ def whole_markdown(record: RunRecord) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def whole_text(record: RunRecord, store: str) -> str:
+    """Return all that is kept of a run as text; `store` names its file."""
+    facts = [*_facts(record), ("store", store)]
+    parts = ["\n".join(f"  {name:<8} {text}" for name, text in facts)]
+    parts += [f"Prompt:\n{record.prompt}"] if record.prompt else []
+    parts.append(_text(_sections(_trimmed(record), None, WHOLE, None)))
+    if record.error is not None and record.error.traceback:
+        parts.append(record.error.traceback)
+    return visible(printable("\n\n".join([words.sentence(words.title(record)), *parts])))
+
+
 def _whole(record: RunRecord) -> Iterator[_Section]:
     return _sections(_trimmed(record), None, WHOLE, _snapshot(record, "this was exported", False))
 
@@ -391,22 +402,22 @@ def _pictured(look: Mapping[str, str]) -> str:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     """Return the rest of what is known of a run, for those who have only the file."""
-    times = {"created": record.created_at, "started": record.started_at, "ended": record.ended_at}
-    facts = [
-        ("id", record.run_id),
-        ("agent", record.agent),
-        ("model", record.model or ""),
-        *(
-            (name, moment(at, "%Y-%m-%d %H:%M:%S %z"))
-            for name, at in times.items()
-            if at is not None
-        ),
-        ("tokens", words.tokens_words(record.usage)),
-        ("cost", words.cost_words(record.usage)),
-        ("tags", ", ".join(f"{key}={value}" for key, value in record.tags.items())),
-        ("events", f"{record.event_count:,}"),
-    ]
-    return [(name, shown(text, 1_000)) for name, text in facts if text]
+    times = {
+        "created": record.created_at, "started": record.started_at, "cancel": record.cancel_requested_at,
+        "ended": record.ended_at,
+    }  # fmt: skip
+    facts = {
+        "id": record.run_id,
+        "agent": record.agent,
+        "model": record.model,
+        **{name: at and moment(at, "%Y-%m-%d %H:%M:%S %z") for name, at in times.items()},
+        "phase": record.phase,
+        "tokens": words.tokens_words(record.usage),
+        "cost": words.cost_words(record.usage),
+        "tags": ", ".join(f"{key}={value}" for key, value in record.tags.items()),
+        "events": f"{record.event_count:,}",
+    }
+    return [(name, shown(text, 1_000)) for name, text in facts.items() if text]
 
 
 def _snapshot(record: RunRecord, when: str, is_redrawn: bool) -> _Snapshot | None:

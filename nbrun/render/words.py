@@ -10,7 +10,7 @@ from nbrun.core.cancellation import CancelCause, Rung
 from nbrun.core.errors import Action, Fix
 from nbrun.core.events import CONTINUE, REPLAY, RESUME, RETRY
 from nbrun.core.quantities import counted, duration, moment, money, size_words
-from nbrun.core.record import GIVEN_UP, UNLOAD, ChildSummary, RunRecord, RunStatus, Steered
+from nbrun.core.record import UNLOAD, ChildSummary, RunRecord, RunStatus, Steered
 from nbrun.core.text import printable, visible
 from nbrun.core.values import readable, shown
 
@@ -114,7 +114,7 @@ def status_words(record: RunRecord) -> str:
         case RunStatus.FAILED:
             return f"Failed after {took}" if took else "Failed"
         case RunStatus.LOST:
-            return "Lost: " + (GIVEN_UP if record.reason == GIVEN_UP else "its kernel died")
+            return f"Lost: {shown(record.reason or 'its kernel died', 200)}"
         case RunStatus.CANCELLED:
             return _cancelled_words(record, took)
 

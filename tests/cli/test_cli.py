@@ -138,7 +138,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(kept: Path, folder: Path) -> N
     assert re.search(r"^✘ problem +store: .*newer nbrun.* → move it away", done.stdout, re.M)
     done = run("doctor", "nowhere", cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("nbrun: there is no ")
+    assert done.stderr.startswith("nbrun: ")
 
 
 # --- demo --------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_list_of_a_folder_without_runs_makes_nothing(
 ) -> None:
     """It says that there are none, which is no mistake, and leaves the folder empty."""
     assert cli.main(["list", str(folder)]) == 0
-    assert "No runs are kept in" in capsys.readouterr().out
+    assert "No runs in" in capsys.readouterr().out
     assert list(folder.iterdir()) == []
 
 
@@ -343,7 +343,7 @@ def test_show_finds_a_run_by_every_reference(
     """Number, place from the end, name and id name the same run; all that it did is shown."""
     assert cli.main(["show", ref, str(kept)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("#1 plain\n")
+    assert text.startswith("Run #1 plain\n")
     for part in (
         "Completed",
         "prompt of plain",
@@ -386,7 +386,7 @@ def test_another_programs_database_is_left_alone(
     connection.close()
     before = path.read_bytes()
     assert cli.main(["list", str(path)]) == 1
-    assert "is no session store" in capsys.readouterr().err
+    assert "isn't an nbrun session store" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert [each.name for each in folder.iterdir()] == ["other.db"]
 
@@ -433,7 +433,7 @@ def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("list --limit 0", "at least 1"),
         ("list no-such-folder", "no-such-folder"),
         ("show", "REF"),
-        ("show 1", "no runs are kept"),
+        ("show 1", "no runs in"),
         ("local", "COMMAND"),
         ("demo -- --no-browser", "--lab"),
         ("export", "export"),
@@ -525,9 +525,9 @@ def test_a_damaged_file_hides_no_other(
     assert cli.main(["list", str(folder)]) == 1
     told = capsys.readouterr()
     assert "hostile" in told.out
-    assert "lesson.damaged-20261122T101500.db: set aside because it was damaged" in told.out
-    assert "broken.db: damaged, or none of nbrun's" in told.out
+    assert "lesson.damaged-20261122T101500.db: a damaged store, set aside" in told.out
+    assert "broken.db: damaged, or not an nbrun store" in told.out
     assert "torn.db cannot be read: " in told.err
     assert "None" not in told.err
     cli.main(["doctor", str(folder)])
-    assert "set aside because it was damaged" in capsys.readouterr().out
+    assert "a damaged store, set aside" in capsys.readouterr().out

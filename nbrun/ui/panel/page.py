@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 PAGE = 50
 SCAN = 200
-"""Runs that a search looks at between two looks at whether it is still wanted."""
+"""Runs that a search reads between two checks that it is still wanted."""
 ANY_LIVE = "live"
 """The filter for all runs that have not ended, whatever their status."""
 STATUSES = ("", ANY_LIVE, *RunStatus)
 IN_MEMORY = 1_000
-"""Runs of this kernel that are looked at when one of them has changed, the newest."""
+"""The newest runs of this kernel, which are checked when one of them has changed."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which runs are asked for; `before` are the numbers below which the pages up to this one begin."""
+    """Which runs to show; `before` are the numbers below which the pages up to this one begin."""
 
     status: str = ""
     text: str = ""
     before: tuple[int, ...] = ()
 
     def query(self, now: float) -> Query:
-        """Return the same as a query; what it cannot say, `ANY_LIVE`, is left out."""
+        """Return this as a query, which leaves out `ANY_LIVE`."""
         status = None if self.status in ("", ANY_LIVE) else self.status
         text, before = self.text or None, self.before[-1] if self.before else None
         return read_query(now, status=status, text=text, before=before)
@@ -44,21 +44,21 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A run of a page, and what was read of it: of other kernels' runs nothing newer is known."""
+    """A run of a page, and its record as it was read: for other kernels' runs, nothing newer is known."""
 
     run: Run
     read: RunRecord
 
     @property
     def record(self) -> RunRecord:
-        """How the run stands; never asks the store."""
+        """The newest record that is known without asking the store."""
         live = self.run.live
         return self.read if live is None else live.record
 
 
 @dataclass(frozen=True, slots=True)
 class RunsPage:
-    """What is shown: the rows, and whether older runs fit as well."""
+    """The rows that are shown, and whether older runs match as well."""
 
     wanted: Wanted
     rows: tuple[Row, ...] = ()
@@ -66,7 +66,7 @@ class RunsPage:
 
     @property
     def is_of_others(self) -> bool:
-        """Whether live runs of other kernels are on it: nobody tells of their changes."""
+        """Whether live runs of other kernels are on it, whose changes nobody reports."""
         return not self.wanted.text and any(
             row.run.live is None and row.read.is_live for row in self.rows
         )
@@ -75,7 +75,7 @@ class RunsPage:
 def read_page(
     session: NotebookSession, wanted: Wanted, is_over: Callable[[], bool]
 ) -> RunsPage | None:
-    """Return the runs that are asked for, from the store and from memory; None if `is_over` meanwhile."""
+    """Return the wanted runs, from the store and from memory; None once `is_over`."""
     found: list[Run] = []
     for run in _stored(session, wanted, is_over):
         found.append(run)
@@ -86,7 +86,7 @@ def read_page(
 
 
 def refreshed(session: NotebookSession, page: RunsPage) -> RunsPage:
-    """Return the page with what has become of the runs of this kernel since; the store is not asked."""
+    """Return the page with this kernel's runs brought up to date, without asking the store."""
     return _page(session, page.wanted, page.rows, page.has_more)
 
 
@@ -98,7 +98,7 @@ def newest(session: NotebookSession, known: Iterable[Row], count: int) -> list[R
 
 
 def _stored(session: NotebookSession, wanted: Wanted, is_over: Callable[[], bool]) -> Iterator[Run]:
-    """Yield what the store has, newest first, as far as it is asked for."""
+    """Yield the stored runs, newest first, as far as they are read."""
     query = wanted.query(session.clock.now())
     if wanted.status == ANY_LIVE:
         by_status = [
@@ -115,7 +115,7 @@ def _stored(session: NotebookSession, wanted: Wanted, is_over: Callable[[], bool
 def _searched(
     session: NotebookSession, wanted: Wanted, query: Query, is_over: Callable[[], bool]
 ) -> Iterator[Run]:
-    """Yield the runs that hold the text; in small steps, since it may take long and be given up."""
+    """Yield the runs that contain the text, in small steps: it may take long, and be abandoned."""
     before = query.before
     while not is_over():
         page = session.runs(status=query.status, before=before, limit=SCAN)
@@ -133,12 +133,12 @@ def _searched(
 def _page(
     session: NotebookSession, wanted: Wanted, known: Iterable[Row], has_more: bool = False
 ) -> RunsPage:
-    """Return the page of these rows, and of those in memory, as far as they fit at this moment."""
+    """Return the page of these rows and of the runs in memory that match now."""
     query = wanted.query(session.clock.now())
     rows = {row.run: row for row in known}
     for run in session.recent_runs(IN_MEMORY):
         rows.setdefault(run, Row(run, run.glance))
-    # What was found in the store has not changed since; what is in memory may have.
+    # Runs found in the store have not changed since; runs in memory may have.
     fitting = [
         row for row in rows.values() if row.run.live is None or _fits(wanted, query, row.run)
     ]
@@ -157,6 +157,6 @@ def _fits(wanted: Wanted, query: Query, run: Run) -> bool:
 
 
 def _age(row: Row) -> tuple[float, float]:
-    """Return what rows are sorted by: what is not saved yet is newer than all that is."""
+    """Return the sort key of rows: unsaved runs count as the newest."""
     number = row.record.number
     return (-float("inf") if number is None else -number, -row.record.created_at)
