@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nbrun.cli.output import CommandError, relative, say, say_table
 from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, printable
 from nbrun.render.static_card import whole_text
-from nbrun.render.words import with_sequels
+from nbrun.render.words import with_followups
 from nbrun.store import schema
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.filters import read_query
@@ -68,7 +68,7 @@ def show_run(options: SimpleNamespace) -> int:
     path = store_at(options.path)
     with opened(path) as store:
         number = find(store, options.ref).number
-        record = with_sequels(store.record(number), store.followups(number))
+        record = with_followups(store.record(number), store.followups(number))
     say(whole_text(record, relative(path)))
     return 0
 

@@ -199,7 +199,9 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     detached_finished_at: float | None = None
     refused: int = 0  # what detached work still sent after the end
     event_count: int = 0
-    sequels: tuple[tuple[int, str], ...] = ()  # runs that come from it: from its store, not its log
+    followups: tuple[
+        tuple[int, str], ...
+    ] = ()  # runs that come from it: from its store, not its log
     is_brief: bool = False  # long fields are cut; the log has everything
     unseen: str = ""  # why its status is unknown here; set by a reader, neither folded nor stored
 

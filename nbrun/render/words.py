@@ -361,16 +361,16 @@ def origin_words(record: RunRecord) -> str:
     return f"{_ORIGIN.get(origin.kind, 'comes from')} {ref}"
 
 
-def with_sequels(record: RunRecord, sequels: Sequence[tuple[int, str]]) -> RunRecord:
+def with_followups(record: RunRecord, followups: Sequence[tuple[int, str]]) -> RunRecord:
     """Return the record with the runs that come from this one."""
-    return msgspec.structs.replace(record, sequels=tuple(sequels)) if sequels else record
+    return msgspec.structs.replace(record, followups=tuple(followups)) if followups else record
 
 
 def followup_notes(record: RunRecord) -> list[str]:
     """Return where a run comes from, which runs come from it, and how to resume it."""
-    named = [f"{_BECAME.get(kind, 'followed by')} #{number}" for number, kind in record.sequels]
+    named = [f"{_BECAME.get(kind, 'followed by')} #{number}" for number, kind in record.followups]
     notes = [origin_words(record), ", ".join(named if len(named) <= 5 else ["…", *named[-5:]])]
-    is_resumed = any(kind == RESUME for _, kind in record.sequels)
+    is_resumed = any(kind == RESUME for _, kind in record.followups)
     has_state = record.checkpoint is not None or record.resumed_from is not None
     if has_state and not record.is_replay and not is_resumed and record.status in _RESUMABLE:
         notes.append(str(Fix(Action.RESUME, run_ref(record))))

@@ -158,7 +158,7 @@ def conversation(run: Run, get: FindRun) -> list[Run]:
     """Return the runs of a conversation: up to this one, and from there on along the newest answers."""
     runs = thread(run, get)
     while len(runs) < 2 * MAX_THREAD:
-        after = [number for number, kind in runs[-1].sequels if kind in (ev.CONTINUE, ev.RESUME)]
+        after = [number for number, kind in runs[-1].followups if kind in (ev.CONTINUE, ev.RESUME)]
         if not after:
             break
         runs.append(get(after[-1]))
@@ -199,8 +199,8 @@ def _check_no_replay(record: RunRecord) -> None:
 def _state(run: Run, record: RunRecord) -> bytes:
     """Return the packed state that the run can be gone on from, if nobody does that already."""
     words, number, store = title(record), record.number, run.store
-    sequels = [] if number is None else store.followups(number)
-    resumed = [store.run(other) for other, kind in sequels if kind == ev.RESUME]
+    followups = [] if number is None else store.followups(number)
+    resumed = [store.run(other) for other, kind in followups if kind == ev.RESUME]
     for other in resumed:
         if other is not None and other.record.is_live:
             raise NotResumable(f"{words} is being gone on with as #{other.number}")
@@ -288,7 +288,7 @@ def _found(
         else:
             _find_setup(record, find, options)
         return agent
-    options["target"] = record.target  # so that a later kernel finds it for the sequel as well
+    options["target"] = record.target  # so that a later kernel finds it for the follow-up as well
     live = run.live
     if live is not None and live.agent is not None:
         _drop_setup(options)  # it has that

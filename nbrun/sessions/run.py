@@ -618,7 +618,7 @@ class Run:
         return [restored(event, artifacts) for event in self.events()]
 
     @property
-    def sequels(self) -> list[tuple[int, str]]:
+    def followups(self) -> list[tuple[int, str]]:
         """The number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
         number = self.number
         return [] if number is None else self.store.followups(number)

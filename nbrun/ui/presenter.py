@@ -132,7 +132,7 @@ class Presenter:
     def redraw_followed(self, run: Run) -> None:
         """Update the card of a run that others were started from: it names them."""
         if self._board is not None and run.live is not None:
-            self._board.note_followups(run.live, run.sequels)
+            self._board.note_followups(run.live, run.followups)
 
     @property
     def board(self) -> Any:

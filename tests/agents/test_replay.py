@@ -72,7 +72,7 @@ def test_a_replay_tells_the_same_events(session: NotebookSession) -> None:
     assert new.events()[-1].data == old.events()[-1].data
     same_in_sight(old, new)
     assert new.record.origin == ev.Origin("replay", old.id, 1, "all")
-    assert old.sequels == [(2, "replay")]
+    assert old.followups == [(2, "replay")]
 
 
 def test_a_failure_fails_again(session: NotebookSession) -> None:

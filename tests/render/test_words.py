@@ -27,7 +27,7 @@ from nbrun.render.words import (
     status_words,
     steer_words,
     tokens_words,
-    with_sequels,
+    with_followups,
 )
 
 
@@ -294,15 +294,15 @@ def test_a_run_says_what_has_come_of_it() -> None:
     lost = msgspec.structs.replace(
         RECORD, status=RunStatus.LOST, number=4, checkpoint=ev.Checkpoint("c", 9)
     )
-    assert with_sequels(lost, []) is lost
-    retried = with_sequels(lost, [(5, "retry"), (6, "replay")])
+    assert with_followups(lost, []) is lost
+    retried = with_followups(lost, [(5, "retry"), (6, "replay")])
     words, how = followup_notes(retried)
     assert words == "Retried as #5, replayed as #6"
     assert how.endswith("%agentrun resume #4")
-    assert followup_notes(with_sequels(lost, [(5, "retry"), (7, "resume")])) == [
+    assert followup_notes(with_followups(lost, [(5, "retry"), (7, "resume")])) == [
         "Retried as #5, resumed as #7"
     ]
-    many = with_sequels(lost, [(number, "retry") for number in range(5, 50)])
+    many = with_followups(lost, [(number, "retry") for number in range(5, 50)])
     assert followup_notes(many)[0].startswith("…, retried as #45")
 
 

@@ -51,7 +51,7 @@ def test_a_run_continues_another(session: NotebookSession) -> None:
     ]
     assert third.record.usage == session.get(third.id).usage
     assert followup_notes(third.record) == ["Continues #2"]
-    assert second.sequels == [(3, "continue")]
+    assert second.followups == [(3, "continue")]
     assert [run.number for run in conversation(second, session.get)] == [1, 2, 3]
 
 

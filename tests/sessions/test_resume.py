@@ -230,7 +230,7 @@ def test_a_resumed_run_goes_on_with_what_was_used(
     assert (new.name, new.record.tags, new.record.prompt) == ("book", {"k": "v"}, "tea")
     assert new.record.options == old.record.options
     assert (old.status, old.events()) == ("failed", before)
-    assert old.sequels == [(2, "resume")]
+    assert old.followups == [(2, "resume")]
 
 
 def test_the_old_checkpoint_stays_until_the_new_run_has_completed(
@@ -314,7 +314,7 @@ def test_a_cancelled_run_can_be_gone_on_with(session: NotebookSession) -> None:
 
 
 @pytest.mark.parametrize("kind", ["resume", "retry", "replay"])
-def test_a_live_run_has_no_sequel(session: NotebookSession, held: Held, kind: str) -> None:
+def test_a_live_run_has_no_followup(session: NotebookSession, held: Held, kind: str) -> None:
     """One line, and nothing is started."""
     run = session.start(held)
     with pytest.raises(NotResumable, match=r"run #1 Held is live; wait for it, or cancel it"):
@@ -558,7 +558,7 @@ def test_a_retry_runs_the_same_inputs_anew(session: NotebookSession) -> None:
     assert (new.record.prompt, new.record.tags, new.name) == ("tea", {"k": "v"}, "book")
     assert new.record.options == {k: v for k, v in old.record.options.items() if k != ev.ONCE}
     assert new.record.resumed_from is None
-    assert old.sequels == [(new.number, "retry")]
+    assert old.followups == [(new.number, "retry")]
 
 
 def test_a_retry_may_have_other_options(session: NotebookSession) -> None:

@@ -225,7 +225,7 @@ def test_a_run_is_resumed_from_its_checkpoint(
     assert (new.name, new.record.tags) == (expected["name"], expected.get("tags", {}))
     assert (new.resumed_from, new.record.prompt) == (old.id, expected["prompt"])
     assert without(facts(old), "sequels") == expected
-    assert old.sequels == [(NEXT, "resume")]
+    assert old.followups == [(NEXT, "resume")]
     with pytest.raises(errors.NotResumable):
         old.resume(agent=made.reader)
 

@@ -17,7 +17,7 @@ import traitlets
 
 from nbrun.core.record import RunStatus
 from nbrun.render.static_card import bundle
-from nbrun.render.words import question_lines, title, with_sequels
+from nbrun.render.words import question_lines, title, with_followups
 from nbrun.sessions.run import queue_words
 from nbrun.ui.cards.esm import page_module, page_style
 from nbrun.ui.cards.markdown_blocks import Blocks
@@ -112,7 +112,7 @@ class _Card:
         # A bare thread would send into whichever cell ran last.
         self.context = contextvars.copy_context()
         self.remove: Callable[[], None] = lambda: None
-        self.sequels: Sequence[tuple[int, str]] = ()
+        self.followups: Sequence[tuple[int, str]] = ()
         self.says_asking = (
             False  # whether what a notebook file has of the run says that it asks something
         )
@@ -151,7 +151,7 @@ class _Card:
     def static(self) -> dict[str, Any]:
         """Return the output of an ended run, for a page that asks; one that may change has its place still."""
         record, problem = self.live.record, self.live.problem
-        data = bundle(with_sequels(record, self.sequels), problem)
+        data = bundle(with_followups(record, self.followups), problem)
         return data if problem is None and record.is_settled else self._in_place(data)
 
     def _in_place(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -226,12 +226,12 @@ class CardBoard:
             if record.status is RunStatus.QUEUED or record.children:
                 self.mark(card)
 
-    def note_followups(self, live: LiveRun, sequels: Sequence[tuple[int, str]]) -> None:
+    def note_followups(self, live: LiveRun, followups: Sequence[tuple[int, str]]) -> None:
         """Have the card of an ended run say which runs come from it."""
         with self._lock:
             cards = [card for card in (*self._live, *self._ended) if card.live is live]
         for card in cards:
-            card.sequels = sequels
+            card.followups = followups
             self.mark(card)
 
     def close(self, timeout_s: float) -> None:
@@ -314,7 +314,7 @@ class CardBoard:
             if card.live.record.is_live and card.is_outdated():
                 card.handle.update(card.bundle(), raw=True)
                 return True
-            card.widget.run = self._view(card.live, card.sequels, card.blocks)
+            card.widget.run = self._view(card.live, card.followups, card.blocks)
             card.is_end_due = not card.widget.run["live"]
         except Exception:  # a page that is gone must not end the drawing of the others
             _log.exception("the card of %s could not be drawn", card.live.run_id)
@@ -325,7 +325,7 @@ class CardBoard:
             card.live,
             card.live.problem,
         )  # what clears it meanwhile marks the card again
-        card.handle.update(bundle(with_sequels(live.record, card.sequels), problem), raw=True)
+        card.handle.update(bundle(with_followups(live.record, card.followups), problem), raw=True)
         # Else it is drawn again: when the run has been saved, or what it left running has ended.
         if problem is None and live.record.is_settled:
             card.remove()
@@ -345,11 +345,11 @@ class CardBoard:
     def _view(
         self,
         live: LiveRun,
-        sequels: Sequence[tuple[int, str]] = (),
+        followups: Sequence[tuple[int, str]] = (),
         blocks: Blocks | None = None,
     ) -> dict[str, Any]:
         """Return what the card shows; without `blocks`, which take their time, its text is as it came."""
-        record = with_sequels(live.record, sequels)
+        record = with_followups(live.record, followups)
         is_queued = record.status is RunStatus.QUEUED
         words = queue_words(self._session.parts, live) if is_queued else None
         now, children = self._session.clock.now(), self._live_children(record)

@@ -6,7 +6,7 @@ import contextvars
 import functools
 from typing import TYPE_CHECKING, Any
 
-from nbrun.render.words import with_sequels
+from nbrun.render.words import with_followups
 from nbrun.ui.kernel.waiting import is_headless
 
 if TYPE_CHECKING:
@@ -88,4 +88,4 @@ def _in_copy(context: contextvars.Context, function: Callable[[], object]) -> ob
 def _shown_record(run: Run) -> RunRecord:
     """Return the record; once it has ended, with the runs that were started from it."""
     record = run.record
-    return record if record.is_live else with_sequels(record, run.sequels)
+    return record if record.is_live else with_followups(record, run.followups)

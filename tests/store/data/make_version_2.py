@@ -417,7 +417,7 @@ def facts(run: Run) -> dict[str, Any]:
         "reason": run.reason, "is_unknown": run.is_unknown, "tags": record.tags, "phase": run.phase,
         "parent": run.parent_id, "resumed_from": run.resumed_from,
         "origin": record.origin and [record.origin.kind, record.origin.run_id, record.origin.number],
-        "sequels": [list(sequel) for sequel in run.sequels], "times": [run.created_at, run.started_at, run.ended_at],
+        "sequels": [list(one) for one in run.followups], "times": [run.created_at, run.started_at, run.ended_at],
         "text": run.text, "reasoning": record.reasoning, "output": run.output,
         "view": re.sub("</?div[^>]*>", "", view.get("text/html", "")),
         "error": run.error and [run.error.type, run.error.message],
