@@ -1,4 +1,4 @@
-"""Which runs are asked for: what was given is read once, and then a record fits it or not."""
+"""Filters for runs: read once from what was given, then a record fits or not."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nbrun.core.record import BRIEF_HEAD, RunRecord, RunStatus
 from nbrun.core.values import readable
 
 UNKNOWN = "unknown"
-"""What is asked for runs whose kernel cannot be seen from here; no status of theirs."""
+"""Finds runs whose kernel cannot be seen from here; it is not a status that they have."""
 
 Since = datetime | date | timedelta | str
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Filters, all of which a run has to fit; None leaves one out. See `read_query`."""
+    """Filters that a run must fit, all of them; None leaves one out. See `read_query`."""
 
     status: RunStatus | None = None
-    is_unknown: bool = False  # only runs of which nobody here can say how they stand
+    is_unknown: bool = False  # only runs whose state is unknown here
     name: str | None = None
     agent: str | None = None
     tag: str | None = None
@@ -38,7 +38,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_of_columns(self) -> bool:
-        """Whether the columns of a store's table tell all that is asked: no record has to be looked into."""
+        """Whether the columns of a store's table are enough: no record has to be read."""
         return self.tag is None and self.text is None and not self.is_unknown
 
     def fits(self, record: RunRecord) -> bool:
@@ -53,7 +53,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     def fits_within(self, record: RunRecord) -> bool:
         """Return whether it fits what a store's columns do not say, or may say wrongly; the text excepted."""
-        # One that looks live has no other status than unknown.
+        # A run in an unknown state has no other status.
         if record.is_unknown != self.is_unknown and (self.is_unknown or self.status is not None):
             return False
         if self.agent is not None and self.agent not in (record.agent, record.model):
@@ -64,25 +64,25 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         return record.tags.get(key) == value if equals else key in record.tags
 
     def finds(self, record: RunRecord) -> bool | None:
-        """Return whether name, prompt, error or output hold the text; None where this brief record does not tell."""
+        """Return whether name, prompt, error or output contain the text; None if a brief record is not enough."""
         if self.text is None:
             return True
         output = "" if record.output is None else readable(record.output)
         if record.is_brief and len(output) >= BRIEF_HEAD:
-            output = output[: BRIEF_HEAD - 1]  # the last may be the sign that it was cut
+            output = output[: BRIEF_HEAD - 1]  # the last character may be an ellipsis
         kind, message = (record.error.type, record.error.message) if record.error else ("", "")
         parts = (record.prompt, record.text, output, message)
         if any(self.text in _comparable(part) for part in (record.name, kind, *parts)):
             return True
         is_cut = record.is_brief and any(len(part) >= BRIEF_HEAD - 1 for part in parts)
-        # Of a run that is live, a store has the short form from its last change of status.
+        # The store has the brief record of a live run as of its last change of status.
         return None if is_cut or (record.is_brief and record.is_live) else False
 
 
 def _comparable(text: str) -> str:
-    """Return a text as it is searched: in no case, and a space where there is any white space.
+    """Return a text for searching: case-folded, any white space a single space.
 
-    So the short form of a record, whose output is one line, has in it what the whole one has.
+    So a brief record, whose output is one line, contains what the whole one contains.
     """
     return " ".join(text.split()).casefold()
 
@@ -99,36 +99,30 @@ def read_query(
     limit: int | None = None,
     before: int | None = None,
 ) -> Query:
-    """Return what is asked for.
-
-    Parameters
-    ----------
-    now : epoch seconds, from which `since="2h"` is reckoned back.
+    """Return the filters; `now` is the moment in epoch seconds that `since="2h"` counts back from.
 
     Raises
     ------
     BadOption
-        A value is none that can be asked for; the message names the mend.
+        A value is not valid; the message says what is.
     """
     texts = {"name": name, "agent": agent, "tag": tag, "text": text}
     for option, value in texts.items():
         if value is not None and not isinstance(value, str):
-            how = ", as 'key=value' or 'key'" if option == "tag" else ""
-            raise BadOption(f"{option} is a text (str){how}, not {type(value).__name__}")
+            how = ", such as 'key=value' or 'key'" if option == "tag" else ""
+            raise BadOption(f"{option} must be a str{how}, not {type(value).__name__}")
     if status is not None and not isinstance(status, str):
-        raise BadOption(
-            f"status is one text (str), not {type(status).__name__}: ask for each alone"
-        )
+        raise BadOption(f"status must be a single str, not {type(status).__name__}")
     for option, number in (("limit", limit), ("before", before)):
         if number is not None and not isinstance(number, int):
-            how = "; for a reference: before=nbrun.get(…)" if option == "before" else ""
-            raise BadOption(f"{option} is a number (int), not {type(number).__name__}{how}")
+            how = "; for a reference, use before=nbrun.get(…)" if option == "before" else ""
+            raise BadOption(f"{option} must be an int, not {type(number).__name__}{how}")
     if limit is not None and limit < 0:
-        raise BadOption(f"limit is {limit}; give how many runs at most, or leave it out for all")
+        raise BadOption(f"limit must be at least 0, not {limit}; leave it out for all runs")
     if tag is not None and not tag.partition("=")[0]:
-        raise BadOption(f"tag '{tag}': write key=value, or only the key")
+        raise BadOption(f"tag '{tag}' has no key; write key=value, or only the key")
     if text is not None and not text.strip():
-        raise BadOption("text is empty; give what the name, the prompt or the output holds")
+        raise BadOption("text is empty; give a part of a name, prompt, error or output")
     return Query(
         status=None if status is None or _is_unknown(status) else _status(status),
         is_unknown=status is not None and _is_unknown(status),
@@ -151,12 +145,12 @@ def _status(text: str) -> RunStatus:
         return RunStatus(str(text).lower())
     except ValueError:
         raise BadOption(
-            f"no run has the status '{text}'; there are {', '.join(RunStatus)}, {UNKNOWN}"
+            f"'{text}' isn't a status; use one of {', '.join(RunStatus)}, {UNKNOWN}"
         ) from None
 
 
 def _since(since: Since, now: float) -> float:
-    """Return the moment in epoch seconds; a date or time without a zone is of the local one."""
+    """Return the moment in epoch seconds; a date or time without a time zone is local."""
     if isinstance(since, str):
         since = since.strip()
         if since[:4].isdecimal() and since[4:5] == "-":
@@ -164,7 +158,7 @@ def _since(since: Since, now: float) -> float:
                 since = datetime.fromisoformat(since)
             except ValueError:
                 raise BadOption(
-                    f"since '{since}' is no date; write 2026-01-31, or 2h for two hours ago"
+                    f"since '{since}' isn't a date; write 2026-01-31, or 2h for two hours ago"
                 ) from None
     match since:
         case str():
@@ -177,5 +171,5 @@ def _since(since: Since, now: float) -> float:
             return datetime.combine(since, time()).timestamp()
         case _:
             raise BadOption(
-                f"since is of type {type(since).__name__}; give a datetime, a date or text such as 2h"
+                f"since must be a datetime, a date, a timedelta or a str such as '2h', not {type(since).__name__}"
             )

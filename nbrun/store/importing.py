@@ -1,4 +1,4 @@
-"""Runs from elsewhere, taken into a store: under new numbers, and never over anything that is there."""
+"""Importing runs into a store: under new numbers, and never over anything that is there."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HOST = "import"
-"""The host of a session that is no kernel's: of a run that came from a file."""
-NOT_HERE = "imported while it was live; its kernel is not here"
+"""The host of the session that an imported run gets."""
+NOT_HERE = "imported while it was running; its kernel is elsewhere"
 
-MAX_ID = 1_000
-"""Characters of a run's id."""
+MAX_ID = 1_000  # characters
 MAX_TIME = 1e11
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of a run: the number that it has here, whether it came just now, and whether it was live."""
+    """An imported run: its number here, whether it is new here, and whether it was live in its file."""
 
     number: int
     is_new: bool
@@ -39,10 +38,10 @@ class Imported:
 def import_run(
     connection: sqlite3.Connection, events: Sequence[ev.RunEvent], label: str, now: float
 ) -> Imported:
-    """Take a run into the file, in one transaction.
+    """Import a run, in one transaction.
 
-    It keeps its id, under a session row of its own, which is named by the run's content: so the same run is
-    taken once only. A run that is live in the file is lost here, as its kernel is elsewhere.
+    It keeps its id, in a session of its own that is named by the run's content: so the same run is imported only
+    once. A run that was live is marked as lost, since its kernel is elsewhere.
 
     Parameters
     ----------
@@ -53,7 +52,7 @@ def import_run(
     Raises
     ------
     IdConflict
-        The run may be in a file only once, and there is another one with its id.
+        A run with this id may exist only once, and there is another one.
     BadRecording
         Something in it cannot be stored.
     """
@@ -78,14 +77,12 @@ def _import(
 ) -> Imported:
     created = events[0].data
     if not isinstance(created, ev.RunCreated):
-        raise ValueError("it does not begin with its creation")  # noqa: TRY004 - of what was read, not of a call
+        raise ValueError("its first event is not run.created")  # noqa: TRY004 - of what was read, not of a call
     events = [_without_numbers(event) for event in events]
     session_id = f"{HOST}-{_digest(events)}"
-    here = _number_of(connection, session_id, events) or _number_of(
-        connection, created.session_id, events
-    )
-    if here is not None:
-        return Imported(here, is_new=False)
+    for known_session in (session_id, created.session_id):
+        if (here := _number_of(connection, known_session, events)) is not None:
+            return Imported(here, is_new=False)
     at = micros(now)
     row: Values = (session_id, label, HOST, "", "", 0, 0, at, at)
     session = row_writer.insert_session(row)
@@ -96,7 +93,7 @@ def _import(
     )
     record = fold(events)
     if not 0 < len(record.run_id) <= MAX_ID or not 0 <= (record.ended_at or 0.0) < MAX_TIME:
-        raise ValueError("its id or its end is out of range")
+        raise ValueError("its id or its end time is out of range")
     was_live = record.is_live
     if was_live:
         lost = ev.RunLost(NOT_HERE, record.last_event_at or None)
@@ -119,7 +116,7 @@ def _number_of(
 
 
 def _without_numbers(event: ev.RunEvent) -> ev.RunEvent:
-    """Return an event without the numbers that runs had in another file: here they are those of others."""
+    """Return an event without the numbers of runs, which belong to other runs here."""
     data = event.data
     if not isinstance(data, ev.RunCreated | ev.ChildStarted):
         return event
@@ -131,20 +128,14 @@ def _without_numbers(event: ev.RunEvent) -> ev.RunEvent:
 
 
 def _digest(events: Sequence[ev.RunEvent]) -> str:
-    """Return what tells one run's content from another's, whichever file it lies in."""
+    """Return a hash of a run's content that does not depend on the file."""
     digest = hashlib.sha256()
     for event in events:
         data = event.data
         if isinstance(data, ev.RunCreated):
             data = msgspec.structs.replace(data, session_id="")
         parts = [
-            event.run_id,
-            event.seq,
-            micros(event.ts),
-            event.attempt,
-            event.parent,
-            event.type,
-            data,
-        ]
+            event.run_id, event.seq, micros(event.ts), event.attempt, event.parent, event.type, data
+        ]  # fmt: skip
         digest.update(msgspec.msgpack.encode(parts))
     return digest.hexdigest()[:32]

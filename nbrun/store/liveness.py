@@ -1,4 +1,4 @@
-"""Whether the kernel that a session belongs to can be seen from here, for who reads its runs."""
+"""Whether the kernel of a session is running, as far as that can be seen from here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """What tells one process from every other, also across reboots and containers.
+    """Identifies a process, also across reboots and containers.
 
     `started_at` is compared, never read as a time: clock ticks since the boot on Linux, elsewhere
     microseconds since the epoch.
@@ -32,10 +32,10 @@ class ProcessIdentity:
     started_at: int
 
     def is_alive(self) -> bool | None:
-        """Return whether it runs; None where that cannot be seen from here.
+        """Return whether it is running; None if that cannot be seen from here.
 
-        On the same host, boot and PID namespace the process itself decides, never a heartbeat: laptops
-        sleep. A process that cannot be asked, because it is on another machine, is neither dead nor alive.
+        On the same host, boot and PID namespace the process itself decides, never a heartbeat, because laptops sleep.
+        On another machine it is neither dead nor alive.
         """
         here = this_process()
         if self.host != here.host or self.pid_namespace != here.pid_namespace:
@@ -60,12 +60,12 @@ def this_process() -> ProcessIdentity:
 
 
 def _started_at(pid: int) -> int | None:
-    """Return when a process was started, None if there is none; exact, and untouched by a clock that is set.
+    """Return when a process was started, None if there is none; not affected by changes of the clock.
 
     Raises
     ------
     PermissionError
-        The system does not tell.
+        The system does not say.
     """
     stat = Path(f"/proc/{pid}/stat")
     if sys.platform == "linux":
@@ -89,7 +89,7 @@ def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        # macOS and Windows: the boot time, to the minute, since it is reckoned from now.
+        # macOS and Windows: the boot time, to the minute, since it is computed from the current time.
         import psutil
 
         return f"boot-{round(psutil.boot_time() / 60)}"
@@ -113,9 +113,9 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class KernelState:
-    """What can be told of the kernel of a session.
+    """What is known of the kernel of a session.
 
-    `is_same_file` says whether it wrote to this very file: in a copy its runs have stopped, wherever they are now.
+    `is_same_file` says whether it writes to this very file: in a copy its runs have stopped, wherever they are now.
     """
 
     session: int
@@ -125,17 +125,17 @@ class KernelState:
     is_same_file: bool
 
     def is_alive(self) -> bool | None:
-        """Return whether the kernel lives and writes to this file; None where that cannot be seen from here."""
+        """Return whether the kernel is running and writes to this file; None if that cannot be seen from here."""
         return self.identity.is_alive() if self.is_same_file else None
 
     def why_unknown(self, now: float) -> str:
-        """Return why nobody can say here how a live-looking run of it stands; empty where it lives."""
+        """Return why the state of its live-looking runs is unknown here; empty if the kernel is running."""
         if self.is_closed:
-            return "its session was closed, and no end of it was kept"
+            return "its session was closed, and its end was not saved"
         alive = self.is_alive()
         if alive is None:
             return f"its kernel cannot be seen from here ({self._where()}{self._last_seen(now)})"
-        return "" if alive else "its kernel died, and nothing is written to this file"
+        return "" if alive else "its kernel died, and this file is read-only"
 
     def _where(self) -> str:
         if not self.is_same_file:
@@ -144,30 +144,30 @@ class KernelState:
             return f"on {shown(self.identity.host, 60)}"
         if self.identity.pid_namespace != this_process().pid_namespace:
             return "in another container"
-        return "the system does not tell"
+        return "the system does not say"
 
     def _last_seen(self, now: float) -> str:
-        # The clocks of two hosts need not agree.
+        # The clocks of two hosts may differ.
         ago = max(0.0, now - self.heartbeat_at)
         return f", last seen {duration(ago)} ago" if self.heartbeat_at > 0 else ""
 
 
 def note_file(connection: sqlite3.Connection, session: int) -> None:
-    """Note which file a session writes to; the caller has a transaction open."""
+    """Save which file a session writes to; the caller has a transaction open."""
     file_id = _file_id(connection)
     if file_id is not None:
         connection.execute("INSERT OR REPLACE INTO homes VALUES (?, ?, ?)", (session, *file_id))
 
 
 def open_kernels(connection: sqlite3.Connection) -> list[KernelState]:
-    """Return what can be seen of every session that was not closed."""
+    """Return the kernels of all sessions that were not closed."""
     file_id = _file_id(connection)
     rows = connection.execute(f"{_COLUMNS} WHERE s.closed_at IS NULL").fetchall()
     return [_state(row, file_id) for row in rows]
 
 
 def kernel_of(connection: sqlite3.Connection, number: int) -> KernelState | None:
-    """Return what can be seen of the kernel of a run."""
+    """Return the kernel of a run."""
     row = connection.execute(
         f"{_COLUMNS} JOIN runs r ON r.session = s.key WHERE r.number = ?", (number,)
     ).fetchone()
@@ -175,14 +175,14 @@ def kernel_of(connection: sqlite3.Connection, number: int) -> KernelState | None
 
 
 def _state(row: tuple[object, ...], file_id: tuple[int, int] | None) -> KernelState:
-    """Return a row as it is meant, whatever somebody has put into it."""
+    """Return the state for a row, whatever somebody has put into it."""
     key, host, boot_id, namespace, pid, started_at, heartbeat_at, closed_at, device, inode = row
     identity = ProcessIdentity(
         str(host), str(boot_id), str(namespace), _integer(pid), _integer(started_at)
     )
     is_same_file = inode is None or file_id is None or inode == file_id[1]
     if is_same_file and device is not None and file_id is not None and device != file_id[0]:
-        # A device may have another number after the next boot.
+        # A device may have a different number after a reboot.
         is_same_file = boot_id != this_process().boot_id
     return KernelState(
         _integer(key),
@@ -202,7 +202,7 @@ def _file_id(connection: sqlite3.Connection) -> tuple[int, int] | None:
     path = connection.execute("PRAGMA database_list").fetchone()[2]
     try:
         found = os.stat(path) if path else None
-    except OSError:  # moved away while it is open: then nothing is claimed
+    except OSError:  # moved away while it is open
         return None
     if found is None:
         return None

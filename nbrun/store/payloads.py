@@ -1,4 +1,4 @@
-"""Payloads that are too large for a row: kept as a file, with their head and size in the event."""
+"""Payloads in rows: several deltas share one, and what is too large for a row is kept in a file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from nbrun.core.recording import Exported
 
 LIMIT = 1_000_000
-"""Bytes of an event beyond which its payload goes to a file."""
+"""The size in bytes of an event above which its payload goes to a file."""
 HEAD = 2_000
-"""Characters of it that stay."""
+"""How many characters of it stay in the event."""
+PER_ROW = 16
+"""How many deltas share a row."""
+LONG = 250_000
+"""A delta with more characters is the last in its row: SQLite bounds the size of a row."""
 ARTIFACT_KEY = "$artifact"
 TEXT, PACKED = "text/plain", "application/vnd.msgpack"
 
-# Not of unknown types, which are stored as they came, nor what people are asked: they must see it whole.
+# Not of unknown types, which are stored as they came, nor questions, which must be shown whole.
 _FIELDS: dict[type[ev.EventData], str] = {
     ev.ToolStarted: "args",
     ev.ToolFinished: "result",
@@ -42,7 +46,7 @@ _TEXTS = (ev.Message, ev.Log)
 def moved_to_file(
     event: ev.RunEvent, files: ArtifactFiles
 ) -> tuple[ev.RunEvent, ev.Artifact] | None:
-    """Return the event with the head of its payload, and what tells of the file; None if that is not what is payloads.
+    """Return the event with the head of its payload only, and the file's event; None if the payload is not large.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def moved_to_file(
 
 
 def restored(event: ev.RunEvent, artifacts: Sequence[Artifact]) -> ev.RunEvent:
-    """Return an event with its payload, wherever that is kept; itself where its file cannot be read."""
+    """Return an event with its payload from its file; unchanged if there is none or it cannot be read."""
     name = _FIELDS.get(type(event.data))
     kept = next((made for made in artifacts if made.id == _id_of(event)), None)
     if name is None or kept is None:
@@ -84,7 +88,7 @@ def restored(event: ev.RunEvent, artifacts: Sequence[Artifact]) -> ev.RunEvent:
 def whole_run(
     record: RunRecord, events: Iterable[ev.RunEvent], artifacts: Sequence[Artifact]
 ) -> Exported:
-    """Return a run with all that is kept of it beside its log in its place."""
+    """Return a run with its payloads from files back in place."""
     from nbrun.core.recording import Exported
 
     output = whole(record.output, artifacts)
@@ -97,12 +101,12 @@ def _id_of(event: ev.RunEvent) -> str:
 
 
 def is_in_file(value: Plain) -> bool:
-    """Return whether a value stands for one in a file."""
+    """Return whether a value was moved to a file."""
     return isinstance(value, dict) and ARTIFACT_KEY in value
 
 
 def whole(value: Plain, artifacts: Sequence[Artifact]) -> Plain:
-    """Return what a value stands for; itself where its file cannot be read."""
+    """Return a value from its file; unchanged if it is not in one or that cannot be read."""
     if not isinstance(value, dict) or ARTIFACT_KEY not in value:
         return value
     kept = next((made for made in artifacts if made.id == value[ARTIFACT_KEY]), None)
@@ -111,22 +115,13 @@ def whole(value: Plain, artifacts: Sequence[Artifact]) -> Plain:
 
 
 def _read(kept: Artifact) -> Plain:
-    """Return the value in a file; None where there is none."""
+    """Return the value in a file; None if there is none."""
     try:
         if kept.media_type == TEXT:
             return kept.read().decode()
         return msgspec.msgpack.decode(kept.read()) if kept.media_type == PACKED else None
     except (ArtifactLost, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-
-
-PER_ROW = 16
-
-
-LONG = 250_000
-
-
-"""Characters of a delta that no other follows in its row: SQLite holds only so much in one."""
 
 
 _CLASSES: dict[str, type[ev.TextDelta] | type[ev.ReasoningDelta]] = {
@@ -136,17 +131,15 @@ _CLASSES: dict[str, type[ev.TextDelta] | type[ev.ReasoningDelta]] = {
 
 
 class DeltaRow(msgspec.Struct, array_like=True):
-    """The data of such a row: lengths in characters, steps in microseconds after the row's `ts`."""
+    """The data of a row of deltas: lengths in characters, steps in microseconds after the row's `ts`."""
 
     text: str
-    # Of a row that is longer than ours not even the lists are made.
+    # Longer lists than ours are not even decoded.
     lengths: Annotated[list[int], msgspec.Meta(max_length=PER_ROW)]
     steps: Annotated[list[int], msgspec.Meta(max_length=PER_ROW)]
 
 
 _encoder = msgspec.msgpack.Encoder()
-
-
 _decoder = msgspec.msgpack.Decoder(DeltaRow)
 
 
@@ -161,7 +154,7 @@ def decode(event_type: str, blob: bytes, ts: int) -> list[tuple[int, ev.EventDat
     Raises
     ------
     msgspec.DecodeError
-        The row is not what `encode` makes.
+        The row was not made by `encode`.
     """
     row = _decoder.decode(blob)
     made: list[tuple[int, ev.EventData]] = []

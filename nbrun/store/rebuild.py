@@ -1,4 +1,4 @@
-"""Telling a new file what this kernel knows, where the old one is gone or damaged."""
+"""Writing the runs of this kernel into a new file, after the old one was lost or damaged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TABLES = {
     "origins": "origin, kind",
     "artifacts": "id, name, media_type, size, sha256, made_at",
 }
-"""What belongs to a run, with the columns that are copied."""
+"""The tables with rows of a run, and the columns that are copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ def rebuild(
     session: Values,
     known: Sequence[KnownRun],
 ) -> tuple[int, dict[str, Row]]:
-    """Write a session and its runs into a new file, within the transaction that is open there.
+    """Write a session and its runs into a new file, which has a transaction open.
 
-    Their logs are copied from the old file as far as it can be read, else told again from their records.
+    Their logs are copied from the old file, or reconstructed from their records where that cannot be read.
 
     Returns
     -------
-    The session's key, and the row of each run, by its id; a run has the number that it had, if that is free.
+    The session's key, and the row of each run, by its id; a run keeps its number if that is free.
     """
     row_writer = RowWriter(connection)
     found = connection.execute(
@@ -89,7 +89,7 @@ def _rebuild_run(
 def _insert(
     connection: sqlite3.Connection, row_writer: RowWriter, session_key: int, record: RunRecord
 ) -> int:
-    """Return the number of a run's row: one that is there, of an older state, is emptied."""
+    """Return the number of a run's row, which is made unless it exists; rows of its older state are deleted."""
     there = connection.execute(
         "SELECT number FROM runs WHERE session = ? AND run_id = ?", (session_key, record.run_id)
     ).fetchone()
@@ -105,7 +105,7 @@ def _insert(
 def _copy(
     previous: sqlite3.Connection, connection: sqlite3.Connection, run: KnownRun, number: int
 ) -> bool:
-    """Copy what the old file has of a run; return whether its log was there and whole."""
+    """Copy a run from the old file; return whether its log was complete."""
     copied: dict[str, list[Values]] = {}
     try:
         for table, columns in _TABLES.items():
@@ -138,26 +138,26 @@ _Entry = tuple[float, int, ev.EventData]
 
 
 def reconstructed(record: RunRecord, count: int) -> list[ev.RunEvent | Dropped]:
-    """Return a log of `count` events that folds to what is known of a run, those in its middle dropped.
+    """Return a log of `count` events that folds to the record of a run, with those in the middle dropped.
 
-    Of a run that has come further than that, only how it began is told.
+    If the run has had more events than that, the log has only its beginning.
     """
     is_all = count >= record.event_count
     head, tail = _beginning(record)[:count], _ending(record) if is_all else []
     tail = tail[max(0, len(tail) - (count - len(head))) :]
     missing = count - len(head) - len(tail)
-    log = [_event(record, seq, told) for seq, told in enumerate(head)]
+    log = [_event(record, seq, entry) for seq, entry in enumerate(head)]
     if missing:
         moment = record.started_at or record.created_at
-        why = "the file that they were in is gone or damaged"
+        why = "their file was lost or damaged"
         end = len(record.text) if is_all else 0
         log.append(Dropped(record.run_id, len(head), missing, moment, record.attempt, why, 0, end))
     first = len(head) + missing
-    return log + [_event(record, first + place, told) for place, told in enumerate(tail)]
+    return log + [_event(record, first + place, entry) for place, entry in enumerate(tail)]
 
 
-def _event(record: RunRecord, seq: int, told: _Entry) -> ev.RunEvent | Dropped:
-    ts, attempt, data = told
+def _event(record: RunRecord, seq: int, entry: _Entry) -> ev.RunEvent | Dropped:
+    ts, attempt, data = entry
     return ev.RunEvent(seq, ts, record.run_id, attempt, data)
 
 
@@ -168,27 +168,27 @@ def _created(record: RunRecord) -> ev.RunCreated:
 
 
 def _beginning(record: RunRecord) -> list[_Entry]:
-    told: list[_Entry] = [(record.created_at, 0, _created(record))]
+    entries: list[_Entry] = [(record.created_at, 0, _created(record))]
     if record.started_at is not None:
-        told.append((record.started_at, record.attempt, ev.RunStarted()))
-    return told
+        entries.append((record.started_at, record.attempt, ev.RunStarted()))
+    return entries
 
 
 def _ending(record: RunRecord) -> list[_Entry]:
-    """Return what the status follows from; after the beginning, and some time before the end at the latest."""
-    told: list[_Entry] = []
+    """Return the events that the status follows from, after the beginning."""
+    entries: list[_Entry] = []
     last = record.last_event_at
     if record.cancel_requested_at is not None and record.cause is not None:
         asked = ev.CancelRequested(record.cause, record.reason, record.cancelled_by)
-        told.append((record.cancel_requested_at, 0, asked))
+        entries.append((record.cancel_requested_at, 0, asked))
     if record.status is RunStatus.WAITING:
-        told += [(last, record.attempt, asked) for asked in record.pending]
-        told.append((last, record.attempt, ev.RunWaiting()))
+        entries += [(last, record.attempt, asked) for asked in record.pending]
+        entries.append((last, record.attempt, ev.RunWaiting()))
     end = _end(record)
     if end is not None:
-        told.append((record.ended_at or last, record.attempt, end))
-    told += [(last, record.attempt, ev.DetachedFinished(n)) for n in record.detached_finished]
-    return told
+        entries.append((record.ended_at or last, record.attempt, end))
+    entries += [(last, record.attempt, ev.DetachedFinished(n)) for n in record.detached_finished]
+    return entries
 
 
 def _end(record: RunRecord) -> ev.EventData | None:
@@ -197,7 +197,7 @@ def _end(record: RunRecord) -> ev.EventData | None:
         case RunStatus.COMPLETED:
             return ev.RunCompleted(record.output, record.usage)
         case RunStatus.FAILED:
-            error = record.error or ev.ErrorInfo("Unknown", "it is not known why")
+            error = record.error or ev.ErrorInfo("Unknown", "the reason is not known")
             return ev.RunFailed(error, record.output, record.usage)
         case RunStatus.CANCELLED:
             return ev.RunCancelled(

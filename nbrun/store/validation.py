@@ -1,4 +1,4 @@
-"""What is taken from a row that somebody else may have written: nothing of a wrong kind, too deep or out of bounds."""
+"""Validation of rows that somebody else may have written: nothing of a wrong type, too deep or out of bounds."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from nbrun.core.record import RunRecord
 
 MAX_SEQ = 2**53
-"""Event numbers end here: what reads them as JSON knows no greater ones."""
+"""Event numbers end here: JavaScript has no greater ones."""
 LATEST_S = 253_402_300_799
-"""Moments end with the year 9999: no calendar goes further."""
+"""Times end with the year 9999, as in `datetime`."""
 LATEST = LATEST_S * 1_000_000
 
 MAX_DEPTH = 64
-"""How deep a stored value may be nested; ours are half as deep, and what shows them goes down by calling itself."""
+"""How deep a stored value may be nested: ours are half as deep, and rendering is recursive."""
 MAX_PLAIN_BYTES = 16 * 1024 * 1024
 MAX_HEADERS = 2_000_000
-"""Above so many bytes a value may hold so many lists and objects: of one byte there they take a hundred here."""
+"""How many lists and objects a value above that size may have: each takes a byte there and a hundred here."""
 PAGE_BYTES = 256 * 1024 * 1024
-"""What one page of events may hold; it ends early where there is more."""
+"""The largest page of events; it ends early if there is more."""
 LOG_EVENTS = 5_000_000
 """The longest log that is folded at once."""
 LOG_OPEN = 1_000
-"""How many questions and loose ends a log may have at a time: each is looked at with each that follows."""
+"""How many questions and detached tasks may be open at a time: folding each event visits them all."""
 
-# The first bytes of maps and lists, as MessagePack writes them; a text may hold them as well.
+# The first bytes of maps and lists in MessagePack; a text may contain them as well.
 _HEADERS = bytes(range(0x80, 0xA0)) + b"\xdc\xdd\xde\xdf"
 _OTHERS = bytes(code for code in range(256) if code not in _HEADERS)
 
@@ -51,14 +51,14 @@ Row = tuple[int, int, int, int, str | None, str, bytes | None]
 
 
 def text(value: object) -> str:
-    """Return what stands in a column of text, whatever it is."""
+    """Return the text in a column, whatever is there."""
     if isinstance(value, str):
         return value
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def is_sound(row: Row) -> bool:
-    """Return whether a row of an event holds in its columns what we write there."""
+    """Return whether the columns of an event are as we write them."""
     seq, count, ts, attempt, parent, kind, _ = row
     return (
         type(seq) is type(count) is type(ts) is type(attempt) is int
@@ -70,7 +70,7 @@ def is_sound(row: Row) -> bool:
 
 
 def repaired(row: Row) -> Row:
-    """Return a row as it may be meant; one without a number of its own is empty, and comes before all others."""
+    """Return a row with valid columns; one without a valid number is empty, and comes before all others."""
     seq, count, ts, attempt, parent, kind, blob = row
     if type(seq) is not int or not 0 <= seq < MAX_SEQ:
         return (-1, 0, 0, 0, None, "", None)
@@ -82,12 +82,12 @@ def repaired(row: Row) -> Row:
 
 
 def moment(micros: int, otherwise: int) -> float:
-    """Return microseconds as epoch seconds; those of `otherwise` where no calendar has such a moment."""
+    """Return microseconds as epoch seconds; `otherwise` is used for what is out of range."""
     return (micros if 0 <= micros <= LATEST else otherwise) / 1_000_000
 
 
 def data(kind: str, blob: bytes | None) -> ev.EventData:
-    """Return the data of an event; what was never written by us comes back marked as damaged."""
+    """Return the data of an event; what we would never write is marked as damaged."""
     if blob is None:
         return damaged(kind, blob)
     if len(blob) <= MAX_DEPTH:
@@ -100,12 +100,12 @@ def data(kind: str, blob: bytes | None) -> ev.EventData:
 
 
 def damaged(kind: str, blob: bytes | None) -> ev.Unknown:
-    """Return what stands for the data of an event that cannot be read."""
+    """Return what replaces the data of an event that cannot be read."""
     return ev.Unknown(kind, {"$damaged": 0 if blob is None else len(blob)})
 
 
 def is_deep(value: object) -> bool:
-    """Return whether a value is nested deeper than any of ours."""
+    """Return whether a value is nested too deep."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [part for whole in level for part in _parts(whole)]
@@ -125,11 +125,11 @@ def _parts(value: object) -> Iterable[object]:
 
 
 def sound(record: RunRecord) -> RunRecord:
-    """Return a record without moments that no calendar has."""
+    """Return a record without times that are out of range."""
     wrong = [
         name
         for name, at in zip(_MOMENTS, _moments(record), strict=True)
-        if at is not None and not 0 <= at <= LATEST_S  # also what is no number
+        if at is not None and not 0 <= at <= LATEST_S  # also NaN
     ]
     if not wrong:
         return record
@@ -138,26 +138,26 @@ def sound(record: RunRecord) -> RunRecord:
 
 
 def sound_brief(record: RunRecord, number: int, session_id: object) -> RunRecord:
-    """Return a brief record as a list of runs shows it, with nothing in it that is the reader's to say."""
+    """Return a valid brief record, without what only the reader can say."""
     record = sound(record)
     values = (record.output, record.options, record.pending)
     is_plain = not record.options and not record.pending
     if not (is_plain and isinstance(record.output, str | None)) and any(map(is_deep, values)):
         record = msgspec.structs.replace(record, output=None, options={}, pending=())
-    # Brief whatever it says: it is as of the last change of status, and the log may have gone on. And whose it is
-    # the row says: an imported run tells of another session.
+    # Always brief: it is as of the last change of status, and the log may have more. The session comes from the row:
+    # an imported run names another one.
     return msgspec.structs.replace(
         record, number=number, session_id=text(session_id), is_brief=True, unseen=""
     )
 
 
 def foldable(events: Iterable[ev.RunEvent]) -> Iterator[ev.RunEvent]:
-    """Yield the events of a log while it is one that can be folded in a reasonable time.
+    """Yield the events of a log as long as it can be folded in a reasonable time.
 
     Raises
     ------
     ValueError
-        It is longer, or leaves more open at a time, than any run does.
+        It is longer, or has more open at a time, than any real run.
     """
     opened = 0
     for count, event in enumerate(events):
@@ -167,5 +167,5 @@ def foldable(events: Iterable[ev.RunEvent]) -> Iterator[ev.RunEvent]:
         elif isinstance(what, ev.ApprovalResolved):
             opened -= 1
         if opened > LOG_OPEN or count >= LOG_EVENTS:
-            raise ValueError(f"{event.run_id}: its log is out of all bounds at event {event.seq}")
+            raise ValueError(f"{event.run_id}: its log exceeds all limits at event {event.seq}")
         yield event

@@ -39,7 +39,7 @@ def test_a_run_in_a_copied_folder_is_unknown_until_it_is_given_up(loaded_kernel:
     assert "needs REF" in error_line(kernel.run("%agentrun lost"))
     assert "given up by hand" in run_ok(kernel, "%agentrun lost long").stdout
     assert value(kernel, "str(nbrun.get('long').status)") == "'lost'"
-    assert "has ended" in error_line(kernel.run("%agentrun lost long"))
+    assert "has already ended" in error_line(kernel.run("%agentrun lost long"))
 
 
 def test_a_newer_store_is_listed_and_new_runs_say_where_they_are(

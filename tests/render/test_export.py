@@ -213,7 +213,7 @@ def test_a_run_that_was_live_is_lost_where_it_comes_in(
     assert (record.status, events[-1].type) == (RunStatus.LOST, "run.lost")
     assert record.ended_at == events[-2].ts
     assert cli.main(["show", "last", str(target.notebook)]) == 0
-    assert "imported while it was live" in capsys.readouterr().out
+    assert "imported while it was running" in capsys.readouterr().out
     assert run.status.is_live
 
 

@@ -148,20 +148,20 @@ def test_a_child_of_another_session_with_the_same_id_is_another_run(mixed: Noteb
         ({"since": "yesterday"}, "use for example 90s, 10m or 1h30m"),
         ({"since": "2026-13-01"}, "write 2026-01-31"),
         ({"since": 3600}, "datetime"),
-        ({"limit": -1}, "at most"),
+        ({"limit": -1}, "at least 0"),
         ({"tag": "=a"}, "key=value"),
         ({"text": " "}, "text is empty"),
         ({"tag": {"set": "a"}}, "'key=value'"),
-        ({"tag": ["set"]}, "tag is a text"),
-        ({"limit": "3"}, "limit is a number"),
+        ({"tag": ["set"]}, "tag must be a str"),
+        ({"limit": "3"}, "limit must be an int"),
         ({"before": "#3"}, r"before=nbrun.get\("),
-        ({"status": ["failed", "running"]}, "status is one text"),
+        ({"status": ["failed", "running"]}, "status must be a single str"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_for_is_one_line(
     asked: dict[str, Any], words: str, session: NotebookSession
 ) -> None:
-    """It names the mend, whatever there is in the store."""
+    """It says what is valid, whatever is in the store."""
     with pytest.raises(BadOption, match=words) as caught:
         session.runs(**asked)
     assert "\n" not in str(caught.value)

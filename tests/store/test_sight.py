@@ -342,6 +342,6 @@ def test_in_a_file_that_is_only_read_no_run_is_claimed_to_run(
     with closing(sqlite3.connect(store_path)) as connection:
         connection.execute("PRAGMA user_version = 99")
     run = only_run(make_session())
-    assert run.status_words() == "Unknown: its kernel died, and nothing is written to this file"
+    assert run.status_words() == "Unknown: its kernel died, and this file is read-only"
     with pytest.raises(StoreReadOnly, match="newer nbrun"):
         run.mark_lost()
