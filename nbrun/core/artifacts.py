@@ -1,4 +1,4 @@
-"""Files that runs have made, kept beside the store and named by their hash."""
+"""Files that runs have made: kept beside the store, named by their hash, and what writes them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from nbrun.core.redaction import Redactor
 
 MEMORY_BYTES = 64 * 1024 * 1024
-"""What a store in memory keeps of files, all together."""
+"""The most that a store in memory keeps of files, all together."""
 STRAY_AGE_S = 3600.0
-"""How old a file must be that no run names: a younger one may be named in a moment."""
+"""How old an unused file must be before it is removed: a younger one may be about to be used."""
 
 _PIECE = 1 << 20
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -47,12 +47,12 @@ class Artifact:
     _files: ArtifactFiles = field(repr=False, compare=False)
 
     def read(self) -> bytes:
-        """Return what is in it.
+        """Return its content.
 
         Raises
         ------
         ArtifactLost
-            Its file is gone, or is not what was kept.
+            Its file is gone, or was changed.
         """
         return self._files.read(self.sha256, self.size, self.name)
 
@@ -62,12 +62,12 @@ class Artifact:
         Raises
         ------
         FileExistsError
-            There is such a file: nothing is overwritten.
+            The file exists: nothing is overwritten.
         ArtifactLost, OSError
             It is gone; it cannot be written.
         """
         target = Path(path)
-        if target.is_dir():  # the name is an agent's: no part of it may lead elsewhere
+        if target.is_dir():  # the agent chose the name: no part of it may lead elsewhere
             name = printable(self.name.replace("\\", "/").rpartition("/")[2]).strip(". ")
             target /= name or self.id
         data = self.read()
@@ -77,10 +77,10 @@ class Artifact:
 
 
 class ArtifactFiles:
-    """A folder of files named by their SHA-256, or the same in memory where a store has no folder.
+    """A folder of files named by their SHA-256, or the same in memory if a store has no folder.
 
-    A file is whole before it has its name: it is written under another, synced, and renamed. Nothing is ever
-    changed, so that readers, other kernels among them, need no lock.
+    A file is complete before it has its name: it is written under another one, synced, and renamed. Nothing is ever
+    changed, so readers, also in other kernels, need no lock.
 
     Threads: any method, from any thread. `_lock` guards what is in memory.
 
@@ -102,15 +102,15 @@ class ArtifactFiles:
         StoreError, OSError
             There is no room, or no such file.
         """
-        if isinstance(source, Path) and not source.is_file():  # a pipe would keep us waiting
-            raise StoreError(f"{source} is no file")
+        if isinstance(source, Path) and not source.is_file():  # a pipe would block
+            raise StoreError(f"{source} is not a regular file")
         return self._hold(source) if self.folder is None else self._write(self.folder, source)
 
     def _hold(self, source: bytes | Path) -> tuple[str, int]:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         with self._lock:
             if sum(map(len, self._held.values())) + size > MEMORY_BYTES:
-                raise StoreError("runs are kept in memory only, where there is no room for it")
+                raise StoreError("runs are kept in memory only, and there is no room for it")
             data = source if isinstance(source, bytes) else source.read_bytes()
             sha256 = hashlib.sha256(data).hexdigest()
             self._held[sha256] = data
@@ -135,29 +135,29 @@ class ArtifactFiles:
         return sha256, size
 
     def read(self, sha256: str, size: int, name: str) -> bytes:
-        """Return what was kept; `name` is what an error calls it.
+        """Return a file's content; errors call it `name`.
 
         Raises
         ------
         ArtifactLost
-            It is not there, or is something else.
+            It is not there, or was changed.
         """
         title = f"the artifact '{name}'"
         if not _HASH.fullmatch(sha256):  # the row was not written by us: it could name any path
-            raise ArtifactLost(f"{title} has no proper hash; its store is damaged")
+            raise ArtifactLost(f"{title} has an invalid hash; its store is damaged")
         try:
             data = self._held[sha256] if self.folder is None else _read(self.folder, sha256, size)
         except (KeyError, FileNotFoundError):
             where = "memory" if self.folder is None else self.folder
-            raise ArtifactLost(f"{title} is not in {where} (any more)") from None
+            raise ArtifactLost(f"{title} is no longer in {where}") from None
         except OSError as error:
             raise ArtifactLost(f"{title} cannot be read: {error}") from None
         if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
-            raise ArtifactLost(f"{title} is not what was kept: its file was changed")
+            raise ArtifactLost(f"{title} is not what was saved: its file was changed")
         return data
 
     def remove(self, sha256: str) -> None:
-        """Remove a file that no run names any more; one that is gone already is no mistake."""
+        """Remove a file that no run uses any more; a no-op when it is gone already."""
         if self.folder is None:
             with self._lock:
                 self._held.pop(sha256, None)
@@ -167,7 +167,7 @@ class ArtifactFiles:
                 (self.folder / sha256[:2] / sha256).unlink()
 
     def remove_strays(self, named: Collection[str], now: float) -> int:
-        """Remove files that no run names, left by a crash between file and row; return how many there were."""
+        """Remove files that no run uses, left by a crash between file and row; return how many there were."""
         if self.folder is None or self.folder.is_symlink() or not self.folder.is_dir():
             return 0
         removed = 0
@@ -183,7 +183,7 @@ class ArtifactFiles:
 
 
 def folder_beside(store: Path) -> Path:
-    """Return where the files of a store's runs are: `<its name>.files`."""
+    """Return the folder for the files of a store's runs: `<its name>.files`."""
     return store.with_name(f"{store.name.removesuffix('.db')}.files")
 
 
@@ -212,22 +212,22 @@ def _make_folder(folder: Path) -> None:
 def _check_folders(folder: Path, sha256: str) -> None:
     for part in (folder, folder / sha256[:2]):
         if not stat.S_ISDIR(part.lstat().st_mode):
-            raise OSError(f"{part} is no folder of ours")
+            raise OSError(f"{part} is not a folder of nbrun's")
 
 
 def _read(folder: Path, sha256: str, size: int) -> bytes:
-    """Return what is in a file, links not followed, and no more of it than should be there and one byte."""
+    """Return a file's content, at most one byte more than it should have; links are not followed."""
     _check_folders(folder, sha256)
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = os.open(folder / sha256[:2] / sha256, flags | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError("it is no file")
+            raise OSError("it is not a regular file")
         return file.read(max(0, size) + 1)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name survive a power loss, where the system can."""
+    """Make the new name survive a power loss, where the system can."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -238,13 +238,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 HEAD = 300
-"""Characters of a text that its event holds."""
+"""Characters of a text in its event."""
 
 
 DISPLAY, OBJECT = "display", "object"
 
 
-"""The ids of what is kept of an output: how Jupyter shows it, and the object itself."""
+"""The ids of an output's artifacts: its rendering in Jupyter, and the object itself."""
 
 
 PICKLE = "application/x-python-pickle"
@@ -257,15 +257,15 @@ _PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict,
 
 
 class ArtifactWriter:
-    """Makes files of what runs give it, and the events that tell of them.
+    """Writes the files of runs, and returns the events that announce them.
 
     Threads: any method, from any thread.
 
     Parameters
     ----------
-    files : asked at each use, for a session's store may not be open yet.
-    redactor : the same: there may be new secrets. Text is redacted; bytes and files are kept as they are.
-    on_format : given by the user interface: returns a value's forms by MIME type. It runs the value's own code.
+    files : called at each use, for a session's store may not be open yet.
+    redactor : called at each use, for there may be new secrets. Text is redacted; bytes and files stay as they are.
+    on_format : set by the user interface: returns a value's renderings by MIME type. It runs the value's own code.
     """
 
     def __init__(
@@ -277,13 +277,13 @@ class ArtifactWriter:
 
     @property
     def folder(self) -> Path | None:
-        """Where another process may keep files; None if they are in this one's memory."""
+        """The folder, which another process may use too; None if files are in this process's memory."""
         return self._files().folder
 
     def keep(
         self, id_: str, name: str, data: bytes | str | Path, media_type: str | None = None
     ) -> ev.Artifact:
-        """Write a file; return the event that has it known.
+        """Write a file; return the event that announces it.
 
         Raises
         ------
@@ -301,24 +301,24 @@ class ArtifactWriter:
         return ev.Artifact(id_, clean_text(name), size, head, clean_text(media_type), sha256)
 
     def wants(self, output: object, keep_object: bool) -> bool:
-        """Return whether there is something to keep of an output besides its data; costs nothing for plain ones."""
+        """Return whether an output has more to keep than its data; costs nothing for plain values."""
         if output is None:
             return False
         return keep_object or (type(output) not in _PLAIN and self.on_format is not None)
 
     def keep_output(self, output: object, keep_object: bool) -> list[ev.EventData]:
-        """Keep how an output looks, and itself if that is wanted; return what the log should say of it.
+        """Keep an output's rendering, and the object itself if that is wanted; return the events for the log.
 
         It runs the output's own code, which may take any time. Nothing that this raises is an error of the run.
         """
-        told: list[ev.EventData] = []
+        events: list[ev.EventData] = []
         if type(output) not in _PLAIN and self.on_format is not None:
-            told += self._tried(self._keep_look, output, "the output's rendering was not kept")
+            events += self._try(self._keep_look, output, "the output's rendering was not kept")
         if keep_object:
-            told += self._tried(self._keep_object, output, "the output object was not kept")
-        return told
+            events += self._try(self._keep_object, output, "the output object was not kept")
+        return events
 
-    def _tried(
+    def _try(
         self, keep: Callable[[object], list[ev.EventData]], output: object, failed: str
     ) -> list[ev.EventData]:
         try:
@@ -339,7 +339,7 @@ class ArtifactWriter:
         import cloudpickle  # with the first run that wants it
 
         blob = cloudpickle.dumps(output)
-        # In a pickle nothing can be replaced.
+        # Nothing can be replaced inside a pickle.
         if any(secret in blob for secret in self._redactor().encoded):
             raise StoreError("it holds a secret")
         return [self.keep(OBJECT, type_name(output), blob, PICKLE)]

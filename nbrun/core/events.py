@@ -2,7 +2,7 @@
 
 An event is one entry of a run's append-only log, numbered 0, 1, 2 … without gaps. Its `data` is one of the
 structs below; its `type` is that struct's `TYPE`. Types are open: an event of an unknown type keeps its
-data as a dict and is stored and given back unchanged.
+data as a dict, and is stored and read back unchanged.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from nbrun.core.values import Plain, shown
 
 
 class EventData(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What an event says; the base of every type below."""
+    """The data of an event; the base of every type below."""
 
-    # gc=False, here and in records: they hold plain data, so that nothing in them can lead back to them, and
-    # there are so many that the garbage collector would take longer over them than everything else does.
+    # gc=False, here and in records: they hold plain data and can be in no cycle, and there are so many that the
+    # garbage collector would spend more time on them than everything else does.
 
     TYPE: ClassVar[str] = ""
 
@@ -46,7 +46,7 @@ class Usage(EventData, frozen=True):
     exact: bool = True
 
     def without(self, before: Usage) -> Usage:
-        """Return what has been used beyond that of before, which is a part of it."""
+        """Return the usage beyond `before`, which is a part of it."""
         cost = self.cost_usd
         if cost is not None and before.cost_usd is not None:
             cost = max(0.0, cost - before.cost_usd)
@@ -76,42 +76,42 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 ONCE = "once"
-"""The option of a run whose id was given: a store file takes it only once."""
+"""Marks, among its options, a run whose id was given: a store has it only once."""
 
 
 RESUME, RETRY, REPLAY, CONTINUE = "resume", "retry", "replay", "continue"
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """The run that another one comes from: it goes on from it, does it again, shows it, or talks on."""
+    """The run that another one resumes, retries, replays or continues."""
 
     kind: str  # RESUME, RETRY, REPLAY or CONTINUE
     run_id: str
     number: int | None = None  # None for a run of another store
     name: str = ""
-    tools: int = 0  # tool calls of the runs that it goes on from
+    tools: int = 0  # tool calls of the runs that it resumes
 
 
 class RunCreated(EventData, frozen=True):
-    """The run exists; it has not been entered. One that goes on from another has used what that had used."""
+    """The run exists; its agent has not been entered. A resumed run starts with the usage of the run before it."""
 
     TYPE: ClassVar[str] = "run.created"
     session_id: str
     name: str
     agent: str
     prompt: str = ""
-    number: int | None = None  # given by the store in the insert
+    number: int | None = None  # set by the store in the insert
     parent_id: str | None = None
     cell_id: str | None = None
     model: str | None = None
     tags: dict[str, str] = {}
     options: dict[str, Plain] = {}
-    target: str | None = None  # the agent's name in the notebook, where it was started by that
+    target: str | None = None  # the agent's name in the notebook, if it was started by that
     origin: Origin | None = None
     usage: Usage = Usage()
 
     def inputs(self) -> str:
-        """Return what tells the inputs of one run from another's: agent, prompt, model, options."""
+        """Return a hash of the run's inputs: agent, prompt, model, options."""
         parts = [self.agent, self.prompt, self.model, sorted(self.options.items())]
         return hashlib.sha256(_encoder.encode(parts)).hexdigest()
 
@@ -124,27 +124,27 @@ class RunStarted(EventData, frozen=True):
 
 
 class RunPhase(EventData, frozen=True):
-    """The agent says what it is doing."""
+    """The agent reports what it is doing."""
 
     TYPE: ClassVar[str] = "run.phase"
     phase: str
 
 
 class RunWaiting(EventData, frozen=True):
-    """The run waits for a person."""
+    """The run waits for an answer."""
 
     TYPE: ClassVar[str] = "run.waiting"
     what: str = ""
 
 
 class RunResumed(EventData, frozen=True):
-    """The person has answered; the run goes on."""
+    """The question was answered; the run goes on."""
 
     TYPE: ClassVar[str] = "run.resumed"
 
 
 class RunCompleted(EventData, frozen=True):
-    """The agent came to its end; no output of its own means that its text is its output."""
+    """The agent has completed; without an output of its own, its text is its output."""
 
     TYPE: ClassVar[str] = "run.completed"
     output: Plain = None
@@ -156,12 +156,12 @@ class RunFailed(EventData, frozen=True):
 
     TYPE: ClassVar[str] = "run.failed"
     error: ErrorInfo
-    output: Plain = None  # what there was until then
+    output: Plain = None  # what there was so far
     usage: Usage | None = None
 
 
 class RunCancelled(EventData, frozen=True):
-    """The run was asked to stop, and has."""
+    """The run was asked to stop, and has stopped."""
 
     TYPE: ClassVar[str] = "run.cancelled"
     cause: CancelCause
@@ -184,7 +184,7 @@ class RunLost(EventData, frozen=True):
 
 
 class CancelRequested(EventData, frozen=True):
-    """Somebody, or a limit, asked the run to stop."""
+    """A user, or a limit, asked the run to stop."""
 
     TYPE: ClassVar[str] = "cancel.requested"
     cause: CancelCause
@@ -193,7 +193,7 @@ class CancelRequested(EventData, frozen=True):
 
 
 class CancelEscalated(EventData, frozen=True):
-    """A rung of the ladder was used."""
+    """A step of a cancel was taken."""
 
     TYPE: ClassVar[str] = "cancel.escalated"
     rung: Rung
@@ -226,7 +226,7 @@ class ReasoningDelta(EventData, frozen=True):
 
 
 class Message(EventData, frozen=True):
-    """A complete message, once, so that a replay needs no deltas."""
+    """A complete message, so that a replay needs no deltas."""
 
     TYPE: ClassVar[str] = "message"
     role: str
@@ -255,7 +255,7 @@ class ToolArgsDelta(EventData, frozen=True):
 
 
 class ToolProgress(EventData, frozen=True):
-    """How far a tool has come."""
+    """The progress of a tool."""
 
     TYPE: ClassVar[str] = "tool.progress"
     id: str
@@ -278,7 +278,7 @@ class ToolFinished(EventData, frozen=True):
 
 
 class ApprovalRequested(EventData, frozen=True):
-    """A person is asked."""
+    """The run asks its user a question."""
 
     TYPE: ClassVar[str] = "approval.requested"
     id: str
@@ -287,20 +287,20 @@ class ApprovalRequested(EventData, frozen=True):
     args: Plain = None
     options: tuple[str, ...] = ()
     deadline: float | None = None
-    tool: str = ""  # the name of the tool that it is about
-    editable: bool = True  # whether the person may change the args
+    tool: str = ""  # the tool's name
+    editable: bool = True  # whether the user may change the args
 
 
 class ApprovalResolved(EventData, frozen=True):
-    """The person, or the deadline, has decided: `allow`, `deny` or one of the options."""
+    """The user, or the deadline, has decided: `allow`, `deny` or one of the options."""
 
     TYPE: ClassVar[str] = "approval.resolved"
     id: str
     decision: str
-    args: Plain = None  # only where the person has changed them
+    args: Plain = None  # only if the user has changed them
     by: str = ""
     text: str = ""
-    always: bool = False  # from here on the run may use this tool unasked
+    always: bool = False  # the run may use this tool without asking again
 
 
 class Steer(EventData, frozen=True):
@@ -309,17 +309,17 @@ class Steer(EventData, frozen=True):
     TYPE: ClassVar[str] = "steer"
     text: str
     by: str = ""
-    id: str = ""  # of whoever has sent it, to know its receipt by
+    id: str = ""  # set by the sender, to recognise its receipt
 
 
 class SteerReady(EventData, frozen=True):
-    """The agent has looked for messages for the first time: it reads what it is sent."""
+    """The agent has looked for messages for the first time: it can read them."""
 
     TYPE: ClassVar[str] = "steer.ready"
 
 
 class SteerTaken(EventData, frozen=True):
-    """The agent has read so many messages, the oldest that waited."""
+    """The agent has read the `count` oldest messages."""
 
     TYPE: ClassVar[str] = "steer.taken"
     count: int
@@ -343,7 +343,7 @@ class StepFinished(EventData, frozen=True):
 
 
 class Progress(EventData, frozen=True):
-    """How far the run has come."""
+    """The progress of the run."""
 
     TYPE: ClassVar[str] = "progress"
     done: float
@@ -352,7 +352,7 @@ class Progress(EventData, frozen=True):
 
 
 class Log(EventData, frozen=True):
-    """A line of the run's log: what it printed (`stdout`, `stderr`) or said at a level."""
+    """A line of the run's log: printed (`stdout`, `stderr`) or logged at a level."""
 
     TYPE: ClassVar[str] = "log"
     text: str
@@ -360,10 +360,9 @@ class Log(EventData, frozen=True):
 
 
 class Checkpoint(EventData, frozen=True):
-    """A state to go on from was kept.
+    """A state that the run can resume from was saved.
 
-    `state` is on its way from the agent to the session's door, and never in the log: the store keeps the last
-    one of a run, beside it.
+    `state` is there only between agent and session, never in the log: the store keeps a run's last one beside it.
     """
 
     TYPE: ClassVar[str] = "checkpoint"
@@ -373,11 +372,11 @@ class Checkpoint(EventData, frozen=True):
 
 
 FILE_ID = "artifact-"
-"""What the ids of artifacts begin with that an agent has made; the others are nbrun's own, of large values."""
+"""The ids of an agent's artifacts begin with this; the others are nbrun's own, for large values."""
 
 
 class Artifact(EventData, frozen=True):
-    """A large value or file was kept beside the log; `id` tells it from the others of its run."""
+    """A large value or file was saved beside the log; `id` is unique in its run."""
 
     TYPE: ClassVar[str] = "artifact"
     id: str
@@ -385,7 +384,7 @@ class Artifact(EventData, frozen=True):
     size: int
     head: str = ""
     media_type: str = ""
-    sha256: str = ""  # names its file; empty where there is none
+    sha256: str = ""  # names its file, if there is one
 
 
 class ChildStarted(EventData, frozen=True):
@@ -407,7 +406,7 @@ class ChildFinished(EventData, frozen=True):
 
 
 class Custom(EventData, frozen=True):
-    """A value of the agent's own, under a name of its own."""
+    """A value of the agent's own, under a name of its choice."""
 
     TYPE: ClassVar[str] = "custom"
     name: str
@@ -415,7 +414,7 @@ class Custom(EventData, frozen=True):
 
 
 class Raw(EventData, frozen=True):
-    """An event of a framework that has no other form here."""
+    """An event of a framework that has no other type here."""
 
     TYPE: ClassVar[str] = "raw"
     source: str
@@ -428,9 +427,8 @@ class Raw(EventData, frozen=True):
 class RunEvent(msgspec.Struct, frozen=True, gc=False):
     """One entry of a run's log.
 
-    `seq` is gapless per run and given by the session at intake; `ts` is epoch seconds (UTC); `attempt` 0
-    marks events of the session itself, hosts count theirs from 1; `parent` names the tool or child run
-    that the event belongs to.
+    `seq` has no gaps and is set by the session at intake; `ts` is epoch seconds (UTC); `attempt` is 0 for events
+    of the session itself, hosts count from 1; `parent` is the id of the tool or child run that it belongs to.
     """
 
     seq: int
@@ -443,11 +441,11 @@ class RunEvent(msgspec.Struct, frozen=True, gc=False):
     @property
     def type(self) -> str:
         """The event's type, such as `text.delta`."""
-        # Asked for several times an event: mostly it takes one look.
+        # Read several times for each event: mostly one look-up is enough.
         return self.data.TYPE or type_of(self.data)
 
     def __repr__(self) -> str:
-        """Return it in one short line: its data may be a megabyte."""
+        """Return one short line: its data may be a megabyte."""
         return f"<RunEvent {self.seq} {self.type}: {shown(repr(self.data), 120)}>"
 
 
@@ -486,15 +484,19 @@ def encode_data(data: EventData) -> bytes:
 def decode_data(event_type: str, blob: bytes) -> EventData:
     """Return the data of a stored event.
 
-    What is of an unknown type, or does not fit its type (another version wrote it), comes back as
-    `Unknown`, with everything that was stored.
+    Data of an unknown type, or that does not fit its type (another version wrote it), becomes `Unknown`, with
+    everything that was stored.
     """
     decoder = _decoders.get(event_type)
     if decoder is not None:
         try:
             return decoder.decode(blob)
-        except (RecursionError, TypeError, ValueError):  # also DecodeError, and text that is none
-            pass  # falls through to the form that takes anything
+        except (
+            RecursionError,
+            TypeError,
+            ValueError,
+        ):  # also DecodeError, and text that isn't UTF-8
+            pass  # falls through to the type that takes anything
     try:
         return Unknown(event_type, msgspec.msgpack.decode(blob))
     except (msgspec.DecodeError, RecursionError, TypeError, ValueError):

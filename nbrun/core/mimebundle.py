@@ -1,7 +1,7 @@
-"""What an output looks like, as Jupyter would show it: made fit to be kept, and safe to be shown again.
+"""An output's rendering in Jupyter: reduced to what can be kept, and made safe to show again.
 
-A kept bundle is JSON: `{"data": {MIME type: text}, "note": text}`, images as base64. It is hostile when it is read:
-Jupyter runs the scripts of whatever a cell displays, and a store may come from anybody.
+A kept bundle is JSON: `{"data": {MIME type: text}, "note": text}`, images as base64. It is not trusted when it is read:
+Jupyter runs the scripts of whatever a cell displays, and a store may come from anywhere.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 TEXT, HTML, IMAGES = "text/plain", "text/html", ("image/png", "image/jpeg")
 KINDS = (TEXT, HTML, *IMAGES)
-"""What is kept. No SVG, Markdown, LaTeX or JavaScript: a page would run what is in them."""
+"""What is kept. No SVG, Markdown, LaTeX or JavaScript: a page would run the scripts in them."""
 LIMIT = 5_000_000
-"""Bytes of a whole bundle; of a larger one only the text is kept."""
+"""Bytes of a bundle; of a larger one only the text is kept."""
 TEXT_LIMIT = 100_000
 
 _SCHEMES = ("http://", "https://")
@@ -30,7 +30,7 @@ _INLINE = tuple(f"data:image/{kind};base64," for kind in ("png", "jpeg", "gif"))
 
 
 def packed(data: Mapping[str, object], redact: Callable[[str], str]) -> bytes | None:
-    """Return what is kept of a bundle; None where that is no more than a text, which the log has."""
+    """Return what is kept of a bundle; None if that is only a text, which the log has."""
     texts = {kind: text for kind in KINDS if (text := _text(kind, data.get(kind))) is not None}
     if not texts.keys() - {TEXT}:
         return None
@@ -42,7 +42,7 @@ def packed(data: Mapping[str, object], redact: Callable[[str], str]) -> bytes | 
     note = ""
     size = sum(len(text.encode()) for text in texts.values())
     if size > LIMIT:
-        note = f"{', '.join(texts.keys() - {TEXT})} of {size_words(size)}: too large to be kept"
+        note = f"{', '.join(texts.keys() - {TEXT})} of {size_words(size)}: too large to keep"
         texts = {TEXT: texts.get(TEXT, "")}
     return msgspec.json.encode({"data": texts, "note": note})
 
@@ -54,12 +54,12 @@ def _text(kind: str, value: object) -> str | None:
 
 
 def unpacked(blob: bytes) -> dict[str, str]:
-    """Return a kept bundle as it may be shown: HTML without anything that acts, images that are some."""
+    """Return a kept bundle as it can be shown: HTML without active content, and only valid images."""
     try:
         read: Any = msgspec.json.decode(blob)
         data, note = dict(read["data"]), str(read.get("note", ""))
     except (msgspec.DecodeError, RecursionError, TypeError, ValueError, KeyError, AttributeError):
-        return {TEXT: "(what was kept of this output cannot be read)"}
+        return {TEXT: "(the saved rendering of this output cannot be read)"}
     text = data.get(TEXT)
     lines = [text if isinstance(text, str) else "", f"({note})" if note else ""]
     shown = {TEXT: printable("\n".join(line for line in lines if line))}
@@ -74,7 +74,7 @@ def unpacked(blob: bytes) -> dict[str, str]:
 
 
 def _image(text: str) -> str | None:
-    """Return base64 without anything else in it: pages write it into an attribute as it is."""
+    """Return clean base64: pages write it into an attribute as it is."""
     try:
         return base64.b64encode(base64.b64decode("".join(text.split()), validate=True)).decode()
     except (binascii.Error, ValueError):
@@ -82,7 +82,7 @@ def _image(text: str) -> str | None:
 
 
 def safe_html(html: str) -> str:
-    """Return HTML without scripts, styles, forms and ids, with no remote image and no link but to http(s)."""
+    """Return HTML without scripts, styles, forms, ids and remote images, and with links to http(s) only."""
     import nh3  # with the first one
 
     clean = nh3.clean(

@@ -1,14 +1,14 @@
-"""A run as a file: JSON lines, the first of the run itself, then one an event; and that file as an agent.
+"""A run as a file: JSON lines, the first for the run itself, then one for each event; and that file as an agent.
 
     {"nbrun": "run", "version": 1, "run": {"run_id": "run-seq-0", "name": "poet", …}}
     {"seq": 0, "ts": 1700000000.0, "attempt": 0, "parent": null, "type": "run.created", "data": {…}}
 
-UTF-8. What JSON has no word for is written as an object with one key: `{"$float": "nan"}` (also `inf` and
-`-inf`), `{"$bytes": base64}`. Several runs may follow one another. Reading runs no code of what is read, and trusts
-none of it.
+UTF-8. Values that JSON lacks are written as an object with one key: `{"$float": "nan"}` (also `inf` and `-inf`),
+`{"$bytes": base64}`. A file may hold several runs, one after another. Reading runs no code from the file and trusts
+nothing in it.
 
 The same as one JSON document is an array of `{"nbrun": "run", "version": 1, "run": …, "record": …, "events": […]}`;
-`record` is the fold of the events, for other readers, and not read again.
+`record` is the fold of the events, for other readers; it is not read back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MAX_LINE = 64 * 1024 * 1024
-"""Bytes of one line: what is longer is no event of ours."""
+"""Bytes of one line: longer ones are not events of nbrun."""
 MAX_RUN = 256 * 1024 * 1024
 """Bytes of one run, and of a document."""
 MAX_DEPTH = 64
@@ -49,7 +49,7 @@ _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recording says of its run as a whole."""
+    """The first line of a recording: the run as a whole."""
 
     run_id: str
     number: int | None = None
@@ -71,15 +71,15 @@ class Replay:
 
     Parameters
     ----------
-    source : the file of a recording, which `run.save_recording()` makes, or what `load()` has returned.
+    source : a recording, which `run.save_recording()` writes, or what `load()` returned.
     speed : how much faster than it was: 1, 10 …; "max" leaves no time between its events.
 
     Raises
     ------
     BadRecording
-        The file is no recording.
+        The file is not a valid recording.
     BadOption
-        The speed is none.
+        The speed is invalid.
     """
 
     def __init__(
@@ -97,14 +97,16 @@ def read_speed(speed: float | str) -> float:
     Raises
     ------
     BadOption
-        It is none, or not above zero.
+        It isn't a number greater than zero.
     """
     try:
         number = MAX_SPEED if speed == "max" else float(speed)
     except (TypeError, ValueError):
         number = 0.0
     if not number > 0:
-        raise BadOption(f"speed is {speed!r}; give 1, 10 or another number above 0, or 'max'")
+        raise BadOption(
+            f"speed must be 'max' or a number greater than 0, such as 10, not {speed!r}"
+        )
     return number
 
 
@@ -143,7 +145,7 @@ _document = msgspec.json.Decoder(list[_Entry])
 
 
 def header(record: RunRecord) -> Header:
-    """Return what a recording says of this run as a whole."""
+    """Return the header of a run's recording."""
     return Header(**{name: getattr(record, name) for name in Header.__struct_fields__})
 
 
@@ -180,19 +182,19 @@ def _line_number(number: int) -> str:
 def load(
     lines: Iterable[bytes], place: Callable[[int], str] = _line_number
 ) -> tuple[Header, list[ev.RunEvent]]:
-    """Return what a recording says: its run, and the events by seq, without a gap.
+    """Return the content of a recording: its header, and the events by seq, without a gap.
 
-    An event of an unknown type, or one that does not fit its type, is `Unknown`, with all that was written.
-    The events can be folded: `fold(events)` raises for none of them.
+    An event of an unknown type, or one that does not fit its type, is `Unknown`, with everything that was written.
+    The events can be folded: `fold(events)` does not raise.
 
     Parameters
     ----------
-    place : what a message calls the line with this number, counted from 1.
+    place : what error messages call the line with this number, counted from 1.
 
     Raises
     ------
     BadRecording
-        It is none, a newer nbrun made it, or what it tells cannot have happened.
+        The file is not a valid recording, or a newer nbrun made it.
     """
     numbered = enumerate(lines, 1)
     found = _read_header(place(1), next(numbered, (1, b""))[1])
@@ -207,7 +209,7 @@ def load(
     try:
         fold(events)
     except (TypeError, ValueError) as error:
-        raise BadRecording(f"the recording tells what cannot have happened: {error}") from None
+        raise BadRecording(f"the recording is inconsistent: {error}") from None
     if any(event.type == ev.RunCreated.TYPE for event in events[1:]):
         raise BadRecording("the recording creates its run twice")
     return found, events
@@ -217,7 +219,7 @@ _HEADER = re.compile(rb'\s*\{\s*"nbrun"\s*:')
 
 
 def load_all(lines: Iterable[bytes]) -> Iterator[tuple[Header, list[ev.RunEvent]]]:
-    """Yield what several recordings say that follow one another; see `load`."""
+    """Yield the content of several recordings in one file; see `load`."""
     block: list[bytes] = []
     first, size = 1, 0
 
@@ -240,13 +242,13 @@ def load_all(lines: Iterable[bytes]) -> Iterator[tuple[Header, list[ev.RunEvent]
 
 
 def load_document(document: bytes) -> Iterator[tuple[Header, list[ev.RunEvent]]]:
-    """Yield what the recordings of a JSON document say; see `load`."""
+    """Yield the content of the recordings in a JSON document; see `load`."""
     if len(document) > MAX_RUN:
         raise BadRecording(f"the document is longer than {MAX_RUN:,} bytes; export it as jsonl")
     try:
         entries = _document.decode(document)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise BadRecording(f"no document of recorded runs: {error}") from None
+        raise BadRecording(f"not a document of recorded runs: {error}") from None
     for number, entry in enumerate(entries, 1):
         first = _encoder.encode(_First(entry.nbrun, entry.version, entry.run))
         yield load([first, *map(bytes, entry.events)], functools.partial(_entry_part, number))
@@ -257,12 +259,12 @@ def _entry_part(run: int, line: int) -> str:
 
 
 def read(path: Path) -> tuple[Header, list[ev.RunEvent]]:
-    """Return what the recording in this file says.
+    """Return the content of the recording in this file.
 
     Raises
     ------
     BadRecording
-        There is no such file, or it is no recording.
+        The file is missing, or not a valid recording.
     """
     try:
         with path.open("rb") as file:
@@ -279,31 +281,32 @@ def _read_header(place: str, line: bytes) -> Header:
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         first = None
     if first is None or first.nbrun != "run":
-        said = f'its first line is not {{"nbrun": "run", …}} ({place})'
-        raise BadRecording(f"no recording of a run: {said}")
+        raise BadRecording(
+            f'not a valid recording: its first line is not {{"nbrun": "run", …}} ({place})'
+        )
     if first.version != VERSION:
         raise BadRecording(
-            f"a recording of version {first.version}, this nbrun reads {VERSION}; update nbrun"
+            f"the recording has version {first.version}, this nbrun reads {VERSION}; update nbrun"
         )
     try:
         return msgspec.convert(_read(first.run), Header)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadRecording(f"{place} does not tell which run it is: {error}") from None
+        raise BadRecording(f"{place} does not describe a run: {error}") from None
 
 
 def _read_event(run_id: str, place: str, line: bytes) -> ev.RunEvent:
     try:
-        told = _line.decode(_bounded(place, line))
-        data = _data(told.type, _read(told.data))
+        read = _line.decode(_bounded(place, line))
+        data = _data(read.type, _read(read.data))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadRecording(f"{place} is no event: {error}") from None
+        raise BadRecording(f"{place} is not a valid event: {error}") from None
     if (
-        not 0 <= told.attempt < 2**31
-        or not 0 <= told.ts < 1e11
-        or not 0 < len(told.type) <= MAX_TYPE
+        not 0 <= read.attempt < 2**31
+        or not 0 <= read.ts < 1e11
+        or not 0 < len(read.type) <= MAX_TYPE
     ):
-        raise BadRecording(f"{place} is no event: its attempt, time or type is out of range")
-    return ev.RunEvent(told.seq, told.ts, run_id, told.attempt, data, told.parent)
+        raise BadRecording(f"{place} is not a valid event: attempt, time or type is out of range")
+    return ev.RunEvent(read.seq, read.ts, run_id, read.attempt, data, read.parent)
 
 
 def _bounded(place: str, line: bytes) -> bytes:
@@ -319,12 +322,12 @@ def _data(kind: str, body: Plain) -> ev.EventData:
     try:
         return msgspec.convert(body, cls)
     except msgspec.ValidationError:
-        if kind in ev.DELTA_TYPES:  # a store keeps many of them in a row, and of the text only
+        if kind in ev.DELTA_TYPES:  # a store keeps many of them in one row, and only their text
             raise
         return ev.Unknown(kind, body)
 
 
-# --- what JSON has no word for -----------------------------------------------------------------------
+# --- values that JSON lacks --------------------------------------------------------------------------
 
 
 def _written(value: Any) -> Any:
@@ -343,7 +346,7 @@ def _written(value: Any) -> Any:
 
 
 def _read(value: Any, depth: int = 0) -> Any:
-    """Return what was written; raises ValueError for what no store can hold."""
+    """Return the value that was written; raises ValueError for what no store can hold."""
     if depth > MAX_DEPTH:
         raise ValueError("it is nested too deeply")
     match value:
@@ -367,7 +370,7 @@ def _read(value: Any, depth: int = 0) -> Any:
 
 
 class RecordedError(Exception):
-    """Stands for an error that was told before: a replay fails as the recorded run had."""
+    """An error of a recorded run: its replay fails in the same way."""
 
     def __init__(self, info: ev.ErrorInfo) -> None:
         super().__init__(str(info))
@@ -375,7 +378,7 @@ class RecordedError(Exception):
 
 
 class Exported(NamedTuple):
-    """A run: its whole record, all of its events, by seq, and the files beside them."""
+    """A run: its whole record, all of its events by seq, and its artifacts."""
 
     record: RunRecord
     events: Iterable[RunEvent]

@@ -1,4 +1,4 @@
-"""Secrets out of text and data, also when a secret is split across the deltas of a stream."""
+"""Redacts secrets in text and data, also if a secret is split across the deltas of a stream."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from nbrun.core.values import Plain
 
 MIN_LENGTH = 8
-"""Shorter values are left alone: replacing them would tear holes into ordinary words."""
+"""Shorter values are left alone: replacing them would damage ordinary words."""
 
 WORDS = ("KEY", "TOKEN", "SECRET", "PASS", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS")
-"""What a variable's name calls a secret, as one of its words."""
+"""Words in the name of an environment variable that mark its value as secret."""
 PARTS = ("PASSWORD", "PASSWD", "APIKEY")
-"""The same, anywhere in the name."""
+"""The same, as any part of the name."""
 
 _SECRET_NAME = re.compile(rf"(?:^|_)(?:{'|'.join(WORDS)})(?:$|_)|{'|'.join(PARTS)}", re.IGNORECASE)
 
@@ -32,13 +32,13 @@ RULE = (
     f"words {', '.join(WORDS)} in their name, such as OPENAI_API_KEY, or with {', '.join(PARTS)} anywhere in it, and "
     f"values given to nbrun.redact(value). Values shorter than {MIN_LENGTH} characters are never replaced."
 )
-"""What is replaced, in words for people."""
+"""What is replaced, for users."""
 
 
 def forms_of(value: str) -> set[str]:
-    """Return a secret as it stands in texts: as it is, in a JSON or Python text, and in an address.
+    """Return the forms of a secret in texts: as it is, in a JSON or Python string, and in a URL.
 
-    Without the white space around it, with which it often comes out of a file.
+    Without the white space around it, which it often has when read from a file.
     """
     value = value.strip()
     escaped = json.dumps(value, ensure_ascii=False)[1:-1]
@@ -46,7 +46,7 @@ def forms_of(value: str) -> set[str]:
 
 
 def secrets_in(environ: Mapping[str, str], names: Collection[str] = ()) -> dict[str, str]:
-    """Return the variables whose names look like keys, and those of these names."""
+    """Return the variables whose names look like keys, and those with the given names."""
     return {
         name: value for name, value in environ.items() if name in names or _SECRET_NAME.search(name)
     }
@@ -66,12 +66,12 @@ class Redactor:
     def __init__(
         self, secrets: Mapping[str, str] | None = None, registered: Mapping[str, str] | None = None
     ) -> None:
-        # Longest first: a secret that contains another one must win.
+        # Longest first: a secret that contains another one wins.
         known = [
             *(secrets or {}).items(),
             *((name, value) for value, name in (registered or {}).items()),
         ]
-        # Cleaned, as they stand in events: an environment may hold other bytes.
+        # Cleaned, as in events: an environment may hold other bytes.
         pairs = sorted(
             (
                 (form, name)
@@ -101,7 +101,7 @@ class Redactor:
         return self._pattern.sub(lambda match: f"[{self._names[match.group()]}]", text)
 
     def raw(self, data: bytes) -> bytes:
-        """Return bytes with each secret in them replaced, where it stands there as UTF-8."""
+        """Return bytes with each secret in them replaced, if it is there as UTF-8."""
         for secret in self.secrets:  # the longest first, as in a text
             data = data.replace(secret.encode(), f"[{self._names[secret]}]".encode())
         return data
@@ -115,18 +115,16 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.data(item) for item in value]
         if isinstance(value, dict):
-            if (
-                data := marked_bytes(value)
-            ) is not None:  # nobody would find a secret in what we have encoded
+            if (data := marked_bytes(value)) is not None:  # base64 would hide a secret
                 return mark_bytes(self.raw(data))
             return {self.text(key): self.data(item) for key, item in value.items()}
         return value
 
     def split(self, text: str) -> tuple[str, str]:
-        """Return what of a stream's `text` can be shown, redacted, and the rest, which may yet become a secret.
+        """Return the part of a stream's `text` that can be shown, redacted, and the rest, which may become a secret.
 
-        What is replaced is decided where the whole text would decide it: at each place, from the left, the
-        longest secret. So a match is replaced only when no longer one can begin at or before it.
+        The result is that of the whole text: at each place, from the left, the longest secret is replaced. So a match
+        is replaced only when no longer one can begin at or before it.
         """
         if self._pattern is None:
             return text, ""
@@ -164,35 +162,33 @@ class StreamRedactor:
     """
 
     def __init__(self, redactor: Redactor) -> None:
-        self.redactor = (
-            redactor  # may be another one from here on: what is held is looked through again
-        )
+        self.redactor = redactor  # may be replaced: what is held is searched again
         self._tail = ""
 
     def feed(self, delta: str) -> str:
-        """Return what may be shown of the text up to and including `delta`."""
+        """Return what can be shown of the text up to and including `delta`."""
         shown, self._tail = self.redactor.split(self._tail + delta)
         return shown
 
     def flush(self) -> str:
-        """Return what was held, at the end of the stream; a secret that began a longer one is replaced now."""
+        """Return what was held, at the end of the stream; a secret that could have been a longer one is replaced."""
         tail, self._tail = self._tail, ""
         return self.redactor.text(tail)
 
 
 LOOK_S = 1.0
-"""How long a burst of starts shares one look at the environment: that costs as much as half a start."""
+"""How long a burst of starts shares one look at the environment, which costs as much as half a start."""
 
 
 class SecretRegistry:
-    """Knows what is to be replaced, and makes the redactor that does it.
+    """Collects the secrets, and makes the redactor that replaces them.
 
     Threads: any method, from any thread; `redactor` is replaced, never changed.
 
     Parameters
     ----------
     environ : the variables; they may change.
-    use : is given each new redactor.
+    use : called with each new redactor.
     """
 
     def __init__(
@@ -208,12 +204,12 @@ class SecretRegistry:
         self._names: frozenset[str] = frozenset()
         self._registered: dict[str, str] = {}  # value → name
         self._found = secrets_in(environ)
-        # How many variables there were when the environment was last looked at, and when that was.
+        # The number of variables at the last look at the environment, and the time of that look.
         self._looked = (len(environ), monotonic())
         self.redactor = Redactor(self._found)
 
     def look(self) -> None:
-        """Take up keys that came into the environment since the last look."""
+        """Add keys that are new in the environment."""
         now, size = self._monotonic(), len(self._environ)
         are_known = all(self._environ.get(name) == value for name, value in self._found.items())
         if are_known and size == self._looked[0] and now - self._looked[1] < LOOK_S:
@@ -222,12 +218,12 @@ class SecretRegistry:
         self._find()
 
     def watch(self, names: Collection[str]) -> None:
-        """Count the values of these variables as secrets, whatever their names look like."""
+        """Treat the values of these variables as secrets, whatever their names look like."""
         self._names = frozenset(names)
         self._find()
 
     def take(self, environ: Mapping[str, str]) -> None:
-        """Count the keys of an environment that an agent is given, too."""
+        """Add the keys in an environment that is passed to an agent."""
         found = {
             clean_text(value): name for name, value in secrets_in(environ, self._names).items()
         }
@@ -237,16 +233,16 @@ class SecretRegistry:
                 self._renew()
 
     def add(self, value: str, name: str) -> None:
-        """Count this value as a secret.
+        """Add a secret.
 
         Raises
         ------
         BadOption
-            It is too short: to replace it would tear holes into ordinary words.
+            It is too short: replacing it would damage ordinary words.
         """
         if not isinstance(value, str) or len(value.strip()) < MIN_LENGTH:
             raise BadOption(
-                f"a secret is a text of {MIN_LENGTH} characters or more; this value is not replaced"
+                f"a secret must be a str of at least {MIN_LENGTH} characters; this one is not redacted"
             )
         with self._lock:
             self._registered = {**self._registered, clean_text(value): name}

@@ -24,7 +24,7 @@ else:
 
 MAX_DEPTH = 32
 MAX_PARTS = 500_000
-"""How many parts of a value are stored: those that share their parts can have more paths than atoms exist."""
+"""How many parts of a value are stored: a value that shares its parts can have an astronomical number of paths."""
 MAX_REPR = 2_000
 BYTES_SHOWN = 60
 _INT_LIMIT = 2**63
@@ -38,8 +38,8 @@ BASE64_KEY = "$base64"
 def plain(value: object) -> Plain:
     """Return `value` as JSON-like data.
 
-    What has no such form is kept as `{"$type": its type's name, "$repr": its repr}`, so that a reader sees
-    that it is not the value itself. Dataclasses, pydantic models, msgspec structs and mappings become
+    A value without such a form becomes `{"$type": its type's name, "$repr": its repr}`, so that a reader sees
+    that it isn't the value itself. Dataclasses, pydantic models, msgspec structs and mappings become
     objects; sequences and sets become lists; dates and paths become text.
     """
     try:
@@ -59,20 +59,20 @@ def type_name(value: object) -> str:
 
 
 def marked_repr(value: object) -> dict[str, Plain]:
-    """Return the marked stand-in for a value that has no JSON-like form."""
+    """Return the placeholder for a value that has no JSON-like form."""
     try:
         text = repr(value)
-    except Exception as error:  # somebody's __repr__ is broken; the run is not
+    except Exception as error:  # a broken __repr__ must not end a run
         text = f"<repr failed: {type(error).__name__}>"
     if len(text) > MAX_REPR:
-        # At a space, where there is one: half a secret would not be known as one.
+        # At a space, if there is one: half a secret would not be recognised.
         space = text.rfind(" ", MAX_REPR - 200, MAX_REPR)
         text = text[: space if space > 0 else MAX_REPR] + f"… ({len(text):,} characters)"
     return {TYPE_KEY: type_name(value), REPR_KEY: clean_text(text)}
 
 
 class _Walk:
-    """The way through one value: what it is inside of, and how many parts may still follow."""
+    """The state of a walk through one value: the containers it is in, and how many parts may still follow."""
 
     __slots__ = ("inside", "left")
 
@@ -133,7 +133,7 @@ def _composed(value: object, walk: _Walk) -> Plain:
 
 
 def _left_out(value: object, why: str) -> dict[str, Plain]:
-    """Return the marked stand-in for a part that is not stored; its repr could be endless as well."""
+    """Return the placeholder for a part that is not stored; its repr could be endless as well."""
     return {TYPE_KEY: type_name(value), REPR_KEY: f"<left out: {why}>"}
 
 
@@ -142,12 +142,12 @@ def _key(key: object) -> str:
 
 
 def _ordered(values: Iterable[object]) -> Iterable[object]:
-    """Return sets in the order of their repr, so that the same set is stored the same twice."""
+    """Return sets in the order of their repr, so that equal sets are stored alike."""
     return sorted(values, key=repr) if isinstance(values, set | frozenset) else values
 
 
 def shown(value: Plain, limit: int = 200) -> str:
-    """Return JSON-like data as one short line for a person."""
+    """Return JSON-like data as one short line to read."""
     text = readable(value)
     line = " ".join(text[: 8 * limit].split())  # of megabytes only the beginning is looked at
     is_whole = len(text) <= 8 * limit and len(line) <= limit
@@ -155,7 +155,7 @@ def shown(value: Plain, limit: int = 200) -> str:
 
 
 def readable(value: Plain) -> str:
-    """Return JSON-like data as text for a person: a text as it is, a stand-in as its repr, the rest as JSON."""
+    """Return JSON-like data as text to read: a string as it is, a placeholder as its repr, the rest as JSON."""
     value = _unmarked(value)
     if isinstance(value, str):
         return value
@@ -165,7 +165,7 @@ def readable(value: Plain) -> str:
 
 
 def revived(value: Plain) -> object:
-    """Return JSON-like data with the bytes in it that it stands for."""
+    """Return JSON-like data with the bytes in it decoded."""
     if isinstance(value, list):
         return [revived(item) for item in value]
     if not isinstance(value, dict):
@@ -176,17 +176,17 @@ def revived(value: Plain) -> object:
 
 
 def mark_bytes(data: bytes | bytearray | memoryview) -> dict[str, Plain]:
-    """Return what bytes are in JSON-like data."""
+    """Return bytes as JSON-like data."""
     return {TYPE_KEY: "bytes", BASE64_KEY: base64.b64encode(data).decode()}
 
 
 def marked_bytes(value: dict[str, Plain]) -> bytes | None:
-    """Return the bytes that a value stands for; None where it is something else."""
+    """Return the bytes that a value encodes; None if it is something else."""
     if BASE64_KEY not in value or value.keys() != {TYPE_KEY, BASE64_KEY}:
         return None
     try:
         return base64.b64decode(str(value[BASE64_KEY]), validate=True)
-    except ValueError:  # somebody else's file
+    except ValueError:  # in another's file
         return None
 
 

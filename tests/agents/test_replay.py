@@ -254,5 +254,5 @@ def test_a_speed_that_is_none_is_refused(session: NotebookSession, speed: object
 def test_a_file_that_is_no_recording_is_refused(tmp_path: Path) -> None:
     """In one line that names the file."""
     (tmp_path / "notes.txt").write_text("tea\n")
-    with pytest.raises(BadRecording, match=r"notes\.txt: no recording of a run"):
+    with pytest.raises(BadRecording, match=r"notes\.txt: not a valid recording"):
         Replay(tmp_path / "notes.txt")

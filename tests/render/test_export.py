@@ -449,14 +449,14 @@ def changed(lines: list[bytes], number: int, line: bytes) -> bytes:
 
 EVENT = b'{"seq":1,"ts":1.0,"attempt":1,"parent":null,"type":"log","data":'
 BAD: dict[str, tuple[Callable[[list[bytes]], bytes], str]] = {
-    "no-json": (lambda lines: changed(lines, 3, b"garbage"), "line 3 is no event"),
-    "later-run": (lambda lines: b"".join(lines) + lines[0] + b"{}\n", "line {last} is no event"),
+    "no-json": (lambda lines: changed(lines, 3, b"garbage"), "line 3 is not a valid event"),
+    "later-run": (lambda lines: b"".join(lines) + lines[0] + b"{}\n", "line {last} is not a valid event"),
     "gap": (lambda lines: b"".join([lines[0], lines[1], *lines[3:]]), "came where 1 was due"),
-    "half-a-line": (lambda lines: b"".join(lines)[:-30], "line {end} is no event"),
+    "half-a-line": (lambda lines: b"".join(lines)[:-30], "line {end} is not a valid event"),
     "nothing": (lambda lines: b"", "first line"),
     "a-page": (lambda lines: b"<!doctype html>", "first line"),
-    "not-utf8": (lambda lines: changed(lines, 3, EVENT + b'{"text":"\xff"}}'), "line 3 is no event"),
-    "deep": (lambda lines: changed(lines, 3, EVENT + b"[" * 10**5 + b"]" * 10**5 + b"}"), "line 3 is no event"),
+    "not-utf8": (lambda lines: changed(lines, 3, EVENT + b'{"text":"\xff"}}'), "line 3 is not a valid event"),
+    "deep": (lambda lines: changed(lines, 3, EVENT + b"[" * 10**5 + b"]" * 10**5 + b"}"), "line 3 is not a valid event"),
     "newer": (lambda lines: changed(lines, 1, lines[0].replace(b'"version":1', b'"version":9').strip()), "update nb"),
     "no-id": (lambda lines: changed(lines, 1, re.sub(rb'"run_id":"[^"]*"', b'"run_id":""', lines[0]).strip()), "id"),
     "far-end": (

@@ -218,7 +218,7 @@ def test_what_cannot_be_kept_is_said_and_fails_nothing(
     assert "pathlib.Path(…) copies the file" in run.record.notices[0]
     run = ended(session.start(wishful))
     assert run.output is False
-    assert "is no file" in run.record.notices[0]
+    assert "is not a regular file" in run.record.notices[0]
     failed = ended(session.start(wrong))
     assert failed.error is not None
     assert failed.error.type == "TypeError"
