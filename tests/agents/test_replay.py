@@ -246,7 +246,7 @@ def test_a_replay_is_no_run_to_go_on_from(session: NotebookSession) -> None:
 def test_a_speed_that_is_none_is_refused(session: NotebookSession, speed: object) -> None:
     """In one line, before anything is started."""
     run = ended(session.start(agents.instant))
-    with pytest.raises(BadOption, match="give 1, 10 or another number above 0, or 'max'"):
+    with pytest.raises(BadOption, match="must be 'max' or a number greater than 0"):
         run.replay(speed)  # type: ignore[arg-type]  # the point
     assert len(session.runs()) == 1
 

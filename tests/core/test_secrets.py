@@ -248,7 +248,7 @@ def test_a_value_that_was_named_is_replaced_from_then_on(
 @pytest.mark.parametrize("value", ["", "short", " 1234567 ", None])
 def test_what_is_too_short_is_refused(value: str, session: NotebookSession) -> None:
     """It is not silently left to be shown: one line says how long a secret is."""
-    with pytest.raises(BadOption, match="8 characters or more"):
+    with pytest.raises(BadOption, match="at least 8 characters"):
         session.redact(value)
 
 

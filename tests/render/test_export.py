@@ -465,8 +465,8 @@ BAD: dict[str, tuple[Callable[[list[bytes]], bytes], str]] = {
     "twice": (lambda lines: b"".join(lines[:2]) + lines[1].replace(b'"seq":0', b'"seq":1'), "twice"),
     "document": (lambda lines: b"[{}]", "run"),
     "document-event": (lambda lines: b'[{"run":{"run_id":"r"},"events":[{"seq":"x"}]}]', "event 0 of run 1"),
-    "document-cut": (lambda lines: b'[{"run":{"run_id":"r"},"events":[', "no document"),
-    "document-deep": (lambda lines: b"[" * 10**6, "no document"),
+    "document-cut": (lambda lines: b'[{"run":{"run_id":"r"},"events":[', "not a document"),
+    "document-deep": (lambda lines: b"[" * 10**6, "not a document"),
 }  # fmt: skip
 
 

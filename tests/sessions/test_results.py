@@ -320,7 +320,7 @@ def test_a_view_whose_file_is_gone_says_so(
         path.unlink()
     text = repr(make_session().get("gone").result_view())
     assert "<shown>" in text
-    assert "the artifact 'output' is not in" in text
+    assert "the artifact 'output' is no longer in" in text
 
 
 # --- the object itself -------------------------------------------------------------------------------

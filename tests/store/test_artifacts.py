@@ -215,7 +215,7 @@ def test_what_cannot_be_kept_is_said_and_fails_nothing(
 
     run = ended(session.start(textual))  # it may be meant so
     assert run.output is True
-    assert "pathlib.Path(…) copies the file" in run.record.notices[0]
+    assert "pass pathlib.Path(…) to copy that file" in run.record.notices[0]
     run = ended(session.start(wishful))
     assert run.output is False
     assert "is not a regular file" in run.record.notices[0]
