@@ -76,9 +76,14 @@ def run_ref(record: RunRecord) -> str:
 
 
 def title(record: RunRecord) -> str:
-    """Return what a sentence calls the run: `run #3 poet`."""
-    number = "" if record.number is None else f"#{record.number} "
-    return printable(f"run {number}{shown(record.name, 120)}")
+    """Return what a sentence calls the run: `run #3 (poet)`."""
+    number = "" if record.number is None else f" #{record.number}"
+    return printable(f"run{number} ({shown(record.name, 120)})")
+
+
+def opening(record: RunRecord) -> str:
+    """Return how a sentence about the run begins: `Run #3 (poet)`."""
+    return f"R{title(record)[1:]}"
 
 
 def name_and_number(run: RunRecord | ChildSummary) -> str:

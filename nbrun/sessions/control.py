@@ -15,6 +15,7 @@ from nbrun.core.errors import BadOption, Cancelled, NotPending
 from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.text import clean_text
 from nbrun.core.values import REPR_KEY, plain, shown
+from nbrun.render.words import opening, title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,10 +129,10 @@ class Control:
             asked = _find(live.record, call, answered)
             if decision not in choices(asked):
                 words = ", ".join(choices(asked)[:-1])
-                raise BadOption(f"'{shown(asked.message, 80)}' wants a choice: give one of {words}")
+                raise BadOption(f"'{shown(asked.message, 80)}' needs a choice: {words}")
             if always and (decision != ALLOW or not asked.tool):
                 raise BadOption(
-                    f"'{shown(asked.message, 80)}' can only be answered once: leave always out"
+                    f"'{shown(asked.message, 80)}' can't be allowed for the whole run; leave out always"
                 )
             if edited is not None:
                 check_edited(asked, edited)
@@ -148,23 +149,23 @@ class Control:
             The run takes no messages, or not this one; nothing was sent.
         """
         if not isinstance(text, str) or not text.strip():
-            raise BadOption("there is no message: give a text for the agent")
+            raise BadOption("The message is empty; give the agent some text")
         text = clean_text(text)
         if (size := len(text.encode())) > MAX_BYTES:
             raise BadOption(
-                f"the message has {size:,} bytes; give at most {MAX_BYTES:,}, or a file's path"
+                f"The message has {size:,} bytes, but only {MAX_BYTES:,} are allowed; send the path of a file instead"
             )
         _check_live(live)
         record = live.record
         if record.status is RunStatus.QUEUED:
-            raise NotPending(f"{_title(record)} has not begun; say it when it runs")
+            raise NotPending(f"{opening(record)} hasn't started yet; send the message when it runs")
         if record.status is RunStatus.CANCELLING:
-            raise NotPending(f"{_title(record)} is being cancelled and takes no messages")
+            raise NotPending(f"{opening(record)} is being cancelled and takes no messages")
         with self._lock:
             sent = self._sent.get(live.run_id, 0)
             if sent - record.steers_taken >= MAX_WAITING:
                 raise NotPending(
-                    f"{MAX_WAITING} messages wait for {_title(record)}; say more when it has read them"
+                    f"{MAX_WAITING} messages to {title(record)} are still unread; send more when it has read them"
                 )
             self._sent[live.run_id] = sent + 1
         steer_id = id or f"say-{sent + 1}"
@@ -191,42 +192,39 @@ _KINDS: dict[type, str] = {
 
 
 def check_edited(asked: ApprovalRequested, edited: Plain) -> None:
-    """Raise `BadOption` for arguments that cannot stand in the place of those that were asked about."""
-    what = f"the arguments of '{shown(asked.message, 80)}'"
+    """Raise `BadOption` for arguments that can't replace those that were asked about."""
+    what = f"The arguments of '{shown(asked.message, 80)}'"
     if not asked.editable:
-        raise BadOption(f"{what} cannot be changed: allow them as they are, or deny")
+        raise BadOption(f"{what} can't be changed; allow them as they are, or deny")
     if asked.args is None or (isinstance(asked.args, dict) and REPR_KEY in asked.args):
         return  # there were none, or what there was has no form of ours
     if (kind := _KINDS[type(asked.args)]) != _KINDS[type(edited)]:
-        raise BadOption(f"{what} are {kind}, and so must be what is put in their place")
+        raise BadOption(f"{what} must stay {kind}")
 
 
 def _check_live(live: LiveRun) -> None:
     if live.has_end or not live.record.is_live:
-        raise NotPending(f"{_title(live.record)} has ended; nobody reads what is said to it")
-
-
-def _title(record: RunRecord) -> str:
-    number = "" if record.number is None else f" #{record.number}"
-    return f"run{number} ({shown(record.name, 120)})"
+        raise NotPending(f"{opening(live.record)} has already ended.")
 
 
 def _find(record: RunRecord, call: str | None, answered: set[str]) -> ApprovalRequested:
     """Return the pending question that `call` names, or the only one."""
     pending = [asked for asked in record.pending if asked.id not in answered]
-    title = _title(record)
+    run = opening(record)
     if call is None and len(pending) == 1:
         return pending[0]
     listed = ", ".join(f"{asked.id} (“{shown(asked.message, 60)}”)" for asked in pending)
     if call is None:
         raise NotPending(
-            f"{title} asks {len(pending)} things; name one: {listed}"
+            f"{run} asks {len(pending)} questions; name one: {listed}"
             if pending
-            else f"{title} asks nothing: there is nothing to answer"
+            else f"{run} isn't waiting for an answer."
         )
     for asked in pending:
         if call in (asked.id, asked.tool_id):
             return asked
     if call in answered:
-        raise NotPending(f"{call} of {title} was answered already; the first answer counts")
-    raise NotPending(f"{title} does not ask '{shown(call, 60)}'; it asks: {listed or 'nothing'}")
+        raise NotPending(
+            f"{call} of {title(record)} has already been answered; the first answer counts"
+        )
+    raise NotPending(f"{run} doesn't ask '{shown(call, 60)}'; it asks: {listed or 'nothing'}")

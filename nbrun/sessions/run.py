@@ -25,7 +25,7 @@ from nbrun.core.record import RunRecord, RunStatus
 from nbrun.core.text import printable
 from nbrun.core.values import revived, shown
 from nbrun.render.results import load_object, view_of
-from nbrun.render.words import queued_words, run_ref, status_words, title
+from nbrun.render.words import opening, queued_words, run_ref, status_words
 from nbrun.sessions.live_run import each_event, poll, poll_softly
 from nbrun.store.payloads import is_in_file, restored, whole, whole_run
 from nbrun.store.session_store import ReadOnlyStore
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from nbrun.store.session_store import SessionStore
 
 _OUTCOME_WORDS = {
-    CancelOutcome.REQUESTED: "cancel requested",
-    CancelOutcome.ALREADY_REQUESTED: "was already asked to stop",
-    CancelOutcome.FOREIGN: "belongs to another kernel; cancel it there",
+    CancelOutcome.REQUESTED: ": cancel requested",
+    CancelOutcome.ALREADY_REQUESTED: " was already asked to stop",
+    CancelOutcome.FOREIGN: " belongs to another kernel; cancel it there",
 }
 
 
@@ -434,16 +434,16 @@ class Run:
             outcome = CancelOutcome.ALREADY_FINISHED if self.done() else CancelOutcome.FOREIGN
         record = self.glance
         if outcome is CancelOutcome.ALREADY_FINISHED:
-            words = f"has already ended ({status_words(record)})"
+            words = f" has already ended ({status_words(record)})"
         else:
             words = _OUTCOME_WORDS[outcome]
         gone = "if that kernel is gone, mark the run as lost"
         is_foreign = outcome is CancelOutcome.FOREIGN
         fixes = (Fix(Action.LOST, run_ref(record), purpose=gone),) if is_foreign else ()
-        return CancelReceipt(outcome, self.id, printable(f"{title(record)}: {words}"), self, fixes)
+        return CancelReceipt(outcome, self.id, printable(f"{opening(record)}{words}"), self, fixes)
 
     def mark_lost(self) -> None:
-        """Give the run up for lost: it looks live, and its kernel cannot be seen from here (`is_unknown`).
+        """Mark the run as lost: it seems to be in progress, but its kernel can't be reached (`is_unknown`).
 
         Raises
         ------
@@ -453,7 +453,13 @@ class Run:
             The file that it is in must not be written to.
         """
         if self.live is not None or self.number is None:
-            raise NotPending(f"{self!r} is of this kernel; cancel it")
+            record = self.glance
+            if self.done():
+                raise NotPending(
+                    f"{opening(record)} has already ended; there is nothing to give up."
+                )
+            fix = Fix(Action.CANCEL, run_ref(record))
+            raise NotPending(f"{opening(record)} belongs to this kernel", fixes=[fix])
         self.store.give_up(self.number)
 
     def display(self) -> None:
@@ -502,8 +508,10 @@ class Run:
         """Return the live side of the run, to send something to."""
         if self.live is not None:
             return self.live
-        what = "has ended" if self.done() else "belongs to another kernel; answer it there"
-        raise NotPending(f"{self!r} {what}")
+        what = (
+            "has already ended." if self.done() else "belongs to another kernel; answer it there."
+        )
+        raise NotPending(f"{opening(self.glance)} {what}")
 
     def approve(
         self,

@@ -62,9 +62,9 @@ def give_up(connection: sqlite3.Connection, number: int, now: float) -> None:
     with transaction(connection):
         kernel = kernel_of(connection, number)
         if kernel is None or not queries.read_record(connection, number).is_live:
-            raise NotPending(f"run #{number} has already ended; there is nothing to give up")
+            raise NotPending(f"Run #{number} has already ended; there is nothing to give up.")
         if not kernel.why_unknown(now):
-            raise NotPending(f"the kernel of run #{number} is running; cancel the run there")
+            raise NotPending(f"The kernel of run #{number} is running; cancel the run there")
         _mark_one_lost(connection, number, now, GIVEN_UP)
 
 

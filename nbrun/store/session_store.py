@@ -228,7 +228,7 @@ class SessionStore(StoredRuns):
             The file must not be written to.
         """
         if self.path is None:
-            raise NotPending(f"run #{number} belongs to this kernel; cancel it")
+            raise NotPending(f"Run #{number} belongs to this kernel; cancel it instead")
         with closing(connect(self.path)) as connection:
             give_up(connection, number, self._clock.now())
 

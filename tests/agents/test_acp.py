@@ -363,7 +363,7 @@ def test_what_has_no_name_of_its_own_is_allowed_once(
     """Always would hold for all that is called alike, or has the same beginning."""
     run, _ = following(session, tmp_path, question(1, title=title))
     assert asked(run).tool == ""
-    with pytest.raises(BadOption, match="can only be answered once"):
+    with pytest.raises(BadOption, match="be allowed for the whole run"):
         run.approve(always=True)
     run.approve()
     assert ended(run).record.always == ()

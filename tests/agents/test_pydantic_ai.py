@@ -426,7 +426,7 @@ def test_no_clear_arguments_are_no_permission(session: NotebookSession) -> None:
     deleted: list[str] = []
     run = session.start(deleting(deleted), "clean up")
     asking(run, 2)
-    with pytest.raises(BadOption, match="are an object"):
+    with pytest.raises(BadOption, match="must stay an object"):
         run.approve("call-a", args="everything")
     run.deny("call-a")
     run.deny("call-b")

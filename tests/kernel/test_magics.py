@@ -323,7 +323,7 @@ def test_wait_waits_and_a_time_limit_leaves_the_run_alive(shared: Kernel) -> Non
     assert value(shared, "(one.done(), two.done())") == "(True, True)"
     assert run_ok(shared, "%agentrun wait").stdout == "No runs in progress.\n"
     run_ok(shared, "%%agentrun endless -o long\nhi")
-    assert "goes on" in error_line(shared.run("%agentrun wait last --timeout 200ms"))
+    assert "is still running after" in error_line(shared.run("%agentrun wait last --timeout 200ms"))
     assert value(shared, "long.done()") == "False"
 
 

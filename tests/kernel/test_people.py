@@ -74,7 +74,7 @@ def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(
     request = click(kernel, "approve", "cutter", call="ask-1", always=True)
     blocked = kernel.start(BUSY["sleep"])
     kernel.wait_until(lambda: "in" in blocked.stdout)
-    for number, (typed, words) in enumerate([("{", "valid JSON"), ("[1]", "are an object")]):
+    for number, (typed, words) in enumerate([("{", "valid JSON"), ("[1]", "must stay an object")]):
         refused = ask(kernel, request | {"nonce": f"slip-{number}", "args_json": typed})
         assert sent(refused) == "refused"
         assert words in refused["message"]
@@ -142,7 +142,7 @@ def test_what_cannot_be_said_is_refused_and_harmless(people_kernel: Kernel) -> N
     wait_for_status(kernel, "asking", "completed")
     late = ask(kernel, request | {"nonce": "late"})
     assert sent(late) == "refused"
-    assert "has ended" in late["message"]
+    assert "has already ended" in late["message"]
     assert "Traceback" not in kernel.log.read_text()
 
 
@@ -153,7 +153,7 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     run_ok(kernel, "%%agentrun asks -n first -o first\ntea")
     wait_for_status(kernel, "first", "waiting")
     cell = run_ok(kernel, "%agentrun approve --args '{\"path\": \"cup\"}' --text 'go on'")
-    assert cell.stdout == "run #1 first: allowed “Delete tea?”\n"
+    assert cell.stdout == "Run #1 (first): allowed “Delete tea?”\n"
     assert value(kernel, "first.result(10)") == "['allow', {'path': 'cup'}, 'go on', 'magic']"
 
     run_ok(kernel, "%%agentrun asks -n second -o second\ntea")
@@ -167,10 +167,10 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     assert "--reason and -r exclude each other" in error_line(
         kernel.run("%agentrun deny second --reason a -r b")
     )
-    assert "leave always out" in error_line(kernel.run("%agentrun approve second --always"))
-    assert "does not ask 'ask-7'" in error_line(kernel.run("%agentrun approve second ask-7"))
+    assert "leave out always" in error_line(kernel.run("%agentrun approve second --always"))
+    assert "doesn't ask 'ask-7'" in error_line(kernel.run("%agentrun approve second ask-7"))
     cell = run_ok(kernel, "%agentrun deny second ask-1 -r 'not that one'")
-    assert cell.stdout == "run #2 second: denied “Delete tea?”\n"
+    assert cell.stdout == "Run #2 (second): denied “Delete tea?”\n"
     run_ok(kernel, "%agentrun approve third")
     assert value(kernel, "second.result(10)[:3]") == "['deny', {'path': 'tea'}, 'not that one']"
     assert value(kernel, "third.result(10)[0]") == "'allow'"
@@ -180,19 +180,19 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     assert "say needs TEXT" in error_line(kernel.run("%agentrun say last"))
     cell = run_ok(kernel, "%agentrun say 'reads on' don't stop")
     assert re.fullmatch(
-        r"Message sent to run #4 reads on; the agent read it after [\d.]+ m?s\.\n", cell.stdout
+        r"Message sent to run #4 \(reads on\); the agent read it after [\d.]+ m?s\.\n", cell.stdout
     )
     assert value(kernel, "reading.result(10)") == '["don\'t stop", []]'
-    assert "has ended" in error_line(kernel.run("%agentrun say 'reads on' too late"))
+    assert "has already ended" in error_line(kernel.run("%agentrun say 'reads on' too late"))
 
     run_ok(kernel, "%%agentrun uses -n cutter -o cutter\ntea")
     wait_for_status(kernel, "cutter", "waiting")
     cell = run_ok(kernel, "%agentrun say cutter be quick")
     assert cell.stdout == (
-        "Message sent to run #5 cutter; the agent has not read it yet; it has not looked for messages so far.\n"
+        "Message sent to run #5 (cutter); the agent has not read it yet; it has not looked for messages so far.\n"
     )
     cell = run_ok(kernel, "%agentrun approve cutter --always -r fine")
-    assert cell.stdout == "run #5 cutter: allowed “Use cut?”; cut from now on, too\n"
+    assert cell.stdout == "Run #5 (cutter): allowed “Use cut?”; cut from now on, too\n"
     assert value(kernel, "[by for _, _, by in cutter.result(10)]") == "['magic', 'always']"
 
 
@@ -245,7 +245,7 @@ def test_a_card_says_what_a_child_run_asks(people_kernel: Kernel) -> None:
         kernel, "async def parent(prompt, run): return await run.start_child(uses, name='helper')"
     )
     cell = run_ok(kernel, "%%agentrun parent -o parent\ntea")
-    line = 'run #2 helper: Waiting for you: Use cut? {"n":1} – %agentrun approve #2'
+    line = 'Run #2 (helper): Waiting for you: Use cut? {"n":1} – %agentrun approve #2'
 
     def notices() -> list[str]:
         return [str(notice) for notice in states(card_messages(kernel, cell))[-1]["notices"]]

@@ -151,7 +151,10 @@ def test_a_tool_is_allowed_changed_or_denied_at_the_keyboard(terminal: Terminal)
     terminal.child.expect_exact('? Use cut? {"n":1}')
     terminal.child.expect(r"denied automatically in 1 min \d+ s if you don't answer")
     terminal.child.expect_exact("[y/always/edit/N]")
-    for typed, words in (("{n: 2}", "the arguments aren't valid JSON"), ("[2]", "are an object")):
+    for typed, words in (
+        ("{n: 2}", "the arguments aren't valid JSON"),
+        ("[2]", "must stay an object"),
+    ):
         terminal.child.sendline("e")
         terminal.child.expect_exact("arguments as JSON (an empty line keeps them):")
         terminal.child.sendline(typed)
@@ -221,7 +224,7 @@ def test_ctrl_c_at_a_question_cancels_the_run(terminal: Terminal) -> None:
     terminal.type("%%agentrun asks -o stopped", "hello")
     terminal.child.expect_exact("/N]")
     terminal.child.sendintr()
-    assert "KeyboardInterrupt: run #1 asks: Interrupted after" in terminal.read()
+    assert "KeyboardInterrupt: run #1 (asks): Interrupted after" in terminal.read()
     assert "[('deny', 'cancel')]" in terminal.run("print(who(stopped))")
 
 
@@ -248,7 +251,7 @@ def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:
     terminal.child.sendintr()
     shown = terminal.read()
     assert "Interrupted after" in shown
-    assert "KeyboardInterrupt: run #2 fore: Interrupted after" in shown
+    assert "KeyboardInterrupt: run #2 (fore): Interrupted after" in shown
     assert "Traceback" not in shown
     states = "[(r.name, str(r.status), str(r.cause)) for r in nbrun.runs()]"
     assert "[('fore', 'cancelled', 'interrupt'), ('beside', 'running', 'None')]" in terminal.run(

@@ -46,7 +46,7 @@ def test_cancel_with_nothing_to_cancel_changes_nothing_and_says_so(
     for _ in range(2):
         receipt = session.cancel_current()
         assert receipt.outcome is CancelOutcome.NOT_FOUND
-        assert "nothing to cancel" in str(receipt)
+        assert "No runs in progress" in str(receipt)
     assert session.cancel_all() == []
     assert not store_path.exists()
 

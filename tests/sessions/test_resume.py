@@ -317,7 +317,7 @@ def test_a_cancelled_run_can_be_gone_on_with(session: NotebookSession) -> None:
 def test_a_live_run_has_no_followup(session: NotebookSession, held: Held, kind: str) -> None:
     """One line, and nothing is started."""
     run = session.start(held)
-    with pytest.raises(NotResumable, match=r"run #1 Held is live; wait for it, or cancel it"):
+    with pytest.raises(NotResumable, match=r"run #1 \(Held\) is live; wait for it, or cancel it"):
         getattr(run, kind)()
     assert len(session.runs()) == 1
 

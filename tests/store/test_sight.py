@@ -320,7 +320,7 @@ def test_only_what_is_unknown_can_be_given_up(
     """A run whose kernel lives, one of this kernel, and one that has ended stay as they are."""
     session = make_session()
     own = session.start(held)
-    with pytest.raises(NotPending, match="of this kernel"):
+    with pytest.raises(NotPending, match="belongs to this kernel"):
         own.mark_lost()
     with kernel(store_path):
         other = session.get("poet")

@@ -17,7 +17,7 @@ import traitlets
 
 from nbrun.core.record import RunStatus
 from nbrun.render.static_card import bundle
-from nbrun.render.words import question_lines, title, with_followups
+from nbrun.render.words import opening, question_lines, with_followups
 from nbrun.sessions.run import queue_words
 from nbrun.ui.cards.esm import page_module, page_style
 from nbrun.ui.cards.markdown_blocks import Blocks
@@ -385,4 +385,4 @@ class CardBoard:
 
 def _asking_words(child: RunRecord) -> list[str]:
     """Return what a child run asks, each with the line that answers it: it has no card of its own."""
-    return [f"{title(child)}: {line}" for line in question_lines(child)]
+    return [f"{opening(child)}: {line}" for line in question_lines(child)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nbrun.core import events as ev
 from nbrun.core.quantities import moment
 from nbrun.core.text import visible
-from nbrun.render.words import title
+from nbrun.render.words import opening
 
 if TYPE_CHECKING:
     from nbrun.sessions.run import Run
@@ -33,7 +33,7 @@ def log_text(run: Run, count: int) -> str:
                 lines.extend(found)
                 total += len(found)
     if not total:
-        return f"{title(run.record)} has logged nothing"
+        return f"{opening(run.record)} has logged nothing."
     left_out = total - len(lines)
     head = [f"… {left_out:,} earlier lines; -n {total} shows all"] if left_out else []
     return "\n".join([*head, *lines])

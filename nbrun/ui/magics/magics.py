@@ -22,7 +22,7 @@ from nbrun.core.quantities import duration
 from nbrun.core.record import Steered
 from nbrun.core.text import printable
 from nbrun.core.values import shown
-from nbrun.render.words import title
+from nbrun.render.words import opening, title
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.kernel.requests import read_args
 from nbrun.ui.kernel.waiting import cell_id
@@ -222,7 +222,9 @@ class AgentMagics(Magics):
         asked = run.answer(call, decision, **more, by="magic")
         words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
         always = f"; {shown(asked.tool, 80)} from now on, too" if more.get("always") else ""
-        print(printable(f"{title(run.record)}: {words} {_asked_words(asked, run.record)}{always}"))
+        print(
+            printable(f"{opening(run.record)}: {words} {_asked_words(asked, run.record)}{always}")
+        )
 
     def _asking(self, verb: str, given: Given) -> Run:
         """Return the run that is answered: the only one that asks something, if the line names none."""

@@ -253,7 +253,7 @@ def test_an_approval_with_other_arguments(session: NotebookSession, subject: Sub
     (asked,) = asking(run)
     assert asked.editable is not bool(limitations.edited_args)
     if limitations.edited_args:
-        with pytest.raises(BadOption, match="cannot be changed"):
+        with pytest.raises(BadOption, match="can't be changed"):
             run.approve(args={"path": "b"})
         run.approve()
         completed(run)

@@ -74,4 +74,4 @@ def test_a_run_without_a_log_says_so(session: NotebookSession) -> None:
     """Rather than print nothing."""
     run = session.start(instant, "x", name="mute")
     assert run.wait(BOUND_S)
-    assert log_text(run, 10) == "run #1 mute has logged nothing"
+    assert log_text(run, 10) == "Run #1 (mute) has logged nothing."
