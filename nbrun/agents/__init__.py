@@ -62,7 +62,7 @@ __all__ = [
 
 ENTRY_POINTS = "nbrun.agents"
 PROGRAM = "acp:"
-"""The prefix of a program that speaks ACP: `%%agentrun "acp:gemini --acp"`."""
+"""The prefix of a program that speaks ACP, as in `acp:gemini --acp`."""
 
 NO_NATIVE_CANCEL = "by cancelling the asyncio task"
 
@@ -198,18 +198,9 @@ def framework_of(adapter: AgentAdapter) -> Framework | None:
 
 # In the order in which they are asked; functions come last, because that adapter takes any callable.
 _BUILT_IN = (
-    "python_cell",
-    "scripted",
-    "replay",
-    "builtin",
-    "pydantic_ai.adapter",
-    "openai_agents.adapter",
-    "langgraph.adapter",
-    "llama_index.adapter",
-    "smolagents.adapter",
-    "acp.adapter",
-    "functions",
-)
+    "python_cell", "scripted", "replay", "builtin", "pydantic_ai.adapter", "openai_agents.adapter",
+    "langgraph.adapter", "llama_index.adapter", "smolagents.adapter", "acp.adapter", "functions",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -220,8 +211,8 @@ def _adapters() -> tuple[AgentAdapter, ...]:
 class ThirdParty(msgspec.Struct, frozen=True):
     """The adapters of other packages, by entry point, and those that could not be loaded, with the reason."""
 
-    adapters: tuple[tuple[str, AgentAdapter], ...] = ()
-    broken: tuple[tuple[str, str], ...] = ()
+    adapters: tuple[AgentAdapter, ...] = ()
+    broken: tuple[tuple[str, str], ...] = ()  # name, reason
 
 
 @lru_cache(maxsize=1)
@@ -229,12 +220,12 @@ def third_party() -> ThirdParty:
     """Return the adapters of other packages; `third_party.cache_clear()` makes the next call look again."""
     from importlib.metadata import entry_points
 
-    adapters: list[tuple[str, AgentAdapter]] = []
+    adapters: list[AgentAdapter] = []
     broken: list[tuple[str, str]] = []
     for point in entry_points(group=ENTRY_POINTS):
         dist = "" if point.dist is None else f" of {point.dist.name}"
         try:
-            adapters.append((point.name, _loaded(point.load())))
+            adapters.append(_loaded(point.load()))
         except (Exception, SystemExit) as error:  # someone else's code must not break these runs
             words = f"{type(error).__name__}: {error}".partition("\n")[0]
             broken.append((point.name, f"{point.value}{dist} can't be used: {words}"))
@@ -244,18 +235,16 @@ def third_party() -> ThirdParty:
 def _loaded(made: object) -> AgentAdapter:
     adapter = made() if isinstance(made, type) else made
     if not isinstance(adapter, AgentAdapter):
-        missing = [part for part in _PARTS if not hasattr(adapter, part)]
+        parts = ("name", "match", "check", "label", "events")
+        missing = [part for part in parts if not hasattr(adapter, part)]
         raise TypeError(f"not an adapter; missing: {', '.join(missing)}")
     return adapter
-
-
-_PARTS = ("name", "match", "check", "label", "events")
 
 
 def adapters() -> tuple[AgentAdapter, ...]:
     """Return all adapters, in the order in which they are asked."""
     *frameworks, plain = _adapters()
-    return (*frameworks, *(adapter for _name, adapter in third_party().adapters), plain)
+    return (*frameworks, *third_party().adapters, plain)
 
 
 def _matches(adapter: AgentAdapter, agent: object) -> bool:

@@ -1,13 +1,253 @@
-"""The built-in agent: which model it runs on, in which order, and what is said when there is none."""
+"""The built-in agent: which model it uses, and its tools, instructions, output type and MCP servers on a test model."""
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from nbrun import ScriptedAgent
+import psutil
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+
+import nbrun
+from nbrun import NotebookSession, RunStatus, ScriptedAgent
 from nbrun.agents import builtin, local_model
-from nbrun.agents.builtin import DEFAULTS, KEYS, LABELS, ModelAgent, choose
-from nbrun.core.errors import Action, BadOption
+from nbrun.agents.builtin import DEFAULTS, KEYS, LABELS, ModelAgent, assemble, choose
+from nbrun.core.errors import Action, AgentNotFound, BadOption
+from nbrun.core.options import RunOptions
+from tests.fakes.agents import BOUND_S
+from tests.fakes.people import asking
+
+if TYPE_CHECKING:
+    from nbrun import Run
+    from tests.conftest import MakeSession
+
+MCP_S = 40
+"""Client and server import for seconds each, on a busy machine."""
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Cup:
+    """What an agent may return."""
+
+    tea: str
+    grams: int
+
+
+def brew(tea, grams=2):  # type: ignore[no-untyped-def]  # as people write it in a notebook
+    """Brew tea."""
+    return f"{tea}: {grams} g"
+
+
+def odd(tea: "Missing") -> str:  # type: ignore[name-defined]  # noqa: F821, UP037 - that is the point
+    """Take what nobody has defined."""
+    return "never"
+
+
+def run_on(session: NotebookSession, setup: RunOptions, **options: Any) -> Run:
+    """Return an ended run of the built-in agent on the test model, which calls each of its tools once."""
+    run = session.start(ModelAgent("test", "test", setup), "tea", **options)
+    assert run.wait(BOUND_S)
+    return run
+
+
+def test_untyped_functions_are_tools(session: NotebookSession) -> None:
+    """A function without annotations is called by the model, with what it was described as."""
+    run = run_on(session, RunOptions(tools=(brew,)))
+    assert run.status is RunStatus.COMPLETED
+    assert [(tool.name, tool.status) for tool in run.record.tools] == [("brew", "ok")]
+
+
+def test_a_tool_that_cannot_be_described_is_left_out(session: NotebookSession) -> None:
+    """The others work; a warning names it and says why."""
+    run = run_on(session, RunOptions(tools=(odd, brew)))
+    assert run.status is RunStatus.COMPLETED
+    assert [tool.name for tool in run.record.tools] == ["brew"]
+    [warning] = run.record.notices
+    assert warning.startswith("the tool odd is left out because it can't be described to a model: ")
+    assert "Missing" in warning
+
+
+def test_instructions_reach_the_model() -> None:
+    """What `system` says goes with each request."""
+    told: list[str | None] = []
+
+    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        told.extend(m.instructions for m in messages if isinstance(m, ModelRequest))
+        return ModelResponse([TextPart("yes")])
+
+    agent: Agent[None, Any] = assemble("test", RunOptions(system="Be brief."), print)
+    result = asyncio.run(
+        agent.run("tea", model=FunctionModel(answer))
+    )  # run_sync() leaves its loop open
+    assert result.output == "yes"
+    assert told == ["Be brief."]
+
+
+def test_settings_reach_the_model_step_by_step() -> None:
+    """A dict goes with each request; a function is asked before each."""
+    told: list[object] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        told.append((info.model_settings or {}).get("temperature"))
+        return ModelResponse([TextPart("yes")])
+
+    for settings in ({"temperature": 0.5}, lambda context: {"temperature": context.run_step / 10}):
+        agent: Agent[None, Any] = assemble("test", RunOptions(settings=settings), print)
+        asyncio.run(agent.run("tea", model=FunctionModel(answer)))
+    assert told == [0.5, 0.1]
+
+
+def test_the_output_is_an_instance_of_its_type(session: NotebookSession) -> None:
+    """A dataclass of the notebook is filled by the model, and is `run.output`."""
+    run = run_on(session, RunOptions(output_type=Cup))
+    assert isinstance(run.output, Cup)
+
+
+def test_a_tool_under_needs_approval_asks_first(session: NotebookSession) -> None:
+    """It runs once it is allowed; the question shows its arguments."""
+    called: list[str] = []
+
+    @nbrun.needs_approval
+    def pour(cup: str) -> str:
+        """Pour."""
+        called.append(cup)
+        return "poured"
+
+    run = session.start(ModelAgent("test", "test", RunOptions(tools=(pour,))), "tea")
+    asked = asking(run)[0]
+    assert (asked.message, called) == ("Use pour?", [])
+    run.approve(asked.id)
+    assert run.wait(BOUND_S)
+    assert (len(called), run.record.tools[0].result) == (1, "poured")
+
+
+@pytest.mark.timeout(MCP_S + 20)
+def test_an_mcp_server_brings_its_tools_and_ends_with_the_run(
+    session: NotebookSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command is started for the run; its tool is called; its process is gone at the end."""
+    monkeypatch.chdir(ROOT)
+    kept = tmp_path / "pid"
+    command = shlex.join([sys.executable, "-m", "tests.fakes.mcp_server", str(kept)])
+    run = session.start(ModelAgent("test", "test", RunOptions(mcp=(command,))), "tea")
+    assert run.wait(MCP_S)
+    assert run.status is RunStatus.COMPLETED, run.error
+    assert [(tool.name, tool.status) for tool in run.record.tools] == [("boil", "ok")]
+    assert not psutil.pid_exists(int(kept.read_text(encoding="utf-8")))
+
+
+def test_a_later_kernel_finds_functions_and_types_by_name(make_session: MakeSession) -> None:
+    """A retry needs them defined again, says so where they are not, and keeps the instructions."""
+    first = make_session()
+    run = first.start(
+        model="local", prompt="tea", tools=[brew], system="Be brief.", output_type=Cup
+    )
+    run.cancel()
+    assert run.wait(BOUND_S)
+    first.close()
+    second = make_session()
+    found: dict[str, object] = {}
+    second.find_agent = found.get
+    with pytest.raises(AgentNotFound, match=r"a tool of .* is not here: define brew first"):
+        second.get(run.id).retry()
+    found["brew"] = brew
+    with pytest.raises(AgentNotFound, match=r"the output type of .* define Cup first, or pass"):
+        second.get(run.id).retry()
+    found["Cup"] = Cup
+    again = second.get(run.id).retry()
+    again.cancel()
+    assert again.wait(BOUND_S)
+    assert again.record.options == run.record.options
+
+
+def test_of_stored_settings_only_numbers_and_the_like_are_taken(make_session: MakeSession) -> None:
+    """The store may be somebody else's, who would like a header to be sent."""
+    first = make_session()
+    settings = {"temperature": 0.5, "extra_headers": {"X-To": "spy"}, "extra_body": [1]}
+    run = first.start(model="local", prompt="tea", settings=settings)
+    run.cancel()
+    assert run.wait(BOUND_S)
+    first.close()
+    again = make_session().get(run.id).retry()
+    again.cancel()
+    assert again.wait(BOUND_S)
+    assert again.record.options["settings"] == {"temperature": 0.5}
+
+
+def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> None:
+    """A run with MCP servers is repeated by a later kernel only when they are given again."""
+    first = make_session()
+    run = first.start(model="local", prompt="tea", mcp="false planted")
+    run.cancel()
+    assert run.wait(BOUND_S)
+    first.close()
+    with pytest.raises(BadOption, match=r"used MCP servers \(false planted\); give them again"):
+        make_session().get(run.id).retry()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tools": ["brew"]}, "a tool must be a function, not str"),
+        ({"system": 3}, "system must be a str, not int"),
+        ({"output_type": "Cup"}, "output_type must be a class"),
+        ({"mcp": [" "]}, "mcp must be a command or a URL"),
+        ({"settings": 0.5}, r"settings must be a dict such as \{'temperature': 0\}, not float"),
+    ],
+)
+def test_what_the_agent_cannot_take_is_refused(
+    session: NotebookSession, given: dict[str, Any], message: str
+) -> None:
+    """One line names the fix, and nothing is started."""
+    with pytest.raises(BadOption, match=message):
+        session.start(None, "tea", model="local", **given)
+    assert session.runs() == []
+
+
+def test_an_agent_of_ones_own_takes_no_setup(session: NotebookSession) -> None:
+    """Tools given with an agent would be lost without a word."""
+
+    async def mine(prompt: str) -> str:
+        return prompt
+
+    with pytest.raises(BadOption, match=r"^tools: only for the built-in agent"):
+        session.start(mine, "tea", tools=[brew])
+
+
+def test_a_model_of_ones_own_is_a_file(session: NotebookSession, tmp_path: Path) -> None:
+    """One that is not there, or is no model, is told in one line."""
+    with pytest.raises(BadOption, match="can't be read: No such file"):
+        session.start(None, "tea", model=f"local:{tmp_path}/gone.gguf")
+    text = tmp_path / "notes.gguf"
+    text.write_text("tea", encoding="utf-8")
+    with pytest.raises(BadOption, match="isn't a model file in the GGUF format"):
+        session.start(None, "tea", model=f"local:{text}")
+
+
+def test_a_model_of_ones_own_answers(session: NotebookSession, tmp_path: Path) -> None:
+    """A GGUF file under any path is loaded in place of the demo model, which comes back after it."""
+    demo = local_model.demo_file()
+    assert demo is not None
+    mine = tmp_path / "mine.gguf"
+    mine.symlink_to(demo)
+    own = session.start(None, "Say hello.", model=f"local:{mine}", max_tokens=4_000)
+    assert own.wait(BOUND_S)
+    assert (own.status, own.record.model) == (RunStatus.COMPLETED, f"local:{mine}")
+    assert own.text
+    again = session.start(None, "Say hello.", model="local")
+    assert again.wait(BOUND_S)
+    assert again.status is RunStatus.COMPLETED
+
+
+# --- which model -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[True, False], ids=["local", "no-local"])

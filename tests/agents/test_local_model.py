@@ -50,7 +50,7 @@ ENDLESS: ModelSettings = {"max_tokens": 3000, "temperature": 0.0}
 
 @pytest.fixture(autouse=True, scope="module")
 def _model_is_here() -> Iterator[None]:
-    """Fail, with the mend, where the model was not installed; let it go at the end."""
+    """Fail, with the fix, if the model is not installed; unload it at the end."""
     assert local_model.demo_problem() is None, local_model.demo_problem()
     yield
     local_decoder.close()
@@ -126,17 +126,17 @@ def test_settings_reach_the_model() -> None:
 
 
 def test_token_fired_in_another_thread_ends_the_run_and_frees_the_model() -> None:
-    """`t.cancel()` from a stranger's thread ends the run at once; what was used is known."""
+    """`t.cancel()` from another thread ends the run at once; what was used is known."""
 
     async def scenario() -> None:
         token, started = CancellationToken(), asyncio.Event()
         run = asyncio.create_task(consume("Tell me a long story.", token, started))
         await started.wait()
-        stranger = threading.Thread(target=token.cancel)
-        stranger.start()
+        other = threading.Thread(target=token.cancel)
+        other.start()
         with pytest.raises(RunCancelled) as caught:
             await asyncio.wait_for(run, CANCEL_LIMIT_S)
-        stranger.join()
+        other.join()
         response = caught.value.all_messages()[-1]
         assert response.kind == "response"
         assert response.state == "interrupted"
@@ -375,7 +375,7 @@ def test_words_stream_when_tools_are_offered() -> None:
 
 
 def test_what_it_cannot_read_is_said_in_one_line() -> None:
-    """A prompt that is too long, and one that holds an image, fail with a reason and a mend."""
+    """A prompt that is too long, and one that holds an image, fail with a reason and a fix."""
     agent = Agent(LocalModel())
     with pytest.raises(ModelAPIError, match=r"at most 4096 tokens, .* has \d+\. Shorten it\."):
         asyncio.run(agent.run("x " * 6000))

@@ -481,7 +481,7 @@ def test_an_adapter_that_can_go_on_is_asked_to(
     session: NotebookSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`resume()` of the adapter drives the new run, with the bytes that it had kept."""
-    registered = nbrun.agents.ThirdParty((("chapters", ChaptersAdapter()),))
+    registered = nbrun.agents.ThirdParty((ChaptersAdapter(),))
     monkeypatch.setattr(nbrun.agents, "third_party", lambda: registered)
     old = ended(session.start(Chapters()))
     assert (old.status, old.text) == ("failed", "one ")

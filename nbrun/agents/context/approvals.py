@@ -280,12 +280,8 @@ class Approvals:
 
     def _open(self, ask: Ask) -> _Pending:
         self._token.raise_if_cancelled()
-        message, tool, options = (
-            _text(ask.message, "message"),
-            _text(ask.tool, "tool"),
-            _options(ask.options),
-        )
-        stored, timeout_s = plain(ask.args), ask.timeout_s
+        message, tool = _text(ask.message, "message"), _text(ask.tool, "tool")
+        options, stored, timeout_s = _options(ask.options), plain(ask.args), ask.timeout_s
         if timeout_s is not None and not timeout_s > 0:
             raise BadOption(f"timeout_s must be greater than 0, not {timeout_s}")
         with guarded(), self._lock:
@@ -324,9 +320,7 @@ class Approvals:
             case "nobody":
                 if not self._has_warned:
                     self._has_warned = True
-                    words = (
-                        "nobody can answer questions in a headless notebook, so they are denied; "
-                    )
+                    words = "nobody can answer in a headless notebook, so questions are denied; "
                     self._send(ev.Log(words + "use --approve auto to allow them", "warning"))
                 return Answer(DENY, question.args, by=NOBODY)
             case _ if self._is_allowed(question.asked):

@@ -59,9 +59,8 @@ class Budget:
         self._warn = warn
         self._parent = parent
         self._lock: threading.RLock = parent._lock if parent is not None else threading.RLock()
-        self.begun = (
-            0 if before is None else before.requests
-        )  # calls that `begin_turn()` let through
+        # Calls that `begin_turn()` has let through.
+        self.begun = 0 if before is None else before.requests
         self._own = Used() if before is None else _used(before)
         self.used = self._own  # with the children's; counted only if there is a limit here or above
         self._has_warned = False

@@ -16,7 +16,7 @@ import secrets
 import threading
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_ai.exceptions import ModelAPIError, UserError
 from pydantic_ai.usage import RequestUsage
@@ -24,7 +24,7 @@ from pydantic_ai.usage import RequestUsage
 from nbrun.agents import call_soon, local_model
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from pydantic_ai.messages import FinishReason
@@ -36,42 +36,6 @@ CONTEXT_TOKENS: Final = 4096
 # A cancel takes effect between batches of the prompt: 64 tokens are 0.3 s on one core (the runtime's default, 2048,
 # is 12 s), and reading a prompt takes 6 % longer.
 _BATCH_TOKENS: Final = 64
-
-
-class _Choice(TypedDict):
-    finish_reason: str | None
-    delta: dict[str, str | None]
-
-
-class _Timings(TypedDict):
-    cache_n: int
-    prompt_n: int
-    predicted_n: int
-
-
-class _Error(TypedDict):
-    message: str
-    n_prompt_tokens: NotRequired[int]  # only if there are too many
-
-
-class _Chunk(TypedDict, total=False):
-    """The argument of the runtime's callback, as far as it is read here."""
-
-    choices: list[_Choice]
-    timings: _Timings
-    error: _Error
-
-
-class _Server(Protocol):
-    """The one method of `xllamacpp.Server` that is used: it returns when the answer is complete.
-
-    It calls `on_chunk` on the calling thread, without a time limit; True means stop. If the callback raises, it
-    prints that and continues, so the callback must not raise.
-    """
-
-    def handle_chat_completions(
-        self, body: dict[str, object], on_chunk: Callable[[_Chunk], bool]
-    ) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +71,16 @@ class Decoding:
         self.is_stopped = True
         self.end()
 
-    def take(self, chunk: _Chunk) -> bool:
-        """Pass a chunk on to the loop; return whether to stop decoding. Never raises."""
+    def take(self, chunk: dict[str, Any]) -> bool:
+        """Pass a chunk on to the loop; return whether to stop decoding.
+
+        The runtime calls it without a time limit. If it raised, the runtime would only print that and continue.
+        """
         if self.is_stopped:
             return True
         try:
             self._hand_over(_piece_of(chunk, self.model_file))
-        except Exception as error:  # the runtime would only print it
+        except Exception as error:
             self.end(error)
             return True
         return self.is_stopped
@@ -195,7 +162,7 @@ class _Decoder:
     def _work(self) -> None:
         # A local, so that it ends with this thread, and never in a forked child, which lacks the threads that its
         # destructor waits for.
-        server: _Server | None = None
+        server: Any = None
         loaded: Path | None = None
         while (decoding := self._waiting.get()) is not None:
             if decoding.is_stopped:  # cancelled while it waited
@@ -219,24 +186,20 @@ class _Decoder:
                 failure.__cause__ = error
                 decoding.end(failure)
 
-    def _pass_on(self, decoding: Decoding, chunk: _Chunk) -> bool:
+    def _pass_on(self, decoding: Decoding, chunk: dict[str, Any]) -> bool:
         return self._is_closing or decoding.take(chunk)
 
 
-def _load(model_file: Path | None) -> _Server:
+def _load(model_file: Path | None) -> Any:
     """Load a model; the demo model takes 250 MB."""
     # The runtime holds the GIL meanwhile: for 0.25 to 0.4 s nothing else runs in this process, for seconds on a busy
     # machine. Its warm-up and its memory check would double that.
-    problem = (
-        local_model.demo_problem() if model_file is None else local_model.file_problem(model_file)
-    )
-    if problem is not None:
+    check = local_model.file_problem
+    if (problem := check(model_file) if model_file else local_model.demo_problem()) is not None:
         raise UserError(problem)
     import xllamacpp
 
-    threads = max(
-        1, (os.cpu_count() or 1) // 2
-    )  # with all cores, its busy-waiting threads compete for them
+    threads = max(1, (os.cpu_count() or 1) // 2)  # all cores would make its busy threads compete
     params = xllamacpp.CommonParams()
     params.model.path = str(model_file or local_model.demo_file())
     params.n_ctx = CONTEXT_TOKENS
@@ -250,11 +213,10 @@ def _load(model_file: Path | None) -> _Server:
     params.api_keys = [secrets.token_urlsafe(32)]
     params.ui = params.endpoint_slots = False
     params.n_threads_http = 1
-    server: _Server = xllamacpp.Server(params)
-    return server
+    return xllamacpp.Server(params)
 
 
-def _piece_of(chunk: _Chunk, model_file: Path | None) -> Piece:
+def _piece_of(chunk: dict[str, Any], model_file: Path | None) -> Piece:
     if (error := chunk.get("error")) is not None:
         if (tokens := error.get("n_prompt_tokens")) is None:
             raise _failure(error["message"], model_file)

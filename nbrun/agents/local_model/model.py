@@ -35,15 +35,9 @@ _DEFAULTS: Final[dict[str, object]] = {"max_tokens": 256, "temperature": 0.2, "t
 _REPEAT_PENALTY: Final = 1.1
 # pydantic-ai's name of each supported setting → the runtime's
 _SETTINGS: Final = {
-    "max_tokens": "max_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "seed": "seed",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "stop_sequences": "stop",
-}
+    "max_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "seed": "seed",
+    "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty", "stop_sequences": "stop",
+}  # fmt: skip
 
 
 class LocalModel(Model):

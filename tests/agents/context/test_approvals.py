@@ -598,7 +598,7 @@ def test_auto_takes_the_first_option(session: NotebookSession) -> None:
 
 
 def test_where_nobody_can_answer_it_is_denied_and_said_once(session: NotebookSession) -> None:
-    """Two questions, two denials, one notice with its mend."""
+    """Two questions, two denials, one notice with its fix."""
 
     async def agent(prompt: str, run: RunContext) -> list[str]:
         return [(await run.ask(word)).by for word in ("a?", "b?")]
@@ -649,7 +649,7 @@ def test_a_forgotten_await_is_no_permission(session: NotebookSession) -> None:
 def test_a_question_that_is_never_awaited_is_told_of(
     session: NotebookSession, is_sync: bool
 ) -> None:
-    """The agent goes on as if it had asked; its log has one warning, with the mend, and nothing was asked."""
+    """The agent goes on as if it had asked; its log has one warning, with the fix, and nothing was asked."""
 
     def sync_agent(prompt: str, run: RunContext) -> str:
         run.ask("first?")
@@ -709,7 +709,7 @@ def test_a_blocking_question_on_the_loop_is_refused(session: NotebookSession) ->
 def test_a_question_that_makes_no_sense_is_not_asked(
     options: dict[str, object], words: str
 ) -> None:
-    """The agent gets one line that names the mend."""
+    """The agent gets one line that names the fix."""
     told: list[ev.EventData] = []
     run = context_on_no_host(told.append)
     with pytest.raises(BadOption, match=words):

@@ -230,7 +230,7 @@ def test_a_child_in_another_process_counts_in_its_parents_budget(session: Notebo
 @pytest.mark.parametrize("limit", ["max_turns", "max_tokens", "max_cost"])
 @pytest.mark.parametrize("value", [0, -1, True, "5", float("nan"), float("inf"), [1]], ids=repr)
 def test_what_is_no_limit_is_refused(session: NotebookSession, limit: str, value: object) -> None:
-    """One line that names the option and the mend; nothing is started."""
+    """One line that names the option and the fix; nothing is started."""
     with pytest.raises(BadOption, match=rf"^{limit}=.* is invalid; give ") as caught:
         session.start(instant, **{limit: value})  # type: ignore[arg-type]  # that is the point
     assert "\n" not in str(caught.value)
