@@ -58,16 +58,16 @@ def child_of(run: Run) -> int:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("says nothing", r"poet has not answered for 0\.5 s; is it started as an ACP agent\?"),
+        ("says nothing", r"poet has not answered for 0\.5 s; was it started as an ACP agent\?"),
         (
             "is no agent",
-            r"poet ended with exit code 2 before it was done: usage: agent \[options\]",
+            r"poet ended with exit code 2 before it had answered: usage: agent \[options\]",
         ),
         ("wants a login", "Authentication required: run: agent login"),
-        ("refuses", "poet refuses to go on"),
+        ("refuses", "poet refused to continue"),
         (
             "answers nonsense",
-            r"poet gives an answer that is none of the protocol's \(protocolVersion: ",
+            r"poet sent a response that doesn't follow the protocol \(protocolVersion: ",
         ),
         ("answers no error", r'\["no",5\]'),
     ],
@@ -122,7 +122,7 @@ def test_one_that_dies_in_the_middle_of_a_message(session: NotebookSession) -> N
     """The run fails with its exit code and last words, keeps what it had said, and its children go with it."""
     run = ended(session.start(hostile("dies")))
     assert run.status is RunStatus.FAILED
-    assert "poet ended with exit code 3 before it was done: the cup is broken" in str(run.error)
+    assert "poet ended with exit code 3 before it had answered: the cup is broken" in str(run.error)
     assert run.text.endswith("half a ")
     assert run.record.log == ("the cup is broken",)
     wait_until_gone(child_of(run))
@@ -156,7 +156,7 @@ def test_a_flood_of_errors_is_cut(session: NotebookSession) -> None:
     logged = [event.data.text for event in run.events() if isinstance(event.data, ev.Log)]
     assert logged[0].startswith("e" * 99)
     assert sum(map(len, logged)) < 1_200_000
-    assert "poet wrote more to its standard error than is kept" in logged
+    assert "poet wrote more to its standard error than nbrun keeps" in logged
 
 
 def test_a_line_of_50_mb_is_left_out(session: NotebookSession) -> None:
@@ -164,7 +164,7 @@ def test_a_line_of_50_mb_is_left_out(session: NotebookSession) -> None:
     run = ended(session.start(hostile("writes a long line")))
     assert (run.status, run.text) == (RunStatus.COMPLETED, "done")
     (notice,) = run.record.notices
-    assert notice == "a message of 50 MB from poet is left out: it is too long"
+    assert notice == "a message of 50 MB from poet was skipped because it is too long"
 
 
 def test_garbage_is_told_of_once_and_the_run_goes_on(
@@ -173,8 +173,8 @@ def test_garbage_is_told_of_once_and_the_run_goes_on(
     """Lines that are no messages, updates of any shape, files that were never offered: nothing is believed."""
     run = ended(session.start(hostile("writes garbage")))
     assert (run.status, run.text) == (RunStatus.COMPLETED, "done"), run.error
-    assert run.record.notices[0] == "poet wrote what is no message: no json"
-    assert "poet wrote 6 lines that are no messages" in run.record.log
+    assert run.record.notices[0] == "poet wrote a line that isn't a valid message: no json"
+    assert "poet wrote 6 lines that aren't valid messages" in run.record.log
     assert [tool.status for tool in run.record.tools] == ["ok", "ok"]
     assert caplog.records == []  # nothing for the kernel's standard error
     assert run.usage.cost_usd is None
@@ -260,7 +260,7 @@ def test_a_line_names_a_program() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: AcpAgent(""), BadOption, "acp: names no program"),
+        (lambda: AcpAgent(""), BadOption, "needs a program"),
         (lambda: AcpAgent("a 'b"), BadOption, "close the quote"),
         (
             lambda: AcpAgent("no-such-program-anywhere --acp"),

@@ -26,7 +26,7 @@ import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
 from nbrun.agents import find_adapter
 from nbrun.agents.langgraph.adapter import LangGraphAdapter
-from nbrun.agents.langgraph.callbacks import Gate, Watch
+from nbrun.agents.langgraph.callbacks import Callbacks, Gate
 from nbrun.agents.langgraph.resume import INTERRUPTED, Memory, closed
 from nbrun.core import events as ev
 from nbrun.core.errors import NotResumable
@@ -186,7 +186,7 @@ def test_a_model_never_waits_between_two_words(session: NotebookSession) -> None
 
     async def agent(prompt: str) -> None:
         run = nbrun.current()
-        watch = Watch(run, Memory(run, react(ScriptModel(turns=()), [])))
+        watch = Callbacks(run, Memory(run, react(ScriptModel(turns=()), [])))
         watch.on_chat_model_start({}, [], run_id=uuid4())
         listening: list[BaseCallbackHandler] = [watch, Gate(run, watch)]
         told = ahandle_event(listening, "on_llm_new_token", "ignore_llm", "tea", run_id=uuid4())
@@ -395,7 +395,7 @@ def test_a_thread_that_its_checkpointer_does_not_know_is_refused(session: Notebo
     ended(run)
     resumed = ended(run.resume(agent=react(model, tools_, checkpointer=InMemorySaver())))
     assert resumed.status is RunStatus.FAILED
-    assert "knows no thread" in str(resumed.error)
+    assert "has no thread" in str(resumed.error)
     assert NotResumable.__name__ in str(resumed.error)
 
 
@@ -470,7 +470,7 @@ def test_a_state_of_another_version_is_refused_in_a_line(
     """Whatever it is."""
     run = ended(session.start(_keeps(state), "tea"))
     resumed = ended(run.resume(agent=react(ScriptModel(turns=()), [])))
-    assert "retry starts it anew" in str(resumed.error)
+    assert "retry starts it again" in str(resumed.error)
 
 
 # --- people, and cancel ------------------------------------------------------------------------------

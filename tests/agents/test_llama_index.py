@@ -333,7 +333,7 @@ def test_a_forged_context_runs_no_code(
         resumed = ended(
             _stopped(session, {**state, "context": json.dumps(whole)}).resume(agent=Asker())
         )
-        assert "retry starts it anew" in str(resumed.error)
+        assert "retry starts it again" in str(resumed.error)
     whole = json.loads(state["context"])
     error = {"exception_type": "evil_tea.Cup", "exception_message": ""}
     start = {"__is_pydantic": True, "value": {}, "qualified_name": "workflows.events.StartEvent"}
@@ -355,7 +355,7 @@ def test_a_state_of_another_version_is_refused_in_a_line(
 ) -> None:
     """Whatever it is."""
     resumed = ended(_stopped(session, state).resume(agent=Asker()))
-    assert "retry starts it anew" in str(resumed.error)
+    assert "retry starts it again" in str(resumed.error)
 
 
 def test_what_cannot_be_kept_is_said(session: NotebookSession) -> None:
@@ -366,7 +366,7 @@ def test_what_cannot_be_kept_is_said(session: NotebookSession) -> None:
     assert ended(run).status is RunStatus.CANCELLED
     assert log.told(run, tools.LEFT) == [None]
     (notice,) = run.record.notices
-    assert "cannot be gone on with" in notice
+    assert "can't be resumed from this point" in notice
 
 
 def _state_of(run: Run) -> Any:

@@ -569,7 +569,7 @@ def test_a_state_of_another_version_is_refused_in_a_line(session: NotebookSessio
     run = ended(session.start(keeps_another))
     failed = ended(run.resume(agent=agent_on(says_tea)))
     assert failed.status is RunStatus.FAILED
-    assert "another version of pydantic-ai; retry starts it anew" in str(failed.error)
+    assert "another version of pydantic-ai; retry starts it again" in str(failed.error)
 
 
 async def breaks_at_once(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:

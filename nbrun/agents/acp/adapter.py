@@ -8,11 +8,11 @@ Why does the last cell fail?
 Or, with a folder and a name, by which a later kernel finds it again: `coder = nbrun.agents.AcpAgent("gemini --acp",
 cwd="project")`, and `%%agentrun coder`.
 
-| where you are | what to call | how it ends |
+| Where it is | What you do | How it ends |
 | --- | --- | --- |
 | anywhere in its answer | any cancel of the run | it is asked to stop (`session/cancel`) |
-| it goes on all the same | the same | after the grace its process and all that it has started are killed |
-| while a person is asked | the same | at once: the question is withdrawn, and the agent told |
+| it goes on all the same | the same | after the grace period its process and all that it has started are killed |
+| while a question is open | the same | at once: the question is withdrawn, and the agent told |
 
 Its text, thoughts, tools, plan and cost are on the card; what it writes to its standard error is in the log. It asks
 for permission as any agent of nbrun does; other arguments cannot be given, and *always* holds for the run. An agent
@@ -52,16 +52,16 @@ LONGEST_ID = 1_000
 class AcpAdapter:
     """Starts the program, and leads one session with it.
 
-    Threads: of the host's loop; `_sessions` holds the session of each run that is under way.
+    Threads: the host's loop; `_sessions` holds the session of each run that is under way.
     """
 
     name = "acp"
     framework = FRAMEWORK
     limitations = Limitations(
-        functions="its tools are its own, in its own process",
-        edited_args="an ACP agent uses a tool with its own arguments only",
-        steering="an ACP agent takes no message before it has answered",
-        usage="some ACP agents tell tokens and cost, none its requests",
+        functions="it uses its own tools, in its own process",
+        edited_args="an ACP agent runs a tool with its own arguments only",
+        steering="an ACP agent accepts no message until it has answered",
+        usage="some ACP agents report tokens and cost; none reports requests",
     )
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class AcpAdapter:
     def check(self, agent: object) -> None:
         """Raise where there is no such program or folder, or the protocol's package is not installed."""
         if (lack := FRAMEWORK.install_hint) is not None:
-            raise PackageMissing(f"an ACP agent needs the protocol's package: {lack}")
+            raise PackageMissing(f"ACP agents need the protocol's package: {lack}")
         if isinstance(agent, AcpAgent):
             agent.check()
 
@@ -103,7 +103,7 @@ class AcpAdapter:
             or not 0 < len(known) <= LONGEST_ID
             or not known.isprintable()
         ):
-            raise NbrunError("what was kept of the session names none; retry the run")
+            raise NbrunError("the checkpoint doesn't name a session; retry the run")
         return self._driven(agent, run, GO_ON, known, kept.get("used"))
 
     async def _driven(
@@ -137,7 +137,9 @@ class AcpAdapter:
                 work.cancel()
                 await asyncio.wait({work})
                 await session.close()
-            is_done = True  # also where it has heard a cancel: it gets a moment to save its session
+            is_done = (
+                True  # also where it has received a cancel: it gets a moment to save its session
+            )
         finally:
             self._sessions.pop(run.run_id, None)
             await process.end(at_once=not is_done)

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from nbrun.agents.acp.process import AcpProcess
 
 WAITING = 100
-"""Events that may wait for the run's log before the agent is held back."""
+"""How many events may wait for the run's log before the agent is paused."""
 MOST = {
     "cost_usd": 1e6, "input_tokens": 1e12, "output_tokens": 1e12, "cache_read_tokens": 1e12,
     "reasoning_tokens": 1e12,
 }  # fmt: skip
-"""Totals that are believed: US dollars, and tokens."""
+"""The highest totals that count as plausible: US dollars, and tokens."""
 MAX_NAME = 80
-"""Characters of a tool's name by which it can be allowed always."""
+"""The longest tool name, in characters, that can be always allowed."""
 
 _STATUS = {"completed": "ok", "failed": "error"}
 
@@ -62,7 +62,7 @@ class Watch:
         self._ended: set[str] = set()
         self._denied: dict[str, str] = {}
         self._text: list[str] = []
-        self._told: dict[str, float] = {}  # what its session has used in all
+        self._reported: dict[str, float] = {}  # what its session has used in all
         self.answer = ""  # the last whole message
 
     # --- what it tells ---------------------------------------------------------------------------
@@ -178,9 +178,9 @@ class Watch:
         """Tell what of the session's totals is new; what no total can be is left out."""
         new: dict[str, float] = {}
         for name, total in totals.items():
-            before = self._told.get(name, 0)
+            before = self._reported.get(name, 0)
             if isinstance(total, int | float) and before < total < MOST[name]:
-                new[name], self._told[name] = total - before, total
+                new[name], self._reported[name] = total - before, total
         if new:
             self.run.usage(**new)  # type: ignore[arg-type]  # by their names
             self.keep_session()
@@ -188,13 +188,13 @@ class Watch:
     def keep_session(self) -> None:
         """Keep what the session can be gone on with, and what it had used by then."""
         if self.session_id:
-            self.run.checkpoint({"session": self.session_id, "used": self._told})
+            self.run.checkpoint({"session": self.session_id, "used": self._reported})
 
     def go_on_from(self, used: object) -> None:
         """Know what a session that is loaded had used before, and an earlier run has told."""
         for name, total in as_dict(used).items():
             if name in MOST and isinstance(total, int | float) and 0 < total < MOST[name]:
-                self._told[name] = total
+                self._reported[name] = total
 
     # --- what it asks ----------------------------------------------------------------------------
 

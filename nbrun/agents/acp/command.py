@@ -41,7 +41,7 @@ class AcpAgent:
 
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
-            raise BadOption("acp: names no program; give one, such as acp:gemini")
+            raise BadOption("'acp:' needs a program, for example acp:gemini")
 
     @property
     def argv(self) -> list[str]:

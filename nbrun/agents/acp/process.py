@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from nbrun.agents.acp.command import AcpAgent
 
 MAX_LINE = 2_000_000
-"""Bytes of one message; a longer one is left out, and told of."""
+"""The longest message, in bytes; a longer one is skipped and logged."""
 MAX_REQUESTS = 20
-"""Requests of the agent that may wait for their answers at a time."""
+"""How many requests of the agent may be unanswered at a time."""
 MAX_ID = 200
-"""Characters of what it calls a request; the answer has them again."""
+"""The longest request id, in characters; the answer repeats it."""
 MAX_OPTIONS = 20
-"""Answers of a question that are looked at."""
+"""How many options of a question are read."""
 PERMISSION = "session/request_permission"
 MAX_ERRORS = 1_000_000
-"""Bytes of what it writes to its standard error that go into the run's log."""
+"""How many bytes of its standard error go into the run's log."""
 LEAVE_S = 1.0
-"""How long it gets to end by itself once it is hung up on."""
+"""How long it may take to exit once its input is closed."""
 
 _BUFFER = 1 << 16
 _LINES_AT_ONCE = 100  # then others have their turn on the loop
@@ -92,7 +92,7 @@ class AcpProcess:
         except OSError as error:
             os.close(held)
             why = error.strerror or error
-            raise NbrunError(f"{agent.label} cannot be started: {why}") from error
+            raise NbrunError(f"{agent.label} could not be started: {why}") from error
         except BaseException:  # a cancel: asyncio has ended what it had begun
             os.close(held)
             raise
@@ -177,7 +177,7 @@ class AcpProcess:
             if is_whole and size <= MAX_LINE:
                 return b"".join(parts)
             if is_whole:
-                words = f"a message of {size_words(size)} from {self._label} is left out: it is too long"
+                words = f"a message of {size_words(size)} from {self._label} was skipped because it is too long"
                 self._run.log(words, "warning")
                 size = 0
 
@@ -193,7 +193,9 @@ class AcpProcess:
             self._garbage += 1
             if self._garbage == 1:
                 text = shown(line[:300].decode(errors="replace"), 200)
-                self._run.log(f"{self._label} wrote what is no message: {text}", "warning")
+                self._run.log(
+                    f"{self._label} wrote a line that isn't a valid message: {text}", "warning"
+                )
         return None
 
     # --- its end ---------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ class AcpProcess:
         self.kill()  # else what it has started would keep its standard error open
         await asyncio.wait({self._errors}, timeout=LEAVE_S)
         words = shown(self._last_words.decode(errors="replace").strip(), 500)
-        return f"{self._label} {how} before it was done{f': {words}' if words else ''}"
+        return f"{self._label} {how} before it had answered{f': {words}' if words else ''}"
 
     async def end(self, *, at_once: bool) -> None:
         """Hang up, let it end by itself for a moment, and kill what is left of its group."""
@@ -236,7 +238,9 @@ class AcpProcess:
                 await asyncio.wait_for(self._process.wait(), LEAVE_S)
             transport.close()
             if self._garbage > 1:
-                self._run.log(f"{self._label} wrote {self._garbage:,} lines that are no messages")
+                self._run.log(
+                    f"{self._label} wrote {self._garbage:,} lines that aren't valid messages"
+                )
 
     def kill(self) -> None:
         """Kill its group: what it has started may live on after it."""
@@ -254,7 +258,9 @@ class AcpProcess:
             if size < MAX_ERRORS:
                 self._run.write(decoder.decode(part), "stderr")
                 if size + len(part) >= MAX_ERRORS:
-                    self._run.log(f"{self._label} wrote more to its standard error than is kept")
+                    self._run.log(
+                        f"{self._label} wrote more to its standard error than nbrun keeps"
+                    )
             size += len(part)
 
 

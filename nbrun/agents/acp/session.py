@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from nbrun.agents.acp.command import AcpAgent
     from nbrun.agents.acp.process import AcpProcess
 
-GO_ON = "You were interrupted. Go on from where you stopped."
+GO_ON = "You were interrupted. Continue where you stopped."
 
 _SAYS = {
-    "max_tokens": "its answer was cut: it had reached its limit of tokens",
-    "max_turn_requests": "it stopped: it had reached its limit of requests to its model",
+    "max_tokens": "the answer was cut off at the agent's token limit",
+    "max_turn_requests": "the agent stopped at its limit of model requests",
 }
 
 
@@ -66,10 +66,10 @@ class AcpSession:
                     watch.is_deaf = False
                     self.id = known
                 else:
-                    raise NbrunError(f"{agent.label} cannot load a session any more; retry the run")
+                    raise NbrunError(f"{agent.label} can no longer load sessions; retry the run")
         except TimeoutError:
             raise NbrunError(
-                f"{agent.label} has not answered for {agent.start_timeout_s:g} s; is it started as an ACP agent?"
+                f"{agent.label} has not answered for {agent.start_timeout_s:g} s; was it started as an ACP agent?"
             ) from None
         if can_load:
             watch.session_id = self.id
@@ -83,9 +83,9 @@ class AcpSession:
         if words := _SAYS.get(reason):
             self._watch.run.log(words, "warning")
         elif reason == "refusal":
-            raise NbrunError(f"{self._agent.label} refuses to go on")
+            raise NbrunError(f"{self._agent.label} refused to continue")
         elif reason == "cancelled" and not self._watch.run.token.cancelled:
-            raise NbrunError(f"{self._agent.label} has cancelled itself")
+            raise NbrunError(f"{self._agent.label} cancelled itself")
 
     async def cancel(self) -> None:
         """Ask the agent to stop; while there is no session yet, there is nobody to ask."""
@@ -117,11 +117,11 @@ async def converse(session: AcpSession, watch: Watch, known: str | None, text: s
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
-        words = f"{session.label} gives an answer that is none of the protocol's"
+        words = f"{session.label} sent a response that doesn't follow the protocol"
         raise NbrunError(f"{words} ({shown(where, 80)}: {shown(wrong['msg'], 200)})") from None
     except ConnectionError:
         process = watch.process
-        raise NbrunError(await process.fate() if process else "the agent is gone") from None
+        raise NbrunError(await process.fate() if process else "the agent has exited") from None
     finally:
         await watch.finish()
 
@@ -131,4 +131,4 @@ def prompt_of(history: Sequence[Turn], prompt: str) -> str:
     if not history:
         return prompt
     said = "\n\n".join(f"{turn.role}: {turn.text}" for turn in history)
-    return f"What was said before:\n\n{said}\n\nuser: {prompt}"
+    return f"Earlier conversation:\n\n{said}\n\nuser: {prompt}"

@@ -4,11 +4,11 @@
 the last message says is the output. A graph with one other input has the prompt as that; one with several is given a
 JSON object, and its output is its state.
 
-| where you are | what to call | how it ends |
+| Where it is | What you do | How it ends |
 | --- | --- | --- |
 | in a model's text, or an async node or tool | any cancel of the run | at once: its tasks are cancelled |
-| in a sync node or tool | the same | after the grace, by an exception in its thread, or named |
-| at an `interrupt()`, while a person is asked | the same | at once: the question is withdrawn |
+| in a sync node or tool | the same | after the grace period, by an exception in its thread, or named |
+| at an `interrupt()`, while a question is open | the same | at once: the question is withdrawn |
 
 `interrupt(value)` asks. A value in the form of LangChain's human-in-the-loop middleware (`action_requests`), or of a
 `HumanInterrupt`, gets an answer of that form; any other gets the changed arguments, what the person wrote, or True,
@@ -19,7 +19,7 @@ stopped anew. One without goes on from its messages alone, at its beginning: a t
 model as interrupted, and what a person had not answered is left to the model to ask for again. What people say while
 it runs comes to its messages between two nodes.
 
-Found by class, never imported before one is driven: the import takes seconds.
+Matched by class name; the framework is imported with the first run, which takes seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from nbrun.agents import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from nbrun.agents.langgraph.callbacks import Watch
+    from nbrun.agents.langgraph.callbacks import Callbacks
 
     Items = AsyncIterator[ev.EventData | Output]
 
@@ -57,14 +57,14 @@ _MODES = ["messages", "tools", "custom", "values"]
 class LangGraphAdapter:
     """Drives a `CompiledStateGraph`.
 
-    Threads: of the host's loop; it keeps nothing between two calls.
+    Threads: the host's loop; it keeps nothing between two calls.
     """
 
     name = "langgraph"
     framework = Framework(PACKAGE, "langgraph")
     limitations = Limitations(
         native_cancel=NO_NATIVE_CANCEL,
-        process="a compiled graph does not survive being pickled; compile it inside an async function",
+        process="a compiled graph can't be pickled; compile it inside an async function",
     )
 
     def match(self, agent: object) -> bool:
@@ -75,7 +75,7 @@ class LangGraphAdapter:
         )
 
     def check(self, agent: object) -> None:
-        """Accept it; what its models lack, LangGraph says best itself."""
+        """Accept any; LangGraph itself reports what its models lack."""
 
     def label(self, agent: object) -> str:
         """Return the graph's name."""
@@ -83,13 +83,13 @@ class LangGraphAdapter:
 
     async def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
         """Yield what the graph does, after what was said in the runs that this one continues."""
-        from nbrun.agents.langgraph.resume import Memory, heard, spoken
+        from nbrun.agents.langgraph.resume import Memory, as_messages, received
 
         memory = Memory(run, agent)
         names = _inputs(agent)
         if MESSAGES in names:
-            before = [] if memory.has_own_thread else spoken(run.history)
-            begin: Any = {MESSAGES: [*before, *heard([prompt])]}
+            before = [] if memory.has_own_thread else as_messages(run.history)
+            begin: Any = {MESSAGES: [*before, *received([prompt])]}
         else:
             begin = _object(names, prompt)
         memory.begin()
@@ -101,8 +101,8 @@ class LangGraphAdapter:
         from nbrun.agents.langgraph.resume import Memory
 
         memory = Memory(run, agent)
-        begin = await memory.recalled(state)
-        run.checkpoint(state)  # should it be cut short before it has one of its own
+        begin = await memory.restore(state)
+        run.checkpoint(state)  # in case it stops before it has a checkpoint of its own
         async for item in _driven(begin, memory):
             yield item
 
@@ -115,12 +115,12 @@ async def _driven(begin: Any, memory: Any) -> Items:
     from langgraph.errors import GraphDrained
     from langgraph.runtime import RunControl
 
-    from nbrun.agents.langgraph.callbacks import Gate, Watch
-    from nbrun.agents.langgraph.resume import heard, last_is_open
+    from nbrun.agents.langgraph.callbacks import Callbacks, Gate
+    from nbrun.agents.langgraph.resume import last_is_open, received
 
     provider_retries.listen()
     run, graph = memory.run, memory.graph
-    watch = Watch(run, memory)
+    watch = Callbacks(run, memory)
     config = memory.config(watch, Gate(run, watch))
     hears = _adds_messages(graph)
     while True:
@@ -137,27 +137,27 @@ async def _driven(begin: Any, memory: Any) -> Items:
                 async for mode, part in parts:
                     for item in _mapped(mode, part, watch):
                         yield item
-        except GraphDrained:  # the watch has asked for it: somebody has spoken
+        except GraphDrained:  # the watch has asked for it: somebody has as_messages
             is_drained = True
         begin, snapshot = None, await graph.aget_state(config)
         if snapshot.interrupts:
             continue
         if is_drained:
             if not last_is_open(snapshot.values.get(MESSAGES)):
-                said = {MESSAGES: heard(run.inbox.take())}
+                said = {MESSAGES: received(run.inbox.take())}
                 await graph.aupdate_state(config, said, as_node=watch.node)
         elif snapshot.next:
             if not await run.ask(f"Go on with {', '.join(snapshot.next)}?"):
                 yield Output(_output(graph, snapshot.values))
                 return
         elif hears and (texts := run.inbox.take()):
-            begin = {MESSAGES: heard(texts)}
+            begin = {MESSAGES: received(texts)}
         else:
             yield Output(_output(graph, snapshot.values))
             return
 
 
-def _mapped(mode: str, part: Any, watch: Watch) -> list[ev.EventData]:
+def _mapped(mode: str, part: Any, watch: Callbacks) -> list[ev.EventData]:
     """Return what of a stream's part the watch does not tell."""
     match mode:
         case "messages":

@@ -34,7 +34,7 @@ class Gate(AsyncCallbackHandler):
 
     raise_error = True
 
-    def __init__(self, run: RunContext, watch: Watch) -> None:
+    def __init__(self, run: RunContext, watch: Callbacks) -> None:
         self._run = run
         self._watch = watch
 
@@ -54,7 +54,7 @@ class Gate(AsyncCallbackHandler):
         self._run.begin_turn()
 
 
-class Watch(BaseCallbackHandler):
+class Callbacks(BaseCallbackHandler):
     """Tells what is said, used and done in a graph.
 
     Threads: of the loop, and of every sync node and tool. `_lock` guards who speaks; the dictionaries have one key a
@@ -96,7 +96,7 @@ class Watch(BaseCallbackHandler):
             self._words[run_id] = []
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **more: Any) -> None:
-        """Tell what a model says; one that speaks on after a cancel has not heard of it."""
+        """Tell what a model says; one that speaks on after a cancel has not received of it."""
         if self._run.token.cancelled:
             _cancel_again()
         message = getattr(chunk, "message", None)
@@ -268,7 +268,7 @@ class Watch(BaseCallbackHandler):
             self._run.phase(node)
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **more: Any) -> None:
-        """Stop after this step if somebody has spoken."""
+        """Stop after this step if somebody has as_messages."""
         self._within.pop(run_id, None)
         self._look_for_people()
 
@@ -278,7 +278,7 @@ class Watch(BaseCallbackHandler):
 
     def _look_for_people(self) -> None:
         if self.control is not None and len(self._run.inbox):
-            self.control.request_drain("a person has spoken")
+            self.control.request_drain("a person has as_messages")
 
 
 def _cancel_again() -> None:

@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 
     from langgraph.types import Interrupt
 
-    from nbrun.agents.langgraph.callbacks import Watch
+    from nbrun.agents.langgraph.callbacks import Callbacks
 
 
-async def answered(run: RunContext, interrupts: Sequence[Interrupt], watch: Watch) -> Command[Any]:
+async def answered(
+    run: RunContext, interrupts: Sequence[Interrupt], watch: Callbacks
+) -> Command[Any]:
     """Return the command by which the graph goes on, with what a person has said to each interrupt."""
     asked = (_answered(run, interrupt, watch) for interrupt in interrupts)
     answers = await asyncio.gather(*asked)
     return Command(resume={one.id: answer for one, answer in zip(interrupts, answers, strict=True)})
 
 
-async def _answered(run: RunContext, interrupt: Interrupt, watch: Watch) -> Any:
+async def _answered(run: RunContext, interrupt: Interrupt, watch: Callbacks) -> Any:
     value, tool_id = interrupt.value, watch.tool_of(interrupt)
     asking = _Asking(run, tool_id)
     if _is_request(value, "action_requests"):

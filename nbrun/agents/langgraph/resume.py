@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-INTERRUPTED = "The tool call was interrupted; nobody knows how far it came."
+INTERRUPTED = "The tool call was interrupted; how far it got is unknown."
 
 
 class _Objects:
@@ -48,7 +48,7 @@ class _Objects:
 
 
 DEPTH = 4
-"""How far a checkpoint reaches, before there are a graph's own values only."""
+"""How deep values are stored in a checkpoint."""
 
 
 def _copied(value: Any, depth: int) -> Any:
@@ -120,7 +120,7 @@ class Memory:
         text = json.dumps([plain(message_to_dict(message)) for message in messages])
         self.run.checkpoint({"messages": text, "begun": list(self._begun)})
 
-    async def recalled(self, state: State) -> Any:
+    async def restore(self, state: State) -> Any:
         """Return what to go on with: None for a thread that the checkpointer knows.
 
         Raises
@@ -138,7 +138,7 @@ class Memory:
             return {"messages": closed(messages, begun)}
         except (LookupError, TypeError, ValueError, AttributeError):
             raise NotResumable(
-                "its checkpoint is of another version of LangGraph; retry starts it anew"
+                "its checkpoint was made by another version of LangGraph; retry starts it again"
             ) from None
 
     async def _known_thread(self) -> None:
@@ -147,8 +147,8 @@ class Memory:
             snapshot = await self.graph.aget_state({"configurable": {"thread_id": self._thread}})
         if snapshot is None or snapshot.created_at is None:
             raise NotResumable(
-                f"the graph's checkpointer knows no thread {self._thread} (one in memory forgets with "
-                "its kernel); retry starts it anew"
+                f"the graph's checkpointer has no thread {self._thread} (an in-memory one is lost with "
+                "its kernel); retry starts it again"
             )
 
 
@@ -184,12 +184,12 @@ def last_is_open(messages: Any) -> bool:
     return bool(messages and getattr(messages[-1], "tool_calls", None))
 
 
-def heard(texts: Iterable[str]) -> list[HumanMessage]:
+def received(texts: Iterable[str]) -> list[HumanMessage]:
     """Return what people have said as messages."""
     return [HumanMessage(text) for text in texts]
 
 
-def spoken(history: Sequence[Turn]) -> list[BaseMessage]:
+def as_messages(history: Sequence[Turn]) -> list[BaseMessage]:
     """Return what was said in earlier runs, of whatever agents, as messages."""
     messages: list[BaseMessage] = []
     for turn in history:

@@ -3,12 +3,12 @@
 `%%agentrun workflow` takes any `Workflow`. The prompt is the `user_msg` of its start event, or its only field, or
 `input` where it names none; a JSON object gives several. The result of its stop event is the output.
 
-| where you are | what to call | how it ends |
+| Where it is | What you do | How it ends |
 | --- | --- | --- |
 | in an async step or tool, or in a model's text | any cancel of the run | at once: the workflow cancels its steps |
-| in a sync step or tool | the same | after the grace, by an exception in its thread, or named |
+| in a sync step or tool | the same | after the grace period, by an exception in its thread, or named |
 | in a step that does not take its cancel | the same | LlamaIndex lets go of it after half a second, unnamed |
-| at an `InputRequiredEvent`, while a person is asked | the same | at once: the question is withdrawn |
+| at an `InputRequiredEvent`, while a question is open | the same | at once: the question is withdrawn |
 
 What LlamaIndex's agents write to their stream (`AgentStream`, `ToolCall`, `ToolCallResult`, `AgentOutput`) is shown as
 text, tools and usage; any other event as one of the workflow's own. A workflow's model may also tell by
@@ -24,7 +24,7 @@ A run that stopped goes on from the workflow's context: a step that was under wa
 and whatever a person had said is asked again. Of an agent's memory, LlamaIndex keeps none there; its usual one, a
 `ChatMemoryBuffer`, is kept beside. A message into a running workflow has no place, unless a step looks at `run.inbox`.
 
-Found by class, never imported before one is driven.
+Matched by class name; the framework is imported with the first run.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
 
 PACKAGE = "workflows"
 CANCEL_S = 0.3
-"""How long a workflow has to end by itself, before its tasks are cancelled."""
+"""How long a workflow may take to end by itself before its tasks are cancelled."""
 LOOK_S = 0.5
-"""How often it is looked whether one that says nothing is there still."""
+"""How often a silent workflow is checked for being alive."""
 
 
 class LlamaIndexAdapter:
@@ -68,8 +68,8 @@ class LlamaIndexAdapter:
     name = "llama-index"
     framework = Framework(PACKAGE, "llama-index")
     limitations = Limitations(
-        steering="a workflow has no place for it; a step may look at run.inbox itself",
-        process="a workflow holds its runtime, which cannot be pickled; make it inside an async function",
+        steering="workflows don't take messages; a step can read run.inbox itself",
+        process="a workflow holds its runtime, which can't be pickled; create it inside an async function",
     )
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class LlamaIndexAdapter:
         )
 
     def check(self, agent: object) -> None:
-        """Accept it; what its steps lack, LlamaIndex says best itself."""
+        """Accept any; LlamaIndex itself reports what its steps lack."""
 
     def label(self, agent: Any) -> str:
         """Return the workflow's name."""
@@ -95,10 +95,10 @@ class LlamaIndexAdapter:
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the workflow does from there on; a person is asked again about what was answered, too."""
-        from nbrun.agents.llama_index.resume import recalled
+        from nbrun.agents.llama_index.resume import restore
 
-        context, requests = recalled(agent, state)
-        run.checkpoint(state)  # should it be cut short before it has one of its own
+        context, requests = restore(agent, state)
+        run.checkpoint(state)  # in case it stops before it has a checkpoint of its own
         async for item in self._driven(agent, run, start={"ctx": context}, asked=requests):
             yield item
 
@@ -108,11 +108,11 @@ class LlamaIndexAdapter:
         from workflows.errors import WorkflowCancelledByUser
 
         from nbrun.agents.llama_index.resume import Memory
-        from nbrun.agents.llama_index.stream import Watch
+        from nbrun.agents.llama_index.stream import StreamMapper
 
         handler = agent.run(**start)
         memory = Memory(run, agent, handler, asked)
-        watch = Watch(run, handler, memory)
+        watch = StreamMapper(run, handler, memory)
         self._handlers[run.run_id] = handler, memory
         watch.ask_again(asked)
         try:

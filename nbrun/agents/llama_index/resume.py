@@ -74,7 +74,7 @@ class Memory:
             if not self._has_warned:
                 self._has_warned = True
                 words = str(error).partition("\n")[0]
-                self._run.log(f"it cannot be gone on with from here: {words}", "warning")
+                self._run.log(f"it can't be resumed from this point: {words}", "warning")
         self._next_at = clock.monotonic() + REST * (clock.monotonic() - began)
 
 
@@ -100,7 +100,7 @@ def response_class(handler: Any) -> Any:
     return found[0] if len(found) == 1 else HumanResponseEvent
 
 
-def recalled(workflow: Any, state: State) -> tuple[Any, list[tuple[str, Fields]]]:
+def restore(workflow: Any, state: State) -> tuple[Any, list[tuple[str, Fields]]]:
     """Return the context to go on from, and what people are to be asked.
 
     Raises
@@ -118,7 +118,9 @@ def recalled(workflow: Any, state: State) -> tuple[Any, list[tuple[str, Fields]]
         return Context.from_dict(workflow, whole, _Known(workflow)), asked
     except (LookupError, TypeError, ValueError, AttributeError, ContextSerdeError) as error:
         why = str(error).partition("\n")[0] or type(error).__name__
-        raise NotResumable(f"its checkpoint cannot be read ({why}); retry starts it anew") from None
+        raise NotResumable(
+            f"its checkpoint cannot be read ({why}); retry starts it again"
+        ) from None
 
 
 class _Known(JsonSerializer):
@@ -140,7 +142,7 @@ class _Known(JsonSerializer):
         if one is None and module.partition(".")[0] in self._packages and module in sys.modules:
             one = getattr(sys.modules[module], name, None)
         if not (isinstance(one, type) and issubclass(one, BaseModel)):
-            raise ValueError(f"{qualified_name} is no class of this workflow")  # noqa: TRY004 - what it raises itself
+            raise ValueError(f"{qualified_name} isn't a class of this workflow")  # noqa: TRY004 - what it raises itself
         return one
 
     def serialize_value(self, value: Any) -> Any:

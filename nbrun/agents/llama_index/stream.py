@@ -29,7 +29,7 @@ _MESSAGES = ("prefix", "msg", "message", "prompt", "question")
 YES, NO = "yes", ""
 
 
-class Watch:
+class StreamMapper:
     """Turns a workflow's events into ours, and asks people what it asks.
 
     Threads: of the loop that the workflow is on.

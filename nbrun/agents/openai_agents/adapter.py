@@ -1,17 +1,17 @@
 """Agents of OpenAI's Agents SDK: text, reasoning, tools and usage as events; its `cancel()` as native cancel.
 
-| where you are | what to call | how it ends |
+| Where it is | What you do | How it ends |
 | --- | --- | --- |
 | in its text, or an async tool | any cancel of the run | at once: the stream is closed, its tasks are cancelled |
-| in a sync tool | the same | after the grace, by an exception in its thread, or named |
-| while a person is asked | the same | at once: the question is withdrawn |
+| in a sync tool | the same | after the grace period, by an exception in its thread, or named |
+| while a question is open | the same | at once: the question is withdrawn |
 
 A tool with `needs_approval` asks as any agent of nbrun does; other arguments cannot be given. A run that stopped
 goes on from its items: what had been called and not answered is told to the model as interrupted. An agent that
 hands off goes on with the agent that the run began with.
 
-Found by class, never imported before one is driven: the import takes seconds. It is imported as `agents`, as are many
-people's own modules; those have no `Runner`.
+Matched by class name; the framework is imported with the first run, which takes seconds. Its package is
+called `agents`, as are many people's own modules; those have no `Runner`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
     from agents import RunResultStreaming
 
-    from nbrun.agents.openai_agents.hooks import Memory, Watch
+    from nbrun.agents.openai_agents.hooks import Hooks, Memory
 
     Items = AsyncIterator[ev.EventData | Output]
 
 PACKAGE = "agents"
-NO_EDIT = "OpenAI's Agents SDK uses a tool with the model's own arguments only"
+NO_EDIT = "OpenAI's Agents SDK runs a tool with the model's arguments only"
 
 
 class OpenAIAgentsAdapter:
     """Drives an `agents.Agent`.
 
-    Threads: of the host's loop; `_streams` holds the stream of each run that is under way.
+    Threads: the host's loop; `_streams` holds the stream of each run that is under way.
     """
 
     name = "openai-agents"
@@ -64,7 +64,7 @@ class OpenAIAgentsAdapter:
         )
 
     def check(self, agent: object) -> None:
-        """Accept it; what its model lacks, the SDK says best itself."""
+        """Accept any; the SDK itself reports what its model lacks."""
 
     def label(self, agent: object) -> str:
         """Return the agent's name."""
@@ -72,22 +72,22 @@ class OpenAIAgentsAdapter:
 
     async def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
         """Yield what the agent does, after what was said in the runs that this one continues."""
-        from nbrun.agents.openai_agents.hooks import Memory, Watch, spoken
+        from nbrun.agents.openai_agents.hooks import Hooks, Memory, as_messages
 
-        begin = [*spoken(run.history), {"role": "user", "content": prompt}]
-        async for item in self._driven(agent, begin, Watch(run, Memory(run))):
+        begin = [*as_messages(run.history), {"role": "user", "content": prompt}]
+        async for item in self._driven(agent, begin, Hooks(run, Memory(run))):
             yield item
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the agent does from there on; a person is asked again about what was not answered."""
-        from nbrun.agents.openai_agents.hooks import Memory, Watch, recalled
+        from nbrun.agents.openai_agents.hooks import Hooks, Memory, restore
 
-        begin, heard = await recalled(agent, state)
-        run.checkpoint(state)  # should it be cut short before it has one of its own
-        async for item in self._driven(agent, begin, Watch(run, Memory(run, heard))):
+        begin, received = await restore(agent, state)
+        run.checkpoint(state)  # in case it stops before it has a checkpoint of its own
+        async for item in self._driven(agent, begin, Hooks(run, Memory(run, received))):
             yield item
 
-    async def _driven(self, agent: Any, begin: Any, watch: Watch) -> Items:
+    async def _driven(self, agent: Any, begin: Any, watch: Hooks) -> Items:
         """Yield what the agent does, in as many streams as there are stops for people."""
         from agents import RunConfig, Runner, RunState
 
@@ -131,7 +131,7 @@ class OpenAIAgentsAdapter:
 class _Mapper:
     """Turns the SDK's events into ours; remembers when tools began."""
 
-    def __init__(self, clock: Clock, memory: Memory, watch: Watch) -> None:
+    def __init__(self, clock: Clock, memory: Memory, watch: Hooks) -> None:
         self._clock = clock
         self._memory = memory
         self._watch = watch
@@ -163,9 +163,9 @@ class _Mapper:
             return []
         self._began[tool_id] = self._clock.monotonic()
         name = str(_part(call, "name") or _part(call, "type"))
-        from nbrun.agents.openai_agents.hooks import written
+        from nbrun.agents.openai_agents.hooks import arguments_of
 
-        return [ev.ToolStarted(tool_id, name, "function", written(_part(call, "arguments")))]
+        return [ev.ToolStarted(tool_id, name, "function", arguments_of(_part(call, "arguments")))]
 
     def _finished(self, item: Any) -> list[ev.EventData]:
         tool_id = str(_part(item.raw_item, "call_id"))

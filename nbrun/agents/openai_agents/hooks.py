@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
 Item = dict[str, Any]
 
-INTERRUPTED = "The tool call was interrupted; nobody knows how far it came."
+INTERRUPTED = "The tool call was interrupted; how far it got is unknown."
 
 
 class Memory:
     """Keeps the items of a run as its checkpoint.
 
-    Threads: of the loop that the agent is on.
+    Threads: the loop that the agent runs on.
 
     Parameters
     ----------
-    heard : what people have said so far, each with its place among the items.
+    received : what people have said so far, each with its place among the items.
     """
 
-    def __init__(self, run: RunContext, heard: Sequence[tuple[int, str]] = ()) -> None:
+    def __init__(self, run: RunContext, received: Sequence[tuple[int, str]] = ()) -> None:
         self._run = run
-        self._heard = [(int(place), str(text)) for place, text in heard]
+        self._received = [(int(place), str(text)) for place, text in received]
         self._items: list[Any] = []
         self._open: set[str] = set()
 
-    def with_heard(self, items: list[Any]) -> list[Any]:
+    def with_received(self, items: list[Any]) -> list[Any]:
         """Return the items of a model's input with what people have said; what is new comes at the end."""
-        self._heard += [(len(items), text) for text in self._run.inbox.take()]
+        self._received += [(len(items), text) for text in self._run.inbox.take()]
         whole = list(items)
-        for place, text in reversed(self._heard):
+        for place, text in reversed(self._received):
             whole.insert(place, {"role": "user", "content": text})
         return whole
 
@@ -73,20 +73,20 @@ class Memory:
 
     def keep_state(self, state: RunState[Any]) -> None:
         """Take a state in which a person is asked."""
-        self._run.checkpoint({"state": state.to_json(), "heard": self._heard})
+        self._run.checkpoint({"state": state.to_json(), "heard": self._received})
 
     def _save(self) -> None:
-        kept = {"items": plain(self._items), "open": sorted(self._open), "heard": self._heard}
+        kept = {"items": plain(self._items), "open": sorted(self._open), "heard": self._received}
         self._run.checkpoint(kept)
 
 
-class Watch(RunHooks[Any]):
+class Hooks(RunHooks[Any]):
     """Asks the run's budget before each model call, and tells what has been used after it.
 
     There it also hands on what people have said, and keeps what the run can be gone on from. An agent that is another
     one's tool is asked for by the same configuration, but has no hooks: its calls count, its talk is its own.
 
-    Threads: of the loop that the agent is on.
+    Threads: the loop that the agent runs on.
     """
 
     def __init__(self, run: RunContext, memory: Memory) -> None:
@@ -95,14 +95,14 @@ class Watch(RunHooks[Any]):
         self._statuses: dict[str, str] = {}  # of tools that were not simply used
         self._task: asyncio.Task[Any] | None = None  # that a stream calls its model from
         # Tokens of the stream; None where what was used before is not known.
-        self._told: Counter[str] | None = None
+        self._reported: Counter[str] | None = None
         self._models_within: set[str] = set()  # of agents that are tools
 
     def begin_stream(self, *, is_new: bool) -> None:
         """Expect the calls of another stream, which goes on from a state if it is not new."""
         self._task = None
         if is_new:
-            self._told = Counter()
+            self._reported = Counter()
 
     def status_of(self, tool_id: str) -> str:
         """Return how a tool has ended."""
@@ -120,7 +120,7 @@ class Watch(RunHooks[Any]):
         # The first call of a stream is never that of a tool, and a tool has a task of its own.
         self._task = self._task or asyncio.current_task()
         if asyncio.current_task() is self._task:
-            data.model_data.input = self.memory.with_heard(data.model_data.input)
+            data.model_data.input = self.memory.with_received(data.model_data.input)
             self.memory.keep(data.model_data.input)
         else:
             self._models_within.add(_model_of(data.agent))
@@ -131,7 +131,7 @@ class Watch(RunHooks[Any]):
     ) -> None:
         """Tell what has been used, and keep what is to be done."""
         # The total has this response, and what a tool that has failed had used.
-        self._tell(context.usage, response.usage, _model_of(agent), requests=1)
+        self._report(context.usage, response.usage, _model_of(agent), requests=1)
         self.memory.keep_response([dict(item) for item in response.to_input_items()])
 
     async def on_tool_end(
@@ -140,13 +140,13 @@ class Watch(RunHooks[Any]):
         """Tell what agents within a tool have used."""
         if models := self._models_within:
             model = next(iter(models)) if len(models) == 1 else ""
-            self._tell(context.usage, Usage(), model)
+            self._report(context.usage, Usage(), model)
 
-    def _tell(self, total: Usage, newest: Usage, model: str, *, requests: int = 0) -> None:
+    def _report(self, total: Usage, newest: Usage, model: str, *, requests: int = 0) -> None:
         """Tell what of a total was not told before; of an unknown one, the newest."""
         whole = _tokens(total)
-        used = _tokens(newest) if self._told is None else whole - self._told
-        self._told = whole
+        used = _tokens(newest) if self._reported is None else whole - self._reported
+        self._reported = whole
         priced = {
             name: used[name] for name in ("input_tokens", "output_tokens", "cache_read_tokens")
         }
@@ -165,7 +165,7 @@ class Watch(RunHooks[Any]):
         await asyncio.gather(*(self._ask(state, item) for item in state.get_interruptions()))
 
     async def _ask(self, state: RunState[Any], item: ToolApprovalItem) -> None:
-        args = written(item.arguments)
+        args = arguments_of(item.arguments)
         answer = await self.run.ask(
             f"Use {item.tool_name}?", args=args, tool_id=item.call_id, tool=item.tool_name or "",
             editable=False,
@@ -191,7 +191,7 @@ def _model_of(agent: Any) -> str:
     return model if isinstance(model, str) else ""
 
 
-async def recalled(agent: Agent[Any], state: State) -> tuple[Any, list[tuple[int, str]]]:
+async def restore(agent: Agent[Any], state: State) -> tuple[Any, list[tuple[int, str]]]:
     """Return what to go on from, and what people had said.
 
     Raises
@@ -201,25 +201,27 @@ async def recalled(agent: Agent[Any], state: State) -> tuple[Any, list[tuple[int
     """
     kept: Any = state
     try:
-        heard = list(kept["heard"])
+        received = list(kept["heard"])
         if "state" in kept:
             whole = kept["state"]
             # Whoever wrote the file may have granted what no person has: it is asked for again.
             whole.get("context", {}).pop("approvals", None)
-            return await RunState.from_json(agent, whole), heard
+            return await RunState.from_json(agent, whole), received
         items, still_open = list(kept["items"]), list(kept["open"])
     except Exception as error:  # of whatever kind: it is the SDK's to judge
         why = str(error).partition("\n")[0] or type(error).__name__
-        raise NotResumable(f"its checkpoint cannot be read ({why}); retry starts it anew") from None
+        raise NotResumable(
+            f"its checkpoint cannot be read ({why}); retry starts it again"
+        ) from None
     outputs = (
         {"type": "function_call_output", "call_id": call, "output": INTERRUPTED}
         for call in still_open
     )
-    # What was heard is among the items already.
+    # What was received is among the items already.
     return [*items, *outputs], []
 
 
-def spoken(history: Sequence[Turn]) -> list[Item]:
+def as_messages(history: Sequence[Turn]) -> list[Item]:
     """Return what was said in earlier runs, of whatever agents, as items."""
     items: list[Item] = []
     for turn in history:
@@ -239,7 +241,7 @@ def spoken(history: Sequence[Turn]) -> list[Item]:
     return items
 
 
-def written(arguments: object) -> Any:
+def arguments_of(arguments: object) -> Any:
     """Return the arguments that a model has written for a tool."""
     if not isinstance(arguments, str):
         return plain(arguments)

@@ -1,10 +1,10 @@
 """pydantic-ai agents: text, reasoning, tools and usage as events; its cancellation token as native cancel.
 
-| where you are | what to call | how it ends |
+| Where it is | What you do | How it ends |
 | --- | --- | --- |
 | in its text, or an async tool | any cancel of the run | at once: its token drains tools and closes the stream |
-| in a sync tool | the same | after the grace, by an exception in its thread, or named |
-| while a person is asked | the same | at once: the question is withdrawn |
+| in a sync tool | the same | after the grace period, by an exception in its thread, or named |
+| while a question is open | the same | at once: the question is withdrawn |
 
 A tool with `requires_approval=True` asks as any agent of nbrun does, and takes other arguments. What people say
 comes before the next request to the model, or makes it go on where it would have ended. A run that stopped goes on
@@ -12,7 +12,7 @@ from its messages, in another kernel too: a question that was open is asked agai
 told to the model as interrupted, and not made again. An agent cannot go to another process, for it holds clients:
 make it inside an async function. One that cells await as well wants `--loop kernel`.
 
-Found by class, never imported before one is driven: the import takes a second or more.
+Matched by class name; the framework is imported with the first run, which takes a second or more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nbrun.agents import (
     plain,
     provider_retries,
 )
-from nbrun.agents.pydantic_ai.approvals import written
+from nbrun.agents.pydantic_ai.approvals import arguments_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,13 +49,13 @@ FRAMEWORK = Framework(PACKAGE, "agents")
 class PydanticAIAdapter:
     """Drives a `pydantic_ai.Agent`.
 
-    Threads: of the host's loop; `_tokens` holds the native token of each run that is under way.
+    Threads: the host's loop; `_tokens` holds the native token of each run that is under way.
     """
 
     name = "pydantic-ai"
     framework = FRAMEWORK
     limitations = Limitations(
-        process="an Agent holds clients that cannot be pickled; make it inside an async function",
+        process="an Agent holds clients that can't be pickled; create it inside an async function",
     )
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class PydanticAIAdapter:
         )
 
     def check(self, agent: object) -> None:
-        """Accept it; what its model lacks, pydantic-ai says best itself."""
+        """Accept any; pydantic-ai itself reports what its model lacks."""
 
     def label(self, agent: object) -> str:
         """Return the agent's name."""
@@ -79,22 +79,22 @@ class PydanticAIAdapter:
         """Yield what the agent does, after what was said in the runs that this one continues."""
         if not run.history:
             return self._driven(agent, run, prompt)
-        from nbrun.agents.pydantic_ai.resume import spoken
+        from nbrun.agents.pydantic_ai.resume import as_messages
 
-        return self._driven(agent, run, prompt, message_history=spoken(run.history))
+        return self._driven(agent, run, prompt, message_history=as_messages(run.history))
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the agent does from there on; a person is asked again about what was not answered."""
         from pydantic_ai.tools import DeferredToolResults
 
-        from nbrun.agents.pydantic_ai.approvals import asked_of_person
-        from nbrun.agents.pydantic_ai.resume import recalled
+        from nbrun.agents.pydantic_ai.approvals import ask_for_approvals
+        from nbrun.agents.pydantic_ai.resume import restore
 
-        messages, asked = recalled(state)
-        run.checkpoint(state)  # should it be cut short before it has one of its own
+        messages, asked = restore(state)
+        run.checkpoint(state)  # in case it stops before it has a checkpoint of its own
         results = None
         if asked:
-            results = DeferredToolResults(approvals=await asked_of_person(run, asked))
+            results = DeferredToolResults(approvals=await ask_for_approvals(run, asked))
         history = {"message_history": messages, "deferred_tool_results": results}
         async for item in self._driven(agent, run, None, **history):
             yield item
@@ -108,7 +108,7 @@ class PydanticAIAdapter:
         from pydantic_ai.exceptions import RunCancelled
 
         from nbrun.agents.pydantic_ai.approvals import approvals
-        from nbrun.agents.pydantic_ai.hooks import Meter, ToolThreads, Watch
+        from nbrun.agents.pydantic_ai.hooks import Hooks, Meter, ToolThreads
         from nbrun.agents.pydantic_ai.resume import Memory
 
         provider_retries.listen()
@@ -120,7 +120,7 @@ class PydanticAIAdapter:
         # The framework's own limit of 50 requests stands where no other was given.
         has_limit = run.budget.limits.max_turns is not None
         limits = UsageLimits(request_limit=None) if has_limit else None
-        watching = [Watch(run, meter, memory), UseThreadExecutor(threads), approvals(run, memory)]
+        watching = [Hooks(run, meter, memory), UseThreadExecutor(threads), approvals(run, memory)]
         try:
             async with agent.run_stream_events(
                 prompt,
@@ -135,7 +135,7 @@ class PydanticAIAdapter:
                             yield mapped
                 finally:
                     # Also after a cancel: what was paid for is told.
-                    meter.tell(stream.usage)
+                    meter.report(stream.usage)
         except RunCancelled:
             run.token.raise_if_cancelled()
             raise
@@ -171,7 +171,9 @@ class _Mapper:
                 part = event.part
                 self._began[part.tool_call_id] = self._clock.monotonic()
                 return [
-                    ev.ToolStarted(part.tool_call_id, part.tool_name, "function", written(part))
+                    ev.ToolStarted(
+                        part.tool_call_id, part.tool_name, "function", arguments_of(part)
+                    )
                 ]
             case "function_tool_result":
                 return [self._finished(event)]

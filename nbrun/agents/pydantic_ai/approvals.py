@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nbrun.agents.pydantic_ai.resume import Memory
 
 
-def written(part: Any) -> Any:
+def arguments_of(part: Any) -> Any:
     """Return the arguments that a model has written for a tool."""
     try:
         return plain(part.args_as_dict())
@@ -38,14 +38,14 @@ def approvals(run: RunContext, memory: Memory) -> AbstractCapability[Any]:
         if not requests.approvals:  # what else is deferred is the business of who has deferred it
             return None
         memory.keep_asking([call.tool_call_id for call in requests.approvals])
-        answers = await asked_of_person(run, requests.approvals)
+        answers = await ask_for_approvals(run, requests.approvals)
         memory.keep_asking(())
         return requests.build_results(approvals=answers)
 
     return HandleDeferredToolCalls(handler=ask)
 
 
-async def asked_of_person(
+async def ask_for_approvals(
     run: RunContext, calls: Sequence[ToolCallPart]
 ) -> dict[str, bool | ToolApproved | ToolDenied]:
     """Return what a person says to each of these calls, by its id."""
@@ -56,7 +56,7 @@ async def asked_of_person(
 async def _approval(run: RunContext, call: Any) -> ToolApproved | ToolDenied:
     from pydantic_ai.tools import ToolApproved, ToolDenied
 
-    args = written(call)
+    args = arguments_of(call)
     answer = await run.ask(
         f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id, tool=call.tool_name
     )
@@ -65,5 +65,5 @@ async def _approval(run: RunContext, call: Any) -> ToolApproved | ToolDenied:
     if answer.args is args:
         return ToolApproved()
     if not isinstance(answer.args, dict):
-        return ToolDenied("The arguments that a person gave are no JSON object.")
+        return ToolDenied("The edited arguments aren't a JSON object.")
     return ToolApproved(override_args=answer.args)

@@ -39,12 +39,12 @@ T = TypeVar("T")
 _tool: ContextVar[str] = ContextVar("nbrun_tool", default="a function of the agent")
 
 
-class Watch(AbstractCapability[Any]):
+class Hooks(AbstractCapability[Any]):
     """Asks the run's budget before each model request, and tells what has been used after it.
 
     There it also hands on what people have said, and keeps what the run can be gone on from.
 
-    Threads: of the loop that the agent is on.
+    Threads: the loop that the agent runs on.
     """
 
     def __init__(self, run: RunContext, meter: Meter, memory: Memory) -> None:
@@ -63,10 +63,10 @@ class Watch(AbstractCapability[Any]):
             Nothing is: no model is called.
         """
         self._run.begin_turn()
-        said = self._hand_on(ctx)
+        said = self._deliver(ctx)
         # What is handed on comes to the messages after this.
-        heard = [ModelRequest(parts=[UserPromptPart(text) for text in said])] if said else []
-        self._memory.keep([*ctx.messages, *heard])
+        received = [ModelRequest(parts=[UserPromptPart(text) for text in said])] if said else []
+        self._memory.keep([*ctx.messages, *received])
         return request_context
 
     async def after_model_request(
@@ -77,7 +77,7 @@ class Watch(AbstractCapability[Any]):
         response: ModelResponse,
     ) -> ModelResponse:
         """Tell what has been used, and keep what is to be done; an answer without calls is the end."""
-        self._meter.tell(ctx.usage)
+        self._meter.report(ctx.usage)
         if response.tool_calls:
             self._memory.keep([*ctx.messages, response])
         return response
@@ -85,12 +85,12 @@ class Watch(AbstractCapability[Any]):
     async def after_node_run(
         self, ctx: FrameworkContext[Any], *, node: AgentNode[Any], result: NodeResult[Any]
     ) -> NodeResult[Any]:
-        """Have the model go on when it would end and somebody has spoken meanwhile."""
+        """Have the model go on when it would end and somebody has as_messages meanwhile."""
         if isinstance(result, End):
-            self._hand_on(ctx)
+            self._deliver(ctx)
         return result
 
-    def _hand_on(self, ctx: FrameworkContext[Any]) -> list[str]:
+    def _deliver(self, ctx: FrameworkContext[Any]) -> list[str]:
         said = self._run.inbox.take()
         for text in said:
             ctx.enqueue(text)
@@ -116,15 +116,15 @@ class Watch(AbstractCapability[Any]):
 class Meter:
     """Adds to a run's usage what is new in the framework's totals; a tool may add its own beside it.
 
-    Threads: of the host's loop.
+    Threads: the host's loop.
     """
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self._told = (0, 0, 0, 0, 0)
+        self._reported = (0, 0, 0, 0, 0)
         self._cost: float | None = None
 
-    def tell(self, usage: RunUsage) -> None:
+    def report(self, usage: RunUsage) -> None:
         """Take the totals."""
         totals = (
             usage.input_tokens,
@@ -135,11 +135,11 @@ class Meter:
         )
         # Source: pydantic-ai adds up the prices of the responses, and leaves None where it knows none.
         cost = None if usage.cost is None else float(usage.cost)
-        if totals == self._told and cost == self._cost:
+        if totals == self._reported and cost == self._cost:
             return
-        new = [max(0, now - told) for now, told in zip(totals, self._told, strict=True)]
+        new = [max(0, now - told) for now, told in zip(totals, self._reported, strict=True)]
         cost_usd = None if cost is None else max(0.0, cost - (self._cost or 0.0))
-        self._told, self._cost = totals, cost
+        self._reported, self._cost = totals, cost
         self._run.usage(
             input_tokens=new[0], output_tokens=new[1], cache_read_tokens=new[2], reasoning_tokens=new[3],
             requests=new[4], cost_usd=cost_usd,

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelRequestPart
 
 
-INTERRUPTED = "The tool call was interrupted; nobody knows how far it came."
+INTERRUPTED = "The tool call was interrupted; how far it got is unknown."
 
 
 class Memory:
     """Keeps a run's messages as its checkpoint.
 
-    Threads: of the loop that the agent is on.
+    Threads: the loop that the agent runs on.
     """
 
     def __init__(self, run: RunContext) -> None:
@@ -78,7 +78,7 @@ class Memory:
         self._run.checkpoint(state)
 
 
-def spoken(history: Sequence[Turn]) -> list[ModelMessage]:
+def as_messages(history: Sequence[Turn]) -> list[ModelMessage]:
     """Return what was said in earlier runs, of whatever agents, as messages."""
     messages: list[ModelMessage] = []
     for turn in history:
@@ -104,7 +104,7 @@ def _as_args(args: Any) -> dict[str, Any]:
     return args if isinstance(args, dict) else {"value": args}
 
 
-def recalled(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:
+def restore(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:
     """Return the messages to go on from, and the calls that a person is to be asked about again.
 
     Raises
@@ -119,7 +119,7 @@ def recalled(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:
         open_ids, asking = set(kept["open"]), set(kept["asking"])
     except (LookupError, TypeError, ValidationError):
         raise NotResumable(
-            "its checkpoint is of another version of pydantic-ai; retry starts it anew"
+            "its checkpoint was made by another version of pydantic-ai; retry starts it again"
         ) from None
     if not open_ids:
         return messages, []

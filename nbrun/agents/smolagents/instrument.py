@@ -142,7 +142,7 @@ class Watched:
                     tool_id = f"denied-{next(self._numbers)}"
                     self._run.send(ev.ToolStarted(tool_id, tool.name, args=plain(given)))
                     self._run.send(ev.ToolFinished(tool_id, "denied", answer.text or None))
-                    return f"A person did not allow {tool.name}: {answer.text or 'no'}"
+                    return f"The user did not allow {tool.name}: {answer.text or 'no'}"
                 if isinstance(answer.args, dict):  # as a person has changed them
                     given = dict(answer.args)
                     use = functools.partial(forward, **given)
@@ -156,7 +156,7 @@ class Watched:
         return mine
 
 
-class Watch(Watched):
+class Instrument(Watched):
     """Drives the agent of a run."""
 
     def __init__(self, agent: Any, run: RunContext) -> None:
@@ -225,7 +225,7 @@ class Managed(Watched):
         super().__init__(agent, run, numbers)
         self._is_under_way = False
         self._stream = self._mine._run_stream
-        self._mine._run_stream = self._told
+        self._mine._run_stream = self._reported
 
     def __getattr__(self, name: str) -> Any:
         """Return what its manager wants to know of it: its name, its description, what it takes."""
@@ -241,7 +241,7 @@ class Managed(Watched):
                 raise
         return scope.result
 
-    def _told(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def _reported(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         self._is_under_way = True
         try:
             for item in self._stream(*args, **kwargs):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-GO_ON = "You were interrupted. Go on from where you stopped."
+GO_ON = "You were interrupted. Continue where you stopped."
 NO_VARIABLES = " The variables of your earlier code are gone."
 
 
@@ -59,7 +59,7 @@ def unpacked(state: State) -> list[Any]:
     return steps
 
 
-def spoken(history: Sequence[Turn]) -> list[Any]:
+def as_messages(history: Sequence[Turn]) -> list[Any]:
     """Return what was said in earlier runs as steps of a memory."""
     return [
         TaskStep(turn.text)
