@@ -65,7 +65,7 @@ def test_live_runs_and_the_store_are_told(loaded_kernel: Kernel) -> None:
         run_ok(kernel, f"%%agentrun endless -n {name}\nhi", cell_id="the-same")
     wait_for_text(kernel, "one")
     lines = lines_of(run_ok(kernel, "%agentrun doctor"))
-    assert re.search(r"^✔ ok .*session\.db, durable, \d+ .*journal mode WAL", lines["store"])
+    assert re.search(r"^✔ ok .*session\.db, durable, [\d.]+ .*journal mode WAL", lines["store"])
     assert "GB free" in lines["disk"] or "MB free" in lines["disk"]
     assert re.search(r"^• note .*2 live, 1 of them waiting.*they begin when", lines["runs"])
     assert re.search(r"^✔ ok .*answers in ", lines["agents' loop"])
