@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.core import errors
+from nbrun.core import Action, Fix, Interrupted, RunNotFinished
 from nbrun.render.words import run_ref
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.cards.static_cards import StaticCards
@@ -178,16 +178,16 @@ class Presenter:
             for run in runs:
                 while not run.wait(waiting.TICK_S):
                     if run.is_unknown:
-                        fix = errors.Fix(errors.Action.LOST, run_ref(run.glance))
-                        raise errors.RunNotFinished(repr(run), fixes=[fix])
+                        fix = Fix(Action.LOST, run_ref(run.glance))
+                        raise RunNotFinished(repr(run), fixes=[fix])
                     if until is not None and clock.monotonic() >= until:
-                        raise errors.RunNotFinished(
+                        raise RunNotFinished(
                             f"{run!r} hasn't finished after {timeout_s:g} s; it continues"
                         )
         except KeyboardInterrupt:
             live = sum(not run.done() for run in runs)
             still = "1 run is still going" if live == 1 else f"{live} runs are still going"
-            raise errors.Interrupted(
+            raise Interrupted(
                 f"{still}. To stop one: %agentrun cancel REF. To stop all: %agentrun cancel --all"
             ) from None
         self._static_cards.redraw_ended()

@@ -33,7 +33,7 @@ from nbrun.store import queries as reader
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.liveness import this_process
 from nbrun.store.rows import Row, RowWriter
-from nbrun.ui.panel.page import ANY_LIVE, Wanted, read_page
+from nbrun.ui.panel.page import ANY_LIVE, PageQuery, read_page
 
 RUNS = 100_000
 TIMES = 10  # a million is ten times that
@@ -137,7 +137,7 @@ def multiply(path: Path) -> None:
 
 def panel_page(session: NotebookSession, **wanted: Any) -> object:
     """Return what the runs panel shows."""
-    return read_page(session, Wanted(**wanted), lambda: False)
+    return read_page(session, PageQuery(**wanted), lambda: False)
 
 
 @contextlib.contextmanager

@@ -263,7 +263,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(kernel: Kernel) -> None:
     run_ok(kernel, "run.cancel(bad)")
     assert_harmless(final_update(kernel, stopped))
     table = run_ok(kernel, "%agentrun list").outputs[0]["data"]["text/html"]
-    assert Tags(table).tags <= {"table", "thead", "tbody", "tr", "th", "td"}
+    assert Tags(table).tags <= {"table", "thead", "tbody", "tr", "th", "td", "span"}
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_what_code_shows_becomes_artifacts_and_its_error_is_told(notebook: Kerne
     answer = call(notebook, "run_python print('steam')\n1 / 0")
     assert answer.startswith("steam")
     assert "ZeroDivisionError: division by zero" in answer
-    assert "leave await out" in call(notebook, "run_python await asyncio.sleep(0)")
+    assert "can't run top-level await" in call(notebook, "run_python await asyncio.sleep(0)")
     run_ok(notebook, "print('the kernel goes on')")
 
 

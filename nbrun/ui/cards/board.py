@@ -1,4 +1,4 @@
-"""Live cards: one widget a run, drawn from its record, all of them updated by one thread."""
+"""Live cards: one widget per run, drawn from its record, all of them updated by one thread."""
 
 from __future__ import annotations
 
@@ -6,50 +6,48 @@ import contextvars
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import ipywidgets
 import msgspec
 import traitlets
 
-from nbrun.core.record import RunStatus
-from nbrun.render.static_card import bundle
-from nbrun.render.words import opening, question_lines, with_followups
+from nbrun.core import RunStatus
+from nbrun.render import static_card, words
 from nbrun.sessions.run import queue_words
 from nbrun.ui.cards.esm import page_module, page_style
 from nbrun.ui.cards.markdown_blocks import Blocks
 from nbrun.ui.cards.view import TOOL_LIMIT, view
 
 if TYPE_CHECKING:
-    from nbrun.core.record import RunRecord
+    from collections.abc import Callable, Sequence
+
+    from nbrun.core import RunRecord
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.session import NotebookSession
+    from nbrun.ui.kernel.requests import Answer
 
 _log = logging.getLogger("nbrun")
 
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SLOT_S = 0.05
-"""A slot is one message, endings included: at most 20 a second of all cards together. What was drawn in a slot is not
-drawn anew in the next one, so there are at most 10 updates a second of one card."""
+"""A slot is one message, endings included: at most 20 a second for all cards together. What was drawn in one slot
+isn't drawn again in the next, so one card gets at most 10 updates a second."""
 
 KEEP_ENDED = 100
-"""How many widgets of ended runs stay open, for pages in which no static output has taken their place."""
-
-Answer = Callable[[dict[str, Any]], dict[str, Any]]
+"""How many widgets of ended runs stay open, for pages that haven't replaced them by static output."""
 
 
 class CardCode(ipywidgets.Widget):  # type: ignore[misc]  # it has no types
-    """What the cards of a kernel are drawn by: a page has it once, and not with each of them, as anywidget has it."""
+    """The code that draws the cards of a kernel: a page gets it once, where anywidget would send it with each card."""
 
     text = traitlets.Unicode(page_module("card.js")).tag(sync=True)
     style = traitlets.Unicode(page_style("card.css", "people.css")).tag(sync=True)
 
 
 class CardWidget(anywidget.AnyWidget):
-    """The card in the page. One trait carries all it shows; `CardBoard`'s thread is its one writer."""
+    """The card in the page. One trait carries all it shows; only `CardBoard`'s thread writes it."""
 
     _esm = page_module("code.js")
     code_id = traitlets.Unicode().tag(sync=True)
@@ -60,115 +58,126 @@ class CardWidget(anywidget.AnyWidget):
     notify_after = traitlets.Float().tag(sync=True)
 
     def close(self) -> None:
-        """Close it together with its layout, a widget of its own that would stay."""
+        """Close it together with its layout, which is a widget of its own and would stay."""
         layout = self.layout
         super().close()
         layout.close()
 
+    def with_static(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the output that shows this widget in a page, and `data` where there is no kernel."""
+        view = {"version_major": 2, "version_minor": 1, "model_id": self.model_id}
+        return {"application/vnd.jupyter.widget-view+json": view, **data}
 
-class Turn(IntEnum):
-    """Who is drawn first."""
+
+class Priority(IntEnum):
+    """What is drawn first."""
 
     ENDED = 0
     LIVE = 1
-    IN_LINE = 2  # of a long line each place changes with every run that begins
+    QUEUED = 2  # with a long queue, each place in it changes with every run that starts
 
 
-class Drawn(Protocol):
-    """What the board's thread draws, in the context of the cell that it is in."""
+class Drawable:
+    """Something on display that the board's thread keeps current."""
 
-    context: contextvars.Context
+    priority = Priority.LIVE
 
-    @property
-    def turn(self) -> Turn:
-        """What it is to its reader, which says when it is drawn."""
-        ...
+    def __init__(self) -> None:
+        # Of its cell: a bare thread would send into whichever cell ran last.
+        self.context = contextvars.copy_context()
 
     def draw(self) -> bool:
-        """Send one message that brings the page up to date; return whether another has to follow. Raises nothing."""
-        ...
+        """Send one message that brings the page up to date; return whether another one has to follow."""
+        raise NotImplementedError
 
 
-class _Card:
-    """A card on display: its widget, its output, and the context of the cell that it is in.
+class _Card(Drawable):
+    """A card on display: its widget, its output, and the runs that were started from its run.
 
-    `is_placed`: the page draws the widget over the static card that its output is. Else the output is the widget,
-    of which a notebook file keeps a name that nobody finds again.
+    `is_placed`: the page draws the widget over the static card in the output. Otherwise the output is the widget, and
+    a notebook file keeps only a name of it that nobody can resolve later.
     """
 
     def __init__(
-        self,
-        live: LiveRun,
-        widget: CardWidget,
-        handle: Any,
-        draw: Callable[[_Card], bool],
-        is_placed: bool,
+        self, live: LiveRun, widget: CardWidget, board: CardBoard, is_placed: bool
     ) -> None:
+        from IPython.display import DisplayHandle
+
+        super().__init__()
         self.live = live
-        self._draw = draw
         self.widget = widget
-        self.handle = handle
+        self.handle = DisplayHandle()
         self.blocks = Blocks()
-        # A bare thread would send into whichever cell ran last.
-        self.context = contextvars.copy_context()
         self.remove: Callable[[], None] = lambda: None
         self.followups: Sequence[tuple[int, str]] = ()
-        self.says_asking = (
-            False  # whether what a notebook file has of the run says that it asks something
-        )
         self.is_placed = is_placed
-        self._drawn_placed = is_placed
-        self.is_end_due = False  # its state has been sent, and not yet the output in its place
+        self._board = board
+        self._in_output: tuple[bool, bool] | None = None  # what the output depends on, as drawn
+        self._is_end_due = False  # the last state has been sent, but not yet the static output
 
     @property
-    def turn(self) -> Turn:
-        """Whether its run has ended, goes on or waits in line."""
+    def priority(self) -> Priority:  # type: ignore[override]  # it changes with the run
+        """Whether its run has ended, is running or queued."""
         status = self.live.record.status
         if status is RunStatus.QUEUED:
-            return Turn.IN_LINE
-        return Turn.LIVE if status.is_live else Turn.ENDED
+            return Priority.QUEUED
+        return Priority.LIVE if status.is_live else Priority.ENDED
 
-    def draw(self) -> bool:
-        """Have its board draw it."""
-        return self._draw(self)
-
-    def bundle(self) -> dict[str, Any]:
-        """Return the output as a page shows it, and as a notebook file keeps it for eyes without a kernel."""
+    def output(self) -> dict[str, Any]:
+        """Return the output for a page, and for a notebook file that is read without a kernel."""
         record = self.live.record
-        self.says_asking = bool(record.pending)
-        self._drawn_placed = self.is_placed
-        data = self._in_place(bundle(record, self.live.problem))
-        if self._drawn_placed:
-            return data
-        view = {"version_major": 2, "version_minor": 1, "model_id": self.widget.model_id}
-        return {WIDGET_VIEW: view, **data}
-
-    def is_outdated(self) -> bool:
-        """Return whether the output of a live run is another by now; what the widget shows is no part of it."""
-        asks = bool(self.live.record.pending)
-        return asks != self.says_asking or self.is_placed != self._drawn_placed
+        self._in_output = bool(record.pending), self.is_placed
+        data = self._in_place(static_card.bundle(record, self.live.problem))
+        return data if self.is_placed else self.widget.with_static(data)
 
     def static(self) -> dict[str, Any]:
-        """Return the output of an ended run, for a page that asks; one that may change has its place still."""
-        record, problem = self.live.record, self.live.problem
-        data = bundle(with_followups(record, self.followups), problem)
-        return data if problem is None and record.is_settled else self._in_place(data)
+        """Return the output of an ended run, for a page that asks; what may still change stays in its place."""
+        problem = self.live.problem
+        data = static_card.bundle(self._record(), problem)
+        return data if problem is None and self.live.record.is_settled else self._in_place(data)
+
+    def _record(self) -> RunRecord:
+        return words.with_followups(self.live.record, self.followups)
 
     def _in_place(self, data: dict[str, Any]) -> dict[str, Any]:
         html = f'<div class="nbrun-place {self.widget.place}">{data["text/html"]}</div>'
         return {**data, "text/html": html}
 
+    def draw(self) -> bool:
+        """Send the run's state; before it the output, if that has changed, and at the end the static output."""
+        is_end, self._is_end_due = self._is_end_due, False
+        if is_end:
+            self._draw_end()
+            return False
+        # Not with each question: the page then redraws the card, and somebody may be typing in it. So before the
+        # state, too, which tells them that they can.
+        is_outdated = self._in_output != (bool(self.live.record.pending), self.is_placed)
+        if self.live.record.is_live and is_outdated:
+            self.handle.update(self.output(), raw=True)
+            return True
+        self.widget.run = self._board.state(self.live, self.followups, self.blocks)
+        self._is_end_due = not self.widget.run["live"]
+        return self._is_end_due
+
+    def _draw_end(self) -> None:
+        problem = self.live.problem  # if it is solved meanwhile, the card is marked again
+        self.handle.update(static_card.bundle(self._record(), problem), raw=True)
+        # Else it is drawn again: when the run has been saved, or what it left running has ended.
+        if problem is None and self.live.record.is_settled:
+            self.remove()
+        self._board.note_ended(self)
+
 
 class CardBoard:
     """Shows cards and keeps them current.
 
-    Threads: `show()` on the main thread; the listeners mark cards as changed on the writer's thread; the
-    thread `nbrun-cards` alone writes traits and outputs after the first display. `_lock` guards the lists.
+    Threads: `show()` on the main thread; the listeners mark cards as changed on the writer's thread; only the
+    thread `nbrun-cards` writes traits and outputs after the first display. `_lock` guards the lists.
 
     Parameters
     ----------
     answer : does what a page asks for; called on whichever thread the kernel handles the message.
-    notify_after : returns after how many seconds a run's end is told by the browser; looked at with each new card.
+    notify_after : returns after how many seconds the browser reports a run's end; read for each new card.
     """
 
     def __init__(
@@ -183,8 +192,10 @@ class CardBoard:
         self._kernel_id = kernel_id
         self._answer = answer
         self._lock = threading.RLock()
-        self._changed: list[Drawn] = []
-        self._begun: Drawn | None = None  # of `nbrun-cards` alone: it has another message to send
+        self._changed: list[Drawable] = []
+        self._unfinished: Drawable | None = (
+            None  # it has another message to send; only `nbrun-cards` uses this
+        )
         self._live: list[_Card] = []
         self._ended: deque[_Card] = deque()
         self._shown = 0
@@ -196,30 +207,30 @@ class CardBoard:
         self._thread: threading.Thread | None = None
 
     def show(self, live: LiveRun) -> None:
-        """Display a live card in the cell that is being run; when its run ends, the output becomes static."""
-        from IPython.display import DisplayHandle, display
+        """Display a live card in the running cell; when the run ends, the output becomes static."""
+        from IPython.display import display
 
         self._shown += 1
         if self._code is None or self._code.comm is None:  # closed, as by `Widget.close_all()`
             self._code = CardCode()
         widget = CardWidget(
             code_id=self._code.model_id,
-            run=self._view(live),
+            run=self.state(live),
             kernel_id=self._kernel_id,
             session_id=self._session.id,
             place=f"nbrun-at-{self._session.id}-{self._shown}",
             notify_after=self._notify_after() or 0.0,
         )
-        card = _Card(live, widget, handle := DisplayHandle(), self._draw, self._is_placed)
+        card = _Card(live, widget, self, self._is_placed)
         widget.on_msg(lambda _widget, content, _buffers: self._on_message(card, content))
-        display(card.bundle(), raw=True, display_id=handle.display_id)
+        display(card.output(), raw=True, display_id=card.handle.display_id)
         with self._lock:
             self._live.append(card)
         card.remove = live.listen(lambda _record, _events: self.mark(card))
-        self.mark(card)  # it may have moved on, or ended, before we listened
+        self.mark(card)  # the run may have changed or ended before we listened
 
     def redraw_queued(self) -> None:
-        """Bring the cards up to date on which a change of other runs shows: their place in line, a child that asks."""
+        """Update the cards that show other runs' changes: a place in the queue, a child run's question."""
         with self._lock:
             records = [(card, card.live.record) for card in self._live]
         for card, record in records:
@@ -227,7 +238,7 @@ class CardBoard:
                 self.mark(card)
 
     def note_followups(self, live: LiveRun, followups: Sequence[tuple[int, str]]) -> None:
-        """Have the card of an ended run say which runs come from it."""
+        """Have the card of an ended run name the runs that were started from it."""
         with self._lock:
             cards = [card for card in (*self._live, *self._ended) if card.live is live]
         for card in cards:
@@ -242,7 +253,7 @@ class CardBoard:
             self._thread.join(timeout_s)
 
     def close_widgets(self) -> None:
-        """Close all widgets; where one is all that a page shows of its run, the page then shows nothing.
+        """Close all widgets; a page that shows nothing else of a run then shows nothing.
 
         So not before the kernel ends: what pages show should stay.
         """
@@ -250,16 +261,18 @@ class CardBoard:
             cards, self._live, self._ended = [*self._live, *self._ended], [], deque()
         for card in cards:
             card.remove()
-            # In a copy: the card may be being drawn in its context at this moment.
+            # In a copy: `nbrun-cards` may be in the card's context at this moment.
             card.context.copy().run(card.widget.close)
         if self._code is not None:
             self._code.close()
 
-    def mark(self, drawn: Drawn) -> None:
+    # --- drawing ---------------------------------------------------------------------------------
+
+    def mark(self, drawable: Drawable) -> None:
         """Have this drawn soon, once; from any thread."""
         with self._lock:
-            if drawn not in self._changed:
-                self._changed.append(drawn)
+            if drawable not in self._changed:
+                self._changed.append(drawable)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._main, name="nbrun-cards", daemon=True)
                 self._thread.start()
@@ -267,74 +280,53 @@ class CardBoard:
 
     def _main(self) -> None:
         pause = threading.Event()
-        drawn: Drawn | None = None
-        is_last = False
-        while not is_last:
+        last: Drawable | None = None
+        is_closing = False
+        while not is_closing:
             self._wake.wait()
             self._wake.clear()
-            is_last = self._is_closing
+            is_closing = self._is_closing
             # One empty slot at the end: what changes now may be what was just drawn.
-            while self._has_more() or drawn is not None:
-                is_last = self._is_closing  # then all at once
-                drawn = self._take(None if is_last else drawn)
-                if drawn is not None and drawn.context.run(drawn.draw):
-                    self._begun = drawn
-                if not is_last:
+            while self._has_more() or last is not None:
+                is_closing = self._is_closing  # then all at once
+                last = self._take(None if is_closing else last)
+                if last is not None:
+                    self._draw(last)
+                if not is_closing:
                     pause.wait(SLOT_S)  # never set: a pause that a fake clock does not shorten
+
+    def _draw(self, drawable: Drawable) -> None:
+        try:
+            if drawable.context.run(drawable.draw):
+                self._unfinished = drawable
+        except Exception:  # a page that is gone must not end the drawing of the others
+            _log.exception("a card or panel could not be drawn")
 
     def _has_more(self) -> bool:
         with self._lock:
-            return bool(self._begun or self._changed)
+            return bool(self._unfinished or self._changed)
 
-    def _take(self, last: Drawn | None) -> Drawn | None:
-        """Return what is drawn next: what was begun, then by its turn, then what changed first; not the last.
+    def _take(self, last: Drawable | None) -> Drawable | None:
+        """Return what is drawn next: the unfinished one, else by priority and age; never the last one again.
 
-        Every fourth slot is of what changed first, whatever it is: nothing waits for ever.
+        Every fourth slot goes by age alone, so that nothing waits for ever.
         """
         with self._lock:
-            begun, self._begun = self._begun, None
-            if begun is not None:
-                return begun
+            unfinished, self._unfinished = self._unfinished, None
+            if unfinished is not None:
+                return unfinished
             self._slots += 1
-            is_by_turn = self._slots % 4 > 0
-            rested = [drawn for drawn in self._changed if drawn is not last]
-            drawn = min(rested, key=lambda drawn: drawn.turn if is_by_turn else 0, default=None)
-            if drawn is not None:
-                self._changed.remove(drawn)
-            return drawn
+            by_priority = self._slots % 4 > 0
+            rested = [one for one in self._changed if one is not last]
+            drawable = min(rested, key=lambda one: one.priority if by_priority else 0, default=None)
+            if drawable is not None:
+                self._changed.remove(drawable)
+            return drawable
 
-    def _draw(self, card: _Card) -> bool:
-        is_end, card.is_end_due = card.is_end_due, False
-        try:
-            if is_end:
-                self._draw_end(card)
-                return False
-            # Not with each question: the page draws the card anew, and somebody may be typing in it. So before its
-            # state, too, which tells them that they can.
-            if card.live.record.is_live and card.is_outdated():
-                card.handle.update(card.bundle(), raw=True)
-                return True
-            card.widget.run = self._view(card.live, card.followups, card.blocks)
-            card.is_end_due = not card.widget.run["live"]
-        except Exception:  # a page that is gone must not end the drawing of the others
-            _log.exception("the card of %s could not be drawn", card.live.run_id)
-        return card.is_end_due
-
-    def _draw_end(self, card: _Card) -> None:
-        live, problem = (
-            card.live,
-            card.live.problem,
-        )  # what clears it meanwhile marks the card again
-        card.handle.update(bundle(with_followups(live.record, card.followups), problem), raw=True)
-        # Else it is drawn again: when the run has been saved, or what it left running has ended.
-        if problem is None and live.record.is_settled:
-            card.remove()
-        self._close_oldest(card)
-
-    def _close_oldest(self, card: _Card) -> None:
-        """Note that a card's run has ended; close the widget that has been of no use for the longest time."""
+    def note_ended(self, card: _Card) -> None:
+        """Note that a card's run has ended; of too many such widgets, close the oldest."""
         with self._lock:
-            if card not in self._live:  # it was drawn with its end before
+            if card not in self._live:  # its end was drawn before
                 return
             self._live.remove(card)
             self._ended.append(card)
@@ -342,20 +334,26 @@ class CardBoard:
         if oldest is not None:
             oldest.context.run(oldest.widget.close)
 
-    def _view(
+    def state(
         self,
         live: LiveRun,
         followups: Sequence[tuple[int, str]] = (),
         blocks: Blocks | None = None,
     ) -> dict[str, Any]:
-        """Return what the card shows; without `blocks`, which take their time, its text is as it came."""
-        record = with_followups(live.record, followups)
+        """Return what the card shows; without `blocks`, which take time to draw, its text isn't rendered."""
+        record = words.with_followups(live.record, followups)
         is_queued = record.status is RunStatus.QUEUED
-        words = queue_words(self._session.parts, live) if is_queued else None
+        waits_for = queue_words(self._session.parts, live) if is_queued else None
         now, children = self._session.clock.now(), self._live_children(record)
-        if asking := [line for child in children.values() for line in _asking_words(child)]:
+        # A child run has no card of its own, so its parent's shows its questions, with the lines that answer them.
+        asking = [
+            f"{words.opening(child)}: {line}"
+            for child in children.values()
+            for line in words.question_lines(child)
+        ]
+        if asking:
             record = msgspec.structs.replace(record, notices=(*record.notices, *asking))
-        return view(record, now, live.problem, words, blocks=blocks, children=children)
+        return view(record, now, live.problem, waits_for, blocks=blocks, children=children)
 
     def _live_children(self, record: RunRecord) -> dict[str, RunRecord]:
         running = [c.run_id for c in record.children[-TOOL_LIMIT:] if c.ended_at is None]
@@ -371,18 +369,13 @@ class CardBoard:
                 self._is_placed = card.is_placed = True
                 with self._lock:
                     is_shown = card in self._live
-                if is_shown:  # else an update would come before the output that it is for
+                if is_shown:  # else an update would come before the output that it updates
                     self.mark(card)
-            case "code":  # of a page whose widget manager does not give it
+            case "code":  # from a page whose widget manager can't give it
                 if code := self._code:
                     card.widget.send({"op": "code", "text": code.text, "style": code.style})
-            case "static":  # a page that was loaded after the cell ran cannot be told by its output
+            case "static":  # a page loaded after the cell ran gets no updates of the output
                 if not card.live.record.is_live:
                     card.widget.send({"op": "static", "data": card.static()})
             case _:
                 card.widget.send(self._answer(content))
-
-
-def _asking_words(child: RunRecord) -> list[str]:
-    """Return what a child run asks, each with the line that answers it: it has no card of its own."""
-    return [f"{opening(child)}: {line}" for line in question_lines(child)]

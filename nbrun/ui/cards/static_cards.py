@@ -12,7 +12,7 @@ from nbrun.ui.kernel.waiting import is_headless
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nbrun.core.record import RunRecord
+    from nbrun.core import RunRecord
     from nbrun.sessions.run import Run
 
 

@@ -8,8 +8,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core.errors import BadOption
-from nbrun.core.latches import Latch
+from nbrun.core import BadOption, Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import ALLOW, DENY
-from nbrun.core.errors import BadOption, UserError
-from nbrun.core.text import visible
-from nbrun.core.values import shown
+from nbrun.core import BadOption, UserError, shown, visible
 from nbrun.render.words import status_words
 
 if TYPE_CHECKING:

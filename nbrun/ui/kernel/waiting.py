@@ -8,7 +8,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core import cancellation, errors, text
+from nbrun.core import CancelCause, Interrupted, printable
 from nbrun.host.escalation import LAST_S
 from nbrun.render import words
 
@@ -62,11 +62,11 @@ def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        run.cancel(cause=cancellation.CancelCause.INTERRUPT)
+        run.cancel(cause=CancelCause.INTERRUPT)
         with suppress(KeyboardInterrupt):  # a second one skips the grace period, too
             run.wait(grace_s + 2 * LAST_S)
         message = f"{words.title(run.record)}: {words.status_words(run.record)}"
-        raise errors.Interrupted(text.printable(message)) from None
+        raise Interrupted(printable(message)) from None
 
 
 @contextmanager

@@ -1,42 +1,43 @@
-"""A page of a notebook's runs: those that fit what is asked for, newest first, fifty at a time."""
+"""A page of a notebook's runs: those that match the filters, newest first, fifty at a time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core.record import LIVE, RunStatus
+from nbrun.core import LIVE, RunStatus
 from nbrun.store.filters import read_query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from nbrun.core.record import RunRecord
+    from nbrun.core import RunRecord
     from nbrun.sessions.run import Run
     from nbrun.sessions.session import NotebookSession
     from nbrun.store.filters import Query
 
 PAGE = 50
 SCAN = 200
-"""Runs that a search reads between two checks that it is still wanted."""
+"""How many runs a search reads before it checks again whether its result is still needed."""
 ANY_LIVE = "live"
-"""The filter for all runs that have not ended, whatever their status."""
+"""The filter for all runs that haven't ended."""
 STATUSES = ("", ANY_LIVE, *RunStatus)
 IN_MEMORY = 1_000
-"""The newest runs of this kernel, which are checked when one of them has changed."""
+"""How many runs of this kernel a refresh considers, the newest."""
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which runs to show; `before` are the numbers below which the pages up to this one begin."""
+class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs are asked for; `before` has the number below which each page begins, up to this one."""
 
     status: str = ""
     text: str = ""
     before: tuple[int, ...] = ()
 
-    def query(self, now: float) -> Query:
-        """Return this as a query, which leaves out `ANY_LIVE`."""
+    def filters(self, now: float) -> Query:
+        """Return the same as filters of the store, which have no `ANY_LIVE`."""
         status = None if self.status in ("", ANY_LIVE) else self.status
         text, before = self.text or None, self.before[-1] if self.before else None
         return read_query(now, status=status, text=text, before=before)
@@ -44,85 +45,81 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A run of a page, and its record as it was read: for other kernels' runs, nothing newer is known."""
+    """A run of a page, and its record as read: for other kernels' runs nothing newer is known."""
 
     run: Run
     read: RunRecord
 
     @property
     def record(self) -> RunRecord:
-        """The newest record that is known without asking the store."""
+        """The newest record known; the store isn't read."""
         live = self.run.live
         return self.read if live is None else live.record
 
 
 @dataclass(frozen=True, slots=True)
 class RunsPage:
-    """The rows that are shown, and whether older runs match as well."""
+    """What is shown: the rows, and whether older runs match as well."""
 
-    wanted: Wanted
+    query: PageQuery
     rows: tuple[Row, ...] = ()
     has_more: bool = False
 
     @property
     def is_of_others(self) -> bool:
-        """Whether live runs of other kernels are on it, whose changes nobody reports."""
-        return not self.wanted.text and any(
+        """Whether it shows live runs of other kernels, whose changes are not reported here."""
+        return not self.query.text and any(
             row.run.live is None and row.read.is_live for row in self.rows
         )
 
 
 def read_page(
-    session: NotebookSession, wanted: Wanted, is_over: Callable[[], bool]
+    session: NotebookSession, query: PageQuery, is_over: Callable[[], bool]
 ) -> RunsPage | None:
-    """Return the wanted runs, from the store and from memory; None once `is_over`."""
-    found: list[Run] = []
-    for run in _stored(session, wanted, is_over):
-        found.append(run)
-        if len(found) > PAGE:
-            break
-    rows = [Row(run, run.glance) for run in found]
-    return None if is_over() else _page(session, wanted, rows)
+    """Return the runs that are asked for, from the store and from memory; None if `is_over` meanwhile."""
+    rows = [Row(run, run.glance) for run in islice(_stored(session, query, is_over), PAGE + 1)]
+    return None if is_over() else _page(session, query, rows)
 
 
 def refreshed(session: NotebookSession, page: RunsPage) -> RunsPage:
-    """Return the page with this kernel's runs brought up to date, without asking the store."""
-    return _page(session, page.wanted, page.rows, page.has_more)
+    """Return the page with the newest records of this kernel's runs; the store isn't read."""
+    return _page(session, page.query, page.rows, page.has_more)
 
 
 def newest(session: NotebookSession, known: Iterable[Row], count: int) -> list[Row]:
-    """Return the newest runs, of those known and those in memory."""
+    """Return the newest of the runs that are known or in memory."""
     rows = {row.run: row for row in known}
     rows |= {run: Row(run, run.glance) for run in session.recent_runs(count)}
     return sorted(rows.values(), key=_age)[:count]
 
 
-def _stored(session: NotebookSession, wanted: Wanted, is_over: Callable[[], bool]) -> Iterator[Run]:
-    """Yield the stored runs, newest first, as far as they are read."""
-    query = wanted.query(session.clock.now())
-    if wanted.status == ANY_LIVE:
-        by_status = [
-            session.runs(status=status, before=query.before, limit=PAGE + 1) for status in LIVE
-        ]
-        runs = {run for found in by_status for run in found if _fits(wanted, query, run)}
+def _stored(
+    session: NotebookSession, query: PageQuery, is_over: Callable[[], bool]
+) -> Iterator[Run]:
+    """Yield the matching runs of the store, newest first."""
+    filters = query.filters(session.clock.now())
+    before = filters.before
+    if query.status == ANY_LIVE:
+        by_status = [session.runs(status=status, before=before, limit=PAGE + 1) for status in LIVE]
+        runs = {run for found in by_status for run in found if _fits(query, filters, run)}
         yield from sorted(runs, key=lambda run: _age(Row(run, run.glance)))
-    elif query.text is None:
-        yield from session.runs(status=query.status, before=query.before, limit=PAGE + 1)
+    elif filters.text is None:
+        yield from session.runs(status=filters.status, before=before, limit=PAGE + 1)
     else:
-        yield from _searched(session, wanted, query, is_over)
+        yield from _searched(session, query, filters, is_over)
 
 
 def _searched(
-    session: NotebookSession, wanted: Wanted, query: Query, is_over: Callable[[], bool]
+    session: NotebookSession, query: PageQuery, filters: Query, is_over: Callable[[], bool]
 ) -> Iterator[Run]:
-    """Yield the runs that contain the text, in small steps: it may take long, and be abandoned."""
-    before = query.before
+    """Yield the runs that contain the text; in small steps, since it may take long and be abandoned."""
+    before = filters.before
     while not is_over():
-        page = session.runs(status=query.status, before=before, limit=SCAN)
+        page = session.runs(status=filters.status, before=before, limit=SCAN)
         for run in page:
             if is_over():
                 return
-            if _fits(wanted, query, run):
+            if _fits(query, filters, run):
                 yield run
         numbers = [run.number for run in page if run.number is not None]
         if len(page) < SCAN or not numbers:
@@ -131,32 +128,30 @@ def _searched(
 
 
 def _page(
-    session: NotebookSession, wanted: Wanted, known: Iterable[Row], has_more: bool = False
+    session: NotebookSession, query: PageQuery, known: Iterable[Row], has_more: bool = False
 ) -> RunsPage:
-    """Return the page of these rows and of the runs in memory that match now."""
-    query = wanted.query(session.clock.now())
+    """Return the page of these rows and those in memory, if they match now."""
+    filters = query.filters(session.clock.now())
     rows = {row.run: row for row in known}
     for run in session.recent_runs(IN_MEMORY):
         rows.setdefault(run, Row(run, run.glance))
-    # Runs found in the store have not changed since; runs in memory may have.
+    # Only what is in memory may have changed since it was found.
     fitting = [
-        row for row in rows.values() if row.run.live is None or _fits(wanted, query, row.run)
+        row for row in rows.values() if row.run.live is None or _fits(query, filters, row.run)
     ]
     fitting.sort(key=_age)
-    return RunsPage(wanted, tuple(fitting[:PAGE]), has_more or len(fitting) > PAGE)
+    return RunsPage(query, tuple(fitting[:PAGE]), has_more or len(fitting) > PAGE)
 
 
-def _fits(wanted: Wanted, query: Query, run: Run) -> bool:
+def _fits(query: PageQuery, filters: Query, run: Run) -> bool:
     record = run.glance
-    if wanted.status == ANY_LIVE and not record.is_live:
+    if (query.status == ANY_LIVE and not record.is_live) or not filters.fits(record):
         return False
-    if not query.fits(record):
-        return False
-    is_found = query.finds(record)
-    return bool(query.finds(run.record) if is_found is None else is_found)
+    is_found = filters.finds(record)
+    return bool(filters.finds(run.record) if is_found is None else is_found)
 
 
 def _age(row: Row) -> tuple[float, float]:
-    """Return the sort key of rows: unsaved runs count as the newest."""
+    """Return what rows are sorted by: a run that isn't saved yet is newer than all that are."""
     number = row.record.number
     return (-float("inf") if number is None else -number, -row.record.created_at)

@@ -2,93 +2,84 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
 import traitlets
 
-from nbrun.core.errors import NbrunError
-from nbrun.ui.cards.board import WIDGET_VIEW, CardWidget, Turn
+from nbrun.core import NbrunError
+from nbrun.ui.cards.board import CardWidget, Drawable, Priority
 from nbrun.ui.cards.esm import page_module, page_style
 from nbrun.ui.cards.markdown_blocks import Blocks
 from nbrun.ui.cards.view import view
-from nbrun.ui.panel.page import PAGE, STATUSES, Row, RunsPage, Wanted, newest, read_page, refreshed
-from nbrun.ui.panel.table import COLUMNS, bundle, key_of, page_row
+from nbrun.ui.panel import page as pages, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core.events import RunEvent
-    from nbrun.core.record import RunRecord
+    from nbrun.core import RunRecord, events as ev
     from nbrun.sessions.session import NotebookSession
-    from nbrun.ui.cards.board import Answer, CardBoard
+    from nbrun.ui.cards.board import CardBoard
+    from nbrun.ui.kernel.requests import Answer
 
 _log = logging.getLogger("nbrun")
 
-OPS = frozenset({"look", "open", "keep"})
-"""What a page may ask of its panel: other runs, a run's card, that the notebook file gets what it shows."""
 KEEP_PANELS = 4
 """How many panels are live; the oldest of more becomes a static table."""
 KEPT_ROWS = 20
-"""Runs that a notebook file keeps of a panel."""
+"""How many runs a notebook file keeps of a panel."""
 TEXT_LIMIT = 500
 REST_S = 0.2
-"""What lies at least between two looks for runs."""
+"""The shortest time between two refreshes."""
 POLL_S = 5.0
-"""How often is looked how the runs of other kernels stand, where some are shown that are live."""
-
+"""How often a panel that shows live runs of other kernels is refreshed."""
 JOIN_S = 0.1
-"""What a close waits for a look that is under way."""
+"""How long a close waits for a refresh that is under way."""
 CLOSED = "This table no longer updates. Run %agentrun again."
 
 _SEEN = ("run.", "cancel.", "detached.", "usage")
-"""The types of events, by their beginnings, that change what a row shows."""
+"""How the types of events begin that change what a row shows."""
 
 
 class PanelWidget(CardWidget):
-    """The panel in the page: the table in a trait of its own, and in the card's traits the run that is open."""
+    """The panel in the page: the table in a trait of its own, and the open run in the card's traits."""
 
     _esm = page_module("panel.js")
     _css: Any = page_style("card.css", "people.css", "panel.css")
     panel = traitlets.Dict().tag(sync=True)
 
 
-class Panel:
+class Panel(Drawable):
     """One panel on display.
 
-    Threads: `ask()` and `end()` from any thread; `look()` on the thread of its `Panels`, and once on the main
+    Threads: `ask()` and `end()` from any thread; `refresh()` on the thread of its `Panels`, and once on the main
     thread, before it is on display; `draw()` on the cards' thread, which alone writes the traits from then on.
-    `_lock` guards what is wanted; `_page` and `_opened` are replaced, never changed.
+    `_lock` guards what is asked for; `_page` and `_opened` are replaced, never changed.
     """
 
     def __init__(self, session: NotebookSession, widget: PanelWidget, cell: str | None) -> None:
         from IPython.display import DisplayHandle
 
+        super().__init__()
         self.cell = cell
         self.widget = widget
-        self.context = (
-            contextvars.copy_context()
-        )  # a bare thread would send into whichever cell ran last
         self._handle = DisplayHandle()
         self._session = session
         self._lock = threading.Lock()
-        self._wanted = Wanted()
-        self._asked = ""  # the nonce of the latest wish for other runs,
+        self._query = pages.PageQuery()
+        self._asked = ""  # the nonce of the latest request for other runs,
         self._answered = ""  # and of the one that the page answers
-        self._is_read = False  # whether what is wanted was read from the store
-        self._page = RunsPage(self._wanted)
+        self._is_read = False  # whether the page was read from the store
+        self._page = pages.RunsPage(self._query)
         self._stored = 0
         self._problem = ""
         self._open_key = ""
-        self._opened: Row | None = None
-        self._blocks = Blocks()  # of whichever run is open: their keys never come twice
-        self._on_opened: Callable[[], None] = lambda: (
-            None
-        )  # called when the run that is open has changed
+        self._opened: pages.Row | None = None
+        self._blocks = Blocks()  # of whichever run is open: their keys are never used twice
+        self._on_opened: Callable[[], object] = lambda: None  # called when the open run has changed
         self._unlisten: Callable[[], None] = lambda: None
-        self._newest: list[Row] = []
+        self._newest: list[pages.Row] = []
         self._kept: list[object] = []  # what a notebook file has of it
         self._is_to_keep = False
         self._drawn: dict[str, Any] = {}
@@ -97,29 +88,24 @@ class Panel:
         self._closes = False
 
     @property
-    def is_live(self) -> bool:
-        """Whether it follows its runs."""
-        return not self._is_over
-
-    @property
-    def turn(self) -> Turn:
-        """Its end comes first, as that of a run."""
-        return Turn.LIVE if self.is_live else Turn.ENDED
+    def priority(self) -> Priority:  # type: ignore[override]  # it changes at the end
+        """Its end comes first, as that of a run does."""
+        return Priority.ENDED if self._is_over else Priority.LIVE
 
     @property
     def polls(self) -> bool:
-        """Whether runs are shown of whose changes nobody tells."""
-        return self.is_live and self._page.is_of_others
+        """Whether it shows runs whose changes are not reported here."""
+        return not self._is_over and self._page.is_of_others
 
-    # --- what a page asks ------------------------------------------------------------------------
+    # --- requests of the page --------------------------------------------------------------------
 
     def ask(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Take a wish of the page; it is met by the next look and the next drawing."""
+        """Accept a request of the page; the next refresh and drawing do it."""
         if self._is_over:
             return {"outcome": "refused", "message": CLOSED}
         match content.get("op"):
             case "look":
-                return self._want(content)
+                return self._ask_for_page(content)
             case "open":
                 key = content.get("key")
                 self._open_key = key if isinstance(key, str) else ""
@@ -127,82 +113,82 @@ class Panel:
                 self._is_to_keep = True
         return {"outcome": "sent"}
 
-    def _want(self, content: dict[str, Any]) -> dict[str, Any]:
+    def _ask_for_page(self, content: dict[str, Any]) -> dict[str, Any]:
         status, text, nonce = (content.get(name) for name in ("status", "text", "nonce"))
         if (
-            not isinstance(status, str)
-            or status not in STATUSES
+            not (isinstance(status, str) and status in pages.STATUSES)
             or not isinstance(text, str)
             or len(text) > TEXT_LIMIT
         ):
-            message = f"A status is one of these: {', '.join(STATUSES[1:])}; a text is short."
+            statuses = ", ".join(pages.STATUSES[1:])
+            message = f"status must be one of {statuses}; text may have {TEXT_LIMIT} characters."
             return {"outcome": "refused", "message": message}
         text = text.strip()
         with self._lock:
             shown = self._page
             before: tuple[int, ...] = ()
-            if (status, text) == (shown.wanted.status, shown.wanted.text):
+            if (status, text) == (shown.query.status, shown.query.text):
                 before = _turned(shown, content.get("page"))
-            self._wanted = Wanted(status=status, text=text, before=before)
+            self._query = pages.PageQuery(status=status, text=text, before=before)
             self._asked = nonce if isinstance(nonce, str) else ""
             self._is_read = False
         return {"outcome": "sent"}
 
-    # --- looking ---------------------------------------------------------------------------------
+    # --- refreshing ------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """Have the next look read the store anew."""
+        """Have the next refresh read the store again."""
         with self._lock:
             self._is_read = False
 
-    def look(self, is_closing: Callable[[], bool]) -> bool:
-        """Find the runs that are wanted; return whether there is something to draw."""
+    def refresh(self, is_closing: Callable[[], bool]) -> bool:
+        """Find the runs to show; return whether there is something to draw."""
         with self._lock:
-            wanted, asked, is_read = self._wanted, self._asked, self._is_read
+            query, asked, is_read = self._query, self._asked, self._is_read
             self._is_read = True
 
-        def is_given_up() -> bool:
+        def is_outdated() -> bool:
             return is_closing() or self._is_over or self._asked != asked
 
         try:
             self._stored = self._session.count_runs()
-            known = None if is_read else read_page(self._session, wanted, is_given_up)
+            known = None if is_read else pages.read_page(self._session, query, is_outdated)
             self._problem = ""
-        except NbrunError as error:  # the store is in trouble: what is known stays
+        except NbrunError as error:  # the store can't be read: what is known stays
             self.forget()
             self._problem, known = str(error), None
-        if is_given_up():
+        if is_outdated():
             return False
-        self._page = refreshed(self._session, self._page if known is None else known)
+        self._page = pages.refreshed(self._session, self._page if known is None else known)
         self._answered = asked
-        self._newest = newest(self._session, self._newest or self._page.rows, KEPT_ROWS)
+        self._newest = pages.newest(self._session, self._newest or self._page.rows, KEPT_ROWS)
         self._follow(self._open_key)
         return True
 
     def _follow(self, key: str) -> None:
         """Follow the run whose card is open, if it is on the page."""
-        row = next((row for row in self._page.rows if key_of(row.record) == key), None)
+        row = next((row for row in self._page.rows if table.key_of(row.record) == key), None)
         if row is not None and self._opened is not None and self._opened.run == row.run:
             return
         self._unlisten()
         self._unlisten = lambda: None
         if row is not None and row.run.live is not None:
             self._unlisten = row.run.live.listen(lambda _record, _events: self._on_opened())
-        elif row is not None:
-            row = Row(row.run, row.run.record)  # all of it, read here and not while cards are drawn
+        elif row is not None:  # the whole record, read here and not while cards are drawn
+            row = pages.Row(row.run, row.run.record)
         self._opened = row
         if row is None:
             self._open_key = ""
 
     # --- drawing ---------------------------------------------------------------------------------
 
-    def show(self, on_opened: Callable[[], None]) -> None:
-        """Display it in the cell that is being run."""
+    def show(self, on_opened: Callable[[], object]) -> None:
+        """Display it in the running cell."""
         from IPython.display import display
 
         self._on_opened = on_opened
-        self.look(lambda: False)
-        data = self._bundle()
+        self.refresh(lambda: False)
+        data = self._output()
         self._drawn = self._state()
         self.widget.panel = {**self._drawn, "now": self._session.clock.now()}
         display(data, raw=True, display_id=self._handle.display_id)
@@ -217,24 +203,21 @@ class Panel:
         self.context.copy().run(self.widget.close)
 
     def draw(self) -> bool:
-        """Send one message that brings the page up to date; return whether another one has to follow."""
+        """Send the table and the open card, or what the notebook file keeps; at the end the static table."""
         is_output, self._is_output_due = self._is_output_due, False
-        try:
-            if is_output:
-                self._draw_end()
-            elif self._is_to_keep:
-                self._is_to_keep = False
-                self._handle.update(self._bundle(), raw=True)
-                return True
-            else:
-                self._draw_table()
-                self._is_output_due = self._is_over
-        except Exception:  # a page that is gone must not end the drawing of the others
-            _log.exception("the runs panel could not be drawn")
+        if is_output:
+            self._draw_end()
+        elif self._is_to_keep:
+            self._is_to_keep = False
+            self._handle.update(self._output(), raw=True)
+            return True
+        else:
+            self._draw_table()
+            self._is_output_due = self._is_over
         return self._is_output_due
 
     def _draw_end(self) -> None:
-        self._newest = newest(self._session, self._newest, KEPT_ROWS)
+        self._newest = pages.newest(self._session, self._newest, KEPT_ROWS)
         self._handle.update(self._static(), raw=True)
         if self._closes:
             self._closes = False
@@ -248,12 +231,12 @@ class Panel:
             if state != self._drawn:
                 self._drawn = state
                 self.widget.panel = {**state, "now": now}
-            # What is not shown any more stays: the page would have to draw a card of nothing.
+            # The last one stays when its card is closed: the page can't draw a card of nothing.
             if card and card != {**self.widget.run, "now": now}:
                 self.widget.run = card
 
     def _card(self, now: float) -> dict[str, Any]:
-        """Return what the card of the open run shows; nothing where none is open."""
+        """Return what the card of the open run shows; nothing if none is open."""
         opened = self._opened
         if opened is None:
             return {}
@@ -265,51 +248,50 @@ class Panel:
         page, opened = self._page, self._opened
         return {
             "id": self.widget.model_id,
-            "columns": COLUMNS,
-            "rows": [page_row(row, self._session.id) for row in page.rows],
+            "columns": table.COLUMNS,
+            "rows": [table.page_row(row, self._session.id) for row in page.rows],
             "live": len(self._session.live_runs),
             "stored": self._stored,
-            "status": page.wanted.status,
-            "text": page.wanted.text,
-            "page": PAGE,
+            "status": page.query.status,
+            "text": page.query.text,
+            "page": pages.PAGE,
             "has_more": page.has_more,
-            "has_newer": bool(page.wanted.before),
-            "open": "" if opened is None else key_of(opened.record),
+            "has_newer": bool(page.query.before),
+            "open": "" if opened is None else table.key_of(opened.record),
             "answered": self._answered,
             "problem": self._problem,
             "is_over": self._is_over,
             "is_stale": self._kept != _kept(self._newest),
         }
 
-    def _bundle(self) -> dict[str, Any]:
-        """Return the output as a page shows it, and as a notebook file keeps it for eyes without a kernel."""
-        view = {"version_major": 2, "version_minor": 1, "model_id": self.widget.model_id}
-        return {WIDGET_VIEW: view, **self._static()}
+    def _output(self) -> dict[str, Any]:
+        """Return the output for a page, and for a notebook file that is read without a kernel."""
+        return self.widget.with_static(self._static())
 
     def _static(self) -> dict[str, Any]:
         self._kept = _kept(self._newest)
         records = [row.record for row in self._newest]
-        return bundle(records, self._stored, self._session.clock.now())
+        return table.bundle(records, self._stored, self._session.clock.now())
 
 
-def _turned(page: RunsPage, way: object) -> tuple[int, ...]:
-    """Return where the next page begins, or the one before; without a way, the newest runs are wanted."""
-    before = page.wanted.before
-    if way == "newer":
+def _turned(page: pages.RunsPage, direction: object) -> tuple[int, ...]:
+    """Return where the next or the previous page begins; without a direction, the newest one."""
+    before = page.query.before
+    if direction == "newer":
         return before[:-1]
     last = page.rows[-1].record.number if page.rows else None
-    return (*before, last) if way == "more" and last is not None else ()
+    return (*before, last) if direction == "more" and last is not None else ()
 
 
-def _kept(rows: Sequence[Row]) -> list[object]:
-    """Return what a static table of these rows would have to be drawn anew for."""
-    return [(key_of(row.record), row.record.status) for row in rows]
+def _kept(rows: Sequence[pages.Row]) -> list[object]:
+    """Return what a static table of these rows depends on."""
+    return [(table.key_of(row.record), row.record.status) for row in rows]
 
 
 class Panels:
-    """The panels on display: finds what they show, and has the cards' thread draw it.
+    """The panels on display: refreshes them, and has the cards' thread draw them.
 
-    Threads: `show()` on the main thread, the others from any; the session tells of events on the writer's thread;
+    Threads: `show()` on the main thread, the others from any; the session reports events on the writer's thread;
     the thread `nbrun-panel` reads the store. `_lock` guards the lists.
     """
 
@@ -322,7 +304,7 @@ class Panels:
         self._answer = answer
         self._lock = threading.Lock()
         self._panels: list[Panel] = []
-        self._looking: list[Panel] = []
+        self._outdated: list[Panel] = []
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -330,7 +312,7 @@ class Panels:
         session.on_removed = self._on_removed
 
     def show(self, cell: str | None) -> None:
-        """Display a panel in the cell that is being run, in place of one that is in this cell."""
+        """Display a panel in the running cell; it replaces an earlier one of this cell."""
         widget = PanelWidget(kernel_id=self._kernel_id, session_id=self._session.id)
         widget.on_msg(lambda sender, content, _buffers: self._on_message(sender, content))
         panel = Panel(self._session, widget, cell)
@@ -343,25 +325,23 @@ class Panels:
         for one in gone:
             one.end(closes=True)
             self._board.mark(one)
-        self._look(panel)  # runs may have changed since it was drawn
+        self._refresh(panel)  # runs may have changed since it was drawn
 
     def ask(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Hand a wish of a page to its panel."""
-        with self._lock:
-            panel = next(
-                (one for one in self._panels if one.widget.model_id == content.get("panel")), None
-            )
+        """Pass a request of a page on to its panel."""
+        model_id = content.get("panel")
+        panel = next((one for one in self._copy() if one.widget.model_id == model_id), None)
         if panel is None:
             return {"outcome": "refused", "message": CLOSED}
         reply = panel.ask(content)
         if content.get("op") == "keep":
             self._board.mark(panel)
         else:
-            self._look(panel)
+            self._refresh(panel)
         return reply
 
     def stop(self) -> None:
-        """Look for nothing more: who reads a store that is being closed would open it again."""
+        """Stop refreshing: reading a store that is being closed would open it again."""
         self._unlisten()
         self._stopping.set()
         self._wake.set()
@@ -369,7 +349,7 @@ class Panels:
             self._thread.join(JOIN_S)
 
     def close(self) -> None:
-        """Have every panel drawn for the last time, its runs ended; the board has still to be closed."""
+        """Have every panel drawn for the last time, its runs ended; the board is closed after this."""
         self.stop()
         for panel in self._copy():
             panel.end(closes=False)
@@ -389,23 +369,23 @@ class Panels:
         if isinstance(content, dict):
             widget.send(self._answer(content))
 
-    def _on_events(self, _record: RunRecord, events: Sequence[RunEvent]) -> None:
+    def _on_events(self, _record: RunRecord, events: Sequence[ev.RunEvent]) -> None:
         if any(event.data.TYPE.startswith(_SEEN) for event in events):
             for panel in self._copy():
-                self._look(panel)
+                self._refresh(panel)
 
     def _on_removed(self) -> None:
         for panel in self._copy():
             panel.forget()
-            self._look(panel)
+            self._refresh(panel)
 
     # --- the thread ------------------------------------------------------------------------------
 
-    def _look(self, panel: Panel) -> None:
-        """Have the thread look for what this panel shows."""
+    def _refresh(self, panel: Panel) -> None:
+        """Have the thread refresh this panel."""
         with self._lock:
-            if panel not in self._looking:
-                self._looking.append(panel)
+            if panel not in self._outdated:
+                self._outdated.append(panel)
             if self._thread is None and not self._stopping.is_set():
                 self._thread = threading.Thread(target=self._main, name="nbrun-panel", daemon=True)
                 self._thread.start()
@@ -414,24 +394,21 @@ class Panels:
     def _main(self) -> None:
         while not self._stopping.is_set():
             self._wait()
-            for panel in self._take():
+            with self._lock:
+                outdated, self._outdated = self._outdated, []
+            for panel in outdated:
                 try:
-                    if panel.look(self._stopping.is_set):
+                    if panel.refresh(self._stopping.is_set):
                         self._board.mark(panel)
-                except Exception:  # of one panel: the others are looked for all the same
-                    _log.exception("the runs of a panel could not be found")
+                except Exception:  # of one panel: the others are refreshed all the same
+                    _log.exception("a panel could not be refreshed")
             self._stopping.wait(REST_S)
 
     def _wait(self) -> None:
-        """Return when a look is asked for, or it is time for one."""
+        """Return when a refresh is asked for, or due."""
         polling = [panel for panel in self._copy() if panel.polls]
         if not self._wake.wait(POLL_S if polling else None):
             for panel in polling:
                 panel.forget()
-                self._look(panel)
+                self._refresh(panel)
         self._wake.clear()
-
-    def _take(self) -> list[Panel]:
-        with self._lock:
-            taken, self._looking = self._looking, []
-            return taken

@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from nbrun.agents import ALLOW, DENY
-from nbrun.core import events as ev, values
-from nbrun.core.errors import UserError
-from nbrun.core.quantities import duration
-from nbrun.core.text import printable, visible
+from nbrun.core import (
+    UserError,
+    duration,
+    events as ev,
+    plain,
+    printable,
+    readable,
+    shown,
+    visible,
+)
 from nbrun.render import static_card, words
 from nbrun.sessions.control import check_edited
 from nbrun.ui.kernel import requests, waiting
@@ -43,13 +49,13 @@ def show_until_end(run: Run, session: NotebookSession) -> None:
         record = run.record
         parts = [
             run.status_words(),
-            f"{values.shown(record.name, 60)} #{record.number}",
+            f"{shown(record.name, 60)} #{record.number}",
             duration(max(0.0, (record.ended_at or now()) - began)),
             words.progress_words(record.progress),
             words.usage_words(record.usage),
         ]
         head = printable(" · ".join(part for part in parts if part))
-        text = printable(values.shown(record.text[-400:], 400))
+        text = printable(shown(record.text[-400:], 400))
         tail = _end(text, console.width - cell_len(head) - 3)
         return Text(f"{head} · {tail}" if tail else head, overflow="ellipsis", no_wrap=True)
 
@@ -103,7 +109,7 @@ class _Question:
         asked = self._asked
         if ahead := keyboard.discard_typed_ahead():
             self._say(f"  (typed before the question, so discarded: {ahead})")
-        args = "" if asked.args is None else f" {values.readable(asked.args)}"
+        args = "" if asked.args is None else f" {readable(asked.args)}"
         self._say(f"? {asked.message}{args}")
         if asked.deadline is not None:
             left_s = max(0.0, asked.deadline - self._session.clock.now())
@@ -178,11 +184,11 @@ class _Question:
             return
         try:
             args = requests.read_args(typed)
-            check_edited(self._asked, values.plain(args))
+            check_edited(self._asked, plain(args))
         except UserError as error:
             self._say(f"  {error}")
             return
-        self._say(f"? {self._asked.message} {values.readable(values.plain(args))} (edited)")
+        self._say(f"? {self._asked.message} {readable(plain(args))} (edited)")
         self._edited = args
 
     def _reply(self, typed: str) -> _Reply | None:

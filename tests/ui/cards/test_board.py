@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from functools import partial
 import pytest
 
 from nbrun import NotebookSession
-from nbrun.ui.cards.board import CardBoard, Turn
+from nbrun.ui.cards.board import CardBoard, Drawable, Priority
 
 PER_SECOND = 20
 OF_ONE_CARD = 10
@@ -43,13 +42,13 @@ class Drawings:
         return max(sum(start <= at < start + 1 for at in self.times) for start in self.times)
 
 
-class Sketch:
+class Sketch(Drawable):
     """Something to draw; the end of a run, which is drawn by two messages, or a run that goes on."""
 
-    def __init__(self, name: str, drawings: Drawings, turn: Turn = Turn.LIVE) -> None:
+    def __init__(self, name: str, drawings: Drawings, priority: Priority = Priority.LIVE) -> None:
+        super().__init__()
         self.name = name
-        self.turn = turn
-        self.context = contextvars.copy_context()
+        self.priority = priority
         self.on_draw: Callable[[], object] = lambda: None
         self._drawings = drawings
         self._is_begun = False
@@ -57,7 +56,7 @@ class Sketch:
     def draw(self) -> bool:
         """Note its name; of an end, with its output behind it."""
         self._drawings.note(self.name + (" output" if self._is_begun else ""))
-        self._is_begun = not self._is_begun and self.turn is Turn.ENDED
+        self._is_begun = not self._is_begun and self.priority is Priority.ENDED
         self.on_draw()
         return self._is_begun
 
@@ -70,8 +69,8 @@ def board(session: NotebookSession) -> Iterator[CardBoard]:
     board.close(5)
 
 
-def test_each_is_drawn_in_its_turn(board: CardBoard) -> None:
-    """Endings first, each finished before the next, then what goes on, then what waits in line; each change once.
+def test_each_is_drawn_by_priority(board: CardBoard) -> None:
+    """Endings first, each finished before the next, then running runs, then queued ones; each change once.
 
     Every fourth slot is of what changed first, so that a wave of endings, or of words, leaves something to the others.
     """
@@ -80,9 +79,9 @@ def test_each_is_drawn_in_its_turn(board: CardBoard) -> None:
     first.on_draw = is_marked.wait
     board.mark(first)
     drawings.wait_for(1)
-    turns = {"line": Turn.IN_LINE, "live": Turn.LIVE, "end": Turn.ENDED}
+    priorities = {"line": Priority.QUEUED, "live": Priority.LIVE, "end": Priority.ENDED}
     names = ("line 1", "line 2", "live 1", "end 1", "live 2", "live 1", "end 2", "end 3", "end 1")
-    sketches = {name: Sketch(name, drawings, turns[name[:-2]]) for name in names}
+    sketches = {name: Sketch(name, drawings, priorities[name[:-2]]) for name in names}
     for name in names:
         board.mark(sketches[name])
     is_marked.set()
@@ -95,7 +94,7 @@ def test_each_is_drawn_in_its_turn(board: CardBoard) -> None:
 def test_a_change_while_the_output_is_due_is_drawn_again(board: CardBoard) -> None:
     """A card that changes between its two messages is not taken for drawn."""
     drawings = Drawings()
-    ended = Sketch("end", drawings, turn=Turn.ENDED)
+    ended = Sketch("end", drawings, priority=Priority.ENDED)
 
     def change_once() -> None:
         ended.on_draw = lambda: None
@@ -114,7 +113,7 @@ def test_no_second_has_more_messages_than_the_budget(board: CardBoard) -> None:
         live.on_draw = partial(board.mark, live)
         board.mark(live)
     drawings.wait_for(10)
-    ends = [Sketch(f"end {n}", drawings, turn=Turn.ENDED) for n in range(10)]
+    ends = [Sketch(f"end {n}", drawings, priority=Priority.ENDED) for n in range(10)]
     for end in ends:
         board.mark(end)
     drawings.wait_for(50)
@@ -139,6 +138,6 @@ def test_the_last_drawing_waits_for_nothing(board: CardBoard) -> None:
     """A kernel that ends has little time: all that has changed is drawn at once."""
     drawings = Drawings()
     for n in range(200):
-        board.mark(Sketch(f"end {n}", drawings, turn=Turn.ENDED))
+        board.mark(Sketch(f"end {n}", drawings, priority=Priority.ENDED))
     board.close(10)  # within the budget they would take 20 seconds
     assert sum(name.endswith("output") for name in drawings.names) == 200

@@ -8,7 +8,7 @@ import pytest
 
 from nbrun import NotebookSession
 from nbrun.ui.panel import page as runs_page
-from nbrun.ui.panel.page import ANY_LIVE, RunsPage, Wanted, newest, read_page, refreshed
+from nbrun.ui.panel.page import ANY_LIVE, PageQuery, RunsPage, newest, read_page, refreshed
 from tests.fakes import agents
 from tests.fakes.agents import Held
 
@@ -18,7 +18,7 @@ BOUND_S = 10
 
 def page_of(session: NotebookSession, **wanted: object) -> RunsPage:
     """Return a page that is looked for to its end."""
-    page = read_page(session, Wanted(**wanted), lambda: False)  # type: ignore[arg-type]  # by name
+    page = read_page(session, PageQuery(**wanted), lambda: False)  # type: ignore[arg-type]  # by name
     assert page is not None
     return page
 
@@ -111,5 +111,5 @@ def test_a_search_is_given_up_when_something_else_is_wanted(
         asked.append(True)
         return len(asked) > 4
 
-    assert read_page(later, Wanted(text="nowhere"), is_over) is None
+    assert read_page(later, PageQuery(text="nowhere"), is_over) is None
     assert 4 < len(asked) < 9

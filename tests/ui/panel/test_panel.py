@@ -14,7 +14,7 @@ from tests.fakes import agents
 
 def shown(panel: Panel) -> dict[str, Any]:
     """Look for the runs and draw them; return what the page gets."""
-    assert panel.look(lambda: False)
+    assert panel.refresh(lambda: False)
     panel.draw()
     table: dict[str, Any] = panel.widget.panel
     return table

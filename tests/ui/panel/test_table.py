@@ -6,7 +6,7 @@ from markdown_it import MarkdownIt
 
 from nbrun import NotebookSession, RunRecord, RunStatus
 from nbrun.core import events as ev
-from nbrun.ui.panel.page import Wanted, read_page
+from nbrun.ui.panel.page import PageQuery, read_page
 from nbrun.ui.panel.table import bundle, page_row
 from tests.fakes import agents
 from tests.fakes.agents import Held
@@ -27,12 +27,12 @@ def test_a_row_tells_whose_run_it_is(session: NotebookSession, held: Held) -> No
     ended, run = session.start(agents.instant, "hi"), session.start(held, "hi")
     assert ended.wait(10)
     until(run, lambda record: record.status is RunStatus.RUNNING)
-    page = read_page(session, Wanted(), lambda: False)
+    page = read_page(session, PageQuery(), lambda: False)
     assert page is not None
     own = [page_row(row, session.id) for row in page.rows]
     assert [(row["own"], row["live"]) for row in own] == [(True, True), (True, False)]
     with NotebookSession(store=session.store.path) as other:
-        page = read_page(other, Wanted(), lambda: False)
+        page = read_page(other, PageQuery(), lambda: False)
         assert page is not None
         rows = [page_row(row, other.id) for row in page.rows]
     assert [row["key"] for row in rows] == [row["key"] for row in own]
