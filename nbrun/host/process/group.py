@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,9 +66,16 @@ class ProcessGroup:
             self._kill()
 
     def put_away(self) -> bool:
-        """Kill what is left of the group, then take note of the process's end; return whether it is dead."""
+        """Kill what is left of the group, then take note of the process's end; return whether it is dead.
+
+        One that is still dying is waited for on a thread: nobody else will, and it would stay a zombie.
+        """
         self._kill()
-        return self._process.poll() is not None
+        if self._process.poll() is not None:
+            return True
+        with contextlib.suppress(RuntimeError):  # no thread can start while the interpreter ends
+            threading.Thread(target=self._process.wait, name="nbrun-reaper", daemon=True).start()
+        return False
 
     def close(self) -> None:
         """Close the streams of what it prints."""
