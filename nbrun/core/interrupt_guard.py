@@ -36,12 +36,12 @@ class InterruptGuard:
         "_thread_id",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, thread_id: int | None = None) -> None:
         self._lock = threading.RLock()
         self._depth = 1  # how often nbrun's own code was begun and not ended; 0 is the agent's
         self._is_raised = False
         self._is_due = False
-        self._thread_id: int | None = None
+        self._thread_id = thread_id  # or that of `bind()`
 
     def bind(self) -> None:
         """Guard the thread that calls this."""

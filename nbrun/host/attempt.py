@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from nbrun.agents.context.approvals import NOBODY
-from nbrun.core.events import EventData, Usage
+from nbrun.core.events import EventData
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -52,11 +52,6 @@ class Attempt:
         """The policy that answers the agent's questions."""
         policy = self.options.approve
         return NOBODY if policy == "ask" and not self.answerable else policy
-
-    @property
-    def usage_before(self) -> Usage | None:
-        """What the runs before this one have used, if it resumes one."""
-        return None if self.restored is None else self.restored.usage
 
 
 class HostEvent(msgspec.Struct, frozen=True, gc=False):

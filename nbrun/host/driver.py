@@ -75,7 +75,7 @@ class Driver:
         "__weakref__", "_adapter", "_approvals", "_attempt", "_budget", "_children", "_clock", "_detached",
         "_escalation", "_finished", "_fired_at", "_guard", "_host_name", "_inbox", "_is_between", "_is_driving",
         "_is_ended", "_is_entered", "_is_sending", "_lock", "_must_pause", "_n", "_open_tools", "_outbox",
-        "_refused", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage", "run", "task",
+        "_refused", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage", "_usage_before", "run", "task",
     )  # fmt: skip
 
     def __init__(
@@ -88,11 +88,12 @@ class Driver:
         self._host_name = host_name
         self._token = token = attempt.token
         self._adapter = self._find_adapter()
-        self._guard = InterruptGuard()
+        self._guard = InterruptGuard(threading.get_ident())  # drivers are made on their loop
         self._lock = threading.RLock()
         self.run = RunContext(attempt.run_id, attempt.prompt, token, clock, self, attempt.restored)
         self.task: asyncio.Task[None] | None = None
-        self._usage = attempt.usage_before
+        restored = attempt.restored
+        self._usage = self._usage_before = None if restored is None else restored.usage
         # Most runs use none of these, and there may be thousands of runs: each is made when it is first used.
         self._budget = attempt.budget
         self._approvals: Approvals | None = None
@@ -197,10 +198,8 @@ class Driver:
         """What the run may use up."""
         with guarded(), self._lock:
             if self._budget is None:
-                attempt = self._attempt
-                self._budget = Budget(
-                    attempt.options, attempt.token, self.warn, before=attempt.usage_before
-                )
+                limits, before = self._attempt.options, self._usage_before
+                self._budget = Budget(limits, self._token, self.warn, before=before)
             return self._budget
 
     @property
@@ -264,7 +263,6 @@ class Driver:
     async def main(self) -> None:
         """Drive the agent to its end, whatever it raises."""
         current_run.set(self.run)
-        self._guard.bind()
         current_guard.set(self._guard)
         cancel = self._token.add_first(self._note_cancel)
         timer = self._start_timer()
