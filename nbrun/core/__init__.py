@@ -23,7 +23,7 @@ from nbrun.core.line_buffer import LineBuffer, Printed
 from nbrun.core.options import RunOptions, trusted
 from nbrun.core.quantities import counted, duration, duration_s, moment, money, size_words
 from nbrun.core.record import (
-    ChildSummary, LIVE, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, between, fold,
+    ChildSummary, LIVE, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, separator, fold,
     is_admitted, next_status,
 )
 from nbrun.core.recording import Exported, RecordedError, Replay
@@ -43,7 +43,7 @@ __all__ = [
     "RunRejected", "RunStatus", "Rung", "SecretRegistry", "SequentialIds", "SessionClosed",
     "State", "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError", "StoreReadOnly",
     "StoreTooNew", "StoreUnavailable", "StreamRedactor", "SystemClock", "TERMINAL",
-    "TimeOrderedIds", "ToolCall", "Turn", "UserError", "between", "call_soon", "clean_text",
+    "TimeOrderedIds", "ToolCall", "Turn", "UserError", "separator", "call_soon", "clean_text",
     "counted", "current_guard", "duration", "duration_s", "end_cancelled_wait", "fold",
     "folder_beside", "guarded", "is_admitted", "moment", "money", "next_status", "plain",
     "printable", "readable", "revived", "shown", "size_words", "spell_with", "trusted",

@@ -348,5 +348,5 @@ class ArtifactWriter:
 def _message(error: Exception) -> str:
     try:
         return " ".join(str(error).split())
-    except Exception as broken:  # somebody's __str__
+    except Exception as broken:  # in a __str__ of the agent's
         return f"<str failed: {type(broken).__name__}>"

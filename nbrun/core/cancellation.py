@@ -25,7 +25,7 @@ _TASK_CANCEL_S = 0.1
 
 
 class CancelCause(StrEnum):
-    """Why a run ended as it did; the card says it in words."""
+    """Why a run ended as it did."""
 
     USER = "user"
     INTERRUPT = "interrupt"
@@ -321,7 +321,7 @@ def call_soon(
     """
     try:
         loop.call_soon_threadsafe(callback, context=context)
-    except RuntimeError:  # asyncio says "Event loop is closed" with nothing more exact
+    except RuntimeError:  # asyncio's "Event loop is closed" has no class of its own
         return False
     return True
 
@@ -381,7 +381,7 @@ class CancelReceipt(msgspec.Struct, frozen=True):
     fixes: tuple[Fix, ...] = ()
 
     def __bool__(self) -> bool:
-        """Return whether a request now stands: this call's, or an earlier one's."""
+        """Return whether the run was asked to stop, by this call or an earlier one."""
         return self.outcome in (CancelOutcome.REQUESTED, CancelOutcome.ALREADY_REQUESTED)
 
     def wait(self, timeout_s: float | None = None) -> bool:

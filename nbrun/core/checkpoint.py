@@ -41,13 +41,13 @@ class Turn(msgspec.Struct, frozen=True):
     calls: tuple[Call, ...] = ()
 
 
-def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], said: str) -> list[Turn]:
+def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], answer: str) -> list[Turn]:
     """Return the turns of one run.
 
     Parameters
     ----------
     prompt : None if it is the prompt of the run before.
-    said : the agent's text, for an agent that sends no whole messages.
+    answer : the text of the agent, for an agent that sends no whole messages.
     """
     turns = [] if prompt is None else [Turn(USER, prompt)]
     calls: dict[str, Call] = {}
@@ -66,7 +66,7 @@ def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], said: str) -> li
             case _:
                 pass
     if calls or not answers:
-        turns.append(Turn(ASSISTANT, "" if answers else said, tuple(calls.values())))
+        turns.append(Turn(ASSISTANT, "" if answers else answer, tuple(calls.values())))
     return turns
 
 

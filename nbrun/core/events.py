@@ -274,7 +274,7 @@ class ToolFinished(EventData, frozen=True):
     ms: float = 0.0
 
 
-# --- people ------------------------------------------------------------------------------------------
+# --- questions and messages --------------------------------------------------------------------------
 
 
 class ApprovalRequested(EventData, frozen=True):
@@ -450,7 +450,7 @@ class RunEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))
-PEOPLE_TYPES = frozenset(
+INTERACTION_TYPES = frozenset(
     cls.TYPE for cls in (
         ApprovalRequested, ApprovalResolved, RunWaiting, RunResumed, Steer, SteerReady, SteerTaken,
     )

@@ -67,7 +67,7 @@ def date_and_time(at: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Return a duration in words: `40 ms`, `2.5 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
     if not seconds < 1e11:  # also NaN, in another's file
         return "ages"
     if seconds < 0.1:

@@ -79,7 +79,7 @@ BRIEF_PENDING = 3
 """Questions in a brief record."""
 
 
-def between(said: Sequence[str], text: str) -> str:
+def separator(said: Sequence[str], text: str) -> str:
     """Return what separates the text of a new message from the pieces before it: an empty line, or nothing."""
     last = next((piece for piece in reversed(said) if piece), "")
     is_apart = not last or last.endswith("\n") or text.startswith("\n")
@@ -356,7 +356,7 @@ class _Draft:
         self.last_event_at = event.ts
         if isinstance(data, ev.TextDelta):  # by far the most
             if self.is_between and data.text:
-                self.text.append(between((self.record.text, *self.text), data.text))
+                self.text.append(separator((self.record.text, *self.text), data.text))
                 self.is_between = False
             self.text.append(data.text)
             return

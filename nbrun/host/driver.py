@@ -34,11 +34,11 @@ from nbrun.core import (
     Plain,
     Rung,
     Stepped,
-    between,
     current_guard,
     events as ev,
     guarded,
     plain,
+    separator,
 )
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.escalation import LAST_S, Escalation
@@ -57,7 +57,9 @@ FORMAT_LIMIT_S = 5.0
 PICKLE_LIMIT_S = 60.0
 """The same where the object is to be kept, which may be large."""
 
-_NOT_FOR_AGENTS = ev.END_TYPES | ev.PEOPLE_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
+_NOT_FOR_AGENTS = (
+    ev.END_TYPES | ev.INTERACTION_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
+)
 """Events that only the host or the session may send."""
 
 
@@ -107,7 +109,7 @@ class Driver:
         self._texts: list[str] = []
         self._is_between = False  # messages: the last is complete
         self._open_tools: dict[str, float] = {}
-        # Where the attempt stands.
+        # The state of the attempt.
         self._is_entered = self._is_driving = self._is_ended = False
         self._finished = LoopLatch()
         self._fired_at = 0.0
@@ -142,7 +144,7 @@ class Driver:
                 return
             if isinstance(data, ev.TextDelta):
                 if self._is_between and data.text:
-                    self._texts.append(between(self._texts, data.text))
+                    self._texts.append(separator(self._texts, data.text))
                     self._is_between = False
                 self._texts.append(data.text)
             elif isinstance(data, ev.ToolStarted):
@@ -586,7 +588,7 @@ class Children:
         child.when_ended(partial(self._thread.call, partial(self._note_end, child, ended)))
 
     def cancel(self) -> None:
-        """Cancel all that are live, and any that come: the run has failed, and nobody waits for them."""
+        """Cancel all that are live, and any that come: the run has failed, and no longer waits for them."""
         self._is_closing = True
         for child, ended in tuple(self._all):
             if not ended.is_set():

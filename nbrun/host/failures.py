@@ -54,10 +54,10 @@ def describe(error: BaseException) -> ev.ErrorInfo:
 def _describe(error: BaseException) -> ev.ErrorInfo:
     try:
         message = str(error)
-    except Exception as broken:  # somebody's __str__
+    except Exception as broken:  # in a __str__ of the agent's
         message = f"<str failed: {type(broken).__name__}>"
     if isinstance(error, asyncio.CancelledError):
-        message = message or "the agent raised CancelledError, but nobody had cancelled the run"
+        message = message or "the agent raised CancelledError, but the run was not cancelled"
     if (hint := _hint(error)) is not None:
         message = f"{message}\n{hint}"
     trace = error.__traceback__

@@ -130,7 +130,7 @@ MISBEHAVIOURS: list[tuple[object, str]] = [
     (agents.failing, "ValueError: no luck with it"),
     (raises_system_exit, "SystemExit: 3"),
     (raises_keyboard_interrupt, "KeyboardInterrupt"),
-    (raises_cancelled_unasked, "nobody had cancelled the run"),
+    (raises_cancelled_unasked, "the run was not cancelled"),
     (raises_our_cancelled_unasked, "Cancelled: not true"),
     (yields_a_number, "an agent yields text (str), not int"),
     (raises_in_finally, "OSError: cleanup failed"),

@@ -118,7 +118,7 @@ class RunProcess:
     """One attempt in a process of its own, which leads a group with everything that the agent starts.
 
     Not asyncio's own subprocesses: they wait for a process as soon as it exits, and from then on its number, by
-    which its group is killed, may be somebody else's.
+    which its group is killed, may belong to another process.
 
     Threads: of the executor's loop.
 
@@ -286,7 +286,7 @@ class RunProcess:
             sent = self._channel.send(self._outgoing)
         except BlockingIOError:
             sent = 0
-        except OSError:  # it is dying; nobody reads the rest
+        except OSError:  # it is dying, and the rest is not read
             sent = len(self._outgoing)
         del self._outgoing[:sent]
         if self._outgoing:
@@ -393,7 +393,7 @@ class RunProcess:
                 pass
 
     def _pass_on(self, events: list[Relayed]) -> None:
-        """Hand on events of the host; an end comes last in its batch, and is looked at first."""
+        """Hand on events of the host; an end comes last in its batch, and is handled apart."""
         # Where the host would leave something behind, it is killed: that is another step of the escalation.
         events = [event for event in events if not _is_detaching(event[1])]
         if not events:
@@ -409,7 +409,7 @@ class RunProcess:
         self._read_all_printed()
         self._log_unlogged()
         if isinstance(end, ev.RunCancelled):
-            self._fire(end.reason, end.cause)  # the log says first that it was asked to stop
+            self._fire(end.reason, end.cause)  # before the end, the log has the request to stop
             if end.detached:  # here nothing is left behind: it is killed, and that is its run's end
                 self._is_detaching = True
                 self.kill_by(0.0)

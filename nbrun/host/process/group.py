@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class ProcessGroup:
     """A process that leads a group of its own.
 
-    It is waited for only after its group was killed: until then its number cannot become somebody else's.
+    It is waited for only after its group was killed: until then its number cannot be reused.
 
     Threads: of one.
 
@@ -55,13 +55,13 @@ class ProcessGroup:
             return self._process.poll() is not None
         try:
             found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # somebody in this kernel waits for every child
+        except ChildProcessError:  # other code in this kernel waits for every child
             return True
         return found is not None
 
     def kill(self) -> None:
         """Kill the whole group; a no-op when it has been put away."""
-        if self._process.returncode is None:  # else its number may be somebody else's
+        if self._process.returncode is None:  # else its number may be in use again
             self.was_killed = True
             self._kill()
 
