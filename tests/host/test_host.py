@@ -132,7 +132,7 @@ MISBEHAVIOURS: list[tuple[object, str]] = [
     (raises_keyboard_interrupt, "KeyboardInterrupt"),
     (raises_cancelled_unasked, "the run was not cancelled"),
     (raises_our_cancelled_unasked, "Cancelled: not true"),
-    (yields_a_number, "an agent yields text (str), not int"),
+    (yields_a_number, "an agent must yield str, not int"),
     (raises_in_finally, "OSError: cleanup failed"),
     (yields_an_ending, "run.completed"),
     (raises_the_unprintable, "Unprintable"),
@@ -140,7 +140,7 @@ MISBEHAVIOURS: list[tuple[object, str]] = [
     (sync_raises_keyboard_interrupt, "KeyboardInterrupt"),
     (sync_raises_stop_iteration, "StopIteration"),
     (sync_raises_cancelled_unasked, "Cancelled: not true"),
-    (sync_yields_a_number, "an agent yields text (str), not int"),
+    (sync_yields_a_number, "an agent must yield str, not int"),
 ]
 
 
