@@ -100,6 +100,13 @@ def floors() -> int:
     return max(height(room) for room in list(graph))
 
 
+def contract_layers() -> list[str]:
+    """Return the layers of the import contract, the highest first."""
+    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (layers,) = re.findall(r"^layers = \[(.*?)\]", contract, re.S | re.M)
+    return re.findall(r'"([^"]+)"', layers)
+
+
 def _defined_privates(tree: ast.Module) -> set[str]:
     """Return the private names that a module defines, as attributes or at its top."""
     names = set()
@@ -236,13 +243,11 @@ def walk() -> tuple[list[str], int]:
 def main() -> None:
     """Print every figure, and what it is made of."""
     lines = sum(code_lines(path) for path in PACKAGE.rglob("*.py"))
-    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    layers = re.findall(r"layers = \[(.*?)\]", contract, re.S)
     passed, calls = walk()
     privates, lists, spelled = foreign_privates(), option_lists(), spelled_commands()
     print(f"entries in nbrun/                     {len(entries())}: {', '.join(entries())}")
     print(f"floors                                {floors()}")
-    print(f"layers of the import contract         {len(layers[0].split(', '))}")
+    print(f"layers of the import contract         {len(contract_layers())}")
     print(f"imports of its own per 1,000 lines    {imports_per_1000_lines():.1f}")
     print(f"modules, calls before the agent       {len(passed)}, {calls}")
     print(f"private members read from outside     {len(privates)}")
