@@ -139,7 +139,7 @@ class RunHost:
 
 
 class Watchdog:
-    """Asks a host's loop for a sign of life while runs are under way on it.
+    """Asks a host's loop for a sign of life while runs are in progress on it.
 
     Threads: `begin()` and `close()` from any thread; the rest is of the thread `nbrun-watchdog`, which starts
     with the first run. `_answered` is written on the loop.

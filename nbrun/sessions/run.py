@@ -528,7 +528,7 @@ class Run:
         ----------
         call : the question's id, or its tool's; None where exactly one question is pending, see `pending`.
         args : what to go on with in place of what the agent had; of the same kind, where that had any.
-        text : a word to the agent.
+        text : a message to the agent.
         choice : the option to take, where the question has options.
         always : allow its tool for the rest of this run, its child runs not included: it is asked for no more.
 

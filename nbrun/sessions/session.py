@@ -65,7 +65,7 @@ class NotebookSession:
     store : a `SessionStore`, or the path of its file.
     ids, clock : where ids and times come from.
     observers : who is told of runs, see `Observer`.
-    max_concurrent : how many runs are under way at once; more wait in line.
+    max_concurrent : how many runs may be in progress at once; more are queued.
     cancel_grace_s : seconds that cleanup code gets after a cancel.
     reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
     keep_runs, keep_bytes : what the store keeps at most; the oldest ended runs go first. 0: all.

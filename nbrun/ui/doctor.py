@@ -234,7 +234,7 @@ def _runs(extension: Presenter) -> Iterator[Finding]:
     for run in live:
         if run.problem is not None:
             yield Finding(Sign.PROBLEM, subject, f"#{run.number} {run.name} is not saved: {run.problem}",
-                          "mend that; it is saved when the fault clears")  # fmt: skip
+                          "fix this; the run is saved as soon as the problem is gone")  # fmt: skip
     yield from _loops(session.ping_hosts(ANSWER_S))
 
 

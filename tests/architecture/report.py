@@ -202,7 +202,7 @@ from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 shell.run_line_magic("load_ext", "nbrun")
 calls, files, done = [], [], threading.Event()
-def agent(prompt):
+async def agent(prompt):
     sys.setprofile(None); threading.setprofile(None); done.set()
     return prompt
 shell.user_ns["agent"] = agent

@@ -76,7 +76,7 @@ class AcpSession:
             watch.keep_session()
 
     async def prompt(self, text: str) -> None:
-        """Say something to the agent; returns when it has answered, and all of that is told."""
+        """Send a message to the agent; return when it has answered and everything is reported."""
         answer = await self._connection.prompt(session_id=self.id, prompt=[text_block(text)])
         self._watch.note_usage(answer.usage)
         reason = answer.stop_reason
