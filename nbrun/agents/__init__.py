@@ -82,9 +82,7 @@ class Limitations(msgspec.Struct, frozen=True):
     text: str = ""  # streamed text
     tools: str = ""  # its tools are shown
     functions: str = ""  # Python functions of this process as tools
-    sync_tools: str = (
-        ""  # a sync function is stopped by a cancel; else the log names what still runs
-    )
+    sync_tools: str = ""  # a cancel stops a sync function; else the log names it
     approvals: str = ""  # the user is asked before a tool is used
     edited_args: str = ""  # and may edit its arguments
     steering: str = ""  # messages reach it while it runs

@@ -16,8 +16,6 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import msgspec
-
 from nbrun.agents import (
     NO_NATIVE_CANCEL,
     AgentAdapter,
@@ -67,10 +65,8 @@ class PlainAdapter(AgentAdapter):
         if is_async(agent):
             result = call()
         else:
-            drive = functools.partial(_call_sync, call, run)
-            worker = Worker(
-                run.run_id, drive, copy_context(), name=self.label(agent), is_driver=True
-            )
+            drive, label = functools.partial(_call_sync, call, run), self.label(agent)
+            worker = Worker(run.run_id, drive, copy_context(), name=label, is_driver=True)
             run.add_work(worker)
             result = await worker.result()
             run.drop_work(worker)  # a cancel from here on does not interrupt that thread
@@ -124,20 +120,12 @@ def _function(agent: object) -> Callable[..., Any]:
     return call
 
 
-class _Accepted(msgspec.Struct, frozen=True):
-    """Which arguments a function accepts."""
-
-    prompt: bool
-    run: bool
-    run_is_positional: bool = False
-
-
 # A signature costs 50 µs to read.
-_known: WeakKeyDictionary[FunctionType, _Accepted] = WeakKeyDictionary()
+_known: WeakKeyDictionary[FunctionType, tuple[bool, object]] = WeakKeyDictionary()
 
 
-def _accepted(agent: object) -> _Accepted:
-    """Return which arguments a callable accepts.
+def _accepted(agent: object) -> tuple[bool, object]:
+    """Return whether a callable accepts a prompt, and the kind of its parameter `run`, or None.
 
     Raises
     ------
@@ -151,7 +139,7 @@ def _accepted(agent: object) -> _Accepted:
     try:
         parameters = list(inspect.signature(agent).parameters.values())
     except (TypeError, ValueError):  # some builtins have none: the prompt is the best guess
-        return _Accepted(prompt=True, run=False)
+        return True, None
     others = [p for p in parameters if p.name != _RUN]
     positional = [p for p in others if p.kind in _POSITIONAL]
     keywords = [p for p in others if p.kind is p.KEYWORD_ONLY]
@@ -162,12 +150,8 @@ def _accepted(agent: object) -> _Accepted:
             f"{name}() can't be used as an agent: it also requires {', '.join(map(repr, missing))}. An agent takes "
             "(prompt), (prompt, run) or no arguments; bind the rest with functools.partial."
         )
-    runs = [p.kind for p in parameters if p.name == _RUN]
-    accepted = _Accepted(
-        prompt=bool(positional) or any(p.kind is p.VAR_POSITIONAL for p in others),
-        run=bool(runs),
-        run_is_positional=inspect.Parameter.POSITIONAL_ONLY in runs,
-    )
+    has_prompt = bool(positional) or any(p.kind is p.VAR_POSITIONAL for p in others)
+    accepted = has_prompt, next((p.kind for p in parameters if p.name == _RUN), None)
     if isinstance(agent, FunctionType):
         _known[agent] = accepted
     return accepted
@@ -175,12 +159,13 @@ def _accepted(agent: object) -> _Accepted:
 
 def _bind(agent: Any, prompt: str, run: RunContext) -> Callable[[], Any]:
     """Return the call of `agent` with the arguments that it accepts."""
-    accepted = _accepted(agent)
-    args: list[object] = [prompt] if accepted.prompt else []
-    if accepted.run_is_positional:
-        args.append(run)
-    named = {_RUN: run} if accepted.run and not accepted.run_is_positional else {}
-    return functools.partial(agent, *args, **named)
+    has_prompt, run_kind = _accepted(agent)
+    args: list[object] = [prompt] if has_prompt else []
+    if run_kind is None:
+        return functools.partial(agent, *args)
+    if run_kind is inspect.Parameter.POSITIONAL_ONLY:
+        return functools.partial(agent, *args, run)
+    return functools.partial(agent, *args, **{_RUN: run})
 
 
 ADAPTER = PlainAdapter()

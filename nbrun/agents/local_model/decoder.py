@@ -50,7 +50,7 @@ class Piece:
 class Decoding:
     """One answer on its way from the decode thread to the event loop that asked for it.
 
-    Threads: made and read (`pieces`) on the loop; the decode thread calls `take` and `end`, any thread `stop`.
+    Threads: made and read (`pieces`) on the loop; the decode thread calls `take` and `put`, any thread `stop`.
     `is_stopped` becomes True once and is read without a lock: a decode thread that sees it late decodes one more
     token, which `pieces` drops.
 
@@ -69,7 +69,7 @@ class Decoding:
     def stop(self) -> None:
         """Stop decoding, and end `pieces`."""
         self.is_stopped = True
-        self.end()
+        self.put(None)
 
     def take(self, chunk: dict[str, Any]) -> bool:
         """Pass a chunk on to the loop; return whether to stop decoding.
@@ -79,15 +79,16 @@ class Decoding:
         if self.is_stopped:
             return True
         try:
-            self._hand_over(_piece_of(chunk, self.model_file))
+            self.put(_piece_of(chunk, self.model_file))
         except Exception as error:
-            self.end(error)
+            self.put(error)
             return True
         return self.is_stopped
 
-    def end(self, error: Exception | None = None) -> None:
-        """End `pieces`, with an error if decoding failed."""
-        self._hand_over(error)
+    def put(self, arrival: Piece | Exception | None) -> None:
+        """Add to `pieces`, or end it, with an error if decoding failed."""
+        if not call_soon(self._loop, partial(self._arrivals.put_nowait, arrival)):
+            self.is_stopped = True  # the loop is closed: nobody reads any more
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield what was decoded, in order, until the end or `stop`; raise the error if there was one."""
@@ -97,10 +98,6 @@ class Decoding:
             yield arrival
         if arrival is not None:
             raise arrival
-
-    def _hand_over(self, arrival: Piece | Exception | None) -> None:
-        if not call_soon(self._loop, partial(self._arrivals.put_nowait, arrival)):
-            self.is_stopped = True  # the loop is closed: nobody reads any more
 
 
 _decoder: _Decoder | None = None
@@ -167,24 +164,22 @@ class _Decoder:
         while (decoding := self._waiting.get()) is not None:
             if decoding.is_stopped:  # cancelled while it waited
                 continue
+            file = decoding.model_file
+            failure: Exception | None = None
             try:
                 if not self._is_closing:
-                    if server is None or loaded != decoding.model_file:
+                    if server is None or loaded != file:
                         server = None  # first: there may not be memory for two
-                        server, loaded = _load(decoding.model_file), decoding.model_file
-                    on_chunk = partial(self._pass_on, decoding)
-                    server.handle_chat_completions(decoding.body, on_chunk)
-                decoding.end(
-                    _failure("it was closed", decoding.model_file) if self._is_closing else None
-                )
+                        server, loaded = _load(file), file
+                    server.handle_chat_completions(decoding.body, partial(self._pass_on, decoding))
+                if self._is_closing:
+                    failure = _failure("it was closed", file)
             except UserError as error:
-                decoding.end(error)
-            except (
-                Exception
-            ) as error:  # raised in the run that asked; the thread serves the next one
-                failure = _failure(str(error), decoding.model_file)
+                failure = error
+            except Exception as error:  # raised in the run that asked; the thread serves the next
+                failure = _failure(str(error), file)
                 failure.__cause__ = error
-                decoding.end(failure)
+            decoding.put(failure)
 
     def _pass_on(self, decoding: Decoding, chunk: dict[str, Any]) -> bool:
         return self._is_closing or decoding.take(chunk)
