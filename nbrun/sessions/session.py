@@ -98,7 +98,7 @@ class NotebookSession:
         self.on_display: Callable[[Run], None] | None = None
         # Called on the writer's thread when a run has ended, and others have moved up in the queue, or when one
         # waits for a person, and those in the queue with it.
-        self.on_line_moved: Callable[[], None] | None = None
+        self.on_queue_moved: Callable[[], None] | None = None
         self.on_followed: Callable[[Run], None] | None = (
             None  # with a run that another one now comes from
         )
@@ -162,15 +162,12 @@ class NotebookSession:
         RunNotFound, AgentNotFound, BadOption, SessionClosed
             Nothing was started.
         """
-        from nbrun.sessions.followups import (
-            PLANS,  # with the first that needs it: a load must be quick
-        )
+        from nbrun.sessions.followups import plan  # with the first that needs it: loading is quick
 
         run = self.get(ref)
         if run.store is not self.store:
             raise NotResumable(f"{run!r} is of another store; go on from it there")
-        plan = PLANS[kind](run, self.get, agent, self.find_agent, options)
-        following = self._starter.start(plan.agent, plan.prompt, plan.options)
+        following = self._starter.start(*plan(kind, run, agent, options, self.find_agent, self.get))
         if self.on_followed is not None:
             self.on_followed(run)
         return following
@@ -367,10 +364,10 @@ class NotebookSession:
             self.parts.control.forget(live)
             self._catalog.note_end(live)
             self.store.note_end(record.number)
-        if self.on_line_moved is not None and any(
+        if self.on_queue_moved is not None and any(
             event.data.TYPE in _MOVES_LINE for event in events
         ):
-            self.on_line_moved()
+            self.on_queue_moved()
         for listener in (*live.listeners, *self._listeners):
             try:
                 listener(record, events)

@@ -146,7 +146,7 @@ class Presenter:
                 self.requests.answer,
                 lambda: self.config.notify_after,
             )
-            self.session.on_line_moved = self._board.redraw_queued
+            self.session.on_queue_moved = self._board.redraw_queued
         return self._board
 
     @property

@@ -290,7 +290,7 @@ def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> N
     run = ended(first.start(agent, target="acp:touch planted"))
     first.close()
     with pytest.raises(
-        AgentNotFound, match=r"is not started from its record; pass agent=nbrun\.agents"
+        AgentNotFound, match=r"isn't started from its record; pass agent=nbrun\.agents"
     ):
         make_session().get(run.id).retry()
 

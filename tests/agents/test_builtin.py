@@ -156,7 +156,7 @@ def test_a_later_kernel_finds_functions_and_types_by_name(make_session: MakeSess
     second = make_session()
     found: dict[str, object] = {}
     second.find_agent = found.get
-    with pytest.raises(AgentNotFound, match=r"a tool of .* is not here: define brew first"):
+    with pytest.raises(AgentNotFound, match=r"a tool of .* isn't defined: define brew first"):
         second.get(run.id).retry()
     found["brew"] = brew
     with pytest.raises(AgentNotFound, match=r"the output type of .* define Cup first, or pass"):
@@ -189,7 +189,7 @@ def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> N
     run.cancel()
     assert run.wait(BOUND_S)
     first.close()
-    with pytest.raises(BadOption, match=r"used MCP servers \(false planted\); give them again"):
+    with pytest.raises(BadOption, match=r"used MCP servers \(false planted\); pass mcp= again"):
         make_session().get(run.id).retry()
 
 

@@ -237,7 +237,9 @@ def test_a_replay_is_no_run_to_go_on_from(session: NotebookSession) -> None:
     new = ended(ended(session.start(reader(2))).replay("max"))
     assert new.status is RunStatus.FAILED
     for follow in (new.resume, new.retry):
-        with pytest.raises(NotResumable, match="is a replay; go on from the run that it shows"):
+        with pytest.raises(
+            NotResumable, match="is a replay; resume or retry the run that it shows"
+        ):
             follow()
     assert ended(new.replay("max")).text == new.text
 

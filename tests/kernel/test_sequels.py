@@ -36,7 +36,7 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
     assert "Resume from the last checkpoint: %agentrun resume #1" in card
     line = error_line(kernel.run("%agentrun resume book"))
     assert line == (
-        "AgentNotFound: the agent of run #1 (book) is not here: define reader first, or pass agent= in Python"
+        "AgentNotFound: the agent of run #1 (book) isn't defined: define reader first, or pass agent= in Python"
     )
     assert value(kernel, "len(nbrun.runs())") == "1"
 

@@ -73,7 +73,7 @@ def test_a_cancelled_run_can_be_continued_and_a_live_one_not(
 ) -> None:
     """What was said up to the cancel counts."""
     live = session.start(held, "one")
-    with pytest.raises(NotResumable, match="is live"):
+    with pytest.raises(NotResumable, match="is still running"):
         live.continue_with("two")
     live.cancel()
     ended(live)

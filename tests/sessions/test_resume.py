@@ -19,7 +19,7 @@ from nbrun.core import checkpoint, events as ev
 from nbrun.core.checkpoint import State
 from nbrun.core.errors import Action, AgentNotFound, BadOption, Fix, NotResumable
 from nbrun.core.redaction import Redactor
-from nbrun.sessions.followups import PLANS
+from nbrun.sessions.followups import plan as plan_followup
 from nbrun.store.session_store import SessionStore
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
@@ -317,7 +317,9 @@ def test_a_cancelled_run_can_be_gone_on_with(session: NotebookSession) -> None:
 def test_a_live_run_has_no_followup(session: NotebookSession, held: Held, kind: str) -> None:
     """One line, and nothing is started."""
     run = session.start(held)
-    with pytest.raises(NotResumable, match=r"run #1 \(Held\) is live; wait for it, or cancel it"):
+    with pytest.raises(
+        NotResumable, match=r"run #1 \(Held\) is still running; wait for it, or cancel it"
+    ):
         getattr(run, kind)()
     assert len(session.runs()) == 1
 
@@ -341,7 +343,7 @@ def test_nobody_goes_on_twice(session: NotebookSession, held: Held) -> None:
     """While a resumption is live, and after it has completed, there is no second one."""
     old = cut_short(session)
     new = old.resume(agent=held)
-    with pytest.raises(NotResumable, match="is being gone on with as #2"):
+    with pytest.raises(NotResumable, match="is already being resumed as #2"):
         old.resume()
     held.let_go()
     ended(new)
@@ -356,7 +358,7 @@ def test_of_two_kernels_one_goes_on(make_session: MakeSession, held: Held) -> No
     cut_short(one)
     two = make_session(ids=nbrun.SequentialIds("two"))
     found = two.get(1)
-    plan = PLANS["resume"](found, two.get, held, two.find_agent, {})
+    plan = plan_followup("resume", found, held, {}, two.find_agent, two.get)
     first = one.get(1).resume(agent=held)
     with pytest.raises(NotResumable, match="another kernel is already resuming that run"):
         two.start(plan.agent, plan.prompt, **plan.options)
@@ -571,7 +573,7 @@ def test_a_retry_may_have_other_options(session: NotebookSession) -> None:
         BadOption, match=r"timeout isn't an option of a run; did you mean timeout_s"
     ):
         old.retry(timeout=1)
-    with pytest.raises(BadOption, match="prompt is that of the old run"):
+    with pytest.raises(BadOption, match="prompt can't be changed here"):
         old.retry(prompt="coffee")
 
 

@@ -292,7 +292,7 @@ def test_a_queued_run_says_what_it_waits_for(make_session: MakeSession, held: He
     """Its place is told by its handle and in lists, moves up when others end, and whoever draws it hears of that."""
     session = make_session(max_concurrent=1)
     moved = threading.Semaphore(0)
-    session.on_line_moved = moved.release
+    session.on_queue_moved = moved.release
     holder, other = session.start(held), Held()
     second, third = session.start(other), session.start(agents.instant)
     assert second.status_words() == "Queued (next of 2) · 1 of 1 slots busy"
@@ -310,7 +310,7 @@ def test_a_queued_run_says_that_the_others_wait_for_a_person(make_session: MakeS
     """When one of them begins to ask and when it is answered, whoever draws the line hears of that."""
     session = make_session(max_concurrent=1)
     moved = threading.Semaphore(0)
-    session.on_line_moved = moved.release
+    session.on_queue_moved = moved.release
 
     async def asks(prompt: str, run: RunContext) -> None:
         await run.ask("may I?")
