@@ -176,8 +176,8 @@ def test_panels(watched: Watched) -> None:
         watched.open(width)
         page = rows[start : start + 50]
         panel = {
-            "id": "panel", "rows": page, "live": 1, "stored": len(rows), "status": "", "text": PAYLOADS[start],
-            "page": 50, "has_more": True, "has_newer": False, "open": "", "answered": "",
+            "id": "panel", "columns": runs_table.COLUMNS, "rows": page, "live": 1, "stored": len(rows), "status": "",
+            "text": PAYLOADS[start], "page": 50, "has_more": True, "has_newer": False, "open": "", "answered": "",
             "problem": "", "is_over": False, "is_stale": False, "now": AT,
         }  # fmt: skip
         watched.page.evaluate("panel => harness.mountPanel(panel)", panel)
