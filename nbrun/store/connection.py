@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import StoreDamaged, StoreReadOnly
+from nbrun.core import StoreDamaged, StoreReadOnly
 from nbrun.store.schema import VERSION, check, migrate
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import StoreDamaged, StoreError, StoreUnavailable
+from nbrun.core import Clock, StoreDamaged, StoreError, StoreUnavailable
 from nbrun.store import read_only, schema
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage
@@ -22,7 +22,6 @@ from nbrun.store.rows import delete_stale_checkpoints
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nbrun.core.clock import Clock
 
 _log = logging.getLogger("nbrun")
 

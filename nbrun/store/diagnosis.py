@@ -15,8 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import Action, Fix
-from nbrun.core.quantities import size_words
+from nbrun.core import Action, Fix, size_words
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.session_store import ReadOnlyStore
 

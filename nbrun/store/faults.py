@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import StoreDamaged, StoreError, StoreUnavailable
+from nbrun.core import StoreDamaged, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,10 +6,8 @@ from datetime import date, datetime, time, timedelta
 
 import msgspec
 
-from nbrun.core.errors import BadOption
-from nbrun.core.quantities import duration_s
-from nbrun.core.record import BRIEF_HEAD, RunRecord, RunStatus
-from nbrun.core.values import readable
+from nbrun.core import BadOption, RunRecord, RunStatus, duration_s, readable
+from nbrun.core.record import BRIEF_HEAD
 
 UNKNOWN = "unknown"
 """Finds runs whose kernel cannot be seen from here; it is not a status that they have."""

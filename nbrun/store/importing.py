@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.errors import BadRecording, IdConflict
-from nbrun.core.record import fold
+from nbrun.core import BadRecording, IdConflict, events as ev, fold
 from nbrun.store import queries
 from nbrun.store.rows import IdTaken, RowWriter, Values, micros
 

@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.core.quantities import duration
-from nbrun.core.values import shown
+from nbrun.core import duration, shown
 
 if TYPE_CHECKING:
     import sqlite3

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from nbrun.core.errors import StoreReadOnly
+from nbrun.core import StoreReadOnly
 
 FOLDER = ".nbrun"
 SUFFIX = ".db"

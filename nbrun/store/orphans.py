@@ -7,9 +7,8 @@ import sqlite3
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.errors import NotPending
-from nbrun.core.record import GIVEN_UP, LIVE, RunStatus, fold
+from nbrun.core import LIVE, NotPending, RunStatus, events as ev, fold
+from nbrun.core.record import GIVEN_UP
 from nbrun.store import queries
 from nbrun.store.connection import transaction
 from nbrun.store.liveness import kernel_of, open_kernels

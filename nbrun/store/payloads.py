@@ -6,16 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.errors import ArtifactLost
-from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, shown, type_name
+from nbrun.core import (
+    Artifact,
+    ArtifactFiles,
+    ArtifactLost,
+    Exported,
+    Plain,
+    RunRecord,
+    events as ev,
+    shown,
+    type_name,
+)
+from nbrun.core.values import REPR_KEY, TYPE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nbrun.core.artifacts import Artifact, ArtifactFiles
-    from nbrun.core.record import RunRecord
-    from nbrun.core.recording import Exported
 
 LIMIT = 1_000_000
 """The size in bytes of an event above which its payload goes to a file."""

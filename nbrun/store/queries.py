@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.artifacts import Artifact, ArtifactFiles
-from nbrun.core.errors import StoreReadOnly
-from nbrun.core.record import LIVE, RunRecord, RunStatus, fold
+from nbrun.core import (
+    LIVE,
+    Artifact,
+    ArtifactFiles,
+    Clock,
+    RunRecord,
+    RunStatus,
+    StoreReadOnly,
+    events as ev,
+    fold,
+)
 from nbrun.store import payloads, validation
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
 from nbrun.store.liveness import kernel_of
@@ -29,7 +36,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from nbrun.core.clock import Clock
     from nbrun.store.filters import Query
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from nbrun.core.errors import StoreDamaged, StoreError, StoreReadOnly
+from nbrun.core import StoreDamaged, StoreError, StoreReadOnly
 from nbrun.store import schema
 from nbrun.store.connection import BUSY_TIMEOUT_S, refuse_links, set_limits
 

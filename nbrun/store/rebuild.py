@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelCause
-from nbrun.core.record import RunRecord, RunStatus
+from nbrun.core import CancelCause, RunRecord, RunStatus, events as ev
 from nbrun.store import queries
 from nbrun.store.liveness import note_file
 from nbrun.store.rows import Dropped, Row, RowWriter, Values

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbrun.core.record import LIVE
+from nbrun.core import LIVE, ArtifactFiles
 from nbrun.store.liveness import open_kernels
 from nbrun.store.schema import fill_columns
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Iterator
 
-    from nbrun.core.artifacts import ArtifactFiles
 
 KEEP_RUNS = 10_000
 """How many runs a store keeps by default; 0 for all."""

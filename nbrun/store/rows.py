@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.errors import StoreError
-from nbrun.core.record import RunRecord, RunStatus, fold
-from nbrun.core.text import clean_text
+from nbrun.core import (
+    ArtifactFiles,
+    RunRecord,
+    RunStatus,
+    StoreError,
+    clean_text,
+    events as ev,
+    fold,
+)
 from nbrun.store import payloads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from nbrun.core.artifacts import ArtifactFiles
 
 _LARGE = payloads.LIMIT
 _log = logging.getLogger("nbrun")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core.errors import StoreReadOnly, StoreTooNew
+from nbrun.core import StoreReadOnly, StoreTooNew
 from nbrun.store.validation import LATEST_S
 
 if TYPE_CHECKING:

@@ -9,8 +9,16 @@ import threading
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from nbrun.core.artifacts import ArtifactFiles, folder_beside
-from nbrun.core.errors import NotPending, StoreDamaged, StoreError, StoreReadOnly, StoreUnavailable
+from nbrun.core import (
+    ArtifactFiles,
+    Clock,
+    NotPending,
+    StoreDamaged,
+    StoreError,
+    StoreReadOnly,
+    StoreUnavailable,
+    folder_beside,
+)
 from nbrun.store import read_only
 from nbrun.store.connection import connect
 from nbrun.store.database_file import DatabaseFile
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from nbrun.core.clock import Clock
 
 __all__ = [
     "Checkpointed",

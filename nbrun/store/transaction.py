@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.artifacts import ArtifactFiles, folder_beside
-from nbrun.core.record import RunRecord, fold
+from nbrun.core import ArtifactFiles, Clock, RunRecord, events as ev, fold, folder_beside
 from nbrun.store.connection import BUSY_TIMEOUT_S, transaction
 from nbrun.store.liveness import note_file
 from nbrun.store.rebuild import KnownRun, rebuild
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from nbrun.core.clock import Clock
     from nbrun.store.database_file import DatabaseFile
 
 HELD_BYTES = 64 * 1024 * 1024

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import events as ev
+from nbrun.core import RunRecord, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from nbrun.core.record import RunRecord
 
 MAX_SEQ = 2**53
 """Event numbers end here: JavaScript has no greater ones."""

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from nbrun.core import events as ev
-from nbrun.core.record import RunRecord, RunStatus, fold
+from nbrun.core import Clock, RunRecord, RunStatus, events as ev, fold
 from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage, is_of_file
 from nbrun.store.liveness import this_process
@@ -27,7 +26,6 @@ from nbrun.store.transaction import HELD_BYTES, NOTHING, Backlog, FileWriter, He
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from nbrun.core.clock import Clock
     from nbrun.store.database_file import DatabaseFile
 
 _log = logging.getLogger("nbrun")
