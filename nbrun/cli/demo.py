@@ -18,7 +18,7 @@ from nbrun.core.clock import SystemClock
 from nbrun.core.quantities import duration
 from nbrun.core.text import printable
 from nbrun.core.values import shown
-from nbrun.store.location import store_path
+from nbrun.store import store_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, say
 from nbrun.cli.runs import odd_files_at, opened, stores_at
-from nbrun.store.database_file import is_set_aside
+from nbrun.store import is_set_aside
 from nbrun.store.diagnosis import Finding, Sign, kept, served, tried, versions
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from nbrun.cli.runs import opened, stores_at
 from nbrun.core import quantities
 from nbrun.core.artifacts import folder_beside
 from nbrun.core.errors import BadOption, StoreError
-from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
+from nbrun.store import KEEP_BYTES, KEEP_RUNS, Keep
 
 if TYPE_CHECKING:
     from pathlib import Path

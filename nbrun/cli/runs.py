@@ -11,18 +11,21 @@ from nbrun.cli.output import CommandError, relative, say, say_table
 from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, printable
 from nbrun.render.static_card import whole_text
 from nbrun.render.words import with_followups
-from nbrun.store import schema
-from nbrun.store.database_file import is_set_aside
-from nbrun.store.filters import read_query
-from nbrun.store.location import FOLDER, SUFFIX, store_path
-from nbrun.store.session_store import SessionStore
+from nbrun.store import (
+    FOLDER,
+    SUFFIX,
+    SessionStore,
+    StoredRun,
+    is_set_aside,
+    read_query,
+    schema,
+    store_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import SimpleNamespace
-
-    from nbrun.store.session_store import StoredRun
 
 
 SET_ASIDE = "a damaged store, set aside; recover its runs with .recover of the sqlite3 tool"

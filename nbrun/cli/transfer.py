@@ -17,10 +17,16 @@ from nbrun.core.errors import BadRecording, IdConflict, StoreError
 from nbrun.core.text import printable
 from nbrun.core.values import shown
 from nbrun.render import export
-from nbrun.store import payloads
-from nbrun.store.connection import open_for_writing
-from nbrun.store.importing import import_run
-from nbrun.store.location import NO_NOTEBOOK, SUFFIX, prepare_folder, store_path
+from nbrun.store import (
+    NO_NOTEBOOK,
+    SUFFIX,
+    SessionStore,
+    import_run,
+    open_for_writing,
+    prepare_folder,
+    store_path,
+    whole_run,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +34,6 @@ if TYPE_CHECKING:
 
     from nbrun.core.events import RunEvent
     from nbrun.core.recording import Exported
-    from nbrun.store.session_store import SessionStore
 
     Recorded = tuple[recording.Header, list[RunEvent]]
 
@@ -70,7 +75,7 @@ def _all_numbers(store: SessionStore) -> list[int]:
 
 def _exported(store: SessionStore, number: int) -> Exported:
     read = lambda after, limit: store.events(number, after, limit)  # noqa: E731 - two words
-    return payloads.whole_run(store.record(number), export.paged(read), store.artifacts(number))
+    return whole_run(store.record(number), export.paged(read), store.artifacts(number))
 
 
 def import_runs(options: SimpleNamespace) -> int:

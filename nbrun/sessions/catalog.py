@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from nbrun.core.record import RunRecord
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.parts import Parts
-    from nbrun.store.filters import Query
-    from nbrun.store.session_store import SessionStore, StoredRun
+    from nbrun.store import Query, SessionStore, StoredRun
 
 _log = logging.getLogger("nbrun")
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from nbrun.sessions.start import takes
 if TYPE_CHECKING:
     from nbrun.sessions.run import Run
     from nbrun.sessions.run_list import RunList
-    from nbrun.store.filters import Since
+    from nbrun.store import Since
 
 SHELL_ATTRIBUTE = "nbrun_session"
 """Under this name the extension holds its session on the shell."""

@@ -20,13 +20,12 @@ from nbrun.core.text import clean_text
 from nbrun.core.values import BASE64_KEY, plain
 from nbrun.host.attempt import HostEvent
 from nbrun.sessions.live_run import LiveRun
-from nbrun.store.session_store import Checkpointed
+from nbrun.store import Checkpointed, Committed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nbrun.core.clock import Clock
-    from nbrun.store.session_store import Committed
 
 _log = logging.getLogger("nbrun")
 

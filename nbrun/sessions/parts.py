@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbrun.sessions.control import Control
     from nbrun.sessions.intake import Intake
     from nbrun.sessions.scheduler import Scheduler
-    from nbrun.store.session_store import SessionStore
+    from nbrun.store import SessionStore
 
 
 @dataclass(slots=True, kw_only=True)

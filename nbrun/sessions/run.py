@@ -27,8 +27,7 @@ from nbrun.core.values import revived, shown
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import opening, queued_words, run_ref, status_words
 from nbrun.sessions.live_run import each_event, poll, poll_softly
-from nbrun.store.payloads import is_in_file, restored, whole, whole_run
-from nbrun.store.session_store import ReadOnlyStore
+from nbrun.store import ReadOnlyStore, SessionStore, is_in_file, restored, whole, whole_run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from nbrun.core.values import Plain
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.parts import Parts
-    from nbrun.store.session_store import SessionStore
 
 _OUTCOME_WORDS = {
     CancelOutcome.REQUESTED: ": cancel requested",

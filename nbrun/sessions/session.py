@@ -27,10 +27,16 @@ from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
 from nbrun.sessions.scheduler import Scheduler
 from nbrun.sessions.start import Starter, StartOptions, takes
-from nbrun.store.filters import Since, read_query
-from nbrun.store.location import notebook_path, places_for
-from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
-from nbrun.store.session_store import SessionStore
+from nbrun.store import (
+    KEEP_BYTES,
+    KEEP_RUNS,
+    Keep,
+    SessionStore,
+    Since,
+    notebook_path,
+    places_for,
+    read_query,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

@@ -24,25 +24,14 @@ from nbrun.store.connection import connect
 from nbrun.store.database_file import DatabaseFile
 from nbrun.store.faults import StoreFault, fault_of, is_damage
 from nbrun.store.orphans import give_up
-from nbrun.store.queries import StoredRun, StoredRuns
+from nbrun.store.queries import StoredRuns
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
-from nbrun.store.rows import Checkpointed
-from nbrun.store.writer import Committed, Source, Writer
+from nbrun.store.writer import Source, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-
-__all__ = [
-    "Checkpointed",
-    "Committed",
-    "Keep",
-    "ReadOnlyStore",
-    "SessionStore",
-    "Source",
-    "StoredRun",
-]
 
 SWEEP_S = 60.0
 """How often, at most, the store checks whether it holds too much."""

@@ -6,7 +6,7 @@ from traitlets import Bool, Float, Int, List, Unicode
 from traitlets.config import Configurable
 
 from nbrun.core.redaction import RULE
-from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS
+from nbrun.store import KEEP_BYTES, KEEP_RUNS
 
 NEW_RUNS = "Applies to new runs."
 AT_LOAD = "Takes effect when nbrun is loaded (set it in ipython_config.py, or %reload_ext nbrun)."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nbrun.core import errors, mimebundle, record
 from nbrun.sessions.default import SHELL_ATTRIBUTE
 from nbrun.sessions.session import NotebookSession
-from nbrun.store.retention import Keep
+from nbrun.store import Keep
 from nbrun.ui import config, presenter
 from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.magics.options import spell

@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from nbrun import NotebookSession, RunContext
-from nbrun.store.connection import open_for_writing
+from nbrun.store import open_for_writing
 from nbrun.store.rows import micros
 
 ROUNDS = 5

@@ -29,8 +29,8 @@ import msgspec
 from nbrun import NotebookSession
 from nbrun.core import events as ev
 from nbrun.core.record import RunRecord, fold
-from nbrun.store import queries as reader
-from nbrun.store.connection import connect, open_for_writing
+from nbrun.store import open_for_writing, queries as reader
+from nbrun.store.connection import connect
 from nbrun.store.liveness import this_process
 from nbrun.store.rows import Row, RowWriter
 from nbrun.ui.panel.page import ANY_LIVE, PageQuery, read_page

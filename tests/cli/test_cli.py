@@ -23,7 +23,7 @@ from nbrun import NotebookSession, ScriptedAgent, SequentialIds, cli
 from nbrun.agents import local_model
 from nbrun.core.clock import SystemClock
 from nbrun.core.record import RunRecord
-from nbrun.store.session_store import SessionStore
+from nbrun.store import SessionStore
 
 COMMAND = str(Path(sys.executable).with_name("nbrun"))
 NOTEBOOK = "01_first_run.ipynb"

@@ -22,8 +22,8 @@ from nbrun.core import events as ev
 from nbrun.core.latches import Latch
 from nbrun.core.record import fold
 from nbrun.host.loops import LoopThread
-from nbrun.store.queries import StoredRun
-from nbrun.store.session_store import Committed, SessionStore, Source
+from nbrun.store import Committed, SessionStore, StoredRun
+from nbrun.store.writer import Source
 from tests.fakes.clock import NOON
 
 Ts = TypeVarTuple("Ts")

@@ -23,7 +23,7 @@ from nbrun.host.driver import Driver
 from nbrun.host.host import LocalExecutor, RunHost
 from nbrun.sessions.intake import Intake
 from nbrun.sessions.live_run import LiveRun
-from nbrun.store.session_store import Committed
+from nbrun.store import Committed
 from tests.fakes.actor import Actor, agent, current_actor
 from tests.fakes.model import ENDS, Account, after, check_log
 from tests.fakes.virtual import VirtualClock, VirtualFlag, VirtualLock, VirtualStore, VirtualThread

@@ -14,8 +14,7 @@ import pytest
 
 from nbrun.core.clock import SystemClock
 from nbrun.core.record import RunRecord
-from nbrun.store.location import store_path
-from nbrun.store.session_store import SessionStore
+from nbrun.store import SessionStore, store_path
 from tests.notebooks.headless import FOLDER, NOTEBOOKS, execute
 
 pytestmark = pytest.mark.timeout(120)

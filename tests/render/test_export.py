@@ -21,8 +21,7 @@ from nbrun.core.errors import BadOption
 from nbrun.core.record import RunRecord
 from nbrun.core.recording import Exported
 from nbrun.render import export
-from nbrun.store.location import store_path
-from nbrun.store.session_store import SessionStore
+from nbrun.store import SessionStore, store_path
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.readers import reader

@@ -16,7 +16,7 @@ from nbrun.core.redaction import Redactor
 from nbrun.host.attempt import HostEvent
 from nbrun.sessions.intake import Intake
 from nbrun.sessions.live_run import LiveRun
-from nbrun.store.session_store import Committed
+from nbrun.store import Committed
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import NOON, FakeClock
 

@@ -20,7 +20,7 @@ from nbrun.core.checkpoint import State
 from nbrun.core.errors import Action, AgentNotFound, BadOption, Fix, NotResumable
 from nbrun.core.redaction import Redactor
 from nbrun.sessions.followups import plan as plan_followup
-from nbrun.store.session_store import SessionStore
+from nbrun.store import SessionStore
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.readers import PAGES, reader

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from nbrun.core.record import fold
-from nbrun.store.session_store import SessionStore, StoredRun
+from nbrun.store import SessionStore, StoredRun
 from tests.fakes import doomed
 from tests.fakes.clock import FakeClock
 from tests.fakes.doomed import Phase, Shown, Trouble

@@ -11,10 +11,9 @@ import pytest
 from nbrun import NotebookSession
 from nbrun.core.clock import SystemClock
 from nbrun.core.errors import StoreUnavailable
-from nbrun.store import diagnosis as finding
+from nbrun.store import SessionStore, diagnosis as finding
 from nbrun.store.diagnosis import Finding, Sign, kept, served, set_aside, tried, versions
 from nbrun.store.faults import FaultKind, StoreFault
-from nbrun.store.session_store import SessionStore
 from tests.conftest import MakeSession
 from tests.fakes import agents
 

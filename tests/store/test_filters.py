@@ -14,7 +14,7 @@ from nbrun import NotebookSession, RunList, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.errors import BadOption, PackageMissing
 from nbrun.sessions.run import Run
-from nbrun.store.filters import read_query
+from nbrun.store import read_query
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import FakeClock

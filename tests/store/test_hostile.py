@@ -16,8 +16,7 @@ from nbrun.cli import main
 from nbrun.core import events as ev
 from nbrun.render.static_card import bundle, plain_text
 from nbrun.sessions.run_list import RunList
-from nbrun.store import validation
-from nbrun.store.connection import open_for_writing
+from nbrun.store import open_for_writing, validation
 from nbrun.store.liveness import this_process
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nbrun.store.connection import open_for_writing
+from nbrun.store import open_for_writing
 from nbrun.store.rows import RowWriter
 from tests.fakes import doomed
 from tests.store.crash import Life, check

@@ -13,10 +13,8 @@ from hypothesis import given, settings, strategies as st
 from nbrun import CancelCause, RunRecord
 from nbrun.core import events as ev
 from nbrun.core.record import fold
-from nbrun.store import queries as reader
-from nbrun.store.connection import open_for_writing
-from nbrun.store.session_store import Checkpointed
-from nbrun.store.writer import Committed, Writer
+from nbrun.store import Checkpointed, Committed, open_for_writing, queries as reader
+from nbrun.store.writer import Writer
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import NOON, FakeClock
 

@@ -11,8 +11,7 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunRecord
 from nbrun.core import events as ev
-from nbrun.store import liveness
-from nbrun.store.session_store import SessionStore
+from nbrun.store import SessionStore, liveness
 from tests.fakes import agents, doomed
 from tests.fakes.clock import FakeClock
 from tests.fakes.doomed import Shown

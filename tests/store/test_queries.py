@@ -12,7 +12,7 @@ import pytest
 from nbrun import NotebookSession
 from nbrun.core.clock import SystemClock
 from nbrun.core.record import RunStatus
-from nbrun.store.queries import RunReference, newest_references
+from nbrun.store import RunReference, newest_references
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 

@@ -19,9 +19,8 @@ import pytest
 from nbrun import NotebookSession, Run
 from nbrun.cli import main
 from nbrun.core.errors import BadOption, RunNotFound, StoreDamaged, StoreReadOnly
-from nbrun.store import read_only
-from nbrun.store.connection import connect, open_for_writing
-from nbrun.store.session_store import SessionStore
+from nbrun.store import SessionStore, open_for_writing, read_only
+from nbrun.store.connection import connect
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import FakeClock

@@ -18,11 +18,10 @@ from nbrun import NotebookSession, Run, RunContext, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.artifacts import ArtifactFiles, folder_beside
 from nbrun.core.errors import BadOption, RunNotFound
-from nbrun.store import retention
+from nbrun.store import Keep, SessionStore, retention
 from nbrun.store.connection import connect
-from nbrun.store.retention import Keep, Sweeper
+from nbrun.store.retention import Sweeper
 from nbrun.store.rows import Row, RowWriter
-from nbrun.store.session_store import SessionStore
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import FakeClock

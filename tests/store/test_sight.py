@@ -27,8 +27,7 @@ from nbrun.core.errors import (
     StoreReadOnly,
 )
 from nbrun.render.static_card import bundle, plain_text
-from nbrun.store import transaction as open_file
-from nbrun.store.location import places_for
+from nbrun.store import places_for, transaction as open_file
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock

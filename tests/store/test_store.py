@@ -17,10 +17,7 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunRecord, RunStatus
 from nbrun.core.errors import StoreDamaged, StoreReadOnly, StoreTooNew
-from nbrun.store import schema, writer as writer_module
-from nbrun.store.connection import open_for_writing
-from nbrun.store.location import places_for
-from nbrun.store.session_store import SessionStore
+from nbrun.store import SessionStore, open_for_writing, places_for, schema, writer as writer_module
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held, Stubborn
 from tests.fakes.clock import FakeClock

@@ -17,10 +17,9 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession, RunRecord, RunStatus
-from nbrun.store import queries as reader, schema
-from nbrun.store.connection import connect, open_for_writing
+from nbrun.store import SessionStore, open_for_writing, queries as reader, schema
+from nbrun.store.connection import connect
 from nbrun.store.rows import encode_record
-from nbrun.store.session_store import SessionStore
 from tests.fakes import agents, doomed
 from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import FakeClock

@@ -16,7 +16,7 @@ from nbrun.agents.builtin import KNOWN
 from nbrun.core.commands import Command
 from nbrun.core.record import LIVE, TERMINAL, RunStatus
 from nbrun.sessions.catalog import number_of
-from nbrun.store.queries import RunReference, newest_references
+from nbrun.store import RunReference, newest_references
 from nbrun.ui.magics.agent_list import agents_in
 from nbrun.ui.magics.options import CELL, LINE
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbrun.core import LIVE, RunStatus
-from nbrun.store.filters import read_query
+from nbrun.store import Query, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from nbrun.core import RunRecord
     from nbrun.sessions.run import Run
     from nbrun.sessions.session import NotebookSession
-    from nbrun.store.filters import Query
 
 PAGE = 50
 SCAN = 200

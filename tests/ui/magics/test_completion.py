@@ -15,7 +15,7 @@ from IPython.core.completer import IPCompleter, provisionalcompleter
 from nbrun import NotebookSession, RunContext, ScriptedAgent, agent, agents as agents_module
 from nbrun.agents.builtin import KNOWN
 from nbrun.agents.scripted import HAIKU
-from nbrun.store.session_store import SessionStore
+from nbrun.store import SessionStore
 from nbrun.ui.magics.agent_list import agents_in
 from nbrun.ui.magics.completion import SUBCOMMANDS, Completion, Typed, read_typed
 from nbrun.ui.magics.options import CELL
