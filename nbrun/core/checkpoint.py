@@ -12,7 +12,6 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import NotResumable
-from nbrun.core.events import Usage
 from nbrun.core.values import Plain, plain
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Restored(msgspec.Struct, frozen=True):
     """What a run resumes from: a packed state with what was used before it, or a conversation."""
 
     state: bytes | None = None
-    usage: Usage = Usage()
+    usage: ev.Usage = ev.Usage()
     tools: int = 0
     history: tuple[Turn, ...] = ()
 

@@ -25,15 +25,13 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import BadOption, BadRecording
-from nbrun.core.record import fold
+from nbrun.core.record import RunRecord, fold
 from nbrun.core.values import Plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from nbrun.core.artifacts import Artifact
-    from nbrun.core.events import RunEvent
-    from nbrun.core.record import RunRecord
 
 VERSION = 1
 MAX_LINE = 64 * 1024 * 1024
@@ -381,5 +379,5 @@ class Exported(NamedTuple):
     """A run: its whole record, all of its events by seq, and its artifacts."""
 
     record: RunRecord
-    events: Iterable[RunEvent]
+    events: Iterable[ev.RunEvent]
     artifacts: Sequence[Artifact] = ()

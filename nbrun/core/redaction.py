@@ -10,12 +10,11 @@ from urllib.parse import quote
 
 from nbrun.core.errors import BadOption
 from nbrun.core.text import clean_text
-from nbrun.core.values import mark_bytes, marked_bytes
+from nbrun.core.values import Plain, mark_bytes, marked_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from nbrun.core.values import Plain
 
 MIN_LENGTH = 8
 """Shorter values are left alone: replacing them would damage ordinary words."""

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from nbrun.agents.context.approvals import NOBODY
-from nbrun.core.events import EventData
+from nbrun.core import ArtifactWriter, CancelToken, Restored, RunOptions, events as ev
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from contextvars import Context
 
     from nbrun.agents import Budget, ChildRun
-    from nbrun.core import ArtifactWriter, CancelToken, Restored, RunOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,7 @@ class Attempt:
     options: RunOptions
     answerable: bool = True  # whether there is a person to ask
     grace_s: float = 2.0
-    start_child: Callable[[object, str, dict[str, Any]], ChildRun] | None = (
-        None  # None: no child runs
-    )
+    start_child: Callable[[object, str, dict[str, Any]], ChildRun] | None = None
     pickled: bytes = b""  # the agent, for a host in another process
     budget: Budget | None = None  # the session's; None: the host makes one of the options
     reentrant_loop: bool = False  # of a host that is made for this attempt
@@ -64,7 +61,7 @@ class HostEvent(msgspec.Struct, frozen=True, gc=False):
     attempt: int
     n: int
     ts: float
-    data: EventData
+    data: ev.EventData
     parent: str | None = None
     live: object = None
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbrun.agents import (
+    AgentAdapter,
     Approvals,
     Budget,
+    ChildRun,
     Inbox,
     Output,
     Resuming,
@@ -47,7 +49,6 @@ from nbrun.host.failures import describe, safely
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from nbrun.agents import AgentAdapter, ChildRun
     from nbrun.host.loops import LoopThread
 
 PAUSE_S = 0.05
@@ -120,15 +121,13 @@ class Driver:
     def _find_adapter(self) -> AgentAdapter:
         """Return what drives the agent, on the loop and thread that it is to be driven on."""
         attempt = self._attempt
+        if attempt.loop is None and not attempt.options.thread:
+            return find_adapter(attempt.agent)
+        from nbrun.host import offload  # few runs need it
+
         if attempt.loop is not None:
-            from nbrun.host.offload import on_loop  # by few runs, so not with the first
-
-            return on_loop(attempt.agent, attempt.loop, self._hold)
-        if attempt.options.thread:
-            from nbrun.host.offload import ThreadedAdapter
-
-            return ThreadedAdapter(attempt.agent, attempt.grace_s, self._hold)
-        return find_adapter(attempt.agent)
+            return offload.on_loop(attempt.agent, attempt.loop, self._hold)
+        return offload.ThreadedAdapter(attempt.agent, attempt.grace_s, self._hold)
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
         """Send an event of the agent; refused and counted when the attempt has ended.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import as_native
+from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Worker, as_native
 from nbrun.core import LoopLatch, Rung, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Worker
     from nbrun.host.attempt import Attempt
     from nbrun.host.loops import LoopThread
 

@@ -12,13 +12,12 @@ from weakref import WeakKeyDictionary
 from nbrun.agents import current_run
 from nbrun.core import Clock, Steps, current_guard, events as ev
 from nbrun.host.driver import Driver
-from nbrun.host.loops import RunThreads
+from nbrun.host.loops import LoopThread, RunThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nbrun.host.attempt import Attempt, OnHost, Sink
-    from nbrun.host.loops import LoopThread
 
 _log = logging.getLogger("nbrun")
 

@@ -13,19 +13,16 @@ from contextlib import aclosing
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Output, Resuming, Worker, as_native, find_adapter
+from nbrun.agents import AgentAdapter, Output, Resuming, RunContext, Worker, as_native, find_adapter
 from nbrun.agents.functions import PlainAdapter, is_async
-from nbrun.core import State, call_soon, current_guard
+from nbrun.core import State, call_soon, current_guard, events as ev
 from nbrun.host import loops
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from nbrun.agents import AgentAdapter, RunContext
-    from nbrun.core.events import EventData
-
     Hold = Callable[[], float]
-    Items = AsyncIterator[EventData | Output]
+    Items = AsyncIterator[ev.EventData | Output]
 
 
 class WrappingAdapter:
