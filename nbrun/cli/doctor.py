@@ -1,4 +1,4 @@
-"""`nbrun doctor`: what can be told without a kernel, each with what to do."""
+"""`nbrun doctor`: what can be checked without a kernel, and how to fix it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anyw
 
 
 def examine(options: SimpleNamespace) -> int:
-    """Print what is found here; return 1 if a problem is among it."""
+    """Print what is found here; return 1 if one finding is a problem."""
     paths = stores_at(options.path)
     findings = [
         *tried("versions", lambda: versions(*PAGES)),
@@ -31,12 +31,12 @@ def examine(options: SimpleNamespace) -> int:
     ]
     for finding in findings:
         say(str(finding))
-    say("In a notebook, %agentrun doctor also tries the kernel and the page.")
+    say("In a notebook, %agentrun doctor also checks the kernel and the page.")
     return 1 if any(finding.sign is Sign.PROBLEM for finding in findings) else 0
 
 
 def _cards() -> Iterator[Finding]:
-    """Tell whether the pages of this environment can draw cards."""
+    """Yield whether JupyterLab and Notebook of this environment can draw cards."""
     from jupyter_core.paths import jupyter_path
 
     folders = [Path(folder) for folder in jupyter_path("labextensions")]
@@ -46,28 +46,30 @@ def _cards() -> Iterator[Finding]:
         if not any((folder / name / "package.json").is_file() for folder in folders)
     ]
     if not missing:
-        yield Finding(Sign.OK, "cards", "JupyterLab and Notebook of this environment draw them")
+        yield Finding(Sign.OK, "cards", "JupyterLab and Notebook of this environment can draw them")
         return
-    mend = f"pip install {' '.join(missing)}, and start the server again"
+    fix = f"pip install {' '.join(missing)}, then restart the server"
     if not any(importlib.util.find_spec(name) for name in ("jupyterlab", "notebook")):
-        text = "neither JupyterLab nor Notebook is in this environment, so theirs cannot be seen"
-        yield Finding(Sign.NOTE, "cards", text, f"in theirs, if cards are missing: {mend}")
+        text = "neither JupyterLab nor Notebook is installed in this environment, so this can't be checked"
+        yield Finding(
+            Sign.NOTE, "cards", text, f"if cards are missing, in their environment: {fix}"
+        )
         return
-    text = f"JupyterLab and Notebook of this environment draw none: {', '.join(missing)} is missing"
-    yield Finding(Sign.PROBLEM, "cards", text, mend)
+    text = f"JupyterLab and Notebook of this environment can't draw them: {', '.join(missing)} is missing"
+    yield Finding(Sign.PROBLEM, "cards", text, fix)
 
 
 def _stores(place: Path, paths: Sequence[Path]) -> Iterator[Finding]:
     odd = odd_files_at(place)
     for file, words in odd:
-        mend = "delete it when you do not need it" if is_set_aside(file) else "move it away"
-        yield Finding(Sign.NOTE, "store", f"{file}: {words}", mend)
+        fix = "delete it if you don't need it" if is_set_aside(file) else "move it away"
+        yield Finding(Sign.NOTE, "store", f"{file}: {words}", fix)
     if not paths and not odd:
-        yield Finding(Sign.OK, "store", f"no runs are kept in {place.absolute()}")
+        yield Finding(Sign.OK, "store", f"no runs found in {place.absolute()}")
     for file in paths:
         try:
             with opened(file, reports=False) as store:
                 yield from kept(store)
         except CommandError as error:
-            mend = "move it away to begin a new one; nothing in it was changed"
-            yield Finding(Sign.PROBLEM, "store", str(error), mend)
+            fix = "move the file away to start a new one; it was not changed"
+            yield Finding(Sign.PROBLEM, "store", str(error), fix)

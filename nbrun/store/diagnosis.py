@@ -1,4 +1,4 @@
-"""What doctor has found: one line each, with what to do; those findings that need no kernel are made here."""
+"""What doctor found, one line each, with its fix; the findings that need no kernel are made here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXTENSION = "nbrun.server"
 
 
 class Sign(StrEnum):
-    """How a finding is to be taken."""
+    """How serious a finding is."""
 
     OK = "ok"
     NOTE = "note"
@@ -43,21 +43,21 @@ MARKS = {Sign.OK: "✔", Sign.NOTE: "•", Sign.PROBLEM: "✘"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what was found and, where that is not well, what to do."""
+    """One thing that was checked: what was found and, if something is wrong, how to fix it."""
 
     sign: Sign
     subject: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
     @property
-    def said(self) -> str:
+    def line(self) -> str:
         """The finding without its sign, on one line."""
-        mend = f" → {self.mend}" if self.mend else ""
-        return " ".join(f"{self.subject}: {self.text}{mend}".split())
+        fix = f" → {self.fix}" if self.fix else ""
+        return " ".join(f"{self.subject}: {self.text}{fix}".split())
 
     def __str__(self) -> str:
-        return f"{MARKS[self.sign]} {self.sign:<7}  {self.said}"
+        return f"{MARKS[self.sign]} {self.sign:<7}  {self.line}"
 
 
 Probe = Callable[[], Iterable[Finding]]
@@ -68,8 +68,10 @@ def tried(subject: str, probe: Probe) -> list[Finding]:
     try:
         return list(probe())
     except Exception as error:
-        why = f"could not be tried: {type(error).__name__}: {error}"
-        return [Finding(Sign.NOTE, subject, why, "run it again; if it stays, report this line")]
+        why = f"the check failed: {type(error).__name__}: {error}"
+        return [
+            Finding(Sign.NOTE, subject, why, "run doctor again; if this stays, report this line")
+        ]
 
 
 # --- what is installed -----------------------------------------------------------------------------
@@ -84,11 +86,11 @@ def versions(*more: str) -> list[Finding]:
     findings = [Finding(Sign.OK, "versions", ", ".join([f"Python {python}", *here]))]
     missing = " ".join(name for name in NEEDED if found[name] is None)
     if missing:
-        mend = f"pip install {missing}, then restart the kernel"
-        findings.append(Finding(Sign.PROBLEM, "versions", f"not installed: {missing}", mend))
+        fix = f"pip install {missing}, then restart the kernel"
+        findings.append(Finding(Sign.PROBLEM, "versions", f"not installed: {missing}", fix))
     if found[MODELS] is None:
         text = (
-            "pydantic-ai is not installed: functions run, models other than the scripted one do not"
+            "pydantic-ai is not installed: functions run, but no models other than the scripted one"
         )
         findings.append(Finding(Sign.NOTE, "versions", text, "pip install 'jupyter-nbrun[agents]'"))
     for name in (OWN, "ipykernel"):
@@ -118,26 +120,24 @@ def _short(name: str) -> str:
 
 
 def served() -> Finding:
-    """Return whether the Jupyter Server of this environment has nbrun's extension; only its settings are read."""
+    """Return whether nbrun's extension of Jupyter Server is enabled in this environment; only settings are read."""
     subject, version = "server", _version("jupyter-server")
     if version is None:
-        text = (
-            "Jupyter Server is not in this environment, so it cannot be seen whether it knows nbrun"
-        )
-        mend = "to cancel without a page, pip install 'jupyter-nbrun[server]' in the server's environment"
-        return Finding(Sign.NOTE, subject, text, mend)
+        text = "Jupyter Server is not installed in this environment, so its extensions can't be checked"
+        fix = "to cancel runs without an open page, pip install 'jupyter-nbrun[server]' in the server's environment"
+        return Finding(Sign.NOTE, subject, text, fix)
     switch = _switch()
     if switch is not None and switch[0]:
-        text = f"{EXTENSION} is switched on by {switch[1]}: runs can be cancelled without a page"
+        text = f"{EXTENSION} is enabled in {switch[1]}: runs can be cancelled without an open page"
         return Finding(Sign.OK, subject, text)
-    off = "not switched on" if switch is None else f"switched off by {switch[1]}"
-    text = f"{EXTENSION} is {off}: runs can be cancelled in the notebook only"
-    mend = f"jupyter server extension enable {EXTENSION}, and start the server again"
-    return Finding(Sign.NOTE, subject, text, mend)
+    off = "not enabled" if switch is None else f"disabled in {switch[1]}"
+    text = f"{EXTENSION} is {off}: runs can only be cancelled in the notebook"
+    fix = f"jupyter server extension enable {EXTENSION}, then restart the server"
+    return Finding(Sign.NOTE, subject, text, fix)
 
 
 def _switch() -> tuple[bool, Path] | None:
-    """Return whether the server's settings switch the extension on, and the file that does.
+    """Return whether the server's settings enable the extension, and the file that says so.
 
     Source: Jupyter Server reads `jupyter_server_config.json` of each folder, then the files of the folder of that
     name with `.d`; the first folder that says something wins. What a `.py` file sets is not seen.
@@ -159,12 +159,12 @@ def _switch() -> tuple[bool, Path] | None:
 
 
 def kept(store: SessionStore) -> list[Finding]:
-    """Return where runs are kept, whether they outlive the kernel, and what may come in the way."""
+    """Return where runs are kept, whether they outlive the kernel, and what prevents it."""
     if isinstance(store, ReadOnlyStore):
         is_writable = os.access(store.path, os.W_OK) and os.access(store.path.parent, os.W_OK)
-        mend = "move it away to begin a new one; nothing in it was changed"
-        mend = mend if is_writable else "make it and its folder writable; nothing in it was changed"
-        return [Finding(Sign.PROBLEM, "store", f"only read: {store.problem}", mend)]
+        fix = "move the file away to start a new one; it was not changed"
+        fix = fix if is_writable else "make the file and its folder writable; it was not changed"
+        return [Finding(Sign.PROBLEM, "store", f"read-only: {store.problem}", fix)]
     findings = [*_fault(store), *(_befell(what) for what in store.incidents)]
     if store.path is None:
         findings += [] if store.fault is not None else [_not_kept(store)]
@@ -173,30 +173,36 @@ def kept(store: SessionStore) -> list[Finding]:
     findings += [_file(store.path, store.problem, is_written=is_written), *_disk(store.path)]
     findings += _kept_elsewhere(store)
     if store.lost:
-        text = f"{store.lost} runs were live when their kernel died, and are shown as lost"
-        findings.append(Finding(Sign.NOTE, "store", text, "nothing: what they had is kept"))
+        text = f"{store.lost} runs were in progress when their kernel died; they are shown as lost"
+        findings.append(
+            Finding(Sign.NOTE, "store", text, "nothing to do: what they had recorded is kept")
+        )
     return findings
 
 
 def _fault(store: SessionStore) -> Iterable[Finding]:
     if store.fault is not None:
         behind = store.behind
-        waiting = f"{behind} {'run waits' if behind == 1 else 'runs wait'} in memory to be saved"
-        text = f"not written to: {store.fault}; {waiting}"
+        waiting = (
+            f"{behind} {'run is' if behind == 1 else 'runs are'} in memory, waiting to be saved"
+        )
+        text = f"can't be written: {store.fault}; {waiting}"
         yield Finding(Sign.PROBLEM, "store", text, store.fault.fix)
 
 
 def _befell(what: str) -> Finding:
-    return Finding(Sign.NOTE, "store", what, "a file that was set aside may hold runs: keep it")
+    return Finding(
+        Sign.NOTE, "store", what, "keep the file that was set aside: it may contain runs"
+    )
 
 
 def set_aside(store: SessionStore) -> list[Finding]:
-    """Return the damaged files beside this store's that earlier kernels have set aside."""
+    """Return the damaged files that earlier kernels set aside, next to this store's."""
     folder, stem = store.wanted.parent, store.wanted.stem
     found = sorted(folder.glob("*.db")) if folder.is_dir() else []
-    mend = "the sqlite3 tool's .recover can get at them; delete it when you do not need it"
+    fix = "recover them with .recover of the sqlite3 tool, or delete the file if you don't need it"
     return [
-        Finding(Sign.NOTE, "store", f"{file} was damaged and set aside; it may hold runs", mend)
+        Finding(Sign.NOTE, "store", f"{file} was damaged and set aside; it may contain runs", fix)
         for file in found
         if file.name.startswith(f"{stem}.") and is_set_aside(file)
         and not any(file.name in what for what in store.incidents)
@@ -205,18 +211,20 @@ def set_aside(store: SessionStore) -> list[Finding]:
 
 def _not_kept(store: SessionStore) -> Finding:
     if not store.is_durable:
-        mend = (
-            "make its folder writable, or set %config NbRun.store = 'PATH', and %reload_ext nbrun"
+        fix = (
+            "make its folder writable, or set %config NbRun.store = 'PATH'; then %reload_ext nbrun"
         )
-        text = f"in memory only, gone with the kernel: {store.problem}"
-        return Finding(Sign.PROBLEM, "store", text, mend)
+        text = f"in memory only, lost when the kernel ends: {store.problem}"
+        return Finding(Sign.PROBLEM, "store", text, fix)
     folder = store.wanted.parent
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        text = f"{folder} cannot be written: runs will be kept in your data folder"
-        return Finding(Sign.NOTE, "store", text, "%config NbRun.store = 'PATH' chooses the file")
-    return Finding(Sign.OK, "store", f"no run yet; the first one makes {store.wanted}")
+        text = f"{folder} isn't writable: runs will be kept in your data folder"
+        return Finding(
+            Sign.NOTE, "store", text, "choose another file with %config NbRun.store = 'PATH'"
+        )
+    return Finding(Sign.OK, "store", f"no runs yet; the first one creates {store.wanted}")
 
 
 def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Finding:
@@ -226,31 +234,31 @@ def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Findin
         ) as connection:
             (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
     except sqlite3.Error as error:
-        mend = "run doctor again once a run has been saved: it shows what was done"
-        return Finding(Sign.PROBLEM, "store", f"{path} cannot be read: {error}", mend)
+        fix = "run doctor again once a run has been saved; it then shows what was done"
+        return Finding(Sign.PROBLEM, "store", f"{path} can't be read: {error}", fix)
     size = size_words(sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*")))
     durable = "durable, " if is_written else ""  # else what waits is in memory only
     text = f"{path}, {durable}{size}, journal mode {str(journal).upper()}"
     if problem is not None:
-        mend = "mend that and %reload_ext nbrun, or set %config NbRun.store"
-        return Finding(Sign.NOTE, "store", f"{text}; {problem}", mend)
+        fix = "fix this and %reload_ext nbrun, or set %config NbRun.store"
+        return Finding(Sign.NOTE, "store", f"{text}; {problem}", fix)
     if journal != "wal":
-        mend = "nothing, if it is quick enough; a local disk is quicker than a network's"
-        return Finding(Sign.NOTE, "store", f"{text}: this file system knows no WAL", mend)
+        fix = "nothing to do if it is fast enough; a local disk is faster than a network disk"
+        return Finding(Sign.NOTE, "store", f"{text}: this file system doesn't support WAL", fix)
     return Finding(Sign.OK, "store", text)
 
 
 def _kept_elsewhere(store: SessionStore) -> Iterable[Finding]:
-    """Tell of the runs that were kept at another place while the first one could not be written."""
+    """Yield the places where runs were kept while the first one could not be written."""
     for path in store.elsewhere:
         purpose = "copy them with its export and import commands, or list them"
-        mend = str(Fix(Action.LIST, path=str(path), purpose=purpose))
-        yield Finding(Sign.NOTE, "store", f"there are runs in {path} too", mend)
+        fix = str(Fix(Action.LIST, path=str(path), purpose=purpose))
+        yield Finding(Sign.NOTE, "store", f"there are also runs in {path}", fix)
 
 
 def _disk(path: Path) -> list[Finding]:
     free = shutil.disk_usage(path.parent).free
     if free >= LOW_DISK_BYTES:
         return [Finding(Sign.OK, "disk", f"{size_words(free)} free")]
-    mend = "make room; until then runs may stay in memory and be lost with the kernel"
-    return [Finding(Sign.PROBLEM, "disk", f"only {size_words(free)} free at {path.parent}", mend)]
+    fix = "free some space; until then runs may stay in memory only, and be lost with the kernel"
+    return [Finding(Sign.PROBLEM, "disk", f"only {size_words(free)} free at {path.parent}", fix)]

@@ -1,4 +1,4 @@
-"""`%agentrun doctor`: what works here, what does not, and the mend; what can be tried is tried."""
+"""`%agentrun doctor`: what works here, what doesn't, and how to fix it; what can be tried is tried."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLOURS = {Sign.OK: "#2e7d32", Sign.NOTE: "#757575", Sign.PROBLEM: "#c62828"}
 
 
 def show(extension: Presenter) -> None:
-    """Look at everything and show what was found; the page, where there is one, adds its own lines later."""
+    """Check everything and show what was found; the page, if there is one, adds its own lines later."""
     findings = examine(extension)
     if extension.kernel is None:
         print("\n".join(map(str, findings)))
@@ -68,7 +68,7 @@ def bundle(findings: Iterable[Finding]) -> dict[str, str]:
     rows = (
         f'<div data-sign="{found.sign}"><span style="color:{_COLOURS[found.sign]}">'
         f'<span aria-hidden="true">{MARKS[found.sign]}</span> <strong>{found.sign}</strong></span> '
-        f"{escape(found.said)}</div>"
+        f"{escape(found.line)}</div>"
         for found in findings
     )
     return {
@@ -77,29 +77,27 @@ def bundle(findings: Iterable[Finding]) -> dict[str, str]:
     }
 
 
-# --- the front end and its roads -------------------------------------------------------------------
+# --- the front end and its channels -------------------------------------------------------------------
 
 
 def _front_end(extension: Presenter) -> Finding:
     shell, subject = extension.shell, "front end"
     if extension.kernel is None:
-        return Finding(Sign.OK, subject, "a terminal: no cards, but one live line; Ctrl-C cancels")
+        return Finding(Sign.OK, subject, "a terminal: a live line instead of cards; Ctrl-C cancels")
     if is_headless(shell):
         text = "headless: cells wait for their runs, and cards are static"
-        mend = (
-            "nothing, if nobody looks on; NBRUN_BLOCK=0 in the environment says that somebody does"
-        )
-        return Finding(Sign.NOTE, subject, text, mend)
+        fix = "nothing to do in a batch job; in an interactive notebook, set NBRUN_BLOCK=0 in the environment"
+        return Finding(Sign.NOTE, subject, text, fix)
     name = "a notebook"
     if "__vsc_ipynb_file__" in shell.user_ns:
         name = "VS Code"
     elif "google.colab" in sys.modules:
         name = "Colab"
     path = extension.session.notebook
-    text = f"{name}, {path or 'which does not tell its path'}"
+    text = f"{name}, {path or 'path unknown'}"
     if cell_id(shell) is None:
-        mend = "--name tells such runs apart for --if-running"
-        return Finding(Sign.NOTE, subject, f"{text}; it does not tell which cell is run", mend)
+        fix = "give such runs a --name, so that --if-running can tell them apart"
+        return Finding(Sign.NOTE, subject, f"{text}; it doesn't report which cell is running", fix)
     return Finding(Sign.OK, subject, text)
 
 
@@ -107,26 +105,29 @@ def _control(extension: Presenter) -> Finding:
     subject, kernel = "control channel", extension.kernel
     if kernel is None:
         return Finding(
-            Sign.OK, subject, "there is none without a kernel; Ctrl-C cancels the run that is waited for"
+            Sign.OK, subject, "not needed without a kernel; Ctrl-C cancels the run that is being waited for"
         )  # fmt: skip
     if requests.REQUEST not in kernel.control_handlers:
         return Finding(
-            Sign.PROBLEM, subject, "nbrun's handler is gone from the kernel", "%reload_ext nbrun"
+            Sign.PROBLEM,
+            subject,
+            "nbrun's handler was removed from the kernel",
+            "%reload_ext nbrun",
         )
     took_s = control_round_trip_s(kernel, extension.session.clock)
     if took_s is None:
-        text = f"no answer in {ANSWER_S:g} s: Cancel on a card waits until no cell is running"
+        text = f"no answer in {ANSWER_S:g} s: Cancel on a card only works when no cell is running"
         return Finding(
-            Sign.PROBLEM, subject, text, "use ■ Interrupt in a waiting cell; restart the kernel"
+            Sign.PROBLEM, subject, text, "interrupt (■) a waiting cell, or restart the kernel"
         )
-    text = f"answers in {duration(took_s)} while this cell keeps the kernel busy, so Cancel gets through"
+    text = f"answers in {duration(took_s)} while this cell keeps the kernel busy, so Cancel works at any time"
     return Finding(Sign.OK, subject, text)
 
 
 def control_round_trip_s(kernel: Any, clock: Clock) -> float | None:
-    """Return how long a question down the control channel took, as a card sends it; None if no answer came.
+    """Return how long the kernel took to answer a request on its control channel, as a card sends it; None: no answer.
 
-    It goes by a socket of its own to the kernel's own ports; the socket is closed, and its context ended.
+    It is sent from a socket of its own, which is closed afterwards with its context.
     """
     import zmq
     from jupyter_client.client import KernelClient
@@ -152,20 +153,25 @@ def _why_no_page(extension: Presenter) -> str | None:
     if extension.kernel is None:
         return "a terminal has no page"
     if is_headless(extension.shell):
-        return "nobody looks on, so no page would answer"
+        return "headless, so no page would answer"
     if not extension.config.card:
-        return "live cards are switched off (%config NbRun.card = True)"
+        return "live cards are off (turn them on with %config NbRun.card = True)"
     return None
 
 
 def _page(extension: Presenter) -> Iterator[Finding]:
     why = _why_no_page(extension)
     if why is not None:
-        yield Finding(Sign.NOTE, "page", f"not tried: {why}", "run it where you want to see cards")
+        yield Finding(
+            Sign.NOTE,
+            "page",
+            f"not checked: {why}",
+            "run doctor where you want to see cards",
+        )
 
 
 def _subshells(kernel: Any) -> Iterator[Finding]:
-    """Tell whether clicks are handled while a cell runs; whether they are or not, Cancel is.
+    """Yield whether clicks are handled while a cell runs; Cancel is in any case.
 
     Source: ipykernel 7 has a `shell_channel_thread`, which manages subshells; since 7.4 it hands messages of a
     widget to the thread that the kernel itself last sent from, which is mostly the main one.
@@ -174,12 +180,12 @@ def _subshells(kernel: Any) -> Iterator[Finding]:
         return
     from ipykernel.comm.comm import BaseComm
 
-    subject, waits = "subshells", "wait until no cell is running; Cancel does not wait"
+    subject, waits = "subshells", "wait until no cell is running; Cancel doesn't"
     thread = getattr(kernel, "shell_channel_thread", None)
     opened = [] if thread is None else thread.manager.list_subshell()
     if thread is None:
-        text = f"this ipykernel has none: clicks on widgets {waits}"
-        yield Finding(Sign.NOTE, subject, text, "nothing, or pip install -U ipykernel")
+        text = f"not supported by this ipykernel: clicks on widgets {waits}"
+        yield Finding(Sign.NOTE, subject, text, "nothing to do, or pip install -U ipykernel")
     elif hasattr(BaseComm, "_reply_subshell_for"):
         text = f"{len(opened)} open; with this ipykernel most clicks on widgets still {waits}"
         yield Finding(Sign.OK, subject, text)
@@ -197,7 +203,7 @@ def _subshells(kernel: Any) -> Iterator[Finding]:
 
 
 def _nesting() -> Finding:
-    """Tell who has made the loop reentrant: its `run_forever` is then that module's own.
+    """Return who made the event loop reentrant: its `run_forever` is then that module's own.
 
     Source: nest_asyncio 1.6 and nest_asyncio2 1.7 put it on the loop's class and mark `asyncio._nest_patched`.
     """
@@ -211,13 +217,11 @@ def _nesting() -> Finding:
         return Finding(Sign.OK, "nest_asyncio", "not applied")
     if "nest_asyncio" in by or (not by and "nest_asyncio" in sys.modules):
         text = "nest_asyncio is applied; on ipykernel 7 it loses clicks and other widget messages"
-        mend = (
-            "restart the kernel, and apply nest_asyncio2 (pip install nest-asyncio2) in its place"
-        )
-        return Finding(Sign.PROBLEM, "nest_asyncio", text, mend)
+        fix = "restart the kernel, and use nest_asyncio2 instead (pip install nest-asyncio2)"
+        return Finding(Sign.PROBLEM, "nest_asyncio", text, fix)
     text = "nest_asyncio2 is applied, which is safe; clicks wait for a nested run to end"
     return Finding(
-        Sign.NOTE, "nest_asyncio", text, "await in place of asyncio.run(), where you can"
+        Sign.NOTE, "nest_asyncio", text, "use await instead of asyncio.run() where you can"
     )
 
 
@@ -225,52 +229,51 @@ def _runs(extension: Presenter) -> Iterator[Finding]:
     session, subject = extension.session, "runs"
     live = session.live_runs
     waiting = sum(run.status is RunStatus.QUEUED for run in live)
-    text = f"{len(live)} live, {waiting} of them waiting; at most {session.max_concurrent} at once"
+    text = f"{len(live)} in progress, {waiting} of them queued; at most {session.max_concurrent} run at once"
     if waiting:
-        mend = "they begin when others end; c.NbRun.max_concurrent allows more, at the next load"
-        yield Finding(Sign.NOTE, subject, text, mend)
+        fix = "they start when others end; allow more with c.NbRun.max_concurrent (applies at the next load)"
+        yield Finding(Sign.NOTE, subject, text, fix)
     else:
         yield Finding(Sign.OK, subject, text)
     for run in live:
         if run.problem is not None:
             yield Finding(Sign.PROBLEM, subject, f"#{run.number} {run.name} is not saved: {run.problem}",
-                          "fix this; the run is saved as soon as the problem is gone")  # fmt: skip
+                          "Fix this; the run is saved as soon as the problem is gone.")  # fmt: skip
     yield from _loops(session.ping_hosts(ANSWER_S))
 
 
 def _loops(answers: list[float | None]) -> Iterator[Finding]:
-    """Tell whether the loops on which agents run answer; there is more than one where an agent has blocked one."""
+    """Yield whether the event loops of the agents answer; there is more than one if an agent blocked one."""
     subject = "agents' loop"
     quick = [took_s for took_s in answers if took_s is not None and took_s < SLOW_S]
     if quick:
         yield Finding(Sign.OK, subject, f"answers in {duration(max(quick))}")
     if blocked := len(answers) - len(quick):
-        text = f"{blocked} of {len(answers)} blocked: an agent holds up itself and all who share the loop"
-        mend = "%agentrun list names it; cancel it, and start it again with --thread"
-        yield Finding(Sign.PROBLEM, subject, text, mend)
+        text = f"{blocked} of {len(answers)} blocked: an agent blocks the event loop that it shares with others"
+        fix = "find it with %agentrun list, cancel it, and start it again with --thread"
+        yield Finding(Sign.PROBLEM, subject, text, fix)
 
 
-_WAITS = Finding(Sign.NOTE, "page", "it answers here when it is drawn", "look at it in a notebook")
+_WAITS = Finding(
+    Sign.NOTE, "page", "reports here once it is displayed", "open this notebook in a browser"
+)
 
 
 _LIMIT = 4
-
-
-"""How many lines a page may write; it has two roads."""
-
+"""How many lines a page may report; it tries two channels."""
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class PageProbe(anywidget.AnyWidget):
-    """What the page draws: two questions to the kernel, and what became of them."""
+    """What the page draws: two requests to the kernel, and their answers."""
 
     _esm = page_module("doctor.js")
     kernel_id = traitlets.Unicode().tag(sync=True)
 
 
 def show_probe(kernel_id: str, answer: Answer) -> None:
-    """Display the probe; when the page has its answers, they stay as a static output and the widget goes."""
+    """Display the probe; once the page has its answers, they replace the widget as a static output."""
     from IPython.display import DisplayHandle, display
 
     widget, handle = PageProbe(kernel_id=kernel_id), DisplayHandle()
@@ -290,14 +293,14 @@ def show_probe(kernel_id: str, answer: Answer) -> None:
     display(data, raw=True, display_id=handle.display_id)
 
 
-def _findings(told: object) -> list[Finding]:
-    """Return what the page says it has found; it comes from outside, so nothing is taken for granted."""
-    rows = told[:_LIMIT] if isinstance(told, list) else []
+def _findings(reported: object) -> list[Finding]:
+    """Return what the page reports; it comes from outside, so nothing is taken for granted."""
+    rows = reported[:_LIMIT] if isinstance(reported, list) else []
     signs = set(Sign)
     return [
         Finding(
             Sign(row["sign"]) if row.get("sign") in signs else Sign.NOTE,
-            *(str(row.get(part, ""))[:300] for part in ("subject", "text", "mend")),
+            *(str(row.get(part, ""))[:300] for part in ("subject", "text", "fix")),
         )
         for row in rows
         if isinstance(row, dict)

@@ -135,7 +135,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(kept: Path, folder: Path) -> N
     connection.close()
     done = run("doctor", str(kept), cwd=folder)
     assert (done.returncode, done.stderr) == (1, "")
-    assert re.search(r"^✘ problem +store: .*newer nbrun.* → move it away", done.stdout, re.M)
+    assert re.search(r"^✘ problem +store: .*newer nbrun.* → move the file away", done.stdout, re.M)
     done = run("doctor", "nowhere", cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("nbrun: ")
@@ -343,7 +343,7 @@ def test_show_finds_a_run_by_every_reference(
     """Number, place from the end, name and id name the same run; all that it did is shown."""
     assert cli.main(["show", ref, str(kept)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("Run #1 plain\n")
+    assert text.startswith("Run #1 (plain)\n")
     for part in (
         "Completed",
         "prompt of plain",
@@ -475,7 +475,7 @@ def test_local_install_leaves_what_is_there(folder: Path) -> None:
     """Where the model is here already, the command says so and fetches nothing."""
     done = run("local", "install", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "already here" in done.stdout
+    assert "already installed" in done.stdout
 
 
 def test_a_reader_that_leaves_early_is_no_error(kept: Path) -> None:

@@ -47,13 +47,13 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     assert answer is not None
     print(f"round trip on the control channel: {answer[1]}")
     assert "not applied" in lines["nest_asyncio"]
-    assert re.search(r"switched o|not in this environment", lines["server"])
+    assert re.search(r"enabled|disabled|not installed in this environment", lines["server"])
     assert (
         value(kernel, "[m for m in __import__('sys').modules if m.startswith('nbrun.server')]")
         == "[]"
     )
-    assert "the first one makes" in lines["store"]
-    assert "0 live, 0 of them waiting; at most 8 at once" in lines["runs"]
+    assert "the first one creates" in lines["store"]
+    assert "0 in progress, 0 of them queued; at most 8 run at once" in lines["runs"]
     assert "problem" not in "".join(lines.values())
     assert WIDGET in cell.outputs[1]["data"]  # where the page writes its own
 
@@ -67,7 +67,7 @@ def test_live_runs_and_the_store_are_told(loaded_kernel: Kernel) -> None:
     lines = lines_of(run_ok(kernel, "%agentrun doctor"))
     assert re.search(r"^✔ ok .*session\.db, durable, [\d.]+ .*journal mode WAL", lines["store"])
     assert "GB free" in lines["disk"] or "MB free" in lines["disk"]
-    assert re.search(r"^• note .*2 live, 1 of them waiting.*they begin when", lines["runs"])
+    assert re.search(r"^• note .*2 in progress, 1 of them queued.*they start when", lines["runs"])
     assert re.search(r"^✔ ok .*answers in ", lines["agents' loop"])
 
 
@@ -92,7 +92,9 @@ def test_what_is_wrong_is_told_with_its_mend(loaded_kernel: Kernel) -> None:
         run_ok(kernel, "del kind.run_forever\ngate.set()")
     assert re.search(r"^✘ problem .*blocked.*--thread", lines["agents' loop"], re.M)
     assert re.search(r"^✘ problem .*in memory only.*make its folder writable", lines["store"])
-    assert re.search(r"^✘ problem .*handler is gone.*%reload_ext nbrun", lines["control channel"])
+    assert re.search(
+        r"^✘ problem .*handler was removed.*%reload_ext nbrun", lines["control channel"]
+    )
     assert re.search(r"^✘ problem .*loses clicks.*nest_asyncio2", lines["nest_asyncio"])
 
 
@@ -111,7 +113,7 @@ def test_a_silent_control_channel_is_a_problem_and_a_failing_probe_a_line(
     lines = lines_of(run_ok(kernel, "%agentrun doctor"))
     run_ok(kernel, "extension.session.store = held")
     assert re.search(r"^✘ problem .*no answer in 2 s", lines["control channel"])
-    assert re.search(r"^• note .*could not be tried: AttributeError", lines["store"])
+    assert re.search(r"^• note .*the check failed: AttributeError", lines["store"])
     assert "versions" in lines
 
 
@@ -123,7 +125,7 @@ def test_a_headless_notebook_has_no_page_to_ask(loaded_kernel: Kernel) -> None:
     assert "<script" not in output["data"]["text/html"]
     lines = lines_of(cell)
     assert "headless" in lines["front end"]
-    assert "not tried: nobody looks on" in lines["page"]
+    assert "not checked: headless" in lines["page"]
     assert "answers in" in lines["control channel"]
 
 
@@ -147,7 +149,7 @@ def test_the_page_is_answered_and_what_it_finds_stays(kernel: Kernel) -> None:
     kernel.wait_until(
         lambda: any(m["content"].get("data", {}).get("content") == answer for m in kernel.comms)
     )
-    finding = {"sign": "ok", "subject": "page", "text": "<b>by message</b> in 6 ms", "mend": ""}
+    finding = {"sign": "ok", "subject": "page", "text": "<b>by message</b> in 6 ms", "fix": ""}
     told = tell({"op": "found", "findings": [finding, 5, {"sign": "evil"}]})
     kernel.wait_until(lambda: bool(told.outputs))
     data = told.outputs[0]["data"]

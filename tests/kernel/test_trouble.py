@@ -33,7 +33,7 @@ def test_a_locked_and_then_deleted_file_is_told_and_the_card_is_drawn_again(
         why = "Not saved: the file is locked by another program"
         kernel.wait_until(lambda: "Completed" in drawn(cell) and why in drawn(cell), 10)
         found = doctor(kernel)
-        assert "✘ problem  store: not written to: the file is locked by another program" in found
+        assert "✘ problem  store: can't be written: the file is locked by another program" in found
         other.execute("ROLLBACK")
     kernel.wait_until(lambda: "Not saved" not in drawn(cell), 10)
     assert "Completed" in drawn(cell)

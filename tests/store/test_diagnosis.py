@@ -39,8 +39,8 @@ def test_a_probe_that_fails_is_a_finding() -> None:
         raise OSError("no such device")
 
     (found,) = tried("store", probe)
-    assert (found.sign, found.text) == (Sign.NOTE, "could not be tried: OSError: no such device")
-    assert found.mend
+    assert (found.sign, found.text) == (Sign.NOTE, "the check failed: OSError: no such device")
+    assert found.fix
 
 
 def test_versions_name_what_is_missing_and_what_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_versions_name_what_is_missing_and_what_is_stale(monkeypatch: pytest.Mon
     monkeypatch.setattr("nbrun.__version__", "0.0.9")
     _, missing, stale = versions()
     assert (missing.sign, stale.sign) == (Sign.PROBLEM, Sign.PROBLEM)
-    assert "pip install no-such-package" in missing.mend
+    assert "pip install no-such-package" in missing.fix
     assert "0.0.9 is running" in stale.text
 
 
@@ -66,8 +66,8 @@ def test_the_servers_extension_is_told_by_its_settings(
         lambda: [str(tmp_path / "none"), str(near), str(far)],
     )
     nowhere = served()
-    assert (nowhere.sign, "not switched on" in nowhere.text) == (Sign.NOTE, True)
-    assert nowhere.mend.startswith("jupyter server extension enable nbrun.server")
+    assert (nowhere.sign, "not enabled" in nowhere.text) == (Sign.NOTE, True)
+    assert nowhere.fix.startswith("jupyter server extension enable nbrun.server")
 
     shipped = next((Path(__file__).parents[2] / "jupyter-config").glob("*.d/*.json"))
     copied = far / shipped.parent.name / shipped.name
@@ -81,9 +81,9 @@ def test_the_servers_extension_is_told_by_its_settings(
     assert served() == there
     off = '{"ServerApp": {"jpserver_extensions": {"nbrun.server": false}}}'
     (near / "jupyter_server_config.json").write_text(off)
-    assert (served().sign, "switched off by" in served().text) == (Sign.NOTE, True)
+    assert (served().sign, "disabled in" in served().text) == (Sign.NOTE, True)
     monkeypatch.setattr(finding, "_version", lambda _name: None)
-    assert "not in this environment" in served().text
+    assert "not installed in this environment" in served().text
 
 
 def test_a_store_is_told_with_its_size_and_its_room(session: NotebookSession) -> None:
@@ -95,7 +95,7 @@ def test_a_store_is_told_with_its_size_and_its_room(session: NotebookSession) ->
     assert f"{session.store.path}, durable, " in file.text
     assert file.text.endswith("journal mode WAL")
     session.store._database.lost = 2
-    assert "2 runs were live when their kernel died" in kept(session.store)[-1].text
+    assert "2 runs were in progress when their kernel died" in kept(session.store)[-1].text
 
 
 def test_a_store_in_another_place_or_in_memory_says_why(
@@ -111,7 +111,7 @@ def test_a_store_in_another_place_or_in_memory_says_why(
     (memory,) = kept(used(make_session(store=SessionStore([blocked], SystemClock()))))
     assert memory.sign is Sign.PROBLEM
     assert "in memory only" in memory.text
-    assert "NbRun.store" in memory.mend
+    assert "NbRun.store" in memory.fix
 
 
 def test_a_full_disk_and_a_slow_journal_are_told(
@@ -127,25 +127,25 @@ def test_a_full_disk_and_a_slow_journal_are_told(
     monkeypatch.setattr(finding, "LOW_DISK_BYTES", 1 << 80)
     slow, full = kept(store)
     assert (slow.sign, full.sign) == (Sign.NOTE, Sign.PROBLEM)
-    assert "journal mode DELETE: this file system knows no WAL" in slow.text
+    assert "journal mode DELETE: this file system doesn't support WAL" in slow.text
     assert full.text.startswith("only ")
 
 
 def test_a_file_that_was_set_aside_is_not_forgotten(
     make_session: MakeSession, store_path: Path
 ) -> None:
-    """Who set it aside and every later kernel say that it may hold runs; the others' files are not told of."""
+    """Who set it aside and every later kernel say that it may contain runs; the others' files are not told of."""
     store_path.parent.mkdir(parents=True)
     store_path.write_bytes(b"CREATE TABLE runs (" + bytes(4096))
     (store_path.parent / "other.damaged-20260101T000000.db").touch()
     first = make_session()
     (told, *_) = kept(used(first))
-    assert "may hold runs" in told.mend
+    assert "may contain runs" in told.fix
     assert set_aside(first.store) == []  # it has said so already
     first.close()
     (found,) = set_aside(make_session().store)
     assert ".damaged-" in found.text
-    assert "may hold runs" in found.text
+    assert "may contain runs" in found.text
 
 
 def test_a_store_that_is_not_written_to_is_not_called_durable(
@@ -156,7 +156,7 @@ def test_a_store_that_is_not_written_to_is_not_called_durable(
     fault = StoreFault(FaultKind.FULL, "the disk is full")
     monkeypatch.setattr(SessionStore, "fault", fault)
     first, second, *_ = kept(store)
-    assert first.text.startswith("not written to: the disk is full")
+    assert first.text.startswith("can't be written: the disk is full")
     assert "durable" not in second.text
     assert str(StoreUnavailable(fault)) == f"the disk is full; {fault.fix}"
 
@@ -172,4 +172,4 @@ def test_what_was_kept_at_another_place_is_found_again(tmp_path: Path) -> None:
     assert problem.endswith(f"; new runs are saved in {second}")
     first.unlink()
     later = SessionStore([first, second], SystemClock())
-    assert f"there are runs in {second} too" in [found.text for found in kept(later)]
+    assert f"there are also runs in {second}" in [found.text for found in kept(later)]

@@ -107,7 +107,7 @@ def test_a_file_that_is_locked_at_load_is_waited_for(
         session = make_session(store=SessionStore([store_path, elsewhere], SystemClock()))
         run = ended(session.start(agents.talking, "meanwhile"))
         assert run.problem == f"the file is locked by another program ({store_path})"
-        assert "✘ problem  store: not written to: the file is locked" in said(session)
+        assert "✘ problem  store: can't be written: the file is locked" in said(session)
         assert "1 run waits in memory" in said(session)
     saved(run)
     assert (run.number, session.store.path, session.store.fault) == (2, store_path, None)
@@ -214,7 +214,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(
         held.let_go()
         ended(run)
         assert (big.problem or "").startswith(why)
-        assert f"not written to: {why}" in said(session)
+        assert f"can't be written: {why}" in said(session)
         assert len(big.events()) == 20_003
     saved(big)
     saved(run)
@@ -282,7 +282,7 @@ def test_a_disk_that_does_not_answer_keeps_no_end_back(
         assert [event.seq for event in second.events()] == list(range(503))
         held.let_go()
         ended(run)
-        assert "not written to: the disk has not answered" in said(session)
+        assert "can't be written: the disk has not answered" in said(session)
     for one in (run, first, second):
         saved(one)
     assert [one.number for one in (run, first, second)] == [1, 2, 3]

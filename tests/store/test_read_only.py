@@ -227,7 +227,7 @@ READER = textwrap.dedent(
         run = session.start(agent, "tea")
         run.wait(5)
         print(run.problem, [run.number for run in session.runs()], session.store.problem)
-        print(kept(session.store.read_only)[0].mend)
+        print(kept(session.store.read_only)[0].fix)
     """
 )
 
@@ -253,7 +253,7 @@ def test_a_write_protected_file_is_read(tmp_path: Path, is_open: bool) -> None:
                 each.chmod(0o755)
     assert said.stdout.startswith("None [3, 2, 1] runs are not saved in"), said.stderr
     assert "the runs in it can be read" in said.stdout
-    assert "make it and its folder writable" in said.stdout
+    assert "make the file and its folder writable" in said.stdout
 
 
 # --- links --------------------------------------------------------------------------------------------

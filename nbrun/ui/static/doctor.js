@@ -1,10 +1,10 @@
 // @ts-check
-/** Doctor's lines of the page: asks the kernel down both roads of a cancel, and says what came back, and when. */
+/** Doctor's lines of the page: asks the kernel by both channels of a cancel, and reports the answers and their times. */
 import { newNonce, sendByControl, tryRoad } from "./roads.js";
 
 /**
  * @typedef {import("./roads.js").Model} Model
- * @typedef {{ sign: "ok" | "note" | "problem", subject: string, text: string, mend: string }} Finding
+ * @typedef {{ sign: "ok" | "note" | "problem", subject: string, text: string, fix: string }} Finding
  * @typedef {{ name: string, silence: string, nonce: string, ms: number | null }} Road  ms: how long its answer took
  */
 
@@ -14,21 +14,21 @@ const MARKS = { ok: "✔", note: "•", problem: "✘" };
 /** @param {Road} road @param {boolean} isOver  whether the patience is @returns {Finding} */
 function findingOf({ name, silence, ms }, isOver) {
   const subject = "page";
-  if (ms === null && !isOver) return { sign: "note", subject, text: `asking the kernel by ${name} …`, mend: "" };
-  if (ms === null) return { sign: "problem", subject, text: `no answer by ${name} in ${PATIENCE_MS / 1000} s`, mend: silence };
+  if (ms === null && !isOver) return { sign: "note", subject, text: `asking the kernel by ${name} …`, fix: "" };
+  if (ms === null) return { sign: "problem", subject, text: `no answer by ${name} in ${PATIENCE_MS / 1000} s`, fix: silence };
   const time = ms < PATIENCE_MS ? `${Math.max(1, Math.round(ms))} ms` : `${Math.round(ms / 1000)} s`;
   const text = `reached the kernel by ${name} in ${time}`;
-  if (ms < PATIENCE_MS) return { sign: "ok", subject, text, mend: "" };
-  return { sign: "note", subject, text, mend: "fine if a cell was running: Cancel uses both channels at once" };
+  if (ms < PATIENCE_MS) return { sign: "ok", subject, text, fix: "" };
+  return { sign: "note", subject, text, fix: "fine if a cell was running: Cancel uses both channels at once" };
 }
 
 /** @param {HTMLElement} root @param {Finding[]} findings */
 function drawFindings(root, findings) {
   root.replaceChildren(
-    ...findings.map(({ sign, subject, text, mend }) => {
+    ...findings.map(({ sign, subject, text, fix }) => {
       const line = document.createElement("div");
       line.dataset.sign = sign;
-      line.textContent = `${MARKS[sign]} ${sign} ${subject}: ${text}${mend && ` → ${mend}`}`;
+      line.textContent = `${MARKS[sign]} ${sign} ${subject}: ${text}${fix && ` → ${fix}`}`;
       return line;
     }),
   );
@@ -42,7 +42,7 @@ function render({ model, el }) {
   root.setAttribute("role", "status");
   const began = performance.now();
   let isOver = false;
-  let isTold = false;
+  let isReported = false;
   /** @type {Road} */
   const message = {
     name: "widget message",
@@ -61,9 +61,9 @@ function render({ model, el }) {
   const drawNow = () => {
     const findings = [message, control].map((road) => findingOf(road, isOver));
     drawFindings(root, findings);
-    // What is told goes the message road, so only when that is open; it then stays as a static output.
-    if (isTold || message.ms === null || (control.ms === null && !isOver)) return;
-    isTold = true;
+    // The report is sent as a widget message, so only once those work; it then stays as a static output.
+    if (isReported || message.ms === null || (control.ms === null && !isOver)) return;
+    isReported = true;
     tryRoad(() => model.send({ op: "found", findings }));
   };
   /** @param {{ nonce?: unknown }} answer */
