@@ -1,4 +1,4 @@
-"""nbrun in a Jupyter server: runs can be seen and cancelled without a notebook page."""
+"""nbrun in a Jupyter server: shows and cancels runs without a notebook page."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def _jupyter_server_extension_points() -> list[dict[str, str]]:
 
 def _load_jupyter_server_extension(server: ServerApp) -> None:
     """Add nbrun's routes to a server."""
-    from nbrun.server import kernel_client as kernel_call, routes
+    from nbrun.server import kernel_client, routes
 
     server.web_app.add_handlers(".*$", routes.routes(server.base_url))
-    # Else the status with which a kernel frames each answer on its control channel counts as the shell's: the
-    # server would take a kernel for idle that runs a cell, and its culler might end it.
+    # A kernel sends its status with each answer on its control channel. Tracked, it would count as the shell's: the
+    # server would think that a kernel which runs a cell is idle, and might cull it.
     kernels = server.kernel_manager
     kernels.untracked_message_types = [
         *kernels.untracked_message_types,
-        kernel_call.REQUEST,
-        kernel_call.REPLY,
+        kernel_client.REQUEST,
+        kernel_client.REPLY,
     ]
-    server.log.info("nbrun: runs can be seen and cancelled at %snbrun/api/", server.base_url)
+    server.log.info("nbrun: list and cancel runs at %snbrun/api/", server.base_url)

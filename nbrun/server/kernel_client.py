@@ -1,4 +1,4 @@
-"""A call of the nbrun in a running kernel, over the kernel's control channel."""
+"""Calls nbrun in a running kernel, over the kernel's control channel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
-from nbrun.core.errors import NbrunError
+from nbrun.core import NbrunError
 
 if TYPE_CHECKING:
     from jupyter_client.manager import KernelManager
@@ -17,9 +17,9 @@ REQUEST = "nbrun_request"
 REPLY = "nbrun_reply"
 
 ANSWER_S = 2.0
-"""How long a kernel may take; one that is well answers in some 50 ms, whatever its cells do.
+"""How long a kernel may take; usually it answers in about 50 ms, whatever its cells do.
 
-A C call that holds the interpreter's lock keeps every thread of a kernel waiting, the control channel's too.
+A C call that holds the interpreter's lock blocks every thread of a kernel, the control channel's too.
 """
 
 
@@ -28,17 +28,17 @@ class NoAnswer(NbrunError):
 
 
 async def call(kernel: KernelManager, op: str, **content: object) -> dict[str, Any]:
-    """Return what the nbrun in this kernel answers to a request.
+    """Return the answer of nbrun in this kernel to a request.
 
     Raises
     ------
     NoAnswer
-        Nothing came in time: nbrun is not loaded there, or the kernel is stuck, starting or dead.
+        None came in time: nbrun isn't loaded there, or the kernel is blocked, starting or dead.
     """
     client = kernel.client()
-    if not isinstance(client, AsyncKernelClient):  # any other would block the server while it waits
-        raise NoAnswer("this server's kernels cannot be reached: use an async kernel manager")
-    # Clients of one manager share an identity, and a kernel answers only the one of them that came last.
+    if not isinstance(client, AsyncKernelClient):  # any other would block the server
+        raise NoAnswer("nbrun can't reach this server's kernels: it needs an async kernel manager")
+    # The clients of a manager share an identity, and a kernel answers only the latest of them.
     client.session.session = uuid.uuid4().hex
     try:
         client.start_channels(shell=False, iopub=False, stdin=False, hb=False)
@@ -46,8 +46,8 @@ async def call(kernel: KernelManager, op: str, **content: object) -> dict[str, A
             return await _ask(client, {"op": op, "nonce": client.session.session, **content})
     except TimeoutError as error:
         raise NoAnswer(
-            f"the kernel did not answer within {ANSWER_S:g} s: load nbrun in it,"
-            " or wait until the code that holds it up is done; it may still hear what was asked"
+            f"no answer from the kernel within {ANSWER_S:g} s. Load nbrun in it, or wait until the code that blocks"
+            " it is done; it may still act on this request"
         ) from error
     finally:
         client.stop_channels()

@@ -1,4 +1,4 @@
-"""The addresses under `nbrun/api/`: who may ask, and what is answered."""
+"""The routes under `nbrun/api/`: who may use them, and what they answer."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from nbrun.core.text import clean_text
+from nbrun.core import clean_text
 from nbrun.server.kernel_client import NoAnswer, call
 
 MAX_REASON = 1000
 
 _STATUS = {"requested": 200, "already_requested": 200, "already_finished": 200, "foreign": 409}
-"""HTTP's status for each outcome of a cancel; the run of any other is not found."""
+"""The HTTP status of each outcome of a cancel; 404 for any other."""
 
 
 def routes(base_url: str) -> list[tuple[str, type[web.RequestHandler]]]:
-    """Return every address, as a pattern, and what handles it."""
+    """Return every route: a pattern and its handler."""
     runs = url_path_join(base_url, "nbrun/api/kernels/([^/]+)/runs")
     return [(runs, RunsHandler), (f"{runs}/([^/]+)/cancel", CancelHandler)]
 
 
 class KernelHandler(APIHandler):
-    """What the addresses of a kernel share.
+    """What the routes of a kernel share.
 
-    Source: `APIHandler` checks the XSRF cookie before it calls a method, unless the request came with the
-    server's token, which no other site knows.
+    Source: `APIHandler` checks the XSRF cookie before it calls a method, unless the request has the server's
+    token, which no other site knows.
     """
 
     auth_resource = "kernels"
 
     async def ask(self, kernel_id: str, op: str, **content: object) -> dict[str, Any]:
-        """Return the answer of a kernel's nbrun.
+        """Return the answer of nbrun in a kernel.
 
         Raises
         ------
         HTTPError
-            404: there is no such kernel. 504: it does not answer. 501: its nbrun is older than the server's.
+            404: no such kernel. 504: it doesn't answer. 501: its nbrun is older than the server's.
         """
         kernel = self.kernel_manager.get_kernel(kernel_id)  # raises the 404
         try:
@@ -48,7 +48,7 @@ class KernelHandler(APIHandler):
         except NoAnswer as error:
             raise web.HTTPError(504, str(error)) from error
         if answer.get("outcome") == "unknown_op":
-            raise web.HTTPError(501, f"the kernel's nbrun knows no '{op}'; restart the kernel")
+            raise web.HTTPError(501, f"nbrun in the kernel is too old for '{op}'; restart the kernel")
         return answer
 
 
@@ -58,7 +58,7 @@ class RunsHandler(KernelHandler):
     @web.authenticated
     @authorized("read", resource="contents")
     async def get(self, kernel_id: str) -> None:
-        """Answer with the live runs, newest first, and with how many there are."""
+        """Send the live runs, newest first, and their number."""
         answer = await self.ask(kernel_id, "list")
         self.finish(json.dumps({"runs": answer.get("runs"), "total": answer.get("total")}))
 
@@ -69,14 +69,14 @@ class CancelHandler(KernelHandler):
     @web.authenticated
     @authorized("execute", resource="kernels")
     async def post(self, kernel_id: str, run_id: str) -> None:
-        """Ask a run to stop, and answer with what became of that: it may have ended, or be unknown."""
+        """Cancel a run, and send the outcome: it may have ended, or be unknown."""
         answer = await self.ask(kernel_id, "cancel", run_id=run_id, **self._options())
         outcome = str(answer.get("outcome"))
         self.set_status(_STATUS.get(outcome, 404))
         self.finish(json.dumps({"outcome": outcome}))
 
     def _options(self) -> dict[str, str]:
-        """Return what the body says: `reason`, and the `session_id` that the list told with the run."""
+        """Return what the body has: `reason`, and the `session_id` that the list gave for the run."""
         try:
             body = self.get_json_body()
         except UnicodeDecodeError as error:
@@ -85,10 +85,10 @@ class CancelHandler(KernelHandler):
             return {}
         names = ("reason", "session_id")
         if not isinstance(body, dict) or not set(body) <= set(names):
-            raise web.HTTPError(400, f"the body may be an object with {' and '.join(names)}")
+            raise web.HTTPError(400, f"the body must be a JSON object; it may have {' and '.join(names)}")
         options = {name: value for name, value in body.items() if value is not None}
         if not all(isinstance(value, str) for value in options.values()):
-            raise web.HTTPError(400, f"{' and '.join(names)} must be text")
+            raise web.HTTPError(400, f"{' and '.join(names)} must be strings")
         if len(options.get("reason", "")) > MAX_REASON:
-            raise web.HTTPError(400, f"the reason is longer than {MAX_REASON} characters")
+            raise web.HTTPError(400, f"reason is longer than {MAX_REASON} characters")
         return {name: clean_text(value) for name, value in options.items()}

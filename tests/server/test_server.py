@@ -300,8 +300,8 @@ def test_a_kernel_without_nbrun_is_given_up_in_time(
         answers = [answer.result() for answer in asked]
     assert [answer.status for answer in answers] == [504, 504]
     assert {answer.body["message"] for answer in answers} == {
-        "the kernel did not answer within 2 s: load nbrun in it,"
-        " or wait until the code that holds it up is done; it may still hear what was asked"
+        "no answer from the kernel within 2 s. Load nbrun in it, or wait until the code that blocks"
+        " it is done; it may still act on this request"
     }
     bare_kernel.wait_until(lambda: (process.num_fds(), process.num_threads()) <= before)
 

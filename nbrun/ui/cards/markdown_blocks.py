@@ -1,4 +1,4 @@
-"""A text that grows, as a page shows it: what is closed as Markdown, drawn once, and its open end as it is."""
+"""A growing text, as a page shows it: its closed blocks rendered as Markdown, once each, and its open end as it is."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbrun.core.text import visible
+from nbrun.core import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TEXT_LIMIT = 20_000
-"""Characters of a text that a page gets: its end."""
+"""How many characters of a text a page gets, from its end."""
 HTML_LIMIT = 3 * TEXT_LIMIT
-"""Characters of the HTML of a block; one that comes to more is shown as it is."""
+"""How long the HTML of a block may be; a longer one is shown as plain text."""
 NODE_LIMIT = 900
-"""Nodes that its Markdown may come to in a page, about; a block that alone comes to more is shown as it is."""
+"""About how many nodes the Markdown may have in a page; a block that has more alone is shown as plain text."""
 
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
 _ANY_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
@@ -30,22 +30,20 @@ _RULE = re.compile(r" {0,3}([-*_])(?: *\1){2,} *$")
 class _Block:
     """A closed part of the text, from `start` to `end`."""
 
-    key: int  # never used twice: what a page has drawn under it, it need not draw again
+    key: int  # never used twice: what a page has drawn under it needs no redrawing
     start: int
     end: int
-    is_torn: bool  # its beginning was left out: drawn, it could be anything
+    is_torn: bool  # its beginning was left out: rendered, it could be anything
     nodes: int = 0
     shown: dict[str, int | str] = field(default_factory=dict)
 
-    def draw(self, text: str) -> None:
-        """Set what a page gets of it: its `html` or, where it is too much to be drawn, its `text`."""
-        from nbrun.render.markdown import (
-            safe_html,  # with the first: what it needs is not loaded yet
-        )
+    def render(self, text: str) -> None:
+        """Set what a page gets: its `html` or, if that is too much, its `text`."""
+        from nbrun.render.markdown import safe_html  # here: it is slow to import
 
         source = text[self.start : self.end]
         html = safe_html(source) if len(source) < TEXT_LIMIT and not self.is_torn else ""
-        # A tag is an element or its end, and what stands behind it a text: as many tags, as many nodes.
+        # A tag starts or ends an element, and a text may follow it: about as many nodes as tags.
         self.nodes = html.count("<") + 1
         if html and self.nodes <= NODE_LIMIT and len(html) <= HTML_LIMIT:
             self.shown = {"key": self.key, "html": html}
@@ -55,13 +53,13 @@ class _Block:
 
 
 class Blocks:
-    """The text of one run, fed as it grows: each block is looked at and drawn once.
+    """The text of one run, fed as it grows: each block is parsed and rendered once.
 
     A block is closed by what no later text can undo: an empty line, the end of its code, the line of a heading.
-    Lists may go on after an empty line; they are closed by what follows it. Looking at a line costs little,
-    drawing it a hundred times that, so what a page does not get is not drawn.
+    A list may continue after an empty line; what follows closes it. Rendering a line costs a hundred times as much
+    as parsing it, so what a page doesn't get isn't rendered.
 
-    Threads: of the thread that draws cards.
+    Threads: only the thread that draws cards.
     """
 
     def __init__(self) -> None:
@@ -72,10 +70,10 @@ class Blocks:
     def _begin(self, at: int) -> None:
         self._closed: list[_Block] = []
         self._cut = at
-        self._start = at  # of what is open
-        self._seen = at  # up to here its lines are known
+        self._start = at  # of the open end
+        self._seen = at  # the lines before this were parsed
         self._fence = ""
-        self._is_list = self._is_doubtful = self._is_torn = False
+        self._is_list = self._may_have_ended = self._is_torn = False
 
     @property
     def shown(self) -> list[dict[str, int | str]]:
@@ -89,12 +87,12 @@ class Blocks:
 
     @property
     def cut(self) -> int:
-        """How many characters stand before what is shown."""
+        """How many characters are left out before what is shown."""
         is_cut = len(self._text) - self._start > TEXT_LIMIT
         return len(self._text) - TEXT_LIMIT if is_cut else self._cut
 
     def feed(self, text: str, is_over: bool) -> None:
-        """Take the text as it is now; when it `is_over`, all of it is closed."""
+        """Take the text as it is now; once it `is_over`, all of it is closed."""
         if not text.startswith(self._text):
             self._begin(0)
         self._text = text
@@ -103,15 +101,15 @@ class Blocks:
         for line, end in self._new_lines():
             self._take(line, end)
             self._seen = end
-        # A line that has only begun can tell as well that a list does not go on.
-        if self._is_doubtful and text[self._seen : self._seen + 1] not in _MAY_BE_ITEM:
+        # The start of a line may already show that a list doesn't continue.
+        if self._may_have_ended and text[self._seen : self._seen + 1] not in _MAY_BE_ITEM:
             self._close(self._seen)
         if is_over and self._start < len(text):
             self._close(len(text))
-        self._draw()
+        self._render()
 
     def _skip(self, at: int) -> None:
-        """Go on after `at`, at the next empty line or, within code, at the next line: the rest is not shown."""
+        """Leave out the text up to the next empty line after `at` or, within code, the next line."""
         fences = _ANY_FENCE.findall(self._text, self._start, at)
         is_code = len(fences) % 2 == 1
         gap = self._text.find("\n" if is_code else "\n\n", at)
@@ -126,13 +124,13 @@ class Blocks:
             at = end
 
     def _take(self, line: str, end: int) -> None:
-        """Take one more line; `end` is where the next one begins."""
+        """Parse one more line; `end` is where the next one starts."""
         if self._fence:
             if _closes(line, self._fence):
                 self._close(end)
         elif not line.strip():
             if self._is_list:
-                self._is_doubtful = True
+                self._may_have_ended = True
             else:
                 self._close(end)
         else:
@@ -140,9 +138,9 @@ class Blocks:
 
     def _take_words(self, line: str, end: int) -> None:
         is_deep = self._is_list and line.startswith(("  ", "\t"))
-        if self._is_doubtful and not is_deep and not _ITEM.match(line):
+        if self._may_have_ended and not is_deep and not _ITEM.match(line):
             self._close(self._seen)
-        self._is_doubtful = False
+        self._may_have_ended = False
         if is_deep:
             return
         if fence := _FENCE.match(line):
@@ -158,15 +156,15 @@ class Blocks:
         """Close what is open, up to `end`."""
         start, self._start = self._start, end
         self._fence = ""
-        self._is_list = self._is_doubtful = False
+        self._is_list = self._may_have_ended = False
         if not self._text[start:end].strip():
             return
         self._key += 1
         self._closed.append(_Block(self._key, start, end, self._is_torn))
         self._is_torn = False
 
-    def _draw(self) -> None:
-        """Draw what is not, and let go of the first blocks where there is too much of them."""
+    def _render(self) -> None:
+        """Render the blocks that aren't yet, and drop the first ones if there is too much."""
         length = TEXT_LIMIT - (len(self._text) - self._start)
         nodes = NODE_LIMIT
         for at in reversed(range(len(self._closed))):
@@ -175,7 +173,7 @@ class Blocks:
                 self._cut = block.start = block.end - TEXT_LIMIT
             length -= block.end - block.start
             if length >= 0 and not block.shown:
-                block.draw(self._text)
+                block.render(self._text)
             nodes -= block.nodes
             if length < 0 or nodes < 0:
                 self._cut = block.end
@@ -184,11 +182,11 @@ class Blocks:
 
 
 def visible_end(text: str, limit: int) -> str:
-    """Return the end of a text, with what hides or moves the rest made visible, which takes room."""
+    """Return the end of a text, with invisible characters made visible, which takes room."""
     return visible(text[-limit:])[-limit:]
 
 
 def _closes(line: str, fence: str) -> bool:
-    """Return whether a line ends the code that `fence` has opened."""
+    """Return whether a line ends the code that `fence` started."""
     found = _FENCE.match(line)
     return found is not None and found.group(1).startswith(fence) and line.strip() == found.group(1)

@@ -1,4 +1,4 @@
-"""What a live card shows of a run: one dict, small however long the run is."""
+"""What a live card shows of a run: one dict, small even for a long run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core.events import Usage
-from nbrun.core.record import RunStatus
-from nbrun.core.text import visible
-from nbrun.core.values import REPR_KEY, readable, shown
+from nbrun.core import (
+    ChildSummary,
+    Plain,
+    RunRecord,
+    RunStatus,
+    ToolCall,
+    events as ev,
+    readable,
+    shown,
+    values,
+    visible,
+)
 from nbrun.render.words import (
     always_words,
     answer_of,
@@ -24,15 +32,10 @@ from nbrun.render.words import (
     status_words,
     usage_words,
 )
-from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, visible_end
+from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks, visible_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from nbrun.core.events import ApprovalRequested, Progress
-    from nbrun.core.record import ChildSummary, RunRecord, ToolCall
-    from nbrun.core.values import Plain
-    from nbrun.ui.cards.markdown_blocks import Blocks
 
 TOOL_LIMIT = 20
 ARGS_LIMIT, RESULT_LIMIT = 300, 500
@@ -46,9 +49,9 @@ OPTION_LIMIT = 20
 LINE_LIMIT = 200
 ASKED_LIMIT = 3_000
 ONE_LINE = 60
-"""Characters of arguments that are shown in one line; longer ones a member a line."""
+"""How many characters of arguments are shown in one line; longer ones get a line for each member."""
 EDIT_LIMIT = 6_000
-"""Characters of arguments that can be edited on the card; longer ones by `run.approve(args=…)`."""
+"""How many characters of arguments can be edited on the card; longer ones with `run.approve(args=…)`."""
 
 
 def view(
@@ -64,10 +67,10 @@ def view(
 
     Parameters
     ----------
-    now : the kernel's time in epoch seconds, by which the page reckons elapsed times.
-    words : how the run stands, where more is known of that than its record tells.
-    blocks : draws the text, and knows what it has drawn; without it all text is shown as it is.
-    children : the records of its live child runs, by their ids: a parent's log tells only of their ends.
+    now : the kernel's time in epoch seconds, from which the page computes elapsed times.
+    words : the status in words, if more is known than the record says.
+    blocks : renders the text, each block once; without it the text isn't rendered.
+    children : the records of the live child runs, by id: the parent's log has only their ends.
     """
     mine = filter(None, [always_words(record), files_words(record)])
     notes = [*mine, *followup_notes(record), *cancel_notes(record)]
@@ -107,14 +110,14 @@ def view(
 
 
 def _line(text: str, limit: int = LINE_LIMIT) -> str:
-    """Return what stands in one line; it may be of any length where an agent has a say in it."""
+    """Return a text for one line; one that an agent gave may be of any length."""
     return visible(shown(text, limit))
 
 
 def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
-    """Return what the run has given: `blocks` of it that are drawn, behind them `text`, and `output` that is none.
+    """Return the rendered `blocks` of the run's text, the `text` after them, and `output` that isn't text.
 
-    `result` is all of it as it is, to be copied, once the run has ended: its last characters, if it is long.
+    `result` is what can be copied once the run has ended: all of it, or its end if it is long.
     """
     text, output = record.text, record.output
     if isinstance(output, str):
@@ -134,12 +137,12 @@ def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
 
 
 def _laid_out(output: Plain) -> str:
-    """Return data as JSON with its lines, unless it is much: a page gets its beginning only."""
+    """Return data as indented JSON, unless it is long: a page gets only its beginning."""
     text = readable(output)
     is_json = text.startswith(("{", "[")) and len(text) <= 4 * OUTPUT_LIMIT
     try:
         return msgspec.json.format(text, indent=2) if is_json else text
-    except msgspec.DecodeError:  # the repr of something looked like it
+    except msgspec.DecodeError:  # a repr that looked like JSON
         return text
 
 
@@ -151,11 +154,11 @@ def _error(record: RunRecord) -> dict[str, str | None]:
     return {"error": _head(str(error), ERROR_LIMIT), "traceback": end}
 
 
-def _question(asked: ApprovalRequested) -> dict[str, Any]:
+def _question(asked: ev.ApprovalRequested) -> dict[str, Any]:
     args = "" if asked.args is None else readable(asked.args)
     if len(args) > ONE_LINE:
         args = _laid_out(asked.args)
-    # What is chosen goes back as it is, so none that is too long for a card can be chosen on it.
+    # The chosen one is sent back as it is, so one that is too long for a card can't be chosen on it.
     options = [option for option in asked.options[:OPTION_LIMIT] if len(option) <= 5 * LINE_LIMIT]
     return {
         "id": asked.id,
@@ -164,26 +167,26 @@ def _question(asked: ApprovalRequested) -> dict[str, Any]:
         "options": options,
         "labels": [_line(option, 80) for option in options],
         "deadline": asked.deadline,
-        "tool": visible(shown(asked.tool, 80)) if not asked.options else "",
+        "tool": _line(asked.tool, 80) if not asked.options else "",
         "edit": _edit(asked),
     }
 
 
-def _edit(asked: ApprovalRequested) -> str | None:
-    """Return the arguments as the JSON to begin an edit with; None where the card cannot have them changed."""
+def _edit(asked: ev.ApprovalRequested) -> str | None:
+    """Return the arguments as JSON to edit; None if they can't be edited on the card."""
     if not asked.editable or asked.args is None or not _is_data(asked.args):
         return None
     text = json.dumps(asked.args, ensure_ascii=False, indent=2)
     if len(text) > EDIT_LIMIT:
         return None
-    # What cannot be seen as JSON's own escapes: it is in texts only, and they mean the same.
+    # What can't be seen becomes JSON's own escapes: it is in strings only, where they mean the same.
     return visible(text, lambda found: json.dumps(found[0])[1:-1])
 
 
 def _is_data(value: Plain) -> bool:
-    """Return whether no stand-in of an object is in it: edited, it would take the place of the object itself."""
+    """Return whether it contains no placeholder of an object: sent back, it would replace the object."""
     if isinstance(value, dict):
-        return REPR_KEY not in value and all(map(_is_data, value.values()))
+        return values.REPR_KEY not in value and all(map(_is_data, value.values()))
     if isinstance(value, list):
         return all(map(_is_data, value))
     return not isinstance(value, float) or math.isfinite(value)
@@ -207,7 +210,7 @@ def _steer(record: RunRecord) -> dict[str, Any]:
 
 
 def _head(text: str, limit: int = ASKED_LIMIT) -> str:
-    """Return the beginning of a text, and how much of it is not shown: somebody may decide by it."""
+    """Return the beginning of a text, and how much is left out: somebody may base a decision on it."""
     head = visible(text[:limit])
     hidden = max(0, len(text) - limit) + max(0, len(head) - limit)
     return f"{head[:limit]}… {hidden:,} more characters" if hidden else head
@@ -216,8 +219,8 @@ def _head(text: str, limit: int = ASKED_LIMIT) -> str:
 def _tool(tool: ToolCall) -> dict[str, Any]:
     return {
         "id": tool.id,
-        "kind": visible(shown(tool.kind, 20)),
-        "name": visible(shown(tool.name, 80)),
+        "kind": _line(tool.kind, 20),
+        "name": _line(tool.name, 80),
         "args": "" if tool.args is None else _head(readable(tool.args), ARGS_LIMIT),
         "status": tool.status,
         "started_at": tool.started_at,
@@ -231,17 +234,17 @@ def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]
     record = live.get(child.run_id)
     return {
         "id": child.run_id,
-        "title": visible(shown(name_and_number(child), 100)),
+        "title": _line(name_and_number(child), 100),
         "status": child.status if record is None else str(record.status),
         "words": _line(child.status if record is None else status_words(record), 60),
         "started_at": child.started_at if record is None else record.started_at,
         "ended_at": child.ended_at,
-        "usage": usage_words(record.usage if record is not None else child.usage or Usage()),
+        "usage": usage_words(record.usage if record is not None else child.usage or ev.Usage()),
     }
 
 
-def _progress(progress: Progress | None) -> dict[str, Any] | None:
-    """Return what the bar shows: `part` of 1, or None where no end is known."""
+def _progress(progress: ev.Progress | None) -> dict[str, Any] | None:
+    """Return what the bar shows: `part` of 1, or None if the total isn't known."""
     if progress is None:
         return None
     done, total = progress.done, progress.total
