@@ -8,8 +8,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from nbrun.core import errors, mimebundle, record
-from nbrun.sessions.default import SHELL_ATTRIBUTE
-from nbrun.sessions.session import NotebookSession
+from nbrun.sessions import SHELL_ATTRIBUTE, NotebookSession
 from nbrun.store import Keep
 from nbrun.ui import config, presenter
 from nbrun.ui.kernel import requests, waiting

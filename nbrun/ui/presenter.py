@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
 from nbrun.core import Action, Fix, Interrupted, RunNotFinished
-from nbrun.render.words import run_ref
-from nbrun.sessions.session import LIST_LIMIT
-from nbrun.ui.cards.static_cards import StaticCards
-from nbrun.ui.kernel import requests, waiting
+from nbrun.render.words import run_ref, with_followups
+from nbrun.sessions import LIST_LIMIT, NotebookSession, Run
+from nbrun.ui.kernel import main_thread, notebook_tools, requests, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nbrun.sessions.run import Run
-    from nbrun.sessions.session import NotebookSession
+    from nbrun.core import RunRecord
     from nbrun.ui.config import NbRun
-    from nbrun.ui.kernel.main_thread import MainThread
 
 
 class Presenter:
     """Shows the runs of a session in one shell. Cards and panels are made with the first of each.
 
-    Threads: the main thread, except `close()`, which the kernel's shutdown calls on its control thread.
+    Threads: the main thread, except `close()`, which the kernel's shutdown calls on its control thread; static
+    cards are redrawn on whichever thread reports a change.
     """
 
     def __init__(self, shell: Any, session: NotebookSession, config: NbRun) -> None:
@@ -34,8 +33,9 @@ class Presenter:
         self.requests = requests.Requests(session)
         self._board: Any = None
         self._panels: Any = None
-        self._main_thread: MainThread | None = None
-        self._static_cards = StaticCards(shell)
+        self._main_thread: main_thread.MainThread | None = None
+        # Static cards of runs that were still live when a headless notebook showed them, and what redraws each.
+        self._outdated: list[tuple[Run, Callable[[], object]]] = []
 
     def stop_panels(self) -> None:
         """Stop updating the panels, before the session closes."""
@@ -86,7 +86,7 @@ class Presenter:
                 waiting.wait_for(run, self.run_agents_code)
         finally:
             if headless:  # nobody can click: no widget, only what stays in the file
-                self._static_cards.show(run)
+                self._show_static(run)
         run.result(0)
 
     def _present_in_terminal(self, run: Run, block: bool | None) -> None:
@@ -106,7 +106,59 @@ class Presenter:
             with waiting.uninterrupted():
                 self.board.show(live)
         else:
-            self._static_cards.show(run)
+            self._show_static(run)
+
+    def _show_static(self, run: Run) -> None:
+        """Show a run without a widget, as text where there is no kernel; what is shown of a live run is updated."""
+        from IPython.display import DisplayHandle, display
+
+        from nbrun.render import static_card
+
+        record, problem = _shown_record(run), run.problem
+        if self.kernel is None:
+            print(static_card.plain_text(record, problem))
+            return
+        handle, live, headless = DisplayHandle(), run.live, waiting.is_headless(self.shell)
+        data = static_card.bundle(record, problem, is_redrawn=live is not None and not headless)
+        display(data, raw=True, display_id=handle.display_id)
+
+        def redraw() -> None:
+            handle.update(static_card.bundle(_shown_record(run), run.problem), raw=True)
+
+        is_final = record.is_settled and problem is None
+        if is_final or (live is None and not record.is_live):
+            return
+        if headless:
+            self._outdated.append((run, redraw))
+            return
+        context, asked = contextvars.copy_context(), [record.pending]
+
+        def redraw_here() -> None:
+            # A bare thread would send into whichever cell ran last; in a copy, since two threads may redraw at once.
+            context.copy().run(redraw)
+
+        def look(record: RunRecord, _events: object) -> None:
+            if record.is_live and record.pending != asked[0]:  # `follow_end` draws the end
+                asked[0] = record.pending
+                redraw_here()
+
+        if live is not None:
+            live.listen(look)
+            look(live.record, ())  # it may have asked before we listened
+        run.follow_end(redraw_here)
+
+    def _redraw_ended(self) -> None:
+        """Update the static cards whose runs have ended.
+
+        Source: nbclient takes an update only while a cell runs, and only as that cell's, so a waiting cell
+        has to send it.
+        """
+        outdated, self._outdated = self._outdated, []
+        for run, redraw in outdated:
+            if run.done():
+                redraw()
+            if not run.record.is_settled or run.problem is not None:
+                self._outdated.append((run, redraw))
 
     @property
     def has_page(self) -> bool:
@@ -190,7 +242,7 @@ class Presenter:
             raise Interrupted(
                 f"{still}. To stop one: %agentrun cancel REF. To stop all: %agentrun cancel --all"
             ) from None
-        self._static_cards.redraw_ended()
+        self._redraw_ended()
         for run in runs:
             print(repr(run))
         if not runs:
@@ -211,15 +263,11 @@ class Presenter:
         return registered().get(name) or self._tool(name)
 
     def _tool(self, name: str) -> object:
-        from nbrun.ui.kernel.notebook_tools import NAME, TOOLS
-
-        tools = (self.toolset(NAME) or ()) if name in TOOLS else ()
-        return next((tool for tool in tools if tool.__name__ == name), None)
+        tools = self.toolset(notebook_tools.NAME) if name in notebook_tools.TOOLS else None
+        return next((tool for tool in tools or () if tool.__name__ == name), None)
 
     def toolset(self, name: str) -> tuple[Callable[..., object], ...] | None:
         """Return the functions of the toolset of this name; None if there isn't one."""
-        from nbrun.ui.kernel import main_thread, notebook_tools
-
         if name != notebook_tools.NAME:
             return None
         if self._main_thread is None and self.kernel is not None:
@@ -230,3 +278,9 @@ class Presenter:
         """Run the code that agents have submitted, on the main thread, which only waits now."""
         if self._main_thread is not None:
             self._main_thread.run_here()
+
+
+def _shown_record(run: Run) -> RunRecord:
+    """Return the record; once it has ended, with the runs that were started from it."""
+    record = run.record
+    return record if record.is_live else with_followups(record, run.followups)

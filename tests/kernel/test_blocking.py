@@ -94,7 +94,9 @@ def test_an_interrupt_cancels_the_waited_run_only(kernel: Kernel, headless: bool
     print(f"interrupt of a blocking cell: {took_s * 1000:.0f} ms")
     assert cell.error is not None
     assert cell.error["ename"] == "KeyboardInterrupt"
-    assert f"waited-{headless}: Interrupted after " in error_line(cell)  # and no traceback of ours
+    assert f"(waited-{headless}): Interrupted after " in error_line(
+        cell
+    )  # and no traceback of ours
     record = stored(kernel.folder, f"waited-{headless}")
     assert record is not None
     assert (record.status, record.cause) == ("cancelled", "interrupt")
@@ -143,7 +145,7 @@ def test_an_interrupted_run_gets_its_grace(kernel: Kernel) -> None:
     assert took_s >= 2.0  # its grace, and its agent goes on
     assert cell.error is not None
     assert cell.error["ename"] == "KeyboardInterrupt"
-    assert "mule: Interrupted after " in error_line(cell)
+    assert "(mule): Interrupted after " in error_line(cell)
     record = wait_for_status(kernel, "mule", "cancelled")
     assert record.cause == "interrupt"
     assert record.detached

@@ -224,7 +224,7 @@ def test_ctrl_c_at_a_question_cancels_the_run(terminal: Terminal) -> None:
     terminal.type("%%agentrun asks -o stopped", "hello")
     terminal.child.expect_exact("/N]")
     terminal.child.sendintr()
-    assert "KeyboardInterrupt: run #1 (asks): Interrupted after" in terminal.read()
+    assert "KeyboardInterrupt: Run #1 (asks): Interrupted after" in terminal.read()
     assert "[('deny', 'cancel')]" in terminal.run("print(who(stopped))")
 
 
@@ -251,7 +251,7 @@ def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:
     terminal.child.sendintr()
     shown = terminal.read()
     assert "Interrupted after" in shown
-    assert "KeyboardInterrupt: run #2 (fore): Interrupted after" in shown
+    assert "KeyboardInterrupt: Run #2 (fore): Interrupted after" in shown
     assert "Traceback" not in shown
     states = "[(r.name, str(r.status), str(r.cause)) for r in nbrun.runs()]"
     assert "[('fore', 'cancelled', 'interrupt'), ('beside', 'running', 'None')]" in terminal.run(

@@ -14,19 +14,15 @@ import ipywidgets
 import msgspec
 import traitlets
 
-from nbrun.core import RunStatus
+from nbrun.core import RunRecord, RunStatus
 from nbrun.render import static_card, words
-from nbrun.sessions.run import queue_words
-from nbrun.ui.cards.esm import page_module, page_style
+from nbrun.sessions import LiveRun, NotebookSession, queue_words
+from nbrun.ui.cards import esm, view
 from nbrun.ui.cards.markdown_blocks import Blocks
-from nbrun.ui.cards.view import TOOL_LIMIT, view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core import RunRecord
-    from nbrun.sessions.live_run import LiveRun
-    from nbrun.sessions.session import NotebookSession
     from nbrun.ui.kernel.requests import Answer
 
 _log = logging.getLogger("nbrun")
@@ -42,14 +38,14 @@ KEEP_ENDED = 100
 class CardCode(ipywidgets.Widget):  # type: ignore[misc]  # it has no types
     """The code that draws the cards of a kernel: a page gets it once, where anywidget would send it with each card."""
 
-    text = traitlets.Unicode(page_module("card.js")).tag(sync=True)
-    style = traitlets.Unicode(page_style("card.css", "people.css")).tag(sync=True)
+    text = traitlets.Unicode(esm.page_module("card.js")).tag(sync=True)
+    style = traitlets.Unicode(esm.page_style("card.css", "people.css")).tag(sync=True)
 
 
 class CardWidget(anywidget.AnyWidget):
     """The card in the page. One trait carries all it shows; only `CardBoard`'s thread writes it."""
 
-    _esm = page_module("code.js")
+    _esm = esm.page_module("code.js")
     code_id = traitlets.Unicode().tag(sync=True)
     run = traitlets.Dict().tag(sync=True)
     place = traitlets.Unicode().tag(sync=True)
@@ -353,10 +349,10 @@ class CardBoard:
         ]
         if asking:
             record = msgspec.structs.replace(record, notices=(*record.notices, *asking))
-        return view(record, now, live.problem, waits_for, blocks=blocks, children=children)
+        return view.view(record, now, live.problem, waits_for, blocks=blocks, children=children)
 
     def _live_children(self, record: RunRecord) -> dict[str, RunRecord]:
-        running = [c.run_id for c in record.children[-TOOL_LIMIT:] if c.ended_at is None]
+        running = [c.run_id for c in record.children[-view.TOOL_LIMIT :] if c.ended_at is None]
         runs = [run for run in map(self._session.own, running) if run is not None]
         return {run.id: run.record for run in runs if not run.done()}
 

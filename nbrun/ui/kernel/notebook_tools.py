@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sized
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import current, needs_approval, shown, type_name
+from nbrun.agents import RunContext, current, needs_approval, shown, type_name
 
 if TYPE_CHECKING:
-    from nbrun.agents import RunContext
     from nbrun.ui.kernel.main_thread import Job, MainThread
 
 NAME = "notebook"
@@ -36,31 +35,8 @@ class NotebookTools:
 
     def functions(self) -> tuple[Callable[..., object], ...]:
         """Return the tools."""
-
-        def list_variables() -> str:
-            """List the notebook's variables: name, type and size of each."""
-            return self._list()
-
-        def describe_variable(name: str) -> str:
-            """Describe one variable: its schema, its first rows and a summary, or its value."""
-            return self._describe(name)
-
-        def read_cell(number: int) -> str:
-            """Return the code and the output of the cell that was run as number [n]."""
-            return self._cell(number)
-
-        @needs_approval
-        def run_python(code: str) -> str:
-            """Run Python in the notebook; return what it prints and the value of its last expression.
-
-            Figures and tables are shown to the user.
-            """
-            return self._run(code)
-
-        looking = (list_variables, describe_variable, read_cell)
-        return looking if self._main is None else (*looking, run_python)
-
-    # --- looking ---------------------------------------------------------------------------------
+        reading = (self.list_variables, self.describe_variable, self.read_cell)
+        return reading if self._main is None else (*reading, self.run_python)
 
     def _names(self) -> dict[str, object]:
         hidden = self._shell.user_ns_hidden
@@ -73,14 +49,16 @@ class NotebookTools:
             and not callable(value)
         }
 
-    def _list(self) -> str:
+    def list_variables(self) -> str:
+        """List the notebook's variables: name, type and size of each."""
         names = self._names()
         lines = [f"{name}: {_summary(value)}" for name, value in list(names.items())[:ROWS]]
         if len(names) > ROWS:
             lines.append(f"… {len(names) - ROWS} more")
         return _within("\n".join(lines)) or "no variables yet"
 
-    def _describe(self, name: str) -> str:
+    def describe_variable(self, name: str) -> str:
+        """Describe one variable: its schema, its first rows and a summary, or its value."""
         names: Mapping[str, object] = self._shell.user_ns
         if name not in names or name.startswith("_"):
             return f"variable {shown(name, 60)} not found; list_variables lists them all"
@@ -89,7 +67,8 @@ class NotebookTools:
             return _within(_table(value))
         return _within(f"{_summary(value)}\n{value!r}")
 
-    def _cell(self, number: int) -> str:
+    def read_cell(self, number: int) -> str:
+        """Return the code and the output of the cell that was run as number [n]."""
         # Source: IPython's list of inputs leaves empty cells out, so its indexes aren't their numbers.
         code = self._shell.user_ns.get(f"_i{number}")
         if code is None:
@@ -99,9 +78,12 @@ class NotebookTools:
             parts.append(_text_of(output.bundle))
         return _within("\n".join(parts))
 
-    # --- doing -----------------------------------------------------------------------------------
+    @needs_approval
+    def run_python(self, code: str) -> str:
+        """Run Python in the notebook; return what it prints and the value of its last expression.
 
-    def _run(self, code: str) -> str:
+        Figures and tables are shown to the user.
+        """
         main, run = self._main, current()
         assert main is not None  # noqa: S101 - else there is no such tool
         job = main.submit(code)

@@ -12,8 +12,7 @@ from nbrun.core import BadOption, UserError, shown, visible
 from nbrun.render.words import status_words
 
 if TYPE_CHECKING:
-    from nbrun.sessions.run import Run
-    from nbrun.sessions.session import NotebookSession
+    from nbrun.sessions import NotebookSession, Run
 
 REQUEST, REPLY = "nbrun_request", "nbrun_reply"
 LIST_LIMIT = 200

@@ -15,7 +15,7 @@ from nbrun.render import words
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nbrun.sessions.run import Run
+    from nbrun.sessions import Run
 
 TICK_S = 0.05
 
@@ -65,7 +65,7 @@ def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
         run.cancel(cause=CancelCause.INTERRUPT)
         with suppress(KeyboardInterrupt):  # a second one skips the grace period, too
             run.wait(grace_s + 2 * LAST_S)
-        message = f"{words.title(run.record)}: {words.status_words(run.record)}"
+        message = f"{words.opening(run.record)}: {words.status_words(run.record)}"
         raise Interrupted(printable(message)) from None
 
 

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import LIVE, RunStatus
+from nbrun.core import LIVE, RunRecord, RunStatus
 from nbrun.store import Query, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from nbrun.core import RunRecord
-    from nbrun.sessions.run import Run
-    from nbrun.sessions.session import NotebookSession
+    from nbrun.sessions import NotebookSession, Run
 
 PAGE = 50
 SCAN = 200

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import traitlets
 
-from nbrun.core import NbrunError
-from nbrun.ui.cards.board import CardWidget, Drawable, Priority
-from nbrun.ui.cards.esm import page_module, page_style
+from nbrun.core import NbrunError, RunRecord, events as ev
+from nbrun.ui.cards import esm, view
+from nbrun.ui.cards.board import CardBoard, CardWidget, Drawable, Priority
 from nbrun.ui.cards.markdown_blocks import Blocks
-from nbrun.ui.cards.view import view
 from nbrun.ui.panel import page as pages, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core import RunRecord, events as ev
-    from nbrun.sessions.session import NotebookSession
-    from nbrun.ui.cards.board import CardBoard
+    from nbrun.sessions import NotebookSession
     from nbrun.ui.kernel.requests import Answer
 
 _log = logging.getLogger("nbrun")
@@ -45,8 +42,8 @@ _SEEN = ("run.", "cancel.", "detached.", "usage")
 class PanelWidget(CardWidget):
     """The panel in the page: the table in a trait of its own, and the open run in the card's traits."""
 
-    _esm = page_module("panel.js")
-    _css: Any = page_style("card.css", "people.css", "panel.css")
+    _esm = esm.page_module("panel.js")
+    _css: Any = esm.page_style("card.css", "people.css", "panel.css")
     panel = traitlets.Dict().tag(sync=True)
 
 
@@ -241,7 +238,7 @@ class Panel(Drawable):
         if opened is None:
             return {}
         words = opened.run.status_words() if opened.run.live is not None else None
-        return view(opened.record, now, opened.run.problem, words, blocks=self._blocks)
+        return view.view(opened.record, now, opened.run.problem, words, blocks=self._blocks)
 
     def _state(self) -> dict[str, Any]:
         """Return what the page draws besides the open card."""

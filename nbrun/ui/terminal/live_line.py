@@ -16,15 +16,13 @@ from nbrun.core import (
     visible,
 )
 from nbrun.render import static_card, words
-from nbrun.sessions.control import check_edited
+from nbrun.sessions import NotebookSession, Run, check_edited
 from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.terminal import keyboard
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nbrun.sessions.run import Run
-    from nbrun.sessions.session import NotebookSession
 
 EDIT, ALWAYS = "edit", "always"
 
