@@ -96,7 +96,7 @@ class Catalog:
         return found
 
     def own(self, run_id: str) -> Run | None:
-        """Return the run of this session that has exactly this id: no name and no number stands for it."""
+        """Return the run of this session that has exactly this id; names and numbers don't count."""
         live = self._runs.get(run_id)
         if live is not None:
             return self.run(live)
@@ -116,7 +116,7 @@ class Catalog:
     def named(self, text: str) -> Run | None:
         """Return the newest run with this id, else the newest with this name; this session's first.
 
-        A replay has the name of what it shows; it is found by that only where there is nothing else.
+        A replay has the name of the run that it shows; by that it is found only if no other run has it.
         """
         own = self._runs.get(text)
         same = [live for live in tuple(self._runs.values()) if live.record.name == text]
@@ -146,32 +146,32 @@ class Catalog:
             query, lambda found: found.record.run_id in known and self._is_own(found.record)
         )
         found = [*reversed(mine), *(self._of(one.record) for one in stored)]
-        strange = self._ask_read_only(lambda store: store.select(query)) or []
-        found += [Run(self._parts, one.record, store=self._store.read_only) for one in strange]
+        others = self._ask_read_only(lambda store: store.select(query)) or []
+        found += [Run(self._parts, one.record, store=self._store.read_only) for one in others]
         found.sort(key=_number_or_newer, reverse=True)
         return RunList(found[: query.limit])
 
     def count(self) -> int:
         """Return how many runs are stored."""
-        strange = self._ask_read_only(lambda store: store.count())
-        return self._store.count() + (strange or 0)
+        others = self._ask_read_only(lambda store: store.count())
+        return self._store.count() + (others or 0)
 
     def _all(self, limit: int | None) -> list[Run]:
         unsaved = [live for live in tuple(self._runs.values()) if live.record.number is None]
         stored = self._store.runs(limit)
         own = [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
-        return own + self._strange_runs(limit) if limit is None or len(own) < limit else own
+        return own + self._read_only_runs(limit) if limit is None or len(own) < limit else own
 
     # --- the file that is only read ---------------------------------------------------------------
 
     def _ask_read_only(self, question: Callable[[SessionStore], T]) -> T | None:
-        """Return what the file says that is only read; None where there is none, or it cannot be read."""
+        """Ask the file that is only read; None if there is none, or it cannot be read."""
         store = self._store.read_only
         if store is None:
             return None
         try:
             return question(store)
-        except StoreError as error:  # somebody else's file: the runs of ours are found all the same
+        except StoreError as error:  # someone else's file: our own runs are found all the same
             _log.warning("%s", error)
             return None
 
@@ -181,7 +181,7 @@ class Catalog:
             return None
         return Run(self._parts, found.record, store=self._store.read_only)
 
-    def _strange_runs(self, limit: int | None) -> list[Run]:
+    def _read_only_runs(self, limit: int | None) -> list[Run]:
         found = self._ask_read_only(lambda store: store.runs(limit)) or []
         return [Run(self._parts, one.record, store=self._store.read_only) for one in found]
 
@@ -221,9 +221,9 @@ def removable(run: Run) -> int:
     if run.only_read is not None:
         raise BadOption(f"{run!r} cannot be removed, its file is only read: {run.only_read}")
     if not run.done():
-        raise BadOption(f"{run!r} is live; cancel it first")
+        raise BadOption(f"{run!r} is still running; cancel it first")
     if run.number is None or run.problem is not None:
-        raise BadOption(f"{run!r} is not saved: there is nothing to remove")
+        raise BadOption(f"{run!r} isn't saved, so there is nothing to remove")
     return run.number
 
 

@@ -1,4 +1,4 @@
-"""What people say to a live run: looked at here, so that a mistake is told, and sent on to its host."""
+"""Cancels, answers and messages to live runs: checked here, so that mistakes are reported, and sent to their hosts."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Control:
         Raises
         ------
         NotPending, BadOption
-            There is no such question, or it does not take this decision; nothing was sent.
+            The question isn't pending, or does not take this decision; nothing was sent.
         """
         _check_live(live)
         edited = None if args is None else plain(args)
@@ -141,7 +141,7 @@ class Control:
         return asked
 
     def steer(self, live: LiveRun, text: str, *, by: str, id: str | None = None) -> str:
-        """Send a message into the running agent; return the id by which its record tells what came of it.
+        """Send a message into the running agent; return the id by which its record reports the outcome.
 
         Raises
         ------

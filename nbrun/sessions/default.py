@@ -1,23 +1,27 @@
-"""The session that `nbrun.start()` and its like work on, and those functions themselves."""
+"""The session that `nbrun.start()` and the like work on, and those functions themselves."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from nbrun.core.errors import SessionClosed
-from nbrun.core.options import RunOptions
+from nbrun.core import RunOptions, SessionClosed
 from nbrun.sessions.session import NotebookSession
 from nbrun.sessions.start import takes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nbrun.sessions.run import Run
-    from nbrun.sessions.run_list import RunList
-    from nbrun.store import Since
 
 SHELL_ATTRIBUTE = "nbrun_session"
 """Under this name the extension holds its session on the shell."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _lock = threading.Lock()
 _slot: list[NotebookSession] = []  # outside IPython: the one session that was made on first use
@@ -31,7 +35,7 @@ def session() -> NotebookSession:
     SessionClosed
         nbrun was unloaded from this shell.
     """
-    # Looked for, never imported: who runs without IPython does without.
+    # Looked for, never imported: nbrun works without IPython, too.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
@@ -51,33 +55,19 @@ def start(agent: object = None, prompt: str = "", **options: Any) -> Run:
     return session().start(agent, prompt, **options)
 
 
-def get(ref: Run | int | str) -> Run:
-    """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id; see `NotebookSession.get`."""
-    return session().get(ref)
+def _on_session(method: Callable[Concatenate[NotebookSession, P], T]) -> Callable[P, T]:
+    """Return a method of sessions as a function that works on this notebook's."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return method(session(), *args, **kwargs)
+
+    whole = inspect.signature(method)
+    call.__signature__ = whole.replace(parameters=[*whole.parameters.values()][1:])  # type: ignore[attr-defined]  # read by inspect
+    return call
 
 
-def runs(
-    *,
-    status: str | None = None,
-    name: str | None = None,
-    agent: str | None = None,
-    tag: str | None = None,
-    since: Since | None = None,
-    text: str | None = None,
-    limit: int | None = None,
-    before: Run | int | None = None,
-) -> RunList:
-    """Return this notebook's runs, newest first; see `NotebookSession.runs`."""
-    return session().runs(
-        status=status, name=name, agent=agent, tag=tag, since=since, text=text, limit=limit, before=before
-    )  # fmt: skip
-
-
-def redact(value: str, name: str = "SECRET") -> None:
-    """Have a secret replaced by `[NAME]` in all that runs tell from now on; see `NotebookSession.redact`."""
-    session().redact(value, name)
-
-
-def panel() -> None:
-    """Show a live table of this notebook's runs, live and stored; where there is no page, print the newest."""
-    session().panel()
+get = _on_session(NotebookSession.get)
+runs = _on_session(NotebookSession.runs)
+redact = _on_session(NotebookSession.redact)
+panel = _on_session(NotebookSession.panel)

@@ -37,7 +37,7 @@ COMMIT_CHARS = 4_000_000
 LARGE_CHARS, FEW = 16_000, 64
 """Producers are paused as well when more than a few events wait and these are large, or were left over."""
 
-_PLAIN_WEIGHT = 200  # of an event that is no text
+_PLAIN_WEIGHT = 200  # of an event without text
 _TEXTS = (*ev.DELTAS, ev.Log)
 _CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
 
@@ -192,7 +192,7 @@ class Intake:
         error: Exception,
         events: list[ev.RunEvent],
     ) -> None:
-        """Admit a word about an event that cannot be read; a failure in place of an end, for an end there must be."""
+        """Admit a warning in place of an event that cannot be read, and a failure in place of an end."""
         data = item.data if isinstance(item, HostEvent) else item
         what = f"{type(error).__name__}: an event of type {type(data).__name__} could not be read"
         stand_in: ev.EventData = ev.Log(what, "warning")
@@ -347,7 +347,7 @@ class Intake:
         return clean
 
     def _without_secrets(self, value: Any) -> Any:
-        """Return a struct or a part of one with its texts redacted; its own words stay, whatever secrets there are."""
+        """Return a struct or a part of one with its texts redacted; fixed words stay, whatever secrets there are."""
         if isinstance(value, msgspec.Struct):
             fields = {name: getattr(value, name) for name in value.__struct_fields__}
             return type(value)(
@@ -371,7 +371,7 @@ class Intake:
         return [live.record for live in tuple(self.runs.values())]
 
     def warn(self, text: str) -> bool:
-        """Tell all live runs of something; return whether there were any."""
+        """Log a warning in all live runs; return whether there were any."""
         lives = [live for live in tuple(self.runs.values()) if not live.has_end]
         for live in lives:
             self.emit(live, ev.Log(text, "warning"))
@@ -421,7 +421,7 @@ def _named(data: ev.Unknown) -> ev.Unknown:
         Its type is a known one, which it is not of.
     """
     if data.type in ev.TYPES:
-        raise ValueError(f"an event of type {data.type} that is none")
+        raise ValueError(f"not a valid event of type {data.type}")
     name = clean_text(data.type)
     return data if name == data.type else ev.Unknown(name, data.body)
 

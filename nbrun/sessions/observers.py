@@ -1,4 +1,4 @@
-"""Observers of runs: who is told, each on a thread of its own, so that none can hold up a run or another."""
+"""Observers of runs, each called on a thread of its own, so that none can hold up a run or another."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _log = logging.getLogger("nbrun")
 LIMIT_S = 5.0
 """How long one call of an observer may take before that is reported."""
 BACKLOG = 10_000
-"""How many calls may wait for an observer that hangs, before it is given up."""
+"""How many calls may wait for an observer that hangs, before it is no longer called."""
 
 
 class Observer(Protocol):
-    """Who is told of runs; all methods are optional. Called on a thread of nbrun's, one call at a time."""
+    """Is called about runs, on a thread of nbrun's, one call at a time; all methods are optional."""
 
     def on_created(self, record: RunRecord) -> None:
-        """Hear that a run exists."""
+        """Take a new run."""
         ...
 
     def on_event(self, record: RunRecord, event: RunEvent) -> None:
-        """Hear of a committed event; `record` is the state after its batch."""
+        """Take a committed event; `record` is the state after its batch."""
         ...
 
     def on_cancelled(self, record: RunRecord, reason: str | None) -> None:
-        """Hear that a run was asked to stop; called once, however often it was asked."""
+        """Take a run that was asked to stop; once, however often it was asked."""
         ...
 
     def on_ended(self, record: RunRecord) -> None:
-        """Hear that a run has ended; called once."""
+        """Take a run that has ended; once."""
         ...
 
 
@@ -56,7 +56,7 @@ class ObserverThread:
         self._is_given_up = False
 
     def publish(self, record: RunRecord, events: Sequence[RunEvent]) -> None:
-        """Have the observer told of what was committed."""
+        """Have the observer called for what was committed."""
         if self._is_given_up:
             return
         for event in events:
@@ -80,7 +80,7 @@ class ObserverThread:
             return
         if self._calls.qsize() >= BACKLOG:
             self._is_given_up = True
-            _log.error("observer %r hangs; it is not told of anything more", self._observer)
+            _log.error("observer %r hangs and won't be called again", self._observer)
             return
         self._calls.put((method, args))
         if self._thread is None:
@@ -104,7 +104,7 @@ class ObserverThread:
 
     def _report_slow(self, method: str) -> None:
         _log.warning(
-            "observer %r has been in %s for %s s; runs go on without it",
+            "observer %r has been in %s for %s s; runs don't wait for it",
             self._observer,
             method,
             LIMIT_S,

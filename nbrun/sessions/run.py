@@ -101,7 +101,7 @@ class Run:
 
     @property
     def status(self) -> RunStatus:
-        """Where the run stands."""
+        """The run's status."""
         return self.glance.status
 
     @property
@@ -111,17 +111,17 @@ class Run:
 
     @property
     def reason(self) -> str | None:
-        """What was said with the cancel."""
+        """The reason that was given with the cancel."""
         return self.glance.reason
 
     @property
     def pending(self) -> tuple[ev.ApprovalRequested, ...]:
-        """What the run asks a person, oldest first: `approve()` or `deny()` it."""
+        """The questions of the run, oldest first: `approve()` or `deny()` them."""
         return self.record.pending
 
     @property
     def phase(self) -> str | None:
-        """What the agent says it is doing."""
+        """What the agent is doing, in its own words."""
         return self.glance.phase
 
     @property
@@ -161,7 +161,7 @@ class Run:
 
     @property
     def resumed_from(self) -> str | None:
-        """The id of the run that this one goes on from."""
+        """The id of the run that this one resumes."""
         return self.glance.resumed_from
 
     @property
@@ -170,7 +170,7 @@ class Run:
         return self.live.run_id if self.live else self.stored.run_id
 
     def status_words(self) -> str:
-        """Return where the run stands, in words; of a queued one also its place in line."""
+        """Return the status in words; of a queued run also its place in the queue."""
         record = self.glance
         place = None
         if self.live is not None and record.status is RunStatus.QUEUED:
@@ -179,12 +179,12 @@ class Run:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether nobody here can say how it stands: it looks live, and its kernel cannot be seen from here."""
+        """Whether its status is unknown: it seems to be in progress, but its kernel can't be reached from here."""
         return self.live is None and self.glance.is_unknown
 
     @property
     def only_read(self) -> str | None:
-        """Why nothing is written to the file that the run is read from; None where it is ours to write."""
+        """Why the file that the run is read from is only read; None if it can be written."""
         return self.store.problem if isinstance(self.store, ReadOnlyStore) else None
 
     @property
@@ -218,22 +218,22 @@ class Run:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the run has ended, at most `timeout_s` seconds; return whether it has.
 
-        Never raises for how the run ended. Of one that is unknown the end may never be seen: without a
-        `timeout_s` it is not waited for.
+        Never raises for how the run ended. An unknown run may never be seen to end: without a `timeout_s` it is
+        not waited for.
 
         Raises
         ------
         NbrunError
-            Called inside an async agent, where it would hold up the loop that all runs are on; or on the loop
-            that this run itself is on.
+            Called inside an async agent, where it would block the loop of all runs, or on the loop that this run
+            itself is on.
         """
         if self._parts.scheduler.is_on_loop and not self.done():
             raise NbrunError(
-                "a blocking wait inside an async agent holds up all runs; use: await run"
+                "a blocking wait inside an async agent would block all runs; use: await run"
             )
         if self._is_on_this_loop and timeout_s != 0 and not self.done():
             raise NbrunError(
-                f"{self._title} is on the kernel's loop, which a blocking wait holds up; use: await run"
+                f"{self._title} is on the kernel's loop, which a blocking wait would block; use: await run"
             )
         if self.live is not None:
             return self.live.is_ended.wait(timeout_s)
@@ -258,17 +258,19 @@ class Run:
         Raises
         ------
         RunNotFinished
-            The time is over; the run goes on.
+            The time is up; the run continues.
         RunFailed, RunCancelled, RunLost
             The run ended so.
         """
         if not self.wait(timeout_s):
             self._refuse_unknown()
-            raise RunNotFinished(f"{self._title} has not finished after {timeout_s} s; it goes on")
+            raise RunNotFinished(
+                f"{self._title} has not finished after {timeout_s} s; it continues"
+            )
         return self._result()
 
     def _refuse_unknown(self) -> None:
-        """Raise `RunNotFinished` for a run whose end may never be seen here."""
+        """Raise `RunNotFinished` for a run that may never be seen to end here."""
         if self.is_unknown:
             raise RunNotFinished(f"{self!r}; run.mark_lost() gives it up")
 
@@ -313,7 +315,7 @@ class Run:
     def follow_end(self, function: Callable[[], object]) -> None:
         """Call `function` when a run of this session ends, on nbrun's own thread; at once if it has ended.
 
-        It is called again when the run has been saved, and when what a cancel left running has ended.
+        It is called again when the run has been saved, and when detached work has ended.
         """
         if self.live is not None:
             self.live.call_from_end_on(function)
@@ -377,12 +379,12 @@ class Run:
 
         Parameters
         ----------
-        trusted : must be said, for loading runs whatever code the store's author has put there.
+        trusted : must be True, since loading runs whatever code the store's author has put there.
 
         Raises
         ------
         BadOption, NoResult, ArtifactLost, NbrunError
-            It was not said; no object was kept; its file is gone; it cannot be loaded here.
+            `trusted` is not True; no object was kept; its file is gone; it cannot be loaded here.
         """
         return load_object(self._title, self.artifacts, trusted=trusted)
 
@@ -400,7 +402,7 @@ class Run:
         Raises
         ------
         BadOption, OSError
-            There is no such form, or the file cannot be written.
+            The form is unknown, or the file cannot be written.
         """
         from nbrun.render import export
 
@@ -525,10 +527,10 @@ class Run:
         Parameters
         ----------
         call : the question's id, or its tool's; None where exactly one question is pending, see `pending`.
-        args : what to go on with in place of what the agent had; of the same kind, where that had any.
+        args : replace the agent's arguments; of the same kind, if it had any.
         text : a message to the agent.
         choice : the option to take, where the question has options.
-        always : allow its tool for the rest of this run, its child runs not included: it is asked for no more.
+        always : allow its tool for the rest of this run (not in its child runs), without asking again.
 
         Raises
         ------
@@ -548,21 +550,21 @@ class Run:
         self.answer(call, DENY, text=reason)
 
     def resume(self, *, agent: object = None, **options: Any) -> Run:
-        """Go on from the checkpoint of a failed, cancelled or lost run, in a new run; return that.
+        """Resume a failed, cancelled or lost run from its checkpoint, in a new run; return that.
 
-        What this run has used up counts there too. The checkpoint stays until the new run has completed.
+        The usage of this run counts there, too. The checkpoint stays until the new run has completed.
 
         Parameters
         ----------
         agent : what to run; None for this run's own agent, found by name where another kernel had started it.
-        options : those of `nbrun.start()` that are to be others than this run's.
+        options : those of `nbrun.start()` that should differ from this run's.
 
         Raises
         ------
         NotResumable
-            It is live or has completed, has no checkpoint, or nothing is left of its budget.
+            It is still running or has completed, has no checkpoint, or its budget is used up.
         AgentNotFound, BadOption
-            Its agent is not here; an option is none.
+            Its agent isn't found; an option is invalid.
         """
         return self._follow(ev.RESUME, agent, **options)
 
@@ -572,29 +574,29 @@ class Run:
         Raises
         ------
         NotResumable
-            It is live.
+            It is still running.
         AgentNotFound, BadOption
-            Its agent is not here; an option is none.
+            Its agent isn't found; an option is invalid.
         """
         return self._follow(ev.RETRY, agent, **options)
 
     def continue_with(self, prompt: str, *, agent: object = None, **options: Any) -> Run:
-        """Go on talking from where this run has ended, in a new run; return that. Parameters as in `resume()`.
+        """Continue the conversation of this run in a new run; return that. Parameters as in `resume()`.
 
-        What was said and done in this run, and in those that it continues, is the new one's history: an agent of a
-        framework has it as its messages, any other finds it in `run.history`.
+        The messages of this run, and of those that it continues, are the new one's history: an agent of a framework
+        gets them as its messages, any other finds them in `run.history`.
 
         Raises
         ------
         NotResumable
-            It is live.
+            It is still running.
         AgentNotFound, BadOption
-            Its agent is not here; an option is none.
+            Its agent isn't found; an option is invalid.
         """
         return self._follow(ev.CONTINUE, agent, prompt=prompt, **options)
 
     def replay(self, speed: float | str = 1.0, **options: Any) -> Run:
-        """Show this run once more, in a new run that needs no agent and no key; return that.
+        """Replay this run in a new run that needs no agent and no key; return that.
 
         Parameters
         ----------
@@ -603,7 +605,7 @@ class Run:
         Raises
         ------
         NotResumable, BadOption
-            It is live; the speed is none.
+            It is still running; the speed is invalid.
         """
         return self._follow(ev.REPLAY, speed=speed, **options)
 
@@ -612,14 +614,14 @@ class Run:
         return following
 
     def save_recording(self, path: str | Path) -> Path:
-        """Write the run into a file that `nbrun.agents.Replay` shows once more, in any notebook; return its path."""
+        """Write the run to a file that `nbrun.agents.Replay` can replay in any notebook; return its path."""
         target, record = Path(path), self.record
         with target.open("wb") as file:
             file.writelines(recording.dump(record, self.recorded_events()))
         return target
 
     def recorded_events(self) -> list[ev.RunEvent]:
-        """Return the events as another run can tell them again: each is whole, wherever its payload is kept."""
+        """Return the events for a replay: each is whole, wherever its payload is kept."""
         artifacts = self.artifacts
         return [restored(event, artifacts) for event in self.events()]
 

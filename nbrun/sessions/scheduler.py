@@ -1,4 +1,4 @@
-"""From a started run to its executor: who goes at once, who waits in line, and the threads they go to."""
+"""From a started run to its executor: which ones go at once, which are queued, and the threads they go to."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class RunQueue:
-    """Says which runs may be entered.
+    """Decides which runs may be entered.
 
     Threads: any method, from any thread, under one lock.
 
     Parameters
     ----------
-    limit : how many runs may be under way at once.
+    limit : how many runs may be in progress at once.
     """
 
     def __init__(self, limit: int) -> None:
@@ -40,7 +40,7 @@ class RunQueue:
         self._waiting: list[LiveRun] = []
 
     def join(self, live: LiveRun) -> bool:
-        """Put a run in the line; return whether it may be entered at once."""
+        """Put a run in the queue; return whether it may be entered at once."""
         with self._lock:
             if self._may_go(live, self._waiting):
                 self._under_way[live] = None
@@ -54,7 +54,7 @@ class RunQueue:
             self._under_way.pop(live, None)
             _discard(self._waiting, live)
             going: list[LiveRun] = []
-            # One at a time, and in place: what a handler does in between stands.
+            # One at a time, and in place: what a handler does in between is kept.
             while (following := self._next()) is not None:
                 self._under_way[following] = None
                 _discard(self._waiting, following)
@@ -107,11 +107,11 @@ class Scheduler:
     """Hands attempts to the executor, each once.
 
     Threads: any method, from any thread; `_send_out()` on a host's loop. An attempt is taken out of
-    `attempts` in one step, so that of two who want it to go only one has it; `_outgoing` likewise.
+    `attempts` in one step, so that only one of two that want to send it gets it; `_outgoing` likewise.
 
     Parameters
     ----------
-    limit : how many runs may be under way at once.
+    limit : how many runs may be in progress at once.
     """
 
     # A run in a process of its own has its host there. Its executor has a loop of its own as well, which no agent
@@ -121,9 +121,7 @@ class Scheduler:
         self._queue = RunQueue(limit)
         self._clock = clock
         self._make_loop: MakeLoop = asyncio.new_event_loop
-        self.attempts: dict[
-            str, Attempt
-        ] = {}  # those that have not gone, by run; put here by a start
+        self.attempts: dict[str, Attempt] = {}  # not sent yet, by run; a start puts them here
         self._outgoing: deque[Attempt] = deque()
         self._is_closed = False
         self._hosts: list[_Host] = []  # the last one takes attempts; those before it are blocked
@@ -145,7 +143,7 @@ class Scheduler:
         self._open_host(sink)
 
     def use_loops(self, make_loop: MakeLoop) -> None:
-        """Have what goes from now on driven on such a loop; what is under way stays where it is."""
+        """Drive runs that start from now on on such a loop; the others stay where they are."""
         self._make_loop = make_loop
         if self._hosts and not self._is_closed:
             self._open_host(self._sink)
@@ -156,7 +154,7 @@ class Scheduler:
         self._hosts.append(host)
 
         def note_host(_name: str, is_up: bool) -> None:
-            # An agent blocks the loop: who comes from now on must not wait for it.
+            # An agent blocks the loop: new runs must not wait for it.
             if not is_up and host is self._hosts[-1] and not self._is_closed:
                 self._open_host(sink)
                 self._hosts[-1].thread.call(self._send_out)
@@ -171,7 +169,7 @@ class Scheduler:
             self._submit(live)
 
     def let_pass(self, live: LiveRun) -> None:
-        """Let a run that waits go out of turn, for it was cancelled; no other one."""
+        """Let a queued run go out of turn, because it was cancelled; no other one."""
         if self._queue.pass_by(live):
             self._submit(live)
 
@@ -197,9 +195,9 @@ class Scheduler:
             host.thread.close(0.0)
 
     def control(self, live: LiveRun, op: str, body: dict[str, object]) -> None:
-        """Send a word to the host of a run; whatever comes of it comes back as events."""
+        """Send something to the host of a run; the outcome comes back as events."""
         host = self._places.get(live.run_id)
-        if host is None:  # it waits in line, or has ended
+        if host is None:  # it is queued, or has ended
             return
         thread, executor = host.thread, host.executor
         whole = {**body, "run_id": live.run_id, "attempt": live.attempt}
@@ -273,7 +271,7 @@ class Scheduler:
         """Submit all that waits to go out, in one batch, to the host on whose loop this runs."""
         ident = threading.get_ident()
         host = next((host for host in self._hosts if host.thread.ident == ident), None)
-        if host is None:  # it was let go of; another has been told as well
+        if host is None:  # it was let go of; another was called as well
             return
         attempts: list[Attempt] = []
         while self._outgoing:

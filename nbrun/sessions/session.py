@@ -39,7 +39,7 @@ from nbrun.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from types import TracebackType
 
     from nbrun.core.redaction import Redactor
@@ -52,7 +52,7 @@ _log = logging.getLogger("nbrun")
 LIST_LIMIT = 100
 """How many runs a list has where nobody says how many."""
 
-_MOVES_LINE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE}
+_MOVES_QUEUE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE}
 
 CLOSE_S = 1.0
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
@@ -70,7 +70,7 @@ class NotebookSession:
         folder.
     store : a `SessionStore`, or the path of its file.
     ids, clock : where ids and times come from.
-    observers : who is told of runs, see `Observer`.
+    observers : called for each run, see `Observer`.
     max_concurrent : how many runs may be in progress at once; more are queued.
     cancel_grace_s : seconds that cleanup code gets after a cancel.
     reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
@@ -100,18 +100,15 @@ class NotebookSession:
         self.max_concurrent = max_concurrent
         self.notebook = notebook_path(path)
         self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
-        # Set by the user interface.
-        self.on_display: Callable[[Run], None] | None = None
-        # Called on the writer's thread when a run has ended, and others have moved up in the queue, or when one
-        # waits for a person, and those in the queue with it.
-        self.on_queue_moved: Callable[[], None] | None = None
-        self.on_followed: Callable[[Run], None] | None = (
-            None  # with a run that another one now comes from
-        )
-        self.on_panel: Callable[[], None] | None = None  # shows a live table of the runs
-        self.on_removed: Callable[[], None] | None = None  # called when runs were removed
-        # Looks an agent up by its name in the notebook.
+        # Set by the user interface: what shows a card and a live table, and finds an agent by its name in the
+        # notebook; and what is called when a run has a follow-up, when runs were removed, and, on the writer's
+        # thread, when queued runs have moved up or wait for a person.
+        self.on_display: Callable[[Run], object] = lambda run: print(repr(run))
+        self.on_panel: Callable[[], object] = lambda: print(repr(self.runs(limit=LIST_LIMIT)))
         self.find_agent: FindAgent = lambda name: registered().get(name)
+        self.on_followed: Callable[[Run], object] = lambda _run: None
+        self.on_removed: Callable[[], object] = lambda: None
+        self.on_queue_moved: Callable[[], object] = lambda: None
         # Not from `ids`: the first run is number 0.
         self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"
         keyring = SecretRegistry(os.environ, self.clock.monotonic, self._use_redactor)
@@ -121,7 +118,7 @@ class NotebookSession:
             session_id=self.id, notebook=self.notebook, clock=self.clock, cancel_grace_s=cancel_grace_s,
             store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
             artifact_writer=ArtifactWriter(lambda: self.store.files, lambda: intake.redactor),
-            control=Control(intake, scheduler), display=self.display, follow=self.follow,
+            control=Control(intake, scheduler), display=lambda run: self.on_display(run), follow=self.follow,
             close=self.close,
         )  # fmt: skip
         self.token = parts.token
@@ -154,17 +151,17 @@ class NotebookSession:
 
     @guarded()  # as above
     def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
-        """Start a run that comes from the one that `ref` names: its `resume`, `retry` or `replay`.
+        """Start a run that comes from the one that `ref` names: its `resume`, `retry`, `replay` or `continue`.
 
         Parameters
         ----------
         agent : what to run; None for the agent that the run had.
-        options : those of `start()` that are to be others than the run's own; of a replay, `speed` as well.
+        options : those of `start()` that should differ from the run's own; of a replay, `speed` as well.
 
         Raises
         ------
         NotResumable
-            It cannot be; the message says what can.
+            This isn't possible; the message says what is.
         RunNotFound, AgentNotFound, BadOption, SessionClosed
             Nothing was started.
         """
@@ -172,40 +169,30 @@ class NotebookSession:
 
         run = self.get(ref)
         if run.store is not self.store:
-            raise NotResumable(f"{run!r} is of another store; go on from it there")
+            raise NotResumable(f"{run!r} belongs to another store; resume it there")
         following = self._starter.start(*plan(kind, run, agent, options, self.find_agent, self.get))
-        if self.on_followed is not None:
-            self.on_followed(run)
+        self.on_followed(run)
         return following
 
     def redact(self, value: str, name: str = "SECRET") -> None:
-        """Have a secret replaced by `[NAME]` in all that runs tell from now on; it is never stored itself.
+        """Replace a secret by `[NAME]` in everything that runs report from now on; it is never stored itself.
 
         Raises
         ------
         BadOption
-            It has less than 8 characters: to replace it would tear holes into ordinary words.
+            It has fewer than 8 characters, so that replacing it would damage ordinary words.
         """
         self.parts.keyring.add(value, name)
 
     def watch_variables(self, names: Collection[str]) -> None:
-        """Count the values of these environment variables as secrets, whatever their names look like."""
+        """Treat the values of these environment variables as secrets, whatever their names look like."""
         self.parts.keyring.watch(names)
 
     def _use_redactor(self, redactor: Redactor) -> None:
         self.parts.intake.redactor = redactor
 
-    @property
-    def on_format(self) -> Callable[[object], Mapping[str, object]] | None:
-        """What returns a value's forms by MIME type, given by the user interface; it runs the value's own code."""
-        return self.parts.artifact_writer.on_format
-
-    @on_format.setter
-    def on_format(self, function: Callable[[object], Mapping[str, object]] | None) -> None:
-        self.parts.artifact_writer.on_format = function
-
     def let_enter_loop(self, is_reentrant: bool) -> None:
-        """Say whether agents may call `asyncio.run()` on the loop that drives them; holds from the next run on."""
+        """Set whether agents may call `asyncio.run()` on the loop that drives them; applies to new runs."""
         self.parts.is_reentrant = is_reentrant
         self.parts.scheduler.use_loops(loops.new_loop if is_reentrant else asyncio.new_event_loop)
 
@@ -217,12 +204,12 @@ class NotebookSession:
         return RunList(self._catalog.run(live) for live in reversed(self.parts.intake.live()))
 
     def recent_runs(self, limit: int) -> RunList:
-        """Return the newest runs of this session that are in memory, newest first: nobody waits for the store."""
+        """Return the newest runs of this session that are in memory, newest first, without asking the store."""
         return RunList(self._catalog.recent(limit))
 
     @property
     def current_run(self) -> Run | None:
-        """The newest-created live run of this session that is no child; None when there is none."""
+        """The newest live run of this session that isn't a child, or None."""
         own = (live for live in reversed(self.parts.intake.live()) if not live.is_child)
         return next(map(self._catalog.run, own), None)
 
@@ -239,7 +226,7 @@ class NotebookSession:
         return ref if isinstance(ref, Run) else self._catalog.get(ref)
 
     def own(self, run_id: str) -> Run | None:
-        """Return the run of this session that has exactly this id: no name and no number stands for it."""
+        """Return the run of this session with exactly this id; names and numbers don't count."""
         return self._catalog.own(run_id)
 
     def runs(
@@ -268,12 +255,12 @@ class NotebookSession:
         Raises
         ------
         BadOption
-            A filter is none that can be asked for.
+            A filter is invalid.
         """
         if isinstance(before, Run):
             if before.number is None:
                 raise BadOption(
-                    f"{before!r} is not saved and has no number; give another to before"
+                    f"before={before!r} isn't saved and has no number; give another run"
                 )
             before = before.number
         query = read_query(
@@ -287,7 +274,7 @@ class NotebookSession:
         return self._catalog.count()
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Have `listener(record, events)` called for every run, on the writer's thread; return what ends that."""
+        """Have `listener(record, events)` called for every run, on the writer's thread; return what stops that."""
         with self.parts.lock:
             self._listeners = (*self._listeners, listener)
 
@@ -305,7 +292,7 @@ class NotebookSession:
         Raises
         ------
         RunNotFound, BadOption
-            There is no such run, or it is live, or one below it is. All are looked up before any is removed.
+            A run isn't found, or it or one below it is still running. All are looked up before any is removed.
         StoreError
             The store cannot be written.
         """
@@ -314,7 +301,7 @@ class NotebookSession:
         gone = self._remove(numbers)
         for run, number in zip(runs, numbers, strict=True):
             if number not in gone and not self.store.is_removed(number):
-                raise BadOption(f"{run!r} has a child run that is live; cancel that first")
+                raise BadOption(f"{run!r} has a child run that is still running; cancel that first")
         return gone
 
     def remove_ended(self) -> list[int]:
@@ -325,8 +312,7 @@ class NotebookSession:
 
     def _remove(self, numbers: Sequence[int]) -> list[int]:
         gone = self._catalog.remove(numbers)
-        if self.on_removed is not None:
-            self.on_removed()
+        self.on_removed()
         return gone
 
     # --- cancelling ------------------------------------------------------------------------------
@@ -334,7 +320,7 @@ class NotebookSession:
     def cancel(
         self, ref: Run | int | str, reason: str | None = None, *, by: str = "python"
     ) -> CancelReceipt:
-        """Ask the run that `ref` names to stop; says so, and changes nothing, if there is none or it has ended."""
+        """Ask the run that `ref` names to stop; the receipt says so if it isn't found or has already ended."""
         try:
             run = self.get(ref)
         except RunNotFound as error:
@@ -353,15 +339,15 @@ class NotebookSession:
         return [run.cancel(reason, by=by) for run in self.live_runs]
 
     def ping_hosts(self, timeout_s: float) -> list[float | None]:
-        """Return after how many seconds each loop that drives runs has answered, the newest last; None: not yet."""
+        """Return after how many seconds each loop that drives runs answered, the newest last; None: not yet."""
         return self.parts.scheduler.ping(timeout_s)
 
     # --- what became public ----------------------------------------------------------------------
 
     def _published(self, live: LiveRun, events: Sequence[ev.RunEvent]) -> None:
-        """Give the place of an ended run to the next, and tell everybody; on the writer's thread."""
+        """Give the place of an ended run to the next, and call the listeners; on the writer's thread."""
         record = live.record
-        # A host in this process has told its budget already, and totals may be told twice; another could not.
+        # A host in another process can't reach the budget; totals may be noted twice.
         if live.budget is not None and any(isinstance(event.data, ev.Usage) for event in events):
             live.budget.note_usage(record.usage)
         if any(event.data.TYPE in ev.END_TYPES for event in events):
@@ -370,9 +356,7 @@ class NotebookSession:
             self.parts.control.forget(live)
             self._catalog.note_end(live)
             self.store.note_end(record.number)
-        if self.on_queue_moved is not None and any(
-            event.data.TYPE in _MOVES_LINE for event in events
-        ):
+        if any(event.data.TYPE in _MOVES_QUEUE for event in events):
             self.on_queue_moved()
         for listener in (*live.listeners, *self._listeners):
             try:
@@ -380,19 +364,9 @@ class NotebookSession:
             except Exception:  # isolated: a card or an observer that fails must not stop the log
                 _log.exception("a listener of %s failed", live.run_id)
 
-    def display(self, run: Run) -> None:
-        """Show a run's card, where there is something to show it with."""
-        if self.on_display is None:
-            print(repr(run))
-        else:
-            self.on_display(run)
-
     def panel(self) -> None:
-        """Show a live table of the runs, where there is something to show it with; else print the newest."""
-        if self.on_panel is None:
-            print(repr(self.runs(limit=LIST_LIMIT)))
-        else:
-            self.on_panel()
+        """Show a live table of this notebook's runs; where there is no page for it, print the newest."""
+        self.on_panel()
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -403,33 +377,33 @@ class NotebookSession:
 
     @guarded()  # an agent that closes its session is cancelled by that, and must get through it
     def close(self, *, by: str = "shutdown") -> None:
-        """Cancel what is live, write everything, release the lease; idempotent, at most 1.5 s.
+        """Cancel what is running, write everything, release the lease; idempotent, at most 1.5 s.
 
         Parameters
         ----------
-        by : whose word it is, for the log and the card.
+        by : who closes it, for the log and the card.
         """
-        with self.parts.lock:
-            if self.parts.is_closed:
+        parts = self.parts
+        with parts.lock:
+            if parts.is_closed:
                 return
-            self.parts.is_closed = True
+            parts.is_closed = True
         began = self.clock.monotonic()
-        lives = self.parts.intake.live()
-        self.parts.control.cancel_together(lives, CancelCause.SHUTDOWN, by)
-        self.parts.scheduler.hurry()
+        lives = parts.intake.live()
+        parts.control.cancel_together(lives, CancelCause.SHUTDOWN, by)
+        parts.scheduler.hurry()
         for live in lives:
             live.is_ended.wait(max(0.0, began + CLOSE_S - self.clock.monotonic()))
         for live in lives:
             if not live.is_ended.is_set():
-                self.parts.intake.emit(
-                    live, ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,))
-                )
-        self.store.close(0.3, self.parts.intake)
+                end = ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,))
+                parts.intake.emit(live, end)
+        self.store.close(0.3, parts.intake)
         for observer in self._observers:
             observer.close(0.05)
-        if self.parts.is_begun:
+        if parts.is_begun:
             capture.remove()
-            self.parts.scheduler.close(0.1)
+            parts.scheduler.close(0.1)
             atexit.unregister(self.close)
 
     def __enter__(self) -> NotebookSession:

@@ -45,7 +45,7 @@ class Extension:
         self.session.find_agent = self.presenter.find_agent
         self.session.on_followed = self.presenter.redraw_followed
         if self.presenter.kernel is not None:
-            self.session.on_format = functools.partial(format_value, shell)
+            self.session.parts.artifact_writer.on_format = functools.partial(format_value, shell)
         self._undo: list[Callable[[], object]] = []
 
     def _follow_config(self) -> None:

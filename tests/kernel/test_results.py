@@ -91,7 +91,7 @@ def test_runs_are_removed_by_the_magic(loaded_kernel: Kernel) -> None:
         run_ok(kernel, f"%%agentrun say -n {name} --block\ntea")
     run_ok(kernel, "%%agentrun endless -n long\ntea")
     assert run_ok(kernel, "%agentrun rm one #2").stdout == "Removed 2 runs: #1, #2\n"
-    assert "is live; cancel it first" in error_line(kernel.run("%agentrun rm long"))
+    assert "is still running; cancel it first" in error_line(kernel.run("%agentrun rm long"))
     assert "--all-ended" in error_line(kernel.run("%agentrun rm"))
     assert run_ok(kernel, "%agentrun rm --all-ended").stdout == "Removed 1 run: #3\n"
     assert value(kernel, "[run.name for run in nbrun.runs()]") == "['long']"

@@ -74,7 +74,7 @@ def make_shown(make_session: MakeSession) -> MakeSession:
     def make(**options: object) -> NotebookSession:
         session = make_session(**options)
         shell = SimpleNamespace(display_formatter=DisplayFormatter())
-        session.on_format = functools.partial(format_value, shell)
+        session.parts.artifact_writer.on_format = functools.partial(format_value, shell)
         return session
 
     return make
@@ -144,7 +144,7 @@ def test_a_plain_output_costs_nothing(
         asked.append(value)
         return {}
 
-    session.on_format = on_format
+    session.parts.artifact_writer.on_format = on_format
 
     async def agent(prompt: str) -> object:
         return value

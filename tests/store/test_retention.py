@@ -272,7 +272,7 @@ def test_live_runs_are_refused_and_then_nothing_is_removed(
     """One live run among those that are named, and all stay; `remove_ended` passes it by."""
     done, live = ended(session.start(agents.instant)), session.start(held)
     assert held.entered.wait(BOUND_S)
-    with pytest.raises(BadOption, match="is live; cancel it first"):
+    with pytest.raises(BadOption, match="is still running; cancel it first"):
         session.remove(done, live)
     with pytest.raises(RunNotFound):
         session.remove(done, "no such run")
@@ -296,7 +296,7 @@ def test_runs_in_memory_are_removed_too(
     (made,) = run.artifacts
     assert session.remove(run) == [1]
     assert list(session.runs()) == []
-    with pytest.raises(Exception, match="not in memory"):
+    with pytest.raises(Exception, match="no longer in memory"):
         made.read()
 
 
