@@ -23,11 +23,17 @@ from typing import Any
 
 from nbrun.agents import Answer, RunContext, agent, current, needs_approval
 from nbrun.agents.scripted import ScriptedAgent
-from nbrun.core import errors, events
-from nbrun.core.cancellation import CancelCause, CancelReceipt, CancelToken
-from nbrun.core.clock import SequentialIds
+from nbrun.core import (
+    CancelCause,
+    CancelReceipt,
+    CancelToken,
+    RunRecord,
+    RunStatus,
+    SequentialIds,
+    errors,
+    events,
+)
 from nbrun.core.events import RunEvent
-from nbrun.core.record import RunRecord, RunStatus
 from nbrun.sessions.default import get, panel, redact, runs, session, start
 from nbrun.sessions.observers import Observer
 from nbrun.sessions.run import Run

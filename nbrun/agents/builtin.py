@@ -39,7 +39,7 @@ from nbrun.agents import (
 )
 from nbrun.agents.pydantic_ai import adapter as pydantic_ai
 from nbrun.agents.scripted import HAIKU, ScriptedAgent
-from nbrun.core.options import RunOptions
+from nbrun.core import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

@@ -14,7 +14,8 @@ from nbrun.agents import (
     events as ev,
     shown,
 )
-from nbrun.core.recording import MAX_SPEED, RecordedError, Replay
+from nbrun.core import RecordedError, Replay
+from nbrun.core.recording import MAX_SPEED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

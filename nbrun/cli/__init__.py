@@ -20,6 +20,7 @@ from nbrun.cli.demo import DEMO_FOLDER, INSTALLER, run_demo
 from nbrun.cli.output import say
 from nbrun.cli.runs import list_runs, show_run
 from nbrun.cli.transfer import export_runs, import_runs
+from nbrun.core import Action, BadOption, Fix, UserError, spell_with
 from nbrun.core.commands import (
     FILTERS,
     FORMS,
@@ -30,7 +31,6 @@ from nbrun.core.commands import (
     integer,
     whole_number,
 )
-from nbrun.core.errors import Action, BadOption, Fix, UserError, spell_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun.cli.output import CommandError, relative, say, say_table
 from nbrun.cli.runs import opened
-from nbrun.core.clock import SystemClock
-from nbrun.core.quantities import duration
-from nbrun.core.text import printable
-from nbrun.core.values import shown
+from nbrun.core import SystemClock, duration, printable, shown
 from nbrun.store import store_path
 
 if TYPE_CHECKING:

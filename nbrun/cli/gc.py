@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, relative, say
 from nbrun.cli.runs import opened, stores_at
-from nbrun.core import quantities
-from nbrun.core.artifacts import folder_beside
-from nbrun.core.errors import BadOption, StoreError
+from nbrun.core import BadOption, StoreError, folder_beside, quantities
 from nbrun.store import KEEP_BYTES, KEEP_RUNS, Keep
 
 if TYPE_CHECKING:

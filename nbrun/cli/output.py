@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import UserError
-from nbrun.core.text import printable
+from nbrun.core import RunRecord, UserError, printable
 from nbrun.render import run_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from nbrun.core.record import RunRecord
 
 
 class CommandError(UserError):

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, relative, say
 from nbrun.cli.runs import find, opened, store_at, stores_at
-from nbrun.core import recording
-from nbrun.core.clock import SystemClock
-from nbrun.core.errors import BadRecording, IdConflict, StoreError
-from nbrun.core.text import printable
-from nbrun.core.values import shown
+from nbrun.core import (
+    BadRecording,
+    Exported,
+    IdConflict,
+    StoreError,
+    SystemClock,
+    printable,
+    recording,
+    shown,
+)
 from nbrun.render import export
 from nbrun.store import (
     NO_NOTEBOOK,
@@ -33,7 +38,6 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
     from nbrun.core.events import RunEvent
-    from nbrun.core.recording import Exported
 
     Recorded = tuple[recording.Header, list[RunEvent]]
 

@@ -13,14 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nbrun.core import Action, Fix, size_words
 from nbrun.store.database_file import is_set_aside
-from nbrun.store.session_store import ReadOnlyStore
-
-if TYPE_CHECKING:
-    from nbrun.store.session_store import SessionStore
+from nbrun.store.session_store import ReadOnlyStore, SessionStore
 
 LOW_DISK_BYTES = 200 * 1024 * 1024
 

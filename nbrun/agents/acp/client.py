@@ -22,14 +22,13 @@ from nbrun.agents import (
     plain,
     shown,
 )
-from nbrun.agents.acp.process import as_dict
+from nbrun.agents.acp.process import AcpProcess, as_dict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
     from acp.schema import PermissionOption, ToolCallUpdate
 
-    from nbrun.agents.acp.process import AcpProcess
 
 WAITING = 100
 """How many events may wait for the run's log before the agent is paused."""

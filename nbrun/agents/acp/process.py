@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import NbrunError, RunContext, plain, shown
-from nbrun.core.quantities import size_words
+from nbrun.core import size_words
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

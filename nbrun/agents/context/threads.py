@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from nbrun.core.interrupt_guard import InterruptGuard, current_guard
+from nbrun.core import InterruptGuard, current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

