@@ -24,12 +24,12 @@ from nbrun.core.options import RunOptions, trusted
 from nbrun.core.quantities import counted, duration, duration_s, moment, money, size_words
 from nbrun.core.record import (
     ChildSummary, LIVE, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, separator, fold,
-    is_admitted, next_status,
+    UNLOAD, is_admitted, next_status,
 )
 from nbrun.core.recording import Exported, RecordedError, Replay
 from nbrun.core.redaction import Redactor, SecretRegistry, StreamRedactor
 from nbrun.core.text import clean_text, printable, visible
-from nbrun.core.values import Plain, plain, readable, revived, shown, type_name
+from nbrun.core.values import Plain, REPR_KEY, plain, readable, revived, shown, type_name
 # ruff: isort: on
 
 __all__ = [
@@ -38,12 +38,12 @@ __all__ = [
     "CancelRequest", "CancelToken", "Cancelled", "ChildSummary", "Clock", "Exported", "Fix",
     "IdConflict", "IdGenerator", "InterruptGuard", "Interrupted", "LIVE", "Latch", "LineBuffer",
     "LoopLatch", "NbrunError", "NoResult", "NotPending", "NotResumable", "PackageMissing",
-    "Plain", "Printed", "RecordedError", "Redactor", "Replay", "Restored", "RunCancelled",
+    "Plain", "Printed", "REPR_KEY", "RecordedError", "Redactor", "Replay", "Restored", "RunCancelled",
     "RunFailed", "RunLost", "RunNotFinished", "RunNotFound", "RunOptions", "RunRecord",
     "RunRejected", "RunStatus", "Rung", "SecretRegistry", "SequentialIds", "SessionClosed",
     "State", "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError", "StoreReadOnly",
     "StoreTooNew", "StoreUnavailable", "StreamRedactor", "SystemClock", "TERMINAL",
-    "TimeOrderedIds", "ToolCall", "Turn", "UserError", "separator", "call_soon", "clean_text",
+    "TimeOrderedIds", "ToolCall", "Turn", "UNLOAD", "UserError", "separator", "call_soon", "clean_text",
     "counted", "current_guard", "duration", "duration_s", "end_cancelled_wait", "fold",
     "folder_beside", "guarded", "is_admitted", "moment", "money", "next_status", "plain",
     "printable", "readable", "revived", "shown", "size_words", "spell_with", "trusted",

@@ -7,19 +7,14 @@ import secrets
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.core import recording
-from nbrun.core.commands import FORMS as FORMS
-from nbrun.core.errors import BadOption
-from nbrun.core.text import visible
-from nbrun.render.results import look_of
-from nbrun.render.static_card import whole_html, whole_markdown
+from nbrun.core import BadOption, commands, recording, visible
+from nbrun.render import results, static_card
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from nbrun.core.events import RunEvent
-    from nbrun.core.recording import Exported
+    from nbrun.core import Exported, events as ev
 
 PAGE = 1_000
 """How many events are read at once."""
@@ -57,12 +52,12 @@ def read_form(form: str | None, path: Path | None) -> str:
             )
     if form is None:
         return "jsonl"
-    if form not in FORMS:
-        raise BadOption(f"unknown format '{form}'; available: {', '.join(FORMS)}")
+    if form not in commands.FORMS:
+        raise BadOption(f"unknown format '{form}'; available: {', '.join(commands.FORMS)}")
     return form
 
 
-def paged(read: Callable[[int, int], list[RunEvent]]) -> Iterator[RunEvent]:
+def paged(read: Callable[[int, int], list[ev.RunEvent]]) -> Iterator[ev.RunEvent]:
     """Yield all events of a run; `read(after, limit)` gives a page of them."""
     after = -1
     while page := read(after, PAGE):
@@ -85,7 +80,9 @@ def dump(form: str, runs: Iterable[Exported]) -> Iterator[bytes]:
             yield from _page(runs)
         case _:
             for number, (record, *_) in enumerate(runs):
-                yield (("\n" if number else "") + visible(whole_markdown(record))).encode()
+                yield (
+                    ("\n" if number else "") + visible(static_card.whole_markdown(record))
+                ).encode()
 
 
 def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
@@ -117,7 +114,9 @@ def _page(runs: Iterable[Exported]) -> Iterator[bytes]:
     for number, (record, _, artifacts) in enumerate(runs):
         if not number:
             yield visible(_HEAD.format(title=escape(record.name))).encode()
-        yield visible(f"{whole_html(record, look_of(record.output, artifacts))}\n").encode()
+        yield visible(
+            f"{static_card.whole_html(record, results.look_of(record.output, artifacts))}\n"
+        ).encode()
     yield b"</body></html>\n"
 
 

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from nbrun.core.text import visible
+from nbrun.core import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

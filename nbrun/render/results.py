@@ -5,15 +5,20 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING
 
-from nbrun.core import mimebundle as bundle
-from nbrun.core.artifacts import DISPLAY, OBJECT, PICKLE
-from nbrun.core.errors import ArtifactLost, BadOption, NbrunError, NoResult
-from nbrun.core.values import Plain, readable
+from nbrun.core import (
+    ArtifactLost,
+    BadOption,
+    NbrunError,
+    NoResult,
+    artifacts as kinds,
+    mimebundle as bundle,
+    readable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbrun.core.artifacts import Artifact
+    from nbrun.core import Artifact, Plain
 
 _READ_LIMIT = 2 * bundle.LIMIT  # a bundle may come from another program
 
@@ -43,7 +48,7 @@ def view_of(value: Plain, artifacts: Sequence[Artifact]) -> object:
 
 def look_of(value: Plain, artifacts: Sequence[Artifact]) -> dict[str, str] | None:
     """Return a stored output as it was displayed, sanitised, by MIME type; None if only text was kept."""
-    kept = next((made for made in artifacts if made.id == DISPLAY), None)
+    kept = next((made for made in artifacts if made.id == kinds.DISPLAY), None)
     if kept is None:
         return None
     if kept.size > _READ_LIMIT:
@@ -71,7 +76,9 @@ def load_object(title: str, artifacts: Sequence[Artifact], *, trusted: bool) -> 
             "loading an object runs any code its store's author put there; if you trust it: "
             "run.load_object(trusted=True)"
         )
-    kept = [made for made in artifacts if made.id == OBJECT and made.media_type == PICKLE]
+    kept = [
+        made for made in artifacts if made.id == kinds.OBJECT and made.media_type == kinds.PICKLE
+    ]
     if not kept:
         raise NoResult(f"{title} kept no object; to keep it, start the run with --keep-object")
     blob = kept[0].read()

@@ -10,17 +10,13 @@ from enum import Flag, auto
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.core import quantities
-from nbrun.core.quantities import moment
-from nbrun.core.text import printable
-from nbrun.core.values import shown
-from nbrun.render import words
-from nbrun.render.markdown import code, sign
+from nbrun.core import duration, moment, printable, shown
+from nbrun.render import markdown, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core.record import RunRecord
+    from nbrun.core import RunRecord
 
 
 class View(Flag):
@@ -77,7 +73,7 @@ def _agent(row: Row) -> str:
 def _elapsed(row: Row) -> str:
     ended_at = row.record.ended_at
     seconds = None if ended_at is None else row.record.elapsed_s(ended_at)
-    return "" if seconds is None else quantities.duration(seconds)
+    return "" if seconds is None else duration(seconds)
 
 
 def _output(row: Row) -> str:
@@ -205,7 +201,7 @@ def html_table(rows: Sequence[Row], view: View) -> str:
 
 
 def _sign(row: Row) -> str:
-    return sign(*(row.shape or words.shape(row.record))) + " "
+    return markdown.sign(*(row.shape or words.shape(row.record))) + " "
 
 
 def markdown_table(rows: Sequence[Row], view: View) -> str:
@@ -217,4 +213,4 @@ def markdown_table(rows: Sequence[Row], view: View) -> str:
 
 
 def _code(text: str) -> str:
-    return code(text.replace("|", "¦")) if text else ""  # a bar ends the cell, in code too
+    return markdown.code(text.replace("|", "¦")) if text else ""  # a bar ends the cell, in code too

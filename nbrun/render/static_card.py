@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core.errors import Action, Fix
-from nbrun.core.mimebundle import HTML, IMAGES, TEXT
-from nbrun.core.quantities import counted, date_and_time, moment
-from nbrun.core.record import RunRecord, RunStatus, ToolCall
-from nbrun.core.text import printable, visible
-from nbrun.core.values import shown
+from nbrun.core import (
+    Action,
+    Fix,
+    RunRecord,
+    RunStatus,
+    ToolCall,
+    counted,
+    mimebundle,
+    moment,
+    printable,
+    quantities,
+    shown,
+    visible,
+)  # fmt: skip
 from nbrun.render import words
 from nbrun.render.markdown import as_written, code, fenced, literal, safe_html, sign
 
@@ -105,12 +113,8 @@ class _Answer:
 _Section = _Head | _Line | _Fold | _Answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """How a live run reads in a file, where it may stay for years."""
-
-    status: str
-    notes: tuple[str, ...] = ()
+_Snapshot = tuple[str, tuple[str, ...]]
+"""How a live run reads in a file, where it may stay for years: its status, and notes."""
 
 
 def _sections(
@@ -122,10 +126,10 @@ def _sections(
     facts = [part for part in (agent, words.usage_words(record.usage)) if part]
     status = words.status_words(record)
     if snapshot is not None:
-        colour, status = words.SHAPES[RunStatus.LOST][1], snapshot.status
+        colour, status = words.SHAPES[RunStatus.LOST][1], snapshot[0]
     yield _Head(mark, colour, status, words.name_and_number(record), facts)
     yield from (_Line(text, "?") for text in words.question_lines(record))
-    notes = [words.progress_words(record.progress), *(snapshot.notes if snapshot else ())]
+    notes = [words.progress_words(record.progress), *(snapshot[1] if snapshot else ())]
     if record.is_unknown:
         notes.append(words.sentence(str(Fix(Action.LOST, words.run_ref(record)))))
     notes += [words.always_words(record), words.steer_words(record), words.files_words(record)]
@@ -147,7 +151,7 @@ def _sections(
     if record.error is not None:
         yield _Line(shown(str(record.error), 500), is_error=True)
         yield _Fold("Traceback", record.error.traceback[-limit // 2 :].split("\n"), is_aside=True)
-    when = date_and_time(record.created_at)
+    when = quantities.date_and_time(record.created_at)
     yield _Line(f"Get it in Python: {words.python_call(record)} · {when}", is_muted=True)
 
 
@@ -393,11 +397,11 @@ def _whole(record: RunRecord) -> Iterator[_Section]:
 
 def _pictured(look: Mapping[str, str]) -> str:
     """Return a result as it looked, where that is more than the text which the card has."""
-    for kind in IMAGES:
+    for kind in mimebundle.IMAGES:
         if kind in look:
-            about = escape(shown(look.get(TEXT, ""), 200))
+            about = escape(shown(look.get(mimebundle.TEXT, ""), 200))
             return f'<h2>Result</h2><img src="data:{kind};base64,{look[kind]}" alt="{about}">'
-    return f"<h2>Result</h2>{look[HTML]}" if HTML in look else ""
+    return f"<h2>Result</h2>{look[mimebundle.HTML]}" if mimebundle.HTML in look else ""
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -425,32 +429,39 @@ def _snapshot(record: RunRecord, when: str, is_redrawn: bool) -> _Snapshot | Non
     if not record.is_live:
         return None
     if record.is_unknown:
-        return _Snapshot(words.status_words(record))
-    still, show = _STILL[record.status], Fix(Action.SHOW, words.run_ref(record)).command
+        return (words.status_words(record), ())
+    command = Fix(Action.SHOW, words.run_ref(record)).command
+    show = f"Run {command}" if command else ""
     if is_redrawn:
-        now = f"Run {show} for its current state" if show else ""
-        return _Snapshot(f"{still} when {when}", ("Updated when the run ends", now))
+        now = show and f"{show} for its current state"
+        return (f"{_STILL[record.status]} when {when}", ("Updated when the run ends", now))
     # A live card's file has what was drawn when it began: of one that was queued then, no more is known than this.
-    if record.status is RunStatus.QUEUED:
-        still = "Not finished"
-    return _Snapshot(f"{still} when {when}", (f"Run {show} to see how it ended" if show else "",))
+    is_queued = record.status is RunStatus.QUEUED
+    still = "Not finished" if is_queued else _STILL[record.status]
+    return (f"{still} when {when}", (show and f"{show} to see how it ended",))
 
 
 def _trimmed(record: RunRecord) -> RunRecord:
     """Return the record with what should be short made so: a name or a notice may be of any length."""
+    limits = {
+        "name": 100,
+        "agent": 100,
+        "model": 100,
+        "reason": 200,
+        "phase": 100,
+        "cancelled_by": 60,
+    }
+    texts = {
+        key: shown(text, limit) for key, limit in limits.items() if (text := getattr(record, key))
+    }
     progress, origin = record.progress, record.origin
     return msgspec.structs.replace(
         record,
-        name=shown(record.name, 100),
-        agent=shown(record.agent, 100),
-        model=record.model and shown(record.model, 100),
-        reason=record.reason and shown(record.reason, 200),
-        phase=record.phase and shown(record.phase, 100),
+        **texts,
         tags={shown(k, 40): shown(v, 100) for k, v in list(record.tags.items())[:20]},
         progress=progress
         and msgspec.structs.replace(progress, label=progress.label and shown(progress.label, 100)),
         notices=tuple(shown(notice, 200) for notice in record.notices),
-        cancelled_by=shown(record.cancelled_by, 60),
         origin=origin and msgspec.structs.replace(origin, name=shown(origin.name, 60)),
         detached=tuple(shown(name, 60) for name in record.detached[:5]),
         detached_finished=tuple(shown(name, 60) for name in record.detached_finished[:5]),

@@ -6,18 +6,30 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core.cancellation import CancelCause, Rung
-from nbrun.core.errors import Action, Fix
-from nbrun.core.events import CONTINUE, REPLAY, RESUME, RETRY
-from nbrun.core.quantities import counted, duration, moment, money, size_words
-from nbrun.core.record import UNLOAD, ChildSummary, RunRecord, RunStatus, Steered
-from nbrun.core.text import printable, visible
-from nbrun.core.values import readable, shown
+from nbrun.core import (
+    UNLOAD,
+    Action,
+    CancelCause,
+    ChildSummary,
+    Fix,
+    Rung,
+    RunRecord,
+    RunStatus,
+    Steered,
+    counted,
+    duration,
+    events as ev,
+    moment,
+    money,
+    printable,
+    readable,
+    shown,
+    size_words,
+    visible,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from nbrun.core.events import ApprovalResolved, Progress, Usage
 
 SOON_S = 0.5
 """A run that stopped later than this after its cancel was requested shows both times."""
@@ -35,35 +47,22 @@ SHAPES = {
 """Each status's sign, and the colour behind it, on which white has a contrast of 4.5."""
 
 _RUNGS = {
-    Rung.TOKEN: "asking the agent",
-    Rung.NATIVE: "asking the agent",
-    Rung.TASK: "cancelling its task",
-    Rung.THREAD: "stopping its thread",
-    Rung.PROCESS: "killing its process",
-}
+    Rung.TOKEN: "asking the agent", Rung.NATIVE: "asking the agent", Rung.TASK: "cancelling its task",
+    Rung.THREAD: "stopping its thread", Rung.PROCESS: "killing its process",
+}  # fmt: skip
 _BY_CAUSE = {
-    CancelCause.BUDGET: "by its budget",
-    CancelCause.INTERRUPT: "by an interrupt",
-    CancelCause.PARENT: "by its parent",
-}
+    CancelCause.BUDGET: "by its budget", CancelCause.INTERRUPT: "by an interrupt", CancelCause.PARENT: "by its parent"
+}  # fmt: skip
 _BY = {
-    "": "by someone",
-    "card": "from the card",
-    "panel": "from the runs panel",
-    "python": "from Python",
-    "server": "from the Jupyter server",
-    "terminal": "from the terminal",
-    "shutdown": "by kernel shutdown",
+    "": "by someone", "card": "from the card", "panel": "from the runs panel", "python": "from Python",
+    "server": "from the Jupyter server", "terminal": "from the terminal", "shutdown": "by kernel shutdown",
     UNLOAD: "by unloading nbrun",
-}
+}  # fmt: skip
 _CANCELLED = {
-    CancelCause.DEADLINE: "Timed out",
-    CancelCause.BUDGET: "Over budget",
-    CancelCause.INTERRUPT: "Interrupted",
-    CancelCause.REPLACED: "Replaced by a newer run",
-    CancelCause.PARENT: "Cancelled with its parent",
+    CancelCause.DEADLINE: "Timed out", CancelCause.BUDGET: "Over budget", CancelCause.INTERRUPT: "Interrupted",
+    CancelCause.REPLACED: "Replaced by a newer run", CancelCause.PARENT: "Cancelled with its parent",
     CancelCause.SHUTDOWN: "Cancelled by kernel shutdown",
-}
+}  # fmt: skip
 _RESUMABLE = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
 
 
@@ -223,7 +222,7 @@ def _finished_words(record: RunRecord) -> str:
 # --- what it does ----------------------------------------------------------------------------------
 
 
-def progress_words(progress: Progress | None) -> str:
+def progress_words(progress: ev.Progress | None) -> str:
     """Return how far a run has come: `3 of 12 · pages`; empty if it has not reported any progress."""
     if progress is None:
         return ""
@@ -305,7 +304,7 @@ def _unread_words(record: RunRecord) -> str:
 
 
 def resolution_words(
-    resolved: ApprovalResolved, limit_s: float | None, cause: CancelCause | None
+    resolved: ev.ApprovalResolved, limit_s: float | None, cause: CancelCause | None
 ) -> str:
     """Return how a question ended that its reader did not answer: `denied: no answer in 3 s`.
 
@@ -349,10 +348,10 @@ def python_call(record: RunRecord) -> str:
 # --- the runs around it ----------------------------------------------------------------------------
 
 _ORIGIN = {
-    RESUME: "resumed from", RETRY: "retry of", REPLAY: "replay of", CONTINUE: "continues"
+    ev.RESUME: "resumed from", ev.RETRY: "retry of", ev.REPLAY: "replay of", ev.CONTINUE: "continues"
 }  # fmt: skip
 _BECAME = {
-    RESUME: "resumed as", RETRY: "retried as", REPLAY: "replayed as", CONTINUE: "continued as"
+    ev.RESUME: "resumed as", ev.RETRY: "retried as", ev.REPLAY: "replayed as", ev.CONTINUE: "continued as"
 }  # fmt: skip
 
 
@@ -361,7 +360,7 @@ def origin_words(record: RunRecord) -> str:
     origin = record.origin
     if origin is None:
         return ""
-    where = "a recorded run" if origin.kind == REPLAY else "a run in another store"
+    where = "a recorded run" if origin.kind == ev.REPLAY else "a run in another store"
     ref = f"{where} ({origin.name})" if origin.number is None else f"#{origin.number}"
     return f"{_ORIGIN.get(origin.kind, 'comes from')} {ref}"
 
@@ -375,7 +374,7 @@ def followup_notes(record: RunRecord) -> list[str]:
     """Return where a run comes from, which runs come from it, and how to resume it."""
     named = [f"{_BECAME.get(kind, 'followed by')} #{number}" for number, kind in record.followups]
     notes = [origin_words(record), ", ".join(named if len(named) <= 5 else ["…", *named[-5:]])]
-    is_resumed = any(kind == RESUME for _, kind in record.followups)
+    is_resumed = any(kind == ev.RESUME for _, kind in record.followups)
     has_state = record.checkpoint is not None or record.resumed_from is not None
     if has_state and not record.is_replay and not is_resumed and record.status in _RESUMABLE:
         notes.append(str(Fix(Action.RESUME, run_ref(record))))
@@ -390,24 +389,24 @@ def sentence(text: str) -> str:
 # --- what it used ----------------------------------------------------------------------------------
 
 
-def tokens_words(usage: Usage) -> str:
+def tokens_words(usage: ev.Usage) -> str:
     """Return `≥ 1,204 in · 340 out`, with `≥` where a stream was cut; empty if none were reported."""
     if not usage.input_tokens and not usage.output_tokens:
         return ""
     return f"{_bound(usage)}{usage.input_tokens:,} in · {usage.output_tokens:,} out"
 
 
-def cost_words(usage: Usage) -> str:
+def cost_words(usage: ev.Usage) -> str:
     """Return the cost so far, with `≥` where a stream was cut; empty if none was reported."""
     cost = money(usage.cost_usd)
     return cost and f"{_bound(usage)}{cost}"
 
 
-def usage_words(usage: Usage) -> str:
+def usage_words(usage: ev.Usage) -> str:
     """Return what was used, for a sentence: `1,204 in · 340 out tokens · $0.0123`; empty if nothing was."""
     tokens = tokens_words(usage)
     return " · ".join(filter(None, [tokens and f"{tokens} tokens", cost_words(usage)]))
 
 
-def _bound(usage: Usage) -> str:
+def _bound(usage: ev.Usage) -> str:
     return "" if usage.exact else "≥ "

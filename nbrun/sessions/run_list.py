@@ -6,10 +6,8 @@ import shutil
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import PackageMissing
-from nbrun.core.text import printable
-from nbrun.render import run_table
-from nbrun.render.run_table import Row, View
+from nbrun.core import PackageMissing, printable
+from nbrun.render.run_table import Row, View, cells, html_table, text_lines
 from nbrun.sessions.run import Run
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from nbrun.core.record import RunRecord
+    from nbrun.core import RunRecord
 
 FRAME: dict[str, tuple[str, Callable[[RunRecord], object]]] = {
     "number": ("Int64", lambda record: record.number),
@@ -51,7 +49,7 @@ class RunList(list[Run]):
 
     def rows(self) -> list[list[str]]:
         """Return what the table shows: one row a run, columns as in `nbrun.render.run_table`."""
-        return [run_table.cells(row, View.LIST) for row in self._rows()]
+        return [cells(row, View.LIST) for row in self._rows()]
 
     def _rows(self) -> list[Row]:
         return [Row(run.glance, run.status_words()) for run in self]
@@ -89,13 +87,13 @@ class RunList(list[Run]):
         if not self:
             return "no runs"
         width = shutil.get_terminal_size().columns
-        return "\n".join([*run_table.text_lines(self._rows(), width), *self._notes()])
+        return "\n".join([*text_lines(self._rows(), width), *self._notes()])
 
     def _repr_html_(self) -> str:
         if not self:
             return "<p>no runs</p>"
         notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
-        return run_table.html_table(self._rows(), View.LIST) + notes
+        return html_table(self._rows(), View.LIST) + notes
 
     def _notes(self) -> list[str]:
         """Return a line for each read-only file: which runs are from there, and why."""

@@ -16,9 +16,9 @@ import pytest
 import nbrun
 from nbrun import NotebookSession, Run, RunContext, cli
 from nbrun.core import events as ev
+from nbrun.core.commands import FORMS
 from nbrun.core.errors import BadOption, IdConflict
 from nbrun.core.redaction import MIN_LENGTH, PARTS, WORDS, Redactor, secrets_in
-from nbrun.render import export
 from nbrun.render.static_card import bundle
 from nbrun.ui.cards.view import view
 from nbrun.ui.config import NbRun
@@ -54,7 +54,7 @@ def everything(session: NotebookSession, folder: Path, capsys: pytest.CaptureFix
         )
         seen += [repr(run), repr(record), repr(states)]
         seen += [msgspec.json.encode(event.data).decode() for event in run.events()]
-        for form in export.FORMS:
+        for form in FORMS:
             path = run.export(folder / f"run.{form}")
             seen.append(path.read_text(encoding="utf-8"))
     seen += [

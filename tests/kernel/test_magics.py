@@ -68,7 +68,7 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
     states = [m["content"]["data"].get("state", {}).get("run") for m in kernel.comms]
     last = [state for state in states if state][-1]
     assert last["status"] == "cancelled"
-    assert last["words"].startswith("Cancelled because nbrun was unloaded")
+    assert last["words"].startswith("Cancelled by unloading nbrun")
     run_ok(kernel, LOAD)
     assert value(kernel, "nbrun.get('long').status.value") == "'cancelled'"
     run_ok(kernel, "%%agentrun say -b\nagain")

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from nbrun import NotebookSession, RunContext, RunStatus, SequentialIds, cli
 from nbrun.core import events as ev, recording
 from nbrun.core.clock import SystemClock
+from nbrun.core.commands import FORMS
 from nbrun.core.errors import BadOption
 from nbrun.core.record import RunRecord
 from nbrun.core.recording import Exported
@@ -292,7 +293,7 @@ def exported(source: Kept, form: str, capfdbinary: pytest.CaptureFixture[bytes])
     return capfdbinary.readouterr().out.decode()
 
 
-@pytest.mark.parametrize("form", export.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_no_form_holds_what_a_terminal_would_obey(
     form: str, source: Kept, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core.quantities import moment
-from nbrun.core.record import RunRecord, RunStatus
-from nbrun.core.text import visible
-from nbrun.core.values import shown
-from nbrun.render import run_table
+from nbrun.core import RunRecord, RunStatus, moment, shown, visible
+from nbrun.render import run_table, words
 from nbrun.render.run_table import View
-from nbrun.render.words import SHAPES, status_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,12 +36,12 @@ def page_row(row: Row, session_id: str) -> dict[str, Any]:
     record, run = row.record, row.run
     is_own = run.live is not None
     is_live = record.is_live and not record.is_unknown
-    words = _PLAIN_WORDS.get(record.status) or (
-        run.status_words() if is_own else status_words(record)
+    status = _PLAIN_WORDS.get(record.status) or (
+        run.status_words() if is_own else words.status_words(record)
     )
     if is_live and record.session_id != session_id:
-        words += ", in another kernel"
-    cells = run_table.cells(run_table.Row(record, words), View.PANEL)
+        status += ", in another kernel"
+    cells = run_table.cells(run_table.Row(record, status), View.PANEL)
     return {
         "key": key_of(record),
         "id": record.run_id,
@@ -88,6 +84,6 @@ def _title(count: int, stored: int, now: float) -> str:
 def _past(record: RunRecord) -> run_table.Row:
     """Return the row of a run; what was live then has the grey sign of the past."""
     if record.is_live and not record.is_unknown:
-        sign = (SHAPES[record.status][0], SHAPES[RunStatus.LOST][1])
+        sign = (words.SHAPES[record.status][0], words.SHAPES[RunStatus.LOST][1])
         return run_table.Row(record, f"Was {record.status}", sign)
-    return run_table.Row(record, _PLAIN_WORDS.get(record.status) or status_words(record))
+    return run_table.Row(record, _PLAIN_WORDS.get(record.status) or words.status_words(record))
