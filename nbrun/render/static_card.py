@@ -6,10 +6,10 @@ know only how a section looks. No text of an agent becomes markup in any of them
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -31,7 +31,7 @@ from nbrun.render import words
 from nbrun.render.markdown import as_written, code, fenced, literal, safe_html, sign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
@@ -65,8 +65,7 @@ _TOOL_ENDS = {"ok": "succeeded", "error": "failed"}
 # --- what there is to show -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(NamedTuple):
     """The sign of the status and its colour, the status in words, the run, and what it used."""
 
     mark: str
@@ -76,8 +75,7 @@ class _Head:
     facts: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(NamedTuple):
     """One line: a question (`?`), a warning (`!`), a child run (`↳`), an error, or without a mark a note."""
 
     text: str
@@ -86,8 +84,7 @@ class _Line:
     is_error: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Fold:
+class _Fold(NamedTuple):
     """Lines that fold to their title: calls of tools (`·`), or what was printed (`|`).
 
     `is_aside` is shown only where it can be folded: the reasoning, and the traceback.
@@ -100,14 +97,25 @@ class _Fold:
     is_aside: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(NamedTuple):
     """What the run streamed, and what it returned if that is something else; `cut` characters before are left out."""
 
     text: str
     result: str
     is_data: bool
     cut: int
+
+    def laid_out(
+        self,
+        draw: Callable[[str], str],
+        draw_data: Callable[[str], str],
+        small: Callable[[str], str] = str,
+    ) -> list[str]:
+        """Return its parts in order, its texts drawn by `draw` and `draw_data`, the words between by `small`."""
+        parts = [small(f"… {counted(self.cut, 'earlier character')}")] if self.cut else []
+        parts += [draw(self.text)] if self.text else []
+        parts += [small(words.RETURNED)] if self.text and self.result else []
+        return parts + ([(draw_data if self.is_data else draw)(self.result)] if self.result else [])
 
 
 _Section = _Head | _Line | _Fold | _Answer
@@ -239,22 +247,14 @@ def _html(sections: Iterator[_Section]) -> str:
 
 
 def _html_answer(answer: _Answer) -> str:
-    """Return the answer with its Markdown drawn, unless it is data; a long one in a box that scrolls."""
-    rows = [f'<div style="{_MUTED}">{_cut(answer)}</div>'] if answer.cut else []
-    if answer.text:
-        rows.append(safe_html(answer.text))
-    if answer.text and answer.result:
-        rows.append(f'<div style="{_MUTED}">{words.RETURNED}</div>')
-    if answer.result:
-        rows.append(as_written(answer.result) if answer.is_data else safe_html(answer.result))
+    """Return the answer with its Markdown rendered, unless it is data; a long one in a box that scrolls."""
+    rows = answer.laid_out(
+        safe_html, as_written, lambda text: f'<div style="{_MUTED}">{text}</div>'
+    )
     both = f"{answer.text}\n{answer.result}"
     is_long = len(both) > 1_500 or both.count("\n") > 12
     keys = ' tabindex="0"' if is_long else ""  # for those who scroll without a mouse
     return f'<div style="{_PROSE}"{keys}>{"".join(rows)}</div>'
-
-
-def _cut(answer: _Answer) -> str:
-    return f"… {counted(answer.cut, 'earlier character')}"
 
 
 def _fold(title: str, html: str, is_open: bool = False) -> str:
@@ -265,24 +265,22 @@ def _fold(title: str, html: str, is_open: bool = False) -> str:
 def _markdown(sections: Iterator[_Section], width: int | None) -> str:
     """Return Markdown in which all text of an agent is code; lines of a block are broken at `width`."""
     parts: list[str] = []
+    block = functools.partial(fenced, width=width)
     for section in sections:
         match section:
             case _Head(_, _, status, name, facts):
                 parts.append(f"**{literal(status)}** · {code(' · '.join([name, *facts]))}")
             case _Line(text, is_error=True):
-                parts.append(fenced(text, width))
+                parts.append(block(text))
             case _Line(text, mark, is_muted):
                 bullet = "- ↳ " if mark == "↳" else "" if is_muted else "- "
                 parts.append(bullet + code(text))
             case _Fold(_, lines, "·"):
                 parts += [f"- {code(line)}" for line in lines]
             case _Fold(title, lines, is_aside=False):
-                parts += [f"{title}:", fenced("\n".join(lines), width)]
-            case _Answer(text, result):
-                parts += [_cut(section)] if section.cut else []
-                parts += [fenced(text, width)] if text else []
-                parts += [words.RETURNED] if text and result else []
-                parts += [fenced(result, width)] if result else []
+                parts += [f"{title}:", block("\n".join(lines))]
+            case _Answer():
+                parts += section.laid_out(block, block)
     return "\n\n".join(parts)
 
 
@@ -297,11 +295,8 @@ def _text(sections: Iterator[_Section]) -> str:
             case _Fold(title, printed, mark, is_aside=False):
                 lines += [] if mark == "·" else [f"  {title}:"]
                 lines += [f"  {mark} {line}" for line in printed]
-            case _Answer(text, result):
-                lines += [_cut(section)] if section.cut else []
-                lines += [text] if text else []
-                lines += [words.RETURNED] if text and result else []
-                lines += [result] if result else []
+            case _Answer():
+                lines += section.laid_out(str, str)
     return visible(printable("\n".join(lines)))
 
 
