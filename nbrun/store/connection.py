@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-BUSY_TIMEOUT_S = 1.0
-"""How long a connection waits for a lock, at most."""
-TRY_MS = 5
-"""The time between two tries where SQLite itself does not wait."""
+BUSY_TIMEOUT_S = 1.0  # how long a connection waits for a lock, at most
+TRY_MS = 5  # the time between two tries where SQLite itself does not wait
 MAX_VALUE_BYTES = 64 * 1024 * 1024
 """The longest value that is written or read. Reading one takes several times its length in memory, so a planted file
 could use up a laptop's with little more; an agent's text of this length is 40 novels."""
@@ -34,10 +32,7 @@ _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 def refuse_links(path: Path) -> None:
     """Make sure that a store, and the files that SQLite opens with it, are regular files or do not exist.
 
-    Raises
-    ------
-    StoreReadOnly
-        One of them is a link, or something that reading might block on.
+    Raises `StoreReadOnly` if one of them is a link, or something that reading might block on.
     """
     for part in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
         try:

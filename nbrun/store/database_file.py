@@ -29,8 +29,7 @@ _ASIDE = re.compile(r"\.(?:damaged|left)-\d{8}T\d{6}(?:-\d+)?$")
 
 COMPANIONS = ("", "-wal", "-shm")
 """What SQLite appends to a database's name for the files that belong to it."""
-OPEN_WAIT_S = 0.5
-"""How long opening waits for a lock; after that the writer tries again."""
+OPEN_WAIT_S = 0.5  # how long opening waits for a lock; after that the writer tries again
 MAX_NUMBER = 10**9
 """New runs are numbered from above those of a read-only file, unless its numbers are beyond this."""
 CHECK_S = 0.1
@@ -98,10 +97,7 @@ class DatabaseFile:
         ----------
         sets_aside : whether a damaged file of ours is renamed, so that a new one can be made.
 
-        Raises
-        ------
-        StoreUnavailable
-            It cannot be opened now: it is locked, or the disk is full and no other place is better.
+        Raises `StoreUnavailable` if the file is locked, or the disk is full and no other place is better.
         """
         problem, may_pass, above = None, None, 0
         for path in self._places:
@@ -189,11 +185,6 @@ class DatabaseFile:
         Parameters
         ----------
         looks : whether to check the file even if that was done a moment ago.
-
-        Raises
-        ------
-        StoreError, sqlite3.Error, OSError
-            There is none now.
         """
         if self.connection is None:
             return self.open()

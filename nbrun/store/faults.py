@@ -14,8 +14,7 @@ from nbrun.core import StoreDamaged, StoreError, StoreUnavailable
 if TYPE_CHECKING:
     from pathlib import Path
 
-FULL_BYTES = 64 * 1024
-"""A disk with less room than this is full, whatever the error says."""
+FULL_BYTES = 64 * 1024  # a disk with less room than this is full, whatever the error says
 
 
 class FaultKind(Enum):

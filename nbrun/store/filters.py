@@ -97,12 +97,9 @@ def read_query(
     limit: int | None = None,
     before: int | None = None,
 ) -> Query:
-    """Return the filters; `now` is the moment in epoch seconds that `since="2h"` counts back from.
+    """Return the filters; `now`, in epoch seconds, is the moment that `since="2h"` counts back from.
 
-    Raises
-    ------
-    BadOption
-        A value is not valid; the message says what is.
+    Raises `BadOption` if a value is not valid; the message says what is.
     """
     texts = {"name": name, "agent": agent, "tag": tag, "text": text}
     for option, value in texts.items():

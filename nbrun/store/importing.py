@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-HOST = "import"
-"""The host of the session that an imported run gets."""
+HOST = "import"  # the host of the session that an imported run gets
 NOT_HERE = "imported while it was running; its kernel is elsewhere"
 
 MAX_ID = 1_000  # characters

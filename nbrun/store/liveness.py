@@ -61,10 +61,7 @@ def this_process() -> ProcessIdentity:
 def _started_at(pid: int) -> int | None:
     """Return when a process was started, None if there is none; not affected by changes of the clock.
 
-    Raises
-    ------
-    PermissionError
-        The system does not say.
+    Raises `PermissionError` if the system does not say.
     """
     stat = Path(f"/proc/{pid}/stat")
     if sys.platform == "linux":

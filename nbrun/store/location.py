@@ -10,8 +10,7 @@ from nbrun.core import StoreReadOnly
 
 FOLDER = ".nbrun"
 SUFFIX = ".db"
-NO_NOTEBOOK = "session"
-"""The name of a store without a notebook."""
+NO_NOTEBOOK = "session"  # the name of a store without a notebook
 
 
 def notebook_path(path: str | Path | None) -> Path | None:
@@ -49,12 +48,7 @@ def places_for(notebook: Path | None) -> list[Path]:
 def prepare_folder(folder: Path) -> None:
     """Make the store's folder, for its owner only and ignored by git, since runs contain prompts.
 
-    Raises
-    ------
-    OSError
-        It cannot be made or written.
-    StoreReadOnly
-        It is a symbolic link.
+    Raises `OSError` if it cannot be made or written, `StoreReadOnly` if it is a symbolic link.
     """
     if folder.is_symlink():
         raise StoreReadOnly(f"{folder} is a symbolic link; nbrun does not write through it")

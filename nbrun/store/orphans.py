@@ -53,10 +53,7 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
 def give_up(connection: sqlite3.Connection, number: int, now: float) -> None:
     """Mark one live-looking run as lost because somebody says so: its kernel cannot be seen from here.
 
-    Raises
-    ------
-    NotPending
-        It has ended, or its kernel is running.
+    Raises `NotPending` if it has ended, or its kernel is running.
     """
     with transaction(connection):
         kernel = kernel_of(connection, number)

@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-LIMIT = 1_000_000
-"""The size in bytes of an event above which its payload goes to a file."""
-HEAD = 2_000
-"""How many characters of it stay in the event."""
-PER_ROW = 16
-"""How many deltas share a row."""
+LIMIT = 1_000_000  # the size in bytes of an event above which its payload goes to a file
+HEAD = 2_000  # how many characters of it stay in the event
+PER_ROW = 16  # how many deltas share a row
 LONG = 250_000
 """A delta with more characters is the last in its row: SQLite bounds the size of a row."""
 ARTIFACT_KEY = "$artifact"
@@ -54,10 +51,7 @@ def moved_to_file(
 ) -> tuple[ev.RunEvent, ev.Artifact] | None:
     """Return the event with the head of its payload only, and the file's event; None if the payload is not large.
 
-    Raises
-    ------
-    StoreError, OSError
-        The file cannot be written.
+    Raises `StoreError` or `OSError` if the file cannot be written.
     """
     name = _FIELDS.get(type(event.data))
     if name is None:
@@ -155,13 +149,7 @@ def encode(texts: list[str], steps: list[int]) -> bytes:
 
 
 def decode(event_type: str, blob: bytes, ts: int) -> list[tuple[int, ev.EventData]]:
-    """Return (time, data) of each delta of a row; in order.
-
-    Raises
-    ------
-    msgspec.DecodeError
-        The row was not made by `encode`.
-    """
+    """Return (time, data) of each delta of a row, in order; raises `DecodeError` for what `encode` did not make."""
     row = _decoder.decode(blob)
     made: list[tuple[int, ev.EventData]] = []
     start = 0

@@ -42,12 +42,9 @@ T = TypeVar("T")
 
 _log = logging.getLogger("nbrun")
 
-MAX_REPLAYS = 1_000
-"""How many replays are skipped when a run is looked up by name."""
-PATIENCE_S = 0.02
-"""How long looking up references for completion may take; then there are none."""
-PAGE = 200
-"""Runs that a search reads at once."""
+MAX_REPLAYS = 1_000  # how many replays are skipped when a run is looked up by name
+PATIENCE_S = 0.02  # how long looking up references for completion may take; then there are none
+PAGE = 200  # runs that a search reads at once
 
 _STEPS = 1_000  # of SQLite's instructions, between two looks at the clock
 _decoder = msgspec.msgpack.Decoder(RunRecord)

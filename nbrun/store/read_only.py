@@ -53,10 +53,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
     Do not keep it: without a journal beside it, the file is assumed not to change.
 
-    Raises
-    ------
-    StoreReadOnly, StoreDamaged
-        Nothing can be read from it; the message says why.
+    Raises `StoreReadOnly` or `StoreDamaged`, with the reason, if nothing can be read from it.
     """
     refuse_links(path)
     is_at_rest = not any(_has_bytes(path, suffix) for suffix in ("-wal", "-journal"))

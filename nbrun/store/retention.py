@@ -21,14 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 
-KEEP_RUNS = 10_000
-"""How many runs a store keeps by default; 0 for all."""
-KEEP_BYTES = 2 * 1024**3
-"""How many bytes it keeps, of the file and of the artifacts beside it."""
-STEP = 500
-"""How many rows one transaction removes, in a few milliseconds."""
-REST_S = 0.03
-"""How long others have the file to themselves then."""
+KEEP_RUNS = 10_000  # how many runs a store keeps by default; 0 for all
+KEEP_BYTES = 2 * 1024**3  # how many bytes it keeps, of the file and of the artifacts beside it
+STEP = 500  # how many rows one transaction removes, in a few milliseconds
+REST_S = 0.03  # how long others have the file to themselves then
 
 _LIVE = frozenset(str(status) for status in LIVE)
 _ROOTS = (

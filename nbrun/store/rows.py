@@ -245,11 +245,8 @@ class RowWriter:
     def insert_run(self, session_key: int, created: ev.RunEvent) -> tuple[Row, ev.RunEvent]:
         """Insert a run; return its row, and its first event with the number that it was given.
 
-        Raises
-        ------
-        IdTaken
-            The run may be started once only, and the file has one with its id, perhaps of another kernel; or it
-            resumes a run that has been resumed already.
+        Raises `IdTaken` if it may be started only once and the file has a run with its id, perhaps of another
+        kernel, or if it resumes a run that has been resumed already.
         """
         data = created.data
         assert isinstance(data, ev.RunCreated)  # noqa: S101 - the caller has looked
@@ -296,13 +293,7 @@ class RowWriter:
         return int(cursor.lastrowid or 0)
 
     def find_run(self, session_key: int, run_id: str, status: RunStatus) -> Row:
-        """Return the row of a run that is no longer in memory: its detached work has sent something.
-
-        Raises
-        ------
-        sqlite3.IntegrityError
-            There is no such run.
-        """
+        """Return the row of a run that is no longer in memory: its detached work has sent something."""
         found = self._connection.execute(
             "SELECT number FROM runs WHERE session = ? AND run_id = ?", (session_key, run_id)
         ).fetchone()

@@ -115,8 +115,7 @@ _THIRD = (
     "CREATE INDEX runs_to_fill ON runs (number) WHERE agent IS NULL",
 )
 
-VERSIONS = (_FIRST, _SECOND, _THIRD)
-"""What each version of the schema added, the first one first."""
+VERSIONS = (_FIRST, _SECOND, _THIRD)  # what each version of the schema added, the first one first
 VERSION = len(VERSIONS)
 
 MAX_NUMBER = 2**53
@@ -223,10 +222,7 @@ def _texts(connection: sqlite3.Connection) -> Iterator[str]:
 def check(connection: sqlite3.Connection, path: Path | None) -> int:
     """Return the version of a file whose schema is exactly ours, 0 for an empty one.
 
-    Raises
-    ------
-    StoreTooNew, StoreReadOnly
-        It is anything else.
+    Raises `StoreTooNew` or `StoreReadOnly` for any other.
     """
     # In one statement, which sees one state of the file: another process may be migrating it just now.
     rows = connection.execute(

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-SWEEP_S = 60.0
-"""How often, at most, the store checks whether it holds too much."""
-CLOSE_SWEEP_S = 0.2
-"""How long a close waits for the removal of old runs to stop."""
+SWEEP_S = 60.0  # how often, at most, the store checks whether it holds too much
+CLOSE_SWEEP_S = 0.2  # how long a close waits for the removal of old runs to stop
 
 _log = logging.getLogger("nbrun")
 
@@ -216,12 +214,7 @@ class SessionStore(StoredRuns):
     def give_up(self, number: int) -> None:
         """Mark a live-looking run as lost whose kernel cannot be seen from here.
 
-        Raises
-        ------
-        NotPending
-            It has ended, or its kernel is running.
-        StoreReadOnly
-            The file must not be written to.
+        Raises `NotPending` if it has ended or its kernel is running, `StoreReadOnly` if the file is read-only.
         """
         if self.path is None:
             raise NotPending(f"Run #{number} belongs to this kernel; cancel it instead")
@@ -236,13 +229,7 @@ class SessionStore(StoredRuns):
     # --- removing --------------------------------------------------------------------------------
 
     def remove(self, numbers: Iterable[int]) -> list[int]:
-        """Remove runs with their child runs, except live ones; return the numbers of those removed.
-
-        Raises
-        ------
-        StoreError
-            The file cannot be written.
-        """
+        """Remove runs with their child runs, except live ones; return the numbers of those removed."""
         with self._sweeping() as sweeper:
             return sweeper.remove(numbers)
 

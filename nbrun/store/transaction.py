@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from nbrun.store.database_file import DatabaseFile
 
-HELD_BYTES = 64 * 1024 * 1024
-"""How much is kept in memory for all runs together."""
+HELD_BYTES = 64 * 1024 * 1024  # how much is kept in memory for all runs together
 BEAT_S = 15.0
 """How often a commit also updates the heartbeat, for those who cannot see this process."""
 
@@ -164,8 +163,7 @@ def _weight(event: ev.RunEvent) -> int:
         return _EVENT_BYTES
 
 
-NOTHING = Backlog()
-"""The backlog of all runs that are saved; nothing is ever added to it."""
+NOTHING = Backlog()  # the backlog of all runs that are saved; nothing is ever added to it
 
 
 @dataclass(slots=True)

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-MAX_SEQ = 2**53
-"""Event numbers end here: JavaScript has no greater ones."""
-LATEST_S = 253_402_300_799
-"""Times end with the year 9999, as in `datetime`."""
+MAX_SEQ = 2**53  # event numbers end here: JavaScript has no greater ones
+LATEST_S = 253_402_300_799  # times end with the year 9999, as in `datetime`
 LATEST = LATEST_S * 1_000_000
 
 MAX_DEPTH = 64
@@ -24,10 +22,8 @@ MAX_DEPTH = 64
 MAX_PLAIN_BYTES = 16 * 1024 * 1024
 MAX_HEADERS = 2_000_000
 """How many lists and objects a value above that size may have: each takes a byte there and a hundred here."""
-PAGE_BYTES = 256 * 1024 * 1024
-"""The largest page of events; it ends early if there is more."""
-LOG_EVENTS = 5_000_000
-"""The longest log that is folded at once."""
+PAGE_BYTES = 256 * 1024 * 1024  # the largest page of events; it ends early if there is more
+LOG_EVENTS = 5_000_000  # the longest log that is folded at once
 LOG_OPEN = 1_000
 """How many questions and detached tasks may be open at a time: folding each event visits them all."""
 
@@ -153,10 +149,7 @@ def sound_brief(record: RunRecord, number: int, session_id: object) -> RunRecord
 def foldable(events: Iterable[ev.RunEvent]) -> Iterator[ev.RunEvent]:
     """Yield the events of a log as long as it can be folded in a reasonable time.
 
-    Raises
-    ------
-    ValueError
-        It is longer, or has more open at a time, than any real run.
+    Raises `ValueError` if it is longer, or has more open at a time, than any real run.
     """
     opened = 0
     for count, event in enumerate(events):

@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nbrun")
 
-RETRY_S = 1.0
-"""How long the writer waits before it tries again what could not be written."""
-BUSY_AGAIN_S = 0.05
-"""How long it then waits for a lock: new events must not wait for that."""
+RETRY_S = 1.0  # how long the writer waits before it tries again what could not be written
+BUSY_AGAIN_S = 0.05  # how long it then waits for a lock: new events must not wait for that
 
 SOON_S = 0.005
 """How long the writer gathers events before it commits; ends and new runs do not have to wait."""
@@ -43,12 +41,9 @@ CROWD, CROWD_S = 100, 0.003
 """After so many wake-ups, mostly of many runs that end together, it gathers for so long, urgent or not: what is about
 to end then is written once, not twice."""
 
-HANG_S = 2.0
-"""How long the disk may take before what waits for it is published unsaved."""
-LOOK_S = 0.5
-"""How often the stall guard looks at the writer."""
-TICK_S = 0.05
-"""How often new events are published while the disk does not answer."""
+HANG_S = 2.0  # how long the disk may take before what waits for it is published unsaved
+LOOK_S = 0.5  # how often the stall guard looks at the writer
+TICK_S = 0.05  # how often new events are published while the disk does not answer
 CLOSE_S = 0.05
 """How long a close waits for the guard's thread, which ends at once unless an observer of a run keeps it."""
 _QUIET_LOOKS = 4  # looks without a write, after which the guard rests
@@ -79,27 +74,21 @@ class Source(Protocol):
 
     def drain(self) -> list[ev.RunEvent]:
         """Return all events that wait: numbered, redacted, in order."""
-        ...
 
     def record(self, run_id: str) -> RunRecord | None:
         """Return the public record of a run."""
-        ...
 
     def known(self) -> list[RunRecord]:
         """Return the public records of all runs in memory."""
-        ...
 
     def publish(self, committed: list[Committed]) -> None:
         """Make this public."""
-        ...
 
     def warn(self, text: str) -> bool:
         """Add a warning to the logs of all live runs; return whether there were any."""
-        ...
 
     def refuse(self, run_id: str) -> None:
         """Take back a run that did not start: its id is taken."""
-        ...
 
 
 class _TakenOver(Exception):
