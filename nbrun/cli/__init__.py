@@ -1,7 +1,7 @@
 """The `nbrun` command: the demo, and the stored runs of a notebook from outside its kernel."""
 
-# Another process than any kernel: it reads stores and loads nothing of the kernel side. What needs that
-# side runs as a process of its own: the demo's notebook in a kernel, the model's installation as a module.
+# This process is not a kernel: it reads stores, and loads nothing of the kernel side. What needs that side runs in its
+# own process: the demo's notebook in a kernel, the installation of the model as a module.
 
 from __future__ import annotations
 

@@ -36,17 +36,17 @@ INSTALLER = [
 """Not by `-m`: runpy warns of a module that its own package has imported already."""
 
 CELL_TIMEOUT_S = 300
-"""No cell of the demo takes so long, be the machine ever so slow."""
+"""No cell of the demo takes this long, however slow the machine."""
 TITLE_WIDTH = 60
 
 
 def run_demo(options: SimpleNamespace) -> int:
     """Run the first notebook and show its runs, or open it in JupyterLab; return the exit code."""
     if options.lab_options and not options.lab:
-        raise CommandError(f"'{options.lab_options[0]}' is for JupyterLab: give --lab with it")
+        raise CommandError(f"'{options.lab_options[0]}' is an option of JupyterLab: add --lab")
     needed = ("jupyterlab",) if options.lab else ("nbclient", "nbformat")
     if missing := [name for name in needed if find_spec(name) is None]:
-        raise CommandError(f"the demo needs {' and '.join(missing)}: {DEMO_EXTRA}")
+        raise CommandError(f"The demo needs {' and '.join(missing)}: {DEMO_EXTRA}")
     _ensure_model()
     if options.lab:
         return _open_lab(_demo_notebook(reuse=True), options.lab_options)
@@ -54,16 +54,16 @@ def run_demo(options: SimpleNamespace) -> int:
 
 
 def _ensure_model() -> None:
-    """See to it that the local model is here; say in one line what the notebook will run on."""
+    """Install the local model if it is missing; say in one line what the notebook will run on."""
     check = _run_installer("--check")
     if check.returncode:
-        say("Bringing the local model here (102 MB, only this once) …")
+        say("Downloading the local model (102 MB, only once) …")
         check = _run_installer()
     if check.returncode:
         why = " ".join(check.stdout.split()) or "its installation failed."
         say(f"{why} The notebook runs on the scripted agent instead, and its cards say so.")
     else:
-        say("The local model is here: 135 million parameters, on this machine's processor.")
+        say("The local model is installed: 135 million parameters, running on this machine's CPU.")
 
 
 def _run_installer(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,12 +78,12 @@ def _run_installer(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _notebooks_folder() -> Path:
-    """Return where the example notebooks lie: in the package, or beside it in a checkout."""
+    """Return where the example notebooks are: in the package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "notebooks", package.parent / "notebooks"):
         if (folder / FIRST_NOTEBOOK).is_file():
             return folder
-    raise CommandError(f"the example notebooks are not in {package}: install nbrun again")
+    raise CommandError(f"The example notebooks are missing from {package}; reinstall nbrun")
 
 
 def _demo_notebook(*, reuse: bool) -> Path:
@@ -107,7 +107,7 @@ def _open_lab(notebook: Path, options: Sequence[str]) -> int:
     # The file is what the browser opens; the default address is what is printed where there is no browser.
     address = f"--LabApp.default_url=/lab/tree/{notebook.name}"
     command = [sys.executable, "-m", "jupyterlab", str(notebook), address, *options]
-    say(f"Opening {relative(notebook)} in JupyterLab; Ctrl-C here ends it.")
+    say(f"Opening {relative(notebook)} in JupyterLab; press Ctrl-C here to stop it.")
     if os.name == "posix":
         os.execv(sys.executable, command)  # noqa: S606 - this process becomes the server, and gets its signals
     return subprocess.run(command, check=False).returncode  # noqa: S603 - the user's own options of their server
@@ -116,7 +116,7 @@ def _open_lab(notebook: Path, options: Sequence[str]) -> int:
 def _run_headless(path: Path) -> int:
     import nbformat
 
-    say(f"Running {relative(path)} in a kernel of its own, from top to bottom:\n")
+    say(f"Running {relative(path)} in its own kernel, from top to bottom:\n")
     notebook = nbformat.read(path, as_version=4)
     problem = _execute(notebook, path)
     nbformat.write(notebook, path)
@@ -125,10 +125,10 @@ def _run_headless(path: Path) -> int:
         with opened(file) as store:
             records = [store.record(run.number) for run in reversed(store.runs())]
         models = dict.fromkeys(record.model for record in records if record.model)
-        say(f"\nWhat the notebook's store has kept. Model: {', '.join(models)}\n")
+        say(f"\nThe runs in the notebook's store. Model: {', '.join(models)}\n")
         say_table(records)
     if problem is not None:
-        raise CommandError(f"the notebook stopped: {problem}; what there is of it is in {path}")
+        raise CommandError(f"The notebook stopped: {problem}. Its outputs so far are in {path}")
     say(f"The notebook, with its outputs: {path}")
     say(f"The store, with every event:    {file}\n")
     say(f"Next: jupyter lab {relative(path)}    or: nbrun show last {relative(path)}")
@@ -178,7 +178,7 @@ def _execute(notebook: NotebookNode, path: Path) -> str | None:
 
 
 class _Progress:
-    """Prints a line for each code cell: what begins it, and how long it took."""
+    """Prints a line for each code cell: its first line, and how long it took."""
 
     def __init__(self, notebook: NotebookNode) -> None:
         self._clock = SystemClock()
@@ -201,7 +201,7 @@ class _Progress:
         self.stop(duration(self._clock.monotonic() - self._began) if is_ok else "failed")
 
     def stop(self, word: str) -> None:
-        """End the line, if one is begun."""
+        """End the line, if one was started."""
         if self._is_open:
             self._is_open = False
             say(word)

@@ -19,7 +19,7 @@ def collect(options: SimpleNamespace) -> int:
     keep = _keep(options)
     paths = stores_at(options.path)
     if not paths:
-        say(f"No runs are kept in {options.path.absolute()}.")
+        say(f"No runs in {options.path.absolute()}.")
     for path in paths:
         before = _size(path)
         with opened(path) as store:
@@ -30,10 +30,10 @@ def collect(options: SimpleNamespace) -> int:
         freed = before - _size(path)
         words = [
             quantities.counted(len(done.removed), "run") + " removed",
-            quantities.counted(done.strays, "file") + " of no run removed",
-            f"{quantities.size_words(freed)} given back"
+            quantities.counted(done.strays, "file") + " without a run removed",
+            f"{quantities.size_words(freed)} freed"
             if not done.is_in_use
-            else "a kernel is using it: its room is given back when that has ended",
+            else "a kernel is using it: the space is freed once that kernel has ended",
         ]
         say(f"{relative(path)}: {', '.join(words)}")
     return 0
@@ -53,7 +53,7 @@ def _keep(options: SimpleNamespace) -> Keep:
 
 
 def _size(path: Path) -> int:
-    """Return the bytes of a store, with what lies beside it."""
+    """Return the bytes of a store, including the files next to it."""
     beside = folder_beside(path)
     files = [
         path,

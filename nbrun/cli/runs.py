@@ -183,7 +183,7 @@ def opened(path: Path, *, reports: bool = True) -> Iterator[SessionStore]:
             yield store.read_only
             return
         if store.path is None:
-            raise CommandError(f"{path} cannot be read: {store.problem or store.fault}")
+            raise CommandError(f"{path} can't be read: {store.problem or store.fault}")
         yield store
     finally:
         store.close(1.0)

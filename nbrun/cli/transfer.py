@@ -1,4 +1,4 @@
-"""Stored runs out into files, and runs of files into a store."""
+"""`nbrun export` and `nbrun import`: stored runs to files, and back."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def export_runs(options: SimpleNamespace) -> int:
     if options.all and options.ref is not None:  # what stands there can only be the path
         options.path = Path(options.ref)
     elif not options.all and options.ref is None:
-        raise CommandError("name a run, or all with --all: nbrun export last")
+        raise CommandError("Name a run, or export all with --all: nbrun export last")
     form = export.read_form(options.form, options.out)
     path = store_at(options.path)
     with opened(path) as store:
@@ -83,10 +83,10 @@ def _exported(store: SessionStore, number: int) -> Exported:
 
 
 def import_runs(options: SimpleNamespace) -> int:
-    """Take the runs of a file into a store, or none if the file is not in order; return the exit code."""
+    """Import the runs of a file into a store, or none if the file is invalid; return the exit code."""
     source: Path = options.file
     if not source.exists():
-        raise CommandError(f"{source} cannot be read: {os.strerror(errno.ENOENT)}")
+        raise CommandError(f"{source} can't be read: {os.strerror(errno.ENOENT)}")
     path = _store_for(options.path)
     count = sum(1 for _ in _recorded(source))  # all are looked at before any is taken
     clock = SystemClock()
@@ -94,17 +94,17 @@ def import_runs(options: SimpleNamespace) -> int:
         prepare_folder(path.parent)
         connection = open_for_writing(path, clock.now())
     except (StoreError, sqlite3.Error) as error:
-        raise CommandError(f"{path} cannot be written: {error}") from None
+        raise CommandError(f"{path} can't be written: {error}") from None
     taken = 0
     try:
         for header, events in _recorded(source):
             taken += _import(connection, header, events, str(source.absolute()), clock.now())
     except sqlite3.Error as error:
-        raise CommandError(f"{path} cannot be written: {error}; try again") from None
+        raise CommandError(f"{path} can't be written: {error}; try again") from None
     finally:
         connection.close()
     words = "1 run" if taken == 1 else f"{taken:,} runs"
-    rest = f", {count - taken:,} left out" if taken < count else ""
+    rest = f", {count - taken:,} skipped" if taken < count else ""
     say(f"{words} of {source} imported into {relative(path)}{rest}")
     return 0
 
@@ -116,22 +116,22 @@ def _import(
     label: str,
     now: float,
 ) -> bool:
-    """Take one run, and say what became of it; return whether it was taken."""
+    """Import one run, and print the result; return whether it was imported."""
     try:
         imported = import_run(connection, events, label, now)
     except IdConflict as error:
         say(f"  {shown(header.name or header.run_id)}: {error}")
         return False
     if not imported.is_new:
-        say(f"  #{imported.number} {shown(header.name)}: is here already")
+        say(f"  #{imported.number} {shown(header.name)}: already imported")
         return False
-    note = ", lost: it was live when it was exported" if imported.was_live else ""
+    note = ", marked as lost: it was in progress when it was exported" if imported.was_live else ""
     say(f"  #{imported.number} {shown(header.name)}: {len(events):,} events{note}")
     return True
 
 
 def _recorded(path: Path) -> Iterator[Recorded]:
-    """Yield the runs of a file, of either form that can be read.
+    """Yield the runs of a file, in either form that can be imported.
 
     Raises
     ------
@@ -147,13 +147,13 @@ def _recorded(path: Path) -> Iterator[Recorded]:
             file.seek(0)
             yield from recording.load_all(iter(lambda: file.readline(recording.MAX_LINE + 1), b""))
     except OSError as error:
-        raise BadRecording(f"{path} cannot be read: {error.strerror or error}") from None
+        raise BadRecording(f"{path} can't be read: {error.strerror or error}") from None
     except BadRecording as error:
         raise BadRecording(f"{path}: {error}") from None
 
 
 def _store_for(path: Path) -> Path:
-    """Return the store's file that runs are taken into, which need not be there yet."""
+    """Return the store file that runs are imported into, which need not exist yet."""
     path = path.absolute()
     if path.is_dir():
         found = stores_at(path)
@@ -161,5 +161,5 @@ def _store_for(path: Path) -> Path:
     if path.suffix == SUFFIX:
         return stores_at(path)[0] if path.exists() else path
     if not path.parent.is_dir():
-        raise CommandError(f"there is no folder {path.parent}")
+        raise CommandError(f"folder {path.parent} not found")
     return store_path(path)

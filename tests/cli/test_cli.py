@@ -527,7 +527,7 @@ def test_a_damaged_file_hides_no_other(
     assert "hostile" in told.out
     assert "lesson.damaged-20261122T101500.db: a damaged store, set aside" in told.out
     assert "broken.db: damaged, or not an nbrun store" in told.out
-    assert "torn.db cannot be read: " in told.err
+    assert "torn.db can't be read: " in told.err
     assert "None" not in told.err
     cli.main(["doctor", str(folder)])
     assert "a damaged store, set aside" in capsys.readouterr().out

@@ -323,7 +323,7 @@ def test_wait_waits_and_a_time_limit_leaves_the_run_alive(shared: Kernel) -> Non
     assert value(shared, "(one.done(), two.done())") == "(True, True)"
     assert run_ok(shared, "%agentrun wait").stdout == "No runs in progress.\n"
     run_ok(shared, "%%agentrun endless -o long\nhi")
-    assert "is still running after" in error_line(shared.run("%agentrun wait last --timeout 200ms"))
+    assert "hasn't finished after" in error_line(shared.run("%agentrun wait last --timeout 200ms"))
     assert value(shared, "long.done()") == "False"
 
 
@@ -333,7 +333,7 @@ def test_cancel_says_what_it_did(shared: Kernel) -> None:
     for name in ("a", "b", "c", "d"):
         run_ok(shared, f"%%agentrun endless -n {name} -o {name}\nhi")
     number = value(shared, "d.number")
-    assert run_ok(shared, "%agentrun cancel").stdout == f"run #{number} d: cancel requested\n"
+    assert run_ok(shared, "%agentrun cancel").stdout == f"Run #{number} (d): cancel requested\n"
     assert value(shared, "(d.wait(5), str(d.cause), a.done())") == "(True, 'user', False)"
     run_ok(shared, "%agentrun stop b --reason 'too slow'")
     assert value(shared, "(b.wait(5), b.reason, a.done(), c.done())") == (
@@ -436,6 +436,6 @@ def test_runs_are_listed_by_filter_and_written_to_files(shared: Kernel) -> None:
     assert "red tea" in (shared.folder / file).read_text(encoding="utf-8")
     assert "choose another file" in error_line(shared.run("%agentrun export kept --form md"))
     assert "jsonl, json" in error_line(shared.run("%agentrun export kept --form pdf"))
-    assert "cannot be written" in error_line(shared.run("%agentrun export kept --out no/x.md"))
+    assert "can't be written" in error_line(shared.run("%agentrun export kept --out no/x.md"))
     assert "mine.html" in run_ok(shared, "%agentrun export kept --out mine.html").stdout
     assert (shared.folder / "mine.html").read_bytes().startswith(b"<!doctype html>")

@@ -153,7 +153,7 @@ def test_the_same_comes_in_only_once(
     for _ in range(2):
         assert cli.main(["import", str(file), str(target.notebook)]) == 0
     said = capsys.readouterr().out
-    assert said.count("is here already") == 4
+    assert said.count("already imported") == 4
     assert "0 runs of" in said
     assert len(target.runs()) == 6
     again = tmp_path / "again.json"

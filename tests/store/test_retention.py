@@ -330,7 +330,7 @@ def test_the_command_removes_and_gives_back_room(
     before = store_path.stat().st_size
     said = gc(store_path, "--keep-runs", "1")
     assert "3 runs removed" in said
-    assert "kB given back" in said
+    assert "kB freed" in said
     assert numbers(store_path) == [4]
     assert store_path.stat().st_size < 0.6 * before
 

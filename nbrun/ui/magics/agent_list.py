@@ -37,7 +37,7 @@ _PLAIN = (FunctionType, MethodType, BuiltinFunctionType, partial)
 
 
 def agents_in(namespace: Mapping[str, object], hidden: Container[str]) -> dict[str, object]:
-    """Return what of a namespace can be run, by name; only classes are looked at, and no code of theirs runs."""
+    """Return the agents of a namespace by name; only classes are looked at, and none of their code runs."""
     known: dict[type, bool] = {}
     found = {}
     for name, value in dict(namespace).items():  # another thread may be adding to it
@@ -76,7 +76,7 @@ def agents_text(namespace: Mapping[str, object], hidden: Container[str], model: 
             *_kind_lines(),
             "Models, for %%agentrun --model MODEL (any provider:name of pydantic-ai is one):",
             *_model_lines(),
-            f"Without a name and a model: {visible(chosen) if chosen else 'none, so a cell has to give one'}",
+            f"Default model: {visible(chosen) if chosen else 'none; name an agent, or add --model'}",
         ]
     )
 
@@ -87,7 +87,7 @@ def _agent_lines(agents: Mapping[str, object], none: str) -> list[str]:
 
 
 def _agent_words(name: str, agent: object) -> tuple[str, str | None]:
-    """Return what an agent is, and why it cannot be run, if so."""
+    """Return what an agent is and, if it can't be run, why."""
     adapter = find_adapter(agent)
     if not isinstance(agent, FunctionType):  # to look closer might run its code
         return f"{adapter.name}, {type(agent).__name__}", None
@@ -131,14 +131,16 @@ def _model_lines() -> list[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, str, str | None]]) -> list[str]:
-    """Return rows of a name, words and a lack as lines; one without a name goes on with the one before."""
+    """Return rows of a name, words and a problem as lines; one without a name belongs to the row before."""
     from nbrun.store.diagnosis import MARKS, Sign  # not at load, of which it would be a part
 
-    width = min(40, max(len(name) for name, _words, _lack in rows))
-    marks = [MARKS[Sign.PROBLEM if lack else Sign.OK] if name else " " for name, _, lack in rows]
+    width = min(40, max(len(name) for name, _words, _problem in rows))
+    marks = [
+        MARKS[Sign.PROBLEM if problem else Sign.OK] if name else " " for name, _, problem in rows
+    ]
     return [
-        f"  {mark} {visible(name):<{width}}  {visible(lack or words)}"
-        for mark, (name, words, lack) in zip(marks, rows, strict=True)
+        f"  {mark} {visible(name):<{width}}  {visible(problem or words)}"
+        for mark, (name, words, problem) in zip(marks, rows, strict=True)
     ]
 
 
@@ -156,7 +158,7 @@ def _can_run(value: object, kind: type) -> bool:
 
 
 def _acts_when_looked_at(kind: type) -> bool:
-    """Return whether even `isinstance()` runs code of this class: a lazy import, or a proxy of something else."""
+    """Return whether even `isinstance()` runs code of this class, such as a lazy import or a proxy."""
     return (
         inspect.getattr_static(kind, "__getattribute__") is not object.__getattribute__
         or inspect.getattr_static(kind, "__class__") is not object.__dict__["__class__"]

@@ -1,4 +1,4 @@
-"""What fits at the end of a line of `%agentrun` or `%%agentrun`: words from the one table, agents and runs."""
+"""Tab completion of `%agentrun` and `%%agentrun`: words of the table of commands, agents and runs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from nbrun.sessions.run import Run
     from nbrun.sessions.session import NotebookSession
 
+_log = logging.getLogger("nbrun")
+
 _FUNCTIONS = (FunctionType, MethodType)
 SUBCOMMANDS = tuple(command.verb for command in LINE.commands)
 _UNKNOWN = Command("", "")
 
 RUN_LIMIT = 30
-"""The newest runs, of which references are offered."""
+"""How many of the newest runs are offered."""
 NAME_LIMIT = 60
-"""Characters of a name that one would rather complete than give the run's number."""
+"""Names longer than this are not offered: the run's number is quicker."""
 
 _LIVE = frozenset(LIVE)
 _ASKING = frozenset({RunStatus.WAITING})
@@ -44,14 +46,14 @@ _FITTING = {
     "lost": _LIVE,
     "resume": TERMINAL - {RunStatus.COMPLETED},
 }  # fmt: skip
-"""Subcommand → the statuses of the runs it can do something with; any run for what is not listed."""
+"""Subcommand → the statuses of the runs that fit; all runs fit for what is not listed."""
 
 
 # --- the line --------------------------------------------------------------------------------------
 
 
 class Typed(msgspec.Struct, frozen=True):
-    """A line of ours up to the cursor: the words before, and the one that is being written, as it stands."""
+    """A line of ours up to the cursor: the whole words, and the one that is being typed, as it is."""
 
     is_cell: bool
     words: tuple[str, ...]
@@ -62,7 +64,7 @@ _OURS = re.compile(r"(?:[^%'\"#]*=)?\s*(%%?)agentrun\s(.*)", re.DOTALL)
 
 
 def read_typed(text: str) -> Typed | None:
-    """Return what was typed of a line; None for one that is not ours."""
+    """Return what was typed of a line; None if it isn't ours."""
     if (ours := _OURS.fullmatch(text)) is None:
         return None
     line, begin, quote = ours[2], 0, ""
@@ -84,15 +86,15 @@ def read_typed(text: str) -> Typed | None:
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What may stand where the cursor is: the piece of text it takes the place of, and of what kind it is."""
+    """What may be at the cursor: the piece of text that is replaced, the texts that fit, and of what kind they are."""
 
     fragment: str
     texts: tuple[str, ...]
     kind: str
 
 
-class Offers:
-    """What fits at the end of a line, in one shell.
+class Completion:
+    """Completes the lines of our magics in one shell, until it is closed.
 
     Threads: whichever completes, in a kernel also one of its subshells; nothing is kept between two calls.
     """
@@ -100,9 +102,33 @@ class Offers:
     def __init__(self, shell: Any, session: NotebookSession) -> None:
         self._shell = shell
         self._session = session
+        # Before all others: if the line is ours, they need not even look.
+        mark = context_matcher(priority=1000, identifier="nbrun")
+        self._matcher: Any = mark(lambda context: self._match(context))
+
+    def open(self) -> None:
+        """Take part in the shell's completion."""
+        self._shell.Completer.custom_matchers.append(self._matcher)
+
+    def close(self) -> None:
+        """Take part no longer."""
+        if self._matcher in self._shell.Completer.custom_matchers:
+            self._shell.Completer.custom_matchers.remove(self._matcher)
+
+    def _match(self, context: Any) -> dict[str, Any]:
+        try:
+            offer = self.offer(context.text_until_cursor)
+        except Exception:  # whatever it is, nobody who presses Tab wants to read about it
+            _log.debug("no completion", exc_info=True)
+            offer = None
+        if offer is None:
+            return {"completions": []}
+        texts = _Only(SimpleCompletion(text, type=offer.kind) for text in offer.texts)
+        found = {"completions": texts, "matched_fragment": offer.fragment}
+        return {**found, "ordered": True, "suppress": True}
 
     def offer(self, text: str) -> Offer | None:
-        """Return what fits at the end of this text; None where that is not ours to say."""
+        """Return what fits at the end of this text; None if the line isn't ours."""
         typed = read_typed(text)
         if typed is None:
             return None
@@ -176,7 +202,7 @@ class Offers:
         return [*dict.fromkeys([*registered(), *sorted(own)])]
 
     def _references(self, verb: str, words: Sequence[str], word: str) -> list[str]:
-        """Return `#3` and the like, the newest first, then names, and ids where one was begun."""
+        """Return `#3` and the like, the newest first, then names, and ids if one was begun."""
         fitting = [run for run in self._fitting(verb) if not run.is_named_in(words)]
         sign = "" if word[:1].isdigit() else "#"
         numbers = [f"{sign}{run.number}" for run in fitting if run.number]
@@ -191,13 +217,11 @@ class Offers:
         return own[0].id == run.run_id if own else run == self._runs()[0]
 
     def _fitting(self, verb: str) -> list[RunReference]:
-        """Return the newest runs with which a subcommand can do something, newest first."""
+        """Return the newest runs that fit a subcommand, newest first."""
         statuses = _FITTING.get(verb)
         if statuses is None:
             return self._runs()
-        if (
-            verb != "lost" and statuses <= _LIVE
-        ):  # only those of this session, however many came after them
+        if verb != "lost" and statuses <= _LIVE:  # this session's, however many came after them
             found = _references(self._session.live_runs[:RUN_LIMIT])
         elif verb == "lost":
             ours = {run.id for run in self._session.live_runs}
@@ -230,7 +254,7 @@ def _references(runs: Iterable[Run]) -> list[RunReference]:
 
 
 def _offer(word: str, texts: Iterable[str], kind: str) -> Offer:
-    """Return those of the texts that begin as the word does, quoted where they have to be."""
+    """Return the texts that begin with the word, quoted where necessary."""
     quote = word[:1] if word[:1] in ("'", '"') else ""
     begin = word.removeprefix(quote)
     texts = [*texts]
@@ -251,57 +275,8 @@ def _quoted(text: str, quote: str) -> str | None:
     return f"{free[0]}{text}{free[0]}" if free else None
 
 
-_log = logging.getLogger("nbrun")
-
-
-class Completion:
-    """Completes the lines of our magics in one shell, until it is closed.
-
-    Threads: whichever completes, in a kernel also one of its subshells; nothing is kept between two calls.
-    """
-
-    def __init__(self, shell: Any, session: NotebookSession) -> None:
-        self._shell = shell
-        self._session = session
-        # Before all others: where the line is ours, they need not even look.
-        mark = context_matcher(priority=1000, identifier="nbrun")
-        self._matcher: Any = mark(lambda context: self._match(context))
-
-    def open(self) -> None:
-        """Take part in the shell's completion."""
-        self._shell.Completer.custom_matchers.append(self._matcher)
-
-    def close(self) -> None:
-        """Take part no more."""
-        if self._matcher in self._shell.Completer.custom_matchers:
-            self._shell.Completer.custom_matchers.remove(self._matcher)
-
-    def offer(self, text: str) -> Offer | None:
-        """Return what fits at the end of this text; None where that is not ours to say."""
-        from nbrun.ui.magics.completion import Offers  # with the first Tab: a load must be quick
-
-        return Offers(self._shell, self._session).offer(text)
-
-    def _match(self, context: Any) -> dict[str, Any]:
-        try:
-            offer = self.offer(context.text_until_cursor)
-        except Exception:  # whatever it is, nobody who presses Tab wants to read of it
-            _log.debug("no completion", exc_info=True)
-            offer = None
-        if offer is None:
-            return {"completions": []}
-        texts = _Only(SimpleCompletion(text, type=offer.kind) for text in offer.texts)
-        fragment = offer.fragment
-        return {
-            "completions": texts,
-            "matched_fragment": fragment,
-            "ordered": True,
-            "suppress": True,
-        }
-
-
 class _Only(list[SimpleCompletion]):
-    """Our completions and no others, also where there are none: IPython takes no others for a list of some length.
+    """Our completions and no others, even if there are none: IPython adds others only to an empty list.
 
     Without it Tab after `--timeout` would offer Python's keywords and the names of files.
     """

@@ -1,4 +1,4 @@
-"""The log of a run as lines: what its agent printed, and what was noted of it."""
+"""`%agentrun logs`: what a run printed and logged."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from nbrun.sessions.run import Run
 
 SHOWN_LINES = 200
-"""Lines that are shown where no number is given."""
+"""How many lines are shown by default."""
 _PAGE = 2_000
 
 _UNMARKED = frozenset({"stdout", "info"})
 
 
 def log_text(run: Run, count: int) -> str:
-    """Return the last lines of a run's log, the newest last, under a word on those that are left out."""
+    """Return the last lines of a run's log, the newest last, below the number of those left out."""
     lines: deque[str] = deque(maxlen=count)
     total, after = 0, -1
     until = run.glance.event_count  # a live run may log faster than this reads

@@ -42,10 +42,9 @@ if TYPE_CHECKING:
 
 ARGS_EXAMPLE = 'write --args \'{"path": "x"}\' in single quotes'
 RECEIPT_S = 0.5
-"""How long `%agentrun say` looks whether its message is read."""
-NOTHING_RUNS = "No runs in progress."
+"""How long `%agentrun say` waits for its message to be read."""
 SHOWN_RECEIPTS = 5
-"""Lines that a cancel of all runs prints at most; more of them are counted."""
+"""A cancel of all runs prints at most so many lines; beyond that, it prints counts."""
 
 _OUTCOMES = {
     CancelOutcome.REQUESTED: "cancel requested",
@@ -227,7 +226,7 @@ class AgentMagics(Magics):
         )
 
     def _asking(self, verb: str, given: Given) -> Run:
-        """Return the run that is answered: the only one that asks something, if the line names none."""
+        """Return the run that is answered: by default the only one that is waiting for an answer."""
         if given.ref is not None:
             return self._run(given)
         asking = [run for run in self._presenter.session.live_runs if run.pending]
@@ -266,7 +265,7 @@ class AgentMagics(Magics):
         return self._presenter.session.get("last" if given.ref is None else given.ref)
 
     def _runs(self, given: Given, without: Iterable[Run | str] = ()) -> list[Run]:
-        """Return the runs that the line names, or those that it stands for without a name."""
+        """Return the runs that the line names, or else the given ones."""
         return [self._presenter.session.get(ref) for ref in given.refs or without]
 
     def _present(self, run: Run, given: Given) -> None:
@@ -319,7 +318,7 @@ class AgentMagics(Magics):
         return (names[name],)
 
     def _known_agents(self) -> dict[str, object]:
-        """Return what can be run, by name: the registered agents, and what the notebook itself has made."""
+        """Return the agents by name: the registered ones, and those of the notebook."""
         from nbrun.ui.magics.agent_list import agents_in
 
         shell = self._presenter.shell
@@ -347,15 +346,15 @@ class AgentMagics(Magics):
 
 
 def _asked_words(asked: ApprovalRequested, record: RunRecord) -> str:
-    """Return what was asked: the tool it is about, where that is known, else the question."""
+    """Return what was asked: the tool that it is about, if known, else the question."""
     name = next((tool.name for tool in record.tools if tool.id == asked.tool_id), None)
     return f"“{shown(asked.message, 80)}”" if name is None else f"`{shown(name, 80)}`"
 
 
 def _receipt_lines(receipts: list[CancelReceipt], *, is_long: bool) -> list[str]:
-    """Return a line a receipt; of many that nobody has named, one line for all with the same outcome."""
+    """Return a line for each receipt; for many runs that nobody named, one for each outcome."""
     if not receipts:
-        return [NOTHING_RUNS]
+        return ["No runs in progress."]
     if not is_long or len(receipts) <= SHOWN_RECEIPTS:
         return [str(receipt) for receipt in receipts]
     outcomes = Counter(receipt.outcome for receipt in receipts)
@@ -363,7 +362,7 @@ def _receipt_lines(receipts: list[CancelReceipt], *, is_long: bool) -> list[str]
 
 
 def _receipt(run: Run, steer_id: str) -> str:
-    """Return whether the agent has read a message, after a moment in which it may."""
+    """Return whether the agent has read a message, after giving it a moment to do so."""
 
     def sent(record: RunRecord) -> Steered | None:
         return next((one for one in record.steered if one.id == steer_id), None)

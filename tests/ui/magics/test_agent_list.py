@@ -78,16 +78,16 @@ def test_agents_are_told_with_what_keeps_them() -> None:
         text.index("poet") < text.index("Registered") < text.index("known") < text.index("Models")
     )
     assert "number" not in text
-    assert text.endswith("so a cell has to give one")
+    assert text.endswith("name an agent, or add --model")
     assert "  none: a function of one argument" in agents_text({}, (), "")
 
 
 def test_the_model_of_a_cell_that_names_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The setting's, else what the environment gives."""
     monkeypatch.setenv("OPENAI_API_KEY", "x" * 20)
-    assert agents_text({}, (), "scripted").endswith("Without a name and a model: scripted")
+    assert agents_text({}, (), "scripted").endswith("Default model: scripted")
     text = agents_text({}, (), "")
-    assert text.endswith(f"Without a name and a model: {DEFAULTS['openai']}")
+    assert text.endswith(f"Default model: {DEFAULTS['openai']}")
     assert "x" * 20 not in text
 
 
