@@ -77,10 +77,10 @@ def test_a_tool_that_cannot_be_described_is_left_out(session: NotebookSession) -
 
 def test_instructions_reach_the_model() -> None:
     """What `system` says goes with each request."""
-    told: list[str | None] = []
+    sent: list[str | None] = []
 
     def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        told.extend(m.instructions for m in messages if isinstance(m, ModelRequest))
+        sent.extend(m.instructions for m in messages if isinstance(m, ModelRequest))
         return ModelResponse([TextPart("yes")])
 
     agent: Agent[None, Any] = assemble("test", RunOptions(system="Be brief."), print)
@@ -88,21 +88,21 @@ def test_instructions_reach_the_model() -> None:
         agent.run("tea", model=FunctionModel(answer))
     )  # run_sync() leaves its loop open
     assert result.output == "yes"
-    assert told == ["Be brief."]
+    assert sent == ["Be brief."]
 
 
 def test_settings_reach_the_model_step_by_step() -> None:
     """A dict goes with each request; a function is asked before each."""
-    told: list[object] = []
+    sent: list[object] = []
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        told.append((info.model_settings or {}).get("temperature"))
+        sent.append((info.model_settings or {}).get("temperature"))
         return ModelResponse([TextPart("yes")])
 
     for settings in ({"temperature": 0.5}, lambda context: {"temperature": context.run_step / 10}):
         agent: Agent[None, Any] = assemble("test", RunOptions(settings=settings), print)
         asyncio.run(agent.run("tea", model=FunctionModel(answer)))
-    assert told == [0.5, 0.1]
+    assert sent == [0.5, 0.1]
 
 
 def test_the_output_is_an_instance_of_its_type(session: NotebookSession) -> None:
@@ -223,7 +223,7 @@ def test_an_agent_of_ones_own_takes_no_setup(session: NotebookSession) -> None:
 
 
 def test_a_model_of_ones_own_is_a_file(session: NotebookSession, tmp_path: Path) -> None:
-    """One that is not there, or is no model, is told in one line."""
+    """One that does not exist, or is not a model, is reported in one line."""
     with pytest.raises(BadOption, match="can't be read: No such file"):
         session.start(None, "tea", model=f"local:{tmp_path}/gone.gguf")
     text = tmp_path / "notes.gguf"
@@ -233,7 +233,7 @@ def test_a_model_of_ones_own_is_a_file(session: NotebookSession, tmp_path: Path)
 
 
 def test_a_model_of_ones_own_answers(session: NotebookSession, tmp_path: Path) -> None:
-    """A GGUF file under any path is loaded in place of the demo model, which comes back after it."""
+    """A GGUF file at any path is loaded instead of the demo model, which is loaded again after it."""
     demo = local_model.demo_file()
     assert demo is not None
     mine = tmp_path / "mine.gguf"
@@ -335,7 +335,7 @@ def test_a_missing_key_names_its_variable(provider: str) -> None:
 
 
 @pytest.mark.parametrize("named", ["gpt", ":", "openai:", ":name", ""])
-def test_what_is_no_model_is_one_line(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_model_is_one_line(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says what a model looks like."""
     monkeypatch.setattr(local_model, "demo_problem", lambda: "it is not installed")
     with pytest.raises(BadOption, match=r"provider:name|No agent and no model|no provider"):

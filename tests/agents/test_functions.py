@@ -197,7 +197,7 @@ def test_context_variables_of_the_starter_are_seen(
         (None, "NoneType can't be used as an agent"),
     ],
 )
-def test_what_cannot_be_entered_is_told_before_a_run(agent: object, words: str) -> None:
+def test_an_invalid_agent_is_reported_before_a_run(agent: object, words: str) -> None:
     """The message names what is wanted, and what would do."""
     with pytest.raises(AgentNotFound, match=words):
         find_adapter(agent).check(agent)

@@ -341,8 +341,8 @@ def test_it_drives_the_built_in_agent_through_two_forced_tools(session: Notebook
     assert isinstance(run.result(60), str)
     assert [name for name, _ in seen] == ["weather", "add"]
     assert seen[0][1] == "Oslo"
-    told = [(tool.name, tool.args, tool.status, tool.result) for tool in run.record.tools]
-    assert told == [
+    sent = [(tool.name, tool.args, tool.status, tool.result) for tool in run.record.tools]
+    assert sent == [
         ("weather", {"city": "Oslo"}, "ok", "rain, 8 degrees"),
         ("add", {"a": 100, "b": 250}, "ok", 350),
     ]
@@ -410,7 +410,7 @@ def test_missing_names_each_part_and_its_fix(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux wheels need libgomp")
 def test_missing_libgomp_names_the_system_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slim container without libgomp.so.1 is told which system package brings it."""
+    """A slim container without libgomp.so.1 names the system package that installs it."""
 
     def no_library(name: str) -> None:
         raise OSError(name)
@@ -458,7 +458,7 @@ def test_failed_install_is_one_line(
 
 
 def test_uv_installs_where_pip_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment made by uv has no pip: uv is told to install into this interpreter."""
+    """An environment made by uv has no pip: uv installs into this interpreter."""
     monkeypatch.setattr(install, "find_spec", lambda _name: None)
     monkeypatch.setattr("shutil.which", lambda name: f"/somewhere/{name}")
     command = install._installer()

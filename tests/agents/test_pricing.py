@@ -45,7 +45,7 @@ def test_an_unknown_model_has_none(model: str) -> None:
     assert cost_usd("gpt-4o", provider="nobody", input_tokens=1) is None
 
 
-def test_without_the_table_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_table_there_is_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
     """A framework can be used without it."""
     monkeypatch.setitem(sys.modules, "genai_prices", None)
     assert cost_usd("gpt-4o", input_tokens=1) is None

@@ -1,4 +1,4 @@
-"""A provider's client that tries again: told in the run's log, and nowhere else."""
+"""The retries of a provider's client: reported in the run's log, and nowhere else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def client() -> Iterator[logging.Logger]:
     logger.filters[:], logger.level = kept
 
 
-def test_a_run_is_told_and_the_users_log_stays_as_it_was(
+def test_a_run_is_warned_and_the_users_log_stays_as_it_was(
     session: NotebookSession, client: logging.Logger
 ) -> None:
     """The user's handlers get what they got before: at WARNING nothing of it, at INFO all."""

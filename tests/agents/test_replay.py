@@ -29,8 +29,8 @@ def ended(run: Run) -> Run:
     return run
 
 
-def told(run: Run) -> list[tuple[str, ev.EventData]]:
-    """Return what a run's log tells, its creation, start and end apart."""
+def replayed(run: Run) -> list[tuple[str, ev.EventData]]:
+    """Return the events of a run's log, without its creation, start and end."""
     apart = {*OWN_TIMES, *ev.END_TYPES}
     return [(event.type, event.data) for event in run.events() if event.type not in apart]
 
@@ -65,10 +65,10 @@ def same_in_sight(one: Run, other: Run) -> None:
 
 
 def test_a_replay_tells_the_same_events(session: NotebookSession) -> None:
-    """Text, tools, usage, unknown types and the ending: everything is told again, in order and unchanged."""
+    """Text, tools, usage, unknown types and the ending: everything is repeated, in order and unchanged."""
     old = ended(session.start(does_all, "tea", name="all", tags={"k": "v"}))
     new = ended(old.replay("max"))
-    assert told(new) == told(old)
+    assert replayed(new) == replayed(old)
     assert new.events()[-1].data == old.events()[-1].data
     same_in_sight(old, new)
     assert new.record.origin == ev.Origin("replay", old.id, 1, "all")
@@ -190,7 +190,7 @@ def test_nobody_is_asked_again(session: NotebookSession) -> None:
 def test_a_recording_without_an_end_of_its_own_fails(
     session: NotebookSession, end: ev.EventData | None
 ) -> None:
-    """No kernel dies in a replay: it says that one did, or that there is no more."""
+    """A replay does not end its kernel: it reports that the recorded one died, or that the recording ends."""
     header, events = recorded(0.0)
     last = events.pop()
     if end is not None:
@@ -207,7 +207,7 @@ def test_a_file_is_run_as_an_agent(make_session: MakeSession, tmp_path: Path) ->
     path = old.save_recording(tmp_path / "all.jsonl")
     session = make_session(store=tmp_path / "other.db")
     new = ended(session.start(Replay(path, speed="max")))
-    assert told(new) == told(old)
+    assert replayed(new) == replayed(old)
     assert (new.output, new.record.prompt, new.record.agent) == ({"answer": 42}, "tea", "does_all")
     assert new.record.origin == ev.Origin("replay", old.id, None, "all")
 
@@ -232,7 +232,7 @@ def test_a_replay_runs_in_a_process_too(session: NotebookSession) -> None:
     assert (run.status, run.output, run.text) == ("completed", "done", "2 ")
 
 
-def test_a_replay_is_no_run_to_go_on_from(session: NotebookSession) -> None:
+def test_a_replay_cannot_be_resumed(session: NotebookSession) -> None:
     """It kept nothing, and there is nothing to run again but what it shows."""
     new = ended(ended(session.start(reader(2))).replay("max"))
     assert new.status is RunStatus.FAILED
@@ -245,7 +245,7 @@ def test_a_replay_is_no_run_to_go_on_from(session: NotebookSession) -> None:
 
 
 @pytest.mark.parametrize("speed", [0, -1, "fast", None, float("nan")])
-def test_a_speed_that_is_none_is_refused(session: NotebookSession, speed: object) -> None:
+def test_an_invalid_speed_is_refused(session: NotebookSession, speed: object) -> None:
     """In one line, before anything is started."""
     run = ended(session.start(agents.instant))
     with pytest.raises(BadOption, match="must be 'max' or a number greater than 0"):
@@ -253,7 +253,7 @@ def test_a_speed_that_is_none_is_refused(session: NotebookSession, speed: object
     assert len(session.runs()) == 1
 
 
-def test_a_file_that_is_no_recording_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recording_is_refused(tmp_path: Path) -> None:
     """In one line that names the file."""
     (tmp_path / "notes.txt").write_text("tea\n")
     with pytest.raises(BadRecording, match=r"notes\.txt: not a valid recording"):

@@ -81,7 +81,7 @@ def test_a_script_can_be_cancelled_while_it_waits(session: NotebookSession) -> N
 
 
 @pytest.mark.parametrize("step", [{}, {"sing": "la"}, {"say": "x", "think": "y"}])
-def test_a_bad_step_is_told_when_the_script_is_made(step: dict[str, object]) -> None:
+def test_a_bad_step_is_reported_when_the_script_is_made(step: dict[str, object]) -> None:
     """The message counts the step and lists the verbs."""
     with pytest.raises(BadOption, match="step 2 of the script") as caught:
         ScriptedAgent([{"say": "fine"}, step])
@@ -89,7 +89,7 @@ def test_a_bad_step_is_told_when_the_script_is_made(step: dict[str, object]) -> 
 
 
 def test_the_stand_in_for_the_model_is_a_script() -> None:
-    """What `--model scripted` says is a valid script that uses a tool and tells its tokens."""
+    """What `--model scripted` says is a valid script that uses a tool and reports its tokens."""
     verbs = {verb for step in HAIKU for verb in VERBS & set(step)}
     assert verbs >= {"say", "tool", "usage"}
     ScriptedAgent(HAIKU)

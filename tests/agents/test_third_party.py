@@ -1,4 +1,4 @@
-"""Adapters of other packages: found by their entry point, and nobody's trouble when they are broken."""
+"""Adapters of other packages: found by their entry point, and harmless to others if they are broken."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def plant(packages: Path, name: str, module: str, value: str = "Adapter") -> Non
 
 
 def line_of(text: str, name: str) -> str:
-    """Return the one line that tells of a name."""
+    """Return the one line about a name."""
     (line,) = (line for line in text.splitlines() if line[4:].startswith(f"{name} "))
     return line.strip()
 

@@ -132,7 +132,7 @@ def test_edited_args_are_what_counts(session: NotebookSession) -> None:
 def test_edited_args_are_of_the_kind_that_was_asked_about(
     session: NotebookSession, args: object, edited: object, words: str
 ) -> None:
-    """A slip is told where it was made, and the question stays."""
+    """An error is raised where it was made, and the question stays open."""
 
     async def agent(prompt: str, run: RunContext) -> object:
         return (await run.ask("these?", args=args)).args
@@ -209,7 +209,7 @@ def test_two_questions_are_answered_in_any_order(session: NotebookSession) -> No
 
 
 def test_a_second_answer_changes_nothing(session: NotebookSession) -> None:
-    """Whoever comes second is told; the first answer stands."""
+    """The second answer is refused; the first one counts."""
     run = session.start(asks_twice)
     asking(run, 2)
     run.approve("ask-1")
@@ -221,7 +221,7 @@ def test_a_second_answer_changes_nothing(session: NotebookSession) -> None:
 
 
 def test_racing_answers_are_decided_one_way(session: NotebookSession) -> None:
-    """Of many threads that answer at once, one is taken, and the others are told so."""
+    """Of many threads that answer at once, one counts, and the others are refused."""
     run = session.start(asks, "tea.txt")
     asking(run)
     barrier, outcomes = threading.Barrier(8), []
@@ -349,7 +349,7 @@ def test_a_tool_is_allowed_for_the_rest_of_its_run(session: NotebookSession, on:
 
 
 def test_a_child_run_is_asked_for_itself(session: NotebookSession) -> None:
-    """What its parent may do from here on is no permission for it, nor the other way round."""
+    """A tool that is always allowed in its parent is not allowed in the child, nor the other way round."""
 
     async def parent(prompt: str, run: RunContext) -> list[str]:
         before = await use(run, "a")
@@ -485,10 +485,10 @@ def test_a_cancel_does_not_disturb_the_cleanup() -> None:
 def test_a_task_that_is_cancelled_before_its_question_was_rejected_by_the_cancel() -> None:
     """Whichever of the two comes first, the log says that it was the cancel."""
     token, is_over = CancelToken(), threading.Event()
-    told: list[ev.EventData] = []
+    sent: list[ev.EventData] = []
 
     async def drive() -> None:
-        loop, questions = asyncio.get_running_loop(), _questions(told, token)
+        loop, questions = asyncio.get_running_loop(), _questions(sent, token)
         task = asyncio.create_task(_answer(questions))
         token.add_callback(lambda _request: loop.call_soon_threadsafe(task.cancel))
         token.add_callback(lambda _request: is_over.wait(BOUND_S))  # before that of the questions
@@ -500,11 +500,11 @@ def test_a_task_that_is_cancelled_before_its_question_was_rejected_by_the_cancel
         thread.join(BOUND_S)
 
     asyncio.run(drive())
-    assert told[-1] == ev.ApprovalResolved("ask-1", "deny", None, "cancel")
+    assert sent[-1] == ev.ApprovalResolved("ask-1", "deny", None, "cancel")
 
 
-def _questions(told: list[ev.EventData], token: CancelToken) -> Approvals:
-    return Approvals(token, told.append, threading.RLock(), FakeClock())
+def _questions(sent: list[ev.EventData], token: CancelToken) -> Approvals:
+    return Approvals(token, sent.append, threading.RLock(), FakeClock())
 
 
 def test_a_cancel_reaches_a_loop_of_the_agents_own(session: NotebookSession) -> None:
@@ -632,8 +632,8 @@ def test_who_answers_for_a_run_answers_for_its_children(session: NotebookSession
 # --- mistakes of agents ------------------------------------------------------------------------------
 
 
-def test_a_forgotten_await_is_no_permission(session: NotebookSession) -> None:
-    """`if run.ask(…):` fails; it never goes on as if it had been allowed."""
+def test_a_forgotten_await_allows_nothing(session: NotebookSession) -> None:
+    """`if run.ask(…):` fails; it never continues as if it had been allowed."""
     deleted: list[str] = []
 
     def agent(prompt: str, run: RunContext) -> None:
@@ -646,7 +646,7 @@ def test_a_forgotten_await_is_no_permission(session: NotebookSession) -> None:
 
 
 @pytest.mark.parametrize("is_sync", [True, False], ids=["sync", "async"])
-def test_a_question_that_is_never_awaited_is_told_of(
+def test_a_question_that_is_never_awaited_is_reported(
     session: NotebookSession, is_sync: bool
 ) -> None:
     """The agent goes on as if it had asked; its log has one warning, with the fix, and nothing was asked."""
@@ -667,7 +667,7 @@ def test_a_question_that_is_never_awaited_is_told_of(
     assert len(resolved(run)) == (0 if is_sync else 1)
 
 
-def test_a_tool_that_is_approved_without_await_is_told_of(session: NotebookSession) -> None:
+def test_a_tool_that_is_approved_without_await_is_reported(session: NotebookSession) -> None:
     """To approve a tool is to ask: it has no truth before it was awaited."""
     used: list[str] = []
 
@@ -710,13 +710,13 @@ def test_a_question_that_makes_no_sense_is_not_asked(
     options: dict[str, object], words: str
 ) -> None:
     """The agent gets one line that names the fix."""
-    told: list[ev.EventData] = []
-    run = context_on_no_host(told.append)
+    sent: list[ev.EventData] = []
+    run = context_on_no_host(sent.append)
     with pytest.raises(BadOption, match=words):
         asyncio.run(_await(run.ask("may I?", **options)))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(BadOption, match="message must be a str"):
         asyncio.run(_await(run.ask(3)))  # type: ignore[arg-type]  # wrong on purpose
-    assert told == []
+    assert sent == []
 
 
 async def _await(asked: object) -> object:
@@ -771,8 +771,8 @@ def test_a_denied_tool_is_among_the_tools(session: NotebookSession) -> None:
 
 def test_the_host_takes_the_first_answer_and_says_what_became_of_others() -> None:
     """Unknown, wrong, second: each has its word, and none changes anything."""
-    told: list[ev.EventData] = []
-    questions = Approvals(CancelToken(), told.append, threading.RLock(), FakeClock())
+    sent: list[ev.EventData] = []
+    questions = Approvals(CancelToken(), sent.append, threading.RLock(), FakeClock())
 
     async def ask() -> Answer:
         task = asyncio.create_task(_answer(questions))
@@ -786,7 +786,7 @@ def test_the_host_takes_the_first_answer_and_says_what_became_of_others() -> Non
         return await task
 
     assert asyncio.run(ask()) == Answer("allow", None, "", "first")
-    assert [data.TYPE for data in told] == [
+    assert [data.TYPE for data in sent] == [
         *("approval.requested", "run.waiting", "approval.resolved", "run.resumed")
     ]
 
@@ -919,18 +919,18 @@ def test_a_run_that_has_not_begun_takes_no_messages(make_session: MakeSession, h
 
 def test_a_full_inbox_refuses_at_the_host_as_well() -> None:
     """Whatever a session has counted, the host keeps no more than this many."""
-    told: list[ev.EventData] = []
-    inbox = Inbox(CancelToken(), told.append, threading.RLock())
+    sent: list[ev.EventData] = []
+    inbox = Inbox(CancelToken(), sent.append, threading.RLock())
     assert not inbox
     outcomes = {inbox.put({"text": str(number), "by": "x"}) for number in range(MAX_WAITING)}
     assert outcomes == {"taken"}
     assert inbox.put({"text": "one too many"}) == "full"
     assert len(inbox) == MAX_WAITING
-    assert isinstance(told[-1], ev.Log)
+    assert isinstance(sent[-1], ev.Log)
     assert inbox.take() == [str(number) for number in range(MAX_WAITING)]
 
 
-def test_waiting_in_a_cancelled_run_is_no_wait() -> None:
+def test_waiting_in_a_cancelled_run_ends_at_once() -> None:
     """The agent is ended where it asks for a message."""
     token = CancelToken()
     token.cancel("enough")

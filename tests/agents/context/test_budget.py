@@ -1,4 +1,4 @@
-"""Budgets: a run ends when it has used up what it may, and says so; what is no limit is refused."""
+"""Budgets: a run that exceeds its limit ends and says so; invalid limits are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OVER = (RunStatus.CANCELLED, CancelCause.BUDGET)
 
 
 def caller(calls: int, made: list[int], **usage: Any) -> Any:
-    """Return an agent that wants to call a model so many times, and tells of each call and what it used."""
+    """Return an agent that wants to call a model so many times, and reports each call and its usage."""
 
     async def caller(prompt: str, run: RunContext) -> str:
         for call in range(calls):
@@ -127,7 +127,7 @@ def test_an_agent_that_only_reports_is_cancelled_by_its_report(
 def test_no_call_is_made_with_nothing_left(
     session: NotebookSession, limit: dict[str, Any], usage: dict[str, Any], reason: str
 ) -> None:
-    """What is used up to the last is no overrun, but leaves nothing for one call more."""
+    """Using exactly the limit does not exceed it, but allows no further call."""
     made: list[int] = []
     run = session.start(caller(2, made, **usage), **limit)
     assert run.wait(BOUND_S)
@@ -135,7 +135,7 @@ def test_no_call_is_made_with_nothing_left(
     assert made == [0]
 
 
-def test_calls_that_are_told_of_are_in_the_usage_once(session: NotebookSession) -> None:
+def test_calls_that_are_reported_count_once_in_the_usage(session: NotebookSession) -> None:
     """Begun, reported or both: a call counts once."""
 
     async def counts(prompt: str, run: RunContext) -> None:
@@ -165,7 +165,7 @@ def test_what_the_run_did_is_shown_wherever_it_is_shown(session: NotebookSession
         assert reason in text
 
 
-def test_a_cost_that_is_not_known_is_told_once(session: NotebookSession) -> None:
+def test_an_unknown_cost_is_reported_once(session: NotebookSession) -> None:
     """A limit in dollars that cannot be held does not stop the run, and is not silent."""
     made: list[int] = []
     run = session.start(caller(3, made, input_tokens=5), max_cost=0.01)
@@ -207,7 +207,7 @@ def test_a_run_in_another_process_is_held_to_its_limits(session: NotebookSession
 
 @IN_A_PROCESS
 def test_a_child_in_another_process_counts_in_its_parents_budget(session: NotebookSession) -> None:
-    """By what it tells: its host there knows nothing of the limit, and its cancel comes from here."""
+    """By what it reports: its host there does not know the limit, and its cancel comes from here."""
 
     async def helper(prompt: str, run: RunContext) -> None:
         run.usage(input_tokens=6)
@@ -229,7 +229,7 @@ def test_a_child_in_another_process_counts_in_its_parents_budget(session: Notebo
 
 @pytest.mark.parametrize("limit", ["max_turns", "max_tokens", "max_cost"])
 @pytest.mark.parametrize("value", [0, -1, True, "5", float("nan"), float("inf"), [1]], ids=repr)
-def test_what_is_no_limit_is_refused(session: NotebookSession, limit: str, value: object) -> None:
+def test_an_invalid_limit_is_refused(session: NotebookSession, limit: str, value: object) -> None:
     """One line that names the option and the fix; nothing is started."""
     with pytest.raises(BadOption, match=rf"^{limit}=.* is invalid; give ") as caught:
         session.start(instant, **{limit: value})  # type: ignore[arg-type]  # that is the point
@@ -282,7 +282,7 @@ def test_child_runs_count_in_the_budget_of_their_parent(session: NotebookSession
 
 
 def test_a_child_with_limits_of_its_own_ends_alone(session: NotebookSession) -> None:
-    """Its parent hears of it as of any cancelled child, and goes on."""
+    """For its parent it is like any cancelled child; the parent continues."""
 
     async def helper(prompt: str, run: RunContext) -> None:
         run.usage(input_tokens=4)
@@ -341,23 +341,23 @@ def test_a_child_makes_no_call_for_which_its_parent_has_nothing_left() -> None:
     assert token.cause is CancelCause.BUDGET
 
 
-def test_a_price_that_a_child_does_not_know_is_told_where_it_matters() -> None:
+def test_an_unknown_price_of_a_child_is_reported_where_it_matters() -> None:
     """On the card of the run that has the limit, once."""
-    told: list[str] = []
+    sent: list[str] = []
     token = CancelToken()
     parent = Budget(
-        RunOptions(max_cost=1.0), token, lambda notice: told.append(f"parent: {notice}")
+        RunOptions(max_cost=1.0), token, lambda notice: sent.append(f"parent: {notice}")
     )
     child = Budget(
-        RunOptions(), token.child(), lambda notice: told.append(f"child: {notice}"), parent
+        RunOptions(), token.child(), lambda notice: sent.append(f"child: {notice}"), parent
     )
     for tokens in (1, 2):
         child.note_usage(ev.Usage(input_tokens=tokens))
-    assert told == [f"parent: {NO_PRICE}"]
+    assert sent == [f"parent: {NO_PRICE}"]
 
 
 def test_what_hangs_on_a_token_cannot_stop_who_reports() -> None:
-    """A callback that fails is no failure of the run whose report has fired the token."""
+    """A callback that fails does not fail the run whose report has fired the token."""
     token = CancelToken()
 
     def breaks(_request: object) -> None:
@@ -424,7 +424,7 @@ def test_calls_in_another_process_count_in_its_parents_budget(session: NotebookS
     assert (run.status, run.cause) == OVER
 
 
-def test_a_run_without_children_is_not_told_of_any(session: NotebookSession) -> None:
+def test_a_run_without_children_mentions_none(session: NotebookSession) -> None:
     """Sums of cents differ in their last bit: that is no child run."""
     run = session.start(caller(50, [], input_tokens=100, cost_usd=0.01), max_tokens=500)
     assert run.wait(BOUND_S)

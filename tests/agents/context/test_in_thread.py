@@ -98,7 +98,7 @@ def test_a_cancel_reaches_a_thread_that_computes(session: NotebookSession, threa
 
 
 def test_what_does_not_stop_is_named(session: NotebookSession) -> None:
-    """By its function's name; the log tells when it has ended."""
+    """By its function's name; the log says when it has ended."""
     entered, gate = threading.Event(), threading.Event()
 
     def blocks() -> None:

@@ -59,7 +59,7 @@ def test_each_method_sends_its_event(run: RunContext, log: Log) -> None:
     ]
 
 
-def test_empty_text_is_no_event(run: RunContext, log: Log) -> None:
+def test_empty_text_sends_no_event(run: RunContext, log: Log) -> None:
     """Nothing said is nothing logged."""
     run.text("")
     run.reasoning("")

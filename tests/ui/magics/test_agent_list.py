@@ -45,12 +45,12 @@ def problems(monkeypatch: pytest.MonkeyPatch) -> Problems:
 
 
 def line_of(text: str, name: str) -> str:
-    """Return the one line that tells of a name."""
+    """Return the one line about a name."""
     (line,) = (line for line in text.splitlines() if line[4:].startswith(f"{name} "))
     return line.strip()
 
 
-def test_agents_are_told_with_what_keeps_them() -> None:
+def test_agents_are_listed_with_their_problems() -> None:
     """What they are, and where a function wants too much, what; registered ones have their own place."""
 
     async def poet(prompt: str) -> None:
@@ -82,7 +82,7 @@ def test_agents_are_told_with_what_keeps_them() -> None:
     assert "  none: a function of one argument" in agents_text({}, (), "")
 
 
-def test_the_model_of_a_cell_that_names_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_model_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The setting's, else what the environment gives."""
     monkeypatch.setenv("OPENAI_API_KEY", "x" * 20)
     assert agents_text({}, (), "scripted").endswith("Default model: scripted")
@@ -91,8 +91,8 @@ def test_the_model_of_a_cell_that_names_none_is_told(monkeypatch: pytest.MonkeyP
     assert "x" * 20 not in text
 
 
-def test_models_are_told_with_what_they_lack(problems: Problems) -> None:
-    """A package, a key, an address, or nothing, as far as can be told without asking anybody."""
+def test_models_are_listed_with_what_they_are_missing(problems: Problems) -> None:
+    """A package, a key, an address, or nothing, as far as is known without a request."""
     found = problems({"OPENAI_API_KEY": "x" * 20, "GROQ_API_KEY": "x" * 20})
     assert found["scripted"] is None
     assert found["demo"] is None
@@ -107,7 +107,7 @@ def test_models_are_told_with_what_they_lack(problems: Problems) -> None:
     assert (ollama.problem, "secret" in ollama.description) == (None, False)
 
 
-def test_every_provider_with_a_key_is_told(problems: Problems) -> None:
+def test_every_provider_with_a_key_is_listed(problems: Problems) -> None:
     """And each needs one of its keys, or its package first."""
     found = problems({})
     for provider in KEYS:
@@ -126,7 +126,7 @@ def test_without_the_framework_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
     assert found["scripted"] is None
 
 
-def test_what_is_told_to_work_is_accepted(problems: Problems) -> None:
+def test_a_model_that_is_listed_as_usable_is_accepted(problems: Problems) -> None:
     """Where nothing is lacking, starting a run on that model finds nothing lacking either, and the other way round."""
     environ = {"OPENAI_API_KEY": "x" * 20, "DEEPSEEK_API_KEY": "x" * 20}
     for model, problem in problems(environ).items():
@@ -138,7 +138,7 @@ def test_what_is_told_to_work_is_accepted(problems: Problems) -> None:
                 builtin.choose(named, environ)
 
 
-def test_kinds_are_told_with_what_they_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kinds_are_listed_with_their_limitations(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reason a line, with all that it keeps from them; of a framework that is not here, what to install."""
     text = agents_text({}, (), "")
     begin = text.index("Kinds of agents, and what they can't do:")
