@@ -29,6 +29,7 @@ from tests.fakes import agents, process_agents as fakes
 from tests.fakes.agents import BOUND_S, Held
 
 MakeSession = Callable[..., NotebookSession]
+Children = Callable[[], set[psutil.Process]]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
 
@@ -83,6 +84,13 @@ def is_gone(pid: int) -> bool:
         return str(psutil.Process(pid).status()) == "zombie"
     except psutil.NoSuchProcess:
         return True
+
+
+@pytest.fixture
+def new_children() -> Children:
+    """Returns the children of this process that it did not have before the test; others' tests may keep some."""
+    before = set(psutil.Process().children())
+    return lambda: set(psutil.Process().children()) - before
 
 
 def wait_until(holds: Callable[[], bool], what: str, bound_s: float = BOUND_S) -> None:
@@ -406,7 +414,7 @@ def test_nothing_stays_after_a_normal_end(session: NotebookSession) -> None:
 
 
 def test_a_cancel_before_the_start_never_enters_the_agent(
-    session: NotebookSession, tmp_path: Path
+    session: NotebookSession, tmp_path: Path, new_children: Children
 ) -> None:
     """A run that is cancelled while its process comes up ends at once, and its agent leaves no trace."""
     trace = tmp_path / "entered"
@@ -415,7 +423,7 @@ def test_a_cancel_before_the_start_never_enters_the_agent(
         trace.write_text("here")
 
     run = start(session, leaves_trace)
-    wait_until(lambda: psutil.Process().children() != [], "no process")
+    wait_until(lambda: new_children() != set(), "no process")
     assert run.cancel().wait(BOUND_S)
     assert (run.status, run.record.started_at) == (RunStatus.CANCELLED, None)
     assert rungs(run) == []
@@ -423,14 +431,16 @@ def test_a_cancel_before_the_start_never_enters_the_agent(
     assert not trace.exists()
 
 
-def test_a_cancel_in_line_starts_no_process(make_session: MakeSession, held: Held) -> None:
+def test_a_cancel_in_line_starts_no_process(
+    make_session: MakeSession, held: Held, new_children: Children
+) -> None:
     """A run that is cancelled while it waits for its turn ends without a process."""
     session = make_session(max_concurrent=1)
     session.start(held)
     run = start(session, fakes.says)
     assert run.cancel().wait(BOUND_S)
     assert [e.type for e in run.events()] == ["run.created", "cancel.requested", "run.cancelled"]
-    assert psutil.Process().children() == []
+    assert new_children() == set()
     assert "nbrun-processes" not in [thread.name for thread in threading.enumerate()]
 
 
@@ -482,18 +492,18 @@ def test_a_local_run_is_not_disturbed(session: NotebookSession, held: Held) -> N
         blocker.gate.set()
 
 
-def test_ten_at_once_leave_nothing(make_session: MakeSession) -> None:
+def test_ten_at_once_leave_nothing(make_session: MakeSession, new_children: Children) -> None:
     """Ten processes side by side come to their ends; no thread, file descriptor or child of them is left."""
     session = make_session(max_concurrent=10)
     me = psutil.Process()
     assert ended(start(session, fakes.says)).events()  # what a session itself needs is there now
-    wait_until(lambda: me.children() == [], "a child is left")
+    wait_until(lambda: new_children() == set(), "a child is left")
     before = me.num_fds(), threading.active_count()
     runs = [start(session, fakes.says) for _ in range(10)]
     pids = {told(ended(run), "pid") for run in runs}
     assert len(pids) == 10
     assert {run.status for run in runs} == {RunStatus.COMPLETED}
-    wait_until(lambda: me.children() == [], "children are left")
+    wait_until(lambda: new_children() == set(), "children are left")
     wait_until(lambda: threading.active_count() <= before[1], "threads are left")
     wait_until(lambda: me.num_fds() <= before[0], "file descriptors are left")
 
