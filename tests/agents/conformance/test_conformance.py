@@ -311,6 +311,7 @@ def test_what_people_say_is_heard(session: NotebookSession, subject: Subject) ->
         run = start(session, subject, "stalls")
         until(run, lambda record: bool(record.text))
         run.steer("more sugar")
+        until(run, lambda record: record.steers == 1)  # it has arrived
         run.cancel()
         assert "before its agent read a message" in warnings(ended(run))
         assert limitations.steering
