@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -236,6 +238,26 @@ def test_a_crash_is_named_by_its_signal(session: NotebookSession) -> None:
     assert run.error is not None
     assert "killed by SIGSEGV" in run.error.message
     assert "process_agents.py" in run.error.traceback
+
+
+def test_an_agent_that_writes_to_any_socket_fails_its_own_run_only(
+    session: NotebookSession,
+) -> None:
+    """What is no message on the way to the kernel fails the run, and its process is killed; the next run is fine."""
+
+    async def scribbles(prompt: str, run: RunContext) -> None:
+        run.emit("pid", os.getpid())
+        print("all before this line is sent")
+        for fd in map(int, os.listdir("/dev/fd")):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    os.write(fd, b"\0\0\0\4junk")
+        await asyncio.Event().wait()
+
+    run = ended(start(session, scribbles))
+    assert run.status is RunStatus.FAILED
+    wait_until_gone(told(run, "pid"))
+    assert start(session, agents.counting).result(BOUND_S) == 3
 
 
 @pytest.mark.parametrize("agent", [fakes.prints_and_exits, fakes.prints_and_crashes])
