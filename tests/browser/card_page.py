@@ -54,13 +54,13 @@ class CardPage:
         page.on("console", lambda message: self.complaints.append(message.text))
         page.clock.install(time=NOW)
 
-    def open(self, run: dict[str, Any], *, roads: str = "kernel", theme: str = "light") -> None:
+    def open(self, run: dict[str, Any], *, channels: str = "kernel", theme: str = "light") -> None:
         """Load the harness, stop its clock and show the run."""
         self.page.goto(f"{self.address}?theme={theme}")
         self.page.wait_for_function("() => window.harness")
         self.page.clock.pause_at(NOW + 60)
         self.page.clock.set_system_time(NOW)
-        self.page.evaluate("([run, roads]) => harness.mount(run, roads)", [run, roads])
+        self.page.evaluate("([run, channels]) => harness.mount(run, channels)", [run, channels])
 
     def update(self, **fields: Any) -> None:
         """Send a new state and let the page paint it."""

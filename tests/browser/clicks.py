@@ -61,11 +61,11 @@ _CLOSE_ROADS = """(closed) => {
     delete kernel.sendShellMessage;
     delete kernel.sendControlMessage;
     window.lost = [];
-    const close = (method, road, isClick) => {
+    const close = (method, channel, isClick) => {
         const send = kernel[method];
         kernel[method] = (message, ...rest) => {
             if (!isClick(message)) return send.call(kernel, message, ...rest);
-            window.lost.push(road);
+            window.lost.push(channel);
             return { msg: message, dispose() {} };
         };
     };
@@ -114,7 +114,7 @@ class ClickPage:
         self._page.evaluate(_NOTE_CLICKS)
 
     def show(self, count: int = 1, *, closed: Sequence[str] = ()) -> None:
-        """Start runs and show their cards; `closed` roads then lose every click.
+        """Start runs and show their cards; `closed` channels then lose every click.
 
         Parameters
         ----------
@@ -166,7 +166,7 @@ class ClickPage:
 
     @property
     def lost(self) -> list[str]:
-        """The closed roads by which a click was sent since the last batch was shown."""
+        """The closed channels by which a click was sent since the last batch was shown."""
         lost: list[str] = self._page.evaluate("() => window.lost")
         return lost
 

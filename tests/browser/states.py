@@ -1,4 +1,4 @@
-"""What a card shows of runs in every state, by the road that it takes: events, the record, the view."""
+"""What a card shows of runs in every state, by the way that it takes: events, the record, the view."""
 
 from __future__ import annotations
 

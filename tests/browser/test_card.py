@@ -332,7 +332,7 @@ def test_a_screen_reader_hears_no_ticking(card: CardPage) -> None:
     assert card.ask("announced") > 0
 
 
-def test_cancel_goes_down_both_roads_with_one_nonce(card: CardPage) -> None:
+def test_cancel_goes_over_both_channels_with_one_nonce(card: CardPage) -> None:
     """One click is one widget message and one control message of equal content; the button says so at once."""
     card.open(make_run())
     card.cancel.click()
@@ -350,7 +350,7 @@ def test_cancel_goes_down_both_roads_with_one_nonce(card: CardPage) -> None:
     assert card.ask("harness.sockets.length") == 0
 
 
-def test_one_road_closed_leaves_the_other(card: CardPage) -> None:
+def test_one_channel_closed_leaves_the_other(card: CardPage) -> None:
     """When the widget's connection is dead, the control channel is tried all the same."""
     card.open(make_run())
     card.page.evaluate("() => { harness.model.send = () => { throw new Error('comm is closed') } }")
@@ -361,7 +361,7 @@ def test_one_road_closed_leaves_the_other(card: CardPage) -> None:
 
 def test_without_the_pages_kernel_a_socket_is_opened(card: CardPage) -> None:
     """The control message then goes over a websocket to the page's own server, and its answer is heard there."""
-    card.open(make_run(), roads="socket")
+    card.open(make_run(), channels="socket")
     card.cancel.click()
     nonce = card.ask("harness.model.sent[0].nonce")
     expected = card.address.replace("http", "ws") + "hub/api/kernels/kernel-id/channels"
@@ -383,7 +383,7 @@ def test_without_the_pages_kernel_a_socket_is_opened(card: CardPage) -> None:
 
 def test_with_neither_the_widget_message_goes_alone(card: CardPage) -> None:
     """Where the page tells nothing of its server, the click still leaves, once."""
-    card.open(make_run(), roads="none")
+    card.open(make_run(), channels="none")
     card.cancel.click()
     expect(card.cancel).to_have_text("Cancelling…")
     assert len(card.ask("harness.model.sent")) == 1
@@ -417,14 +417,14 @@ def test_a_missing_answer_is_said(card: CardPage) -> None:
     expect(card.cancel).to_have_text("Cancelling…")
 
 
-@pytest.mark.parametrize("road", ["comm", "control", "update"])
-def test_an_answer_by_any_road_is_one(card: CardPage, road: str) -> None:
+@pytest.mark.parametrize("channel", ["comm", "control", "update"])
+def test_an_answer_by_any_channel_is_one(card: CardPage, channel: str) -> None:
     """A widget message, a control reply or the run's next state: after each, nothing is missing."""
     card.open(make_run())
     card.cancel.click()
-    if road == "comm":
+    if channel == "comm":
         card.reply("already_requested")
-    elif road == "control":
+    elif channel == "control":
         card.page.evaluate(
             """() => harness.kernel.future.onReply({
               content: { nonce: harness.model.sent[0].nonce, outcome: "requested" } })"""
@@ -491,10 +491,10 @@ def test_the_keyboard_cancels(card: CardPage) -> None:
     assert len(card.ask("harness.model.sent")) == 1
 
 
-@pytest.mark.parametrize("roads", ["kernel", "socket"])
-def test_cleanup_leaves_nothing_behind(card: CardPage, roads: str) -> None:
+@pytest.mark.parametrize("channels", ["kernel", "socket"])
+def test_cleanup_leaves_nothing_behind(card: CardPage, channels: str) -> None:
     """After the cleanup there is no listener, timer, frame, socket or node, and a late message is harmless."""
-    card.open(make_run(), roads=roads)
+    card.open(make_run(), channels=channels)
     timers = """window.timers = new Set();
       for (const [start, stop] of [["setTimeout", "clearTimeout"], ["requestAnimationFrame", "cancelAnimationFrame"]]) {
         const [begin, end] = [window[start], window[stop]];
@@ -677,7 +677,7 @@ def make_question(number: int = 1, **fields: Any) -> dict[str, Any]:
     return question | fields
 
 
-def test_a_question_is_answered_down_both_roads(card: CardPage) -> None:
+def test_a_question_is_answered_over_both_channels(card: CardPage) -> None:
     """Message and args are shown; Allow and Deny send the word typed, by comm and control, with one nonce."""
     card.open(make_run("waiting", questions=[make_question()]))
     expect(card.part("message")).to_have_text("Delete it?")

@@ -8,7 +8,7 @@ from nbrun.ui.cards.esm import page_module, page_style
 from tests.browser.card_page import CardPage
 from tests.browser.test_card import make_run
 
-CODE = {"text": page_module("card.js"), "style": page_style("card.css", "people.css")}
+CODE = {"text": page_module("card.js"), "style": page_style("card.css", "questions.css")}
 
 _DRAW_TWO = """async ([run, code, hasModel]) => {
   const { default: own } = await import("/static/code.js");

@@ -1,4 +1,4 @@
-"""Doctor's lines of the page, in JupyterLab: both roads of a cancel are tried from where it would be clicked."""
+"""Doctor's lines of the page, in JupyterLab: both channels of a cancel are tried from where it would be clicked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.browser.lab import LabNotebook
 def test_the_page_writes_what_reached_the_kernel(
     open_notebook: Callable[..., LabNotebook],
 ) -> None:
-    """A line for each road, with its time; they stay as a static output, and the saved file has no widget."""
+    """A line for each channel, with its time; they stay as a static output, and the saved file has no widget."""
     notebook = open_notebook(["%load_ext nbrun", "%agentrun doctor"])
     notebook.run_and_wait(0)
     notebook.run_and_wait(1)

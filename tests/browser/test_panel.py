@@ -237,7 +237,7 @@ def test_filters_and_pages_ask_the_kernel(panel: PanelPage) -> None:
     expect(panel.page.get_by_role("button", name="50 more")).to_be_hidden()
     panel.page.get_by_role("button", name="50 newer").click()
     assert panel.asked[3]["page"] == "newer"
-    panel.pass_ms(1_600)  # no answer by any road
+    panel.pass_ms(1_600)  # no answer by any channel
     expect(panel.page.get_by_role("alert").first).to_contain_text("No answer from the kernel yet")
     # Another page of the same notebook has looked for something else.
     panel.page.get_by_label("Search").blur()
@@ -246,7 +246,7 @@ def test_filters_and_pages_ask_the_kernel(panel: PanelPage) -> None:
     expect(panel.page.get_by_label("Search")).to_have_value("")
 
 
-def test_cancel_takes_both_roads(panel: PanelPage) -> None:
+def test_cancel_takes_both_channels(panel: PanelPage) -> None:
     """Of one run and of all: by widget message and control channel; the rows tell what comes of it."""
     rows = [make_row(3, "running"), make_row(2, "waiting"), make_row(1, "running", own=False)]
     panel.open_panel(make_runs(rows, live=2))

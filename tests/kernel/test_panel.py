@@ -137,7 +137,7 @@ def test_filters_pages_and_cards_are_had_while_a_cell_blocks(kernel: Kernel) -> 
         panel.wait_answered(wish)
     assert panel.runs["has_newer"]
     assert {row["number"] for row in panel.runs["rows"]}.isdisjoint({panel.runs["stored"]})
-    assert ask(kernel, look)["outcome"] == "sent"  # by its second road, late: it changes nothing
+    assert ask(kernel, look)["outcome"] == "sent"  # by its second channel, late: it changes nothing
     ask(kernel, newer := panel.wish("look", status="", text="", page="newer"))
     panel.wait_answered(newer)
     assert (panel.runs["status"], panel.runs["has_newer"]) == ("", False)
@@ -161,7 +161,7 @@ def test_filters_pages_and_cards_are_had_while_a_cell_blocks(kernel: Kernel) -> 
 
 
 def test_cancel_all_is_of_its_moment(kernel: Kernel) -> None:
-    """All that is live is cancelled; the same click again, by its other road, leaves what has begun since."""
+    """All that is live is cancelled; the same click again, by its other channel, leaves what has begun since."""
     panel = Panel(kernel)
     for name in ("one", "two", "three"):
         run_ok(kernel, f"%%agentrun endless -n {name}\nhi")

@@ -88,7 +88,7 @@ def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(
 
 
 def test_what_comes_twice_is_done_once(people_kernel: Kernel) -> None:
-    """A click comes down two roads with one nonce: one message, one answer, and two equal replies."""
+    """A click comes over two channels with one nonce: one message, one answer, and two equal replies."""
     kernel = people_kernel
     run_ok(kernel, "%%agentrun endless -n long -o long\nhi")
     wait_for_text(kernel, "long")

@@ -39,7 +39,7 @@ class CardCode(ipywidgets.Widget):  # type: ignore[misc]  # it has no types
     """The code that draws the cards of a kernel: a page gets it once, where anywidget would send it with each card."""
 
     text = traitlets.Unicode(esm.page_module("card.js")).tag(sync=True)
-    style = traitlets.Unicode(esm.page_style("card.css", "people.css")).tag(sync=True)
+    style = traitlets.Unicode(esm.page_style("card.css", "questions.css")).tag(sync=True)
 
 
 class CardWidget(anywidget.AnyWidget):

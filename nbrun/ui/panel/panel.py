@@ -43,7 +43,7 @@ class PanelWidget(CardWidget):
     """The panel in the page: the table in a trait of its own, and the open run in the card's traits."""
 
     _esm = esm.page_module("panel.js")
-    _css: Any = esm.page_style("card.css", "people.css", "panel.css")
+    _css: Any = esm.page_style("card.css", "questions.css", "panel.css")
     panel = traitlets.Dict().tag(sync=True)
 
 

@@ -4,73 +4,73 @@ import { drawChildren } from "./children.js";
 import { addCopies, drawCopies } from "./copies.js";
 import { inFrame, notInFrame } from "./frames.js";
 import { addHead, CANCEL_AFTER_S, drawCancel, drawFold, drawHead } from "./head.js";
-import { add, addBox, addFold, addSaid, fitRows, followEnd, keepEnter, noteChoice, noteFocus, reach, write } from "./nodes.js";
-import { standInPlace } from "./places.js";
+import { add, addBox, addFold, addText, fitRows, followEnd, keepEnter, noteChoice, noteFocus, reach, write } from "./nodes.js";
+import { mountInPlace } from "./places.js";
 import { keepPress } from "./presses.js";
 import { addProgress, drawProgress } from "./progress.js";
 import { addProse, drawProse } from "./prose.js";
 import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
 import { addNotify, askToNotify, drawNotify, notifyEnd } from "./notify.js";
 import { makeRequests } from "./requests.js";
-import { listen, newNonce, watchKernel } from "./roads.js";
+import { listen, newNonce, watchKernel } from "./channels.js";
 import { STEER, addSteer, drawSteer, keepDraft, sendSteer, takeDraft } from "./steer.js";
 import { drawTools } from "./tools.js";
 import { counted, earlier, LOST_WORDS, wholeDuration } from "./wording.js";
 
 /**
- * @typedef {import("./roads.js").Model} Model
+ * @typedef {import("./channels.js").Model} Model
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {import("./questions.js").Question} Question
  * @typedef {import("./tools.js").Tool} Tool
  * @typedef {import("./children.js").Child} Child
  * @typedef {import("./progress.js").Progress} Progress
- * @typedef {import("./head.js").Headed & import("./prose.js").Said & import("./copies.js").Copied & Story} Run
+ * @typedef {import("./head.js").Headed & import("./prose.js").Prose & import("./copies.js").Copied & Story} Run
  *
- * @typedef {object} Story  What a run has besides. Moments are seconds since 1970, by the kernel's clock.
+ * @typedef {object} Story  The rest of a run. Times are seconds since 1970, by the kernel's clock.
  * @property {string | null} phase
  * @property {Progress | null} progress
  * @property {number | null} started_at
  * @property {number | null} ended_at
  * @property {number} now  when the kernel sent this
- * @property {string} [awaited]  what it waits for while it says nothing
+ * @property {string} [awaited]  what it waits for while it reports nothing
  * @property {Tool[]} tools
  * @property {number} tools_cut
- * @property {Child[]} [children]  the runs that this one has started
+ * @property {Child[]} [children]  its child runs
  * @property {number} [children_cut]
  * @property {string[]} log  its last lines
  * @property {number} log_count  how many there are
- * @property {Question[]} [questions]  what a person is asked
+ * @property {Question[]} [questions]
  * @property {number} [questions_cut]
- * @property {import("./steer.js").Steer} [steer]  what is said to the agent
+ * @property {import("./steer.js").Steer} [steer]  messages to the agent
  * @property {string | null} error
  * @property {string} [traceback]
- * @property {string[]} [notes]  what there is to say besides the status
- * @property {string[]} notices  what a person should do something about
+ * @property {string[]} [notes]  details of the status
+ * @property {string[]} notices  problems that need attention
  */
 
-/** The run that a model's reader has folded: a page may draw the view anew, with the output that it is in. */
+/** The folded run of each model: a page may redraw the view together with its output. */
 const FOLDED = new WeakMap();
-const CANCEL = ""; // its request; the others are known by their questions
+const CANCEL = ""; // the key of its request; a question's key is its id
 
-/** How long a live run is being waited for; the words of an ended one tell how long it took.
+/** How long a run has been live; for an ended one, the status words say how long it took.
  * @param {Run} run @param {number} nowS */
 function elapsedS(run, nowS) {
   return run.live ? Math.max(0, nowS - (run.started_at ?? run.created_at)) : null;
 }
 
-/** @param {HTMLElement} el @param {() => Run} getRun @param {AbortSignal} signal  of the view's end */
+/** @param {HTMLElement} el @param {() => Run} getRun @param {AbortSignal} signal  aborted when the view ends */
 function buildCard(el, getRun, signal) {
   const root = document.createElement("div");
   root.className = "nbrun-card";
   root.setAttribute("role", "group");
   const bodyId = `nbrun-${newNonce()}`;
   const head = addHead(root, bodyId);
-  // What a person is asked is never folded away: the run waits for it.
+  // Questions are never folded: the run waits for their answers.
   const questions = add(root, "ul", "questions");
   const questionsCut = add(root, "div", "more");
   const body = add(root, "div", "body");
   body.id = bodyId;
-  const phase = addSaid(body, "div", "phase");
+  const phase = addText(body, "div", "phase");
   const progress = addProgress(body);
   const notes = add(body, "ul", "notes");
   const notices = add(body, "ul", "notices");
@@ -123,12 +123,12 @@ function draw(card, run, requests, nowS, seconds) {
   drawLog(card, run);
   drawSteer(card.steer, run, requests);
   drawCopies(card.copyResult, run, !card.prose.text.hidden);
-  card.boxes.forEach(reach); // at last: sizes are asked for once, when nothing changes any more
+  card.boxes.forEach(reach); // last: sizes are read once, when everything is drawn
 }
 
 /** @param {HTMLElement} list @param {string[]} lines @param {string} name  the BEM element */
 function drawLines(list, lines, name) {
-  fitRows(list, lines.length, () => addSaid(list, "li", name));
+  fitRows(list, lines.length, () => addText(list, "li", name));
   lines.forEach((line, at) => write(/** @type {HTMLElement} */ (list.children[at]), line));
 }
 
@@ -148,15 +148,15 @@ function drawLog({ log, logTitle, logCut, logLines }, run) {
   if (logLines.textContent !== lines) followEnd(logLines, () => (logLines.textContent = lines));
 }
 
-/** Whether it says nothing of what it does. @param {Run} run */
+/** Whether nothing shows what it does. @param {Run} run */
 function isSilent(run) {
-  const isTelling = run.blocks?.length || run.text || run.reasoning || run.phase || run.progress;
-  return run.status === "running" && !isTelling && !run.tools.some((tool) => tool.status === "running");
+  const hasNews = run.blocks?.length || run.text || run.reasoning || run.phase || run.progress;
+  return run.status === "running" && !hasNews && !run.tools.some((tool) => tool.status === "running");
 }
 
 /** What is still known of a live run whose kernel is gone: not its status.
  * @param {Run} run @param {string} why @returns {Run} */
-function unfollowed(run, why) {
+function disconnected(run, why) {
   const ref = run.number === null ? run.id : `#${run.number}`;
   const notice = `${why} Run %agentrun show ${ref} to see how this run ended.`;
   const state = { live: false, status: "lost", words: LOST_WORDS, phase: null, progress: null, questions: [] };
@@ -169,8 +169,8 @@ function unfollowed(run, why) {
 // ---- the view --------------------------------------------------------------------------------------------------
 
 /**
- * How far the kernel's clock is ahead of ours. The state that a view finds when it opens may have been sent long ago
- * (the page was reloaded): "behind" then means old, not slow. The next update tells.
+ * How far the kernel's clock is ahead of ours. The state that a view starts with may be old (the page was reloaded):
+ * "behind" then doesn't mean a slow clock. The next update shows.
  * @param {Run} run @param {boolean} isFresh
  */
 function clockSkewS(run, isFresh) {
@@ -184,14 +184,14 @@ export function render({ model, el }) {
   const card = buildCard(el, () => model.get("run"), closing.signal);
   let skewS = clockSkewS(model.get("run"), false);
   let tick = 0;
-  let whyGone = ""; // why its kernel can tell no more
+  let whyGone = ""; // why its kernel sends no more updates
   let wasLive = /** @type {boolean} */ (model.get("run").live);
 
   const drawNow = () => {
     notInFrame(drawNow);
     clearTimeout(tick);
     const last = /** @type {Run} */ (model.get("run"));
-    const run = whyGone && last.live ? unfollowed(last, whyGone) : last;
+    const run = whyGone && last.live ? disconnected(last, whyGone) : last;
     const nowS = Date.now() / 1000 + skewS;
     const seconds = elapsedS(run, nowS);
     draw(card, run, requests, nowS, seconds);
@@ -205,7 +205,7 @@ export function render({ model, el }) {
   const onRun = () => {
     const run = /** @type {Run} */ (model.get("run"));
     skewS = clockSkewS(run, true);
-    if (wasLive && !run.live) notifyEnd(run, model.get("notify_after")); // not when drawn: a hidden page draws nothing
+    if (wasLive && !run.live) notifyEnd(run, model.get("notify_after")); // not in `draw`: a hidden page draws nothing
     wasLive = run.live;
     if (!run.live || run.status === "cancelling") requests.forget(CANCEL);
     for (const key of requests.keys()) {
@@ -258,10 +258,10 @@ export function render({ model, el }) {
   return () => closing.abort();
 }
 
-/** Called with the model, whether or not a view of it is on display. @param {{ model: Model }} widget */
+/** Called once for each model, also without a view of it. @param {{ model: Model }} widget */
 function initialize({ model }) {
   const closing = new AbortController();
-  standInPlace(model, render, closing.signal);
+  mountInPlace(model, render, closing.signal);
   return () => closing.abort();
 }
 

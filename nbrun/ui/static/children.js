@@ -1,6 +1,6 @@
 // @ts-check
 /** A run's child runs, one row each. */
-import { add, addSaid, addShape, fitRows, piece, write, writeLabel } from "./nodes.js";
+import { add, addText, addShape, fitRows, piece, write, writeLabel } from "./nodes.js";
 import { fineDuration, wholeDuration } from "./wording.js";
 
 /**
@@ -37,6 +37,6 @@ function took({ started_at: start, ended_at: end, status }, nowS) {
 function addChild(list) {
   const row = add(list, "li", "child");
   addShape(row);
-  addSaid(row, "bdi", "child-title");
+  addText(row, "bdi", "child-title");
   for (const name of ["words", "took", "usage"]) add(row, "span", `child-${name}`);
 }

@@ -1,11 +1,11 @@
 // @ts-check
 /**
- * All that a card brings itself: it is drawn by code that the kernel sends once for all its cards. A page never lets go of
- * a module, so with one for each card it would grow all day long.
+ * The module of each card; what draws it is code that the kernel sends once for all its cards. A page never unloads a
+ * module, so with a large one for each card it would grow all day.
  */
 
 /**
- * @typedef {import("./roads.js").Model} Model
+ * @typedef {import("./channels.js").Model} Model
  * @typedef {{ text: string, style: string }} Code
  *
  * @typedef {object} Drawing
@@ -15,7 +15,7 @@
 
 const DRAWINGS = Symbol.for("nbrun.drawings");
 
-/** What this page draws by, by its text: two kernels may have two versions. @returns {Map<string, Promise<Drawing>>} */
+/** The drawing code of this page, by its text: two kernels may have two versions. @returns {Map<string, Promise<Drawing>>} */
 const drawingsOfPage = () => (/** @type {any} */ (globalThis)[DRAWINGS] ??= new Map());
 
 /** @param {Model} model @returns {Promise<Drawing>} */
@@ -38,7 +38,7 @@ async function loaded({ text, style }) {
   }
 }
 
-/** From the model that has it, of which no kernel need be asked; undocumented. @param {Model} model @returns {Promise<Code>} */
+/** Gets the code from its model, without asking the kernel; undocumented. @param {Model} model @returns {Promise<Code>} */
 async function codeOf(model) {
   try {
     const code = await model.widget_manager?.get_model?.(model.get("code_id"));

@@ -1,15 +1,15 @@
 // @ts-check
-/** Buttons that copy: the result, the run's id, the Python that gets it. */
+/** Buttons that copy: the result, the run's id, the Python code that gets the run. */
 import { add, addControl, write } from "./nodes.js";
 import { counted } from "./wording.js";
 
 /** @typedef {{ id: string, live: boolean, result?: string, result_cut?: number }} Copied */
 
-const SAID_FOR_MS = 2000;
+const NOTE_FOR_MS = 2000;
 
 /**
- * @param {Element} parent @param {HTMLElement} text  shows what the run has said so far
- * @param {() => Copied} getRun @param {AbortSignal} signal  of the view's end
+ * @param {Element} parent @param {HTMLElement} text  shows the run's text so far
+ * @param {() => Copied} getRun @param {AbortSignal} signal  aborted when the view ends
  */
 export function addCopies(parent, text, getRun, signal) {
   const bar = add(parent, "div", "copies");
@@ -26,7 +26,7 @@ export function addCopies(parent, text, getRun, signal) {
       clearTimeout(timer);
       if (signal.aborted) return;
       write(note, isCopied ? "Copied" : "Copy failed: the browser blocked clipboard access");
-      timer = setTimeout(() => write(note, ""), SAID_FOR_MS);
+      timer = setTimeout(() => write(note, ""), NOTE_FOR_MS);
     };
     button.addEventListener("click", copy, { signal });
   };
@@ -40,13 +40,13 @@ export function addCopies(parent, text, getRun, signal) {
   addOne("Copy id", () => getRun().id);
   addOne("Copy as Python", () => `nbrun.get(${JSON.stringify(getRun().id)})`);
   note.className = "nbrun-card__copied";
-  note.setAttribute("aria-live", "polite"); // no status: that word is the run's
+  note.setAttribute("aria-live", "polite"); // not the role `status`: that is the run's status
   bar.append(note);
   signal.addEventListener("abort", () => clearTimeout(timer));
   return result;
 }
 
-/** Says what a click would copy, if there is something. @param {HTMLElement} button @param {Copied} run @param {boolean} hasText */
+/** Labels the button with what a click copies; hides it if there is nothing. @param {HTMLElement} button @param {Copied} run @param {boolean} hasText */
 export function drawCopies(button, { live, result, result_cut = 0 }, hasText) {
   if (live) write(button, hasText ? "Copy text so far" : "");
   else if (result_cut) write(button, `Copy the last ${counted(result?.length ?? 0)} characters`);
@@ -56,19 +56,19 @@ export function drawCopies(button, { live, result, result_cut = 0 }, hasText) {
 /** @param {string} text @param {HTMLElement} button */
 async function copyText(text, button) {
   try {
-    await navigator.clipboard.writeText(text); // there on https and localhost only
+    await navigator.clipboard.writeText(text); // only on https and localhost
     return true;
   } catch {
     return copyBySelection(text, button);
   }
 }
 
-/** The old way, which every page has. @param {string} text @param {HTMLElement} button */
+/** The old way, which works on every page. @param {string} text @param {HTMLElement} button */
 function copyBySelection(text, button) {
   const field = add(/** @type {Element} */ (button.parentElement), "textarea", "copy-field");
   field.value = text;
   field.select();
-  const isCopied = document.execCommand("copy"); // deprecated, and without a successor on plain http
+  const isCopied = document.execCommand("copy"); // deprecated, but there is no other way on plain http
   field.remove();
   button.focus({ preventScroll: true });
   return isCopied;

@@ -1,17 +1,17 @@
 // @ts-check
 /** Doctor's lines of the page: asks the kernel by both channels of a cancel, and reports the answers and their times. */
-import { newNonce, sendByControl, tryRoad } from "./roads.js";
+import { newNonce, sendByControl, trySend } from "./channels.js";
 
 /**
- * @typedef {import("./roads.js").Model} Model
+ * @typedef {import("./channels.js").Model} Model
  * @typedef {{ sign: "ok" | "note" | "problem", subject: string, text: string, fix: string }} Finding
- * @typedef {{ name: string, silence: string, nonce: string, ms: number | null }} Road  ms: how long its answer took
+ * @typedef {{ name: string, silence: string, nonce: string, ms: number | null }} Channel  ms: how long its answer took
  */
 
 const PATIENCE_MS = 3000;
 const MARKS = { ok: "✔", note: "•", problem: "✘" };
 
-/** @param {Road} road @param {boolean} isOver  whether the patience is @returns {Finding} */
+/** @param {Channel} channel @param {boolean} isOver  whether we stop waiting @returns {Finding} */
 function findingOf({ name, silence, ms }, isOver) {
   const subject = "page";
   if (ms === null && !isOver) return { sign: "note", subject, text: `asking the kernel by ${name} …`, fix: "" };
@@ -43,14 +43,14 @@ function render({ model, el }) {
   const began = performance.now();
   let isOver = false;
   let isReported = false;
-  /** @type {Road} */
+  /** @type {Channel} */
   const message = {
     name: "widget message",
     silence: "it arrives when no cell is running; otherwise run this cell again or restart the kernel",
     nonce: newNonce(),
     ms: null,
   };
-  /** @type {Road} */
+  /** @type {Channel} */
   const control = {
     name: "control channel",
     silence: "stop a run with ■ Interrupt while its cell waits: this front end or a proxy blocks these messages",
@@ -59,34 +59,34 @@ function render({ model, el }) {
   };
 
   const drawNow = () => {
-    const findings = [message, control].map((road) => findingOf(road, isOver));
+    const findings = [message, control].map((channel) => findingOf(channel, isOver));
     drawFindings(root, findings);
     // The report is sent as a widget message, so only once those work; it then stays as a static output.
     if (isReported || message.ms === null || (control.ms === null && !isOver)) return;
     isReported = true;
-    tryRoad(() => model.send({ op: "found", findings }));
+    trySend(() => model.send({ op: "found", findings }));
   };
   /** @param {{ nonce?: unknown }} answer */
   const onAnswer = ({ nonce }) => {
-    for (const road of [message, control]) {
-      if (road.nonce === nonce) road.ms ??= performance.now() - began;
+    for (const channel of [message, control]) {
+      if (channel.nonce === nonce) channel.ms ??= performance.now() - began;
     }
     drawNow();
   };
 
   model.on("msg:custom", onAnswer);
-  const patience = setTimeout(() => {
+  const timer = setTimeout(() => {
     isOver = true;
     drawNow();
   }, PATIENCE_MS);
   closing.signal.addEventListener("abort", () => {
     model.off("msg:custom", onAnswer);
-    clearTimeout(patience);
+    clearTimeout(timer);
     root.remove();
   });
   drawNow();
-  tryRoad(() => model.send({ op: "ping", nonce: message.nonce }));
-  tryRoad(() => sendByControl(model, { op: "ping", nonce: control.nonce }, onAnswer, closing.signal));
+  trySend(() => model.send({ op: "ping", nonce: message.nonce }));
+  trySend(() => sendByControl(model, { op: "ping", nonce: control.nonce }, onAnswer, closing.signal));
   return () => closing.abort();
 }
 

@@ -1,6 +1,6 @@
 // @ts-check
-/** The line of a card that is always there: how the run stands, which one it is, what it took, Cancel. */
-import { add, addControl, addSaid, addShape, write, writeLabel } from "./nodes.js";
+/** The line of a card that is always there: the run's status, name, time and usage, and Cancel. */
+import { add, addControl, addText, addShape, write, writeLabel } from "./nodes.js";
 import { wholeDuration } from "./wording.js";
 
 /**
@@ -17,21 +17,21 @@ import { wholeDuration } from "./wording.js";
  * @property {string} usage  tokens and cost
  */
 
-export const CANCEL_AFTER_S = 0.2; // a button that comes and goes at once is only a flicker
+export const CANCEL_AFTER_S = 0.2; // a button that disappears again at once would only flicker
 
-/** @param {Element} root @param {string} bodyId  of what it folds */
+/** @param {Element} root @param {string} bodyId  the id of what it folds */
 export function addHead(root, bodyId) {
   const head = add(root, "div", "head");
   const fold = addControl(head, "fold");
   fold.setAttribute("aria-controls", bodyId);
   const facts = add(head, "div", "facts");
   const shape = addShape(facts);
-  const words = addSaid(facts, "span", "words");
-  words.setAttribute("role", "status"); // alone in it: a screen reader hears changes of status, and no ticking
+  const words = addText(facts, "span", "words");
+  words.setAttribute("role", "status"); // alone in it: a screen reader reports changes of status, not the ticking time
   words.setAttribute("aria-live", "polite");
-  const name = addSaid(facts, "bdi", "name");
+  const name = addText(facts, "bdi", "name");
   const number = add(facts, "span", "number");
-  const agent = addSaid(facts, "bdi", "agent");
+  const agent = addText(facts, "bdi", "agent");
   const elapsed = add(facts, "span", "elapsed");
   const usage = add(facts, "span", "usage");
   const cancel = addControl(head, "cancel");
@@ -42,7 +42,7 @@ export function addHead(root, bodyId) {
 
 /** @typedef {ReturnType<typeof addHead>} Head */
 
-/** @param {Head} head @param {Headed} run @param {number | null} seconds  how long it is being waited for */
+/** @param {Head} head @param {Headed} run @param {number | null} seconds  how long it has been live */
 export function drawHead(head, run, seconds) {
   head.shape.dataset.shape = run.status;
   head.fold.setAttribute("aria-label", `Details of ${run.name}`);
@@ -58,7 +58,7 @@ export function drawHead(head, run, seconds) {
 export function drawCancel({ fold, cancel, answer }, run, request, nowS) {
   const isCancelling = request?.isOpen || run.status === "cancelling";
   write(cancel, isCancelling ? "Cancelling…" : "Cancel");
-  // Not `disabled`, which would take the focus from who has just pressed it.
+  // Not `disabled`: the button would lose the focus right after it was pressed.
   cancel.setAttribute("aria-disabled", String(Boolean(isCancelling)));
   const isFocused = document.activeElement === cancel;
   cancel.hidden = !run.live || nowS - run.created_at < CANCEL_AFTER_S;

@@ -4,15 +4,15 @@
 const TAGS = new Set(
   "P BR HR BLOCKQUOTE UL OL LI PRE CODE EM STRONG S A TABLE THEAD TBODY TR TH TD".split(" "),
 );
-const TURNS = new Set("P BLOCKQUOTE UL OL LI TH TD".split(" ")); // may be of a direction of their own
+const DIRECTED = new Set("P BLOCKQUOTE UL OL LI TH TD".split(" ")); // may have a direction of their own
 const DEEPEST = 40;
 
 /**
- * Fills a node with what the HTML of a rendered text has of plain elements; all else in it becomes its text.
+ * Fills a node with the plain elements of a rendered text's HTML; everything else becomes text.
  *
- * The kernel has cleaned it. It is not believed: a message can come from anything that may write to the kernel, and
- * the page is where a mistake would act. Nothing that was parsed gets into the page: the parser's document runs no
- * script and fetches nothing, and each node here is made anew, with no attribute but those set below.
+ * The kernel has cleaned the HTML, but this doesn't rely on it: a message can come from anything that may write to the
+ * kernel. Nothing that was parsed gets into the page: the parser's document runs no script and fetches nothing, and each
+ * node here is a new one, with no attributes but those set below.
  * @param {HTMLElement} node @param {string} html
  */
 export function setSanitised(node, html) {
@@ -35,13 +35,13 @@ function copyInto(target, source, depth) {
 /** @param {Element} element */
 function emptyCopy(element) {
   const copy = document.createElement(element.tagName);
-  if (TURNS.has(element.tagName)) copy.dir = "auto";
+  if (DIRECTED.has(element.tagName)) copy.dir = "auto";
   if (copy instanceof HTMLAnchorElement) setLink(copy, element.getAttribute("href") ?? "");
   if (copy instanceof HTMLOListElement) copy.start = parseInt(element.getAttribute("start") ?? "1") || 1;
   return copy;
 }
 
-/** Leads to other pages only, and says where to. @param {HTMLAnchorElement} link @param {string} href */
+/** A link leads to other pages only, and shows where to. @param {HTMLAnchorElement} link @param {string} href */
 function setLink(link, href) {
   if (!/^https?:\/\//i.test(href) || !URL.canParse?.(href)) return;
   const url = new URL(href).href;

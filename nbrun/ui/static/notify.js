@@ -1,5 +1,5 @@
 // @ts-check
-/** The browser's word that a long run has ended, for who looks at something else. */
+/** The browser's notification that a long run has ended, for when its tab is hidden. */
 import { add, leaveKeysTo, write } from "./nodes.js";
 import { wholeDuration } from "./wording.js";
 
@@ -9,9 +9,9 @@ import { wholeDuration } from "./wording.js";
  * @typedef {ReturnType<typeof addNotify>} NotifyBox
  */
 
-const OFFERED_AFTER_S = 5; // a run that is over by then needs no offer
+const OFFERED_AFTER_S = 5; // a run that has ended by then needs no offer
 
-/** Where there is none (a webview, a page without https), nothing is offered. */
+/** Without notifications (in a webview, on a page without https), nothing is offered. */
 const permission = () => (typeof Notification === "undefined" ? "denied" : Notification.permission);
 
 /** @param {Element} root */
@@ -43,16 +43,16 @@ export async function askToNotify({ note }, afterS, onDone) {
   onDone();
 }
 
-/** A line of a text that may be anybody's: without what is invisible, turns its direction or goes on for ever. @param {string} text */
+/** One line of a text from anybody: nothing invisible, nothing that turns its direction, and not too long. @param {string} text */
 const safeLine = (text) => [...text.replace(/[\p{C}\p{Z}]+/gu, " ").trim()].slice(0, 80).join("");
 
-/** Tells that a run has ended, where it was long and nobody sees it. @param {Timed} run @param {number | undefined} afterS */
+/** Notifies of a run's end, if the run was long and the tab is hidden. @param {Timed} run @param {number | undefined} afterS */
 export function notifyEnd(run, afterS) {
   const tookS = (run.ended_at ?? run.now) - (run.started_at ?? run.created_at);
   if (!afterS || tookS <= afterS || document.visibilityState !== "hidden" || permission() !== "granted") return;
   const body = `${safeLine(run.name)}${run.number === null ? "" : ` #${run.number}`}`;
   try {
-    const notification = new Notification(safeLine(run.words), { body, tag: run.id }); // one, from however many views
+    const notification = new Notification(safeLine(run.words), { body, tag: run.id }); // one, however many views there are
     notification.onclick = () => {
       window.focus();
       notification.close();

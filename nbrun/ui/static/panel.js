@@ -3,22 +3,22 @@
 import { render } from "./card.js";
 import { add, write } from "./nodes.js";
 import { makeRequests } from "./requests.js";
-import { listen, watchKernel } from "./roads.js";
+import { listen, watchKernel } from "./channels.js";
 import { CANCEL_ROW, addCells, drawRow, tickRow } from "./rows.js";
 import { counted } from "./wording.js";
 
 /**
- * @typedef {import("./roads.js").Model} Model
+ * @typedef {import("./channels.js").Model} Model
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {import("./rows.js").Row} Row
  *
  * @typedef {object} Runs  What the panel shows; times are seconds since 1970, by the kernel's clock.
- * @property {string} id  of the panel
+ * @property {string} id  the panel's
  * @property {import("./rows.js").Column[]} columns
  * @property {Row[]} rows
  * @property {number} live  how many runs of this kernel are in progress
  * @property {number} stored
- * @property {string} status  the filters that the rows fit
+ * @property {string} status  the filters of the rows
  * @property {string} text
  * @property {number} page  how many rows a page has
  * @property {boolean} has_more
@@ -32,7 +32,7 @@ import { counted } from "./wording.js";
  */
 
 const PANEL = "nbrun-panel";
-const [LOOK, OPEN, ALL, KEEP] = ["look", "open", "all", "keep"]; // its requests, besides those of rows
+const [LOOK, OPEN, ALL, KEEP] = ["look", "open", "all", "keep"]; // the keys of its requests, besides those of rows
 const TYPING_MS = 300;
 const QUIET_MS = 1500;
 const LIVE_CHOICES = ["live", "queued", "running", "waiting", "cancelling"];
@@ -47,10 +47,10 @@ function buildPanel(el, columns) {
   root.className = `nbrun-card ${PANEL}`;
   root.setAttribute("role", "group");
   root.setAttribute("aria-label", "Runs of this notebook");
-  root.setAttribute("data-lm-suppress-shortcuts", "true"); // undocumented: the notebook leaves the keys to the panel
+  root.setAttribute("data-lm-suppress-shortcuts", "true"); // undocumented: the notebook doesn't handle the panel's keys
   const head = add(root, "div", "head", PANEL);
   const summary = add(head, "div", "summary", PANEL);
-  summary.setAttribute("role", "status"); // alone in it: how many there are, and no row of the table
+  summary.setAttribute("role", "status"); // alone in it: a screen reader reports the counts, and no rows
   const filters = add(head, "div", "filters", PANEL);
   const status = add(addLabel(filters, "Status"), "select", "status", PANEL);
   status.add(new Option("all", ""));
@@ -62,7 +62,7 @@ function buildPanel(el, columns) {
   const answer = add(root, "div", "answer");
   answer.setAttribute("role", "alert");
   const table = add(root, "table", "table", PANEL);
-  table.setAttribute("role", "table"); // said, because a narrow page draws it as lines
+  table.setAttribute("role", "table"); // explicit, because a narrow page draws it as lines
   write(add(table, "caption", "caption", PANEL), "Runs of this notebook, newest first");
   const titles = add(add(table, "thead", "titles", PANEL), "tr", "title-row", PANEL);
   for (const { heading, number } of columns) addTitle(titles, heading, number);
@@ -139,15 +139,15 @@ function noRuns({ status, text, has_newer }) {
 /** @param {Requests} requests */
 const notes = (requests) => requests.keys().map((key) => (key === KEEP ? "" : (requests.get(key)?.note ?? "")));
 
-/** What the filters say is what the rows fit, unless somebody is at them. @param {Panel} panel @param {Runs} runs */
+/** The filters show what the rows match, unless somebody is editing them. @param {Panel} panel @param {Runs} runs */
 function drawFilters({ status, text }, runs) {
   if (!status.matches(":focus")) status.value = runs.status;
   if (!text.matches(":focus")) text.value = runs.text;
 }
 
 /**
- * A row is known by its run, so that what its reader is on stays; only what is new is put in.
- * @param {Panel} panel @param {Runs} runs @param {Element} card  no row of the table's own
+ * A row is kept for its run, so that the focus stays; only new rows are inserted.
+ * @param {Panel} panel @param {Runs} runs @param {Element} card  the row with the open card
  * @param {(row: Row, tr: HTMLElement) => void} drawOne
  */
 function drawRows({ body }, runs, card, drawOne) {
@@ -184,7 +184,7 @@ function makeCardPlace({ body, table }, model) {
     [shown, end] = ["", () => {}];
     place.remove();
   };
-  /** @param {string} key  of the row below which it is; none closes it */
+  /** @param {string} key  the row above it; an empty one closes the card */
   const draw = (key) => {
     const row = key ? [...body.rows].find((tr) => tr.dataset.key === key) : undefined;
     if (!row || !model.get("run")?.id) return close();
@@ -252,7 +252,7 @@ function renderPanel({ model, el }) {
     skewS = runs().now - Date.now() / 1000;
     if (requests.get(LOOK)?.nonce === runs().answered) requests.forget(LOOK);
     requests.forget(OPEN);
-    if (requests.get(ALL)?.waiting.signal.aborted) requests.forget(ALL); // it was answered: the rows tell the rest
+    if (requests.get(ALL)?.waiting.signal.aborted) requests.forget(ALL); // it was answered: the rows show the rest
     for (const row of runs().rows) if (!row.live || row.status === "cancelling") requests.forget(CANCEL_ROW + row.key);
     keepSoon();
     drawSoon();

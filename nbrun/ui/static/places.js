@@ -1,13 +1,13 @@
 // @ts-check
 /**
- * Where a live card stands: in the static card that the notebook's file holds. Of a widget's own output a file keeps no
- * more than a name, and JupyterLab, which prefers it to all the rest of an output, then says "model not found".
+ * Where a live card is drawn: over the static card in the notebook's file. Of a widget's own output, a file keeps only
+ * a name; JupyterLab prefers this to the rest of the output, and would later say "model not found".
  */
 import { inFrame } from "./frames.js";
-import { KERNEL_IS_LEFT, listen, tryRoad, watchKernel } from "./roads.js";
+import { KERNEL_IS_LEFT, listen, trySend, watchKernel } from "./channels.js";
 
 /**
- * @typedef {import("./roads.js").Model} Model
+ * @typedef {import("./channels.js").Model} Model
  * @typedef {(view: { model: Model, el: HTMLElement }) => () => void} Render
  * @typedef {(nodes: Element[]) => void} OnNodes
  *
@@ -16,13 +16,13 @@ import { KERNEL_IS_LEFT, listen, tryRoad, watchKernel } from "./roads.js";
  * @typedef {{ length: number, get: (at: number) => { outputs?: Outputs } }} Cells
  */
 
-/** One for all cards of a page: each kernel brings this module, and its panels bring it too. */
+/** One for all cards of a page: each kernel brings this module, and so does each panel. */
 const WATCH = Symbol.for("nbrun.places");
 
-/** By then the kernel's own update has come, where this page can take it: not after a reload. */
+/** By then the kernel's own update has arrived, unless the page was reloaded: then it can't. */
 const UPDATE_WITHIN_MS = 1000;
 
-/** Tells each place which nodes it has in the page, whenever that may have changed. */
+/** Reports the nodes of each place in the page, whenever they may have changed. */
 function makeWatch() {
   /** @type {Map<string, OnNodes>} */
   const places = new Map();
@@ -51,7 +51,7 @@ function watchOfPage() {
   return (page[WATCH] ??= makeWatch());
 }
 
-/** The cells of the notebook; undocumented: there in JupyterLab 4 and Notebook 7.
+/** The cells of the notebook. Undocumented; JupyterLab 4 and Notebook 7 have them.
  * @param {Model} model @returns {Cells | undefined} */
 function cellsOf(model) {
   const cells = model.widget_manager?.context?.model?.cells;
@@ -74,7 +74,7 @@ function outputsAt(cells, place) {
 function mount(node, model, render) {
   const hidden = /** @type {HTMLElement[]} */ ([...node.children]);
   for (const child of hidden) child.style.display = "none";
-  // JupyterLab's look of HTML is for texts; as a widget's output the card would not have it either.
+  // JupyterLab's style of HTML is for texts; a widget's output doesn't have it either.
   const styled = node.closest(".jp-RenderedHTMLCommon");
   styled?.classList.remove("jp-RenderedHTMLCommon");
   const el = node.appendChild(document.createElement("div"));
@@ -88,11 +88,11 @@ function mount(node, model, render) {
 }
 
 /**
- * Draw the card wherever the page shows its static one, as long as the model lives. The kernel is told that this works
- * here, and asked for the last static card where the run has ended and the notebook still holds one from before.
+ * Draw the card wherever the page shows its static one, as long as the model exists. Tell the kernel that this works
+ * here, and ask it for the final static card if the run has ended and the notebook still has an earlier one.
  * @param {Model} model @param {Render} render @param {AbortSignal} signal
  */
-export function standInPlace(model, render, signal) {
+export function mountInPlace(model, render, signal) {
   const place = /** @type {string} */ (model.get("place"));
   const cells = cellsOf(model);
   if (!place || !cells) return;
@@ -100,7 +100,7 @@ export function standInPlace(model, render, signal) {
   const views = new Map();
   /** @type {Element[]} */
   let places = [];
-  let patience = 0;
+  let timer = 0;
   let isGone = false;
 
   const mountAll = () => {
@@ -119,11 +119,11 @@ export function standInPlace(model, render, signal) {
     if (nodes.some((node) => !views.has(node))) inFrame(mountAll);
   };
   const askForEnd = () => {
-    if (outputsAt(cells, place).length) tryRoad(() => model.send({ op: "static" }));
+    if (outputsAt(cells, place).length) trySend(() => model.send({ op: "static" }));
   };
   const onRun = () => {
-    clearTimeout(patience);
-    if (!model.get("run").live) patience = setTimeout(askForEnd, UPDATE_WITHIN_MS);
+    clearTimeout(timer);
+    if (!model.get("run").live) timer = setTimeout(askForEnd, UPDATE_WITHIN_MS);
   };
   /** @param {{ op?: string, data?: object } | undefined} message */
   const onMessage = (message) => {
@@ -132,7 +132,7 @@ export function standInPlace(model, render, signal) {
     for (const { outputs, at } of outputsAt(cells, place)) outputs.set(at, output);
   };
 
-  /** What is drawn says so itself; what would be drawn from now on would not know. @param {string} why */
+  /** Cards that are drawn show it; new ones wouldn't know, so there are none. @param {string} why */
   const onGone = (why) => {
     isGone = true;
     if (why === KERNEL_IS_LEFT) show([]);
@@ -143,9 +143,9 @@ export function standInPlace(model, render, signal) {
   listen(model, "change:run", onRun, signal);
   listen(model, "msg:custom", onMessage, signal);
   signal.addEventListener("abort", () => {
-    clearTimeout(patience);
+    clearTimeout(timer);
     show([]);
   });
-  tryRoad(() => model.send({ op: "placed" }));
+  trySend(() => model.send({ op: "placed" }));
   onRun();
 }

@@ -1,14 +1,14 @@
 // @ts-check
-/** Presses on a button that is drawn anew before it is released: the browser makes no click of them. */
+/** Presses on a button that is redrawn before it is released: the browser doesn't turn them into clicks. */
 
-const DRAWN_WITHIN_MS = 150;
+const REDRAWN_WITHIN_MS = 150;
 
-/** Whose button it is. @type {WeakMap<Element, object>} */
+/** The owner of each button. @type {WeakMap<Element, object>} */
 const OWNERS = new WeakMap();
 
 /**
- * Have a press that began on a button count where it is released on the one that has taken its place. A front end draws
- * outputs anew when it likes, and who presses Cancel must not find that nothing has happened.
+ * Count a press on a button that is released on its replacement. A front end may redraw outputs at any time, and a
+ * press on Cancel must never be lost.
  * @param {HTMLElement} button @param {object} owner  the same for both
  */
 export function keepPress(button, owner) {
@@ -20,7 +20,7 @@ export function keepPress(button, owner) {
   };
   /** @param {PointerEvent} event */
   const onUp = (event) => {
-    if (!button.isConnected) setTimeout(finish, DRAWN_WITHIN_MS, event);
+    if (!button.isConnected) setTimeout(finish, REDRAWN_WITHIN_MS, event);
   };
   const onDown = () => document.addEventListener("pointerup", onUp, { once: true, capture: true });
   button.addEventListener("pointerdown", onDown);

@@ -1,14 +1,14 @@
 // @ts-check
-/** How far something has come: a bar and words. */
-import { add, addSaid, piece, write } from "./nodes.js";
+/** Progress: a bar and words. */
+import { add, addText, piece, write } from "./nodes.js";
 
-/** @typedef {{ part: number | null, words: string }} Progress  `part` of 1, if an end is known */
+/** @typedef {{ part: number | null, words: string }} Progress  `part` of 1, if the total is known */
 
 /** @param {Element} parent */
 export function addProgress(parent) {
   const progress = add(parent, "div", "progress");
   add(progress, "progress", "bar");
-  addSaid(progress, "span", "done");
+  addText(progress, "span", "done");
   return progress;
 }
 
@@ -18,7 +18,7 @@ export function drawProgress(node, progress, isLive) {
   if (!progress) return;
   const bar = /** @type {HTMLProgressElement} */ (piece(node, "bar"));
   write(piece(node, "done"), progress.words);
-  bar.hidden = !isLive; // without a known end it moves, and would go on moving
+  bar.hidden = !isLive; // without a value it is animated, and would stay so
   bar.setAttribute("aria-label", progress.words);
   if (progress.part === null) bar.removeAttribute("value");
   else bar.value = progress.part;

@@ -1,19 +1,19 @@
 // @ts-check
-/** What a run says: its text, drawn where a block of it is closed; and its reasoning. */
+/** What a run has written: its text, rendered block by block, and its reasoning. */
 import { setSanitised } from "./markup.js";
-import { add, addBox, addFold, addSaid, followEnd, streamInto, suggest, write } from "./nodes.js";
+import { add, addBox, addFold, addText, followEnd, streamInto, suggest, write } from "./nodes.js";
 import { counted, earlier } from "./wording.js";
 
 /**
- * @typedef {{ key: number, html?: string, text?: string }} Block  a key stands for one content, for ever
+ * @typedef {{ key: number, html?: string, text?: string }} Block  the content of a key never changes
  *
- * @typedef {object} Said
+ * @typedef {object} Prose
  * @property {Block[]} [blocks]  the closed blocks of its text
- * @property {string} text  what stands behind them, as it came
- * @property {number} text_cut  characters left out in front
- * @property {string} [output]  what it returned, if that is no text
- * @property {string} [reasoning]  its tail
- * @property {number} [reasoning_count]  characters of it all
+ * @property {string} text  what follows them, not rendered
+ * @property {number} text_cut  characters left out at the start
+ * @property {string} [output]  what it returned, if that isn't text
+ * @property {string} [reasoning]  its end
+ * @property {number} [reasoning_count]  all of its characters
  */
 
 /** @param {Element} parent */
@@ -23,34 +23,34 @@ export function addProse(parent) {
   const textCut = add(parent, "div", "cut");
   const text = addBox(parent, "text", "Text");
   const blocks = add(text, "div", "blocks");
-  const stream = addSaid(text, "div", "stream").appendChild(new Text());
+  const stream = addText(text, "div", "stream").appendChild(new Text());
   const output = addBox(parent, "output", "Result");
   const thought = thoughts.appendChild(new Text());
   return { reasoning, reasoningTitle, thoughts, thought, textCut, text, blocks, stream, output };
 }
 
-/** @param {ReturnType<typeof addProse>} prose @param {Said} said @param {boolean} isLive */
-export function drawProse(prose, said, isLive) {
-  const blocks = said.blocks ?? [];
-  const hasText = Boolean(blocks.length || said.text);
-  drawReasoning(prose, said, isLive && !hasText);
-  write(prose.textCut, earlier(said.text_cut, "character"));
+/** @param {ReturnType<typeof addProse>} prose @param {Prose} written @param {boolean} isLive */
+export function drawProse(prose, written, isLive) {
+  const blocks = written.blocks ?? [];
+  const hasText = Boolean(blocks.length || written.text);
+  drawReasoning(prose, written, isLive && !hasText);
+  write(prose.textCut, earlier(written.text_cut, "character"));
   prose.text.hidden = !hasText; // first: a hidden box has no end to follow
-  if (prose.stream.data !== said.text || isNew(prose.blocks, blocks)) {
+  if (prose.stream.data !== written.text || isNew(prose.blocks, blocks)) {
     const change = () => {
       drawBlocks(prose.blocks, blocks);
-      streamInto(prose.stream, said.text);
+      streamInto(prose.stream, written.text);
     };
     const isShown = prose.blocks.firstChild || prose.stream.data;
     if (isLive || isShown) followEnd(prose.text, change);
-    else change(); // what is over is read from its beginning
+    else change(); // a text that is complete is read from its beginning
   }
-  write(prose.output, said.output ?? "");
+  write(prose.output, written.output ?? "");
 }
 
-/** @param {ReturnType<typeof addProse>} prose @param {Said} said @param {boolean} isAlone  nothing was said yet */
-function drawReasoning({ reasoning, reasoningTitle, thoughts, thought }, said, isAlone) {
-  const [text, count] = [said.reasoning ?? "", said.reasoning_count ?? 0];
+/** @param {ReturnType<typeof addProse>} prose @param {Prose} written @param {boolean} isAlone  whether there is no text yet */
+function drawReasoning({ reasoning, reasoningTitle, thoughts, thought }, written, isAlone) {
+  const [text, count] = [written.reasoning ?? "", written.reasoning_count ?? 0];
   reasoning.hidden = !text;
   suggest(reasoning, isAlone && Boolean(text));
   write(reasoningTitle, `Reasoning (${counted(count)} characters)`);
@@ -66,7 +66,7 @@ function isNew(list, blocks) {
 /** @param {Block | undefined} block */
 const keyOf = (block) => (block ? String(block.key) : undefined);
 
-/** Leaves what is drawn alone: somebody may have selected a part of it. @param {HTMLElement} list @param {Block[]} blocks */
+/** Doesn't touch what is drawn: somebody may have selected a part of it. @param {HTMLElement} list @param {Block[]} blocks */
 function drawBlocks(list, blocks) {
   const kept = new Set(blocks.map(keyOf));
   for (const node of /** @type {HTMLElement[]} */ ([...list.children])) if (!kept.has(node.dataset.key)) node.remove();
@@ -77,7 +77,7 @@ function drawBlocks(list, blocks) {
 /** @param {HTMLElement} list @param {Block} block */
 function addBlock(list, { key, html, text = "" }) {
   const whole = new DocumentFragment(); // so that the page lays it out once
-  const node = addSaid(whole, "div", html ? "block" : "raw-block");
+  const node = addText(whole, "div", html ? "block" : "raw-block");
   node.dataset.key = String(key);
   if (html) setSanitised(node, html);
   else node.textContent = text;

@@ -1,5 +1,5 @@
 // @ts-check
-/** What a person is asked: the message, its arguments, which may be edited, and the buttons of the answer. */
+/** The questions of a run: the message, its arguments, which may be edited, and buttons that answer it. */
 import { add, leaveKeysTo, write } from "./nodes.js";
 import { counted, wholeDuration } from "./wording.js";
 
@@ -7,7 +7,7 @@ import { counted, wholeDuration } from "./wording.js";
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {{ id: string, message: string, args: string, options: string[], deadline: number | null }} Asked
  * @typedef {Asked & { labels?: string[], tool?: string, edit?: string | null }} Question
- *   `labels`: of the options; `edit`: the arguments as JSON, where they may be edited
+ *   `labels`: of the options; `edit`: the arguments as JSON, if they may be edited
  */
 
 const EDIT = "edit"; // a button that sends nothing
@@ -16,7 +16,7 @@ const EDIT = "edit"; // a button that sends nothing
 export const moreQuestions = (count) => (count > 0 ? `… ${counted(count)} more question${count > 1 ? "s" : ""}` : "");
 
 /**
- * A row is known by its question, so that what its reader is typing stays.
+ * A row is kept for its question, so that what is being typed stays.
  * @param {HTMLElement} list @param {Question[]} questions @param {Requests} requests @param {number} nowS
  */
 export function drawQuestions(list, questions, requests, nowS) {
@@ -30,7 +30,7 @@ export function drawQuestions(list, questions, requests, nowS) {
     if (editor) editor.readOnly = Boolean(request?.isOpen);
     const [left, note] = row.querySelectorAll(".nbrun-card__left, .nbrun-card__answer");
     write(/** @type {HTMLElement} */ (left), timeLeft(question.deadline, nowS));
-    write(/** @type {HTMLElement} */ (note), row.dataset.slip || request?.note || "");
+    write(/** @type {HTMLElement} */ (note), row.dataset.mistake || request?.note || "");
   }
   list.hidden = !questions.length;
 }
@@ -41,7 +41,7 @@ function timeLeft(deadline, nowS) {
   return deadline > nowS ? `Denied automatically in ${wholeDuration(deadline - nowS)} if you don't answer` : "Time is up";
 }
 
-/** Takes it away; who was in it comes to what is asked next, where a second Enter decides nothing. @param {HTMLElement} row */
+/** Removes it; the focus moves on to the next question, where a second Enter decides nothing. @param {HTMLElement} row */
 function removeQuestion(row) {
   const next = row.contains(document.activeElement) ? row.nextElementSibling : null;
   row.remove();
@@ -101,7 +101,7 @@ function addDecision(bar, op, label, choice) {
   return button;
 }
 
-/** Opens the editor, or puts it aside with what was typed: then the arguments count as they are shown. @param {HTMLElement} row */
+/** Opens the editor, or closes it: then the arguments are used as they are shown. @param {HTMLElement} row */
 function toggleEditor(row) {
   const [args, toggle, editor] = /** @type {NodeListOf<HTMLElement>} */ (
     row.querySelectorAll(".nbrun-card__args, .nbrun-card__link, .nbrun-card__editor")
@@ -114,7 +114,7 @@ function toggleEditor(row) {
   if (args.hidden) editor.focus();
 }
 
-/** What JSON calls a value. @param {unknown} value */
+/** The JSON type of a value, in words. @param {unknown} value */
 function kindOf(value) {
   if (value === null) return "null";
   if (Array.isArray(value)) return "a list";
@@ -122,8 +122,8 @@ function kindOf(value) {
   return kinds.get(typeof value) ?? "true or false";
 }
 
-/** Why edited arguments cannot be sent; empty where they can. @param {string} typed @param {string} asked  both as JSON */
-function slipIn(typed, asked) {
+/** Why edited arguments can't be sent; empty if they can. @param {string} typed @param {string} asked  both as JSON */
+function mistakeIn(typed, asked) {
   try {
     const [kind, wanted] = [kindOf(JSON.parse(typed)), kindOf(JSON.parse(asked))];
     return kind === wanted ? "" : `Not sent: the arguments must be ${wanted}, not ${kind}.`;
@@ -133,14 +133,14 @@ function slipIn(typed, asked) {
 }
 
 /**
- * Does what a click in the list asks for; what was typed in it stays until its question is answered.
- * @param {Event} event  a click, or a change of a text @param {string} runId @param {Requests} requests
+ * Does what a click in the list asks for; what was typed stays until the question is answered.
+ * @param {Event} event  a click, or an edit of a text @param {string} runId @param {Requests} requests
  */
 export function answerQuestion({ target, type }, runId, requests) {
   const row = target instanceof Element ? target.closest("li") : null;
   const button = target instanceof Element ? target.closest("button") : null;
   if (!row?.dataset.id) return;
-  if (button || type === "input") noteSlip(row, "");
+  if (button || type === "input") noteMistake(row, "");
   if (type !== "click" || !button?.dataset.op) return;
   if (button.dataset.op === EDIT) toggleEditor(row);
   else sendAnswer(row, button, runId, requests);
@@ -154,18 +154,18 @@ function sendAnswer(row, { dataset }, runId, requests) {
   answer.text = row.querySelector("input")?.value ?? "";
   const editor = row.querySelector("textarea");
   if (answer.op === "approve" && editor && !editor.hidden && editor.value !== editor.defaultValue) {
-    const slip = slipIn(editor.value, editor.defaultValue);
-    if (slip) return noteSlip(row, slip);
-    answer.args_json = editor.value; // as text: numbers above 2 ** 53 are not ours to read
+    const mistake = mistakeIn(editor.value, editor.defaultValue);
+    if (mistake) return noteMistake(row, mistake);
+    answer.args_json = editor.value; // as text: JavaScript can't read numbers above 2 ** 53 exactly
   }
   if (dataset.always) answer.always = true;
   requests.ask(call, answer);
 }
 
-/** @param {HTMLElement} row @param {string} slip */
-function noteSlip(row, slip) {
-  if ((row.dataset.slip ?? "") === slip) return;
-  row.dataset.slip = slip;
-  row.querySelector("textarea")?.setAttribute("aria-invalid", String(Boolean(slip)));
-  write(/** @type {HTMLElement} */ (row.querySelector(".nbrun-card__answer")), slip);
+/** @param {HTMLElement} row @param {string} mistake */
+function noteMistake(row, mistake) {
+  if ((row.dataset.mistake ?? "") === mistake) return;
+  row.dataset.mistake = mistake;
+  row.querySelector("textarea")?.setAttribute("aria-invalid", String(Boolean(mistake)));
+  write(/** @type {HTMLElement} */ (row.querySelector(".nbrun-card__answer")), mistake);
 }

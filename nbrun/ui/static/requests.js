@@ -1,18 +1,18 @@
 // @ts-check
-/** What became of a view's clicks: each is one nonce down two roads; never what became of the run. */
-import { listen, newNonce, sendByControl, tryRoad } from "./roads.js";
+/** The requests of a view, such as clicks: each is sent over two channels with one nonce. A run's state isn't kept here. */
+import { listen, newNonce, sendByControl, trySend } from "./channels.js";
 
 /**
- * @typedef {import("./roads.js").Model} Model
- * @typedef {import("./roads.js").Answer} Answer
+ * @typedef {import("./channels.js").Model} Model
+ * @typedef {import("./channels.js").Answer} Answer
  *
  * @typedef {{ op: string, [part: string]: unknown }} Content
  *
  * @typedef {object} Request
  * @property {boolean} isOpen
- * @property {string} note  why it was refused, or that no answer has come
+ * @property {string} note  why it was refused, or that there is no answer yet
  * @property {string} nonce
- * @property {AbortController} waiting  holds what waits for the answer: a timer, a socket
+ * @property {AbortController} waiting  ends what waits for the answer: a timer, a socket
  */
 
 const ANSWER_WITHIN_MS = 1500;
@@ -25,8 +25,8 @@ const REFUSALS = new Map([
 ]);
 
 /**
- * Requests by what they are for: a question's id, a button's name.
- * @param {Model} model @param {() => void} onChange @param {AbortSignal} signal  of the view's end
+ * Requests by their purpose: a question's id, a button's name.
+ * @param {Model} model @param {() => void} onChange @param {AbortSignal} signal  aborted when the view ends
  */
 export function makeRequests(model, onChange, signal) {
   /** @type {Map<string, Request>} */
@@ -45,10 +45,10 @@ export function makeRequests(model, onChange, signal) {
     for (const [key, { nonce, waiting }] of requests) {
       if (answer.nonce !== nonce || waiting.signal.aborted) continue;
       const refusal = answer.outcome === "refused" ? answer.message : REFUSALS.get(answer.outcome);
-      settle(key, !refusal, refusal ?? ""); // not refused: the button waits for the run's own next state
+      settle(key, !refusal, refusal ?? ""); // not refused: the button waits for the run's next state
     }
   };
-  /** Sends a request, in place of an earlier one under its key. @param {string} key @param {Content} content */
+  /** Sends a request; it replaces an earlier one of its key. @param {string} key @param {Content} content */
   const ask = (key, content) => {
     forget(key);
     const [nonce, waiting] = [newNonce(), new AbortController()];
@@ -56,13 +56,13 @@ export function makeRequests(model, onChange, signal) {
     requests.set(key, request);
     onChange();
     const asked = { ...content, nonce, session_id: model.get("session_id") };
-    tryRoad(() => model.send(asked));
-    tryRoad(() => sendByControl(model, asked, onAnswer, waiting.signal));
-    const patience = setTimeout(() => {
+    trySend(() => model.send(asked));
+    trySend(() => sendByControl(model, asked, onAnswer, waiting.signal));
+    const timer = setTimeout(() => {
       request.note = NO_ANSWER;
       onChange();
     }, ANSWER_WITHIN_MS);
-    waiting.signal.addEventListener("abort", () => clearTimeout(patience));
+    waiting.signal.addEventListener("abort", () => clearTimeout(timer));
   };
   /** @param {string} key */
   const forget = (key) => {

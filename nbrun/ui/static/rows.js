@@ -1,5 +1,5 @@
 // @ts-check
-/** The rows of the runs panel, one a run. */
+/** The rows of the runs panel, one per run. */
 import { add, addShape, write, writeLabel } from "./nodes.js";
 import { LOST_WORDS, wholeDuration } from "./wording.js";
 
@@ -8,7 +8,7 @@ import { LOST_WORDS, wholeDuration } from "./wording.js";
  * @typedef {{ key: string, heading: string, number: boolean }} Column  `number`: whether its cells are numbers
  *
  * @typedef {object} Row  Times are seconds since 1970, by the kernel's clock.
- * @property {string} key  what it is known by here
+ * @property {string} key  identifies it in the panel
  * @property {string} id
  * @property {number | null} number
  * @property {string} name
@@ -20,7 +20,7 @@ import { LOST_WORDS, wholeDuration } from "./wording.js";
  * @property {Record<string, string>} cells  what each column shows, by the column's key
  */
 
-/** What the request that cancels a row's run begins with; its key follows. */
+/** How the key of the request that cancels a row's run begins; the row's key follows. */
 export const CANCEL_ROW = "cancel ";
 
 const BLOCK = "nbrun-panel";
@@ -102,7 +102,7 @@ function part(tr, name) {
   return /** @type {HTMLElement} */ (tr.querySelector(`.${BLOCK}__${name}`));
 }
 
-/** Shows a text in a cell, which stays where there is none. @param {HTMLElement} cell @param {string} text */
+/** Shows a text in a cell, also an empty one. @param {HTMLElement} cell @param {string} text */
 function fill(cell, text) {
   if (cell.textContent !== text) cell.textContent = text;
 }
@@ -121,7 +121,7 @@ function drawStarted(cell, atS, nowS) {
   cell.title = `${day} ${time}`;
 }
 
-/** The day and the time here; a file of another's may hold a number that is no time. @param {number} atS */
+/** Day and time in this time zone; a file from elsewhere may have a number that isn't a time. @param {number} atS */
 function localMoment(atS) {
   const at = new Date(atS * 1000);
   if (Number.isNaN(at.getTime())) return { day: "?", time: "" };
@@ -139,7 +139,7 @@ function drawRowCancel(tr, row, isAsked, isDead) {
   const cancel = /** @type {HTMLButtonElement} */ (part(tr, "cancel"));
   const isCancelling = isAsked || row.status === "cancelling";
   const isShown = row.live && row.own && !isDead;
-  if (!isShown && cancel.matches(":focus")) part(tr, "open").focus(); // else the keyboard would be nowhere
+  if (!isShown && cancel.matches(":focus")) part(tr, "open").focus(); // else the focus would be lost
   cancel.hidden = !isShown;
   cancel.disabled = isCancelling;
   fill(cancel, !isShown ? "" : isCancelling ? "Cancelling…" : "Cancel");

@@ -1,11 +1,11 @@
 // @ts-check
-/** What is said to a running agent: a line to write it in, and the receipts of what was sent. */
+/** Messages to a running agent: a line to write them in, and the receipts of what was sent. */
 import { add, leaveKeysTo, write } from "./nodes.js";
 
 /**
  * @typedef {import("./requests.js").Requests} Requests
- * @typedef {{ id: string, text: string, words: string, taken: boolean }} SteerMessage  `id`: the nonce, of one of ours
- * @typedef {{ can: boolean, messages: SteerMessage[] }} Steer  `can`: whether the agent looks for messages
+ * @typedef {{ id: string, text: string, words: string, taken: boolean }} SteerMessage  `id`: its nonce, if it was sent from a page
+ * @typedef {{ can: boolean, messages: SteerMessage[] }} Steer  `can`: whether the agent reads messages
  * @typedef {ReturnType<typeof addSteer>} SteerBox
  */
 
@@ -13,8 +13,8 @@ export const STEER = "steer"; // its request
 const INVITATION = "Message the agent";
 const SHOWN_MESSAGES = 3;
 
-/** What is being written to a model's run: a page may draw the view anew, with the output that it is in.
- * @type {WeakMap<import("./roads.js").Model, { words: string, hasFocus: boolean }>} */
+/** Unsent messages, by model: a page may redraw the view together with its output.
+ * @type {WeakMap<import("./channels.js").Model, { words: string, hasFocus: boolean }>} */
 const DRAFTS = new WeakMap();
 
 /** @param {Element} root */
@@ -28,7 +28,7 @@ export function addSteer(root) {
   text.placeholder = INVITATION;
   text.setAttribute("aria-label", INVITATION);
   text.addEventListener("focus", () => (text.dataset.focus = "yes"));
-  text.addEventListener("blur", ({ relatedTarget }) => void (relatedTarget && delete text.dataset.focus)); // else it is gone
+  text.addEventListener("blur", ({ relatedTarget }) => void (relatedTarget && delete text.dataset.focus)); // else the node was removed
   const send = add(form, "button", "send");
   write(send, "Send");
   for (const place of [text, send]) leaveKeysTo(place);
@@ -42,7 +42,7 @@ export function drawSteer({ box, list, form, text, send, note }, { live, steer }
   const { can, messages } = steer ?? { can: false, messages: [] };
   const request = requests.get(STEER);
   const isHere = messages.some(({ id }) => id === request?.nonce);
-  if (isHere) text.value = ""; // not before: what was refused can be sent again
+  if (isHere) text.value = ""; // only now: what was refused can be sent again
   if (isHere || !live) requests.forget(STEER);
   drawMessages(list, messages.slice(-SHOWN_MESSAGES));
   form.hidden = !can || !live;
@@ -66,13 +66,13 @@ function drawMessages(list, messages) {
   list.hidden = !messages.length;
 }
 
-/** Keeps what has not been sent for the next view. @param {import("./roads.js").Model} model @param {SteerBox} steerBox */
+/** Keeps an unsent message for the next view. @param {import("./channels.js").Model} model @param {SteerBox} steerBox */
 export function keepDraft(model, { text }) {
   const hasFocus = Boolean(text.dataset.focus);
   if (text.value && !text.readOnly) DRAFTS.set(model, { words: text.value, hasFocus });
 }
 
-/** Goes on with it. @param {import("./roads.js").Model} model @param {SteerBox} steerBox */
+/** Restores it. @param {import("./channels.js").Model} model @param {SteerBox} steerBox */
 export function takeDraft(model, { text }) {
   const draft = DRAFTS.get(model);
   if (!draft) return;
@@ -83,8 +83,8 @@ export function takeDraft(model, { text }) {
 
 /** Sends what was written. @param {Event} event @param {SteerBox} steerBox @param {string} runId @param {Requests} requests */
 export function sendSteer(event, { text }, runId, requests) {
-  event.preventDefault(); // else the page would be left
-  text.focus(); // the button gives it up when it is disabled
+  event.preventDefault(); // else the browser would leave the page
+  text.focus(); // the button loses it when it is disabled
   if (!text.value.trim() || requests.get(STEER)?.isOpen) return;
   requests.ask(STEER, { op: "steer", run_id: runId, text: text.value });
 }

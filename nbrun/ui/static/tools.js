@@ -1,6 +1,6 @@
 // @ts-check
-/** The tool calls of a run, a row each: open while they run or where they failed, else folded to a line. */
-import { add, addFold, addSaid, addShape, fitRows, followEnd, piece, suggest, write, writeLabel } from "./nodes.js";
+/** The tool calls of a run, one row each: open while they run and if they failed, else folded to a line. */
+import { add, addFold, addText, addShape, fitRows, followEnd, piece, suggest, write, writeLabel } from "./nodes.js";
 import { addProgress, drawProgress } from "./progress.js";
 import { fineDuration, wholeDuration } from "./wording.js";
 
@@ -19,7 +19,7 @@ import { fineDuration, wholeDuration } from "./wording.js";
 const OPEN_WHILE = new Set(["running", "error"]);
 
 /**
- * A row is known by its place among all calls of the run: ids are an agent's, and may come twice.
+ * A row is identified by its place among all calls of the run: ids come from the agent, and may repeat.
  * @param {HTMLElement} list @param {{ tools: Tool[], tools_cut: number }} run @param {number} nowS
  */
 export function drawTools(list, { tools, tools_cut }, nowS) {
@@ -38,15 +38,15 @@ function addTool(list) {
   addShape(title);
   const call = add(title, "span", "tool-call");
   add(call, "span", "tool-kind");
-  call.append(" "); // of which a margin would be on the wrong side, where directions differ
-  addSaid(call, "bdi", "tool-name");
+  call.append(" "); // a margin would be on the wrong side where directions differ
+  addText(call, "bdi", "tool-name");
   call.append(" ");
-  addSaid(call, "bdi", "tool-args");
+  addText(call, "bdi", "tool-args");
   add(title, "span", "tool-status");
   add(title, "span", "tool-ms");
   const more = add(fold, "div", "tool-more");
-  addSaid(more, "div", "tool-all-args");
-  addSaid(more, "div", "tool-result");
+  addText(more, "div", "tool-all-args");
+  addText(more, "div", "tool-result");
 }
 
 /** @param {HTMLElement} row @param {Tool} tool @param {string} place @param {number} nowS */
@@ -66,7 +66,7 @@ function drawTool(row, tool, place, nowS) {
   write(piece(row, "tool-result"), tool.result || (isRunning ? "" : "no result"));
 }
 
-/** Few tools tell it, so few rows have a place for it. @param {HTMLElement} row @param {import("./progress.js").Progress | null} progress */
+/** Few tools report it, so only their rows have a bar. @param {HTMLElement} row @param {import("./progress.js").Progress | null} progress */
 function drawToolProgress(row, progress) {
   const node = row.querySelector(".nbrun-card__progress");
   if (progress || node) drawProgress(/** @type {HTMLElement} */ (node ?? addProgress(piece(row, "tool-more"))), progress, true);

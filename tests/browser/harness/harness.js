@@ -66,12 +66,12 @@ class FakeSocket extends EventTarget {
 const harness = {
   sockets: [],
 
-  /** Shows a run; `roads` says what the page has: "kernel", "socket", or neither. */
-  mount(run, roads = "kernel") {
+  /** Shows a run; `channels` says what the page has: "kernel", "socket", or neither. */
+  mount(run, channels = "kernel") {
     this.kernel = new FakeKernel();
     window.WebSocket = FakeSocket;
-    if (roads === "socket") this.addPageConfig();
-    const manager = roads === "kernel" ? { kernel: this.kernel } : {};
+    if (channels === "socket") this.addPageConfig();
+    const manager = channels === "kernel" ? { kernel: this.kernel } : {};
     this.model = new FakeModel({ run, kernel_id: "kernel-id", session_id: "session-id" }, manager);
     this.draw();
   },

@@ -32,7 +32,7 @@ def test_module_stands_alone(name: str) -> None:
 
 
 def test_each_file_is_in_some_module() -> None:
-    """No file of the folder is forgotten, and the code of the roads is in all modules."""
+    """No file of the folder is forgotten, and the code of the channels is in all modules."""
     modules = [page_module(name) for name in VIEWS]
     for path in STATIC.glob("*.js"):
         [*_, last] = re.findall(r"function (\w+)", path.read_text(encoding="utf-8")) or [""]

@@ -1,5 +1,5 @@
 // @ts-check
-/** The two roads from a page to its kernel: widget messages, and the control channel. */
+/** The two channels from a page to its kernel: widget messages, and the control channel. */
 
 /**
  * @typedef {{ nonce: string, outcome: string, message?: string }} Answer
@@ -33,10 +33,10 @@ export function newNonce() {
   return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** A closed road must not close the other; if both are, the missing answer says so. @param {() => void} road */
-export function tryRoad(road) {
+/** One closed channel must not close the other; if both are, the missing answer shows it. @param {() => void} send */
+export function trySend(send) {
   try {
-    road();
+    send();
   } catch (error) {
     console.warn("nbrun: a request could not be sent", error);
   }
@@ -62,7 +62,7 @@ export function sendByControl(model, content, onAnswer, signal) {
 }
 
 /**
- * The same channel by a connection of our own, where the page is a Jupyter server's.
+ * The same channel over a connection of our own, if the page comes from a Jupyter server.
  * @param {string} kernelId @param {Asked} content @param {OnAnswer} onAnswer @param {AbortSignal} signal
  */
 function sendBySocket(kernelId, content, onAnswer, signal) {
@@ -78,7 +78,7 @@ function sendBySocket(kernelId, content, onAnswer, signal) {
   const send = () => socket.send(JSON.stringify(controlMessage(content, content.nonce)));
   /** @param {MessageEvent} event */
   const receive = ({ data }) => {
-    if (typeof data !== "string" || !data.includes(content.nonce)) return; // every cell's output comes by here, too
+    if (typeof data !== "string" || !data.includes(content.nonce)) return; // this socket gets every cell's output, too
     const message = JSON.parse(data);
     if (message.header.msg_type === "nbrun_reply") onAnswer(message.content);
   };
@@ -87,8 +87,8 @@ function sendBySocket(kernelId, content, onAnswer, signal) {
   signal.addEventListener("abort", () => socket.close());
 }
 
-/** Tell when the kernel of this page is gone, and with it who could update the card; or that the page has another one,
- * as after "Save Notebook As". @param {Model} model
+/** Report that the page's kernel is gone, so the card can't be updated; or that the page has another kernel, as after
+ * "Save Notebook As". @param {Model} model
  * @param {(why: string) => void} onGone @param {AbortSignal} signal */
 export function watchKernel(model, onGone, signal) {
   const kernel = model.widget_manager?.kernel; // undocumented, as are its signals: JupyterLab's and Notebook's
