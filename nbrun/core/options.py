@@ -123,11 +123,15 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def given(self) -> dict[str, Any]:
         """Return the options that aren't the default."""
-        pairs = ((name, getattr(self, name), default) for name, default in defaults().items())
-        return {name: value for name, value, default in pairs if value != default}
+        return {
+            name: value
+            for name, default in defaults().items()
+            if (value := getattr(self, name)) is not default and value != default
+        }
 
 
-def defaults() -> dict[str, Any]:
+@cache
+def defaults() -> Mapping[str, Any]:
     """Return all options, with their defaults."""
     return dict(zip(RunOptions.__struct_fields__, RunOptions.__struct_defaults__, strict=True))
 

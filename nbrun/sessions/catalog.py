@@ -6,8 +6,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
-from nbrun.core.errors import Action, BadOption, Fix, RunNotFound, StoreError
-from nbrun.core.text import clean_text
+from nbrun.core import Action, BadOption, Fix, RunNotFound, RunRecord, StoreError, clean_text
 from nbrun.render.words import run_ref, title
 from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
@@ -15,7 +14,6 @@ from nbrun.sessions.run_list import RunList
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core.record import RunRecord
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.parts import Parts
     from nbrun.store import Query, SessionStore, StoredRun

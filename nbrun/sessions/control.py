@@ -9,19 +9,27 @@ from typing import TYPE_CHECKING
 from nbrun.agents import ALLOW
 from nbrun.agents.context.approvals import choices
 from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelCause, CancelOutcome
-from nbrun.core.errors import BadOption, Cancelled, NotPending
-from nbrun.core.record import RunRecord, RunStatus
-from nbrun.core.text import clean_text
-from nbrun.core.values import REPR_KEY, plain, shown
+from nbrun.core import (
+    BadOption,
+    CancelCause,
+    Cancelled,
+    CancelOutcome,
+    NotPending,
+    Plain,
+    RunRecord,
+    RunStatus,
+    clean_text,
+    events as ev,
+    plain,
+    shown,
+)
+from nbrun.core.values import REPR_KEY
 from nbrun.render.words import opening, title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nbrun.core.events import ApprovalRequested
-    from nbrun.core.values import Plain
     from nbrun.sessions.intake import Intake
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.scheduler import Scheduler

@@ -7,12 +7,23 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nbrun.agents import PROGRAM, Budget, Replay, builtin, find_adapter, python_cell
-from nbrun.core import checkpoint, events as ev, recording
-from nbrun.core.cancellation import CancelToken
-from nbrun.core.errors import Action, AgentNotFound, BadOption, Fix, NotResumable, RunNotFound
-from nbrun.core.options import LIMITS, SETUP, RunOptions, trusted
-from nbrun.core.record import RunStatus
-from nbrun.core.values import shown
+from nbrun.core import (
+    Action,
+    AgentNotFound,
+    BadOption,
+    CancelToken,
+    Fix,
+    NotResumable,
+    RunNotFound,
+    RunOptions,
+    RunStatus,
+    checkpoint,
+    events as ev,
+    recording,
+    shown,
+    trusted,
+)
+from nbrun.core.options import LIMITS, SETUP
 from nbrun.render.words import answer_of, run_ref, title
 from nbrun.sessions.run import Run
 from nbrun.sessions.start import Predecessor

@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import checkpoint, events as ev
-from nbrun.core.cancellation import CancelOutcome
-from nbrun.core.interrupt_guard import guarded
-from nbrun.core.quantities import size_words
-from nbrun.core.record import RunRecord, is_admitted, next_status
-from nbrun.core.redaction import Redactor, StreamRedactor
-from nbrun.core.text import clean_text
-from nbrun.core.values import BASE64_KEY, plain
+from nbrun.core import (
+    CancelOutcome,
+    Clock,
+    Redactor,
+    RunRecord,
+    StreamRedactor,
+    checkpoint,
+    clean_text,
+    events as ev,
+    guarded,
+    is_admitted,
+    next_status,
+    plain,
+    size_words,
+)
+from nbrun.core.values import BASE64_KEY
 from nbrun.host.attempt import HostEvent
 from nbrun.sessions.live_run import LiveRun
 from nbrun.store import Checkpointed, Committed
@@ -25,7 +33,6 @@ from nbrun.store import Checkpointed, Committed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core.clock import Clock
 
 _log = logging.getLogger("nbrun")
 

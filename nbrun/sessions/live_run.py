@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbrun.core import events as ev
-from nbrun.core.cancellation import call_soon
-from nbrun.core.latches import Latch
-from nbrun.core.record import RunRecord, RunStatus
+from nbrun.core import (
+    CancelToken,
+    Latch,
+    RunRecord,
+    RunStatus,
+    StreamRedactor,
+    call_soon,
+    events as ev,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nbrun.agents import Budget
-    from nbrun.core.cancellation import CancelToken
-    from nbrun.core.redaction import StreamRedactor
+
 
 TICK_S = 0.1
 """How often a waiting cell looks up, so that ■ Interrupt is prompt.

@@ -12,7 +12,8 @@ from nbrun.core.events import CancelRequested, RunCreated, RunEvent
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.core.record import RunRecord
+    from nbrun.core import RunRecord
+
 
 _log = logging.getLogger("nbrun")
 

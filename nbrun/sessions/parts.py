@@ -6,15 +6,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core.cancellation import CancelToken
+from nbrun.core import ArtifactWriter, CancelToken, Clock, SecretRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from nbrun.core.artifacts import ArtifactWriter
-    from nbrun.core.clock import Clock
-    from nbrun.core.redaction import SecretRegistry
     from nbrun.sessions.control import Control
     from nbrun.sessions.intake import Intake
     from nbrun.sessions.scheduler import Scheduler

@@ -7,23 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import ALLOW, DENY
-from nbrun.core import events as ev, recording
-from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt
-from nbrun.core.errors import (
+from nbrun.core import (
     Action,
+    Artifact,
+    CancelCause,
+    CancelOutcome,
+    CancelReceipt,
     Fix,
     NbrunError,
     NoResult,
     NotPending,
+    Plain,
     RunCancelled,
     RunFailed,
     RunLost,
     RunNotFinished,
     RunNotFound,
+    RunRecord,
+    RunStatus,
+    events as ev,
+    printable,
+    recording,
+    revived,
+    shown,
 )
-from nbrun.core.record import RunRecord, RunStatus
-from nbrun.core.text import printable
-from nbrun.core.values import revived, shown
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import opening, queued_words, run_ref, status_words
 from nbrun.sessions.live_run import each_event, poll, poll_softly
@@ -32,8 +39,6 @@ from nbrun.store import ReadOnlyStore, SessionStore, is_in_file, restored, whole
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
 
-    from nbrun.core.artifacts import Artifact
-    from nbrun.core.values import Plain
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.parts import Parts
 

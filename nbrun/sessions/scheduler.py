@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbrun.core.latches import Latch
+from nbrun.core import Clock, Latch
 from nbrun.host.host import NAME, LocalExecutor
 from nbrun.host.loops import LoopThread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbrun.core.clock import Clock
     from nbrun.host.attempt import Attempt, Executor, Sink
     from nbrun.host.process.executor import ProcessExecutor
     from nbrun.sessions.live_run import LiveRun

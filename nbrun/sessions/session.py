@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.core import events as ev
-from nbrun.core.artifacts import ArtifactWriter
-from nbrun.core.cancellation import CancelCause, CancelOutcome, CancelReceipt
-from nbrun.core.clock import Clock, IdGenerator, SystemClock, TimeOrderedIds
-from nbrun.core.errors import BadOption, NotResumable, RunNotFound
-from nbrun.core.interrupt_guard import guarded
-from nbrun.core.redaction import SecretRegistry
+from nbrun.core import (
+    ArtifactWriter,
+    BadOption,
+    CancelCause,
+    CancelOutcome,
+    CancelReceipt,
+    Clock,
+    IdGenerator,
+    NotResumable,
+    Redactor,
+    RunNotFound,
+    SecretRegistry,
+    SystemClock,
+    TimeOrderedIds,
+    events as ev,
+    guarded,
+)
 from nbrun.host import capture, loops
 from nbrun.sessions.catalog import Catalog, removable
 from nbrun.sessions.control import Control
@@ -42,7 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from types import TracebackType
 
-    from nbrun.core.redaction import Redactor
     from nbrun.sessions.followups import FindAgent
     from nbrun.sessions.live_run import Listener, LiveRun
 

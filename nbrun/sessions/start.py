@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 import msgspec
 
 from nbrun.agents import (
+    AgentAdapter,
     Budget,
     Replay,
     by_name,
@@ -23,20 +24,24 @@ from nbrun.agents import (
     limitations_of,
     registered,
 )
-from nbrun.core import events as ev, options as run_options
-from nbrun.core.cancellation import CancelCause, CancelToken
-from nbrun.core.checkpoint import Restored
-from nbrun.core.errors import (
+from nbrun.core import (
     AgentNotFound,
     BadOption,
+    CancelCause,
+    CancelToken,
     IdConflict,
+    IdGenerator,
     NotResumable,
+    Restored,
+    RunOptions,
+    RunRecord,
     RunRejected,
     SessionClosed,
+    clean_text,
+    events as ev,
+    guarded,
+    options as run_options,
 )
-from nbrun.core.interrupt_guard import guarded
-from nbrun.core.options import RunOptions
-from nbrun.core.text import clean_text
 from nbrun.host import capture
 from nbrun.host.attempt import Attempt
 from nbrun.host.process import pickling
@@ -47,9 +52,6 @@ from nbrun.sessions.run import Run
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from nbrun.agents import AgentAdapter
-    from nbrun.core.clock import IdGenerator
-    from nbrun.core.record import RunRecord
     from nbrun.sessions.catalog import Catalog
     from nbrun.sessions.parts import Parts
 
@@ -155,6 +157,7 @@ class Starter:
         self._parts = parts
         self._catalog = catalog
         self._ids = ids
+        self._defaults = RunOptions()
         # One object each for all runs.
         self._child_starter, self._on_fired = self._start_child, parts.control.note_fired
 
@@ -222,9 +225,11 @@ class Starter:
     def _attempt(self, live: LiveRun, plan: _Plan, options: StartOptions, parcel: bytes) -> Attempt:
         """Return what travels to the run's host; to be called where the run is started, for its context."""
         parts, predecessor = self._parts, plan.predecessor
+        # Most runs have no options: they share these, since an attempt is kept as long as its run is live.
+        executed = options if plan.created.options else self._defaults
         return Attempt(
             live.run_id, live.attempt, plan.agent, plan.created.prompt, live.token,
-            contextvars.copy_context(), options, options.answerable, parts.cancel_grace_s,
+            contextvars.copy_context(), executed, options.answerable, parts.cancel_grace_s,
             functools.partial(self._child_starter, live, options.approve, options.answerable),
             parcel, live.budget, parts.is_reentrant,
             None if predecessor is None else predecessor.restored, parts.artifact_writer, live.loop,
