@@ -214,7 +214,7 @@ def test_two_kernels_share_a_folder(start_kernel: Callable[..., Kernel]) -> None
     assert "another kernel" in run_ok(two, "%agentrun cancel long").stdout
     assert run_ok(two, "%agentrun cancel").stdout == "No runs in progress.\n"
     assert value(one, "(str(long.status), long.cause)") == "('running', None)"
-    assert "Was running when this was" in str(run_ok(two, "%agentrun show long").outputs)
+    assert "Still running when" in str(run_ok(two, "%agentrun show long").outputs)
     # Loading again looks for the lost; the neighbour's run is not.
     run_ok(two, "%reload_ext nbrun\nother = nbrun.get('long')")
     assert value(two, "str(other.status)") == "'running'"
