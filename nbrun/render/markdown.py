@@ -177,5 +177,5 @@ _SIGN = "display:inline-block;min-width:1.5em;text-align:center;border-radius:3p
 
 
 def sign(mark: str, colour: str) -> str:
-    """Return the sign of a status as HTML; screen readers are not told of it."""
+    """Return the sign of a status as HTML; hidden from screen readers."""
     return f'<span style="{_SIGN};background-color:{colour}" aria-hidden="true">{mark}</span>'

@@ -135,7 +135,7 @@ _Table = list[tuple[Column, list[str]]]
 
 
 def _filled(rows: Sequence[Row], view: View) -> _Table:
-    """Return the columns in which something stands, each with its heading and its cells."""
+    """Return the columns that aren't empty, each with its heading and its cells."""
     table = [(column, [column.cell(row) for row in rows]) for column in columns(view)]
     return [(column, [column.heading, *texts]) for column, texts in table if any(texts)]
 

@@ -111,7 +111,7 @@ class _Answer(NamedTuple):
         draw_data: Callable[[str], str],
         small: Callable[[str], str] = str,
     ) -> list[str]:
-        """Return its parts in order, its texts drawn by `draw` and `draw_data`, the words between by `small`."""
+        """Return its parts in order; `draw` and `draw_data` show its texts, `small` the notes between them."""
         parts = [small(f"… {counted(self.cut, 'earlier character')}")] if self.cut else []
         parts += [draw(self.text)] if self.text else []
         parts += [small(words.RETURNED)] if self.text and self.result else []
@@ -178,7 +178,7 @@ def _tools(record: RunRecord, limit: int) -> _Fold:
 
 
 def _after(hidden: int, noun: str, lines: list[str]) -> list[str]:
-    """Return lines below how many come before them."""
+    """Return lines, below a line that counts the hidden ones."""
     return [f"… {counted(hidden, f'earlier {noun}')}", *lines] if hidden > 0 else lines
 
 
@@ -343,7 +343,7 @@ def _saved_size(data: dict[str, Any]) -> int:
 
 
 def plain_text(record: RunRecord, problem: str | None = None) -> str:
-    """Return the run as it stands as a few lines of text, at most `TEXT_LIMIT` characters of them the agent's own."""
+    """Return the run's current state as a few lines of text, with at most `TEXT_LIMIT` characters of its own text."""
     return _text(_sections(record, problem, TEXT_LIMIT, None))
 
 
@@ -391,7 +391,7 @@ def _whole(record: RunRecord) -> Iterator[_Section]:
 
 
 def _pictured(look: Mapping[str, str]) -> str:
-    """Return a result as it looked, where that is more than the text which the card has."""
+    """Return a result as it was displayed, if that is more than the card's text."""
     for kind in mimebundle.IMAGES:
         if kind in look:
             about = escape(shown(look.get(mimebundle.TEXT, ""), 200))
@@ -400,7 +400,7 @@ def _pictured(look: Mapping[str, str]) -> str:
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    """Return the rest of what is known of a run, for those who have only the file."""
+    """Return the other facts about a run, for those who have only the file."""
     times = {
         "created": record.created_at, "started": record.started_at, "cancel": record.cancel_requested_at,
         "ended": record.ended_at,
@@ -430,14 +430,14 @@ def _snapshot(record: RunRecord, when: str, is_redrawn: bool) -> _Snapshot | Non
     if is_redrawn:
         now = show and f"{show} for its current state"
         return (f"{_STILL[record.status]} when {when}", ("Updated when the run ends", now))
-    # A live card's file has what was drawn when it began: of one that was queued then, no more is known than this.
+    # A live card's file keeps what was drawn at its start: a run that was queued then may have done anything since.
     is_queued = record.status is RunStatus.QUEUED
     still = "Not finished" if is_queued else _STILL[record.status]
     return (f"{still} when {when}", (show and f"{show} to see how it ended",))
 
 
 def _trimmed(record: RunRecord) -> RunRecord:
-    """Return the record with what should be short made so: a name or a notice may be of any length."""
+    """Return the record with its names, notices and the like cut short: they may be of any length."""
     limits = {
         "name": 100,
         "agent": 100,
