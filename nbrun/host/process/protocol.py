@@ -10,6 +10,8 @@ import msgspec
 from nbrun.core import CancelCause, Plain, Restored, events as ev, plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nbrun.host.attempt import Attempt, HostEvent
 
 
@@ -91,21 +93,17 @@ class Frames:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    def feed(self, data: bytes) -> list[Message]:
-        """Take what was received; return the messages that are complete now."""
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Take what was received; yield the messages that are complete now, each before the next is decoded."""
         held = self._held
         held += data
-        messages: list[Message] = []
-        at = 0
-        while len(held) >= at + _LENGTH.size:
-            begin = at + _LENGTH.size
-            end = begin + _LENGTH.unpack_from(held, at)[0]
+        while len(held) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(held)[0]
             if len(held) < end:
                 break
-            messages.append(_decoder.decode(bytes(held[begin:end])))
-            at = end
-        del held[:at]
-        return messages
+            body = bytes(held[_LENGTH.size : end])
+            del held[:end]
+            yield _decoder.decode(body)
 
 
 def pack_event(event: HostEvent) -> PackedEvent:
