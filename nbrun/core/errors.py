@@ -7,7 +7,7 @@ NbrunError
 │  ├─ RunNotFound    no run has this reference
 │  ├─ IdConflict     this id already names a run with other inputs
 │  ├─ NotPending     the run does not ask that, or takes no messages
-│  ├─ RunRejected    a run of the same cell or name is in progress (`--if-running reject`)
+│  ├─ RunRejected    a run of the same cell or name is in progress (`if_running="reject"`)
 │  ├─ PackageMissing what was asked for needs a package that is not installed; an ImportError too
 │  ├─ NotResumable   the run cannot be resumed or retried here
 │  └─ BadRecording   the file is not a valid recording

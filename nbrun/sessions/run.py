@@ -32,7 +32,7 @@ from nbrun.core import (
     shown,
 )
 from nbrun.render.results import load_object, view_of
-from nbrun.render.words import opening, queued_words, run_ref, status_words
+from nbrun.render.words import opening, queued_words, run_ref, status_words, title
 from nbrun.sessions.live_run import each_event, poll, poll_softly
 from nbrun.store import ReadOnlyStore, SessionStore, is_in_file, restored, whole, whole_run
 
@@ -66,11 +66,10 @@ class Run:
         store: SessionStore | None = None,
     ) -> None:
         self._parts = parts
-        self.stored = record
-        self.live = (
-            live  # for nbrun itself: its live side, where this kernel runs it or has done so
-        )
-        self.store = parts.store if store is None else store  # that it is read from
+        self._stored = record
+        # For nbrun itself: the live side, if this kernel runs it or has done so, and the store that it is read from.
+        self.live = live
+        self.store = parts.store if store is None else store
 
     # --- what its record says --------------------------------------------------------------------
 
@@ -79,20 +78,20 @@ class Run:
         """The state of the run: the fold of its committed events."""
         if self.live is not None:
             return self.live.record
-        if self.stored.is_brief or self.stored.is_live:
-            number = self.stored.number
+        if self._stored.is_brief or self._stored.is_live:
+            number = self._stored.number
             assert number is not None  # noqa: S101 - a stored run has its number
             found = self.store.record(number)
             if found.run_id:  # else the store is closed: what is known stays
-                self.stored = found
-        return self.stored
+                self._stored = found
+        return self._stored
 
     @property
     def glance(self) -> RunRecord:
         """The record, perhaps brief: enough for everything that is short, and cheap to have."""
         if self.live is not None:
             return self.live.record
-        return self.record if self.stored.is_live else self.stored
+        return self.record if self._stored.is_live else self._stored
 
     @property
     def number(self) -> int | None:
@@ -172,7 +171,7 @@ class Run:
     @property
     def id(self) -> str:
         """The run's id, `run-…`."""
-        return self.live.run_id if self.live else self.stored.run_id
+        return self.live.run_id if self.live else self._stored.run_id
 
     def status_words(self) -> str:
         """Return the status in words; of a queued run also its place in the queue."""
@@ -238,7 +237,7 @@ class Run:
             )
         if self._is_on_this_loop and timeout_s != 0 and not self.done():
             raise NbrunError(
-                f"{self._title} is on the kernel's loop, which a blocking wait would block; use: await run"
+                f"{title(self.glance)} is on the kernel's loop, which a blocking wait would block; use: await run"
             )
         if self.live is not None:
             return self.live.is_ended.wait(timeout_s)
@@ -270,7 +269,7 @@ class Run:
         if not self.wait(timeout_s):
             self._refuse_unknown()
             raise RunNotFinished(
-                f"{self._title} has not finished after {timeout_s} s; it continues"
+                f"{title(self.glance)} has not finished after {timeout_s} s; it continues"
             )
         return self._result()
 
@@ -284,24 +283,16 @@ class Run:
             case RunStatus.COMPLETED:
                 return self.output
             case RunStatus.FAILED:
-                raise RunFailed(f"{self._title} failed: {self.error}")
+                raise RunFailed(f"{title(self.glance)} failed: {self.error}")
             case RunStatus.CANCELLED:
-                said = f": {self.reason}" if self.reason else ""
-                raise RunCancelled(f"{self._title}: {status_words(self.record)}{said}")
+                reason = f": {self.reason}" if self.reason else ""
+                raise RunCancelled(f"{title(self.glance)}: {status_words(self.record)}{reason}")
             case RunStatus.LOST:
                 raise RunLost(
-                    f"{self._title} was lost: its kernel died. Its events are kept: run.events()"
+                    f"{title(self.glance)} was lost: its kernel died. Its events are kept: run.events()"
                 )
             case status:
-                raise NoResult(f"{self._title} is {status}")
-
-    @property
-    def _title(self) -> str:
-        return (
-            f"run #{self.number} ({shown(self.name, 120)})"
-            if self.number
-            else f"run {self.id} ({shown(self.name, 120)})"
-        )
+                raise NoResult(f"{title(self.glance)} is {status}")
 
     def when_created(self, function: Callable[[], object]) -> None:
         """Call `function` when the run is public, with its number and name; at once if it is."""
@@ -364,7 +355,7 @@ class Run:
 
     def _refuse_removed(self, number: int) -> None:
         if self.store.is_removed(number):
-            raise RunNotFound(f"{self._title} was removed, and its events with it")
+            raise RunNotFound(f"{title(self.glance)} was removed, and its events with it")
 
     @property
     def artifacts(self) -> list[Artifact]:
@@ -391,7 +382,7 @@ class Run:
         BadOption, NoResult, ArtifactLost, NbrunError
             `trusted` is not True; no object was kept; its file is gone; it cannot be loaded here.
         """
-        return load_object(self._title, self.artifacts, trusted=trusted)
+        return load_object(title(self.glance), self.artifacts, trusted=trusted)
 
     def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
         """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""

@@ -144,7 +144,7 @@ class NotebookSession:
     @takes(StartOptions)
     @guarded()  # a cancel of the sync agent that starts a run must not leave it half-made
     def start(self, agent: object = None, prompt: str = "", **options: Any) -> Run:
-        """Start a run and return its handle; the run goes on in the background.
+        """Start a run and return its handle; the run continues in the background.
 
         Parameters
         ----------

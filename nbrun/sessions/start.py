@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 SAVE_LIMIT_S = 2.0
-"""How long a start waits for its run to be saved before it goes on unsaved."""
+"""How long a start waits for its run to be saved before it continues unsaved."""
 
 
 class Predecessor(msgspec.Struct, frozen=True):
@@ -338,7 +338,7 @@ class Starter:
         return taken
 
     def _make_way(self, key: str | None, if_running: str) -> str | None:
-        """Do what `if_running` says of a live run of the same cell; return what the new run's card says of it."""
+        """Apply `if_running` to a live run of the same cell or name; return what the new run's card says of it."""
         lives = [] if key is None else self._parts.intake.live()
         others = [live for live in lives if live.key == key]
         if not others:
@@ -346,14 +346,14 @@ class Starter:
         title = f"run #{others[-1].record.number}"
         if if_running == "reject":
             raise RunRejected(
-                f"{title} of the same cell is live; wait for it, cancel it, or use --if-running queue"
+                f"R{title[1:]} of this cell is still running; wait for it, cancel it, or use if_running='queue'"
             )
         if if_running == "replace":
             for other in others:
                 self._parts.control.cancel(
                     other, None, CancelCause.REPLACED, "a newer run of the same cell"
                 )
-            return f"takes the place of {title}"
+            return f"Replaces {title}"
         return f"Waiting for {title} of this cell to finish"
 
 
@@ -439,7 +439,7 @@ def _resolved(agent: object, options: RunOptions) -> tuple[object, str | None]:
 
 
 def _inputs(record: RunRecord) -> str:
-    """Return what tells the inputs of a recorded run from another's."""
+    """Return what identifies the inputs of a recorded run."""
     return ev.RunCreated(
         session_id=record.session_id, name=record.name, agent=record.agent, prompt=record.prompt,
         model=record.model, options=record.options,

@@ -191,7 +191,7 @@ def test_a_cell_that_is_run_again_queues_rejects_or_replaces(shared: Kernel) -> 
     )
     refused = error_line(shared.run("%%agentrun endless --if-running reject\nhi", cell_id="again"))
     assert refused.startswith("RunRejected: ")
-    assert "--if-running queue" in refused
+    assert "use if_running='queue'" in refused
     run_ok(shared, "%%agentrun say --if-running reject -b -o other\nhi", cell_id="elsewhere")
     assert value(shared, "other.output") == "'hi'"
 

@@ -364,7 +364,7 @@ def test_a_second_run_of_a_cell_waits_and_says_so(session: NotebookSession, held
 def test_a_second_run_of_a_cell_can_be_refused(session: NotebookSession, held: Held) -> None:
     """`if_running="reject"` raises, starts nothing, and leaves the first alone."""
     first = session.start(held, name="tea")
-    with pytest.raises(RunRejected, match="run #1 of the same cell is live"):
+    with pytest.raises(RunRejected, match="Run #1 of this cell is still running"):
         session.start(agents.instant, name="tea", if_running="reject")
     assert list(session.runs()) == [first]
     held.let_go()
