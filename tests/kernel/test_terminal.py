@@ -98,7 +98,7 @@ def test_a_run_is_shown_until_its_end(terminal: Terminal) -> None:
 
     shown = terminal.run("%agentrun doctor")
     assert "✔ ok       front end: a terminal" in shown
-    assert "page: not tried: a terminal has no page" in shown.replace("\n", "")
+    assert "page: not checked: a terminal has no page" in shown.replace("\n", "")
     assert "could not be tried" not in shown
 
     for line in ("%agentrun list", "%agentrun", "nbrun.panel()"):
