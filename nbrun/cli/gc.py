@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def collect(options: SimpleNamespace) -> int:
-    """Clean every store that the path stands for; return the exit code."""
+    """Clean every store at the path; return the exit code."""
     keep = _keep(options)
     paths = stores_at(options.path)
     if not paths:

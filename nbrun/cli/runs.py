@@ -35,7 +35,7 @@ _ID = struct.pack(">I", schema.APPLICATION_ID)
 
 
 def list_runs(options: SimpleNamespace) -> int:
-    """List the runs of every store that the path stands for; return the exit code."""
+    """List the runs of every store at the path; return the exit code."""
     query = read_query(
         SystemClock().now(), status=options.status, name=options.name, agent=options.agent, tag=options.tag,
         since=options.since, text=options.text, limit=options.limit + 1, before=options.before,

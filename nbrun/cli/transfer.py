@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 def export_runs(options: SimpleNamespace) -> int:
     """Write one run, or all of a store, into a file or to the standard output; return the exit code."""
-    if options.all and options.ref is not None:  # what stands there can only be the path
+    if options.all and options.ref is not None:  # it can only be the path
         options.path = Path(options.ref)
     elif not options.all and options.ref is None:
         raise CommandError("Name a run, or export all with --all: nbrun export last")

@@ -6,7 +6,7 @@ NbrunError
 │  ├─ AgentNotFound  no such agent, or the object cannot be run
 │  ├─ RunNotFound    no run has this reference
 │  ├─ IdConflict     this id already names a run with other inputs
-│  ├─ NotPending     the run does not ask that, or takes no messages
+│  ├─ NotPending     the run isn't waiting for this answer, or takes no messages
 │  ├─ RunRejected    a run of the same cell or name is in progress (`if_running="reject"`)
 │  ├─ PackageMissing what was asked for needs a package that is not installed; an ImportError too
 │  ├─ NotResumable   the run cannot be resumed or retried here
@@ -166,7 +166,7 @@ class IdConflict(UserError):
 
 
 class NotPending(UserError):
-    """The run does not wait for this answer, or takes no messages (any more)."""
+    """The run isn't waiting for this answer, or takes no messages."""
 
 
 class RunRejected(UserError):

@@ -40,7 +40,7 @@ def _look_up(expression: str, names: Mapping[str, object]) -> object:
     name = _NAME.match(expression)
     assert name is not None  # noqa: S101 - the pattern begins with one
     if name.group() not in names:
-        raise _missing(expression, f"there is no name '{name.group()}'")
+        raise _missing(expression, f"name '{name.group()}' is not defined")
     value = names[name.group()]
     for step in _STEP.finditer(expression, name.end()):
         value = _step(value, step, expression)
@@ -55,9 +55,7 @@ def _step(value: object, step: re.Match[str], expression: str) -> object:
         key: object = int(index) if index is not None else single if single is not None else double
         return value[key]  # type: ignore[index]  # what cannot be indexed raises TypeError
     except (AttributeError, LookupError, TypeError) as error:
-        raise _missing(
-            expression, f"{step.group()} is not there ({type(error).__name__})"
-        ) from error
+        raise _missing(expression, f"{step.group()} not found ({type(error).__name__})") from error
 
 
 def _missing(expression: str, why: str) -> BadOption:

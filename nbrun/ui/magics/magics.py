@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +13,14 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from nbrun.agents import ALLOW, DENY, by_name, registered
 from nbrun.agents.python_cell import TARGET as CELL_TARGET, PythonCell, check_code
+from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome, CancelReceipt
 from nbrun.core.commands import FILTERS, asks_for_help, close_to
 from nbrun.core.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
-from nbrun.core.events import CONTINUE
 from nbrun.core.options import defaults
-from nbrun.core.quantities import duration
+from nbrun.core.quantities import duration, moment
 from nbrun.core.record import Steered
-from nbrun.core.text import printable
+from nbrun.core.text import printable, visible
 from nbrun.core.values import shown
 from nbrun.render.words import opening, title
 from nbrun.sessions.session import LIST_LIMIT
@@ -53,6 +53,12 @@ _OUTCOMES = {
     CancelOutcome.NOT_FOUND: "not found",
     CancelOutcome.FOREIGN: "belong to another kernel; cancel them there",
 }
+
+SHOWN_LINES = 200
+"""How many lines are shown by default."""
+_PAGE = 2_000
+
+_UNMARKED = frozenset({"stdout", "info"})
 
 Given = SimpleNamespace
 """What a line gives, by the names of its arguments; None for what it doesn't."""
@@ -91,7 +97,7 @@ class AgentMagics(Magics):
         }
         session = self._presenter.session
         if given.continues is not None:
-            run = session.follow(CONTINUE, given.continues, agent, prompt=prompt, **more)
+            run = session.follow(ev.CONTINUE, given.continues, agent, prompt=prompt, **more)
         else:
             model = self._presenter.config.model or None
             run = session.start(agent, prompt, **({"model": model} if agent is None else {}) | more)
@@ -246,8 +252,6 @@ class AgentMagics(Magics):
         print(f"Message sent to {title(run.record)}; {_receipt(run, steer_id)}.")
 
     def _logs(self, given: Given) -> None:
-        from nbrun.ui.magics.logs import SHOWN_LINES, log_text
-
         print(log_text(self._run(given), given.n or SHOWN_LINES))
 
     def _agents(self, _given: Given) -> None:
@@ -385,3 +389,28 @@ def _receipt(run: Run, steer_id: str) -> str:
 
 def _undefined(flag: str, name: str, what: str) -> BadOption:
     return BadOption(f"{flag} {name}: no {what} of this name in this notebook; define it above")
+
+
+def log_text(run: Run, count: int) -> str:
+    """Return the last lines of a run's log, the newest last, below the number of those left out."""
+    lines: deque[str] = deque(maxlen=count)
+    total, after = 0, -1
+    until = run.glance.event_count  # a live run may log faster than this reads
+    while after < until - 1 and (page := run.events(after, _PAGE)):
+        after = page[-1].seq
+        for event in page:
+            if isinstance(event.data, ev.Log):
+                found = _lines(event.ts, event.data)
+                lines.extend(found)
+                total += len(found)
+    if not total:
+        return f"{opening(run.record)} has logged nothing."
+    left_out = total - len(lines)
+    head = [f"… {left_out:,} earlier lines; -n {total} shows all"] if left_out else []
+    return "\n".join([*head, *lines])
+
+
+def _lines(at: float, log: ev.Log) -> list[str]:
+    time = moment(at, "%H:%M:%S")
+    mark = "" if log.level in _UNMARKED else f"{visible(log.level)}: "
+    return [f"{time}  {mark}{visible(line)}" for line in log.text.splitlines() or [""]]

@@ -52,11 +52,11 @@ def test_all_other_braces_stay(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{nobody}", "there is no name 'nobody'"),
-        ("{thing.nothing}", r"\.nothing is not there \(AttributeError\)"),
-        ("{items[9]}", r"\[9\] is not there \(IndexError\)"),
-        ("{table['no']}", r"is not there \(KeyError\)"),
-        ("{number[0]}", r"is not there \(TypeError\)"),
+        ("{nobody}", "name 'nobody' is not defined"),
+        ("{thing.nothing}", r"\.nothing not found \(AttributeError\)"),
+        ("{items[9]}", r"\[9\] not found \(IndexError\)"),
+        ("{table['no']}", r"not found \(KeyError\)"),
+        ("{number[0]}", r"not found \(TypeError\)"),
     ],
 )
 def test_what_does_not_exist_is_one_line_with_the_mend(text: str, words: str) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from nbrun import NotebookSession, RunContext
-from nbrun.ui.magics import logs as run_log
-from nbrun.ui.magics.logs import log_text
+from nbrun.ui.magics import magics
+from nbrun.ui.magics.magics import log_text
 from tests.fakes.agents import BOUND_S, instant
 
 MakeSession = Callable[..., NotebookSession]
@@ -43,7 +43,7 @@ def test_the_log_of_a_run_is_shown(
     assert run.wait(BOUND_S)
     assert lines_of(log_text(run, 10)) == ALL
     session.close()
-    monkeypatch.setattr(run_log, "_PAGE", 2)
+    monkeypatch.setattr(magics, "_PAGE", 2)
     stored = make_session().get(1)
     assert stored.live is None
     assert lines_of(log_text(stored, 10)) == ALL
