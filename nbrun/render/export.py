@@ -7,14 +7,13 @@ import secrets
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.core import BadOption, commands, recording, visible
+from nbrun.core import BadOption, Exported, commands, events as ev, recording, visible
 from nbrun.render import results, static_card
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from nbrun.core import Exported, events as ev
 
 PAGE = 1_000
 """How many events are read at once."""

@@ -6,10 +6,12 @@ import pickle
 from typing import TYPE_CHECKING
 
 from nbrun.core import (
+    Artifact,
     ArtifactLost,
     BadOption,
     NbrunError,
     NoResult,
+    Plain,
     artifacts as kinds,
     mimebundle as bundle,
     readable,
@@ -18,7 +20,6 @@ from nbrun.core import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbrun.core import Artifact, Plain
 
 _READ_LIMIT = 2 * bundle.LIMIT  # a bundle may come from another program
 

@@ -10,13 +10,11 @@ from enum import Flag, auto
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.core import duration, moment, printable, shown
+from nbrun.core import RunRecord, duration, moment, printable, shown
 from nbrun.render import markdown, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from nbrun.core import RunRecord
 
 
 class View(Flag):

@@ -10,6 +10,7 @@ from nbrun.agents import ALLOW
 from nbrun.agents.context.approvals import choices
 from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING
 from nbrun.core import (
+    REPR_KEY,
     BadOption,
     CancelCause,
     Cancelled,
@@ -23,7 +24,6 @@ from nbrun.core import (
     plain,
     shown,
 )
-from nbrun.core.values import REPR_KEY
 from nbrun.render.words import opening, title
 
 if TYPE_CHECKING:

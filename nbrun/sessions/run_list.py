@@ -6,7 +6,7 @@ import shutil
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbrun.core import PackageMissing, printable
+from nbrun.core import PackageMissing, RunRecord, printable
 from nbrun.render.run_table import Row, View, cells, html_table, text_lines
 from nbrun.sessions.run import Run
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from nbrun.core import RunRecord
 
 FRAME: dict[str, tuple[str, Callable[[RunRecord], object]]] = {
     "number": ("Int64", lambda record: record.number),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from nbrun.core import (
+    REPR_KEY,
     Artifact,
     ArtifactFiles,
     ArtifactLost,
@@ -17,7 +18,7 @@ from nbrun.core import (
     shown,
     type_name,
 )
-from nbrun.core.values import REPR_KEY, TYPE_KEY
+from nbrun.core.values import TYPE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import traitlets
 
-from nbrun.core.quantities import duration
-from nbrun.core.record import RunStatus
+from nbrun.core import Clock, RunStatus, duration
 from nbrun.store.diagnosis import MARKS, Finding, Sign, kept, served, set_aside, tried, versions
 from nbrun.ui.cards.esm import page_module
 from nbrun.ui.kernel import requests
@@ -21,7 +20,6 @@ from nbrun.ui.kernel.waiting import cell_id, is_headless
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from nbrun.core.clock import Clock
     from nbrun.ui.presenter import Presenter
 
 ANSWER_S = 2.0

@@ -9,6 +9,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING
 
 from nbrun.agents import (
+    AgentAdapter,
     adapters,
     builtin,
     find_adapter,
@@ -17,13 +18,11 @@ from nbrun.agents import (
     registered,
     third_party,
 )
-from nbrun.core.errors import UserError
-from nbrun.core.text import visible
+from nbrun.core import UserError, visible
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
-    from nbrun.agents import AgentAdapter
 
 _ABILITIES = {
     "text": "streamed text", "tools": "tools shown", "functions": "functions as tools",

@@ -13,8 +13,8 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 
 from nbrun.agents import registered
 from nbrun.agents.builtin import KNOWN
-from nbrun.core.commands import Command
-from nbrun.core.record import LIVE, TERMINAL, RunStatus
+from nbrun.core import LIVE, TERMINAL, RunStatus
+from nbrun.core.commands import Argument, Command
 from nbrun.sessions.catalog import number_of
 from nbrun.store import RunReference, newest_references
 from nbrun.ui.magics.agent_list import agents_in
@@ -23,7 +23,6 @@ from nbrun.ui.magics.options import CELL, LINE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nbrun.core.commands import Argument
     from nbrun.sessions.run import Run
     from nbrun.sessions.session import NotebookSession
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core.commands import REFERENCE, two_columns
+from nbrun.core.commands import REFERENCE, Argument, two_columns
 from nbrun.ui.magics.options import CELL, LINE, OPTIONS, TARGET
-
-if TYPE_CHECKING:
-    from nbrun.core.commands import Argument
 
 
 class Example(msgspec.Struct, frozen=True):

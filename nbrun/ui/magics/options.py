@@ -8,10 +8,9 @@ from itertools import chain
 
 import msgspec
 
+from nbrun.core import Action, Fix, duration_s
 from nbrun.core.commands import FILTERS, FORMS, REF, Argument, Command, integer, whole_number
-from nbrun.core.errors import Action, Fix
 from nbrun.core.options import LABELS, choices
-from nbrun.core.quantities import duration_s
 
 
 def _tag(text: str) -> tuple[str, str]:

@@ -6,14 +6,13 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from nbrun.core.commands import asks_for_help
-from nbrun.core.errors import BadOption
+from nbrun.core import BadOption
+from nbrun.core.commands import Command, asks_for_help
 from nbrun.ui.magics.options import CELL, LINE
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from nbrun.core.commands import Command
 
 _CALL = re.compile(r"\s*(\w+)\s*\(")
 _SAY = re.compile(
