@@ -30,10 +30,7 @@ class NoAnswer(NbrunError):
 async def call(kernel: KernelManager, op: str, **content: object) -> dict[str, Any]:
     """Return the answer of nbrun in this kernel to a request.
 
-    Raises
-    ------
-    NoAnswer
-        None came in time: nbrun isn't loaded there, or the kernel is blocked, starting or dead.
+    `NoAnswer` means that nbrun isn't loaded there, or that the kernel is blocked, starting or dead.
     """
     client = kernel.client()
     if not isinstance(client, AsyncKernelClient):  # any other would block the server

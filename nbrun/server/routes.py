@@ -37,10 +37,7 @@ class KernelHandler(APIHandler):
     async def ask(self, kernel_id: str, op: str, **content: object) -> dict[str, Any]:
         """Return the answer of nbrun in a kernel.
 
-        Raises
-        ------
-        HTTPError
-            404: no such kernel. 504: it doesn't answer. 501: its nbrun is older than the server's.
+        Errors are 404: no such kernel, 504: it doesn't answer, 501: its nbrun is older than the server's.
         """
         kernel = self.kernel_manager.get_kernel(kernel_id)  # raises the 404
         try:

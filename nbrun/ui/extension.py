@@ -12,7 +12,7 @@ from nbrun.sessions import SHELL_ATTRIBUTE, NotebookSession
 from nbrun.store import Keep
 from nbrun.ui import config, presenter
 from nbrun.ui.kernel import requests, waiting
-from nbrun.ui.magics.options import spell
+from nbrun.ui.magics import completion, magics, options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +62,6 @@ class Extension:
 
     def open(self) -> None:
         """Register the magics, and all that brings a cancel or the kernel's end to the session."""
-        from nbrun.ui.magics import completion, magics
-
         self.shell.register_magics(magics.AgentMagics(self.presenter))
         completions = completion.Completion(self.shell, self.session)
         completions.open()
@@ -100,7 +98,7 @@ def load(shell: Any) -> None:
     extension.open()
     setattr(shell, _EXTENSION_ATTRIBUTE, extension)
     setattr(shell, SHELL_ATTRIBUTE, extension.session)
-    errors.spell_with(spell)
+    errors.spell_with(options.spell)
 
 
 def unload(shell: Any) -> None:

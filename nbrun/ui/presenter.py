@@ -6,7 +6,7 @@ import contextvars
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.core import Action, Fix, Interrupted, RunNotFinished
+from nbrun.core import Action, Fix, Interrupted, RunNotFinished, RunRecord
 from nbrun.render.words import run_ref, with_followups
 from nbrun.sessions import LIST_LIMIT, NotebookSession, Run
 from nbrun.ui.kernel import main_thread, notebook_tools, requests, waiting
@@ -14,7 +14,6 @@ from nbrun.ui.kernel import main_thread, notebook_tools, requests, waiting
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nbrun.core import RunRecord
     from nbrun.ui.config import NbRun
 
 
@@ -63,12 +62,7 @@ class Presenter:
     def present(self, run: Run, block: bool | None) -> None:
         """Show a run that was just started, and wait for it if asked to, or if nobody is watching.
 
-        Raises
-        ------
-        RunFailed, RunCancelled
-            The run was waited for and ended this way: the cell must fail, too.
-        Interrupted
-            ■ came during the wait.
+        If the run that is waited for fails, so must the cell: this raises what `run.result()` does, or `Interrupted`.
         """
         if self.kernel is None:
             self._present_in_terminal(run, block)
@@ -215,15 +209,7 @@ class Presenter:
     # --- waiting ---------------------------------------------------------------------------------
 
     def wait(self, runs: list[Run], timeout_s: float | None) -> None:
-        """Wait for runs, in order.
-
-        Raises
-        ------
-        RunNotFinished
-            Time is up; the runs continue.
-        Interrupted
-            ■ came: only the wait ends, the runs continue.
-        """
+        """Wait for runs, in order; the runs continue after `RunNotFinished` (time is up) and `Interrupted` (■)."""
         clock = self.session.clock
         until = None if timeout_s is None else clock.monotonic() + timeout_s
         try:

@@ -137,4 +137,4 @@ def state(name: str) -> dict[str, Any]:
     """Return what the kernel sends of the run of that name."""
     record = RECORDS[name]
     words = queued_words(2, 4, 8, 8) if name == "queued" else None
-    return view(record, NOW, words=words, blocks=Blocks(), children=RUNNING_CHILDREN)
+    return view(record, NOW, status=words, blocks=Blocks(), children=RUNNING_CHILDREN)

@@ -8,34 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import (
-    ChildSummary,
-    Plain,
-    RunRecord,
-    RunStatus,
-    ToolCall,
-    events as ev,
-    readable,
-    shown,
-    values,
-    visible,
-)
-from nbrun.render.words import (
-    always_words,
-    answer_of,
-    cancel_notes,
-    files_words,
-    followup_notes,
-    name_and_number,
-    progress_words,
-    receipt_words,
-    status_words,
-    usage_words,
-)
+from nbrun.core import RunRecord, RunStatus, events as ev, readable, shown, values, visible
+from nbrun.render import words
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks, visible_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from nbrun.core import ChildSummary, ToolCall
 
 TOOL_LIMIT = 20
 ARGS_LIMIT, RESULT_LIMIT = 300, 500
@@ -58,7 +38,7 @@ def view(
     record: RunRecord,
     now: float,
     problem: str | None = None,
-    words: str | None = None,
+    status: str | None = None,
     *,
     blocks: Blocks | None = None,
     children: Mapping[str, RunRecord] | None = None,
@@ -68,12 +48,12 @@ def view(
     Parameters
     ----------
     now : the kernel's time in epoch seconds, from which the page computes elapsed times.
-    words : the status in words, if more is known than the record says.
+    status : the status in words, if more is known than the record says.
     blocks : renders the text, each block once; without it the text isn't rendered.
     children : the records of the live child runs, by id: the parent's log has only their ends.
     """
-    mine = filter(None, [always_words(record), files_words(record)])
-    notes = [*mine, *followup_notes(record), *cancel_notes(record)]
+    mine = filter(None, [words.always_words(record), words.files_words(record)])
+    notes = [*mine, *words.followup_notes(record), *words.cancel_notes(record)]
     notices = [*record.notices, *([f"Not saved: {problem}"] if problem else [])]
     return {
         "id": record.run_id,
@@ -82,7 +62,7 @@ def view(
         "agent": _line(record.model or record.agent),
         "awaited": "model" if record.model else "agent",
         "status": str(record.status),
-        "words": _line(words or status_words(record), 2 * LINE_LIMIT),
+        "words": _line(status or words.status_words(record), 2 * LINE_LIMIT),
         "live": record.is_live,
         "phase": record.phase and _line(record.phase),
         "progress": _progress(record.progress),
@@ -90,7 +70,7 @@ def view(
         "started_at": record.started_at,
         "ended_at": record.ended_at,
         "now": now,
-        "usage": usage_words(record.usage),
+        "usage": words.usage_words(record.usage),
         **_text(record, blocks),
         "reasoning": visible(record.reasoning),
         "reasoning_count": record.reasoning_count,
@@ -121,7 +101,7 @@ def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
     """
     text, output = record.text, record.output
     if isinstance(output, str):
-        text = answer_of(record)
+        text = words.answer_of(record)
     is_data = output is not None and not isinstance(output, str)
     state: dict[str, Any] = {
         "blocks": [],
@@ -132,11 +112,11 @@ def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
     if blocks is not None:
         blocks.feed(text, not record.is_live)
         state.update(blocks=blocks.shown, text=blocks.tail, text_cut=blocks.cut)
-    whole = "" if record.is_live else answer_of(record)
+    whole = "" if record.is_live else words.answer_of(record)
     return {**state, "result": whole[-TEXT_LIMIT:], "result_cut": max(0, len(whole) - TEXT_LIMIT)}
 
 
-def _laid_out(output: Plain) -> str:
+def _laid_out(output: values.Plain) -> str:
     """Return data as indented JSON, unless it is long: a page gets only its beginning."""
     text = readable(output)
     is_json = text.startswith(("{", "[")) and len(text) <= 4 * OUTPUT_LIMIT
@@ -183,7 +163,7 @@ def _edit(asked: ev.ApprovalRequested) -> str | None:
     return visible(text, lambda found: json.dumps(found[0])[1:-1])
 
 
-def _is_data(value: Plain) -> bool:
+def _is_data(value: values.Plain) -> bool:
     """Return whether it contains no placeholder of an object: sent back, it would replace the object."""
     if isinstance(value, dict):
         return values.REPR_KEY not in value and all(map(_is_data, value.values()))
@@ -201,7 +181,7 @@ def _steer(record: RunRecord) -> dict[str, Any]:
             {
                 "id": one.id,
                 "text": visible(shown(one.text)),
-                "words": receipt_words(one, record),
+                "words": words.receipt_words(one, record),
                 "taken": one.taken_at is not None,
             }
             for one in record.steered
@@ -234,12 +214,14 @@ def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]
     record = live.get(child.run_id)
     return {
         "id": child.run_id,
-        "title": _line(name_and_number(child), 100),
+        "title": _line(words.name_and_number(child), 100),
         "status": child.status if record is None else str(record.status),
-        "words": _line(child.status if record is None else status_words(record), 60),
+        "words": _line(child.status if record is None else words.status_words(record), 60),
         "started_at": child.started_at if record is None else record.started_at,
         "ended_at": child.ended_at,
-        "usage": usage_words(record.usage if record is not None else child.usage or ev.Usage()),
+        "usage": words.usage_words(
+            record.usage if record is not None else child.usage or ev.Usage()
+        ),
     }
 
 
@@ -250,4 +232,4 @@ def _progress(progress: ev.Progress | None) -> dict[str, Any] | None:
     done, total = progress.done, progress.total
     is_known = total is not None and total > 0 and math.isfinite(done) and math.isfinite(total)
     part = min(1.0, max(0.0, done / total)) if is_known and total is not None else None
-    return {"part": part, "words": _line(progress_words(progress))}
+    return {"part": part, "words": _line(words.progress_words(progress))}

@@ -6,39 +6,32 @@ import contextlib
 import signal
 import threading
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nbrun.core import BadOption, Latch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
+@dataclass(eq=False)
 class Job:
-    """A piece of code that an agent has submitted.
+    """A piece of code that an agent has submitted, and its results, which are complete once it is `done`."""
 
-    Threads: `cancel()` from any thread; the main thread writes the rest, before it sets `done`.
-    """
-
-    def __init__(self, code: str, interrupt: Callable[[Job], None]) -> None:
-        self.code = code
-        self.done = Latch()
-        self.printed = ""
-        self.outputs: list[dict[str, Any]] = []  # MIME bundles, in their order
-        self.error: BaseException | None = None
-        self.is_cancelled = False
-        self._interrupt = interrupt
-
-    def cancel(self) -> None:
-        """Withdraw it, or interrupt it if it is running; other code isn't touched."""
-        self.is_cancelled = True
-        self._interrupt(self)
+    code: str
+    done: Latch = field(default_factory=Latch)
+    printed: str = ""
+    outputs: list[dict[str, Any]] = field(default_factory=list)  # MIME bundles, in their order
+    error: BaseException | None = None
+    is_cancelled: bool = False
 
 
 class MainThread:
     """Runs code in the notebook's namespace while no cell is running, or while one only waits for a run.
 
-    Threads: `submit()` from any thread; `_lock` guards `_waiting` and `_running`; the main thread does the rest.
+    Threads: `submit()` and `cancel()` from any thread; `_lock` guards `_waiting` and `_running`; the main thread does
+    the rest.
     """
 
     def __init__(self, shell: Any) -> None:
@@ -59,7 +52,7 @@ class MainThread:
         with self._lock:
             waiting, self._waiting = list(self._waiting), deque()
         for job in waiting:
-            job.cancel()
+            job.is_cancelled = True
             job.done.set()
 
     @property
@@ -69,13 +62,15 @@ class MainThread:
 
     def submit(self, code: str) -> Job:
         """Run code as soon as no cell is running."""
-        job = Job(code, self._interrupt)
+        job = Job(code)
         with self._lock:
             self._waiting.append(job)
         self._loop.call_soon_threadsafe(self._next)
         return job
 
-    def _interrupt(self, job: Job) -> None:
+    def cancel(self, job: Job) -> None:
+        """Withdraw code, or interrupt it if it is running; other code isn't touched."""
+        job.is_cancelled = True
         with self._lock:
             if job in self._waiting:
                 self._waiting.remove(job)
@@ -87,13 +82,7 @@ class MainThread:
     # --- the main thread -------------------------------------------------------------------------
 
     def run_here(self) -> None:
-        """Run what waits, within a cell that only waits itself.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            ■ came meanwhile: it is meant for the cell as well.
-        """
+        """Run what waits, within a cell that only waits itself; an interrupt by ■ is meant for the cell, too."""
         while (job := self._take()) is not None:
             self._execute(job)
             if isinstance(job.error, KeyboardInterrupt) and not job.is_cancelled:

@@ -87,7 +87,7 @@ class NotebookTools:
         main, run = self._main, current()
         assert main is not None  # noqa: S101 - else there is no such tool
         job = main.submit(code)
-        handle = run.token.add_callback(lambda _: job.cancel())
+        handle = run.token.add_callback(lambda _: main.cancel(job))
         if main.is_busy and not job.done.is_set():
             run.log("run_python is waiting for the running cell to finish")
         # Without a limit: this thread stands for the code, and is named if the code doesn't stop.

@@ -163,13 +163,7 @@ def _listed(run: Run) -> dict[str, Any]:
 
 
 def read_args(text: str, hint: str = 'write them as in {"path": "x"}') -> object:
-    """Return the edited arguments of a question, from JSON; `hint` ends the message if they cannot be read.
-
-    Raises
-    ------
-    BadOption
-        It isn't valid JSON, or is null, which would mean no change.
-    """
+    """Return the edited arguments of a question, from JSON that isn't null; `hint` ends the message of an error."""
     try:
         args: object = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

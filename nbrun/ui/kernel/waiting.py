@@ -54,10 +54,7 @@ def wait_for(run: Run, meanwhile: Callable[[], None] = lambda: None) -> None:
 def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
     """Have ■ or Ctrl-C cancel this run and no other, whenever it comes: also while the run is being shown.
 
-    Raises
-    ------
-    Interrupted
-        It came: this run was cancelled, and had its grace period to stop.
+    After the run's grace period to stop, this raises `Interrupted`.
     """
     try:
         yield

@@ -20,12 +20,7 @@ POLL_S = 0.05
 def next_line(prompt: str, is_wanted: Callable[[], bool]) -> str | None:
     """Return the next line typed after `prompt`; None as soon as it is no longer wanted.
 
-    Raises
-    ------
-    EOFError
-        The input has ended, or Ctrl-D was typed.
-    KeyboardInterrupt
-        Ctrl-C was typed.
+    Ctrl-C raises `KeyboardInterrupt`, Ctrl-D and the end of the input raise `EOFError`.
     """
     if not _is_terminal():
         print(prompt, end="", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from nbrun.agents import ALLOW, DENY
-from nbrun.core import (
+from nbrun.core import (  # fmt: skip
     UserError,
     duration,
     events as ev,
@@ -28,13 +28,7 @@ EDIT, ALWAYS = "edit", "always"
 
 
 def show_until_end(run: Run, session: NotebookSession) -> None:
-    """Show the run's line until it has ended, then its static card as text.
-
-    Raises
-    ------
-    Interrupted
-        Ctrl-C came, and the run was cancelled.
-    """
+    """Show the run's line until it has ended, then its static card as text; Ctrl-C cancels it (`Interrupted`)."""
     from rich.cells import cell_len
     from rich.console import Console
     from rich.live import Live
@@ -117,13 +111,10 @@ class _Question:
             self._say(f"\n  {self._resolution()}")
             return
         try:
+            decision, text, always = reply
+            edited = None if decision == DENY else self._edited
             self._run.answer(
-                asked.id,
-                reply.decision,
-                args=None if reply.decision == DENY else self._edited,
-                text=reply.text,
-                always=reply.is_always,
-                by="terminal",
+                asked.id, decision, args=edited, text=text, always=always, by="terminal"
             )
         except UserError as error:  # its time was up at this moment
             self._say(f"  {error}")

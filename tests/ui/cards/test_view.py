@@ -196,7 +196,7 @@ def test_progress_is_a_part_of_one(progress: ev.Progress, part: float | None) ->
 def test_log_and_place_in_line_are_shown() -> None:
     """The tail of the log and its length are the record's; words of a place stand for the status."""
     record = msgspec.structs.replace(RECORD, log=("a", "b"), log_count=12)
-    shown = view(record, now=105.0, words="Queued (next) · 1 of 8 slots busy")
+    shown = view(record, now=105.0, status="Queued (next) · 1 of 8 slots busy")
     assert (shown["log"], shown["log_count"]) == (["a", "b"], 12)
     assert shown["words"] == "Queued (next) · 1 of 8 slots busy"
     assert view(RECORD, now=105.0)["progress"] is None
