@@ -105,7 +105,6 @@ class NotebookSession:
         if min(keep_runs, keep_bytes) < 0:
             raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
         self.clock = clock or SystemClock()
-        self.cancel_grace_s = cancel_grace_s
         self.max_concurrent = max_concurrent
         self.notebook = notebook_path(path)
         self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
@@ -138,6 +137,15 @@ class NotebookSession:
         self._observers = [ObserverThread(observer) for observer in observers]
         self._listeners: tuple[Listener, ...] = tuple(one.publish for one in self._observers)
         self.store.open_existing(sets_aside=True)
+
+    @property
+    def cancel_grace_s(self) -> float:
+        """Seconds that cleanup code gets after a cancel; a change applies to new runs."""
+        return self.parts.cancel_grace_s
+
+    @cancel_grace_s.setter
+    def cancel_grace_s(self, seconds: float) -> None:
+        self.parts.cancel_grace_s = seconds
 
     # --- starting --------------------------------------------------------------------------------
 

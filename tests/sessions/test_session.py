@@ -342,6 +342,17 @@ def test_an_end_is_told_again_when_what_was_left_running_has_ended(
     assert run.record.is_settled
 
 
+def test_a_changed_grace_applies_to_new_runs(make_session: MakeSession) -> None:
+    """What does not stop is let go of after the new grace period."""
+    session, stubborn = make_session(cancel_grace_s=3600.0), Stubborn()
+    session.cancel_grace_s = 0.05
+    run = session.start(stubborn)
+    assert stubborn.entered.wait(BOUND_S)
+    assert run.cancel().wait(BOUND_S)
+    assert run.record.still_running == ("Stubborn",)
+    stubborn.let_go()
+
+
 def test_max_concurrent_must_allow_something(make_session: MakeSession) -> None:
     """No runs at all is a mistake, told at once."""
     with pytest.raises(BadOption, match="at least 1"):
