@@ -43,7 +43,7 @@ class Extension:
         self.session.on_display = self.presenter.show
         self.session.on_panel = self.presenter.show_panel
         self.session.find_agent = self.presenter.find_agent
-        self.session.on_followed = self.presenter.redraw_followed
+        self.session.on_followed = self.presenter.redraw_after_followup
         if self.presenter.kernel is not None:
             self.session.parts.artifact_writer.on_format = functools.partial(format_value, shell)
         self._undo: list[Callable[[], object]] = []

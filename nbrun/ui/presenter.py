@@ -175,7 +175,7 @@ class Presenter:
 
             display(runs)
 
-    def redraw_followed(self, run: Run) -> None:
+    def redraw_after_followup(self, run: Run) -> None:
         """Update the card of a run that others were started from: it names them."""
         if self._board is not None and run.live is not None:
             self._board.note_followups(run.live, run.followups)

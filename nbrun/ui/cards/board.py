@@ -145,8 +145,8 @@ class _Card(Drawable):
         if is_end:
             self._draw_end()
             return False
-        # Not with each question: the page then redraws the card, and somebody may be typing in it. So before the
-        # state, too, which tells them that they can.
+        # A new output makes the page redraw the card, in which somebody may be typing. So only if it has changed, and
+        # before the state, which shows the question that they would answer.
         is_outdated = self._in_output != (bool(self.live.record.pending), self.is_placed)
         if self.live.record.is_live and is_outdated:
             self.handle.update(self.output(), raw=True)
