@@ -25,9 +25,10 @@ from langgraph.types import Send, interrupt
 import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
 from nbrun.agents import find_adapter
+from nbrun.agents.frameworks import INTERRUPTED
 from nbrun.agents.langgraph.adapter import LangGraphAdapter
 from nbrun.agents.langgraph.callbacks import Callbacks, Gate
-from nbrun.agents.langgraph.resume import INTERRUPTED, Memory, closed
+from nbrun.agents.langgraph.resume import Checkpoint, without_open_calls
 from nbrun.core import events as ev
 from nbrun.core.errors import NotResumable
 from tests.agents.conformance import log, tools
@@ -186,7 +187,7 @@ def test_a_model_never_waits_between_two_words(session: NotebookSession) -> None
 
     async def agent(prompt: str) -> None:
         run = nbrun.current()
-        watch = Callbacks(run, Memory(run, react(ScriptModel(turns=()), [])))
+        watch = Callbacks(run, Checkpoint(run, react(ScriptModel(turns=()), [])))
         watch.on_chat_model_start({}, [], run_id=uuid4())
         listening: list[BaseCallbackHandler] = [watch, Gate(run, watch)]
         told = ahandle_event(listening, "on_llm_new_token", "ignore_llm", "tea", run_id=uuid4())
@@ -420,7 +421,9 @@ def test_what_is_open_is_not_called_unasked() -> None:
     """Of one response: what was done stands, what was begun is told as such, the rest is taken away."""
     calls: Any = [{"name": "add", "args": {}, "id": name} for name in ("done", "begun", "asked")]
     said = AIMessage("let us see", tool_calls=calls)
-    whole = closed([HumanMessage("tea"), said, ToolMessage("5", tool_call_id="done")], {"begun"})
+    whole = without_open_calls(
+        [HumanMessage("tea"), said, ToolMessage("5", tool_call_id="done")], {"begun"}
+    )
     assert [message.type for message in whole] == ["human", "ai", "tool", "tool"]
     assert [call["id"] for call in whole[1].tool_calls] == ["done", "begun"]  # type: ignore[attr-defined]
     assert {m.tool_call_id: m.content for m in whole if isinstance(m, ToolMessage)} == {
@@ -428,7 +431,7 @@ def test_what_is_open_is_not_called_unasked() -> None:
         "begun": INTERRUPTED,
     }
     asked = AIMessage("", tool_calls=calls[2:])
-    assert closed([HumanMessage("tea"), asked], set()) == [HumanMessage("tea")]
+    assert without_open_calls([HumanMessage("tea"), asked], set()) == [HumanMessage("tea")]
 
 
 def test_a_forged_checkpoint_grants_nothing(session: NotebookSession) -> None:

@@ -20,8 +20,8 @@ import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
 from nbrun.agents import find_adapter
 from nbrun.agents.context.budget import NO_PRICE
+from nbrun.agents.frameworks import INTERRUPTED
 from nbrun.agents.pydantic_ai.adapter import PydanticAIAdapter
-from nbrun.agents.pydantic_ai.resume import INTERRUPTED
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.errors import BadOption

@@ -1,6 +1,6 @@
-"""Interrupts of a LangGraph graph as questions to a person: all of a step at once.
+"""The interrupts of a LangGraph graph as questions to the user.
 
-Imported when a graph asks, for it imports the framework.
+Imported when a graph asks, because it imports the framework.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 
 
 async def answered(
-    run: RunContext, interrupts: Sequence[Interrupt], watch: Callbacks
+    run: RunContext, interrupts: Sequence[Interrupt], callbacks: Callbacks
 ) -> Command[Any]:
-    """Return the command by which the graph goes on, with what a person has said to each interrupt."""
-    asked = (_answered(run, interrupt, watch) for interrupt in interrupts)
-    answers = await asyncio.gather(*asked)
+    """Ask about all interrupts of a step at once; return the command that resumes the graph."""
+    answers = await asyncio.gather(*(_answered(run, one, callbacks) for one in interrupts))
     return Command(resume={one.id: answer for one, answer in zip(interrupts, answers, strict=True)})
 
 
-async def _answered(run: RunContext, interrupt: Interrupt, watch: Callbacks) -> Any:
-    value, tool_id = interrupt.value, watch.tool_of(interrupt)
+async def _answered(run: RunContext, interrupt: Interrupt, callbacks: Callbacks) -> Any:
+    value, tool_id = interrupt.value, callbacks.tool_of(interrupt)
     asking = _Asking(run, tool_id)
     if _is_request(value, "action_requests"):
         answer: Any = {"decisions": await _decisions(asking, value)}
@@ -41,7 +40,7 @@ async def _answered(run: RunContext, interrupt: Interrupt, watch: Callbacks) -> 
     else:
         answer = await asking.ask_freely(value)
     if asking.is_denied and tool_id is not None:
-        watch.denied.add(tool_id)
+        callbacks.denied.add(tool_id)
     return answer
 
 
@@ -50,23 +49,22 @@ def _is_request(value: object, key: str) -> bool:
 
 
 class _Asking:
-    """Asks about the use of a tool; remembers whether it was denied."""
+    """Asks about a tool; remembers whether it was denied."""
 
     def __init__(self, run: RunContext, tool_id: str | None) -> None:
         self._run = run
         self._tool_id = tool_id
         self.is_denied = False
 
-    async def ask(self, name: str, args: Any, words: str | None, can_edit: bool) -> Answer:
-        """Return the answer about a tool."""
+    async def ask(self, name: str, args: Any, message: str | None, can_edit: bool) -> Answer:
         answer = await self._run.ask(
-            words or f"Use {name}?", args=plain(args), tool_id=self._tool_id, tool=name, editable=can_edit
+            message or f"Use {name}?", args=plain(args), tool_id=self._tool_id, tool=name, editable=can_edit
         )  # fmt: skip
         self.is_denied = self.is_denied or not answer
         return answer
 
     async def ask_freely(self, value: object) -> Any:
-        """Return what is said to a value of the graph's own form: never what is true when it was denied."""
+        """Return the answer to any other value: the edited arguments, the user's text, or True; False if denied."""
         message, args = (value, None) if isinstance(value, str) else ("Go on?", plain(value))
         answer = await self._run.ask(
             message, args=args, tool_id=self._tool_id, editable=args is not None

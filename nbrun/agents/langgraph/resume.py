@@ -1,9 +1,8 @@
-"""What a run of a LangGraph graph is gone on from: the thread of its checkpointer, or else its messages.
+"""The checkpoint of a run of a LangGraph graph: the thread of its checkpointer, or else its messages.
 
-A graph without a checkpointer gets one for the time of its run, which keeps the very objects: without any, LangGraph
-could not go on after an `interrupt()`.
+A graph without a checkpointer gets a temporary one, because LangGraph needs one to continue after an `interrupt()`.
 
-Imported when a run begins, for it imports the framework.
+Imported when a run begins, because it imports the framework.
 """
 
 from __future__ import annotations
@@ -26,18 +25,20 @@ from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.memory import InMemorySaver
 
 from nbrun.agents import USER, NotResumable, RunContext, State, Turn, plain
+from nbrun.agents.frameworks import INTERRUPTED, args_of, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-INTERRUPTED = "The tool call was interrupted; how far it got is unknown."
+DEPTH = 4
+"""How deep the containers in a checkpoint are copied."""
 
 
 class _Objects:
-    """Keeps what a checkpointer is given as it is: nothing has to be writable, and nothing is read from bytes.
+    """Stores the objects themselves, so that they needn't be serializable.
 
-    But for what holds it: LangGraph changes a checkpoint that it has given away.
+    Only their containers are copied, because LangGraph changes a checkpoint after it has handed it over.
     """
 
     def dumps_typed(self, obj: Any) -> tuple[str, Any]:
@@ -45,10 +46,6 @@ class _Objects:
 
     def loads_typed(self, data: tuple[str, Any]) -> Any:
         return _copied(data[1], DEPTH)
-
-
-DEPTH = 4
-"""How deep values are stored in a checkpoint."""
 
 
 def _copied(value: Any, depth: int) -> Any:
@@ -60,10 +57,10 @@ def _copied(value: Any, depth: int) -> Any:
     return made
 
 
-class Memory:
-    """Keeps a run's thread, or its messages, as its checkpoint.
+class Checkpoint:
+    """Saves the thread of a run, or its messages.
 
-    Threads: `begin_tool()`, `keep_result()` from any of the graph's; the rest of the loop that it is on.
+    Threads: `begin_tool()`, `pause_tool()` and `keep_result()` on any of the graph's, the rest on its loop.
     """
 
     def __init__(self, run: RunContext, graph: Any) -> None:
@@ -80,17 +77,17 @@ class Memory:
         self._results: tuple[ToolMessage, ...] = ()
 
     def config(self, *callbacks: Any) -> Any:
-        """Return the configuration of the run, with what the graph has of its own."""
+        """Return the configuration of the run, merged with the graph's own."""
         mine = {"configurable": {"thread_id": self._thread}, "callbacks": list(callbacks)}
         return merge_configs(self.graph.config, mine)  # type: ignore[arg-type]
 
     def begin(self) -> None:
-        """Take note of the thread, before anything is done in it."""
+        """Save the thread before anything happens in it."""
         if self._is_kept:
             self.run.checkpoint({"thread": self._thread})
 
     def keep(self, messages: Any) -> None:
-        """Take all messages there are, after a step of the graph."""
+        """Save all messages, after a step of the graph."""
         if self._is_kept or not isinstance(messages, list):
             return
         self._messages = convert_to_messages(messages)
@@ -98,17 +95,17 @@ class Memory:
         self._save()
 
     def begin_tool(self, tool_id: str) -> None:
-        """Take that a tool is entered: from here on nobody knows how far it came."""
+        """Save that a tool has started: from here on, how far it got is unknown."""
         self._begun = (*self._begun, tool_id)
         self._save()
 
     def pause_tool(self, tool_id: str) -> None:
-        """Take that a tool waits for a person: it begins anew when there is an answer."""
+        """Save that a tool waits for the user: it starts again with the answer."""
         self._begun = tuple(begun for begun in self._begun if begun != tool_id)
         self._save()
 
     def keep_result(self, result: Any) -> None:
-        """Take the result of a tool, where others of the same response are still to come."""
+        """Add the result of a tool while other calls of the same response are open."""
         if isinstance(result, ToolMessage):
             self._results = (*self._results, result)
             self._save()
@@ -121,12 +118,12 @@ class Memory:
         self.run.checkpoint({"messages": text, "begun": list(self._begun)})
 
     async def restore(self, state: State) -> Any:
-        """Return what to go on with: None for a thread that the checkpointer knows.
+        """Return the input to resume with: None for a thread of the graph's checkpointer.
 
         Raises
         ------
         NotResumable
-            It does not, or another version of LangGraph has kept the messages.
+            The checkpointer doesn't have the thread, or another version of LangGraph saved the messages.
         """
         kept: Any = state
         try:
@@ -134,8 +131,7 @@ class Memory:
                 self._thread = str(kept["thread"])
                 return await self._known_thread()
             messages = messages_from_dict(json.loads(kept["messages"]))
-            begun = set(kept["begun"])
-            return {"messages": closed(messages, begun)}
+            return {"messages": without_open_calls(messages, set(kept["begun"]))}
         except (LookupError, TypeError, ValueError, AttributeError):
             raise NotResumable(
                 "its checkpoint was made by another version of LangGraph; retry starts it again"
@@ -152,11 +148,10 @@ class Memory:
             )
 
 
-def closed(messages: Sequence[BaseMessage], begun: set[str]) -> list[BaseMessage]:
-    """Return messages in which no call is open, so that nothing is called unasked.
+def without_open_calls(messages: Sequence[BaseMessage], begun: set[str]) -> list[BaseMessage]:
+    """Return the messages without open tool calls, so that no tool is called without approval.
 
-    What was begun is told as interrupted. What was not, because a person was asked or the run ended before, is
-    taken away: the model has to call it again.
+    A call that had begun gets an interrupted result. One that had not is removed: the model has to call it again.
     """
     done = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
     whole: list[BaseMessage] = []
@@ -168,7 +163,7 @@ def closed(messages: Sequence[BaseMessage], begun: set[str]) -> list[BaseMessage
         if len(calls) < len(message.tool_calls):
             if not calls and not message.text:
                 continue
-            # Anew, for a provider's own form of the calls may be among its content.
+            # A new message, because the content may include the calls in the provider's own form.
             message = AIMessage(message.text, tool_calls=calls, id=message.id)
         whole.append(message)
         whole += [
@@ -180,32 +175,28 @@ def closed(messages: Sequence[BaseMessage], begun: set[str]) -> list[BaseMessage
 
 
 def last_is_open(messages: Any) -> bool:
-    """Return whether the last message calls tools, whose results have to come next."""
+    """Return whether the last message calls tools, so that their results must come next."""
     return bool(messages and getattr(messages[-1], "tool_calls", None))
 
 
-def received(texts: Iterable[str]) -> list[HumanMessage]:
-    """Return what people have said as messages."""
+def user_messages(texts: Iterable[str]) -> list[HumanMessage]:
+    """Return the user's texts as messages."""
     return [HumanMessage(text) for text in texts]
 
 
 def as_messages(history: Sequence[Turn]) -> list[BaseMessage]:
-    """Return what was said in earlier runs, of whatever agents, as messages."""
+    """Return the conversation of earlier runs, of any agent, as messages."""
     messages: list[BaseMessage] = []
     for turn in history:
         if turn.role == USER:
             messages.append(HumanMessage(turn.text))
             continue
         if turn.calls:
-            calls = [
-                {"name": c.name, "id": c.id, "args": c.args if isinstance(c.args, dict) else {"value": c.args}}
-                for c in turn.calls
-            ]  # fmt: skip
+            calls = [{"name": c.name, "id": c.id, "args": args_of(c)} for c in turn.calls]
             messages.append(AIMessage("", tool_calls=calls))
-            for call in turn.calls:
-                result = call.result if isinstance(call.result, str) else json.dumps(call.result)
-                text = INTERRUPTED if call.status in ("interrupted", "cancelled") else result
-                messages.append(ToolMessage(text, tool_call_id=call.id, name=call.name))
+            messages += [
+                ToolMessage(result_of(c), tool_call_id=c.id, name=c.name) for c in turn.calls
+            ]
         if turn.text:
             messages.append(AIMessage(turn.text))
     return messages

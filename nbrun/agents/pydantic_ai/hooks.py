@@ -1,10 +1,11 @@
-"""What nbrun hangs on a run of pydantic-ai: its budget, its usage, its memory, what people say, and its threads.
+"""The hooks and events of a run of pydantic-ai: budget, usage, messages, questions, tools and their threads.
 
-Imported when a run begins, for it imports the framework.
+Imported when a run begins, because it imports the framework.
 """
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import Executor, Future
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
@@ -12,27 +13,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import ModelRequest, UserPromptPart
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDenied
 from pydantic_graph import End
 
-from nbrun.agents import RunContext, Worker, call_soon
+from nbrun.agents import Clock, Output, RunContext, Worker, call_soon, events as ev, plain
+from nbrun.agents.frameworks import Tools
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pydantic_ai import RunContext as FrameworkContext
-    from pydantic_ai.capabilities import (
-        AgentNode,
-        NodeResult,
-        ValidatedToolArgs,
-        WrapToolExecuteHandler,
-    )
+    from pydantic_ai.capabilities import AgentNode, NodeResult
     from pydantic_ai.messages import ModelResponse, ToolCallPart
     from pydantic_ai.models import ModelRequestContext
-    from pydantic_ai.tools import ToolDefinition
     from pydantic_ai.usage import RunUsage
 
-    from nbrun.agents.pydantic_ai.resume import Memory
+    from nbrun.agents.pydantic_ai.resume import Checkpoint
 
 T = TypeVar("T")
 
@@ -40,81 +36,102 @@ _tool: ContextVar[str] = ContextVar("nbrun_tool", default="a function of the age
 
 
 class Hooks(AbstractCapability[Any]):
-    """Asks the run's budget before each model request, and tells what has been used after it.
-
-    There it also hands on what people have said, and keeps what the run can be gone on from.
+    """Checks the budget, delivers messages and saves a checkpoint before each request; reports usage after it.
 
     Threads: the loop that the agent runs on.
     """
 
-    def __init__(self, run: RunContext, meter: Meter, memory: Memory) -> None:
+    def __init__(self, run: RunContext, meter: Meter, checkpoint: Checkpoint) -> None:
         self._run = run
         self._meter = meter
-        self._memory = memory
+        self._checkpoint = checkpoint
 
     async def before_model_request(
         self, ctx: FrameworkContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
-        """Let the request through if something is left for it.
+        """Deliver messages and save the conversation.
 
         Raises
         ------
         Cancelled
-            Nothing is: no model is called.
+            The budget is used up: the model isn't called.
         """
         self._run.begin_turn()
-        said = self._deliver(ctx)
-        # What is handed on comes to the messages after this.
-        received = [ModelRequest(parts=[UserPromptPart(text) for text in said])] if said else []
-        self._memory.keep([*ctx.messages, *received])
+        texts = self._deliver(ctx)
+        # The framework adds them to its messages only after this.
+        received = [ModelRequest(parts=[UserPromptPart(text) for text in texts])] if texts else []
+        self._checkpoint.keep([*ctx.messages, *received])
         return request_context
 
     async def after_model_request(
-        self,
-        ctx: FrameworkContext[Any],
-        *,
-        request_context: ModelRequestContext,
-        response: ModelResponse,
+        self, ctx: FrameworkContext[Any], *, request_context: Any, response: ModelResponse
     ) -> ModelResponse:
-        """Tell what has been used, and keep what is to be done; an answer without calls is the end."""
+        """Report usage, and save a response that calls tools; without calls, it's the last one."""
         self._meter.report(ctx.usage)
         if response.tool_calls:
-            self._memory.keep([*ctx.messages, response])
+            self._checkpoint.keep([*ctx.messages, response])
         return response
 
     async def after_node_run(
         self, ctx: FrameworkContext[Any], *, node: AgentNode[Any], result: NodeResult[Any]
     ) -> NodeResult[Any]:
-        """Have the model go on when it would end and somebody has as_messages meanwhile."""
+        """Let the agent continue at its end if there are messages."""
         if isinstance(result, End):
             self._deliver(ctx)
         return result
 
     def _deliver(self, ctx: FrameworkContext[Any]) -> list[str]:
-        said = self._run.inbox.take()
-        for text in said:
+        texts = self._run.inbox.take()
+        for text in texts:
             ctx.enqueue(text)
-        return said
+        return texts
 
     async def wrap_tool_execute(
-        self,
-        ctx: FrameworkContext[Any],
-        *,
-        call: ToolCallPart,
-        tool_def: ToolDefinition,
-        args: ValidatedToolArgs,
-        handler: WrapToolExecuteHandler,
+        self, ctx: Any, *, call: ToolCallPart, tool_def: Any, args: Any, handler: Any
     ) -> Any:
-        """Have threads that are started within go by the tool's name."""
+        """Name the threads that the tool starts after it."""
         token = _tool.set(call.tool_name)
         try:
             return await handler(args)
         finally:
             _tool.reset(token)
 
+    async def handle_deferred_tool_calls(
+        self, ctx: Any, *, requests: DeferredToolRequests
+    ) -> DeferredToolResults | None:
+        """Ask the user about all approvals of a response at once; other deferred calls aren't nbrun's."""
+        if not requests.approvals:
+            return None
+        self._checkpoint.keep_asking([call.tool_call_id for call in requests.approvals])
+        answers = await ask_for_approvals(self._run, requests.approvals)
+        self._checkpoint.keep_asking(())
+        return requests.build_results(approvals=answers)
+
+
+async def ask_for_approvals(
+    run: RunContext, calls: Sequence[ToolCallPart]
+) -> dict[str, bool | ToolApproved | ToolDenied]:
+    """Return the user's answer about each of these calls, by its id."""
+    answers = await asyncio.gather(*(_approval(run, call) for call in calls))
+    return {call.tool_call_id: answer for call, answer in zip(calls, answers, strict=True)}
+
+
+async def _approval(run: RunContext, call: ToolCallPart) -> ToolApproved | ToolDenied:
+    args = _arguments(call)
+    answer = await run.ask(
+        f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id, tool=call.tool_name
+    )
+    if not answer:
+        return ToolDenied(answer.text or ToolDenied().message)
+    if answer.args is args:
+        return ToolApproved()
+    if not isinstance(answer.args, dict):
+        return ToolDenied("The edited arguments aren't a JSON object.")
+    return ToolApproved(override_args=answer.args)
+
 
 class Meter:
-    """Adds to a run's usage what is new in the framework's totals; a tool may add its own beside it.
+    """Adds what is new in the framework's totals to the run's usage, beside what tools add themselves.
 
     Threads: the host's loop.
     """
@@ -125,19 +142,16 @@ class Meter:
         self._cost: float | None = None
 
     def report(self, usage: RunUsage) -> None:
-        """Take the totals."""
+        """Report what is new since the last call."""
         totals = (
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.cache_read_tokens,
-            usage.details.get("reasoning_tokens", 0),
-            usage.requests,
-        )
-        # Source: pydantic-ai adds up the prices of the responses, and leaves None where it knows none.
+            usage.input_tokens, usage.output_tokens, usage.cache_read_tokens,
+            usage.details.get("reasoning_tokens", 0), usage.requests,
+        )  # fmt: skip
+        # Source: pydantic-ai adds up the prices of the responses; None if it knows none.
         cost = None if usage.cost is None else float(usage.cost)
         if totals == self._reported and cost == self._cost:
             return
-        new = [max(0, now - told) for now, told in zip(totals, self._reported, strict=True)]
+        new = [max(0, now - before) for now, before in zip(totals, self._reported, strict=True)]
         cost_usd = None if cost is None else max(0.0, cost - (self._cost or 0.0))
         self._reported, self._cost = totals, cost
         self._run.usage(
@@ -147,7 +161,7 @@ class Meter:
 
 
 class ToolThreads(Executor):
-    """Runs each sync function of an agent in a thread of its own, which a cancel of the run reaches, and names.
+    """Runs each sync function in a thread of its own, which a cancel of the run interrupts and names.
 
     Threads: `submit()` on the host's loop.
     """
@@ -157,17 +171,64 @@ class ToolThreads(Executor):
         self._loop = loop
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Begin it."""
+        """Start a function."""
         context = copy_context()
-        # Source: pydantic-ai submits `context.run(call)`, with a copy of this very context. The call is taken out
-        # of it, so that what guards the thread is set where the call sees it.
+        # Source: pydantic-ai submits `context.run(call)`, with a copy of this context. The call is unwrapped, so
+        # that the worker enters the context itself and what it sets there is visible to the call.
         owner = getattr(fn, "__self__", None)
         if isinstance(owner, Context):
             context, fn, args = owner, args[0], args[1:]
-        name = _tool.get()
-        worker = Worker(self._run.run_id, partial(fn, *args, **kwargs), context, name=name)
+        worker = Worker(self._run.run_id, partial(fn, *args, **kwargs), context, name=_tool.get())
         self._run.add_work(worker)
         future = worker.start()
         drop = partial(self._run.drop_work, worker)
         future.add_done_callback(lambda _future: call_soon(self._loop, drop))
         return future
+
+
+class Mapper:
+    """Turns pydantic-ai's events into nbrun's, and saves the results of tools."""
+
+    def __init__(self, clock: Clock, checkpoint: Checkpoint) -> None:
+        self._tools = Tools(clock)
+        self._checkpoint = checkpoint
+
+    def map(self, event: Any) -> list[ev.EventData | Output]:
+        """Return nbrun's events for one of the framework's."""
+        match event.event_kind:
+            case "part_start":
+                return _text(event.part.part_kind, getattr(event.part, "content", None))
+            case "part_delta":
+                delta = event.delta
+                return _text(delta.part_delta_kind, getattr(delta, "content_delta", None))
+            case "part_end" if event.part.part_kind == "text":
+                return [ev.Message("assistant", event.part.content)]
+            case "function_tool_call":
+                part = event.part
+                return [*self._tools.start(part.tool_call_id, part.tool_name, _arguments(part))]
+            case "function_tool_result":
+                result = event.part
+                self._checkpoint.keep_result(result)
+                outcome = getattr(result, "outcome", "success")
+                is_error = result.part_kind == "retry-prompt" or outcome != "success"
+                status = "denied" if outcome == "denied" else "error" if is_error else "ok"
+                return [self._tools.finish(event.tool_call_id, status, result.content)]
+            case "agent_run_result":
+                return [Output(event.result.output)]
+        return []
+
+
+def _text(kind: str, content: object) -> list[ev.EventData | Output]:
+    if not isinstance(content, str) or not content:
+        return []
+    if kind == "text":
+        return [ev.TextDelta(content)]
+    return [ev.ReasoningDelta(content)] if kind == "thinking" else []
+
+
+def _arguments(part: Any) -> Any:
+    """Return the arguments that a model wrote for a tool; as text if they aren't a JSON object."""
+    try:
+        return plain(part.args_as_dict())
+    except (ValueError, AssertionError):
+        return plain(part.args)

@@ -1,10 +1,10 @@
-"""What a run of pydantic-ai is gone on from: its messages, and which tool calls a person was being asked about.
+"""The checkpoint of a run of pydantic-ai: its messages, and the tool calls that the user is being asked about.
 
-Kept with each request to the model, each response and each tool's result. Of the calls of the last response, a
-run that goes on has the results that were there; it asks again where it was asking, and tells the model of all
-others that they were interrupted: what they have done before is not known, so they are not called again unasked.
+Saved with each model request, response and tool result. A resumed run keeps the results of the last response's calls
+and asks again about those it was asking about. It reports the others to the model as interrupted and doesn't repeat
+them, because how far they got is unknown.
 
-Imported when a run begins, for it imports the framework.
+Imported when a run begins, because it imports the framework.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pydantic_ai.messages import (
 )
 
 from nbrun.agents import USER, NotResumable, RunContext, State, Turn, plain
+from nbrun.agents.frameworks import INTERRUPTED, args_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -30,11 +31,8 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelRequestPart
 
 
-INTERRUPTED = "The tool call was interrupted; how far it got is unknown."
-
-
-class Memory:
-    """Keeps a run's messages as its checkpoint.
+class Checkpoint:
+    """Saves the messages of a run.
 
     Threads: the loop that the agent runs on.
     """
@@ -47,7 +45,7 @@ class Memory:
         self._asking: set[str] = set()
 
     def keep(self, messages: Sequence[ModelMessage]) -> None:
-        """Take all messages there are; the calls of the last one are open then."""
+        """Save all messages; the calls of the last one are open."""
         self._messages = list(messages)
         last = self._messages[-1] if self._messages else None
         calls = last.tool_calls if isinstance(last, ModelResponse) else ()
@@ -56,16 +54,16 @@ class Memory:
         self._save()
 
     def keep_result(self, part: ModelRequestPart) -> None:
-        """Take the result of a tool, where others of the same response are still to come."""
+        """Add the result of a tool while other calls of the same response are open."""
         tool_id = getattr(part, "tool_call_id", "")
         if self._open.pop(tool_id, None) is None:
-            return  # the next request has it already
+            return  # the next request includes it
         self._results.append(part)
         if self._open:
             self._save()
 
     def keep_asking(self, tool_ids: Collection[str]) -> None:
-        """Take which calls a person is being asked about, none when the answers are there."""
+        """Save which calls the user is being asked about."""
         self._asking = set(tool_ids)
         self._save()
 
@@ -79,14 +77,14 @@ class Memory:
 
 
 def as_messages(history: Sequence[Turn]) -> list[ModelMessage]:
-    """Return what was said in earlier runs, of whatever agents, as messages."""
+    """Return the conversation of earlier runs, of any agent, as messages."""
     messages: list[ModelMessage] = []
     for turn in history:
         if turn.role == USER:
             messages.append(ModelRequest(parts=[UserPromptPart(turn.text)]))
             continue
         if turn.calls:
-            calls = [ToolCallPart(call.name, _as_args(call.args), call.id) for call in turn.calls]
+            calls = [ToolCallPart(call.name, args_of(call), call.id) for call in turn.calls]
             messages.append(ModelResponse(parts=calls))
             results = [
                 ToolReturnPart(call.name, call.result, call.id)
@@ -100,17 +98,13 @@ def as_messages(history: Sequence[Turn]) -> list[ModelMessage]:
     return messages
 
 
-def _as_args(args: Any) -> dict[str, Any]:
-    return args if isinstance(args, dict) else {"value": args}
-
-
 def restore(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:
-    """Return the messages to go on from, and the calls that a person is to be asked about again.
+    """Return the messages to resume with, and the calls that the user is asked about again.
 
     Raises
     ------
     NotResumable
-        Another version of pydantic-ai has kept the state.
+        Another version of pydantic-ai saved the state.
     """
     try:
         kept: Any = state
