@@ -13,7 +13,7 @@ from smolagents.monitoring import TokenUsage
 
 import nbrun
 from nbrun import NotebookSession, Run, RunStatus
-from nbrun.agents.smolagents.resume import packed, unpacked
+from nbrun.agents.smolagents.resume import checkpoint_of, restore
 from tests.agents.conformance import log
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import until
@@ -184,7 +184,8 @@ def test_a_tool_asks_in_whichever_agent_has_it(session: NotebookSession) -> None
 def test_a_memory_that_somebody_else_has_written_is_only_words(state: Any) -> None:
     """What is no step is left out, and nothing is called for it."""
     assert all(
-        set(kept) <= {"task", "plan", "said", "calls", "seen"} for kept in packed(unpacked(state))
+        set(kept) <= {"task", "plan", "said", "calls", "seen"}
+        for kept in checkpoint_of(restore(state))
     )
 
 

@@ -1,6 +1,6 @@
-"""One run of a smolagents agent: its steps as events, its tools and the agents that it manages under our eyes.
+"""One run of a smolagents agent: its steps, its tools and its managed agents, as events.
 
-Everything here is called on the run's own thread, or on those that the framework starts for tools: it knows no loop.
+Everything here is called on the run's own thread, or on those that the framework starts for tools; none has a loop.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from smolagents.memory import (
     PlanningStep,
     TaskStep,
     ToolCall,
-)
+)  # fmt: skip
 from smolagents.models import ChatMessageStreamDelta
 from smolagents.monitoring import AgentLogger, LogLevel, Monitor
 from smolagents.utils import AgentError
 
 from nbrun.agents import RunContext, asks_first, clean_text, events as ev, plain, pricing
-from nbrun.agents.smolagents.resume import packed
+from nbrun.agents.frameworks import Tools
+from nbrun.agents.smolagents.resume import checkpoint_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,13 +41,13 @@ ANSWER = "final_answer"
 
 
 class Watched:
-    """A copy of an agent whose calls, code and tools are told: any number of runs may have one agent at once.
+    """A copy of an agent that reports its model calls, code and tools: several runs can share the agent.
 
-    Threads: of the run's own; `interrupt()` of any.
+    Threads: the run's own; `interrupt()` any.
 
     Parameters
     ----------
-    numbers : gives numbers to what has none of its own in a run.
+    numbers : numbers for the ids of tools, unique in the run.
     """
 
     def __init__(self, agent: Any, run: RunContext, numbers: Iterator[int]) -> None:
@@ -54,9 +55,9 @@ class Watched:
         self._original = agent
         self._run = run
         self._numbers = numbers
-        self._code: dict[str, float] = {}  # when each piece began that is under way
-        self._is_under_way = True
-        # What it prints for people is on the card; a live display in a thread would be noise.
+        self._code = Tools(run.clock)  # the code that is running
+        self._is_running = True
+        # The card shows what it would print.
         mine.logger = AgentLogger(LogLevel.OFF, Console(file=io.StringIO(), quiet=True))
         mine.monitor = Monitor(mine.model, mine.logger)
         mine.step_callbacks = _callbacks(agent, mine.monitor)
@@ -71,36 +72,34 @@ class Watched:
             mine.python_executor = _executor(mine.python_executor)
 
     def interrupt(self) -> None:
-        """Have it stop before its next step, and those that it manages."""
+        """Stop it and its managed agents before their next step."""
         self._mine.interrupt()
         for other in self._mine.managed_agents.values():
             other.interrupt()
 
-    def _hear(self) -> None:
-        """Take up what people have said: only the agent that they have started does."""
+    def _take_messages(self) -> None:
+        """Add the user's messages; only the agent of the run gets them."""
 
     def _leave(self) -> None:
-        """Let the user's agent know its last run."""
+        """Give the user's agent the memory of this run."""
         self._original.memory = self._mine.memory
 
     def _note(self, step: object) -> None:
-        """Tell of a step what is no text: its code, its usage."""
+        """Report the code and the usage of a step."""
         run = self._run
         match step:
             case ToolCall(name=name, arguments=code, id=id_) if name == PYTHON:
                 tool_id = f"{id_}-{next(self._numbers)}-{run.run_id[-6:]}"
-                self._code[tool_id] = run.clock.monotonic()
-                run.send(ev.ToolStarted(tool_id, PYTHON, "python", plain(code)))
+                for event in self._code.start(tool_id, PYTHON, code, "python"):
+                    run.send(event)
             case PlanningStep():
                 self._count(step)
             case ActionStep(error=error):
                 self._count(step)
                 status = "ok" if error is None else "error"
                 result = clean_text(step.observations or "") if error is None else str(error)
-                for tool_id, began in self._code.items():
-                    ms = round((run.clock.monotonic() - began) * 1000, 3)
-                    run.send(ev.ToolFinished(tool_id, status, plain(result), ms))
-                self._code.clear()
+                for tool_id in list(self._code.began):
+                    run.send(self._code.finish(tool_id, status, result))
                 if error is not None:
                     run.log(f"{type(error).__name__}: {error}")
 
@@ -113,18 +112,18 @@ class Watched:
     # --- between the framework and its parts -----------------------------------------------------
 
     def _before_a_turn(self, write: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what the framework calls before each call of its model."""
+        """Return the function that the framework calls before each model call."""
 
         def written(*args: Any, **kwargs: Any) -> Any:
-            if self._is_under_way:  # else it is for a summary of what was done
-                self._hear()
+            if self._is_running:  # otherwise it is for a summary
+                self._take_messages()
                 self._run.begin_turn()
             return write(*args, **kwargs)
 
         return written
 
     def _watched(self, tool: Any) -> Any:
-        """Return a copy of a tool that is shown while it runs, and asks first where it is marked so."""
+        """Return a copy of a tool that is shown while it runs, and asks first if it is marked so."""
         has_row = tool.name not in (ANSWER, PYTHON)
         if not has_row and not asks_first(tool):
             return tool
@@ -143,7 +142,7 @@ class Watched:
                     self._run.send(ev.ToolStarted(tool_id, tool.name, args=plain(given)))
                     self._run.send(ev.ToolFinished(tool_id, "denied", answer.text or None))
                     return f"The user did not allow {tool.name}: {answer.text or 'no'}"
-                if isinstance(answer.args, dict):  # as a person has changed them
+                if isinstance(answer.args, dict):  # edited by the user
                     given = dict(answer.args)
                     use = functools.partial(forward, **given)
             if not has_row:
@@ -157,23 +156,23 @@ class Watched:
 
 
 class Instrument(Watched):
-    """Drives the agent of a run."""
+    """The agent of a run itself."""
 
     def __init__(self, agent: Any, run: RunContext) -> None:
         super().__init__(agent, run, itertools.count(1))
         self._text: list[str] = []
 
     def drive(self, task: str, past: Sequence[Any]) -> object:
-        """Run the agent on a task, after what was before; return its answer."""
+        """Run the agent on a task, after these steps; return its answer."""
         mine, run = self._mine, self._run
         mine.memory.steps = list(past)
         output: object = None
         try:
-            # Drained to its end, whatever happens: closed in the middle of a step it would not stop.
+            # Always read to its end: closed in the middle of a step, the agent would not stop.
             for item in mine.run(task, stream=True, reset=False):
                 output = self._take(item, output)
         except AgentError:
-            run.token.raise_if_cancelled()  # it was we who have interrupted it
+            run.token.raise_if_cancelled()  # the error is only our interrupt()
             raise
         finally:
             self._leave()
@@ -187,7 +186,7 @@ class Instrument(Watched):
                 self._text.append(text)
                 run.text(text)
             case ToolCall() | ActionOutput():
-                self._say()
+                self._end_message()
                 self._note(item)
             case PlanningStep(plan=plan):
                 run.phase("planning")
@@ -199,8 +198,8 @@ class Instrument(Watched):
                 return answer.to_raw() if hasattr(answer, "to_raw") else answer
         return output
 
-    def _say(self) -> None:
-        """Tell the message that has become whole, if there is one."""
+    def _end_message(self) -> None:
+        """Report the message that is complete, if there is one."""
         text, self._text = "".join(self._text), []
         if text:
             self._run.send(ev.Message("assistant", clean_text(text)))
@@ -209,65 +208,67 @@ class Instrument(Watched):
         if not self._text and not self._mine.stream_outputs and isinstance(step.model_output, str):
             self._run.text(step.model_output)  # its model does not stream
             self._text.append(step.model_output)
-        self._say()
+        self._end_message()
         self._note(step)
         if not self._run.token.cancelled:
-            self._run.checkpoint(packed(self._mine.memory.steps))
+            self._run.checkpoint(checkpoint_of(self._mine.memory.steps))
 
-    def _hear(self) -> None:
+    def _take_messages(self) -> None:
         self._mine.memory.steps += [TaskStep(text) for text in self._run.inbox.take()]
 
 
 class Managed(Watched):
-    """An agent that another one manages, as that one sees it: a row, with its answer as the result."""
+    """A managed agent, as its manager calls it: shown as a tool, with its answer as the result."""
 
     def __init__(self, agent: Any, run: RunContext, numbers: Iterator[int]) -> None:
         super().__init__(agent, run, numbers)
-        self._is_under_way = False
+        self._is_running = False
+        # `run()` calls this also without streaming; nothing public gives the steps of a managed agent.
         self._stream = self._mine._run_stream
         self._mine._run_stream = self._reported
 
     def __getattr__(self, name: str) -> Any:
-        """Return what its manager wants to know of it: its name, its description, what it takes."""
+        """Return an attribute of the agent: its name, its description, its inputs."""
         return getattr(self.__dict__["_mine"], name)
 
     def __call__(self, task: str, **more: Any) -> object:
-        """Do a task for its manager; return its report."""
+        """Run a task for the manager; return the report."""
         with self._run.tool(self._mine.name, {"task": task, **more}, "agent") as scope:
             try:
                 scope.result = self._mine(task, **more)
             except AgentError:
-                self._run.token.raise_if_cancelled()  # it was we who have interrupted it
+                self._run.token.raise_if_cancelled()  # the error is only our interrupt()
                 raise
         return scope.result
 
     def _reported(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        self._is_under_way = True
+        self._is_running = True
         try:
             for item in self._stream(*args, **kwargs):
                 self._note(item)
                 yield item
         finally:
-            self._is_under_way = False
+            self._is_running = False
             self._leave()
 
 
 def _executor(executor: LocalPythonExecutor) -> LocalPythonExecutor:
-    """Return a copy of what runs an agent's code, with variables of its own."""
+    """Return a copy of the executor of an agent's code, with its own variables."""
     mine = copy.copy(executor)
     mine.state = {"__name__": "__main__"}
-    if (
-        mine.timeout_seconds == MAX_EXECUTION_TIME_SECONDS
-    ):  # the framework's: nobody has asked for it
-        # With a limit the code would run in another thread, where no cancel reaches it.
+    # With the framework's default limit, the code would run in another thread, which a cancel can't interrupt.
+    if mine.timeout_seconds == MAX_EXECUTION_TIME_SECONDS:
         mine.timeout_seconds = None
     return mine
 
 
 def _callbacks(agent: Any, monitor: Monitor) -> CallbackRegistry:
-    """Return the user's callbacks; of the agent's own, which counts and prints, this run's."""
+    """Return the user's callbacks, with this run's monitor in place of the agent's own."""
     made = CallbackRegistry()
-    for kind, callbacks in agent.step_callbacks._callbacks.items():
+    for (
+        kind,
+        callbacks,
+    ) in agent.step_callbacks._callbacks.items():  # the registry can't be listed otherwise
         for callback in callbacks:
             is_own = getattr(callback, "__self__", None) is agent.monitor
             made.register(kind, monitor.update_metrics if is_own else callback)

@@ -1,4 +1,4 @@
-"""The memory of a smolagents agent as data: what is kept of it in a checkpoint, and made of it again."""
+"""The checkpoint of a run of a smolagents agent: the steps of its memory, as data."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from smolagents.memory import ActionStep, PlanningStep, TaskStep, ToolCall
 from smolagents.monitoring import Timing
 
 from nbrun.agents import USER, State, Turn, plain
+from nbrun.agents.frameworks import CONTINUE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-GO_ON = "You were interrupted. Continue where you stopped."
-NO_VARIABLES = " The variables of your earlier code are gone."
-
-
-def packed(steps: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the memory as JSON-like data: what was asked, said, called and seen."""
+def checkpoint_of(steps: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the steps as JSON-like data: tasks, plans, the model's text, calls and observations."""
     kept: list[dict[str, Any]] = []
     for step in steps:
         match step:
@@ -37,8 +34,8 @@ def packed(steps: Sequence[Any]) -> list[dict[str, Any]]:
     return kept
 
 
-def unpacked(state: State) -> list[Any]:
-    """Return a memory from what was kept of it; what is no step of one is left out."""
+def restore(state: State) -> list[Any]:
+    """Return the steps of a checkpoint; anything else in it is skipped."""
     steps: list[Any] = []
     for kept in state if isinstance(state, list) else []:
         match kept:
@@ -60,7 +57,7 @@ def unpacked(state: State) -> list[Any]:
 
 
 def as_messages(history: Sequence[Turn]) -> list[Any]:
-    """Return what was said in earlier runs as steps of a memory."""
+    """Return the conversation of earlier runs, of any agent, as steps."""
     return [
         TaskStep(turn.text)
         if turn.role == USER
@@ -69,6 +66,7 @@ def as_messages(history: Sequence[Turn]) -> list[Any]:
     ]
 
 
-def go_on(agent: object) -> str:
-    """Return what an agent is told that goes on."""
-    return GO_ON + (NO_VARIABLES if isinstance(agent, CodeAgent) else "")
+def continuation(agent: object) -> str:
+    """Return the prompt for an agent that resumes."""
+    is_code = isinstance(agent, CodeAgent)
+    return CONTINUE + (" The variables of your earlier code are gone." if is_code else "")
