@@ -1,7 +1,7 @@
-"""What a LlamaIndex workflow writes to its stream, as events; and its questions to people.
+"""The stream of a LlamaIndex workflow as events, and its questions to the user.
 
-Imported when a run begins, for it imports the framework. The events of LlamaIndex's agents are known by name: they
-are of another, large package, which a workflow need not have.
+Imported when a run begins, because it imports the framework. The events of LlamaIndex's agents are matched by name,
+because they come from another, large package, which a workflow doesn't need.
 """
 
 from __future__ import annotations
@@ -11,54 +11,59 @@ from typing import TYPE_CHECKING, Any
 
 from workflows.events import (
     InputRequiredEvent,
-    InternalDispatchEvent as Internal,
+    InternalDispatchEvent,
     StepState,
     StepStateChanged,
     StopEvent,
-)
+)  # fmt: skip
 
 from nbrun.agents import RunContext, events as ev, plain, pricing
-from nbrun.agents.llama_index.resume import Fields, Memory, fields_of, response_class
+from nbrun.agents.frameworks import Tools, part_of
+from nbrun.agents.llama_index.resume import ANSWER, Checkpoint, Fields, fields_of, response_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
 _MESSAGES = ("prefix", "msg", "message", "prompt", "question")
-YES, NO = "yes", ""
 
 
 class StreamMapper:
-    """Turns a workflow's events into ours, and asks people what it asks.
+    """Turns a workflow's events into nbrun's, and asks the user its questions.
 
-    Threads: of the loop that the workflow is on.
+    Threads: the loop that the workflow is on.
     """
 
-    def __init__(self, run: RunContext, handler: Any, memory: Memory) -> None:
+    def __init__(
+        self, run: RunContext, workflow: Any, handler: Any, checkpoint: Checkpoint
+    ) -> None:
         self._run = run
+        self._workflow = workflow
         self._handler = handler
-        self._memory = memory
-        self._words: list[str] = []
-        self._began: dict[str, float] = {}
+        self._checkpoint = checkpoint
+        self._text: list[str] = []
+        self._tools = Tools(run.clock)
         self._names: dict[str, str] = {}
         self._denied: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._error: Exception | None = None
 
-    def mapped(self, event: Any) -> list[ev.EventData]:
-        """Return what an event is to us.
+    def map(self, event: Any) -> list[ev.EventData]:
+        """Return nbrun's events for one of the framework's.
 
         Raises
         ------
         Cancelled
-            A model is about to be called, and nothing is left for it.
+            A model is about to be called, and the budget is used up.
         """
         if isinstance(event, StepStateChanged):
             return self._step(event)
-        if isinstance(event, Internal | StopEvent):
+        if isinstance(event, InternalDispatchEvent | StopEvent):
             return []
         if isinstance(event, InputRequiredEvent):
-            self._ask_once(type(event).__name__, fields_of(event))
+            question = type(event).__name__, fields_of(event)
+            if self._checkpoint.begin_asking(*question):  # a step that starts again asks again
+                self._ask(*question)
             return []
         for base in type(event).__mro__:
             match base.__name__:
@@ -76,7 +81,7 @@ class StreamMapper:
         return [ev.Custom(type(event).__name__, plain(event.model_dump()))]
 
     def output(self, result: Any) -> object:
-        """Return a workflow's result; of an agent, what it has said."""
+        """Return a workflow's result; for an agent, its answer."""
         if type(result).__name__ != "AgentOutput":
             return result
         structured = getattr(result, "structured_response", None)
@@ -84,66 +89,56 @@ class StreamMapper:
 
     def _step(self, event: StepStateChanged) -> list[ev.EventData]:
         if event.step_state is StepState.NOT_RUNNING:
-            self._memory.save()
+            self._checkpoint.save()
             return []
         return [ev.RunPhase(event.name)] if event.step_state is StepState.RUNNING else []
 
     def _delta(self, event: Any) -> list[ev.EventData]:
-        told: list[ev.EventData] = []
+        events: list[ev.EventData] = []
         if thought := getattr(event, "thinking_delta", None):
-            told.append(ev.ReasoningDelta(thought))
+            events.append(ev.ReasoningDelta(thought))
         if event.delta:
-            self._words.append(event.delta)
-            told.append(ev.TextDelta(event.delta))
-        return told
+            self._text.append(event.delta)
+            events.append(ev.TextDelta(event.delta))
+        return events
 
     def _message(self, event: Any) -> list[ev.EventData]:
-        self._tell_usage(getattr(event, "raw", None))
-        said, self._words = "".join(self._words), []
-        if said:
-            return [ev.Message("assistant", said)]
+        self._report_usage(getattr(event, "raw", None))
+        streamed, self._text = "".join(self._text), []
+        if streamed:
+            return [ev.Message("assistant", streamed)]
         text = _text(event)
         return [ev.TextDelta(text), ev.Message("assistant", text)] if text else []
 
-    def _tell_usage(self, raw: object) -> None:
-        """Tell what a model's own answer says of it."""
-        usage = _part(raw, "usage")
+    def _report_usage(self, raw: object) -> None:
+        """Report the usage in a model's raw response."""
+        usage = part_of(raw, "usage")
         used = _count(usage, "prompt_tokens", "input_tokens")
         made = _count(usage, "completion_tokens", "output_tokens")
         cost = None
         if usage is not None:
             cost = pricing.cost_usd(
-                str(_part(raw, "model") or ""), input_tokens=used, output_tokens=made
+                str(part_of(raw, "model") or ""), input_tokens=used, output_tokens=made
             )
         self._run.usage(input_tokens=used, output_tokens=made, requests=1, cost_usd=cost)
 
     def _started(self, event: Any) -> list[ev.EventData]:
-        tool_id = str(event.tool_id)
-        if tool_id in self._began:  # its step begins anew
-            return []
-        self._began[tool_id] = self._run.clock.monotonic()
-        self._names[tool_id] = str(event.tool_name)
-        return [ev.ToolStarted(tool_id, event.tool_name, "function", plain(event.tool_kwargs))]
+        self._names[str(event.tool_id)] = str(event.tool_name)
+        return self._tools.start(str(event.tool_id), event.tool_name, event.tool_kwargs)
 
     def _finished(self, event: Any) -> list[ev.EventData]:
         tool_id = str(event.tool_id)
-        started = self._started(event)  # none, but for one that was begun in the run before
-        ms = (self._run.clock.monotonic() - self._began.pop(tool_id)) * 1000
-        status = "error" if _part(event.tool_output, "is_error") else "ok"
+        started = self._started(event)  # nothing, unless it started in the run before
+        status = "error" if part_of(event.tool_output, "is_error") else "ok"
         status = "denied" if tool_id in self._denied else status
-        result = _part(event.tool_output, "content")
-        return [*started, ev.ToolFinished(tool_id, status, plain(result), round(ms, 3))]
+        result = part_of(event.tool_output, "content")
+        return [*started, self._tools.finish(tool_id, status, result)]
 
-    # --- people ----------------------------------------------------------------------------------
+    # --- questions -------------------------------------------------------------------------------
 
-    def ask_again(self, requests: Iterable[tuple[str, Fields]]) -> None:
-        """Ask what had been asked before."""
-        for name, fields in requests:
-            self._ask(name, fields)
-
-    def _ask_once(self, name: str, fields: Fields) -> None:
-        # A step that begins anew asks once more; a person is asked already.
-        if self._memory.begin_asking(name, fields):
+    def ask_again(self, questions: Iterable[tuple[str, Fields]]) -> None:
+        """Ask the questions of the run before."""
+        for name, fields in questions:
             self._ask(name, fields)
 
     def _ask(self, name: str, fields: Fields) -> None:
@@ -153,43 +148,39 @@ class StreamMapper:
 
     async def _answer(self, name: str, fields: Fields) -> None:
         try:
-            response = await self._asked(name, fields)
-            self._memory.end_asking(name, fields)
+            response = await self._response(name, fields)
+            self._checkpoint.end_asking(name, fields)
             self._handler.ctx.send_event(response)
-        except Exception as error:  # it would wait for ever
+        except Exception as error:  # the workflow would wait forever
             self._error = error
             await self._handler.cancel_run()
 
-    async def _asked(self, name: str, fields: Fields) -> Any:
+    async def _response(self, name: str, fields: Fields) -> Any:
         rest = dict(fields)
-        words = [str(rest.pop(word)) for word in _MESSAGES if rest.get(word)]
+        messages = [str(rest.pop(key)) for key in _MESSAGES if rest.get(key)]
         tool_id = rest.pop("tool_id", None)
         args = plain(rest.pop("tool_kwargs", rest or None))
-        if tool_id is None and len(self._began) == 1:  # LlamaIndex's tools ask without their id
-            tool_id = next(iter(self._began))
-        known = tool_id if tool_id in self._began else None
+        running = self._tools.began
+        if tool_id is None and len(running) == 1:  # LlamaIndex's tools ask without their id
+            tool_id = next(iter(running))
+        known = tool_id if tool_id in running else None
         answer = await self._run.ask(
-            words[0] if words else f"{name}?", args=args, tool_id=known,
+            messages[0] if messages else f"{name}?", args=args, tool_id=known,
             tool=self._names.get(str(known), ""), editable=args is not None,
         )  # fmt: skip
         if not answer and tool_id is not None:
             self._denied.add(str(tool_id))
-        said = answer.text or YES if answer else NO
-        told = {
-            "response": said,
-            "approved": bool(answer),
-            "args": answer.args,
-            "reason": answer.text,
-        }
-        return response_class(self._handler)(**{**fields, **told})
+        response = answer.text or "yes" if answer else ""
+        added = zip(ANSWER, (response, bool(answer), answer.args, answer.text), strict=True)
+        return response_class(self._workflow, self._handler)(**{**fields, **dict(added)})
 
     def raise_error(self) -> None:
-        """Raise what has kept a person from being asked, if anything has."""
+        """Raise the error that stopped a question, if any."""
         if self._error is not None:
             raise self._error
 
     async def close(self) -> None:
-        """Ask nothing more."""
+        """Withdraw the open questions."""
         asking = list(self._asking)
         for task in asking:
             task.cancel()
@@ -198,13 +189,8 @@ class StreamMapper:
 
 
 def _text(output: Any) -> str:
-    return str(_part(getattr(output, "response", None), "content") or "")
-
-
-def _part(raw: Any, name: str) -> Any:
-    """Return a part of what is an object or a dict."""
-    return raw.get(name) if isinstance(raw, dict) else getattr(raw, name, None)
+    return str(part_of(getattr(output, "response", None), "content") or "")
 
 
 def _count(usage: Any, *names: str) -> int:
-    return next((int(count) for name in names if (count := _part(usage, name))), 0)
+    return next((int(count) for name in names if (count := part_of(usage, name))), 0)
