@@ -1,24 +1,23 @@
-"""Agents that speak the Agent Client Protocol (ACP): programs such as coding agents, over their input and output.
+"""Agents that speak the Agent Client Protocol (ACP), such as coding agents: programs that nbrun talks to over pipes.
 
 ```
 %%agentrun "acp:gemini --experimental-acp"
 Why does the last cell fail?
 ```
 
-Or, with a folder and a name, by which a later kernel finds it again: `coder = nbrun.agents.AcpAgent("gemini --acp",
-cwd="project")`, and `%%agentrun coder`.
+An agent with a folder and a name, which another kernel finds again too: `coder = nbrun.agents.AcpAgent("gemini --acp",
+cwd="project")`, then `%%agentrun coder`.
 
 | Where it is | What you do | How it ends |
 | --- | --- | --- |
 | anywhere in its answer | any cancel of the run | it is asked to stop (`session/cancel`) |
-| it goes on all the same | the same | after the grace period its process and all that it has started are killed |
-| while a question is open | the same | at once: the question is withdrawn, and the agent told |
+| it doesn't stop | the same | after the grace period its process group is killed |
+| while a question is open | the same | at once: the question is withdrawn, and the agent is notified |
 
-Its text, thoughts, tools, plan and cost are on the card; what it writes to its standard error is in the log. It asks
-for permission as any agent of nbrun does; other arguments cannot be given, and *always* holds for the run. An agent
-that can load a session goes on from there, also in a later kernel. It works with files and commands by itself:
-nbrun offers it none. The program is started for each run, in a process group of its own, which is gone when
-the run is over.
+The card shows its text, thoughts, tools, plan and cost, the log its standard error. It asks the user for permission;
+arguments can't be edited, and *always* holds for the run. A run resumes if the agent can load sessions, in a later
+kernel too. The agent works with files and commands itself. Each run starts the program in its own process group, which
+is killed when the run ends.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from nbrun.agents import (
     events as ev,
 )
 from nbrun.agents.acp.command import AcpAgent
+from nbrun.agents.frameworks import CONTINUE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     Items = AsyncIterator[ev.EventData | Output]
 
 FRAMEWORK = Framework("acp", "acp")
-LONGEST_ID = 1_000
+MAX_ID = 1_000
 
 
 class AcpAdapter:
-    """Starts the program, and leads one session with it.
+    """Starts the program and runs one session with it.
 
-    Threads: the host's loop; `_sessions` holds the session of each run that is under way.
+    Threads: the host's loop; `_sessions` holds the session of each run in progress.
     """
 
     name = "acp"
@@ -68,83 +68,69 @@ class AcpAdapter:
         self._sessions: dict[str, AcpSession] = {}
 
     def match(self, agent: object) -> bool:
-        """Return whether it is such a program."""
+        """Return whether the agent is an `AcpAgent`."""
         return isinstance(agent, AcpAgent)
 
     def check(self, agent: object) -> None:
-        """Raise where there is no such program or folder, or the protocol's package is not installed."""
-        if (lack := FRAMEWORK.install_hint) is not None:
-            raise PackageMissing(f"ACP agents need the protocol's package: {lack}")
+        """Raise if the program, its folder or the protocol's package is missing."""
+        if (hint := FRAMEWORK.install_hint) is not None:
+            raise PackageMissing(f"ACP agents need the protocol's package: {hint}")
         if isinstance(agent, AcpAgent):
             agent.check()
 
     def label(self, agent: object) -> str:
-        """Return its name."""
+        """Return the agent's name."""
         return agent.label if isinstance(agent, AcpAgent) else self.name
 
     def environment(self, agent: object) -> Mapping[str, str]:
-        """Return the variables that it is given beside the kernel's."""
+        """Return the variables that the agent gets beside the kernel's."""
         return (agent.env or {}) if isinstance(agent, AcpAgent) else {}
 
     def events(self, agent: object, prompt: str, run: RunContext) -> Items:
-        """Yield what the agent does."""
+        """Yield what the agent does, with the conversation of earlier runs before the prompt."""
         from nbrun.agents.acp.session import prompt_of
 
         return self._driven(agent, run, prompt_of(run.history, prompt))
 
     def resume(self, agent: object, state: State, run: RunContext) -> Items:
-        """Yield what the agent does in the session that it had."""
-        from nbrun.agents.acp.session import GO_ON
-
+        """Yield what the agent does in the session of the checkpoint."""
         kept = state if isinstance(state, dict) else {}
         known = kept.get("session")
-        if (
-            not isinstance(known, str)
-            or not 0 < len(known) <= LONGEST_ID
-            or not known.isprintable()
-        ):
+        if not (isinstance(known, str) and 0 < len(known) <= MAX_ID and known.isprintable()):
             raise NbrunError("the checkpoint doesn't name a session; retry the run")
-        return self._driven(agent, run, GO_ON, known, kept.get("used"))
+        return self._driven(agent, run, CONTINUE, known, kept.get("used"))
 
     async def _driven(
-        self,
-        agent: object,
-        run: RunContext,
-        text: str,
-        known: str | None = None,
-        used: object = None,
-    ) -> Items:
-        from nbrun.agents.acp.client import Watch
+        self, agent: object, run: RunContext, text: str, known: str | None = None, used: object = None
+    ) -> Items:  # fmt: skip
         from nbrun.agents.acp.process import AcpProcess
-        from nbrun.agents.acp.session import AcpSession, converse
+        from nbrun.agents.acp.session import AcpSession, Client, converse
 
-        assert isinstance(agent, AcpAgent)  # noqa: S101 - match() said so
-        watch = Watch(run, agent.label)
-        watch.go_on_from(used)
-        process = watch.process = await AcpProcess.start(agent, run, watch.take)
+        assert isinstance(agent, AcpAgent)  # noqa: S101 - match() checked it
+        client = Client(run, agent.label)
+        client.restore_usage(used)
+        process = client.process = await AcpProcess.start(agent, run, client.take)
         is_done = False
         try:
-            session = self._sessions[run.run_id] = AcpSession(agent, watch, process)
+            session = self._sessions[run.run_id] = AcpSession(agent, client, process)
             name = f"nbrun-acp-session-{run.run_id}"
-            work = asyncio.create_task(converse(session, watch, known, text), name=name)
+            work = asyncio.create_task(converse(session, client, known, text), name=name)
             session.work = work
             try:
-                async for event in watch.items():
+                async for event in client.items():
                     yield event
                 await work
             finally:
-                watch.abandon()
+                client.abandon()
                 work.cancel()
                 await asyncio.wait({work})
                 await session.close()
-            is_done = (
-                True  # also where it has received a cancel: it gets a moment to save its session
-            )
+            is_done = True  # also after a cancel: the agent gets a moment to save its session
         finally:
             self._sessions.pop(run.run_id, None)
             await process.end(at_once=not is_done)
         run.token.raise_if_cancelled()
-        yield Output(watch.answer or None)
+        yield Output(client.answer or None)
 
     async def cancel(self, run: RunContext) -> None:
         """Ask the agent to stop."""

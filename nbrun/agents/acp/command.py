@@ -1,4 +1,4 @@
-"""A program that speaks the Agent Client Protocol, as an agent to be run."""
+"""The agent object for a program that speaks the Agent Client Protocol."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class AcpAgent:
 
     Parameters
     ----------
-    command : the program and its arguments, as one text or one by one; no shell reads it.
-    cwd : the folder that it works in; None: the kernel's own.
-    env : environment variables beside those of the kernel.
-    name : what its runs are called; None: the program's name.
-    start_timeout_s : seconds in which it has to answer for the first time.
+    command : the program and its arguments, as one string or a list; run without a shell.
+    cwd : its working folder; None: the kernel's.
+    env : environment variables in addition to the kernel's.
+    name : the name of its runs; None: the program's.
+    start_timeout_s : seconds it has for its first answer.
 
     Raises
     ------
     BadOption
-        The command is empty, or cannot be read.
+        The command is empty, or a quote in it isn't closed.
     """
 
     command: str | Sequence[str]
@@ -57,25 +57,22 @@ class AcpAgent:
 
     @property
     def folder(self) -> Path:
-        """The folder that it works in."""
+        """The working folder, absolute."""
         return Path(self.cwd or ".").expanduser().absolute()
 
     @property
     def label(self) -> str:
-        """What it is called for people."""
+        """The name of its runs."""
         return self.name or Path(self.argv[0]).name
 
     def check(self) -> None:
-        """Raise `AgentNotFound` where there is no such program, `BadOption` where there is no such folder."""
+        """Raise `AgentNotFound` if the program is missing, `BadOption` if the folder is."""
         if not self.folder.is_dir():
             raise BadOption(f"there is no folder {self.folder} for {self.label} to work in")
-        # As it is found when it is started: in that folder, and by its own PATH.
-        program = self.argv[0]
-        path = (self.env or {}).get("PATH")
-        if (
-            shutil.which(self.folder / program if os.path.dirname(program) else program, path=path)
-            is None
-        ):
+        # Searched as at its start: in its folder, and on its own PATH.
+        program, path = self.argv[0], (self.env or {}).get("PATH")
+        place = self.folder / program if os.path.dirname(program) else program
+        if shutil.which(place, path=path) is None:
             raise AgentNotFound(
                 f"there is no program {program} to run; install it, or give its whole path"
             )

@@ -1,4 +1,4 @@
-"""The process of an ACP agent: in a group of its own, its lines read within bounds, gone when its run is over."""
+"""The process of an ACP agent: in its own group, which is killed when the run ends; its output is bounded."""
 
 from __future__ import annotations
 
@@ -30,43 +30,39 @@ MAX_OPTIONS = 20
 """How many options of a question are read."""
 PERMISSION = "session/request_permission"
 MAX_ERRORS = 1_000_000
-"""How many bytes of its standard error go into the run's log."""
+"""How many bytes of its standard error the run's log takes."""
 LEAVE_S = 1.0
 """How long it may take to exit once its input is closed."""
 
 _BUFFER = 1 << 16
-_LINES_AT_ONCE = 100  # then others have their turn on the loop
+_LINES_AT_ONCE = 100  # before other tasks of the loop get a turn
 _TAIL = 2_000
 
 Message = dict[str, Any]
 
 
 class AcpProcess:
-    """An agent's process, and the messages to and from it: what the protocol's package calls a transport.
+    """An agent's process and its messages: a transport, in the terms of the protocol's package.
 
-    Threads: of one event loop.
+    Threads: one event loop.
 
     Parameters
     ----------
-    take : gets each update of a session in turn; what it awaits holds the agent back.
-    held : the end of the lifeline that only this process holds.
+    take : gets each update of a session in turn; the agent waits until it returns.
+    held : this process's end of the lifeline.
     """
 
     def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        run: RunContext,
-        label: str,
-        take: Callable[[object], Awaitable[None]],
-        held: int,
-    ) -> None:
+        self, process: asyncio.subprocess.Process, run: RunContext, label: str,
+        take: Callable[[object], Awaitable[None]], held: int,
+    ) -> None:  # fmt: skip
         self._process = process
         self._held = held
         self._run = run
         self._label = label
         self._take = take
-        self._last_words = b""
-        self._garbage = 0
+        self._tail = b""
+        self._invalid = 0
         self._unanswered = 0
         self._answered = asyncio.Event()
         self._errors = asyncio.create_task(self._log_errors(), name=f"nbrun-acp-{run.run_id}")
@@ -75,12 +71,12 @@ class AcpProcess:
     async def start(
         cls, agent: AcpAgent, run: RunContext, take: Callable[[object], Awaitable[None]]
     ) -> AcpProcess:
-        """Start the program, tied to this kernel: where that is killed, the whole group is.
+        """Start the program; its group is killed if this kernel is.
 
         Raises
         ------
         NbrunError
-            It cannot be started.
+            The program can't be started.
         """
         lifeline, held = os.pipe()
         try:
@@ -93,11 +89,11 @@ class AcpProcess:
             os.close(held)
             why = error.strerror or error
             raise NbrunError(f"{agent.label} could not be started: {why}") from error
-        except BaseException:  # a cancel: asyncio has ended what it had begun
+        except BaseException:  # a cancel: asyncio has ended the process
             os.close(held)
             raise
         else:
-            _tie(lifeline, process.pid)
+            _kill_with_kernel(lifeline, process.pid)
         finally:
             os.close(lifeline)
         return cls(process, run, agent.label, take, held)
@@ -105,11 +101,11 @@ class AcpProcess:
     # --- the transport ---------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:
-        """Write a message; an answer is one when the agent has read what was written before it."""
+        """Write a message; a request counts as answered once its answer is written."""
         assert self._process.stdin is not None  # noqa: S101 - it was started with a pipe
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            with contextlib.suppress(ConnectionError):  # it is gone, which the reading side tells
+            with contextlib.suppress(ConnectionError):  # the reading side reports the end
                 await self._process.stdin.drain()
         finally:
             if "method" not in message:
@@ -117,10 +113,9 @@ class AcpProcess:
                 self._answered.set()
 
     async def receive(self) -> Message | None:
-        """Return the next answer or request of the agent; None at the end.
+        """Return the agent's next answer or request; None at the end.
 
-        Updates are handed on from here, in their order. What is neither is left out: the connection would take it for
-        a mistake of its own.
+        Updates go to `take`, in their order. Anything else is skipped, because the connection would fail on it.
         """
         for number in itertools.count(1):
             line = await self._line()
@@ -148,18 +143,18 @@ class AcpProcess:
         return None
 
     async def _has_room(self) -> None:
-        """Hold the agent back while too many of its requests have no answer: a person can give few at a time."""
+        """Wait while too many of the agent's requests are unanswered."""
         while self._unanswered > MAX_REQUESTS:
             self._answered.clear()
             await self._answered.wait()
 
     async def close(self) -> None:
-        """Do nothing: `end()` ends the process, which is more than a connection's end."""
+        """Do nothing: `end()` ends the whole process."""
 
     async def _line(self) -> bytes | None:
-        """Return the next line; None at the end. One that is too long is skipped, and never held whole."""
+        """Return the next line; None at the end. A line that is too long is skipped as it is read."""
         stdout = self._process.stdout
-        assert stdout is not None  # noqa: S101 - the same
+        assert stdout is not None  # noqa: S101 - it was started with a pipe
         parts: list[bytes] = []
         size = 0
         while True:
@@ -177,12 +172,12 @@ class AcpProcess:
             if is_whole and size <= MAX_LINE:
                 return b"".join(parts)
             if is_whole:
-                words = f"a message of {size_words(size)} from {self._label} was skipped because it is too long"
-                self._run.log(words, "warning")
+                message = f"a message of {size_words(size)} from {self._label} was skipped because it is too long"
+                self._run.log(message, "warning")
                 size = 0
 
     def _read(self, line: bytes) -> Message | None:
-        """Return the message of a line; what is none is told of once, and counted."""
+        """Return the message in a line; the first invalid line is logged, the others are counted."""
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
@@ -190,8 +185,8 @@ class AcpProcess:
         if isinstance(message, dict):
             return message
         if line.strip():
-            self._garbage += 1
-            if self._garbage == 1:
+            self._invalid += 1
+            if self._invalid == 1:
                 text = shown(line[:300].decode(errors="replace"), 200)
                 self._run.log(
                     f"{self._label} wrote a line that isn't a valid message: {text}", "warning"
@@ -201,7 +196,7 @@ class AcpProcess:
     # --- its end ---------------------------------------------------------------------------------
 
     async def fate(self) -> str:
-        """Return what has become of it, for the error of a run that it has left: how it ended, and its last words."""
+        """Return how the process ended, with the end of its standard error, for the error of the run."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), LEAVE_S)
         code = self._process.returncode
@@ -211,13 +206,13 @@ class AcpProcess:
             how = f"was killed by signal {-code}"
         else:
             how = f"ended with exit code {code}"
-        self.kill()  # else what it has started would keep its standard error open
+        self.kill()  # otherwise its children could keep its standard error open
         await asyncio.wait({self._errors}, timeout=LEAVE_S)
-        words = shown(self._last_words.decode(errors="replace").strip(), 500)
-        return f"{self._label} {how} before it had answered{f': {words}' if words else ''}"
+        text = shown(self._tail.decode(errors="replace").strip(), 500)
+        return f"{self._label} {how} before it had answered{f': {text}' if text else ''}"
 
     async def end(self, *, at_once: bool) -> None:
-        """Hang up, let it end by itself for a moment, and kill what is left of its group."""
+        """Close its input, give it a moment to exit, and kill what is left of its group."""
         try:
             if self._process.stdin is not None:
                 self._process.stdin.close()
@@ -228,8 +223,8 @@ class AcpProcess:
             self.kill()
             os.close(self._held)
             self._errors.cancel()
-            # Its pipes may be full of what nobody reads any more. The process class has no close() of its own, and
-            # what it stands on must not be closed before the process was waited for: it would take its exit code.
+            # Private, because `Process` has no close(). Its pipes are closed first, as they may be full and unread;
+            # the transport only after wait(), because its close() discards the exit code.
             transport = self._process._transport  # type: ignore[attr-defined]
             for pipe in map(transport.get_pipe_transport, range(3)):
                 if pipe is not None:
@@ -237,24 +232,26 @@ class AcpProcess:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), LEAVE_S)
             transport.close()
-            if self._garbage > 1:
+            if self._invalid > 1:
                 self._run.log(
-                    f"{self._label} wrote {self._garbage:,} lines that aren't valid messages"
+                    f"{self._label} wrote {self._invalid:,} lines that aren't valid messages"
                 )
 
     def kill(self) -> None:
-        """Kill its group: what it has started may live on after it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody of it is left
+        """Kill its group, in which its children may have outlived it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone
             os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _log_errors(self) -> None:
-        """Write what it says on its standard error into the run's log, up to a limit."""
+        """Copy its standard error into the run's log, up to a limit."""
         stderr = self._process.stderr
         assert stderr is not None  # noqa: S101 - it was started with a pipe
         size = 0
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a letter
+        decoder = codecs.getincrementaldecoder("utf-8")(
+            "replace"
+        )  # a read may end within a character
         while part := await stderr.read(_BUFFER):
-            self._last_words = (self._last_words + part)[-_TAIL:]
+            self._tail = (self._tail + part)[-_TAIL:]
             if size < MAX_ERRORS:
                 self._run.write(decoder.decode(part), "stderr")
                 if size + len(part) >= MAX_ERRORS:
@@ -265,10 +262,9 @@ class AcpProcess:
 
 
 def _trimmed(request: Message) -> Message:
-    """Return a request with what we look at of it; of any other than a question nothing, for we do nothing else.
+    """Return a request with only the parameters that nbrun uses: those of permission requests.
 
-    The package would mix `_meta` into the parameters that it has read, and say in its answer, with the part itself,
-    what is wrong in each of any number of parts.
+    The package would merge `_meta` into them, and its answer would repeat every invalid one, however many there are.
     """
     params: Message = {}
     if request["method"] == PERMISSION:
@@ -286,17 +282,17 @@ def _trimmed(request: Message) -> Message:
 
 
 def as_dict(value: object) -> Message:
-    """Return a part that should be one, of a message of which any may be anything; else an empty one."""
+    """Return a part of a message if it is a dict, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def _tie(lifeline: int, pid: int) -> None:
-    """Have Linux kill the group when this process is gone, whatever its members are doing.
+def _kill_with_kernel(lifeline: int, pid: int) -> None:
+    """Make Linux kill the group when this process ends, whatever the group is doing.
 
-    The lifeline is a pipe whose other end only this process holds. Elsewhere an agent hears of our end by its
-    standard input, which is closed then.
+    The lifeline is a pipe whose other end only this process holds. On other systems only the agent's standard input
+    is closed then.
 
-    Source: `fcntl(2)`, F_SETSIG: the settings are those of the open pipe, which the agent has inherited.
+    Source: `fcntl(2)`, F_SETSIG: the settings belong to the open pipe, which the agent has inherited.
     """
     if sys.platform != "linux":
         return

@@ -35,7 +35,7 @@ from nbrun.agents import (
     events as ev,
     plain,
     provider_retries,
-)  # fmt: skip
+)
 from nbrun.agents.frameworks import FrameworkAdapter, json_object
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from nbrun.agents import (
     Turn,
     events as ev,
 )
-from nbrun.agents.frameworks import FrameworkAdapter, json_object  # fmt: skip
+from nbrun.agents.frameworks import FrameworkAdapter, json_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator

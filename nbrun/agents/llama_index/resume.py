@@ -23,7 +23,7 @@ from nbrun.agents.frameworks import unreadable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Fields = dict[str, Any]
+Fields = dict[str, Any]
 
 MEMORY, BUFFER = "__nbrun_memory", "ChatMemoryBuffer"
 ANSWER = (
@@ -219,9 +219,7 @@ def _answers_in(part: Any, answers: list[str]) -> bool:
     """Return whether a part of a context has an answer of the user in it, and add it to `answers`."""
     if isinstance(part, dict | list):
         parts = part.values() if isinstance(part, dict) else part
-        return any(
-            [_answers_in(value, answers) for value in parts]
-        )  # a list, to look at all of them
+        return sum(_answers_in(value, answers) for value in parts) > 0  # looks at all of them
     if not isinstance(part, str) or '"qualified_name"' not in part:
         return False
     event = json.loads(part)

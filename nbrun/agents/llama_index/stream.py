@@ -15,7 +15,7 @@ from workflows.events import (
     StepState,
     StepStateChanged,
     StopEvent,
-)  # fmt: skip
+)
 
 from nbrun.agents import RunContext, events as ev, plain, pricing
 from nbrun.agents.frameworks import Tools, part_of

@@ -25,7 +25,7 @@ from nbrun.agents import (
     events as ev,
     provider_retries,
 )
-from nbrun.agents.frameworks import FrameworkAdapter  # fmt: skip
+from nbrun.agents.frameworks import FrameworkAdapter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -23,7 +23,7 @@ from smolagents.memory import (
     PlanningStep,
     TaskStep,
     ToolCall,
-)  # fmt: skip
+)
 from smolagents.models import ChatMessageStreamDelta
 from smolagents.monitoring import AgentLogger, LogLevel, Monitor
 from smolagents.utils import AgentError
