@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -26,8 +25,7 @@ def say(text: str) -> None:
 
 def say_table(records: Iterable[RunRecord]) -> None:
     """Print runs as a table: as wide as the terminal, and uncut into a file or a pipe."""
-    is_fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
-    width = shutil.get_terminal_size().columns if is_fixed else None
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     say("\n".join(run_table.text_lines([run_table.Row(record) for record in records], width)))
 
 

@@ -108,7 +108,7 @@ def test_a_file_that_is_locked_at_load_is_waited_for(
         run = ended(session.start(agents.talking, "meanwhile"))
         assert run.problem == f"the file is locked by another program ({store_path})"
         assert "✘ problem  store: can't be written: the file is locked" in said(session)
-        assert "1 run waits in memory" in said(session)
+        assert "1 run is in memory, waiting to be saved" in said(session)
     saved(run)
     assert (run.number, session.store.path, session.store.fault) == (2, store_path, None)
     assert not elsewhere.exists()
