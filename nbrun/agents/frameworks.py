@@ -1,20 +1,31 @@
-"""What the adapters of agent frameworks share. No framework is imported here."""
+"""What the adapters of agent frameworks share. No framework is imported here.
+
+How a run ends when it is cancelled, if the adapter doesn't say otherwise:
+
+| Where it is | How it ends |
+| --- | --- |
+| in a model's text, or an async tool | at once |
+| in a sync tool | after the grace period, by an exception in its thread; if that fails, the log names the tool |
+| while a question is open | at once: the question is withdrawn |
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nbrun.agents import AgentAdapter, NotResumable, events as ev, plain
+from nbrun.agents import AgentAdapter, NotResumable, Output, events as ev, plain
 
 if TYPE_CHECKING:
     from nbrun.agents import Clock
     from nbrun.core.checkpoint import Call
 
+Items = AsyncIterator[ev.EventData | Output]
+
+# The result of a call that was cut off, and the prompt for an agent that resumes from its conversation.
 INTERRUPTED = "The tool call was interrupted; how far it got is unknown."
-"""The result that a model gets of a call that was cut off."""
 CONTINUE = "You were interrupted. Continue where you stopped."
-"""The prompt for an agent that resumes from its conversation."""
 
 
 class FrameworkAdapter(AgentAdapter):

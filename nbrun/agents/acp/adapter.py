@@ -8,11 +8,8 @@ Why does the last cell fail?
 An agent with a folder and a name, which another kernel finds again too: `coder = nbrun.agents.AcpAgent("gemini --acp",
 cwd="project")`, then `%%agentrun coder`.
 
-| Where it is | What you do | How it ends |
-| --- | --- | --- |
-| anywhere in its answer | any cancel of the run | it is asked to stop (`session/cancel`) |
-| it doesn't stop | the same | after the grace period its process group is killed |
-| while a question is open | the same | at once: the question is withdrawn, and the agent is notified |
+A cancel asks the agent to stop (`session/cancel`) and withdraws open questions; if it doesn't stop, its process group
+is killed after the grace period.
 
 The card shows its text, thoughts, tools, plan and cost, the log its standard error. It asks the user for permission;
 arguments can't be edited, and *always* holds for the run. A run resumes if the agent can load sessions, in a later
@@ -33,17 +30,14 @@ from nbrun.agents import (
     PackageMissing,
     RunContext,
     State,
-    events as ev,
 )
 from nbrun.agents.acp.command import AcpAgent
-from nbrun.agents.frameworks import CONTINUE
+from nbrun.agents.frameworks import CONTINUE, Items
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
     from nbrun.agents.acp.session import AcpSession
-
-    Items = AsyncIterator[ev.EventData | Output]
 
 FRAMEWORK = Framework("acp", "acp")
 MAX_ID = 1_000

@@ -20,19 +20,13 @@ if TYPE_CHECKING:
 
     from nbrun.agents.acp.command import AcpAgent
 
-MAX_LINE = 2_000_000
-"""The longest message, in bytes; a longer one is skipped and logged."""
-MAX_REQUESTS = 20
-"""How many requests of the agent may be unanswered at a time."""
-MAX_ID = 200
-"""The longest request id, in characters; the answer repeats it."""
-MAX_OPTIONS = 20
-"""How many options of a question are read."""
+MAX_LINE = 2_000_000  # bytes of a message; a longer one is skipped and logged
+MAX_REQUESTS = 20  # of the agent, unanswered at a time
+MAX_ID = 200  # characters of a request's id, which the answer repeats
+MAX_OPTIONS = 20  # of a question
 PERMISSION = "session/request_permission"
-MAX_ERRORS = 1_000_000
-"""How many bytes of its standard error the run's log takes."""
-LEAVE_S = 1.0
-"""How long it may take to exit once its input is closed."""
+MAX_ERRORS = 1_000_000  # bytes of its standard error in the run's log
+LEAVE_S = 1.0  # for it to exit once its input is closed
 
 _BUFFER = 1 << 16
 _LINES_AT_ONCE = 100  # before other tasks of the loop get a turn
@@ -71,13 +65,7 @@ class AcpProcess:
     async def start(
         cls, agent: AcpAgent, run: RunContext, take: Callable[[object], Awaitable[None]]
     ) -> AcpProcess:
-        """Start the program; its group is killed if this kernel is.
-
-        Raises
-        ------
-        NbrunError
-            The program can't be started.
-        """
+        """Start the program, whose group is killed if this kernel is; raise `NbrunError` if it can't be started."""
         lifeline, held = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -188,9 +176,8 @@ class AcpProcess:
             self._invalid += 1
             if self._invalid == 1:
                 text = shown(line[:300].decode(errors="replace"), 200)
-                self._run.log(
-                    f"{self._label} wrote a line that isn't a valid message: {text}", "warning"
-                )
+                message = f"{self._label} wrote a line that isn't a valid message: {text}"
+                self._run.log(message, "warning")
         return None
 
     # --- its end ---------------------------------------------------------------------------------
@@ -247,9 +234,8 @@ class AcpProcess:
         stderr = self._process.stderr
         assert stderr is not None  # noqa: S101 - it was started with a pipe
         size = 0
-        decoder = codecs.getincrementaldecoder("utf-8")(
-            "replace"
-        )  # a read may end within a character
+        # Incremental, because a read may end within a character.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while part := await stderr.read(_BUFFER):
             self._tail = (self._tail + part)[-_TAIL:]
             if size < MAX_ERRORS:

@@ -43,15 +43,13 @@ if TYPE_CHECKING:
 
     from nbrun.agents.acp.command import AcpAgent
 
-WAITING = 100
-"""How many events may wait for the run's log before the agent is paused."""
-MOST = {
+WAITING = 100  # events that may wait for the run's log before the agent is paused
+# The highest totals that are plausible.
+MAX_TOTALS = {
     "cost_usd": 1e6, "input_tokens": 1e12, "output_tokens": 1e12, "cache_read_tokens": 1e12,
     "reasoning_tokens": 1e12,
 }  # fmt: skip
-"""The highest totals that count as plausible: US dollars, and tokens."""
-MAX_NAME = 80
-"""The longest tool name, in characters, that can be always allowed."""
+MAX_NAME = 80  # characters of a tool name that can be always allowed
 
 _STATUS = {"completed": "ok", "failed": "error"}
 
@@ -183,7 +181,7 @@ class Client:
         new: dict[str, float] = {}
         for name, total in totals.items():
             before = self._reported.get(name, 0)
-            if isinstance(total, int | float) and before < total < MOST[name]:
+            if isinstance(total, int | float) and before < total < MAX_TOTALS[name]:
                 new[name], self._reported[name] = total - before, total
         if new:
             self.run.usage(**new)  # type: ignore[arg-type]  # by their names
@@ -197,7 +195,11 @@ class Client:
     def restore_usage(self, used: object) -> None:
         """Take the usage of the session that an earlier run has reported."""
         for name, total in as_dict(used).items():
-            if name in MOST and isinstance(total, int | float) and 0 < total < MOST[name]:
+            if (
+                name in MAX_TOTALS
+                and isinstance(total, int | float)
+                and 0 < total < MAX_TOTALS[name]
+            ):
                 self._reported[name] = total
 
     # --- questions -------------------------------------------------------------------------------
@@ -305,7 +307,8 @@ class AcpSession:
     def __init__(self, agent: AcpAgent, client: Client, process: AcpProcess) -> None:
         self._agent = agent
         self._client = client
-        self._connection = ClientSideConnection(client, process)  # type: ignore[arg-type]  # its other methods are for what nbrun doesn't offer
+        # The client has no methods for files and terminals.
+        self._connection = ClientSideConnection(client, process)  # type: ignore[arg-type]
         self.label = agent.label
         self.id = ""
         self.work: asyncio.Task[None] | None = None  # the task of `converse()`
@@ -370,10 +373,7 @@ class AcpSession:
 async def converse(session: AcpSession, client: Client, known: str | None, text: str) -> None:
     """Run the session to its end, then make `client.items()` end.
 
-    Raises
-    ------
-    NbrunError
-        The agent died, failed or refused; its own message is included.
+    Raises `NbrunError` with the agent's own message if it died, failed or refused.
     """
     try:
         await session.begin(known)

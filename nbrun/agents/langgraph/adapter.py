@@ -4,12 +4,6 @@
 the last message is the output. If the graph has another single input, the prompt is that input; if it has several,
 the prompt is a JSON object. The output is then the graph's state.
 
-| Where it is | What you do | How it ends |
-| --- | --- | --- |
-| in a model's text, or an async node or tool | any cancel of the run | at once: its tasks are cancelled |
-| in a sync node or tool | the same | after the grace period: an exception in its thread, else the log names it |
-| at an `interrupt()`, while a question is open | the same | at once: the question is withdrawn |
-
 `interrupt(value)` asks the user. If the value has the form of LangChain's human-in-the-loop middleware
 (`action_requests`) or of a `HumanInterrupt`, so has the answer; otherwise the answer is the edited arguments, the
 user's text, or True, and False if denied. A breakpoint of the graph asks whether to continue.
@@ -36,14 +30,10 @@ from nbrun.agents import (
     plain,
     provider_retries,
 )
-from nbrun.agents.frameworks import FrameworkAdapter, json_object
+from nbrun.agents.frameworks import FrameworkAdapter, Items, json_object
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from nbrun.agents.langgraph.callbacks import Callbacks
-
-    Items = AsyncIterator[ev.EventData | Output]
 
 MESSAGES = "messages"
 # `messages` makes models stream that are asked for a whole answer; their text comes by the callbacks.

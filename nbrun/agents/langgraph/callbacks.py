@@ -45,13 +45,7 @@ class Gate(AsyncCallbackHandler):
         return bool(self._callbacks.streaming)
 
     async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        """Count a model call.
-
-        Raises
-        ------
-        Cancelled
-            The budget is used up: the model isn't called.
-        """
+        """Count a model call; raise `Cancelled` if the budget is used up."""
         self._run.begin_turn()
 
 

@@ -120,10 +120,7 @@ class Checkpoint:
     async def restore(self, state: State) -> Any:
         """Return the input to resume with: None for a thread of the graph's checkpointer.
 
-        Raises
-        ------
-        NotResumable
-            The checkpointer doesn't have the thread, or another version of LangGraph saved the messages.
+        Raises `NotResumable` if the checkpointer doesn't have the thread, or the messages can't be read.
         """
         kept: Any = state
         try:

@@ -3,12 +3,7 @@
 `%%agentrun workflow` takes any `Workflow`. The prompt becomes the field `user_msg` of its start event, or its only
 field, or `input` if it declares none; a JSON object sets several. The result of its stop event is the output.
 
-| Where it is | What you do | How it ends |
-| --- | --- | --- |
-| in an async step or tool, or in a model's text | any cancel of the run | at once: the workflow cancels its steps |
-| in a sync step or tool | the same | after the grace period: an exception in its thread, else the log names it |
-| in a step that ignores its cancel | the same | LlamaIndex abandons it after half a second, unnamed |
-| at an `InputRequiredEvent`, while a question is open | the same | at once: the question is withdrawn |
+A step that ignores a cancel is abandoned by LlamaIndex after half a second, and not named in the log.
 
 The events of LlamaIndex's agents (`AgentStream`, `ToolCall`, `ToolCallResult`, `AgentOutput`) are shown as text, tools
 and usage, any other as a custom event. A step can also report through `nbrun.current()`.
@@ -28,29 +23,16 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import (
-    BadOption,
-    Framework,
-    Limitations,
-    Output,
-    RunContext,
-    State,
-    Turn,
-    events as ev,
-)
-from nbrun.agents.frameworks import FrameworkAdapter, json_object
+from nbrun.agents import BadOption, Framework, Limitations, Output, RunContext, State, Turn
+from nbrun.agents.frameworks import FrameworkAdapter, Items, json_object
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from nbrun.agents.llama_index.resume import Checkpoint
 
-    Items = AsyncIterator[ev.EventData | Output]
-
-CANCEL_S = 0.3
-"""How long a workflow may take to end by itself before its tasks are cancelled."""
-LOOK_S = 0.5
-"""How often a silent workflow is checked for being alive."""
+CANCEL_S = 0.3  # for a workflow to end by itself before its tasks are cancelled
+LOOK_S = 0.5  # between two checks whether a silent workflow is alive
 
 
 class LlamaIndexAdapter(FrameworkAdapter):

@@ -33,8 +33,9 @@ ANSWER = (
     "reason",
 )  # the fields that an answer adds to its question
 
-PAUSE = 20.0
-"""The pause after a save, as a multiple of its duration, because each save reads the whole context."""
+PAUSE = (
+    20.0  # after a save, as a multiple of its duration, because each save reads the whole context
+)
 
 
 class Checkpoint:
@@ -108,13 +109,7 @@ def response_class(workflow: Any, handler: Any) -> Any:
 
 
 def restore(workflow: Any, state: State) -> tuple[Any, list[tuple[str, Fields]]]:
-    """Return the context to resume with, and the questions to ask again.
-
-    Raises
-    ------
-    NotResumable
-        Another version of LlamaIndex saved it, or a class of its objects is missing.
-    """
+    """Return the context to resume with, and the questions to ask again; raise `NotResumable` if it can't be read."""
     kept: Any = state
     try:
         whole = json.loads(kept["context"])

@@ -49,13 +49,7 @@ class StreamMapper:
         self._error: Exception | None = None
 
     def map(self, event: Any) -> list[ev.EventData]:
-        """Return nbrun's events for one of the framework's.
-
-        Raises
-        ------
-        Cancelled
-            A model is about to be called, and the budget is used up.
-        """
+        """Return nbrun's events for one of the framework's; raise `Cancelled` if the budget is used up."""
         if isinstance(event, StepStateChanged):
             return self._step(event)
         if isinstance(event, InternalDispatchEvent | StopEvent):

@@ -1,11 +1,5 @@
 """Agents of OpenAI's Agents SDK: text, reasoning, tools and usage as events; its `cancel()` as native cancel.
 
-| Where it is | What you do | How it ends |
-| --- | --- | --- |
-| in its text, or an async tool | any cancel of the run | at once: the stream is closed, its tasks are cancelled |
-| in a sync tool | the same | after the grace period: an exception in its thread, else the log names it |
-| while a question is open | the same | at once: the question is withdrawn |
-
 A tool with `needs_approval` asks the user, who can't edit its arguments. A run resumes from its items: calls without
 a result are reported to the model as interrupted. After a handoff, it resumes with the agent that it started with.
 
@@ -16,25 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import (
-    Framework,
-    Limitations,
-    Output,
-    RunContext,
-    State,
-    events as ev,
-    provider_retries,
-)
-from nbrun.agents.frameworks import FrameworkAdapter
+from nbrun.agents import Framework, Limitations, Output, RunContext, State, provider_retries
+from nbrun.agents.frameworks import FrameworkAdapter, Items
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from agents import RunResultStreaming
 
     from nbrun.agents.openai_agents.hooks import Hooks
-
-    Items = AsyncIterator[ev.EventData | Output]
 
 
 class OpenAIAgentsAdapter(FrameworkAdapter):

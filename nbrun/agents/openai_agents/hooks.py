@@ -51,13 +51,7 @@ class Hooks(RunHooks[Any]):
         return self._statuses.pop(tool_id, "ok")
 
     def filter_input(self, data: CallModelData[Any]) -> ModelInputData:
-        """Return the model's input, with the user's messages.
-
-        Raises
-        ------
-        Cancelled
-            The budget is used up: the model isn't called.
-        """
+        """Return the model's input, with the user's messages; raise `Cancelled` if the budget is used up."""
         self.run.begin_turn()
         # The first call of a stream is never a tool's, and a tool has a task of its own.
         self._task = self._task or asyncio.current_task()

@@ -75,13 +75,7 @@ class Checkpoint:
 
 
 async def restore(agent: Agent[Any], state: State) -> tuple[Any, list[tuple[int, str]]]:
-    """Return the input to resume with, and the messages to be added to it.
-
-    Raises
-    ------
-    NotResumable
-        The SDK can't read the checkpoint, or it doesn't fit the agent.
-    """
+    """Return the input to resume with and the messages to add to it; raise `NotResumable` if it can't be read."""
     kept: Any = state
     try:
         received = list(kept["heard"])

@@ -1,11 +1,5 @@
 """pydantic-ai agents: text, reasoning, tools and usage as events; its cancellation token as native cancel.
 
-| Where it is | What you do | How it ends |
-| --- | --- | --- |
-| in its text, or an async tool | any cancel of the run | at once: its token drains tools and closes the stream |
-| in a sync tool | the same | after the grace period: an exception in its thread, else the log names it |
-| while a question is open | the same | at once: the question is withdrawn |
-
 A tool with `requires_approval=True` asks the user, who may edit its arguments. Messages are delivered before the next
 model request; the agent continues for one that arrives at its end. A run resumes from its messages, in another
 kernel too: an open question is asked again, and a call that was cut off is reported to the model as interrupted, not
@@ -17,23 +11,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import (
-    Framework,
-    Limitations,
-    Output,
-    RunContext,
-    State,
-    events as ev,
-    provider_retries,
-)
-from nbrun.agents.frameworks import FrameworkAdapter
+from nbrun.agents import Framework, Limitations, RunContext, State, provider_retries
+from nbrun.agents.frameworks import FrameworkAdapter, Items
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from pydantic_ai import CancellationToken
-
-    Items = AsyncIterator[ev.EventData | Output]
 
 FRAMEWORK = Framework("pydantic_ai", "agents")
 

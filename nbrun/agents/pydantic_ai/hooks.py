@@ -49,13 +49,7 @@ class Hooks(AbstractCapability[Any]):
     async def before_model_request(
         self, ctx: FrameworkContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
-        """Deliver messages and save the conversation.
-
-        Raises
-        ------
-        Cancelled
-            The budget is used up: the model isn't called.
-        """
+        """Deliver messages and save the conversation; raise `Cancelled` if the budget is used up."""
         self._run.begin_turn()
         texts = self._deliver(ctx)
         # The framework adds them to its messages only after this.

@@ -101,10 +101,7 @@ def as_messages(history: Sequence[Turn]) -> list[ModelMessage]:
 def restore(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:
     """Return the messages to resume with, and the calls that the user is asked about again.
 
-    Raises
-    ------
-    NotResumable
-        Another version of pydantic-ai saved the state.
+    Raises `NotResumable` if another version of pydantic-ai saved the state.
     """
     try:
         kept: Any = state

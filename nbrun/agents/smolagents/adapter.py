@@ -1,10 +1,7 @@
 """Agents of smolagents: text, tools, code and usage as events; a sync framework, run in a thread of its own.
 
-| Where it is | What you do | How it ends |
-| --- | --- | --- |
-| between two steps | any cancel of the run | at once, by the framework's `interrupt()` |
-| in a tool, code or a model's text | the same | after the grace period: an exception in its thread, or a log line |
-| while a question is open | the same | at once: the question is withdrawn |
+A cancel ends the run between two steps by the framework's `interrupt()`; a model's text, a tool and code are ended
+like any sync tool, after the grace period.
 
 A tool marked with `nbrun.needs_approval` asks the user first, who may edit its arguments. Text is streamed if the
 agent has `stream_outputs=True`. A managed agent is shown as a tool with tools of its own, under the same budget. Each
@@ -16,23 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import (
-    Framework,
-    Limitations,
-    Output,
-    RunContext,
-    State,
-    events as ev,
-    provider_retries,
-)
-from nbrun.agents.frameworks import FrameworkAdapter
+from nbrun.agents import Framework, Limitations, Output, RunContext, State, provider_retries
+from nbrun.agents.frameworks import FrameworkAdapter, Items
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from nbrun.agents.smolagents.instrument import Instrument
-
-    Items = AsyncIterator[ev.EventData | Output]
 
 PACKAGE = "smolagents"
 
