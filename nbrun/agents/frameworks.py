@@ -31,7 +31,8 @@ CONTINUE = "You were interrupted. Continue where you stopped."
 class FrameworkAdapter(AgentAdapter):
     """Matches agents by the name of a class among their bases, so that matching imports no framework.
 
-    The framework is imported with the first run, which may take seconds.
+    The framework is imported with the first run, which may take seconds: the other modules of an adapter's folder are
+    imported then.
     """
 
     agent_class: ClassVar[tuple[str, str]]  # module or package, class

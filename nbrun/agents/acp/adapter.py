@@ -44,10 +44,7 @@ MAX_ID = 1_000
 
 
 class AcpAdapter:
-    """Starts the program and runs one session with it.
-
-    Threads: the host's loop; `_sessions` holds the session of each run in progress.
-    """
+    """Starts the program and runs one session with it."""
 
     name = "acp"
     framework = FRAMEWORK
@@ -59,7 +56,7 @@ class AcpAdapter:
     )
 
     def __init__(self) -> None:
-        self._sessions: dict[str, AcpSession] = {}
+        self._sessions: dict[str, AcpSession] = {}  # by run id, on the host's loop
 
     def match(self, agent: object) -> bool:
         """Return whether the agent is an `AcpAgent`."""
@@ -118,7 +115,7 @@ class AcpAdapter:
                 client.abandon()
                 work.cancel()
                 await asyncio.wait({work})
-                await session.close()
+                await session.connection.close()
             is_done = True  # also after a cancel: the agent gets a moment to save its session
         finally:
             self._sessions.pop(run.run_id, None)

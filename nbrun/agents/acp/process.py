@@ -38,8 +38,6 @@ Message = dict[str, Any]
 class AcpProcess:
     """An agent's process and its messages: a transport, in the terms of the protocol's package.
 
-    Threads: one event loop.
-
     Parameters
     ----------
     take : gets each update of a session in turn; the agent waits until it returns.

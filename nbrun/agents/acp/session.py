@@ -1,7 +1,4 @@
-"""A session with an ACP agent: its updates as events, its permission requests as questions to the user.
-
-Imported when a run begins, because it imports the protocol's package.
-"""
+"""A session with an ACP agent: its updates as events, its permission requests as questions to the user."""
 
 from __future__ import annotations
 
@@ -55,10 +52,7 @@ _STATUS = {"completed": "ok", "failed": "error"}
 
 
 class Client:
-    """The client of the protocol: gets the updates and permission requests of one run.
-
-    Threads: one event loop.
-    """
+    """The client of the protocol: gets the updates and permission requests of one run."""
 
     def __init__(self, run: RunContext, label: str) -> None:
         self.run = run
@@ -130,7 +124,7 @@ class Client:
             case "usage_update":
                 cost = as_dict(update.get("cost"))  # of the whole session, in any currency
                 if cost.get("currency") == "USD":
-                    self._count(cost_usd=cost.get("amount"))
+                    self.count(cost_usd=cost.get("amount"))
         return []
 
     def _message(self) -> list[ev.EventData]:
@@ -168,15 +162,7 @@ class Client:
                 status, result = "denied", reason or None
         return [*events, self._tools.finish(tool_id, status, result)]
 
-    def note_usage(self, usage: Any) -> None:
-        """Count the tokens of the session, if the agent reports them."""
-        if usage is not None:
-            self._count(
-                input_tokens=usage.input_tokens, output_tokens=usage.output_tokens,
-                cache_read_tokens=usage.cached_read_tokens, reasoning_tokens=usage.thought_tokens,
-            )  # fmt: skip
-
-    def _count(self, **totals: object) -> None:
+    def count(self, **totals: object) -> None:
         """Report what is new in the session's totals; implausible ones are skipped."""
         new: dict[str, float] = {}
         for name, total in totals.items():
@@ -308,7 +294,7 @@ class AcpSession:
         self._agent = agent
         self._client = client
         # The client has no methods for files and terminals.
-        self._connection = ClientSideConnection(client, process)  # type: ignore[arg-type]
+        self.connection = ClientSideConnection(client, process)  # type: ignore[arg-type]
         self.label = agent.label
         self.id = ""
         self.work: asyncio.Task[None] | None = None  # the task of `converse()`
@@ -318,7 +304,7 @@ class AcpSession:
         client, agent = self._client, self._agent
         try:
             async with asyncio.timeout(agent.start_timeout_s):
-                answer = await self._connection.initialize(
+                answer = await self.connection.initialize(
                     protocol_version=PROTOCOL_VERSION,
                     client_capabilities=ClientCapabilities(),  # no files, no terminals
                     client_info=Implementation(name="nbrun", version="1"),
@@ -327,13 +313,11 @@ class AcpSession:
                 can_load = bool(can is not None and can.load_session)
                 folder = str(agent.folder)
                 if known is None:
-                    session = await self._connection.new_session(cwd=folder, mcp_servers=[])
+                    session = await self.connection.new_session(cwd=folder, mcp_servers=[])
                     self.id = session.session_id
                 elif can_load:
                     client.is_replaying = True
-                    await self._connection.load_session(
-                        cwd=folder, session_id=known, mcp_servers=[]
-                    )
+                    await self.connection.load_session(cwd=folder, session_id=known, mcp_servers=[])
                     client.is_replaying = False
                     self.id = known
                 else:
@@ -348,8 +332,12 @@ class AcpSession:
 
     async def prompt(self, text: str) -> None:
         """Send a message to the agent; return when it has answered and everything is reported."""
-        answer = await self._connection.prompt(session_id=self.id, prompt=[text_block(text)])
-        self._client.note_usage(answer.usage)
+        answer = await self.connection.prompt(session_id=self.id, prompt=[text_block(text)])
+        if (usage := answer.usage) is not None:
+            self._client.count(
+                input_tokens=usage.input_tokens, output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cached_read_tokens, reasoning_tokens=usage.thought_tokens,
+            )  # fmt: skip
         reason = answer.stop_reason
         if message := _REASONS.get(reason):
             self._client.run.log(message, "warning")
@@ -361,13 +349,9 @@ class AcpSession:
     async def cancel(self) -> None:
         """Ask the agent to stop; before the session exists, cancel its start."""
         if self.id:
-            await self._connection.cancel(session_id=self.id)
+            await self.connection.cancel(session_id=self.id)
         elif self.work is not None:
             self.work.cancel()
-
-    async def close(self) -> None:
-        """Close the connection; the adapter ends the process."""
-        await self._connection.close()
 
 
 async def converse(session: AcpSession, client: Client, known: str | None, text: str) -> None:

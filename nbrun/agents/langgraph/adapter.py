@@ -41,10 +41,7 @@ _MODES = ["messages", "tools", "custom", "values"]
 
 
 class LangGraphAdapter(FrameworkAdapter):
-    """Drives a `CompiledStateGraph`.
-
-    Threads: the host's loop; it keeps nothing between two calls.
-    """
+    """Drives a `CompiledStateGraph`."""
 
     name = "langgraph"
     agent_class = ("langgraph.graph.state", "CompiledStateGraph")
@@ -90,7 +87,7 @@ async def _driven(begin: Any, checkpoint: Any) -> Items:
     from langgraph.runtime import RunControl
 
     from nbrun.agents.langgraph.callbacks import Callbacks, Gate
-    from nbrun.agents.langgraph.resume import last_is_open, user_messages
+    from nbrun.agents.langgraph.resume import user_messages
 
     provider_retries.listen()
     run, graph = checkpoint.run, checkpoint.graph
@@ -117,7 +114,9 @@ async def _driven(begin: Any, checkpoint: Any) -> Items:
         if snapshot.interrupts:
             continue
         if is_drained:
-            if not last_is_open(snapshot.values.get(MESSAGES)):
+            messages = snapshot.values.get(MESSAGES)
+            # After a message that calls tools, their results must come first.
+            if not (messages and getattr(messages[-1], "tool_calls", None)):
                 added = {MESSAGES: user_messages(run.inbox.take())}
                 await graph.aupdate_state(config, added, as_node=callbacks.node)
         elif snapshot.next:

@@ -1,7 +1,4 @@
-"""The callbacks of a run of a LangGraph graph: they report its models and tools at once.
-
-Imported when a run begins, because it imports the framework.
-"""
+"""The callbacks of a run of a LangGraph graph: they report its models and tools at once."""
 
 from __future__ import annotations
 
@@ -77,7 +74,7 @@ class Callbacks(BaseCallbackHandler):
         self._tool_ids: dict[UUID, str] = {}
         self._tools = Tools(run.clock)
         self._steps: dict[str, int] = {}
-        self._paused: dict[str, str] = {}  # tools by the interrupt that they wait for
+        self.paused: dict[str, str] = {}  # tools by the interrupt that they wait for
 
     # --- models ----------------------------------------------------------------------------------
 
@@ -210,7 +207,7 @@ class Callbacks(BaseCallbackHandler):
         self.checkpoint.pause_tool(tool_id)
         if isinstance(error, GraphInterrupt):
             for interrupt in error.args[0] if error.args else ():
-                self._paused[interrupt.id] = tool_id
+                self.paused[interrupt.id] = tool_id
         if tool_id.endswith(str(run_id)):  # not called by a model: it gets another id next time
             self._tool_ids[run_id] = tool_id
             self._finish(run_id, "cancelled", None)
@@ -221,10 +218,6 @@ class Callbacks(BaseCallbackHandler):
         status = "denied" if tool_id in self.denied else status
         self._run.send(self._tools.finish(tool_id, status, result))
         self._stop_for_messages()
-
-    def tool_of(self, interrupt: Any) -> str | None:
-        """Return the tool that waits at an interrupt, if any."""
-        return self._paused.get(interrupt.id)
 
     def progress(self, tool_id: str, delta: object) -> list[ev.EventData]:
         """Return the progress of a running tool."""

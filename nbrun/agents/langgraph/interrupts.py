@@ -1,7 +1,4 @@
-"""The interrupts of a LangGraph graph as questions to the user.
-
-Imported when a graph asks, because it imports the framework.
-"""
+"""The interrupts of a LangGraph graph as questions to the user."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ async def answered(
 
 
 async def _answered(run: RunContext, interrupt: Interrupt, callbacks: Callbacks) -> Any:
-    value, tool_id = interrupt.value, callbacks.tool_of(interrupt)
+    value, tool_id = interrupt.value, callbacks.paused.get(interrupt.id)
     asking = _Asking(run, tool_id)
     if _is_request(value, "action_requests"):
         answer: Any = {"decisions": await _decisions(asking, value)}

@@ -1,8 +1,6 @@
 """The checkpoint of a run of a LangGraph graph: the thread of its checkpointer, or else its messages.
 
 A graph without a checkpointer gets a temporary one, because LangGraph needs one to continue after an `interrupt()`.
-
-Imported when a run begins, because it imports the framework.
 """
 
 from __future__ import annotations
@@ -169,11 +167,6 @@ def without_open_calls(messages: Sequence[BaseMessage], begun: set[str]) -> list
             if call["id"] not in done
         ]
     return whole
-
-
-def last_is_open(messages: Any) -> bool:
-    """Return whether the last message calls tools, so that their results must come next."""
-    return bool(messages and getattr(messages[-1], "tool_calls", None))
 
 
 def user_messages(texts: Iterable[str]) -> list[HumanMessage]:

@@ -36,10 +36,7 @@ LOOK_S = 0.5  # between two checks whether a silent workflow is alive
 
 
 class LlamaIndexAdapter(FrameworkAdapter):
-    """Drives a `workflows.Workflow`.
-
-    Threads: the loop that the workflow is on; `_running` holds the handler and the checkpoint of each run in progress.
-    """
+    """Drives a `workflows.Workflow`."""
 
     name = "llama-index"
     agent_class = ("workflows.workflow", "Workflow")
@@ -50,7 +47,7 @@ class LlamaIndexAdapter(FrameworkAdapter):
     )
 
     def __init__(self) -> None:
-        self._running: dict[str, tuple[Any, Checkpoint]] = {}
+        self._running: dict[str, tuple[Any, Checkpoint]] = {}  # by run id, on the host's loop
 
     def label(self, agent: Any) -> str:
         """Return the workflow's name."""
@@ -88,10 +85,9 @@ class LlamaIndexAdapter(FrameworkAdapter):
                     for item in mapper.map(event):
                         yield item
             yield Output(mapper.output(await handler))
-        except WorkflowCancelledByUser:
+        except WorkflowCancelledByUser as error:
             run.token.raise_if_cancelled()
-            mapper.raise_error()
-            raise
+            raise mapper.error or error from None
         finally:
             self._running.pop(run.run_id, None)
             await mapper.close()

@@ -1,8 +1,6 @@
 """The checkpoint of a run of a LlamaIndex workflow: its context, and its open questions.
 
 The store may have been edited: restoring imports no module, and every question is asked again.
-
-Imported when a run begins, because it imports the framework.
 """
 
 from __future__ import annotations
@@ -40,8 +38,6 @@ PAUSE = (
 
 class Checkpoint:
     """Saves the context of a workflow.
-
-    Threads: the loop that the workflow is on.
 
     Parameters
     ----------

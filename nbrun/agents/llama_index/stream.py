@@ -1,6 +1,6 @@
 """The stream of a LlamaIndex workflow as events, and its questions to the user.
 
-Imported when a run begins, because it imports the framework. The events of LlamaIndex's agents are matched by name,
+The events of LlamaIndex's agents are matched by name,
 because they come from another, large package, which a workflow doesn't need.
 """
 
@@ -29,10 +29,7 @@ _MESSAGES = ("prefix", "msg", "message", "prompt", "question")
 
 
 class StreamMapper:
-    """Turns a workflow's events into nbrun's, and asks the user its questions.
-
-    Threads: the loop that the workflow is on.
-    """
+    """Turns a workflow's events into nbrun's, and asks the user its questions."""
 
     def __init__(
         self, run: RunContext, workflow: Any, handler: Any, checkpoint: Checkpoint
@@ -46,7 +43,7 @@ class StreamMapper:
         self._names: dict[str, str] = {}
         self._denied: set[str] = set()
         self._asking: set[asyncio.Task[None]] = set()
-        self._error: Exception | None = None
+        self.error: Exception | None = None  # that stopped a question
 
     def map(self, event: Any) -> list[ev.EventData]:
         """Return nbrun's events for one of the framework's; raise `Cancelled` if the budget is used up."""
@@ -146,7 +143,7 @@ class StreamMapper:
             self._checkpoint.end_asking(name, fields)
             self._handler.ctx.send_event(response)
         except Exception as error:  # the workflow would wait forever
-            self._error = error
+            self.error = error
             await self._handler.cancel_run()
 
     async def _response(self, name: str, fields: Fields) -> Any:
@@ -167,11 +164,6 @@ class StreamMapper:
         response = answer.text or "yes" if answer else ""
         added = zip(ANSWER, (response, bool(answer), answer.args, answer.text), strict=True)
         return response_class(self._workflow, self._handler)(**{**fields, **dict(added)})
-
-    def raise_error(self) -> None:
-        """Raise the error that stopped a question, if any."""
-        if self._error is not None:
-            raise self._error
 
     async def close(self) -> None:
         """Withdraw the open questions."""

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 class OpenAIAgentsAdapter(FrameworkAdapter):
-    """Drives an `agents.Agent`.
-
-    Threads: the host's loop; `_streams` holds the stream of each run in progress.
-    """
+    """Drives an `agents.Agent`."""
 
     name = "openai-agents"
     agent_class = ("agents", "AgentBase")
@@ -33,7 +30,7 @@ class OpenAIAgentsAdapter(FrameworkAdapter):
     )
 
     def __init__(self) -> None:
-        self._streams: dict[str, RunResultStreaming] = {}
+        self._streams: dict[str, RunResultStreaming] = {}  # by run id, on the host's loop
 
     async def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
         """Yield what the agent does, with the conversation of earlier runs before the prompt."""

@@ -1,7 +1,4 @@
-"""The hooks and events of a run of OpenAI's Agents SDK: budget, usage, messages, questions, tools.
-
-Imported when a run begins, because it imports the framework.
-"""
+"""The hooks and events of a run of OpenAI's Agents SDK: budget, usage, messages, questions, tools."""
 
 from __future__ import annotations
 
@@ -27,14 +24,12 @@ class Hooks(RunHooks[Any]):
 
     An agent used as another one's tool shares the run configuration but not the hooks: its model calls count, but it
     gets no messages and has no checkpoint.
-
-    Threads: the loop that the agent runs on.
     """
 
     def __init__(self, run: RunContext, checkpoint: Checkpoint) -> None:
         self.run = run
         self.checkpoint = checkpoint
-        self._statuses: dict[str, str] = {}  # of tools that failed or were denied
+        self.statuses: dict[str, str] = {}  # of tools that failed or were denied
         self._task: asyncio.Task[Any] | None = None  # in which the stream calls its model
         # The stream's tokens so far; None if the total of an earlier stream isn't known.
         self._reported: Counter[str] | None = None
@@ -45,10 +40,6 @@ class Hooks(RunHooks[Any]):
         self._task = None
         if is_new:
             self._reported = Counter()
-
-    def status_of(self, tool_id: str) -> str:
-        """Return how a tool ended."""
-        return self._statuses.pop(tool_id, "ok")
 
     def filter_input(self, data: CallModelData[Any]) -> ModelInputData:
         """Return the model's input, with the user's messages; raise `Cancelled` if the budget is used up."""
@@ -90,7 +81,7 @@ class Hooks(RunHooks[Any]):
 
     def note_error(self, error: ToolErrorFormatterArgs[Any]) -> str | None:
         """Remember that a tool failed or was denied; the model gets the SDK's own message."""
-        self._statuses[error.call_id] = "denied" if error.kind == "approval_rejected" else "error"
+        self.statuses[error.call_id] = "denied" if error.kind == "approval_rejected" else "error"
         return None
 
     async def ask(self, state: RunState[Any]) -> None:
@@ -107,7 +98,7 @@ class Hooks(RunHooks[Any]):
             state.approve(item)
         else:
             state.reject(item, rejection_message=answer.text or None)
-            self._statuses[str(item.call_id)] = "denied"
+            self.statuses[str(item.call_id)] = "denied"
 
 
 class Mapper:
@@ -137,7 +128,7 @@ class Mapper:
                 tool_id = str(part_of(raw, "call_id"))
                 self._hooks.checkpoint.keep_result(event.item.to_input_item())
                 if tool_id in self._tools.began:
-                    status = self._hooks.status_of(tool_id)
+                    status = self._hooks.statuses.pop(tool_id, "ok")
                     return [self._tools.finish(tool_id, status, event.item.output)]
             case "handoff_occured":
                 return [ev.RunPhase(str(event.item.target_agent.name))]

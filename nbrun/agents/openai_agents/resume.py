@@ -1,7 +1,4 @@
-"""The checkpoint of a run of OpenAI's Agents SDK: its items, or its state while the user is asked.
-
-Imported when a run begins, because it imports the framework.
-"""
+"""The checkpoint of a run of OpenAI's Agents SDK: its items, or its state while the user is asked."""
 
 from __future__ import annotations
 
@@ -23,8 +20,6 @@ Item = dict[str, Any]
 
 class Checkpoint:
     """Saves the items of a run.
-
-    Threads: the loop that the agent runs on.
 
     Parameters
     ----------

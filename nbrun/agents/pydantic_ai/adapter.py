@@ -21,10 +21,7 @@ FRAMEWORK = Framework("pydantic_ai", "agents")
 
 
 class PydanticAIAdapter(FrameworkAdapter):
-    """Drives a `pydantic_ai.Agent`.
-
-    Threads: the host's loop; `_tokens` holds the native token of each run in progress.
-    """
+    """Drives a `pydantic_ai.Agent`."""
 
     name = "pydantic-ai"
     agent_class = ("pydantic_ai", "AbstractAgent")
@@ -34,7 +31,7 @@ class PydanticAIAdapter(FrameworkAdapter):
     )
 
     def __init__(self) -> None:
-        self._tokens: dict[str, CancellationToken] = {}
+        self._tokens: dict[str, CancellationToken] = {}  # by run id, on the host's loop
 
     def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
         """Yield what the agent does, with the conversation of earlier runs before the prompt."""

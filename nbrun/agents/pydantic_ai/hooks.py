@@ -1,11 +1,9 @@
-"""The hooks and events of a run of pydantic-ai: budget, usage, messages, questions, tools and their threads.
-
-Imported when a run begins, because it imports the framework.
-"""
+"""The hooks and events of a run of pydantic-ai: budget, usage, messages, questions, tools and their threads."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from concurrent.futures import Executor, Future
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
@@ -36,10 +34,7 @@ _tool: ContextVar[str] = ContextVar("nbrun_tool", default="a function of the age
 
 
 class Hooks(AbstractCapability[Any]):
-    """Checks the budget, delivers messages and saves a checkpoint before each request; reports usage after it.
-
-    Threads: the loop that the agent runs on.
-    """
+    """Checks the budget, delivers messages and saves a checkpoint before each request; reports usage after it."""
 
     def __init__(self, run: RunContext, meter: Meter, checkpoint: Checkpoint) -> None:
         self._run = run
@@ -125,33 +120,26 @@ async def _approval(run: RunContext, call: ToolCallPart) -> ToolApproved | ToolD
 
 
 class Meter:
-    """Adds what is new in the framework's totals to the run's usage, beside what tools add themselves.
-
-    Threads: the host's loop.
-    """
+    """Adds what is new in the framework's totals to the run's usage, beside what tools add themselves."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self._reported = (0, 0, 0, 0, 0)
+        self._reported: Counter[str] = Counter()
         self._cost: float | None = None
 
     def report(self, usage: RunUsage) -> None:
         """Report what is new since the last call."""
-        totals = (
-            usage.input_tokens, usage.output_tokens, usage.cache_read_tokens,
-            usage.details.get("reasoning_tokens", 0), usage.requests,
+        totals = Counter(
+            input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, requests=usage.requests,
+            cache_read_tokens=usage.cache_read_tokens, reasoning_tokens=usage.details.get("reasoning_tokens", 0),
         )  # fmt: skip
         # Source: pydantic-ai adds up the prices of the responses; None if it knows none.
         cost = None if usage.cost is None else float(usage.cost)
         if totals == self._reported and cost == self._cost:
             return
-        new = [max(0, now - before) for now, before in zip(totals, self._reported, strict=True)]
         cost_usd = None if cost is None else max(0.0, cost - (self._cost or 0.0))
+        self._run.usage(**(totals - self._reported), cost_usd=cost_usd)
         self._reported, self._cost = totals, cost
-        self._run.usage(
-            input_tokens=new[0], output_tokens=new[1], cache_read_tokens=new[2], reasoning_tokens=new[3],
-            requests=new[4], cost_usd=cost_usd,
-        )  # fmt: skip
 
 
 class ToolThreads(Executor):

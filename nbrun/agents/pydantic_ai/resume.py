@@ -3,8 +3,6 @@
 Saved with each model request, response and tool result. A resumed run keeps the results of the last response's calls
 and asks again about those it was asking about. It reports the others to the model as interrupted and doesn't repeat
 them, because how far they got is unknown.
-
-Imported when a run begins, because it imports the framework.
 """
 
 from __future__ import annotations
@@ -32,10 +30,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoint:
-    """Saves the messages of a run.
-
-    Threads: the loop that the agent runs on.
-    """
+    """Saves the messages of a run."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run

@@ -25,10 +25,7 @@ PACKAGE = "smolagents"
 
 
 class SmolagentsAdapter(FrameworkAdapter):
-    """Drives a `MultiStepAgent`.
-
-    Threads: the host's loop; `_instruments` holds the one of each run in progress.
-    """
+    """Drives a `MultiStepAgent`."""
 
     name = PACKAGE
     agent_class = (PACKAGE, "MultiStepAgent")
@@ -38,7 +35,7 @@ class SmolagentsAdapter(FrameworkAdapter):
     )
 
     def __init__(self) -> None:
-        self._instruments: dict[str, Instrument] = {}
+        self._instruments: dict[str, Instrument] = {}  # by run id, on the host's loop
 
     def label(self, agent: object) -> str:
         """Return the agent's name, or its class's."""
