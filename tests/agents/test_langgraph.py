@@ -358,7 +358,7 @@ def test_a_breakpoint_asks_whether_to_go_on(session: NotebookSession) -> None:
         )
         run = session.start(graph, "tea")
         (asked,) = asking(run)
-        assert asked.message == "Go on with tools?"
+        assert asked.message == "Continue with tools?"
         run.approve() if is_allowed else run.deny()
         assert ended(run).status is RunStatus.COMPLETED
         assert log.told(run, "added") == ([[2, 3]] if is_allowed else [])

@@ -178,7 +178,7 @@ class AcpProcess:
                 self._run.log(message, "warning")
         return None
 
-    # --- its end ---------------------------------------------------------------------------------
+    # --- the end ---------------------------------------------------------------------------------
 
     async def fate(self) -> str:
         """Return how the process ended, with the end of its standard error, for the error of the run."""
@@ -217,10 +217,8 @@ class AcpProcess:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), LEAVE_S)
             transport.close()
-            if self._invalid > 1:
-                self._run.log(
-                    f"{self._label} wrote {self._invalid:,} lines that aren't valid messages"
-                )
+            if (count := self._invalid) > 1:
+                self._run.log(f"{self._label} wrote {count:,} lines that aren't valid messages")
 
     def kill(self) -> None:
         """Kill its group, in which its children may have outlived it."""

@@ -299,12 +299,12 @@ class AcpSession:
         self.id = ""
         self.work: asyncio.Task[None] | None = None  # the task of `converse()`
 
-    async def begin(self, known: str | None) -> None:
+    async def start(self, known: str | None) -> None:
         """Create a session, or load a known one; save its id if the agent can load it again."""
-        client, agent = self._client, self._agent
+        client, agent, connection = self._client, self._agent, self.connection
         try:
             async with asyncio.timeout(agent.start_timeout_s):
-                answer = await self.connection.initialize(
+                answer = await connection.initialize(
                     protocol_version=PROTOCOL_VERSION,
                     client_capabilities=ClientCapabilities(),  # no files, no terminals
                     client_info=Implementation(name="nbrun", version="1"),
@@ -313,19 +313,18 @@ class AcpSession:
                 can_load = bool(can is not None and can.load_session)
                 folder = str(agent.folder)
                 if known is None:
-                    session = await self.connection.new_session(cwd=folder, mcp_servers=[])
+                    session = await connection.new_session(cwd=folder, mcp_servers=[])
                     self.id = session.session_id
                 elif can_load:
                     client.is_replaying = True
-                    await self.connection.load_session(cwd=folder, session_id=known, mcp_servers=[])
+                    await connection.load_session(cwd=folder, session_id=known, mcp_servers=[])
                     client.is_replaying = False
                     self.id = known
                 else:
                     raise NbrunError(f"{agent.label} can no longer load sessions; retry the run")
         except TimeoutError:
-            raise NbrunError(
-                f"{agent.label} has not answered for {agent.start_timeout_s:g} s; was it started as an ACP agent?"
-            ) from None
+            how_long = f"has not answered for {agent.start_timeout_s:g} s"
+            raise NbrunError(f"{agent.label} {how_long}; was it started as an ACP agent?") from None
         if can_load:
             client.session_id = self.id
             client.keep_session()
@@ -360,7 +359,7 @@ async def converse(session: AcpSession, client: Client, known: str | None, text:
     Raises `NbrunError` with the agent's own message if it died, failed or refused.
     """
     try:
-        await session.begin(known)
+        await session.start(known)
         client.run.token.raise_if_cancelled()  # during the start
         await session.prompt(text)
     except RequestError as error:

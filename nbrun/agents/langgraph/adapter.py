@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nbrun.agents.langgraph.callbacks import Callbacks
 
 MESSAGES = "messages"
-# `messages` makes models stream that are asked for a whole answer; their text comes by the callbacks.
+# In the mode `messages`, all models stream; their text comes through the callbacks.
 _MODES = ["messages", "tools", "custom", "values"]
 
 
@@ -57,14 +57,14 @@ class LangGraphAdapter(FrameworkAdapter):
         from nbrun.agents.langgraph.resume import Checkpoint, as_messages, user_messages
 
         checkpoint = Checkpoint(run, agent)
-        names = _inputs(agent)
+        names = list(agent.builder.schemas.get(agent.builder.input_schema, {}))
         if MESSAGES in names:
             before = [] if checkpoint.has_own_thread else as_messages(run.history)
-            begin: Any = {MESSAGES: [*before, *user_messages([prompt])]}
+            graph_input: Any = {MESSAGES: [*before, *user_messages([prompt])]}
         else:
-            begin = _object(names, prompt)
-        checkpoint.begin()
-        async for item in _driven(begin, checkpoint):
+            graph_input = _object(names, prompt)
+        checkpoint.save_thread()
+        async for item in _driven(graph_input, checkpoint):
             yield item
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
@@ -72,21 +72,22 @@ class LangGraphAdapter(FrameworkAdapter):
         from nbrun.agents.langgraph.resume import Checkpoint
 
         checkpoint = Checkpoint(run, agent)
-        begin = await checkpoint.restore(state)
+        graph_input = await checkpoint.restore(state)
         run.checkpoint(state)  # in case it stops before it saves its own
-        async for item in _driven(begin, checkpoint):
+        async for item in _driven(graph_input, checkpoint):
             yield item
 
 
 ADAPTER = LangGraphAdapter()
 
 
-async def _driven(begin: Any, checkpoint: Any) -> Items:
+async def _driven(graph_input: Any, checkpoint: Any) -> Items:
     """Yield what the graph does; after each stop for the user or for messages, in another stream."""
     from langgraph.errors import GraphDrained
     from langgraph.runtime import RunControl
 
     from nbrun.agents.langgraph.callbacks import Callbacks, Gate
+    from nbrun.agents.langgraph.interrupts import answered
     from nbrun.agents.langgraph.resume import user_messages
 
     provider_retries.listen()
@@ -96,21 +97,21 @@ async def _driven(begin: Any, checkpoint: Any) -> Items:
     takes_messages = _adds_messages(graph)
     while True:
         is_drained = False
-        snapshot = await graph.aget_state(config) if begin is None else None
+        snapshot = await graph.aget_state(config) if graph_input is None else None
         if snapshot is not None and snapshot.interrupts:
-            from nbrun.agents.langgraph.interrupts import answered
-
-            begin = await answered(run, snapshot.interrupts, callbacks)
+            graph_input = await answered(run, snapshot.interrupts, callbacks)
         callbacks.control = RunControl() if takes_messages else None
         try:
-            stream = graph.astream(begin, config, stream_mode=_MODES, control=callbacks.control)
+            stream = graph.astream(
+                graph_input, config, stream_mode=_MODES, control=callbacks.control
+            )
             async with aclosing(stream) as parts:
                 async for mode, part in parts:
                     for item in _mapped(mode, part, callbacks):
                         yield item
         except GraphDrained:  # by the callbacks, because there is a message
             is_drained = True
-        begin, snapshot = None, await graph.aget_state(config)
+        graph_input, snapshot = None, await graph.aget_state(config)
         if snapshot.interrupts:
             continue
         if is_drained:
@@ -120,11 +121,11 @@ async def _driven(begin: Any, checkpoint: Any) -> Items:
                 added = {MESSAGES: user_messages(run.inbox.take())}
                 await graph.aupdate_state(config, added, as_node=callbacks.node)
         elif snapshot.next:
-            if not await run.ask(f"Go on with {', '.join(snapshot.next)}?"):
+            if not await run.ask(f"Continue with {', '.join(snapshot.next)}?"):
                 yield Output(_output(graph, snapshot.values))
                 return
         elif takes_messages and (texts := run.inbox.take()):
-            begin = {MESSAGES: user_messages(texts)}
+            graph_input = {MESSAGES: user_messages(texts)}
         else:
             yield Output(_output(graph, snapshot.values))
             return
@@ -145,21 +146,14 @@ def _mapped(mode: str, part: Any, callbacks: Callbacks) -> list[ev.EventData]:
     return []
 
 
-def _inputs(graph: Any) -> list[str]:
-    """Return the names of the graph's inputs."""
-    builder = graph.builder
-    return list(builder.schemas.get(builder.input_schema, {}))
-
-
 def _object(names: list[str], prompt: str) -> Any:
     given = json_object(prompt)
     if given is not None and set(given) <= set(names):
         return given
     if len(names) == 1:
         return {names[0]: prompt}
-    raise BadOption(
-        f"this graph takes {', '.join(names)}: give a JSON object with these as the prompt"
-    )
+    words = ", ".join(names)
+    raise BadOption(f"this graph takes {words}: give a JSON object with these as the prompt")
 
 
 def _adds_messages(graph: Any) -> bool:
@@ -169,8 +163,7 @@ def _adds_messages(graph: Any) -> bool:
 
 
 def _output(graph: Any, values: Any) -> object:
-    names = graph.output_channels
-    found = {name: values[name] for name in names if name in values}
+    found = {name: values[name] for name in graph.output_channels if name in values}
     if not found.get(MESSAGES):
         return found
     if found.get("structured_response") is not None:

@@ -121,7 +121,7 @@ class Callbacks(BaseCallbackHandler):
         self._end_text(run_id, "", is_complete=False)
 
     def _end_text(self, run_id: UUID, whole: str, is_complete: bool = True) -> None:
-        """Report the text of a call, unless another one's is shown: then it waits; go on to the next one's."""
+        """Report the text of a call that ended, once no other call's is shown; then show the next one's."""
         with guarded(), self._lock:
             parts = self._texts.pop(run_id, None)
             if parts is None:

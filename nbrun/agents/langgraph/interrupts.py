@@ -62,7 +62,7 @@ class _Asking:
 
     async def ask_freely(self, value: object) -> Any:
         """Return the answer to any other value: the edited arguments, the user's text, or True; False if denied."""
-        message, args = (value, None) if isinstance(value, str) else ("Go on?", plain(value))
+        message, args = (value, None) if isinstance(value, str) else ("Continue?", plain(value))
         answer = await self._run.ask(
             message, args=args, tool_id=self._tool_id, editable=args is not None
         )

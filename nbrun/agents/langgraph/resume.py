@@ -10,15 +10,7 @@ from collections import defaultdict
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import (
-    AIMessage,
-    BaseMessage,
-    HumanMessage,
-    ToolMessage,
-    convert_to_messages,
-    message_to_dict,
-    messages_from_dict,
-)
+from langchain_core import messages as msg
 from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.memory import InMemorySaver
 
@@ -27,6 +19,8 @@ from nbrun.agents.frameworks import INTERRUPTED, args_of, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    Messages = Sequence[msg.BaseMessage]
 
 
 DEPTH = 4
@@ -70,16 +64,16 @@ class Checkpoint:
         if not self._is_kept:
             graph = graph.copy({"checkpointer": InMemorySaver(serde=_Objects())})
         self.graph = graph
-        self._messages: list[BaseMessage] = []
+        self._messages: list[msg.BaseMessage] = []
         self._begun: tuple[str, ...] = ()
-        self._results: tuple[ToolMessage, ...] = ()
+        self._results: tuple[msg.ToolMessage, ...] = ()
 
     def config(self, *callbacks: Any) -> Any:
         """Return the configuration of the run, merged with the graph's own."""
         mine = {"configurable": {"thread_id": self._thread}, "callbacks": list(callbacks)}
         return merge_configs(self.graph.config, mine)  # type: ignore[arg-type]
 
-    def begin(self) -> None:
+    def save_thread(self) -> None:
         """Save the thread before anything happens in it."""
         if self._is_kept:
             self.run.checkpoint({"thread": self._thread})
@@ -88,7 +82,7 @@ class Checkpoint:
         """Save all messages, after a step of the graph."""
         if self._is_kept or not isinstance(messages, list):
             return
-        self._messages = convert_to_messages(messages)
+        self._messages = msg.convert_to_messages(messages)
         self._begun, self._results = (), ()
         self._save()
 
@@ -104,7 +98,7 @@ class Checkpoint:
 
     def keep_result(self, result: Any) -> None:
         """Add the result of a tool while other calls of the same response are open."""
-        if isinstance(result, ToolMessage):
+        if isinstance(result, msg.ToolMessage):
             self._results = (*self._results, result)
             self._save()
 
@@ -112,7 +106,7 @@ class Checkpoint:
         if self._is_kept or not self._messages:
             return
         messages = [*self._messages, *self._results]
-        text = json.dumps([plain(message_to_dict(message)) for message in messages])
+        text = json.dumps([plain(msg.message_to_dict(message)) for message in messages])
         self.run.checkpoint({"messages": text, "begun": list(self._begun)})
 
     async def restore(self, state: State) -> Any:
@@ -124,15 +118,15 @@ class Checkpoint:
         try:
             if "thread" in kept:
                 self._thread = str(kept["thread"])
-                return await self._known_thread()
-            messages = messages_from_dict(json.loads(kept["messages"]))
+                return await self._check_thread()
+            messages = msg.messages_from_dict(json.loads(kept["messages"]))
             return {"messages": without_open_calls(messages, set(kept["begun"]))}
         except (LookupError, TypeError, ValueError, AttributeError):
             raise NotResumable(
                 "its checkpoint was made by another version of LangGraph; retry starts it again"
             ) from None
 
-    async def _known_thread(self) -> None:
+    async def _check_thread(self) -> None:
         snapshot = None
         if self._is_kept:
             snapshot = await self.graph.aget_state({"configurable": {"thread_id": self._thread}})
@@ -143,15 +137,15 @@ class Checkpoint:
             )
 
 
-def without_open_calls(messages: Sequence[BaseMessage], begun: set[str]) -> list[BaseMessage]:
+def without_open_calls(messages: Messages, begun: set[str]) -> list[msg.BaseMessage]:
     """Return the messages without open tool calls, so that no tool is called without approval.
 
     A call that had begun gets an interrupted result. One that had not is removed: the model has to call it again.
     """
-    done = {message.tool_call_id for message in messages if isinstance(message, ToolMessage)}
-    whole: list[BaseMessage] = []
+    done = {message.tool_call_id for message in messages if isinstance(message, msg.ToolMessage)}
+    whole: list[msg.BaseMessage] = []
     for message in messages:
-        if not isinstance(message, AIMessage):
+        if not isinstance(message, msg.AIMessage):
             whole.append(message)
             continue
         calls = [call for call in message.tool_calls if call["id"] in done | begun]
@@ -159,34 +153,34 @@ def without_open_calls(messages: Sequence[BaseMessage], begun: set[str]) -> list
             if not calls and not message.text:
                 continue
             # A new message, because the content may include the calls in the provider's own form.
-            message = AIMessage(message.text, tool_calls=calls, id=message.id)
+            message = msg.AIMessage(message.text, tool_calls=calls, id=message.id)
         whole.append(message)
         whole += [
-            ToolMessage(INTERRUPTED, tool_call_id=str(call["id"]), name=call["name"])
+            msg.ToolMessage(INTERRUPTED, tool_call_id=str(call["id"]), name=call["name"])
             for call in calls
             if call["id"] not in done
         ]
     return whole
 
 
-def user_messages(texts: Iterable[str]) -> list[HumanMessage]:
+def user_messages(texts: Iterable[str]) -> list[msg.HumanMessage]:
     """Return the user's texts as messages."""
-    return [HumanMessage(text) for text in texts]
+    return [msg.HumanMessage(text) for text in texts]
 
 
-def as_messages(history: Sequence[Turn]) -> list[BaseMessage]:
+def as_messages(history: Sequence[Turn]) -> list[msg.BaseMessage]:
     """Return the conversation of earlier runs, of any agent, as messages."""
-    messages: list[BaseMessage] = []
+    messages: list[msg.BaseMessage] = []
     for turn in history:
         if turn.role == USER:
-            messages.append(HumanMessage(turn.text))
+            messages.append(msg.HumanMessage(turn.text))
             continue
         if turn.calls:
             calls = [{"name": c.name, "id": c.id, "args": args_of(c)} for c in turn.calls]
-            messages.append(AIMessage("", tool_calls=calls))
+            messages.append(msg.AIMessage("", tool_calls=calls))
             messages += [
-                ToolMessage(result_of(c), tool_call_id=c.id, name=c.name) for c in turn.calls
+                msg.ToolMessage(result_of(c), tool_call_id=c.id, name=c.name) for c in turn.calls
             ]
         if turn.text:
-            messages.append(AIMessage(turn.text))
+            messages.append(msg.AIMessage(turn.text))
     return messages

@@ -78,7 +78,8 @@ class LlamaIndexAdapter(FrameworkAdapter):
         checkpoint = Checkpoint(run, agent, handler, questions)
         mapper = StreamMapper(run, agent, handler, checkpoint)
         self._running[run.run_id] = handler, checkpoint
-        mapper.ask_again(questions)
+        for question in questions:
+            mapper.ask(*question)
         try:
             async with aclosing(_stream(handler)) as stream:
                 async for event in stream:

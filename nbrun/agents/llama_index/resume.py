@@ -24,16 +24,10 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 
 MEMORY, BUFFER = "__nbrun_memory", "ChatMemoryBuffer"
-ANSWER = (
-    "response",
-    "approved",
-    "args",
-    "reason",
-)  # the fields that an answer adds to its question
-
-PAUSE = (
-    20.0  # after a save, as a multiple of its duration, because each save reads the whole context
-)
+# The fields that an answer adds to its question.
+ANSWER = ("response", "approved", "args", "reason")
+# After a save, as a multiple of its duration, because each save reads the whole context.
+PAUSE = 20.0
 
 
 class Checkpoint:
@@ -77,8 +71,8 @@ class Checkpoint:
         except (TypeError, ValueError) as error:
             if not self._has_warned:
                 self._has_warned = True
-                words = str(error).partition("\n")[0]
-                self._run.log(f"it can't be resumed from this point: {words}", "warning")
+                why = str(error).partition("\n")[0]
+                self._run.log(f"it can't be resumed from this point: {why}", "warning")
         self._next_at = clock.monotonic() + PAUSE * (clock.monotonic() - began)
 
 

@@ -7,7 +7,7 @@ because they come from another, large package, which a workflow doesn't need.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workflows.events import (
     InputRequiredEvent,
@@ -20,10 +20,6 @@ from workflows.events import (
 from nbrun.agents import RunContext, events as ev, plain, pricing
 from nbrun.agents.frameworks import Tools, part_of
 from nbrun.agents.llama_index.resume import ANSWER, Checkpoint, Fields, fields_of, response_class
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 _MESSAGES = ("prefix", "msg", "message", "prompt", "question")
 
@@ -54,7 +50,7 @@ class StreamMapper:
         if isinstance(event, InputRequiredEvent):
             question = type(event).__name__, fields_of(event)
             if self._checkpoint.begin_asking(*question):  # a step that starts again asks again
-                self._ask(*question)
+                self.ask(*question)
             return []
         for base in type(event).__mro__:
             match base.__name__:
@@ -104,14 +100,13 @@ class StreamMapper:
     def _report_usage(self, raw: object) -> None:
         """Report the usage in a model's raw response."""
         usage = part_of(raw, "usage")
-        used = _count(usage, "prompt_tokens", "input_tokens")
-        made = _count(usage, "completion_tokens", "output_tokens")
-        cost = None
-        if usage is not None:
-            cost = pricing.cost_usd(
-                str(part_of(raw, "model") or ""), input_tokens=used, output_tokens=made
-            )
-        self._run.usage(input_tokens=used, output_tokens=made, requests=1, cost_usd=cost)
+        tokens = {
+            "input_tokens": _count(usage, "prompt_tokens", "input_tokens"),
+            "output_tokens": _count(usage, "completion_tokens", "output_tokens"),
+        }
+        model = str(part_of(raw, "model") or "")
+        cost = None if usage is None else pricing.cost_usd(model, **tokens)
+        self._run.usage(**tokens, requests=1, cost_usd=cost)
 
     def _started(self, event: Any) -> list[ev.EventData]:
         self._names[str(event.tool_id)] = str(event.tool_name)
@@ -127,12 +122,8 @@ class StreamMapper:
 
     # --- questions -------------------------------------------------------------------------------
 
-    def ask_again(self, questions: Iterable[tuple[str, Fields]]) -> None:
-        """Ask the questions of the run before."""
-        for name, fields in questions:
-            self._ask(name, fields)
-
-    def _ask(self, name: str, fields: Fields) -> None:
+    def ask(self, name: str, fields: Fields) -> None:
+        """Ask a question in the background."""
         task = asyncio.create_task(self._answer(name, fields), name=f"nbrun-ask-{self._run.run_id}")
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)

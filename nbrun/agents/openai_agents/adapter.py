@@ -37,8 +37,8 @@ class OpenAIAgentsAdapter(FrameworkAdapter):
         from nbrun.agents.openai_agents.hooks import Hooks
         from nbrun.agents.openai_agents.resume import Checkpoint, as_messages
 
-        begin = [*as_messages(run.history), {"role": "user", "content": prompt}]
-        async for item in self._driven(agent, begin, Hooks(run, Checkpoint(run))):
+        agent_input = [*as_messages(run.history), {"role": "user", "content": prompt}]
+        async for item in self._driven(agent, agent_input, Hooks(run, Checkpoint(run))):
             yield item
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
@@ -46,12 +46,12 @@ class OpenAIAgentsAdapter(FrameworkAdapter):
         from nbrun.agents.openai_agents.hooks import Hooks
         from nbrun.agents.openai_agents.resume import Checkpoint, restore
 
-        begin, received = await restore(agent, state)
+        agent_input, received = await restore(agent, state)
         run.checkpoint(state)  # in case it stops before it saves its own
-        async for item in self._driven(agent, begin, Hooks(run, Checkpoint(run, received))):
+        async for item in self._driven(agent, agent_input, Hooks(run, Checkpoint(run, received))):
             yield item
 
-    async def _driven(self, agent: Any, begin: Any, hooks: Hooks) -> Items:
+    async def _driven(self, agent: Any, agent_input: Any, hooks: Hooks) -> Items:
         """Yield what the agent does; after each stop for the user or for messages, in another stream."""
         from agents import RunConfig, Runner, RunState
 
@@ -66,10 +66,10 @@ class OpenAIAgentsAdapter(FrameworkAdapter):
         if run.budget.limits.max_turns is not None:  # otherwise the SDK's own limit applies
             options["max_turns"] = None
         while True:
-            if isinstance(begin, RunState) and begin.get_interruptions():
-                await hooks.ask(begin)
-            hooks.begin_stream(is_new=not isinstance(begin, RunState))
-            stream = self._streams[run.run_id] = Runner.run_streamed(agent, begin, **options)
+            if isinstance(agent_input, RunState) and agent_input.get_interruptions():
+                await hooks.ask(agent_input)
+            hooks.begin_stream(is_new=not isinstance(agent_input, RunState))
+            stream = self._streams[run.run_id] = Runner.run_streamed(agent, agent_input, **options)
             try:
                 async for event in stream.stream_events():
                     for mapped in mapper.map(event):
@@ -79,9 +79,10 @@ class OpenAIAgentsAdapter(FrameworkAdapter):
             # Source: a cancelled stream ends without an error.
             run.token.raise_if_cancelled()
             if stream.interruptions:
-                begin = stream.to_state()
+                agent_input = stream.to_state()
             elif texts := run.inbox.take():
-                begin = [*stream.to_input_list(), *({"role": "user", "content": t} for t in texts)]
+                messages = [{"role": "user", "content": text} for text in texts]
+                agent_input = [*stream.to_input_list(), *messages]
             else:
                 yield Output(stream.final_output)
                 return

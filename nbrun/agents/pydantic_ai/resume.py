@@ -10,15 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from pydantic_ai.messages import (
-    ModelMessagesTypeAdapter,
-    ModelRequest,
-    ModelResponse,
-    TextPart,
-    ToolCallPart,
-    ToolReturnPart,
-    UserPromptPart,
-)
+from pydantic_ai import messages as msg
 
 from nbrun.agents import USER, NotResumable, RunContext, State, Turn, plain
 from nbrun.agents.frameworks import INTERRUPTED, args_of
@@ -26,29 +18,27 @@ from nbrun.agents.frameworks import INTERRUPTED, args_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from pydantic_ai.messages import ModelMessage, ModelRequestPart
-
 
 class Checkpoint:
     """Saves the messages of a run."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self._messages: list[ModelMessage] = []
-        self._open: dict[str, ToolCallPart] = {}
-        self._results: list[ModelRequestPart] = []
+        self._messages: list[msg.ModelMessage] = []
+        self._open: dict[str, msg.ToolCallPart] = {}
+        self._results: list[msg.ModelRequestPart] = []
         self._asking: set[str] = set()
 
-    def keep(self, messages: Sequence[ModelMessage]) -> None:
+    def keep(self, messages: Sequence[msg.ModelMessage]) -> None:
         """Save all messages; the calls of the last one are open."""
         self._messages = list(messages)
         last = self._messages[-1] if self._messages else None
-        calls = last.tool_calls if isinstance(last, ModelResponse) else ()
+        calls = last.tool_calls if isinstance(last, msg.ModelResponse) else ()
         self._open = {call.tool_call_id: call for call in calls}
         self._results, self._asking = [], set()
         self._save()
 
-    def keep_result(self, part: ModelRequestPart) -> None:
+    def keep_result(self, part: msg.ModelRequestPart) -> None:
         """Add the result of a tool while other calls of the same response are open."""
         tool_id = getattr(part, "tool_call_id", "")
         if self._open.pop(tool_id, None) is None:
@@ -65,42 +55,42 @@ class Checkpoint:
     def _save(self) -> None:
         messages = self._messages
         if self._results:
-            messages = [*messages, ModelRequest(parts=self._results)]
-        text = ModelMessagesTypeAdapter.dump_json(messages, fallback=plain).decode()
+            messages = [*messages, msg.ModelRequest(parts=self._results)]
+        text = msg.ModelMessagesTypeAdapter.dump_json(messages, fallback=plain).decode()
         state = {"messages": text, "open": list(self._open), "asking": sorted(self._asking)}
         self._run.checkpoint(state)
 
 
-def as_messages(history: Sequence[Turn]) -> list[ModelMessage]:
+def as_messages(history: Sequence[Turn]) -> list[msg.ModelMessage]:
     """Return the conversation of earlier runs, of any agent, as messages."""
-    messages: list[ModelMessage] = []
+    messages: list[msg.ModelMessage] = []
     for turn in history:
         if turn.role == USER:
-            messages.append(ModelRequest(parts=[UserPromptPart(turn.text)]))
+            messages.append(msg.ModelRequest(parts=[msg.UserPromptPart(turn.text)]))
             continue
         if turn.calls:
-            calls = [ToolCallPart(call.name, args_of(call), call.id) for call in turn.calls]
-            messages.append(ModelResponse(parts=calls))
+            calls = [msg.ToolCallPart(call.name, args_of(call), call.id) for call in turn.calls]
+            messages.append(msg.ModelResponse(parts=calls))
             results = [
-                ToolReturnPart(call.name, call.result, call.id)
+                msg.ToolReturnPart(call.name, call.result, call.id)
                 if call.status in ("ok", "error", "denied")
-                else ToolReturnPart(call.name, INTERRUPTED, call.id, outcome="interrupted")
+                else msg.ToolReturnPart(call.name, INTERRUPTED, call.id, outcome="interrupted")
                 for call in turn.calls
             ]
-            messages.append(ModelRequest(parts=results))
+            messages.append(msg.ModelRequest(parts=results))
         if turn.text:
-            messages.append(ModelResponse(parts=[TextPart(turn.text)]))
+            messages.append(msg.ModelResponse(parts=[msg.TextPart(turn.text)]))
     return messages
 
 
-def restore(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:
+def restore(state: State) -> tuple[list[msg.ModelMessage], list[msg.ToolCallPart]]:
     """Return the messages to resume with, and the calls that the user is asked about again.
 
     Raises `NotResumable` if another version of pydantic-ai saved the state.
     """
     try:
         kept: Any = state
-        messages = ModelMessagesTypeAdapter.validate_json(kept["messages"])
+        messages = msg.ModelMessagesTypeAdapter.validate_json(kept["messages"])
         last_message = messages[-1]
         open_ids, asking = set(kept["open"]), set(kept["asking"])
     except (LookupError, TypeError, ValidationError):
@@ -109,15 +99,15 @@ def restore(state: State) -> tuple[list[ModelMessage], list[ToolCallPart]]:
         ) from None
     if not open_ids:
         return messages, []
-    parts: list[ModelRequestPart] = []
-    if isinstance(last_message, ModelRequest):
+    parts: list[msg.ModelRequestPart] = []
+    if isinstance(last_message, msg.ModelRequest):
         parts += messages.pop().parts  # type: ignore[arg-type]  # of a request
     response = messages[-1] if messages else None
-    calls = response.tool_calls if isinstance(response, ModelResponse) else []
+    calls = response.tool_calls if isinstance(response, msg.ModelResponse) else []
     parts += [
-        ToolReturnPart(call.tool_name, INTERRUPTED, call.tool_call_id, outcome="interrupted")
+        msg.ToolReturnPart(call.tool_name, INTERRUPTED, call.tool_call_id, outcome="interrupted")
         for call in calls
         if call.tool_call_id in open_ids - asking
     ]
     asked = [call for call in calls if call.tool_call_id in asking]
-    return [*messages, ModelRequest(parts=parts)] if parts else messages, asked
+    return [*messages, msg.ModelRequest(parts=parts)] if parts else messages, asked

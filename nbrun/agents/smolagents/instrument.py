@@ -12,18 +12,9 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from smolagents import CodeAgent, LocalPythonExecutor
+from smolagents import CodeAgent, LocalPythonExecutor, memory
 from smolagents.agents import ActionOutput
 from smolagents.local_python_executor import MAX_EXECUTION_TIME_SECONDS
-from smolagents.memory import (
-    ActionStep,
-    AgentMemory,
-    CallbackRegistry,
-    FinalAnswerStep,
-    PlanningStep,
-    TaskStep,
-    ToolCall,
-)
 from smolagents.models import ChatMessageStreamDelta
 from smolagents.monitoring import AgentLogger, LogLevel, Monitor
 from smolagents.utils import AgentError
@@ -44,24 +35,20 @@ class Watched:
     """A copy of an agent that reports its model calls, code and tools: several runs can share the agent.
 
     Threads: the run's own; `interrupt()` any.
-
-    Parameters
-    ----------
-    numbers : numbers for the ids of tools, unique in the run.
     """
 
     def __init__(self, agent: Any, run: RunContext, numbers: Iterator[int]) -> None:
         self._mine = mine = copy.copy(agent)
         self._original = agent
         self._run = run
-        self._numbers = numbers
+        self._numbers = numbers  # for the ids of tools, unique in the run
         self._code = Tools(run.clock)  # the code that is running
         self._is_running = True
-        # The card shows what it would print.
+        # Silent, because the card shows what it would print.
         mine.logger = AgentLogger(LogLevel.OFF, Console(file=io.StringIO(), quiet=True))
         mine.monitor = Monitor(mine.model, mine.logger)
         mine.step_callbacks = _callbacks(agent, mine.monitor)
-        mine.memory = AgentMemory(agent.system_prompt)
+        mine.memory = memory.AgentMemory(agent.system_prompt)
         mine.state = dict(agent.state)
         mine.tools = {name: self._watched(tool) for name, tool in agent.tools.items()}
         mine.managed_agents = {
@@ -80,7 +67,7 @@ class Watched:
     def _take_messages(self) -> None:
         """Add the user's messages; only the agent of the run gets them."""
 
-    def _leave(self) -> None:
+    def _share_memory(self) -> None:
         """Give the user's agent the memory of this run."""
         self._original.memory = self._mine.memory
 
@@ -88,13 +75,13 @@ class Watched:
         """Report the code and the usage of a step."""
         run = self._run
         match step:
-            case ToolCall(name=name, arguments=code, id=id_) if name == PYTHON:
+            case memory.ToolCall(name=name, arguments=code, id=id_) if name == PYTHON:
                 tool_id = f"{id_}-{next(self._numbers)}-{run.run_id[-6:]}"
                 for event in self._code.start(tool_id, PYTHON, code, "python"):
                     run.send(event)
-            case PlanningStep():
+            case memory.PlanningStep():
                 self._count(step)
-            case ActionStep(error=error):
+            case memory.ActionStep(error=error):
                 self._count(step)
                 status = "ok" if error is None else "error"
                 result = clean_text(step.observations or "") if error is None else str(error)
@@ -103,7 +90,7 @@ class Watched:
                 if error is not None:
                     run.log(f"{type(error).__name__}: {error}")
 
-    def _count(self, step: ActionStep | PlanningStep) -> None:
+    def _count(self, step: memory.ActionStep | memory.PlanningStep) -> None:
         if (usage := step.token_usage) is not None:
             used = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
             model = getattr(self._mine.model, "model_id", None)
@@ -134,9 +121,8 @@ class Watched:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             use = functools.partial(forward, *args, **kwargs)
             if asks_first(tool):
-                answer = self._run.ask_sync(
-                    f"Use {tool.name}?", args=given, tool=tool.name, editable=True
-                )
+                message = f"Use {tool.name}?"
+                answer = self._run.ask_sync(message, args=given, tool=tool.name, editable=True)
                 if not answer:
                     tool_id = f"denied-{next(self._numbers)}"
                     self._run.send(ev.ToolStarted(tool_id, tool.name, args=plain(given)))
@@ -172,10 +158,10 @@ class Instrument(Watched):
             for item in mine.run(task, stream=True, reset=False):
                 output = self._take(item, output)
         except AgentError:
-            run.token.raise_if_cancelled()  # the error is only our interrupt()
+            run.token.raise_if_cancelled()  # the error comes from interrupt()
             raise
         finally:
-            self._leave()
+            self._share_memory()
         run.token.raise_if_cancelled()
         return output
 
@@ -185,16 +171,16 @@ class Instrument(Watched):
             case ChatMessageStreamDelta(content=str(text)) if text:
                 self._text.append(text)
                 run.text(text)
-            case ToolCall() | ActionOutput():
+            case memory.ToolCall() | ActionOutput():
                 self._end_message()
                 self._note(item)
-            case PlanningStep(plan=plan):
+            case memory.PlanningStep(plan=plan):
                 run.phase("planning")
                 self._note(item)
                 run.log(plan)
-            case ActionStep():
+            case memory.ActionStep():
                 self._end_step(item)
-            case FinalAnswerStep(output=answer):
+            case memory.FinalAnswerStep(output=answer):
                 return answer.to_raw() if hasattr(answer, "to_raw") else answer
         return output
 
@@ -204,9 +190,9 @@ class Instrument(Watched):
         if text:
             self._run.send(ev.Message("assistant", clean_text(text)))
 
-    def _end_step(self, step: ActionStep) -> None:
+    def _end_step(self, step: memory.ActionStep) -> None:
         if not self._text and not self._mine.stream_outputs and isinstance(step.model_output, str):
-            self._run.text(step.model_output)  # its model does not stream
+            self._run.text(step.model_output)  # the model doesn't stream
             self._text.append(step.model_output)
         self._end_message()
         self._note(step)
@@ -214,7 +200,7 @@ class Instrument(Watched):
             self._run.checkpoint(checkpoint_of(self._mine.memory.steps))
 
     def _take_messages(self) -> None:
-        self._mine.memory.steps += [TaskStep(text) for text in self._run.inbox.take()]
+        self._mine.memory.steps += [memory.TaskStep(text) for text in self._run.inbox.take()]
 
 
 class Managed(Watched):
@@ -237,7 +223,7 @@ class Managed(Watched):
             try:
                 scope.result = self._mine(task, **more)
             except AgentError:
-                self._run.token.raise_if_cancelled()  # the error is only our interrupt()
+                self._run.token.raise_if_cancelled()  # the error comes from interrupt()
                 raise
         return scope.result
 
@@ -249,7 +235,7 @@ class Managed(Watched):
                 yield item
         finally:
             self._is_running = False
-            self._leave()
+            self._share_memory()
 
 
 def _executor(executor: LocalPythonExecutor) -> LocalPythonExecutor:
@@ -262,13 +248,11 @@ def _executor(executor: LocalPythonExecutor) -> LocalPythonExecutor:
     return mine
 
 
-def _callbacks(agent: Any, monitor: Monitor) -> CallbackRegistry:
+def _callbacks(agent: Any, monitor: Monitor) -> memory.CallbackRegistry:
     """Return the user's callbacks, with this run's monitor in place of the agent's own."""
-    made = CallbackRegistry()
-    for (
-        kind,
-        callbacks,
-    ) in agent.step_callbacks._callbacks.items():  # the registry can't be listed otherwise
+    made = memory.CallbackRegistry()
+    # Private, because the registry can't be listed otherwise.
+    for kind, callbacks in agent.step_callbacks._callbacks.items():
         for callback in callbacks:
             is_own = getattr(callback, "__self__", None) is agent.monitor
             made.register(kind, monitor.update_metrics if is_own else callback)
