@@ -1,12 +1,7 @@
 """What the adapters of agent frameworks share. No framework is imported here.
 
-How a run ends when it is cancelled, if the adapter doesn't say otherwise:
-
-| Where it is | How it ends |
-| --- | --- |
-| in a model's text, or an async tool | at once |
-| in a sync tool | after the grace period, by an exception in its thread; if that fails, the log names the tool |
-| while a question is open | at once: the question is withdrawn |
+A cancelled run ends at once in a model's text, in an async tool, and while a question is open, which is withdrawn. A
+sync tool ends after the grace period, by an exception in its thread; if that fails, the log names the tool.
 """
 
 from __future__ import annotations

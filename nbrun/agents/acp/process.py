@@ -36,23 +36,17 @@ Message = dict[str, Any]
 
 
 class AcpProcess:
-    """An agent's process and its messages: a transport, in the terms of the protocol's package.
-
-    Parameters
-    ----------
-    take : gets each update of a session in turn; the agent waits until it returns.
-    held : this process's end of the lifeline.
-    """
+    """An agent's process and its messages: a transport, in the terms of the protocol's package."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, run: RunContext, label: str,
         take: Callable[[object], Awaitable[None]], held: int,
     ) -> None:  # fmt: skip
         self._process = process
-        self._held = held
+        self._held = held  # this process's end of the lifeline
         self._run = run
         self._label = label
-        self._take = take
+        self._take = take  # gets the updates in turn; the agent waits until it returns
         self._tail = b""
         self._invalid = 0
         self._unanswered = 0

@@ -16,7 +16,7 @@ to ask again for what the user had not answered. Messages to the run are added b
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbrun.agents import (
     NO_NATIVE_CANCEL,
@@ -26,14 +26,9 @@ from nbrun.agents import (
     Output,
     RunContext,
     State,
-    events as ev,
-    plain,
     provider_retries,
 )
 from nbrun.agents.frameworks import FrameworkAdapter, Items, json_object
-
-if TYPE_CHECKING:
-    from nbrun.agents.langgraph.callbacks import Callbacks
 
 MESSAGES = "messages"
 # In the mode `messages`, all models stream; their text comes through the callbacks.
@@ -107,7 +102,7 @@ async def _driven(graph_input: Any, checkpoint: Any) -> Items:
             )
             async with aclosing(stream) as parts:
                 async for mode, part in parts:
-                    for item in _mapped(mode, part, callbacks):
+                    for item in callbacks.map(mode, part):
                         yield item
         except GraphDrained:  # by the callbacks, because there is a message
             is_drained = True
@@ -129,21 +124,6 @@ async def _driven(graph_input: Any, checkpoint: Any) -> Items:
         else:
             yield Output(_output(graph, snapshot.values))
             return
-
-
-def _mapped(mode: str, part: Any, callbacks: Callbacks) -> list[ev.EventData]:
-    """Return the events for a part of the stream, without those that the callbacks send."""
-    match mode:
-        case "messages":
-            message, _about = part
-            return callbacks.node_message(message)
-        case "tools" if part["event"] == "tool-output-delta":
-            return callbacks.progress(part["tool_call_id"], part["delta"])
-        case "custom":
-            return [ev.Custom("custom", plain(part))]
-        case "values" if isinstance(part, dict):
-            callbacks.checkpoint.keep(part.get(MESSAGES))
-    return []
 
 
 def _object(names: list[str], prompt: str) -> Any:

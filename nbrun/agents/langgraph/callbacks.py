@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
-from nbrun.agents import RunContext, events as ev, guarded, pricing
+from nbrun.agents import RunContext, events as ev, guarded, plain, pricing
 from nbrun.agents.frameworks import Tools
 
 if TYPE_CHECKING:
@@ -75,6 +75,25 @@ class Callbacks(BaseCallbackHandler):
         self._tools = Tools(run.clock)
         self._steps: dict[str, int] = {}
         self.paused: dict[str, str] = {}  # tools by the interrupt that they wait for
+
+    def map(self, mode: str, part: Any) -> list[ev.EventData]:
+        """Return nbrun's events for a part of the stream, except what the callbacks report."""
+        match mode:
+            case "messages":
+                message, text = part[0], str(part[0].text)
+                is_own = isinstance(message, AIMessage) and not isinstance(message, AIMessageChunk)
+                if text and is_own and message.id not in self._seen:  # from a node, not a model
+                    return [ev.TextDelta(text), ev.Message("assistant", text)]
+            case "tools" if part["event"] == "tool-output-delta":
+                tool_id = part["tool_call_id"]
+                if tool_id in self._tools.began:
+                    step = self._steps[tool_id] = self._steps.get(tool_id, 0) + 1
+                    return [ev.ToolProgress(tool_id, step, label=str(part["delta"]))]
+            case "custom":
+                return [ev.Custom("custom", plain(part))]
+            case "values" if isinstance(part, dict):
+                self.checkpoint.keep(part.get("messages"))
+        return []
 
     # --- models ----------------------------------------------------------------------------------
 
@@ -145,14 +164,6 @@ class Callbacks(BaseCallbackHandler):
         if is_complete and text:
             self._run.send(ev.Message("assistant", text))
 
-    def node_message(self, message: Any) -> list[ev.EventData]:
-        """Return the events for a message that a node writes itself, without a model."""
-        is_own = isinstance(message, AIMessage) and not isinstance(message, AIMessageChunk)
-        if not is_own or message.id in self._seen or not message.text:
-            return []
-        text = str(message.text)
-        return [ev.TextDelta(text), ev.Message("assistant", text)]
-
     def _report_usage(self, message: AIMessage) -> None:
         used = message.usage_metadata
         if used is None:
@@ -218,13 +229,6 @@ class Callbacks(BaseCallbackHandler):
         status = "denied" if tool_id in self.denied else status
         self._run.send(self._tools.finish(tool_id, status, result))
         self._stop_for_messages()
-
-    def progress(self, tool_id: str, delta: object) -> list[ev.EventData]:
-        """Return the progress of a running tool."""
-        if tool_id not in self._tools.began:
-            return []
-        step = self._steps[tool_id] = self._steps.get(tool_id, 0) + 1
-        return [ev.ToolProgress(tool_id, step, label=str(delta))]
 
     # --- nodes -----------------------------------------------------------------------------------
 

@@ -31,12 +31,7 @@ PAUSE = 20.0
 
 
 class Checkpoint:
-    """Saves the context of a workflow.
-
-    Parameters
-    ----------
-    questions : the open questions: the name of the event and its fields.
-    """
+    """Saves the context of a workflow, and its open questions: the event's name and its fields."""
 
     def __init__(self, run: RunContext, workflow: Any, handler: Any, questions: Any = ()) -> None:
         self._run = run

@@ -100,13 +100,11 @@ class StreamMapper:
     def _report_usage(self, raw: object) -> None:
         """Report the usage in a model's raw response."""
         usage = part_of(raw, "usage")
-        tokens = {
-            "input_tokens": _count(usage, "prompt_tokens", "input_tokens"),
-            "output_tokens": _count(usage, "completion_tokens", "output_tokens"),
-        }
-        model = str(part_of(raw, "model") or "")
-        cost = None if usage is None else pricing.cost_usd(model, **tokens)
-        self._run.usage(**tokens, requests=1, cost_usd=cost)
+        used = _count(usage, "prompt_tokens", "input_tokens")
+        made = _count(usage, "completion_tokens", "output_tokens")
+        model = "" if usage is None else str(part_of(raw, "model") or "")
+        cost = pricing.cost_usd(model, input_tokens=used, output_tokens=made) if model else None
+        self._run.usage(input_tokens=used, output_tokens=made, requests=1, cost_usd=cost)
 
     def _started(self, event: Any) -> list[ev.EventData]:
         self._names[str(event.tool_id)] = str(event.tool_name)

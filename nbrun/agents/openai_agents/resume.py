@@ -19,12 +19,7 @@ Item = dict[str, Any]
 
 
 class Checkpoint:
-    """Saves the items of a run.
-
-    Parameters
-    ----------
-    received : the user's messages so far, each with its place among the items.
-    """
+    """Saves the items of a run, and the user's messages so far with their places among the items."""
 
     def __init__(self, run: RunContext, received: Sequence[tuple[int, str]] = ()) -> None:
         self._run = run
