@@ -1,19 +1,25 @@
 """nbrun: run AI agents in a notebook; watch them, stop them, and find them again."""
 
-# Layout. A room imports only from the rooms below its own.
+# Layout. A folder imports only from those below it in this list.
 #
 #   ui                    magics, cards, panel, terminal: the only part that knows IPython, the kernel and widgets
 #   sessions              the runs of one notebook: starts, finds, cancels and closes them
-#   host | cli            runs one attempt and stops it | the nbrun command, which only reads stores
+#   host | cli            runs one attempt and stops it | the nbrun command, which needs no kernel
 #   agents | store | render | server
 #                         what an agent sees, and an adapter for each kind | SQLite | a run in words and HTML |
 #                         the Jupyter Server extension
 #   core                  what a run is: events, record, cancellation, redaction. No I/O, no Jupyter
 #
-# The way of a prompt: ui/magics reads the cell, sessions/start makes the run and hands an attempt to the host,
+# What happens to a prompt: ui/magics reads the cell, sessions/start makes the run and hands an attempt to the host,
 # host/driver drives the agent through its adapter, sessions/intake orders, redacts and numbers what it sends,
 # store/writer commits it, core/record folds it into the record, and ui/cards draws that. A cancel goes the other way:
 # sessions/control fires the token, host/escalation takes the steps.
+#
+# Where to change what: an option: core/options and ui/magics/options. What Tab offers: ui/magics/completion. A status:
+# core/record and render/words. Another fact of a run: core/events and core/record (the store saves whole records).
+# A column of the panel or of lists: render/run_table. Durations and sizes: core/quantities. A framework: agents/NAME and
+# the list in agents/__init__. A way to cancel: where it begins (ui, server); it calls run.cancel(by=…).
+#
 # Importing nbrun loads no IPython, no anywidget and no agent framework.
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ NBRUN = Command(
     (Argument(("--version",), "print the version"),),
     commands=(
         Command(
-            "nbrun demo", f"run the first notebook in ./{DEMO_FOLDER} and show its runs; needs no key, no account",
+            "nbrun demo", f"run the first notebook in ./{DEMO_FOLDER} and show its runs; needs no key or account",
             (
                 Argument(("--lab",), "open the notebook in JupyterLab instead"),
                 Argument(("OPTION",), "with --lab: options of `jupyter lab`, after --", field="lab_options",
@@ -76,12 +76,12 @@ NBRUN = Command(
             (
                 REF, _PATH,
                 Argument(("--all",), "all runs of the store; leave out REF"),
-                Argument(("-f", "--form"), "by default as FILE ends, else jsonl", choices=FORMS),
+                Argument(("-f", "--form"), "the format; by default from the ending of FILE, else jsonl", choices=FORMS),
                 Argument(("-o", "--out"), "by default the standard output", "FILE", read=Path),
             ),
         ),
         Command(
-            "nbrun import", "copy exported runs (jsonl, json) into a store, with new numbers; changes nothing there",
+            "nbrun import", "copy exported runs (jsonl, json) into a store, with new numbers; existing runs stay",
             (Argument(("FILE",), "a file that nbrun export wrote", is_required=True, read=Path), _PATH),
         ),
         Command(

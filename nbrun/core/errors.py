@@ -24,7 +24,7 @@ NbrunError
 │  └─ ArtifactLost   a file beside the store is gone, or was changed
 └─ SessionClosed
 Cancelled            a BaseException, raised only inside an agent
-Interrupted          a KeyboardInterrupt: ■ or Ctrl-C has ended a wait of nbrun
+Interrupted          a KeyboardInterrupt: ■ or Ctrl-C ended a wait
 
 An error carries its `fixes` as data. Only a front end knows how their commands are spelled; see `spell_with`.
 """
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Action(StrEnum):
-    """What a person can do next."""
+    """What the user can do next."""
 
     APPROVE = "approve"
     CANCEL = "cancel"
@@ -70,11 +70,11 @@ _PURPOSES = {
 
 
 class Fix(msgspec.Struct, frozen=True):
-    """One thing to do next, as data: the action, the run, and for a list the path of a store.
+    """One thing to do next, as data: the action, its run, and for another notebook the path of its store.
 
     Parameters
     ----------
-    purpose : what it is good for, as a sentence would begin; by default what the action does.
+    purpose : what the command does, as the start of a sentence; by default the action's own.
     """
 
     action: Action
@@ -84,7 +84,7 @@ class Fix(msgspec.Struct, frozen=True):
 
     @property
     def command(self) -> str:
-        """The command for it, as the front end spells it; empty where none is loaded."""
+        """The command for it, as the front end spells it; empty if no front end is loaded."""
         return _spell(self)
 
     def __str__(self) -> str:
@@ -100,13 +100,13 @@ _spell: Callable[[Fix], str] = _no_command
 
 
 def spell_with(speller: Callable[[Fix], str] | None) -> None:
-    """Set how commands are spelled: a front end does, and takes it back with None."""
-    global _spell  # one front end a process: a notebook's shell or the command line
+    """Set how commands are spelled; called by a front end when it loads, and with None when it is unloaded."""
+    global _spell  # one front end per process: a notebook's shell or the command line
     _spell = speller or _no_command
 
 
 def with_fixes(reason: str, fixes: Iterable[Fix]) -> str:
-    """Return a message and what can be done, a sentence each."""
+    """Return a message followed by its fixes, one sentence each."""
     sentences = [reason, *(text[:1].upper() + text[1:] for text in map(str, fixes))]
     return (
         ". ".join(sentence.rstrip(".") for sentence in sentences) if len(sentences) > 1 else reason
@@ -116,12 +116,12 @@ def with_fixes(reason: str, fixes: Iterable[Fix]) -> str:
 class NbrunError(Exception):
     """Anything that nbrun itself raises on purpose.
 
-    Its message may name a run, or quote what an agent has raised: it is shown as text that no terminal obeys.
+    Its message may quote a run's name or an agent's error, so control characters in it are made visible.
 
     Parameters
     ----------
     reason : what happened, in plain words.
-    run : the run it is about, as a sentence calls it.
+    run : the run it is about, as in `run #3 (poet)`.
     fixes : what can be done about it.
     """
 
@@ -162,7 +162,7 @@ class RunNotFound(UserError):
 
 
 class IdConflict(UserError):
-    """A run with this id exists, and its inputs are not these."""
+    """A run with this id exists, with other inputs."""
 
 
 class NotPending(UserError):
@@ -190,7 +190,7 @@ class NoResult(NbrunError):
 
 
 class RunNotFinished(NoResult, TimeoutError):
-    """The wait ended before the run did; the run goes on."""
+    """The wait ended before the run did; the run continues."""
 
 
 class RunFailed(NoResult):
@@ -202,7 +202,7 @@ class RunCancelled(NoResult):
 
 
 class RunLost(NoResult):
-    """The kernel of this run died before the run had ended."""
+    """The kernel of this run died before the run ended."""
 
 
 class StoreError(NbrunError):
@@ -239,10 +239,10 @@ class SessionClosed(NbrunError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """■ or Ctrl-C has ended a wait of nbrun; the message says what became of the runs.
+    """■ or Ctrl-C ended a wait; the message says what happened to the runs.
 
-    A `KeyboardInterrupt`, so that "Run All" stops, and printed in one line: where nbrun was waiting inside
-    itself helps nobody.
+    A `KeyboardInterrupt`, so that "Run All" stops. Printed in one line: a traceback into nbrun's waiting loop
+    would help nobody.
     """
 
     def _render_traceback_(self) -> list[str]:
@@ -257,5 +257,5 @@ Interrupted.__name__ = KeyboardInterrupt.__name__
 class Cancelled(BaseException):
     """Raised inside an agent whose run was cancelled.
 
-    A `BaseException`, so that an agent's own `except Exception` does not eat a cancel.
+    A `BaseException`, so that an agent's own `except Exception` doesn't swallow a cancel.
     """

@@ -1,4 +1,4 @@
-"""The options of a run: written down here once, checked when they are given, and carried whole from then on."""
+"""The options of a run: defined here once, checked when they are given, and passed on as one object."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from nbrun.core.values import Plain, plain, type_name
 
 MAX_TIMEOUT_S = 366 * 86_400.0
 MAX_COUNT = 2**53
-"""The largest limit that every reader of the log takes for the same number."""
+"""The largest limit that every reader of the log, JavaScript too, reads as the same number."""
 
 Settings = Mapping[str, object] | Callable[[Any], Mapping[str, object]]
-"""Of a model: pydantic-ai's `ModelSettings`, or a function that returns them for its `RunContext`, step by step."""
+"""Settings of a model: pydantic-ai's, or a function that returns them for each step, from its `RunContext`."""
 
 LABELS = ("name", "id", "tags", "if_running")
-"""The options that make sense for any run, even a replay: the others say how an agent is executed."""
+"""The options that make sense for any run, even a replay; the others control how an agent is run."""
 NOT_RECORDED = (*LABELS, "model")
-"""The options that aren't among those of a record: it has members of their own for them."""
+"""The options that a record keeps in fields of their own, not in `record.options`."""
 LIMITS = ("max_turns", "max_tokens", "max_cost")
 SETUP = ("tools", "system", "output_type", "mcp", "settings")
-"""What the built-in agent is made of, besides its model."""
+"""What configures the built-in agent, besides its model."""
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     Options
     -------
     name : what the run is called; None: the agent's name.
-    id : makes the start idempotent: the same id and inputs give the existing run.
+    id : makes the start idempotent: the same id and inputs return the existing run.
     model : the built-in agent's model; None with no agent: the configured one.
     timeout_s : seconds after which the run is cancelled (cause `deadline`), counted from its start.
     max_turns : model calls after which the run is cancelled (cause `budget`), before the next is made.
@@ -105,7 +105,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_limits(self) -> bool:
-        """Whether the run may not use up all it likes."""
+        """Whether turns, tokens or cost are limited."""
         return any(getattr(self, option) is not None for option in LIMITS)
 
     def only(self, names: Sequence[str]) -> RunOptions:
@@ -113,12 +113,12 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         return RunOptions(**{name: getattr(self, name) for name in names})
 
     def recorded(self) -> dict[str, Plain]:
-        """Return what a run's record keeps of them: what isn't the default; functions and types by name."""
+        """Return what a run's record keeps: the options that aren't the default, functions and types by name."""
         given = self.given().items()
         return {name: _stored(value) for name, value in given if name not in NOT_RECORDED}
 
     def portable(self) -> dict[str, Any]:
-        """Return what travels to another process; what the built-in agent is made of travels with the agent."""
+        """Return what is sent to another process; the built-in agent's own options are sent with the agent."""
         return {name: value for name, value in self.recorded().items() if name not in SETUP}
 
     def given(self) -> dict[str, Any]:
@@ -143,14 +143,14 @@ def _types() -> dict[str, Any]:
 
 @cache
 def choices() -> dict[str, tuple[str, ...]]:
-    """Return the options that take one of a few words, with these words, the default first."""
+    """Return the options that take one of a few words, each with its words, the default first."""
     return {name: get_args(kind) for name, kind in _types().items() if get_origin(kind) is Literal}
 
 
 def trusted(stored: Mapping[str, Plain]) -> dict[str, Any]:
     """Return the options of a stored run that have a plausible type: the file may be someone else's.
 
-    What the built-in agent was made of is left out: the record has names only.
+    The built-in agent's own options are left out: the record has only names of them.
     """
     found: dict[str, Any] = {}
     for name in stored.keys() & defaults().keys() - {*SETUP, *NOT_RECORDED}:
@@ -223,7 +223,7 @@ def _dollars(value: object) -> float | None:
 
 
 def _check_setup(options: RunOptions) -> None:
-    """Check what the built-in agent is made of, and keep it as tuples, None where there is nothing."""
+    """Check the built-in agent's own options; keep several as a tuple, none as None."""
     force = msgspec.structs.force_setattr
     tools, mcp, settings = options.tools, options.mcp, options.settings
     for tool in tools or ():

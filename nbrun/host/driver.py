@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from nbrun.host.loops import LoopThread
 
 PAUSE_S = 0.05
-"""How long an agent that yields faster than can be stored is held at a time."""
+"""How long an agent is paused at a time while it yields faster than the store can save."""
 FORMAT_LIMIT_S = 5.0
 """How long an output's own code may take to render it; after that the run ends without its rendering."""
 PICKLE_LIMIT_S = 60.0
-"""The same where the object is to be kept, which may be large."""
+"""The same if the object itself is kept too, which may be large."""
 
 _NOT_FOR_AGENTS = (
     ev.END_TYPES | ev.INTERACTION_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
@@ -69,9 +69,9 @@ class Driver:
 
     Threads: `emit()` and `start_child()` from any thread of the agent; `report()`, `warn()` and
     `stop_from_outside()` from any thread; everything else on the loop. `_lock` guards the numbers and the
-    end: nothing is sent after the end but `detached.finished`. It can be entered again, because a garbage
-    collection anywhere may call an agent's `__del__`, and that may print; `_outbox` keeps the order of the
-    numbers then. No code of the agent is called on purpose while it is held.
+    end: after the end, only `detached.finished` is sent. The lock is reentrant, because a garbage collection
+    anywhere may call an agent's `__del__`, and that may print; `_outbox` then keeps the numbers in order. Apart
+    from that, no code of the agent is called under the lock.
     """
 
     __slots__ = (
@@ -132,7 +132,7 @@ class Driver:
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
         """Send an event of the agent; refused and counted when the attempt has ended.
 
-        A thread that sends faster than can be stored is held up here, after the lock is given back.
+        A thread that sends faster than the store can save is held up here, after the lock is released.
         """
         now = self._clock.now()
         usage: ev.Usage | None = None
@@ -158,7 +158,7 @@ class Driver:
         if usage is not None and (self._budget is not None or self._attempt.options.has_limits):
             self.budget.note_usage(usage)  # not under the lock: a fired token calls others' code
         if self._must_pause and not _is_on_loop():
-            # Also after a cancel, where waiting for the token would not hold it: its end is behind all that it sends.
+            # Also after a cancel, when the token no longer waits: the run's end is stored after all that it sends.
             wait = time.sleep if self._token.cancelled else self._token.wait_sync
             wait(PAUSE_S)
 
@@ -175,11 +175,11 @@ class Driver:
     # --- what the agent's context uses -----------------------------------------------------------
 
     def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
-        """Start a child run, and follow it from then on."""
+        """Start a child run, and keep track of it."""
         start = self._attempt.start_child
         if start is None:
-            raise NbrunError("this run cannot start child runs here: leave --on process out")
-        with guarded():  # a child that is started is followed, whatever strikes in between
+            raise NbrunError("a run with on='process' can't start child runs; leave it out")
+        with guarded():  # a child that has started is tracked, even if a cancel comes in between
             if self._is_ended:
                 raise NbrunError("this run has ended")
             child = start(agent, prompt, options)
@@ -196,7 +196,7 @@ class Driver:
 
     @property
     def budget(self) -> Budget:
-        """What the run may use up."""
+        """The run's limits, and what it has used of them."""
         with guarded(), self._lock:
             if self._budget is None:
                 limits, before = self._attempt.options, self._usage_before
@@ -295,10 +295,10 @@ class Driver:
             if isinstance(error, asyncio.CancelledError):
                 raise error  # recorded above; the task itself must still end as cancelled
         finally:
-            error = None  # it leads to this frame; see `Steps.throw()`
+            error = None  # its traceback refers to this frame; see `Steps.throw()`
 
     async def _drive(self) -> object:
-        """Send on what the agent yields, with the guard open while its own code runs; return its output."""
+        """Send what the agent yields, with the guard open while its own code runs; return its output."""
         returned: Output | None = None
         guard, events = self._guard, self._events()
         try:
@@ -325,7 +325,7 @@ class Driver:
         return adapter.events(attempt.agent, attempt.prompt, self.run)
 
     def _hold(self) -> float:
-        """Return for how long the agent must wait, because its events cannot be stored as fast."""
+        """Return how long the agent must wait for the store to catch up."""
         return PAUSE_S if self._must_pause else 0.0
 
     async def _rest_ended(self, error: BaseException | None) -> None:
@@ -346,10 +346,10 @@ class Driver:
     # --- the end ---------------------------------------------------------------------------------
 
     async def _keep_output(self, output: object) -> None:
-        """Keep how the output looks, and the object if that is wanted: in a thread, for the output's own code runs.
+        """Keep the output's rendering, and the object if asked to; in a thread, since this runs the output's own code.
 
-        Neither that code's time nor its mistakes are the run's: it has a time limit, and is not waited for after a
-        cancel.
+        That code must not harm the run: its errors become warnings, it has a time limit, and a cancel doesn't wait
+        for it.
         """
         attempt = self._attempt
         artifact_writer, keep_object = attempt.artifact_writer, attempt.options.keep_object
@@ -384,7 +384,7 @@ class Driver:
                 self.report(data)
 
     def _leave(self) -> None:
-        """Drop all that leads back here: nothing of a run that is over waits for the garbage collector."""
+        """Drop all references to this driver, so that an ended run is freed without the garbage collector."""
         with self._lock:
             self.task = self._escalation = self._children = None
             self._approvals = self._inbox = self._budget = None
@@ -393,21 +393,21 @@ class Driver:
     def _end(
         self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
     ) -> None:
-        """Send the one end event, after the ends of open tools; after that, that detached work has ended."""
+        """Send the one end event, after the ends of open tools; if it was sent, report the end of detached work."""
         safely(self.run.flush_lines, None)
         text = "".join(self._texts)
         if output is None and text:
             output = text
-        # These call code of the agent's (`__repr__`, `__str__`), so they come before the lock, and nothing that
-        # it raises may keep the run from its end. What was streamed is in the log already: an ended record
-        # without an output of its own takes the text for it.
+        # These call the agent's code (`__repr__`, `__str__`), so they come before the lock, and an error in it
+        # must not prevent the end. Streamed text is already in the log: a record that ends without an output of
+        # its own uses that text.
         is_streamed = output is None or (type(output) is str and output == text)
         unreadable: Plain = "<not readable>"
         stored = None if is_streamed else safely(lambda: plain(output), unreadable)
         is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
         info: ev.ErrorInfo | None = None
         if error is not None and not (is_signal and self._token.cancelled):
-            info = describe(error)  # not of what was asked for: a traceback costs as much as a run
+            info = describe(error)  # not for a requested cancel: a traceback takes as long as a run
         now = self._clock.now()
         with self._lock:
             if self._is_ended:
@@ -434,12 +434,12 @@ class Driver:
         *,
         is_signal: bool,
     ) -> ev.EventData:
-        """Return the end event, by the token and by what was raised; never by the text of a result."""
+        """Return the end event, which depends on the token and on what was raised, never on the text of a result."""
         token, usage = self._token, self._usage
         if token.cancelled:
             error = None if is_signal else error
             if usage is not None and (error is not None or is_signal or detached):
-                usage = msgspec.structs.replace(usage, exact=False)  # its last report never came
+                usage = msgspec.structs.replace(usage, exact=False)  # the last report is missing
             cause = token.cause or CancelCause.USER
             return ev.RunCancelled(cause, token.reason, output, error, usage, detached)
         return (
@@ -487,7 +487,7 @@ class Driver:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):  # they were cancelled with this one
                 await self.children.ended()
-        if not self._finished.is_set():  # else it has ended in this moment, by itself
+        if not self._finished.is_set():  # else it has just ended by itself
             self._detach(threads or (self.label,))
 
     def _detach(self, names: tuple[str, ...]) -> None:
@@ -502,7 +502,7 @@ class Driver:
 
     @property
     def key(self) -> tuple[str, int]:
-        """The run's id, and which attempt at it this is."""
+        """The run's id, and the number of this attempt."""
         return self._attempt.run_id, self._attempt.number
 
     @property
@@ -516,7 +516,7 @@ class Driver:
         return self._guard.is_open
 
     def stop_from_outside(self) -> None:
-        """Do what the timer and the escalation would, were their loop not blocked."""
+        """Do the work of the timer and the escalation, because their loop is blocked."""
         if self._is_ended or not self._is_entered:
             return
         if not self._token.cancelled:
@@ -540,7 +540,7 @@ class Driver:
 
 def _check_event(data: ev.EventData, parent: str | None) -> None:
     """Raise for what an agent may not send: in the agent, which then fails with its own mistake."""
-    if isinstance(data, ev.DELTAS):  # a tuple: a union is built anew at each look
+    if isinstance(data, ev.DELTAS):  # a tuple: a union would be built on each call
         if not isinstance(data.text, str):
             raise TypeError(f"text must be a str, not {type(data.text).__name__}")
     elif (kind := data.TYPE or ev.type_of(data)) in _NOT_FOR_AGENTS:
@@ -550,7 +550,7 @@ def _check_event(data: ev.EventData, parent: str | None) -> None:
 
 
 def _is_on_loop() -> bool:
-    """Return whether this thread runs an event loop, which must not be held up."""
+    """Return whether this thread runs an event loop, which must not be blocked."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -559,7 +559,7 @@ def _is_on_loop() -> bool:
 
 
 class Children:
-    """Follows the child runs of one run.
+    """Keeps track of the child runs of one run.
 
     Threads: `add()` from any thread of the agent; everything else on the host's loop.
 
@@ -577,7 +577,7 @@ class Children:
         self._is_closing = False
 
     def add(self, child: ChildRun) -> None:
-        """Follow a child run that has just been started."""
+        """Keep track of a child run that has just been started."""
         ended = LoopLatch()
         if self._is_closing:
             child.cancel(None, CancelCause.PARENT)
@@ -587,7 +587,7 @@ class Children:
         child.when_ended(partial(self._thread.call, partial(self._note_end, child, ended)))
 
     def cancel(self) -> None:
-        """Cancel all that are live, and any that come: the run has failed, and no longer waits for them."""
+        """Cancel all live child runs, and any added later: the run has failed, and no longer waits for them."""
         self._is_closing = True
         for child, ended in tuple(self._all):
             if not ended.is_set():
@@ -595,7 +595,7 @@ class Children:
 
     async def ended(self) -> None:
         """Return when every child run has ended."""
-        for _child, ended in self._all:  # grows, perhaps, while it is walked
+        for _child, ended in self._all:  # may grow meanwhile
             await ended.wait()
 
     def _note_start(self, child: ChildRun) -> None:

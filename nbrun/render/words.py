@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SOON_S = 0.5
-"""A run that stopped later than this after its cancel was requested shows both times."""
+"""If a run takes longer than this to stop, both times are shown: of the cancel and of its end."""
 SHOWN_QUESTIONS = 3
 SHAPES = {
     RunStatus.QUEUED: ("○", "#6e6e6e"),
@@ -66,7 +66,7 @@ _CANCELLED = {
 _RESUMABLE = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
 
 
-# --- what it is called -----------------------------------------------------------------------------
+# --- names -----------------------------------------------------------------------------------------
 
 
 def run_ref(record: RunRecord) -> str:
@@ -183,7 +183,7 @@ def _ordinal(number: int) -> str:
 
 
 def cancel_notes(record: RunRecord) -> list[str]:
-    """Return what else is known of a cancel: its reason, its times, what it left running."""
+    """Return the details of a cancel: its reason, its times, what it left running."""
     if record.status not in (RunStatus.CANCELLING, RunStatus.CANCELLED):
         return []
     reason = f"“{record.reason}”" if record.reason else ""
@@ -194,7 +194,7 @@ def _times_words(record: RunRecord) -> str:
     """Return who requested the cancel and when, and how much later the run stopped, if that took long."""
     asked_at, ended_at = record.cancel_requested_at, record.ended_at
     if asked_at is None or ended_at is None or record.cause is CancelCause.DEADLINE:
-        return ""  # of a time limit the status says all
+        return ""  # for a time limit, the status says it
     if ended_at - asked_at <= SOON_S:
         return ""
     by = (record.cause and _BY_CAUSE.get(record.cause)) or _by(record.cancelled_by)
@@ -210,7 +210,7 @@ def _by(who: str) -> str:
 
 
 def _finished_words(record: RunRecord) -> str:
-    """Return that what a cancel left running has ended."""
+    """Return when the code that a cancel left running ended; empty if it hasn't."""
     finished_at, ended_at = record.detached_finished_at, record.ended_at
     if finished_at is None or ended_at is None:
         return ""
@@ -279,7 +279,7 @@ def always_words(record: RunRecord) -> str:
 
 
 def steer_words(record: RunRecord) -> str:
-    """Return in a line which messages the agent got, and whether it has read them; empty if none."""
+    """Return one line about the messages to the agent, and whether it has read them; empty if none."""
     if not record.steers:
         return ""
     last = f"“{visible(shown(record.steered[-1].text, 100))}”" if record.steered else ""
@@ -306,7 +306,7 @@ def _unread_words(record: RunRecord) -> str:
 def resolution_words(
     resolved: ev.ApprovalResolved, limit_s: float | None, cause: CancelCause | None
 ) -> str:
-    """Return how a question ended that its reader did not answer: `denied: no answer in 3 s`.
+    """Return how a question was answered, if not from here: `denied: no answer in 3 s`.
 
     Parameters
     ----------
@@ -331,7 +331,7 @@ def resolution_words(
 
 
 def files_words(record: RunRecord) -> str:
-    """Return which files the agent has made, the last of many, and how to get them; empty if none."""
+    """Return the agent's files, only the last of many, and how to get them; empty if none."""
     if not record.file_count:
         return ""
     named = [f"{shown(made.name, 80)} ({size_words(made.size)})" for made in record.files[-5:]]
@@ -345,7 +345,7 @@ def python_call(record: RunRecord) -> str:
     return f'nbrun.get("{record.run_id}")'
 
 
-# --- the runs around it ----------------------------------------------------------------------------
+# --- related runs ----------------------------------------------------------------------------------
 
 _ORIGIN = {
     ev.RESUME: "resumed from", ev.RETRY: "retry of", ev.REPLAY: "replay of", ev.CONTINUE: "continues"
@@ -356,7 +356,7 @@ _BECAME = {
 
 
 def origin_words(record: RunRecord) -> str:
-    """Return which run this one comes from: `resumed from #3`; empty if it comes from none."""
+    """Return which run this one comes from: `resumed from #3`; empty if from no other."""
     origin = record.origin
     if origin is None:
         return ""

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nbrun")
 
 LIST_LIMIT = 100
-"""How many runs a list has where nobody says how many."""
+"""How many runs a list shows by default."""
 
 _MOVES_QUEUE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE}
 
@@ -70,8 +70,8 @@ CLOSE_S = 1.0
 class NotebookSession:
     """The runs that one load of the extension started, and those its store has from before.
 
-    Threads: any method, from any thread. `_lock` makes starts and the close follow one another; the state of
-    runs is the intake's.
+    Threads: any method, from any thread. `parts.lock` keeps starts and the close apart; the intake owns the state
+    of the runs.
 
     Parameters
     ----------
@@ -103,14 +103,14 @@ class NotebookSession:
         if max_concurrent < 1:
             raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
         if min(keep_runs, keep_bytes) < 0:
-            raise BadOption("keep_runs and keep_bytes are at least 1, or 0 to keep all")
+            raise BadOption("keep_runs and keep_bytes must be at least 1, or 0 to keep all")
         self.clock = clock or SystemClock()
         self.max_concurrent = max_concurrent
         self.notebook = notebook_path(path)
         self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
-        # Set by the user interface: what shows a card and a live table, and finds an agent by its name in the
-        # notebook; and what is called when a run has a follow-up, when runs were removed, and, on the writer's
-        # thread, when queued runs have moved up or wait for a person.
+        # Replaced by the user interface. The first three show a card, show the live table and find an agent by its name
+        # in the notebook. The others are called when a run was resumed, retried …, when runs were removed and, on the
+        # writer's thread, when the queue moves.
         self.on_display: Callable[[Run], object] = lambda run: print(repr(run))
         self.on_panel: Callable[[], object] = lambda: print(repr(self.runs(limit=LIST_LIMIT)))
         self.find_agent: FindAgent = lambda name: registered().get(name)
@@ -168,7 +168,7 @@ class NotebookSession:
 
     @guarded()  # as above
     def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
-        """Start a run that comes from the one that `ref` names: its `resume`, `retry`, `replay` or `continue`.
+        """Start a run from another one, which `ref` names: a `resume`, `retry`, `replay` or `continue` of it.
 
         Parameters
         ----------
@@ -178,7 +178,7 @@ class NotebookSession:
         Raises
         ------
         NotResumable
-            This isn't possible; the message says what is.
+            This isn't possible; the message says what to do instead.
         RunNotFound, AgentNotFound, BadOption, SessionClosed
             Nothing was started.
         """
@@ -192,7 +192,7 @@ class NotebookSession:
         return following
 
     def redact(self, value: str, name: str = "SECRET") -> None:
-        """Replace a secret by `[NAME]` in everything that runs report from now on; it is never stored itself.
+        """Replace a secret by `[NAME]` in everything that runs report from now on; the secret itself is never stored.
 
         Raises
         ------
@@ -265,8 +265,8 @@ class NotebookSession:
         agent : the agent's name, or its model's.
         tag : `key=value`, or a key alone for any value of it.
         since : created at or after this; a date, a datetime, or text such as `2h` for two hours ago.
-        text : what name, prompt, error, text or output hold, whole and in any case; reads the logs of long runs.
-        limit : at most so many, the newest; None: all.
+        text : found in the name, prompt, error, text or output, ignoring case; reads the logs of long runs.
+        limit : at most this many, the newest; None: all.
         before : only runs older than this one, or below this number: the last of one page gives the next.
 
         Raises
@@ -291,7 +291,7 @@ class NotebookSession:
         return self._catalog.count()
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Have `listener(record, events)` called for every run, on the writer's thread; return what stops that."""
+        """Call `listener(record, events)` for every run, on the writer's thread; return a function that stops this."""
         with self.parts.lock:
             self._listeners = (*self._listeners, listener)
 
@@ -304,12 +304,12 @@ class NotebookSession:
     # --- removing --------------------------------------------------------------------------------
 
     def remove(self, *refs: Run | int | str) -> list[int]:
-        """Remove ended runs, with their events, files and child runs; return the numbers of what is gone.
+        """Remove ended runs, with their events, files and child runs; return the numbers of those removed.
 
         Raises
         ------
         RunNotFound, BadOption
-            A run isn't found, or it or one below it is still running. All are looked up before any is removed.
+            A run isn't found, or it or a child of it is still running. All are looked up before any is removed.
         StoreError
             The store cannot be written.
         """
@@ -352,17 +352,17 @@ class NotebookSession:
         return run.cancel(reason, by=by)
 
     def cancel_all(self, reason: str | None = None, *, by: str = "python") -> list[CancelReceipt]:
-        """Ask every live run of this session to stop; one receipt a run, newest first."""
+        """Ask every live run of this session to stop; return a receipt for each, newest first."""
         return [run.cancel(reason, by=by) for run in self.live_runs]
 
     def ping_hosts(self, timeout_s: float) -> list[float | None]:
-        """Return after how many seconds each loop that drives runs answered, the newest last; None: not yet."""
+        """Return how many seconds each event loop that drives runs took to answer, the newest last; None: not yet."""
         return self.parts.scheduler.ping(timeout_s)
 
     # --- what became public ----------------------------------------------------------------------
 
     def _published(self, live: LiveRun, events: Sequence[ev.RunEvent]) -> None:
-        """Give the place of an ended run to the next, and call the listeners; on the writer's thread."""
+        """Give an ended run's slot to the next one, and call the listeners; on the writer's thread."""
         record = live.record
         # A host in another process can't reach the budget; totals may be noted twice.
         if live.budget is not None and any(isinstance(event.data, ev.Usage) for event in events):
@@ -392,9 +392,9 @@ class NotebookSession:
         """Whether the session takes no new runs."""
         return self.parts.is_closed
 
-    @guarded()  # an agent that closes its session is cancelled by that, and must get through it
+    @guarded()  # closing cancels an agent that closes its own session; the close must complete anyway
     def close(self, *, by: str = "shutdown") -> None:
-        """Cancel what is running, write everything, release the lease; idempotent, at most 1.5 s.
+        """Cancel what is running, save everything and close the store; idempotent, takes at most 1.5 s.
 
         Parameters
         ----------

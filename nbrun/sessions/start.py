@@ -1,4 +1,4 @@
-"""From what a start asks for to a run that is under way."""
+"""Starts runs: checks the options, finds the agent and its adapter, makes the run and queues it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ SAVE_LIMIT_S = 2.0
 
 
 class Predecessor(msgspec.Struct, frozen=True):
-    """What a start has to know of the run that the new one comes from."""
+    """What a start needs to know about the run that the new one comes from."""
 
     origin: ev.Origin
     model: str | None = None
@@ -79,7 +79,7 @@ class StartOptions(RunOptions, frozen=True, kw_only=True):
     parent : the run whose child it is: it is cancelled with that run, and ends before it.
     answerable : whether there is a person to ask; False makes `approve="ask"` deny at once.
     target : the agent's name in the notebook, by which a later kernel finds it again.
-    predecessor : what there is to know of the run that this one comes from.
+    predecessor : the run that this one comes from.
     """
 
     cell_id: str | None = None
@@ -139,7 +139,7 @@ def read_options(given: Mapping[str, Any]) -> StartOptions:
 
 @dataclass(slots=True)
 class _Plan:
-    """What a start comes to: the agent itself with its adapter, the run's first event, and what it comes from."""
+    """A start, worked out: the agent itself with its adapter, the run's first event, and its predecessor."""
 
     agent: object
     adapter: AgentAdapter
@@ -150,7 +150,7 @@ class _Plan:
 class Starter:
     """Starts the runs of a session.
 
-    Threads: any method, from any thread. The session's lock makes starts and the close follow one another.
+    Threads: any method, from any thread. The session's lock keeps starts and the close apart.
     """
 
     def __init__(self, parts: Parts, catalog: Catalog, ids: IdGenerator) -> None:
@@ -158,7 +158,7 @@ class Starter:
         self._catalog = catalog
         self._ids = ids
         self._defaults = RunOptions()
-        # One object each for all runs.
+        # Bound once, and shared by all runs.
         self._child_starter, self._on_fired = self._start_child, parts.control.note_fired
 
     def start(self, agent: object, prompt: str, given: Mapping[str, Any]) -> Run:
@@ -190,7 +190,7 @@ class Starter:
                 scheduler.attempts[run_id] = attempt
                 parts.intake.open(live, created)
                 token.add_first(functools.partial(self._on_fired, live))
-            # On a host's loop, a busy file would hold up all runs.
+            # No wait on a host's loop: a busy file would hold up all its runs.
             if options.id is not None or plan.predecessor is not None or not is_on_host:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused:
@@ -198,9 +198,9 @@ class Starter:
             for notice in (behind, *parts.store.notices()):
                 if notice is not None:
                     parts.intake.emit(live, ev.Log(notice, "warning"))
-            # A run that another run starts does not wait: the other may be waiting for it, with its place.
+            # A run started by another run isn't queued: that one may wait for it while it holds a slot.
             scheduler.queue(live, at_once=current_run.get() is not None)
-        except BaseException:  # ■ in the middle: a run that nobody holds must not be left behind
+        except BaseException:  # ■ in the middle: leave no run behind that nobody has a handle to
             if live is not None:
                 parts.control.cancel(live, None, CancelCause.INTERRUPT, "interrupt")
                 scheduler.queue(live, at_once=True)
@@ -220,10 +220,10 @@ class Starter:
         atexit.register(parts.close)
         parts.scheduler.begin(parts.intake.put)
 
-    # --- what it is made of ----------------------------------------------------------------------
+    # --- the parts of a run ----------------------------------------------------------------------
 
     def _attempt(self, live: LiveRun, plan: _Plan, options: StartOptions, parcel: bytes) -> Attempt:
-        """Return what travels to the run's host; to be called where the run is started, for its context."""
+        """Return what the run's host needs; call it where the run is started, since it copies the context."""
         parts, predecessor = self._parts, plan.predecessor
         # Most runs have no options: they share these, since an attempt is kept as long as its run is live.
         executed = options if plan.created.options else self._defaults
@@ -242,7 +242,7 @@ class Starter:
         return run_id
 
     def _budget(self, live: LiveRun, options: StartOptions, before: ev.Usage) -> Budget | None:
-        """Return a new run's budget, which its parent's counts in; None where neither has limits."""
+        """Return a new run's budget, which also counts towards its parent's; None if neither has limits."""
         parent = options.parent
         above = parent.live.budget if parent is not None and parent.live is not None else None
         if above is None and not options.has_limits:
@@ -258,7 +258,7 @@ class Starter:
     # --- below another run -----------------------------------------------------------------------
 
     def _token_above(self, parent: Run | None) -> CancelToken:
-        """Return the token that a new run's hangs below.
+        """Return the token that is the parent of a new run's.
 
         Raises
         ------
@@ -275,7 +275,7 @@ class Starter:
         self, parent: LiveRun, approve: str, answerable: bool,
         agent: object, prompt: str, options: dict[str, Any],
     ) -> Run:  # fmt: skip
-        """Start a child run; who answers for its parent answers for it, and it may be granted less, not more."""
+        """Start a child run. Its questions are answered as its parent's are, or more strictly."""
         above = self._catalog.run(parent)
         given = {"answerable": answerable, **options, "parent": above}
         given["approve"] = _strictest(approve, options.get("approve", approve))
@@ -290,12 +290,12 @@ class Starter:
     # --- beside other runs -----------------------------------------------------------------------
 
     def _existing(self, run_id: str | None, created: ev.RunCreated) -> Run | None:
-        """Return the run that this start has made before, by its id; None where it is to make one.
+        """Return the run that an earlier start with this id made; None if a new one is needed.
 
         Raises
         ------
         SessionClosed, BadOption, IdConflict
-            No run can be made here; the id holds a secret; it is that of another start.
+            The session is closed; the id contains a secret; the id names a run with other inputs.
         """
         if self._parts.is_closed:
             raise SessionClosed("this session is closed; run %reload_ext nbrun")
@@ -312,9 +312,9 @@ class Starter:
         if run is None:
             return None
         run.wait_created(SAVE_LIMIT_S)
-        if run.live is not None and run.live.is_refused:  # another thread of ours came too late
+        if run.live is not None and run.live.is_refused:  # another thread was faster
             return self._same(run_id, created)
-        # The stored inputs hold no secrets, so these must not either.
+        # Secrets are replaced in the stored inputs, so compare these without secrets too.
         asked = self._parts.intake.storable(created)
         if not isinstance(asked, ev.RunCreated) or _inputs(run.record) != asked.inputs():
             raise IdConflict(
@@ -357,16 +357,16 @@ class Starter:
         return f"Waiting for {title} of this cell to finish"
 
 
-# --- what a start comes to ---------------------------------------------------------------------------
+# --- planning a start ---------------------------------------------------------------------------------
 
 
 def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) -> _Plan:
-    """Return what a start comes to.
+    """Work out a start.
 
     Raises
     ------
     AgentNotFound, BadOption
-        The agent could not be entered, or the prompt or the name is invalid.
+        The agent can't be run, or the prompt or the name is invalid.
     """
     target = agent if isinstance(agent, str) else options.target
     agent, model = _resolved(agent, options)
@@ -384,7 +384,7 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
     adapter = find_adapter(agent)
     adapter.check(agent)
     label, target = clean_text(adapter.label(agent)), target and clean_text(target)
-    # Many agents have no name but the one that they have in the notebook.
+    # Many agents have no name except that of their variable in the notebook.
     known_as = target if target is not None and target.isidentifier() else label
     created = ev.RunCreated(
         session_id=session_id,
@@ -410,12 +410,12 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
 
 
 def _resolved(agent: object, options: RunOptions) -> tuple[object, str | None]:
-    """Return the agent itself, and what cards call its model where the built-in agent is meant.
+    """Return the agent itself, and for the built-in agent its model's name on cards.
 
     Raises
     ------
     AgentNotFound, BadOption
-        It isn't found, or it could not be entered.
+        It isn't found, or it can't be run.
     """
     if agent is None:
         from nbrun.agents import builtin  # with the first run of it
@@ -447,10 +447,10 @@ def _inputs(record: RunRecord) -> str:
 
 
 def _strictest(policy: str, asked: object) -> object:
-    """Return which of two ways to answer an agent's questions grants less."""
+    """Return the stricter of two values of `approve`."""
     order = ("auto", "ask", "deny")
     if asked not in order:
-        return asked  # refused in a moment
+        return asked  # refused when the options are read
     return max(policy, str(asked), key=order.index)
 
 
@@ -465,7 +465,7 @@ def _kernel_loop(is_on_host: bool) -> asyncio.AbstractEventLoop:
 def _parcel(plan: _Plan) -> bytes:
     """Return the agent as bytes, to be run in another process."""
     limitations = limitations_of(plan.adapter)
-    # Some that can be pickled come out as something else: what their adapter says of them counts.
+    # Some agents can be pickled but don't work afterwards, so their adapter decides.
     if limitations is not None and limitations.process:
         label = plan.adapter.label(plan.agent)
         raise BadOption(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nbrun")
 
-RETRY_S = 1.0  # how long the writer waits before it tries again what could not be written
+RETRY_S = 1.0  # how long the writer waits before it tries a failed write again
 BUSY_AGAIN_S = 0.05  # how long it then waits for a lock: new events must not wait for that
 
 SOON_S = 0.005
@@ -38,14 +38,13 @@ SOON_S = 0.005
 LINGER_S = 0.045
 """How much longer it gathers while there is only what can wait: text, and requests to cancel."""
 CROWD, CROWD_S = 100, 0.003
-"""After so many wake-ups, mostly of many runs that end together, it gathers for so long, urgent or not: what is about
-to end then is written once, not twice."""
+"""After so many wake-ups it gathers for so long, urgent or not: many runs are ending together, and share a commit."""
 
-HANG_S = 2.0  # how long the disk may take before what waits for it is published unsaved
+HANG_S = 2.0  # how long the disk may take before waiting events are published unsaved
 LOOK_S = 0.5  # how often the stall guard looks at the writer
 TICK_S = 0.05  # how often new events are published while the disk does not answer
 CLOSE_S = 0.05
-"""How long a close waits for the guard's thread, which ends at once unless an observer of a run keeps it."""
+"""How long a close waits for the guard's thread, which ends at once unless an observer holds it up."""
 _QUIET_LOOKS = 4  # looks without a write, after which the guard rests
 
 _Group = dict[str, list[ev.RunEvent]]
@@ -54,7 +53,7 @@ _Group = dict[str, list[ev.RunEvent]]
 class Committed(NamedTuple):
     """What is to be published of one run: its record, and the events since the last one.
 
-    `problem` says why it is not on disk, if it is not; `waiting` is then all that is not.
+    `problem` says why the events are not on disk, None if they are; `waiting` are then all unsaved ones.
     """
 
     run_id: str
@@ -92,7 +91,7 @@ class Source(Protocol):
 
 
 class _TakenOver(Exception):
-    """The disk has failed after the stall guard had kept and published what was to be written."""
+    """The disk failed after the stall guard took over: the events are already kept and published."""
 
 
 class Writer:
@@ -135,11 +134,11 @@ class Writer:
         self._runs: dict[str, HeldRun] = {}
         self._behind: set[str] = set()  # those of them that have a backlog
         self._wake_up = WakeUp()
-        self.wake = self._wake_up.wake  # no method in between: every batch of events comes by here
+        self.wake = self._wake_up.wake  # bound directly: it is called for every batch of events
         self._is_stopping = False
         self._checkpointed: set[str] = set()  # live runs that have a checkpoint in the file
         self._is_look_due = True
-        self._given_up: set[str] = set()  # runs of which something can never be stored
+        self._given_up: set[str] = set()  # runs that can't be stored completely
         self._stall_guard = StallGuard(self._take_over, clock)
         self._thread = threading.Thread(target=self._main, name="nbrun-writer", daemon=True)
         self._thread.start()
@@ -194,7 +193,7 @@ class Writer:
     def _source_groups(self, committed: list[Committed]) -> _Group:
         """Return new events by run, an empty list for a run with only a backlog.
 
-        Nothing while the file cannot be written: new events then join the backlogs.
+        Return nothing while the file cannot be written: new events are then added to the backlogs.
         """
         can_write = self._can_write(committed)
         new: _Group = {}
@@ -208,7 +207,7 @@ class Writer:
     def _commit(self, groups: _Group, committed: list[Committed], *, is_part: bool = False) -> None:
         """Write the groups together; if that fails, keep them, or find out which one is to blame.
 
-        With `is_part`, the stall guard does not step in: the other groups are in the writer's hands.
+        With `is_part`, the stall guard does not take over: the writer still holds the other groups.
         """
         for run_id in self._given_up & groups.keys():
             self._keep(run_id, groups.pop(run_id), "one of its values cannot be stored", committed)
@@ -325,7 +324,7 @@ class Writer:
         return True
 
     def _note_fault(self, error: BaseException, took_s: float = 0.0) -> None:
-        """Write nothing for a while; the longer an attempt took, the later is the next one."""
+        """Write nothing for a while; the longer this attempt took, the longer the wait."""
         now = self._clock.monotonic()
         path = None if self._database is None else self._database.path
         found = fault_of(error, path)
@@ -368,7 +367,7 @@ class Writer:
                 run.row, run.record = row, record
             if record.number != known_run.record.number and (run is None or not run.backlog):
                 committed.append(Committed(record.run_id, record, ()))
-        # With no live run to warn, the next one does it.
+        # Without a live run to show the warning, it waits for the next one.
         while database.unreported and self.source.warn(database.unreported[0]):
             database.unreported.popleft()
 
@@ -413,7 +412,7 @@ class Writer:
     def _take_over(self, call: DiskCall) -> None:
         """Keep and publish what the writer was about to write, then what is new; on the guard's thread.
 
-        The writer still has the runs of its call in its hands, so copies take their places.
+        The writer is still using the runs of its call, so they are replaced by copies.
         """
         committed, new = list(call.committed), call.groups
         call.committed.clear()
@@ -452,7 +451,7 @@ class Writer:
         if self._behind:
             _log.warning("%d runs were not saved: %s", len(self._behind), self.fault)
         try:
-            # Else the file does not have everything: what looks live in it is marked as lost at the next load.
+            # Else something is missing in the file: runs that look live in it are marked as lost at the next load.
             if not self._behind and not self._given_up:
                 self._file.release()
         except sqlite3.Error:  # as after a crash: others see that the process is gone
@@ -464,7 +463,7 @@ class Writer:
 
 
 class _State(Enum):
-    """What the writer does; it needs to be woken only while it listens."""
+    """What the writer is doing; it needs to be woken only while it listens."""
 
     IDLE = auto()
     GATHERING = auto()
@@ -485,7 +484,7 @@ class WakeUp:
         self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._state = _State.BUSY
         self._has_news = self._is_urgent = self._has_more = False
-        self._wakes = 0  # about: two who wake at once may count as one
+        self._wakes = 0  # roughly: two wake-ups at once may count as one
 
     def wake(self, *, can_wait: bool = False, is_urgent: bool = False) -> None:
         """Announce events: urgent ones are committed at once, those that can wait a little later."""
@@ -536,7 +535,7 @@ class WakeUp:
 
 @dataclass(slots=True, eq=False)
 class DiskCall:
-    """A call to the disk in progress: what it is to write, and what was committed before it and is not published."""
+    """A call to the disk in progress: what it writes, and what was committed before and is not published yet."""
 
     groups: dict[str, list[ev.RunEvent]]
     committed: list[Committed]
@@ -607,7 +606,7 @@ class StallGuard:
                     return
                 quiet = 0 if self._look() else quiet + 1
             self._is_awake = False
-            # The flag first, then the call: one that began in between has woken nobody.
+            # Clear the flag, then look: a call that began in between has not woken this thread.
             if self._call is not None:
                 self._is_awake = True
                 self._wake.set()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Presenter:
-    """Shows the runs of a session in one shell. Cards and panels are made with the first of each.
+    """Shows the runs of a session in one shell. Cards and panels are set up when first needed.
 
     Threads: the main thread, except `close()`, which the kernel's shutdown calls on its control thread; static
     cards are redrawn on whichever thread reports a change.
@@ -79,7 +79,7 @@ class Presenter:
                     self.show(run)
                 waiting.wait_for(run, self.run_agents_code)
         finally:
-            if headless:  # nobody can click: no widget, only what stays in the file
+            if headless:  # nobody can click: static output instead of a widget
                 self._show_static(run)
         run.result(0)
 
@@ -96,14 +96,14 @@ class Presenter:
         """Show a run's card: live while the run is live in this kernel, static otherwise."""
         live = run.live
         if live is not None and not run.done() and self.has_page:
-            # A card that is only half shown would never update, or its widget would belong to nobody.
+            # A card shown halfway would never update, or its widget would never be closed.
             with waiting.uninterrupted():
                 self.board.show(live)
         else:
             self._show_static(run)
 
     def _show_static(self, run: Run) -> None:
-        """Show a run without a widget, as text where there is no kernel; what is shown of a live run is updated."""
+        """Show a run without a widget, as text if there is no kernel; a live run's output is updated."""
         from IPython.display import DisplayHandle, display
 
         from nbrun.render import static_card
@@ -128,7 +128,7 @@ class Presenter:
         context, asked = contextvars.copy_context(), [record.pending]
 
         def redraw_here() -> None:
-            # A bare thread would send into whichever cell ran last; in a copy, since two threads may redraw at once.
+            # A bare thread would update whichever cell ran last. A copy, since two threads may redraw at once.
             context.copy().run(redraw)
 
         def look(record: RunRecord, _events: object) -> None:
@@ -156,7 +156,7 @@ class Presenter:
 
     @property
     def has_page(self) -> bool:
-        """Whether somebody sees what is displayed now, and may click on it."""
+        """Whether somebody can see what is displayed, and click on it."""
         return bool(
             self.kernel is not None and self.config.card and not waiting.is_headless(self.shell)
         )
@@ -176,13 +176,13 @@ class Presenter:
             display(runs)
 
     def redraw_after_followup(self, run: Run) -> None:
-        """Update the card of a run that others were started from: it names them."""
+        """Update the card of a run that was resumed, retried …: it names the new runs."""
         if self._board is not None and run.live is not None:
             self._board.note_followups(run.live, run.followups)
 
     @property
     def board(self) -> Any:
-        """The cards, made with the first of them: their widget library takes 0.2 s to import."""
+        """The cards, set up with the first one: their widget library takes 0.2 s to import."""
         if self._board is None:
             from nbrun.ui.cards.board import CardBoard
 
@@ -197,7 +197,7 @@ class Presenter:
 
     @property
     def panels(self) -> Any:
-        """The panels, made with the first of them."""
+        """The panels, set up with the first one."""
         if self._panels is None:
             from nbrun.ui.panel.panel import Panels
 
@@ -224,9 +224,9 @@ class Presenter:
                         )
         except KeyboardInterrupt:
             live = sum(not run.done() for run in runs)
-            still = "1 run is still going" if live == 1 else f"{live} runs are still going"
+            still = "1 run is" if live == 1 else f"{live} runs are"
             raise Interrupted(
-                f"{still}. To stop one: %agentrun cancel REF. To stop all: %agentrun cancel --all"
+                f"{still} still in progress. To stop one: %agentrun cancel REF. To stop all: %agentrun cancel --all"
             ) from None
         self._redraw_ended()
         for run in runs:
@@ -235,7 +235,7 @@ class Presenter:
             print("No runs in progress.")
 
     def is_answerable(self, block: bool | None) -> bool:
-        """Return whether somebody could answer the run's questions: nobody can where a headless cell waits for it."""
+        """Return whether somebody could answer the run's questions: nobody can if a headless cell waits for it."""
         waits = block is not False
         return self.kernel is None or not (waits and waiting.is_headless(self.shell))
 

@@ -181,7 +181,7 @@ def test_an_interrupt_of_a_wait_leaves_the_runs_alive(kernel: Kernel, code: str)
     assert cell.error is not None
     assert cell.error["ename"] == "KeyboardInterrupt"
     if code.startswith("%"):
-        assert error_line(cell).startswith("KeyboardInterrupt: 2 runs are still going")
+        assert error_line(cell).startswith("KeyboardInterrupt: 2 runs are still in progress")
     assert value(kernel, "(one.wait(0.2), two.done(), one.cause, two.cause)") == (
         "(False, False, None, None)"
     )

@@ -1,4 +1,4 @@
-"""The table of `%%agentrun` and `%agentrun`: reading, completion, help and the guide come from it."""
+"""The options and subcommands of `%%agentrun` and `%agentrun`: parsing, completion, help and the guide use it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ OPTIONS = (
         ("--max-turns",), "cancel the run before it makes more than N model calls", "N", read=integer, group=LIMITS
     ),
     Argument(
-        ("--max-tokens",), "cancel the run above N tokens, input and output together", "N", read=integer, group=LIMITS
+        ("--max-tokens",), "cancel the run above N tokens, input plus output", "N", read=integer, group=LIMITS
     ),
     Argument(
         ("--max-cost",), "cancel the run above this cost in US dollars, if the model's price is known", "USD",
@@ -116,7 +116,7 @@ OPTIONS = (
         gather=_flat, group=BUILT_IN,
     ),
     Argument(
-        ("--system",), "its instructions: a text, or the name of a str in the notebook", "TEXT|NAME", group=BUILT_IN
+        ("--system",), "its instructions: text, or the name of a str in the notebook", "TEXT|NAME", group=BUILT_IN
     ),
     Argument(
         ("--output",), "the class of its output: a pydantic model or dataclass in this notebook", "TYPE",
@@ -187,8 +187,8 @@ LINE = Command(
         _again("retry", "run the same prompt and agent again, as a new run", _SAME_INPUTS),
         _again("resume", "resume a failed, cancelled or lost run from its checkpoint", _SAME_INPUTS),
         _again(
-            "replay", "show a run once more: no agent runs, no key is needed", _SHOWN_AGAIN,
-            Argument(("--speed",), "1 (as it was), 10 times as fast, another number, or max", "1|10|max"),
+            "replay", "show a run again; runs no agent and needs no key", _SHOWN_AGAIN,
+            Argument(("--speed",), "1 (original speed), 10 (ten times as fast), another number, or max", "1|10|max"),
         ),
         Command(
             "%agentrun lost", "mark runs as lost if their kernel cannot be reached",
@@ -223,12 +223,12 @@ LINE = Command(
             "%agentrun export", "save a run as a file; without --out, #3 is saved as run-3.jsonl",
             (
                 REF,
-                Argument(("--form",), "by default as FILE ends, else jsonl", choices=FORMS),
+                Argument(("--form",), "the format; by default from the ending of FILE, else jsonl", choices=FORMS),
                 Argument(("--out",), "the file", "FILE"),
             ),
         ),
         Command(
-            "%agentrun logs", "what a run has printed and logged, newest last: 200 lines, or N",
+            "%agentrun logs", "what a run printed and logged, newest last: 200 lines, or N",
             (REF, Argument(("-n",), "how many lines", "N", read=whole_number)),
         ),
         Command("%agentrun agents", "the agents and models you can use here, and what each can't do"),

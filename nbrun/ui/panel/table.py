@@ -1,4 +1,4 @@
-"""Runs as rows of the panel: what its page draws, and what a notebook file keeps of it."""
+"""Runs as rows of the panel, for its page and for the saved notebook; the columns are in `render/run_table`."""
 
 from __future__ import annotations
 

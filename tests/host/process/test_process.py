@@ -559,7 +559,7 @@ def test_a_child_run_may_be_in_a_process(session: NotebookSession) -> None:
     assert (child.status, child.cause) == (RunStatus.CANCELLED, CancelCause.PARENT)
     assert is_gone(told(child, "pid"))
     refused = ended(start(session, outer))
-    assert "leave --on process out" in str(refused.error)
+    assert "leave it out" in str(refused.error)
 
 
 def test_close_ends_the_processes_in_time(make_session: MakeSession) -> None:
