@@ -8,7 +8,7 @@
 #   agents | store | render | server
 #                         what an agent sees, and an adapter for each kind | SQLite | a run in words and HTML |
 #                         the Jupyter Server extension
-#   core                  what a run is: events, record, cancellation, redaction. No I/O, no Jupyter
+#   core                  what a run is: events, record, cancellation, redaction, files of runs. No Jupyter
 #
 # What happens to a prompt: ui/magics reads the cell, sessions/start makes the run and hands an attempt to the host,
 # host/driver drives the agent through its adapter, sessions/intake orders, redacts and numbers what it sends,
@@ -17,8 +17,8 @@
 #
 # Where to change what: an option: core/options and ui/magics/options. What Tab offers: ui/magics/completion. A status:
 # core/record and render/words. Another fact of a run: core/events and core/record (the store saves whole records).
-# A column of the panel or of lists: render/run_table. Durations and sizes: core/quantities. A framework: agents/NAME and
-# the list in agents/__init__. A way to cancel: where it begins (ui, server); it calls run.cancel(by=…).
+# A column of the panel or of lists: render/run_table. Durations and sizes: core/quantities. A framework: agents/NAME
+# and the list in agents/__init__. A way to cancel: where it begins (ui, server); it calls run.cancel(by=…).
 #
 # Importing nbrun loads no IPython, no anywidget and no agent framework.
 
