@@ -212,13 +212,13 @@ class Starter:
         parts = self._parts
         if parts.is_begun:
             return
-        parts.is_begun = True
         notebook = None if parts.notebook is None else str(parts.notebook)
         writer = parts.store.begin(parts.intake, session_id=parts.session_id, notebook=notebook)
         parts.intake.wake = writer.wake
         capture.install()
         atexit.register(parts.close)
         parts.scheduler.begin(parts.intake.put)
+        parts.is_begun = True  # last: a store that refuses must do so for the next run as well
 
     # --- the parts of a run ----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from nbrun.core.errors import (
     RunNotFound,
     RunRejected,
     SessionClosed,
+    StoreError,
 )
 from nbrun.sessions import catalog
 from tests.fakes import agents
@@ -123,6 +125,20 @@ def test_a_mistake_starts_nothing_and_leaves_nothing(
     assert session.runs() == []
     assert not store_path.exists()
     assert session.start(agents.instant).id == "run-seq-0"
+
+
+def test_a_store_of_another_session_refuses_every_run(make_session: MakeSession) -> None:
+    """Not the first one only: the next would wait for ever. The other session keeps what it prints, too."""
+    first = make_session()
+    ended(first.start(agents.instant))
+    second = make_session(store=first.store)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="another session"):
+            second.start(agents.instant)
+    captured = sys.stdout
+    second.close()
+    assert sys.stdout is captured
+    assert ended(first.start(agents.instant)).status is RunStatus.COMPLETED
 
 
 def test_start_returns_while_the_agent_goes_on(session: NotebookSession, held: Held) -> None:

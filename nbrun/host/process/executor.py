@@ -277,6 +277,8 @@ class RunProcess:
     # --- what is sent and received ---------------------------------------------------------------
 
     def _send(self, message: protocol.Message) -> None:
+        if self._exited.done():  # a cancel or an answer may come a moment late
+            return
         self._outgoing += protocol.frame(message)
         self._write()
 

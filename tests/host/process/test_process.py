@@ -27,6 +27,7 @@ from nbrun.core.errors import BadOption, RunFailed
 from nbrun.core.line_buffer import Printed
 from nbrun.host.driver import Driver
 from nbrun.host.process import pickling
+from nbrun.host.process.group import ProcessGroup
 from tests.fakes import agents, process_agents as fakes
 from tests.fakes.agents import BOUND_S, Held
 
@@ -560,6 +561,25 @@ def test_a_child_run_may_be_in_a_process(session: NotebookSession) -> None:
     assert is_gone(told(child, "pid"))
     refused = ended(start(session, outer))
     assert "leave it out" in str(refused.error)
+
+
+def test_a_cancel_that_comes_when_its_process_has_ended_is_no_error(
+    session: NotebookSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its channel is closed by the time that the loop passes the cancel on."""
+    put_away = ProcessGroup.put_away
+
+    def cancelled_late(group: ProcessGroup) -> bool:
+        if run.live is not None:
+            run.live.token.cancel()
+        return put_away(group)
+
+    monkeypatch.setattr(ProcessGroup, "put_away", cancelled_late)
+    run = start(session, agents.instant)
+    assert ended(run).status is RunStatus.COMPLETED
+    wait_until(lambda: run.live is not None and run.live.token.cancelled, "it lingers")
+    session.close()
+    assert "Exception in callback" not in caplog.text
 
 
 def test_close_ends_the_processes_in_time(make_session: MakeSession) -> None:
