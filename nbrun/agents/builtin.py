@@ -73,7 +73,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "together": ("TOGETHER_API_KEY",),
     "xai": ("XAI_API_KEY",),
 }
-"""Provider → the environment variables of which one must hold its key.
+"""Provider → the environment variables for its key; one of them must be set.
 
 Source: the providers of pydantic-ai, which refuse to be made without it.
 """

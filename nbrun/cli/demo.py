@@ -89,8 +89,8 @@ def _notebooks_folder() -> Path:
 def _demo_notebook(*, reuse: bool) -> Path:
     """Return the path of the first notebook, copied with the others into a folder of the demo.
 
-    `reuse` goes on with the notebook of an earlier demo, which may have changed since. Without it the folder
-    is a fresh one, for nothing that is there may be overwritten.
+    `reuse` continues with the notebook of an earlier demo, which may have changed since. Without it, the folder
+    is a new one, so that nothing is overwritten.
     """
     folder = Path.cwd() / DEMO_FOLDER
     if not reuse:

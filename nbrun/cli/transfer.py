@@ -136,7 +136,7 @@ def _recorded(path: Path) -> Iterator[Recorded]:
     Raises
     ------
     BadRecording
-        It is no such file; the message names the line.
+        The file isn't one; the message names the line.
     """
     try:
         with path.open("rb") as file:

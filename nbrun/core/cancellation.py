@@ -141,7 +141,7 @@ class CancelToken:
 
         Parameters
         ----------
-        patience_s : seconds that callbacks may delay the caller; then they go on by themselves, and what they raise
+        patience_s : seconds that callbacks may delay the caller; then they continue on their own, and what they raise
             is logged. None waits for them.
         """
         with guarded():  # the caller may be an agent's thread: no token is left half fired
@@ -268,7 +268,7 @@ class CancelToken:
     def _walk(self) -> list[CancelToken]:
         """Return this token and all below it; the caller holds the lock."""
         found = [self]
-        for token in found:  # grows while it is walked
+        for token in found:  # may grow during the loop
             found.extend(token._children)
         return found
 

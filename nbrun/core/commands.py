@@ -1,7 +1,7 @@
 """Command lines as data: one table of commands that is read, explained and completed from.
 
-`%%agentrun`, `%agentrun` and the shell's `nbrun` are commands of this kind. Not argparse: it takes `-5s` for an option
-and two places with an option between them for a mistake, and it words its errors anew with every Python.
+`%%agentrun`, `%agentrun` and the shell's `nbrun` are commands of this kind. Not argparse: it takes `-5s` for an option,
+refuses an option between two positional arguments, and words its errors differently in each Python version.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from nbrun.core.errors import BadOption
 
 SLIP = 0.75
-"""How alike two words are where a finger has slipped: `lsit` and `list`, not `dance` and `cancel`."""
+"""How similar two words are if one is a typo: `lsit` and `list`, not `dance` and `cancel`."""
 
 _NOT_AN_OPTION = re.compile(r"[^-]|-[\d.]|-?$")  # also -1, the newest run, and -5s
 _WIDTH = 28
@@ -28,8 +28,8 @@ class Argument(msgspec.Struct, frozen=True):
 
     Parameters
     ----------
-    takes : what its value is, in capitals; empty for a switch.
-    field : under which name it is read; by default as its last name says.
+    takes : what its value is called, in capitals; empty for a switch.
+    field : the name of its value; by default made from its last name.
     value : what a switch stands for.
     read : makes a value of the text. A `ValueError` says what it should have been.
     gather : makes one value of all; None where it may be given once.
@@ -54,7 +54,7 @@ class Argument(msgspec.Struct, frozen=True):
 
     @property
     def takes_value(self) -> bool:
-        """Whether a text belongs to it."""
+        """Whether it takes a value."""
         return bool(self.takes or self.choices) or not self.is_option
 
     @property
@@ -76,7 +76,7 @@ class Argument(msgspec.Struct, frozen=True):
         Raises
         ------
         BadOption
-            It is not what the argument takes.
+            The argument doesn't take it.
         """
         if self.choices and text not in self.choices:
             raise BadOption(f"{flag} {text}: choose from {', '.join(self.choices)}")
@@ -88,13 +88,13 @@ class Argument(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Line:
-    """What the words of a line are, mistakes included.
+    """What the words of a line mean, mistakes included.
 
     Parameters
     ----------
     given : each argument with its flag and text; None for a word that has no place.
     pending : the option whose value comes next.
-    place : what the next word is, if it is no option.
+    place : what the next word is, if it isn't an option.
     """
 
     given: list[tuple[Argument | None, str, str | None]] = field(default_factory=list)

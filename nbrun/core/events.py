@@ -138,7 +138,7 @@ class RunWaiting(EventData, frozen=True):
 
 
 class RunResumed(EventData, frozen=True):
-    """The question was answered; the run goes on."""
+    """The question was answered; the run continues."""
 
     TYPE: ClassVar[str] = "run.resumed"
 

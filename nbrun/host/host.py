@@ -213,7 +213,7 @@ class Watchdog:
             if driver is blocker:
                 driver.warn("blocks the event loop that all runs share; run it with --thread")
             else:
-                driver.warn(f"held up: {name} blocks the event loop; run that one with --thread")
+                driver.warn(f"waiting: {name} blocks the event loop; run that one with --thread")
 
 
 class LocalExecutor:
@@ -221,7 +221,7 @@ class LocalExecutor:
 
     Its tokens are the session's own, so a cancel needs no message; and a host that lives as long as the
     process cannot be killed. One whose event loop an agent blocks is reported as gone: it should get no more
-    attempts, and goes on with those it has when the block ends.
+    attempts, and continues those it has when the block ends.
     """
 
     def __init__(self, thread: LoopThread, clock: Clock) -> None:

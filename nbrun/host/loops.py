@@ -134,7 +134,7 @@ class Reentrant(asyncio.BaseEventLoop):
     """
 
     def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
-        """Return the future's result, while the loop goes on with everything else."""
+        """Return the future's result, while the loop continues with everything else."""
         run = current_run.get() if self.is_running() else None
         if run is None:
             return super().run_until_complete(future)

@@ -139,7 +139,7 @@ def _filled(rows: Sequence[Row], view: View) -> _Table:
 
 
 def _fitting(table: _Table, width: int) -> _Table:
-    """Return the table without the columns for which there is no room."""
+    """Return the table without the columns that don't fit."""
     for key in _DROPPED:
         needed = 2 * (len(table) - 1)
         for column, texts in table:

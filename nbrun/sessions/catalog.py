@@ -160,10 +160,10 @@ class Catalog:
         own = [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
         return own + self._read_only_runs(limit) if limit is None or len(own) < limit else own
 
-    # --- the file that is only read ---------------------------------------------------------------
+    # --- the read-only file ----------------------------------------------------------------------
 
     def _ask_read_only(self, question: Callable[[SessionStore], T]) -> T | None:
-        """Ask the file that is only read; None if there is none, or it cannot be read."""
+        """Ask the read-only file; None if there is none, or it cannot be read."""
         store = self._store.read_only
         if store is None:
             return None
@@ -217,7 +217,7 @@ def removable(run: Run) -> int:
             fixes=[Fix(Action.LOST, run_ref(run.glance))],
         )
     if run.only_read is not None:
-        raise BadOption(f"{run!r} cannot be removed, its file is only read: {run.only_read}")
+        raise BadOption(f"{run!r} can't be removed because its file is read-only: {run.only_read}")
     if not run.done():
         raise BadOption(f"{run!r} is still running; cancel it first")
     if run.number is None or run.problem is not None:

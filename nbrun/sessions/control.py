@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nbrun")
 
 HOOKS_S = 0.1
-"""How long what an agent has hung on its token may hold up who cancels its run: a click, a cell, a close."""
+"""How long an agent's cancel callbacks may hold up whoever cancels its run: a click, a cell, a close."""
 
 _BY = {
     CancelCause.DEADLINE: "its time limit",
@@ -53,7 +53,7 @@ class Control:
 
     A cancel is recorded first, then fires the run's token: were it the other way round, an agent that sees its token
     could end the run before the log knows why. Whether an answer counts is decided by the run's host; a second one
-    is refused here already, since the outcome of the first may not be public yet.
+    is already refused here, since the outcome of the first may not be public yet.
 
     Threads: any method, from any thread. `_lock` guards `_answered` and `_sent`, which are kept per live run.
     """
@@ -72,12 +72,12 @@ class Control:
         request = ev.CancelRequested(cause, None if reason is None else clean_text(reason), by)
         outcome = self._intake.request_cancel(live, request)
         if outcome is not CancelOutcome.ALREADY_FINISHED:
-            # Also when it was requested before: whoever did may have been interrupted before this line.
+            # Also if it was requested before: that call may have been interrupted before this line.
             self._fire(live, request)
         return outcome
 
     def cancel_together(self, lives: Sequence[LiveRun], cause: CancelCause, by: str) -> None:
-        """Ask all of these to stop; all the requests first, so that they are on disk whatever comes."""
+        """Ask all of these to stop; all the requests first, so that they are on disk in any event."""
         request = ev.CancelRequested(cause, None, by)
         for live in lives:
             self._intake.request_cancel(live, request)
@@ -87,16 +87,16 @@ class Control:
     def _fire(
         self, live: LiveRun, request: ev.CancelRequested, patience_s: float = HOOKS_S
     ) -> None:
-        """Fire the token of a run; what its agent has hung on it cannot stop whoever cancels."""
+        """Fire the token of a run; an error in a callback of its agent doesn't reach the caller."""
         try:
             live.token.cancel(request.reason, request.cause, patience_s=patience_s)
         except (Exception, Cancelled):
             _log.exception("a cancel callback of %s failed", live.run_id)
 
     def note_fired(self, live: LiveRun, _request: object) -> None:
-        """See to it that whoever fired the token (a deadline, the agent, a parent), it is in the log."""
+        """Log the cancel if something else fired the token: a deadline, the agent, a parent."""
         token = live.token
-        if live.cancel is None:  # else it was fired by way of the log
+        if live.cancel is None:  # else it is logged already
             cause = token.cause or CancelCause.USER
             if live.is_child and token.is_inherited:
                 cause = CancelCause.PARENT
@@ -205,7 +205,7 @@ def check_edited(asked: ApprovalRequested, edited: Plain) -> None:
     if not asked.editable:
         raise BadOption(f"{what} can't be changed; allow them as they are, or deny")
     if asked.args is None or (isinstance(asked.args, dict) and REPR_KEY in asked.args):
-        return  # there were none, or what there was has no form of ours
+        return  # there were none, or they could only be stored as text
     if (kind := _KINDS[type(asked.args)]) != _KINDS[type(edited)]:
         raise BadOption(f"{what} must stay {kind}")
 

@@ -406,7 +406,7 @@ class Intake:
                 _log.exception("the publishing of %s failed", live.run_id)
 
     def refuse(self, run_id: str) -> None:
-        """Take back a run that was not begun: the store has its id already. Who waits for it is let go."""
+        """Take back a run that has not begun: the store already has its id. Whoever waits for it is released."""
         live = self.runs.pop(run_id, None)
         if live is not None:
             live.is_refused = True

@@ -188,7 +188,7 @@ class Run:
 
     @property
     def only_read(self) -> str | None:
-        """Why the file that the run is read from is only read; None if it can be written."""
+        """Why the file that the run is read from is read-only; None if it can be written."""
         return self.store.problem if isinstance(self.store, ReadOnlyStore) else None
 
     @property
@@ -276,7 +276,7 @@ class Run:
     def _refuse_unknown(self) -> None:
         """Raise `RunNotFinished` for a run that may never be seen to end here."""
         if self.is_unknown:
-            raise RunNotFinished(f"{self!r}; run.mark_lost() gives it up")
+            raise RunNotFinished(f"{self!r}; if you know that it has ended, call run.mark_lost()")
 
     def _result(self) -> object:
         match self.status:

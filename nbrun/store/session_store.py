@@ -326,7 +326,7 @@ class ReadOnlyStore(SessionStore):
 
     @property
     def problem(self) -> str:
-        """Why it is only read, in one line."""
+        """Why it is read-only, in one line."""
         return self._why
 
     def open_existing(self, *, sets_aside: bool = False) -> None:

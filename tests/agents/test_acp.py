@@ -271,12 +271,12 @@ def test_a_line_names_a_program() -> None:
         (
             lambda: AcpAgent("no-such-program-anywhere --acp"),
             AgentNotFound,
-            "there is no program no-such",
+            "the program no-such-program-anywhere was not found",
         ),
         (
             lambda: AcpAgent([sys.executable], cwd="/no/such/folder"),
             BadOption,
-            "there is no folder /no/such",
+            "the folder /no/such/folder .*doesn.t exist",
         ),
     ],
 )
@@ -479,5 +479,5 @@ def test_a_program_is_found_where_it_is_started(tmp_path: Path) -> None:
     AcpAgent("./agent.sh", cwd=tmp_path).check()
     AcpAgent("agent.sh", env={"PATH": str(tmp_path)}).check()
     for agent in (AcpAgent("./agent.sh"), AcpAgent("agent.sh", cwd=tmp_path)):
-        with pytest.raises(AgentNotFound, match=r"there is no program .*agent\.sh to run"):
+        with pytest.raises(AgentNotFound, match=r"the program .*agent\.sh was not found"):
             agent.check()

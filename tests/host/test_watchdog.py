@@ -75,7 +75,7 @@ def test_who_blocks_is_named_with_the_mend(session: NotebookSession, blocks: Blo
     run = session.start(blocks)
     assert blocks.entered.wait(BOUND_S)
     wait_for_notice(run, "--thread")
-    wait_for_notice(other, "held up: Blocks blocks the event loop")
+    wait_for_notice(other, "waiting: Blocks blocks the event loop")
     blocks.gate.set()
     assert run.result(BOUND_S) == "woke up"
     assert other.cancel().wait(BOUND_S)

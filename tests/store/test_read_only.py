@@ -90,7 +90,7 @@ def test_the_runs_of_a_strange_file_are_read_and_new_ones_go_on_above_them(
     assert poet.cancel().outcome == "already_finished"
     assert poet.only_read is not None
     assert new.only_read is None
-    with pytest.raises(BadOption, match="cannot be removed, its file is only read"):
+    with pytest.raises(BadOption, match="can't be removed because its file is read-only"):
         session.remove("poet")
     note = f"#1 to #2 are read-only: {poet.only_read}"
     assert repr(session.runs()).endswith(f"\n{note}")

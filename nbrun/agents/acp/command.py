@@ -68,11 +68,11 @@ class AcpAgent:
     def check(self) -> None:
         """Raise `AgentNotFound` if the program is missing, `BadOption` if the folder is."""
         if not self.folder.is_dir():
-            raise BadOption(f"there is no folder {self.folder} for {self.label} to work in")
+            raise BadOption(f"the folder {self.folder} for {self.label} doesn't exist")
         # Searched as at its start: in its folder, and on its own PATH.
         program, path = self.argv[0], (self.env or {}).get("PATH")
         place = self.folder / program if os.path.dirname(program) else program
         if shutil.which(place, path=path) is None:
             raise AgentNotFound(
-                f"there is no program {program} to run; install it, or give its whole path"
+                f"the program {program} was not found; install it, or give its full path"
             )

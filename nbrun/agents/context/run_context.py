@@ -69,7 +69,7 @@ class ChildRun(Protocol):
         """The tokens and requests that it has used so far."""
 
     def cancel(self, reason: str | None = None, cause: CancelCause = ...) -> object:
-        """Ask it to stop; its parent goes on."""
+        """Ask it to stop; its parent continues."""
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until it has ended: for sync agents."""
@@ -308,7 +308,7 @@ class RunContext:
     def artifact(self, name: str, data: bytes | str | Path, media_type: str | None = None) -> bool:
         """Keep a file with the run, listed in `run.artifacts` of its handle. Return whether it was kept.
 
-        If it can't be kept, the card says why and the agent goes on. It is on disk when this returns; an async
+        If it can't be kept, the card says why and the agent continues. It is on disk when this returns; an async
         agent keeps a large one with `await run.in_thread(run.artifact, name, data)`.
 
         Parameters

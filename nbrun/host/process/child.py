@@ -177,7 +177,7 @@ class ProcessHost:
         """Take events of the driver, from any thread; return whether the agent should pause."""
         for event in events:
             self._put(event)
-        # What was printed is sent before the agent goes on: its next line may be the process's last.
+        # What was printed is sent before the agent continues: its next line may be the process's last.
         if os.getpid() == self._pid and any(isinstance(event.data, ev.Log) for event in events):
             self._send_waiting()
         return len(self._outgoing) > PAUSE_AT

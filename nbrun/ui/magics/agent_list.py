@@ -131,7 +131,7 @@ def _model_lines() -> list[str]:
 
 def _aligned(rows: Sequence[tuple[str, str, str | None]]) -> list[str]:
     """Return rows of a name, words and a problem as lines; one without a name belongs to the row before."""
-    from nbrun.store.diagnosis import MARKS, Sign  # not at load, of which it would be a part
+    from nbrun.store.diagnosis import MARKS, Sign  # imported here to keep loading quick
 
     width = min(40, max(len(name) for name, _words, _problem in rows))
     marks = [

@@ -44,7 +44,7 @@ ARGS_EXAMPLE = 'write --args \'{"path": "x"}\' in single quotes'
 RECEIPT_S = 0.5
 """How long `%agentrun say` waits for its message to be read."""
 SHOWN_RECEIPTS = 5
-"""A cancel of all runs prints at most so many lines; beyond that, it prints counts."""
+"""A cancel of all runs prints at most this many lines; for more runs, it prints counts."""
 
 _OUTCOMES = {
     CancelOutcome.REQUESTED: "cancel requested",

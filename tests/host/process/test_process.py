@@ -560,7 +560,7 @@ def test_a_child_run_may_be_in_a_process(session: NotebookSession) -> None:
     assert (child.status, child.cause) == (RunStatus.CANCELLED, CancelCause.PARENT)
     assert is_gone(told(child, "pid"))
     refused = ended(start(session, outer))
-    assert "leave it out" in str(refused.error)
+    assert "can't start child runs; leave it out" in str(refused.error)
 
 
 def test_a_cancel_that_comes_when_its_process_has_ended_is_no_error(
