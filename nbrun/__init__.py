@@ -33,18 +33,15 @@ from nbrun.core import (
     CancelCause,
     CancelReceipt,
     CancelToken,
+    RunEvent,
     RunRecord,
     RunStatus,
     SequentialIds,
     errors,
     events,
 )
-from nbrun.core.events import RunEvent
+from nbrun.sessions import NotebookSession, Observer, Run, RunList
 from nbrun.sessions.default import get, panel, redact, runs, session, start
-from nbrun.sessions.observers import Observer
-from nbrun.sessions.run import Run
-from nbrun.sessions.run_list import RunList
-from nbrun.sessions.session import NotebookSession
 
 # Third parties import these two by their short names, too.
 sys.modules[f"{__name__}.errors"] = errors

@@ -10,10 +10,9 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nbrun.agents import AgentAdapter, NotResumable, Output, events as ev, plain
+from nbrun.agents import AgentAdapter, Clock, NotResumable, Output, events as ev, plain
 
 if TYPE_CHECKING:
-    from nbrun.agents import Clock
     from nbrun.core.checkpoint import Call
 
 Items = AsyncIterator[ev.EventData | Output]

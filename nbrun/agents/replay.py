@@ -14,8 +14,7 @@ from nbrun.agents import (
     events as ev,
     shown,
 )
-from nbrun.core import RecordedError, Replay
-from nbrun.core.recording import MAX_SPEED
+from nbrun.core.recording import MAX_SPEED, RecordedError, Replay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

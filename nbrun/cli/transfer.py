@@ -15,6 +15,7 @@ from nbrun.core import (
     BadRecording,
     Exported,
     IdConflict,
+    RunEvent,
     StoreError,
     SystemClock,
     printable,
@@ -36,8 +37,6 @@ from nbrun.store import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import SimpleNamespace
-
-    from nbrun.core.events import RunEvent
 
     Recorded = tuple[recording.Header, list[RunEvent]]
 

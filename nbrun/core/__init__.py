@@ -17,6 +17,7 @@ from nbrun.core.errors import (
     RunFailed, RunLost, RunNotFinished, RunNotFound, RunRejected, SessionClosed, StoreDamaged,
     StoreError, StoreReadOnly, StoreTooNew, StoreUnavailable, UserError, spell_with, with_fixes,
 )
+from nbrun.core.events import ApprovalRequested, RunEvent
 from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_guard, guarded
 from nbrun.core.latches import Latch, LoopLatch
 from nbrun.core.line_buffer import LineBuffer, Printed
@@ -33,13 +34,13 @@ from nbrun.core.values import Plain, REPR_KEY, plain, readable, revived, shown, 
 # ruff: isort: on
 
 __all__ = [
-    "Action", "AgentNotFound", "Artifact", "ArtifactFiles", "ArtifactLost", "ArtifactWriter",
+    "Action", "AgentNotFound", "ApprovalRequested", "Artifact", "ArtifactFiles", "ArtifactLost", "ArtifactWriter",
     "BadOption", "BadRecording", "CancelCause", "CancelOutcome", "CancelReceipt",
     "CancelRequest", "CancelToken", "Cancelled", "ChildSummary", "Clock", "Exported", "Fix",
     "IdConflict", "IdGenerator", "InterruptGuard", "Interrupted", "LIVE", "Latch", "LineBuffer",
     "LoopLatch", "NbrunError", "NoResult", "NotPending", "NotResumable", "PackageMissing",
     "Plain", "Printed", "REPR_KEY", "RecordedError", "Redactor", "Replay", "Restored", "RunCancelled",
-    "RunFailed", "RunLost", "RunNotFinished", "RunNotFound", "RunOptions", "RunRecord",
+    "RunEvent", "RunFailed", "RunLost", "RunNotFinished", "RunNotFound", "RunOptions", "RunRecord",
     "RunRejected", "RunStatus", "Rung", "SecretRegistry", "SequentialIds", "SessionClosed",
     "State", "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError", "StoreReadOnly",
     "StoreTooNew", "StoreUnavailable", "StreamRedactor", "SystemClock", "TERMINAL",

@@ -7,10 +7,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from nbrun.agents import ALLOW
-from nbrun.agents.context.approvals import choices
-from nbrun.agents.context.inbox import MAX_BYTES, MAX_WAITING
+from nbrun.agents.context import approvals, inbox
 from nbrun.core import (
     REPR_KEY,
+    ApprovalRequested,
     BadOption,
     CancelCause,
     Cancelled,
@@ -29,7 +29,6 @@ from nbrun.render.words import opening, title
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbrun.core.events import ApprovalRequested
     from nbrun.sessions.intake import Intake
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.scheduler import Scheduler
@@ -135,8 +134,8 @@ class Control:
         with self._lock:
             answered = self._answered.setdefault(live.run_id, set())
             asked = _find(live.record, call, answered)
-            if decision not in choices(asked):
-                words = ", ".join(choices(asked)[:-1])
+            if decision not in approvals.choices(asked):
+                words = ", ".join(approvals.choices(asked)[:-1])
                 raise BadOption(f"'{shown(asked.message, 80)}' needs a choice: {words}")
             if always and (decision != ALLOW or not asked.tool):
                 raise BadOption(
@@ -159,9 +158,9 @@ class Control:
         if not isinstance(text, str) or not text.strip():
             raise BadOption("The message is empty; give the agent some text")
         text = clean_text(text)
-        if (size := len(text.encode())) > MAX_BYTES:
+        if (size := len(text.encode())) > inbox.MAX_BYTES:
             raise BadOption(
-                f"The message has {size:,} bytes, but only {MAX_BYTES:,} are allowed; send the path of a file instead"
+                f"The message has {size:,} bytes, but only {inbox.MAX_BYTES:,} are allowed; send a file path instead"
             )
         _check_live(live)
         record = live.record
@@ -171,9 +170,9 @@ class Control:
             raise NotPending(f"{opening(record)} is being cancelled and takes no messages")
         with self._lock:
             sent = self._sent.get(live.run_id, 0)
-            if sent - record.steers_taken >= MAX_WAITING:
+            if sent - record.steers_taken >= inbox.MAX_WAITING:
                 raise NotPending(
-                    f"{MAX_WAITING} messages to {title(record)} are still unread; send more when it has read them"
+                    f"{inbox.MAX_WAITING} messages to {title(record)} are still unread; send more when it has read them"
                 )
             self._sent[live.run_id] = sent + 1
         steer_id = id or f"say-{sent + 1}"

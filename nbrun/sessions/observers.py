@@ -7,12 +7,10 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from nbrun.core.events import CancelRequested, RunCreated, RunEvent
+from nbrun.core import RunEvent, RunRecord, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from nbrun.core import RunRecord
 
 
 _log = logging.getLogger("nbrun")
@@ -61,10 +59,10 @@ class ObserverThread:
         if self._is_given_up:
             return
         for event in events:
-            if isinstance(event.data, RunCreated):
+            if isinstance(event.data, ev.RunCreated):
                 self._queue("on_created", record)
             self._queue("on_event", record, event)
-            if isinstance(event.data, CancelRequested):
+            if isinstance(event.data, ev.CancelRequested):
                 self._queue("on_cancelled", record, event.data.reason)
         if events and not record.is_live and any(event.type.startswith("run.") for event in events):
             self._queue("on_ended", record)

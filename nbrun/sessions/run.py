@@ -33,13 +33,12 @@ from nbrun.core import (
 )
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import opening, queued_words, run_ref, status_words, title
-from nbrun.sessions.live_run import each_event, poll, poll_softly
+from nbrun.sessions.live_run import LiveRun, each_event, poll, poll_softly
 from nbrun.store import ReadOnlyStore, SessionStore, is_in_file, restored, whole, whole_run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
 
-    from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.parts import Parts
 
 _OUTCOME_WORDS = {

@@ -45,14 +45,13 @@ from nbrun.core import (
 from nbrun.host import capture
 from nbrun.host.attempt import Attempt
 from nbrun.host.process import pickling
-from nbrun.sessions.catalog import number_of
+from nbrun.sessions.catalog import Catalog, number_of
 from nbrun.sessions.live_run import LiveRun
 from nbrun.sessions.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from nbrun.sessions.catalog import Catalog
     from nbrun.sessions.parts import Parts
 
 P = ParamSpec("P")

@@ -90,8 +90,6 @@ def whole_run(
     record: RunRecord, events: Iterable[ev.RunEvent], artifacts: Sequence[Artifact]
 ) -> Exported:
     """Return a run with its payloads from files back in place."""
-    from nbrun.core.recording import Exported
-
     output = whole(record.output, artifacts)
     record = msgspec.structs.replace(record, output=output)
     return Exported(record, (restored(event, artifacts) for event in events), artifacts)

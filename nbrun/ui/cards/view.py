@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import RunRecord, RunStatus, events as ev, readable, shown, values, visible
+from nbrun.core import (
+    ChildSummary,
+    RunRecord,
+    RunStatus,
+    ToolCall,
+    events as ev,
+    readable,
+    shown,
+    values,
+    visible,
+)
 from nbrun.render import words
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks, visible_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nbrun.core import ChildSummary, ToolCall
 
 TOOL_LIMIT = 20
 ARGS_LIMIT, RESULT_LIMIT = 300, 500

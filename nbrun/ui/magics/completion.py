@@ -23,8 +23,7 @@ from nbrun.ui.magics.options import CELL, LINE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nbrun.sessions.run import Run
-    from nbrun.sessions.session import NotebookSession
+    from nbrun.sessions import NotebookSession, Run
 
 _log = logging.getLogger("nbrun")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nbrun.core.errors import BadOption
+from nbrun.core import BadOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,15 +13,25 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from nbrun.agents import ALLOW, DENY, by_name, registered
 from nbrun.agents.python_cell import TARGET as CELL_TARGET, PythonCell, check_code
-from nbrun.core import events as ev
-from nbrun.core.cancellation import CancelOutcome, CancelReceipt
+from nbrun.core import (
+    AgentNotFound,
+    ApprovalRequested,
+    BadOption,
+    CancelOutcome,
+    CancelReceipt,
+    NotPending,
+    RunNotFinished,
+    RunRecord,
+    Steered,
+    duration,
+    events as ev,
+    moment,
+    printable,
+    shown,
+    visible,
+)
 from nbrun.core.commands import FILTERS, asks_for_help, close_to
-from nbrun.core.errors import AgentNotFound, BadOption, NotPending, RunNotFinished
 from nbrun.core.options import defaults
-from nbrun.core.quantities import duration, moment
-from nbrun.core.record import Steered
-from nbrun.core.text import printable, visible
-from nbrun.core.values import shown
 from nbrun.render.words import opening, title
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.kernel.requests import read_args
@@ -34,10 +44,7 @@ from nbrun.ui.magics.parsing import read_cell, read_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from nbrun.core.events import ApprovalRequested
-    from nbrun.core.record import RunRecord
-    from nbrun.sessions.run import Run
-    from nbrun.sessions.run_list import RunList
+    from nbrun.sessions import Run, RunList
     from nbrun.ui.presenter import Presenter
 
 ARGS_EXAMPLE = 'write --args \'{"path": "x"}\' in single quotes'
