@@ -122,11 +122,11 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         return {name: value for name, value in self.recorded().items() if name not in SETUP}
 
     def given(self) -> dict[str, Any]:
-        """Return the options that aren't the default."""
+        """Return the options that aren't the default; None stands for it everywhere."""
         return {
             name: value
             for name, default in defaults().items()
-            if (value := getattr(self, name)) is not default and value != default
+            if (value := getattr(self, name)) not in (None, default)
         }
 
 

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -495,6 +496,14 @@ def test_the_same_id_and_inputs_give_the_same_run(session: NotebookSession) -> N
     assert session.start(held, "tea", id="nightly").output == "held"
     assert held.prompts == ["tea"]
     assert [run.id for run in session.runs()] == ["nightly"]
+
+
+def test_an_option_that_is_none_is_left_out(session: NotebookSession) -> None:
+    """Nor does it change the inputs: the same start, with and without it, is one run."""
+    first = ended(session.start(agents.instant, id="nightly"))
+    nothing: dict[str, Any] = {"thread": None, "keep_object": None, "timeout_s": None}
+    assert session.start(agents.instant, id="nightly", **nothing) == first
+    assert first.record.options == {ev.ONCE: True}
 
 
 def test_the_same_id_is_not_run_again_in_a_later_session(make_session: MakeSession) -> None:
