@@ -27,12 +27,12 @@ from nbrun.store import (
     NO_NOTEBOOK,
     SUFFIX,
     SessionStore,
-    import_run,
     open_for_writing,
     prepare_folder,
     store_path,
     whole_run,
 )
+from nbrun.store.importing import import_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

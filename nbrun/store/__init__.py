@@ -5,7 +5,6 @@
 from nbrun.store.connection import open_for_writing
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.filters import Query, Since, read_query
-from nbrun.store.importing import import_run
 from nbrun.store.location import (
     FOLDER,
     NO_NOTEBOOK,
@@ -25,7 +24,7 @@ from nbrun.store.writer import Committed
 __all__ = [
     "FOLDER", "KEEP_BYTES", "KEEP_RUNS", "NO_NOTEBOOK", "SUFFIX", "Checkpointed", "Committed",
     "Keep", "Query", "ReadOnlyStore", "RunReference", "SessionStore", "Since", "StoredRun",
-    "import_run", "is_in_file", "is_set_aside", "newest_references", "notebook_path",
+    "is_in_file", "is_set_aside", "newest_references", "notebook_path",
     "open_for_writing", "places_for", "prepare_folder", "read_query", "restored", "store_path",
     "whole", "whole_run",
 ]

@@ -9,12 +9,13 @@ from nbrun.agents import registered
 from nbrun.core import Action, Fix, Interrupted, RunNotFinished, RunRecord
 from nbrun.render.words import run_ref, with_followups
 from nbrun.sessions import LIST_LIMIT, NotebookSession, Run
-from nbrun.ui.kernel import main_thread, notebook_tools, requests, waiting
+from nbrun.ui.kernel import requests, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nbrun.ui.config import NbRun
+    from nbrun.ui.kernel.main_thread import MainThread
 
 
 class Presenter:
@@ -32,7 +33,7 @@ class Presenter:
         self.requests = requests.Requests(session)
         self._board: Any = None
         self._panels: Any = None
-        self._main_thread: main_thread.MainThread | None = None
+        self._main_thread: MainThread | None = None
         # Static cards of runs that were still live when a headless notebook showed them, and what redraws each.
         self._outdated: list[tuple[Run, Callable[[], object]]] = []
 
@@ -249,11 +250,15 @@ class Presenter:
         return registered().get(name) or self._tool(name)
 
     def _tool(self, name: str) -> object:
+        from nbrun.ui.kernel import notebook_tools  # with the first that asks: a load must be quick
+
         tools = self.toolset(notebook_tools.NAME) if name in notebook_tools.TOOLS else None
         return next((tool for tool in tools or () if tool.__name__ == name), None)
 
     def toolset(self, name: str) -> tuple[Callable[..., object], ...] | None:
         """Return the functions of the toolset of this name; None if there isn't one."""
+        from nbrun.ui.kernel import main_thread, notebook_tools  # as above
+
         if name != notebook_tools.NAME:
             return None
         if self._main_thread is None and self.kernel is not None:

@@ -12,12 +12,10 @@ import msgspec
 from IPython.core.completer import SimpleCompletion, context_matcher
 
 from nbrun.agents import registered
-from nbrun.agents.builtin import KNOWN
 from nbrun.core import LIVE, TERMINAL, RunStatus
 from nbrun.core.commands import Argument, Command
 from nbrun.sessions.catalog import number_of
 from nbrun.store import RunReference, newest_references
-from nbrun.ui.magics.agent_list import agents_in
 from nbrun.ui.magics.options import CELL, LINE
 
 if TYPE_CHECKING:
@@ -169,6 +167,8 @@ class Completion:
             case "TARGET":
                 return _offer(word, self._targets(), "agent")
             case "MODEL":
+                from nbrun.agents.builtin import KNOWN  # with the first Tab: a load must be quick
+
                 return _offer(word, KNOWN, "model")
             case "STATUS":
                 return _offer(word, map(str, RunStatus), "status")
@@ -196,6 +196,8 @@ class Completion:
         return sorted(name for name in own if issubclass(type(names[name]), kinds))
 
     def _targets(self) -> list[str]:
+        from nbrun.ui.magics.agent_list import agents_in  # as above
+
         own = agents_in(self._shell.user_ns, self._shell.user_ns_hidden)
         return [*dict.fromkeys([*registered(), *sorted(own)])]
 

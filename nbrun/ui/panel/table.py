@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun.core import RunRecord, RunStatus, moment, shown, visible
 from nbrun.render import run_table, words
-from nbrun.render.run_table import View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 COLUMNS = [
     {"key": column.key, "heading": column.heading, "number": column.is_number}
-    for column in run_table.columns(View.PANEL)
+    for column in run_table.columns(run_table.View.PANEL)
 ]
 """The columns, as the page gets them."""
 NOW = "Run %agentrun for the current state."
@@ -41,7 +40,7 @@ def page_row(row: Row, session_id: str) -> dict[str, Any]:
     )
     if is_live and record.session_id != session_id:
         status += ", in another kernel"
-    cells = run_table.cells(run_table.Row(record, status), View.PANEL)
+    cells = run_table.cells(run_table.Row(record, status), run_table.View.PANEL)
     return {
         "key": key_of(record),
         "id": record.run_id,
@@ -63,13 +62,13 @@ def bundle(records: Sequence[RunRecord], stored: int, now: float) -> dict[str, A
     """
     rows = [_past(record) for record in records]
     title = _title(len(rows), stored, now)
-    html = run_table.html_table(rows, View.PANEL) if rows else ""
-    text = run_table.text_lines(rows, None, View.PANEL) if rows else []
+    html = run_table.html_table(rows, run_table.View.PANEL) if rows else ""
+    text = run_table.text_lines(rows, None, run_table.View.PANEL) if rows else []
     head = f"<div><strong>{escape(title)}</strong></div>"
     return {
         "text/html": f'<div class="nbrun-static" style="{_FRAME}">{head}{html}</div>',
         "text/markdown": f"**{title}**"
-        + (f"\n\n{run_table.markdown_table(rows, View.PANEL)}" if rows else ""),
+        + (f"\n\n{run_table.markdown_table(rows, run_table.View.PANEL)}" if rows else ""),
         "text/plain": "\n".join([title, *text]),
     }
 
