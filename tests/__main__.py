@@ -104,9 +104,7 @@ class Shell:
     def pytest(self, *arguments: str) -> bool:
         """Run tests on every core. A worker that is done takes tests over from another one."""
         workers = ("-n", str(WORKERS), "--dist", "worksteal")
-        return self.python(
-            "-m", "pytest", *arguments, *workers, "--durations=5", *self.pytest_options
-        )
+        return self.python("-m", "pytest", *arguments, *workers, "--durations=5", *self.pytest_options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +124,7 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the named steps, or all; return 0 if every one of them passed. A failed step stops no other."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # all that is started here would inherit it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # all that is started here would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = make_parser()
     options = parser.parse_args(arguments)
@@ -161,9 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests", description=__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all")
     parser.add_argument("--list", action="store_true", help="list the steps and exit")
-    parser.add_argument(
-        "--pytest", action="append", metavar="ARG", help="pass ARG to pytest: --pytest=-x"
-    )
+    parser.add_argument("--pytest", action="append", metavar="ARG", help="pass ARG to pytest: --pytest=-x")
     return parser
 
 
@@ -192,9 +186,7 @@ def _summarise(results: Sequence[Result], took_s: float) -> int:
 
 
 def _check_javascript(shell: Shell) -> bool:
-    return _install_javascript(shell) and shell.run(
-        "npx", "--no-install", "tsc", "-p", ".", cwd=JAVASCRIPT
-    )
+    return _install_javascript(shell) and shell.run("npx", "--no-install", "tsc", "-p", ".", cwd=JAVASCRIPT)
 
 
 def _install_javascript(shell: Shell) -> bool:
@@ -205,9 +197,7 @@ def _install_javascript(shell: Shell) -> bool:
         if not _has_node() and chromium.can_apt_install():
             chromium.apt_install("nodejs", "npm")
         if not _has_node():
-            shell.say(
-                "node and npm are missing: install Node.js (Debian: apt-get install nodejs npm)"
-            )
+            shell.say("node and npm are missing: install Node.js (Debian: apt-get install nodejs npm)")
             return False
         return shell.run("npm", "ci", "--no-audit", "--no-fund", cwd=JAVASCRIPT)
 
@@ -247,12 +237,7 @@ def _test_in_browser(shell: Shell) -> bool:
 
 STEPS = (
     Step("ruff", "lint", lambda shell: shell.python("-m", "ruff", "check", "."), is_aside=True),
-    Step(
-        "format",
-        "formatting",
-        lambda shell: shell.python("-m", "ruff", "format", "--check", "."),
-        is_aside=True,
-    ),
+    Step("format", "formatting", lambda shell: shell.python("-m", "ruff", "format", "--check", "."), is_aside=True),
     Step(
         "layers",
         "import contracts",
@@ -261,11 +246,7 @@ STEPS = (
     ),
     Step("js", "types of the static JavaScript files", _check_javascript, is_aside=True),
     Step("types", "mypy, strict", lambda shell: shell.python("-m", "mypy"), is_aside=True),
-    Step(
-        "model",
-        "the local demo model",
-        lambda shell: shell.python("-m", "nbrun.agents.local_model.install"),
-    ),
+    Step("model", "the local demo model", lambda shell: shell.python("-m", "nbrun.agents.local_model.install")),
     Step("unit", "tests without a kernel and a browser", _test_units),
     Step("kernel", "tests in real kernels and servers, and the example notebooks", _test_kernels),
     # In processes of its own: Playwright's running event loop breaks `asyncio.run` elsewhere.

@@ -24,10 +24,7 @@ PAGES = (README, *sorted(GUIDE.glob("*.md")))
 LANGUAGES = {"python", "ipython", "sh", "toml"}
 """What a fence may be marked with; the first two are cells of a notebook."""
 
-_FENCE = re.compile(
-    r"(?:^<!-- until (?P<until>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
-    re.M | re.S,
-)
+_FENCE = re.compile(r"(?:^<!-- until (?P<until>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 _GENERATED = re.compile(r"(?<=<!-- generated: )(\w+)( -->\n).*?(?=<!-- end -->)", re.S)
 
 
@@ -88,9 +85,7 @@ def _leaves(command: Command) -> Iterator[Command]:
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> str:
     cells = [(title, "what it does"), ("---", "---"), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells
-    )
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells)
 
 
 _TABLES: dict[str, Callable[[], str]] = {

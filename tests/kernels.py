@@ -106,15 +106,7 @@ def _install(folder: Path, requirement: str) -> None:
     ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     own = Path(subprocess.check_output(ask, text=True, timeout=INSTALL_TIMEOUT_S).strip())
     own.joinpath("tests.pth").write_text("\n".join(_site_packages()), encoding="utf-8")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
+    pip = [sys.executable, "-m", "pip", "--python", python, "--quiet", "--disable-pip-version-check"]
     install = [*pip, "install", "--no-warn-script-location", requirement]
     subprocess.run(install, check=True, timeout=INSTALL_TIMEOUT_S, stdin=subprocess.DEVNULL)
 
@@ -123,14 +115,7 @@ def _write_spec(name: str, python: str) -> None:
     folder = jupyter_path() / "kernels" / name
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
-        "argv": [
-            python,
-            "-Xfrozen_modules=off",
-            "-m",
-            "ipykernel_launcher",
-            "-f",
-            "{connection_file}",
-        ],
+        "argv": [python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": name,
         "language": "python",
         "metadata": {"debugger": True, "supported_features": ["kernel subshells"]},

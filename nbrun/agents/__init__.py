@@ -145,9 +145,7 @@ class AgentAdapter(Protocol):
         """Return the agent's name, as cards show it."""
         return str(getattr(agent, "name", "") or self.name)
 
-    def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[EventData | Output]:
+    def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
         """Yield what the agent does; raise what it raises."""
         ...
 
@@ -163,9 +161,7 @@ class NativeCancel(Protocol):
 class Resuming(Protocol):
     """An adapter that can resume from a state; without it, an agent looks at `run.restored` itself."""
 
-    def resume(
-        self, agent: object, state: State, run: RunContext
-    ) -> AsyncIterator[EventData | Output]:
+    def resume(self, agent: object, state: State, run: RunContext) -> AsyncIterator[EventData | Output]:
         """Yield what the agent does from there on; `state` is what was last given to `run.checkpoint()`."""
         ...
 

@@ -56,10 +56,7 @@ LOCAL = "local"
 SCRIPTED = "scripted"
 DEMO = "demo"
 
-LABELS = {
-    LOCAL: "local (135 M parameters, tiny)",
-    SCRIPTED: "scripted (no model)",
-}
+LABELS = {LOCAL: "local (135 M parameters, tiny)", SCRIPTED: "scripted (no model)"}
 
 KEYS: dict[str, tuple[str, ...]] = {
     "openai": ("OPENAI_API_KEY",),
@@ -139,9 +136,7 @@ def choose(
         named = LOCAL if local_model.demo_problem() is None else SCRIPTED
     if named == SCRIPTED:
         if setup != NO_SETUP:
-            raise BadOption(
-                "the scripted agent has no model: leave out tools and the like, or name another model"
-            )
+            raise BadOption("the scripted agent has no model: leave out tools and the like, or name another model")
         return ScriptedAgent(HAIKU), LABELS[SCRIPTED]
     if (problem := _problem(named, environ)) is not None:
         raise BadOption(f"--model {named}: {problem}")
@@ -212,9 +207,7 @@ def _problem(model: str, environ: Mapping[str, str]) -> str | None:
     if provider == LOCAL and name:
         return local_model.file_problem(local_model.own_file(name))
     if not colon or not name:
-        return (
-            f"give local, local:PATH, scripted, demo, or provider:name such as {DEFAULTS['openai']}"
-        )
+        return f"give local, local:PATH, scripted, demo, or provider:name such as {DEFAULTS['openai']}"
     if not is_installed("pydantic_ai"):
         return f"pydantic-ai is not installed: {_INSTALL_FRAMEWORK}"
     keys = KEYS.get(kind := provider.split("-")[0])
@@ -306,9 +299,7 @@ async def make_agent(agent: ModelAgent, run: RunContext) -> Agent[None, object]:
     return await Worker(f"{run.run_id}-import", make, copy_context()).result()
 
 
-async def _driven(
-    agent: object, run: RunContext, begin: Callable[[Agent[None, object]], Items]
-) -> Items:
+async def _driven(agent: object, run: RunContext, begin: Callable[[Agent[None, object]], Items]) -> Items:
     assert isinstance(agent, ModelAgent)  # noqa: S101 - match() said so
     made = await make_agent(agent, run)
     async with AsyncExitStack() as stack:

@@ -36,8 +36,7 @@ class FrameworkAdapter(AgentAdapter):
         """Return whether the agent is an instance of the framework's agent class."""
         package, name = self.agent_class
         return any(
-            base.__name__ == name and f"{base.__module__}.".startswith(f"{package}.")
-            for base in type(agent).__mro__
+            base.__name__ == name and f"{base.__module__}.".startswith(f"{package}.") for base in type(agent).__mro__
         )
 
     def label(self, agent: Any) -> str:
@@ -55,9 +54,7 @@ class Tools:
         self.began: dict[str, float] = {}
         self._clock = clock
 
-    def start(
-        self, tool_id: str, name: str, args: object, kind: str = "function"
-    ) -> list[ev.EventData]:
+    def start(self, tool_id: str, name: str, args: object, kind: str = "function") -> list[ev.EventData]:
         """Return the start of a tool; nothing if it is running already."""
         if tool_id in self.began:
             return []

@@ -57,9 +57,7 @@ class PlainAdapter(AgentAdapter):
         name = getattr(agent, "__name__", "") or _function(agent).__name__
         return str(type(agent).__name__ if name == "__call__" else name)
 
-    async def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[EventData | Output]:
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
         """Yield what the function yields as text, then what it returns."""
         call = _bind(agent, prompt, run)
         if is_async(agent):
@@ -99,9 +97,7 @@ def _item(item: object) -> EventData:
         case EventData():
             return item
         case _:
-            raise TypeError(
-                f"an agent must yield str, not {type_name(item)}; use run.emit(name, value) for data"
-            )
+            raise TypeError(f"an agent must yield str, not {type_name(item)}; use run.emit(name, value) for data")
 
 
 def is_async(agent: object) -> bool:

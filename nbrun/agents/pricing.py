@@ -4,12 +4,7 @@ from __future__ import annotations
 
 
 def cost_usd(
-    model: str,
-    *,
-    provider: str = "",
-    input_tokens: int = 0,
-    output_tokens: int = 0,
-    cache_read_tokens: int = 0,
+    model: str, *, provider: str = "", input_tokens: int = 0, output_tokens: int = 0, cache_read_tokens: int = 0
 ) -> float | None:
     """Return what a model call costs, in US dollars; None if its price is unknown.
 
@@ -25,9 +20,7 @@ def cost_usd(
         from genai_prices import Usage, calc_price
     except ImportError:  # it comes with pydantic-ai
         return None
-    usage = Usage(
-        input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cache_read_tokens
-    )
+    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cache_read_tokens)
     for name, whose in _references(model, provider):
         try:
             return float(calc_price(usage, name, provider_id=whose).total_price)

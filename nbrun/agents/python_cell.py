@@ -6,15 +6,7 @@ import ast
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import (
-    NO_NATIVE_CANCEL,
-    AgentAdapter,
-    BadOption,
-    EventData,
-    Limitations,
-    Output,
-    RunContext,
-)
+from nbrun.agents import NO_NATIVE_CANCEL, AgentAdapter, BadOption, EventData, Limitations, Output, RunContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,9 +37,7 @@ class CellAdapter(AgentAdapter):
         """Return whether it is a cell."""
         return isinstance(agent, PythonCell)
 
-    async def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[EventData | Output]:
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
         """Run the code; yield the value of its last expression."""
         assert isinstance(agent, PythonCell)  # noqa: S101 - match() said so
         namespace = agent.namespace
@@ -55,19 +45,13 @@ class CellAdapter(AgentAdapter):
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         await _run(compile(tree, _FILENAME, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), namespace)
         if isinstance(last, ast.Expr):
-            code = compile(
-                ast.Expression(last.value), _FILENAME, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-            )
+            code = compile(ast.Expression(last.value), _FILENAME, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             yield Output(await _run(code, namespace))
 
 
 async def _run(code: Any, namespace: dict[str, Any]) -> object:
     value = eval(code, namespace)  # noqa: S307 - the user's own cell, as any cell is run
-    return (
-        await value
-        if inspect.iscoroutine(value) and code.co_flags & inspect.CO_COROUTINE
-        else value
-    )
+    return await value if inspect.iscoroutine(value) and code.co_flags & inspect.CO_COROUTINE else value
 
 
 def check_code(code: str) -> None:
@@ -75,9 +59,7 @@ def check_code(code: str) -> None:
     try:
         compile(code, _FILENAME, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     except SyntaxError as error:
-        raise BadOption(
-            f"the cell is not valid Python (line {error.lineno}: {error.msg})"
-        ) from None
+        raise BadOption(f"the cell is not valid Python (line {error.lineno}: {error.msg})") from None
 
 
 ADAPTER = CellAdapter()

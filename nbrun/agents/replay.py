@@ -5,15 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nbrun.agents import (
-    NO_NATIVE_CANCEL,
-    AgentAdapter,
-    Limitations,
-    Output,
-    RunContext,
-    events as ev,
-    shown,
-)
+from nbrun.agents import NO_NATIVE_CANCEL, AgentAdapter, Limitations, Output, RunContext, events as ev, shown
 from nbrun.core.recording import MAX_SPEED, RecordedError, Replay
 
 if TYPE_CHECKING:
@@ -53,9 +45,7 @@ class ReplayAdapter(AgentAdapter):
         """Return the recorded agent's name."""
         return (agent.header.agent if isinstance(agent, Replay) else "") or self.name
 
-    async def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[ev.EventData | Output]:
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[ev.EventData | Output]:
         """Yield what was recorded, at the recorded pace, and end as the recorded run did."""
         assert isinstance(agent, Replay)  # noqa: S101 - match() said so
         pace, usage = _Pace(agent.speed), ev.Usage()
@@ -71,9 +61,7 @@ class ReplayAdapter(AgentAdapter):
             await pace.wait_for(event)
             if data is not None:
                 yield data
-        raise RecordedError(
-            ev.ErrorInfo("Unfinished", "the recording ends before its run has ended")
-        )
+        raise RecordedError(ev.ErrorInfo("Unfinished", "the recording ends before its run has ended"))
 
 
 class _Pace:
@@ -115,9 +103,7 @@ def _again(event: ev.RunEvent) -> ev.EventData | None:
             return None if event.type in _LEFT_OUT else data
 
 
-async def _end(
-    data: ev.EventData, reported: ev.Usage, run: RunContext
-) -> AsyncIterator[ev.EventData | Output]:
+async def _end(data: ev.EventData, reported: ev.Usage, run: RunContext) -> AsyncIterator[ev.EventData | Output]:
     """End as the recorded run did."""
     usage = getattr(data, "usage", None)
     if isinstance(usage, ev.Usage) and usage != reported:

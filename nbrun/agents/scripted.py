@@ -23,16 +23,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
-from nbrun.agents import (
-    NO_NATIVE_CANCEL,
-    AgentAdapter,
-    BadOption,
-    Limitations,
-    Output,
-    RunContext,
-    events as ev,
-    plain,
-)
+from nbrun.agents import NO_NATIVE_CANCEL, AgentAdapter, BadOption, Limitations, Output, RunContext, events as ev, plain
 
 Step = Mapping[str, object]
 
@@ -41,16 +32,9 @@ VERBS = frozenset({"say", "think", "phase", "wait", "tool", "progress", "fail", 
 HAIKU: tuple[Step, ...] = (
     {"phase": "thinking"},
     {"wait": 0.3},
-    {
-        "tool": "count_syllables",
-        "args": {"text": "steam curls from the cup"},
-        "result": 5,
-        "takes": 0.4,
-    },
+    {"tool": "count_syllables", "args": {"text": "steam curls from the cup"}, "result": 5, "takes": 0.4},
     {"phase": "writing"},
-    {
-        "say": "Steam curls from the cup,\nleaves remember mountain rain,\nthe room holds its breath.\n"
-    },
+    {"say": "Steam curls from the cup,\nleaves remember mountain rain,\nthe room holds its breath.\n"},
     {"usage": {"input_tokens": 12, "output_tokens": 21, "requests": 1}},
 )
 """The script that replaces the local demo model if that is not installed."""
@@ -99,9 +83,7 @@ class ScriptedAdapter(AgentAdapter):
         """Return whether it is a script."""
         return isinstance(agent, ScriptedAgent)
 
-    async def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[ev.EventData | Output]:
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[ev.EventData | Output]:
         """Play the script."""
         assert isinstance(agent, ScriptedAgent)  # noqa: S101 - match() said so
         for step in agent.script:
@@ -109,9 +91,7 @@ class ScriptedAdapter(AgentAdapter):
                 yield event
 
 
-async def _play(
-    step: Step, delay_s: float, prompt: str, run: RunContext
-) -> AsyncIterator[ev.EventData | Output]:
+async def _play(step: Step, delay_s: float, prompt: str, run: RunContext) -> AsyncIterator[ev.EventData | Output]:
     match step:
         case {"say": text} | {"think": text}:
             kind = ev.TextDelta if "say" in step else ev.ReasoningDelta

@@ -21,16 +21,7 @@ from nbrun.cli.output import say
 from nbrun.cli.runs import list_runs, show_run
 from nbrun.cli.transfer import export_runs, import_runs
 from nbrun.core import Action, BadOption, Fix, UserError, spell_with
-from nbrun.core.commands import (
-    FILTERS,
-    FORMS,
-    REF,
-    Argument,
-    Command,
-    asks_for_help,
-    integer,
-    whole_number,
-)
+from nbrun.core.commands import FILTERS, FORMS, REF, Argument, Command, asks_for_help, integer, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,10 +29,7 @@ if TYPE_CHECKING:
 
 
 _PATH = Argument(
-    ("PATH",),
-    "a notebook, a folder of notebooks, or a store file; by default this folder",
-    read=Path,
-    default=Path(),
+    ("PATH",), "a notebook, a folder of notebooks, or a store file; by default this folder", read=Path, default=Path()
 )
 NBRUN = Command(
     "nbrun",
@@ -143,9 +131,7 @@ def find_command(words: list[str]) -> tuple[Command, list[str]]:
             raise command.unknown(words[0])
         command, words = below, words[1:]
     if command.commands and command is not NBRUN and not words:
-        raise BadOption(
-            f"{command.name} needs a COMMAND: {', '.join(each.verb for each in command.commands)}"
-        )
+        raise BadOption(f"{command.name} needs a COMMAND: {', '.join(each.verb for each in command.commands)}")
     return command, words
 
 

@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 DEMO_FOLDER = "nbrun-demo"
 FIRST_NOTEBOOK = "01_first_run.ipynb"
 DEMO_EXTRA = 'pip install "jupyter-nbrun[demo]"'
-INSTALLER = [
-    sys.executable,
-    "-P",
-    "-c",
-    "from nbrun.agents.local_model.install import main; exit(main())",
-]
+INSTALLER = [sys.executable, "-P", "-c", "from nbrun.agents.local_model.install import main; exit(main())"]
 """Not by `-m`: runpy warns of a module that its own package has imported already."""
 
 CELL_TIMEOUT_S = 300

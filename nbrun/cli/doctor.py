@@ -51,9 +51,7 @@ def _cards() -> Iterator[Finding]:
     fix = f"pip install {' '.join(missing)}, then restart the server"
     if not any(importlib.util.find_spec(name) for name in ("jupyterlab", "notebook")):
         text = "neither JupyterLab nor Notebook is installed in this environment, so this can't be checked"
-        yield Finding(
-            Sign.NOTE, "cards", text, f"if cards are missing, in their environment: {fix}"
-        )
+        yield Finding(Sign.NOTE, "cards", text, f"if cards are missing, in their environment: {fix}")
         return
     text = f"JupyterLab and Notebook of this environment can't draw them: {', '.join(missing)} is missing"
     yield Finding(Sign.PROBLEM, "cards", text, fix)

@@ -44,9 +44,7 @@ def _keep(options: SimpleNamespace) -> Keep:
     if runs < 0:
         raise CommandError(f"--keep-runs must be at least 1, or 0 to keep all; got {runs}")
     try:
-        size = (
-            KEEP_BYTES if options.keep_bytes is None else quantities.size_bytes(options.keep_bytes)
-        )
+        size = KEEP_BYTES if options.keep_bytes is None else quantities.size_bytes(options.keep_bytes)
     except BadOption as error:
         raise CommandError(f"--keep-bytes: {error}") from None
     return Keep(runs, size)
@@ -55,9 +53,5 @@ def _keep(options: SimpleNamespace) -> Keep:
 def _size(path: Path) -> int:
     """Return the bytes of a store, including the files next to it."""
     beside = folder_beside(path)
-    files = [
-        path,
-        path.with_name(f"{path.name}-wal"),
-        *(beside.rglob("*") if beside.is_dir() else ()),
-    ]
+    files = [path, path.with_name(f"{path.name}-wal"), *(beside.rglob("*") if beside.is_dir() else ())]
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())

@@ -11,16 +11,7 @@ from nbrun.cli.output import CommandError, relative, say, say_table
 from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, printable
 from nbrun.render.static_card import whole_text
 from nbrun.render.words import with_followups
-from nbrun.store import (
-    FOLDER,
-    SUFFIX,
-    SessionStore,
-    StoredRun,
-    is_set_aside,
-    read_query,
-    schema,
-    store_path,
-)
+from nbrun.store import FOLDER, SUFFIX, SessionStore, StoredRun, is_set_aside, read_query, schema, store_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,9 +49,7 @@ def list_runs(options: SimpleNamespace) -> int:
             say_table(run.record for run in runs[: options.limit])
         if len(runs) > options.limit:
             last = runs[options.limit - 1].number
-            say(
-                f"There are more: continue with --before {last}, or raise --limit ({options.limit})."
-            )
+            say(f"There are more: continue with --before {last}, or raise --limit ({options.limit}).")
     for file, words in odd:
         say(f"{relative(file)}: {words}")
     return 1 if unread else 0
@@ -87,11 +76,7 @@ def stores_at(path: Path) -> list[Path]:
     path = path.absolute()
     if path.is_dir():
         folder = path if path.name == FOLDER else path / FOLDER
-        return [
-            found
-            for found in sorted(folder.glob(f"*{SUFFIX}"))
-            if _is_store(found) and not is_set_aside(found)
-        ]
+        return [found for found in sorted(folder.glob(f"*{SUFFIX}")) if _is_store(found) and not is_set_aside(found)]
     if path.suffix == SUFFIX and path.is_file():
         if not _is_store(path):
             raise CommandError(f"{path} isn't an nbrun session store")
@@ -111,9 +96,7 @@ def odd_files_at(path: Path) -> list[tuple[Path, str]]:
     folder = path if path.name == FOLDER else path / FOLDER
     found = sorted(folder.glob(f"*{SUFFIX}"))
     aside = [(file, SET_ASIDE) for file in found if is_set_aside(file)]
-    return aside + [
-        (file, NO_STORE) for file in found if not is_set_aside(file) and not _is_store(file)
-    ]
+    return aside + [(file, NO_STORE) for file in found if not is_set_aside(file) and not _is_store(file)]
 
 
 def store_at(path: Path) -> Path:
@@ -197,9 +180,7 @@ def find(store: SessionStore, ref: str) -> StoredRun:
     if digits.removeprefix("-").isdecimal() and len(digits) < 19:
         number = int(digits)
         newest = store.runs(-number) if number < 0 else []
-        found = (
-            store.run(number) if number >= 0 else (newest[-1] if len(newest) == -number else None)
-        )
+        found = store.run(number) if number >= 0 else (newest[-1] if len(newest) == -number else None)
     else:
         found = store.find(ref)
     if found is None:

@@ -23,15 +23,7 @@ from nbrun.core import (
     shown,
 )
 from nbrun.render import export
-from nbrun.store import (
-    NO_NOTEBOOK,
-    SUFFIX,
-    SessionStore,
-    open_for_writing,
-    prepare_folder,
-    store_path,
-    whole_run,
-)
+from nbrun.store import NO_NOTEBOOK, SUFFIX, SessionStore, open_for_writing, prepare_folder, store_path, whole_run
 from nbrun.store.importing import import_run
 
 if TYPE_CHECKING:
@@ -109,11 +101,7 @@ def import_runs(options: SimpleNamespace) -> int:
 
 
 def _import(
-    connection: sqlite3.Connection,
-    header: recording.Header,
-    events: list[RunEvent],
-    label: str,
-    now: float,
+    connection: sqlite3.Connection, header: recording.Header, events: list[RunEvent], label: str, now: float
 ) -> bool:
     """Import one run, and print the result; return whether it was imported."""
     try:

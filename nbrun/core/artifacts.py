@@ -268,9 +268,7 @@ class ArtifactWriter:
     on_format : set by the user interface: returns a value's renderings by MIME type. It runs the value's own code.
     """
 
-    def __init__(
-        self, files: Callable[[], ArtifactFiles], redactor: Callable[[], Redactor]
-    ) -> None:
+    def __init__(self, files: Callable[[], ArtifactFiles], redactor: Callable[[], Redactor]) -> None:
         self._files = files
         self._redactor = redactor
         self.on_format: Callable[[object], Mapping[str, object]] | None = None
@@ -280,9 +278,7 @@ class ArtifactWriter:
         """The folder, which another process may use too; None if files are in this process's memory."""
         return self._files().folder
 
-    def keep(
-        self, id_: str, name: str, data: bytes | str | Path, media_type: str | None = None
-    ) -> ev.Artifact:
+    def keep(self, id_: str, name: str, data: bytes | str | Path, media_type: str | None = None) -> ev.Artifact:
         """Write a file; return the event that announces it.
 
         Raises
@@ -318,9 +314,7 @@ class ArtifactWriter:
             events += self._try(self._keep_object, output, "the output object was not kept")
         return events
 
-    def _try(
-        self, keep: Callable[[object], list[ev.EventData]], output: object, failed: str
-    ) -> list[ev.EventData]:
+    def _try(self, keep: Callable[[object], list[ev.EventData]], output: object, failed: str) -> list[ev.EventData]:
         try:
             return keep(output)
         except (StoreError, OSError) as error:

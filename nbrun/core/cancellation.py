@@ -92,16 +92,7 @@ class CancelToken:
     without it: a fired token never becomes quiet again. Callbacks run on the firing thread, outside the lock.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_callbacks",
-        "_children",
-        "_deadline",
-        "_firsts",
-        "_lock",
-        "_parent",
-        "_request",
-    )
+    __slots__ = ("__weakref__", "_callbacks", "_children", "_deadline", "_firsts", "_lock", "_parent", "_request")
 
     def __init__(self, *, deadline: float | None = None) -> None:
         self._parent: CancelToken | None = None
@@ -129,11 +120,7 @@ class CancelToken:
         return token
 
     def cancel(
-        self,
-        reason: str | None = None,
-        cause: CancelCause = CancelCause.USER,
-        *,
-        patience_s: float | None = None,
+        self, reason: str | None = None, cause: CancelCause = CancelCause.USER, *, patience_s: float | None = None
     ) -> bool:
         """Fire this token and all below it; return whether this call was the first.
 
@@ -241,9 +228,7 @@ class CancelToken:
         """Return when the token has fired; from any event loop."""
         handles: list[CallbackHandle] = []
         try:
-            await wait_for_call(
-                lambda wake: handles.append(self.add_first(lambda _request: wake()))
-            )
+            await wait_for_call(lambda wake: handles.append(self.add_first(lambda _request: wake())))
         finally:
             for handle in handles:
                 handle.remove()
@@ -312,9 +297,7 @@ def _call_aside(callbacks: list[Callback], request: CancelRequest, patience_s: f
     thread.join(patience_s)
 
 
-def call_soon(
-    loop: asyncio.AbstractEventLoop, callback: Callable[[], object], context: Context | None = None
-) -> bool:
+def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object], context: Context | None = None) -> bool:
     """Call `callback` on `loop`, in `context`, from any thread; return False if that loop is closed.
 
     Whatever waited on a loop that is gone no longer waits.
@@ -326,9 +309,7 @@ def call_soon(
     return True
 
 
-async def wait_for_call(
-    register: Callable[[Callable[[], object]], object], timeout_s: float | None = None
-) -> None:
+async def wait_for_call(register: Callable[[Callable[[], object]], object], timeout_s: float | None = None) -> None:
     """Return when the callback that `register` was given has been called, from any thread, or the time is up."""
     loop = asyncio.get_running_loop()
     called: asyncio.Future[None] = loop.create_future()

@@ -56,9 +56,7 @@ def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], answer: str) -> 
             case ev.ToolStarted(id=tool_id, name=name, args=args):
                 calls[tool_id] = Call(tool_id, name, args, status="interrupted")
             case ev.ToolFinished(id=tool_id, status=status, result=result) if tool_id in calls:
-                calls[tool_id] = msgspec.structs.replace(
-                    calls[tool_id], result=result, status=status
-                )
+                calls[tool_id] = msgspec.structs.replace(calls[tool_id], result=result, status=status)
             case ev.Message(role="assistant", text=text):
                 turns.append(Turn(ASSISTANT, text, tuple(calls.values())))
                 calls, answers = {}, answers + 1

@@ -132,9 +132,7 @@ class Command(msgspec.Struct, frozen=True):
 
     def flags(self) -> dict[str, Argument]:
         """Return the options by their flags, the long one first."""
-        return {
-            name: each for each in self.all() if each.is_option for name in reversed(each.names)
-        }
+        return {name: each for each in self.all() if each.is_option for name in reversed(each.names)}
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -239,9 +237,7 @@ class Command(msgspec.Struct, frozen=True):
         verbs = [each.verb for each in self.commands]
         near = [verb for verb in verbs if word.startswith(verb) or verb.startswith(word)]
         near = near or close_to(word, verbs, 3, SLIP)
-        near.sort(
-            key=lambda verb: sorted(verb) != sorted(word)
-        )  # letters that changed places first
+        near.sort(key=lambda verb: sorted(verb) != sorted(word))  # letters that changed places first
         hint = f"; did you mean {near[0]}?" if near else "."
         return BadOption(f"Unknown subcommand '{word}'{hint} Available: {', '.join(verbs)}.")
 
@@ -332,18 +328,14 @@ def whole_number(text: str) -> int:
 
 REFERENCE = "REF is #3, 3, last, -1, a run's name or its id."
 REF = Argument(("REF",), "the run: #3, 3, last, -1, its name or its id")
-STATUS = Argument(
-    ("--status",), "only runs with this status: completed, failed, running …", "STATUS"
-)
+STATUS = Argument(("--status",), "only runs with this status: completed, failed, running …", "STATUS")
 FILTERS = (
     STATUS,
     Argument(("--name",), "only runs of this name", "NAME"),
     Argument(("--agent",), "only runs of this agent or model", "AGENT"),
     Argument(("--tag",), "only runs with this tag, or with any tag K", "K=V"),
     Argument(("--since",), "only runs of the last 2h, or since 2026-01-31", "TIME"),
-    Argument(
-        ("--text",), "only runs whose name, prompt, output or error contains this text", "TEXT"
-    ),
+    Argument(("--text",), "only runs whose name, prompt, output or error contains this text", "TEXT"),
 )
 FORMS = ("jsonl", "json", "html", "md")
 """What runs can be exported as; the first two can be imported again."""

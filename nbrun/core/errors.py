@@ -108,9 +108,7 @@ def spell_with(speller: Callable[[Fix], str] | None) -> None:
 def with_fixes(reason: str, fixes: Iterable[Fix]) -> str:
     """Return a message followed by its fixes, one sentence each."""
     sentences = [reason, *(text[:1].upper() + text[1:] for text in map(str, fixes))]
-    return (
-        ". ".join(sentence.rstrip(".") for sentence in sentences) if len(sentences) > 1 else reason
-    )
+    return ". ".join(sentence.rstrip(".") for sentence in sentences) if len(sentences) > 1 else reason
 
 
 class NbrunError(Exception):
@@ -125,9 +123,7 @@ class NbrunError(Exception):
     fixes : what can be done about it.
     """
 
-    def __init__(
-        self, reason: object = "", *, run: str | None = None, fixes: Iterable[Fix] = ()
-    ) -> None:
+    def __init__(self, reason: object = "", *, run: str | None = None, fixes: Iterable[Fix] = ()) -> None:
         super().__init__(reason)
         self.reason = str(reason)
         self.run = run

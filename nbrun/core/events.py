@@ -451,10 +451,8 @@ class RunEvent(msgspec.Struct, frozen=True, gc=False):
 
 END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))
 INTERACTION_TYPES = frozenset(
-    cls.TYPE for cls in (
-        ApprovalRequested, ApprovalResolved, RunWaiting, RunResumed, Steer, SteerReady, SteerTaken,
-    )
-)  # fmt: skip
+    cls.TYPE for cls in (ApprovalRequested, ApprovalResolved, RunWaiting, RunResumed, Steer, SteerReady, SteerTaken)
+)
 DELTAS = (TextDelta, ReasoningDelta)
 DELTA_TYPES = frozenset(cls.TYPE for cls in DELTAS)
 
@@ -491,11 +489,7 @@ def decode_data(event_type: str, blob: bytes) -> EventData:
     if decoder is not None:
         try:
             return decoder.decode(blob)
-        except (
-            RecursionError,
-            TypeError,
-            ValueError,
-        ):  # also DecodeError, and text that isn't UTF-8
+        except (RecursionError, TypeError, ValueError):  # also DecodeError, and text that isn't UTF-8
             pass  # falls through to the type that takes anything
     try:
         return Unknown(event_type, msgspec.msgpack.decode(blob))

@@ -28,13 +28,7 @@ class InterruptGuard:
     `_is_raised` are written under `_lock`.
     """
 
-    __slots__ = (
-        "_depth",
-        "_is_due",
-        "_is_raised",
-        "_lock",
-        "_thread_id",
-    )
+    __slots__ = ("_depth", "_is_due", "_is_raised", "_lock", "_thread_id")
 
     def __init__(self, thread_id: int | None = None) -> None:
         self._lock = threading.RLock()
@@ -88,9 +82,7 @@ class InterruptGuard:
                 self._is_due = later and not self._is_raised
                 return self._is_raised
             self._is_raised = True
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread_id), ctypes.py_object(Cancelled)
-            )
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(Cancelled))
             return True
 
 
@@ -171,9 +163,7 @@ class Stepped(Generic[T]):
 
     __slots__ = ("_awaited", "_guard", "_hold")
 
-    def __init__(
-        self, awaited: Awaitable[T], guard: InterruptGuard, hold: Callable[[], float] | None = None
-    ) -> None:
+    def __init__(self, awaited: Awaitable[T], guard: InterruptGuard, hold: Callable[[], float] | None = None) -> None:
         self._awaited = awaited
         self._guard = guard
         self._hold = hold
@@ -194,9 +184,7 @@ class Stepped(Generic[T]):
                     if self._hold is not None and (hold_s := self._hold()):
                         yield from asyncio.sleep(hold_s).__await__()
                     sent, raised = (yield waits_for), None
-                except (
-                    BaseException
-                ) as error:  # handed on: the awaited code decides what comes of it
+                except BaseException as error:  # handed on: the awaited code decides what comes of it
                     raised = error
         finally:
             raised = waits_for = None  # as in `Steps.throw()`; a future leads to its error

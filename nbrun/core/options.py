@@ -124,9 +124,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     def given(self) -> dict[str, Any]:
         """Return the options that aren't the default; None stands for it everywhere."""
         return {
-            name: value
-            for name, default in defaults().items()
-            if (value := getattr(self, name)) not in (None, default)
+            name: value for name, default in defaults().items() if (value := getattr(self, name)) not in (None, default)
         }
 
 
@@ -169,9 +167,7 @@ def signature(options: type[RunOptions], function: Callable[..., object]) -> ins
     for base in options.__mro__[::-1]:
         hints |= inspect.get_annotations(base)
     keywords = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hints[name]
-        )
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hints[name])
         for name, value in zip(options.__struct_fields__, options.__struct_defaults__, strict=True)
     ]
     kept = [one for one in whole.parameters.values() if one.kind is not one.VAR_KEYWORD]
@@ -196,9 +192,7 @@ def _check_text(option: str, value: object) -> None:
 
 def _check_timeout(timeout_s: float | None) -> None:
     if timeout_s is not None and not (_is_number(timeout_s) and 0 < timeout_s <= MAX_TIMEOUT_S):
-        raise BadOption(
-            f"timeout_s={timeout_s!r} is invalid; give seconds above 0, for example 90, and at most a year"
-        )
+        raise BadOption(f"timeout_s={timeout_s!r} is invalid; give seconds above 0, for example 90, and at most a year")
 
 
 def _is_number(value: object) -> bool:
@@ -241,9 +235,7 @@ def _check_setup(options: RunOptions) -> None:
             raise BadOption("mcp must be a command or a URL (str), or several of them")
     force(options, "mcp", servers or None)
     if not (settings is None or isinstance(settings, Mapping) or callable(settings)):
-        raise BadOption(
-            f"settings must be a dict such as {{'temperature': 0}}, not {type(settings).__name__}"
-        )
+        raise BadOption(f"settings must be a dict such as {{'temperature': 0}}, not {type(settings).__name__}")
 
 
 def _stored(value: Any) -> Plain:

@@ -199,9 +199,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     detached_finished_at: float | None = None
     refused: int = 0  # what detached work still sent after the end
     event_count: int = 0
-    followups: tuple[
-        tuple[int, str], ...
-    ] = ()  # runs that come from it: from its store, not its log
+    followups: tuple[tuple[int, str], ...] = ()  # runs that come from it: from its store, not its log
     is_brief: bool = False  # long fields are cut; the log has everything
     unseen: str = ""  # why its status is unknown here; set by a reader, neither folded nor stored
 
@@ -279,9 +277,7 @@ def _brief_question(asked: ev.ApprovalRequested, head: int) -> ev.ApprovalReques
     args = asked.args if _is_small(asked.args, head) else shown(asked.args, head)
     options = tuple(option[:20] for option in asked.options[:5])
     tool_id = asked.tool_id and asked.tool_id[:80]
-    return msgspec.structs.replace(
-        asked, message=asked.message[:head], tool_id=tool_id, args=args, options=options
-    )
+    return msgspec.structs.replace(asked, message=asked.message[:head], tool_id=tool_id, args=args, options=options)
 
 
 def _is_small(value: Plain, head: int) -> bool:
@@ -345,9 +341,7 @@ class _Draft:
 
     def apply(self, event: ev.RunEvent) -> None:
         if event.seq != self.next_seq:
-            raise ValueError(
-                f"{event.run_id}: event {event.seq} came where {self.next_seq} was due"
-            )
+            raise ValueError(f"{event.run_id}: event {event.seq} came where {self.next_seq} was due")
         data, status = event.data, self.status
         kind = data.TYPE or ev.type_of(data)
         if not is_admitted(status, kind):
@@ -442,9 +436,7 @@ def _message(draft: _Draft, _data: ev.Message, _event: ev.RunEvent) -> None:
 
 
 def _cancel_requested(draft: _Draft, data: ev.CancelRequested, event: ev.RunEvent) -> None:
-    draft.changes.update(
-        cause=data.cause, reason=data.reason, cancelled_by=data.by, cancel_requested_at=event.ts
-    )
+    draft.changes.update(cause=data.cause, reason=data.reason, cancelled_by=data.by, cancel_requested_at=event.ts)
 
 
 def _completed(draft: _Draft, data: ev.RunCompleted, event: ev.RunEvent) -> None:
@@ -453,9 +445,7 @@ def _completed(draft: _Draft, data: ev.RunCompleted, event: ev.RunEvent) -> None
 
 
 def _failed(draft: _Draft, data: ev.RunFailed, event: ev.RunEvent) -> None:
-    draft.changes.update(
-        ended_at=event.ts, error=data.error, output=data.output, cause=CancelCause.ERROR
-    )
+    draft.changes.update(ended_at=event.ts, error=data.error, output=data.output, cause=CancelCause.ERROR)
     draft.take_usage(data.usage)
 
 
@@ -513,9 +503,7 @@ def _tool_finished(draft: _Draft, data: ev.ToolFinished, event: ev.RunEvent) -> 
     tools = draft.known_tools()
     # An end without its start is tolerated: some frameworks report only ends.
     known = tools.get(data.id) or ToolCall(data.id, data.id, started_at=event.ts)
-    tools[data.id] = msgspec.structs.replace(
-        known, status=data.status, result=data.result, ms=data.ms
-    )
+    tools[data.id] = msgspec.structs.replace(known, status=data.status, result=data.result, ms=data.ms)
 
 
 def _child_started(draft: _Draft, data: ev.ChildStarted, event: ev.RunEvent) -> None:
@@ -526,9 +514,7 @@ def _child_started(draft: _Draft, data: ev.ChildStarted, event: ev.RunEvent) -> 
 def _child_finished(draft: _Draft, data: ev.ChildFinished, event: ev.RunEvent) -> None:
     children = draft.known_children()
     known = children.get(data.run_id) or ChildSummary(data.run_id, data.run_id)  # as with tools
-    children[data.run_id] = msgspec.structs.replace(
-        known, status=data.status, ended_at=event.ts, usage=data.usage
-    )
+    children[data.run_id] = msgspec.structs.replace(known, status=data.status, ended_at=event.ts, usage=data.usage)
 
 
 def _asked(draft: _Draft, data: ev.ApprovalRequested, _event: ev.RunEvent) -> None:
@@ -555,9 +541,7 @@ def _steer_taken(draft: _Draft, data: ev.SteerTaken, event: ev.RunEvent) -> None
     taken = draft.value("steers_taken") + data.count  # the oldest first
     draft.changes["steers_taken"] = taken
     draft.changes["steered"] = tuple(
-        msgspec.structs.replace(one, taken_at=event.ts)
-        if one.taken_at is None and one.number <= taken
-        else one
+        msgspec.structs.replace(one, taken_at=event.ts) if one.taken_at is None and one.number <= taken else one
         for one in draft.value("steered")
     )
 

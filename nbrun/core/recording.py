@@ -80,11 +80,7 @@ class Replay:
         The speed is invalid.
     """
 
-    def __init__(
-        self,
-        source: str | Path | tuple[Header, Sequence[ev.RunEvent]],
-        speed: float | str = 1.0,
-    ) -> None:
+    def __init__(self, source: str | Path | tuple[Header, Sequence[ev.RunEvent]], speed: float | str = 1.0) -> None:
         self.speed = read_speed(speed)
         self.header, self.events = source if isinstance(source, tuple) else read(Path(source))
 
@@ -102,9 +98,7 @@ def read_speed(speed: float | str) -> float:
     except (TypeError, ValueError):
         number = 0.0
     if not number > 0:
-        raise BadOption(
-            f"speed must be 'max' or a number greater than 0, such as 10, not {speed!r}"
-        )
+        raise BadOption(f"speed must be 'max' or a number greater than 0, such as 10, not {speed!r}")
     return number
 
 
@@ -177,9 +171,7 @@ def _line_number(number: int) -> str:
     return f"line {number}"
 
 
-def load(
-    lines: Iterable[bytes], place: Callable[[int], str] = _line_number
-) -> tuple[Header, list[ev.RunEvent]]:
+def load(lines: Iterable[bytes], place: Callable[[int], str] = _line_number) -> tuple[Header, list[ev.RunEvent]]:
     """Return the content of a recording: its header, and the events by seq, without a gap.
 
     An event of an unknown type, or one that does not fit its type, is `Unknown`, with everything that was written.
@@ -201,9 +193,7 @@ def load(
         if line.strip():
             events.append(_read_event(found.run_id, place(number), line))
     if not events or not isinstance(events[0].data, ev.RunCreated):
-        raise BadRecording(
-            "the recording does not begin with the creation of its run; export it again"
-        )
+        raise BadRecording("the recording does not begin with the creation of its run; export it again")
     try:
         fold(events)
     except (TypeError, ValueError) as error:
@@ -279,13 +269,9 @@ def _read_header(place: str, line: bytes) -> Header:
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         first = None
     if first is None or first.nbrun != "run":
-        raise BadRecording(
-            f'not a valid recording: its first line is not {{"nbrun": "run", …}} ({place})'
-        )
+        raise BadRecording(f'not a valid recording: its first line is not {{"nbrun": "run", …}} ({place})')
     if first.version != VERSION:
-        raise BadRecording(
-            f"the recording has version {first.version}, this nbrun reads {VERSION}; update nbrun"
-        )
+        raise BadRecording(f"the recording has version {first.version}, this nbrun reads {VERSION}; update nbrun")
     try:
         return msgspec.convert(_read(first.run), Header)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -298,11 +284,7 @@ def _read_event(run_id: str, place: str, line: bytes) -> ev.RunEvent:
         data = _data(read.type, _read(read.data))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadRecording(f"{place} is not a valid event: {error}") from None
-    if (
-        not 0 <= read.attempt < 2**31
-        or not 0 <= read.ts < 1e11
-        or not 0 < len(read.type) <= MAX_TYPE
-    ):
+    if not 0 <= read.attempt < 2**31 or not 0 <= read.ts < 1e11 or not 0 < len(read.type) <= MAX_TYPE:
         raise BadRecording(f"{place} is not a valid event: attempt, time or type is out of range")
     return ev.RunEvent(read.seq, read.ts, run_id, read.attempt, data, read.parent)
 

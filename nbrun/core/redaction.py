@@ -46,9 +46,7 @@ def forms_of(value: str) -> set[str]:
 
 def secrets_in(environ: Mapping[str, str], names: Collection[str] = ()) -> dict[str, str]:
     """Return the variables whose names look like keys, and those with the given names."""
-    return {
-        name: value for name, value in environ.items() if name in names or _SECRET_NAME.search(name)
-    }
+    return {name: value for name, value in environ.items() if name in names or _SECRET_NAME.search(name)}
 
 
 class Redactor:
@@ -62,14 +60,9 @@ class Redactor:
     Threads: immutable after construction.
     """
 
-    def __init__(
-        self, secrets: Mapping[str, str] | None = None, registered: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, secrets: Mapping[str, str] | None = None, registered: Mapping[str, str] | None = None) -> None:
         # Longest first: a secret that contains another one wins.
-        known = [
-            *(secrets or {}).items(),
-            *((name, value) for value, name in (registered or {}).items()),
-        ]
+        known = [*(secrets or {}).items(), *((name, value) for value, name in (registered or {}).items())]
         # Cleaned, as in events: an environment may hold other bytes.
         pairs = sorted(
             (
@@ -191,10 +184,7 @@ class SecretRegistry:
     """
 
     def __init__(
-        self,
-        environ: Mapping[str, str],
-        monotonic: Callable[[], float],
-        use: Callable[[Redactor], object],
+        self, environ: Mapping[str, str], monotonic: Callable[[], float], use: Callable[[Redactor], object]
     ) -> None:
         self._environ = environ
         self._monotonic = monotonic
@@ -223,9 +213,7 @@ class SecretRegistry:
 
     def take(self, environ: Mapping[str, str]) -> None:
         """Add the keys in an environment that is passed to an agent."""
-        found = {
-            clean_text(value): name for name, value in secrets_in(environ, self._names).items()
-        }
+        found = {clean_text(value): name for name, value in secrets_in(environ, self._names).items()}
         with self._lock:
             if not found.items() <= self._registered.items():
                 self._registered = {**self._registered, **found}
@@ -240,9 +228,7 @@ class SecretRegistry:
             It is too short: replacing it would damage ordinary words.
         """
         if not isinstance(value, str) or len(value.strip()) < MIN_LENGTH:
-            raise BadOption(
-                f"a secret must be a str of at least {MIN_LENGTH} characters; this one is not redacted"
-            )
+            raise BadOption(f"a secret must be a str of at least {MIN_LENGTH} characters; this one is not redacted")
         with self._lock:
             self._registered = {**self._registered, clean_text(value): name}
             self._renew()

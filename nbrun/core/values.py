@@ -51,11 +51,7 @@ def plain(value: object) -> Plain:
 def type_name(value: object) -> str:
     """Return the full name of a value's type, without the module for builtins."""
     kind = type(value)
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def marked_repr(value: object) -> dict[str, Plain]:
@@ -198,9 +194,5 @@ def _unmarked(value: Plain) -> Plain:
     if REPR_KEY in value:
         return str(value[REPR_KEY])
     if (data := marked_bytes(value)) is not None:
-        return (
-            repr(data)
-            if len(data) <= BYTES_SHOWN
-            else f"{data[:BYTES_SHOWN]!r}… ({len(data):,} bytes)"
-        )
+        return repr(data) if len(data) <= BYTES_SHOWN else f"{data[:BYTES_SHOWN]!r}… ({len(data):,} bytes)"
     return {key: _unmarked(item) for key, item in value.items()}

@@ -58,9 +58,7 @@ FORMAT_LIMIT_S = 5.0
 PICKLE_LIMIT_S = 60.0
 """The same if the object itself is kept too, which may be large."""
 
-_NOT_FOR_AGENTS = (
-    ev.END_TYPES | ev.INTERACTION_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
-)
+_NOT_FOR_AGENTS = ev.END_TYPES | ev.INTERACTION_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
 """Events that only the host or the session may send."""
 
 
@@ -81,9 +79,7 @@ class Driver:
         "_refused", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage", "_usage_before", "run", "task",
     )  # fmt: skip
 
-    def __init__(
-        self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str
-    ) -> None:
+    def __init__(self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str) -> None:
         self._attempt = attempt
         self._thread = thread
         self._sink = sink
@@ -208,9 +204,7 @@ class Driver:
         """The run's questions to the user."""
         with guarded(), self._lock:
             if self._approvals is None:
-                self._approvals = Approvals(
-                    self._token, self.report, self._lock, self._clock, self._attempt.approve
-                )
+                self._approvals = Approvals(self._token, self.report, self._lock, self._clock, self._attempt.approve)
                 if self._is_ended:
                     self._approvals.close()
             return self._approvals
@@ -240,9 +234,7 @@ class Driver:
             case _:
                 return "unknown_op"
 
-    def _send(
-        self, data: ev.EventData, now: float, parent: str | None = None, live: object = None
-    ) -> None:
+    def _send(self, data: ev.EventData, now: float, parent: str | None = None, live: object = None) -> None:
         """Hand an event over; the caller holds the lock."""
         if self._is_sending:  # entered again from within: the outer call sends it, after its own
             self._outbox = (*self._outbox, (data, now, parent, live))
@@ -275,9 +267,7 @@ class Driver:
                 self._is_entered = self._is_driving = True
                 self.emit(ev.RunStarted(self._host_name))
                 output = await self._drive()
-        except (
-            BaseException
-        ) as raised:  # the one place: an agent's SystemExit fails its own run only
+        except BaseException as raised:  # the one place: an agent's SystemExit fails its own run only
             error = raised
         finally:
             self._is_driving = False
@@ -390,9 +380,7 @@ class Driver:
             self._approvals = self._inbox = self._budget = None
         self.run.leave()
 
-    def _end(
-        self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()
-    ) -> None:
+    def _end(self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()) -> None:
         """Send the one end event, after the ends of open tools; if it was sent, report the end of detached work."""
         safely(self.run.flush_lines, None)
         text = "".join(self._texts)
@@ -427,12 +415,7 @@ class Driver:
             self._send(end, now, live=output)
 
     def _end_event(
-        self,
-        output: Plain,
-        error: ev.ErrorInfo | None,
-        detached: tuple[str, ...],
-        *,
-        is_signal: bool,
+        self, output: Plain, error: ev.ErrorInfo | None, detached: tuple[str, ...], *, is_signal: bool
     ) -> ev.EventData:
         """Return the end event, which depends on the token and on what was raised, never on the text of a result."""
         token, usage = self._token, self._usage
@@ -442,9 +425,7 @@ class Driver:
                 usage = msgspec.structs.replace(usage, exact=False)  # the last report is missing
             cause = token.cause or CancelCause.USER
             return ev.RunCancelled(cause, token.reason, output, error, usage, detached)
-        return (
-            ev.RunCompleted(output, usage) if error is None else ev.RunFailed(error, output, usage)
-        )
+        return ev.RunCompleted(output, usage) if error is None else ev.RunFailed(error, output, usage)
 
     # --- the cancel ------------------------------------------------------------------------------
 

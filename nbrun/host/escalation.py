@@ -73,9 +73,7 @@ class Escalation:
             return
         # A coroutine, as most agents are: no task is made for what is over in a moment.
         self._stop_task()
-        self._timer = self._thread.loop.call_later(
-            self._left_s(), self._climb_on, context=self._thread.context
-        )
+        self._timer = self._thread.loop.call_later(self._left_s(), self._climb_on, context=self._thread.context)
 
     def end(self) -> None:
         """Stop escalating: nothing runs any more."""

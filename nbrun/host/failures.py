@@ -24,11 +24,7 @@ _HINTS = {
     "loop is already running": _REENTERED + _REENTER,
     "while another loop is running": f"{_REENTERED}call that code by `await run.in_thread(function)`",
 }
-_FOREIGN = (
-    "bound to a different event loop",
-    "attached to a different loop",
-    "Event loop is closed",
-)
+_FOREIGN = ("bound to a different event loop", "attached to a different loop", "Event loop is closed")
 _FOREIGN_HINT = (
     "the agent, or its client, was used on another event loop: if cells await it too, run it with --loop kernel; "
     "else create its client inside the agent"
@@ -74,8 +70,7 @@ def _hint(error: BaseException) -> str | None:
             if text in str(error):
                 return hint
     is_foreign = any(
-        isinstance(cause, RuntimeError) and any(text in str(cause) for text in _FOREIGN)
-        for cause in _chain(error)
+        isinstance(cause, RuntimeError) and any(text in str(cause) for text in _FOREIGN) for cause in _chain(error)
     )
     return _FOREIGN_HINT if is_foreign else None
 

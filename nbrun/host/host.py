@@ -95,9 +95,7 @@ class RunHost:
 
     # --- whose code is it? -----------------------------------------------------------------------
 
-    def _make_task(
-        self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any
-    ) -> asyncio.Task[Any]:
+    def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
         run, guard = current_run.get(), current_guard.get()
         # A task that an agent starts on the side is its own code as well, and may block as well.
         if guard is not None and inspect.iscoroutine(work):
@@ -174,9 +172,7 @@ class Watchdog:
             while self._drivers() and not self._stop.wait(TICK_S):
                 try:
                     self._tick()
-                except (
-                    Exception
-                ):  # no file descriptor is left, say: the runs are watched all the same
+                except Exception:  # no file descriptor is left, say: the runs are watched all the same
                     _log.exception("the watchdog of a host failed")
             self._rest()
 
@@ -236,9 +232,7 @@ class LocalExecutor:
 
     async def open(self, sink: Sink, on_host: OnHost) -> None:
         """Make the host."""
-        self._host = RunHost(
-            self._thread, sink, self._clock, NAME, on_blocked=lambda: on_host(NAME, False)
-        )
+        self._host = RunHost(self._thread, sink, self._clock, NAME, on_blocked=lambda: on_host(NAME, False))
         on_host(NAME, True)
 
     async def submit(self, attempts: Sequence[Attempt]) -> None:

@@ -28,18 +28,12 @@ class LoopThread:
     `_calls` is filled by any thread and emptied by the loop.
     """
 
-    def __init__(
-        self,
-        name: str,
-        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
-    ) -> None:
+    def __init__(self, name: str, make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
         self.loop = make_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls: deque[Callable[[], object]] = deque()
         self._is_called = False
-        self.on_close: list[
-            Callable[[], object]
-        ] = []  # called by whoever closes it, not on the loop
+        self.on_close: list[Callable[[], object]] = []  # called by whoever closes it, not on the loop
         self._is_stopping = False
         self._forget = self._tasks.discard
         self.context = Context()  # of callbacks that need none: a copy for each costs memory
@@ -47,9 +41,7 @@ class LoopThread:
         self._thread.start()
         self.ident = self._thread.ident  # of the thread
 
-    def spawn(
-        self, work: Coroutine[Any, Any, Any], name: str, context: Context | None = None
-    ) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str, context: Context | None = None) -> asyncio.Task[Any]:
         """Start a task, in `context` or a copy of the current one, and keep it until it ends."""
         task = self.start(work, name, context, self._forget)
         self._tasks.add(task)
@@ -102,9 +94,7 @@ class LoopThread:
                 try:
                     function()
                 except Exception as error:  # as the loop does: one callback does not stop another
-                    self.loop.call_exception_handler(
-                        {"message": f"{function!r} failed", "exception": error}
-                    )
+                    self.loop.call_exception_handler({"message": f"{function!r} failed", "exception": error})
         finally:
             if self._calls and not self._is_called:  # nor does a SystemExit that leaves here
                 self._is_called = True

@@ -131,9 +131,7 @@ class _LoopTask:
     Threads: any; `_task` is of its loop.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], name: str
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], name: str) -> None:
         self.over: Future[Any] = Future()
         self.over.set_running_or_notify_cancel()  # giving up the wait for it does not cancel it
         self._loop = loop

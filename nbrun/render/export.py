@@ -46,9 +46,7 @@ def read_form(form: str | None, path: Path | None) -> str:
         form = _SUFFIXES.get(path.suffix.lower())
         if form is None:
             ends = ", ".join(_SUFFIXES)
-            raise BadOption(
-                f"can't tell the format of '{path.name}' by its suffix ({ends}); name it with --form"
-            )
+            raise BadOption(f"can't tell the format of '{path.name}' by its suffix ({ends}); name it with --form")
     if form is None:
         return "jsonl"
     if form not in commands.FORMS:
@@ -79,9 +77,7 @@ def dump(form: str, runs: Iterable[Exported]) -> Iterator[bytes]:
             yield from _page(runs)
         case _:
             for number, (record, *_) in enumerate(runs):
-                yield (
-                    ("\n" if number else "") + visible(static_card.whole_markdown(record))
-                ).encode()
+                yield (("\n" if number else "") + visible(static_card.whole_markdown(record))).encode()
 
 
 def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
@@ -113,9 +109,7 @@ def _page(runs: Iterable[Exported]) -> Iterator[bytes]:
     for number, (record, _, artifacts) in enumerate(runs):
         if not number:
             yield visible(_HEAD.format(title=escape(record.name))).encode()
-        yield visible(
-            f"{static_card.whole_html(record, results.look_of(record.output, artifacts))}\n"
-        ).encode()
+        yield visible(f"{static_card.whole_html(record, results.look_of(record.output, artifacts))}\n").encode()
     yield b"</body></html>\n"
 
 

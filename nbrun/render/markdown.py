@@ -116,9 +116,7 @@ def _link_end(tokens: Sequence[Token], index: int, *_: object) -> str:
     begin = max(at for at in range(index) if tokens[at].type == "link_open")
     host = _host(str(tokens[begin].attrs["href"])) or ""
     words = "".join(token.content for token in tokens[begin:index]).lower()
-    is_plain = all(
-        name.removeprefix("www.") == host.removeprefix("www.") for name in _PLACE.findall(words)
-    )
+    is_plain = all(name.removeprefix("www.") == host.removeprefix("www.") for name in _PLACE.findall(words))
     return "</a>" if is_plain else f"</a> ({escape(host)})"
 
 
@@ -138,9 +136,7 @@ def _host(url: str) -> str | None:
 
 def _fence(text: str, least: int) -> str:
     """Return more backticks than the text has in a row, so that it cannot end its block."""
-    longest = max(
-        (len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0
-    )
+    longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
     return "`" * max(least, longest + 1)
 
 

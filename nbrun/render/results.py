@@ -77,9 +77,7 @@ def load_object(title: str, artifacts: Sequence[Artifact], *, trusted: bool) -> 
             "loading an object runs any code its store's author put there; if you trust it: "
             "run.load_object(trusted=True)"
         )
-    kept = [
-        made for made in artifacts if made.id == kinds.OBJECT and made.media_type == kinds.PICKLE
-    ]
+    kept = [made for made in artifacts if made.id == kinds.OBJECT and made.media_type == kinds.PICKLE]
     if not kept:
         raise NoResult(f"{title} kept no object; to keep it, start the run with --keep-object")
     blob = kept[0].read()

@@ -92,7 +92,7 @@ COLUMNS = (
     Column("tokens", "Tokens", lambda row: words.tokens_words(row.record.usage), is_number=True),
     Column("cost", "Cost", lambda row: words.cost_words(row.record.usage), is_number=True),
     Column("output", "Output", _output, View.LIST, least=14),
-)  # fmt: skip
+)
 
 _SHRINKS = ("started", "output", "agent", "name", "status")
 """Columns that become narrower in a narrow terminal, in this order."""
@@ -120,12 +120,8 @@ def text_lines(rows: Sequence[Row], width: int | None, view: View = View.LIST) -
         table = _fitting(table, width)
     widths = _widths(table, width)
     return [
-        "  ".join(
-            _fitted(cell, at, column) for (column, cell), at in zip(line, widths, strict=True)
-        ).rstrip()
-        for line in zip(
-            *[[(column, cell) for cell in texts] for column, texts in table], strict=True
-        )
+        "  ".join(_fitted(cell, at, column) for (column, cell), at in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*[[(column, cell) for cell in texts] for column, texts in table], strict=True)
     ]
 
 
@@ -144,9 +140,7 @@ def _fitting(table: _Table, width: int) -> _Table:
         needed = 2 * (len(table) - 1)
         for column, texts in table:
             longest = max(map(len, texts))
-            needed += (
-                min(longest, column.least or longest) if column.key in _SHRINKS[:2] else longest
-            )
+            needed += min(longest, column.least or longest) if column.key in _SHRINKS[:2] else longest
         if needed <= width:
             break
         table = [(column, texts) for column, texts in table if column.key != key]
@@ -186,9 +180,7 @@ def html_table(rows: Sequence[Row], view: View) -> str:
         style = _CELL.format("right" if column.is_number else "left")
         for at, (line, text) in enumerate(zip(lines, texts, strict=True)):
             tag = "td" if at else "th"
-            sign = (
-                _sign(rows[at - 1]) if at and column.key == "status" and view is View.PANEL else ""
-            )
+            sign = _sign(rows[at - 1]) if at and column.key == "status" and view is View.PANEL else ""
             line.append(f'<{tag} style="{style}">{sign}{escape(text)}</{tag}>')
     head, *body = (f"<tr>{''.join(line)}</tr>" for line in lines)
     # The classes keep dollar signs in an agent's text from being set as formulas.

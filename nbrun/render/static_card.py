@@ -26,7 +26,7 @@ from nbrun.core import (
     quantities,
     shown,
     visible,
-)  # fmt: skip
+)
 from nbrun.render import words
 from nbrun.render.markdown import as_written, code, fenced, literal, safe_html, sign
 
@@ -106,10 +106,7 @@ class _Answer(NamedTuple):
     cut: int
 
     def laid_out(
-        self,
-        draw: Callable[[str], str],
-        draw_data: Callable[[str], str],
-        small: Callable[[str], str] = str,
+        self, draw: Callable[[str], str], draw_data: Callable[[str], str], small: Callable[[str], str] = str
     ) -> list[str]:
         """Return its parts in order; `draw` and `draw_data` show its texts, `small` the notes between them."""
         parts = [small(f"… {counted(self.cut, 'earlier character')}")] if self.cut else []
@@ -125,9 +122,7 @@ _Snapshot = tuple[str, tuple[str, ...]]
 """How a live run reads in a file, where it may stay for years: its status, and notes."""
 
 
-def _sections(
-    record: RunRecord, problem: str | None, limit: int, snapshot: _Snapshot | None
-) -> Iterator[_Section]:
+def _sections(record: RunRecord, problem: str | None, limit: int, snapshot: _Snapshot | None) -> Iterator[_Section]:
     """Yield what there is to show of a run, in order, with at most `limit` characters of its text."""
     mark, colour = words.shape(record)
     agent = record.model or (record.agent if record.agent != record.name else "")
@@ -171,9 +166,7 @@ def _tools(record: RunRecord, limit: int) -> _Fold:
     title += ", ".join(f"{count:,} {word}" for word, count in ends.most_common(5))
     is_open = record.status is RunStatus.FAILED or any(tool.status == "error" for tool in last)
     width = 120 if limit <= TEXT_LIMIT else limit
-    lines = _after(
-        len(record.tools) - len(last), "tool call", [_tool_words(tool, width) for tool in last]
-    )
+    lines = _after(len(record.tools) - len(last), "tool call", [_tool_words(tool, width) for tool in last])
     return _Fold(title, lines, "·", is_open)
 
 
@@ -248,9 +241,7 @@ def _html(sections: Iterator[_Section]) -> str:
 
 def _html_answer(answer: _Answer) -> str:
     """Return the answer with its Markdown rendered, unless it is data; a long one in a box that scrolls."""
-    rows = answer.laid_out(
-        safe_html, as_written, lambda text: f'<div style="{_MUTED}">{text}</div>'
-    )
+    rows = answer.laid_out(safe_html, as_written, lambda text: f'<div style="{_MUTED}">{text}</div>')
     both = f"{answer.text}\n{answer.result}"
     is_long = len(both) > 1_500 or both.count("\n") > 12
     keys = ' tabindex="0"' if is_long else ""  # for those who scroll without a mouse
@@ -303,16 +294,12 @@ def _text(sections: Iterator[_Section]) -> str:
 # --- the outputs -----------------------------------------------------------------------------------
 
 
-def bundle(
-    record: RunRecord, problem: str | None = None, *, is_redrawn: bool = False
-) -> dict[str, Any]:
+def bundle(record: RunRecord, problem: str | None = None, *, is_redrawn: bool = False) -> dict[str, Any]:
     """Return the run under every MIME type that a notebook file keeps of it. All of an agent's text is escaped.
 
     A live run is shown as a snapshot; `is_redrawn` says that its end will replace it.
     """
-    snapshot = _snapshot(
-        record, "this was drawn" if is_redrawn else "the notebook was saved", is_redrawn
-    )
+    snapshot = _snapshot(record, "this was drawn" if is_redrawn else "the notebook was saved", is_redrawn)
     record, limit = _trimmed(record), TEXT_LIMIT
     # A character may take six bytes, escaped, and a line twenty: how much text fits is found by trying.
     while True:
@@ -322,9 +309,7 @@ def bundle(
         limit //= 2
 
 
-def _bundle(
-    record: RunRecord, problem: str | None, limit: int, snapshot: _Snapshot | None
-) -> dict[str, Any]:
+def _bundle(record: RunRecord, problem: str | None, limit: int, snapshot: _Snapshot | None) -> dict[str, Any]:
     html = _html(_sections(record, problem, limit, snapshot)).replace("\r\n", "\n")
     markdown = _markdown(_sections(record, problem, limit, snapshot), PRINTED_WIDTH)
     return {
@@ -355,9 +340,7 @@ def whole_html(record: RunRecord, look: Mapping[str, str] | None = None) -> str:
     look : what the output looks like, by MIME type, safe to be shown: a picture, or a table.
     """
     title = escape(shown(words.name_and_number(record), 100))
-    facts = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _facts(record)
-    )
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _facts(record))
     prompt = f'<h2>Prompt</h2><pre style="{_LINES}">{escape(record.prompt)}</pre>'
     card = _html(_whole(record))
     return f"<article><h1>{title}</h1><dl>{facts}</dl>{prompt}<h2>Run</h2>{card}{_pictured(look or {})}</article>"
@@ -438,24 +421,14 @@ def _snapshot(record: RunRecord, when: str, is_redrawn: bool) -> _Snapshot | Non
 
 def _trimmed(record: RunRecord) -> RunRecord:
     """Return the record with its names, notices and the like cut short: they may be of any length."""
-    limits = {
-        "name": 100,
-        "agent": 100,
-        "model": 100,
-        "reason": 200,
-        "phase": 100,
-        "cancelled_by": 60,
-    }
-    texts = {
-        key: shown(text, limit) for key, limit in limits.items() if (text := getattr(record, key))
-    }
+    limits = {"name": 100, "agent": 100, "model": 100, "reason": 200, "phase": 100, "cancelled_by": 60}
+    texts = {key: shown(text, limit) for key, limit in limits.items() if (text := getattr(record, key))}
     progress, origin = record.progress, record.origin
     return msgspec.structs.replace(
         record,
         **texts,
         tags={shown(k, 40): shown(v, 100) for k, v in list(record.tags.items())[:20]},
-        progress=progress
-        and msgspec.structs.replace(progress, label=progress.label and shown(progress.label, 100)),
+        progress=progress and msgspec.structs.replace(progress, label=progress.label and shown(progress.label, 100)),
         notices=tuple(shown(notice, 200) for notice in record.notices),
         origin=origin and msgspec.structs.replace(origin, name=shown(origin.name, 60)),
         detached=tuple(shown(name, 60) for name in record.detached[:5]),

@@ -26,7 +26,7 @@ from nbrun.core import (
     shown,
     size_words,
     visible,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,11 +130,7 @@ def _took(record: RunRecord) -> str:
 
 
 def _cancelled_words(record: RunRecord, took: str) -> str:
-    what = (
-        "Cancelled by you"
-        if record.cause is None
-        else _CANCELLED.get(record.cause, "Cancelled by you")
-    )
+    what = "Cancelled by you" if record.cause is None else _CANCELLED.get(record.cause, "Cancelled by you")
     if record.cause is CancelCause.SHUTDOWN and record.cancelled_by == UNLOAD:
         what = "Cancelled by unloading nbrun"
     when = _limit_words(record) or (f" after {took}" if took else " before it started")
@@ -150,9 +146,7 @@ def _limit_words(record: RunRecord) -> str:
     if record.started_at is None or record.ended_at is None:
         return ""
     late = record.ended_at - record.started_at - limit_s > SOON_S
-    return f" after {_round_duration(limit_s)}" + (
-        f" (ended after {_took(record)})" if late else ""
-    )
+    return f" after {_round_duration(limit_s)}" + (f" (ended after {_took(record)})" if late else "")
 
 
 def _round_duration(seconds: float) -> str:
@@ -245,11 +239,7 @@ def result_of(record: RunRecord) -> str:
 def answer_of(record: RunRecord) -> str:
     """Return all that the run gave: what it streamed, and below it what it returned, if that is something else."""
     result = result_of(record)
-    return (
-        f"{record.text.rstrip()}\n\n{RETURNED}\n{result}"
-        if record.text and result
-        else record.text or result
-    )
+    return f"{record.text.rstrip()}\n\n{RETURNED}\n{result}" if record.text and result else record.text or result
 
 
 RETURNED = "Return value:"
@@ -287,9 +277,7 @@ def steer_words(record: RunRecord) -> str:
         return f"Message to the agent: {last} ({receipt_words(record.steered[0], record)})"
     unread = record.steers - record.steers_taken
     what = "all read" if unread <= 0 else f"{unread:,} {_unread_words(record)}"
-    return (
-        f"{counted(record.steers, 'message')} to the agent{last and f', the last {last}'} ({what})"
-    )
+    return f"{counted(record.steers, 'message')} to the agent{last and f', the last {last}'} ({what})"
 
 
 def receipt_words(message: Steered, record: RunRecord) -> str:
@@ -303,9 +291,7 @@ def _unread_words(record: RunRecord) -> str:
     return "not read yet" if record.is_live else "never read"
 
 
-def resolution_words(
-    resolved: ev.ApprovalResolved, limit_s: float | None, cause: CancelCause | None
-) -> str:
+def resolution_words(resolved: ev.ApprovalResolved, limit_s: float | None, cause: CancelCause | None) -> str:
     """Return how a question was answered, if not from here: `denied: no answer in 3 s`.
 
     Parameters
@@ -347,12 +333,8 @@ def python_call(record: RunRecord) -> str:
 
 # --- related runs ----------------------------------------------------------------------------------
 
-_ORIGIN = {
-    ev.RESUME: "resumed from", ev.RETRY: "retry of", ev.REPLAY: "replay of", ev.CONTINUE: "continues"
-}  # fmt: skip
-_BECAME = {
-    ev.RESUME: "resumed as", ev.RETRY: "retried as", ev.REPLAY: "replayed as", ev.CONTINUE: "continued as"
-}  # fmt: skip
+_ORIGIN = {ev.RESUME: "resumed from", ev.RETRY: "retry of", ev.REPLAY: "replay of", ev.CONTINUE: "continues"}
+_BECAME = {ev.RESUME: "resumed as", ev.RETRY: "retried as", ev.REPLAY: "replayed as", ev.CONTINUE: "continued as"}
 
 
 def origin_words(record: RunRecord) -> str:

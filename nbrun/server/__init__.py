@@ -21,9 +21,5 @@ def _load_jupyter_server_extension(server: ServerApp) -> None:
     # A kernel sends its status with each answer on its control channel. Tracked, it would count as the shell's: the
     # server would think that a kernel which runs a cell is idle, and might cull it.
     kernels = server.kernel_manager
-    kernels.untracked_message_types = [
-        *kernels.untracked_message_types,
-        kernel_client.REQUEST,
-        kernel_client.REPLY,
-    ]
+    kernels.untracked_message_types = [*kernels.untracked_message_types, kernel_client.REQUEST, kernel_client.REPLY]
     server.log.info("nbrun: list and cancel runs at %snbrun/api/", server.base_url)

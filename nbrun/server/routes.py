@@ -45,9 +45,7 @@ class KernelHandler(APIHandler):
         except NoAnswer as error:
             raise web.HTTPError(504, str(error)) from error
         if answer.get("outcome") == "unknown_op":
-            raise web.HTTPError(
-                501, f"nbrun in the kernel is too old for '{op}'; restart the kernel"
-            )
+            raise web.HTTPError(501, f"nbrun in the kernel is too old for '{op}'; restart the kernel")
         return answer
 
 
@@ -84,9 +82,7 @@ class CancelHandler(KernelHandler):
             return {}
         names = ("reason", "session_id")
         if not isinstance(body, dict) or not set(body) <= set(names):
-            raise web.HTTPError(
-                400, f"the body must be a JSON object; it may have {' and '.join(names)}"
-            )
+            raise web.HTTPError(400, f"the body must be a JSON object; it may have {' and '.join(names)}")
         options = {name: value for name, value in body.items() if value is not None}
         if not all(isinstance(value, str) for value in options.values()):
             raise web.HTTPError(400, f"{' and '.join(names)} must be strings")

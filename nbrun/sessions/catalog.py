@@ -135,14 +135,8 @@ class Catalog:
         if query.is_unfiltered and query.before is None:
             return RunList(self._all(query.limit)[: query.limit])
         known = dict(self._runs)  # of these their own state decides: the store may be behind it
-        mine = [
-            self.run(live)
-            for live in known.values()
-            if query.fits(live.record) and query.finds(live.record)
-        ]
-        stored = self._store.select(
-            query, lambda found: found.record.run_id in known and self._is_own(found.record)
-        )
+        mine = [self.run(live) for live in known.values() if query.fits(live.record) and query.finds(live.record)]
+        stored = self._store.select(query, lambda found: found.record.run_id in known and self._is_own(found.record))
         found = [*reversed(mine), *(self._of(one.record) for one in stored)]
         others = self._ask_read_only(lambda store: store.select(query)) or []
         found += [Run(self._parts, one.record, store=self._store.read_only) for one in others]
@@ -212,9 +206,7 @@ def removable(run: Run) -> int:
     """Return the number of a run that may be removed."""
     if run.is_unknown:
         raise BadOption(
-            f"{run!r} may still be running",
-            run=title(run.glance),
-            fixes=[Fix(Action.LOST, run_ref(run.glance))],
+            f"{run!r} may still be running", run=title(run.glance), fixes=[Fix(Action.LOST, run_ref(run.glance))]
         )
     if run.only_read is not None:
         raise BadOption(f"{run!r} can't be removed because its file is read-only: {run.only_read}")

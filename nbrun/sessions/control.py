@@ -39,11 +39,7 @@ _log = logging.getLogger("nbrun")
 HOOKS_S = 0.1
 """How long an agent's cancel callbacks may hold up whoever cancels its run: a click, a cell, a close."""
 
-_BY = {
-    CancelCause.DEADLINE: "its time limit",
-    CancelCause.BUDGET: "its budget",
-    CancelCause.PARENT: "its parent",
-}
+_BY = {CancelCause.DEADLINE: "its time limit", CancelCause.BUDGET: "its budget", CancelCause.PARENT: "its parent"}
 """Who asked, where a token was fired that nobody called `cancel()` for."""
 
 
@@ -64,9 +60,7 @@ class Control:
         self._answered: dict[str, set[str]] = {}
         self._sent: dict[str, int] = {}
 
-    def cancel(
-        self, live: LiveRun, reason: str | None, cause: CancelCause, by: str
-    ) -> CancelOutcome:
+    def cancel(self, live: LiveRun, reason: str | None, cause: CancelCause, by: str) -> CancelOutcome:
         """Ask a run of this session to stop."""
         request = ev.CancelRequested(cause, None if reason is None else clean_text(reason), by)
         outcome = self._intake.request_cancel(live, request)
@@ -83,9 +77,7 @@ class Control:
         for live in lives:
             self._fire(live, request, patience_s=0.0)
 
-    def _fire(
-        self, live: LiveRun, request: ev.CancelRequested, patience_s: float = HOOKS_S
-    ) -> None:
+    def _fire(self, live: LiveRun, request: ev.CancelRequested, patience_s: float = HOOKS_S) -> None:
         """Fire the token of a run; an error in a callback of its agent doesn't reach the caller."""
         try:
             live.token.cancel(request.reason, request.cause, patience_s=patience_s)
@@ -138,9 +130,7 @@ class Control:
                 words = ", ".join(approvals.choices(asked)[:-1])
                 raise BadOption(f"'{shown(asked.message, 80)}' needs a choice: {words}")
             if always and (decision != ALLOW or not asked.tool):
-                raise BadOption(
-                    f"'{shown(asked.message, 80)}' can't be allowed for the whole run; leave out always"
-                )
+                raise BadOption(f"'{shown(asked.message, 80)}' can't be allowed for the whole run; leave out always")
             if edited is not None:
                 check_edited(asked, edited)
             answered.add(asked.id)
@@ -231,7 +221,5 @@ def _find(record: RunRecord, call: str | None, answered: set[str]) -> ApprovalRe
         if call in (asked.id, asked.tool_id):
             return asked
     if call in answered:
-        raise NotPending(
-            f"{call} of {title(record)} has already been answered; the first answer counts"
-        )
+        raise NotPending(f"{call} of {title(record)} has already been answered; the first answer counts")
     raise NotPending(f"{run} doesn't ask '{shown(call, 60)}'; it asks: {listed or 'nothing'}")

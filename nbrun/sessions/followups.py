@@ -48,14 +48,7 @@ class Plan(NamedTuple):
     options: dict[str, Any]
 
 
-def plan(
-    kind: str,
-    run: Run,
-    agent: object,
-    options: dict[str, Any],
-    find_agent: FindAgent,
-    find_run: FindRun,
-) -> Plan:
+def plan(kind: str, run: Run, agent: object, options: dict[str, Any], find_agent: FindAgent, find_run: FindRun) -> Plan:
     """Return what to start; raises as `NotebookSession.follow()` says."""
     if not run.done():
         record = run.glance
@@ -208,9 +201,7 @@ class _Followup:
         excess = Budget(limits, CancelToken(), before=usage).excess if limits.has_limits else None
         if excess is not None:
             option = next(name for name in LIMITS if excess.startswith(name))
-            raise NotResumable(
-                f"{self._title} has used up its budget ({excess}); give it a larger {option}"
-            )
+            raise NotResumable(f"{self._title} has used up its budget ({excess}); give it a larger {option}")
 
     # --- its options -----------------------------------------------------------------------------
 
@@ -254,9 +245,7 @@ class _Followup:
         record, live = self.run.record, self.run.live
         agent = self.agent
         if agent is None and options.get("model") is None:
-            options["target"] = (
-                record.target
-            )  # so that a later kernel finds it for this run as well
+            options["target"] = record.target  # so that a later kernel finds it for this run as well
             if live is not None and live.agent is not None:
                 agent = live.agent
             elif record.model is None:
@@ -281,9 +270,7 @@ class _Followup:
             )
         found = self.find_agent(name)
         if found is None:
-            raise AgentNotFound(
-                f"the agent of {words} isn't defined: define {name} first, or pass agent= in Python"
-            )
+            raise AgentNotFound(f"the agent of {words} isn't defined: define {name} first, or pass agent= in Python")
         label = find_adapter(found).label(found)
         if label != record.agent:
             raise AgentNotFound(

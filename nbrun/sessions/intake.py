@@ -70,10 +70,7 @@ class Intake:
     """
 
     def __init__(
-        self,
-        clock: Clock,
-        redactor: Redactor,
-        on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None],
+        self, clock: Clock, redactor: Redactor, on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None]
     ) -> None:
         self._clock = clock
         self.redactor = redactor
@@ -182,9 +179,7 @@ class Intake:
                     if item.TYPE in ev.END_TYPES:  # a close, and it may come after a request
                         item = self._decided(live, item)
                     self._admit(live, item, ts, 0, None, events)
-            except (
-                Exception
-            ) as error:  # one bad event of one agent; the others must not wait for it
+            except Exception as error:  # one bad event of one agent; the others must not wait for it
                 self._replace_bad(live, item, ts, error, events)
         self._is_behind = bool(items)
         if self._is_behind:
@@ -192,12 +187,7 @@ class Intake:
         return events
 
     def _replace_bad(
-        self,
-        live: LiveRun,
-        item: HostEvent | ev.EventData,
-        ts: float,
-        error: Exception,
-        events: list[ev.RunEvent],
+        self, live: LiveRun, item: HostEvent | ev.EventData, ts: float, error: Exception, events: list[ev.RunEvent]
     ) -> None:
         """Admit a warning in place of an event that cannot be read, and a failure in place of an end."""
         data = item.data if isinstance(item, HostEvent) else item
@@ -253,21 +243,13 @@ class Intake:
             return data  # refused in a moment
         if len(data.state) > checkpoint.MAX_BYTES:
             size = size_words(len(data.state))
-            return ev.Log(
-                f"a checkpoint of {size} is too large; the previous one is kept", "warning"
-            )
+            return ev.Log(f"a checkpoint of {size} is too large; the previous one is kept", "warning")
         state = checkpoint.redacted(data.state, self.redactor)
         self.checkpoints[live.run_id] = Checkpointed(live.next_seq, round(ts * 1_000_000), state)
         return ev.Checkpoint(data.id, len(state))
 
     def _admit(
-        self,
-        live: LiveRun,
-        data: ev.EventData,
-        ts: float,
-        attempt: int,
-        parent: str | None,
-        events: list[ev.RunEvent],
+        self, live: LiveRun, data: ev.EventData, ts: float, attempt: int, parent: str | None, events: list[ev.RunEvent]
     ) -> None:
         kind = data.TYPE or ev.type_of(data)
         if not is_admitted(live.status, kind):
@@ -285,13 +267,7 @@ class Intake:
         self._append(live, data, ts, attempt, parent, events)
 
     def _append(
-        self,
-        live: LiveRun,
-        data: ev.EventData,
-        ts: float,
-        attempt: int,
-        parent: str | None,
-        events: list[ev.RunEvent],
+        self, live: LiveRun, data: ev.EventData, ts: float, attempt: int, parent: str | None, events: list[ev.RunEvent]
     ) -> None:
         # Whole microseconds: what is read back is then exactly what was shown. Never back: a host has a clock of
         # its own, and a clock can be set.
@@ -324,9 +300,7 @@ class Intake:
         stream.redactor = self.redactor
         return ev.ToolArgsDelta(self.redactor.text(data.id), stream.feed(clean_text(data.text)))
 
-    def _flush_streams(
-        self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]
-    ) -> None:
+    def _flush_streams(self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]) -> None:
         """Append what was held of the run's texts: its stream is over, and it was no secret."""
         data: ev.EventData
         for name, stream in (live.streams or {}).items():
@@ -357,9 +331,7 @@ class Intake:
         """Return a struct or a part of one with its texts redacted; fixed words stay, whatever secrets there are."""
         if isinstance(value, msgspec.Struct):
             fields = {name: getattr(value, name) for name in value.__struct_fields__}
-            return type(value)(
-                **{name: self._without_secrets(part) for name, part in fields.items()}
-            )
+            return type(value)(**{name: self._without_secrets(part) for name, part in fields.items()})
         if isinstance(value, StrEnum):
             return value
         if isinstance(value, bytes):

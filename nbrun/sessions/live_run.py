@@ -8,15 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbrun.core import (
-    CancelToken,
-    Latch,
-    RunRecord,
-    RunStatus,
-    StreamRedactor,
-    call_soon,
-    events as ev,
-)
+from nbrun.core import CancelToken, Latch, RunRecord, RunStatus, StreamRedactor, call_soon, events as ev
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,9 +55,7 @@ class LiveRun:
     next_n: int = 0
     last_ts: float = 0.0
     refused: int = 0
-    streams: dict[str, StreamRedactor] | None = (
-        None  # with the first text of a session that has secrets
-    )
+    streams: dict[str, StreamRedactor] | None = None  # with the first text of a session that has secrets
     pending_output: object = None
 
     # public
@@ -150,9 +140,7 @@ class LiveRun:
 
 
 async def each_event(
-    live: LiveRun | None,
-    is_done: Callable[[], bool],
-    events_after: Callable[[int], Sequence[ev.RunEvent]],
+    live: LiveRun | None, is_done: Callable[[], bool], events_after: Callable[[int], Sequence[ev.RunEvent]]
 ) -> AsyncIterator[ev.RunEvent]:
     """Yield a run's events in order, up to its end.
 

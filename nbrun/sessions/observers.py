@@ -102,9 +102,4 @@ class ObserverThread:
                 timer.cancel()
 
     def _report_slow(self, method: str) -> None:
-        _log.warning(
-            "observer %r has been in %s for %s s; runs don't wait for it",
-            self._observer,
-            method,
-            LIMIT_S,
-        )
+        _log.warning("observer %r has been in %s for %s s; runs don't wait for it", self._observer, method, LIMIT_S)

@@ -58,11 +58,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        parts: Parts,
-        record: RunRecord,
-        live: LiveRun | None = None,
-        store: SessionStore | None = None,
+        self, parts: Parts, record: RunRecord, live: LiveRun | None = None, store: SessionStore | None = None
     ) -> None:
         self._parts = parts
         self._stored = record
@@ -231,9 +227,7 @@ class Run:
             itself is on.
         """
         if self._parts.scheduler.is_on_loop and not self.done():
-            raise NbrunError(
-                "a blocking wait inside an async agent would block all runs; use: await run"
-            )
+            raise NbrunError("a blocking wait inside an async agent would block all runs; use: await run")
         if self._is_on_this_loop and timeout_s != 0 and not self.done():
             raise NbrunError(
                 f"{title(self.glance)} is on the kernel's loop, which a blocking wait would block; use: await run"
@@ -247,9 +241,7 @@ class Run:
     @property
     def _is_on_this_loop(self) -> bool:
         live = self.live
-        return (
-            live is not None and live.loop is not None and live.loop is asyncio._get_running_loop()
-        )
+        return live is not None and live.loop is not None and live.loop is asyncio._get_running_loop()
 
     def wait_created(self, timeout_s: float) -> bool:
         """Block until the run's creation is public; return whether it is."""
@@ -267,9 +259,7 @@ class Run:
         """
         if not self.wait(timeout_s):
             self._refuse_unknown()
-            raise RunNotFinished(
-                f"{title(self.glance)} has not finished after {timeout_s} s; it continues"
-            )
+            raise RunNotFinished(f"{title(self.glance)} has not finished after {timeout_s} s; it continues")
         return self._result()
 
     def _refuse_unknown(self) -> None:
@@ -287,9 +277,7 @@ class Run:
                 reason = f": {self.reason}" if self.reason else ""
                 raise RunCancelled(f"{title(self.glance)}: {status_words(self.record)}{reason}")
             case RunStatus.LOST:
-                raise RunLost(
-                    f"{title(self.glance)} was lost: its kernel died. Its events are kept: run.events()"
-                )
+                raise RunLost(f"{title(self.glance)} was lost: its kernel died. Its events are kept: run.events()")
             case status:
                 raise NoResult(f"{title(self.glance)} is {status}")
 
@@ -409,11 +397,7 @@ class Run:
     # --- doing -----------------------------------------------------------------------------------
 
     def cancel(
-        self,
-        reason: str | None = None,
-        cause: CancelCause = CancelCause.USER,
-        *,
-        by: str = "python",
+        self, reason: str | None = None, cause: CancelCause = CancelCause.USER, *, by: str = "python"
     ) -> CancelReceipt:
         """Ask the run to stop; never blocks, never raises for a run that has ended.
 
@@ -450,9 +434,7 @@ class Run:
         if self.live is not None or self.number is None:
             record = self.glance
             if self.done():
-                raise NotPending(
-                    f"{opening(record)} has already ended; there is nothing to give up."
-                )
+                raise NotPending(f"{opening(record)} has already ended; there is nothing to give up.")
             fix = Fix(Action.CANCEL, run_ref(record))
             raise NotPending(f"{opening(record)} belongs to this kernel", fixes=[fix])
         self.store.give_up(self.number)
@@ -495,17 +477,13 @@ class Run:
         NotPending, BadOption
             Nothing of this kind can be answered; the message says what can.
         """
-        return self._parts.control.answer(
-            self._running(), call, decision, args=args, text=text, always=always, by=by
-        )
+        return self._parts.control.answer(self._running(), call, decision, args=args, text=text, always=always, by=by)
 
     def _running(self) -> LiveRun:
         """Return the live side of the run, to send something to."""
         if self.live is not None:
             return self.live
-        what = (
-            "has already ended." if self.done() else "belongs to another kernel; answer it there."
-        )
+        what = "has already ended." if self.done() else "belongs to another kernel; answer it there."
         raise NotPending(f"{opening(self.glance)} {what}")
 
     def approve(
@@ -627,10 +605,7 @@ class Run:
         return [] if number is None else self.store.followups(number)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Run) and (self.id, self._session_id) == (
-            other.id,
-            other._session_id,
-        )
+        return isinstance(other, Run) and (self.id, self._session_id) == (other.id, other._session_id)
 
     def __hash__(self) -> int:
         return hash((self.id, self._session_id))
@@ -641,9 +616,7 @@ class Run:
 
     def __repr__(self) -> str:
         number = "" if self.number is None else f"#{self.number} "
-        return printable(
-            f"<Run {number}{shown(self.name, 120)}: {shown(self.status_words(), 300)}>"
-        )
+        return printable(f"<Run {number}{shown(self.name, 120)}: {shown(self.status_words(), 300)}>")
 
 
 def queue_words(parts: Parts, live: LiveRun) -> str | None:

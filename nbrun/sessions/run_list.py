@@ -39,7 +39,7 @@ FRAME: dict[str, tuple[str, Callable[[RunRecord], object]]] = {
     "output": ("object", lambda record: record.output),
     "error": ("string", lambda record: None if record.error is None else str(record.error)),
     "parent_id": ("string", lambda record: record.parent_id),
-}  # fmt: skip
+}
 """The columns of a DataFrame: the type of each, and its value for a run."""
 
 
@@ -64,14 +64,10 @@ class RunList(list[Run]):
         try:
             import pandas as pd
         except ImportError:
-            raise PackageMissing(
-                "to_pandas() needs pandas, which is not installed: pip install pandas"
-            ) from None
+            raise PackageMissing("to_pandas() needs pandas, which is not installed: pip install pandas") from None
 
         records = [run.record for run in self]
-        frame = pd.DataFrame(
-            {name: [of(record) for record in records] for name, (_, of) in FRAME.items()}
-        )
+        frame = pd.DataFrame({name: [of(record) for record in records] for name, (_, of) in FRAME.items()})
         for name, (dtype, _) in FRAME.items():
             if dtype == "time":
                 seconds = frame[name].astype("float64")

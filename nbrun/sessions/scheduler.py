@@ -85,9 +85,7 @@ class RunQueue:
     def _may_go(self, live: LiveRun, ahead: Sequence[LiveRun]) -> bool:
         if len(self._under_way) >= self._limit:
             return False
-        return live.key is None or all(
-            other.key != live.key for other in (*self._under_way, *ahead)
-        )
+        return live.key is None or all(other.key != live.key for other in (*self._under_way, *ahead))
 
 
 def _discard(runs: list[LiveRun], live: LiveRun) -> bool:
@@ -200,9 +198,7 @@ class Scheduler:
             return
         thread, executor = host.thread, host.executor
         whole = {**body, "run_id": live.run_id, "attempt": live.attempt}
-        thread.call(
-            lambda: thread.spawn(executor.control(NAME, op, whole), f"nbrun-control-{live.run_id}")
-        )
+        thread.call(lambda: thread.spawn(executor.control(NAME, op, whole), f"nbrun-control-{live.run_id}"))
 
     def ping(self, timeout_s: float) -> list[float | None]:
         """Return after how many seconds each host's loop has answered, the newest last; None if it has not."""
@@ -231,9 +227,7 @@ class Scheduler:
             host.thread.close(0.0)
         self._wait(hosts, timeout_s, lambda at, left_s: hosts[at].thread.close(left_s))
 
-    def _wait(
-        self, hosts: list[_Host], timeout_s: float, wait: Callable[[int, float], object]
-    ) -> None:
+    def _wait(self, hosts: list[_Host], timeout_s: float, wait: Callable[[int, float], object]) -> None:
         """Wait for something of each host, for all together within the time; not for the one that this runs on."""
         until = self._clock.monotonic() + timeout_s
         for at, host in enumerate(hosts):

@@ -37,16 +37,7 @@ from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
 from nbrun.sessions.scheduler import Scheduler
 from nbrun.sessions.start import Starter, StartOptions, takes
-from nbrun.store import (
-    KEEP_BYTES,
-    KEEP_RUNS,
-    Keep,
-    SessionStore,
-    Since,
-    notebook_path,
-    places_for,
-    read_query,
-)
+from nbrun.store import KEEP_BYTES, KEEP_RUNS, Keep, SessionStore, Since, notebook_path, places_for, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -276,9 +267,7 @@ class NotebookSession:
         """
         if isinstance(before, Run):
             if before.number is None:
-                raise BadOption(
-                    f"before={before!r} isn't saved and has no number; give another run"
-                )
+                raise BadOption(f"before={before!r} isn't saved and has no number; give another run")
             before = before.number
         query = read_query(
             self.clock.now(), status=status, name=name, agent=agent, tag=tag, since=since, text=text,
@@ -323,9 +312,7 @@ class NotebookSession:
 
     def remove_ended(self) -> list[int]:
         """Remove all runs of this notebook that have ended; return their numbers."""
-        return self._remove(
-            [stored.number for stored in self.store.runs() if not stored.record.is_live]
-        )
+        return self._remove([stored.number for stored in self.store.runs() if not stored.record.is_live])
 
     def _remove(self, numbers: Sequence[int]) -> list[int]:
         gone = self._catalog.remove(numbers)
@@ -334,9 +321,7 @@ class NotebookSession:
 
     # --- cancelling ------------------------------------------------------------------------------
 
-    def cancel(
-        self, ref: Run | int | str, reason: str | None = None, *, by: str = "python"
-    ) -> CancelReceipt:
+    def cancel(self, ref: Run | int | str, reason: str | None = None, *, by: str = "python") -> CancelReceipt:
         """Ask the run that `ref` names to stop; the receipt says so if it isn't found or has already ended."""
         try:
             run = self.get(ref)
@@ -427,17 +412,12 @@ class NotebookSession:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
 
-def _store(
-    store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock, keep: Keep
-) -> SessionStore:
+def _store(store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock, keep: Keep) -> SessionStore:
     if isinstance(store, SessionStore):
         return store
     places = [Path(store)] if store is not None else places_for(notebook)

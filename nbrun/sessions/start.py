@@ -96,16 +96,12 @@ class StartOptions(RunOptions, frozen=True, kw_only=True):
 class StartFunction(Protocol[P]):
     """Starts a run: agent and prompt by position, options by name."""
 
-    def __call__(
-        self, agent: object = None, prompt: str = "", *args: P.args, **options: P.kwargs
-    ) -> Run:
+    def __call__(self, agent: object = None, prompt: str = "", *args: P.args, **options: P.kwargs) -> Run:
         """Start a run and return its handle."""
         ...
 
 
-def takes(
-    options: Callable[P, RunOptions],
-) -> Callable[[Callable[..., Run]], StartFunction[P]]:
+def takes(options: Callable[P, RunOptions]) -> Callable[[Callable[..., Run]], StartFunction[P]]:
     """Return a decorator for a function whose `**options` are these; its signature and its docstring list them."""
 
     def decorate(function: Callable[..., Run]) -> StartFunction[P]:
@@ -271,9 +267,8 @@ class Starter:
         return parent.live.token
 
     def _start_child(
-        self, parent: LiveRun, approve: str, answerable: bool,
-        agent: object, prompt: str, options: dict[str, Any],
-    ) -> Run:  # fmt: skip
+        self, parent: LiveRun, approve: str, answerable: bool, agent: object, prompt: str, options: dict[str, Any]
+    ) -> Run:
         """Start a child run. Its questions are answered as its parent's are, or more strictly."""
         above = self._catalog.run(parent)
         given = {"answerable": answerable, **options, "parent": above}
@@ -316,9 +311,7 @@ class Starter:
         # Secrets are replaced in the stored inputs, so compare these without secrets too.
         asked = self._parts.intake.storable(created)
         if not isinstance(asked, ev.RunCreated) or _inputs(run.record) != asked.inputs():
-            raise IdConflict(
-                f"the id '{run_id}' already names a run with other inputs; choose another id"
-            )
+            raise IdConflict(f"the id '{run_id}' already names a run with other inputs; choose another id")
         return run
 
     def _take_back(self, live: LiveRun, created: ev.RunCreated) -> Run:
@@ -349,9 +342,7 @@ class Starter:
             )
         if if_running == "replace":
             for other in others:
-                self._parts.control.cancel(
-                    other, None, CancelCause.REPLACED, "a newer run of the same cell"
-                )
+                self._parts.control.cancel(other, None, CancelCause.REPLACED, "a newer run of the same cell")
             return f"Replaces {title}"
         return f"Waiting for {title} of this cell to finish"
 
@@ -393,18 +384,14 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
         parent_id=None if options.parent is None else options.parent.id,
         cell_id=options.cell_id,
         model=model,
-        tags={
-            clean_text(str(key)): clean_text(str(value))
-            for key, value in (options.tags or {}).items()
-        },
+        tags={clean_text(str(key)): clean_text(str(value)) for key, value in (options.tags or {}).items()},
         target=target,
         options={**options.recorded(), **({} if options.id is None else {ev.ONCE: True})},
     )
     if predecessor is not None:
         created = msgspec.structs.replace(
-            created, origin=predecessor.origin, usage=predecessor.usage,
-            model=model or predecessor.model,
-        )  # fmt: skip
+            created, origin=predecessor.origin, usage=predecessor.usage, model=model or predecessor.model
+        )
     return _Plan(agent, adapter, created, predecessor)
 
 
@@ -423,17 +410,13 @@ def _resolved(agent: object, options: RunOptions) -> tuple[object, str | None]:
     if options.model is not None:
         raise BadOption("give an agent or a model, not both")
     if given := [name for name in run_options.SETUP if getattr(options, name) is not None]:
-        raise BadOption(
-            f"{', '.join(given)}: only for the built-in agent; leave out the agent, or these options"
-        )
+        raise BadOption(f"{', '.join(given)}: only for the built-in agent; leave out the agent, or these options")
     if not isinstance(agent, str):
         return agent, None
     found = by_name(agent)
     if found is None:
         names = ", ".join(sorted(registered())) or "none yet"
-        raise AgentNotFound(
-            f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object"
-        )
+        raise AgentNotFound(f"no agent is registered as '{agent}' ({names}); use @nbrun.agent, or give the object")
     return found, None
 
 
@@ -467,7 +450,5 @@ def _parcel(plan: _Plan) -> bytes:
     # Some agents can be pickled but don't work afterwards, so their adapter decides.
     if limitations is not None and limitations.process:
         label = plan.adapter.label(plan.agent)
-        raise BadOption(
-            f"'{label}' cannot run in another process: {limitations.process}, or leave out on='process'"
-        )
+        raise BadOption(f"'{label}' cannot run in another process: {limitations.process}, or leave out on='process'")
     return pickling.pack(plan.agent)

@@ -72,9 +72,7 @@ def _make(path: Path) -> None:
         os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
 
 
-def connect(
-    path: Path | None, *, create: bool = False, wait_s: float | None = None
-) -> sqlite3.Connection:
+def connect(path: Path | None, *, create: bool = False, wait_s: float | None = None) -> sqlite3.Connection:
     """Return a connection that reads and, if the file allows it, writes; `None` is memory.
 
     Parameters
@@ -144,9 +142,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def open_for_writing(
-    path: Path | None, now: float = 0.0, wait_s: float | None = None
-) -> sqlite3.Connection:
+def open_for_writing(path: Path | None, now: float = 0.0, wait_s: float | None = None) -> sqlite3.Connection:
     """Return a connection to a file with our tables, which are made or migrated if necessary.
 
     Parameters

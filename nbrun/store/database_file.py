@@ -78,9 +78,7 @@ class DatabaseFile:
         self.previous: sqlite3.Connection | None = None
         self.path: Path | None = None
         self.problem: str | None = None  # why it is not at the first place
-        self.only_read: tuple[Path, str] | None = (
-            None  # a file that must not be written to, and why
-        )
+        self.only_read: tuple[Path, str] | None = None  # a file that must not be written to, and why
         self.fault: StoreFault | None = None  # why it is not open
         self.lost = 0
         self.needs_rebuild = False  # this kernel's runs are not in it yet

@@ -65,9 +65,7 @@ def tried(subject: str, probe: Probe) -> list[Finding]:
         return list(probe())
     except Exception as error:
         why = f"the check failed: {type(error).__name__}: {error}"
-        return [
-            Finding(Sign.NOTE, subject, why, "run doctor again; if this stays, report this line")
-        ]
+        return [Finding(Sign.NOTE, subject, why, "run doctor again; if this stays, report this line")]
 
 
 # --- what is installed -----------------------------------------------------------------------------
@@ -85,9 +83,7 @@ def versions(*more: str) -> list[Finding]:
         fix = f"pip install {missing}, then restart the kernel"
         findings.append(Finding(Sign.PROBLEM, "versions", f"not installed: {missing}", fix))
     if found[MODELS] is None:
-        text = (
-            "pydantic-ai is not installed: functions run, but no models other than the scripted one"
-        )
+        text = "pydantic-ai is not installed: functions run, but no models other than the scripted one"
         findings.append(Finding(Sign.NOTE, "versions", text, "pip install 'jupyter-nbrun[agents]'"))
     for name in (OWN, "ipykernel"):
         running = _running(name) or found[name]
@@ -170,26 +166,20 @@ def kept(store: SessionStore) -> list[Finding]:
     findings += _kept_elsewhere(store)
     if store.lost:
         text = f"{store.lost} runs were in progress when their kernel died; they are shown as lost"
-        findings.append(
-            Finding(Sign.NOTE, "store", text, "nothing to do: what they had recorded is kept")
-        )
+        findings.append(Finding(Sign.NOTE, "store", text, "nothing to do: what they had recorded is kept"))
     return findings
 
 
 def _fault(store: SessionStore) -> Iterable[Finding]:
     if store.fault is not None:
         behind = store.behind
-        waiting = (
-            f"{behind} {'run is' if behind == 1 else 'runs are'} in memory, waiting to be saved"
-        )
+        waiting = f"{behind} {'run is' if behind == 1 else 'runs are'} in memory, waiting to be saved"
         text = f"can't be written: {store.fault}; {waiting}"
         yield Finding(Sign.PROBLEM, "store", text, store.fault.fix)
 
 
 def _befell(what: str) -> Finding:
-    return Finding(
-        Sign.NOTE, "store", what, "keep the file that was set aside: it may contain runs"
-    )
+    return Finding(Sign.NOTE, "store", what, "keep the file that was set aside: it may contain runs")
 
 
 def set_aside(store: SessionStore) -> list[Finding]:
@@ -207,9 +197,7 @@ def set_aside(store: SessionStore) -> list[Finding]:
 
 def _not_kept(store: SessionStore) -> Finding:
     if not store.is_durable:
-        fix = (
-            "make its folder writable, or set %config NbRun.store = 'PATH'; then %reload_ext nbrun"
-        )
+        fix = "make its folder writable, or set %config NbRun.store = 'PATH'; then %reload_ext nbrun"
         text = f"in memory only, lost when the kernel ends: {store.problem}"
         return Finding(Sign.PROBLEM, "store", text, fix)
     folder = store.wanted.parent
@@ -217,17 +205,13 @@ def _not_kept(store: SessionStore) -> Finding:
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         text = f"{folder} isn't writable: runs will be kept in your data folder"
-        return Finding(
-            Sign.NOTE, "store", text, "choose another file with %config NbRun.store = 'PATH'"
-        )
+        return Finding(Sign.NOTE, "store", text, "choose another file with %config NbRun.store = 'PATH'")
     return Finding(Sign.OK, "store", f"no runs yet; the first one creates {store.wanted}")
 
 
 def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Finding:
     try:
-        with closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        ) as connection:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
     except sqlite3.Error as error:
         fix = "run doctor again once a run has been saved; it then shows what was done"

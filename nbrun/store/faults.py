@@ -66,9 +66,7 @@ def fault_of(error: BaseException, path: Path | None) -> StoreFault:
         case sqlite3.SQLITE_IOERR if _is_full(path):
             return StoreFault(FaultKind.FULL, "the disk is full")
         case sqlite3.SQLITE_IOERR:  # a quota, a limit of the process, a disk that fails
-            words = (
-                f"the disk refused the write: a quota is exceeded, or the disk is failing ({error})"
-            )
+            words = f"the disk refused the write: a quota is exceeded, or the disk is failing ({error})"
             return StoreFault(FaultKind.FULL, words)
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return StoreFault(FaultKind.DAMAGED, f"the file is damaged ({error})")

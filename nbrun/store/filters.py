@@ -139,9 +139,7 @@ def _status(text: str) -> RunStatus:
     try:
         return RunStatus(str(text).lower())
     except ValueError:
-        raise BadOption(
-            f"'{text}' isn't a status; use one of {', '.join(RunStatus)}, {UNKNOWN}"
-        ) from None
+        raise BadOption(f"'{text}' isn't a status; use one of {', '.join(RunStatus)}, {UNKNOWN}") from None
 
 
 def _since(since: Since, now: float) -> float:
@@ -152,9 +150,7 @@ def _since(since: Since, now: float) -> float:
             try:
                 since = datetime.fromisoformat(since)
             except ValueError:
-                raise BadOption(
-                    f"since '{since}' isn't a date; write 2026-01-31, or 2h for two hours ago"
-                ) from None
+                raise BadOption(f"since '{since}' isn't a date; write 2026-01-31, or 2h for two hours ago") from None
     match since:
         case str():
             return now - duration_s(since)

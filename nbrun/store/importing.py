@@ -32,9 +32,7 @@ class Imported:
     was_live: bool = False
 
 
-def import_run(
-    connection: sqlite3.Connection, events: Sequence[ev.RunEvent], label: str, now: float
-) -> Imported:
+def import_run(connection: sqlite3.Connection, events: Sequence[ev.RunEvent], label: str, now: float) -> Imported:
     """Import a run, in one transaction.
 
     It keeps its id, in a session of its own that is named by the run's content: so the same run is imported only
@@ -58,19 +56,13 @@ def import_run(
         with row_writer.transaction():
             return _import(connection, row_writer, events, label, now)
     except IdTaken as taken:
-        raise IdConflict(
-            f"another run here already has the id '{taken}'; the run was not imported"
-        ) from None
+        raise IdConflict(f"another run here already has the id '{taken}'; the run was not imported") from None
     except (OverflowError, TypeError, ValueError) as error:
         raise BadRecording(f"{events[0].run_id} cannot be stored: {error}") from None
 
 
 def _import(
-    connection: sqlite3.Connection,
-    row_writer: RowWriter,
-    events: Sequence[ev.RunEvent],
-    label: str,
-    now: float,
+    connection: sqlite3.Connection, row_writer: RowWriter, events: Sequence[ev.RunEvent], label: str, now: float
 ) -> Imported:
     created = events[0].data
     if not isinstance(created, ev.RunCreated):
@@ -85,9 +77,7 @@ def _import(
     session = row_writer.insert_session(row)
     connection.execute("UPDATE sessions SET closed_at = ? WHERE key = ?", (at, session))
     first = msgspec.structs.replace(events[0].data, session_id=session_id)
-    place, events[0] = row_writer.insert_run(
-        session, msgspec.structs.replace(events[0], data=first)
-    )
+    place, events[0] = row_writer.insert_run(session, msgspec.structs.replace(events[0], data=first))
     record = fold(events)
     if not 0 < len(record.run_id) <= MAX_ID or not 0 <= (record.ended_at or 0.0) < MAX_TIME:
         raise ValueError("its id or its end time is out of range")
@@ -100,9 +90,7 @@ def _import(
     return Imported(place.number, is_new=True, was_live=was_live)
 
 
-def _number_of(
-    connection: sqlite3.Connection, session_id: str, events: Sequence[ev.RunEvent]
-) -> int | None:
+def _number_of(connection: sqlite3.Connection, session_id: str, events: Sequence[ev.RunEvent]) -> int | None:
     """Return the number of a run of this session that began with these events."""
     found = queries.find_id(connection, events[0].run_id, session_id)
     if found is None:
@@ -131,8 +119,6 @@ def _digest(events: Sequence[ev.RunEvent]) -> str:
         data = event.data
         if isinstance(data, ev.RunCreated):
             data = msgspec.structs.replace(data, session_id="")
-        parts = [
-            event.run_id, event.seq, micros(event.ts), event.attempt, event.parent, event.type, data
-        ]  # fmt: skip
+        parts = [event.run_id, event.seq, micros(event.ts), event.attempt, event.parent, event.type, data]
         digest.update(msgspec.msgpack.encode(parts))
     return digest.hexdigest()[:32]

@@ -164,29 +164,19 @@ def open_kernels(connection: sqlite3.Connection) -> list[KernelState]:
 
 def kernel_of(connection: sqlite3.Connection, number: int) -> KernelState | None:
     """Return the kernel of a run."""
-    row = connection.execute(
-        f"{_COLUMNS} JOIN runs r ON r.session = s.key WHERE r.number = ?", (number,)
-    ).fetchone()
+    row = connection.execute(f"{_COLUMNS} JOIN runs r ON r.session = s.key WHERE r.number = ?", (number,)).fetchone()
     return None if row is None else _state(row, _file_id(connection))
 
 
 def _state(row: tuple[object, ...], file_id: tuple[int, int] | None) -> KernelState:
     """Return the state for a row, whatever somebody has put into it."""
     key, host, boot_id, namespace, pid, started_at, heartbeat_at, closed_at, device, inode = row
-    identity = ProcessIdentity(
-        str(host), str(boot_id), str(namespace), _integer(pid), _integer(started_at)
-    )
+    identity = ProcessIdentity(str(host), str(boot_id), str(namespace), _integer(pid), _integer(started_at))
     is_same_file = inode is None or file_id is None or inode == file_id[1]
     if is_same_file and device is not None and file_id is not None and device != file_id[0]:
         # A device may have a different number after a reboot.
         is_same_file = boot_id != this_process().boot_id
-    return KernelState(
-        _integer(key),
-        identity,
-        _integer(heartbeat_at) / 1_000_000,
-        closed_at is not None,
-        is_same_file,
-    )
+    return KernelState(_integer(key), identity, _integer(heartbeat_at) / 1_000_000, closed_at is not None, is_same_file)
 
 
 def _integer(value: object) -> int:

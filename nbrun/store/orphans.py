@@ -29,24 +29,19 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
             if kernel.is_alive() is not False:
                 continue
             numbers = connection.execute(
-                "SELECT number FROM runs WHERE session = ? AND status IN (?, ?, ?, ?)",
-                (kernel.session, *LIVE),
+                "SELECT number FROM runs WHERE session = ? AND status IN (?, ?, ?, ?)", (kernel.session, *LIVE)
             ).fetchall()
             for (number,) in numbers:
                 connection.execute("SAVEPOINT one")
                 try:
                     _mark_one_lost(connection, number, now)
                 # One damaged run must not keep the file closed.
-                except (
-                    TypeError, ValueError, OverflowError, sqlite3.DataError, sqlite3.IntegrityError
-                ):  # fmt: skip
+                except (TypeError, ValueError, OverflowError, sqlite3.DataError, sqlite3.IntegrityError):
                     connection.execute("ROLLBACK TO one")
                     _log.exception("run #%s is damaged and cannot be marked as lost", number)
                 connection.execute("RELEASE one")
             found += len(numbers)
-            connection.execute(
-                "UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(now), kernel.session)
-            )
+            connection.execute("UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(now), kernel.session))
     return found
 
 
@@ -64,15 +59,11 @@ def give_up(connection: sqlite3.Connection, number: int, now: float) -> None:
         _mark_one_lost(connection, number, now, GIVEN_UP)
 
 
-def _mark_one_lost(
-    connection: sqlite3.Connection, number: int, now: float, reason: str = "its kernel died"
-) -> None:
+def _mark_one_lost(connection: sqlite3.Connection, number: int, now: float, reason: str = "its kernel died") -> None:
     record = queries.read_record(connection, number)
     if not record.is_live:
         record = msgspec.structs.replace(record, status=RunStatus.RUNNING)
-    (seq,) = connection.execute(
-        "SELECT coalesce(max(seq + count), 0) FROM events WHERE run = ?", (number,)
-    ).fetchone()
+    (seq,) = connection.execute("SELECT coalesce(max(seq + count), 0) FROM events WHERE run = ?", (number,)).fetchone()
     data = ev.RunLost(reason, record.last_event_at or None)
     # The clock may have been set back since that kernel died.
     lost = ev.RunEvent(seq, max(now, record.last_event_at), record.run_id, 0, data)

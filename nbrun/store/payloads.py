@@ -47,9 +47,7 @@ _FIELDS: dict[type[ev.EventData], str] = {
 _TEXTS = (ev.Message, ev.Log)
 
 
-def moved_to_file(
-    event: ev.RunEvent, files: ArtifactFiles
-) -> tuple[ev.RunEvent, ev.Artifact] | None:
+def moved_to_file(event: ev.RunEvent, files: ArtifactFiles) -> tuple[ev.RunEvent, ev.Artifact] | None:
     """Return the event with the head of its payload only, and the file's event; None if the payload is not large.
 
     Raises `StoreError` or `OSError` if the file cannot be written.
@@ -63,9 +61,7 @@ def moved_to_file(
     if len(blob) < LIMIT // 2:
         return None
     sha256, size = files.keep(blob)
-    made = ev.Artifact(
-        _id_of(event), f"{event.type} {name}", size, "", TEXT if is_text else PACKED, sha256
-    )
+    made = ev.Artifact(_id_of(event), f"{event.type} {name}", size, "", TEXT if is_text else PACKED, sha256)
     head = f"{shown(value[: 2 * HEAD] if isinstance(value, str) else value, HEAD)} ({size:,} bytes)"
     short: Plain = {TYPE_KEY: type_name(value), REPR_KEY: head, ARTIFACT_KEY: made.id}
     if isinstance(event.data, _TEXTS):
@@ -86,9 +82,7 @@ def restored(event: ev.RunEvent, artifacts: Sequence[Artifact]) -> ev.RunEvent:
     return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, **{name: value}))
 
 
-def whole_run(
-    record: RunRecord, events: Iterable[ev.RunEvent], artifacts: Sequence[Artifact]
-) -> Exported:
+def whole_run(record: RunRecord, events: Iterable[ev.RunEvent], artifacts: Sequence[Artifact]) -> Exported:
     """Return a run with its payloads from files back in place."""
     output = whole(record.output, artifacts)
     record = msgspec.structs.replace(record, output=output)

@@ -14,17 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nbrun.core import (
-    LIVE,
-    Artifact,
-    ArtifactFiles,
-    Clock,
-    RunRecord,
-    RunStatus,
-    StoreReadOnly,
-    events as ev,
-    fold,
-)
+from nbrun.core import LIVE, Artifact, ArtifactFiles, Clock, RunRecord, RunStatus, StoreReadOnly, events as ev, fold
 from nbrun.store import payloads, validation
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
 from nbrun.store.liveness import kernel_of
@@ -82,9 +72,7 @@ def read_events(
     return list(islice(_events(connection, number, after, validation.PAGE_BYTES), limit))
 
 
-def _events(
-    connection: sqlite3.Connection, number: int, after: int, most_bytes: float = inf
-) -> Iterator[ev.RunEvent]:
+def _events(connection: sqlite3.Connection, number: int, after: int, most_bytes: float = inf) -> Iterator[ev.RunEvent]:
     """Yield the events of a run that come after a seq: each once, by seq."""
     found = connection.execute("SELECT run_id FROM runs WHERE number = ?", (number,)).fetchone()
     if found is None:
@@ -94,10 +82,7 @@ def _events(
     first = min(after, validation.MAX_SEQ) - payloads.PER_ROW
     try:
         yield from log.events(
-            connection.execute(
-                f"{_EVENTS} WHERE run = ?2 AND seq > ?3 ORDER BY seq",
-                (MAX_VALUE_BYTES, number, first),
-            )
+            connection.execute(f"{_EVENTS} WHERE run = ?2 AND seq > ?3 ORDER BY seq", (MAX_VALUE_BYTES, number, first))
         )
     except sqlite3.DataError as error:
         _log.warning("run #%s: a row of its log cannot be read (%s)", number, error)
@@ -128,9 +113,7 @@ class _Log:
             self._left -= len(blob) if blob is not None else 0
 
 
-def _single_rows(
-    connection: sqlite3.Connection, number: int, after: int
-) -> Iterator[validation.Row]:
+def _single_rows(connection: sqlite3.Connection, number: int, after: int) -> Iterator[validation.Row]:
     """Yield the rows of a run's log, without those in which a text is longer than the limit."""
     keys = connection.execute(
         "SELECT key FROM events WHERE run = ? AND seq > ? ORDER BY seq", (number, after)
@@ -156,9 +139,7 @@ def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
     events = _events(connection, number, -1)
     (rows,) = connection.execute("SELECT count(*) FROM events WHERE run = ?", (number,)).fetchone()
     try:
-        record = validation.sound(
-            fold(events if rows <= validation.LOG_OPEN else validation.foldable(events))
-        )
+        record = validation.sound(fold(events if rows <= validation.LOG_OPEN else validation.foldable(events)))
     except (TypeError, ValueError):
         record = RunRecord()
     if record.run_id:  # of the first event
@@ -171,10 +152,7 @@ def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
 
 
 def read_runs(
-    connection: sqlite3.Connection,
-    limit: int | None = None,
-    before: int | None = None,
-    query: Query | None = None,
+    connection: sqlite3.Connection, limit: int | None = None, before: int | None = None, query: Query | None = None
 ) -> list[StoredRun]:
     """Return runs newest first, those below number `before`, at most `limit`.
 
@@ -198,9 +176,7 @@ def read_runs(
         if query.is_unknown or query.status in LIVE:
             where += " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
     try:
-        rows = connection.execute(
-            f"{_COLUMNS} WHERE {where} ORDER BY r.number DESC LIMIT ?", [*values, count]
-        )
+        rows = connection.execute(f"{_COLUMNS} WHERE {where} ORDER BY r.number DESC LIMIT ?", [*values, count])
         return [_stored(connection, row) for row in rows]
     except sqlite3.DataError:  # some text is longer than the limit: leave that run out
         numbers = connection.execute(
@@ -221,9 +197,7 @@ def read_run(connection: sqlite3.Connection, number: int) -> StoredRun | None:
     return _first(connection, "WHERE r.number = ?", number)
 
 
-def find_id(
-    connection: sqlite3.Connection, run_id: str, session_id: str | None = None
-) -> StoredRun | None:
+def find_id(connection: sqlite3.Connection, run_id: str, session_id: str | None = None) -> StoredRun | None:
     """Return the newest run with exactly this id, of that session if one is given."""
     return _first(
         connection,
@@ -240,9 +214,7 @@ def find_run(connection: sqlite3.Connection, text: str) -> StoredRun | None:
         return found
     newest, below = None, _GREATEST
     for _ in range(MAX_REPLAYS):
-        found = _first(
-            connection, "WHERE r.name = ? AND r.number < ? ORDER BY r.number DESC LIMIT 1", text, below
-        )  # fmt: skip
+        found = _first(connection, "WHERE r.name = ? AND r.number < ? ORDER BY r.number DESC LIMIT 1", text, below)
         if found is None or not found.record.is_replay:
             return found or newest
         newest, below = newest or found, found.number
@@ -270,13 +242,11 @@ def _stored(connection: sqlite3.Connection, row: tuple[int, bytes | None, str]) 
 
 def _from_columns(connection: sqlite3.Connection, number: int) -> RunRecord:
     """Return what the columns say of a run whose brief record cannot be read."""
-    (
-        run_id, session_id, name, status, created_at, parent, agent, model, ended_at,
-    ) = connection.execute(
+    (run_id, session_id, name, status, created_at, parent, agent, model, ended_at) = connection.execute(
         "SELECT r.run_id, s.session_id, r.name, r.status, r.created_at, r.parent, r.agent, r.model, r.ended_at"
         " FROM runs r JOIN sessions s ON s.key = r.session WHERE r.number = ?",
         (number,),
-    ).fetchone()  # fmt: skip
+    ).fetchone()
     is_known = status in RunStatus.__members__.values()
     at = validation.moment(created_at, 0) if isinstance(created_at, int) else 0.0
     return RunRecord(
@@ -323,28 +293,21 @@ def _newest(connection: sqlite3.Connection, limit: int, clock: Clock) -> list[Ru
     # Somebody else may have made the file: `runs` may be a view that never ends, and a name of any length.
     connection.set_progress_handler(lambda: clock.monotonic() > until, _STEPS)
     rows = connection.execute(
-        "SELECT number, substr(run_id, 1, 200), substr(name, 1, 200), status FROM runs"
-        " ORDER BY number DESC LIMIT ?",
+        "SELECT number, substr(run_id, 1, 200), substr(name, 1, 200), status FROM runs ORDER BY number DESC LIMIT ?",
         (limit,),
     ).fetchall()
     statuses = {str(status): status for status in RunStatus}
     return [
         RunReference(number, run_id, name, statuses[status])
         for number, run_id, name, status in rows
-        if isinstance(number, int)
-        and isinstance(run_id, str)
-        and isinstance(name, str)
-        and status in statuses
+        if isinstance(number, int) and isinstance(run_id, str) and isinstance(name, str) and status in statuses
     ]
 
 
-def read_artifacts(
-    connection: sqlite3.Connection, number: int, files: ArtifactFiles
-) -> list[Artifact]:
+def read_artifacts(connection: sqlite3.Connection, number: int, files: ArtifactFiles) -> list[Artifact]:
     """Return the artifacts of a run, oldest first."""
     rows = connection.execute(
-        "SELECT id, name, media_type, size, sha256, made_at FROM artifacts WHERE run = ? ORDER BY key",
-        (number,),
+        "SELECT id, name, media_type, size, sha256, made_at FROM artifacts WHERE run = ? ORDER BY key", (number,)
     )
     return [
         Artifact(id_, name, media_type, size, sha256, made_at / 1_000_000, files)
@@ -364,9 +327,7 @@ def read_checkpoint(connection: sqlite3.Connection, number: int) -> bytes | None
 
 def read_followups(connection: sqlite3.Connection, number: int) -> list[tuple[int, str]]:
     """Return the number and the kind of each run that comes from this one, oldest first."""
-    rows = connection.execute(
-        "SELECT run, kind FROM origins WHERE origin = ? ORDER BY run", (number,)
-    )
+    rows = connection.execute("SELECT run, kind FROM origins WHERE origin = ? ORDER BY run", (number,))
     return [(int(run), str(kind)) for run, kind in rows]
 
 
@@ -398,14 +359,9 @@ class StoredRuns(ABC):
         return self._page(None, before, limit)
 
     def _page(self, query: Query | None, before: int | None, size: int | None) -> list[StoredRun]:
-        return self._ask(
-            lambda db: [self._checked(db, run) for run in read_runs(db, size, before, query)],
-            [],
-        )
+        return self._ask(lambda db: [self._checked(db, run) for run in read_runs(db, size, before, query)], [])
 
-    def select(
-        self, query: Query, skip: Callable[[StoredRun], bool] = lambda _: False
-    ) -> list[StoredRun]:
+    def select(self, query: Query, skip: Callable[[StoredRun], bool] = lambda _: False) -> list[StoredRun]:
         """Return stored runs that fit the query, newest first, without those that `skip` rejects.
 
         It reads page by page, so that others can read in between.
@@ -417,11 +373,7 @@ class StoredRuns(ABC):
             size = min(limit - len(found), PAGE) if is_short and limit is not None else PAGE
             page = self._page(query, before, size)
             for stored in page:
-                if (
-                    query.fits_within(stored.record)
-                    and not skip(stored)
-                    and self._finds(query, stored)
-                ):
+                if query.fits_within(stored.record) and not skip(stored) and self._finds(query, stored):
                     found.append(stored)
                     if len(found) == limit:
                         break
@@ -453,9 +405,7 @@ class StoredRuns(ABC):
     def _one(self, question: Callable[[sqlite3.Connection], StoredRun | None]) -> StoredRun | None:
         with self._reading() as connection:
             found = None if connection is None else question(connection)
-            return (
-                found if found is None or connection is None else self._checked(connection, found)
-            )
+            return found if found is None or connection is None else self._checked(connection, found)
 
     def record(self, number: int) -> RunRecord:
         """Return the whole record of a run."""

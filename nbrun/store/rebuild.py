@@ -34,10 +34,7 @@ class KnownRun:
 
 
 def rebuild(
-    previous: sqlite3.Connection | None,
-    connection: sqlite3.Connection,
-    session: Values,
-    known: Sequence[KnownRun],
+    previous: sqlite3.Connection | None, connection: sqlite3.Connection, session: Values, known: Sequence[KnownRun]
 ) -> tuple[int, dict[str, Row]]:
     """Write a session and its runs into a new file, which has a transaction open.
 
@@ -48,9 +45,7 @@ def rebuild(
     The session's key, and the row of each run, by its id; a run keeps its number if that is free.
     """
     row_writer = RowWriter(connection)
-    found = connection.execute(
-        "SELECT key FROM sessions WHERE session_id = ?", (session[0],)
-    ).fetchone()
+    found = connection.execute("SELECT key FROM sessions WHERE session_id = ?", (session[0],)).fetchone()
     key = row_writer.insert_session(session) if found is None else int(found[0])
     note_file(connection, key)
     return key, {
@@ -84,9 +79,7 @@ def _rebuild_run(
     return Row(number, record.status)
 
 
-def _insert(
-    connection: sqlite3.Connection, row_writer: RowWriter, session_key: int, record: RunRecord
-) -> int:
+def _insert(connection: sqlite3.Connection, row_writer: RowWriter, session_key: int, record: RunRecord) -> int:
     """Return the number of a run's row, which is made unless it exists; rows of its older state are deleted."""
     there = connection.execute(
         "SELECT number FROM runs WHERE session = ? AND run_id = ?", (session_key, record.run_id)
@@ -100,9 +93,7 @@ def _insert(
     return row_writer.insert_row(number, session_key, record, _created(record).inputs())
 
 
-def _copy(
-    previous: sqlite3.Connection, connection: sqlite3.Connection, run: KnownRun, number: int
-) -> bool:
+def _copy(previous: sqlite3.Connection, connection: sqlite3.Connection, run: KnownRun, number: int) -> bool:
     """Copy a run from the old file; return whether its log was complete."""
     copied: dict[str, list[Values]] = {}
     try:
@@ -160,9 +151,7 @@ def _event(record: RunRecord, seq: int, entry: _Entry) -> ev.RunEvent | Dropped:
 
 
 def _created(record: RunRecord) -> ev.RunCreated:
-    return ev.RunCreated(
-        **{name: getattr(record, name) for name in ev.RunCreated.__struct_fields__}
-    )
+    return ev.RunCreated(**{name: getattr(record, name) for name in ev.RunCreated.__struct_fields__})
 
 
 def _beginning(record: RunRecord) -> list[_Entry]:
@@ -198,9 +187,7 @@ def _end(record: RunRecord) -> ev.EventData | None:
             error = record.error or ev.ErrorInfo("Unknown", "the reason is not known")
             return ev.RunFailed(error, record.output, record.usage)
         case RunStatus.CANCELLED:
-            return ev.RunCancelled(
-                cause, record.reason, record.output, record.error, record.usage, record.detached
-            )
+            return ev.RunCancelled(cause, record.reason, record.output, record.error, record.usage, record.detached)
         case RunStatus.LOST:
             return ev.RunLost(record.reason or "", record.ended_at)
         case _:

@@ -82,10 +82,7 @@ class Sweeper:
     """
 
     def __init__(
-        self,
-        connection: sqlite3.Connection,
-        files: ArtifactFiles,
-        rest: Callable[[], bool] | None = None,
+        self, connection: sqlite3.Connection, files: ArtifactFiles, rest: Callable[[], bool] | None = None
     ) -> None:
         self._connection = connection
         self._files = files
@@ -119,10 +116,7 @@ class Sweeper:
         removed = self.sweep(keep)
         named = {row[0] for row in connection.execute("SELECT DISTINCT sha256 FROM artifacts")}
         strays = self._files.remove_strays(named, now)
-        is_in_use = any(
-            kernel.is_same_file and kernel.is_alive() is not False
-            for kernel in open_kernels(connection)
-        )
+        is_in_use = any(kernel.is_same_file and kernel.is_alive() is not False for kernel in open_kernels(connection))
         if not is_in_use:  # else the kernel's commits would have to wait
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -173,9 +167,7 @@ class Sweeper:
             self._connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count", "page_size")
         )
-        (beside,) = self._connection.execute(
-            "SELECT coalesce(sum(size), 0) FROM artifacts"
-        ).fetchone()
+        (beside,) = self._connection.execute("SELECT coalesce(sum(size), 0) FROM artifacts").fetchone()
         return int((pages - free) * size + beside)
 
     def _roots(self) -> Iterator[int]:
@@ -213,8 +205,7 @@ class Sweeper:
         while count == STEP and not self._is_stopped:
             self._begin()
             count = self._connection.execute(
-                "DELETE FROM events WHERE key IN (SELECT key FROM events WHERE run = ? LIMIT ?)",
-                (number, STEP),
+                "DELETE FROM events WHERE key IN (SELECT key FROM events WHERE run = ? LIMIT ?)", (number, STEP)
             ).rowcount
             self._count(count)
 
@@ -222,9 +213,7 @@ class Sweeper:
         """Remove events whose run is gone: a removal was interrupted."""
         number = 0
         while True:  # with the index: there may be millions of events
-            (found,) = self._connection.execute(
-                "SELECT min(run) FROM events WHERE run > ?", (number,)
-            ).fetchone()
+            (found,) = self._connection.execute("SELECT min(run) FROM events WHERE run > ?", (number,)).fetchone()
             if found is None:
                 return
             number = found

@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from nbrun.core import (
-    ArtifactFiles,
-    RunRecord,
-    RunStatus,
-    StoreError,
-    clean_text,
-    events as ev,
-    fold,
-)
+from nbrun.core import ArtifactFiles, RunRecord, RunStatus, StoreError, clean_text, events as ev, fold
 from nbrun.store import payloads
 
 if TYPE_CHECKING:
@@ -31,10 +23,7 @@ _log = logging.getLogger("nbrun")
 
 Values = tuple[object, ...]
 
-_INSERT_EVENT = (
-    "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
+_INSERT_EVENT = "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE_RUN = "UPDATE runs SET status = ?, ended_at = ?, record = ? WHERE number = ?"
 # A later attempt at a run counts its files anew: the last one with an id stays.
 _INSERT_ARTIFACT = (
@@ -257,9 +246,7 @@ class RowWriter:
         origin = data.origin
         if origin is not None and origin.number is not None:
             values = (number, origin.number, origin.kind)
-            self._connection.execute(
-                "INSERT INTO origins (run, origin, kind) VALUES (?, ?, ?)", values
-            )
+            self._connection.execute("INSERT INTO origins (run, origin, kind) VALUES (?, ?, ?)", values)
         numbered = msgspec.structs.replace(data, number=number)
         return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
 
@@ -278,9 +265,7 @@ class RowWriter:
             )
         return key is not None and self._connection.execute(sql, (key,)).fetchone() is not None
 
-    def insert_row(
-        self, number: int | None, session_key: int, record: RunRecord, inputs: str | None
-    ) -> int:
+    def insert_row(self, number: int | None, session_key: int, record: RunRecord, inputs: str | None) -> int:
         """Insert the row of a run, with the next number unless one is given; return its number."""
         cursor = self._connection.execute(
             "INSERT INTO runs (number, session, run_id, name, status, created_at, inputs, record, parent, agent, model)"
@@ -334,9 +319,7 @@ class RowWriter:
                 self._events.append(values)
                 continue
             if opened is None:
-                opened = OpenRow(
-                    None, event.seq, micros(event.ts), event.type, event.attempt, event.parent
-                )
+                opened = OpenRow(None, event.seq, micros(event.ts), event.type, event.attempt, event.parent)
             opened.texts.append(event.data.text)  # type: ignore[attr-defined]  # both delta types have one
             opened.steps.append(micros(event.ts) - opened.ts)
         if opened is None:
@@ -369,9 +352,7 @@ class RowWriter:
         self.insert_artifacts(number, [msgspec.structs.replace(event, data=made)])
         return _values(number, event)
 
-    def write_one_by_one(
-        self, row: Row, events: Sequence[ev.RunEvent]
-    ) -> tuple[Row, list[ev.RunEvent]]:
+    def write_one_by_one(self, row: Row, events: Sequence[ev.RunEvent]) -> tuple[Row, list[ev.RunEvent]]:
         """Write events one by one, with a placeholder for one that cannot be stored; return what was written.
 
         The log stays without a gap, and an end stays an end.
@@ -406,19 +387,14 @@ class RowWriter:
         """List the files that these events of a run name; the files themselves are written already."""
         for event in events:
             data = event.data
-            if (
-                type(data) is ev.Artifact and data.sha256
-            ):  # the fastest check: every event passes here
-                values = (
-                    number, data.id, data.name, data.media_type, data.size, data.sha256, micros(event.ts),
-                )  # fmt: skip
+            if type(data) is ev.Artifact and data.sha256:  # the fastest check: every event passes here
+                values = (number, data.id, data.name, data.media_type, data.size, data.sha256, micros(event.ts))
                 self._connection.execute(_INSERT_ARTIFACT, values)
 
     def write_checkpoint(self, row: Row, checkpointed: Checkpointed) -> None:
         """Write the newest checkpoint of a run in place of the one before."""
         self._connection.execute(
-            "INSERT OR REPLACE INTO checkpoints (run, seq, ts, state) VALUES (?, ?, ?, ?)",
-            (row.number, *checkpointed),
+            "INSERT OR REPLACE INTO checkpoints (run, seq, ts, state) VALUES (?, ?, ?, ?)", (row.number, *checkpointed)
         )
 
     def delete_checkpoints(self, number: int) -> None:
@@ -443,10 +419,7 @@ DELETE FROM checkpoints WHERE run IN (
 
 
 def _values(number: int, event: ev.RunEvent) -> Values:
-    return (
-        number, event.seq, 1, micros(event.ts), event.attempt, event.parent, event.type,
-        ev.encode_data(event.data),
-    )  # fmt: skip
+    return (number, event.seq, 1, micros(event.ts), event.attempt, event.parent, event.type, ev.encode_data(event.data))
 
 
 def _placeholder(event: ev.RunEvent, error: Exception) -> ev.RunEvent:

@@ -143,9 +143,7 @@ def number_above(connection: sqlite3.Connection, number: int) -> None:
 
     Source: an AUTOINCREMENT column continues from `sqlite_sequence`, whose rows may be written.
     """
-    changed = connection.execute(
-        "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'runs'", (number,)
-    )
+    changed = connection.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'runs'", (number,))
     if not changed.rowcount:
         connection.execute("INSERT INTO sqlite_sequence VALUES ('runs', ?)", (number,))
 
@@ -162,9 +160,7 @@ def migrate(connection: sqlite3.Connection, version: int, now: float) -> None:
         for statement in statements:
             connection.execute(statement)
         if number > 1:  # the first version had no table for it
-            connection.execute(
-                "INSERT INTO versions VALUES (?, ?)", (number, round(now * 1_000_000))
-            )
+            connection.execute("INSERT INTO versions VALUES (?, ?)", (number, round(now * 1_000_000)))
     if version < VERSION:
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -237,14 +233,10 @@ def check(connection: sqlite3.Connection, path: Path | None) -> int:
             f"{path} was made by a newer nbrun (schema {version}, this one knows {VERSION}); update nbrun"
         )
     if version and (greatest := _greatest_number(connection)) > MAX_NUMBER:
-        raise StoreReadOnly(
-            f"the run numbers of {path} are used up (#{greatest}), so nbrun does not write to it"
-        )
+        raise StoreReadOnly(f"the run numbers of {path} are used up (#{greatest}), so nbrun does not write to it")
     ours = schema_of(max(version, 1))
     if found != ours:
         strange = sorted(" ".join(str(sql).split()[:3]) for sql in found - ours)
         what = ", ".join(strange) or "missing tables"
-        raise StoreReadOnly(
-            f"{path} is not exactly a store of nbrun ({what}), so nbrun does not write to it"
-        )
+        raise StoreReadOnly(f"{path} is not exactly a store of nbrun ({what}), so nbrun does not write to it")
     return version

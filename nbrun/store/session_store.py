@@ -169,9 +169,7 @@ class SessionStore(StoredRuns):
                     database=self._database,
                 )
             if self._writer.source is not source:
-                raise StoreError(
-                    "this store is in use by another session; give each its own SessionStore"
-                )
+                raise StoreError("this store is in use by another session; give each its own SessionStore")
             return self._writer
 
     # --- reading ---------------------------------------------------------------------------------
@@ -248,9 +246,7 @@ class SessionStore(StoredRuns):
             return
         self._sweep_at = now + SWEEP_S
         if self._may_hold_too_much(number or 0):
-            self._sweep_thread = threading.Thread(
-                target=self._sweep, name="nbrun-retention", daemon=True
-            )
+            self._sweep_thread = threading.Thread(target=self._sweep, name="nbrun-retention", daemon=True)
             self._sweep_thread.start()
 
     def _may_hold_too_much(self, number: int) -> bool:

@@ -61,9 +61,7 @@ class Backlog:
 
     def whole(self) -> Sequence[ev.RunEvent]:
         """Return the events that were not dropped."""
-        return (
-            [item for item in self._items if not isinstance(item, Dropped)] if self._items else ()
-        )
+        return [item for item in self._items if not isinstance(item, Dropped)] if self._items else ()
 
     def pieces(self) -> Iterator[Backlog | Dropped]:
         """Yield what was kept and what was dropped, in order."""
@@ -105,9 +103,7 @@ class Backlog:
         if isinstance(last, Dropped) and last.attempt == event.attempt:
             self._items[-1] = replace(last, count=last.count + 1, end=end)
             return
-        self._items.append(
-            Dropped(event.run_id, event.seq, 1, event.ts, event.attempt, why, start, end)
-        )
+        self._items.append(Dropped(event.run_id, event.seq, 1, event.ts, event.attempt, why, start, end))
         self.size += _EVENT_BYTES
 
     def copy(self) -> Backlog:
@@ -271,9 +267,7 @@ class FileWriter:
         with self._lock:
             self._rows.delete_checkpoints(number)
 
-    def rebuild(
-        self, previous: sqlite3.Connection | None, known: Sequence[KnownRun]
-    ) -> dict[str, Row]:
+    def rebuild(self, previous: sqlite3.Connection | None, known: Sequence[KnownRun]) -> dict[str, Row]:
         """Write what this kernel knows into a new file; return the row of each run, by its id."""
         self._sync_fully(True)
         with self._lock, transaction(self._connection):
@@ -286,8 +280,7 @@ class FileWriter:
         with self._lock:
             if self._session_key is not None:
                 self._connection.execute(
-                    "UPDATE sessions SET closed_at = ? WHERE key = ?",
-                    (micros(self._clock.now()), self._session_key),
+                    "UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(self._clock.now()), self._session_key)
                 )
 
     def close(self) -> None:
@@ -314,17 +307,11 @@ class FileWriter:
         if now - self._beaten_at >= BEAT_S:
             self._beaten_at = now
             self._connection.execute(
-                "UPDATE sessions SET heartbeat_at = ? WHERE key = ?",
-                (micros(self._clock.now()), session_key),
+                "UPDATE sessions SET heartbeat_at = ? WHERE key = ?", (micros(self._clock.now()), session_key)
             )
 
     def _write_run(
-        self,
-        session_key: int,
-        run_id: str,
-        run: HeldRun,
-        new: list[ev.RunEvent],
-        has_placeholders: bool,
+        self, session_key: int, run_id: str, run: HeldRun, new: list[ev.RunEvent], has_placeholders: bool
     ) -> Written:
         if run.backlog.has_dropped:
             return self._write_with_gaps(session_key, run_id, run, new, has_placeholders)
@@ -346,12 +333,7 @@ class FileWriter:
         return Written(self._rows.write_record(row, record), record, new)
 
     def _write_with_gaps(
-        self,
-        session_key: int,
-        run_id: str,
-        run: HeldRun,
-        new: list[ev.RunEvent],
-        has_placeholders: bool,
+        self, session_key: int, run_id: str, run: HeldRun, new: list[ev.RunEvent], has_placeholders: bool
     ) -> Written:
         """Write a run with dropped events in its backlog: piece by piece, then what is new."""
         row, record = run.row, run.record

@@ -31,14 +31,7 @@ LOG_OPEN = 1_000
 _HEADERS = bytes(range(0x80, 0xA0)) + b"\xdc\xdd\xde\xdf"
 _OTHERS = bytes(code for code in range(256) if code not in _HEADERS)
 
-_MOMENTS = (
-    "created_at",
-    "started_at",
-    "cancel_requested_at",
-    "ended_at",
-    "last_event_at",
-    "detached_finished_at",
-)
+_MOMENTS = ("created_at", "started_at", "cancel_requested_at", "ended_at", "last_event_at", "detached_finished_at")
 _moments = attrgetter(*_MOMENTS)
 
 Row = tuple[int, int, int, int, str | None, str, bytes | None]
@@ -141,9 +134,7 @@ def sound_brief(record: RunRecord, number: int, session_id: object) -> RunRecord
         record = msgspec.structs.replace(record, output=None, options={}, pending=())
     # Always brief: it is as of the last change of status, and the log may have more. The session comes from the row:
     # an imported run names another one.
-    return msgspec.structs.replace(
-        record, number=number, session_id=text(session_id), is_brief=True, unseen=""
-    )
+    return msgspec.structs.replace(record, number=number, session_id=text(session_id), is_brief=True, unseen="")
 
 
 def foldable(events: Iterable[ev.RunEvent]) -> Iterator[ev.RunEvent]:

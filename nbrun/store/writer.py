@@ -244,9 +244,7 @@ class Writer:
             self.source.refuse(run_id)
         self._commit(groups, committed)
 
-    def _write_carefully(
-        self, groups: _Group, error: Exception, committed: list[Committed]
-    ) -> None:
+    def _write_carefully(self, groups: _Group, error: Exception, committed: list[Committed]) -> None:
         """Write the run that is to blame with placeholders for what cannot be stored; give it up if that fails."""
         ((run_id, new),) = groups.items()
         _log.warning("%s: something in it cannot be stored (%s)", run_id, error)
@@ -271,9 +269,7 @@ class Writer:
         for run_id, new in groups.items():
             self._keep(run_id, new, words, committed)
 
-    def _keep(
-        self, run_id: str, new: list[ev.RunEvent], problem: str, committed: list[Committed]
-    ) -> None:
+    def _keep(self, run_id: str, new: list[ev.RunEvent], problem: str, committed: list[Committed]) -> None:
         """Publish events that are not on disk; they are written later unless their run was given up."""
         run = self._run(run_id)
         text_at, size = len(run.record.text), run.backlog.size
@@ -374,21 +370,14 @@ class Writer:
     # --- one transaction -------------------------------------------------------------------------
 
     def _write(
-        self,
-        groups: _Group,
-        committed: list[Committed],
-        *,
-        has_placeholders: bool = False,
-        is_guarded: bool = False,
+        self, groups: _Group, committed: list[Committed], *, has_placeholders: bool = False, is_guarded: bool = False
     ) -> None:
         """Commit the backlogs and the new events of these runs; if it raises, nothing has changed."""
         runs = {run_id: self._run(run_id) for run_id in groups}
         if is_guarded:
             self._stall_guard.begin_call(groups, committed)
         try:
-            written, kept = self._file.write(
-                runs, groups, self.source.checkpoints, has_placeholders=has_placeholders
-            )
+            written, kept = self._file.write(runs, groups, self.source.checkpoints, has_placeholders=has_placeholders)
         except Exception as error:
             if is_guarded and self._stall_guard.end_call():
                 raise _TakenOver from error
@@ -575,9 +564,7 @@ class StallGuard:
         if not self._is_awake:
             self._is_awake = True
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._main, name="nbrun-writer-watch", daemon=True
-                )
+                self._thread = threading.Thread(target=self._main, name="nbrun-writer-watch", daemon=True)
                 self._thread.start()
             self._wake.set()
 

@@ -23,18 +23,13 @@ class NbRun(Configurable):
     ).tag(config=True)
     store = Unicode(
         "",
-        help="The file of the session store (path; default '': .nbrun/<notebook>.db beside the notebook). "
-        f"{AT_LOAD}",
+        help=f"The file of the session store (path; default '': .nbrun/<notebook>.db beside the notebook). {AT_LOAD}",
     ).tag(config=True)
     max_concurrent = Int(
-        8,
-        min=1,
-        help=f"How many runs may run at once; more are queued (runs; default 8). {AT_LOAD}",
+        8, min=1, help=f"How many runs may run at once; more are queued (runs; default 8). {AT_LOAD}"
     ).tag(config=True)
     cancel_grace_s = Float(
-        2.0,
-        min=0.0,
-        help=f"How long an agent may clean up after a cancel (seconds; default 2.0). {AT_LOAD}",
+        2.0, min=0.0, help=f"How long an agent may clean up after a cancel (seconds; default 2.0). {AT_LOAD}"
     ).tag(config=True)
     reentrant_loop = Bool(
         False,

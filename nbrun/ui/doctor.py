@@ -102,22 +102,13 @@ def _front_end(extension: Presenter) -> Finding:
 def _control(extension: Presenter) -> Finding:
     subject, kernel = "control channel", extension.kernel
     if kernel is None:
-        return Finding(
-            Sign.OK, subject, "not needed without a kernel; Ctrl-C cancels the run that is being waited for"
-        )  # fmt: skip
+        return Finding(Sign.OK, subject, "not needed without a kernel; Ctrl-C cancels the run that is being waited for")
     if requests.REQUEST not in kernel.control_handlers:
-        return Finding(
-            Sign.PROBLEM,
-            subject,
-            "nbrun's handler was removed from the kernel",
-            "%reload_ext nbrun",
-        )
+        return Finding(Sign.PROBLEM, subject, "nbrun's handler was removed from the kernel", "%reload_ext nbrun")
     took_s = control_round_trip_s(kernel, extension.session.clock)
     if took_s is None:
         text = f"no answer in {ANSWER_S:g} s: Cancel on a card only works when no cell is running"
-        return Finding(
-            Sign.PROBLEM, subject, text, "interrupt (■) a waiting cell, or restart the kernel"
-        )
+        return Finding(Sign.PROBLEM, subject, text, "interrupt (■) a waiting cell, or restart the kernel")
     text = f"answers in {duration(took_s)} while this cell keeps the kernel busy, so Cancel works at any time"
     return Finding(Sign.OK, subject, text)
 
@@ -160,12 +151,7 @@ def _why_no_page(extension: Presenter) -> str | None:
 def _page(extension: Presenter) -> Iterator[Finding]:
     why = _why_no_page(extension)
     if why is not None:
-        yield Finding(
-            Sign.NOTE,
-            "page",
-            f"not checked: {why}",
-            "run doctor where you want to see cards",
-        )
+        yield Finding(Sign.NOTE, "page", f"not checked: {why}", "run doctor where you want to see cards")
 
 
 def _subshells(kernel: Any) -> Iterator[Finding]:
@@ -191,9 +177,7 @@ def _subshells(kernel: Any) -> Iterator[Finding]:
         text = f"{len(opened)} open: clicks on widgets are handled while a cell is running"
         yield Finding(Sign.OK, subject, text)
     else:
-        text = (
-            f"none open: JupyterLab opens one with its first widget; on other pages clicks {waits}"
-        )
+        text = f"none open: JupyterLab opens one with its first widget; on other pages clicks {waits}"
         yield Finding(Sign.OK, subject, text)
 
 
@@ -218,9 +202,7 @@ def _nesting() -> Finding:
         fix = "restart the kernel, and use nest_asyncio2 instead (pip install nest-asyncio2)"
         return Finding(Sign.PROBLEM, "nest_asyncio", text, fix)
     text = "nest_asyncio2 is applied, which is safe; clicks wait for a nested run to end"
-    return Finding(
-        Sign.NOTE, "nest_asyncio", text, "use await instead of asyncio.run() where you can"
-    )
+    return Finding(Sign.NOTE, "nest_asyncio", text, "use await instead of asyncio.run() where you can")
 
 
 def _runs(extension: Presenter) -> Iterator[Finding]:
@@ -252,9 +234,7 @@ def _loops(answers: list[float | None]) -> Iterator[Finding]:
         yield Finding(Sign.PROBLEM, subject, text, fix)
 
 
-_WAITS = Finding(
-    Sign.NOTE, "page", "reports here once it is displayed", "open this notebook in a browser"
-)
+_WAITS = Finding(Sign.NOTE, "page", "reports here once it is displayed", "open this notebook in a browser")
 
 
 _LIMIT = 4

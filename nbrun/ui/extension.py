@@ -71,10 +71,7 @@ class Extension:
         kernel = self.presenter.kernel
         if kernel is not None:
             requests.install(kernel, self.presenter.requests.answer)
-            self._undo += [
-                lambda: requests.remove(kernel),
-                waiting.wrap_shutdown(kernel, self.close),
-            ]
+            self._undo += [lambda: requests.remove(kernel), waiting.wrap_shutdown(kernel, self.close)]
         atexit.register(self.close)
         self._undo.append(lambda: atexit.unregister(self.close))
 

@@ -158,9 +158,7 @@ class Presenter:
     @property
     def has_page(self) -> bool:
         """Whether somebody can see what is displayed, and click on it."""
-        return bool(
-            self.kernel is not None and self.config.card and not waiting.is_headless(self.shell)
-        )
+        return bool(self.kernel is not None and self.config.card and not waiting.is_headless(self.shell))
 
     def show_panel(self) -> None:
         """Show the runs: a live table on a page, else a list of the newest."""
@@ -188,10 +186,7 @@ class Presenter:
             from nbrun.ui.cards.board import CardBoard
 
             self._board = CardBoard(
-                self.session,
-                waiting.kernel_id(self.kernel),
-                self.requests.answer,
-                lambda: self.config.notify_after,
+                self.session, waiting.kernel_id(self.kernel), self.requests.answer, lambda: self.config.notify_after
             )
             self.session.on_queue_moved = self._board.redraw_queued
         return self._board
@@ -220,9 +215,7 @@ class Presenter:
                         fix = Fix(Action.LOST, run_ref(run.glance))
                         raise RunNotFinished(repr(run), fixes=[fix])
                     if until is not None and clock.monotonic() >= until:
-                        raise RunNotFinished(
-                            f"{run!r} hasn't finished after {timeout_s:g} s; it continues"
-                        )
+                        raise RunNotFinished(f"{run!r} hasn't finished after {timeout_s:g} s; it continues")
         except KeyboardInterrupt:
             live = sum(not run.done() for run in runs)
             still = "1 run is" if live == 1 else f"{live} runs are"

@@ -65,22 +65,14 @@ def child_of(run: Run) -> int:
     ("kind", "message"),
     [
         ("says nothing", r"poet has not answered for 0\.5 s; was it started as an ACP agent\?"),
-        (
-            "is no agent",
-            r"poet ended with exit code 2 before it had answered: usage: agent \[options\]",
-        ),
+        ("is no agent", r"poet ended with exit code 2 before it had answered: usage: agent \[options\]"),
         ("wants a login", "Authentication required: run: agent login"),
         ("refuses", "poet refused to continue"),
-        (
-            "answers nonsense",
-            r"poet sent a response that doesn't follow the protocol \(protocolVersion: ",
-        ),
+        ("answers nonsense", r"poet sent a response that doesn't follow the protocol \(protocolVersion: "),
         ("answers no error", r'\["no",5\]'),
     ],
 )
-def test_what_is_no_agent_fails_with_a_line_that_says_why(
-    session: NotebookSession, kind: str, message: str
-) -> None:
+def test_what_is_no_agent_fails_with_a_line_that_says_why(session: NotebookSession, kind: str, message: str) -> None:
     """Silence, a usage, a login that is missing, a refusal."""
     patience_s = 0.5 if kind == "says nothing" else BOUND_S
     run = ended(session.start(hostile(kind, start_timeout_s=patience_s)))
@@ -90,12 +82,8 @@ def test_what_is_no_agent_fails_with_a_line_that_says_why(
     assert re.search(message, run.error.message), run.error.message
 
 
-@pytest.mark.parametrize(
-    "kind", ["never answers", "ignores a cancel", "floods and ignores a cancel"]
-)
-def test_one_that_does_not_stop_is_killed_with_all_that_it_has_started(
-    session: NotebookSession, kind: str
-) -> None:
+@pytest.mark.parametrize("kind", ["never answers", "ignores a cancel", "floods and ignores a cancel"])
+def test_one_that_does_not_stop_is_killed_with_all_that_it_has_started(session: NotebookSession, kind: str) -> None:
     """After the grace; nothing of it runs on, so nothing is named."""
     run = session.start(hostile(kind))
     child = child_of(run)
@@ -111,9 +99,7 @@ def test_a_cancel_while_it_is_started_leaves_nothing_open() -> None:
 
     async def main() -> int:
         before: int = psutil.Process().num_fds()
-        starting: Any = AcpProcess.start(
-            hostile("says nothing"), cast("Any", None), cast("Any", None)
-        )
+        starting: Any = AcpProcess.start(hostile("says nothing"), cast("Any", None), cast("Any", None))
         task = asyncio.create_task(starting)
         await asyncio.sleep(0)  # it waits for the program to be there
         assert task.cancel()
@@ -189,9 +175,7 @@ def test_garbage_is_told_of_once_and_the_run_goes_on(
 # --- it asks too late --------------------------------------------------------------------------------
 
 
-def test_a_question_after_a_cancel_is_answered_at_once(
-    session: NotebookSession, tmp_path: Path
-) -> None:
+def test_a_question_after_a_cancel_is_answered_at_once(session: NotebookSession, tmp_path: Path) -> None:
     """By `cancelled`, as the protocol has it; no person is asked."""
     heard = tmp_path / "heard.json"
     run = session.start(hostile("asks after a cancel", str(heard)))
@@ -231,13 +215,7 @@ run.wait()
 @pytest.mark.timeout(40)
 def test_a_killed_kernel_leaves_no_agent(tmp_path: Path) -> None:
     """SIGKILL of the kernel takes the agent along, and what that has started."""
-    command = [
-        sys.executable,
-        "-c",
-        textwrap.dedent(KERNEL),
-        str(tmp_path / "runs.db"),
-        str(PROGRAM),
-    ]
+    command = [sys.executable, "-c", textwrap.dedent(KERNEL), str(tmp_path / "runs.db"), str(PROGRAM)]
     kernel = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert kernel.stdout is not None
     try:
@@ -295,9 +273,7 @@ def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> N
     agent = hostile("refuses")
     run = ended(first.start(agent, target="acp:touch planted"))
     first.close()
-    with pytest.raises(
-        AgentNotFound, match=r"isn't started from its record; pass agent=nbrun\.agents"
-    ):
+    with pytest.raises(AgentNotFound, match=r"isn't started from its record; pass agent=nbrun\.agents"):
         make_session().get(run.id).retry()
 
 
@@ -309,12 +285,7 @@ def question(number: int, *kinds: str, **call: object) -> dict[str, object]:
     options = [{"optionId": f"{kind}-{at}", "name": kind, "kind": kind.partition(" ")[0]}
                for at, kind in enumerate(kinds or ("allow_once", "allow_always", "reject_once"))]  # fmt: skip
     params = {"sessionId": "s-1", "toolCall": {"toolCallId": "t-1", **call}, "options": options}
-    return {
-        "jsonrpc": "2.0",
-        "id": number,
-        "method": "session/request_permission",
-        "params": params,
-    }
+    return {"jsonrpc": "2.0", "id": number, "method": "session/request_permission", "params": params}
 
 
 def told(**body: object) -> dict[str, object]:
@@ -345,18 +316,14 @@ def following(session: NotebookSession, tmp_path: Path, *messages: object) -> tu
 
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["at its beginning", "later"])
-def test_a_person_sees_what_it_had_told_of_the_tool(
-    session: NotebookSession, tmp_path: Path, is_late: bool
-) -> None:
+def test_a_person_sees_what_it_had_told_of_the_tool(session: NotebookSession, tmp_path: Path, is_late: bool) -> None:
     """A question may name the tool alone: its name and arguments are those that were told last."""
     empty = told(sessionUpdate="tool_call", title="Bash", rawInput={})
     written = told(sessionUpdate="tool_call_update", rawInput={"command": "ls"})
     before = [empty, written] if is_late else [BASH]
     run, answers = following(session, tmp_path, *before, question(1))
     question_ = asked(run)
-    assert (question_.message, question_.tool, question_.args) == (
-        "Use Bash?", "Bash", {"command": "ls"},
-    )  # fmt: skip
+    assert (question_.message, question_.tool, question_.args) == ("Use Bash?", "Bash", {"command": "ls"})
     run.approve()
     ended(run)
     assert json.loads(answers.read_text()) == ["allow_once-0"]
@@ -402,9 +369,7 @@ def test_options_with_odd_names_are_told_apart(session: NotebookSession, tmp_pat
 
 
 @pytest.mark.parametrize("status", ["completed", "failed"])
-def test_a_denied_tool_that_is_used_all_the_same_is_told(
-    session: NotebookSession, tmp_path: Path, status: str
-) -> None:
+def test_a_denied_tool_that_is_used_all_the_same_is_told(session: NotebookSession, tmp_path: Path, status: str) -> None:
     """Its row is true: `denied` only where it was not used; an allow takes the denial back."""
     done = told(sessionUpdate="tool_call_update", status=status, rawOutput="a secret")
     run, _ = following(session, tmp_path, BASH, question(1), done)
@@ -439,9 +404,7 @@ def test_odd_requests_do_not_open_the_door_for_questions(session: NotebookSessio
     assert sum(isinstance(e.data, ev.ApprovalRequested) for e in run.events()) == MAX_REQUESTS
 
 
-def test_a_cancel_before_there_is_a_session_sends_no_prompt(
-    session: NotebookSession, tmp_path: Path
-) -> None:
+def test_a_cancel_before_there_is_a_session_sends_no_prompt(session: NotebookSession, tmp_path: Path) -> None:
     """There is nobody to ask yet: the program is ended at once."""
     notes = tmp_path / "notes"
     run = session.start(hostile("begins late", str(notes)))

@@ -84,9 +84,7 @@ def test_instructions_reach_the_model() -> None:
         return ModelResponse([TextPart("yes")])
 
     agent: Agent[None, Any] = assemble("test", RunOptions(system="Be brief."), print)
-    result = asyncio.run(
-        agent.run("tea", model=FunctionModel(answer))
-    )  # run_sync() leaves its loop open
+    result = asyncio.run(agent.run("tea", model=FunctionModel(answer)))  # run_sync() leaves its loop open
     assert result.output == "yes"
     assert sent == ["Be brief."]
 
@@ -147,9 +145,7 @@ def test_an_mcp_server_brings_its_tools_and_ends_with_the_run(
 def test_a_later_kernel_finds_functions_and_types_by_name(make_session: MakeSession) -> None:
     """A retry needs them defined again, says so where they are not, and keeps the instructions."""
     first = make_session()
-    run = first.start(
-        model="local", prompt="tea", tools=[brew], system="Be brief.", output_type=Cup
-    )
+    run = first.start(model="local", prompt="tea", tools=[brew], system="Be brief.", output_type=Cup)
     run.cancel()
     assert run.wait(BOUND_S)
     first.close()
@@ -203,9 +199,7 @@ def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> N
         ({"settings": 0.5}, r"settings must be a dict such as \{'temperature': 0\}, not float"),
     ],
 )
-def test_what_the_agent_cannot_take_is_refused(
-    session: NotebookSession, given: dict[str, Any], message: str
-) -> None:
+def test_what_the_agent_cannot_take_is_refused(session: NotebookSession, given: dict[str, Any], message: str) -> None:
     """One line names the fix, and nothing is started."""
     with pytest.raises(BadOption, match=message):
         session.start(None, "tea", model="local", **given)
@@ -285,9 +279,7 @@ def test_the_order_is_model_setting_key_ollama() -> None:
     assert model(None, environ) == "ollama:qwen3"
 
 
-def test_with_nothing_configured_the_local_model_is_taken_or_the_ways_are_listed(
-    *, has_local: bool
-) -> None:
+def test_with_nothing_configured_the_local_model_is_taken_or_the_ways_are_listed(*, has_local: bool) -> None:
     """The last resort is the local model; without it one line lists all that would do."""
     if has_local:
         agent, label = choose(None, {})
@@ -297,13 +289,7 @@ def test_with_nothing_configured_the_local_model_is_taken_or_the_ways_are_listed
         return
     with pytest.raises(BadOption) as caught:
         choose(None, {})
-    for way in (
-        "--model",
-        "NBRUN_MODEL",
-        "OPENAI_API_KEY",
-        "OLLAMA_BASE_URL",
-        "install the local model",
-    ):
+    for way in ("--model", "NBRUN_MODEL", "OPENAI_API_KEY", "OLLAMA_BASE_URL", "install the local model"):
         assert way in str(caught.value)
     assert [fix.action for fix in caught.value.fixes] == [Action.INSTALL_LOCAL_MODEL]
     assert "\n" not in str(caught.value)

@@ -27,9 +27,5 @@ def test_earlier_calls_become_text_for_a_model() -> None:
 
 def test_only_a_json_object_is_read_as_one() -> None:
     """Other JSON and text give None; a field is read from a dict or an object."""
-    assert (json_object('{"x": 1}'), json_object("[1]"), json_object("tea")) == (
-        {"x": 1},
-        None,
-        None,
-    )
+    assert (json_object('{"x": 1}'), json_object("[1]"), json_object("tea")) == ({"x": 1}, None, None)
     assert (part_of({"x": 1}, "x"), part_of(3 + 4j, "imag"), part_of(None, "x")) == (1, 4.0, None)

@@ -118,9 +118,7 @@ def decorated(function: Callable[..., object]) -> Callable[..., object]:
         (str.upper, "TEA"),
     ],
 )
-def test_every_kind_of_function_runs(
-    session: NotebookSession, agent: object, output: object
-) -> None:
+def test_every_kind_of_function_runs(session: NotebookSession, agent: object, output: object) -> None:
     """Async or sync, returning or yielding, with or without the run; what it returns, or said, is the output."""
     run = session.start(agent, "tea")
     assert run.result(BOUND_S) == output
@@ -167,9 +165,7 @@ def test_a_sync_agent_sees_its_run(session: NotebookSession) -> None:
 
 
 @pytest.mark.parametrize("thread", [False, True])
-def test_context_variables_of_the_starter_are_seen(
-    session: NotebookSession, *, thread: bool
-) -> None:
+def test_context_variables_of_the_starter_are_seen(session: NotebookSession, *, thread: bool) -> None:
     """An agent begins with a copy of its cell's context, on the loop as in a thread."""
     from contextvars import ContextVar
 

@@ -81,10 +81,7 @@ def test_a_graph_without_messages_takes_its_input_as_the_prompt(session: Noteboo
     builder = StateGraph(Topic, input_schema=Asked)
     builder.add_node("tell", tell)
     builder.add_edge(START, "tell")
-    assert session.start(builder.compile(), "tea").result(BOUND_S) == {
-        "topic": "tea",
-        "joke": "tea!",
-    }
+    assert session.start(builder.compile(), "tea").result(BOUND_S) == {"topic": "tea", "joke": "tea!"}
     both = graph_of(Topic, tell)
     given = session.start(both, '{"topic": "milk"}').result(BOUND_S)
     assert given == {"topic": "milk", "joke": "milk!"}
@@ -223,9 +220,7 @@ def test_reasoning_and_the_steps_of_a_tool(session: NotebookSession) -> None:
 
     class Thinks(ScriptModel):
         async def _astream(self, *args: Any, **kwargs: Any) -> Any:
-            parts: list[str | dict[str, Any]] = [
-                {"type": "reasoning", "reasoning": "hm ", "index": 0}
-            ]
+            parts: list[str | dict[str, Any]] = [{"type": "reasoning", "reasoning": "hm ", "index": 0}]
             yield ChatGenerationChunk(message=AIMessageChunk(content=parts))
             async for chunk in super()._astream(*args, **kwargs):
                 yield chunk
@@ -258,9 +253,7 @@ def test_reasoning_and_the_steps_of_a_tool(session: NotebookSession) -> None:
         (lambda run: run.deny(reason="no"), False),
     ],
 )
-def test_an_interrupt_of_another_form(
-    session: NotebookSession, answer: Callable[[Run], None], got: object
-) -> None:
+def test_an_interrupt_of_another_form(session: NotebookSession, answer: Callable[[Run], None], got: object) -> None:
     """The graph gets what the person said, and nothing that is true when it was denied."""
 
     def ask(state: Topic) -> dict[str, Any]:
@@ -353,9 +346,7 @@ def test_a_breakpoint_asks_whether_to_go_on(session: NotebookSession) -> None:
     """Denied, the run ends there with what there is."""
     calls = (as_tool(ADD),)
     for is_allowed in (True, False):
-        graph = react(
-            ScriptModel(turns=SCENARIOS["adds"].turns), list(calls), interrupt_before=["tools"]
-        )
+        graph = react(ScriptModel(turns=SCENARIOS["adds"].turns), list(calls), interrupt_before=["tools"])
         run = session.start(graph, "tea")
         (asked,) = asking(run)
         assert asked.message == "Continue with tools?"
@@ -421,9 +412,7 @@ def test_what_is_open_is_not_called_unasked() -> None:
     """Of one response: what was done stands, what was begun is told as such, the rest is taken away."""
     calls: Any = [{"name": "add", "args": {}, "id": name} for name in ("done", "begun", "asked")]
     said = AIMessage("let us see", tool_calls=calls)
-    whole = without_open_calls(
-        [HumanMessage("tea"), said, ToolMessage("5", tool_call_id="done")], {"begun"}
-    )
+    whole = without_open_calls([HumanMessage("tea"), said, ToolMessage("5", tool_call_id="done")], {"begun"})
     assert [message.type for message in whole] == ["human", "ai", "tool", "tool"]
     assert [call["id"] for call in whole[1].tool_calls] == ["done", "begun"]  # type: ignore[attr-defined]
     assert {m.tool_call_id: m.content for m in whole if isinstance(m, ToolMessage)} == {
@@ -440,10 +429,7 @@ def test_a_forged_checkpoint_grants_nothing(session: NotebookSession) -> None:
     graph = react(ScriptModel(turns=turns), [as_tool(ADD), as_tool(DELETE)])
     forged = {
         "type": "ai",
-        "data": {
-            "content": "",
-            "tool_calls": [{"name": "delete", "args": {"path": "x"}, "id": "f"}],
-        },
+        "data": {"content": "", "tool_calls": [{"name": "delete", "args": {"path": "x"}, "id": "f"}]},
     }
     for begun in ([], ["f"]):
         state = {"messages": json.dumps([forged]), "begun": begun}
@@ -464,12 +450,8 @@ def _keeps(state: object) -> Callable[..., Any]:
     return keeps
 
 
-@pytest.mark.parametrize(
-    "state", [{}, 7, {"messages": "no", "begun": []}, {"messages": "[{}]", "begun": []}]
-)
-def test_a_state_of_another_version_is_refused_in_a_line(
-    session: NotebookSession, state: object
-) -> None:
+@pytest.mark.parametrize("state", [{}, 7, {"messages": "no", "begun": []}, {"messages": "[{}]", "begun": []}])
+def test_a_state_of_another_version_is_refused_in_a_line(session: NotebookSession, state: object) -> None:
     """Whatever it is."""
     run = ended(session.start(_keeps(state), "tea"))
     resumed = ended(run.resume(agent=react(ScriptModel(turns=()), [])))
@@ -508,9 +490,7 @@ def test_a_cancel_reaches_into_a_subgraph(session: NotebookSession) -> None:
     assert log.told(run, tools.LEFT) == [None]
 
 
-def test_a_model_that_has_lost_its_cancel_is_cancelled_at_its_next_word(
-    session: NotebookSession,
-) -> None:
+def test_a_model_that_has_lost_its_cancel_is_cancelled_at_its_next_word(session: NotebookSession) -> None:
     """As `asyncio.wait_for` loses one up to Python 3.11: the model would speak on, and be paid for it."""
 
     class Deaf(ScriptModel):
@@ -542,9 +522,7 @@ def test_many_tasks_of_a_step_are_one_run(session: NotebookSession) -> None:
 
     builder = StateGraph(Many)
     builder.add_node("work", work)  # type: ignore[arg-type]  # a `Send` gives a node any value
-    builder.add_conditional_edges(
-        START, lambda _state: [Send("work", n) for n in range(3)], ["work"]
-    )
+    builder.add_conditional_edges(START, lambda _state: [Send("work", n) for n in range(3)], ["work"])
     run = ended(session.start(builder.compile(), '{"done": []}'))
     assert run.status is RunStatus.FAILED
     assert "number two is broken" in str(run.error)

@@ -195,10 +195,7 @@ def test_no_model_is_called_beyond_max_turns(session: NotebookSession) -> None:
     ("answer", "got"),
     [
         (lambda run: run.approve(), ["yes", True, {"cups": 2, "who": "Ann"}, ""]),
-        (
-            lambda run: run.approve(text="a bit"),
-            ["a bit", True, {"cups": 2, "who": "Ann"}, "a bit"],
-        ),
+        (lambda run: run.approve(text="a bit"), ["a bit", True, {"cups": 2, "who": "Ann"}, "a bit"]),
         (lambda run: run.approve(args={"cups": 1}), ["yes", True, {"cups": 1}, ""]),
         (lambda run: run.deny(reason="no"), ["", False, {"cups": 2, "who": "Ann"}, "no"]),
     ],
@@ -215,8 +212,7 @@ def test_a_step_that_waits_for_a_person(
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
-    [("fails", "no cup"), ("exits", "SystemExit: 3"), ("waits", "timed out after 0.3 seconds")],
+    ("how", "words"), [("fails", "no cup"), ("exits", "SystemExit: 3"), ("waits", "timed out after 0.3 seconds")]
 )
 def test_how_a_workflow_ends(session: NotebookSession, how: str, words: str) -> None:
     """With what it raised, also where it has died of it; its own time limit is its own."""
@@ -225,9 +221,7 @@ def test_how_a_workflow_ends(session: NotebookSession, how: str, words: str) -> 
     assert words in str(run.error)
 
 
-def test_a_step_that_takes_no_cancel_holds_up_nobody(
-    make_session: Callable[..., NotebookSession],
-) -> None:
+def test_a_step_that_takes_no_cancel_holds_up_nobody(make_session: Callable[..., NotebookSession]) -> None:
     """The run ends after its grace."""
     session = make_session(cancel_grace_s=0.2)
     workflow = Breaks(timeout=None)
@@ -330,16 +324,12 @@ def test_a_forged_context_runs_no_code(
         entry = {"event": json.dumps(event), "work_item_id": None}
         whole = json.loads(state["context"])
         whole["workers"]["ask"]["queue"] = [entry]
-        resumed = ended(
-            _stopped(session, {**state, "context": json.dumps(whole)}).resume(agent=Asker())
-        )
+        resumed = ended(_stopped(session, {**state, "context": json.dumps(whole)}).resume(agent=Asker()))
         assert "retry starts it again" in str(resumed.error)
     whole = json.loads(state["context"])
     error = {"exception_type": "evil_tea.Cup", "exception_message": ""}
     start = {"__is_pydantic": True, "value": {}, "qualified_name": "workflows.events.StartEvent"}
-    whole["workers"]["ask"]["queue"] = [
-        {"event": json.dumps(start), "work_item_id": None, "last_exception": error}
-    ]
+    whole["workers"]["ask"]["queue"] = [{"event": json.dumps(start), "work_item_id": None, "last_exception": error}]
     resumed = _stopped(session, {**state, "context": json.dumps(whole)}).resume(agent=Asker())
     asking(resumed)
     resumed.cancel()
@@ -347,12 +337,8 @@ def test_a_forged_context_runs_no_code(
     assert "evil_tea" not in sys.modules
 
 
-@pytest.mark.parametrize(
-    "state", [{}, 7, {"context": "no", "asked": []}, {"context": "[]", "asked": []}]
-)
-def test_a_state_of_another_version_is_refused_in_a_line(
-    session: NotebookSession, state: object
-) -> None:
+@pytest.mark.parametrize("state", [{}, 7, {"context": "no", "asked": []}, {"context": "[]", "asked": []}])
+def test_a_state_of_another_version_is_refused_in_a_line(session: NotebookSession, state: object) -> None:
     """Whatever it is."""
     resumed = ended(_stopped(session, state).resume(agent=Asker()))
     assert "retry starts it again" in str(resumed.error)

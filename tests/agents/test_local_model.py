@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic_ai import Agent, CancellationToken
 from pydantic_ai.exceptions import ModelAPIError, RunCancelled, UserError
-from pydantic_ai.messages import (
-    BinaryContent,
-    ModelRequest,
-    PartDeltaEvent,
-    PartStartEvent,
-    TextPart,
-    TextPartDelta,
-)
+from pydantic_ai.messages import BinaryContent, ModelRequest, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 from pydantic_ai.models import ModelRequestParameters
 
 from nbrun import NotebookSession
@@ -290,11 +283,7 @@ def test_interpreter_exits_while_it_decodes() -> None:
         asyncio.run(main())
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
@@ -335,17 +324,13 @@ def test_it_drives_the_built_in_agent_through_two_forced_tools(session: Notebook
         return {**GREEDY, "max_tokens": 40, "tool_choice": choices[context.run_step - 1]}
 
     run = session.start(
-        None, "What is the weather in Oslo? Also add 100 and 250.", model="local",
-        tools=[weather, add], settings=steps,
-    )  # fmt: skip
+        None, "What is the weather in Oslo? Also add 100 and 250.", model="local", tools=[weather, add], settings=steps
+    )
     assert isinstance(run.result(60), str)
     assert [name for name, _ in seen] == ["weather", "add"]
     assert seen[0][1] == "Oslo"
     sent = [(tool.name, tool.args, tool.status, tool.result) for tool in run.record.tools]
-    assert sent == [
-        ("weather", {"city": "Oslo"}, "ok", "rain, 8 degrees"),
-        ("add", {"a": 100, "b": 250}, "ok", 350),
-    ]
+    assert sent == [("weather", {"city": "Oslo"}, "ok", "rain, 8 degrees"), ("add", {"a": 100, "b": 250}, "ok", 350)]
     assert (run.usage.requests, run.record.options["settings"]) == (3, "steps")
     assert run.usage.output_tokens > 0
 
@@ -442,9 +427,7 @@ def test_install_is_a_no_op_when_all_is_here(
     assert "already installed" in lines[0]
 
 
-def test_failed_install_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_install_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Of all that an installer says, its error becomes the one line; the exit code is 1."""
     said = "WARNING: retrying\nERROR: no route to the index\nhint: try again"
     command = [sys.executable, "-c", f"raise SystemExit({said!r})"]

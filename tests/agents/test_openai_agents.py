@@ -57,11 +57,7 @@ class Speaker(Model):
         if isinstance(turn, str):
             text = ResponseOutputText(type="output_text", text=turn, annotations=[])
             message = ResponseOutputMessage(
-                id=f"m-{number}",
-                content=[text],
-                role="assistant",
-                status="completed",
-                type="message",
+                id=f"m-{number}", content=[text], role="assistant", status="completed", type="message"
             )
             return [message]
         name, args = turn or ("", {})
@@ -99,14 +95,10 @@ BREWS = ("brew", {"tea": "sencha"})
 
 def test_an_agent_that_is_handed_over_to_is_a_phase(session: NotebookSession) -> None:
     """Its tools are rows, its answer is the output, its calls count."""
-    boss = Agent(
-        "boss", handoffs=[helper(BREWS, "a cup")], model=Speaker(("transfer_to_helper", {}))
-    )
+    boss = Agent("boss", handoffs=[helper(BREWS, "a cup")], model=Speaker(("transfer_to_helper", {})))
     run = ended(session.start(boss, "Some tea."))
     assert (run.output, run.phase) == ("a cup", "helper")
-    assert [(t.name, t.status, t.result) for t in run.record.tools] == [
-        ("brew", "ok", "a cup of sencha")
-    ]
+    assert [(t.name, t.status, t.result) for t in run.record.tools] == [("brew", "ok", "a cup of sencha")]
     assert (run.usage.requests, run.usage.input_tokens, run.usage.output_tokens) == (3, 30, 15)
 
 
@@ -114,9 +106,7 @@ def test_an_agent_that_is_a_tool_counts(session: NotebookSession) -> None:
     """Its calls and tokens are the run's, and so they are under its budget."""
     run = ended(session.start(with_tool(helper(BREWS, "a cup"))[0], "Some tea."))
     assert run.output == "served"
-    assert [(t.name, t.status, t.result) for t in run.record.tools] == [
-        ("ask_helper", "ok", "a cup")
-    ]
+    assert [(t.name, t.status, t.result) for t in run.record.tools] == [("ask_helper", "ok", "a cup")]
     assert (run.usage.requests, run.usage.input_tokens, run.usage.output_tokens) == (4, 40, 20)
     over = ended(session.start(with_tool(helper(BREWS, "a cup"))[0], "Some tea.", max_turns=2))
     assert (over.status, over.cause, over.usage.requests) == (RunStatus.CANCELLED, "budget", 2)
@@ -134,9 +124,7 @@ def test_a_tool_of_an_agent_that_is_a_tool_asks(session: NotebookSession) -> Non
     assert (run.usage.requests, run.usage.input_tokens, run.usage.output_tokens) == (4, 40, 20)
 
 
-def test_what_an_agent_that_is_a_tool_says_is_no_part_of_the_conversation(
-    session: NotebookSession,
-) -> None:
+def test_what_an_agent_that_is_a_tool_says_is_no_part_of_the_conversation(session: NotebookSession) -> None:
     """A run that was cut while it worked goes on as the one that uses it, and hears what was said to that."""
     cut = session.start(with_tool(helper(None))[0], "Some tea.")
     until(cut, lambda record: record.usage.requests == 2)

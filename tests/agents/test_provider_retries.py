@@ -26,9 +26,7 @@ def client() -> Iterator[logging.Logger]:
     logger.filters[:], logger.level = kept
 
 
-def test_a_run_is_warned_and_the_users_log_stays_as_it_was(
-    session: NotebookSession, client: logging.Logger
-) -> None:
+def test_a_run_is_warned_and_the_users_log_stays_as_it_was(session: NotebookSession, client: logging.Logger) -> None:
     """The user's handlers get what they got before: at WARNING nothing of it, at INFO all."""
     heard: list[str] = []
     handler = logging.Handler()

@@ -92,9 +92,7 @@ def test_tools_are_shown_with_arguments_and_results(session: NotebookSession) ->
     assert tool.ms is not None
 
 
-def test_a_cancel_goes_through_its_own_token_and_keeps_text_and_usage(
-    session: NotebookSession,
-) -> None:
+def test_a_cancel_goes_through_its_own_token_and_keeps_text_and_usage(session: NotebookSession) -> None:
     """The native rung is the only one used; what was said and paid for is kept, as a lower bound."""
     said, cleaned = threading.Event(), threading.Event()
 
@@ -260,9 +258,7 @@ def test_what_a_tool_reports_comes_on_top(session: NotebookSession) -> None:
 
 def rungs_of(run: Run) -> list[tuple[Rung, str]]:
     """Return the rungs that the ladder used, with what it says of them."""
-    return [
-        (e.data.rung, e.data.note) for e in run.events() if isinstance(e.data, ev.CancelEscalated)
-    ]
+    return [(e.data.rung, e.data.note) for e in run.events() if isinstance(e.data, ev.CancelEscalated)]
 
 
 def test_a_sync_tool_has_a_thread_of_its_own(session: NotebookSession) -> None:
@@ -356,9 +352,7 @@ def test_a_sync_tool_that_does_not_stop_is_named(session: NotebookSession) -> No
     assert run.status is RunStatus.CANCELLED
 
 
-async def calls_delete(
-    messages: list[ModelMessage], info: AgentInfo
-) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+async def calls_delete(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
     """Call the tool twice at once, then say what came of it."""
     if returned := [part for part in messages[-1].parts if isinstance(part, ToolReturnPart)]:
         yield " | ".join(str(part.content) for part in returned)
@@ -393,10 +387,7 @@ def test_a_tool_that_requires_approval_asks_a_person(session: NotebookSession) -
     run.approve("call-b", args={"path": "c"})
     assert run.result(BOUND_S) == "keep that one | deleted c"
     assert deleted == ["c"]
-    assert [(tool.id, tool.status) for tool in run.record.tools] == [
-        ("call-a", "denied"),
-        ("call-b", "ok"),
-    ]
+    assert [(tool.id, tool.status) for tool in run.record.tools] == [("call-a", "denied"), ("call-b", "ok")]
 
 
 def test_a_policy_answers_for_the_tools_of_a_model(session: NotebookSession) -> None:
@@ -456,11 +447,7 @@ def ended(run: Run) -> Run:
 def returned(messages: list[ModelMessage]) -> dict[str, tuple[str, str]]:
     """Return what each call has given, as the model sees it: outcome and content."""
     parts = [part for message in messages for part in message.parts]
-    return {
-        part.tool_call_id: (part.outcome, str(part.content))
-        for part in parts
-        if isinstance(part, ToolReturnPart)
-    }
+    return {part.tool_call_id: (part.outcome, str(part.content)) for part in parts if isinstance(part, ToolReturnPart)}
 
 
 class Busy:
@@ -526,17 +513,9 @@ def test_what_was_open_is_asked_again_or_told_as_interrupted(session: NotebookSe
     assert results["call-0"][0] == "success"
     assert results["call-1"] == ("denied", "leave it")
     assert results["call-2"] == ("success", "cleaned c")
-    system = [
-        part
-        for message in busy.seen[-1]
-        for part in message.parts
-        if part.part_kind == "system-prompt"
-    ]
+    system = [part for message in busy.seen[-1] for part in message.parts if part.part_kind == "system-prompt"]
     assert len(system) == 1
-    assert [(t.id, t.status) for t in resumed.record.tools] == [
-        ("call-1", "denied"),
-        ("call-2", "ok"),
-    ]
+    assert [(t.id, t.status) for t in resumed.record.tools] == [("call-1", "denied"), ("call-2", "ok")]
 
 
 def test_a_call_that_was_cut_off_is_not_made_again(session: NotebookSession) -> None:

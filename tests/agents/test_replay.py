@@ -61,7 +61,7 @@ def same_in_sight(one: Run, other: Run) -> None:
         (t.name, t.args, t.status, t.result, t.ms) for t in a.tools
     ]
     assert (b.usage, b.phase, b.progress) == (a.usage, a.phase, a.progress)
-    assert (b.prompt, b.name, b.agent, b.model, b.tags) == (a.prompt, a.name, a.agent, a.model, a.tags)  # fmt: skip
+    assert (b.prompt, b.name, b.agent, b.model, b.tags) == (a.prompt, a.name, a.agent, a.model, a.tags)
 
 
 def test_a_replay_tells_the_same_events(session: NotebookSession) -> None:
@@ -100,11 +100,7 @@ def test_a_cancelled_run_is_cancelled_again(session: NotebookSession) -> None:
     assert old.cancel("enough").wait(BOUND_S)
     new = ended(old.replay("max"))
     same_in_sight(old, new)
-    assert (new.status, new.reason, new.record.tools[0].status) == (
-        "cancelled",
-        "enough",
-        "cancelled",
-    )
+    assert (new.status, new.reason, new.record.tools[0].status) == ("cancelled", "enough", "cancelled")
 
 
 def test_a_long_replay_lets_others_have_their_turn(session: NotebookSession) -> None:
@@ -127,20 +123,13 @@ def recorded(*gaps_s: float, session_id: str = "s") -> tuple[Header, list[ev.Run
         times.append(times[-1] + gap_s)
     data.append(ev.RunCompleted("done"))
     times.append(times[-1])
-    events = [
-        ev.RunEvent(seq, ts, "run-x", 1, item)
-        for seq, (ts, item) in enumerate(zip(times, data, strict=True))
-    ]
+    events = [ev.RunEvent(seq, ts, "run-x", 1, item) for seq, (ts, item) in enumerate(zip(times, data, strict=True))]
     fold(events)
     return Header(run_id="run-x", name="poet", agent="poet", prompt="tea"), events
 
 
-@pytest.mark.parametrize(
-    ("speed", "least_s", "most_s"), [(1, 0.4, 5.0), (10, 0.04, 0.35), ("max", 0, 0.2)]
-)
-def test_a_replay_keeps_its_pace(
-    session: NotebookSession, speed: float | str, least_s: float, most_s: float
-) -> None:
+@pytest.mark.parametrize(("speed", "least_s", "most_s"), [(1, 0.4, 5.0), (10, 0.04, 0.35), ("max", 0, 0.2)])
+def test_a_replay_keeps_its_pace(session: NotebookSession, speed: float | str, least_s: float, most_s: float) -> None:
     """As it was, ten times as fast, or at once."""
     run = ended(session.start(Replay(recorded(0.2, 0.2), speed)))
     assert run.started_at is not None
@@ -187,9 +176,7 @@ def test_nobody_is_asked_again(session: NotebookSession) -> None:
 
 
 @pytest.mark.parametrize("end", [ev.RunLost("its kernel died"), None], ids=["lost", "unfinished"])
-def test_a_recording_without_an_end_of_its_own_fails(
-    session: NotebookSession, end: ev.EventData | None
-) -> None:
+def test_a_recording_without_an_end_of_its_own_fails(session: NotebookSession, end: ev.EventData | None) -> None:
     """A replay does not end its kernel: it reports that the recorded one died, or that the recording ends."""
     header, events = recorded(0.0)
     last = events.pop()
@@ -212,9 +199,7 @@ def test_a_file_is_run_as_an_agent(make_session: MakeSession, tmp_path: Path) ->
     assert new.record.origin == ev.Origin("replay", old.id, None, "all")
 
 
-def test_an_output_that_is_kept_as_a_file_is_shown_whole(
-    session: NotebookSession, tmp_path: Path
-) -> None:
+def test_an_output_that_is_kept_as_a_file_is_shown_whole(session: NotebookSession, tmp_path: Path) -> None:
     """By a replay of the store, and by one of a file, which then needs no other file."""
 
     async def gives_much(prompt: str) -> list[str]:
@@ -237,9 +222,7 @@ def test_a_replay_cannot_be_resumed(session: NotebookSession) -> None:
     new = ended(ended(session.start(reader(2))).replay("max"))
     assert new.status is RunStatus.FAILED
     for follow in (new.resume, new.retry):
-        with pytest.raises(
-            NotResumable, match="is a replay; resume or retry the run that it shows"
-        ):
+        with pytest.raises(NotResumable, match="is a replay; resume or retry the run that it shows"):
             follow()
     assert ended(new.replay("max")).text == new.text
 

@@ -31,9 +31,7 @@ def test_every_verb_is_played(session: NotebookSession) -> None:
     assert run.result(BOUND_S) == {"answer": 42}
     record = run.record
     assert (run.name, run.phase, run.text) == ("teacher", "planning", "about tea, twice: tea")
-    assert [(tool.name, tool.args, tool.result) for tool in record.tools] == [
-        ("search", {"q": "tea"}, [1, 2])
-    ]
+    assert [(tool.name, tool.args, tool.result) for tool in record.tools] == [("search", {"q": "tea"}, [1, 2])]
     assert record.progress == ev.Progress(1.0, 2.0)
     assert (record.usage.input_tokens, record.usage.output_tokens) == (3, 4)
     assert len([e for e in run.events() if e.type == "reasoning.delta"]) == 2
@@ -69,9 +67,7 @@ def test_a_script_can_fail(session: NotebookSession) -> None:
 
 def test_a_script_can_be_cancelled_while_it_waits(session: NotebookSession) -> None:
     """An open tool is closed as cancelled, and what was said is kept."""
-    run = session.start(
-        ScriptedAgent([{"say": "so far"}, {"tool": "boil", "takes": 60}], delay_s=0)
-    )
+    run = session.start(ScriptedAgent([{"say": "so far"}, {"tool": "boil", "takes": 60}], delay_s=0))
     assert run.live is not None
     while not run.record.tools:
         run.wait(0.005)

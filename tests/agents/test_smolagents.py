@@ -127,12 +127,9 @@ def test_a_tool_that_asks_may_be_one_in_code(session: NotebookSession) -> None:
 def managed(*tools: Any) -> CodeAgent:
     """Return an agent that has another one brew tea."""
     helper = CodeAgent(
-        list(tools), Coder("cup = brew(tea='sencha')", "final_answer(cup)"),
-        name="helper", description="Brews.",
-    )  # fmt: skip
-    return CodeAgent(
-        [], Coder("cup = helper(task='Sencha.')", "final_answer('served')"), managed_agents=[helper]
+        list(tools), Coder("cup = brew(tea='sencha')", "final_answer(cup)"), name="helper", description="Brews."
     )
+    return CodeAgent([], Coder("cup = helper(task='Sencha.')", "final_answer('served')"), managed_agents=[helper])
 
 
 def test_an_agent_that_another_one_manages_is_a_row(session: NotebookSession) -> None:
@@ -178,15 +175,10 @@ def test_a_tool_asks_in_whichever_agent_has_it(session: NotebookSession) -> None
         del brew.needs_approval
 
 
-@pytest.mark.parametrize(
-    "state", [None, 5, {}, [5, None, {"task": 5}, {"said": "x", "calls": [5, ["a"]], "seen": ""}]]
-)
+@pytest.mark.parametrize("state", [None, 5, {}, [5, None, {"task": 5}, {"said": "x", "calls": [5, ["a"]], "seen": ""}]])
 def test_a_memory_that_somebody_else_has_written_is_only_words(state: Any) -> None:
     """What is no step is left out, and nothing is called for it."""
-    assert all(
-        set(kept) <= {"task", "plan", "said", "calls", "seen"}
-        for kept in checkpoint_of(restore(state))
-    )
+    assert all(set(kept) <= {"task", "plan", "said", "calls", "seen"} for kept in checkpoint_of(restore(state)))
 
 
 def test_what_the_framework_calls_by_name_asks_as_well(session: NotebookSession) -> None:
@@ -215,9 +207,7 @@ def test_the_users_own_executor_runs_the_code(session: NotebookSession) -> None:
     run = ended(session.start(CodeAgent([brew], model, executor=executor), "Some tea."))
     assert run.result() == 42
     assert "no tea today" in str(run.record.tools[0].result)
-    limited = CodeAgent(
-        [], Coder("final_answer(1)"), executor_kwargs={"max_print_outputs_length": 9}
-    )
+    limited = CodeAgent([], Coder("final_answer(1)"), executor_kwargs={"max_print_outputs_length": 9})
     assert ended(session.start(limited, "One.")).result() == 1
 
 

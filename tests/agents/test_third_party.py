@@ -98,9 +98,7 @@ class Adapter:
 """
 
 
-def test_a_broken_one_is_a_line_and_breaks_nobody(
-    packages: Path, session: NotebookSession, held: Held
-) -> None:
+def test_a_broken_one_is_a_line_and_breaks_nobody(packages: Path, session: NotebookSession, held: Held) -> None:
     """Whatever a package does when it is loaded or asked, others' agents are found and run."""
     plant(packages, "misses", "import nothing_of_this_name")
     plant(packages, "exits", "raise SystemExit(3)")
@@ -108,9 +106,7 @@ def test_a_broken_one_is_a_line_and_breaks_nobody(
     plant(packages, "lacks_it", "other = 1")
     plant(packages, "number", "Adapter = 7")
     plant(packages, "empty", "class Adapter:\n    name = 'empty'\n    def match(self, agent): ...")
-    plant(
-        packages, "angry", GOOD.replace('"good"', '"angry"').replace("return type(", "raise type(")
-    )
+    plant(packages, "angry", GOOD.replace('"good"', '"angry"').replace("return type(", "raise type("))
     plant(packages, "good", GOOD)
 
     from good import Thing  # type: ignore[import-not-found]  # planted a moment ago
@@ -126,16 +122,12 @@ def test_a_broken_one_is_a_line_and_breaks_nobody(
         ("lacks_it", "lacks_it:Adapter of of-lacks_it can't be used: AttributeError:"),
         ("number", "number:Adapter of of-number can't be used: TypeError: not an adapter; missing: name, match,"),
         ("empty", "empty:Adapter of of-empty can't be used: TypeError: not an adapter; missing: check, label,"),
-    ):  # fmt: skip
+    ):
         line = line_of(text, name)
         assert line.startswith("✘")
         assert words in line
     assert "second line" not in text
-    assert line_of(text, "good").split(maxsplit=2) == [
-        "✔",
-        "good",
-        "its limitations are not known",
-    ]
+    assert line_of(text, "good").split(maxsplit=2) == ["✔", "good", "its limitations are not known"]
 
 
 def test_what_is_installed_later_is_found_by_the_list(packages: Path) -> None:

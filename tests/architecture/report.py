@@ -254,15 +254,8 @@ def main() -> None:
     print(f"places that list the options          {len(lists)}")
     print(f"commands spelled below ui and cli     {len(spelled)}")
     print(f"lines of code and docstrings          {lines}")
-    print(
-        f"lines of the README                   {(ROOT / 'README.md').read_text('utf-8').count(chr(10))}"
-    )
-    for title, rows in (
-        ("passed", passed),
-        ("privates", privates),
-        ("options", lists),
-        ("commands", spelled),
-    ):
+    print(f"lines of the README                   {(ROOT / 'README.md').read_text('utf-8').count(chr(10))}")
+    for title, rows in (("passed", passed), ("privates", privates), ("options", lists), ("commands", spelled)):
         print(f"\n{title}:", *rows, sep="\n  ")
     by_room = Counter(Path(row).parts[0] for row in (r.partition(":")[0] for r in privates))
     print("\nprivates by room:", dict(by_room))

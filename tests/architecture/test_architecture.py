@@ -14,16 +14,7 @@ import pytest
 import nbrun
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {
-    "IPython",
-    "anywidget",
-    "ipywidgets",
-    "jupyter_server",
-    "tornado",
-    "pydantic",
-    "pydantic_ai",
-    "zmq",
-}
+HEAVY = {"IPython", "anywidget", "ipywidgets", "jupyter_server", "tornado", "pydantic", "pydantic_ai", "zmq"}
 TOP_LEVEL = {
     *("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"),
     *("jupyter-config", "nbrun", "notebooks", "tests"),
@@ -46,18 +37,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 def test_import_is_light() -> None:
     """Importing nbrun loads no IPython, no widgets, no server and no agent framework."""
     ask = "import json, sys, nbrun; print(json.dumps(sorted(m.partition('.')[0] for m in sys.modules)))"
-    answer = subprocess.run(
-        [sys.executable, "-c", ask], check=True, capture_output=True, text=True, cwd=ROOT
-    )
+    answer = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True, cwd=ROOT)
     assert HEAVY.isdisjoint(json.loads(answer.stdout))
 
 
 def test_import_says_and_starts_nothing() -> None:
     """Importing nbrun prints nothing and starts no thread."""
     ask = "import nbrun, sys, threading; sys.exit(threading.active_count() - 1)"
-    answer = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ask], capture_output=True, text=True, cwd=ROOT
-    )
+    answer = subprocess.run([sys.executable, "-W", "error", "-c", ask], capture_output=True, text=True, cwd=ROOT)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
@@ -66,9 +53,7 @@ def test_public_names_are_sorted_and_documented() -> None:
     assert nbrun.__doc__
     assert list(nbrun.__all__) == sorted(set(nbrun.__all__))
     undocumented = [
-        name
-        for name in nbrun.__all__
-        if callable(getattr(nbrun, name)) and not getattr(nbrun, name).__doc__
+        name for name in nbrun.__all__ if callable(getattr(nbrun, name)) and not getattr(nbrun, name).__doc__
     ]
     assert undocumented == []
 
@@ -94,12 +79,9 @@ def test_wheel_holds_nothing_else(wheel: set[str]) -> None:
     others = {
         name
         for name in wheel
-        if not name.startswith("jupyter_nbrun-")
-        and not (name.startswith("nbrun/") and Path(name).suffix in suffixes)
+        if not name.startswith("jupyter_nbrun-") and not (name.startswith("nbrun/") and Path(name).suffix in suffixes)
     }
-    assert {
-        name for name in others if not re.fullmatch(r"nbrun/notebooks/guide/[^/]+\.md", name)
-    } == set()
+    assert {name for name in others if not re.fullmatch(r"nbrun/notebooks/guide/[^/]+\.md", name)} == set()
 
 
 def test_top_level_holds_only_what_is_known() -> None:

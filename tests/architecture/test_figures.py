@@ -14,10 +14,7 @@ def test_the_house_is_seen_at_a_glance() -> None:
 
 def test_options_are_listed_in_two_places() -> None:
     """The options of a run stand in the struct that carries them and in the table of their flags, and nowhere else."""
-    assert [row.partition(":")[0] for row in report.option_lists()] == [
-        "core/options.py",
-        "ui/magics/options.py",
-    ]
+    assert [row.partition(":")[0] for row in report.option_lists()] == ["core/options.py", "ui/magics/options.py"]
 
 
 def test_commands_are_spelled_in_ui_and_cli_only() -> None:

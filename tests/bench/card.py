@@ -186,9 +186,7 @@ def job_b() -> None:
         gauges = Gauges(notebook.page)
         notebook.run_and_wait(1, timeout_s=120)
         anchor = time_opening(notebook, 2, ".plain")
-        notebook.run_and_wait(
-            3
-        )  # the first card of a kernel: it brings the code, and imports what it needs
+        notebook.run_and_wait(3)  # the first card of a kernel: it brings the code, and imports what it needs
         here = ".jp-Cell:nth-child({}) .nbrun-card__tool"
         live = [time_opening(notebook, at, here.format(at + 1)) for at in (4, 5, 6)]
         blocks = gauges.blocks()  # of the last of them

@@ -116,20 +116,13 @@ async def bare_loop(path: Path) -> Cost:
     db.execute("PRAGMA synchronous = FULL")
     db.execute("INSERT INTO sessions VALUES (1, 's', NULL, 'h', 'b', 'n', 1, 1, 1, 1, NULL)")
     run = "INSERT INTO runs VALUES (?, 1, ?, 'sleeper', 'running', ?, NULL, ?, NULL, 'sleeper', NULL, NULL)"
-    event = (
-        "INSERT INTO events (run, seq, count, ts, attempt, type, data) VALUES (?, ?, 1, ?, 1, ?, ?)"
-    )
+    event = "INSERT INTO events (run, seq, count, ts, attempt, type, data) VALUES (?, ?, 1, ?, 1, ?, ?)"
     update = "UPDATE runs SET status = 'cancelled', record = ? WHERE number = ?"
     tasks = [asyncio.create_task(sleeper("")) for _ in range(SLEEPERS)]
     records = []
     db.execute("BEGIN")
     for number in range(SLEEPERS):
-        record = {
-            "run_id": f"run-{number}",
-            "name": "sleeper",
-            "agent": "sleeper",
-            "session_id": "s" * 26,
-        }
+        record = {"run_id": f"run-{number}", "name": "sleeper", "agent": "sleeper", "session_id": "s" * 26}
         records.append({**record, "number": number, "started_at": time.time(), "status": "running"})
         db.execute(run, (number, f"run-{number}", micros(time.time()), json.dumps(records[-1])))
         db.execute(event, (number, 0, micros(time.time()), "run.started", b"{}"))
@@ -189,9 +182,7 @@ def main() -> None:
             with NotebookSession(store=folder / "c.db", max_concurrent=SLEEPERS) as session:
                 c.append(job_c(folder, session))
     cpu, wall, ratio = (statistics.median(column) for column in zip(*a, strict=True))
-    print(
-        f"A  {cpu:.3f} ms CPU, {wall:.3f} ms wall a run; {ratio:.1f} x bare SQLite (two commits, one FULL)"
-    )
+    print(f"A  {cpu:.3f} ms CPU, {wall:.3f} ms wall a run; {ratio:.1f} x bare SQLite (two commits, one FULL)")
     micro, size = (statistics.median(column) for column in zip(*b, strict=True))
     print(f"B  {micro:.2f} µs CPU, {size:.1f} bytes a delta; {DELTAS:,} of {DELTAS:,} stored")
     start, cancel, wall, cpu, _ = (statistics.median(column) for column in zip(*c, strict=True))

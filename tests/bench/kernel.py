@@ -107,11 +107,7 @@ def measure_cancel() -> None:
             stored_s = time.monotonic() - began
             kernel.interrupt()
             blocked.wait()
-            shown(
-                f"cancel in {situation}",
-                f"heard {heard_s * 1000:5.0f} ms",
-                f"stored {stored_s * 1000:5.0f} ms",
-            )
+            shown(f"cancel in {situation}", f"heard {heard_s * 1000:5.0f} ms", f"stored {stored_s * 1000:5.0f} ms")
 
 
 def measure_interrupt() -> None:

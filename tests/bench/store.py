@@ -67,10 +67,7 @@ def a_run(number: int, session_id: str) -> list[ev.RunEvent]:
         *(ev.TextDelta(word) for word in words),
         ev.RunCompleted(answer, ev.Usage(1_200, 90, requests=2, cost_usd=0.0004)),
     )  # fmt: skip
-    return [
-        ev.RunEvent(seq, moment + seq / 100, run_id, min(seq, 1), item)
-        for seq, item in enumerate(data)
-    ]
+    return [ev.RunEvent(seq, moment + seq / 100, run_id, min(seq, 1), item) for seq, item in enumerate(data)]
 
 
 def a_session(row_writer: RowWriter, name: str) -> int:
@@ -78,7 +75,7 @@ def a_session(row_writer: RowWriter, name: str) -> int:
     who = this_process()
     return row_writer.insert_session(
         (name, "/home/me/report.ipynb", who.host, who.boot_id, who.pid_namespace, who.pid, who.started_at, 0, 0)
-    )  # fmt: skip
+    )
 
 
 def write(row_writer: RowWriter, session_key: int, log: list[ev.RunEvent]) -> Row:
@@ -100,9 +97,7 @@ def fill(path: Path) -> None:
             log = a_run(number, "session-1")
             first, last = log[:2], log[-1]
             for seq in range(2, EVENTS - 1):
-                first.append(
-                    ev.RunEvent(seq, NOON, first[0].run_id, 1, kind(f"line {seq} of the log"))
-                )
+                first.append(ev.RunEvent(seq, NOON, first[0].run_id, 1, kind(f"line {seq} of the log")))
             write(row_writer, key, [*first, msgspec.structs.replace(last, seq=EVENTS - 1)])
         for number in range(3, RUNS + 1):
             write(row_writer, key, a_run(number, "session-1"))
@@ -143,10 +138,7 @@ def panel_page(session: NotebookSession, **wanted: Any) -> object:
 @contextlib.contextmanager
 def reads(path: Path, runs: int) -> Iterator[dict[str, Callable[[], object]]]:
     """Every read of a store, each checked once."""
-    with (
-        contextlib.closing(connect(path)) as connection,
-        NotebookSession(store=path) as session,
-    ):
+    with contextlib.closing(connect(path)) as connection, NotebookSession(store=path) as session:
         connection.execute("PRAGMA query_only = ON")
         (stored,) = connection.execute("SELECT count(*) FROM runs").fetchone()
         assert stored == runs, stored

@@ -82,8 +82,7 @@ def apt_install(*packages: str) -> bool:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     return all(
-        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
-        == 0
+        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode == 0
         for command in (["apt-get", "update"], install)
     )
 
@@ -96,8 +95,6 @@ def _playwright_install() -> None:
 
 def _playwrights_own() -> Path | None:
     # In a process of its own: asking starts an event loop, and a test may have one already.
-    answer = subprocess.run(
-        [sys.executable, "-c", _ASK_PLAYWRIGHT], capture_output=True, text=True, check=False
-    )
+    answer = subprocess.run([sys.executable, "-c", _ASK_PLAYWRIGHT], capture_output=True, text=True, check=False)
     path = Path(answer.stdout.strip() or "nowhere")
     return path if path.is_file() else None

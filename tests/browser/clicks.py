@@ -34,11 +34,7 @@ def show(count):
 """
 _BUSY = {
     "sleep": "print('in', batch, flush=True)\ntime.sleep(60)",
-    "loop": (
-        "print('in', batch, flush=True)\n"
-        "until = time.monotonic() + 60\n"
-        "while time.monotonic() < until: pass"
-    ),
+    "loop": ("print('in', batch, flush=True)\nuntil = time.monotonic() + 60\nwhile time.monotonic() < until: pass"),
     # In steps, since an interrupt of an `await` acts only when the loop next wakes.
     "await": "print('in', batch, flush=True)\nfor _ in range(600): await asyncio.sleep(0.1)",
 }
@@ -160,9 +156,7 @@ class ClickPage:
 
     def expect_told(self) -> None:
         """Wait until the card says how it stands: cancelled, or that the kernel has not answered."""
-        expect(self._cards).to_contain_text(
-            re.compile("Cancelled by you|No answer from the kernel yet")
-        )
+        expect(self._cards).to_contain_text(re.compile("Cancelled by you|No answer from the kernel yet"))
 
     @property
     def lost(self) -> list[str]:

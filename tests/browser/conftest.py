@@ -75,9 +75,7 @@ def chromium_path() -> Path:
 def browser(chromium_path: Path) -> Iterator[Browser]:
     """One headless Chromium; a test takes a context of its own from it."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium_path, headless=True, args=list(chromium.ARGS)
-        )
+        browser = playwright.chromium.launch(executable_path=chromium_path, headless=True, args=list(chromium.ARGS))
         yield browser
         browser.close()
 

@@ -121,9 +121,7 @@ class LabServer:
         """
         self._opened += 1
         path = self._write_notebook(source, kernels.named(kernel_name))
-        context = browser.new_context(
-            viewport={"width": 1200, "height": 900}, device_scale_factor=scale
-        )
+        context = browser.new_context(viewport={"width": 1200, "height": 900}, device_scale_factor=scale)
         notebook = (page or LabNotebook)(self, context, path, workspace=f"test-{self._opened}")
         try:
             notebook.load()
@@ -224,9 +222,7 @@ class LabNotebook:
     A context manager; leaving it closes the page and ends the kernel.
     """
 
-    def __init__(
-        self, server: LabServer, context: BrowserContext, path: Path, *, workspace: str
-    ) -> None:
+    def __init__(self, server: LabServer, context: BrowserContext, path: Path, *, workspace: str) -> None:
         self.server = server
         self.path = path
         self.console: list[str] = []
@@ -303,10 +299,7 @@ class LabNotebook:
 
     def load(self) -> None:
         """Load the page and wait until the notebook is drawn and its kernel idle."""
-        self.page.goto(
-            f"{self.server.url}{self.address}?token={self.server.token}",
-            timeout=OPEN_TIMEOUT_S * 1000,
-        )
+        self.page.goto(f"{self.server.url}{self.address}?token={self.server.token}", timeout=OPEN_TIMEOUT_S * 1000)
         self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
 
     def reload(self, *, wait_until_idle: bool = True) -> None:
@@ -401,9 +394,7 @@ class LabNotebook:
         Source: JupyterLab 4 starts another kernel for it; the first one stays that of the first file.
         """
         path = self.path.with_name(name)
-        start = (
-            "() => { window.savedAs = window.jupyterapp.commands.execute('docmanager:save-as'); }"
-        )
+        start = "() => { window.savedAs = window.jupyterapp.commands.execute('docmanager:save-as'); }"
         self.page.evaluate(start)
         dialog = self.page.locator(".jp-Dialog")
         dialog.locator("input").fill(path.relative_to(self.server.root).as_posix())
@@ -412,9 +403,7 @@ class LabNotebook:
         self.path = path
         # The status bar may still speak of the first kernel.
         self.page.wait_for_function(
-            _HAS_KERNEL_OF,
-            arg=path.relative_to(self.server.root).as_posix(),
-            timeout=OPEN_TIMEOUT_S * 1000,
+            _HAS_KERNEL_OF, arg=path.relative_to(self.server.root).as_posix(), timeout=OPEN_TIMEOUT_S * 1000
         )
         self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
 

@@ -54,9 +54,7 @@ def main() -> None:
         LabServer(Path(folder) / "lab") as lab,
     ):
         executable = chromium.find_or_install()
-        browser = playwright.chromium.launch(
-            executable_path=executable, headless=True, args=list(chromium.ARGS)
-        )
+        browser = playwright.chromium.launch(executable_path=executable, headless=True, args=list(chromium.ARGS))
         take_card(browser, lab)
         take_panel(browser, lab)
         browser.close()

@@ -46,22 +46,13 @@ CREATED = ev.RunCreated(
     "session-1", "comet_survey", "pydantic-ai", "Which comets return?", 7, model="openai:gpt-5-mini"
 )
 USED = ev.Usage(18_204, 3_340, cost_usd=0.0423)
-SEARCH = ev.ToolStarted(
-    "t1", "search_catalogue", "function", {"query": "periodic comets", "limit": 5}
-)
+SEARCH = ev.ToolStarted("t1", "search_catalogue", "function", {"query": "periodic comets", "limit": 5})
 FOUND = ev.ToolFinished("t1", "ok", [{"name": "1P/Halley"}, {"name": "109P/Swift-Tuttle"}], 1240.0)
-FETCH = ev.ToolStarted(
-    "t2", "fetch", "mcp", {"url": "https://example.org/ephemerides/109P?from=2120&to=2130"}
-)
+FETCH = ev.ToolStarted("t2", "fetch", "mcp", {"url": "https://example.org/ephemerides/109P?from=2120&to=2130"})
 REFUSED = ev.ToolFinished("t2", "error", "HTTPError: 503 Service Unavailable", 2310.0)
 READ = ev.ToolStarted("t3", "read_pages", "function", {"path": "archive/109P.txt"})
 DELETE = ev.ApprovalRequested(
-    "ask-1",
-    "Delete the old ephemerides?",
-    "t4",
-    {"path": "archive/old", "files": 214},
-    (),
-    NOW + 75,
+    "ask-1", "Delete the old ephemerides?", "t4", {"path": "archive/old", "files": 214}, (), NOW + 75
 )
 CANCEL = ev.CancelRequested(CancelCause.USER, "wrong catalogue", "card")
 THOUGHTS = "The user wants periodic comets. Halley is certain; Swift-Tuttle has to be checked. " * 8
@@ -70,10 +61,7 @@ THOUGHTS = "The user wants periodic comets. Halley is certain; Swift-Tuttle has 
 def told(*moments: tuple[float, ev.EventData]) -> RunRecord:
     """Return the record of a run that was created 20 s ago; moments are seconds before now."""
     all_of_them = [(-20.0, CREATED), *moments]
-    events = [
-        ev.RunEvent(seq, NOW + at, "run-01k9", 1, data)
-        for seq, (at, data) in enumerate(all_of_them)
-    ]
+    events = [ev.RunEvent(seq, NOW + at, "run-01k9", 1, data) for seq, (at, data) in enumerate(all_of_them)]
     return fold(events)
 
 
@@ -124,10 +112,7 @@ RECORDS: dict[str, RunRecord] = {
 
 RUNNING_CHILDREN = {
     "run-c2": RunRecord(
-        run_id="run-c2",
-        status=RunStatus.WAITING,
-        started_at=NOW - 12,
-        usage=ev.Usage(1_204, 99, exact=False),
+        run_id="run-c2", status=RunStatus.WAITING, started_at=NOW - 12, usage=ev.Usage(1_204, 99, exact=False)
     ),
     "run-c3": RunRecord(run_id="run-c3", status=RunStatus.RUNNING, started_at=NOW - 6),
 }

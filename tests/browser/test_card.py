@@ -104,9 +104,7 @@ def test_shapes_differ_without_colour(card: CardPage) -> None:
 def test_the_head_names_the_run(card: CardPage) -> None:
     """Name, number, another agent's label, time and tokens stand in the head; a lower bound is marked."""
     card.open(make_run(agent="pydantic-ai", usage="≥ 1,204 in · 340 out tokens"))
-    expect(card.part("facts")).to_have_text(
-        "Runningmy_agent#3pydantic-ai12 s≥ 1,204 in · 340 out tokens"
-    )
+    expect(card.part("facts")).to_have_text("Runningmy_agent#3pydantic-ai12 s≥ 1,204 in · 340 out tokens")
     card.update(number=None, agent="my_agent", usage="1,204 in · 340 out tokens")
     expect(card.part("number")).to_be_hidden()
     expect(card.part("agent")).to_be_hidden()
@@ -171,22 +169,13 @@ def test_hostile_strings_stay_text(card: CardPage) -> None:
     card.open(make_run())
     elements = "document.querySelectorAll('img, script:not([src]), a, iframe').length"
     requests = len(card.requests)
-    tool = make_tool(
-        HOSTILE, id=HOSTILE, kind=HOSTILE, args=HOSTILE, status=HOSTILE, result=HOSTILE
-    )
+    tool = make_tool(HOSTILE, id=HOSTILE, kind=HOSTILE, args=HOSTILE, status=HOSTILE, result=HOSTILE)
     fields = ("words", "name", "agent", "status", "phase", "text", "error")
     card.update(tools=[tool], notices=[HOSTILE], **dict.fromkeys(fields, HOSTILE))
     card.update(log=[HOSTILE], log_count=1, progress={"part": 0.5, "words": HOSTILE})
     for part in ("words", "name", "phase", "notice", "text", "error", "log-lines", "done"):
         expect(card.part(part)).to_have_text(HOSTILE)
-    for part in (
-        "tool-kind",
-        "tool-name",
-        "tool-args",
-        "tool-all-args",
-        "tool-status",
-        "tool-result",
-    ):
+    for part in ("tool-kind", "tool-name", "tool-args", "tool-all-args", "tool-status", "tool-result"):
         expect(card.part(part)).to_have_text(HOSTILE)
     assert card.ask(elements) == 0
     assert card.requests[requests:] == []
@@ -202,9 +191,7 @@ def test_tool_rows(card: CardPage) -> None:
     expect(card.part("cut").first).to_have_text("… 2 earlier tool calls")
     expect(card.part("tool")).to_have_count(5)
     expect(card.part("tool-status")).to_have_text(list(names))
-    expect(card.part("tool-line").nth(1)).to_have_text(
-        'function tool_ok {"query": "comets", "limit": 5}ok140 ms'
-    )
+    expect(card.part("tool-line").nth(1)).to_have_text('function tool_ok {"query": "comets", "limit": 5}ok140 ms')
     are_open = "[...document.querySelectorAll('.nbrun-card__tool details')].map(d => d.open)"
     assert card.ask(are_open) == [True, False, True, False, False]
     expect(card.part("tool-result").nth(1)).to_be_hidden()
@@ -371,10 +358,7 @@ def test_without_the_pages_kernel_a_socket_is_opened(card: CardPage) -> None:
     [message] = card.ask("harness.sockets[0].sent")
     assert (message["channel"], message["header"]["msg_type"]) == ("control", "nbrun_request")
     assert message["content"]["nonce"] == nonce
-    answer = {
-        "header": {"msg_type": "nbrun_reply"},
-        "content": {"nonce": nonce, "outcome": "not_found"},
-    }
+    answer = {"header": {"msg_type": "nbrun_reply"}, "content": {"nonce": nonce, "outcome": "not_found"}}
     card.page.evaluate("(answer) => harness.sockets[0].receive(answer)", answer)
     card.pass_ms(20)
     expect(card.part("answer")).to_contain_text("doesn't have this run")
@@ -443,9 +427,7 @@ def test_another_cards_answer_is_none(card: CardPage) -> None:
     """A reply with a strange nonce, or a strange message, changes nothing."""
     card.open(make_run())
     card.cancel.click()
-    card.page.evaluate(
-        "() => { harness.reply('not_found', 'strange'); harness.model.tell('msg:custom', null) }"
-    )
+    card.page.evaluate("() => { harness.reply('not_found', 'strange'); harness.model.tell('msg:custom', null) }")
     card.pass_ms(1600)
     expect(card.part("answer")).to_contain_text("No answer from the kernel yet")
 
@@ -455,9 +437,7 @@ def test_a_run_the_kernel_does_not_know(card: CardPage) -> None:
     card.open(make_run())
     card.cancel.click()
     card.reply("not_found")
-    expect(card.part("answer")).to_have_text(
-        "The current kernel doesn't have this run. Was the kernel restarted?"
-    )
+    expect(card.part("answer")).to_have_text("The current kernel doesn't have this run. Was the kernel restarted?")
     expect(card.cancel).to_be_enabled()
     expect(card.cancel).to_have_text("Cancel")
     card.cancel.click()
@@ -552,17 +532,7 @@ def test_a_narrow_card_does_not_overflow(card: CardPage) -> None:
     card.part("tool-line").nth(1).click()
     card.part("log-title").click()
     assert card.ask("document.documentElement.scrollWidth") <= 320
-    for part in (
-        "head",
-        "facts",
-        "body",
-        "progress",
-        "tools",
-        "log-lines",
-        "text",
-        "error",
-        "copies",
-    ):
+    for part in ("head", "facts", "body", "progress", "tools", "log-lines", "text", "error", "copies"):
         assert card.part(part).evaluate("(box) => box.scrollWidth - box.clientWidth") <= 0, part
     card.cancel.scroll_into_view_if_needed()
     expect(card.cancel).to_be_in_viewport(ratio=1)
@@ -623,7 +593,7 @@ STATIC_CARDS: dict[str, dict[str, Any]] = {
     "detached": CANCEL,
     "finished": {**CANCEL, "detached_finished": ("fetch_all",), "detached_finished_at": 119.1, "refused": 3},
     "running": {"status": RunStatus.RUNNING, "ended_at": None},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("ground", ["#ffffff", "#111111"])
@@ -634,9 +604,7 @@ def test_static_portraits(browser: Browser, ground: str) -> None:
     ink = "#111" if ground == "#ffffff" else "#ddd"
     for name, fields in STATIC_CARDS.items():
         html = bundle(msgspec.structs.replace(RECORD, **fields))["text/html"]
-        page.set_content(
-            f"<body style='background:{ground};color:{ink};font:13px system-ui'>{html}"
-        )
+        page.set_content(f"<body style='background:{ground};color:{ink};font:13px system-ui'>{html}")
         page.screenshot(path=SCREENSHOTS / f"static-{ground[1:]}-{name}.png", full_page=True)
         assert page.locator(".nbrun-static").evaluate("(card) => card.offsetHeight") < 700
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 760
@@ -732,9 +700,7 @@ def test_options_are_buttons_and_the_time_runs(card: CardPage) -> None:
     [sent] = card.ask("harness.model.sent")
     assert (sent["op"], sent["choice"]) == ("approve", HOSTILE)
     card.pass_ms(2000)
-    expect(card.part("question").get_by_role("alert")).to_contain_text(
-        "No answer from the kernel yet"
-    )
+    expect(card.part("question").get_by_role("alert")).to_contain_text("No answer from the kernel yet")
 
 
 def test_a_hostile_question_stays_text(card: CardPage) -> None:
@@ -787,9 +753,7 @@ def test_arguments_are_edited_and_checked_before_they_are_sent(card: CardPage) -
     for typed, words in slips.items():
         editor.fill(typed)
         button(card, "Allow once").click()
-        expect(card.part("question").get_by_role("alert")).to_contain_text(
-            f"Not sent: {'t' if typed else ''}"
-        )
+        expect(card.part("question").get_by_role("alert")).to_contain_text(f"Not sent: {'t' if typed else ''}")
         expect(card.part("question").get_by_role("alert")).to_contain_text(words)
         expect(editor).to_have_attribute("aria-invalid", "true")
         card.update(text="more")
@@ -821,14 +785,10 @@ def test_a_tool_can_be_allowed_for_the_rest_of_its_run(card: CardPage) -> None:
     fixed = make_question(1, message="Use cut?", tool="cut", edit=None)
     card.open(make_run("waiting", questions=[fixed, make_question(2)]))
     first, second = (card.part("question").nth(at) for at in (0, 1))
-    expect(first.get_by_role("button")).to_have_text(
-        ["Allow once", "Always allow in this run", "Deny"]
-    )
+    expect(first.get_by_role("button")).to_have_text(["Allow once", "Always allow in this run", "Deny"])
     expect(second.get_by_role("button")).to_have_text(["Allow", "Deny"])
     always = button(card, "Always allow in this run")
-    expect(always).to_have_attribute(
-        "title", "Allow cut for the rest of this run without asking again"
-    )
+    expect(always).to_have_attribute("title", "Allow cut for the rest of this run without asking again")
     first.get_by_role("textbox").fill("fine")
     always.press("Enter")
     [sent] = card.ask("harness.model.sent")
@@ -875,18 +835,12 @@ def test_a_message_is_sent_to_the_agent_and_its_receipt_shown(card: CardPage) ->
     expect(card.part("steered-row")).to_have_text(f"You: {HOSTILE}not read yet")
     line.press("Enter")  # there is nothing to say
     line.fill("and left")
-    card.update(
-        steer={"can": True, "messages": [message | {"words": "read 2.5 s later", "taken": True}]}
-    )
+    card.update(steer={"can": True, "messages": [message | {"words": "read 2.5 s later", "taken": True}]})
     expect(card.part("steered-words")).to_have_text("read 2.5 s later")
     expect(line).to_have_value("and left")
     assert len(card.ask("harness.model.sent")) == 2
     card.update(
-        status="completed",
-        words="Completed",
-        live=False,
-        ended_at=NOW,
-        steer=STEERABLE | {"messages": [message]},
+        status="completed", words="Completed", live=False, ended_at=NOW, steer=STEERABLE | {"messages": [message]}
     )
     expect(line).to_be_hidden()
     expect(card.part("steered-row")).to_be_visible()
@@ -930,11 +884,7 @@ def test_what_is_typed_is_no_command_of_the_notebook(card: CardPage) -> None:
 def test_a_question_and_a_message_on_a_narrow_card(card: CardPage) -> None:
     """At 320 px nothing scrolls sideways, and every button can be seen."""
     card.page.set_viewport_size({"width": 320, "height": 900})
-    card.open(
-        make_run(
-            "waiting", questions=[make_question(**EDITABLE, deadline=NOW + 90)], steer=STEERABLE
-        )
-    )
+    card.open(make_run("waiting", questions=[make_question(**EDITABLE, deadline=NOW + 90)], steer=STEERABLE))
     button(card, "Edit arguments").click()
     card.page.get_by_role("textbox", name="The arguments").fill('{"path": "' + "deep/" * 40 + '"}')
     assert card.ask("document.documentElement.scrollWidth") <= 320
@@ -950,14 +900,9 @@ def test_portraits_of_people(card: CardPage, theme: str) -> None:
         {"id": "n1", "text": "Only the drafts, please", "words": "read 2.1 s later", "taken": True},
         {"id": "n2", "text": "and be brief", "words": "not read yet", "taken": False},
     ]
-    questions = [
-        make_question(**EDITABLE, deadline=NOW + 90),
-        make_question(2, message="Empty the bin, too?"),
-    ]
+    questions = [make_question(**EDITABLE, deadline=NOW + 90), make_question(2, message="Empty the bin, too?")]
     notices = ["always allowed in this run: search"]
-    run = make_run(
-        "waiting", notices=notices, steer={"can": True, "messages": messages}, questions=questions
-    )
+    run = make_run("waiting", notices=notices, steer={"can": True, "messages": messages}, questions=questions)
     for width in (760, 320):
         card.page.set_viewport_size({"width": width, "height": 400})
         card.open(run, theme=theme)
@@ -1002,8 +947,7 @@ def end(card: CardPage, **fields: Any) -> list[list[str]]:
     """End the run, let nothing be drawn, as in a hidden page, and return what the browser was told."""
     ended = make_run("completed", words=f"Completed in 12 s {HOSTILE}", **fields)
     told: list[list[str]] = card.page.evaluate(
-        "(ended) => { harness.update({ ...ended, name: harness.model.get('run').name }); return told }",
-        ended,
+        "(ended) => { harness.update({ ...ended, name: harness.model.get('run').name }); return told }", ended
     )
     return told
 
@@ -1038,9 +982,7 @@ def test_nothing_is_told_that_nobody_asked_for(card: CardPage) -> None:
     assert end(card, ended_at=NOW - 3) == []  # it took 9 s
     for after_s in (0, None):
         offered(card)
-        card.page.evaluate(
-            "(s) => { hide('hidden'); harness.model.state.notify_after = s }", after_s
-        )
+        card.page.evaluate("(s) => { hide('hidden'); harness.model.state.notify_after = s }", after_s)
         assert end(card) == []
     card.page.context.clear_permissions()
     offered(card).click()  # nobody is there to allow it

@@ -35,13 +35,8 @@ def test_every_state_shuts_nobody_out(card: CardPage, theme: str) -> None:
         card.show(state(name))
         take(card, f"{theme}-{name}")
         found += [f"{name}: {one}" for one in axe.violations(card.page, ".nbrun-card")]
-    card.show(
-        state("failed")
-        | {"questions": state("waiting")["questions"], "log": ["x"] * 20, "log_count": 99}
-    )
-    card.page.evaluate(
-        "() => document.querySelectorAll('details').forEach((fold) => (fold.open = true))"
-    )
+    card.show(state("failed") | {"questions": state("waiting")["questions"], "log": ["x"] * 20, "log_count": 99})
+    card.page.evaluate("() => document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
     card.part("copy").last.click()
     take(card, f"{theme}-all-open")
     found += [f"all open: {one}" for one in axe.violations(card.page, ".nbrun-card")]
@@ -64,10 +59,7 @@ def test_other_looks(card: CardPage, look: str) -> None:
         hebrew = {"name": "סקר כוכבי שביט", "agent": "סוכן:מודל-עם-שם-ארוך-מאוד-מאוד"}
         card.show(state(name) | (hebrew if look == "right-to-left" else {}))
         take(card, f"{look}-{name}")
-        assert (
-            card.ask("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            == 0
-        )
+        assert card.ask("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
         for part in ("facts", "body", "text", "tools"):
             for box in card.part(part).all():
                 assert box.evaluate("(box) => box.scrollWidth - box.clientWidth") <= 0, (name, part)
@@ -100,12 +92,8 @@ def test_a_closed_block_is_drawn_and_left_alone(card: CardPage) -> None:
     ended = msgspec.structs.replace(RECORDS["completed"], text=ANSWER)
     card.update(**view(ended, NOW, blocks=blocks))
     expect(card.part("text").locator("td")).to_have_count(6)
-    expect(card.part("text").locator("ol pre")).to_have_text(
-        "orbit = fit(observations, epoch=2451545.0)"
-    )
-    expect(card.part("text").get_by_role("link")).to_have_attribute(
-        "rel", "noopener noreferrer nofollow"
-    )
+    expect(card.part("text").locator("ol pre")).to_have_text("orbit = fit(observations, epoch=2451545.0)")
+    expect(card.part("text").get_by_role("link")).to_have_attribute("rel", "noopener noreferrer nofollow")
     expect(card.part("stream")).to_be_empty()
     assert card.ask("getSelection().toString()") == "Two comets"
 
@@ -132,9 +120,7 @@ def test_the_page_believes_no_html(card: CardPage) -> None:
     card.open(state("running"))
     card.page.evaluate("() => { window.hits = 0; window.hit = () => (hits += 1) }")
     requests = len(card.requests)
-    card.update(
-        blocks=[{"key": n, "html": html} for n, html in enumerate(HOSTILE_HTML, 100)], text=""
-    )
+    card.update(blocks=[{"key": n, "html": html} for n, html in enumerate(HOSTILE_HTML, 100)], text="")
     expect(card.part("block")).to_have_count(len(HOSTILE_HTML))
     found = card.ask(
         """[...document.querySelectorAll(".nbrun-card__block *")].map((node) =>
@@ -205,11 +191,7 @@ def test_buttons_copy(card: CardPage, page: str) -> None:
             }"""
         )
     read = "read()" if page == "http" else "navigator.clipboard.readText()"
-    copied = {
-        "Copy result": ANSWER,
-        "Copy id": "run-01k9",
-        "Copy as Python": 'nbrun.get("run-01k9")',
-    }
+    copied = {"Copy result": ANSWER, "Copy id": "run-01k9", "Copy as Python": 'nbrun.get("run-01k9")'}
     for label, text in copied.items():
         button = card.page.get_by_role("button", name=label)
         button.press("Enter")
@@ -229,17 +211,9 @@ def test_buttons_copy(card: CardPage, page: str) -> None:
 
 def test_the_keyboard_reaches_everything(card: CardPage) -> None:
     """Every button, fold, link and box that scrolls has its turn, each with a ring around it."""
-    long = state("failed") | {
-        "log": [f"line {n}" for n in range(20)],
-        "log_count": 20,
-        "text": "line\n" * 99,
-    }
-    card.open(
-        long | {"questions": state("waiting")["questions"], "reasoning": "hm", "reasoning_count": 2}
-    )
-    card.page.evaluate(
-        "() => document.querySelectorAll('details').forEach((fold) => (fold.open = true))"
-    )
+    long = state("failed") | {"log": [f"line {n}" for n in range(20)], "log_count": 20, "text": "line\n" * 99}
+    card.open(long | {"questions": state("waiting")["questions"], "reasoning": "hm", "reasoning_count": 2})
+    card.page.evaluate("() => document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
     card.pass_ms(1100)
     stops = []
     for _ in range(30):
@@ -269,10 +243,7 @@ def test_the_keyboard_reaches_everything(card: CardPage) -> None:
 
 def test_a_long_run_is_a_small_page(card: CardPage) -> None:
     """100,000 deltas of Markdown and 2,000 tools: what the page gets of them stays below 2,000 nodes."""
-    tools = tuple(
-        ToolCall(f"t{n}", "search", args={"n": n}, status="error", result="x" * 900)
-        for n in range(2_000)
-    )
+    tools = tuple(ToolCall(f"t{n}", "search", args={"n": n}, status="error", result="x" * 900) for n in range(2_000))
     record = msgspec.structs.replace(
         RECORDS["completed"], text="- *a* `b` [c](https://d.example)\n\nwords\n\n" * 20_000, tools=tools,
         log=tuple(f"line {n}" for n in range(20)), log_count=5_000, reasoning="hm " * 1_000, reasoning_count=99_000,

@@ -55,9 +55,7 @@ def test_the_kernel_is_asked_where_the_model_is_not_found(card: CardPage) -> Non
     card.page.evaluate(_DRAW_TWO, [make_run(text="some words"), CODE, False])
     answer = "(code) => { for (const model of models) model.tell('msg:custom', { op: 'code', ...code }); }"
     for asked in (1, 2):  # as each model is made, and for its view
-        card.page.wait_for_function(
-            "(count) => models.every(({ sent }) => sent.length === count)", arg=asked
-        )
+        card.page.wait_for_function("(count) => models.every(({ sent }) => sent.length === count)", arg=asked)
         expect(card.page.locator(".nbrun-card")).to_have_count(0)
         card.page.evaluate(answer, CODE)
     assert card.ask("models.map((model) => model.sent)") == [[{"op": "code"}] * 2] * 2

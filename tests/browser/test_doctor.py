@@ -9,9 +9,7 @@ from playwright.sync_api import expect
 from tests.browser.lab import LabNotebook
 
 
-def test_the_page_writes_what_reached_the_kernel(
-    open_notebook: Callable[..., LabNotebook],
-) -> None:
+def test_the_page_writes_what_reached_the_kernel(open_notebook: Callable[..., LabNotebook]) -> None:
     """A line for each channel, with its time; they stay as a static output, and the saved file has no widget."""
     notebook = open_notebook(["%load_ext nbrun", "%agentrun doctor"])
     notebook.run_and_wait(0)
@@ -21,9 +19,7 @@ def test_the_page_writes_what_reached_the_kernel(
     expect(output).to_contain_text("page: reached the kernel by control channel in ")
     expect(output.locator("[data-sign=problem]")).to_have_count(0)
     found = output.locator(".nbrun-doctor").last
-    expect(found.locator("strong")).to_have_count(
-        2
-    )  # drawn by the kernel, from what the page has told
+    expect(found.locator("strong")).to_have_count(2)  # drawn by the kernel, from what the page has told
     print(found.inner_text())
     saved = notebook.save()
     kinds = [set(out.data) for out in saved.cells[1].outputs]

@@ -87,9 +87,7 @@ class Watched:
         assert self.page.evaluate("() => window.hits") == 0, what
         assert self.dialogs == [], what
         assert [url for url in self.requests if not url.startswith(("data:", "blob:"))] == [], what
-        overflow = (
-            "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        )
+        overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert self.page.evaluate(overflow) <= 0, what
 
     def elements(self, selector: str) -> list[str]:
@@ -168,10 +166,7 @@ def test_panels(watched: Watched) -> None:
     """The table of runs, live and as it is saved."""
     records = [runs_with(one, number)[number % 4] for number, one in enumerate(PAYLOADS, 1)]
     unused: Any = object()  # a row is drawn from its record alone
-    rows = [
-        runs_table.page_row(Row(Run(unused, record, store=unused), record), "session")
-        for record in records
-    ]
+    rows = [runs_table.page_row(Row(Run(unused, record, store=unused), record), "session") for record in records]
     for width, start in itertools.product(WIDTHS, range(0, len(rows), 50)):
         watched.open(width)
         page = rows[start : start + 50]
@@ -196,9 +191,7 @@ def test_static_cards(watched: Watched) -> None:
         html = "".join(bundle(record)["text/html"] for record in records_of(group))
         for width in WIDTHS:
             watched.open(width)
-            watched.page.evaluate(
-                "html => { document.getElementById('output').innerHTML = html }", html
-            )
+            watched.page.evaluate("html => { document.getElementById('output').innerHTML = html }", html)
             for fold in watched.page.query_selector_all("#output details"):
                 fold.evaluate("node => { node.open = true }")
             watched.check(group)
@@ -211,10 +204,7 @@ def test_saved_notebooks_and_exports(watched: Watched, tmp_path: Any) -> None:
     bundles = [bundle(record) for record in records]
     outputs = [new_output("display_data", one) for one in bundles]
     # Once more without the HTML: then its Markdown is drawn.
-    outputs += [
-        new_output("display_data", {k: v for k, v in one.items() if k != "text/html"})
-        for one in bundles
-    ]
+    outputs += [new_output("display_data", {k: v for k, v in one.items() if k != "text/html"}) for one in bundles]
     exporter: Any = HTMLExporter(  # type: ignore[no-untyped-call]
         template_name="lab", mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url=""
     )

@@ -60,9 +60,7 @@ AMISS = """(area) => {
 class WatchedNotebook(LabNotebook):
     """A notebook in Lab of which it is known what it has asked for, and whether a payload has run."""
 
-    def __init__(
-        self, server: LabServer, context: BrowserContext, path: Path, *, workspace: str
-    ) -> None:
+    def __init__(self, server: LabServer, context: BrowserContext, path: Path, *, workspace: str) -> None:
         super().__init__(server, context, path, workspace=workspace)
         self.requests: list[str] = []
         self.page.add_init_script("window.hits = 0; window.hit = () => { window.hits += 1; };")
@@ -88,9 +86,7 @@ class WatchedNotebook(LabNotebook):
         expect(area).to_contain_text(END, timeout=60_000)
         self.page.wait_for_function("() => document.readyState === 'complete'")
         outputs = area.locator(".jp-OutputArea-output")  # around them are buttons of Lab's own
-        found = outputs.locator(MADE).evaluate_all(
-            "nodes => nodes.map(node => node.outerHTML.slice(0, 150))"
-        )
+        found = outputs.locator(MADE).evaluate_all("nodes => nodes.map(node => node.outerHTML.slice(0, 150))")
         assert found == []
         assert [word for one in outputs.all() for word in one.evaluate(AMISS)] == []
         assert self.page.evaluate("() => window.hits") == 0
@@ -102,8 +98,7 @@ def bundles() -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     for payloads in GROUPS.values():
         cards: list[dict[str, Any]] = [
-            bundle(runs_with(payload, number)[number % 4])
-            for number, payload in enumerate(payloads)
+            bundle(runs_with(payload, number)[number % 4]) for number, payload in enumerate(payloads)
         ]
         found += [{form: join([card[form] for card in cards])} for form, join in FORMS]
     return [*found, {"text/plain": CLICKED}, {"text/plain": END}]
@@ -115,10 +110,7 @@ def test_lab_draws_nothing_of_it(browser: Browser, lab: LabServer, tmp_path: Pat
     name = kernels.named("python3")
     show = "import json\nfor data in json.load(open('shown.json')):\n    display(data, raw=True)"
     notebook = new_notebook(
-        cells=[
-            new_code_cell("1", outputs=[new_output("display_data", data) for data in shown]),
-            new_code_cell(show),
-        ],
+        cells=[new_code_cell("1", outputs=[new_output("display_data", data) for data in shown]), new_code_cell(show)],
         metadata={"kernelspec": {"name": name, "display_name": name}},
     )
     nbformat.write(notebook, path := tmp_path / "hostile.ipynb")

@@ -31,9 +31,7 @@ def shoot(notebook: LabNotebook, name: str) -> None:
     notebook.page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-def test_the_first_notebook_streams_its_model_and_cancel_stops_it(
-    open_notebook: OpenNotebook,
-) -> None:
+def test_the_first_notebook_streams_its_model_and_cancel_stops_it(open_notebook: OpenNotebook) -> None:
     """In `01_first_run` text arrives before the run ends, and Cancel stops the model while a cell blocks."""
     notebook = open_notebook(FIRST_RUN)
     notebook.run_and_wait(1)
@@ -55,9 +53,7 @@ def test_the_first_notebook_streams_its_model_and_cancel_stops_it(
     assert notebook.wait_cell(block) > 0
 
 
-def test_a_real_model_streams_and_the_answer_is_there_after_a_restart(
-    open_notebook: OpenNotebook,
-) -> None:
+def test_a_real_model_streams_and_the_answer_is_there_after_a_restart(open_notebook: OpenNotebook) -> None:
     """Text arrives before the run ends, other cells run meanwhile, and a new kernel has the answer."""
     notebook = open_notebook(
         [
@@ -164,13 +160,9 @@ def test_the_card_fits_into_lab(open_notebook: OpenNotebook) -> None:
     first_tool = card.locator(".nbrun-card__tool-line").first
     first_tool.press("Enter")
     expect(card.locator(".nbrun-card__tool-result").first).to_contain_text("1P/Halley")
-    expect(notebook.panel.locator(".jp-mod-editMode")).to_have_count(
-        0
-    )  # Enter did not go into a cell
+    expect(notebook.panel.locator(".jp-mod-editMode")).to_have_count(0)  # Enter did not go into a cell
     found = axe.violations(notebook.page, ".nbrun-card")
-    notebook.page.evaluate(
-        "() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
-    )
+    notebook.page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     expect(notebook.page.locator("body[data-jp-theme-light=false]")).to_have_count(1)
     expect(notebook.page.locator("#jupyterlab-splash")).to_have_count(0)
     shoot(notebook, "lab-dark-card")

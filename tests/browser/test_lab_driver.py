@@ -27,9 +27,7 @@ def test_a_notebook_runs_saves_and_comes_back(open_notebook: Callable[..., LabNo
     assert notebook.outputs(0) == ["2"]
 
 
-def test_another_ipykernel_can_be_chosen_and_restarted(
-    open_notebook: Callable[..., LabNotebook],
-) -> None:
+def test_another_ipykernel_can_be_chosen_and_restarted(open_notebook: Callable[..., LabNotebook]) -> None:
     """A notebook opens on the ipykernel it asks for; a restart counts from one and keeps the version."""
     asks = "import ipykernel, nbrun; ipykernel.__version__"
     notebook = open_notebook([asks], kernel_name="6.30")

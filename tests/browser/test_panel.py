@@ -80,17 +80,13 @@ def make_runs(rows: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
 class PanelPage(CardPage):
     """A page with one panel, at a clock that only the test moves."""
 
-    def open_panel(
-        self, runs: dict[str, Any], run: dict[str, Any] | None = None, theme: str = "light"
-    ) -> None:
+    def open_panel(self, runs: dict[str, Any], run: dict[str, Any] | None = None, theme: str = "light") -> None:
         """Load the harness, stop its clock and show the panel, with the card of an open run."""
         self.page.goto(f"{self.address}?theme={theme}")
         self.page.wait_for_function("() => window.harness")
         self.page.clock.pause_at(NOW + 60)
         self.page.clock.set_system_time(NOW)
-        self.page.evaluate(
-            "([runs, run]) => harness.mountPanel(runs, run)", [runs, {} if run is None else run]
-        )
+        self.page.evaluate("([runs, run]) => harness.mountPanel(runs, run)", [runs, {} if run is None else run])
 
     def update_panel(self, run: dict[str, Any] | None = None, **fields: Any) -> None:
         """Send a new state and let the page paint it."""
@@ -137,10 +133,7 @@ OPEN_RUN = make_run(
 @pytest.mark.parametrize("theme", ["light", "dark", "none"])
 def test_pictures(panel: PanelPage, theme: str) -> None:
     """Pictures for people to look at; axe finds nothing in the themes of Jupyter."""
-    rows = [
-        *ALL_STATUSES,
-        make_row(11, name="a very long name of a run that somebody has given " * 2),
-    ]
+    rows = [*ALL_STATUSES, make_row(11, name="a very long name of a run that somebody has given " * 2)]
     for width in (1000, 640, 320):
         panel.page.set_viewport_size({"width": width, "height": 900})
         runs = make_runs(rows, open="session-id/run-19", has_more=True)
@@ -176,9 +169,7 @@ def test_rows_stay_where_they_are(panel: PanelPage) -> None:
     """A new run comes on top and what ends changes its words: no other row is made anew or loses the focus."""
     panel.open_panel(make_runs([make_row(3, "running"), make_row(2, "running"), make_row(1)]))
     panel.row(2).get_by_role("button", name="Cancel").focus()
-    panel.page.evaluate(
-        "() => { for (const tr of document.querySelectorAll('tbody tr')) tr.known = true; }"
-    )
+    panel.page.evaluate("() => { for (const tr of document.querySelectorAll('tbody tr')) tr.known = true; }")
     rows = [make_row(4, "running"), make_row(3), make_row(2, "running"), make_row(1)]
     panel.update_panel(**make_runs(rows))
     names = panel.piece("open").all_text_contents()
@@ -281,13 +272,7 @@ def test_a_row_unfolds_to_the_card_of_its_run(panel: PanelPage) -> None:
     button.focus()
     panel.page.keyboard.press("Enter")
     assert panel.asked == [{"op": "open", "panel": "panel-id", "key": "session-id/run-19"}]
-    question: dict[str, Any] = {
-        "id": "q",
-        "message": "Go on?",
-        "args": "",
-        "options": [],
-        "deadline": None,
-    }
+    question: dict[str, Any] = {"id": "q", "message": "Go on?", "args": "", "options": [], "deadline": None}
     run = OPEN_RUN | {"questions": [question]}
     panel.update_panel(run, open="session-id/run-19")
     card = panel.piece("card").locator(".nbrun-card")
@@ -321,9 +306,7 @@ def test_a_panel_whose_kernel_is_gone_shows_nothing_as_live(panel: PanelPage) ->
     panel.page.evaluate("() => harness.kernel.slots.forEach((slot) => slot(null, 'restarting'))")
     panel.pass_ms(20)
     expect(panel.page.get_by_role("status").first).to_have_text("Not updating")
-    expect(panel.page.get_by_role("alert").first).to_contain_text(
-        "Run %agentrun for the current state"
-    )
+    expect(panel.page.get_by_role("alert").first).to_contain_text("Run %agentrun for the current state")
     for row in ALL_STATUSES:
         words = "Connection to the run lost" if row["live"] else row["cells"]["status"]
         expect(panel.row(row["number"]).get_by_role("cell").first).to_have_text(words)
@@ -368,18 +351,9 @@ def test_hostile_rows_stay_text(panel: PanelPage) -> None:
 
 def test_a_full_page_with_a_long_card_is_small(panel: PanelPage) -> None:
     """Fifty rows and a card with all that a card shows: at most 2,000 nodes, texts and comments counted too."""
-    tool = {
-        "id": "a",
-        "name": "search",
-        "args": "{}",
-        "status": "ok",
-        "ms": 140,
-        "result": "5 hits",
-    }
+    tool = {"id": "a", "name": "search", "args": "{}", "status": "ok", "ms": 140, "result": "5 hits"}
     child = {"title": "helper #5", "status": "completed", "words": "completed"}
-    run = make_run(
-        id="run-50", tools=[tool] * 20, children=[child] * 20, log=["line"] * 20, log_count=20
-    )
+    run = make_run(id="run-50", tools=[tool] * 20, children=[child] * 20, log=["line"] * 20, log_count=20)
     rows = [make_row(50 - at, "running") for at in range(50)]
     panel.open_panel(make_runs(rows, open="session-id/run-50", has_more=True, has_newer=True), run)
     count = """(() => {

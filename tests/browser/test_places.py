@@ -72,9 +72,7 @@ def test_a_place_that_is_drawn_anew_gets_its_card_again(card: CardPage) -> None:
 
 
 @pytest.mark.parametrize("is_drawn", [True, False], ids=["drawn again", "not yet drawn again"])
-def test_a_press_counts_when_its_button_is_drawn_anew_before_it_is_released(
-    card: CardPage, is_drawn: bool
-) -> None:
+def test_a_press_counts_when_its_button_is_drawn_anew_before_it_is_released(card: CardPage, is_drawn: bool) -> None:
     """The browser makes no click of it; one that is released elsewhere, or on another card, is none."""
     page = PlacePage(card.page, card.address)
     page.initialize(make_run(), [PLACE])
@@ -135,14 +133,10 @@ def test_a_page_that_has_another_kernel_draws_no_card_of_the_first(card: CardPag
     """Nobody would bring it up to date. After a restart it says so itself; drawn anew it is the static one."""
     page = PlacePage(card.page, card.address)
     page.initialize(make_run(), [PLACE])
-    page.ask(
-        "harness.model.widget_manager.kernel.slots.forEach((slot) => slot(null, 'restarting'))"
-    )
+    page.ask("harness.model.widget_manager.kernel.slots.forEach((slot) => slot(null, 'restarting'))")
     page.pass_ms(40)
     expect(page.output(0).locator(".nbrun-card")).to_contain_text("Connection to the run lost")
-    page.page.evaluate(
-        "(html) => { document.getElementById('output').children[0].innerHTML = html; }", PLACE
-    )
+    page.page.evaluate("(html) => { document.getElementById('output').children[0].innerHTML = html; }", PLACE)
     page.pass_ms(40)
     expect(page.output(0)).to_have_text("Was running")
     page.initialize(make_run(), [PLACE])

@@ -70,9 +70,7 @@ CHANGE_THEME = "theme => window.jupyterapp.commands.execute('apputils:change-the
 
 
 @pytest.mark.parametrize("front_end", [LabNotebook, Notebook7], ids=["lab", "notebook7"])
-def test_every_state_on_one_page(
-    browser: Browser, lab: LabServer, front_end: type[LabNotebook]
-) -> None:
+def test_every_state_on_one_page(browser: Browser, lab: LabServer, front_end: type[LabNotebook]) -> None:
     """Each card says how its run stands, in both themes, and the last two states of a cancel follow each other."""
     SCREENSHOTS.mkdir(exist_ok=True)
     with lab.open(browser, CELLS, page=front_end) as notebook:

@@ -63,9 +63,7 @@ def test_a_reload_keeps_the_card_to_its_end(open_notebook: OpenNotebook) -> None
     assert "Cancelled by you" in saved_html(notebook.save(), 1)
 
 
-def test_a_run_that_ends_while_its_page_is_closed_is_shown_with_its_end(
-    open_notebook: OpenNotebook,
-) -> None:
+def test_a_run_that_ends_while_its_page_is_closed_is_shown_with_its_end(open_notebook: OpenNotebook) -> None:
     """Opened again, the page shows the end of one run and goes on with the other, and `show` draws either anywhere."""
     cells = [
         PATIENT,
@@ -102,9 +100,7 @@ def test_a_run_that_ends_while_its_page_is_closed_is_shown_with_its_end(
 
 def test_a_restart_leaves_a_card_that_says_what_is_known(open_notebook: OpenNotebook) -> None:
     """No card of the old kernel says running; a reload shows what the file has, and `show` has the end."""
-    notebook = open_notebook(
-        [CHATTY, "%%agentrun chatty\nTalk.", "%load_ext nbrun\n%agentrun show 1"]
-    )
+    notebook = open_notebook([CHATTY, "%%agentrun chatty\nTalk.", "%load_ext nbrun\n%agentrun show 1"])
     notebook.run_and_wait(0)
     notebook.run_and_wait(1)
     card = notebook.output(1)
@@ -123,13 +119,9 @@ def test_a_restart_leaves_a_card_that_says_what_is_known(open_notebook: OpenNote
     shoot_dark(notebook, "story-restarted-and-reloaded")
 
 
-def test_a_notebook_that_is_saved_under_another_name_has_runs_of_its_own(
-    open_notebook: OpenNotebook,
-) -> None:
+def test_a_notebook_that_is_saved_under_another_name_has_runs_of_its_own(open_notebook: OpenNotebook) -> None:
     """It gets a kernel and a store of its own, and its cards claim nothing; the old file still shows the live run."""
-    notebook = open_notebook(
-        [CHATTY, "%%agentrun chatty\nTalk.", "%load_ext nbrun\n%agentrun list"]
-    )
+    notebook = open_notebook([CHATTY, "%%agentrun chatty\nTalk.", "%load_ext nbrun\n%agentrun list"])
     notebook.run_and_wait(0)
     notebook.run_and_wait(1)
     card = notebook.output(1)
@@ -176,9 +168,7 @@ def test_a_saved_notebook_shows_the_run_without_its_kernel(open_notebook: OpenNo
     notebook.run_and_wait(0)
     notebook.run_and_wait(1)
     expect(notebook.output(1)).to_contain_text("Timed out after 1")
-    expect(notebook.output(1).locator(".nbrun-card")).to_have_count(
-        0
-    )  # the output has its end, too
+    expect(notebook.output(1).locator(".nbrun-card")).to_have_count(0)  # the output has its end, too
     notebook.save()
     notebook.restart()
     notebook.reload()

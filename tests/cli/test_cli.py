@@ -46,9 +46,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return kept | {name: str(folder / f".{name.lower()}") for name in own} | more
 
 
-def run(
-    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the installed command in a process of its own."""
     return subprocess.run(
         [COMMAND, *arguments],
@@ -306,14 +304,11 @@ def test_demo_names_the_extra_it_needs(
 
 
 @pytest.mark.parametrize("path", ["", "lesson.ipynb", ".nbrun", ".nbrun/lesson.db"])
-def test_list_shows_the_stored_runs_newest_first(
-    path: str, kept: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_shows_the_stored_runs_newest_first(path: str, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder, a notebook or a store's file will do, also when the notebook itself was never saved."""
     assert cli.main(["list", str(kept.parent / path)]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    places = [text.index(f"#{number} {name}") for number, name in
-              ((3, "broken"), (2, "hostile"), (1, "plain"))]  # fmt: skip
+    places = [text.index(f"#{number} {name}") for number, name in ((3, "broken"), (2, "hostile"), (1, "plain"))]
     assert places == sorted(places)
     assert "12 in · 3 out" in text
     assert "It is green." in text
@@ -327,9 +322,7 @@ def test_list_stops_at_its_limit(kept: Path, capsys: pytest.CaptureFixture[str])
     assert "There are more" in text
 
 
-def test_list_of_a_folder_without_runs_makes_nothing(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_of_a_folder_without_runs_makes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It says that there are none, which is no mistake, and leaves the folder empty."""
     assert cli.main(["list", str(folder)]) == 0
     assert "No runs in" in capsys.readouterr().out
@@ -337,21 +330,12 @@ def test_list_of_a_folder_without_runs_makes_nothing(
 
 
 @pytest.mark.parametrize("ref", ["#1", "1", "-3", "plain", "run-seq-0"])
-def test_show_finds_a_run_by_every_reference(
-    ref: str, kept: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_finds_a_run_by_every_reference(ref: str, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Number, place from the end, name and id name the same run; all that it did is shown."""
     assert cli.main(["show", ref, str(kept)]) == 0
     text = capsys.readouterr().out
     assert text.startswith("Run #1 (plain)\n")
-    for part in (
-        "Completed",
-        "prompt of plain",
-        "It is green.",
-        "look(",
-        "12 in · 3 out",
-        "run-seq-0",
-    ):
+    for part in ("Completed", "prompt of plain", "It is green.", "look(", "12 in · 3 out", "run-seq-0"):
         assert part in text
 
 
@@ -375,9 +359,7 @@ def test_an_agents_text_commands_no_terminal(
     assert "[bold]" in text
 
 
-def test_another_programs_database_is_left_alone(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_programs_database_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A database that nbrun did not make is refused before it is opened: not a byte of it changes."""
     path = folder / "other.db"
     connection = sqlite3.connect(path)
@@ -391,9 +373,7 @@ def test_another_programs_database_is_left_alone(
     assert [each.name for each in folder.iterdir()] == ["other.db"]
 
 
-def test_runs_of_a_kernel_that_has_just_begun_are_found(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_of_a_kernel_that_has_just_begun_are_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While the first kernel of a notebook is at work, all of its store may still be in the log beside it."""
     with NotebookSession(folder / "fresh.ipynb") as session:
         run = session.start(ScriptedAgent([{"say": "hello"}], delay_s=0), "hm", name="early")
@@ -453,9 +433,7 @@ def test_bad_usage_is_one_line(line: str, names: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("ref", ["7", "-9", "nobody", "9" * 30])
-def test_an_unknown_run_is_one_line(
-    ref: str, kept: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_run_is_one_line(ref: str, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It names the reference and where it was looked for."""
     assert cli.main(["show", ref, str(kept)]) == 1
     (only,) = capsys.readouterr().err.splitlines()
@@ -489,9 +467,7 @@ def test_a_reader_that_leaves_early_is_no_error(kept: Path) -> None:
         assert process.stderr.read() == ""
 
 
-def test_list_and_show_tell_what_comes_from_what(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_and_show_tell_what_comes_from_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A retry names the run that it repeats, and that one names its retry; what can be gone on with says how."""
 
     async def keeps(prompt: str, run: nbrun.RunContext) -> None:
@@ -513,9 +489,7 @@ def test_list_and_show_tell_what_comes_from_what(
     assert "Retry of #1" in capsys.readouterr().out
 
 
-def test_a_damaged_file_hides_no_other(
-    kept: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_file_hides_no_other(kept: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Healthy stores are listed; what was set aside, what is damaged and what cannot be read are named."""
     stores = folder / ".nbrun"
     healthy = (stores / "lesson.db").read_bytes()

@@ -70,10 +70,8 @@ def test_what_is_not_given_has_its_default() -> None:
         (SHOW, [], r"show needs REF\. Usage: show REF \[PATH\]"),
         (SHOW, ["1", "2", "3"], "show takes no further argument: leave out '3'"),
     ],
-)  # fmt: skip
-def test_a_mistake_is_one_line_with_its_fix(
-    command: Command, words: list[str], message: str
-) -> None:
+)
+def test_a_mistake_is_one_line_with_its_fix(command: Command, words: list[str], message: str) -> None:
     """It names the word and what should be there."""
     with pytest.raises(BadOption, match=f"^{message}"):
         command.read(words)
@@ -100,19 +98,14 @@ def test_a_command_is_found_by_its_verb() -> None:
     """Another word is answered with those that there are."""
     assert TOOL.find("stop") is STOP
     assert TOOL.find("stp") is None
-    assert (
-        str(TOOL.unknown("stp"))
-        == "Unknown subcommand 'stp'; did you mean stop? Available: stop, show."
-    )
+    assert str(TOOL.unknown("stp")) == "Unknown subcommand 'stp'; did you mean stop? Available: stop, show."
     assert str(TOOL.unknown("dance")) == "Unknown subcommand 'dance'. Available: stop, show."
 
 
 def test_the_manual_has_every_argument() -> None:
     """As one types it, with its help."""
     text = STOP.manual()
-    assert text.startswith(
-        "stop [REF… | --all] [-r/--reason TEXT] [-n N] [--tag K=V] [--how gently|hard]\nstop runs"
-    )
+    assert text.startswith("stop [REF… | --all] [-r/--reason TEXT] [-n N] [--tag K=V] [--how gently|hard]\nstop runs")
     assert all(each.usage in text and each.help in text for each in STOP.all())
     assert "show a run" in TOOL.manual()
 

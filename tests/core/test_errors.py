@@ -20,9 +20,7 @@ def _no_front_end() -> Iterator[None]:
 
 def test_without_a_front_end_a_fix_is_plain_words() -> None:
     """A script reads what to do, and no command of a notebook that is not there."""
-    error = errors.NotResumable(
-        "run #3 has completed", run="run #3", fixes=[Fix(Action.RETRY, "#3")]
-    )
+    error = errors.NotResumable("run #3 has completed", run="run #3", fixes=[Fix(Action.RETRY, "#3")])
     assert str(error) == "run #3 has completed. Run it again"
     assert (error.reason, error.run) == ("run #3 has completed", "run #3")
 
@@ -48,9 +46,7 @@ def test_every_action_has_a_purpose_and_a_command(action: Action) -> None:
         assert fix.command.startswith(("%agentrun ", "nbrun "))
 
 
-@pytest.mark.parametrize(
-    "kind", [errors.RunNotFinished, errors.PackageMissing, errors.NotResumable]
-)
+@pytest.mark.parametrize("kind", [errors.RunNotFinished, errors.PackageMissing, errors.NotResumable])
 def test_an_error_keeps_its_data_when_it_is_pickled(kind: type[errors.NbrunError]) -> None:
     """Also those that are errors of Python at the same time."""
     raised = kind("why", run="run #1", fixes=[Fix(Action.RETRY, "#1")])

@@ -103,9 +103,7 @@ def test_data_cannot_be_changed() -> None:
         ({"options": {"timeout_s": 1.0}}, False),
     ],
 )
-def test_inputs_are_agent_prompt_model_and_options(
-    changed: dict[str, object], *, is_same: bool
-) -> None:
+def test_inputs_are_agent_prompt_model_and_options(changed: dict[str, object], *, is_same: bool) -> None:
     """A name, tags and a cell do not make another run of the same inputs; all else does."""
     first = ev.RunCreated(session_id="s", name="n", agent="a", prompt="p", model="m")
     other = msgspec.structs.replace(first, **changed)

@@ -18,9 +18,7 @@ from nbrun.core.quantities import counted, date_and_time, moment, money, size_by
         (math.nan, ""), (math.inf, ""), (-1.0, ""),
     ],
 )  # fmt: skip
-def test_money_has_cents_and_more_places_where_they_matter(
-    amount: float | None, words: str
-) -> None:
+def test_money_has_cents_and_more_places_where_they_matter(amount: float | None, words: str) -> None:
     """What is no amount, in another's file, is not shown."""
     assert money(amount) == words
 
@@ -37,13 +35,7 @@ def test_sizes_are_decimal(count: float, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [
-        ("0", 0),
-        ("500M", 500_000_000),
-        ("1.5 kB", 1_500),
-        ("2g", 2_000_000_000),
-        ("2GiB", 2 * 1024**3),
-    ],
+    [("0", 0), ("500M", 500_000_000), ("1.5 kB", 1_500), ("2g", 2_000_000_000), ("2GiB", 2 * 1024**3)],
 )
 def test_sizes_are_read_as_they_are_written(text: str, count: int) -> None:
     """Decimal, unless `i` says that it is binary."""

@@ -11,16 +11,7 @@ from hypothesis import given, settings, strategies as st
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
-from nbrun.core.record import (
-    AFTER_END,
-    LIVE,
-    REASONING_TAIL,
-    TERMINAL,
-    TRANSITIONS,
-    fold,
-    is_admitted,
-    next_status,
-)
+from nbrun.core.record import AFTER_END, LIVE, REASONING_TAIL, TERMINAL, TRANSITIONS, fold, is_admitted, next_status
 from tests.core.test_events import SAMPLES
 
 CREATED = ev.RunCreated(session_id="s", name="haiku", agent="poet", prompt="tea", tags={"k": "v"})
@@ -95,11 +86,7 @@ def test_cancelling_is_not_undone() -> None:
     """A late start or answer does not make a run look as if nobody had asked it to stop."""
     record = fold(log(CREATED, REQUEST, ev.RunStarted(), ev.RunWaiting(), ev.RunResumed()))
     assert record.status is RunStatus.CANCELLING
-    assert (record.cause, record.reason, record.cancelled_by) == (
-        CancelCause.USER,
-        "enough",
-        "card",
-    )
+    assert (record.cause, record.reason, record.cancelled_by) == (CancelCause.USER, "enough", "card")
     assert record.cancel_requested_at == 101.0
 
 
@@ -113,9 +100,7 @@ def test_the_creation_sets_what_a_run_is() -> None:
 
 def test_start_and_end_set_output_and_times() -> None:
     """Start, end: completed, output and text stored, events counted."""
-    record = fold(
-        log(CREATED, ev.RunStarted(), ev.TextDelta("a"), ev.TextDelta("b"), ev.RunCompleted([1]))
-    )
+    record = fold(log(CREATED, ev.RunStarted(), ev.TextDelta("a"), ev.TextDelta("b"), ev.RunCompleted([1])))
     assert (record.status, record.output, record.text) == (RunStatus.COMPLETED, [1], "ab")
     assert (record.started_at, record.ended_at, record.event_count) == (101.0, 104.0, 5)
     assert record.elapsed_s(now=999.0) == 3.0
@@ -131,9 +116,7 @@ def test_a_failure_keeps_error_and_partial_output() -> None:
 
 def test_a_cancelled_run_keeps_output_error_and_what_still_runs() -> None:
     """Nothing that was paid for is lost, and what goes on has a name."""
-    end = ev.RunCancelled(
-        CancelCause.USER, "enough", "half", ev.ErrorInfo("E", "m"), None, ("tool",)
-    )
+    end = ev.RunCancelled(CancelCause.USER, "enough", "half", ev.ErrorInfo("E", "m"), None, ("tool",))
     record = fold(log(CREATED, ev.RunStarted(), REQUEST, end))
     assert (record.output, record.reason, record.detached) == ("half", "enough", ("tool",))
     assert record.error == ev.ErrorInfo("E", "m")
@@ -199,11 +182,7 @@ def test_tools_are_folded_by_their_id() -> None:
         ("t2", "read", "running"),
         ("t9", "t9", "error"),
     ]
-    assert (record.tools[0].args, record.tools[0].result, record.tools[0].ms) == (
-        {"q": 1},
-        "found",
-        5.0,
-    )
+    assert (record.tools[0].args, record.tools[0].result, record.tools[0].ms) == ({"q": 1}, "found", 5.0)
 
 
 def test_the_end_of_the_reasoning_is_kept_and_all_of_it_counted() -> None:
@@ -219,11 +198,7 @@ def test_the_end_of_the_reasoning_is_kept_and_all_of_it_counted() -> None:
 def test_how_far_a_tool_has_come_is_kept_until_its_end() -> None:
     """The last word of it counts; of an ended or unknown tool there is nothing to tell."""
     started = [CREATED, ev.RunStarted(), ev.ToolStarted("t", "read")]
-    steps = [
-        ev.ToolProgress("t", 1, 9),
-        ev.ToolProgress("t", 2, 9, "pages"),
-        ev.ToolProgress("u", 1),
-    ]
+    steps = [ev.ToolProgress("t", 1, 9), ev.ToolProgress("t", 2, 9, "pages"), ev.ToolProgress("u", 1)]
     (tool,) = fold(log(*started, *steps)).tools
     assert tool.progress == ev.Progress(2, 9, "pages")
     late = [ev.ToolFinished("t"), ev.ToolProgress("t", 9, 9)]
@@ -281,9 +256,7 @@ def test_pending_questions_are_those_without_an_answer() -> None:
     assert fold(log(*asked)).pending == (first, second)
     answered = [*asked, ev.ApprovalResolved("ask-1", "allow"), ev.ApprovalResolved("x", "deny")]
     assert fold(log(*answered)).pending == (second,)
-    assert fold(log(ev.ApprovalResolved("ask-2", "deny"), first=5), fold(log(*asked))).pending == (
-        first,
-    )
+    assert fold(log(ev.ApprovalResolved("ask-2", "deny"), first=5), fold(log(*asked))).pending == (first,)
     for last in (ev.RunLost(), ev.RunCompleted(), ev.RunStarted()):
         assert fold(log(*asked, last)).pending == ()
 
@@ -300,7 +273,7 @@ def test_a_brief_record_keeps_a_few_questions_small() -> None:
     asked = [
         ev.ApprovalRequested(f"ask-{n}", long, None, {"a": long}, tuple(f"{long}{i}" for i in range(99)))
         for n in range(50)
-    ]  # fmt: skip
+    ]
     record = fold(log(CREATED, ev.RunStarted(), *asked, ev.RunWaiting()))
     assert len(record.pending) == 50
     assert len(msgspec.msgpack.encode(record.brief())) < 5_000
@@ -364,11 +337,7 @@ def test_any_order_gives_a_legal_status_and_an_end_stays(data: list[ev.EventData
         legal = {before.status, TRANSITIONS[before.status].get(event.type, before.status)}
         assert record.status in legal
         if before.status.is_terminal:
-            assert (record.status, record.output, record.error) == (
-                before.status,
-                before.output,
-                before.error,
-            )
+            assert (record.status, record.output, record.error) == (before.status, before.output, before.error)
             assert record.ended_at == before.ended_at
     assert (record.ended_at is None) is record.is_live
 
@@ -390,8 +359,7 @@ def test_a_fold_in_batches_equals_one_by_one(data: list[ev.EventData], cuts: lis
 
 
 @pytest.mark.parametrize(
-    "end",
-    [ev.RunCancelled(CancelCause.SHUTDOWN, detached=("poet",)), ev.RunLost("its kernel died")],
+    "end", [ev.RunCancelled(CancelCause.SHUTDOWN, detached=("poet",)), ev.RunLost("its kernel died")]
 )
 def test_no_tool_runs_on_in_a_run_that_was_cut_short(end: ev.EventData) -> None:
     """Its host had no time to say so: the record does; a tool that had ended stays as it was."""

@@ -25,17 +25,14 @@ PLAIN = st.recursive(
     | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc$", max_size=3), inner, max_size=4),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
 def log(*told: ev.EventData) -> list[ev.RunEvent]:
     """Return the events of a whole run with these between its start and its end."""
     created = ev.RunCreated("s", "poet", "poet", "tea", 3, tags={"k": "v"}, options={"on": "local"})
     data = [created, ev.RunStarted("local"), *told, ev.RunCompleted("done")]
-    return [
-        ev.RunEvent(seq, 1e9 + seq / 8, "run-seq-0", min(seq, 1), item)
-        for seq, item in enumerate(data)
-    ]
+    return [ev.RunEvent(seq, 1e9 + seq / 8, "run-seq-0", min(seq, 1), item) for seq, item in enumerate(data)]
 
 
 def written(events: list[ev.RunEvent]) -> list[bytes]:
@@ -113,9 +110,7 @@ def test_what_is_no_recording_is_refused_in_one_line(lines: list[bytes], words: 
 
 def test_an_event_that_does_not_fit_its_type_is_kept() -> None:
     """What another version has written of a known type is kept as it came."""
-    line = (
-        b'{"seq":1,"ts":1,"attempt":1,"parent":null,"type":"usage","data":{"input_tokens":"many"}}'
-    )
+    line = b'{"seq":1,"ts":1,"attempt":1,"parent":null,"type":"usage","data":{"input_tokens":"many"}}'
     events = recording.load([FIRST, CREATED, line])[1]
     assert events[1].data == ev.Unknown("usage", {"input_tokens": "many"})
 

@@ -28,9 +28,7 @@ def test_a_secret_is_replaced_by_its_name() -> None:
 def test_data_is_redacted_through_and_through() -> None:
     """Lists, objects and the keys of objects hold no secret; other values stay as they are."""
     redactor = Redactor({"K": KEY})
-    assert redactor.data({KEY: [1, None, {"deep": f"<{KEY}>"}]}) == {
-        "[K]": [1, None, {"deep": "<[K]>"}]
-    }
+    assert redactor.data({KEY: [1, None, {"deep": f"<{KEY}>"}]}) == {"[K]": [1, None, {"deep": "<[K]>"}]}
 
 
 def test_short_values_are_left_alone() -> None:

@@ -46,22 +46,13 @@ def everything(session: NotebookSession, folder: Path, capsys: pytest.CaptureFix
     seen = []
     for run in session.runs():
         record = run.record
-        states = (
-            view(record, 0.0),
-            bundle(record),
-            view(record.brief(), 0.0),
-            bundle(record.brief()),
-        )
+        states = (view(record, 0.0), bundle(record), view(record.brief(), 0.0), bundle(record.brief()))
         seen += [repr(run), repr(record), repr(states)]
         seen += [msgspec.json.encode(event.data).decode() for event in run.events()]
         for form in FORMS:
             path = run.export(folder / f"run.{form}")
             seen.append(path.read_text(encoding="utf-8"))
-    seen += [
-        repr(session.runs()),
-        session.runs()._repr_html_(),
-        session.runs().to_pandas().to_csv(),
-    ]
+    seen += [repr(session.runs()), session.runs()._repr_html_(), session.runs().to_pandas().to_csv()]
     capsys.readouterr()
     store = str(session.store.path)
     for run in session.runs():
@@ -75,23 +66,16 @@ def everything(session: NotebookSession, folder: Path, capsys: pytest.CaptureFix
 
 def pieces_in(text: str) -> list[str]:
     """Return what pieces of the key are in a text."""
-    return [
-        KEY[at : at + PIECE] for at in range(len(KEY) - PIECE + 1) if KEY[at : at + PIECE] in text
-    ]
+    return [KEY[at : at + PIECE] for at in range(len(KEY) - PIECE + 1) if KEY[at : at + PIECE] in text]
 
 
 @pytest.mark.parametrize("on", ["local", "process"])
 def test_a_key_comes_through_no_door(
-    on: Literal["local", "process"],
-    session: NotebookSession,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    on: Literal["local", "process"], session: NotebookSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Told by each word of an agent and of people, in whole and letter by letter, it is seen nowhere."""
     with_child = " and a child" if on == "local" else ""
-    run = session.start(
-        leaking, f"use {KEY}{with_child}", name=f"with {KEY}", tags={KEY: KEY}, on=on
-    )
+    run = session.start(leaking, f"use {KEY}{with_child}", name=f"with {KEY}", tags={KEY: KEY}, on=on)
     asking(run)
     run.approve(choice="yes", text=KEY, args={"key": KEY, "more": KEY})
     run.steer(f"it is {KEY}")
@@ -112,12 +96,7 @@ def test_a_key_comes_through_no_door(
     assert failed.error is not None
     assert failed.error.message == f"{SHOWN} is not accepted"
     assert SHOWN in failed.error.traceback
-    kinds = {
-        event.type
-        for each in session.runs()
-        for event in each.events()
-        if SHOWN in repr(event.data)
-    }
+    kinds = {event.type for each in session.runs() for event in each.events() if SHOWN in repr(event.data)}
     assert kinds >= {
         "run.created", "run.phase", "progress", "log", "custom", "tool.started", "tool.progress", "tool.finished",
         "text.delta", "reasoning.delta", "tool.args.delta", "message", "raw", "approval.requested",
@@ -152,29 +131,19 @@ def test_no_piece_of_a_stream_shows_it(count: int, session: NotebookSession) -> 
         elif isinstance(event.data, ev.ToolArgsDelta):
             told[event.data.id] = told.get(event.data.id, "") + event.data.text
     pieces = -(-len(KEY) // -(-len(KEY) // count))
-    assert told == {
-        "text.delta": SHOWN + KEY[:-1],
-        "reasoning.delta": SHOWN,
-        "a": SHOWN,
-        "b": "x" * pieces,
-    }
+    assert told == {"text.delta": SHOWN + KEY[:-1], "reasoning.delta": SHOWN, "a": SHOWN, "b": "x" * pieces}
 
 
 @pytest.mark.parametrize(
     "secret", ['pass"word\\with/every+thing=', "zwei Zeilen\neines Schlüssels", " from-a-file-0123\n"]
-)  # fmt: skip
+)
 def test_a_secret_is_known_as_it_stands_in_texts(
     secret: str, session: NotebookSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inside JSON, in an address, and without the white space around it; not in an encoding that hides it."""
     monkeypatch.setenv("OTHER_PASSWORD", secret)
     bare = secret.strip()
-    for told in (
-        bare,
-        json.dumps({"a": bare}),
-        json.dumps(bare, ensure_ascii=False),
-        f"?k={quote(bare, safe='')}",
-    ):
+    for told in (bare, json.dumps({"a": bare}), json.dumps(bare, ensure_ascii=False), f"?k={quote(bare, safe='')}"):
         run = session.start(repeats, told)
         assert run.wait(BOUND_S)
         for text in (run.record.prompt, run.record.output):
@@ -212,9 +181,7 @@ def test_half_a_secret_is_not_left_where_a_long_text_is_cut(session: NotebookSes
 # --- which they are ----------------------------------------------------------------------------------
 
 
-def test_a_value_that_was_named_is_replaced_from_then_on(
-    session: NotebookSession, store_path: Path
-) -> None:
+def test_a_value_that_was_named_is_replaced_from_then_on(session: NotebookSession, store_path: Path) -> None:
     """Also in a stream that has begun; it goes through no file itself."""
     held = Held("before: my-own-")
     run = session.start(held, "tea")
@@ -226,9 +193,7 @@ def test_a_value_that_was_named_is_replaced_from_then_on(
     assert other.record.output == other.record.prompt == "a [MINE] b"
     held.let_go()
     assert run.wait(BOUND_S)
-    assert b"my-own-secret" not in b"".join(
-        path.read_bytes() for path in store_path.parent.iterdir()
-    )
+    assert b"my-own-secret" not in b"".join(path.read_bytes() for path in store_path.parent.iterdir())
 
     gate = threading.Event()
 
@@ -252,9 +217,7 @@ def test_what_is_too_short_is_refused(value: str, session: NotebookSession) -> N
         session.redact(value)
 
 
-def test_more_variables_can_be_named(
-    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_variables_can_be_named(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `NbRun.secrets`: their values are replaced, whatever their names look like."""
     monkeypatch.setenv("DATABASE_URL", "postgres://me:tea@host/db")
     before = session.start(repeats, "at postgres://me:tea@host/db")
@@ -263,10 +226,7 @@ def test_more_variables_can_be_named(
     assert before.record.prompt == "at postgres://me:tea@host/db"
     assert after.record.prompt == "at [DATABASE_URL]"
     monkeypatch.setenv("DATABASE_URL", "postgres://you:milk@host/db")
-    assert (
-        session.start(repeats, "at postgres://you:milk@host/db").record.prompt
-        == "at [DATABASE_URL]"
-    )
+    assert session.start(repeats, "at postgres://you:milk@host/db").record.prompt == "at [DATABASE_URL]"
 
 
 def test_the_settings_tell_the_rule() -> None:
@@ -279,9 +239,7 @@ def test_the_settings_tell_the_rule() -> None:
         assert secrets_in({f"MY_{word}": KEY, f"{word}_X": KEY, word.lower(): KEY}).keys() >= {
             f"MY_{word}", f"{word}_X", word.lower(),
         }  # fmt: skip
-    assert secrets_in({"PGPASSWORD": KEY, "PASSENGER": KEY, "PWD": KEY, "BYPASS_X": KEY}) == {
-        "PGPASSWORD": KEY
-    }
+    assert secrets_in({"PGPASSWORD": KEY, "PASSENGER": KEY, "PWD": KEY, "BYPASS_X": KEY}) == {"PGPASSWORD": KEY}
 
 
 def test_an_id_holds_no_secret(session: NotebookSession) -> None:
@@ -292,9 +250,7 @@ def test_an_id_holds_no_secret(session: NotebookSession) -> None:
     assert session.runs() == []
 
 
-def test_the_same_start_is_found_again_though_its_prompt_held_a_secret(
-    session: NotebookSession,
-) -> None:
+def test_the_same_start_is_found_again_though_its_prompt_held_a_secret(session: NotebookSession) -> None:
     """What is compared is what is stored: the key is in neither."""
     first = session.start(instant, f"use {KEY}", id="nightly")
     assert session.start(instant, f"use {KEY}", id="nightly") == first

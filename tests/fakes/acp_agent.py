@@ -47,9 +47,7 @@ class Poet:
         """Know who is at the other end."""
         self._client = conn
 
-    async def initialize(
-        self, protocol_version: int, *_args: Any, **_more: Any
-    ) -> InitializeResponse:
+    async def initialize(self, protocol_version: int, *_args: Any, **_more: Any) -> InitializeResponse:
         """Say what it can."""
         can = AgentCapabilities(load_session=True)
         return InitializeResponse(protocol_version=protocol_version, agent_capabilities=can)
@@ -60,17 +58,13 @@ class Poet:
         self._keep(name, [])
         return NewSessionResponse(session_id=name)
 
-    async def load_session(
-        self, cwd: str, session_id: str, *_args: Any, **_more: Any
-    ) -> LoadSessionResponse:
+    async def load_session(self, cwd: str, session_id: str, *_args: Any, **_more: Any) -> LoadSessionResponse:
         """Go on, after telling once more what was said."""
         self._is_loaded = True
         await self._say(session_id, "an old word")
         return LoadSessionResponse()
 
-    async def prompt(
-        self, prompt: list[Any], session_id: str, *_args: Any, **_more: Any
-    ) -> PromptResponse:
+    async def prompt(self, prompt: list[Any], session_id: str, *_args: Any, **_more: Any) -> PromptResponse:
         """Follow the script, from the turn on that it has come to."""
         results = json.loads(self._file(session_id).read_text(encoding="utf-8"))
         for number in itertools.count(len(results)):
@@ -99,19 +93,13 @@ class Poet:
     async def _say(self, session_id: str, word: str) -> None:
         await self._client.session_update(session_id, helpers.update_agent_message_text(word))
 
-    async def _use(
-        self, session_id: str, call_id: str, name: str, args: dict[str, Any], asks: bool
-    ) -> str | None:
+    async def _use(self, session_id: str, call_id: str, name: str, args: dict[str, Any], asks: bool) -> str | None:
         """Use a tool; return what the model is told of it, None where it was cancelled."""
-        start = helpers.start_tool_call(
-            call_id, name, kind="other", status="pending", raw_input=args
-        )
+        start = helpers.start_tool_call(call_id, name, kind="other", status="pending", raw_input=args)
         await self._client.session_update(session_id, start)
         if asks:
             call = ToolCallUpdate(tool_call_id=call_id, title=name, raw_input=args)
-            answer = await self._client.request_permission(
-                session_id=session_id, tool_call=call, options=OPTIONS
-            )
+            answer = await self._client.request_permission(session_id=session_id, tool_call=call, options=OPTIONS)
             outcome = answer.outcome
             if not isinstance(outcome, AllowedOutcome):
                 return None

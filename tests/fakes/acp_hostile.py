@@ -58,12 +58,7 @@ def asks(number: int) -> dict[str, object]:
     ]
     call = {"toolCallId": "t-1", "title": "rm -rf /"}
     params = {"sessionId": SESSION, "toolCall": call, "options": options}
-    return {
-        "jsonrpc": "2.0",
-        "id": number,
-        "method": "session/request_permission",
-        "params": params,
-    }
+    return {"jsonrpc": "2.0", "id": number, "method": "session/request_permission", "params": params}
 
 
 def begin() -> dict[str, Any]:
@@ -83,9 +78,7 @@ def end(prompt: dict[str, Any], reason: str = "end_turn") -> None:
 def linger() -> None:
     """Start a program that outlives this one, and mind nothing."""
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    child = subprocess.Popen(
-        [sys.executable, "-S", "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    child = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     send(says(f"{child.pid} "))
 
 
@@ -100,11 +93,7 @@ def main(kind: str, file: str) -> None:
         case "wants a login":
             first = receive()
             answer(first, {"protocolVersion": 1, "agentCapabilities": {}})
-            error = {
-                "code": -32000,
-                "message": "Authentication required",
-                "data": "run: agent login",
-            }
+            error = {"code": -32000, "message": "Authentication required", "data": "run: agent login"}
             send({"jsonrpc": "2.0", "id": receive()["id"], "error": error})
             receive()
         case "never answers":
@@ -162,14 +151,7 @@ def main(kind: str, file: str) -> None:
             send({"jsonrpc": "2.0", "id": ["a"], "result": {}})
             for _ in range(1_000):
                 send({"jsonrpc": "2.0", "method": "unheard/of"})
-            send(
-                {
-                    "jsonrpc": "2.0",
-                    "id": 8,
-                    "method": "fs/read_text_file",
-                    "params": {"path": "/etc/passwd"},
-                }
-            )
+            send({"jsonrpc": "2.0", "id": 8, "method": "fs/read_text_file", "params": {"path": "/etc/passwd"}})
             chunk: Any = {"sessionUpdate": "agent_message_chunk"}
             for content in (None, 5, {"type": "text"}, {"type": "text", "text": 5}, ["x"]):
                 send(update({**chunk, "content": content}))
@@ -180,17 +162,7 @@ def main(kind: str, file: str) -> None:
             deep: Any = "x"
             for _ in range(300):
                 deep = {"a": [deep]}
-            send(
-                update(
-                    {
-                        **tool,
-                        "toolCallId": "deep",
-                        "rawInput": deep,
-                        "rawOutput": deep,
-                        "status": "completed",
-                    }
-                )
-            )
+            send(update({**tool, "toolCallId": "deep", "rawInput": deep, "rawOutput": deep, "status": "completed"}))
             send(update({"sessionUpdate": "plan", "entries": [5, {"status": []}, None]}))
             cost: Any = {"sessionUpdate": "usage_update"}
             for amount in AMOUNTS:

@@ -49,18 +49,7 @@ class Actor:
         self.world, self.name, self.is_inner = world, name, is_inner
         self.key: str | None = None
         self.began_at = self.queued_at = float("inf")  # by the steps of the world
-        ops = (
-            "text",
-            "tool",
-            "usage",
-            "phase",
-            "wait",
-            "resume",
-            "start",
-            "child",
-            "token",
-            "cancel",
-        )
+        ops = ("text", "tool", "usage", "phase", "wait", "resume", "start", "child", "token", "cancel")
         self.script = rng.choices(ops, (6, 3, 1, 1, 2, 2, 1, 2, 1, 1), k=rng.randrange(4))
         self.end = rng.choice(("return", "return", "raise", "unasked", "exit"))
         self.on_cancel = rng.choice(("obey", "obey", "swallow", "clean", "return", "raise"))

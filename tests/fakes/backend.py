@@ -20,9 +20,7 @@ class FakeBackend:
     Threads: of the test.
     """
 
-    def __init__(
-        self, sent: Callable[[ev.EventData], object], token: CancelToken, clock: Clock
-    ) -> None:
+    def __init__(self, sent: Callable[[ev.EventData], object], token: CancelToken, clock: Clock) -> None:
         self._sent = sent
         lock = threading.RLock()
         self.budget = Budget(RunOptions(), token)

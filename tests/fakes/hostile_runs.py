@@ -62,14 +62,10 @@ def _asking(text: str) -> list[ev.EventData]:
 def _cancelled(text: str) -> list[ev.EventData]:
     return [
         ev.CancelRequested(CancelCause.USER, text, text),
-        ev.RunCancelled(
-            CancelCause.USER, text, text, ev.ErrorInfo(text, text, text), detached=(text,)
-        ),
+        ev.RunCancelled(CancelCause.USER, text, text, ev.ErrorInfo(text, text, text), detached=(text,)),
         ev.DetachedFinished(text, 3),
     ]
 
 
 def _folded(data: list[ev.EventData]) -> RunRecord:
-    return fold(
-        ev.RunEvent(seq, AT + seq, "run-1", 1 if seq else 0, one) for seq, one in enumerate(data)
-    )
+    return fold(ev.RunEvent(seq, AT + seq, "run-1", 1 if seq else 0, one) for seq, one in enumerate(data))

@@ -10,12 +10,7 @@ from nbrun.core.cancellation import CancelOutcome
 from nbrun.sessions.live_run import LiveRun
 from tests.fakes.actor import Actor
 
-ENDS = {
-    "run.completed": "completed",
-    "run.failed": "failed",
-    "run.cancelled": "cancelled",
-    "run.lost": "lost",
-}
+ENDS = {"run.completed": "completed", "run.failed": "failed", "run.cancelled": "cancelled", "run.lost": "lost"}
 
 
 def after(status: str, kind: str) -> str:

@@ -144,9 +144,7 @@ class OpenAIServer:
         if not request.get("stream"):
             await self._answer_at_once(request, writer)
             return
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         try:
             async for delta in self._reply(request):
                 await _send(writer, _chunk(delta))
@@ -162,9 +160,7 @@ class OpenAIServer:
 
     async def _answer_at_once(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         text = "".join([delta["content"] async for delta in self._reply(request)])
-        choice = {
-            "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text},
-        }  # fmt: skip
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         whole = {**_chunk({}), "object": "chat.completion", "choices": [choice], "usage": USAGE}
         body = json.dumps(whole).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -226,9 +226,7 @@ class _Content:
                 return _after(self.safe, [part for step in self.since for part in _some(step, rng)])
 
 
-def _some(
-    step: Write | Truncate | Remove, rng: random.Random
-) -> Iterator[Write | Truncate | Remove]:
+def _some(step: Write | Truncate | Remove, rng: random.Random) -> Iterator[Write | Truncate | Remove]:
     """Give the sectors of a write that have arrived; the rest of a step has, or has not."""
     if not isinstance(step, Write):
         if rng.random() < 0.5:
@@ -262,9 +260,7 @@ def _after(content: bytes | None, steps: Iterable[Write | Truncate | Remove]) ->
 Files = dict[str, bytes]
 
 
-def cuts(
-    steps: list[Step], start: Files, how: Left, seed: int = 0
-) -> Iterator[tuple[list[object], Files]]:
+def cuts(steps: list[Step], start: Files, how: Left, seed: int = 0) -> Iterator[tuple[list[object], Files]]:
     """Give what is left of the files if the power goes after each step, and what was noted until then.
 
     Layouts that are like the one before are left out, unless something was noted between.

@@ -32,9 +32,7 @@ Ts = TypeVarTuple("Ts")
 class Pause(Protocol):
     """Lets the other threads do something; `until` and `timeout_s` make it a wait."""
 
-    def __call__(
-        self, until: Callable[[], bool] | None = None, timeout_s: float | None = None
-    ) -> None:
+    def __call__(self, until: Callable[[], bool] | None = None, timeout_s: float | None = None) -> None:
         """Play others."""
         ...
 
@@ -84,11 +82,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.call_soon(callback, *args, context=context)
 
     def call_at(
-        self,
-        when: float,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: Context | None = None,
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Put a callback among the timers."""
         timer = asyncio.TimerHandle(when, callback, args, self, context)

@@ -111,9 +111,8 @@ class VirtualSession(NotebookSession):
 
     def __init__(self, world: World) -> None:
         super().__init__(
-            store=world.store, ids=SequentialIds(), clock=world.clock,
-            max_concurrent=LIMIT, cancel_grace_s=GRACE_S,
-        )  # fmt: skip
+            store=world.store, ids=SequentialIds(), clock=world.clock, max_concurrent=LIMIT, cancel_grace_s=GRACE_S
+        )
         parts, inner = self.parts, partial(world.lock, "inner")
         parts.intake.__class__ = WatchedIntake
         assert isinstance(parts.intake, WatchedIntake)
@@ -152,9 +151,7 @@ class World:
 
     # --- who goes next -----------------------------------------------------------------------------
 
-    def pause(
-        self, until: Callable[[], bool] | None = None, timeout_s: float | None = None
-    ) -> None:
+    def pause(self, until: Callable[[], bool] | None = None, timeout_s: float | None = None) -> None:
         """Give others their turn: perhaps, or until something holds or the time is over."""
         if self.held["inner"] or self.is_released:
             if until is None:
@@ -204,9 +201,7 @@ class World:
                 can.append(self.repeat)
             if not held["drive"]:
                 can += [actor.say for actor in self.actors if actor.run]
-            if self.rng.random() < 0.02 and not (
-                held["session"] or self.thread.is_busy or is_writing
-            ):
+            if self.rng.random() < 0.02 and not (held["session"] or self.thread.is_busy or is_writing):
                 can.append(self.close)
         if can:
             contextvars.Context().run(self.rng.choice(can))
@@ -388,9 +383,7 @@ class World:
         for run_id, account in self.accounts.items():
             parent = self.accounts.get(account.parent_id or "")
             if parent is not None and parent.cancel is not None:
-                assert account.cancel or account.end, (
-                    f"{run_id}: its parent was cancelled, it was not"
-                )
+                assert account.cancel or account.end, f"{run_id}: its parent was cancelled, it was not"
             had_time = self.clock.passed_s > account.cancelled_at + GRACE_S + 0.9
             if (account.cancel is not None and had_time) or account.actor.has_failed:
                 assert account.status in ENDS.values(), f"{run_id} is {account.status}: lost cancel"

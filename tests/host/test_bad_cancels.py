@@ -22,12 +22,7 @@ MakeSession = Callable[..., NotebookSession]
 GRACE_S = 0.2
 """A starved machine gets one second more."""
 
-_DEAF = (
-    "import signal, time\n"
-    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    "print('ready', flush=True)\n"
-    "time.sleep(60)"
-)
+_DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(60)"
 
 
 class Rogues:
@@ -71,9 +66,7 @@ class Rogues:
 
     async def waits_for_a_deaf_process(self, prompt: str, run: RunContext) -> None:
         """Ask a process to end that does not listen, and wait for it."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _DEAF, stdout=asyncio.subprocess.PIPE
-        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", _DEAF, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None
         self.pid = process.pid
         await process.stdout.readline()
@@ -175,12 +168,7 @@ def wait_for_detached(run: Run) -> None:
     ],
 )
 def test_a_cancel_ends_it_in_time_and_disturbs_nobody(
-    make_session: MakeSession,
-    rogues: Rogues,
-    held: Held,
-    name: str,
-    is_detached: bool,
-    error: str | None,
+    make_session: MakeSession, rogues: Rogues, held: Held, name: str, is_detached: bool, error: str | None
 ) -> None:
     """It is cancelled, by its name where it does not stop, with what it raised; nothing follows its end."""
     session = make_session(cancel_grace_s=GRACE_S)
@@ -208,9 +196,7 @@ def test_a_cancel_ends_it_in_time_and_disturbs_nobody(
     assert (run.text, run.output, run.status) == (record.text, record.output, record.status)
 
 
-def test_what_a_thread_says_after_the_end_is_refused(
-    session: NotebookSession, rogues: Rogues
-) -> None:
+def test_what_a_thread_says_after_the_end_is_refused(session: NotebookSession, rogues: Rogues) -> None:
     """A thread that the agent has left talks on; no word of it comes into the log after the end."""
     run = session.start(rogues.leaves_a_thread)
     assert rogues.entered.wait(BOUND_S)

@@ -17,15 +17,11 @@ from tests.fakes.agents import BOUND_S
 def printed(run: Run, level: str = "stdout") -> str:
     """Return what the run printed, by its log."""
     assert run.wait(BOUND_S)
-    lines = [
-        e.data.text for e in run.events() if isinstance(e.data, ev.Log) and e.data.level == level
-    ]
+    lines = [e.data.text for e in run.events() if isinstance(e.data, ev.Log) and e.data.level == level]
     return "\n".join(lines)
 
 
-def test_prints_land_in_the_log(
-    session: NotebookSession, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prints_land_in_the_log(session: NotebookSession, capsys: pytest.CaptureFixture[str]) -> None:
     """Standard output and error of an async agent are log events of its run, and reach no cell."""
 
     async def prints(prompt: str) -> None:
@@ -77,9 +73,7 @@ def test_two_runs_at_once_keep_their_prints_apart(session: NotebookSession) -> N
         assert printed(run) == "\n".join(f"{name} {number}" for number in range(20))
 
 
-def test_everybody_elses_prints_pass_through(
-    session: NotebookSession, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_everybody_elses_prints_pass_through(session: NotebookSession, capsys: pytest.CaptureFixture[str]) -> None:
     """A cell, and a thread that is nobody's agent, print as ever while runs are under way."""
 
     async def prints(prompt: str) -> None:

@@ -23,12 +23,7 @@ def children_of(run: Run, session: NotebookSession) -> list[Run]:
 
 def ended_order(session: NotebookSession) -> list[str]:
     """Return the names of all ended runs, in the order in which their endings were given out."""
-    ends = [
-        (event.ts, run.name)
-        for run in session.runs()
-        for event in run.events()
-        if event.type in ev.END_TYPES
-    ]
+    ends = [(event.ts, run.name) for run in session.runs() for event in run.events() if event.type in ev.END_TYPES]
     return [name for _ts, name in sorted(ends)]
 
 
@@ -45,9 +40,7 @@ def test_a_child_is_a_run_of_its_own(session: NotebookSession) -> None:
     (summary,) = run.record.children
     assert (summary.name, summary.number, summary.status) == ("helper", child.number, "completed")
     types = [event.type for event in run.events()]
-    assert types == [
-        "run.created", "run.started", "child.started", "child.finished", "run.completed",
-    ]  # fmt: skip
+    assert types == ["run.created", "run.started", "child.started", "child.finished", "run.completed"]
     assert "run.created" in [event.type for event in child.events()]
     assert session.start(agents.instant).wait(BOUND_S)
 

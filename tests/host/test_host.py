@@ -144,9 +144,7 @@ MISBEHAVIOURS: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("agent", "message"), MISBEHAVIOURS, ids=lambda value: getattr(value, "__name__", "")
-)
+@pytest.mark.parametrize(("agent", "message"), MISBEHAVIOURS, ids=lambda value: getattr(value, "__name__", ""))
 def test_whatever_an_agent_raises_fails_its_own_run_only(
     session: NotebookSession, held: Held, agent: object, message: str
 ) -> None:
@@ -191,9 +189,7 @@ def test_an_exit_in_a_task_on_the_side_does_not_end_the_loop(
         ("", "It is 5.", "It is 5."),
     ],
 )
-def test_messages_are_paragraphs(
-    session: NotebookSession, first: str, second: str, text: str
-) -> None:
+def test_messages_are_paragraphs(session: NotebookSession, first: str, second: str, text: str) -> None:
     """What begins after a complete message is no part of its last word; text and output agree."""
 
     async def says(prompt: str, run: RunContext) -> None:
@@ -302,9 +298,7 @@ def wait_for_phase(run: Run, phase: str) -> None:
     asyncio.run(asyncio.wait_for(follow(), BOUND_S))
 
 
-def test_a_stubborn_agent_is_named_after_the_grace(
-    make_session: Callable[..., NotebookSession],
-) -> None:
+def test_a_stubborn_agent_is_named_after_the_grace(make_session: Callable[..., NotebookSession]) -> None:
     """One that swallows its CancelledError is left behind by name; its later events are refused, its end told."""
     session, stubborn = make_session(cancel_grace_s=0.05), Stubborn()
     run = session.start(stubborn)
@@ -338,9 +332,7 @@ def wait_for_event(run: Run, kind: type[ev.EventData]) -> ev.RunEvent:
     raise AssertionError(f"no {kind.TYPE} came")
 
 
-def test_text_of_a_detached_agent_is_refused_and_counted(
-    make_session: Callable[..., NotebookSession],
-) -> None:
+def test_text_of_a_detached_agent_is_refused_and_counted(make_session: Callable[..., NotebookSession]) -> None:
     """What it says after the run's end reaches neither log nor text, only the count."""
     session = make_session(cancel_grace_s=0.05)
     gate, entered = threading.Event(), threading.Event()
@@ -401,9 +393,7 @@ def test_except_exception_does_not_eat_the_cancel(session: NotebookSession) -> N
     assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
 
 
-def test_a_polling_thread_ends_by_itself_within_the_grace(
-    make_session: Callable[..., NotebookSession],
-) -> None:
+def test_a_polling_thread_ends_by_itself_within_the_grace(make_session: Callable[..., NotebookSession]) -> None:
     """A sync agent that looks at its token is not raised into; what it returns is kept."""
     session = make_session(cancel_grace_s=BOUND_S)
 
@@ -470,11 +460,7 @@ def test_an_agent_may_cancel_its_own_run(session: NotebookSession) -> None:
         await asyncio.Event().wait()
 
     run = ended(session.start(gives_up))
-    assert (run.status, run.cause, run.reason) == (
-        RunStatus.CANCELLED,
-        CancelCause.BUDGET,
-        "no point",
-    )
+    assert (run.status, run.cause, run.reason) == (RunStatus.CANCELLED, CancelCause.BUDGET, "no point")
     assert "cancel.requested" in types(run)
 
 
@@ -482,9 +468,7 @@ def test_an_agent_may_cancel_its_own_run(session: NotebookSession) -> None:
 
 
 @pytest.mark.parametrize("agent", [agents.waits_for_cancel, agents.spinning])
-def test_a_time_limit_cancels_with_its_own_words(
-    make_session: Callable[..., NotebookSession], agent: object
-) -> None:
+def test_a_time_limit_cancels_with_its_own_words(make_session: Callable[..., NotebookSession], agent: object) -> None:
     """At the deadline the run is cancelled (cause `deadline`) and says after how long it timed out."""
     session = make_session(cancel_grace_s=0.05)
     run = ended(session.start(agent, timeout_s=0.2))
@@ -494,9 +478,7 @@ def test_a_time_limit_cancels_with_its_own_words(
     assert (request.cause, request.by) == (CancelCause.DEADLINE, "its time limit")
 
 
-def test_a_time_limit_does_not_count_the_time_in_line(
-    make_session: Callable[..., NotebookSession], held: Held
-) -> None:
+def test_a_time_limit_does_not_count_the_time_in_line(make_session: Callable[..., NotebookSession], held: Held) -> None:
     """The limit begins when the agent is entered: the run behind a long one does not time out in line."""
     session = make_session(max_concurrent=1)
     session.start(held)
@@ -538,9 +520,7 @@ def test_an_agent_may_start_agents(session: NotebookSession, *, outer_is_sync: b
     assert run.result(BOUND_S) == "run-seq-1 in / run-seq-0"
 
 
-def test_a_cancel_of_the_starter_leaves_what_it_started_alone(
-    session: NotebookSession, held: Held
-) -> None:
+def test_a_cancel_of_the_starter_leaves_what_it_started_alone(session: NotebookSession, held: Held) -> None:
     """A run that an agent started by `start()` has its own token: it is no child."""
 
     async def outer(prompt: str, run: RunContext) -> None:
@@ -554,9 +534,7 @@ def test_a_cancel_of_the_starter_leaves_what_it_started_alone(
     assert session.get("inner").status.is_live
 
 
-def test_a_sync_agent_is_not_torn_out_of_a_start(
-    make_session: Callable[..., NotebookSession],
-) -> None:
+def test_a_sync_agent_is_not_torn_out_of_a_start(make_session: Callable[..., NotebookSession]) -> None:
     """A cancel of a sync agent waits until a `start()` inside it is through: no run is left half-made."""
     torn: list[bool] = []
 

@@ -67,12 +67,7 @@ async def sends_a_lie(prompt: str, run: RunContext) -> None:
 
 @pytest.mark.parametrize(
     ("agent", "status"),
-    [
-        (returns_exits, "completed"),
-        (raises_unsayable, "failed"),
-        (sends_no_text, "failed"),
-        (sends_a_lie, "completed"),
-    ],
+    [(returns_exits, "completed"), (raises_unsayable, "failed"), (sends_no_text, "failed"), (sends_a_lie, "completed")],
 )
 def test_every_run_gets_its_end(make_session: MakeSession, agent: object, status: str) -> None:
     """Whatever an agent gives back, raises or sends, its run ends, and the next in line begins."""
@@ -83,9 +78,7 @@ def test_every_run_gets_its_end(make_session: MakeSession, agent: object, status
     assert [event.seq for event in run.events()] == list(range(run.record.event_count))
 
 
-def test_what_cannot_be_stored_is_stood_in_for(
-    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_stored_is_stood_in_for(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value above SQLite's limit costs itself: the log has no gap, the run its true status, others nothing."""
     monkeypatch.setattr("nbrun.store.connection.MAX_VALUE_BYTES", 300_000)
     session = make_session()

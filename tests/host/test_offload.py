@@ -173,9 +173,7 @@ class Client:
 
 
 @pytest.mark.parametrize("thread", [False, True])
-def test_an_error_of_a_foreign_loop_names_the_mend(
-    session: NotebookSession, *, thread: bool
-) -> None:
+def test_an_error_of_a_foreign_loop_names_the_mend(session: NotebookSession, *, thread: bool) -> None:
     """A client that cells have used fails on any other loop; the error says what to do, and that works."""
 
     async def cell() -> str:

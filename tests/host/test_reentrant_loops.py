@@ -118,9 +118,7 @@ def test_other_runs_go_on_within(make_session: MakeSession, held: Held) -> None:
 
 
 @pytest.mark.parametrize("thread", [False, True], ids=["loop", "own-thread"])
-def test_a_cancel_reaches_what_runs_within(
-    make_session: MakeSession, held: Held, thread: bool
-) -> None:
+def test_a_cancel_reaches_what_runs_within(make_session: MakeSession, held: Held, thread: bool) -> None:
     """At once, as a CancelledError of the inner coroutine; no thread is raised into."""
     session = make_session(reentrant_loop=not thread)
     run = session.start(_waits_within(held), thread=thread)

@@ -90,9 +90,7 @@ def test_later_runs_are_not_held_up(session: NotebookSession, blocks: Blocks) ->
     assert not run.done()
 
 
-def test_a_blocked_run_that_is_cancelled_ends_with_its_name(
-    session: NotebookSession, blocks: Blocks
-) -> None:
+def test_a_blocked_run_that_is_cancelled_ends_with_its_name(session: NotebookSession, blocks: Blocks) -> None:
     """Within the grace and a second; when the block is over, that is told."""
     run = session.start(blocks)
     assert blocks.entered.wait(BOUND_S)
@@ -116,9 +114,7 @@ def test_pure_python_on_the_loop_is_stopped(session: NotebookSession) -> None:
         assert not run.wait(0.01)
     assert run.cancel().wait(BOUND_S)
     assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
-    rungs = [
-        event.data.rung for event in run.events() if isinstance(event.data, ev.CancelEscalated)
-    ]
+    rungs = [event.data.rung for event in run.events() if isinstance(event.data, ev.CancelEscalated)]
     assert rungs == [Rung.THREAD]
     assert not other.done()
     assert other.cancel().wait(BOUND_S)

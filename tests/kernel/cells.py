@@ -63,9 +63,7 @@ def loaded(kernel: Kernel) -> Kernel:
     return kernel
 
 
-def run_ok(
-    kernel: Kernel, code: str, *, headless: bool = False, cell_id: str | None = None
-) -> Execution:
+def run_ok(kernel: Kernel, code: str, *, headless: bool = False, cell_id: str | None = None) -> Execution:
     """Run a cell that must not fail."""
     cell = kernel.run(code, headless=headless, cell_id=cell_id)
     assert cell.error is None, "\n".join(cell.error["traceback"]) or cell.error["evalue"]

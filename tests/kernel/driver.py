@@ -44,20 +44,14 @@ class Execution:
     @property
     def is_done(self) -> bool:
         """Whether the reply and the closing "idle" have been read."""
-        states = (
-            m["content"]["execution_state"] for m in self.messages if m["msg_type"] == "status"
-        )
+        states = (m["content"]["execution_state"] for m in self.messages if m["msg_type"] == "status")
         return self.reply is not None and "idle" in states
 
     @property
     def outputs(self) -> list[Message]:
         """The contents of displays, updates, results and errors, in order, each with its `output_type`."""
         types = {"display_data", "update_display_data", "execute_result", "error"}
-        return [
-            {"output_type": m["msg_type"], **m["content"]}
-            for m in self.messages
-            if m["msg_type"] in types
-        ]
+        return [{"output_type": m["msg_type"], **m["content"]} for m in self.messages if m["msg_type"] in types]
 
     @property
     def result(self) -> str | None:
@@ -95,13 +89,7 @@ class Kernel:
     A context manager; leaving it ends the kernel. `kernel_name` may be a version of ipykernel ("6.30").
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        kernel_name: str = "python3",
-        env: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, *, kernel_name: str = "python3", env: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         """The kernel's working folder."""
         self.env = _environment(folder) | dict(env or {})
@@ -113,9 +101,7 @@ class Kernel:
         specs = KernelSpecManager(kernel_dirs=[str(kernels.jupyter_path() / "kernels")])
         connection = folder / f"kernel-{uuid.uuid4()}.json"  # as a server names it
         self._manager = KernelManager(
-            kernel_name=kernels.named(kernel_name),
-            kernel_spec_manager=specs,
-            connection_file=str(connection),
+            kernel_name=kernels.named(kernel_name), kernel_spec_manager=specs, connection_file=str(connection)
         )
         self._client: BlockingKernelClient | None = None
         self._executions: dict[str, Execution] = {}
@@ -175,12 +161,7 @@ class Kernel:
         return self._executions[self.send("execute_request", content, metadata=metadata)]
 
     def run(
-        self,
-        code: str,
-        *,
-        headless: bool = False,
-        cell_id: str | None = None,
-        timeout_s: float = CELL_TIMEOUT_S,
+        self, code: str, *, headless: bool = False, cell_id: str | None = None, timeout_s: float = CELL_TIMEOUT_S
     ) -> Execution:
         """Run a cell to its end; an error in it is in `.error` and not raised."""
         return self.start(code, headless=headless, cell_id=cell_id).wait(timeout_s)
@@ -193,9 +174,7 @@ class Kernel:
         self.client.shell_channel.send(message)
         return msg_id
 
-    def control(
-        self, msg_type: str, content: Message, *, timeout_s: float = CONTROL_TIMEOUT_S
-    ) -> Message:
+    def control(self, msg_type: str, content: Message, *, timeout_s: float = CONTROL_TIMEOUT_S) -> Message:
         """Send a request on the control channel and return the content of its reply."""
         message = self.client.session.msg(msg_type, content)
         self.client.control_channel.send(message)
@@ -242,9 +221,7 @@ class Kernel:
         was_alive = self.is_alive
         self._disconnect()
         with self.log.open("ab") as log:
-            self._manager.restart_kernel(
-                now=not was_alive, cwd=str(self.folder), env=self.env, stdout=log, stderr=log
-            )
+            self._manager.restart_kernel(now=not was_alive, cwd=str(self.folder), env=self.env, stdout=log, stderr=log)
         self._connect()
 
     def _connect(self) -> None:

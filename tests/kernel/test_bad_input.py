@@ -54,31 +54,19 @@ def nothing_left(kernel: Kernel) -> Iterator[None]:
         pytest.param("a_module", "hi", "AgentNotFound", "give a function", id="module"),
         pytest.param("a_number", "hi", "AgentNotFound", "give a function", id="number"),
         pytest.param("AClass", "hi", "AgentNotFound", "give a function", id="class"),
-        pytest.param(
-            "wants_three", "hi", "AgentNotFound", "functools.partial", id="three-arguments"
-        ),
+        pytest.param("wants_three", "hi", "AgentNotFound", "functools.partial", id="three-arguments"),
         pytest.param("say two", "hi", "BadOption", "leave out 'two'", id="two-targets"),
         pytest.param("say --nmae x", "hi", "BadOption", "--name", id="unknown-option"),
         pytest.param("say --name", "hi", "BadOption", "--name NAME", id="missing-value"),
-        pytest.param(
-            "say --timeout abc", "hi", "BadOption", "use for example 90s", id="no-duration"
-        ),
-        pytest.param(
-            "say --timeout 5 parsecs", "hi", "BadOption", "leave out 'parsecs'", id="two-words"
-        ),
+        pytest.param("say --timeout abc", "hi", "BadOption", "use for example 90s", id="no-duration"),
+        pytest.param("say --timeout 5 parsecs", "hi", "BadOption", "leave out 'parsecs'", id="two-words"),
         pytest.param("say --timeout 0s", "hi", "BadOption", "greater than zero", id="zero"),
         pytest.param("say --timeout -5s", "hi", "BadOption", "for example 90s", id="negative"),
-        pytest.param(
-            "say --timeout=-5s", "hi", "BadOption", "for example 90s", id="negative-joined"
-        ),
+        pytest.param("say --timeout=-5s", "hi", "BadOption", "for example 90s", id="negative-joined"),
         pytest.param("say --timeout 9999999h", "hi", "BadOption", "at most a year", id="absurd"),
         pytest.param("say --timeout nan", "hi", "BadOption", "use for example 90s", id="nan"),
-        pytest.param(
-            "say --timeout 1e400", "hi", "BadOption", "use for example 90s", id="infinite"
-        ),
-        pytest.param(
-            f"say --timeout {'9' * 400}s", "hi", "BadOption", "at most a year", id="overflow"
-        ),
+        pytest.param("say --timeout 1e400", "hi", "BadOption", "use for example 90s", id="infinite"),
+        pytest.param(f"say --timeout {'9' * 400}s", "hi", "BadOption", "at most a year", id="overflow"),
         pytest.param("--model openai:gpt-5", "hi", "BadOption", "OPENAI_API_KEY", id="no-key"),
         pytest.param("--model nonsense", "hi", "BadOption", "give local", id="unknown-model"),
         pytest.param("--model nobody:x", "hi", "BadOption", "provider", id="unknown-provider"),
@@ -99,9 +87,7 @@ def nothing_left(kernel: Kernel) -> Iterator[None]:
         pytest.param("say --out class", "hi", "BadOption", "variable", id="keyword"),
     ],
 )
-def test_a_start_with_a_mistake_is_one_line(
-    kernel: Kernel, line: str, body: str, kind: str, fix: str
-) -> None:
+def test_a_start_with_a_mistake_is_one_line(kernel: Kernel, line: str, body: str, kind: str, fix: str) -> None:
     """The line begins with the error's kind and says what to write instead; nothing is started."""
     said = error_line(kernel.run(f"%%agentrun {line}\n{body}"))
     assert said.startswith(f"{kind}: ")
@@ -130,9 +116,7 @@ def test_a_start_with_a_mistake_is_one_line(
         pytest.param("list --limit 0", "BadOption", "at least 1", id="no-limit"),
         pytest.param("list --before tea", "RunNotFound", "%agentrun list", id="no-such-page"),
         pytest.param("list --since soon", "BadOption", "use for example 90s", id="no-moment"),
-        pytest.param(
-            "list --stats failed", "BadOption", "did you mean --status?", id="near-a-filter"
-        ),
+        pytest.param("list --stats failed", "BadOption", "did you mean --status?", id="near-a-filter"),
         pytest.param("cancel --now", "BadOption", "%agentrun cancel [REF", id="unknown-option"),
         pytest.param("cancel 1 --all", "BadOption", "not both", id="runs-and-all"),
         pytest.param("cancel --reason", "BadOption", "--reason needs a value", id="missing-value"),
@@ -140,9 +124,7 @@ def test_a_start_with_a_mistake_is_one_line(
         pytest.param("show 'tea", "BadOption", "close the quote", id="open-quote"),
     ],
 )
-def test_a_subcommand_with_a_mistake_is_one_line(
-    kernel: Kernel, line: str, kind: str, fix: str
-) -> None:
+def test_a_subcommand_with_a_mistake_is_one_line(kernel: Kernel, line: str, kind: str, fix: str) -> None:
     """The line begins with the error's kind and says what to write instead."""
     said = error_line(kernel.run(f"%agentrun {line}"))
     assert said.startswith(f"{kind}: ")

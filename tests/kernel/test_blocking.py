@@ -94,9 +94,7 @@ def test_an_interrupt_cancels_the_waited_run_only(kernel: Kernel, headless: bool
     print(f"interrupt of a blocking cell: {took_s * 1000:.0f} ms")
     assert cell.error is not None
     assert cell.error["ename"] == "KeyboardInterrupt"
-    assert f"(waited-{headless}): Interrupted after " in error_line(
-        cell
-    )  # and no traceback of ours
+    assert f"(waited-{headless}): Interrupted after " in error_line(cell)  # and no traceback of ours
     record = stored(kernel.folder, f"waited-{headless}")
     assert record is not None
     assert (record.status, record.cause) == ("cancelled", "interrupt")
@@ -130,9 +128,7 @@ def test_an_interrupt_leaves_the_cell_with_its_agents_end(kernel: Kernel) -> Non
     agent_left_at, cell_left_at = ast.literal_eval(value(kernel, "left"))
     print(f"the interrupt after the agent's end: {(cell_left_at - agent_left_at) * 1000:.0f} ms")
     assert agent_left_at < cell_left_at
-    assert value(kernel, "(str(cleans_run.status), cleans_run.record.detached)") == (
-        "('cancelled', ())"
-    )
+    assert value(kernel, "(str(cleans_run.status), cleans_run.record.detached)") == ("('cancelled', ())")
     assert value(kernel, "(str(beside.status), beside.cause)") == "('running', None)"
 
 
@@ -163,10 +159,7 @@ def test_an_interrupt_of_an_awaiting_cell_leaves_the_run_alive(kernel: Kernel) -
     assert cell.error is not None
     assert cell.error["ename"] in ("KeyboardInterrupt", "CancelledError")
     assert value(kernel, "(str(long.status), long.cause)") == "('running', None)"
-    run_ok(
-        kernel,
-        "long.cancel()\ntry:\n    await long\nexcept nbrun.errors.RunCancelled:\n    pass",
-    )
+    run_ok(kernel, "long.cancel()\ntry:\n    await long\nexcept nbrun.errors.RunCancelled:\n    pass")
 
 
 @pytest.mark.parametrize("code", ["%agentrun wait", "one.wait()", "one.result()"])
@@ -182,9 +175,7 @@ def test_an_interrupt_of_a_wait_leaves_the_runs_alive(kernel: Kernel, code: str)
     assert cell.error["ename"] == "KeyboardInterrupt"
     if code.startswith("%"):
         assert error_line(cell).startswith("KeyboardInterrupt: 2 runs are still in progress")
-    assert value(kernel, "(one.wait(0.2), two.done(), one.cause, two.cause)") == (
-        "(False, False, None, None)"
-    )
+    assert value(kernel, "(one.wait(0.2), two.done(), one.cause, two.cause)") == ("(False, False, None, None)")
 
 
 def test_awaiting_gives_the_output_or_raises(kernel: Kernel) -> None:

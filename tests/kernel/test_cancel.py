@@ -53,9 +53,7 @@ def test_cancel_gets_through_while_the_main_thread_is_busy(loaded_kernel: Kernel
         assert reply == {"op": "reply", "nonce": request["nonce"], "outcome": "requested"}
         record = wait_for_status(kernel, situation, "cancelled")
         ended_s = time.monotonic() - began
-        print(
-            f"{situation}: heard after {heard_s * 1000:.0f} ms, stored after {ended_s * 1000:.0f} ms"
-        )
+        print(f"{situation}: heard after {heard_s * 1000:.0f} ms, stored after {ended_s * 1000:.0f} ms")
         assert not blocked.is_done
         assert (record.cause, record.text) == ("user", "begun ")
 
@@ -125,10 +123,7 @@ def test_unknown_and_malformed_requests_are_answered_and_harmless(loaded_kernel:
         (b'"cancel"', "unknown_op"),
         (b"null", "unknown_op"),
         (b'{"op": "\\ud800"}', "unknown_op"),
-        (
-            b'{"op": "cancel", "run_id": "\\ud800", "session_id": "%s"}' % session_id.encode(),
-            "not_found",
-        ),
+        (b'{"op": "cancel", "run_id": "\\ud800", "session_id": "%s"}' % session_id.encode(), "not_found"),
     ]
     for content, outcome in cases:
         reply = ask(kernel, content)
@@ -174,7 +169,5 @@ def test_what_a_cancel_leaves_behind(loaded_kernel: Kernel) -> None:
     assert value(kernel, "(after, job.output, [t.status for t in job.record.tools])") == (
         "(['cleaned'], 'so far', ['cancelled'])"
     )
-    assert (
-        value(kernel, "[e.seq for e in job.events()] == list(range(len(job.events())))") == "True"
-    )
+    assert value(kernel, "[e.seq for e in job.events()] == list(range(len(job.events())))") == "True"
     assert value(kernel, "job.events()[-1].type") == "'run.cancelled'"

@@ -94,12 +94,8 @@ def assert_harmless(data: dict[str, Any]) -> None:
     """Fail if anything of an agent's text is more than text, in HTML or in Markdown."""
     html = Tags(data["text/html"])
     assert html.tags <= TAGS
-    assert html.attributes <= {
-        "class", "style", "aria-hidden", "open", "tabindex", "href", "rel", "target",
-    }  # fmt: skip
-    assert all(
-        link.startswith("http://") for link in re.findall('href="([^"]*)', data["text/html"])
-    )
+    assert html.attributes <= {"class", "style", "aria-hidden", "open", "tabindex", "href", "rel", "target"}
+    assert all(link.startswith("http://") for link in re.findall('href="([^"]*)', data["text/html"]))
     # Rendered by a renderer that lets raw HTML through, as some front ends do.
     rendered = Tags(MarkdownIt("commonmark", {"html": True}).render(data["text/markdown"]))
     assert rendered.tags <= {"p", "strong", "em", "code", "pre", "ul", "li"}
@@ -324,9 +320,7 @@ def test_updates_are_coalesced_and_the_last_state_arrives(kernel: Kernel) -> Non
     cells = [run_ok(kernel, f"%%agentrun chatty -n chatty{n}\nhi") for n in range(5)]
     for one in cells:
         assert "2998 2999" in final_update(kernel, one)["text/plain"]
-    together = [
-        m for one in cells for m in card_messages(kernel, one) if m["msg_type"] == "comm_msg"
-    ]
+    together = [m for one in cells for m in card_messages(kernel, one) if m["msg_type"] == "comm_msg"]
     assert busiest_second(together) <= 20
 
 
@@ -342,8 +336,7 @@ def test_a_wave_of_endings_keeps_to_the_budget_and_leaves_nothing_behind(kernel:
         "open_before = len(comms)",
     )
     cell = run_ok(
-        kernel,
-        "wave = [nbrun.start(talks, name=f'wave{n}') for n in range(12)]\nfor run in wave: run.display()",
+        kernel, "wave = [nbrun.start(talks, name=f'wave{n}') for n in range(12)]\nfor run in wave: run.display()"
     )
     wait_for_text(kernel, "wave0")
     run_ok(kernel, "nbrun.session().cancel_all()")
@@ -354,9 +347,7 @@ def test_a_wave_of_endings_keeps_to_the_budget_and_leaves_nothing_behind(kernel:
     kernel.wait_until(lambda: len(outputs()) == 12)
     ids = {output["data"][WIDGET]["model_id"] for output in cell.outputs[:12]}
     mine = [m for m in kernel.comms if m["content"]["comm_id"] in ids]
-    ended = {
-        m["content"]["comm_id"] for m in mine if not (states([m]) or [{"live": True}])[0]["live"]
-    }
+    ended = {m["content"]["comm_id"] for m in mine if not (states([m]) or [{"live": True}])[0]["live"]}
     assert ended == ids
     updates = [m for m in mine if m["msg_type"] == "comm_msg"]
     assert busiest_second([*updates, *outputs()]) <= 20
@@ -394,9 +385,7 @@ def test_what_an_agent_prints_is_in_its_log_and_in_no_cell(kernel: Kernel) -> No
         "        print('stray', n)\n"
         "        time.sleep(0.02)\n",
     )
-    cells = [
-        run_ok(kernel, f"%%agentrun {name} -o {name}_run\nhi") for name in ("prints", "prints_too")
-    ]
+    cells = [run_ok(kernel, f"%%agentrun {name} -o {name}_run\nhi") for name in ("prints", "prints_too")]
     cells.append(run_ok(kernel, "print('mine'); prints_run.wait(10), prints_too_run.wait(10)"))
     for cell in cells[:2]:
         final_update(kernel, cell)
@@ -419,15 +408,11 @@ def test_a_click_cancels_and_is_answered(kernel: Kernel) -> None:
     for form in STATIC - {RUN}:  # what a file keeps that is saved while the run goes on
         assert "when the notebook was saved" in cell.outputs[0]["data"][form]
     opened = card_messages(kernel, cell)[0]["content"]["data"]["state"]
-    click = {
-        "op": "cancel", "nonce": "n1", "run_id": opened["run"]["id"], "session_id": opened["session_id"],
-    }  # fmt: skip
+    click = {"op": "cancel", "nonce": "n1", "run_id": opened["run"]["id"], "session_id": opened["session_id"]}
     comm_id = cell.outputs[0]["data"][WIDGET]["model_id"]
 
     def send(content: object) -> None:
-        kernel.send(
-            "comm_msg", {"comm_id": comm_id, "data": {"method": "custom", "content": content}}
-        )
+        kernel.send("comm_msg", {"comm_id": comm_id, "data": {"method": "custom", "content": content}})
 
     def replies() -> list[dict[str, Any]]:
         data = [m["content"]["data"] for m in card_messages(kernel, cell)]
@@ -457,12 +442,8 @@ def test_a_run_that_fails_to_start_shows_no_card(kernel: Kernel) -> None:
 def test_without_live_cards_the_static_one_follows_its_run(kernel: Kernel) -> None:
     """With `NbRun.card` off the output is static from the start, and shows the end when it comes."""
     run_ok(kernel, "%config NbRun.card = False")
-    shown = kernel.run(
-        "%%agentrun --python\nimport asyncio\nawait asyncio.sleep(0.3)", cell_id="c-off"
-    )
-    kernel.wait_until(
-        lambda: any(m["msg_type"] == "update_display_data" for m in shown.messages), 10
-    )
+    shown = kernel.run("%%agentrun --python\nimport asyncio\nawait asyncio.sleep(0.3)", cell_id="c-off")
+    kernel.wait_until(lambda: any(m["msg_type"] == "update_display_data" for m in shown.messages), 10)
     updates = [m for m in shown.messages if m["msg_type"] == "update_display_data"]
     first = shown.outputs[0]["data"]["text/plain"]
     assert "when this was drawn" in first

@@ -22,9 +22,7 @@ def tab(kernel: Kernel, code: str) -> list[str]:
     reply = asked.reply or {}
     assert reply["status"] == "ok"
     start, end = reply["cursor_start"], reply["cursor_end"]
-    return [
-        f"{(before + after)[:start]}{match}{(before + after)[end:]}" for match in reply["matches"]
-    ]
+    return [f"{(before + after)[:start]}{match}{(before + after)[end:]}" for match in reply["matches"]]
 
 
 def test_completion_comes_and_goes_with_the_extension(kernel: Kernel) -> None:
@@ -41,9 +39,7 @@ def test_completion_comes_and_goes_with_the_extension(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("has_jedi", [True, False], ids=["jedi", "no-jedi"])
 @pytest.mark.parametrize("is_new", [True, False], ids=["completions", "complete"])
-def test_a_line_is_completed_in_place(
-    shared_kernel: Kernel, *, has_jedi: bool, is_new: bool
-) -> None:
+def test_a_line_is_completed_in_place(shared_kernel: Kernel, *, has_jedi: bool, is_new: bool) -> None:
     """By both of IPython's ways, with Jedi and without: ours only, at the right place, in cells of many lines."""
     kernel = shared_kernel
     run_ok(kernel, f"%config IPCompleter.use_jedi = {has_jedi}")
@@ -78,7 +74,7 @@ def test_tab_completes_in_a_terminal(tmp_path: Path) -> None:
     arguments = ["-m", "IPython", "--no-banner", "--no-confirm-exit"]
     child = pexpect.spawn(
         sys.executable, arguments, cwd=str(tmp_path), env=env, encoding="utf-8", timeout=30, dimensions=(40, 160)
-    )  # fmt: skip
+    )
     try:
         child.expect(r"In .*1.*: ")
         child.send(f"{LOAD}\r")

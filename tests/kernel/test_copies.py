@@ -42,9 +42,7 @@ def test_a_run_in_a_copied_folder_is_unknown_until_it_is_given_up(loaded_kernel:
     assert "has already ended" in error_line(kernel.run("%agentrun lost long"))
 
 
-def test_a_newer_store_is_listed_and_new_runs_say_where_they_are(
-    start_kernel: Callable[..., Kernel],
-) -> None:
+def test_a_newer_store_is_listed_and_new_runs_say_where_they_are(start_kernel: Callable[..., Kernel]) -> None:
     """Its runs are there to see, numbers go on above them, the card and doctor say why nothing is written to it."""
     first = loaded(start_kernel())
     run_ok(first, "nbrun.start(say, 'tea', name='old').result(10)")

@@ -28,9 +28,7 @@ for agent in (doomed.streams, doomed.stays, doomed.brief, doomed.streams, doomed
 """
 
 
-def test_a_kernel_killed_at_any_moment_loses_nothing_that_it_had_shown(
-    loaded_kernel: Kernel,
-) -> None:
+def test_a_kernel_killed_at_any_moment_loses_nothing_that_it_had_shown(loaded_kernel: Kernel) -> None:
     """Five kills in one folder: all events that listeners had seen are stored, ends stay, the rest is `lost`."""
     kernel, newest = loaded_kernel, 0
     rng = random.Random(7)  # noqa: S311 - moments are no secrets

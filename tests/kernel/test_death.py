@@ -8,16 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.kernel.cells import (
-    error_line,
-    loaded,
-    run_ok,
-    stored,
-    stored_events,
-    value,
-    wait_for_status,
-    wait_for_text,
-)
+from tests.kernel.cells import error_line, loaded, run_ok, stored, stored_events, value, wait_for_status, wait_for_text
 from tests.kernel.driver import CONTROL_TIMEOUT_S, Kernel
 
 
@@ -61,9 +52,7 @@ def test_a_killed_kernels_run_is_lost_with_all_it_had_shown(loaded_kernel: Kerne
 
     loaded(kernel)
     run_ok(kernel, "run = nbrun.get('talk')")
-    assert value(kernel, "(str(run.status), str(run.cause), run.done())") == (
-        "('lost', 'kernel_died', True)"
-    )
+    assert value(kernel, "(str(run.status), str(run.cause), run.done())") == ("('lost', 'kernel_died', True)")
     after = value(kernel, "[(e.seq, e.type, e.ts) for e in run.events()]")
     assert after.startswith(shown.removesuffix("]"))
     events = stored_events(kernel.folder, "talk")
@@ -123,9 +112,7 @@ def test_a_finished_run_is_whole_after_a_restart(loaded_kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("agent", ["endless", "tidy", "stubborn"])
-def test_a_shutdown_records_the_live_run_and_is_not_held_up(
-    loaded_kernel: Kernel, agent: str
-) -> None:
+def test_a_shutdown_records_the_live_run_and_is_not_held_up(loaded_kernel: Kernel, agent: str) -> None:
     """The shutdown request is answered within the bound, whatever the agent does; the run is `cancelled`."""
     kernel = loaded_kernel
     run_ok(kernel, f"%%agentrun {agent} -n live\nhi")
@@ -194,9 +181,7 @@ def test_two_kernels_share_a_folder(start_kernel: Callable[..., Kernel]) -> None
     run_ok(one, "%%agentrun endless -n long -o long\nhi")
     wait_for_text(one, "long")
     cells = [
-        kernel.start(
-            "runs = [nbrun.start(say, str(n)) for n in range(40)]; [r.result(10) for r in runs]"
-        )
+        kernel.start("runs = [nbrun.start(say, str(n)) for n in range(40)]; [r.result(10) for r in runs]")
         for kernel in (one, two)
     ]
     for cell in cells:
@@ -207,9 +192,7 @@ def test_two_kernels_share_a_folder(start_kernel: Callable[..., Kernel]) -> None
 
     # The other's live run is live here too, and not ours to stop.
     run_ok(two, "other = nbrun.get('long')")
-    assert value(two, "(str(other.status), other.done(), other.wait(0.2))") == (
-        "('running', False, False)"
-    )
+    assert value(two, "(str(other.status), other.done(), other.wait(0.2))") == ("('running', False, False)")
     assert value(two, "str(other.cancel().outcome)") == "'foreign'"
     assert "another kernel" in run_ok(two, "%agentrun cancel long").stdout
     assert run_ok(two, "%agentrun cancel").stdout == "No runs in progress.\n"

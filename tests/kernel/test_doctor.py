@@ -48,10 +48,7 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     print(f"round trip on the control channel: {answer[1]}")
     assert "not applied" in lines["nest_asyncio"]
     assert re.search(r"enabled|disabled|not installed in this environment", lines["server"])
-    assert (
-        value(kernel, "[m for m in __import__('sys').modules if m.startswith('nbrun.server')]")
-        == "[]"
-    )
+    assert value(kernel, "[m for m in __import__('sys').modules if m.startswith('nbrun.server')]") == "[]"
     assert "the first one creates" in lines["store"]
     assert "0 in progress, 0 of them queued; at most 8 run at once" in lines["runs"]
     assert "problem" not in "".join(lines.values())
@@ -92,15 +89,11 @@ def test_what_is_wrong_is_told_with_its_mend(loaded_kernel: Kernel) -> None:
         run_ok(kernel, "del kind.run_forever\ngate.set()")
     assert re.search(r"^✘ problem .*blocked.*--thread", lines["agents' loop"], re.M)
     assert re.search(r"^✘ problem .*in memory only.*make its folder writable", lines["store"])
-    assert re.search(
-        r"^✘ problem .*handler was removed.*%reload_ext nbrun", lines["control channel"]
-    )
+    assert re.search(r"^✘ problem .*handler was removed.*%reload_ext nbrun", lines["control channel"])
     assert re.search(r"^✘ problem .*loses clicks.*nest_asyncio2", lines["nest_asyncio"])
 
 
-def test_a_silent_control_channel_is_a_problem_and_a_failing_probe_a_line(
-    loaded_kernel: Kernel,
-) -> None:
+def test_a_silent_control_channel_is_a_problem_and_a_failing_probe_a_line(loaded_kernel: Kernel) -> None:
     """No answer is waited for longer than 2 s; an error of one probe does not hide what the others found."""
     kernel = loaded_kernel
     run_ok(
@@ -146,9 +139,7 @@ def test_the_page_is_answered_and_what_it_finds_stays(kernel: Kernel) -> None:
 
     tell({"op": "ping", "nonce": "n-1"})
     answer = {"op": "reply", "nonce": "n-1", "outcome": "pong"}
-    kernel.wait_until(
-        lambda: any(m["content"].get("data", {}).get("content") == answer for m in kernel.comms)
-    )
+    kernel.wait_until(lambda: any(m["content"].get("data", {}).get("content") == answer for m in kernel.comms))
     finding = {"sign": "ok", "subject": "page", "text": "<b>by message</b> in 6 ms", "fix": ""}
     told = tell({"op": "found", "findings": [finding, 5, {"sign": "evil"}]})
     kernel.wait_until(lambda: bool(told.outputs))

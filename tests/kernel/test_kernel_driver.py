@@ -44,9 +44,7 @@ def test_a_killed_kernel_is_replaced(kernel: Kernel) -> None:
 
 def test_requests_look_as_those_of_lab_or_of_nbclient(kernel: Kernel) -> None:
     """A cell has an id and standard input as in Lab, or neither, as in nbclient."""
-    asks = (
-        "p = get_ipython().get_parent(); p['metadata'].get('cellId'), p['content']['allow_stdin']"
-    )
+    asks = "p = get_ipython().get_parent(); p['metadata'].get('cellId'), p['content']['allow_stdin']"
     assert kernel.run(asks, cell_id="abc").result == "('abc', True)"
     assert kernel.run(asks, headless=True).result == "(None, False)"
 

@@ -26,11 +26,9 @@ def test_loading_is_silent_and_starts_nothing(kernel: Kernel) -> None:
     before = sorted(path.name for path in kernel.folder.iterdir())
     for _ in range(2):
         cell = run_ok(kernel, LOAD)
-        assert (
-            [m["msg_type"] for m in cell.messages if m["msg_type"] != "status"] == ["execute_input"]
-            or cell.stdout
-            == "The nbrun extension is already loaded. To reload it, use:\n  %reload_ext nbrun\n"
-        )
+        assert [m["msg_type"] for m in cell.messages if m["msg_type"] != "status"] == [
+            "execute_input"
+        ] or cell.stdout == "The nbrun extension is already loaded. To reload it, use:\n  %reload_ext nbrun\n"
     run_ok(kernel, AGENTS)
     assert value(kernel, "nbrun_threads()") == "[]"
     assert sorted(path.name for path in kernel.folder.iterdir()) == before
@@ -97,21 +95,11 @@ def test_settings_are_shown_and_changed(loaded_kernel: Kernel) -> None:
     """`%config NbRun` lists every setting; a changed one holds for the next run."""
     kernel = loaded_kernel
     listed = run_ok(kernel, "%config NbRun").stdout
-    settings = (
-        "model",
-        "store",
-        "max_concurrent",
-        "cancel_grace_s",
-        "card",
-        "reentrant_loop",
-        "secrets",
-    )
+    settings = ("model", "store", "max_concurrent", "cancel_grace_s", "card", "reentrant_loop", "secrets")
     for setting in settings:
         assert f"NbRun.{setting}=" in listed
     assert "PASSWORD" in listed  # the rule by which a variable is a secret
-    run_ok(
-        kernel, "%env DATABASE_URL=postgres://me:tea@host\n%config NbRun.secrets = ['DATABASE_URL']"
-    )
+    run_ok(kernel, "%env DATABASE_URL=postgres://me:tea@host\n%config NbRun.secrets = ['DATABASE_URL']")
     run_ok(kernel, "%%agentrun say -b\nat postgres://me:tea@host")
     assert value(kernel, "nbrun.get('last').record.output") == "'at [DATABASE_URL]'"
     run_ok(kernel, "%config NbRun.model = 'scripted'\n%config NbRun.card = False")
@@ -173,9 +161,7 @@ def test_a_run_has_the_name_tags_and_variable_that_the_line_gives(shared: Kernel
 def test_a_time_limit_cancels_and_says_so(shared: Kernel) -> None:
     """`--timeout` ends the run as cancelled with the cause `deadline`; the words say "timed out"."""
     run_ok(shared, "%%agentrun endless --timeout 300ms -o late\nhi")
-    assert value(shared, "(late.wait(5), str(late.status), str(late.cause))") == (
-        "(True, 'cancelled', 'deadline')"
-    )
+    assert value(shared, "(late.wait(5), str(late.status), str(late.cause))") == ("(True, 'cancelled', 'deadline')")
     assert "Timed out after" in value(shared, "late")
 
 
@@ -183,12 +169,8 @@ def test_a_cell_that_is_run_again_queues_rejects_or_replaces(shared: Kernel) -> 
     """`--if-running` decides what becomes of a live run of the same cell; other cells do not matter."""
     run_ok(shared, "%%agentrun endless -o first\nhi", cell_id="again")
     run_ok(shared, "%%agentrun endless -o second\nhi", cell_id="again")
-    assert value(shared, "(first.number + 1, str(second.status))") == (
-        f"({value(shared, 'second.number')}, 'queued')"
-    )
-    assert f"Waiting for run #{value(shared, 'first.number')}" in value(
-        shared, "second.record.notices"
-    )
+    assert value(shared, "(first.number + 1, str(second.status))") == (f"({value(shared, 'second.number')}, 'queued')")
+    assert f"Waiting for run #{value(shared, 'first.number')}" in value(shared, "second.record.notices")
     refused = error_line(shared.run("%%agentrun endless --if-running reject\nhi", cell_id="again"))
     assert refused.startswith("RunRejected: ")
     assert "use if_running='queue'" in refused
@@ -204,10 +186,7 @@ def test_a_cell_that_is_run_again_queues_rejects_or_replaces(shared: Kernel) -> 
 
 def test_an_id_starts_only_once(shared: Kernel) -> None:
     """The same `--id` and inputs give the same run, unexecuted; other inputs are refused in one line."""
-    run_ok(
-        shared,
-        "entered = []\nasync def counted(prompt):\n    entered.append(prompt)\n    return prompt",
-    )
+    run_ok(shared, "entered = []\nasync def counted(prompt):\n    entered.append(prompt)\n    return prompt")
     for out in ("one", "two"):
         run_ok(shared, f"%%agentrun counted -b --id only-once -o {out}\nhi")
     assert value(shared, "(one == two, entered, two.output)") == "(True, ['hi'], 'hi')"
@@ -218,10 +197,7 @@ def test_an_id_starts_only_once(shared: Kernel) -> None:
 
 def test_the_body_can_be_python(shared: Kernel) -> None:
     """`--python` runs the body in the notebook's namespace, awaits at its top, gives its last value."""
-    run_ok(
-        shared,
-        "%%agentrun --python -b -o cell\nawait asyncio.sleep(0)\nfound = {'a': 1}\nlen(found) + 1",
-    )
+    run_ok(shared, "%%agentrun --python -b -o cell\nawait asyncio.sleep(0)\nfound = {'a': 1}\nlen(found) + 1")
     assert value(shared, "(cell.output, found)") == "(2, {'a': 1})"
     run_ok(shared, "%%agentrun --python -b -o cell\n{name: 1 for name in found}\n")
     assert value(shared, "cell.output") == "{'a': 1}"
@@ -244,15 +220,10 @@ def test_an_agent_that_blocks_gets_a_thread(shared: Kernel) -> None:
 def test_names_in_the_prompt_become_their_values(shared: Kernel) -> None:
     """`{name}`, attributes, indexes and keys are looked up; other braces stay, and nothing is evaluated."""
     run_ok(shared, "kind = 'oolong'; cups = ['big', 'small']; box = {'a b': 3}; gone = []")
-    body = (
-        "{kind} {cups[1]} {box['a b']} {os.name} {{kind}} {\"json\": 1} {1 + 1} {} {gone.append(1)}"
-    )
+    body = "{kind} {cups[1]} {box['a b']} {os.name} {{kind}} {\"json\": 1} {1 + 1} {} {gone.append(1)}"
     run_ok(shared, f"%%agentrun say -b -o said\n{body}")
     assert value(shared, "(said.output, gone)") == repr(
-        (
-            'oolong small 3 posix {kind} {"json": 1} {1 + 1} {} {gone.append(1)}',
-            [],
-        )
+        ('oolong small 3 posix {kind} {"json": 1} {1 + 1} {} {gone.append(1)}', [])
     )
     run_ok(shared, "%%agentrun say -b -o said --no-interpolate\n{kind} {nothing}")
     assert value(shared, "said.output") == "'{kind} {nothing}'"
@@ -304,18 +275,13 @@ def test_show_brings_the_card(shared: Kernel) -> None:
     run_ok(shared, "%%agentrun say -b -n short\nhi")
     live, ended = run_ok(shared, "%agentrun show long short").outputs
     assert WIDGET in live["data"]
-    assert set(ended["data"]) == {
-        "text/html", "text/markdown", "text/plain", "application/vnd.nbrun.run+json",
-    }  # fmt: skip
+    assert set(ended["data"]) == {"text/html", "text/markdown", "text/plain", "application/vnd.nbrun.run+json"}
     assert "Completed" in ended["data"]["text/plain"]
 
 
 def test_wait_waits_and_a_time_limit_leaves_the_run_alive(shared: Kernel) -> None:
     """`wait` waits for all live runs or the named ones; over its limit is one line, and the run goes on."""
-    run_ok(
-        shared,
-        "gate = asyncio.Event()\nasync def gated(prompt):\n    await asyncio.sleep(0.3)\n    return prompt",
-    )
+    run_ok(shared, "gate = asyncio.Event()\nasync def gated(prompt):\n    await asyncio.sleep(0.3)\n    return prompt")
     run_ok(shared, "%%agentrun gated -o one\nhi")
     run_ok(shared, "%%agentrun gated -o two\nhi")
     cell = run_ok(shared, "%agentrun wait")
@@ -336,9 +302,7 @@ def test_cancel_says_what_it_did(shared: Kernel) -> None:
     assert run_ok(shared, "%agentrun cancel").stdout == f"Run #{number} (d): cancel requested\n"
     assert value(shared, "(d.wait(5), str(d.cause), a.done())") == "(True, 'user', False)"
     run_ok(shared, "%agentrun stop b --reason 'too slow'")
-    assert value(shared, "(b.wait(5), b.reason, a.done(), c.done())") == (
-        "(True, 'too slow', False, False)"
-    )
+    assert value(shared, "(b.wait(5), b.reason, a.done(), c.done())") == ("(True, 'too slow', False, False)")
     assert "has already ended" in run_ok(shared, "%agentrun cancel b").stdout
     assert len(run_ok(shared, "%agentrun cancel --all").stdout.splitlines()) == 2
     assert value(shared, "[r.wait(5) for r in (a, c)]") == "[True, True]"

@@ -37,9 +37,7 @@ def call(kernel: Kernel, prompt: str) -> str:
 def test_an_agent_looks_at_the_notebook(notebook: Kernel) -> None:
     """Variables by name, type and size; a table by its schema and head; a cell by its code and output."""
     run_ok(notebook, "import pandas as pd\ncups, note = [1, 2], 'x' * 9_000")
-    made = run_ok(
-        notebook, "teas = pd.DataFrame({'tea': ['sencha', 'assam'], 'grams': [2, 3]})\nteas"
-    )
+    made = run_ok(notebook, "teas = pd.DataFrame({'tea': ['sencha', 'assam'], 'grams': [2, 3]})\nteas")
     assert made.reply is not None
     listed = call(notebook, "list_variables")
     assert "cups: list of length 2" in listed
@@ -60,8 +58,7 @@ def test_code_runs_in_the_namespace_between_cells(notebook: Kernel) -> None:
     """It waits for the cell that runs, says so, and then works on the notebook's own names, on the main thread."""
     run_ok(notebook, "import threading, time\ncups = 2")
     busy = notebook.start(
-        "run = nbrun.start(uses, 'run_python cups += 1\\nthreading.current_thread()')\n"
-        "time.sleep(1.5)\nseen = cups"
+        "run = nbrun.start(uses, 'run_python cups += 1\\nthreading.current_thread()')\ntime.sleep(1.5)\nseen = cups"
     )
     busy.wait()
     assert busy.error is None
@@ -72,10 +69,7 @@ def test_code_runs_in_the_namespace_between_cells(notebook: Kernel) -> None:
 
 def test_what_code_shows_becomes_artifacts_and_its_error_is_told(notebook: Kernel) -> None:
     """A figure is kept with the run; what was printed and what went wrong reach the agent."""
-    run_ok(
-        notebook,
-        "get_ipython().display_formatter.formatters['image/png'].for_type(complex, lambda _: b'\\x89PNG')",
-    )
+    run_ok(notebook, "get_ipython().display_formatter.formatters['image/png'].for_type(complex, lambda _: b'\\x89PNG')")
     assert "shown to the user as figure-1.png" in call(notebook, "run_python 1j")
     assert value(notebook, "[made.name for made in used.artifacts]") == "['figure-1.png']"
     answer = call(notebook, "run_python print('steam')\n1 / 0")
@@ -115,9 +109,5 @@ def test_the_toolset_is_named_and_others_are_refused(notebook: Kernel) -> None:
     assert value(notebook, "mine.record.options['tools']") == (
         "['list_variables', 'describe_variable', 'read_cell', 'run_python', 'say']"
     )
-    assert "no function of this name" in error_line(
-        notebook.run("%%agentrun --model local --tools gone\nhi")
-    )
-    assert "no class of this name" in error_line(
-        notebook.run("%%agentrun --model local --output Gone\nhi")
-    )
+    assert "no function of this name" in error_line(notebook.run("%%agentrun --model local --tools gone\nhi"))
+    assert "no class of this name" in error_line(notebook.run("%%agentrun --model local --output Gone\nhi"))

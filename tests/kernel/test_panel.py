@@ -168,17 +168,8 @@ def test_cancel_all_is_of_its_moment(kernel: Kernel) -> None:
         wait_for_text(kernel, name)
     click = panel.wish("cancel_all")
     assert ask(kernel, click | {"session_id": "another"})["outcome"] == "not_found"
-    assert ask(kernel, click) == {
-        "op": "reply",
-        "nonce": click["nonce"],
-        "outcome": "requested",
-        "count": 3,
-    }
-    panel.wait(
-        lambda: (
-            [panel.statuses().get(name) for name in ("one", "two", "three")] == ["cancelled"] * 3
-        )
-    )
+    assert ask(kernel, click) == {"op": "reply", "nonce": click["nonce"], "outcome": "requested", "count": 3}
+    panel.wait(lambda: [panel.statuses().get(name) for name in ("one", "two", "three")] == ["cancelled"] * 3)
     run_ok(kernel, "%%agentrun endless -n four -o four\nhi")
     wait_for_text(kernel, "four")
     panel.send(click)

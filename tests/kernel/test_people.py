@@ -50,9 +50,7 @@ def test_an_answer_gets_through_while_the_main_thread_is_busy(people_kernel: Ker
     for situation, code in BUSY.items():
         run_ok(kernel, f"%%agentrun asks -n {situation}\ntea")
         wait_for_status(kernel, situation, "waiting")
-        request = click(
-            kernel, "approve", situation, call="ask-1", args={"path": "cup"}, text="go on"
-        )
+        request = click(kernel, "approve", situation, call="ask-1", args={"path": "cup"}, text="go on")
         blocked = kernel.start(code)
         kernel.wait_until(lambda blocked=blocked: "in" in blocked.stdout)  # type: ignore[misc]
         reply = ask(kernel, request)
@@ -64,9 +62,7 @@ def test_an_answer_gets_through_while_the_main_thread_is_busy(people_kernel: Ker
         blocked.wait()
 
 
-def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(
-    people_kernel: Kernel,
-) -> None:
+def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(people_kernel: Kernel) -> None:
     """With arguments edited as text, whose numbers stay exact; the run goes on to its end, and tells of it."""
     kernel = people_kernel
     run_ok(kernel, "%%agentrun uses -n cutter\ntea")
@@ -94,14 +90,10 @@ def test_what_comes_twice_is_done_once(people_kernel: Kernel) -> None:
     wait_for_text(kernel, "long")
     request = click(kernel, "steer", "long", text="be brief")
     assert [sent(ask(kernel, request)) for _ in range(3)] == ["sent"] * 3
-    kernel.wait_until(
-        lambda: (found := stored(kernel.folder, "long")) is not None and found.steers > 0
-    )
+    kernel.wait_until(lambda: (found := stored(kernel.folder, "long")) is not None and found.steers > 0)
     assert sent(ask(kernel, request | {"nonce": "another", "text": "x"})) == "sent"
     asked = "[e.data.text for e in long.events() if e.type == 'steer']"
-    kernel.wait_until(
-        lambda: (found := stored(kernel.folder, "long")) is not None and found.steers > 1
-    )
+    kernel.wait_until(lambda: (found := stored(kernel.folder, "long")) is not None and found.steers > 1)
     assert value(kernel, asked) == "['be brief', 'x']"
 
     run_ok(kernel, "%%agentrun asks -n asking -o asking\ntea")
@@ -164,9 +156,7 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     no_json = error_line(kernel.run("%agentrun approve second --args {"))
     assert "the arguments aren't valid JSON" in no_json
     assert "in single quotes" in no_json
-    assert "--reason and -r exclude each other" in error_line(
-        kernel.run("%agentrun deny second --reason a -r b")
-    )
+    assert "--reason and -r exclude each other" in error_line(kernel.run("%agentrun deny second --reason a -r b"))
     assert "leave out always" in error_line(kernel.run("%agentrun approve second --always"))
     assert "doesn't ask 'ask-7'" in error_line(kernel.run("%agentrun approve second ask-7"))
     cell = run_ok(kernel, "%agentrun deny second ask-1 -r 'not that one'")
@@ -179,9 +169,7 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     wait_for_text(kernel, "reads on")
     assert "say needs TEXT" in error_line(kernel.run("%agentrun say last"))
     cell = run_ok(kernel, "%agentrun say 'reads on' don't stop")
-    assert re.fullmatch(
-        r"Message sent to run #4 \(reads on\); the agent read it after [\d.]+ m?s\.\n", cell.stdout
-    )
+    assert re.fullmatch(r"Message sent to run #4 \(reads on\); the agent read it after [\d.]+ m?s\.\n", cell.stdout)
     assert value(kernel, "reading.result(10)") == '["don\'t stop", []]'
     assert "has already ended" in error_line(kernel.run("%agentrun say 'reads on' too late"))
 
@@ -219,8 +207,7 @@ def test_a_saved_live_card_says_that_its_run_waits(people_kernel: Kernel) -> Non
     kernel = people_kernel
     run_ok(
         kernel,
-        "gate = asyncio.Event()\n"
-        "async def asks_later(prompt, run): await gate.wait(); return await asks(prompt, run)",
+        "gate = asyncio.Event()\nasync def asks_later(prompt, run): await gate.wait(); return await asks(prompt, run)",
     )
     cell = run_ok(kernel, "%%agentrun asks_later -n later\ntea")
     line = "Waiting for you: Delete tea?"
@@ -241,9 +228,7 @@ def test_a_saved_live_card_says_that_its_run_waits(people_kernel: Kernel) -> Non
 def test_a_card_says_what_a_child_run_asks(people_kernel: Kernel) -> None:
     """It has no card of its own: its parent's tells how it is answered, until it is."""
     kernel = people_kernel
-    run_ok(
-        kernel, "async def parent(prompt, run): return await run.start_child(uses, name='helper')"
-    )
+    run_ok(kernel, "async def parent(prompt, run): return await run.start_child(uses, name='helper')")
     cell = run_ok(kernel, "%%agentrun parent -o parent\ntea")
     line = 'Run #2 (helper): Waiting for you: Use cut? {"n":1} – %agentrun approve #2'
 

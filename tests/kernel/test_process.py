@@ -47,9 +47,7 @@ def test_what_cannot_go_is_one_line(loaded_kernel: Kernel) -> None:
     """An agent that uses what exists only in the kernel is refused in one line that names it; no run is made."""
     kernel = loaded_kernel
     line = error_line(kernel.run("%%agentrun tidy --on process -n refused\nhi"))
-    assert (
-        "'tidy' cannot go to another process: 'freed' (threading.Event) cannot be pickled" in line
-    )
+    assert "'tidy' cannot go to another process: 'freed' (threading.Event) cannot be pickled" in line
     assert "leave out --on process" in line
     assert stored(kernel.folder, "refused") is None
     line = error_line(kernel.run("%%agentrun --python --on process\n1 + 1"))

@@ -24,9 +24,7 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
     kernel = loaded_kernel
     run_ok(kernel, READER)
     run_ok(kernel, "%%agentrun reader -n book --max-tokens 1000 --tag k=v\ntea")
-    kernel.wait_until(
-        lambda: (r := stored(kernel.folder, "book")) is not None and r.phase == "half"
-    )
+    kernel.wait_until(lambda: (r := stored(kernel.folder, "book")) is not None and r.phase == "half")
     kernel.kill()
     kernel.restart()
     loaded(kernel)
@@ -42,20 +40,14 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
 
     run_ok(kernel, READER)
     run_ok(kernel, "%agentrun resume book -b -o new")
-    assert value(kernel, "(str(new.status), new.output, new.text)") == (
-        "('completed', 'began at 4', 'p4 p5 ')"
-    )
-    assert value(kernel, "(new.usage.input_tokens, new.record.tags, new.name)") == (
-        "(60, {'k': 'v'}, 'book')"
-    )
+    assert value(kernel, "(str(new.status), new.output, new.text)") == ("('completed', 'began at 4', 'p4 p5 ')")
+    assert value(kernel, "(new.usage.input_tokens, new.record.tags, new.name)") == ("(60, {'k': 'v'}, 'book')")
     assert "Resumed from #1" in str(run_ok(kernel, "%agentrun show 2").outputs)
     card = str(run_ok(kernel, "%agentrun show 1").outputs)
     assert "Resumed as #2" in card
     assert "%agentrun resume" not in card
     assert "book (resumed from #1)" in value(kernel, "nbrun.runs()._repr_html_()")
-    assert "has completed. Run it again: %agentrun retry #2" in error_line(
-        kernel.run("%agentrun resume #2")
-    )
+    assert "has completed. Run it again: %agentrun retry #2" in error_line(kernel.run("%agentrun resume #2"))
 
     run_ok(kernel, "%agentrun retry #2 --timeout 50s -n again -a -o again")
     run_ok(kernel, "%agentrun cancel again\n%agentrun wait again")
@@ -63,9 +55,7 @@ def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None
     assert "Retry of #2" in str(run_ok(kernel, "%agentrun show again").outputs)
 
     run_ok(kernel, "%agentrun replay 2 --speed max -b -o shown")
-    assert value(kernel, "(shown.text, shown.output, shown.usage == new.usage)") == (
-        "('p4 p5 ', 'began at 4', True)"
-    )
+    assert value(kernel, "(shown.text, shown.output, shown.usage == new.usage)") == ("('p4 p5 ', 'began at 4', True)")
     assert "Replay of #2" in str(run_ok(kernel, "%agentrun show last").outputs)
 
 
@@ -123,9 +113,7 @@ def test_a_notebook_ships_a_run_as_a_file(loaded_kernel: Kernel) -> None:
 def test_a_cell_continues_a_run(loaded_kernel: Kernel) -> None:
     """`--continue` hands on what was said; `show --thread` shows all of the conversation, oldest first."""
     kernel = loaded_kernel
-    run_ok(
-        kernel, "async def counts(prompt, run):\n    return f'{len(run.history)} before {prompt}'"
-    )
+    run_ok(kernel, "async def counts(prompt, run):\n    return f'{len(run.history)} before {prompt}'")
     run_ok(kernel, "%%agentrun counts -b\none")
     run_ok(kernel, "%%agentrun --continue last -b -o second\ntwo")
     assert value(kernel, "second.output") == "'2 before two'"

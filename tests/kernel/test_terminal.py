@@ -32,10 +32,7 @@ class Terminal:
 
     def __init__(self, folder: Path) -> None:
         env = {name: text for name, text in os.environ.items() if not name.startswith("NBRUN_")}
-        env |= {
-            "IPYTHONDIR": str(folder / "ipython"),
-            "TERM": "xterm",
-        }  # not "dumb", on which nothing moves
+        env |= {"IPYTHONDIR": str(folder / "ipython"), "TERM": "xterm"}  # not "dumb", on which nothing moves
         env["PYTHONPATH"] = str(Path(__file__).parents[2])
         self._numbers = itertools.count(1)
         self.child = pexpect.spawn(
@@ -151,10 +148,7 @@ def test_a_tool_is_allowed_changed_or_denied_at_the_keyboard(terminal: Terminal)
     terminal.child.expect_exact('? Use cut? {"n":1}')
     terminal.child.expect(r"denied automatically in 1 min \d+ s if you don't answer")
     terminal.child.expect_exact("[y/always/edit/N]")
-    for typed, words in (
-        ("{n: 2}", "the arguments aren't valid JSON"),
-        ("[2]", "must stay an object"),
-    ):
+    for typed, words in (("{n: 2}", "the arguments aren't valid JSON"), ("[2]", "must stay an object")):
         terminal.child.sendline("e")
         terminal.child.expect_exact("arguments as JSON (an empty line keeps them):")
         terminal.child.sendline(typed)
@@ -195,9 +189,7 @@ def test_a_question_that_is_over_takes_no_line(terminal: Terminal) -> None:
     assert "Timed out" in terminal.read()
     assert "48" in terminal.read()
 
-    terminal.run(
-        "import threading; threading.Timer(1.5, lambda: nbrun.session().cancel_all('no')).start()"
-    )
+    terminal.run("import threading; threading.Timer(1.5, lambda: nbrun.session().cancel_all('no')).start()")
     terminal.type("%%agentrun asks", "hello")
     terminal.child.expect_exact("denied: the run is being cancelled")
     terminal.type("6 * 9")
@@ -254,9 +246,7 @@ def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:
     assert "KeyboardInterrupt: Run #2 (fore): Interrupted after" in shown
     assert "Traceback" not in shown
     states = "[(r.name, str(r.status), str(r.cause)) for r in nbrun.runs()]"
-    assert "[('fore', 'cancelled', 'interrupt'), ('beside', 'running', 'None')]" in terminal.run(
-        f"print({states})"
-    )
+    assert "[('fore', 'cancelled', 'interrupt'), ('beside', 'running', 'None')]" in terminal.run(f"print({states})")
     terminal.type("exit")
     terminal.child.expect(pexpect.EOF)
     terminal.child.close()

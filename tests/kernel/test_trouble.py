@@ -19,9 +19,7 @@ def doctor(kernel: Kernel) -> str:
     return str(run_ok(kernel, "%agentrun doctor").outputs[0]["data"]["text/plain"])
 
 
-def test_a_locked_and_then_deleted_file_is_told_and_the_card_is_drawn_again(
-    loaded_kernel: Kernel,
-) -> None:
+def test_a_locked_and_then_deleted_file_is_told_and_the_card_is_drawn_again(loaded_kernel: Kernel) -> None:
     """While another process holds the file the ended card says "not saved"; saved, it does not. Then it is deleted."""
     kernel = loaded_kernel
     run_ok(kernel, "%%agentrun say -n first\nhi")

@@ -5,16 +5,7 @@ from __future__ import annotations
 from tests.kernel.cells import AGENTS, run_ok, value
 from tests.kernel.driver import Kernel
 
-HEAVY = (
-    "anywidget",
-    "ipywidgets",
-    "pydantic_ai",
-    "pydantic",
-    "xllamacpp",
-    "rich",
-    "pandas",
-    "openai",
-)
+HEAVY = ("anywidget", "ipywidgets", "pydantic_ai", "pydantic", "xllamacpp", "rich", "pandas", "openai")
 
 LOAD = """\
 import sys

@@ -42,9 +42,7 @@ def execute(source: Path, folder: Path, *, waits: bool = True) -> nbformat.Noteb
     """
     path = Path(shutil.copy(source, folder))
     notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)
-    manager = AsyncKernelManager(
-        kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
-    )
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(
         notebook,
         km=manager,

@@ -143,11 +143,7 @@ def test_readme_names_the_package_and_its_extras() -> None:
     """Every extra that can be installed is in the table, and no other."""
     assert f"`{PROJECT['name']}`" in TEXTS[README]
     (table,) = re.findall(r"^\| extra .*\n\|.*\n((?:\|.*\n)+)", TEXTS[README], re.M)
-    named = [
-        extra
-        for row in table.splitlines()
-        for extra in re.findall(r"`([\w-]+)`", row.split("|")[1])
-    ]
+    named = [extra for row in table.splitlines() for extra in re.findall(r"`([\w-]+)`", row.split("|")[1])]
     assert sorted(named) == sorted(PROJECT["optional-dependencies"])
 
 

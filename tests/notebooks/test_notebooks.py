@@ -19,9 +19,7 @@ from tests.notebooks.headless import FOLDER, NOTEBOOKS, execute
 
 pytestmark = pytest.mark.timeout(120)
 
-MACHINE = re.compile(
-    r"/(?:home|root|tmp|Users|work|var|opt|usr)/|[A-Za-z]:\\\\|ipykernel_|-packages"
-)
+MACHINE = re.compile(r"/(?:home|root|tmp|Users|work|var|opt|usr)/|[A-Za-z]:\\\\|ipykernel_|-packages")
 STATIC = {"text/html", "text/markdown", "text/plain", "application/vnd.nbrun.run+json"}
 
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

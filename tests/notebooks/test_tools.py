@@ -36,9 +36,7 @@ REASON = "RunFailed: run #1 (unlucky) failed: ValueError: no luck"
 
 
 @contextmanager
-def started(
-    tool: tuple[str, ...], paths: list[Path], folder: Path
-) -> Iterator[subprocess.Popen[str]]:
+def started(tool: tuple[str, ...], paths: list[Path], folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a tool on notebooks, in one process for all; it is over when it is left."""
     with subprocess.Popen(
         [sys.executable, *tool, *map(str, paths)],
@@ -93,10 +91,7 @@ def test_a_failed_run_fails_whoever_executes_the_notebook(tmp_path: Path) -> Non
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), source)
     folders = [tmp_path / "nbconvert", tmp_path / "papermill", tmp_path / "nbclient"]
     (by_nbconvert,), (by_papermill,), _ = [copies([source], folder) for folder in folders]
-    with (
-        started(NBCONVERT, [by_nbconvert], folders[0]) as one,
-        started(PAPERMILL, [by_papermill], folders[1]) as other,
-    ):
+    with started(NBCONVERT, [by_nbconvert], folders[0]) as one, started(PAPERMILL, [by_papermill], folders[1]) as other:
         with pytest.raises(CellExecutionError, match="no luck") as caught:
             execute(source, folders[2])
         assert str(caught.value).rstrip().endswith(REASON)
@@ -116,16 +111,9 @@ def test_a_failed_run_fails_whoever_executes_the_notebook(tmp_path: Path) -> Non
 def test_a_converted_notebook_shows_the_card(tmp_path: Path) -> None:
     """HTML and Markdown have it whole, in one block, with no word of a widget."""
     notebook = nbformat.read(NOTEBOOKS[1], as_version=4)
-    pages = [
-        exporter().from_notebook_node(notebook)[0] for exporter in (HTMLExporter, MarkdownExporter)
-    ]
+    pages = [exporter().from_notebook_node(notebook)[0] for exporter in (HTMLExporter, MarkdownExporter)]
     for page in pages:
-        for words in (
-            "Cancelled by you after",
-            "the printer was quicker",
-            "Timed out after",
-            "Get it in Python",
-        ):
+        for words in ("Cancelled by you after", "the printer was quicker", "Timed out after", "Get it in Python"):
             assert words in page
         assert "widget-view" not in page
     blocks = [line for line in pages[1].splitlines() if "nbrun-static" in line]

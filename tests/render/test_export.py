@@ -135,12 +135,7 @@ def test_what_goes_out_comes_in_as_it_was(
     assert repr(after[:2]) == repr(before)
     assert repr(told(after[2:])) == repr(told(source.runs()))  # by repr: NaN is not itself
     assert [record.number for record, _ in after] == [1, 2, 3, 4, 5, 6]
-    assert [record.status for record, _ in after[2:]] == [
-        "completed",
-        "completed",
-        "failed",
-        "cancelled",
-    ]
+    assert [record.status for record, _ in after[2:]] == ["completed", "completed", "failed", "cancelled"]
     assert [record.run_id for record, _ in after[2:4]] == ["run-seq-0", "run-seq-1"]
     assert len({record.session_id for record, _ in after}) == 5
     assert "4 runs of" in capsys.readouterr().out.splitlines()[-1]
@@ -198,11 +193,7 @@ def test_the_number_of_an_origin_is_no_strangers(
 
 
 def test_a_run_that_was_live_is_lost_where_it_comes_in(
-    session: NotebookSession,
-    held: Held,
-    tmp_path: Path,
-    target: Kept,
-    capsys: pytest.CaptureFixture[str],
+    session: NotebookSession, held: Held, tmp_path: Path, target: Kept, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its kernel is not here: it says so, keeps all it has told, and ended when it last told something."""
     run = session.start(held, "tea")
@@ -217,9 +208,7 @@ def test_a_run_that_was_live_is_lost_where_it_comes_in(
     assert run.status.is_live
 
 
-def test_a_kernel_at_work_sees_what_comes_in(
-    file: Path, session: NotebookSession, store_path: Path
-) -> None:
+def test_a_kernel_at_work_sees_what_comes_in(file: Path, session: NotebookSession, store_path: Path) -> None:
     """Imported runs are in its list, and in nobody's way; one that names this session is none of its runs."""
     own = session.start(agents.instant, "mine")
     assert own.wait(BOUND_S)
@@ -299,9 +288,7 @@ def test_no_form_holds_what_a_terminal_would_obey(
 ) -> None:
     """Control characters and marks that turn the direction are written out, in every form."""
     text = exported(source, form, capfdbinary)
-    assert not re.search(
-        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", text
-    )
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", text)
     assert "u202eback" in text
 
 
@@ -317,26 +304,14 @@ def test_a_page_has_no_script_and_nothing_of_an_agent_in_its_markup(
         "span", "strong", "details", "summary", "code", "p",
     }  # fmt: skip
     used = {name for _, attributes in page.found for name in attributes}
-    assert used <= {
-        "lang",
-        "charset",
-        "http-equiv",
-        "content",
-        "name",
-        "style",
-        "class",
-        "aria-hidden",
-        "open",
-    }
+    assert used <= {"lang", "charset", "http-equiv", "content", "name", "style", "class", "aria-hidden", "open"}
     assert "<script>alert(1)</script>" in page.text
     assert "no luck with tea" in page.text
     policy = [a["content"] for tag, a in page.found if tag == "meta" and "http-equiv" in a]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
-def test_markdown_shows_hostile_text_as_text(
-    source: Kept, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_markdown_shows_hostile_text_as_text(source: Kept, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """Read by a reader that lets HTML through, there are no links, no images and no headings but ours."""
     text = exported(source, "md", capfdbinary)
     page = Tags(MarkdownIt("commonmark", {"html": True}).render(text))
@@ -370,19 +345,12 @@ def test_json_is_read_by_others(source: Kept, capfdbinary: pytest.CaptureFixture
     """One array: of each run its head, its record and its events, by seq; JSON lines hold the same."""
     entries = json.loads(exported(source, "json", capfdbinary))
     lines = [json.loads(line) for line in exported(source, "jsonl", capfdbinary).splitlines()]
-    assert [entry["record"]["status"] for entry in entries] == [
-        "completed",
-        "completed",
-        "failed",
-        "cancelled",
-    ]
+    assert [entry["record"]["status"] for entry in entries] == ["completed", "completed", "failed", "cancelled"]
     for entry in entries:
         assert entry["run"]["number"] == entry["record"]["number"]
         assert [event["seq"] for event in entry["events"]] == list(range(len(entry["events"])))
     assert [entry["run"] for entry in entries] == [line["run"] for line in lines if "run" in line]
-    assert [event for entry in entries for event in entry["events"]] == [
-        line for line in lines if "seq" in line
-    ]
+    assert [event for entry in entries for event in entry["events"]] == [line for line in lines if "seq" in line]
 
 
 # --- the file ----------------------------------------------------------------------------------------
@@ -403,9 +371,7 @@ def test_the_name_chooses_the_form(session: NotebookSession, tmp_path: Path) -> 
         run.export(tmp_path / "a.pdf")
 
 
-def test_a_run_under_way_goes_out_as_far_as_it_has_come(
-    session: NotebookSession, held: Held, tmp_path: Path
-) -> None:
+def test_a_run_under_way_goes_out_as_far_as_it_has_come(session: NotebookSession, held: Held, tmp_path: Path) -> None:
     """The file is in order, and says that the run is live; the run goes on."""
     run = session.start(held, "tea")
     header, events = recording.read(run.export(tmp_path / "live.jsonl"))
@@ -414,9 +380,7 @@ def test_a_run_under_way_goes_out_as_far_as_it_has_come(
     assert "when this was exported" in run.export(tmp_path / "live.md").read_text(encoding="utf-8")
 
 
-def test_what_was_there_stays_until_the_new_file_is_whole(
-    session: NotebookSession, tmp_path: Path
-) -> None:
+def test_what_was_there_stays_until_the_new_file_is_whole(session: NotebookSession, tmp_path: Path) -> None:
     """An export that fails in the middle leaves the old file, and nothing beside it; a link stays a link."""
     run = session.start(agents.instant, "tea")
     assert run.wait(BOUND_S)
@@ -562,9 +526,7 @@ def test_list_takes_the_same_filters(
     assert [int(number) for number in re.findall(r"^#(\d+)", text, re.M)] == found
 
 
-def test_show_tells_of_log_progress_and_cancel(
-    source: Kept, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_tells_of_log_progress_and_cancel(source: Kept, capsys: pytest.CaptureFixture[str]) -> None:
     """What the run printed, how far it came, when it was asked to stop, and why, and when it ended."""
     assert cli.main(["show", "1", str(source.notebook)]) == 0
     text = capsys.readouterr().out

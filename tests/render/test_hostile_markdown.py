@@ -81,17 +81,7 @@ def check(text: str) -> None:
 @pytest.mark.parametrize("payload", [*PAYLOADS, FLOOD], ids=lambda payload: ascii(payload[:30]))
 def test_a_payload_is_only_shown(payload: str) -> None:
     """Alone, in the midst of a paragraph, a list, a table, a quote, code and a link."""
-    for frame in (
-        "{}",
-        "a {} b",
-        "- {}",
-        "|a|\n|-|\n|{}|",
-        "> {}",
-        "`{}`",
-        "[{}](https://x)",
-        "[a]({})",
-        "<{}>",
-    ):
+    for frame in ("{}", "a {} b", "- {}", "|a|\n|-|\n|{}|", "> {}", "`{}`", "[{}](https://x)", "[a]({})", "<{}>"):
         check(frame.replace("{}", payload[:100_001]))
 
 
@@ -105,15 +95,14 @@ def test_a_payload_is_only_shown(payload: str) -> None:
         ("[tea](https://tea.example)", "tea"),
         ("<https://tea.example/x>", "https://tea.example/x"),
     ],
-)  # fmt: skip
+)
 def test_a_link_does_not_name_another_place_than_it_leads_to(link: str, shown: str) -> None:
     """Its words may be anything, but where they are an address, the right one can be read."""
     assert Strict(safe_html(link)).text.strip() == shown
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["https://bank.example@thief.example", "http://a:b@c.example", "https://[x", "http://", ""],
+    "url", ["https://bank.example@thief.example", "http://a:b@c.example", "https://[x", "http://", ""]
 )
 def test_an_address_that_misleads_is_text(url: str) -> None:
     """As one with a name before its place, or one that no browser would understand."""

@@ -25,9 +25,8 @@ _OURS = re.compile(r"\x1b\[[0-9;?]*[AKhlm]|\r")
 def test_a_terminal_gets_nothing_to_obey() -> None:
     """Names, texts, tools, errors and answers of runs in every state, by every command, in exports, to the server."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fakes.hostile_shell"],
-        cwd=ROOT, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.fakes.hostile_shell"], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     seen: list[tuple[str, str]] = json.loads(done.stdout)
     assert len(seen) > 40 * len(texts())

@@ -58,9 +58,7 @@ def test_lines_stay_lines() -> None:
 
 def test_a_heading_is_no_heading_of_the_page() -> None:
     """The outline of a notebook is its author's: Lab's table of contents reads what a cell shows as well."""
-    assert safe_html("# A *b*\n\nTea\n===\n") == (
-        "<p><strong>A <em>b</em></strong></p>\n<p><strong>Tea</strong></p>\n"
-    )
+    assert safe_html("# A *b*\n\nTea\n===\n") == ("<p><strong>A <em>b</em></strong></p>\n<p><strong>Tea</strong></p>\n")
 
 
 def test_a_link_to_the_web_opens_a_page_of_its_own() -> None:

@@ -69,16 +69,7 @@ def test_every_form_says_the_same() -> None:
     data = bundle(RECORD)
     assert set(data) == {"text/html", "text/markdown", "text/plain", MIME}
     for kind in ("text/html", "text/markdown", "text/plain"):
-        for fact in (
-            "Completed in 2.5 s",
-            "tea",
-            "3",
-            "local",
-            "tiny",
-            "search",
-            "careful",
-            "Steam",
-        ):
+        for fact in ("Completed in 2.5 s", "tea", "3", "local", "tiny", "search", "careful", "Steam"):
             assert fact in data[kind], (kind, fact)
     assert (data[MIME]["run_id"], data[MIME]["status"]) == ("run-1", "completed")
     json.dumps(data)
@@ -110,9 +101,7 @@ def test_text_of_an_agent_is_never_markup_in_markdown() -> None:
     assert Tags(html).attributes <= {"class"}
 
 
-@pytest.mark.parametrize(
-    "text", ["x" * 200_000, "&<>\"'" * 40_000, "🍵" * 100_000, "\n" * 100_000, "`" * 50_000]
-)
+@pytest.mark.parametrize("text", ["x" * 200_000, "&<>\"'" * 40_000, "🍵" * 100_000, "\n" * 100_000, "`" * 50_000])
 def test_a_saved_card_is_small_whatever_the_run_said(text: str) -> None:
     """All forms together stay below 64 KiB, as a notebook file keeps them."""
     for record in (hostile(text), asking(text)):
@@ -140,9 +129,7 @@ def test_a_question_is_shown_with_the_line_that_answers_it() -> None:
     """In every form that a person reads; where there are several, the line names one."""
     first = ev.ApprovalRequested("ask-1", "Delete it?", args={"path": "x"})
     second = ev.ApprovalRequested("ask-2", "Which tea?", options=("green", "black"))
-    record = msgspec.structs.replace(
-        RECORD, status=RunStatus.WAITING, ended_at=None, pending=(first,)
-    )
+    record = msgspec.structs.replace(RECORD, status=RunStatus.WAITING, ended_at=None, pending=(first,))
     line = "Waiting for you: Delete it? {path:x} – %agentrun approve #3"
     data = bundle(record)
     for kind in ("text/html", "text/markdown", "text/plain"):
@@ -216,9 +203,7 @@ def test_what_hides_or_turns_a_text_is_made_visible(kind: str) -> None:
 
 def test_lines_on_paper_are_short() -> None:
     """LaTeX does not break a line of a fenced block, so Markdown has none that is too long."""
-    record = msgspec.structs.replace(
-        RECORD, text="word " * 500, output=None, log=("x " * 140,), log_count=1
-    )
+    record = msgspec.structs.replace(RECORD, text="word " * 500, output=None, log=("x " * 140,), log_count=1)
     fenced = bundle(record)["text/markdown"].split("```")
     assert max(len(line) for part in fenced[1::2] for line in part.splitlines()) <= 88
     assert " ".join(fenced[3].split()).endswith("word word")
@@ -235,9 +220,7 @@ def test_a_run_that_is_not_saved_says_so() -> None:
 def test_an_error_is_shown_with_its_traceback() -> None:
     """The message in front, the traceback behind a fold."""
     record = msgspec.structs.replace(
-        RECORD,
-        status=RunStatus.FAILED,
-        error=ev.ErrorInfo("ValueError", "no luck", "Traceback: line 3"),
+        RECORD, status=RunStatus.FAILED, error=ev.ErrorInfo("ValueError", "no luck", "Traceback: line 3")
     )
     html = bundle(record)["text/html"]
     assert "ValueError: no luck" in html
@@ -279,10 +262,7 @@ def test_an_ended_run_is_no_snapshot(kind: str) -> None:
 def test_progress_and_log_are_in_every_form(kind: str) -> None:
     """How far it came, the last of what it printed, and how much it printed."""
     record = msgspec.structs.replace(
-        RECORD,
-        progress=ev.Progress(3, 12, "cups"),
-        log=tuple(f"<line> {n}" for n in range(14, 34)),
-        log_count=34,
+        RECORD, progress=ev.Progress(3, 12, "cups"), log=tuple(f"<line> {n}" for n in range(14, 34)), log_count=34
     )
     shown = bundle(record)[kind]
     assert "3 of 12 · cups" in shown
@@ -307,9 +287,7 @@ def test_a_cancel_is_told_in_full(kind: str) -> None:
     ):
         assert words in shown, words
     assert "stopped 1.5 s later" in shown
-    over = bundle(
-        msgspec.structs.replace(record, detached_finished=("boil",), detached_finished_at=104.5)
-    )[kind]
+    over = bundle(msgspec.structs.replace(record, detached_finished=("boil",), detached_finished_at=104.5))[kind]
     assert "boil ended 2.0 s after the run" in over
     assert "still running" not in over
 

@@ -63,7 +63,7 @@ RECORD = RunRecord(name="tea", created_at=100.0)
         ({"status": RunStatus.FAILED, "started_at": 100.0, "ended_at": 112.0}, "Failed after 12 s"),
         ({"status": RunStatus.LOST, "started_at": 100.0, "ended_at": 112.0}, "Lost: its kernel died"),
     ],
-)  # fmt: skip
+)
 def test_each_status_has_its_words(fields: dict[str, object], words: str) -> None:
     """Live states by their name, endings with how long it took."""
     assert status_words(msgspec.structs.replace(RECORD, **fields)) == words
@@ -83,9 +83,7 @@ def test_each_status_has_its_words(fields: dict[str, object], words: str) -> Non
 )
 def test_each_cause_of_a_cancel_has_its_words(cause: CancelCause, words: str) -> None:
     """Why it was cancelled, and after how long; before its start, that."""
-    record = msgspec.structs.replace(
-        RECORD, status=RunStatus.CANCELLED, cause=cause, started_at=100.0, ended_at=190.0
-    )
+    record = msgspec.structs.replace(RECORD, status=RunStatus.CANCELLED, cause=cause, started_at=100.0, ended_at=190.0)
     assert status_words(record) == words
     if cause is CancelCause.SHUTDOWN:
         unloaded = msgspec.structs.replace(record, cancelled_by=UNLOAD)
@@ -150,7 +148,7 @@ def test_a_time_limit_is_named(limit_s: float, took_s: float, words: str) -> Non
     """It timed out after what was allowed, not after what it took; that is told where it is longer."""
     record = msgspec.structs.replace(
         CANCELLED, cause=CancelCause.DEADLINE, options={"timeout_s": limit_s}, ended_at=100.0 + took_s
-    )  # fmt: skip
+    )
     assert status_words(record) == words
     assert cancel_notes(record) == []
 
@@ -168,9 +166,7 @@ def test_a_time_limit_is_named(limit_s: float, took_s: float, words: str) -> Non
 )
 def test_a_cancel_under_way_names_its_rung(rung: Rung | None, words: str) -> None:
     """Who waits for a stop sees what is being tried."""
-    record = msgspec.structs.replace(
-        RECORD, status=RunStatus.CANCELLING, started_at=100.0, rung=rung
-    )
+    record = msgspec.structs.replace(RECORD, status=RunStatus.CANCELLING, started_at=100.0, rung=rung)
     assert status_words(record) == words
 
 
@@ -276,9 +272,7 @@ def test_a_run_says_where_it_comes_from(origin: ev.Origin | None, words: str) ->
 @pytest.mark.parametrize("status", RunStatus)
 def test_a_run_says_how_it_can_be_gone_on_with(status: RunStatus) -> None:
     """Where it has a checkpoint, or goes on from a run that has one, and has neither completed nor is live."""
-    kept = msgspec.structs.replace(
-        RECORD, status=status, number=4, checkpoint=ev.Checkpoint("c", 9)
-    )
+    kept = msgspec.structs.replace(RECORD, status=status, number=4, checkpoint=ev.Checkpoint("c", 9))
     told = ["Resume from the last checkpoint: %agentrun resume #4"]
     can_be = status in (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST)
     assert followup_notes(kept) == (told if can_be else [])
@@ -291,17 +285,13 @@ def test_a_run_says_how_it_can_be_gone_on_with(status: RunStatus) -> None:
 
 def test_a_run_says_what_has_come_of_it() -> None:
     """Each run that comes from it; once it is gone on with, no more how that can be done."""
-    lost = msgspec.structs.replace(
-        RECORD, status=RunStatus.LOST, number=4, checkpoint=ev.Checkpoint("c", 9)
-    )
+    lost = msgspec.structs.replace(RECORD, status=RunStatus.LOST, number=4, checkpoint=ev.Checkpoint("c", 9))
     assert with_followups(lost, []) is lost
     retried = with_followups(lost, [(5, "retry"), (6, "replay")])
     words, how = followup_notes(retried)
     assert words == "Retried as #5, replayed as #6"
     assert how.endswith("%agentrun resume #4")
-    assert followup_notes(with_followups(lost, [(5, "retry"), (7, "resume")])) == [
-        "Retried as #5, resumed as #7"
-    ]
+    assert followup_notes(with_followups(lost, [(5, "retry"), (7, "resume")])) == ["Retried as #5, resumed as #7"]
     many = with_followups(lost, [(number, "retry") for number in range(5, 50)])
     assert followup_notes(many)[0].startswith("…, retried as #45")
 
@@ -313,20 +303,13 @@ MESSAGE = Steered(1, "turn\u202e left", "card", "n1", 100.0)
     ("fields", "words"),
     [
         ({}, ""),
-        (
-            {"steers": 1, "steered": (MESSAGE,)},
-            "Message to the agent: “turn\\u202e left” (not read yet)",
-        ),
+        ({"steers": 1, "steered": (MESSAGE,)}, "Message to the agent: “turn\\u202e left” (not read yet)"),
         (
             {"steers": 1, "steered": (MESSAGE,), "status": RunStatus.COMPLETED},
             "Message to the agent: “turn\\u202e left” (never read)",
         ),
         (
-            {
-                "steers": 1,
-                "steers_taken": 1,
-                "steered": (msgspec.structs.replace(MESSAGE, taken_at=102.5),),
-            },
+            {"steers": 1, "steers_taken": 1, "steered": (msgspec.structs.replace(MESSAGE, taken_at=102.5),)},
             "Message to the agent: “turn\\u202e left” (read after 2.5 s)",
         ),
         (

@@ -16,9 +16,7 @@ FILE = "TESTS_DENIED"
 class Doorkeeper(Authorizer):
     """Allows what its file does not name."""
 
-    def is_authorized(
-        self, handler: JupyterHandler, user: User, action: str, resource: str
-    ) -> bool:
+    def is_authorized(self, handler: JupyterHandler, user: User, action: str, resource: str) -> bool:
         """Return whether the file is silent on this action on this resource."""
         denied = Path(os.environ[FILE]).read_text(encoding="utf-8").splitlines()
         return f"{action} {resource}" not in denied

@@ -51,17 +51,11 @@ def is_going_on(kernel: ServedKernel, name: str) -> bool:
 
 def cancel_event(kernel: ServedKernel, name: str) -> RunEvent:
     """Return the one request that stands in a run's log."""
-    (event,) = [
-        event
-        for event in stored_events(kernel.folder, name)
-        if event.type == "cancel.requested"
-    ]  # fmt: skip
+    (event,) = [event for event in stored_events(kernel.folder, name) if event.type == "cancel.requested"]
     return event
 
 
-def test_the_list_shows_live_runs_while_a_cell_blocks(
-    server: ServerProcess, kernel: ServedKernel
-) -> None:
+def test_the_list_shows_live_runs_while_a_cell_blocks(server: ServerProcess, kernel: ServedKernel) -> None:
     """What is live, newest first, in words and without a prompt; what has ended is not in it."""
     assert server.ask("GET", f"{kernel.api}/runs").body == {"runs": [], "total": 0}
     with live_run(kernel, "first") as first, live_run(kernel, "second") as second:
@@ -142,9 +136,7 @@ def test_the_outcome_says_what_a_cancel_did(server: ServerProcess, kernel: Serve
     assert stored(kernel.folder, "slow") == ended
 
 
-def test_a_stale_run_id_hits_nothing_after_a_reload(
-    server: ServerProcess, kernel: ServedKernel
-) -> None:
+def test_a_stale_run_id_hits_nothing_after_a_reload(server: ServerProcess, kernel: ServedKernel) -> None:
     """A run of an earlier session is not found, also where a new run took its id: the page named its session."""
     run_ok(kernel, "%%agentrun endless -n old --id nightly\nhi")
     wait_for_text(kernel, "old")
@@ -204,9 +196,7 @@ def test_a_body_that_is_wrong_changes_nothing(server: ServerProcess, kernel: Ser
             assert "\n" not in answer.body["message"]
         assert is_going_on(kernel, "job")
         # And a reason may be anything that is text; the log keeps what can be stored of it.
-        answer = server.ask(
-            "POST", path, b'{"reason": "\\ud800 \\u0000 enough", "session_id": null}'
-        )
+        answer = server.ask("POST", path, b'{"reason": "\\ud800 \\u0000 enough", "session_id": null}')
         assert answer.body == {"outcome": "requested"}
         wait_for_status(kernel, "job", "cancelled")
         assert str(cancel_event(kernel, "job").data.reason).endswith("enough")  # type: ignore[attr-defined]
@@ -226,9 +216,7 @@ def test_strangers_see_and_cancel_nothing(server: ServerProcess, kernel: ServedK
         assert is_going_on(kernel, "job")
 
 
-def test_another_site_cannot_cancel_with_a_persons_cookie(
-    server: ServerProcess, kernel: ServedKernel
-) -> None:
+def test_another_site_cannot_cancel_with_a_persons_cookie(server: ServerProcess, kernel: ServedKernel) -> None:
     """A logged-in browser needs the XSRF token that only the server's own pages know; else 403."""
     with live_run(kernel, "job") as run_id:
         path = f"{kernel.api}/runs/{run_id}/cancel"
@@ -245,9 +233,7 @@ def test_another_site_cannot_cancel_with_a_persons_cookie(
         wait_for_status(kernel, "job", "cancelled")
 
 
-def test_the_authorizer_decides_who_may_look_and_who_may_cancel(
-    server: ServerProcess, kernel: ServedKernel
-) -> None:
+def test_the_authorizer_decides_who_may_look_and_who_may_cancel(server: ServerProcess, kernel: ServedKernel) -> None:
     """To look takes `read contents`, to cancel `execute kernels`, and neither needs the other."""
     with live_run(kernel, "job") as run_id:
         look, cancel = f"{kernel.api}/runs", f"{kernel.api}/runs/{run_id}/cancel"
@@ -273,9 +259,7 @@ def test_what_is_not_there_is_404(server: ServerProcess, kernel: ServedKernel) -
     assert server.ask("DELETE", f"{kernel.api}/runs").status == 405
 
 
-def test_requests_at_the_same_time_are_all_answered(
-    server: ServerProcess, kernel: ServedKernel
-) -> None:
+def test_requests_at_the_same_time_are_all_answered(server: ServerProcess, kernel: ServedKernel) -> None:
     """Twenty at once, each of which gets its own answer, and nothing of them is left in the server."""
     process = psutil.Process(server.pid)
     with live_run(kernel, "job"), ThreadPoolExecutor(20) as pool:
@@ -286,9 +270,7 @@ def test_requests_at_the_same_time_are_all_answered(
         kernel.wait_until(lambda: (process.num_fds(), process.num_threads()) <= before)
 
 
-def test_a_kernel_without_nbrun_is_given_up_in_time(
-    server: ServerProcess, bare_kernel: ServedKernel
-) -> None:
+def test_a_kernel_without_nbrun_is_given_up_in_time(server: ServerProcess, bare_kernel: ServedKernel) -> None:
     """504 and one line with the mend; others are served meanwhile, and nothing is left."""
     process = psutil.Process(server.pid)
     before = (process.num_fds(), process.num_threads())
@@ -309,9 +291,7 @@ def test_a_kernel_without_nbrun_is_given_up_in_time(
 def test_looking_keeps_a_busy_kernel_busy(server: ServerProcess, kernel: ServedKernel) -> None:
     """The server does not take the kernel for idle while its cell runs: its culler could end it."""
     with blocked(kernel):
-        for _ in range(
-            3
-        ):  # the status that the kernel sends after an answer may come later than that
+        for _ in range(3):  # the status that the kernel sends after an answer may come later than that
             assert server.ask("GET", f"{kernel.api}/runs").status == 200
         model = server.ask("GET", f"api/kernels/{kernel.id}").body
         assert model["execution_state"] == "busy"

@@ -76,9 +76,7 @@ def test_start_takes_what_is_documented(start: Callable[..., Any]) -> None:
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )  # fmt: skip
-def test_functions_take_what_is_documented(
-    function: Callable[..., Any], expected: dict[str, object]
-) -> None:
+def test_functions_take_what_is_documented(function: Callable[..., Any], expected: dict[str, object]) -> None:
     """More may be added behind; what is documented keeps its name, place and default."""
     found = parameters(function)
     assert list(found)[: len(expected)] == list(expected)
@@ -93,19 +91,13 @@ def test_functions_take_what_is_documented(
             "start get runs current session agent panel RunStatus CancelCause CancelToken CancelReceipt RunEvent "
             "RunRecord RunContext errors NotebookSession Run SequentialIds Observer",
         ),
-        (
-            NotebookSession,
-            "start get runs current_run live_runs cancel cancel_current cancel_all close",
-        ),
+        (NotebookSession, "start get runs current_run live_runs cancel cancel_current cancel_all close"),
         (
             Run,
             "id number name status cause reason phase output error usage record created_at started_at ended_at "
             "parent_id done wait result events cancel steer approve deny resume retry display __await__ __aiter__",
         ),
-        (
-            CancelToken,
-            "child cancel cancelled reason cause raise_if_cancelled add_callback wait wait_sync deadline",
-        ),
+        (CancelToken, "child cancel cancelled reason cause raise_if_cancelled add_callback wait wait_sync deadline"),
         (
             RunContext,
             "text tool progress phase begin_turn usage log emit ask ask_sync inbox checkpoint restored "
@@ -149,9 +141,7 @@ def test_outside_of_a_kernel_a_session_is_made_on_first_use(in_a_folder: Path) -
     assert nbrun.get("first").output == "done: tea"
 
 
-def test_without_a_page_the_panel_is_printed(
-    in_a_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_page_the_panel_is_printed(in_a_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`panel()` prints the newest runs where nothing can show them."""
     nbrun.start(agents.instant, "tea", name="first").wait(BOUND_S)
     nbrun.panel()

@@ -44,11 +44,7 @@ def test_a_run_continues_another(session: NotebookSession) -> None:
     first = ended(session.start(echo, "one"))
     second = ended(first.continue_with("two"))
     third = ended(second.continue_with("three"))
-    assert [run.output for run in (first, second, third)] == [
-        "0 before one",
-        "2 before two",
-        "4 before three",
-    ]
+    assert [run.output for run in (first, second, third)] == ["0 before one", "2 before two", "4 before three"]
     assert third.record.usage == session.get(third.id).usage
     assert followup_notes(third.record) == ["Continues #2"]
     assert second.followups == [(3, "continue")]
@@ -68,9 +64,7 @@ def test_what_was_done_is_part_of_it(session: NotebookSession) -> None:
     assert kept == [(Turn(USER, "sencha"), Turn(ASSISTANT, "here is sencha", (call,)))]
 
 
-def test_a_cancelled_run_can_be_continued_and_a_live_one_not(
-    session: NotebookSession, held: Held
-) -> None:
+def test_a_cancelled_run_can_be_continued_and_a_live_one_not(session: NotebookSession, held: Held) -> None:
     """What was said up to the cancel counts."""
     live = session.start(held, "one")
     with pytest.raises(NotResumable, match="is still running"):
@@ -98,9 +92,7 @@ def test_a_framework_has_it_as_its_messages(session: NotebookSession) -> None:
     """pydantic-ai's model is sent the earlier prompts, calls, results and answers, then the new prompt."""
     seen: list[list[ModelMessage]] = []
 
-    async def answers(
-        messages: list[ModelMessage], _info: AgentInfo
-    ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+    async def answers(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
         seen.append(messages)
         yield "a cup"
 
@@ -116,10 +108,7 @@ def test_a_framework_has_it_as_its_messages(session: NotebookSession) -> None:
     assert messages[1].parts[0].args == {"tea": "sencha"}
     ended(second.continue_with("again"))
     assert isinstance(seen[1][-1], ModelRequest)
-    assert [part.part_kind for message in seen[1] for part in message.parts][-2:] == [
-        "text",
-        "user-prompt",
-    ]
+    assert [part.part_kind for message in seen[1] for part in message.parts][-2:] == ["text", "user-prompt"]
     assert len(seen[1]) == len(messages) + 2
 
 

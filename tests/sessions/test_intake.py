@@ -30,11 +30,7 @@ class Desk:
 
     def __init__(self, secrets: dict[str, str] | None = None) -> None:
         self.published: list[tuple[LiveRun, Sequence[ev.RunEvent]]] = []
-        self.intake = Intake(
-            FakeClock(),
-            Redactor(secrets),
-            lambda live, events: self.published.append((live, events)),
-        )
+        self.intake = Intake(FakeClock(), Redactor(secrets), lambda live, events: self.published.append((live, events)))
         self.live = LiveRun("run-1", CancelToken())
         self.intake.open(self.live, CREATED)
         self._n = 0
@@ -112,11 +108,7 @@ def test_a_request_that_came_first_wins_over_any_end(desk: Desk, end: ev.EventDa
     assert desk.intake.request_cancel(desk.live, REQUEST) is CancelOutcome.REQUESTED
     desk.send(end)
     record = fold(desk.log())
-    assert (record.status, record.cause, record.reason) == (
-        RunStatus.CANCELLED,
-        CancelCause.USER,
-        "enough",
-    )
+    assert (record.status, record.cause, record.reason) == (RunStatus.CANCELLED, CancelCause.USER, "enough")
     assert (record.output, record.usage) == ("result", ev.Usage(1))
     assert (record.error is not None) is isinstance(end, ev.RunFailed)
 
@@ -256,14 +248,10 @@ def test_a_full_intake_pauses_its_producers(desk: Desk, monkeypatch: pytest.Monk
     assert [event.seq for event in events] == list(range(102))
 
 
-def test_a_paused_producer_goes_on_when_its_run_is_cancelled(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_paused_producer_goes_on_when_its_run_is_cancelled(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancel is not held up by a store that is slow: the pause ends with the token."""
     monkeypatch.setattr("nbrun.sessions.intake.BACKLOG_LIMIT", 5)
-    producer = threading.Thread(
-        target=lambda: desk.send(*(ev.TextDelta(str(number)) for number in range(20)))
-    )
+    producer = threading.Thread(target=lambda: desk.send(*(ev.TextDelta(str(number)) for number in range(20))))
     producer.start()
     desk.live.token.cancel()
     producer.join(BOUND_S)

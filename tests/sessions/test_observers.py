@@ -129,9 +129,7 @@ def test_a_slow_observer_is_reported(
         logging.getLogger("nbrun").removeHandler(ear)
 
 
-def test_a_hanging_observer_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_hanging_observer_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """What waits for it is bounded: beyond that it is told of nothing more, and that is said once."""
     monkeypatch.setattr("nbrun.sessions.observers.BACKLOG", 10)
     gate, entered = threading.Event(), threading.Event()

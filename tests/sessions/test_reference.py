@@ -29,9 +29,7 @@ def ended(run: Run) -> Run:
 # --- A: lifecycle ------------------------------------------------------------------------------------
 
 
-def test_start_sets_the_current_run_and_stores_the_prompt(
-    session: NotebookSession, held: Held
-) -> None:
+def test_start_sets_the_current_run_and_stores_the_prompt(session: NotebookSession, held: Held) -> None:
     """A: the run that was started is current, and its record holds its prompt."""
     run = session.start(held, "make tea")
     assert session.current_run == run
@@ -39,9 +37,7 @@ def test_start_sets_the_current_run_and_stores_the_prompt(
     assert session.current_run.record.prompt == "make tea"
 
 
-def test_cancel_with_nothing_to_cancel_changes_nothing_and_says_so(
-    session: NotebookSession, store_path: Path
-) -> None:
+def test_cancel_with_nothing_to_cancel_changes_nothing_and_says_so(session: NotebookSession, store_path: Path) -> None:
     """A: an idle cancel is `not_found`, twice; no run, no event and no file comes of it."""
     for _ in range(2):
         receipt = session.cancel_current()
@@ -113,16 +109,12 @@ def test_ids_come_from_the_injected_generator(session: NotebookSession) -> None:
     assert session.start(agents.instant).id == "run-seq-0"
 
 
-def test_the_live_set_is_cleared_in_the_right_order(
-    session: NotebookSession, store_path: Path, held: Held
-) -> None:
+def test_the_live_set_is_cleared_in_the_right_order(session: NotebookSession, store_path: Path, held: Held) -> None:
     """A run leaves the live set when its end is public, and that is after it is on disk."""
     run = session.start(held)
     assert run.live is not None
     states: list[tuple[bool, bool]] = []
-    run.live.listen(
-        lambda record, _events: states.append((record.is_live, session.current_run == run))
-    )
+    run.live.listen(lambda record, _events: states.append((record.is_live, session.current_run == run)))
     held.let_go()
     ended(run)
     session.close()
@@ -212,9 +204,7 @@ def test_a_consumer_that_leaves_does_not_stop_the_run(session: NotebookSession, 
 
 @pytest.mark.parametrize("where", ["before a step", "between steps", "in a tool", "while leaving"])
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
-def test_an_agent_may_raise_anything_anywhere(
-    session: NotebookSession, where: str, error: type[BaseException]
-) -> None:
+def test_an_agent_may_raise_anything_anywhere(session: NotebookSession, where: str, error: type[BaseException]) -> None:
     """W9: whatever it raises, in whichever phase, its run is failed and the next one works."""
 
     async def raises(prompt: str, run: RunContext) -> AsyncIterator[str]:
@@ -273,26 +263,18 @@ def test_ten_cancels_call_the_hook_once(make_session: MakeSession, held: Held) -
     assert len(notes.ended) == 1
 
 
-def test_a_cancel_leaves_cause_reason_caller_and_times_in_the_log(
-    session: NotebookSession, held: Held
-) -> None:
+def test_a_cancel_leaves_cause_reason_caller_and_times_in_the_log(session: NotebookSession, held: Held) -> None:
     """W12: why, by whom, when it was asked for and when it was over can be read from the events alone."""
     run = session.start(held)
     assert held.entered.wait(BOUND_S)
     assert session.cancel(run, "wrong prompt", by="card").wait(BOUND_S)
     record = fold(run.events())
-    assert (record.cause, record.reason, record.cancelled_by) == (
-        CancelCause.USER,
-        "wrong prompt",
-        "card",
-    )
+    assert (record.cause, record.reason, record.cancelled_by) == (CancelCause.USER, "wrong prompt", "card")
     assert record.created_at <= (record.cancel_requested_at or 0) <= (record.ended_at or 0)
 
 
 @pytest.mark.parametrize("kind", ["failed", "cancelled"])
-def test_every_end_is_stored_with_the_same_care(
-    make_session: MakeSession, held: Held, kind: str
-) -> None:
+def test_every_end_is_stored_with_the_same_care(make_session: MakeSession, held: Held, kind: str) -> None:
     """W13: a failed and a cancelled run are as complete in the next session as a completed one."""
     session = make_session()
     if kind == "failed":
@@ -361,9 +343,7 @@ def test_a_run_is_never_classified_by_its_text(session: NotebookSession, text: s
     assert (run.status, run.output) == (RunStatus.COMPLETED, text)
 
 
-def test_a_hanging_observer_holds_up_neither_cancel_nor_run(
-    make_session: MakeSession, held: Held
-) -> None:
+def test_a_hanging_observer_holds_up_neither_cancel_nor_run(make_session: MakeSession, held: Held) -> None:
     """W18: the token fires before any hook, and a hook that hangs changes nothing."""
     gate = threading.Event()
 

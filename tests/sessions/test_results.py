@@ -176,9 +176,7 @@ def test_a_form_that_raises_or_prints_is_told_in_its_run(make_shown: MakeSession
 
 
 @pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt])
-def test_a_form_that_wants_to_end_everything_ends_nothing(
-    make_shown: MakeSession, raised: type[BaseException]
-) -> None:
+def test_a_form_that_wants_to_end_everything_ends_nothing(make_shown: MakeSession, raised: type[BaseException]) -> None:
     """Its run is completed, and its card names what was raised."""
 
     def form() -> str:
@@ -204,9 +202,7 @@ def hanging() -> Iterator[tuple[Reprs, threading.Event]]:
 
 
 def test_a_form_that_hangs_holds_up_nobody_and_its_own_run_for_a_time(
-    make_shown: MakeSession,
-    hanging: tuple[Reprs, threading.Event],
-    monkeypatch: pytest.MonkeyPatch,
+    make_shown: MakeSession, hanging: tuple[Reprs, threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run ends meanwhile; the run itself ends completed after the limit, with a word on its card."""
     value, asked = hanging
@@ -222,9 +218,7 @@ def test_a_form_that_hangs_holds_up_nobody_and_its_own_run_for_a_time(
 
 
 def test_a_cancel_does_not_wait_for_a_form_that_hangs(
-    make_shown: MakeSession,
-    hanging: tuple[Reprs, threading.Event],
-    monkeypatch: pytest.MonkeyPatch,
+    make_shown: MakeSession, hanging: tuple[Reprs, threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run ends cancelled at once, and what it had returned is kept."""
     value, asked = hanging
@@ -293,9 +287,7 @@ def test_stored_html_does_nothing(html: str) -> None:
 
 def test_what_is_harmless_in_html_stays() -> None:
     """Links to http(s) and images within the text."""
-    clean = bundle.safe_html(
-        "<a href='https://tea.example'>tea</a><img src='data:image/png;base64,iVBO'>"
-    )
+    clean = bundle.safe_html("<a href='https://tea.example'>tea</a><img src='data:image/png;base64,iVBO'>")
     assert 'href="https://tea.example"' in clean
     assert 'src="data:image/png;base64,iVBO"' in clean
 
@@ -336,9 +328,7 @@ class Tattling:
         return os.mkdir, (self._folder,)
 
 
-def test_a_kept_object_is_loaded_only_where_its_store_is_said_to_be_trusted(
-    make_session: MakeSession,
-) -> None:
+def test_a_kept_object_is_loaded_only_where_its_store_is_said_to_be_trusted(make_session: MakeSession) -> None:
     """`trusted=True` gives the object; without it, one line names the risk."""
     frame = pd.DataFrame({"tea": [1]})
     ended(make_session().start(returning(frame), name="kept", keep_object=True))
@@ -388,9 +378,7 @@ def test_an_object_whose_class_is_not_here_is_one_line(
     """The error names the run and what is missing."""
     run = ended(make_session().start(returning({1}), name="lost", keep_object=True))
     monkeypatch.setattr("pickle.loads", _missing)
-    with pytest.raises(
-        NbrunError, match=r"of run #1 \(lost\) cannot be loaded here: ModuleNotFound"
-    ):
+    with pytest.raises(NbrunError, match=r"of run #1 \(lost\) cannot be loaded here: ModuleNotFound"):
         run.load_object(trusted=True)
 
 
@@ -407,9 +395,7 @@ def test_bytes_are_bytes_after_a_restart(make_session: MakeSession) -> None:
     assert make_session().get(run.id).output == value
 
 
-def test_an_object_with_a_secret_is_not_kept(
-    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_with_a_secret_is_not_kept(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pickle nothing can be replaced; the card says why there is none. Bytes are redacted as text is."""
     secret = "sk-proj-0123456789abcdef"
     session = make_session()

@@ -70,15 +70,11 @@ def test_a_state_comes_back_as_it_was(session: NotebookSession, state: State) ->
     assert found == [None, state]
 
 
-def test_the_log_tells_of_a_checkpoint_and_does_not_hold_it(
-    session: NotebookSession, store_path: Path
-) -> None:
+def test_the_log_tells_of_a_checkpoint_and_does_not_hold_it(session: NotebookSession, store_path: Path) -> None:
     """The event has a name and a size; the state is beside the log, the last one of the run only."""
     run = cut_short(session)
     told = [event.data for event in run.events() if event.type == "checkpoint"]
-    assert [data.id for data in told if isinstance(data, ev.Checkpoint)] == [
-        f"checkpoint-{n}" for n in (1, 2, 3)
-    ]
+    assert [data.id for data in told if isinstance(data, ev.Checkpoint)] == [f"checkpoint-{n}" for n in (1, 2, 3)]
     assert run.record.checkpoint == told[-1]
     assert all(isinstance(data, ev.Checkpoint) and data.size and not data.state for data in told)
     with closing(sqlite3.connect(store_path)) as connection:
@@ -210,9 +206,7 @@ def test_a_completed_run_clears_its_checkpoint(make_session: MakeSession, store_
     assert checkpoints_in(store_path) == []
 
 
-def test_a_resumed_run_goes_on_with_what_was_used(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_resumed_run_goes_on_with_what_was_used(make_session: MakeSession, store_path: Path) -> None:
     """H: a fresh id, usage and tool calls go on, and the old run stays as it was."""
     session = make_session()
     old = cut_short(session, 3, name="book", tags={"k": "v"}, timeout_s=60)
@@ -233,9 +227,7 @@ def test_a_resumed_run_goes_on_with_what_was_used(
     assert old.followups == [(2, "resume")]
 
 
-def test_the_old_checkpoint_stays_until_the_new_run_has_completed(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_the_old_checkpoint_stays_until_the_new_run_has_completed(make_session: MakeSession, store_path: Path) -> None:
     """W14: through a second failure too; when the last run has completed, those of the whole line are gone."""
     session = make_session()
     first = cut_short(session, 2)
@@ -288,9 +280,7 @@ def test_what_a_crash_has_left_is_swept(make_session: MakeSession, store_path: P
     other = cut_short(session)
     session.close()
     with closing(sqlite3.connect(store_path)) as connection:
-        connection.executemany(
-            "INSERT INTO checkpoints VALUES (?, 1, 1, x'00')", [(failed.number,), (resumed.number,)]
-        )
+        connection.executemany("INSERT INTO checkpoints VALUES (?, 1, 1, x'00')", [(failed.number,), (resumed.number,)])
         connection.commit()
     make_session()
     assert checkpoints_in(store_path) == [other.number]
@@ -317,20 +307,13 @@ def test_a_cancelled_run_can_be_gone_on_with(session: NotebookSession) -> None:
 def test_a_live_run_has_no_followup(session: NotebookSession, held: Held, kind: str) -> None:
     """One line, and nothing is started."""
     run = session.start(held)
-    with pytest.raises(
-        NotResumable, match=r"run #1 \(Held\) is still running; wait for it, or cancel it"
-    ):
+    with pytest.raises(NotResumable, match=r"run #1 \(Held\) is still running; wait for it, or cancel it"):
         getattr(run, kind)()
     assert len(session.runs()) == 1
 
 
-@pytest.mark.parametrize(
-    ("agent", "words"),
-    [(agents.instant, "has completed"), (agents.failing, "has no checkpoint")],
-)  # fmt: skip
-def test_what_cannot_be_gone_on_with_says_why(
-    session: NotebookSession, agent: object, words: str
-) -> None:
+@pytest.mark.parametrize(("agent", "words"), [(agents.instant, "has completed"), (agents.failing, "has no checkpoint")])
+def test_what_cannot_be_gone_on_with_says_why(session: NotebookSession, agent: object, words: str) -> None:
     """H: a run that has completed, or has no checkpoint: an error, and no run is created."""
     run = ended(session.start(agent, "tea"))
     with pytest.raises(NotResumable, match=rf"run #1 .* {words}. Run it again") as caught:
@@ -369,9 +352,7 @@ def test_of_two_kernels_one_goes_on(make_session: MakeSession, held: Held) -> No
     assert ended(two.start(agents.instant)).status is RunStatus.COMPLETED  # as if nothing had been
 
 
-def test_a_run_of_another_store_is_refused(
-    session: NotebookSession, make_session: MakeSession, tmp_path: Path
-) -> None:
+def test_a_run_of_another_store_is_refused(session: NotebookSession, make_session: MakeSession, tmp_path: Path) -> None:
     """H: a foreign checkpoint creates no run."""
     other = make_session(store=tmp_path / "other.db")
     run = cut_short(other)
@@ -383,15 +364,11 @@ def test_a_run_of_another_store_is_refused(
 @pytest.mark.parametrize(
     ("limits", "words"),
     [({"max_tokens": 32}, "max_tokens 32: 33 used"), ({"max_turns": 2}, "max_turns 2: 3 model calls")],
-)  # fmt: skip
-def test_an_exhausted_budget_stays_exhausted(
-    session: NotebookSession, limits: dict[str, int], words: str
-) -> None:
+)
+def test_an_exhausted_budget_stays_exhausted(session: NotebookSession, limits: dict[str, int], words: str) -> None:
     """H: what the old run has used up counts; a larger budget is a decision."""
     old = cut_short(session)
-    with pytest.raises(
-        NotResumable, match=rf"has used up its budget \({words}.*\); give it a larger max_"
-    ):
+    with pytest.raises(NotResumable, match=rf"has used up its budget \({words}.*\); give it a larger max_"):
         old.resume(**limits)
     new = ended(old.resume(max_tokens=50))
     assert (new.status, new.cause) == ("cancelled", "budget")
@@ -464,24 +441,18 @@ class ChaptersAdapter:
         """Return its name."""
         return "chapters"
 
-    async def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[ev.EventData | Output]:
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[ev.EventData | Output]:
         """Begin."""
         run.checkpoint(b"at 1")
         yield ev.TextDelta("one ")
         raise ValueError("over")
 
-    async def resume(
-        self, agent: object, state: State, run: RunContext
-    ) -> AsyncIterator[ev.EventData | Output]:
+    async def resume(self, agent: object, state: State, run: RunContext) -> AsyncIterator[ev.EventData | Output]:
         """Go on."""
         yield Output(["went on", str(state)])
 
 
-def test_an_adapter_that_can_go_on_is_asked_to(
-    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_that_can_go_on_is_asked_to(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """`resume()` of the adapter drives the new run, with the bytes that it had kept."""
     registered = nbrun.agents.ThirdParty((ChaptersAdapter(),))
     monkeypatch.setattr(nbrun.agents, "third_party", lambda: registered)
@@ -510,9 +481,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert died.returncode == -9
 
 
-def test_a_run_of_a_killed_process_is_gone_on_with(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_run_of_a_killed_process_is_gone_on_with(make_session: MakeSession, store_path: Path) -> None:
     """What was kept survives SIGKILL; the agent is found by its name, and goes on in the new process."""
     kill_while_reading(store_path, 4)
     session = make_session(ids=nbrun.SequentialIds("new"))
@@ -569,9 +538,7 @@ def test_a_retry_may_have_other_options(session: NotebookSession) -> None:
     new = ended(old.retry(timeout_s=30, agent=agents.instant, tags={"try": "2"}))
     assert (new.output, new.record.agent) == ("done: tea", "instant")
     assert new.record.options == {"timeout_s": 30, "approve": "deny"}
-    with pytest.raises(
-        BadOption, match=r"timeout isn't an option of a run; did you mean timeout_s"
-    ):
+    with pytest.raises(BadOption, match=r"timeout isn't an option of a run; did you mean timeout_s"):
         old.retry(timeout=1)
     with pytest.raises(BadOption, match="prompt can't be changed here"):
         old.retry(prompt="coffee")
@@ -602,20 +569,15 @@ def test_the_built_in_agent_is_made_again_after_a_restart(make_session: MakeSess
     assert (new.status, new.record.model) == ("completed", old.record.model)
 
 
-def test_what_a_planted_file_says_of_options_is_not_trusted(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_what_a_planted_file_says_of_options_is_not_trusted(make_session: MakeSession, store_path: Path) -> None:
     """Options of wrong types are left out; an agent is found by name among those that the notebook has."""
     session = make_session()
     old = ended(session.start(agents.failing, "tea"))
-    planted = ev.RunCreated(
-        session.id, "x", "system", "echo", options={"timeout_s": "1", "thread": [1], "evil": 1}
-    )
+    planted = ev.RunCreated(session.id, "x", "system", "echo", options={"timeout_s": "1", "thread": [1], "evil": 1})
     session.close()
     with closing(sqlite3.connect(store_path)) as connection:
         connection.execute(
-            "UPDATE events SET data = ? WHERE run = ? AND seq = 0",
-            (ev.encode_data(planted), old.number),
+            "UPDATE events SET data = ? WHERE run = ? AND seq = 0", (ev.encode_data(planted), old.number)
         )
         connection.commit()
     later = make_session()

@@ -28,7 +28,7 @@ SECRET = "sk-tea-0123456789"
 LONE = st.characters(categories=["Cs"])  # half of a pair: no UTF-8 holds it
 TEXT = st.text(st.characters(codec=None) | LONE, max_size=20) | st.sampled_from(
     ["", "\0", "a\0b", "\ud800", "x\udfffy", "\U0010ffff", "e\u0301", "\u202e", "\ufeff", "'; DROP TABLE runs"]
-)  # fmt: skip
+)
 VALUE: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
@@ -76,10 +76,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookSessio
 
 
 def sent(
-    session: NotebookSession,
-    items: list[ev.EventData],
-    pauses: bool,
-    parents: Sequence[str | None] = (None,),
+    session: NotebookSession, items: list[ev.EventData], pauses: bool, parents: Sequence[str | None] = (None,)
 ) -> list[ev.RunEvent]:
     """Have an agent send these, below these tools in turn; return its log as another connection reads it.
 
@@ -110,16 +107,12 @@ def sent(
 
 
 @given(
-    items=st.lists(DATA, max_size=40),
-    pauses=st.booleans(),
-    parents=st.lists(st.none() | TEXT, min_size=1, max_size=3),
+    items=st.lists(DATA, max_size=40), pauses=st.booleans(), parents=st.lists(st.none() | TEXT, min_size=1, max_size=3)
 )
 @example(items=[ev.Unknown("\ud800", {"\udfff": "\0"})], pauses=False, parents=[None])
 @example(items=[ev.Unknown("\ud800", 1)], pauses=False, parents=["\udfff"])
 @example(
-    items=[ev.Unknown("\0", 2**63), ev.Custom("big", 2**64), ev.Custom("nan", math.nan)],
-    pauses=True,
-    parents=[None],
+    items=[ev.Unknown("\0", 2**63), ev.Custom("big", 2**64), ev.Custom("nan", math.nan)], pauses=True, parents=[None]
 )
 @settings(max_examples=150, deadline=None)
 def test_what_is_read_is_what_was_sent(

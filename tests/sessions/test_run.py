@@ -148,9 +148,7 @@ def test_two_iterations_at_once_see_the_same(session: NotebookSession) -> None:
     assert len(first) == 303
 
 
-def test_a_reader_that_leaves_does_not_hold_up_the_run(
-    session: NotebookSession, held: Held
-) -> None:
+def test_a_reader_that_leaves_does_not_hold_up_the_run(session: NotebookSession, held: Held) -> None:
     """The consumer of events goes away after the first one; the run still completes (W6)."""
     run = session.start(held)
 
@@ -204,9 +202,7 @@ def test_nothing_is_shown_that_is_not_public(session: NotebookSession, held: Hel
 # --- cancelling --------------------------------------------------------------------------------------
 
 
-def test_a_cancel_answers_at_once_and_its_receipt_waits(
-    session: NotebookSession, held: Held
-) -> None:
+def test_a_cancel_answers_at_once_and_its_receipt_waits(session: NotebookSession, held: Held) -> None:
     """The receipt says `requested`, can be waited for, and is true while the request stands."""
     run = session.start(held)
     receipt = run.cancel("enough")
@@ -312,9 +308,7 @@ def test_a_handle_is_equal_to_another_of_the_same_run(session: NotebookSession) 
     assert repr(run).startswith("<Run #1 tea: Completed in ")
 
 
-def test_display_goes_to_whoever_shows_cards(
-    session: NotebookSession, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_display_goes_to_whoever_shows_cards(session: NotebookSession, capsys: pytest.CaptureFixture[str]) -> None:
     """The core knows no front end: it calls what it was given, or prints the run."""
     run = ended(session.start(agents.instant))
     run.display()

@@ -24,9 +24,7 @@ def test_the_table_has_a_row_a_run(session: NotebookSession) -> None:
     assert "ValueError: " in second
 
 
-def test_a_table_is_as_wide_as_the_terminal(
-    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_is_as_wide_as_the_terminal(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is cut, with a sign; an agent that is called like its run is not named twice."""
     session.start(agents.instant, "x" * 200).wait(BOUND_S)
     monkeypatch.setenv("COLUMNS", "80")

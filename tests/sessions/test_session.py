@@ -64,9 +64,7 @@ def test_every_time_comes_from_the_injected_clock(make_session: MakeSession) -> 
     assert ended(session.start(agents.instant)).created_at == NOON + 60.0
 
 
-def test_equal_inputs_clock_and_ids_give_equal_events(
-    make_session: MakeSession, tmp_path: Path
-) -> None:
+def test_equal_inputs_clock_and_ids_give_equal_events(make_session: MakeSession, tmp_path: Path) -> None:
     """Two sessions with the same clock and ids write the same log, the session's own id apart (W19)."""
     logs = []
     for name in ("a", "b"):
@@ -104,20 +102,13 @@ def test_a_registered_agent_is_found_by_its_name(session: NotebookSession) -> No
         ({"id": 3}, BadOption, "id must be a str"),
         ({"timeout_s": 0}, BadOption, "give seconds above 0, for example 90"),
         ({"timeout_s": float("nan")}, BadOption, "give seconds above 0"),
-        *(
-            ({"name": ref}, BadOption, "give another name")
-            for ref in ("last", "#3", "3", "-1", " 3 ")
-        ),
+        *(({"name": ref}, BadOption, "give another name") for ref in ("last", "#3", "3", "-1", " 3 ")),
         ({"model": "local"}, BadOption, "give an agent or a model, not both"),
         ({"agent": None, "model": "openai:gpt"}, BadOption, "set OPENAI_API_KEY"),
     ],
 )
 def test_a_mistake_starts_nothing_and_leaves_nothing(
-    session: NotebookSession,
-    store_path: Path,
-    options: dict[str, object],
-    error: type[Exception],
-    words: str,
+    session: NotebookSession, store_path: Path, options: dict[str, object], error: type[Exception], words: str
 ) -> None:
     """A bad argument raises one line that names the mend; no id is used up, no run and no file is made."""
     arguments: dict[str, object] = {"agent": agents.instant, **options}
@@ -183,9 +174,7 @@ def test_of_equal_names_the_newest_is_meant(session: NotebookSession) -> None:
 def test_runs_are_filtered_and_newest_first(session: NotebookSession) -> None:
     """Status, name, agent and tag narrow the list; `limit` cuts it after that."""
     for number in range(3):
-        ended(
-            session.start(agents.instant, str(number), name=f"n{number}", tags={"n": str(number)})
-        )
+        ended(session.start(agents.instant, str(number), name=f"n{number}", tags={"n": str(number)}))
     ended(session.start(agents.failing, "x", name="broken"))
     assert [run.number for run in session.runs()] == [4, 3, 2, 1]
     assert [run.name for run in session.runs(status="completed", limit=2)] == ["n2", "n1"]
@@ -203,9 +192,7 @@ def test_live_runs_are_those_that_have_not_ended(session: NotebookSession, held:
     assert list(session.live_runs) == [second, first]
 
 
-def test_ended_runs_are_not_kept_in_memory_for_ever(
-    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ended_runs_are_not_kept_in_memory_for_ever(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old ended runs are let go of, outputs and all, and read from the store; live ones stay."""
     monkeypatch.setattr(catalog, "KEEP_ENDED", 3)
     outputs: list[weakref.ref[object]] = []
@@ -343,9 +330,7 @@ def test_a_queued_run_says_that_the_others_wait_for_a_person(make_session: MakeS
     assert ended(queued).status_words().startswith("Completed")
 
 
-def test_an_end_is_told_again_when_what_was_left_running_has_ended(
-    make_session: MakeSession,
-) -> None:
+def test_an_end_is_told_again_when_what_was_left_running_has_ended(make_session: MakeSession) -> None:
     """Whoever shows an ended run hears once of its end, and once more when nothing of it goes on."""
     session, stubborn = make_session(cancel_grace_s=0.05), Stubborn()
     run = session.start(stubborn)
@@ -410,9 +395,7 @@ def test_a_second_run_of_a_cell_can_replace_the_first(session: NotebookSession, 
     assert "Replaced by a newer run" in repr(first)
 
 
-def test_runs_without_a_cell_and_a_name_do_not_wait_for_each_other(
-    session: NotebookSession, held: Held
-) -> None:
+def test_runs_without_a_cell_and_a_name_do_not_wait_for_each_other(session: NotebookSession, held: Held) -> None:
     """Two starts of one function are two runs at once."""
     session.start(held)
     other = Held()
@@ -456,9 +439,7 @@ def test_a_cancel_on_the_way_to_the_host_never_enters_the_agent(session: Noteboo
     assert never.prompts == []
 
 
-def test_a_cancel_from_the_creation_hook_never_enters_the_agent(
-    make_session: MakeSession, held: Held
-) -> None:
+def test_a_cancel_from_the_creation_hook_never_enters_the_agent(make_session: MakeSession, held: Held) -> None:
     """As soon as anybody can hear of a run, its cancel works: the token is there before the run (W2)."""
     heard = threading.Event()
 
@@ -517,12 +498,8 @@ def test_the_same_id_is_not_run_again_in_a_later_session(make_session: MakeSessi
     assert len(second.runs()) == 1
 
 
-@pytest.mark.parametrize(
-    "changed", [{"prompt": "coffee"}, {"agent": agents.sync}, {"timeout_s": 5.0}]
-)
-def test_the_same_id_with_other_inputs_is_a_conflict(
-    session: NotebookSession, changed: dict[str, object]
-) -> None:
+@pytest.mark.parametrize("changed", [{"prompt": "coffee"}, {"agent": agents.sync}, {"timeout_s": 5.0}])
+def test_the_same_id_with_other_inputs_is_a_conflict(session: NotebookSession, changed: dict[str, object]) -> None:
     """Another prompt, agent or option under a known id is refused, and nothing is executed."""
     ended(session.start(agents.instant, "tea", id="nightly"))
     arguments: dict[str, object] = {"agent": agents.instant, "prompt": "tea", **changed}
@@ -576,11 +553,7 @@ def test_a_later_session_shows_the_finished_run_whole(make_session: MakeSession)
     second = make_session()
     found = second.get("poem")
     assert found == run
-    assert (found.status, found.output, found.text) == (
-        RunStatus.COMPLETED,
-        "one two three",
-        "one two three",
-    )
+    assert (found.status, found.output, found.text) == (RunStatus.COMPLETED, "one two three", "one two three")
     assert found.events() == events
     assert found.record == run.record
     assert found.result(0) == "one two three"
@@ -599,9 +572,7 @@ def test_numbers_go_on_and_ids_may_repeat_in_a_later_session(make_session: MakeS
     assert second.get("#1").output == "done: old"
 
 
-def test_a_live_run_of_another_session_is_read_only_here(
-    make_session: MakeSession, held: Held
-) -> None:
+def test_a_live_run_of_another_session_is_read_only_here(make_session: MakeSession, held: Held) -> None:
     """A cancel from beside answers `foreign`, fires nothing, and the run goes on."""
     first, second = make_session(), make_session()
     run = first.start(held)
@@ -677,9 +648,7 @@ def test_close_is_idempotent_and_may_come_from_anywhere(session: NotebookSession
 
 
 @pytest.mark.parametrize("kind", [Stubborn, Blocking, BlockingLoop])
-def test_close_is_bounded_whatever_the_agents_do(
-    make_session: MakeSession, kind: type[Stubborn | Blocking]
-) -> None:
+def test_close_is_bounded_whatever_the_agents_do(make_session: MakeSession, kind: type[Stubborn | Blocking]) -> None:
     """A close waits for no agent and no grace; what still runs is named in the stored record."""
     session, agent = make_session(cancel_grace_s=60.0), kind()
     run = session.start(agent)
@@ -798,9 +767,7 @@ def test_of_many_who_start_one_id_one_does(make_session: MakeSession) -> None:
     assert all(not session.live_runs for session in sessions)
 
 
-def test_of_two_who_start_one_id_with_other_inputs_one_is_refused(
-    make_session: MakeSession, held: Held
-) -> None:
+def test_of_two_who_start_one_id_with_other_inputs_one_is_refused(make_session: MakeSession, held: Held) -> None:
     """The second kernel looked before the first had written; the insert decides, and nothing is left behind."""
     first, second = make_session(ids=None), make_session(ids=None)
     second.start(agents.instant).wait(BOUND_S)  # its writer is there

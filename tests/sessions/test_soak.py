@@ -120,9 +120,7 @@ def wait_for_tool(run: Run) -> None:
 
 
 @pytest.mark.parametrize("agent", [uses_a_tool, sync_uses_a_tool])
-def test_a_late_start_undoes_no_cancel(
-    session: NotebookSession, agent: Callable[..., object]
-) -> None:
+def test_a_late_start_undoes_no_cancel(session: NotebookSession, agent: Callable[..., object]) -> None:
     """Thirty times start, tool, cancel, late start: all stay cancelled, numbers grow, nothing is left behind."""
     first = session.start(agents.instant)
     assert first.wait(BOUND_S)

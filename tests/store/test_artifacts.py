@@ -125,9 +125,7 @@ def test_a_sync_agent_and_one_in_a_process_keep_files_too(make_session: MakeSess
         assert [a.read() for a in there.artifacts] == [b"there"]
 
 
-def test_files_are_private_and_shared_by_content(
-    session: NotebookSession, store_path: Path
-) -> None:
+def test_files_are_private_and_shared_by_content(session: NotebookSession, store_path: Path) -> None:
     """Folders are 0700, files 0600 and named by their hash; the same content twice is one file."""
     first, second = ended(session.start(reporter, "a")), ended(session.start(reporter, "a"))
     path = file_of(first, store_path)
@@ -197,9 +195,7 @@ def test_a_folder_that_is_a_link_is_not_written_through(
     assert run.artifacts == []
 
 
-def test_what_cannot_be_kept_is_said_and_fails_nothing(
-    session: NotebookSession, tmp_path: Path
-) -> None:
+def test_what_cannot_be_kept_is_said_and_fails_nothing(session: NotebookSession, tmp_path: Path) -> None:
     """A path to no file is a notice on the card; a value of another kind is the agent's own mistake."""
 
     async def wishful(prompt: str, run: RunContext) -> bool:
@@ -239,9 +235,7 @@ def test_a_store_in_memory_keeps_files_there_up_to_a_bound(
     assert "memory" in large.record.notices[-1]
 
 
-def test_a_crash_between_file_and_row_leaves_a_stray_that_is_removed_when_it_is_old(
-    tmp_path: Path,
-) -> None:
+def test_a_crash_between_file_and_row_leaves_a_stray_that_is_removed_when_it_is_old(tmp_path: Path) -> None:
     """What no run names goes, half-written files with it; what is young, or named, stays."""
     files = ArtifactFiles(tmp_path / "x.files")
     named, stray, young = (files.keep(data)[0] for data in (b"named", b"stray", b"young"))

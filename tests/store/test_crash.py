@@ -24,9 +24,7 @@ from tests.store.crash import Life, check
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork server there")
 
 ROUNDS = 25
-NEW_FILE_EVERY = (
-    5  # else a round goes on with the file of the one before: its load has lost runs to tell
-)
+NEW_FILE_EVERY = 5  # else a round goes on with the file of the one before: its load has lost runs to tell
 TEND_S = 10.0
 
 
@@ -93,9 +91,7 @@ def die_often(nursery: Nursery, folder: Path, seed: int, rounds: int) -> Counter
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_kill_at_any_moment_loses_nothing_that_was_shown(
-    nursery: Nursery, tmp_path: Path, seed: int
-) -> None:
+def test_a_kill_at_any_moment_loses_nothing_that_was_shown(nursery: Nursery, tmp_path: Path, seed: int) -> None:
     """25 kills, 200 with all seeds: every event that was public is stored, no log has a gap, no end is lost."""
     deaths = die_often(nursery, tmp_path, seed, ROUNDS)
     print(f"seed {seed}: died in {dict(deaths)}")

@@ -56,15 +56,10 @@ def test_versions_name_what_is_missing_and_what_is_stale(monkeypatch: pytest.Mon
     assert "0.0.9 is running" in stale.text
 
 
-def test_the_servers_extension_is_told_by_its_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_servers_extension_is_told_by_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first folder that says something wins; what is off has the line that switches it on."""
     near, far = tmp_path / "near", tmp_path / "far"
-    monkeypatch.setattr(
-        "jupyter_core.paths.jupyter_config_path",
-        lambda: [str(tmp_path / "none"), str(near), str(far)],
-    )
+    monkeypatch.setattr("jupyter_core.paths.jupyter_config_path", lambda: [str(tmp_path / "none"), str(near), str(far)])
     nowhere = served()
     assert (nowhere.sign, "not enabled" in nowhere.text) == (Sign.NOTE, True)
     assert nowhere.fix.startswith("jupyter server extension enable nbrun.server")
@@ -98,9 +93,7 @@ def test_a_store_is_told_with_its_size_and_its_room(session: NotebookSession) ->
     assert "2 runs were in progress when their kernel died" in kept(session.store)[-1].text
 
 
-def test_a_store_in_another_place_or_in_memory_says_why(
-    make_session: MakeSession, tmp_path: Path
-) -> None:
+def test_a_store_in_another_place_or_in_memory_says_why(make_session: MakeSession, tmp_path: Path) -> None:
     """The second choice is a note, memory is a problem; both name what was wrong with the first."""
     blocked = tmp_path / "file" / "store.db"
     blocked.parent.write_text("no folder")
@@ -114,9 +107,7 @@ def test_a_store_in_another_place_or_in_memory_says_why(
     assert "NbRun.store" in memory.fix
 
 
-def test_a_full_disk_and_a_slow_journal_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_and_a_slow_journal_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Little room is a problem; a file system without WAL only a note."""
     path = tmp_path / "store.db"
     with sqlite3.connect(path) as connection:
@@ -131,9 +122,7 @@ def test_a_full_disk_and_a_slow_journal_are_told(
     assert full.text.startswith("only ")
 
 
-def test_a_file_that_was_set_aside_is_not_forgotten(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_file_that_was_set_aside_is_not_forgotten(make_session: MakeSession, store_path: Path) -> None:
     """Who set it aside and every later kernel say that it may contain runs; the others' files are not told of."""
     store_path.parent.mkdir(parents=True)
     store_path.write_bytes(b"CREATE TABLE runs (" + bytes(4096))

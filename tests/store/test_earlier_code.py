@@ -81,11 +81,7 @@ def holds(found: Any, expected: Any) -> bool:
                 name in found and holds(found[name], value) for name, value in expected.items()
             )
         case list():
-            return (
-                isinstance(found, list)
-                and len(found) == len(expected)
-                and all(map(holds, found, expected))
-            )
+            return isinstance(found, list) and len(found) == len(expected) and all(map(holds, found, expected))
         case _:
             return bool(found == expected)
 
@@ -209,9 +205,7 @@ def test_an_id_still_names_its_run(session: NotebookSession) -> None:
     ],
     ids=["failed", "cancelled", "failed-again", "lost"],
 )
-def test_a_run_is_resumed_from_its_checkpoint(
-    session: NotebookSession, known: dict[str, Any], page: int
-) -> None:
+def test_a_run_is_resumed_from_its_checkpoint(session: NotebookSession, known: dict[str, Any], page: int) -> None:
     """It goes on with the next page, and counts what was used before; the old run stays as it was."""
     expected = one(**known)
     old = session.get(expected["number"])
@@ -292,11 +286,7 @@ def test_a_run_of_a_kernel_out_of_sight_is_given_up_and_resumed(session: Noteboo
     ids=["failed", "completed", "sync", "process", "budget", "files", "model"],
 )
 def test_a_run_is_retried(
-    session: NotebookSession,
-    known: dict[str, Any],
-    agent: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    session: NotebookSession, known: dict[str, Any], agent: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With its prompt, name, tags and options; it comes to the same."""
     (tmp_path / "notizen.md").write_text("# Notizen\n\nTee\n", encoding="utf-8")
@@ -307,7 +297,7 @@ def test_a_run_is_retried(
     assert without(facts(new), *own) == without(expected, *own)
     origin = new.record.origin
     assert origin is not None
-    assert (origin.kind, origin.run_id, origin.number) == ("retry", expected["id"], expected["number"])  # fmt: skip
+    assert (origin.kind, origin.run_id, origin.number) == ("retry", expected["id"], expected["number"])
 
 
 def test_a_conversation_goes_on(session: NotebookSession) -> None:
@@ -411,9 +401,7 @@ def test_the_command_exports_the_same_lines(notebook: Path) -> None:
         for path in (notebook.with_name("new.jsonl"), DATA / "version_2.jsonl")
     ]
     assert len(new) == len(old) > 500
-    wrong = [
-        line for line, earlier in zip(new, old, strict=True) if not holds(json.loads(line), json.loads(earlier))
-    ]  # fmt: skip
+    wrong = [line for line, earlier in zip(new, old, strict=True) if not holds(json.loads(line), json.loads(earlier))]
     assert wrong == []
 
 
@@ -435,15 +423,7 @@ def test_the_command_exports_a_page_of_a_run(notebook: Path, form: str) -> None:
     nbrun("export", "alles", notebook, "-o", f"new.{form}", cwd=notebook.parent)
     for path in (notebook.with_name(f"new.{form}"), DATA / f"version_2.{form}"):
         page = path.read_text(encoding="utf-8")
-        words = [
-            "alles",
-            "run-api-7",
-            "does_all",
-            "im Schrank",
-            "look_up",
-            "erst dann fertig.",
-            "größe",
-        ]
+        words = ["alles", "run-api-7", "does_all", "im Schrank", "look_up", "erst dann fertig.", "größe"]
         assert [word for word in words if word not in page] == []
         assert "<script" not in page
 
@@ -513,9 +493,7 @@ def test_the_magics_go_on_from_runs_of_before(notebook: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     raised, replayed, retried, resumed = json.loads(done.stdout.splitlines()[-1])
-    assert (
-        raised == ["NoneType"] * 4 + ["RunFailed"] + ["NoneType"] * 4
-    )  # where no page is, a cell waits
+    assert raised == ["NoneType"] * 4 + ["RunFailed"] + ["NoneType"] * 4  # where no page is, a cell waits
     assert (resumed["number"], resumed["status"]) == (NEXT, "completed")
     assert (resumed["resumed_from"], retried["origin"][0]) == (courier["id"], "retry")
     assert (resumed["text"], resumed["output"]) == ("Brief 2; ", "alle da")

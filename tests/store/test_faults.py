@@ -115,9 +115,7 @@ def test_a_file_that_is_locked_at_load_is_waited_for(
     assert texts(session) == ["one two three"] * 2
 
 
-def test_while_a_file_is_known_to_be_locked_nothing_waits_for_it(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_while_a_file_is_known_to_be_locked_nothing_waits_for_it(make_session: MakeSession, store_path: Path) -> None:
     """Only the first commit takes the time that a lock is given; starts and ends after that are prompt."""
     session = make_session()
     ended(session.start(agents.instant))
@@ -131,9 +129,7 @@ def test_while_a_file_is_known_to_be_locked_nothing_waits_for_it(
     assert len(session.runs()) == 12
 
 
-def test_a_file_that_nobody_may_read_is_told_in_one_line(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_file_that_nobody_may_read_is_told_in_one_line(make_session: MakeSession, store_path: Path) -> None:
     """Who reads a file under an exclusive lock gets an error that says so; the run goes on."""
     made(store_path)
     with locked(store_path, "EXCLUSIVE"):
@@ -227,9 +223,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_loses_nothing(
     again.close()
 
 
-def test_a_disk_that_is_full_at_the_first_run_is_waited_for(
-    make_session: MakeSession, small_disk: SmallDisk
-) -> None:
+def test_a_disk_that_is_full_at_the_first_run_is_waited_for(make_session: MakeSession, small_disk: SmallDisk) -> None:
     """With no other place to go to, runs wait in memory for room, and are not given up to it."""
     (small_disk.folder / ".nbrun").mkdir()
     (small_disk.folder / ".nbrun" / ".gitignore").write_text("*\n")
@@ -412,9 +406,7 @@ def test_a_file_that_is_gone_is_begun_again_with_what_the_kernel_knows(
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_kernels_that_share_a_file_share_the_new_one(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_kernels_that_share_a_file_share_the_new_one(make_session: MakeSession, store_path: Path) -> None:
     """Whichever of them misses it first makes it; the others join in, and no number is given twice."""
     first, second = make_session(ids=None), make_session(ids=None)
     for round_ in range(3):
@@ -460,9 +452,7 @@ def test_the_same_file_under_another_identity_is_taken_for_what_it_is(
     assert texts(make_session()) == ["one two three"] * 2
 
 
-def test_a_notebooks_folder_that_is_gone_is_not_made_again(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_notebooks_folder_that_is_gone_is_not_made_again(make_session: MakeSession, store_path: Path) -> None:
     """A project that was renamed does not come back under its old name; what waits is written when it does."""
     session = make_session()
     ended(session.start(agents.talking))
@@ -534,9 +524,7 @@ def test_who_only_reads_sets_nothing_aside(store_path: Path) -> None:
     assert store_path.read_bytes() == raw
 
 
-def test_a_database_of_another_program_is_not_ours_to_set_aside(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_database_of_another_program_is_not_ours_to_set_aside(make_session: MakeSession, store_path: Path) -> None:
     """A file that never was a store stays where it is, damaged or not."""
     store_path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(store_path)) as connection:
@@ -583,9 +571,7 @@ def test_a_file_that_is_damaged_under_a_kernel_is_set_aside(
     assert again.get("#2").status is RunStatus.COMPLETED
 
 
-def test_a_disk_that_damages_every_file_is_not_filled_with_them(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_disk_that_damages_every_file_is_not_filled_with_them(make_session: MakeSession, store_path: Path) -> None:
     """After a few files no more are set aside: the run goes on in memory, which is told."""
     session = make_session()
     for _ in range(database_file.SET_ASIDE_LIMIT):
@@ -602,29 +588,28 @@ RECORDS: dict[str, list[ev.EventData]] = {
     "queued": [ev.RunCreated("s", "n", "a", "p")],
     "running": [ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(), *[ev.TextDelta("x")] * 5],
     "waiting": [
-        ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(), ev.RunPhase("p"),
-        ev.ApprovalRequested("q-1", "may I?"), ev.RunWaiting("q-1"),
+        ev.RunCreated("s", "n", "a", "p"),
+        ev.RunStarted(),
+        ev.RunPhase("p"),
+        ev.ApprovalRequested("q-1", "may I?"),
+        ev.RunWaiting("q-1"),
     ],
-    "completed": [
-        ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(), *[ev.TextDelta("x")] * 3, ev.RunCompleted(7),
-    ],
-    "one word": [
-        ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(), ev.TextDelta("x"), ev.RunCompleted(),
-    ],
-    "failed": [
-        ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(), ev.Log("l"),
-        ev.RunFailed(ev.ErrorInfo("E", "m")),
-    ],
+    "completed": [ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(), *[ev.TextDelta("x")] * 3, ev.RunCompleted(7)],
+    "one word": [ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(), ev.TextDelta("x"), ev.RunCompleted()],
+    "failed": [ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(), ev.Log("l"), ev.RunFailed(ev.ErrorInfo("E", "m"))],
     "cancelled early": [
-        ev.RunCreated("s", "n", "a", "p"), ev.CancelRequested(CancelCause.USER, "why", "card"),
+        ev.RunCreated("s", "n", "a", "p"),
+        ev.CancelRequested(CancelCause.USER, "why", "card"),
         ev.RunCancelled(CancelCause.USER, "why"),
     ],
     "cancelled": [
-        ev.RunCreated("s", "n", "a", "p"), ev.RunStarted(),
-        ev.CancelRequested(CancelCause.USER), ev.RunCancelled(CancelCause.USER, detached=("w",)),
+        ev.RunCreated("s", "n", "a", "p"),
+        ev.RunStarted(),
+        ev.CancelRequested(CancelCause.USER),
+        ev.RunCancelled(CancelCause.USER, detached=("w",)),
         ev.DetachedFinished("w"),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -717,9 +702,7 @@ def test_what_may_only_be_read_is_left_for_the_next_place(what: str) -> None:
 # --- the clock ---------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_is_set_back_turns_no_run_round(
-    make_session: MakeSession, store_path: Path, held: Held
-) -> None:
+def test_a_clock_that_is_set_back_turns_no_run_round(make_session: MakeSession, store_path: Path, held: Held) -> None:
     """The events of a run stay in order, no time is negative, and the next run is still the newest."""
     clock = FakeClock()
     session = make_session(clock=clock, store=SessionStore([store_path], clock))

@@ -89,9 +89,7 @@ def mixed(make_session: MakeSession) -> NotebookSession:
         ({"since": "1999-01-01T12:00", "name": "essay"}, [3]),
     ],
 )
-def test_runs_that_fit_every_filter_are_found(
-    asked: dict[str, Any], found: list[int], mixed: NotebookSession
-) -> None:
+def test_runs_that_fit_every_filter_are_found(asked: dict[str, Any], found: list[int], mixed: NotebookSession) -> None:
     """Newest first, those in memory and those in the file; what does not fit takes no place of the limit's."""
     assert numbers(mixed.runs(**asked)) == found
 
@@ -157,10 +155,8 @@ def test_a_child_of_another_session_with_the_same_id_is_another_run(mixed: Noteb
         ({"before": "#3"}, r"before=nbrun.get\("),
         ({"status": ["failed", "running"]}, "status must be a single str"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_asked_for_is_one_line(
-    asked: dict[str, Any], words: str, session: NotebookSession
-) -> None:
+)
+def test_what_cannot_be_asked_for_is_one_line(asked: dict[str, Any], words: str, session: NotebookSession) -> None:
     """It says what is valid, whatever is in the store."""
     with pytest.raises(BadOption, match=words) as caught:
         session.runs(**asked)
@@ -183,9 +179,7 @@ def test_what_cannot_be_asked_for_is_one_line(
         ("nowhere", []),
     ],
 )
-def test_text_is_found_in_whole_prompts_and_outputs(
-    text: str, found: list[int], make_session: MakeSession
-) -> None:
+def test_text_is_found_in_whole_prompts_and_outputs(text: str, found: list[int], make_session: MakeSession) -> None:
     """In any case, and also where a list of runs keeps only the beginning; by a later session as well."""
     with make_session() as first:
         ended(first, agents.instant, "Green tea,\nplease")
@@ -204,9 +198,7 @@ def test_text_is_found_in_whole_prompts_and_outputs(
     assert numbers(later.runs(text=text, limit=1)) == found[:1]
 
 
-def test_text_of_a_live_run_is_found_by_another_session(
-    session: NotebookSession, make_session: MakeSession
-) -> None:
+def test_text_of_a_live_run_is_found_by_another_session(session: NotebookSession, make_session: MakeSession) -> None:
     """The file keeps a short form of a run from its last change of status; its log has gone on since."""
     talker = Held("the cat sat")
     run = session.start(talker, "hm")
@@ -215,9 +207,7 @@ def test_text_of_a_live_run_is_found_by_another_session(
     talker.let_go()
 
 
-def test_a_search_stops_at_its_limit(
-    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_stops_at_its_limit(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs of runs that are older than what was asked for are not read."""
     with make_session() as first:
         for _ in range(5):
@@ -248,9 +238,7 @@ def test_text_is_found_in_errors(session: NotebookSession, make_session: MakeSes
         assert numbers(asked.runs(text="lookuperror")) == [run.number]
 
 
-def test_a_name_is_that_of_the_run_and_not_of_its_replay(
-    session: NotebookSession, make_session: MakeSession
-) -> None:
+def test_a_name_is_that_of_the_run_and_not_of_its_replay(session: NotebookSession, make_session: MakeSession) -> None:
     """Here and in a later session; where there are only replays, the newest of them is found."""
     real = ended(session, agents.instant, name="tea")
     first, second = real.replay("max"), real.replay("max")
@@ -281,9 +269,7 @@ RECORDS = st.builds(
 
 @given(RECORDS, st.text("xyz… \n", min_size=1, max_size=12).filter(str.strip))
 @settings(max_examples=200, deadline=None)
-def test_a_brief_record_never_tells_otherwise_than_the_whole_one(
-    record: RunRecord, text: str
-) -> None:
+def test_a_brief_record_never_tells_otherwise_than_the_whole_one(record: RunRecord, text: str) -> None:
     """It says what the whole one says of the text, or that it cannot tell."""
     query = read_query(0.0, text=text)
     assert query.finds(record.brief()) in (query.finds(record), None)
@@ -344,9 +330,7 @@ def test_a_time_that_pandas_has_none_for_spoils_no_frame(make_session: MakeSessi
     assert list(frame["output"]) == ["done: tea"] * 2
 
 
-def test_without_pandas_there_is_one_line(
-    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pandas_there_is_one_line(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says how to install it, and is an ImportError for code that looks for one."""
     monkeypatch.setitem(sys.modules, "pandas", None)  # how Python says that it cannot be imported
     with pytest.raises(PackageMissing, match="pip install pandas") as caught:

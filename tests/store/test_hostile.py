@@ -81,18 +81,14 @@ class Planter:
 
     def event(self, seq: object, kind: object, data: object, **columns: object) -> None:
         """Insert an event of run 1."""
-        row = {
-            "run": 1, "seq": seq, "count": 1, "ts": NOW, "attempt": 1, "type": kind, "data": data, **columns,
-        }  # fmt: skip
+        row = {"run": 1, "seq": seq, "count": 1, "ts": NOW, "attempt": 1, "type": kind, "data": data, **columns}
         self._insert("events", row)
 
     def log(self, *data: tuple[str, object]) -> None:
         """Insert run 1 with a log: its creation, these events, its end."""
         self.run()
         created = encoded(session_id="theirs", name="poet", agent="poet", prompt="tea")
-        for seq, (kind, blob) in enumerate(
-            [("run.created", created), *data, ("run.completed", encoded(**OK))]
-        ):
+        for seq, (kind, blob) in enumerate([("run.created", created), *data, ("run.completed", encoded(**OK))]):
             self.event(seq, kind, blob)
 
     def _insert(self, table: str, row: dict[str, object]) -> None:
@@ -155,9 +151,7 @@ def only(runs: RunList) -> Run:
 # --- what runs nothing -------------------------------------------------------------------------------
 
 
-def test_no_pickle_is_loaded(
-    planter: Planter, make_session: MakeSession, store_path: Path, tmp_path: Path
-) -> None:
+def test_no_pickle_is_loaded(planter: Planter, make_session: MakeSession, store_path: Path, tmp_path: Path) -> None:
     """Wherever a pickle stands, nothing unpickles it: what it would do is not done."""
     bomb = pickle.dumps(Bomb(tmp_path / "owned"))
     planter.log(("custom", bomb), ("run.restored", bomb), ("text.delta", bomb))
@@ -170,10 +164,7 @@ def test_no_pickle_is_loaded(
 
 
 def test_markup_and_escape_codes_are_text(
-    planter: Planter,
-    make_session: MakeSession,
-    store_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    planter: Planter, make_session: MakeSession, store_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In every field: no script, no tag, and nothing that a terminal obeys."""
     evil = MARKUP + ESCAPES
@@ -189,9 +180,7 @@ def test_markup_and_escape_codes_are_text(
         ("cancel.requested", encoded(cause="user", reason=evil, by=evil)),
         (evil, encoded(x=evil)),
     )
-    planter.event(
-        20, "run.failed", encoded(error={"type": evil, "message": evil, "traceback": evil})
-    )
+    planter.event(20, "run.failed", encoded(error={"type": evil, "message": evil, "traceback": evil}))
     record = encoded(
         run_id=evil, session_id=evil, name=evil, agent=evil, model=evil, prompt=evil, status="cancelled",
         cause="user", reason=evil, tags={evil: evil}, detached=[evil], notices=[evil], phase=evil,
@@ -230,22 +219,19 @@ WRONG_ROWS = {
     "an unknown bomb": {"seq": 1, "kind": "oracle.spoke", "data": nested(900)},
     "a promised giant": {"seq": 1, "kind": "oracle.spoke", "data": b"\xdd\xff\xff\xff\xff"},
     "a delta of a million": {
-        "seq": 1, "kind": "text.delta", "data": b"\x93\xa0\xdd\x00\x0f\x42\x40" + b"\0" * 10**6 + b"\x90",
+        "seq": 1,
+        "kind": "text.delta",
+        "data": b"\x93\xa0\xdd\x00\x0f\x42\x40" + b"\0" * 10**6 + b"\x90",
     },
-    "steps beyond time": {
-        "seq": 1, "kind": "text.delta", "data": msgspec.msgpack.encode(["x", [1], [2**63]]),
-    },
-    "an end beyond time": {
-        "seq": 1, "kind": "run.lost", "data": encoded(reason="x", last_event_at=float("nan")),
-    },
+    "steps beyond time": {"seq": 1, "kind": "text.delta", "data": msgspec.msgpack.encode(["x", [1], [2**63]])},
+    "an end beyond time": {"seq": 1, "kind": "run.lost", "data": encoded(reason="x", last_event_at=float("nan"))},
     "a limit beyond time": {
-        "seq": 1, "kind": "run.created",
+        "seq": 1,
+        "kind": "run.created",
         "data": encoded(session_id="s", name="n", agent="a", options={"timeout_s": float("inf")}),
     },
-    "no number that JSON has": {
-        "seq": 1, "kind": "progress", "data": encoded(done=float("inf"), total=float("nan")),
-    },
-}  # fmt: skip
+    "no number that JSON has": {"seq": 1, "kind": "progress", "data": encoded(done=float("inf"), total=float("nan"))},
+}
 
 
 @pytest.mark.parametrize("row", WRONG_ROWS.values(), ids=WRONG_ROWS)
@@ -302,11 +288,7 @@ WRONG_RUNS = {
 @pytest.mark.parametrize("columns", WRONG_RUNS.values(), ids=WRONG_RUNS)
 @pytest.mark.parametrize("has_log", [True, False])
 def test_a_wrong_run_breaks_nothing(
-    planter: Planter,
-    make_session: MakeSession,
-    store_path: Path,
-    columns: dict[str, object],
-    has_log: bool,
+    planter: Planter, make_session: MakeSession, store_path: Path, columns: dict[str, object], has_log: bool
 ) -> None:
     """It is listed beside the others, and shown as far as it can be read, be it by its log or without one."""
     if has_log:
@@ -351,9 +333,7 @@ def test_broken_text_is_read_with_signs_in_its_place(
     assert runs[1].events()[1].parent == "a\ufffdb"
 
 
-def test_holes_and_overlaps_in_a_log_are_told(
-    planter: Planter, make_session: MakeSession, store_path: Path
-) -> None:
+def test_holes_and_overlaps_in_a_log_are_told(planter: Planter, make_session: MakeSession, store_path: Path) -> None:
     """Each number is given once, in order; of a log with a hole the card says that it is damaged."""
     planter.run()
     text = msgspec.msgpack.encode(["abc", [1, 1, 1], [0, 0, 0]])
@@ -363,22 +343,14 @@ def test_holes_and_overlaps_in_a_log_are_told(
     run = only(opened(make_session, store_path))
     assert [event.seq for event in run.events()] == [0, 1, 2, 3, 9]
     assert [event.seq for event in run.events(after=2, limit=1)] == [3]
-    assert run.record.notices == (
-        "the log is damaged; this is what was last saved in the list of runs",
-    )
+    assert run.record.notices == ("the log is damaged; this is what was last saved in the list of runs",)
 
 
 # --- sizes -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("table", "column"),
-    [
-        ("events", "data"),
-        ("events", "type"),
-        ("runs", "record"),
-        ("runs", "name"),
-    ],
+    ("table", "column"), [("events", "data"), ("events", "type"), ("runs", "record"), ("runs", "name")]
 )
 def test_a_value_beyond_all_bounds_hides_no_other_run(
     planter: Planter, make_session: MakeSession, store_path: Path, table: str, column: str
@@ -395,9 +367,7 @@ def test_a_value_beyond_all_bounds_hides_no_other_run(
     assert runs[0].number == 3
     if column in ("data", "type"):
         run = runs[1]
-        assert [event.seq for event in run.events()] == (
-            [0, 1, 2, 3] if column == "data" else [0, 2, 3]
-        )
+        assert [event.seq for event in run.events()] == ([0, 1, 2, 3] if column == "data" else [0, 2, 3])
         assert run.record.status is RunStatus.COMPLETED
         if column == "data":
             assert run.events()[1].data == ev.Unknown("log", {"$damaged": 0})
@@ -435,9 +405,7 @@ def test_a_log_that_would_be_folded_for_ages_is_not(
     assert len(run.events(limit=50)) == 50
 
 
-def test_numbers_up_to_the_greatest_are_listed(
-    planter: Planter, make_session: MakeSession, store_path: Path
-) -> None:
+def test_numbers_up_to_the_greatest_are_listed(planter: Planter, make_session: MakeSession, store_path: Path) -> None:
     """A run with a number that no page can write exactly is listed, and found by it."""
     planter.run(2**62)
     session = make_session()
@@ -446,9 +414,7 @@ def test_numbers_up_to_the_greatest_are_listed(
     assert main(["list", str(store_path)]) == 0
 
 
-def test_ten_thousand_sessions_open_at_once(
-    planter: Planter, make_session: MakeSession, store_path: Path
-) -> None:
+def test_ten_thousand_sessions_open_at_once(planter: Planter, make_session: MakeSession, store_path: Path) -> None:
     """Sessions that claim to be open are each looked at once; runs without a session are left out."""
     planter.db.execute("BEGIN")
     for number in range(10_000):
@@ -458,9 +424,7 @@ def test_ten_thousand_sessions_open_at_once(
     planter.run(2, session=10**9)
     run = only(make_session().runs())
     assert run.status is RunStatus.LOST
-    (closed,) = planter.db.execute(
-        "SELECT count(*) FROM sessions WHERE closed_at IS NULL"
-    ).fetchone()
+    (closed,) = planter.db.execute("SELECT count(*) FROM sessions WHERE closed_at IS NULL").fetchone()
     assert closed == 0
 
 
@@ -474,9 +438,7 @@ def test_sessions_of_nonsense_are_neither_dead_nor_alive(
             process_started_at=nonsense, heartbeat_at=nonsense, closed_at=None,
         )  # fmt: skip
         planter.db.execute("INSERT INTO homes VALUES (?, ?, ?)", (number, nonsense, nonsense))
-        planter.run(
-            number, session=number, status="running", record=encoded(run_id="r", status="running")
-        )
+        planter.run(number, session=number, status="running", record=encoded(run_id="r", status="running"))
     runs = opened(make_session, store_path)
     assert [run.is_unknown for run in runs] == [True] * 5
 

@@ -59,9 +59,7 @@ def check_together(path: Path, lives: list[Life]) -> None:
     shown = [item for life in lives for item in life.shown]
     check(path, Life(shown), 0)
     with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute(
-            "SELECT number, run_id, session FROM runs ORDER BY number"
-        ).fetchall()
+        rows = connection.execute("SELECT number, run_id, session FROM runs ORDER BY number").fetchall()
         statuses = dict(connection.execute("SELECT status, count(*) FROM runs GROUP BY status"))
     assert [row[0] for row in rows] == list(range(1, len(rows) + 1))
     assert {row[1] for row in rows} == {item.run_id for item in shown}
@@ -89,10 +87,7 @@ def test_four_kernels_write_to_one_file_for_long(tmp_path: Path) -> None:
 def test_a_writer_behind_many_others_comes_through(tmp_path: Path, held_s: float) -> None:
     """Where the file is free only after SQLite has given up to wait, the next look a moment later finds that."""
     path = tmp_path / "busy.db"
-    with (
-        closing(open_for_writing(path)) as other,
-        closing(open_for_writing(path)) as connection,
-    ):
+    with closing(open_for_writing(path)) as other, closing(open_for_writing(path)) as connection:
         other.execute("BEGIN IMMEDIATE")
         free = threading.Timer(held_s, other.execute, ("COMMIT",))
         free.start()
@@ -105,10 +100,7 @@ def test_a_writer_behind_many_others_comes_through(tmp_path: Path, held_s: float
 def test_a_lock_that_stays_is_told_of_in_time(tmp_path: Path) -> None:
     """Well within the two seconds after which a run goes on unsaved; at once where it is known to be there."""
     path = tmp_path / "busy.db"
-    with (
-        closing(open_for_writing(path)) as other,
-        closing(open_for_writing(path)) as connection,
-    ):
+    with closing(open_for_writing(path)) as other, closing(open_for_writing(path)) as connection:
         other.execute("BEGIN IMMEDIATE")
         for patience_ms in (1_000, 20):
             connection.execute(f"PRAGMA busy_timeout = {patience_ms}")

@@ -17,15 +17,7 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunStatus
 from nbrun.cli import main
-from nbrun.core.errors import (
-    Action,
-    BadOption,
-    Fix,
-    NotPending,
-    NotResumable,
-    RunNotFinished,
-    StoreReadOnly,
-)
+from nbrun.core.errors import Action, BadOption, Fix, NotPending, NotResumable, RunNotFinished, StoreReadOnly
 from nbrun.render.static_card import bundle, plain_text
 from nbrun.store import places_for, transaction as open_file
 from tests.fakes import agents
@@ -58,9 +50,7 @@ asyncio.run(follow())
 def kernel(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process with a live run in this store; killed at the end."""
     path.parent.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", KERNEL, str(path)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", KERNEL, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "shown\n"
@@ -121,9 +111,7 @@ def test_the_live_looking_run_of_a_copied_folder_is_unknown(
         assert not original.is_unknown
 
 
-def test_the_run_of_a_moved_folder_is_lost(
-    make_session: MakeSession, store_path: Path, tmp_path: Path
-) -> None:
+def test_the_run_of_a_moved_folder_is_lost(make_session: MakeSession, store_path: Path, tmp_path: Path) -> None:
     """A folder that was moved is no copy: what its dead kernel left is lost, as it would have been."""
     with kernel(store_path):
         pass
@@ -144,9 +132,7 @@ def test_the_move_of_a_live_kernel_s_folder_changes_nothing(
         assert (run.status, run.is_unknown) == (RunStatus.RUNNING, False)
 
 
-def test_after_another_boot_a_device_may_have_another_number(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_after_another_boot_a_device_may_have_another_number(make_session: MakeSession, store_path: Path) -> None:
     """Device numbers are given anew at each boot: the inode alone then tells a copy."""
     with kernel(store_path):
         pass
@@ -224,15 +210,10 @@ def test_a_zombie_is_dead(make_session: MakeSession, store_path: Path) -> None:
         assert only_run(make_session()).status is RunStatus.LOST
 
 
-def test_an_unknown_run_says_when_its_kernel_was_last_seen(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_an_unknown_run_says_when_its_kernel_was_last_seen(make_session: MakeSession, store_path: Path) -> None:
     """By the heartbeat, which decides nothing."""
     with kernel(store_path):
-        changed(
-            store_path, "UPDATE sessions SET host = 'big-box', heartbeat_at = ?",
-            round((NOON - 180) * 1_000_000),
-        )  # fmt: skip
+        changed(store_path, "UPDATE sessions SET host = 'big-box', heartbeat_at = ?", round((NOON - 180) * 1_000_000))
         run = only_run(make_session(clock=FakeClock()))
     said = "its kernel cannot be seen from here (on big-box, last seen 3 min 0 s ago)"
     assert run.status_words() == f"Unknown: {said}"
@@ -267,9 +248,7 @@ def test_commits_carry_the_heartbeat_now_and_then(
     held.let_go()
 
 
-def test_the_end_of_an_unknown_run_is_not_waited_for(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_the_end_of_an_unknown_run_is_not_waited_for(make_session: MakeSession, store_path: Path) -> None:
     """Nobody may ever see it: who waits without a limit is told so at once, with the way out."""
     with kernel(store_path):
         changed(store_path, "UPDATE sessions SET host = 'big-box'")
@@ -289,10 +268,7 @@ def test_the_end_of_an_unknown_run_is_not_waited_for(
 
 
 def test_an_unknown_run_is_lost_when_somebody_says_so(
-    make_session: MakeSession,
-    store_path: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    make_session: MakeSession, store_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`run.mark_lost()` writes the end, once, with its reason; the log is whole, and other readers see it."""
     with kernel(store_path):
@@ -313,9 +289,7 @@ def test_an_unknown_run_is_lost_when_somebody_says_so(
     assert "given up" in capsys.readouterr().out
 
 
-def test_only_what_is_unknown_can_be_given_up(
-    make_session: MakeSession, store_path: Path, held: Held
-) -> None:
+def test_only_what_is_unknown_can_be_given_up(make_session: MakeSession, store_path: Path, held: Held) -> None:
     """A run whose kernel lives, one of this kernel, and one that has ended stay as they are."""
     session = make_session()
     own = session.start(held)
@@ -332,9 +306,7 @@ def test_only_what_is_unknown_can_be_given_up(
         own.mark_lost()
 
 
-def test_in_a_file_that_is_only_read_no_run_is_claimed_to_run(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_in_a_file_that_is_only_read_no_run_is_claimed_to_run(make_session: MakeSession, store_path: Path) -> None:
     """Its kernel is dead and nobody may write that down: it is told as unknown, with the reason."""
     with kernel(store_path):
         pass

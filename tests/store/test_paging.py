@@ -65,9 +65,7 @@ def written(batches: list[list[ev.RunEvent]]) -> sqlite3.Connection:
     """Return a store in memory after these batches were committed, one by one."""
     connection = open_for_writing(None)
     source = Given(list(batches))
-    source.writer = Writer(
-        connection, threading.RLock(), source, session_id="s", notebook=None, clock=FakeClock()
-    )
+    source.writer = Writer(connection, threading.RLock(), source, session_id="s", notebook=None, clock=FakeClock())
     source.writer.wake(is_urgent=True)
     assert source.done.wait(BOUND_S)
     assert source.problems == []
@@ -87,9 +85,7 @@ DATA = st.one_of(
     st.just(ev.RunPhase("p")),
     st.just(ev.Unknown("oracle.spoke", {"x": [1]})),
 )
-ITEM = st.tuples(
-    DATA, st.integers(1, 2), st.sampled_from([None, "tool-1"]), st.integers(0, 2_000_000)
-)
+ITEM = st.tuples(DATA, st.integers(1, 2), st.sampled_from([None, "tool-1"]), st.integers(0, 2_000_000))
 
 
 @given(
@@ -99,9 +95,7 @@ ITEM = st.tuples(
 )
 @settings(max_examples=80, deadline=None)
 def test_any_page_is_that_slice_of_the_log(
-    items: list[tuple[ev.EventData, int, str | None, int]],
-    cuts: list[int],
-    pages: list[tuple[int, int | None]],
+    items: list[tuple[ev.EventData, int, str | None, int]], cuts: list[int], pages: list[tuple[int, int | None]]
 ) -> None:
     """However the log was committed, what is read after any seq with any limit is exactly the slice."""
     data: list[tuple[ev.EventData, int, str | None, int]] = [
@@ -134,9 +128,7 @@ def many() -> Iterator[sqlite3.Connection]:
     """A store in memory with seven runs."""
     batches = [
         [
-            ev.RunEvent(
-                0, NOON, f"run-{number}", 0, ev.RunCreated(session_id="s", name="n", agent="a")
-            ),
+            ev.RunEvent(0, NOON, f"run-{number}", 0, ev.RunCreated(session_id="s", name="n", agent="a")),
             ev.RunEvent(1, NOON, f"run-{number}", 1, ev.RunCompleted(number)),
         ]
         for number in range(1, 8)

@@ -108,9 +108,7 @@ def test_where_no_file_can_be_written_the_row_holds_it(
     assert later.artifacts == []
 
 
-def test_an_output_whose_file_is_gone_still_has_its_head(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_an_output_whose_file_is_gone_still_has_its_head(make_session: MakeSession, store_path: Path) -> None:
     """It says what it stands for."""
 
     async def agent(prompt: str) -> object:
@@ -126,9 +124,7 @@ def test_an_output_whose_file_is_gone_still_has_its_head(
     assert "2,100,000 bytes" in str(output["$repr"])
 
 
-def test_a_value_that_only_looks_like_one_in_a_file_stays_itself(
-    make_session: MakeSession,
-) -> None:
+def test_a_value_that_only_looks_like_one_in_a_file_stays_itself(make_session: MakeSession) -> None:
     """An agent may return any dict."""
     value = {"$artifact": "event-7"}
 

@@ -77,9 +77,7 @@ def check_cuts(path: Path, steps: list[Step], start: Files, how: Left, seed: int
         lay_out(path, files)
         shown = [note for note in notes if isinstance(note, Shown)]
         ended = {item.run_id for item in shown if item.status not in LIVE}
-        if (
-            how is not Left.EVERYTHING
-        ):  # a power loss, and no mere death: endings are promised, and what led there
+        if how is not Left.EVERYTHING:  # a power loss, and no mere death: endings are promised, and what led there
             shown = [item for item in shown if item.run_id in ended]
         check(path, Life(shown), 0)
         layouts += 1
@@ -89,9 +87,7 @@ def check_cuts(path: Path, steps: list[Step], start: Files, how: Left, seed: int
 
 @pytest.mark.usefixtures("next_boot")
 @pytest.mark.parametrize("how", Left)
-def test_a_power_cut_at_any_moment_keeps_every_visible_ending(
-    path: Path, steps: list[Step], how: Left
-) -> None:
+def test_a_power_cut_at_any_moment_keeps_every_visible_ending(path: Path, steps: list[Step], how: Left) -> None:
     """After each write and sync: what had been shown as ended has its end and whole log, and nothing is torn."""
     assert check_cuts(path, steps, {}, how) == RUNS
 
@@ -107,9 +103,7 @@ def test_whatever_part_of_it_had_arrived(path: Path, steps: list[Step]) -> None:
 
 @pytest.mark.usefixtures("next_boot")
 @pytest.mark.parametrize("how", Left)
-def test_a_power_cut_at_load_leaves_lost_runs_to_the_next_load(
-    path: Path, steps: list[Step], how: Left
-) -> None:
+def test_a_power_cut_at_load_leaves_lost_runs_to_the_next_load(path: Path, steps: list[Step], how: Left) -> None:
     """A file with live-looking runs of a dead kernel may lose the power again while these are told as lost."""
     layouts = list(cuts(steps, {}, Left.EVERYTHING))
     notes, files = layouts[len(layouts) * 3 // 5]

@@ -63,9 +63,7 @@ def planted(path: Path, sql: str, journal: str = "delete") -> bytes:
         ended(session.start(agents.talking, "tea", name="poet"))
         ended(session.start(agents.failing, "tea"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.executescript(
-            f"PRAGMA foreign_keys = OFF; PRAGMA journal_mode = {journal}; {sql}"
-        )
+        connection.executescript(f"PRAGMA foreign_keys = OFF; PRAGMA journal_mode = {journal}; {sql}")
     return path.read_bytes()
 
 
@@ -104,9 +102,7 @@ def test_the_runs_of_a_strange_file_are_read_and_new_ones_go_on_above_them(
 
 
 @pytest.mark.parametrize("sql", UNREADABLE.values(), ids=UNREADABLE)
-def test_nothing_is_read_from_a_file_without_our_tables(
-    make_session: MakeSession, store_path: Path, sql: str
-) -> None:
+def test_nothing_is_read_from_a_file_without_our_tables(make_session: MakeSession, store_path: Path, sql: str) -> None:
     """A view, a virtual table or a computed column is never taken for one of our tables; the notice says so."""
     before = planted(store_path, sql)
     session = make_session()
@@ -136,9 +132,7 @@ def test_a_strange_file_is_listed_and_shown_by_the_command_line(
     assert main(["show", "nobody", str(store_path)]) == 1
 
 
-def test_a_strange_file_is_read_while_another_kernel_writes_it(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_strange_file_is_read_while_another_kernel_writes_it(make_session: MakeSession, store_path: Path) -> None:
     """Whatever is committed is seen at the next look, though it stands in the journal only."""
     planted(store_path, "CREATE TABLE evil (x)", "wal")
     session = make_session()
@@ -189,9 +183,7 @@ def test_a_look_that_would_take_too_long_is_broken_off(
         session.store.read_only.find("nobody")
 
 
-def test_numbers_that_nobody_comes_to_are_not_gone_on_from(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_numbers_that_nobody_comes_to_are_not_gone_on_from(make_session: MakeSession, store_path: Path) -> None:
     """A planted number of 2**62 does not use up ours."""
     planted(store_path, "CREATE TABLE evil (x); UPDATE runs SET number = 1 << 62 WHERE number = 2")
     session = make_session()
@@ -305,9 +297,7 @@ def test_a_journal_that_names_another_file_costs_nobody_that_file(
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
     magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(victim)
     head = (magic + struct.pack(">5I", 0, 1, pages, 512, page_size)).ljust(512, b"\0")
-    tail = (
-        struct.pack(">I", 2**30 // page_size + 1) + name + struct.pack(">2I", len(name), sum(name))
-    )
+    tail = struct.pack(">I", 2**30 // page_size + 1) + name + struct.pack(">2I", len(name), sum(name))
     store_path.with_name(f"{store_path.name}-journal").write_bytes(head + tail + magic)
     session = make_session()
     assert session.runs() == []

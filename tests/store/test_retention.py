@@ -99,9 +99,7 @@ def test_the_oldest_runs_go_and_leave_nothing(make_session: MakeSession, store_p
         assert ended(session.start(agents.instant)).number == 6
 
 
-def test_a_live_run_stays_with_all_that_belongs_to_it(
-    make_session: MakeSession, store_path: Path, held: Held
-) -> None:
+def test_a_live_run_stays_with_all_that_belongs_to_it(make_session: MakeSession, store_path: Path, held: Held) -> None:
     """However old it is, and however little is kept; its ended children stay too, until it has ended."""
 
     async def lasting(prompt: str, run: RunContext) -> None:
@@ -120,9 +118,7 @@ def test_a_live_run_stays_with_all_that_belongs_to_it(
     assert sorted(swept(store_path, Keep(runs=1))) == [1, 2]
 
 
-def test_children_go_with_their_root_and_not_before(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_children_go_with_their_root_and_not_before(make_session: MakeSession, store_path: Path) -> None:
     """A tree is three runs or none; a child that is the oldest of its kind does not go alone."""
     with make_session() as session:
         for _ in range(2):
@@ -132,9 +128,7 @@ def test_children_go_with_their_root_and_not_before(
     assert numbers(store_path) == [4, 5, 6, 7]
 
 
-def test_what_runs_take_is_bounded_with_their_files(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_what_runs_take_is_bounded_with_their_files(make_session: MakeSession, store_path: Path) -> None:
     """The oldest go until file and files are within the bound; the newest stays, whatever it takes."""
     with make_session() as session:
         for letter in "abc":
@@ -145,9 +139,7 @@ def test_what_runs_take_is_bounded_with_their_files(
     assert numbers(store_path) == [3]
 
 
-def test_a_file_that_another_run_has_made_too_stays(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_file_that_another_run_has_made_too_stays(make_session: MakeSession, store_path: Path) -> None:
     """It goes with the last run that names it."""
     with make_session() as session:
         first, second = ended(session.start(keeper, "same")), ended(session.start(keeper, "same"))
@@ -157,9 +149,7 @@ def test_a_file_that_another_run_has_made_too_stays(
         assert not [p for p in folder_beside(store_path).rglob("*") if p.is_file()]
 
 
-def test_a_log_takes_no_run_along_that_is_not_its_child(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_log_takes_no_run_along_that_is_not_its_child(make_session: MakeSession, store_path: Path) -> None:
     """A log may say what it likes: only a run that names its parent goes with that."""
     with make_session() as session:
         liar, other = ended(session.start(agents.instant)), ended(session.start(agents.instant))
@@ -193,9 +183,7 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next(
     assert rows(store_path, "SELECT DISTINCT run FROM events") == [(2,)]
 
 
-def test_a_session_sweeps_by_itself_on_a_thread_of_its_own(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_session_sweeps_by_itself_on_a_thread_of_its_own(make_session: MakeSession, store_path: Path) -> None:
     """With the first end beyond the bound, while runs go on; the session's own handles keep what they know."""
     told = Told()
     with make_session(keep_runs=2, observers=[told]) as session:
@@ -300,9 +288,7 @@ def test_runs_in_memory_are_removed_too(
         made.read()
 
 
-def test_what_was_removed_cannot_be_read_from_the_file(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_what_was_removed_cannot_be_read_from_the_file(make_session: MakeSession, store_path: Path) -> None:
     """Its bytes are overwritten, not only forgotten: people remove what nobody should see."""
     with make_session() as session:
         ended(session.start(agents.instant, "a very secret recipe"))
@@ -320,9 +306,7 @@ def gc(path: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_the_command_removes_and_gives_back_room(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_the_command_removes_and_gives_back_room(make_session: MakeSession, store_path: Path) -> None:
     """What is more than is kept goes, and the file becomes smaller."""
     with make_session() as session:
         for _ in range(4):
@@ -384,10 +368,7 @@ def test_others_can_write_between_the_steps_of_a_large_removal(
     with make_session() as session:
         for _ in range(5):
             ended(session.start(agents.chatty(500)))
-    with (
-        closing(sqlite3.connect(store_path, timeout=0)) as other,
-        closing(connect(store_path)) as connection,
-    ):
+    with closing(sqlite3.connect(store_path, timeout=0)) as other, closing(connect(store_path)) as connection:
         written: list[int] = []
 
         def rest() -> bool:

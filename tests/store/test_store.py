@@ -42,11 +42,7 @@ def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize(
     ("agent", "status"),
-    [
-        (agents.talking, "completed"),
-        (agents.failing, "failed"),
-        (agents.waits_for_cancel, "cancelled"),
-    ],
+    [(agents.talking, "completed"), (agents.failing, "failed"), (agents.waits_for_cancel, "cancelled")],
 )
 def test_an_end_is_on_disk_before_it_is_visible(
     make_session: MakeSession, store_path: Path, held: Held, agent: object, status: str
@@ -90,9 +86,7 @@ def test_every_shown_event_is_on_disk(session: NotebookSession, store_path: Path
     assert missing == []
 
 
-def test_folder_and_files_are_for_their_owner_only(
-    session: NotebookSession, store_path: Path
-) -> None:
+def test_folder_and_files_are_for_their_owner_only(session: NotebookSession, store_path: Path) -> None:
     """The folder is 0700, the database and its companions 0600, whatever the umask."""
     before = os.umask(0o000)
     try:
@@ -105,9 +99,7 @@ def test_folder_and_files_are_for_their_owner_only(
         os.umask(before)
 
 
-def test_the_folder_keeps_itself_out_of_version_control(
-    session: NotebookSession, store_path: Path
-) -> None:
+def test_the_folder_keeps_itself_out_of_version_control(session: NotebookSession, store_path: Path) -> None:
     """Runs hold prompts: the folder's own `.gitignore` names everything."""
     ended(session.start(agents.instant))
     assert (store_path.parent / ".gitignore").read_text(encoding="utf-8") == "*\n"
@@ -178,10 +170,7 @@ def test_a_secret_that_is_one_of_our_own_words_breaks_nothing(
     monkeypatch.setenv("C_PASSWORD", "requests")
     session = make_session()
     failed = ended(session.start(agents.failing, "shutdown"))
-    assert (failed.status, failed.error and failed.error.message) == (
-        RunStatus.FAILED,
-        "no luck with [A_PASSWORD]",
-    )
+    assert (failed.status, failed.error and failed.error.message) == (RunStatus.FAILED, "no luck with [A_PASSWORD]")
     run = session.start(agents.waits_for_cancel, "shutdown traceback requests")
     session.close()
     assert run.status is RunStatus.CANCELLED
@@ -262,9 +251,7 @@ def test_a_damaged_file_is_left_as_it_is(make_session: MakeSession, store_path: 
 
 
 @pytest.mark.parametrize("link", ["file", "folder"])
-def test_links_are_refused(
-    make_session: MakeSession, store_path: Path, tmp_path: Path, link: str
-) -> None:
+def test_links_are_refused(make_session: MakeSession, store_path: Path, tmp_path: Path, link: str) -> None:
     """Nothing is written through a symbolic link that somebody has put where the store should be."""
     victim = tmp_path / "victim"
     if link == "file":
@@ -281,9 +268,7 @@ def test_links_are_refused(
     assert list(victim.iterdir()) == [] if victim.is_dir() else victim.read_bytes() == b""
 
 
-def test_where_the_notebooks_folder_is_not_writable_the_data_folder_is_taken(
-    tmp_path: Path,
-) -> None:
+def test_where_the_notebooks_folder_is_not_writable_the_data_folder_is_taken(tmp_path: Path) -> None:
     """The next place is tried, and the store says why it is not beside the notebook."""
     (tmp_path / "readonly").write_text("a file where a folder is wanted", encoding="utf-8")
     places = [tmp_path / "readonly" / ".nbrun" / "x.db", tmp_path / "data" / "x.db"]
@@ -336,9 +321,7 @@ def until_saved(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_run_ends_visibly_while_its_file_is_locked(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_run_ends_visibly_while_its_file_is_locked(make_session: MakeSession, store_path: Path) -> None:
     """The end is public with the problem named; when the lock is gone all of it is written, numbers and all."""
     session = make_session()
     ended(session.start(agents.instant, "before"))
@@ -379,16 +362,11 @@ def test_a_full_disk_in_the_middle_of_a_run_loses_nothing(
     assert len(big.events()) == 5_003
     session.close()
     again = make_session()
-    assert [(one.status, len(one.events())) for one in again.runs()] == [
-        ("completed", 5_003),
-        ("completed", 3),
-    ]
+    assert [(one.status, len(one.events())) for one in again.runs()] == [("completed", 5_003), ("completed", 3)]
 
 
 @pytest.mark.usefixtures("impatient")
-def test_detached_work_that_ends_during_a_fault_stops_nothing(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_detached_work_that_ends_during_a_fault_stops_nothing(make_session: MakeSession, store_path: Path) -> None:
     """The late end of a run that has long been saved is kept until it can be written, as all else is."""
     session, stubborn = make_session(cancel_grace_s=0.02), Stubborn()
     run = session.start(stubborn)
@@ -405,9 +383,7 @@ def test_detached_work_that_ends_during_a_fault_stops_nothing(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_reader_that_iterates_through_a_fault_misses_nothing(
-    make_session: MakeSession, store_path: Path
-) -> None:
+def test_a_reader_that_iterates_through_a_fault_misses_nothing(make_session: MakeSession, store_path: Path) -> None:
     """Events that are public and not saved come from memory, later from the file, each once."""
     import asyncio
 
@@ -453,9 +429,7 @@ def test_the_run_of_a_killed_process_is_lost_with_all_that_was_shown(
 ) -> None:
     """After SIGKILL the next session shows the run as `lost`, ended with its last event, the log whole (W15)."""
     store_path.parent.parent.mkdir(parents=True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", KERNEL, str(store_path)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", KERNEL, str(store_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         shown = int(process.stdout.readline())

@@ -122,9 +122,7 @@ def test_a_kernel_of_an_older_version_may_go_on_in_a_migrated_file(tmp_path: Pat
     path = copied(tmp_path, 2)
     session = NotebookSession(store=path)
     parent = session.get(1)
-    record = encode_record(
-        RunRecord(run_id="run-late", agent="older", status=RunStatus.COMPLETED, parent_id=parent.id)
-    )
+    record = encode_record(RunRecord(run_id="run-late", agent="older", status=RunStatus.COMPLETED, parent_id=parent.id))
     with closing(sqlite3.connect(path, isolation_level=None)) as older:
         older.execute(OLDER_KERNEL, (record,))
     assert [run.number for run in session.runs(agent="older")] == [5]
@@ -153,9 +151,7 @@ def version_of(path: Path, runs: int = 3) -> int:
     """Return the version that a file says it has, once it is seen to have that version's tables and all runs."""
     with closing(sqlite3.connect(path)) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        found = {
-            row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql > ''")
-        }
+        found = {row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql > ''")}
         assert found == schema.schema_of(version)
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (runs,)
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -164,9 +160,7 @@ def version_of(path: Path, runs: int = 3) -> int:
 
 @pytest.mark.parametrize("version", NAMES)
 @pytest.mark.parametrize("how", Left)
-def test_a_power_failure_during_migration_leaves_one_version_whole(
-    tmp_path: Path, how: Left, version: int
-) -> None:
+def test_a_power_failure_during_migration_leaves_one_version_whole(tmp_path: Path, how: Left, version: int) -> None:
     """After each write and sync the file is of the old version or of the new one, and can be migrated."""
     path, runs = copied(tmp_path, version), len(NAMES[version])
     before = {path.name: path.read_bytes()}
@@ -195,9 +189,7 @@ def open_at_once(paths: list[Path], gate: Barrier, answers: Connection) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork server there")
 @pytest.mark.parametrize(("version", "names"), [*NAMES.items(), (0, [])])
-def test_processes_that_open_the_same_file_at_once_agree(
-    tmp_path: Path, version: int, names: list[str]
-) -> None:
+def test_processes_that_open_the_same_file_at_once_agree(tmp_path: Path, version: int, names: list[str]) -> None:
     """Six at a time, forty files: an old one is migrated, a new one made, once; nobody finds a fault in it."""
     paths = [tmp_path / f"{number}.db" for number in range(FILES)]
     if version:
@@ -206,10 +198,7 @@ def test_processes_that_open_the_same_file_at_once_agree(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(doomed.PRELOAD)
     gate, pipes = context.Barrier(PROCESSES), [context.Pipe(duplex=False) for _ in range(PROCESSES)]
-    children = [
-        context.Process(target=open_at_once, args=(paths, gate, its), daemon=True)
-        for _, its in pipes
-    ]
+    children = [context.Process(target=open_at_once, args=(paths, gate, its), daemon=True) for _, its in pipes]
     for child in children:
         child.start()
     for child, (ours, its) in zip(children, pipes, strict=True):
@@ -229,9 +218,7 @@ def test_processes_that_open_the_same_file_at_once_agree(
 def test_a_reader_of_the_old_version_goes_on_while_the_file_is_brought_up(tmp_path: Path) -> None:
     """A process that had the old file open, in the middle of reading or not, reads the same before and after."""
     path = copied(tmp_path)
-    with closing(
-        sqlite3.connect(path)
-    ) as connection:  # as it is in use; the copy that is kept is one file
+    with closing(sqlite3.connect(path)) as connection:  # as it is in use; the copy that is kept is one file
         connection.execute("PRAGMA journal_mode = WAL")
     with closing(connect(path)) as old, closing(connect(path)) as idle:
         before = reader.read_runs(old), reader.read_events(old, 1)

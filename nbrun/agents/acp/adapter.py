@@ -22,15 +22,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nbrun.agents import (
-    Framework,
-    Limitations,
-    NbrunError,
-    Output,
-    PackageMissing,
-    RunContext,
-    State,
-)
+from nbrun.agents import Framework, Limitations, NbrunError, Output, PackageMissing, RunContext, State
 from nbrun.agents.acp.command import AcpAgent
 from nbrun.agents.frameworks import CONTINUE, Items
 
@@ -93,7 +85,7 @@ class AcpAdapter:
 
     async def _driven(
         self, agent: object, run: RunContext, text: str, known: str | None = None, used: object = None
-    ) -> Items:  # fmt: skip
+    ) -> Items:
         from nbrun.agents.acp.process import AcpProcess
         from nbrun.agents.acp.session import AcpSession, Client, converse
 

@@ -51,9 +51,7 @@ class AcpAgent:
         try:
             return shlex.split(self.command)
         except ValueError as error:
-            raise BadOption(
-                f"the command {self.command} cannot be read ({error}); close the quote"
-            ) from None
+            raise BadOption(f"the command {self.command} cannot be read ({error}); close the quote") from None
 
     @property
     def folder(self) -> Path:
@@ -73,6 +71,4 @@ class AcpAgent:
         program, path = self.argv[0], (self.env or {}).get("PATH")
         place = self.folder / program if os.path.dirname(program) else program
         if shutil.which(place, path=path) is None:
-            raise AgentNotFound(
-                f"the program {program} was not found; install it, or give its full path"
-            )
+            raise AgentNotFound(f"the program {program} was not found; install it, or give its full path")

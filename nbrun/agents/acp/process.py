@@ -54,9 +54,7 @@ class AcpProcess:
         self._errors = asyncio.create_task(self._log_errors(), name=f"nbrun-acp-{run.run_id}")
 
     @classmethod
-    async def start(
-        cls, agent: AcpAgent, run: RunContext, take: Callable[[object], Awaitable[None]]
-    ) -> AcpProcess:
+    async def start(cls, agent: AcpAgent, run: RunContext, take: Callable[[object], Awaitable[None]]) -> AcpProcess:
         """Start the program, whose group is killed if this kernel is; raise `NbrunError` if it can't be started."""
         lifeline, held = os.pipe()
         try:
@@ -231,9 +229,7 @@ class AcpProcess:
             if size < MAX_ERRORS:
                 self._run.write(decoder.decode(part), "stderr")
                 if size + len(part) >= MAX_ERRORS:
-                    self._run.log(
-                        f"{self._label} wrote more to its standard error than nbrun keeps"
-                    )
+                    self._run.log(f"{self._label} wrote more to its standard error than nbrun keeps")
             size += len(part)
 
 
@@ -253,7 +249,7 @@ def _trimmed(request: Message) -> Message:
             "options": [
                 {name: as_dict(option).get(name) for name in ("optionId", "name", "kind")} for option in listed
             ],
-        }  # fmt: skip
+        }
     return {**request, "params": params}
 
 

@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 from acp import PROTOCOL_VERSION, RequestError
 from acp.client.connection import ClientSideConnection
 from acp.helpers import text_block
-from acp.schema import (
-    AllowedOutcome,
-    ClientCapabilities,
-    DeniedOutcome,
-    Implementation,
-    RequestPermissionResponse,
-)
+from acp.schema import AllowedOutcome, ClientCapabilities, DeniedOutcome, Implementation, RequestPermissionResponse
 from pydantic import ValidationError
 
 from nbrun.agents import (
@@ -181,11 +175,7 @@ class Client:
     def restore_usage(self, used: object) -> None:
         """Take the usage of the session that an earlier run has reported."""
         for name, total in as_dict(used).items():
-            if (
-                name in MAX_TOTALS
-                and isinstance(total, int | float)
-                and 0 < total < MAX_TOTALS[name]
-            ):
+            if name in MAX_TOTALS and isinstance(total, int | float) and 0 < total < MAX_TOTALS[name]:
                 self._reported[name] = total
 
     # --- questions -------------------------------------------------------------------------------

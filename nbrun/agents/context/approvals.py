@@ -88,9 +88,7 @@ class Question(Coroutine[Any, Any, Answer]):
     call : the method that the agent has called, for that report.
     """
 
-    def __init__(
-        self, approvals: Approvals, call: str, ask: Callable[[], Coroutine[Any, Any, Answer]]
-    ) -> None:
+    def __init__(self, approvals: Approvals, call: str, ask: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
         self._approvals = approvals
         self._call = call
         self._ask = ask
@@ -123,9 +121,7 @@ class Question(Coroutine[Any, Any, Answer]):
     def __bool__(self) -> bool:
         """Raise: there is no answer yet."""
         self.close()
-        raise NbrunError(
-            "the question was not asked yet: write `await run.ask(…)`, or run.ask_sync(…) in a sync agent"
-        )
+        raise NbrunError("the question was not asked yet: write `await run.ask(…)`, or run.ask_sync(…) in a sync agent")
 
 
 class _Pending:
@@ -350,18 +346,12 @@ class Approvals:
             assert question.answer is not None  # noqa: S101 - it was settled, here or before
             return question.answer
 
-    def _settle(
-        self, question: _Pending, answer: Answer, edited: Plain = None, is_always: bool = False
-    ) -> None:
+    def _settle(self, question: _Pending, answer: Answer, edited: Plain = None, is_always: bool = False) -> None:
         """Decide a pending question; the caller holds the lock."""
         question.answer = answer
         asked_id = question.asked.id
         del self._pending[asked_id]
-        self._send(
-            ev.ApprovalResolved(
-                asked_id, answer.decision, edited, answer.by, answer.text, is_always
-            )
-        )
+        self._send(ev.ApprovalResolved(asked_id, answer.decision, edited, answer.by, answer.text, is_always))
         if self._is_waiting and not self._pending and answer.by not in (BY_CANCEL, BY_END):
             self._is_waiting = False
             self._send(ev.RunResumed())
@@ -394,11 +384,7 @@ def _options(options: object) -> tuple[str, ...]:
         raise BadOption("options must be a list or tuple of str, such as ('red', 'green')")
     words = tuple(_text(word, "an option") for word in options)
     if len(set(words)) < len(words) or DENY in words or "" in words:
-        raise BadOption(
-            f"options must be unique, not empty and not '{DENY}', which is always possible"
-        )
+        raise BadOption(f"options must be unique, not empty and not '{DENY}', which is always possible")
     if len(words) > MAX_OPTIONS or any(len(word) > MAX_OPTION for word in words):
-        raise BadOption(
-            f"there may be at most {MAX_OPTIONS} options of at most {MAX_OPTION} characters"
-        )
+        raise BadOption(f"there may be at most {MAX_OPTIONS} options of at most {MAX_OPTION} characters")
     return words

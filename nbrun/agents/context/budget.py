@@ -142,9 +142,7 @@ class Budget:
         # A call uses at least one token, and some of a dollar.
         elif limits.max_tokens is not None and tokens + calls > limits.max_tokens:
             words = f"max_tokens {limits.max_tokens:,}: {tokens:,} used{due}"
-        elif limits.max_cost is not None and (
-            cost > limits.max_cost or (calls and cost == limits.max_cost)
-        ):
+        elif limits.max_cost is not None and (cost > limits.max_cost or (calls and cost == limits.max_cost)):
             words = f"max_cost {money(limits.max_cost)}: {money(cost)} spent{due}"
         return words and f"{words}{', child runs included' if self._is_shared else ''}"
 

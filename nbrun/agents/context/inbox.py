@@ -28,12 +28,7 @@ class Inbox:
 
     __slots__ = ("_has_reader", "_lock", "_messages", "_send", "_token", "_wakers")
 
-    def __init__(
-        self,
-        token: CancelToken,
-        send: Callable[[ev.EventData], object],
-        lock: threading.RLock,
-    ) -> None:
+    def __init__(self, token: CancelToken, send: Callable[[ev.EventData], object], lock: threading.RLock) -> None:
         self._token = token
         self._send = send
         self._lock = lock
@@ -81,9 +76,7 @@ class Inbox:
         """Add a message (`text`, `by`, `id`) for the agent; return `taken` or `full`."""
         with self._lock:
             if len(self._messages) >= MAX_WAITING:
-                self._send(
-                    ev.Log(f"a message was refused: {MAX_WAITING} are waiting already", "warning")
-                )
+                self._send(ev.Log(f"a message was refused: {MAX_WAITING} are waiting already", "warning"))
                 return "full"
             steer = ev.Steer(*(str(body.get(part) or "") for part in ("text", "by", "id")))
             self._messages = (*self._messages, steer.text)

@@ -275,9 +275,7 @@ class RunContext:
 
     def progress(self, done: float, total: float | None = None, label: str = "") -> None:
         """Report the run's progress: `done` of `total`, in any unit."""
-        self.send(
-            ev.Progress(float(done), None if total is None else float(total), clean_text(label))
-        )
+        self.send(ev.Progress(float(done), None if total is None else float(total), clean_text(label)))
 
     def log(self, text: str, level: str = "info") -> None:
         """Write to the run's log; level `warning` is also shown on the card."""

@@ -29,13 +29,7 @@ class Worker(Generic[T]):
     """
 
     def __init__(
-        self,
-        run_id: str,
-        function: Callable[[], T],
-        context: Context,
-        *,
-        name: str = "",
-        is_driver: bool = False,
+        self, run_id: str, function: Callable[[], T], context: Context, *, name: str = "", is_driver: bool = False
     ) -> None:
         self.name = name or run_id
         self.is_driver = is_driver

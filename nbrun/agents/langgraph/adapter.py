@@ -43,8 +43,7 @@ class LangGraphAdapter(FrameworkAdapter):
     default_label = "graph"
     framework = Framework("langgraph", "langgraph")
     limitations = Limitations(
-        native_cancel=NO_NATIVE_CANCEL,
-        process="a compiled graph can't be pickled; compile it inside an async function",
+        native_cancel=NO_NATIVE_CANCEL, process="a compiled graph can't be pickled; compile it inside an async function"
     )
 
     async def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
@@ -97,9 +96,7 @@ async def _driven(graph_input: Any, checkpoint: Any) -> Items:
             graph_input = await answered(run, snapshot.interrupts, callbacks)
         callbacks.control = RunControl() if takes_messages else None
         try:
-            stream = graph.astream(
-                graph_input, config, stream_mode=_MODES, control=callbacks.control
-            )
+            stream = graph.astream(graph_input, config, stream_mode=_MODES, control=callbacks.control)
             async with aclosing(stream) as parts:
                 async for mode, part in parts:
                     for item in callbacks.map(mode, part):

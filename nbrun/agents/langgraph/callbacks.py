@@ -65,9 +65,7 @@ class Callbacks(BaseCallbackHandler):
         self._run = run
         self._lock = threading.RLock()
         self._shown: UUID | None = None  # the model call whose text is shown as it comes
-        self._waiting: list[
-            tuple[str, bool]
-        ] = []  # texts of calls that ended meanwhile; is it complete
+        self._waiting: list[tuple[str, bool]] = []  # texts of calls that ended meanwhile; is it complete
         self._texts: dict[UUID, list[str]] = {}  # by model call
         self._seen: set[str] = set()
         self._within: dict[UUID, str] = {}  # for each call inside a tool: the tool's id
@@ -99,7 +97,7 @@ class Callbacks(BaseCallbackHandler):
 
     def on_chat_model_start(
         self, serialized: Any, messages: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **more: Any
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Show the model's text, unless it is tagged as silent or runs within a tool."""
         self.streaming.add(run_id)
         if TAG_NOSTREAM not in (more.get("tags") or ()) and parent_run_id not in self._within:
@@ -183,7 +181,7 @@ class Callbacks(BaseCallbackHandler):
 
     def on_tool_start(
         self, serialized: Any, input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None, **more: Any
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Report the start of a tool; only once if it starts again after the user's answer."""
         tool_id = str(more.get("tool_call_id") or run_id)
         parent = self._within.get(parent_run_id) if parent_run_id else None
@@ -234,7 +232,7 @@ class Callbacks(BaseCallbackHandler):
 
     def on_chain_start(
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **more: Any
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Report the node that starts."""
         if parent_run_id in self._within:
             self._within[run_id] = self._within[parent_run_id]

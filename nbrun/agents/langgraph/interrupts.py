@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from nbrun.agents.langgraph.callbacks import Callbacks
 
 
-async def answered(
-    run: RunContext, interrupts: Sequence[Interrupt], callbacks: Callbacks
-) -> Command[Any]:
+async def answered(run: RunContext, interrupts: Sequence[Interrupt], callbacks: Callbacks) -> Command[Any]:
     """Ask about all interrupts of a step at once; return the command that resumes the graph."""
     answers = await asyncio.gather(*(_answered(run, one, callbacks) for one in interrupts))
     return Command(resume={one.id: answer for one, answer in zip(interrupts, answers, strict=True)})
@@ -56,16 +54,14 @@ class _Asking:
     async def ask(self, name: str, args: Any, message: str | None, can_edit: bool) -> Answer:
         answer = await self._run.ask(
             message or f"Use {name}?", args=plain(args), tool_id=self._tool_id, tool=name, editable=can_edit
-        )  # fmt: skip
+        )
         self.is_denied = self.is_denied or not answer
         return answer
 
     async def ask_freely(self, value: object) -> Any:
         """Return the answer to any other value: the edited arguments, the user's text, or True; False if denied."""
         message, args = (value, None) if isinstance(value, str) else ("Continue?", plain(value))
-        answer = await self._run.ask(
-            message, args=args, tool_id=self._tool_id, editable=args is not None
-        )
+        answer = await self._run.ask(message, args=args, tool_id=self._tool_id, editable=args is not None)
         if not answer:
             self.is_denied = True
             return False

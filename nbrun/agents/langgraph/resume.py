@@ -178,9 +178,7 @@ def as_messages(history: Sequence[Turn]) -> list[msg.BaseMessage]:
         if turn.calls:
             calls = [{"name": c.name, "id": c.id, "args": args_of(c)} for c in turn.calls]
             messages.append(msg.AIMessage("", tool_calls=calls))
-            messages += [
-                msg.ToolMessage(result_of(c), tool_call_id=c.id, name=c.name) for c in turn.calls
-            ]
+            messages += [msg.ToolMessage(result_of(c), tool_call_id=c.id, name=c.name) for c in turn.calls]
         if turn.text:
             messages.append(msg.AIMessage(turn.text))
     return messages

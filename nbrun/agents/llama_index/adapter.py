@@ -66,9 +66,7 @@ class LlamaIndexAdapter(FrameworkAdapter):
         async for item in self._driven(agent, run, start={"ctx": context}, questions=questions):
             yield item
 
-    async def _driven(
-        self, agent: Any, run: RunContext, start: dict[str, Any], questions: Any = ()
-    ) -> Items:
+    async def _driven(self, agent: Any, run: RunContext, start: dict[str, Any], questions: Any = ()) -> Items:
         from workflows.errors import WorkflowCancelledByUser
 
         from nbrun.agents.llama_index.resume import Checkpoint
@@ -157,9 +155,7 @@ def _start(workflow: Any, prompt: str, history: tuple[Turn, ...]) -> dict[str, A
         elif not required:
             name = "input"
         else:
-            raise BadOption(
-                f"this workflow takes {', '.join(fields)}: give a JSON object with these as the prompt"
-            )
+            raise BadOption(f"this workflow takes {', '.join(fields)}: give a JSON object with these as the prompt")
         start = {name: prompt}
     if "chat_history" in names and "chat_history" not in start:
         start["chat_history"] = [{"role": t.role, "content": t.text} for t in history if t.text]

@@ -114,9 +114,7 @@ class _Serializer(JsonSerializer):
         super().__init__()
         events = [e for e in workflow.events if isinstance(e, type) and issubclass(e, Event)]
         classes = [*events, workflow.start_event_class, workflow.stop_event_class]
-        self._classes = {
-            name: one for one in classes for name in (_name(one), _name(one, "__qualname__"))
-        }
+        self._classes = {name: one for one in classes for name in (_name(one), _name(one, "__qualname__"))}
         self._packages = {one.__module__.partition(".")[0] for one in (type(workflow), *classes)}
         self._packages |= {"llama_index", "workflows"}
 
@@ -183,9 +181,7 @@ def _without_answers(whole: Any) -> list[tuple[str, Fields]]:
             events[:] = [event for event in events if not _answers_in(event, answers)]
         collected = worker["static_collect_events"]
         collected[:] = [event for event in collected if not _answers_in(event, answers)]
-    whole["deliveries"] = [
-        one for one in whole.get("deliveries", ()) if not _answers_in(one, answers)
-    ]
+    whole["deliveries"] = [one for one in whole.get("deliveries", ()) if not _answers_in(one, answers)]
     questions: list[tuple[str, Fields]] = []
     for answer in answers:
         value = json.loads(answer)["value"]
@@ -204,8 +200,6 @@ def _answers_in(part: Any, answers: list[str]) -> bool:
         return False
     event = json.loads(part)
     name = event.get("qualified_name") if isinstance(event, dict) else None
-    found = any(
-        name in (_name(one), _name(one, "__qualname__")) for one in _subclasses(HumanResponseEvent)
-    )
+    found = any(name in (_name(one), _name(one, "__qualname__")) for one in _subclasses(HumanResponseEvent))
     answers += [part] if found else []
     return found

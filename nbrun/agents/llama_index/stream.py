@@ -9,13 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from workflows.events import (
-    InputRequiredEvent,
-    InternalDispatchEvent,
-    StepState,
-    StepStateChanged,
-    StopEvent,
-)
+from workflows.events import InputRequiredEvent, InternalDispatchEvent, StepState, StepStateChanged, StopEvent
 
 from nbrun.agents import RunContext, events as ev, plain, pricing
 from nbrun.agents.frameworks import Tools, part_of
@@ -27,9 +21,7 @@ _MESSAGES = ("prefix", "msg", "message", "prompt", "question")
 class StreamMapper:
     """Turns a workflow's events into nbrun's, and asks the user its questions."""
 
-    def __init__(
-        self, run: RunContext, workflow: Any, handler: Any, checkpoint: Checkpoint
-    ) -> None:
+    def __init__(self, run: RunContext, workflow: Any, handler: Any, checkpoint: Checkpoint) -> None:
         self._run = run
         self._workflow = workflow
         self._handler = handler

@@ -216,8 +216,7 @@ def _piece_of(chunk: dict[str, Any], model_file: Path | None) -> Piece:
         if (tokens := error.get("n_prompt_tokens")) is None:
             raise _failure(error["message"], model_file)
         raise _failure(
-            f"it reads at most {CONTEXT_TOKENS} tokens, but the conversation has {tokens}. Shorten it.",
-            model_file,
+            f"it reads at most {CONTEXT_TOKENS} tokens, but the conversation has {tokens}. Shorten it.", model_file
         )
     usage: RequestUsage | None = None
     if (timings := chunk.get("timings")) is not None:

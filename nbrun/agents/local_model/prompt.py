@@ -43,10 +43,7 @@ class Offer:
 
     @classmethod
     def of(
-        cls,
-        messages: Sequence[ModelMessage],
-        settings: ModelSettings | None,
-        parameters: ModelRequestParameters,
+        cls, messages: Sequence[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
     ) -> Offer | None:
         """Return what may be called now; None if only text may follow."""
         functions = parameters.declared_function_tools
@@ -135,15 +132,12 @@ def tool_call_in(written: str) -> tuple[str, dict[str, object]]:
         return call["tool"], call["args"]
     except (ValueError, KeyError) as error:
         raise UnexpectedModelBehavior(
-            "The local demo model's answer ended inside a tool call: raise max_tokens, "
-            "or give the agent fewer tools.",
+            "The local demo model's answer ended inside a tool call: raise max_tokens, or give the agent fewer tools.",
             written,
         ) from error
 
 
-def _instructions(
-    messages: Sequence[ModelMessage], parameters: ModelRequestParameters
-) -> list[str]:
+def _instructions(messages: Sequence[ModelMessage], parameters: ModelRequestParameters) -> list[str]:
     if parameters.instruction_parts is not None:
         return [part.content for part in parameters.instruction_parts]
     # The model is used directly, without an agent.
@@ -185,17 +179,12 @@ def _text_of(content: str | Sequence[UserContent]) -> str:
                 texts.append(text)
             case _:
                 kind = type(item).__name__
-                raise UserError(
-                    f"The local demo model reads text only, but the prompt contains a {kind}."
-                )
+                raise UserError(f"The local demo model reads text only, but the prompt contains a {kind}.")
     return "\n".join(texts)
 
 
 def _has_returned_tools(messages: Sequence[ModelMessage]) -> bool:
-    return any(
-        isinstance(part, ToolReturnPart) and part.outcome != "retried"
-        for part in messages[-1].parts
-    )
+    return any(isinstance(part, ToolReturnPart) and part.outcome != "retried" for part in messages[-1].parts)
 
 
 def _form(tool: str, key: str, value: object) -> dict[str, object]:

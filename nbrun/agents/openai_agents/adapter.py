@@ -25,9 +25,7 @@ class OpenAIAgentsAdapter(FrameworkAdapter):
     name = "openai-agents"
     agent_class = ("agents", "AgentBase")
     framework = Framework("agents", "openai-agents")
-    limitations = Limitations(
-        edited_args="OpenAI's Agents SDK runs a tool with the model's arguments only"
-    )
+    limitations = Limitations(edited_args="OpenAI's Agents SDK runs a tool with the model's arguments only")
 
     def __init__(self) -> None:
         self._streams: dict[str, RunResultStreaming] = {}  # by run id, on the host's loop
@@ -59,9 +57,7 @@ class OpenAIAgentsAdapter(FrameworkAdapter):
 
         provider_retries.listen()
         run, mapper = hooks.run, Mapper(hooks)
-        config = RunConfig(
-            call_model_input_filter=hooks.filter_input, tool_error_formatter=hooks.note_error
-        )
+        config = RunConfig(call_model_input_filter=hooks.filter_input, tool_error_formatter=hooks.note_error)
         options: dict[str, Any] = {"hooks": hooks, "run_config": config}
         if run.budget.limits.max_turns is not None:  # otherwise the SDK's own limit applies
             options["max_turns"] = None

@@ -53,17 +53,13 @@ class Hooks(RunHooks[Any]):
             self._tool_models.add(_model_of(data.agent))
         return data.model_data
 
-    async def on_llm_end(
-        self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse
-    ) -> None:
+    async def on_llm_end(self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse) -> None:
         """Report usage and save the response."""
         # The total includes this response, and the usage of tools that failed.
         self._report(context.usage, response.usage, _model_of(agent), requests=1)
         self.checkpoint.keep_response([dict(item) for item in response.to_input_items()])
 
-    async def on_tool_end(
-        self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool, result: object
-    ) -> None:
+    async def on_tool_end(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool, result: object) -> None:
         """Report the usage of agents used as tools."""
         if models := self._tool_models:
             model = next(iter(models)) if len(models) == 1 else ""

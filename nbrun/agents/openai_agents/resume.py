@@ -77,10 +77,7 @@ async def restore(agent: Agent[Any], state: State) -> tuple[Any, list[tuple[int,
         items, still_open = list(kept["items"]), list(kept["open"])
     except Exception as error:  # whatever the SDK raises
         raise unreadable(error) from None
-    outputs = (
-        {"type": "function_call_output", "call_id": call, "output": INTERRUPTED}
-        for call in still_open
-    )
+    outputs = ({"type": "function_call_output", "call_id": call, "output": INTERRUPTED} for call in still_open)
     return [*items, *outputs], []  # the items include the messages
 
 
@@ -91,10 +88,9 @@ def as_messages(history: Sequence[Turn]) -> list[Item]:
         items += [
             {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": json.dumps(args_of(call))}
             for call in turn.calls
-        ]  # fmt: skip
+        ]
         items += [
-            {"type": "function_call_output", "call_id": call.id, "output": result_of(call)}
-            for call in turn.calls
+            {"type": "function_call_output", "call_id": call.id, "output": result_of(call)} for call in turn.calls
         ]
         if turn.text:
             role = "user" if turn.role == USER else "assistant"

@@ -27,7 +27,7 @@ class PydanticAIAdapter(FrameworkAdapter):
     agent_class = ("pydantic_ai", "AbstractAgent")
     framework = FRAMEWORK
     limitations = Limitations(
-        process="an Agent holds clients that can't be pickled; create it inside an async function",
+        process="an Agent holds clients that can't be pickled; create it inside an async function"
     )
 
     def __init__(self) -> None:
@@ -57,9 +57,7 @@ class PydanticAIAdapter(FrameworkAdapter):
         async for item in self._driven(agent, run, None, **history):
             yield item
 
-    async def _driven(
-        self, agent: Any, run: RunContext, prompt: str | None, **history: Any
-    ) -> Items:
+    async def _driven(self, agent: Any, run: RunContext, prompt: str | None, **history: Any) -> Items:
         """Yield what the agent does; its `RunCancelled` becomes nbrun's if the run was cancelled."""
         from pydantic_ai import CancellationToken, UsageLimits
         from pydantic_ai.capabilities import UseThreadExecutor

@@ -75,9 +75,7 @@ class Hooks(AbstractCapability[Any]):
             ctx.enqueue(text)
         return texts
 
-    async def wrap_tool_execute(
-        self, ctx: Any, *, call: ToolCallPart, tool_def: Any, args: Any, handler: Any
-    ) -> Any:
+    async def wrap_tool_execute(self, ctx: Any, *, call: ToolCallPart, tool_def: Any, args: Any, handler: Any) -> Any:
         """Name the threads that the tool starts after it."""
         token = _tool.set(call.tool_name)
         try:
@@ -107,9 +105,7 @@ async def ask_for_approvals(
 
 async def _approval(run: RunContext, call: ToolCallPart) -> ToolApproved | ToolDenied:
     args = _arguments(call)
-    answer = await run.ask(
-        f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id, tool=call.tool_name
-    )
+    answer = await run.ask(f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id, tool=call.tool_name)
     if not answer:
         return ToolDenied(answer.text or ToolDenied().message)
     if answer.args is args:

@@ -94,9 +94,7 @@ def restore(state: State) -> tuple[list[msg.ModelMessage], list[msg.ToolCallPart
         last_message = messages[-1]
         open_ids, asking = set(kept["open"]), set(kept["asking"])
     except (LookupError, TypeError, ValidationError):
-        raise NotResumable(
-            "its checkpoint was made by another version of pydantic-ai; retry starts it again"
-        ) from None
+        raise NotResumable("its checkpoint was made by another version of pydantic-ai; retry starts it again") from None
     if not open_ids:
         return messages, []
     parts: list[msg.ModelRequestPart] = []

@@ -30,9 +30,7 @@ class SmolagentsAdapter(FrameworkAdapter):
     name = PACKAGE
     agent_class = (PACKAGE, "MultiStepAgent")
     framework = Framework(PACKAGE, PACKAGE)
-    limitations = Limitations(
-        process="a smolagents agent holds a console, which can't be sent to another process"
-    )
+    limitations = Limitations(process="a smolagents agent holds a console, which can't be sent to another process")
 
     def __init__(self) -> None:
         self._instruments: dict[str, Instrument] = {}  # by run id, on the host's loop
@@ -62,9 +60,7 @@ class SmolagentsAdapter(FrameworkAdapter):
 
         return self._driven(agent, run, begin)
 
-    async def _driven(
-        self, agent: Any, run: RunContext, begin: Callable[[], tuple[str, list[Any]]]
-    ) -> Items:
+    async def _driven(self, agent: Any, run: RunContext, begin: Callable[[], tuple[str, list[Any]]]) -> Items:
         def drive() -> object:
             from nbrun.agents.smolagents.instrument import Instrument
 

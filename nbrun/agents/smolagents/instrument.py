@@ -51,9 +51,7 @@ class Watched:
         mine.memory = memory.AgentMemory(agent.system_prompt)
         mine.state = dict(agent.state)
         mine.tools = {name: self._watched(tool) for name, tool in agent.tools.items()}
-        mine.managed_agents = {
-            name: Managed(other, run, numbers) for name, other in agent.managed_agents.items()
-        }
+        mine.managed_agents = {name: Managed(other, run, numbers) for name, other in agent.managed_agents.items()}
         mine.write_memory_to_messages = self._before_a_turn(mine.write_memory_to_messages)
         if isinstance(mine, CodeAgent) and isinstance(mine.python_executor, LocalPythonExecutor):
             mine.python_executor = _executor(mine.python_executor)

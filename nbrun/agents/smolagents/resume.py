@@ -25,9 +25,7 @@ def checkpoint_of(steps: Sequence[Any]) -> list[dict[str, Any]]:
             case PlanningStep(plan=plan):
                 kept.append({"plan": plan})
             case ActionStep():
-                calls = [
-                    [call.name, plain(call.arguments), call.id] for call in step.tool_calls or ()
-                ]
+                calls = [[call.name, plain(call.arguments), call.id] for call in step.tool_calls or ()]
                 seen = step.observations if step.error is None else f"Error: {step.error}"
                 said = step.model_output if isinstance(step.model_output, str) else ""
                 kept.append({"said": said, "calls": calls, "seen": seen or ""})
@@ -59,9 +57,7 @@ def restore(state: State) -> list[Any]:
 def as_messages(history: Sequence[Turn]) -> list[Any]:
     """Return the conversation of earlier runs, of any agent, as steps."""
     return [
-        TaskStep(turn.text)
-        if turn.role == USER
-        else ActionStep(0, Timing(0.0, 0.0), model_output=turn.text)
+        TaskStep(turn.text) if turn.role == USER else ActionStep(0, Timing(0.0, 0.0), model_output=turn.text)
         for turn in history
     ]
 

@@ -38,17 +38,7 @@ from nbrun.host.failures import describe
 from nbrun.host.host import RunHost
 from nbrun.host.loops import LoopThread, new_loop
 from nbrun.host.process import pickling
-from nbrun.host.process.protocol import (  # fmt: skip
-    Batch,
-    Begin,
-    Cancel,
-    Control,
-    Frames,
-    Message,
-    Ready,
-    frame,
-    pack_event,
-)
+from nbrun.host.process.protocol import Batch, Begin, Cancel, Control, Frames, Message, Ready, frame, pack_event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,9 +144,7 @@ class ProcessHost:
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
             artifact_writer=_artifact_writer(begin), restored=begin.restored,
         )  # fmt: skip
-        self._thread = thread = LoopThread(
-            "nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop
-        )
+        self._thread = thread = LoopThread("nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop)
         self._host = host = RunHost(thread, self._take, self._clock, begin.host, is_shared=False)
 
         def enter() -> None:

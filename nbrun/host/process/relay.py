@@ -47,9 +47,7 @@ class Relay:
             # An event about a host may overtake those from that host; the log's times only go forward.
             ts = self._last_ts = max(self._last_ts, sent_at)
             self._note(ts, data)
-            numbered.append(
-                HostEvent(attempt.run_id, attempt.number, self._next_n, ts, data, parent)
-            )
+            numbered.append(HostEvent(attempt.run_id, attempt.number, self._next_n, ts, data, parent))
             self._next_n += 1
         return self._sink(numbered)
 

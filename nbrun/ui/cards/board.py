@@ -94,9 +94,7 @@ class _Card(Drawable):
     a notebook file keeps only a name of it that nobody can resolve later.
     """
 
-    def __init__(
-        self, live: LiveRun, widget: CardWidget, board: CardBoard, is_placed: bool
-    ) -> None:
+    def __init__(self, live: LiveRun, widget: CardWidget, board: CardBoard, is_placed: bool) -> None:
         from IPython.display import DisplayHandle
 
         super().__init__()
@@ -189,9 +187,7 @@ class CardBoard:
         self._answer = answer
         self._lock = threading.RLock()
         self._changed: list[Drawable] = []
-        self._unfinished: Drawable | None = (
-            None  # it has another message to send; only `nbrun-cards` uses this
-        )
+        self._unfinished: Drawable | None = None  # it has another message to send; only `nbrun-cards` uses this
         self._live: list[_Card] = []
         self._ended: deque[_Card] = deque()
         self._shown = 0
@@ -331,10 +327,7 @@ class CardBoard:
             oldest.context.run(oldest.widget.close)
 
     def state(
-        self,
-        live: LiveRun,
-        followups: Sequence[tuple[int, str]] = (),
-        blocks: Blocks | None = None,
+        self, live: LiveRun, followups: Sequence[tuple[int, str]] = (), blocks: Blocks | None = None
     ) -> dict[str, Any]:
         """Return what the card shows; without `blocks`, which take time to draw, its text isn't rendered."""
         record = words.with_followups(live.record, followups)
@@ -343,9 +336,7 @@ class CardBoard:
         now, children = self._session.clock.now(), self._live_children(record)
         # A child run has no card of its own, so its parent's shows its questions, with the lines that answer them.
         asking = [
-            f"{words.opening(child)}: {line}"
-            for child in children.values()
-            for line in words.question_lines(child)
+            f"{words.opening(child)}: {line}" for child in children.values() for line in words.question_lines(child)
         ]
         if asking:
             record = msgspec.structs.replace(record, notices=(*record.notices, *asking))

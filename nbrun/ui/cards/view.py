@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import (
-    ChildSummary,
-    RunRecord,
-    RunStatus,
-    ToolCall,
-    events as ev,
-    readable,
-    shown,
-    values,
-    visible,
-)
+from nbrun.core import ChildSummary, RunRecord, RunStatus, ToolCall, events as ev, readable, shown, values, visible
 from nbrun.render import words
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks, visible_end
 
@@ -228,9 +218,7 @@ def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]
         "words": _line(child.status if record is None else words.status_words(record), 60),
         "started_at": child.started_at if record is None else record.started_at,
         "ended_at": child.ended_at,
-        "usage": words.usage_words(
-            record.usage if record is not None else child.usage or ev.Usage()
-        ),
+        "usage": words.usage_words(record.usage if record is not None else child.usage or ev.Usage()),
     }
 
 

@@ -134,9 +134,7 @@ def _aligned(rows: Sequence[tuple[str, str, str | None]]) -> list[str]:
     from nbrun.store.diagnosis import MARKS, Sign  # imported here to keep loading quick
 
     width = min(40, max(len(name) for name, _words, _problem in rows))
-    marks = [
-        MARKS[Sign.PROBLEM if problem else Sign.OK] if name else " " for name, _, problem in rows
-    ]
+    marks = [MARKS[Sign.PROBLEM if problem else Sign.OK] if name else " " for name, _, problem in rows]
     return [
         f"  {mark} {visible(name):<{width}}  {visible(problem or words)}"
         for mark, (name, words, problem) in zip(marks, rows, strict=True)

@@ -151,9 +151,7 @@ class Completion:
             return _offer(word, [flag for flag in left if flag.startswith("--")], "option")
         return self._of_kind(line.place, command.verb, words, word)
 
-    def _of_kind(
-        self, argument: Argument, verb: str, words: Sequence[str], word: str
-    ) -> Offer | None:
+    def _of_kind(self, argument: Argument, verb: str, words: Sequence[str], word: str) -> Offer | None:
         """Return what fits for an argument: one of its choices, or what its usage calls `REF`, `MODEL` …."""
         if argument.choices:
             return _offer(word, argument.choices, "value")
@@ -175,9 +173,7 @@ class Completion:
             case "SUBCOMMAND":
                 return _offer(word, SUBCOMMANDS, "subcommand")
             case "FUNCTION":
-                return _offer(
-                    word.rpartition(",")[2], ["notebook", *self._named(_FUNCTIONS)], "function"
-                )
+                return _offer(word.rpartition(",")[2], ["notebook", *self._named(_FUNCTIONS)], "function")
             case "TYPE":
                 return _offer(word, self._named((type,)), "class")
             case "TEXT|NAME":

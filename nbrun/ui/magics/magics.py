@@ -192,9 +192,7 @@ class AgentMagics(Magics):
         try:
             print(f"{run!r}: saved to {run.export(path, form)}")
         except OSError as error:
-            raise BadOption(
-                f"{path} can't be written ({error.strerror}); choose another file with --out"
-            ) from None
+            raise BadOption(f"{path} can't be written ({error.strerror}); choose another file with --out") from None
 
     def _doctor(self, _given: Given) -> None:
         from nbrun.ui import doctor
@@ -216,9 +214,7 @@ class AgentMagics(Magics):
         if getattr(given, "speed", None) is not None:
             options["speed"] = given.speed
         answerable = self._presenter.is_answerable(given.block)
-        run = self._presenter.session.follow(
-            kind, given.ref or "last", answerable=answerable, **options
-        )
+        run = self._presenter.session.follow(kind, given.ref or "last", answerable=answerable, **options)
         self._present(run, given)
 
     def _approve(self, given: Given) -> None:
@@ -234,9 +230,7 @@ class AgentMagics(Magics):
         asked = run.answer(call, decision, **more, by="magic")
         words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
         always = f"; {shown(asked.tool, 80)} from now on, too" if more.get("always") else ""
-        print(
-            printable(f"{opening(run.record)}: {words} {_asked_words(asked, run.record)}{always}")
-        )
+        print(printable(f"{opening(run.record)}: {words} {_asked_words(asked, run.record)}{always}"))
 
     def _asking(self, verb: str, given: Given) -> Run:
         """Return the run that is answered: by default the only one that is waiting for an answer."""
@@ -248,8 +242,7 @@ class AgentMagics(Magics):
         if len(asking) > 1:
             runs = ", ".join(f"#{run.number} ({run.name})" for run in asking)
             raise NotPending(
-                f"{len(asking)} runs are waiting for an answer: {runs}. Name one: "
-                f"%agentrun {verb} #{asking[0].number}"
+                f"{len(asking)} runs are waiting for an answer: {runs}. Name one: %agentrun {verb} #{asking[0].number}"
             )
         return asking[0]
 

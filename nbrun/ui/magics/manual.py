@@ -54,16 +54,12 @@ def manual(summary: str, examples: tuple[Example, ...]) -> str:
         for cell in example.cells:
             lines += ["", *(f"      {line}" for line in cell.splitlines())]
     lines += ["", f"{CELL.usage}, with the prompt below it", "", f"  TARGET: {TARGET.help}"]
-    lines += [
-        "  {name}, {name.attr} and {name[0]} in the prompt are replaced by values of the notebook"
-    ]
+    lines += ["  {name}, {name.attr} and {name[0]} in the prompt are replaced by values of the notebook"]
     for group, options in grouped().items():
         lines += ["", f"  {group}"]
         lines += two_columns([(option.usage, option.help) for option in options], "    ")
     lines += ["", "%agentrun SUBCOMMAND", ""]
-    lines += two_columns(
-        [(each.usage.removeprefix(f"{LINE.name} "), each.help) for each in LINE.commands]
-    )
+    lines += two_columns([(each.usage.removeprefix(f"{LINE.name} "), each.help) for each in LINE.commands])
     return "\n".join([*lines, "", REFERENCE])
 
 

@@ -47,9 +47,7 @@ def _flat(parts: list[list[str]]) -> tuple[str, ...]:
 
 def _choice(flag: str, help: str, group: str) -> Argument:
     """Return an option that takes one of the words that `RunOptions` allows."""
-    return Argument(
-        (flag,), help, choices=choices()[flag.strip("-").replace("-", "_")], group=group
-    )
+    return Argument((flag,), help, choices=choices()[flag.strip("-").replace("-", "_")], group=group)
 
 
 WHAT, NAMES, WAITING = "What to run, and where", "Names and what is kept", "Waiting"
@@ -130,23 +128,15 @@ OPTIONS = (
     ),
 )  # fmt: skip
 
-TARGET = Argument(
-    ("TARGET",), "a function or agent of this notebook, or a registered one; Tab lists them"
-)
+TARGET = Argument(("TARGET",), "a function or agent of this notebook, or a registered one; Tab lists them")
 CELL = Command(
-    "%%agentrun",
-    "start a run with the text of this cell as its prompt",
-    (TARGET,),
-    OPTIONS,
-    see="%%agentrun?",
+    "%%agentrun", "start a run with the text of this cell as its prompt", (TARGET,), OPTIONS, see="%%agentrun?"
 )
 
 _NEW_ONLY = ("--id", "--python", "--no-interpolate", "--continue")
 _SAME_INPUTS = tuple(option for option in OPTIONS if option.names[-1] not in _NEW_ONLY)
 _SHOWN_AGAIN = tuple(option for option in _SAME_INPUTS if option.key in (*LABELS, "out", "block"))
-_REFS = Argument(
-    ("REF",), "the runs: #3, 3, last, -1, their names or ids", field="refs", gather=list
-)
+_REFS = Argument(("REF",), "the runs: #3, 3, last, -1, their names or ids", field="refs", gather=list)
 _CALL = Argument(("CALL",), "the id of the question, if the run asks more than one")
 
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 _CALL = re.compile(r"\s*(\w+)\s*\(")
 _SAY = re.compile(
-    r"\s*say(?:\s+(?:(?P<quote>['\"])(?P<quoted>.+?)(?P=quote)|(?P<ref>\S+)))?(?:\s+(?P<text>.*?))?\s*",
-    re.DOTALL,
+    r"\s*say(?:\s+(?:(?P<quote>['\"])(?P<quoted>.+?)(?P=quote)|(?P<ref>\S+)))?(?:\s+(?P<text>.*?))?\s*", re.DOTALL
 )
 
 
@@ -33,9 +32,7 @@ def read_cell(line: str) -> SimpleNamespace:
     if given.target is not None and given.model is not None:
         raise BadOption("Give a TARGET or a --model, not both")
     if given.block and given.loop == "kernel":
-        raise BadOption(
-            "--loop kernel makes no progress while its cell waits; leave out --block, and await the run"
-        )
+        raise BadOption("--loop kernel makes no progress while its cell waits; leave out --block, and await the run")
     if given.python and (given.target is not None or given.model is not None):
         raise BadOption("--python runs the cell body itself; leave out TARGET and --model")
     if given.python and given.on == "process":
@@ -65,9 +62,7 @@ def read_line(line: str) -> tuple[Command, list[str]]:
 
 def _split(line: str) -> list[str]:
     if call := _CALL.match(line):
-        raise BadOption(
-            f"Name the agent, don't call it: write %%agentrun {call[1]}, and the prompt below it"
-        )
+        raise BadOption(f"Name the agent, don't call it: write %%agentrun {call[1]}, and the prompt below it")
     try:
         return shlex.split(line)
     except ValueError as error:  # a quote that is never closed

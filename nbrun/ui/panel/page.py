@@ -65,14 +65,10 @@ class RunsPage:
     @property
     def is_of_others(self) -> bool:
         """Whether it shows live runs of other kernels, whose changes are not reported here."""
-        return not self.query.text and any(
-            row.run.live is None and row.read.is_live for row in self.rows
-        )
+        return not self.query.text and any(row.run.live is None and row.read.is_live for row in self.rows)
 
 
-def read_page(
-    session: NotebookSession, query: PageQuery, is_over: Callable[[], bool]
-) -> RunsPage | None:
+def read_page(session: NotebookSession, query: PageQuery, is_over: Callable[[], bool]) -> RunsPage | None:
     """Return the runs that are asked for, from the store and from memory; None if `is_over` meanwhile."""
     rows = [Row(run, run.glance) for run in islice(_stored(session, query, is_over), PAGE + 1)]
     return None if is_over() else _page(session, query, rows)
@@ -90,9 +86,7 @@ def newest(session: NotebookSession, known: Iterable[Row], count: int) -> list[R
     return sorted(rows.values(), key=_age)[:count]
 
 
-def _stored(
-    session: NotebookSession, query: PageQuery, is_over: Callable[[], bool]
-) -> Iterator[Run]:
+def _stored(session: NotebookSession, query: PageQuery, is_over: Callable[[], bool]) -> Iterator[Run]:
     """Yield the matching runs of the store, newest first."""
     filters = query.filters(session.clock.now())
     before = filters.before
@@ -106,9 +100,7 @@ def _stored(
         yield from _searched(session, query, filters, is_over)
 
 
-def _searched(
-    session: NotebookSession, query: PageQuery, filters: Query, is_over: Callable[[], bool]
-) -> Iterator[Run]:
+def _searched(session: NotebookSession, query: PageQuery, filters: Query, is_over: Callable[[], bool]) -> Iterator[Run]:
     """Yield the runs that contain the text; in small steps, since it may take long and be abandoned."""
     before = filters.before
     while not is_over():
@@ -124,18 +116,14 @@ def _searched(
         before = numbers[-1]
 
 
-def _page(
-    session: NotebookSession, query: PageQuery, known: Iterable[Row], has_more: bool = False
-) -> RunsPage:
+def _page(session: NotebookSession, query: PageQuery, known: Iterable[Row], has_more: bool = False) -> RunsPage:
     """Return the page of these rows and those in memory, if they match now."""
     filters = query.filters(session.clock.now())
     rows = {row.run: row for row in known}
     for run in session.recent_runs(IN_MEMORY):
         rows.setdefault(run, Row(run, run.glance))
     # Only what is in memory may have changed since it was found.
-    fitting = [
-        row for row in rows.values() if row.run.live is None or _fits(query, filters, row.run)
-    ]
+    fitting = [row for row in rows.values() if row.run.live is None or _fits(query, filters, row.run)]
     fitting.sort(key=_age)
     return RunsPage(query, tuple(fitting[:PAGE]), has_more or len(fitting) > PAGE)
 

@@ -292,9 +292,7 @@ class Panels:
     the thread `nbrun-panel` reads the store. `_lock` guards the lists.
     """
 
-    def __init__(
-        self, session: NotebookSession, board: CardBoard, kernel_id: str, answer: Answer
-    ) -> None:
+    def __init__(self, session: NotebookSession, board: CardBoard, kernel_id: str, answer: Answer) -> None:
         self._session = session
         self._board = board
         self._kernel_id = kernel_id

@@ -35,9 +35,7 @@ def page_row(row: Row, session_id: str) -> dict[str, Any]:
     record, run = row.record, row.run
     is_own = run.live is not None
     is_live = record.is_live and not record.is_unknown
-    status = _PLAIN_WORDS.get(record.status) or (
-        run.status_words() if is_own else words.status_words(record)
-    )
+    status = _PLAIN_WORDS.get(record.status) or (run.status_words() if is_own else words.status_words(record))
     if is_live and record.session_id != session_id:
         status += ", in another kernel"
     cells = run_table.cells(run_table.Row(record, status), run_table.View.PANEL)

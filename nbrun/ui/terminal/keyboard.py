@@ -69,9 +69,7 @@ def _prompt_session() -> PromptSession[str | None]:
 
     output = create_output()
     if isinstance(output, Vt100_Output):
-        output.enable_cpr = (
-            False  # asking a terminal that doesn't answer costs a wait and a warning
-        )
+        output.enable_cpr = False  # asking a terminal that doesn't answer costs a wait and a warning
     return PromptSession(output=output)
 
 

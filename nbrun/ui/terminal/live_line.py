@@ -5,16 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from nbrun.agents import ALLOW, DENY
-from nbrun.core import (  # fmt: skip
-    UserError,
-    duration,
-    events as ev,
-    plain,
-    printable,
-    readable,
-    shown,
-    visible,
-)
+from nbrun.core import UserError, duration, events as ev, plain, printable, readable, shown, visible
 from nbrun.render import static_card, words
 from nbrun.sessions import NotebookSession, Run, check_edited
 from nbrun.ui.kernel import requests, waiting
@@ -90,9 +81,7 @@ class _Reply(NamedTuple):
 class _Question:
     """A run's question, asked in the terminal until it is answered, here or elsewhere."""
 
-    def __init__(
-        self, run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console: Console
-    ) -> None:
+    def __init__(self, run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console: Console) -> None:
         self._run, self._asked, self._session, self._console = run, asked, session, console
         self._edited: object = None  # the arguments, where they were changed
 
@@ -113,9 +102,7 @@ class _Question:
         try:
             decision, text, always = reply
             edited = None if decision == DENY else self._edited
-            self._run.answer(
-                asked.id, decision, args=edited, text=text, always=always, by="terminal"
-            )
+            self._run.answer(asked.id, decision, args=edited, text=text, always=always, by="terminal")
         except UserError as error:  # its time was up at this moment
             self._say(f"  {error}")
 
@@ -139,9 +126,7 @@ class _Question:
             elif reply := self._reply(typed):
                 return reply
             else:
-                self._say(
-                    f"  answer with one of: {'/'.join(choices)}. An empty line means no; to say why: n REASON"
-                )
+                self._say(f"  answer with one of: {'/'.join(choices)}. An empty line means no; to say why: n REASON")
 
     def _choices(self) -> tuple[str, ...]:
         """Return the words that answer the question; the last one, in capitals, is what an empty line means."""

@@ -31,10 +31,7 @@ class Elsewhere:
         """Have it go on with a run; return its end, or, as `refused`, why it does not."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
+                [sys.executable, "-m", __spec__.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -80,11 +77,7 @@ def _resumed(asked: dict[str, str], subject: Any) -> dict[str, Any]:
 
 def told(run: nbrun.Run) -> list[str]:
     """Return the names of what the tools of a run have told of themselves."""
-    return [
-        event.data.name
-        for event in run.events()
-        if isinstance(event.data, nbrun.core.events.Custom)
-    ]
+    return [event.data.name for event in run.events() if isinstance(event.data, nbrun.core.events.Custom)]
 
 
 if __name__ == "__main__":

@@ -68,8 +68,4 @@ def _check_messages(events: list[ev.RunEvent]) -> None:
 
 def told(run: Run, name: str) -> list[object]:
     """Return what the tools of a run have told of themselves under this name."""
-    return [
-        event.data.value
-        for event in run.events()
-        if isinstance(event.data, ev.Custom) and event.data.name == name
-    ]
+    return [event.data.value for event in run.events() if isinstance(event.data, ev.Custom) and event.data.name == name]

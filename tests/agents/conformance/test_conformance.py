@@ -23,9 +23,7 @@ SUBJECTS = subjects()
 
 
 @pytest.fixture(params=list(SUBJECTS))
-def subject(
-    request: pytest.FixtureRequest, session: NotebookSession, monkeypatch: pytest.MonkeyPatch
-) -> Subject:
+def subject(request: pytest.FixtureRequest, session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> Subject:
     """One kind of agent after the other, in its environment, of which a session has taken all keys before."""
     found = SUBJECTS[request.param]
     for name, value in found.environ.items():
@@ -162,10 +160,7 @@ def test_a_cancel_in_the_middle_of_a_text(session: NotebookSession, subject: Sub
     run = start(session, subject, "stalls")
     until(run, lambda record: bool(record.text) or bool(limitations.text and record.started_at))
     assert run.cancel("enough").outcome is CancelOutcome.REQUESTED
-    assert run.cancel("more than enough").outcome in (
-        CancelOutcome.ALREADY_REQUESTED,
-        CancelOutcome.ALREADY_FINISHED,
-    )
+    assert run.cancel("more than enough").outcome in (CancelOutcome.ALREADY_REQUESTED, CancelOutcome.ALREADY_FINISHED)
     ended(run)
     assert (run.status, run.cause, run.reason) == (RunStatus.CANCELLED, CancelCause.USER, "enough")
     assert run.error is None
@@ -378,9 +373,7 @@ def test_a_question_is_asked_again(session: NotebookSession, subject: Subject) -
 
 
 @pytest.mark.timeout(2 * IMPORTS_S)
-def test_another_process_goes_on_with_it(
-    session: NotebookSession, subject: Subject, elsewhere: Elsewhere
-) -> None:
+def test_another_process_goes_on_with_it(session: NotebookSession, subject: Subject, elsewhere: Elsewhere) -> None:
     """From what is in the store; where that cannot be, one line says why."""
     run = half_way(session, subject)
     path = session.store.path
@@ -399,9 +392,7 @@ def test_another_process_goes_on_with_it(
 # --- many, and elsewhere -----------------------------------------------------------------------------
 
 
-def test_a_crowd_runs_at_once(
-    make_session: Callable[..., NotebookSession], subject: Subject
-) -> None:
+def test_a_crowd_runs_at_once(make_session: Callable[..., NotebookSession], subject: Subject) -> None:
     """Fifty runs of one agent; each has its own log and output."""
     session = make_session(max_concurrent=subject.crowd)
     agent, prompt = subject.agent(SCENARIOS["adds"]), subject.prompt(SCENARIOS["adds"])
@@ -418,10 +409,7 @@ def test_it_runs_in_a_thread_of_its_own(session: NotebookSession, subject: Subje
         return
     assert str(completed(start(session, subject, "adds", thread=True)).output).endswith("it is 5")
     run = start(session, subject, "stalls", thread=True)
-    until(
-        run,
-        lambda record: bool(record.text) or bool(subject.limitations.text and record.started_at),
-    )
+    until(run, lambda record: bool(record.text) or bool(subject.limitations.text and record.started_at))
     run.cancel()
     assert ended(run).status is RunStatus.CANCELLED
     assert run.record.detached == ()

@@ -84,9 +84,7 @@ def test_a_cancel_hangs_up_and_leaves_nothing(session: NotebookSession, subject:
     assert not any(t.name.startswith("nbrun-agent-") for t in threading.enumerate())
 
 
-def test_a_provider_that_asks_for_time_is_told_of(
-    session: NotebookSession, subject: Subject
-) -> None:
+def test_a_provider_that_asks_for_time_is_told_of(session: NotebookSession, subject: Subject) -> None:
     """A 429 with a time to wait: the run's card says so, and it goes on by itself afterwards."""
     with OpenAIServer(says_tea) as server:
         server.refusals, server.retry_after_s = 1, 0.05
@@ -99,9 +97,7 @@ def test_a_provider_that_asks_for_time_is_told_of(
     assert len(server.requests) == 2
 
 
-def test_a_cancel_gets_through_while_a_provider_has_us_wait(
-    session: NotebookSession, subject: Subject
-) -> None:
+def test_a_cancel_gets_through_while_a_provider_has_us_wait(session: NotebookSession, subject: Subject) -> None:
     """A minute is to be waited; a cancel is prompt."""
     with OpenAIServer(says_tea) as server:
         server.refusals, server.retry_after_s = 9, 50.0
@@ -142,9 +138,7 @@ def test_an_agent_that_cells_await_as_well(session: NotebookSession, subject: Su
         asyncio.run(asyncio.wait_for(cell(), BOUND_S))
 
 
-def test_an_agent_that_cells_have_used_elsewhere_says_so(
-    session: NotebookSession, subject: Subject
-) -> None:
+def test_an_agent_that_cells_have_used_elsewhere_says_so(session: NotebookSession, subject: Subject) -> None:
     """Where its client minds another loop, the run's error names the option; where not, it works."""
 
     async def cell() -> str:

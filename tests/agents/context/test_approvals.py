@@ -52,9 +52,7 @@ def assert_takes_nothing(run: Run) -> None:
 
 async def asks(prompt: str, run: RunContext) -> Answer:
     """Ask one question, and return its answer."""
-    return await run.ask(
-        f"Delete {prompt}?", args={"path": prompt}, tool_id="call-1", timeout_s=3600
-    )
+    return await run.ask(f"Delete {prompt}?", args={"path": prompt}, tool_id="call-1", timeout_s=3600)
 
 
 def asks_sync(prompt: str, run: RunContext) -> Answer:
@@ -76,9 +74,7 @@ ASKS = pytest.mark.parametrize("agent", [asks, asks_sync], ids=["async", "sync"]
 
 
 @ASKS
-def test_an_allowed_question_goes_on_with_its_own_args(
-    session: NotebookSession, agent: object
-) -> None:
+def test_an_allowed_question_goes_on_with_its_own_args(session: NotebookSession, agent: object) -> None:
     """The run waits, everybody sees the question, and the answer is true and has the agent's args."""
     run = session.start(agent, "tea.txt")
     (asked,) = asking(run)
@@ -95,9 +91,7 @@ def test_an_allowed_question_goes_on_with_its_own_args(
 
 
 @ASKS
-def test_a_denied_question_is_false_and_has_its_reason(
-    session: NotebookSession, agent: object
-) -> None:
+def test_a_denied_question_is_false_and_has_its_reason(session: NotebookSession, agent: object) -> None:
     """The agent goes on, and knows why not."""
     run = session.start(agent, "tea.txt")
     asking(run)
@@ -248,9 +242,7 @@ def test_an_unknown_question_is_one_line_with_what_is_asked(session: NotebookSes
     """Nothing is sent for a name that no question has."""
     run = session.start(asks, "tea.txt")
     asking(run)
-    with pytest.raises(
-        NotPending, match=r"doesn't ask 'ask-7'; it asks: ask-1 \(“Delete tea.txt\?”\)"
-    ):
+    with pytest.raises(NotPending, match=r"doesn't ask 'ask-7'; it asks: ask-1 \(“Delete tea.txt\?”\)"):
         run.approve("ask-7")
     assert run.status is RunStatus.WAITING
     run.approve("ask-1")
@@ -278,9 +270,7 @@ def test_an_ended_run_of_an_earlier_session_cannot_be_answered(make_session: Mak
 
 
 @ASKS
-def test_a_run_in_a_process_of_its_own_asks_and_hears_too(
-    session: NotebookSession, agent: object
-) -> None:
+def test_a_run_in_a_process_of_its_own_asks_and_hears_too(session: NotebookSession, agent: object) -> None:
     """Question, answer, edited args and messages cross to the process and back."""
 
     async def asks_and_reads(prompt: str, run: RunContext) -> list[object]:
@@ -292,9 +282,7 @@ def test_a_run_in_a_process_of_its_own_asks_and_hears_too(
     (asked,) = asking(run)
     assert (asked.id, run.status) == ("ask-1", RunStatus.WAITING)
     run.approve(args={"path": "cup.txt"}, text="go on")
-    assert run.result(BOUND_S) == {
-        "decision": "allow", "args": {"path": "cup.txt"}, "text": "go on", "by": "python",
-    }  # fmt: skip
+    assert run.result(BOUND_S) == {"decision": "allow", "args": {"path": "cup.txt"}, "text": "go on", "by": "python"}
     reader = session.start(asks_and_reads, on="process")
     until(reader, lambda record: record.status is RunStatus.RUNNING)
     reader.steer("turn left")
@@ -572,12 +560,8 @@ def test_what_is_asked_on_the_side_ends_with_the_run(session: NotebookSession) -
 
 
 @ASKS
-@pytest.mark.parametrize(
-    ("approve", "decision"), [("auto", "allow"), ("deny", "deny")], ids=["auto", "deny"]
-)
-def test_a_policy_answers_at_once(
-    session: NotebookSession, agent: object, approve: Any, decision: str
-) -> None:
+@pytest.mark.parametrize(("approve", "decision"), [("auto", "allow"), ("deny", "deny")], ids=["auto", "deny"])
+def test_a_policy_answers_at_once(session: NotebookSession, agent: object, approve: Any, decision: str) -> None:
     """Both events are in the log, and the run is never waiting."""
     run = session.start(agent, "tea.txt", approve=approve)
     answer = run.result(BOUND_S)
@@ -646,9 +630,7 @@ def test_a_forgotten_await_allows_nothing(session: NotebookSession) -> None:
 
 
 @pytest.mark.parametrize("is_sync", [True, False], ids=["sync", "async"])
-def test_a_question_that_is_never_awaited_is_reported(
-    session: NotebookSession, is_sync: bool
-) -> None:
+def test_a_question_that_is_never_awaited_is_reported(session: NotebookSession, is_sync: bool) -> None:
     """The agent goes on as if it had asked; its log has one warning, with the fix, and nothing was asked."""
 
     def sync_agent(prompt: str, run: RunContext) -> str:
@@ -678,9 +660,7 @@ def test_a_tool_that_is_approved_without_await_is_reported(session: NotebookSess
 
     run = ended(session.start(agent))
     assert (run.status, used) == (RunStatus.FAILED, [])
-    assert run.record.notices[0].startswith(
-        "run.approve_tool() was not awaited, so nobody was asked"
-    )
+    assert run.record.notices[0].startswith("run.approve_tool() was not awaited, so nobody was asked")
 
 
 def test_a_blocking_question_on_the_loop_is_refused(session: NotebookSession) -> None:
@@ -706,9 +686,7 @@ def test_a_blocking_question_on_the_loop_is_refused(session: NotebookSession) ->
     ],
     ids=str,
 )
-def test_a_question_that_makes_no_sense_is_not_asked(
-    options: dict[str, object], words: str
-) -> None:
+def test_a_question_that_makes_no_sense_is_not_asked(options: dict[str, object], words: str) -> None:
     """The agent gets one line that names the fix."""
     sent: list[ev.EventData] = []
     run = context_on_no_host(sent.append)
@@ -755,9 +733,7 @@ def test_a_denied_tool_is_among_the_tools(session: NotebookSession) -> None:
     denied.deny(reason="keep it")
     ended(denied)
     (tool,) = denied.record.tools
-    assert (tool.name, tool.args, tool.status, tool.result) == (
-        "delete", {"path": "tea.txt"}, "denied", "keep it",
-    )  # fmt: skip
+    assert (tool.name, tool.args, tool.status, tool.result) == ("delete", {"path": "tea.txt"}, "denied", "keep it")
     allowed = session.start(agent, "tea.txt")
     asking(allowed)
     allowed.approve(args={"path": "cup.txt"})
@@ -786,9 +762,7 @@ def test_the_host_takes_the_first_answer_and_says_what_became_of_others() -> Non
         return await task
 
     assert asyncio.run(ask()) == Answer("allow", None, "", "first")
-    assert [data.TYPE for data in sent] == [
-        *("approval.requested", "run.waiting", "approval.resolved", "run.resumed")
-    ]
+    assert [data.TYPE for data in sent] == [*("approval.requested", "run.waiting", "approval.resolved", "run.resumed")]
 
 
 async def _answer(questions: Approvals) -> Answer:
@@ -814,12 +788,7 @@ def test_a_message_reaches_the_agent_and_stands_in_the_log(session: NotebookSess
     assert data == [ev.SteerReady(), ev.Steer("turn left", "python", "say-1"), ev.SteerTaken(1)]
     assert (run.record.steers, run.record.steers_taken) == (1, 1)
     (message,) = run.record.steered
-    assert (message.number, message.text, message.by, message.id) == (
-        1,
-        "turn left",
-        "python",
-        "say-1",
-    )
+    assert (message.number, message.text, message.by, message.id) == (1, "turn left", "python", "say-1")
     assert message.taken_at is not None
     assert message.taken_at >= message.at
 

@@ -55,9 +55,8 @@ def test_a_run_within_its_budget_completes(session: NotebookSession) -> None:
     """Exactly as many calls, tokens and dollars as allowed are allowed."""
     made: list[int] = []
     run = session.start(
-        caller(3, made, input_tokens=1, output_tokens=1, cost_usd=0.1),
-        max_turns=3, max_tokens=6, max_cost=0.3,
-    )  # fmt: skip
+        caller(3, made, input_tokens=1, output_tokens=1, cost_usd=0.1), max_turns=3, max_tokens=6, max_cost=0.3
+    )
     assert run.result(BOUND_S) == "all made"
     assert made == [0, 1, 2]
 
@@ -90,7 +89,7 @@ def test_a_sync_agent_is_held_to_its_budget_too(session: NotebookSession) -> Non
         ({"max_cost": 0.5}, {"cost_usd": 0.5112}, "max_cost $0.50: $0.5112 spent"),
     ],
     ids=["turns", "tokens", "cost"],
-)  # fmt: skip
+)
 def test_an_agent_that_only_reports_is_cancelled_by_its_report(
     session: NotebookSession, limit: dict[str, Any], usage: dict[str, Any], reason: str
 ) -> None:
@@ -116,11 +115,7 @@ def test_an_agent_that_only_reports_is_cancelled_by_its_report(
     ("limit", "usage", "reason"),
     [
         ({"max_tokens": 10}, {"output_tokens": 10}, "max_tokens 10: 10 used, another call was due"),
-        (
-            {"max_cost": 0.25},
-            {"cost_usd": 0.25},
-            "max_cost $0.25: $0.25 spent, another call was due",
-        ),
+        ({"max_cost": 0.25}, {"cost_usd": 0.25}, "max_cost $0.25: $0.25 spent, another call was due"),
     ],
     ids=["tokens", "cost"],
 )
@@ -239,9 +234,7 @@ def test_an_invalid_limit_is_refused(session: NotebookSession, limit: str, value
 
 @pytest.mark.parametrize("limit", ["max_turns", "max_tokens"])
 @pytest.mark.parametrize("value", [0.5, 2.0, 10**30])
-def test_calls_and_tokens_are_whole_numbers(
-    session: NotebookSession, limit: str, value: object
-) -> None:
+def test_calls_and_tokens_are_whole_numbers(session: NotebookSession, limit: str, value: object) -> None:
     """Halves of them are refused, and numbers that no reader of the log takes."""
     with pytest.raises(BadOption, match="whole number"):
         session.start(instant, **{limit: value})  # type: ignore[arg-type]  # that is the point
@@ -322,9 +315,7 @@ def test_a_child_over_its_own_budget_leaves_its_parent_alone() -> None:
     token = CancelToken()
     child_token = token.child()
     parent = Budget(RunOptions(max_tokens=100), token)
-    Budget(RunOptions(max_tokens=1), child_token, parent=parent).note_usage(
-        ev.Usage(input_tokens=5)
-    )
+    Budget(RunOptions(max_tokens=1), child_token, parent=parent).note_usage(ev.Usage(input_tokens=5))
     assert child_token.reason == "max_tokens 1: 5 used"
     assert not token.cancelled
 
@@ -345,12 +336,8 @@ def test_an_unknown_price_of_a_child_is_reported_where_it_matters() -> None:
     """On the card of the run that has the limit, once."""
     sent: list[str] = []
     token = CancelToken()
-    parent = Budget(
-        RunOptions(max_cost=1.0), token, lambda notice: sent.append(f"parent: {notice}")
-    )
-    child = Budget(
-        RunOptions(), token.child(), lambda notice: sent.append(f"child: {notice}"), parent
-    )
+    parent = Budget(RunOptions(max_cost=1.0), token, lambda notice: sent.append(f"parent: {notice}"))
+    child = Budget(RunOptions(), token.child(), lambda notice: sent.append(f"child: {notice}"), parent)
     for tokens in (1, 2):
         child.note_usage(ev.Usage(input_tokens=tokens))
     assert sent == [f"parent: {NO_PRICE}"]
@@ -390,9 +377,7 @@ def test_threads_report_together() -> None:
     assert len(made) == budget.used.turns == 50
 
 
-@pytest.mark.parametrize(
-    "usage", [{"input_tokens": -1}, {"cost_usd": float("nan")}, {"cost_usd": -0.1}]
-)
+@pytest.mark.parametrize("usage", [{"input_tokens": -1}, {"cost_usd": float("nan")}, {"cost_usd": -0.1}])
 def test_usage_is_never_taken_back(session: NotebookSession, usage: dict[str, Any]) -> None:
     """A negative number, or none, would let a run pass its limits: it is the agent's error."""
 

@@ -30,11 +30,7 @@ def spin(entered: threading.Event, left: threading.Event) -> None:
 def threads_interrupted(run: Run) -> list[str]:
     """Return what the ladder says it has raised into."""
     datas = [event.data for event in run.events()]
-    return [
-        data.note
-        for data in datas
-        if isinstance(data, ev.CancelEscalated) and data.rung is Rung.THREAD
-    ]
+    return [data.note for data in datas if isinstance(data, ev.CancelEscalated) and data.rung is Rung.THREAD]
 
 
 @pytest.mark.parametrize("thread", [False, True], ids=["loop", "own-thread"])
@@ -60,9 +56,7 @@ def test_the_run_is_there_too(session: NotebookSession, thread: bool) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
-def test_what_it_raises_is_raised_where_it_is_awaited(
-    session: NotebookSession, error: type[BaseException]
-) -> None:
+def test_what_it_raises_is_raised_where_it_is_awaited(session: NotebookSession, error: type[BaseException]) -> None:
     """Whatever it is."""
 
     def fail() -> None:

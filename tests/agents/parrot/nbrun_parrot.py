@@ -42,9 +42,7 @@ class ParrotAdapter(AgentAdapter):
         if not getattr(agent, "is_alive", False):
             raise AgentNotFound(f"{self.label(agent)} can't be used: it is an ex-parrot")
 
-    async def events(
-        self, agent: object, prompt: str, run: RunContext
-    ) -> AsyncIterator[EventData | Output]:
+    async def events(self, agent: object, prompt: str, run: RunContext) -> AsyncIterator[EventData | Output]:
         """Yield the prompt's words, then the whole."""
         for word in prompt.split(" "):
             yield events.TextDelta(f"{word} ")

@@ -64,9 +64,7 @@ def wait_for_phase(run: Run, phase: str = "entered") -> None:
 
 def told(run: Run, name: str) -> int:
     """Return the process id that the agent told under this name."""
-    (pid,) = [
-        e.data.value for e in run.events() if isinstance(e.data, ev.Custom) and e.data.name == name
-    ]
+    (pid,) = [e.data.value for e in run.events() if isinstance(e.data, ev.Custom) and e.data.name == name]
     assert isinstance(pid, int)
     return pid
 
@@ -151,15 +149,11 @@ def test_sync_and_threaded_agents_work_there_too(session: NotebookSession, *, th
     assert start(session, agents.talking, thread=thread).result(BOUND_S) == "one two three"
 
 
-def test_an_agent_of_the_notebook_takes_along_what_it_uses(
-    session: NotebookSession, tmp_path: Path
-) -> None:
+def test_an_agent_of_the_notebook_takes_along_what_it_uses(session: NotebookSession, tmp_path: Path) -> None:
     """A cell's function goes by value with the globals that it uses; another global, which could not, stays."""
     with (tmp_path / "open.txt").open("w") as file:
         cell = {"__name__": "__main__", "unused": file}
-        code = (
-            "limit = 3\ndef helper(n): return n * limit\nasync def agent(prompt): return helper(14)"
-        )
+        code = "limit = 3\ndef helper(n): return n * limit\nasync def agent(prompt): return helper(14)"
         exec(code, cell)  # noqa: S102 - as a cell is run
         assert start(session, cell["agent"]).result(BOUND_S) == 42
         seven = 7
@@ -241,9 +235,7 @@ def test_a_crash_is_named_by_its_signal(session: NotebookSession) -> None:
     assert "process_agents.py" in run.error.traceback
 
 
-def test_an_agent_that_writes_to_any_socket_fails_its_own_run_only(
-    session: NotebookSession,
-) -> None:
+def test_an_agent_that_writes_to_any_socket_fails_its_own_run_only(session: NotebookSession) -> None:
     """What is no message on the way to the kernel fails the run, and its process is killed; the next run is fine."""
 
     async def scribbles(prompt: str, run: RunContext) -> None:
@@ -267,10 +259,7 @@ def test_what_was_printed_before_the_death_is_kept(session: NotebookSession, age
     for _ in range(3):
         run = ended(start(session, agent))
         assert run.status is RunStatus.FAILED
-        assert [entry for entry in logged(run) if entry[0] == "stdout"] == [
-            ("stdout", "one"),
-            ("stdout", "two"),
-        ]
+        assert [entry for entry in logged(run) if entry[0] == "stdout"] == [("stdout", "one"), ("stdout", "two")]
 
 
 def test_a_killed_process_is_noticed_at_once(session: NotebookSession) -> None:
@@ -354,11 +343,7 @@ def _with_self(_log: TextIO) -> object:
     ],
 )
 def test_what_cannot_travel_is_named_before_anything_is_begun(
-    session: NotebookSession,
-    store_path: Path,
-    tmp_path: Path,
-    make: Callable[[TextIO], object],
-    culprit: str,
+    session: NotebookSession, store_path: Path, tmp_path: Path, make: Callable[[TextIO], object], culprit: str
 ) -> None:
     """One line names the part and the mend; there is no run, no file and no id used up."""
     line = f"{culprit} cannot be pickled; make it inside the agent, or leave out --on process"
@@ -400,9 +385,7 @@ def test_a_cancel_reaches_the_agent(make_session: MakeSession, agent: object) ->
     wait_until_gone(told(run, "pid"))
 
 
-@pytest.mark.parametrize(
-    "agent", [fakes.swallows, fakes.sleeps_in_c, fakes.blocks_loop, fakes.holds_interpreter]
-)
+@pytest.mark.parametrize("agent", [fakes.swallows, fakes.sleeps_in_c, fakes.blocks_loop, fakes.holds_interpreter])
 def test_whoever_minds_no_cancel_is_killed(session: NotebookSession, agent: object) -> None:
     """After the grace the group is killed: the run ends cancelled, with what it had said, nothing left behind."""
     run = start(session, agent)
@@ -454,9 +437,7 @@ def test_a_cancel_before_the_start_never_enters_the_agent(
     assert not trace.exists()
 
 
-def test_a_cancel_in_line_starts_no_process(
-    make_session: MakeSession, held: Held, new_children: Children
-) -> None:
+def test_a_cancel_in_line_starts_no_process(make_session: MakeSession, held: Held, new_children: Children) -> None:
     """A run that is cancelled while it waits for its turn ends without a process."""
     session = make_session(max_concurrent=1)
     session.start(held)
@@ -476,9 +457,7 @@ def test_a_token_that_the_agent_fires_is_fired_here_too(session: NotebookSession
 
 
 @pytest.mark.parametrize("agent", [fakes.waits, fakes.blocks_loop])
-def test_a_time_limit_holds_whatever_the_agent_does(
-    session: NotebookSession, agent: object
-) -> None:
+def test_a_time_limit_holds_whatever_the_agent_does(session: NotebookSession, agent: object) -> None:
     """A deadline ends the run as `deadline`, also where the agent blocks the loop that could tell it."""
     run = ended(start(session, agent, timeout_s=1.2))
     assert (run.status, run.cause) == (RunStatus.CANCELLED, CancelCause.DEADLINE)
@@ -625,8 +604,7 @@ run.wait()
 
 
 @pytest.mark.parametrize(
-    ("agent", "fork"),
-    [("waits", ""), ("blocks_loop", ""), ("holds_interpreter", ""), ("blocks_loop", "forked")],
+    ("agent", "fork"), [("waits", ""), ("blocks_loop", ""), ("holds_interpreter", ""), ("blocks_loop", "forked")]
 )
 def test_a_killed_kernel_leaves_no_orphan(tmp_path: Path, agent: str, fork: str) -> None:
     """SIGKILL of the kernel takes the process and what it has started along, whatever the agent is doing.
@@ -684,12 +662,8 @@ def test_what_is_cut_of_printed_text_is_cut_between_words() -> None:
 
 def test_nbrun_does_not_grow_for_those_who_need_no_process() -> None:
     """Importing nbrun loads neither cloudpickle nor the process executor."""
-    ask = (
-        "import sys, nbrun; print(*(m for m in sys.modules if 'pickle' in m or 'run_process' in m))"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", ask], check=True, capture_output=True, text=True, cwd=ROOT
-    )
+    ask = "import sys, nbrun; print(*(m for m in sys.modules if 'pickle' in m or 'run_process' in m))"
+    answer = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True, cwd=ROOT)
     assert "cloudpickle" not in answer.stdout
     assert "run_process" not in answer.stdout
     assert nbrun.__doc__

@@ -106,10 +106,7 @@ async def does_all(prompt: str, run: RunContext) -> dict[str, object]:
     run.log("eine Zeile", "warning")
     run.log("noch eine")
     run.emit("eigenes", {"x": [1, None, "ß"]})
-    run.usage(
-        input_tokens=120, output_tokens=34, cache_read_tokens=60, reasoning_tokens=8, requests=2,
-        cost_usd=0.0123,
-    )  # fmt: skip
+    run.usage(input_tokens=120, output_tokens=34, cache_read_tokens=60, reasoning_tokens=8, requests=2, cost_usd=0.0123)
     run.text("fertig.")
     return {"antwort": 42, "liste": [True, None, 1.5], "größe": "klein"}
 
@@ -121,17 +118,13 @@ async def speller(prompt: str) -> str:
 
 async def writer(prompt: str, run: RunContext) -> str:
     """Have each word spelled below."""
-    children = [
-        run.start_child(speller, word, name=f"buchstabiert {word}") for word in prompt.split()
-    ]
+    children = [run.start_child(speller, word, name=f"buchstabiert {word}") for word in prompt.split()]
     return " ".join([str(await child) for child in children])
 
 
 async def editor(prompt: str, run: RunContext) -> list[object]:
     """Have two drafts written below, and a third that is cancelled."""
-    drafts = [
-        run.start_child(writer, words, tags={"entwurf": words}) for words in ("Tee", "à la carte")
-    ]
+    drafts = [run.start_child(writer, words, tags={"entwurf": words}) for words in ("Tee", "à la carte")]
     failing = run.start_child(breaks, "dem Entwurf")
     with contextlib.suppress(nbrun.errors.RunFailed):
         await failing
@@ -148,9 +141,7 @@ async def cleaner(prompt: str, run: RunContext) -> dict[str, object]:
     bin_ = await run.ask("Welchen?", options=("blau", "grün"))
     never = await run.approve_tool("format", {"disk": 1})
     heard = await run.inbox.get()
-    return {
-        "args": allowed.args, "second": bool(second), "bin": bin_.decision, "format": bool(never), "heard": heard,
-    }  # fmt: skip
+    return {"args": allowed.args, "second": bool(second), "bin": bin_.decision, "format": bool(never), "heard": heard}
 
 
 async def reader(prompt: str, run: RunContext) -> dict[str, object]:
@@ -225,9 +216,7 @@ def weigher(*, stalls: bool, weighed: list[str]) -> Any:
     from pydantic_ai.messages import ModelMessage, ToolReturnPart
     from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
-    async def says(
-        messages: list[ModelMessage], _info: AgentInfo
-    ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+    async def says(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
         parts = [part for message in messages for part in message.parts]
         results = [str(part.content) for part in parts if isinstance(part, ToolReturnPart)]
         if not results:
@@ -301,7 +290,7 @@ def from_python() -> None:
         ended(run)
 
         shelf = {"regal": "oben"}
-        ended(session.start(reader, "fails at 3", name="Buch", tags=shelf, timeout_s=600, max_turns=50))  # fmt: skip
+        ended(session.start(reader, "fails at 3", name="Buch", tags=shelf, timeout_s=600, max_turns=50))
         cancelled(session.start(reader, "wait at 2", max_cost=20.0), "Pause")
         resumed = ended(session.start(reader, "fails at 4"))
         assert ended(resumed.resume()).status == "completed"
@@ -402,9 +391,7 @@ def opens() -> None:
 # --- what is in it -----------------------------------------------------------------------------------
 
 
-USAGE = (
-    "input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens", "requests", "cost_usd",
-)  # fmt: skip
+USAGE = ("input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens", "requests", "cost_usd")
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -455,9 +442,7 @@ def looks() -> None:
 # --- the files ---------------------------------------------------------------------------------------
 
 FOLDER = Path("/srv/lesson")
-PHASES = {
-    each.__name__: each for each in (from_python, from_a_kernel, killed, opens, unseen, looks)
-}
+PHASES = {each.__name__: each for each in (from_python, from_a_kernel, killed, opens, unseen, looks)}
 
 
 def run_phase(name: str) -> None:

@@ -21,9 +21,7 @@ def test_module_stands_alone(name: str) -> None:
     """It imports nothing, has one export, and says no top-level name twice."""
     module = page_module(name)
     assert not re.search(r"^import ", module, re.MULTILINE)
-    assert re.findall(r"^export .*", module, re.MULTILINE) == [
-        f"export default {{ {VIEWS[name]} }};"
-    ]
+    assert re.findall(r"^export .*", module, re.MULTILINE) == [f"export default {{ {VIEWS[name]} }};"]
     declared = r"^(?:async )?(?:function|const|let|class) (?:(\w+)|[\[{]([^\]}]*)[\]}] =)"
     found = re.findall(declared, module, re.MULTILINE)
     names = [name for one, several in found for name in re.findall(r"\w+", one or several)]

@@ -131,10 +131,7 @@ def test_a_long_text_comes_to_little(text: str, step: int) -> None:
         blocks.feed(text[:end], is_over=end >= len(text))
     html = drawn(blocks)
     assert html.count("<") <= NODE_LIMIT
-    assert (
-        len(blocks.tail) + sum(len(str(block.get("text", ""))) for block in blocks.shown)
-        <= TEXT_LIMIT
-    )
+    assert len(blocks.tail) + sum(len(str(block.get("text", ""))) for block in blocks.shown) <= TEXT_LIMIT
     assert 0 < blocks.cut < len(text)
     assert words(re.sub("<[^>]*>", "", html) + blocks.tail).endswith(words(text[-100:])[-3:])
 
@@ -142,25 +139,7 @@ def test_a_long_text_comes_to_little(text: str, step: int) -> None:
 def test_anything_may_come_in_any_pieces() -> None:
     """No text stops it, and no character of a short one is left out."""
     dice = random.Random(1)  # noqa: S311 - no secret
-    parts = [
-        "\n",
-        "\n\n",
-        "```",
-        "~~~",
-        "- ",
-        "1. ",
-        "  ",
-        "\t",
-        "# ",
-        "a",
-        "*",
-        "`",
-        "> ",
-        "<b>",
-        "|",
-        "\r\n",
-        "---",
-    ]
+    parts = ["\n", "\n\n", "```", "~~~", "- ", "1. ", "  ", "\t", "# ", "a", "*", "`", "> ", "<b>", "|", "\r\n", "---"]
     for _ in range(300):
         text = "".join(dice.choices(parts, k=40))
         blocks, end = Blocks(), 0

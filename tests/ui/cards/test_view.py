@@ -26,23 +26,13 @@ RECORD = RunRecord(
 def test_a_view_is_what_the_record_says() -> None:
     """Name, number, status and words, text, tools, tokens and times are the record's."""
     shown = view(RECORD, now=105.0)
-    assert (shown["id"], shown["number"], shown["name"], shown["agent"]) == (
-        "run-1",
-        3,
-        "tea",
-        "poet",
-    )
+    assert (shown["id"], shown["number"], shown["name"], shown["agent"]) == ("run-1", 3, "tea", "poet")
     assert (shown["status"], shown["words"], shown["live"]) == ("running", "Running", True)
     assert (shown["phase"], shown["text"], shown["text_cut"]) == ("pouring", "Steam", 0)
     assert (shown["started_at"], shown["ended_at"], shown["now"]) == (101.0, None, 105.0)
     assert shown["usage"] == "≥ 12 in · 3 out tokens"
     (tool,) = shown["tools"]
-    assert (tool["id"], tool["name"], tool["status"], tool["args"]) == (
-        "t1",
-        "search",
-        "running",
-        '{"q":"tea"}',
-    )
+    assert (tool["id"], tool["name"], tool["status"], tool["args"]) == ("t1", "search", "running", '{"q":"tea"}')
     assert "careful" in shown["notices"]
 
 
@@ -63,18 +53,14 @@ def test_a_long_run_has_a_small_view() -> None:
     shown = view(record, now=105.0)
     assert shown["text"].endswith("end")
     assert shown["text_cut"] == 1_000_003 - TEXT_LIMIT
-    assert [tool["id"] for tool in shown["tools"]] == [
-        f"t{n}" for n in range(100 - TOOL_LIMIT, 100)
-    ]
+    assert [tool["id"] for tool in shown["tools"]] == [f"t{n}" for n in range(100 - TOOL_LIMIT, 100)]
     assert shown["tools_cut"] == 100 - TOOL_LIMIT
     assert len(json.dumps(shown)) < 64 * 1024
 
 
 def test_a_question_is_shown_as_it_is_asked() -> None:
     """Message, args as text, options and deadline; what would hide the rest of a line is made visible."""
-    asked = ev.ApprovalRequested(
-        "ask-1", "Delete?", "t1", {"path": "a\u202eb\x1b[2K"}, ("a", "b"), 130.0
-    )
+    asked = ev.ApprovalRequested("ask-1", "Delete?", "t1", {"path": "a\u202eb\x1b[2K"}, ("a", "b"), 130.0)
     record = msgspec.structs.replace(RECORD, status=RunStatus.WAITING, pending=(asked,))
     (shown,) = view(record, now=105.0)["questions"]
     assert shown == {
@@ -111,10 +97,7 @@ def _asked(**fields: Any) -> list[dict[str, Any]]:
 
 def test_messages_to_the_agent_have_their_receipts() -> None:
     """Each in words; one can be sent where the agent looks for them and is not being stopped."""
-    steered = (
-        Steered(1, "left", "card", "n1", 100.0, 102.5),
-        Steered(2, "\u202eright", "card", "n2", 103.0),
-    )
+    steered = (Steered(1, "left", "card", "n1", 100.0, 102.5), Steered(2, "\u202eright", "card", "n2", 103.0))
     record = msgspec.structs.replace(
         RECORD, steered=steered, steers=2, steers_taken=1, is_steerable=True, always=("delete",)
     )
@@ -136,16 +119,12 @@ def test_messages_to_the_agent_have_their_receipts() -> None:
 
 def test_many_and_long_questions_have_a_small_view() -> None:
     """How much is not shown to who decides is told."""
-    asked = tuple(
-        ev.ApprovalRequested(f"ask-{n}", "x" * 10_000, None, "y" * 10_000) for n in range(9)
-    )
+    asked = tuple(ev.ApprovalRequested(f"ask-{n}", "x" * 10_000, None, "y" * 10_000) for n in range(9))
     shown = view(msgspec.structs.replace(RECORD, pending=asked), now=105.0)
     assert [question["id"] for question in shown["questions"]] == [f"ask-{n}" for n in range(5)]
     assert shown["questions_cut"] == 4
     assert shown["questions"][0]["args"].endswith("y… 7,000 more characters")
-    veiled = ev.ApprovalRequested(
-        "ask", "\0" * 2_999 + "!"
-    )  # what makes room for itself hides nothing untold
+    veiled = ev.ApprovalRequested("ask", "\0" * 2_999 + "!")  # what makes room for itself hides nothing untold
     (shown_one,) = view(msgspec.structs.replace(RECORD, pending=(veiled,)), now=105.0)["questions"]
     assert shown_one["message"].endswith("… 14,995 more characters")
     assert len(json.dumps(shown)) < 64 * 1024
@@ -165,9 +144,7 @@ def test_error_reason_and_problem_are_shown() -> None:
 
 def test_output_without_text_is_shown() -> None:
     """An agent that returns data and says nothing has something to show."""
-    record = msgspec.structs.replace(
-        RECORD, text="", output={"answer": 42}, status=RunStatus.COMPLETED
-    )
+    record = msgspec.structs.replace(RECORD, text="", output={"answer": 42}, status=RunStatus.COMPLETED)
     shown = view(record, now=105.0)
     assert (shown["text"], shown["output"]) == ("", '{\n  "answer": 42\n}')
     assert shown["result"] == '{"answer":42}'
@@ -227,9 +204,7 @@ def test_a_tool_is_shown_with_its_kind_and_how_far_it_has_come() -> None:
     progress = ev.Progress(1, 4, "pages")
     running = ToolCall("t1", "read", "mcp", {"q": "\x1b[2K"}, started_at=103.0, progress=progress)
     ended = msgspec.structs.replace(running, status="ok", result="a\nb" * 1_000, ms=12.0)
-    first, second = view(msgspec.structs.replace(RECORD, tools=(running, ended)), now=105.0)[
-        "tools"
-    ]
+    first, second = view(msgspec.structs.replace(RECORD, tools=(running, ended)), now=105.0)["tools"]
     assert (first["kind"], first["name"], first["args"]) == ("mcp", "read", '{"q":"\\u001b[2K"}')
     assert (first["started_at"], first["progress"]["words"]) == (103.0, "1 of 4 · pages")
     assert (second["progress"], second["result"][:4]) == (None, "a\nba")
@@ -261,9 +236,7 @@ def test_the_cost_is_an_amount_or_empty(cost: float | None, shown_cost: str) -> 
 
 def test_a_text_is_drawn_where_somebody_draws_it() -> None:
     """Without that it is as it came; with it the closed blocks are HTML, and the copy is what was written."""
-    record = msgspec.structs.replace(
-        RECORD, text="*a*\n\n*b", model="big", reasoning="hm", reasoning_count=9
-    )
+    record = msgspec.structs.replace(RECORD, text="*a*\n\n*b", model="big", reasoning="hm", reasoning_count=9)
     plain, drawn = view(record, now=105.0), view(record, now=105.0, blocks=Blocks())
     assert (plain["blocks"], plain["text"]) == ([], "*a*\n\n*b")
     assert (drawn["blocks"], drawn["text"]) == ([{"key": 1, "html": "<p><em>a</em></p>\n"}], "*b")

@@ -21,12 +21,7 @@ Problems = Callable[[dict[str, str]], dict[str, str | None]]
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """No agent is registered, no key is set, and the local model is not here."""
     monkeypatch.setattr(agents, "_registered", {})
-    for name in (
-        "NBRUN_MODEL",
-        "OLLAMA_BASE_URL",
-        "OLLAMA_MODEL",
-        *(k for ks in KEYS.values() for k in ks),
-    ):
+    for name in ("NBRUN_MODEL", "OLLAMA_BASE_URL", "OLLAMA_MODEL", *(k for ks in KEYS.values() for k in ks)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(local_model, "demo_problem", lambda: "run nbrun local install")
 
@@ -74,9 +69,7 @@ def test_agents_are_listed_with_their_problems() -> None:
         "✘ wants_more  can't be used as an agent: it also requires 'key', 'other'"
     )
     assert line_of(text, "known") == "✔ known  function"
-    assert (
-        text.index("poet") < text.index("Registered") < text.index("known") < text.index("Models")
-    )
+    assert text.index("poet") < text.index("Registered") < text.index("known") < text.index("Models")
     assert "number" not in text
     assert text.endswith("name an agent, or add --model")
     assert "  none: a function of one argument" in agents_text({}, (), "")
@@ -111,9 +104,7 @@ def test_every_provider_with_a_key_is_listed(problems: Problems) -> None:
     """And each needs one of its keys, or its package first."""
     found = problems({})
     for provider in KEYS:
-        (problem,) = (
-            problem for model, problem in found.items() if model.startswith(f"{provider}:")
-        )
+        (problem,) = (problem for model, problem in found.items() if model.startswith(f"{provider}:"))
         assert problem is not None
         assert problem.startswith(("set ", "pip install "))
 

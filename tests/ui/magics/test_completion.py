@@ -111,9 +111,7 @@ def test_what_the_built_in_agent_takes_is_offered(shell: Shell, completion: Comp
     assert offered(completion, "%%agentrun --mcp ") == []
 
 
-def test_a_run_to_continue_is_one_that_has_ended(
-    completion: Completion, session: NotebookSession, held: Held
-) -> None:
+def test_a_run_to_continue_is_one_that_has_ended(completion: Completion, session: NotebookSession, held: Held) -> None:
     """A live one cannot be gone on with."""
     session.start(agents.instant, name="over").wait(BOUND_S)
     session.start(held, name="live")
@@ -158,16 +156,12 @@ def test_options_are_offered(completion: Completion) -> None:
         ("%agentrun cancel --reason ", []),
     ],
 )
-def test_the_values_of_an_option_are_offered(
-    completion: Completion, text: str, choices: list[str]
-) -> None:
+def test_the_values_of_an_option_are_offered(completion: Completion, text: str, choices: list[str]) -> None:
     """Choices and known models; nothing for what only the person knows."""
     assert offered(completion, text) == choices
 
 
-def test_agents_are_offered(
-    completion: Completion, shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_agents_are_offered(completion: Completion, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registered ones and those of the notebook; not for a second place, nor beside a model."""
     monkeypatch.setattr(agents_module, "_registered", {})
     agent(agents.instant)
@@ -270,9 +264,7 @@ def runs(make_session: MakeSession, held: Held) -> Iterator[NotebookSession]:
         ("%agentrun list --status f", ["failed"]),
     ],
 )
-def test_runs_are_offered_where_they_fit(
-    runs: NotebookSession, shell: Shell, text: str, refs: list[str]
-) -> None:
+def test_runs_are_offered_where_they_fit(runs: NotebookSession, shell: Shell, text: str, refs: list[str]) -> None:
     """Live ones to cancel, ended ones for a result, all to be shown: the newest first, then names, quoted."""
     assert offered(Completion(shell, runs), text) == refs
 
@@ -298,20 +290,14 @@ def test_questions_are_offered(session: NotebookSession, shell: Shell) -> None:
     run.deny(run.pending[0].id)
 
 
-def test_a_name_that_nobody_would_type_is_not_offered(
-    session: NotebookSession, shell: Shell
-) -> None:
+def test_a_name_that_nobody_would_type_is_not_offered(session: NotebookSession, shell: Shell) -> None:
     """Unprintable, very long, or with every kind of quote in it: there is the number."""
     for name in ("a\x1b[31m", "b" * 100, "c'\"d", "e\\f", "g'h"):
         assert session.start(agents.instant, "x", name=name).wait(BOUND_S)
-    assert offered(Completion(shell, session), "%agentrun show ") == [
-        *("#5", "#4", "#3", "#2", "#1"), "last", "\"g'h\"",
-    ]  # fmt: skip
+    assert offered(Completion(shell, session), "%agentrun show ") == [*("#5", "#4", "#3", "#2", "#1"), "last", '"g\'h"']
 
 
-def test_references_make_no_file_and_wait_for_no_store(
-    make_session: MakeSession, shell: Shell, held: Held
-) -> None:
+def test_references_make_no_file_and_wait_for_no_store(make_session: MakeSession, shell: Shell, held: Held) -> None:
     """Without a run there is no file afterwards; while somebody else reads the store, references still come."""
     session = make_session()
     completion = Completion(shell, session)
@@ -355,9 +341,7 @@ def test_only_ours_stands_in_our_lines(completion: Completion, shell: Shell) -> 
     completion.close()  # a second time is nothing
 
 
-def test_an_error_does_not_surface(
-    completion: Completion, shell: Shell, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_does_not_surface(completion: Completion, shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever fails, Tab offers nothing of ours and says nothing of it."""
 
     def breaks() -> NoReturn:

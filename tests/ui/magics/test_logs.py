@@ -34,9 +34,7 @@ def lines_of(text: str) -> list[str]:
 ALL = ["one", "two", "warning: three", "four \\u001b[31m"]
 
 
-def test_the_log_of_a_run_is_shown(
-    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_of_a_run_is_shown(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was printed and noted, one line each, in the kernel that ran it and in a later one, in pages."""
     session = make_session()
     run = session.start(logs, "x")

@@ -33,11 +33,7 @@ def test_every_option_and_subcommand_has_a_help() -> None:
 def test_the_manual_begins_with_examples_and_has_everything(magic: Callable[..., object]) -> None:
     """A line on what it does, three examples, options by groups, then every subcommand, with their helps."""
     text = magic.__doc__ or ""
-    parts = [
-        "Examples",
-        *(f"  {group}\n" for group in grouped()),
-        "%agentrun SUBCOMMAND",
-    ]
+    parts = ["Examples", *(f"  {group}\n" for group in grouped()), "%agentrun SUBCOMMAND"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert text.partition("\n\n")[0].endswith(".")
@@ -54,10 +50,7 @@ def test_the_manual_begins_with_examples_and_has_everything(magic: Callable[...,
 def test_the_two_manuals_have_examples_of_their_own() -> None:
     """Three each."""
     assert len(CELL_EXAMPLES) == len(LINE_EXAMPLES) == 3
-    for examples, magic in (
-        (CELL_EXAMPLES, AgentMagics.agentrun),
-        (LINE_EXAMPLES, AgentMagics.agentrun_line),
-    ):
+    for examples, magic in ((CELL_EXAMPLES, AgentMagics.agentrun), (LINE_EXAMPLES, AgentMagics.agentrun_line)):
         shown = (magic.__doc__ or "").partition("%%agentrun [TARGET]")[0]
         assert shown in manual(shown.partition("\n")[0], examples)
         for example in examples:

@@ -34,12 +34,7 @@ def test_every_option_is_read() -> None:
         " --tag a=1 --tag b=x=y --id nightly --on process --thread --no-interpolate"
         " --tools a,b --tools c --mcp one --mcp two"
     )
-    assert (given.target, given.name, given.out, given.block) == (
-        "poet",
-        "my haiku",
-        "result",
-        True,
-    )
+    assert (given.target, given.name, given.out, given.block) == ("poet", "my haiku", "result", True)
     assert (given.timeout_s, given.if_running, given.id) == (90.0, "replace", "nightly")
     assert (given.max_turns, given.max_tokens, given.max_cost) == (5, 10_000, 0.5)
     assert given.tags == {"a": "1", "b": "x=y"}
@@ -103,9 +98,7 @@ def test_lengths_of_time_are_read(text: str, seconds: float) -> None:
     assert duration_s(text) == seconds
 
 
-@pytest.mark.parametrize(
-    "text", ["", "s", "-5s", "1e3", "5 days", "inf", "nan", "1:30", "0", "0ms"]
-)
+@pytest.mark.parametrize("text", ["", "s", "-5s", "1e3", "5 days", "inf", "nan", "1:30", "0", "0ms"])
 def test_what_is_no_length_of_time_is_refused(text: str) -> None:
     """No guess is made."""
     with pytest.raises(BadOption, match=r"isn't a duration|greater than zero"):
@@ -187,9 +180,7 @@ def test_a_followup_gives_what_is_to_be_other() -> None:
         ("retry", ["1", "--speed", "3"], r"no option --speed.* See %agentrun help retry"),
     ],
 )
-def test_what_has_no_place_in_a_followup_is_refused(
-    verb: str, words: list[str], message: str
-) -> None:
+def test_what_has_no_place_in_a_followup_is_refused(verb: str, words: list[str], message: str) -> None:
     """In one line."""
     with pytest.raises(BadOption, match=message):
         followup(verb, *words)

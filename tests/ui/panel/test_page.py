@@ -39,9 +39,7 @@ async def fails(prompt: str) -> str:
     raise ValueError(prompt)
 
 
-def test_pages_follow_one_another_without_a_gap(
-    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_follow_one_another_without_a_gap(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """Newest first, by number; the last page has no more; the same in the kernel that ran them and in a later one."""
     monkeypatch.setattr(runs_page, "PAGE", 3)
     with make_session() as first:

@@ -20,9 +20,7 @@ def shown(panel: Panel) -> dict[str, Any]:
     return table
 
 
-def test_a_store_in_trouble_leaves_what_is_known(
-    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_in_trouble_leaves_what_is_known(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows stay, the reason is told, runs of this kernel still come; what was asked for is read when it clears."""
     session.start(agents.instant, "tea", name="before").wait(10)
     panel = Panel(session, PanelWidget(), None)
@@ -52,9 +50,7 @@ def test_a_store_in_trouble_leaves_what_is_known(
     ],
     ids=["status", "status type", "text type", "text length", "nothing"],
 )  # fmt: skip
-def test_a_wish_that_makes_no_sense_is_refused(
-    session: NotebookSession, wish: dict[str, object]
-) -> None:
+def test_a_wish_that_makes_no_sense_is_refused(session: NotebookSession, wish: dict[str, object]) -> None:
     """With the reason, and the table stays as it is."""
     session.start(agents.instant, "tea").wait(10)
     panel = Panel(session, PanelWidget(), None)

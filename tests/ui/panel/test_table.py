@@ -66,17 +66,7 @@ def test_hostile_text_stays_text_in_what_is_kept() -> None:
     assert html.attributes <= {"class", "style", "aria-hidden"}
     renderer = MarkdownIt("commonmark", {"html": True}).enable("table")
     rendered = renderer.render(data["text/markdown"])
-    assert Tags(rendered).tags <= {
-        "p",
-        "strong",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "code",
-    }
+    assert Tags(rendered).tags <= {"p", "strong", "table", "thead", "tbody", "tr", "th", "td", "code"}
     assert (rendered.count("<th>"), rendered.count("<td>")) == (7, 14)
     for text in data.values():
         assert "\u202e" not in text

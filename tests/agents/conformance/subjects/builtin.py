@@ -60,9 +60,7 @@ class Builtin(Subject):
     """`--model` with `--tools`."""
 
     name = "builtin"
-    crowd = (
-        8  # what a session runs at once: each makes a client, which takes 30 ms of the interpreter
-    )
+    crowd = 8  # what a session runs at once: each makes a client, which takes 30 ms of the interpreter
 
     @property
     def environ(self) -> dict[str, str]:

@@ -11,13 +11,7 @@ from typing import Any
 import httpx
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    HumanMessage,
-    ToolMessage,
-)
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.tools import StructuredTool
 from langchain_openai import ChatOpenAI
@@ -61,9 +55,7 @@ class ScriptModel(BaseChatModel):
         if turn.fails:
             raise ValueError(turn.fails)
         for place, call in enumerate(turn.calls):
-            part = {
-                "name": call.name, "args": json.dumps(call.args), "id": call_id(number, place), "index": place,
-            }  # fmt: skip
+            part = {"name": call.name, "args": json.dumps(call.args), "id": call_id(number, place), "index": place}
             yield _chunk(content="", tool_call_chunks=[part])
         usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
         yield _chunk(content="", usage_metadata=usage, chunk_position="last")
@@ -100,9 +92,7 @@ def request(name: str, args: dict[str, Any]) -> dict[str, Any]:
     """Return what LangChain's middleware interrupts with."""
     return {
         "action_requests": [{"name": name, "args": args}],
-        "review_configs": [
-            {"action_name": name, "allowed_decisions": ["approve", "edit", "reject"]}
-        ],
+        "review_configs": [{"action_name": name, "allowed_decisions": ["approve", "edit", "reject"]}],
     }
 
 
@@ -140,9 +130,7 @@ class LangGraph(Subject):
         """Return a graph on LangChain's model of chat completions."""
         client = httpx.AsyncClient()
         key = SecretStr("none is needed here")
-        made = ChatOpenAI(
-            model=model, base_url=url, api_key=key, stream_usage=True, http_async_client=client
-        )
+        made = ChatOpenAI(model=model, base_url=url, api_key=key, stream_usage=True, http_async_client=client)
         graph = react(made, [])
         self._clients[id(graph)] = client
         return graph

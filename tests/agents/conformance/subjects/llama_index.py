@@ -139,15 +139,11 @@ class Poet(Workflow):
         except ValueError as error:
             return self._ended(ctx, ev, args, error, is_error=True)
 
-    def _ended(
-        self, ctx: Context, ev: Use, args: dict[str, Any], result: object, is_error: bool = False
-    ) -> Use:
+    def _ended(self, ctx: Context, ev: Use, args: dict[str, Any], result: object, is_error: bool = False) -> Use:
         call = self._script.turns[ev.number].calls[ev.place]
         output = {"content": str(result), "is_error": is_error}
         tool_id = call_id(ev.number, ev.place)
-        told = ToolCallResult(
-            tool_name=call.name, tool_kwargs=args, tool_id=tool_id, tool_output=output
-        )
+        told = ToolCallResult(tool_name=call.name, tool_kwargs=args, tool_id=tool_id, tool_output=output)
         self._tell(ctx, told)
         return Use(number=ev.number, place=ev.place + 1, results=[*ev.results, str(result)])
 

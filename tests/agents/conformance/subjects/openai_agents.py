@@ -64,23 +64,16 @@ class ScriptModel(Model):
             text = ResponseOutputText(type="output_text", text="".join(words), annotations=[])
             output.append(
                 ResponseOutputMessage(
-                    id=f"m-{number}",
-                    content=[text],
-                    role="assistant",
-                    status="completed",
-                    type="message",
+                    id=f"m-{number}", content=[text], role="assistant", status="completed", type="message"
                 )
             )
         output += [
             ResponseFunctionToolCall(
-                arguments=json.dumps(call.args), call_id=call_id(number, place), name=call.name,
-                type="function_call",
+                arguments=json.dumps(call.args), call_id=call_id(number, place), name=call.name, type="function_call"
             )
             for place, call in enumerate(turn.calls)
-        ]  # fmt: skip
-        yield ResponseCompletedEvent(
-            type="response.completed", sequence_number=99, response=_response(output)
-        )
+        ]
+        yield ResponseCompletedEvent(type="response.completed", sequence_number=99, response=_response(output))
 
 
 def _response(output: list[Any]) -> Response:
@@ -103,9 +96,7 @@ class OpenAIAgents(Subject):
 
     def agent(self, script: Script) -> Any:
         """Return an agent whose model streams the script."""
-        tools: list[Any] = [
-            function_tool(call.tool, needs_approval=call.asks) for call in script.calls.values()
-        ]
+        tools: list[Any] = [function_tool(call.tool, needs_approval=call.asks) for call in script.calls.values()]
         return Agent(name="poet", model=ScriptModel(script), tools=tools)
 
     def over_http(self, url: str, model: str) -> Any:

@@ -126,9 +126,7 @@ def _listens() -> str:
     return "listened"
 
 
-_IN_THREAD: dict[str, Callable[[], str]] = {
-    "waits": _waits, "waits_at_first": _waits_at_first, "listens": _listens,
-}  # fmt: skip
+_IN_THREAD: dict[str, Callable[[], str]] = {"waits": _waits, "waits_at_first": _waits_at_first, "listens": _listens}
 """What takes the place of an async tool that waits, in a thread."""
 
 

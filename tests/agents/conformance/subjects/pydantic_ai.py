@@ -8,13 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from pydantic_ai import Agent, Tool as FrameworkTool
-from pydantic_ai.messages import (
-    ModelMessage,
-    ModelResponse,
-    RetryPromptPart,
-    ToolReturnPart,
-    UserPromptPart,
-)
+from pydantic_ai.messages import ModelMessage, ModelResponse, RetryPromptPart, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -34,9 +28,7 @@ class Model:
     ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
         """Say what the turn says."""
         parts = [part for message in messages for part in message.parts]
-        results = [
-            part.content for part in parts if isinstance(part, ToolReturnPart | RetryPromptPart)
-        ]
+        results = [part.content for part in parts if isinstance(part, ToolReturnPart | RetryPromptPart)]
         said = [str(part.content) for part in parts if isinstance(part, UserPromptPart)]
         heard = [text for text in said if text != PROMPT]
         number = sum(isinstance(message, ModelResponse) for message in messages)
@@ -60,9 +52,7 @@ class PydanticAI(Subject):
 
     def agent(self, script: Script) -> Any:
         """Return an agent whose model streams the script."""
-        tools = [
-            FrameworkTool(call.tool, requires_approval=call.asks) for call in script.calls.values()
-        ]
+        tools = [FrameworkTool(call.tool, requires_approval=call.asks) for call in script.calls.values()]
         model = FunctionModel(stream_function=Model(script).stream)
         return Agent(model, name="poet", tools=tools)
 

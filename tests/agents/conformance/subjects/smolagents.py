@@ -10,11 +10,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from smolagents import Model, Tool, ToolCallingAgent
-from smolagents.models import (
-    ChatMessageStreamDelta,
-    ChatMessageToolCallFunction,
-    ChatMessageToolCallStreamDelta,
-)
+from smolagents.models import ChatMessageStreamDelta, ChatMessageToolCallFunction, ChatMessageToolCallStreamDelta
 from smolagents.monitoring import TokenUsage
 
 import nbrun
@@ -31,9 +27,7 @@ class ScriptModel(Model):  # type: ignore[misc]  # the package has no types
         super().__init__(model_id="script")
         self._script = script
 
-    def generate_stream(
-        self, messages: list[Any], **_more: Any
-    ) -> Iterator[ChatMessageStreamDelta]:
+    def generate_stream(self, messages: list[Any], **_more: Any) -> Iterator[ChatMessageStreamDelta]:
         """Say what the turn says."""
         texts = [(str(m.role.value), part["text"]) for m in messages for part in m.content]
         number = sum(role == "tool-response" for role, _ in texts)
