@@ -1,7 +1,6 @@
 """What the adapters of agent frameworks share: the events of tools, and earlier calls as text for a model."""
 
-from nbrun.agents import events as ev
-from nbrun.agents.frameworks import INTERRUPTED, Tools, args_of, json_object, part_of, result_of
+from nbrun.agents import INTERRUPTED, Tools, args_of, events as ev, json_object, part_of, result_of
 from nbrun.core.checkpoint import Call
 from nbrun.core.clock import SystemClock
 

@@ -24,8 +24,7 @@ from langgraph.types import Send, interrupt
 
 import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
-from nbrun.agents import find_adapter
-from nbrun.agents.frameworks import INTERRUPTED
+from nbrun.agents import INTERRUPTED, find_adapter
 from nbrun.agents.langgraph.adapter import LangGraphAdapter
 from nbrun.agents.langgraph.callbacks import Callbacks, Gate
 from nbrun.agents.langgraph.resume import Checkpoint, without_open_calls

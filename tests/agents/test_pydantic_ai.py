@@ -18,9 +18,8 @@ from pydantic_ai.models.test import TestModel
 
 import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunStatus
-from nbrun.agents import find_adapter
+from nbrun.agents import INTERRUPTED, find_adapter
 from nbrun.agents.context.budget import NO_PRICE
-from nbrun.agents.frameworks import INTERRUPTED
 from nbrun.agents.pydantic_ai.adapter import PydanticAIAdapter
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung

@@ -22,9 +22,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nbrun.agents import Framework, Limitations, NbrunError, Output, PackageMissing, RunContext, State
+from nbrun.agents import CONTINUE, Framework, Items, Limitations, NbrunError, Output, PackageMissing, RunContext, State
 from nbrun.agents.acp.command import AcpAgent
-from nbrun.agents.frameworks import CONTINUE, Items
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

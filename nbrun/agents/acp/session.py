@@ -18,6 +18,7 @@ from nbrun.agents import (
     NbrunError,
     Plain,
     RunContext,
+    Tools,
     Turn,
     clean_text,
     events as ev,
@@ -25,7 +26,6 @@ from nbrun.agents import (
     shown,
 )
 from nbrun.agents.acp.process import AcpProcess, as_dict
-from nbrun.agents.frameworks import Tools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence

@@ -22,13 +22,15 @@ from nbrun.agents import (
     NO_NATIVE_CANCEL,
     BadOption,
     Framework,
+    FrameworkAdapter,
+    Items,
     Limitations,
     Output,
     RunContext,
     State,
+    json_object,
     provider_retries,
 )
-from nbrun.agents.frameworks import FrameworkAdapter, Items, json_object
 
 MESSAGES = "messages"
 # In the mode `messages`, all models stream; their text comes through the callbacks.

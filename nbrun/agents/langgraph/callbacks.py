@@ -11,8 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
-from nbrun.agents import RunContext, events as ev, guarded, plain, pricing
-from nbrun.agents.frameworks import Tools
+from nbrun.agents import RunContext, Tools, events as ev, guarded, plain, pricing
 
 if TYPE_CHECKING:
     from uuid import UUID

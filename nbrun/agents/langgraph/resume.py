@@ -14,8 +14,7 @@ from langchain_core import messages as msg
 from langchain_core.runnables.config import merge_configs
 from langgraph.checkpoint.memory import InMemorySaver
 
-from nbrun.agents import USER, NotResumable, RunContext, State, Turn, plain
-from nbrun.agents.frameworks import INTERRUPTED, args_of, result_of
+from nbrun.agents import INTERRUPTED, USER, NotResumable, RunContext, State, Turn, args_of, plain, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -23,8 +23,18 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import BadOption, Framework, Limitations, Output, RunContext, State, Turn
-from nbrun.agents.frameworks import FrameworkAdapter, Items, json_object
+from nbrun.agents import (
+    BadOption,
+    Framework,
+    FrameworkAdapter,
+    Items,
+    Limitations,
+    Output,
+    RunContext,
+    State,
+    Turn,
+    json_object,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -15,8 +15,7 @@ from workflows.context.serializers import JsonSerializer
 from workflows.errors import ContextSerdeError
 from workflows.events import Event, HumanResponseEvent
 
-from nbrun.agents import RunContext, State, plain
-from nbrun.agents.frameworks import unreadable
+from nbrun.agents import RunContext, State, plain, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

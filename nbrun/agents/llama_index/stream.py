@@ -11,8 +11,7 @@ from typing import Any
 
 from workflows.events import InputRequiredEvent, InternalDispatchEvent, StepState, StepStateChanged, StopEvent
 
-from nbrun.agents import RunContext, events as ev, plain, pricing
-from nbrun.agents.frameworks import Tools, part_of
+from nbrun.agents import RunContext, Tools, events as ev, part_of, plain, pricing
 from nbrun.agents.llama_index.resume import ANSWER, Checkpoint, Fields, fields_of, response_class
 
 _MESSAGES = ("prefix", "msg", "message", "prompt", "question")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Limitations, Output, RunContext, State, provider_retries
-from nbrun.agents.frameworks import FrameworkAdapter, Items
+from nbrun.agents import Framework, FrameworkAdapter, Items, Limitations, Output, RunContext, State, provider_retries
 
 if TYPE_CHECKING:
     from agents import RunResultStreaming

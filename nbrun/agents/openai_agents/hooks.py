@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents import RunHooks, RunState, Usage
 
-from nbrun.agents import RunContext, events as ev, plain, pricing
-from nbrun.agents.frameworks import Tools, part_of
+from nbrun.agents import RunContext, Tools, events as ev, part_of, plain, pricing
 
 if TYPE_CHECKING:
     from agents import Agent, ModelResponse, RunContextWrapper, Tool, ToolApprovalItem

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents import RunState
 
-from nbrun.agents import USER, RunContext, State, Turn, plain
-from nbrun.agents.frameworks import INTERRUPTED, args_of, result_of, unreadable
+from nbrun.agents import INTERRUPTED, USER, RunContext, State, Turn, args_of, plain, result_of, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

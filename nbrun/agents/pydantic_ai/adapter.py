@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import Framework, Limitations, RunContext, State, provider_retries
-from nbrun.agents.frameworks import FrameworkAdapter, Items
+from nbrun.agents import Framework, FrameworkAdapter, Items, Limitations, RunContext, State, provider_retries
 
 if TYPE_CHECKING:
     from pydantic_ai import CancellationToken

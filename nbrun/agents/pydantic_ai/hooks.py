@@ -14,8 +14,7 @@ from pydantic_ai.messages import ModelRequest, UserPromptPart
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDenied
 from pydantic_graph import End
 
-from nbrun.agents import Clock, Output, RunContext, Worker, call_soon, events as ev, plain
-from nbrun.agents.frameworks import Tools
+from nbrun.agents import Clock, Output, RunContext, Tools, Worker, call_soon, events as ev, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydantic_ai import messages as msg
 
-from nbrun.agents import USER, NotResumable, RunContext, State, Turn, plain
-from nbrun.agents.frameworks import INTERRUPTED, args_of
+from nbrun.agents import INTERRUPTED, USER, NotResumable, RunContext, State, Turn, args_of, plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -19,8 +19,7 @@ from smolagents.models import ChatMessageStreamDelta
 from smolagents.monitoring import AgentLogger, LogLevel, Monitor
 from smolagents.utils import AgentError
 
-from nbrun.agents import RunContext, asks_first, clean_text, events as ev, plain, pricing
-from nbrun.agents.frameworks import Tools
+from nbrun.agents import RunContext, Tools, asks_first, clean_text, events as ev, plain, pricing
 from nbrun.agents.smolagents.resume import checkpoint_of
 
 if TYPE_CHECKING:

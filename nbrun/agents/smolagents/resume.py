@@ -8,8 +8,7 @@ from smolagents import CodeAgent
 from smolagents.memory import ActionStep, PlanningStep, TaskStep, ToolCall
 from smolagents.monitoring import Timing
 
-from nbrun.agents import USER, State, Turn, plain
-from nbrun.agents.frameworks import CONTINUE
+from nbrun.agents import CONTINUE, USER, State, Turn, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
