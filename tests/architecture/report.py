@@ -55,9 +55,11 @@ def entries() -> list[str]:
 
 
 def code_lines(path: Path) -> int:
-    """Return how many lines of a file hold code or a docstring."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in lines)
+    """Return how many lines of a file hold code or a docstring, imports aside."""
+    text = path.read_text(encoding="utf-8")
+    lines = sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in text.splitlines())
+    imports = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom))
+    return lines - sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in imports)
 
 
 def own_imports() -> Iterator[tuple[str, str]]:
@@ -203,7 +205,7 @@ shell = InteractiveShell.instance()
 shell.run_line_magic("load_ext", "nbrun")
 calls, files, done = [], [], threading.Event()
 async def agent(prompt):
-    sys.setprofile(None); threading.setprofile(None); done.set()
+    done.set()
     return prompt
 shell.user_ns["agent"] = agent
 def look(frame, event, argument):
@@ -220,8 +222,8 @@ for warm in (True, False):
     threading.setprofile(look); sys.setprofile(look)
     with contextlib.redirect_stdout(io.StringIO()):
         shell.run_cell_magic("agentrun", "agent --noblock", "hello")
-        sys.setprofile(None); threading.setprofile(None)
         done.wait(10)
+        sys.setprofile(None); threading.setprofile(None)
         shell.run_line_magic("agentrun", "wait")
 json.dump({"modules": sorted({f[len(root) + 1:] for f in files}), "calls": len(calls)}, sys.stdout)
 """

@@ -36,10 +36,9 @@ from nbrun.render.words import opening, title
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.kernel.requests import read_args
 from nbrun.ui.kernel.waiting import cell_id
-from nbrun.ui.magics.interpolation import interpolate
 from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, help_text, manual
 from nbrun.ui.magics.options import LINE
-from nbrun.ui.magics.parsing import read_cell, read_line
+from nbrun.ui.magics.parsing import interpolate, read_cell, read_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

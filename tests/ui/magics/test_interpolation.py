@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from nbrun.core.errors import BadOption
-from nbrun.ui.magics.interpolation import interpolate
+from nbrun.ui.magics.parsing import interpolate
 
 NAMES = {
     "name": "tea",
