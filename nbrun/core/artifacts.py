@@ -135,13 +135,7 @@ class ArtifactFiles:
         return sha256, size
 
     def read(self, sha256: str, size: int, name: str) -> bytes:
-        """Return a file's content; errors call it `name`.
-
-        Raises
-        ------
-        ArtifactLost
-            It is not there, or was changed.
-        """
+        """Return a file's content; raises `ArtifactLost`, calling it `name`, if it is gone or was changed."""
         title = f"the artifact '{name}'"
         if not _HASH.fullmatch(sha256):  # the row was not written by us: it could name any path
             raise ArtifactLost(f"{title} has an invalid hash; its store is damaged")
@@ -279,13 +273,7 @@ class ArtifactWriter:
         return self._files().folder
 
     def keep(self, id_: str, name: str, data: bytes | str | Path, media_type: str | None = None) -> ev.Artifact:
-        """Write a file; return the event that announces it.
-
-        Raises
-        ------
-        StoreError, OSError
-            It cannot be written.
-        """
+        """Write a file; return the event that announces it. Raises `StoreError` or `OSError`."""
         head = ""
         if isinstance(data, str):
             data = self._redactor().text(clean_text(data))

@@ -328,10 +328,7 @@ async def end_cancelled_wait(token: CancelToken) -> None:
     Raised here at once, that cancel would hit the agent a second time, in the middle of its cleanup. A task on
     a loop of the agent's own is cancelled by nobody, so `Cancelled` is raised in it.
 
-    Raises
-    ------
-    Cancelled, asyncio.CancelledError
-        Always.
+    Always raises: `asyncio.CancelledError` or `Cancelled`.
     """
     await asyncio.sleep(_TASK_CANCEL_S)
     token.raise_if_cancelled()
@@ -350,10 +347,7 @@ class Settling(Protocol):
 
 
 class CancelReceipt(msgspec.Struct, frozen=True):
-    """The answer to one call of `cancel()`.
-
-    Threads: any method, from any thread or event loop.
-    """
+    """The answer to one call of `cancel()`. Threads: any method, from any thread or event loop."""
 
     outcome: CancelOutcome
     run_id: str | None = None

@@ -43,10 +43,7 @@ class Turn(msgspec.Struct, frozen=True):
 def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], answer: str) -> list[Turn]:
     """Return the turns of one run.
 
-    Parameters
-    ----------
-    prompt : None if it is the prompt of the run before.
-    answer : the text of the agent, for an agent that sends no whole messages.
+    `prompt` is None if it is that of the run before; `answer` is the text of an agent that sends no whole messages.
     """
     turns = [] if prompt is None else [Turn(USER, prompt)]
     calls: dict[str, Call] = {}
@@ -102,13 +99,7 @@ def pack(state: object) -> bytes:
 
 
 def unpack(blob: bytes) -> State:
-    """Return the state.
-
-    Raises
-    ------
-    NotResumable
-        A newer nbrun wrote it, or it is damaged.
-    """
+    """Return the state; raises `NotResumable` if a newer nbrun wrote it, or it is damaged."""
     try:
         kept = _decoder.decode(blob)
         if kept.version > VERSION:

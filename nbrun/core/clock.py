@@ -64,10 +64,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in order
 
 
 class TimeOrderedIds:
-    """Gives unique ids that sort by the time at which they were made.
-
-    48 bits of milliseconds and 60 random bits, in base 32: 10 and 12 characters.
-    """
+    """Gives unique ids that sort by time: in base 32, 48 bits of milliseconds (10 characters), 60 random (12)."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()

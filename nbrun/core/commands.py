@@ -71,13 +71,7 @@ class Argument(msgspec.Struct, frozen=True):
         return "/".join(self.names) + (f" {value}" if value else "")
 
     def value_of(self, flag: str, text: str) -> object:
-        """Return the value of a text.
-
-        Raises
-        ------
-        BadOption
-            The argument doesn't take it.
-        """
+        """Return the value of a text; raises `BadOption` if the argument doesn't take it."""
         if self.choices and text not in self.choices:
             raise BadOption(f"{flag} {text}: choose from {', '.join(self.choices)}")
         try:
@@ -174,10 +168,7 @@ class Command(msgspec.Struct, frozen=True):
     def read(self, words: Sequence[str]) -> dict[str, Any]:
         """Return the values that the words give, by the keys of their arguments.
 
-        Raises
-        ------
-        BadOption
-            A word has no place here, or a value is wrong or missing.
+        Raises `BadOption` if a word has no place here, or a value is wrong or missing.
         """
         found: dict[str, Any] = {}
         said: dict[str, str] = {}
@@ -297,13 +288,7 @@ def close_to(word: str, known: Iterable[str], count: int, at_least: float = 0.6)
 
 
 def integer(text: str) -> int:
-    """Return a whole number, as `10,000` too; whether it is in range is for others to check.
-
-    Raises
-    ------
-    ValueError
-        It isn't one.
-    """
+    """Return a whole number, as `10,000` too, its range unchecked; raises `ValueError` if it isn't one."""
     try:
         return int(text.replace(",", ""))
     except ValueError:
@@ -311,13 +296,7 @@ def integer(text: str) -> int:
 
 
 def whole_number(text: str) -> int:
-    """Return a number of 1 or more: `10`, `10,000`.
-
-    Raises
-    ------
-    ValueError
-        It isn't one.
-    """
+    """Return a number of 1 or more: `10`, `10,000`; raises `ValueError` if it isn't one."""
     digits = text.replace(",", "")
     if not digits.isdecimal() or not (number := integer(digits[:18])) > 0:
         raise ValueError("expected a whole number, at least 1")

@@ -58,13 +58,7 @@ class InterruptGuard:
                 pass
 
     def leave(self) -> None:
-        """End nbrun's own code.
-
-        Raises
-        ------
-        Cancelled
-            It was to be raised in this thread as soon as that may be.
-        """
+        """End nbrun's own code; raises `Cancelled` if that had to wait for the guard to open."""
         with self._lock:
             self._depth -= 1
             if self._depth or not self._is_due or self._thread_id != threading.get_ident():
@@ -87,10 +81,7 @@ class InterruptGuard:
 
 
 class Steps(Coroutine[Any, Any, T]):
-    """Wraps a coroutine and opens the guard for each of its steps.
-
-    So it is known, from any thread, whose code an event loop is in.
-    """
+    """Wraps a coroutine and opens the guard for its steps, so that any thread can tell whose code a loop is in."""
 
     __slots__ = ("_guard", "_work")
 
@@ -154,12 +145,7 @@ class Steps(Coroutine[Any, Any, T]):
 
 
 class Stepped(Generic[T]):
-    """Awaits something in `Steps`.
-
-    Parameters
-    ----------
-    hold : returns for how many seconds the code must wait before its next step.
-    """
+    """Awaits something in `Steps`; `hold` returns for how many seconds the code must wait before its next step."""
 
     __slots__ = ("_awaited", "_guard", "_hold")
 

@@ -50,10 +50,7 @@ TAIL = 4_000
 
 
 class Printed:
-    """One stream of a process: bytes in, whole lines out.
-
-    Threads: of one.
-    """
+    """One stream of a process: bytes in, whole lines out. Used by one thread."""
 
     def __init__(self, level: str) -> None:
         self.level = level

@@ -42,10 +42,7 @@ def size_words(count: float) -> str:
 def size_bytes(text: str) -> int:
     """Return `500M`, `2 GB` (decimal, as `size_words` writes them) or `2GiB` (binary) as bytes.
 
-    Raises
-    ------
-    BadOption
-        It isn't a size.
+    Raises `BadOption` if it isn't a size.
     """
     if (found := _SIZE.fullmatch(text.strip())) is None:
         raise BadOption(f"'{text}' isn't a size; use for example 500M or 2G, or 0 for no limit")
@@ -87,10 +84,7 @@ def duration(seconds: float) -> str:
 def duration_s(text: str, what: str = "duration") -> float:
     """Return `90s`, `10m`, `1h30m`, `2d` or plain seconds as seconds.
 
-    Raises
-    ------
-    BadOption
-        It isn't a duration, or not greater than zero.
+    Raises `BadOption` if it isn't a duration, or not greater than zero.
     """
     signed = text.replace(" ", "")
     compact = signed.removeprefix("-")

@@ -306,10 +306,7 @@ _EMPTY = RunRecord()
 def fold(events: Iterable[ev.RunEvent], record: RunRecord = _EMPTY) -> RunRecord:
     """Return the record after `events`, which are by seq and continue `record`.
 
-    Raises
-    ------
-    ValueError
-        An event is not the next one, or follows an ending. The intake lets neither through.
+    Raises `ValueError` if one is not the next, or follows an ending; the intake lets neither through.
     """
     draft = _Draft(record)
     for event in events:

@@ -86,13 +86,7 @@ class Replay:
 
 
 def read_speed(speed: float | str) -> float:
-    """Return a speed as a number.
-
-    Raises
-    ------
-    BadOption
-        It isn't a number greater than zero.
-    """
+    """Return a speed as a number; raises `BadOption` if it isn't one greater than zero."""
     try:
         number = MAX_SPEED if speed == "max" else float(speed)
     except (TypeError, ValueError):
@@ -142,12 +136,7 @@ def header(record: RunRecord) -> Header:
 
 
 def dump(record: RunRecord, events: Iterable[ev.RunEvent]) -> Iterator[bytes]:
-    """Yield the lines of a recording, each with its end.
-
-    Parameters
-    ----------
-    events : all of the run, by seq.
-    """
+    """Yield the lines of a recording, each with its end; `events` are all of the run, by seq."""
     run = _written(msgspec.to_builtins(header(record), builtin_types=(bytes,)))
     yield _encoder.encode(_First("run", VERSION, run)) + b"\n"
     for event in events:
@@ -247,13 +236,7 @@ def _entry_part(run: int, line: int) -> str:
 
 
 def read(path: Path) -> tuple[Header, list[ev.RunEvent]]:
-    """Return the content of the recording in this file.
-
-    Raises
-    ------
-    BadRecording
-        The file is missing, or not a valid recording.
-    """
+    """Return the content of the recording in this file; raises `BadRecording` if it is missing or not valid."""
     try:
         with path.open("rb") as file:
             return load(iter(lambda: file.readline(MAX_LINE + 1), b""))

@@ -220,13 +220,7 @@ class SecretRegistry:
                 self._renew()
 
     def add(self, value: str, name: str) -> None:
-        """Add a secret.
-
-        Raises
-        ------
-        BadOption
-            It is too short: replacing it would damage ordinary words.
-        """
+        """Add a secret; raises `BadOption` if it is so short that replacing it would damage ordinary words."""
         if not isinstance(value, str) or len(value.strip()) < MIN_LENGTH:
             raise BadOption(f"a secret must be a str of at least {MIN_LENGTH} characters; this one is not redacted")
         with self._lock:

@@ -36,10 +36,7 @@ def number_of(ref: str) -> int | None:
 
 
 class Catalog:
-    """The runs of a session and of its store, by reference.
-
-    Threads: any method, from any thread, but `note_end()`, which the writer's calls.
-    """
+    """The runs of a session and of its store, by reference. Threads: any, but `note_end()`, which is the writer's."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -74,13 +71,7 @@ class Catalog:
         return Run(self._parts, live.record, live)
 
     def get(self, ref: int | str) -> Run:
-        """Return the run that `ref` names.
-
-        Raises
-        ------
-        RunNotFound
-            No run has this reference.
-        """
+        """Return the run that `ref` names; raises `RunNotFound` if there is none."""
         text = str(ref).strip()
         number = number_of(text)
         if number is None:

@@ -160,10 +160,7 @@ class Intake:
     # --- the consumer ----------------------------------------------------------------------------
 
     def drain(self) -> list[ev.RunEvent]:
-        """Return what waits, as numbered events, as far as one commit should hold of it.
-
-        What comes after an end is refused and counted.
-        """
+        """Return what waits, numbered, at most one commit's; what comes after an end is refused and counted."""
         events: list[ev.RunEvent] = []
         items = self._items
         room = COMMIT_CHARS
@@ -392,13 +389,7 @@ class Intake:
 
 
 def _named(data: ev.Unknown) -> ev.Unknown:
-    """Return data of an unknown type under a name that can be stored.
-
-    Raises
-    ------
-    ValueError
-        Its type is a known one, which it is not of.
-    """
+    """Return data of an unknown type under a name that can be stored; raises `ValueError` if its type is known."""
     if data.type in ev.TYPES:
         raise ValueError(f"not a valid event of type {data.type}")
     name = clean_text(data.type)

@@ -23,14 +23,7 @@ if TYPE_CHECKING:
 
 
 class RunQueue:
-    """Decides which runs may be entered.
-
-    Threads: any method, from any thread, under one lock.
-
-    Parameters
-    ----------
-    limit : how many runs may be in progress at once.
-    """
+    """Lets at most `limit` runs be in progress at once. Threads: any method, from any thread, under one lock."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -101,14 +94,10 @@ PROCESS = "process"
 
 
 class Scheduler:
-    """Hands attempts to the executor, each once.
+    """Hands attempts to the executor, each once; at most `limit` runs are in progress at once.
 
     Threads: any method, from any thread; `_send_out()` on a host's loop. An attempt is taken out of
     `attempts` in one step, so that only one of two that want to send it gets it; `_outgoing` likewise.
-
-    Parameters
-    ----------
-    limit : how many runs may be in progress at once.
     """
 
     # A run in a process of its own has its host there. Its executor has a loop of its own as well, which no agent

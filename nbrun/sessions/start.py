@@ -116,13 +116,7 @@ def takes(options: Callable[P, RunOptions]) -> Callable[[Callable[..., Run]], St
 
 
 def read_options(given: Mapping[str, Any]) -> StartOptions:
-    """Return the options of a start.
-
-    Raises
-    ------
-    BadOption
-        One is unknown or invalid.
-    """
+    """Return the options of a start; raises `BadOption` if one is unknown or invalid."""
     known = StartOptions.__struct_fields__
     for name in given:
         if name not in known:
@@ -143,10 +137,7 @@ class _Plan:
 
 
 class Starter:
-    """Starts the runs of a session.
-
-    Threads: any method, from any thread. The session's lock keeps starts and the close apart.
-    """
+    """Starts the runs of a session, from any thread; the session's lock keeps starts and the close apart."""
 
     def __init__(self, parts: Parts, catalog: Catalog, ids: IdGenerator) -> None:
         self._parts = parts
@@ -317,10 +308,7 @@ class Starter:
     def _take_back(self, live: LiveRun, created: ev.RunCreated) -> Run:
         """Forget a run whose id another kernel took first; return that one.
 
-        Raises
-        ------
-        NotResumable
-            No id was given: another kernel was the first to resume the same run.
+        Raises `NotResumable` if no id was given: another kernel was the first to resume the same run.
         """
         self._parts.scheduler.attempts.pop(live.run_id, None)
         live.token.release()
@@ -351,13 +339,7 @@ class Starter:
 
 
 def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) -> _Plan:
-    """Work out a start.
-
-    Raises
-    ------
-    AgentNotFound, BadOption
-        The agent can't be run, or the prompt or the name is invalid.
-    """
+    """Work out a start; raises `AgentNotFound`, or `BadOption` if the agent, the prompt or the name is invalid."""
     target = agent if isinstance(agent, str) else options.target
     agent, model = _resolved(agent, options)
     predecessor = options.predecessor
