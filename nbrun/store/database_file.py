@@ -12,12 +12,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from nbrun.core import Clock, StoreDamaged, StoreError, StoreUnavailable
-from nbrun.store import read_only, schema
+from nbrun.store import orphans, read_only, rows, schema
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage
 from nbrun.store.location import FOLDER, prepare_folder
-from nbrun.store.orphans import mark_lost
-from nbrun.store.rows import delete_stale_checkpoints
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,8 +145,8 @@ class DatabaseFile:
     def _connected(self, path: Path) -> sqlite3.Connection:
         connection = open_for_writing(path, self._clock.now(), OPEN_WAIT_S)
         try:
-            self.lost = mark_lost(connection, self._clock.now())
-            delete_stale_checkpoints(connection)
+            self.lost = orphans.mark_lost(connection, self._clock.now())
+            rows.delete_stale_checkpoints(connection)
         except BaseException:
             connection.close()
             raise

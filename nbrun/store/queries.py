@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from nbrun.core import LIVE, Artifact, ArtifactFiles, Clock, RunRecord, RunStatus, StoreReadOnly, events as ev, fold
-from nbrun.store import payloads, validation
+from nbrun.store import liveness, payloads, schema, validation
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
-from nbrun.store.liveness import kernel_of
 from nbrun.store.rows import ORIGINS
-from nbrun.store.schema import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,7 +40,7 @@ _decoder = msgspec.msgpack.Decoder(RunRecord)
 _GREATEST = 2**63 - 1  # of SQLite's numbers
 _COLUMNS = (
     # By the type first: the length of a text is not known without reading it.
-    f"SELECT r.number, CASE WHEN typeof(r.record) = 'blob' AND length(r.record) <= {MAX_RECORD_BYTES}"  # noqa: S608 - ours
+    f"SELECT r.number, CASE WHEN typeof(r.record) = 'blob' AND length(r.record) <= {schema.MAX_RECORD_BYTES}"  # noqa: S608 - ours
     " THEN r.record END, s.session_id"
     " FROM runs r JOIN sessions s ON s.key = r.session"
 )
@@ -425,7 +423,7 @@ class StoredRuns(ABC):
 
     def _unseen(self, connection: sqlite3.Connection, number: int, record: RunRecord) -> str:
         """Return why the state of a live-looking run is unknown here; empty for all others."""
-        kernel = kernel_of(connection, number) if record.is_live else None
+        kernel = liveness.kernel_of(connection, number) if record.is_live else None
         return "" if kernel is None else kernel.why_unknown(self._clock.now())
 
     def events(self, number: int, after: int = -1, limit: int | None = None) -> list[ev.RunEvent]:

@@ -19,11 +19,10 @@ from nbrun.core import (
     StoreUnavailable,
     folder_beside,
 )
-from nbrun.store import read_only
+from nbrun.store import orphans, read_only
 from nbrun.store.connection import connect
 from nbrun.store.database_file import DatabaseFile
 from nbrun.store.faults import StoreFault, fault_of, is_damage
-from nbrun.store.orphans import give_up
 from nbrun.store.queries import StoredRuns
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
 from nbrun.store.writer import Source, Writer
@@ -217,7 +216,7 @@ class SessionStore(StoredRuns):
         if self.path is None:
             raise NotPending(f"Run #{number} belongs to this kernel; cancel it instead")
         with closing(connect(self.path)) as connection:
-            give_up(connection, number, self._clock.now())
+            orphans.give_up(connection, number, self._clock.now())
 
     @property
     def files(self) -> ArtifactFiles:

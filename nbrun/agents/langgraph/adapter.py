@@ -50,13 +50,13 @@ class LangGraphAdapter(FrameworkAdapter):
 
     async def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
         """Yield what the graph does, with the conversation of earlier runs before the prompt."""
-        from nbrun.agents.langgraph.resume import Checkpoint, as_messages, user_messages
+        from nbrun.agents.langgraph import resume
 
-        checkpoint = Checkpoint(run, agent)
+        checkpoint = resume.Checkpoint(run, agent)
         names = list(agent.builder.schemas.get(agent.builder.input_schema, {}))
         if MESSAGES in names:
-            before = [] if checkpoint.has_own_thread else as_messages(run.history)
-            graph_input: Any = {MESSAGES: [*before, *user_messages([prompt])]}
+            before = [] if checkpoint.has_own_thread else resume.as_messages(run.history)
+            graph_input: Any = {MESSAGES: [*before, *resume.user_messages([prompt])]}
         else:
             graph_input = _object(names, prompt)
         checkpoint.save_thread()
@@ -65,9 +65,9 @@ class LangGraphAdapter(FrameworkAdapter):
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the graph does from there on; open questions are asked again."""
-        from nbrun.agents.langgraph.resume import Checkpoint
+        from nbrun.agents.langgraph import resume
 
-        checkpoint = Checkpoint(run, agent)
+        checkpoint = resume.Checkpoint(run, agent)
         graph_input = await checkpoint.restore(state)
         run.checkpoint(state)  # in case it stops before it saves its own
         async for item in _driven(graph_input, checkpoint):
@@ -82,9 +82,8 @@ async def _driven(graph_input: Any, checkpoint: Any) -> Items:
     from langgraph.errors import GraphDrained
     from langgraph.runtime import RunControl
 
+    from nbrun.agents.langgraph import interrupts, resume
     from nbrun.agents.langgraph.callbacks import Callbacks, Gate
-    from nbrun.agents.langgraph.interrupts import answered
-    from nbrun.agents.langgraph.resume import user_messages
 
     provider_retries.listen()
     run, graph = checkpoint.run, checkpoint.graph
@@ -95,7 +94,7 @@ async def _driven(graph_input: Any, checkpoint: Any) -> Items:
         is_drained = False
         snapshot = await graph.aget_state(config) if graph_input is None else None
         if snapshot is not None and snapshot.interrupts:
-            graph_input = await answered(run, snapshot.interrupts, callbacks)
+            graph_input = await interrupts.answered(run, snapshot.interrupts, callbacks)
         callbacks.control = RunControl() if takes_messages else None
         try:
             stream = graph.astream(graph_input, config, stream_mode=_MODES, control=callbacks.control)
@@ -112,14 +111,14 @@ async def _driven(graph_input: Any, checkpoint: Any) -> Items:
             messages = snapshot.values.get(MESSAGES)
             # After a message that calls tools, their results must come first.
             if not (messages and getattr(messages[-1], "tool_calls", None)):
-                added = {MESSAGES: user_messages(run.inbox.take())}
+                added = {MESSAGES: resume.user_messages(run.inbox.take())}
                 await graph.aupdate_state(config, added, as_node=callbacks.node)
         elif snapshot.next:
             if not await run.ask(f"Continue with {', '.join(snapshot.next)}?"):
                 yield Output(_output(graph, snapshot.values))
                 return
         elif takes_messages and (texts := run.inbox.take()):
-            graph_input = {MESSAGES: user_messages(texts)}
+            graph_input = {MESSAGES: resume.user_messages(texts)}
         else:
             yield Output(_output(graph, snapshot.values))
             return

@@ -39,7 +39,7 @@ from nbrun.agents import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from nbrun.agents.llama_index.resume import Checkpoint
+    from nbrun.agents.llama_index import resume
 
 CANCEL_S = 0.3  # for a workflow to end by itself before its tasks are cancelled
 LOOK_S = 0.5  # between two checks whether a silent workflow is alive
@@ -57,7 +57,7 @@ class LlamaIndexAdapter(FrameworkAdapter):
     )
 
     def __init__(self) -> None:
-        self._running: dict[str, tuple[Any, Checkpoint]] = {}  # by run id, on the host's loop
+        self._running: dict[str, tuple[Any, resume.Checkpoint]] = {}  # by run id, on the host's loop
 
     def label(self, agent: Any) -> str:
         """Return the workflow's name."""
@@ -69,9 +69,9 @@ class LlamaIndexAdapter(FrameworkAdapter):
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the workflow does from there on; all questions are asked again."""
-        from nbrun.agents.llama_index.resume import restore
+        from nbrun.agents.llama_index import resume
 
-        context, questions = restore(agent, state)
+        context, questions = resume.restore(agent, state)
         run.checkpoint(state)  # in case it stops before it saves its own
         async for item in self._driven(agent, run, start={"ctx": context}, questions=questions):
             yield item
@@ -79,11 +79,11 @@ class LlamaIndexAdapter(FrameworkAdapter):
     async def _driven(self, agent: Any, run: RunContext, start: dict[str, Any], questions: Any = ()) -> Items:
         from workflows.errors import WorkflowCancelledByUser
 
-        from nbrun.agents.llama_index.resume import Checkpoint
+        from nbrun.agents.llama_index import resume
         from nbrun.agents.llama_index.stream import StreamMapper
 
         handler = agent.run(**start)
-        checkpoint = Checkpoint(run, agent, handler, questions)
+        checkpoint = resume.Checkpoint(run, agent, handler, questions)
         mapper = StreamMapper(run, agent, handler, checkpoint)
         self._running[run.run_id] = handler, checkpoint
         for question in questions:

@@ -31,21 +31,21 @@ class OpenAIAgentsAdapter(FrameworkAdapter):
 
     async def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
         """Yield what the agent does, with the conversation of earlier runs before the prompt."""
+        from nbrun.agents.openai_agents import resume
         from nbrun.agents.openai_agents.hooks import Hooks
-        from nbrun.agents.openai_agents.resume import Checkpoint, as_messages
 
-        agent_input = [*as_messages(run.history), {"role": "user", "content": prompt}]
-        async for item in self._driven(agent, agent_input, Hooks(run, Checkpoint(run))):
+        agent_input = [*resume.as_messages(run.history), {"role": "user", "content": prompt}]
+        async for item in self._driven(agent, agent_input, Hooks(run, resume.Checkpoint(run))):
             yield item
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the agent does from there on; open questions are asked again."""
+        from nbrun.agents.openai_agents import resume
         from nbrun.agents.openai_agents.hooks import Hooks
-        from nbrun.agents.openai_agents.resume import Checkpoint, restore
 
-        agent_input, received = await restore(agent, state)
+        agent_input, received = await resume.restore(agent, state)
         run.checkpoint(state)  # in case it stops before it saves its own
-        async for item in self._driven(agent, agent_input, Hooks(run, Checkpoint(run, received))):
+        async for item in self._driven(agent, agent_input, Hooks(run, resume.Checkpoint(run, received))):
             yield item
 
     async def _driven(self, agent: Any, agent_input: Any, hooks: Hooks) -> Items:

@@ -36,22 +36,21 @@ class PydanticAIAdapter(FrameworkAdapter):
         """Yield what the agent does, with the conversation of earlier runs before the prompt."""
         if not run.history:
             return self._driven(agent, run, prompt)
-        from nbrun.agents.pydantic_ai.resume import as_messages
+        from nbrun.agents.pydantic_ai import resume
 
-        return self._driven(agent, run, prompt, message_history=as_messages(run.history))
+        return self._driven(agent, run, prompt, message_history=resume.as_messages(run.history))
 
     async def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield what the agent does from there on; open questions are asked again."""
         from pydantic_ai.tools import DeferredToolResults
 
-        from nbrun.agents.pydantic_ai.hooks import ask_for_approvals
-        from nbrun.agents.pydantic_ai.resume import restore
+        from nbrun.agents.pydantic_ai import hooks, resume
 
-        messages, asked = restore(state)
+        messages, asked = resume.restore(state)
         run.checkpoint(state)  # in case it stops before it saves its own
         results = None
         if asked:
-            results = DeferredToolResults(approvals=await ask_for_approvals(run, asked))
+            results = DeferredToolResults(approvals=await hooks.ask_for_approvals(run, asked))
         history = {"message_history": messages, "deferred_tool_results": results}
         async for item in self._driven(agent, run, None, **history):
             yield item
@@ -62,22 +61,21 @@ class PydanticAIAdapter(FrameworkAdapter):
         from pydantic_ai.capabilities import UseThreadExecutor
         from pydantic_ai.exceptions import RunCancelled
 
-        from nbrun.agents.pydantic_ai.hooks import Hooks, Mapper, Meter, ToolThreads
-        from nbrun.agents.pydantic_ai.resume import Checkpoint
+        from nbrun.agents.pydantic_ai import hooks, resume
 
         provider_retries.listen()
         token = self._tokens[run.run_id] = CancellationToken()
         run.token.raise_if_cancelled()  # a cancel during the import; from here on the token gets it
-        meter, checkpoint = Meter(run), Checkpoint(run)
-        mapper = Mapper(run.clock, checkpoint)
-        threads = ToolThreads(run, asyncio.get_running_loop())
+        meter, checkpoint = hooks.Meter(run), resume.Checkpoint(run)
+        mapper = hooks.Mapper(run.clock, checkpoint)
+        threads = hooks.ToolThreads(run, asyncio.get_running_loop())
         # The framework's limit of 50 requests applies only if the run has none.
         has_limit = run.budget.limits.max_turns is not None
         try:
             async with agent.run_stream_events(
                 prompt,
                 cancellation_token=token,
-                capabilities=[Hooks(run, meter, checkpoint), UseThreadExecutor(threads)],
+                capabilities=[hooks.Hooks(run, meter, checkpoint), UseThreadExecutor(threads)],
                 usage_limits=UsageLimits(request_limit=None) if has_limit else None,
                 **history,
             ) as stream:

@@ -32,11 +32,9 @@ from nbrun.core import (
     SystemClock,
     events as ev,
 )
-from nbrun.host import capture
+from nbrun.host import capture, failures, loops
 from nbrun.host.attempt import Attempt, HostEvent
-from nbrun.host.failures import describe
 from nbrun.host.host import RunHost
-from nbrun.host.loops import LoopThread, new_loop
 from nbrun.host.process import pickling
 from nbrun.host.process.protocol import Batch, Begin, Cancel, Control, Frames, Message, Ready, frame, pack_event
 
@@ -115,7 +113,7 @@ class ProcessHost:
         self._lock = threading.RLock()
         self._is_sending = self._has_sent_end = False
         self._pid = os.getpid()
-        self._thread: LoopThread | None = None
+        self._thread: loops.LoopThread | None = None
         self._host: RunHost | None = None
 
     def run(self) -> None:
@@ -144,7 +142,9 @@ class ProcessHost:
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
             artifact_writer=_artifact_writer(begin), restored=begin.restored,
         )  # fmt: skip
-        self._thread = thread = LoopThread("nbrun-host", new_loop if begin.reentrant_loop else asyncio.new_event_loop)
+        self._thread = thread = loops.LoopThread(
+            "nbrun-host", loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
+        )
         self._host = host = RunHost(thread, self._take, self._clock, begin.host, is_shared=False)
 
         def enter() -> None:
@@ -156,7 +156,7 @@ class ProcessHost:
         thread.call(enter)
 
     def _fail(self, begin: Begin, error: Exception) -> None:
-        data = ev.RunFailed(describe(error))
+        data = ev.RunFailed(failures.describe(error))
         self._put(HostEvent(begin.run_id, begin.number, 0, self._clock.now(), data))
 
     # --- sending ---------------------------------------------------------------------------------

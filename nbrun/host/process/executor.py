@@ -13,9 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbrun.core import CancelCause, Cancelled, Clock, Printed, Rung, call_soon, events as ev, plain
-from nbrun.host.driver import PAUSE_S
-from nbrun.host.escalation import LAST_S
-from nbrun.host.failures import describe
+from nbrun.host import driver, escalation, failures
 from nbrun.host.process import protocol
 from nbrun.host.process.group import ProcessGroup
 from nbrun.host.process.relay import Relay, Relayed
@@ -175,7 +173,7 @@ class RunProcess:
                 await self._run(stack)
         except Exception as error:  # a mistake of ours must not leave a run without its end
             _log.exception("cannot follow the process of %s", self._attempt.run_id)
-            self._relay.fail(describe(error))
+            self._relay.fail(failures.describe(error))
         finally:
             for timer in (self._killing, self._deadline):
                 if timer is not None:
@@ -259,7 +257,7 @@ class RunProcess:
         token = self._attempt.token
         if self._has_begun:
             self._send(protocol.Cancel(token.reason, token.cause or CancelCause.USER))
-            self.kill_by(self._attempt.grace_s + LAST_S)
+            self.kill_by(self._attempt.grace_s + escalation.LAST_S)
         else:  # its agent is never entered
             self.kill_by(0.0)
 
@@ -327,7 +325,7 @@ class RunProcess:
         """Hand events on; where too many are waiting, read nothing for a moment: the agent then has to wait."""
         if self._relay.pass_on(events) and not self._exited.done():
             self._stop_listening()
-            self._loop.call_later(PAUSE_S, self._resume_listening)
+            self._loop.call_later(driver.PAUSE_S, self._resume_listening)
 
     def _receive(self) -> bool:
         """Take what has come over the channel; return whether there may be more."""
