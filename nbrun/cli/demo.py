@@ -82,11 +82,7 @@ def _notebooks_folder() -> Path:
 
 
 def _demo_notebook(*, reuse: bool) -> Path:
-    """Return the path of the first notebook, copied with the others into a folder of the demo.
-
-    `reuse` continues with the notebook of an earlier demo, which may have changed since. Without it, the folder
-    is a new one, so that nothing is overwritten.
-    """
+    """Return the first notebook, in a new folder of the demo or, with `reuse`, in the last one, maybe changed."""
     folder = Path.cwd() / DEMO_FOLDER
     if not reuse:
         names = chain([DEMO_FOLDER], (f"{DEMO_FOLDER}-{number}" for number in count(2)))

@@ -68,10 +68,7 @@ def show_run(options: SimpleNamespace) -> int:
 def stores_at(path: Path) -> list[Path]:
     """Return the store files of a notebook, a folder, or a store file itself.
 
-    Raises
-    ------
-    CommandError
-        There is nothing at this path, or a file that isn't a store.
+    Raises `CommandError` if there is nothing at this path, or a file that isn't a store.
     """
     path = path.absolute()
     if path.is_dir():
@@ -102,10 +99,7 @@ def odd_files_at(path: Path) -> list[tuple[Path, str]]:
 def store_at(path: Path) -> Path:
     """Return the one store of a notebook, a folder, or a store file itself.
 
-    Raises
-    ------
-    CommandError
-        There is none, or there are several.
+    Raises `CommandError` if there is none, or if there are several.
     """
     paths = stores_at(path)
     if not paths:
@@ -152,10 +146,7 @@ def _is_store_soon(wal: Path) -> bool:
 def opened(path: Path, *, reports: bool = True) -> Iterator[SessionStore]:
     """Open a store to read it; report a read-only file unless `reports` is false.
 
-    Raises
-    ------
-    CommandError
-        It cannot be opened.
+    Raises `CommandError` if it cannot be opened.
     """
     store = SessionStore([path], SystemClock())
     try:

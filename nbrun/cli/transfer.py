@@ -118,13 +118,7 @@ def _import(
 
 
 def _recorded(path: Path) -> Iterator[Recorded]:
-    """Yield the runs of a file, in either form that can be imported.
-
-    Raises
-    ------
-    BadRecording
-        The file isn't one; the message names the line.
-    """
+    """Yield the runs of a file, in either form; raise `BadRecording`, which names the line, if it isn't one."""
     try:
         with path.open("rb") as file:
             if file.read(1_000).lstrip().startswith(b"["):

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 class Attempt:
     """One try at a run on a host.
 
-    `number` is a fence: it grows with each try, and the session refuses events of older ones.
-    `context` is a copy of the starting cell's context variables, so that what the agent prints and imports
-    behaves as in that cell.
+    `number` is a fence: it grows with each try, and the session refuses events of older ones. `context` is a copy of
+    the starting cell's context variables, so that what the agent prints and imports behaves as in that cell.
     """
 
     run_id: str
@@ -74,10 +73,7 @@ OnHost = Callable[[str, bool], None]
 
 
 class Executor(Protocol):
-    """Hands attempts to hosts and brings their events back.
-
-    All methods run on the loop of the session's host thread.
-    """
+    """Hands attempts to hosts and brings their events back, all on the loop of the session's host thread."""
 
     async def open(self, sink: Sink, on_host: OnHost) -> None:
         """Begin; `sink` takes the events of all hosts, `on_host` is called when one comes up or goes."""

@@ -14,10 +14,7 @@ _users = 0
 
 
 class RunStream:
-    """Wraps `sys.stdout` or `sys.stderr`: what a run writes goes to its log, everything else passes through.
-
-    Threads: any; it has no state.
-    """
+    """Wraps `sys.stdout` or `sys.stderr`: a run's text goes to its log, all else passes through. Threads: any."""
 
     def __init__(self, stream: TextIO, level: str) -> None:
         self._stream = stream

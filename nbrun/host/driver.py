@@ -336,10 +336,9 @@ class Driver:
     # --- the end ---------------------------------------------------------------------------------
 
     async def _keep_output(self, output: object) -> None:
-        """Keep the output's rendering, and the object if asked to; in a thread, since this runs the output's own code.
+        """Keep the output's rendering, and the object if asked to; in a thread, as this runs the output's own code.
 
-        That code must not harm the run: its errors become warnings, it has a time limit, and a cancel doesn't wait
-        for it.
+        It must not harm the run: its errors become warnings, it has a time limit, and a cancel doesn't wait for it.
         """
         attempt = self._attempt
         artifact_writer, keep_object = attempt.artifact_writer, attempt.options.keep_object
@@ -540,13 +539,9 @@ def _is_on_loop() -> bool:
 
 
 class Children:
-    """Keeps track of the child runs of one run.
+    """Keeps track of the child runs of one run; `report` takes an event of the run.
 
     Threads: `add()` from any thread of the agent; everything else on the host's loop.
-
-    Parameters
-    ----------
-    report : takes an event of the run.
     """
 
     __slots__ = ("_all", "_is_closing", "_report", "_thread")

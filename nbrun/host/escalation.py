@@ -23,10 +23,8 @@ _AGAIN_S = 0.02
 class Escalation:
     """Stops a run step by step, from its fired token until nothing of it runs any more.
 
-    What is stopped is the task that drives the agent, and the threads that the agent has been given. A thread
-    cannot be cancelled, only asked, and then have `Cancelled` raised in it.
-
-    Threads: of the host's loop.
+    It stops the task that drives the agent, and the agent's threads. A thread cannot be cancelled, only asked, and
+    then have `Cancelled` raised in it. Threads: of the host's loop.
 
     Parameters
     ----------

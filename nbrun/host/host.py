@@ -35,13 +35,10 @@ accused of it.
 class RunHost:
     """Drives attempts: `run.started` first, then what the agent sends, then one end event.
 
-    Threads: `begin()` on the loop, where the drivers live; `sink` is called from the loop, from the worker
-    threads of sync agents, and from the watchdog's. The watchdog reads `drivers` and `_owners`, copied in one step.
-
-    Parameters
-    ----------
-    on_blocked : called each time that the loop has not answered for a second.
-    is_shared : whether many runs share the loop, so that blocking it is worth a warning.
+    Threads: `begin()` on the loop, where the drivers live; `sink` is called from the loop, from the worker threads of
+    sync agents, and from the watchdog's. The watchdog reads `drivers` and `_owners`, copied in one step, and calls
+    `on_blocked` each time that the loop has not answered for a second. `is_shared` says whether many runs share the
+    loop, so that blocking it is worth a warning.
     """
 
     def __init__(
@@ -115,10 +112,7 @@ class RunHost:
         return next((driver for driver in drivers if driver.run.run_id == run_id), None)
 
     def blocker(self) -> Driver | None:
-        """Return whose code is on the loop, as far as that is known; called from another thread.
-
-        Source: `asyncio.current_task(loop)` may be called from another thread.
-        """
+        """Return whose code is on the loop, if known. Source: any thread may call `asyncio.current_task(loop)`."""
         for driver in tuple(self.drivers.values()):
             if driver.is_on_thread:
                 return driver
@@ -215,9 +209,8 @@ class Watchdog:
 class LocalExecutor:
     """Runs attempts in this process.
 
-    Its tokens are the session's own, so a cancel needs no message; and a host that lives as long as the
-    process cannot be killed. One whose event loop an agent blocks is reported as gone: it should get no more
-    attempts, and continues those it has when the block ends.
+    Its tokens are the session's own, so a cancel needs no message. Its host cannot be killed: while an agent blocks
+    the loop, it is reported as gone, gets no more attempts, and continues its own when the block ends.
     """
 
     def __init__(self, thread: LoopThread, clock: Clock) -> None:

@@ -201,9 +201,7 @@ def _release() -> None:
 class RunThreads(ThreadPoolExecutor):
     """Gives each `asyncio.to_thread()` of an agent a thread of its own, which a cancel of the run reaches and names.
 
-    asyncio's own threads would delay the exit of the kernel, and nothing would say what runs in them.
-
-    Threads: `submit()` on the host's loop.
+    asyncio's own would delay the kernel's exit, and not say what they run. Threads: `submit()` on the host's loop.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 class WrappingAdapter:
     """Asks the agent's own adapter everything, and drives elsewhere what that yields.
 
-    Parameters
-    ----------
-    hold : returns for how many seconds the agent must wait, because its events cannot be stored as fast.
+    `hold` returns for how many seconds the agent must wait, because its events cannot be stored as fast.
     """
 
     name = "wrapping"
@@ -126,10 +124,7 @@ async def _send_all(items: Items, run: RunContext, hold: Hold) -> object:
 
 
 class _LoopTask:
-    """A task on another loop, in a copy of the current context.
-
-    Threads: any; `_task` is of its loop.
-    """
+    """A task on another loop, in a copy of the current context. Threads: any; `_task` is of its loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], name: str) -> None:
         self.over: Future[Any] = Future()

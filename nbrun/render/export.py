@@ -35,13 +35,7 @@ _HEAD = (
 
 
 def read_form(form: str | None, path: Path | None) -> str:
-    """Return the requested format, else the one of the file's suffix, else JSON lines.
-
-    Raises
-    ------
-    BadOption
-        Unknown format.
-    """
+    """Return the requested format, else the file suffix's, else JSON lines; raise `BadOption` for an unknown one."""
     if form is None and path is not None and path.suffix:
         form = _SUFFIXES.get(path.suffix.lower())
         if form is None:
@@ -81,13 +75,7 @@ def dump(form: str, runs: Iterable[Exported]) -> Iterator[bytes]:
 
 
 def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
-    """Write a file with these runs in it; an existing file stays until the new one is complete.
-
-    Raises
-    ------
-    OSError
-        It cannot be written.
-    """
+    """Write a file of these runs, or raise `OSError`; an existing file stays until the new one is complete."""
     if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
         with path.open("wb") as file:
             file.writelines(dump(form, runs))

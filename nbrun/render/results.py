@@ -25,10 +25,7 @@ _READ_LIMIT = 2 * bundle.LIMIT  # a bundle may come from another program
 
 
 class ResultView:
-    """An output as Jupyter showed it; `value` is its JSON-like form.
-
-    HTML is sanitised: tables and text stay, scripts, styles and remote images do not.
-    """
+    """An output as Jupyter showed it, without scripts, styles and remote images; `value` is its JSON-like form."""
 
     def __init__(self, value: Plain, data: dict[str, str]) -> None:
         self.value = value
@@ -63,14 +60,8 @@ def look_of(value: Plain, artifacts: Sequence[Artifact]) -> dict[str, str] | Non
 def load_object(title: str, artifacts: Sequence[Artifact], *, trusted: bool) -> object:
     """Return the object that a run returned, unpickled.
 
-    Raises
-    ------
-    BadOption
-        `trusted` is not True.
-    NoResult, ArtifactLost
-        No object was kept, or its file is gone.
-    NbrunError
-        It cannot be loaded here.
+    Raises `BadOption` unless `trusted` is True, `NoResult` if no object was kept, `ArtifactLost` if its file is gone,
+    and `NbrunError` if it cannot be loaded here.
     """
     if trusted is not True:
         raise BadOption(

@@ -1,7 +1,4 @@
-"""The one table of runs: its columns, and how it reads as text, as HTML and as Markdown.
-
-Another column is one more row of `COLUMNS`: `nbrun.runs()`, `nbrun list` and the panel, live and saved, show it.
-"""
+"""The one table of runs, for `nbrun.runs()`, `nbrun list` and the panel; each row of `COLUMNS` is one column."""
 
 from __future__ import annotations
 

@@ -335,9 +335,7 @@ def plain_text(record: RunRecord, problem: str | None = None) -> str:
 def whole_html(record: RunRecord, look: Mapping[str, str] | None = None) -> str:
     """Return a run as part of a page: its facts, its prompt, its card with nothing cut, and its result.
 
-    Parameters
-    ----------
-    look : what the output looks like, by MIME type, safe to be shown: a picture, or a table.
+    `look` is what the output looks like, by MIME type, safe to be shown: a picture, or a table.
     """
     title = escape(shown(words.name_and_number(record), 100))
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _facts(record))

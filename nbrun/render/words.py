@@ -159,11 +159,7 @@ def _round_duration(seconds: float) -> str:
 def queued_words(ahead: int, queued: int, busy: int, slots: int, waiting: int = 0) -> str:
     """Return what a queued run waits for: `Queued (3rd of 4) · 8 of 8 slots busy, 1 waiting for you`.
 
-    Parameters
-    ----------
-    ahead, queued : runs queued before this one, and in all.
-    busy, slots : how many of how many slots are taken.
-    waiting : runs that wait for an answer, which also take a slot.
+    Of the `queued` runs, `ahead` come first; `waiting` ones wait for an answer, and take a slot as well.
     """
     place = "next" if ahead == 0 else _ordinal(ahead + 1)
     of = f" of {queued:,}" if queued > 1 else ""
@@ -294,10 +290,7 @@ def _unread_words(record: RunRecord) -> str:
 def resolution_words(resolved: ev.ApprovalResolved, limit_s: float | None, cause: CancelCause | None) -> str:
     """Return how a question was answered, if not from here: `denied: no answer in 3 s`.
 
-    Parameters
-    ----------
-    limit_s : how long it could be answered, in seconds.
-    cause : why the run is being cancelled, if it is.
+    It could be answered for `limit_s` seconds; `cause` is why the run is being cancelled, if it is.
     """
     decision = {"allow": "allowed", "deny": "denied"}.get(resolved.decision, resolved.decision)
     match resolved.by:

@@ -28,17 +28,13 @@ def routes(base_url: str) -> list[tuple[str, type[web.RequestHandler]]]:
 class KernelHandler(APIHandler):
     """What the routes of a kernel share.
 
-    Source: `APIHandler` checks the XSRF cookie before it calls a method, unless the request has the server's
-    token, which no other site knows.
+    Source: `APIHandler` checks the XSRF cookie before it calls a method, except with the server's secret token.
     """
 
     auth_resource = "kernels"
 
     async def ask(self, kernel_id: str, op: str, **content: object) -> dict[str, Any]:
-        """Return the answer of nbrun in a kernel.
-
-        Errors are 404: no such kernel, 504: it doesn't answer, 501: its nbrun is older than the server's.
-        """
+        """Return nbrun's answer in a kernel; 404: no such kernel, 504: no answer, 501: an older nbrun than here."""
         kernel = self.kernel_manager.get_kernel(kernel_id)  # raises the 404
         try:
             answer = await call(kernel, op, by="server", **content)

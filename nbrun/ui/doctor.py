@@ -114,10 +114,7 @@ def _control(extension: Presenter) -> Finding:
 
 
 def control_round_trip_s(kernel: Any, clock: Clock) -> float | None:
-    """Return how long the kernel took to answer a request on its control channel, as a card sends it; None: no answer.
-
-    It is sent from a socket of its own, which is closed afterwards with its context.
-    """
+    """Return how long the kernel took to answer on its control channel, asked as a card does; None: no answer."""
     import zmq
     from jupyter_client.client import KernelClient
 

@@ -64,9 +64,8 @@ def main(channel_fd: int, lifeline_fd: int, parent_pid: int) -> None:
 def _tie_to_kernel(lifeline_fd: int) -> None:
     """Have the system kill this process and all of its group when the kernel is gone.
 
-    The lifeline is a pipe that only the kernel can write to, and it never does. Linux can send a signal of our
-    choice to a whole group when the other end of a pipe goes, also while a call into C holds the interpreter.
-    PR_SET_PDEATHSIG would take this process alone and leave what the agent has started.
+    Only the kernel can write to the lifeline, a pipe, and never does. When the kernel's end goes, Linux signals all of
+    the group, also while a call into C holds the interpreter; PR_SET_PDEATHSIG would spare what the agent started.
     """
     if sys.platform != "linux":
         return  # the commands' thread watches the lifeline too

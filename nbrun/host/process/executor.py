@@ -48,10 +48,7 @@ _START = (
 
 
 class ProcessExecutor:
-    """Runs each attempt in a process of its own.
-
-    Threads: of one loop, which no agent is on.
-    """
+    """Runs each attempt in a process of its own. Threads: of one loop, which no agent is on."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -115,14 +112,9 @@ class ProcessExecutor:
 class RunProcess:
     """One attempt in a process of its own, which leads a group with everything that the agent starts.
 
-    Not asyncio's own subprocesses: they wait for a process as soon as it exits, and from then on its number, by
-    which its group is killed, may belong to another process.
-
-    Threads: of the executor's loop.
-
-    Parameters
-    ----------
-    on_host : called with the name of the process when it is up and when it is gone.
+    Not asyncio's own subprocesses: they wait for a process as soon as it exits, and from then on its number, by which
+    its group is killed, may belong to another process. `on_host` is called with the name of the process when it is up
+    and when it is gone. Threads: of the executor's loop.
     """
 
     def __init__(self, attempt: Attempt, sink: Sink, clock: Clock, on_host: OnHost) -> None:

@@ -15,21 +15,11 @@ if TYPE_CHECKING:
 
 
 class ProcessGroup:
-    """A process that leads a group of its own.
+    """A process that leads a group of its own. Threads: of one.
 
-    It is waited for only after its group was killed: until then its number cannot be reused.
-
-    Threads: of one.
-
-    Parameters
-    ----------
-    code : what Python runs there.
-    pass_fds : what it keeps of our file descriptors, under the same numbers.
-
-    Raises
-    ------
-    OSError, ValueError
-        It could not be started.
+    It is waited for only after its group was killed: until then its number cannot be reused. Python runs `code`
+    there; `pass_fds` are what it keeps of our file descriptors, under the same numbers. Raises `OSError` or
+    `ValueError` if it could not be started.
     """
 
     def __init__(self, code: str, pass_fds: Sequence[int]) -> None:

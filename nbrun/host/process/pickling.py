@@ -19,15 +19,10 @@ MAX_DEPTH = 8
 
 
 def pack(agent: object) -> bytes:
-    """Return the agent as bytes.
+    """Return the agent as bytes; raise `BadOption` if it holds something that exists only in this process.
 
-    What the notebook defines goes by value, with the globals that it uses and no others; what a module defines is
-    imported again.
-
-    Raises
-    ------
-    BadOption
-        It holds something that exists only in this process.
+    What the notebook defines goes by value, with only the globals that it uses; what a module defines is imported
+    again.
     """
     import cloudpickle  # with the first run that needs it
 

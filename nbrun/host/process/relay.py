@@ -20,9 +20,7 @@ Relayed = tuple[float, ev.EventData, str | None]
 class Relay:
     """Hands the events of one attempt to the session, with exactly one end.
 
-    It numbers them itself, so that events about a host and events from that host are one sequence.
-
-    Threads: of one.
+    It numbers them itself, so that events about a host and from that host are one sequence. Threads: of one.
     """
 
     def __init__(self, attempt: Attempt, sink: Sink, clock: Clock) -> None:

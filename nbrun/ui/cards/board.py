@@ -165,13 +165,10 @@ class _Card(Drawable):
 class CardBoard:
     """Shows cards and keeps them current.
 
-    Threads: `show()` on the main thread; the listeners mark cards as changed on the writer's thread; only the
-    thread `nbrun-cards` writes traits and outputs after the first display. `_lock` guards the lists.
-
-    Parameters
-    ----------
-    answer : does what a page asks for; called on whichever thread the kernel handles the message.
-    notify_after : returns after how many seconds the browser reports a run's end; read for each new card.
+    Threads: `show()` on the main thread; the listeners mark cards as changed on the writer's thread; only the thread
+    `nbrun-cards` writes traits and outputs after the first display; `answer` does what a page asks for, on whichever
+    thread the kernel handles the message. `_lock` guards the lists. `notify_after`, read for each new card, returns
+    after how many seconds the browser reports a run's end.
     """
 
     def __init__(
@@ -245,10 +242,7 @@ class CardBoard:
             self._thread.join(timeout_s)
 
     def close_widgets(self) -> None:
-        """Close all widgets; a page that shows nothing else of a run then shows nothing.
-
-        So not before the kernel ends: what pages show should stay.
-        """
+        """Close all widgets; only for the kernel's end, since a page may show nothing else of a run."""
         with self._lock:
             cards, self._live, self._ended = [*self._live, *self._ended], [], deque()
         for card in cards:

@@ -55,11 +55,9 @@ class _Block:
 class Blocks:
     """The text of one run, fed as it grows: each block is parsed and rendered once.
 
-    A block is closed by what no later text can undo: an empty line, the end of its code, the line of a heading.
-    A list may continue after an empty line; what follows closes it. Rendering a line costs a hundred times as much
-    as parsing it, so what a page doesn't get isn't rendered.
-
-    Threads: only the thread that draws cards.
+    A block is closed by what no later text can undo: an empty line, the end of its code, the line of a heading. A
+    list may continue after an empty line; what follows closes it. Rendering a line costs a hundred times as much as
+    parsing it, so what a page doesn't get isn't rendered. Threads: only the one that draws cards.
     """
 
     def __init__(self) -> None:

@@ -44,12 +44,9 @@ def view(
 ) -> dict[str, Any]:
     """Return the card's state.
 
-    Parameters
-    ----------
-    now : the kernel's time in epoch seconds, from which the page computes elapsed times.
-    status : the status in words, if more is known than the record says.
-    blocks : renders the text, each block once; without it the text isn't rendered.
-    children : the records of the live child runs, by id: the parent's log has only their ends.
+    `now` is the kernel's time in epoch seconds, from which the page computes elapsed times; `status` is the status in
+    words, if more is known than the record says; `blocks` renders the text, each block once; without it the text
+    isn't rendered. `children` are the live child runs by id: the parent's log has only their ends.
     """
     mine = filter(None, [words.always_words(record), words.files_words(record)])
     notes = [*mine, *words.followup_notes(record), *words.cancel_notes(record)]

@@ -141,10 +141,7 @@ class MainThread:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Let SIGINT interrupt what runs within, and nothing after it.
-
-        Source: ipykernel ignores the signal between cells.
-        """
+        """Let SIGINT interrupt what runs within, and no more. Source: ipykernel ignores it between cells."""
         former = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             yield

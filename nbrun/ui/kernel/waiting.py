@@ -68,10 +68,7 @@ def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold ■ back while something short is done, so that it is not left half done; it comes right after.
-
-    On other threads there is nothing to hold back: a signal comes to the main thread.
-    """
+    """Delay ■, on the main thread, until something short is done that must not be left half done."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is None:  # None: not Python's to give back
         yield
@@ -108,10 +105,7 @@ def wrap_shutdown(kernel: Any, close: Callable[[], None]) -> Callable[[], None]:
 
 
 def kernel_id(kernel: Any) -> str:
-    """Return the kernel's id as the server knows it; empty if it is unknown.
-
-    Source: Jupyter names the connection file `kernel-<id>.json`.
-    """
+    """Return the server's id of the kernel, or "". Source: Jupyter's connection file is `kernel-<id>.json`."""
     config = getattr(getattr(kernel, "parent", None), "connection_file", "")
     name = os.path.basename(str(config)).removesuffix(".json")
     return name.removeprefix("kernel-") if name.startswith("kernel-") else ""

@@ -51,12 +51,7 @@ def agents_in(namespace: Mapping[str, object], hidden: Container[str]) -> dict[s
 
 
 def agents_text(namespace: Mapping[str, object], hidden: Container[str], model: str) -> str:
-    """Return what `%agentrun agents` prints.
-
-    Parameters
-    ----------
-    model : the one that the settings name, or nothing.
-    """
+    """Return what `%agentrun agents` prints; `model` is the one that the settings name, or nothing."""
     third_party.cache_clear()  # something may have been installed since
     named = registered()
     own = {

@@ -90,10 +90,7 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Completion:
-    """Completes the lines of our magics in one shell, until it is closed.
-
-    Threads: whichever completes, in a kernel also one of its subshells; nothing is kept between two calls.
-    """
+    """Completes our magics in one shell. Threads: any, also a subshell's: nothing is kept between two calls."""
 
     def __init__(self, shell: Any, session: NotebookSession) -> None:
         self._shell = shell
@@ -272,10 +269,7 @@ def _quoted(text: str, quote: str) -> str | None:
 
 
 class _Only(list[SimpleCompletion]):
-    """Our completions and no others, even if there are none: IPython adds others only to an empty list.
-
-    Without it Tab after `--timeout` would offer Python's keywords and the names of files.
-    """
+    """Our completions and no others, even if there are none: IPython adds keywords and files to an empty list."""
 
     def __len__(self) -> int:
         return max(1, super().__len__())

@@ -24,10 +24,7 @@ _SAY = re.compile(
 def read_cell(line: str) -> SimpleNamespace:
     """Return what a `%%agentrun` line asks for; None for what it doesn't give.
 
-    Raises
-    ------
-    BadOption
-        An option or a value is wrong; the message says how to fix it.
+    Raises `BadOption`, whose message says how to fix it, if an option or a value is wrong.
     """
     given = CELL.parse(_split(line))
     if given.target is not None and given.model is not None:
@@ -42,13 +39,7 @@ def read_cell(line: str) -> SimpleNamespace:
 
 
 def read_line(line: str) -> tuple[Command, list[str]]:
-    """Return the subcommand of a `%agentrun` line and its words; `list` for an empty line.
-
-    Raises
-    ------
-    BadOption
-        There is no such subcommand.
-    """
+    """Return a `%agentrun` line's subcommand (default: `list`) and words; raise `BadOption` for an unknown one."""
     if (say := _SAY.fullmatch(line)) is not None:  # its text is taken as it is, quotes included
         words = [word for word in (say["quoted"] or say["ref"], say["text"]) if word]
         words = ["say", *([] if asks_for_help(words[:1]) else ["--"]), *words]

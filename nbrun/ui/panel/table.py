@@ -54,10 +54,7 @@ def page_row(row: Row, session_id: str) -> dict[str, Any]:
 
 
 def bundle(records: Sequence[RunRecord], stored: int, now: float) -> dict[str, Any]:
-    """Return the runs as static output: HTML without script, Markdown, text. All of their text is escaped.
-
-    A live run is shown as what it was at this moment: a file may be looked at years later.
-    """
+    """Return the runs as HTML without script, Markdown and text, escaped; a live run as what it is at this moment."""
     rows = [_past(record) for record in records]
     title = _title(len(rows), stored, now)
     html = run_table.html_table(rows, run_table.View.PANEL) if rows else ""

@@ -76,10 +76,8 @@ def _prompt_session() -> PromptSession[str | None]:
 class _PipedLines:
     """Lines of an input that isn't a terminal, read by a thread because Python may buffer what has arrived.
 
-    The thread can't be stopped, so it may still read a line when its question is over. That line is dropped: it
-    doesn't answer the next question.
-
-    Threads: `next_line()` on the main thread; `nbrun-keyboard` reads one line and ends.
+    The thread can't be stopped: a line that it reads when its question is over is dropped, and doesn't answer the
+    next. Threads: `next_line()` on the main thread; `nbrun-keyboard` reads one line and ends.
     """
 
     def __init__(self) -> None:
