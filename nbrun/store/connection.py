@@ -30,10 +30,7 @@ _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 
 def refuse_links(path: Path) -> None:
-    """Make sure that a store, and the files that SQLite opens with it, are regular files or do not exist.
-
-    Raises `StoreReadOnly` if one of them is a link, or something that reading might block on.
-    """
+    """Raise `StoreReadOnly` if a store or a file that SQLite opens with it is a link, or may block its reader."""
     for part in (path, *(path.with_name(path.name + suffix) for suffix in COMPANIONS)):
         try:
             mode = part.lstat().st_mode
@@ -48,10 +45,8 @@ def refuse_links(path: Path) -> None:
 
 
 def _names_another(journal: Path) -> bool:
-    """Return whether a rollback journal ends with the name of another file, as ours never do.
-
-    Source: SQLite deletes the file of that name, whatever it is, after a rollback.
-    """
+    """Return whether a rollback journal ends with the name of another file, as ours never do."""
+    # Source: SQLite deletes the file of that name, whatever it is, after a rollback.
     try:
         with journal.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -62,11 +57,9 @@ def _names_another(journal: Path) -> bool:
 
 
 def _make(path: Path) -> None:
-    """Make an empty file for its owner only: SQLite would apply the umask, and -wal and -shm take its mode.
-
-    An existing file is not even opened. Source: POSIX drops all of a process's locks on a file when it closes any
-    descriptor of it, and another connection of this process may have some.
-    """
+    """Make an empty file for its owner only: SQLite would apply the umask, and -wal and -shm take its mode."""
+    # An existing file is not even opened. Source: POSIX drops all of a process's locks on a file when it closes any
+    # descriptor of it, and another connection of this process may have some.
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
@@ -75,14 +68,8 @@ def _make(path: Path) -> None:
 def connect(path: Path | None, *, create: bool = False, wait_s: float | None = None) -> sqlite3.Connection:
     """Return a connection that reads and, if the file allows it, writes; `None` is memory.
 
-    Parameters
-    ----------
-    wait_s : how long to wait for a lock; at most, and by default, `BUSY_TIMEOUT_S`.
-
-    Raises
-    ------
-    StoreReadOnly, StoreDamaged, sqlite3.Error, OSError
-        The file cannot be opened.
+    It waits for a lock for `wait_s`, by default and at most `BUSY_TIMEOUT_S`. Raises `StoreReadOnly`, `StoreDamaged`,
+    `sqlite3.Error` or `OSError` if the file cannot be opened.
     """
     if path is None:
         connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
@@ -143,21 +130,10 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def open_for_writing(path: Path | None, now: float = 0.0, wait_s: float | None = None) -> sqlite3.Connection:
-    """Return a connection to a file with our tables, which are made or migrated if necessary.
+    """Return a connection to a file with our tables, made or migrated if necessary; `now` is in epoch seconds.
 
-    Parameters
-    ----------
-    now : epoch seconds, for the table `versions`.
-    wait_s : how long to wait for a lock, as in `connect()`.
-
-    Raises
-    ------
-    StoreTooNew
-        A newer nbrun made it.
-    StoreReadOnly
-        It has tables, triggers or views that are not ours.
-    StoreDamaged
-        It is not a database.
+    `wait_s` is as in `connect()`. Raises `StoreTooNew` if a newer nbrun made the file, `StoreReadOnly` if it has
+    tables, triggers or views that are not ours, `StoreDamaged` if it is not a database.
     """
     connection = connect(path, create=path is not None, wait_s=wait_s)
     try:
@@ -186,10 +162,8 @@ def open_for_writing(path: Path | None, now: float = 0.0, wait_s: float | None =
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """Set the journal mode, retrying for as long as the connection waits for locks elsewhere.
-
-    Source: SQLite does not wait for a lock here, because two processes might wait for each other.
-    """
+    """Set the journal mode, retrying for as long as the connection waits for locks elsewhere."""
+    # Source: SQLite does not wait for a lock here, because two processes might wait for each other.
     (patience_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute("PRAGMA busy_timeout = 0")
     for left in reversed(range(patience_ms // TRY_MS + 1)):

@@ -48,7 +48,7 @@ def is_set_aside(path: Path) -> bool:
 
 
 class DatabaseFile:
-    """The file where a store is kept.
+    """The file where a store is kept: at the first of `places` that can be written, in memory if none can.
 
     A fault that may pass leaves it as it is, and is raised as `StoreUnavailable`. If the file is gone, replaced or
     damaged, a new one is made: it `needs_rebuild` then, and `previous` is the connection to the old one, from which
@@ -56,10 +56,6 @@ class DatabaseFile:
 
     Threads: it is opened under the store's lock until there is a writer; from then on all methods are the writer's.
     `path`, `problem`, `generation`, `incidents` and `fault` may be read by anyone.
-
-    Parameters
-    ----------
-    places : where the file may be, best first; memory if none can be written.
     """
 
     def __init__(self, places: list[Path], clock: Clock) -> None:
@@ -87,11 +83,7 @@ class DatabaseFile:
     # --- opening ---------------------------------------------------------------------------------
 
     def open(self, *, sets_aside: bool = True) -> sqlite3.Connection:
-        """Open the file, or make it.
-
-        Parameters
-        ----------
-        sets_aside : whether a damaged file of ours is renamed, so that a new one can be made.
+        """Open the file, or make it; with `sets_aside`, a damaged file of ours is renamed to make room for a new one.
 
         Raises `StoreUnavailable` if the file is locked, or the disk is full and no other place is better.
         """
@@ -176,11 +168,9 @@ class DatabaseFile:
         self._suspected = fault_of(error, self.path)
 
     def ready(self, *, looks: bool = True) -> sqlite3.Connection:
-        """Return a connection to a usable file: a new one, if the one that was opened is gone or damaged.
+        """Return a connection to the file, or to a new one if it is gone or damaged.
 
-        Parameters
-        ----------
-        looks : whether to check the file even if that was done a moment ago.
+        `looks` says whether to check the file even if that was done a moment ago.
         """
         if self.connection is None:
             return self.open()
@@ -237,11 +227,8 @@ class DatabaseFile:
         return self.path, self.connection
 
     def _clear_companions(self, path: Path, old: sqlite3.Connection) -> None:
-        """Move the old file's journal away: SQLite would take it for the new one's.
-
-        Its index too: a new connection would truncate it while the old one has it mapped. Processes that have them
-        open keep them.
-        """
+        """Move the old file's journal and its index away; processes that have them open keep them."""
+        # SQLite would take the journal for the new file's, and truncate the index that the old connection has mapped.
         is_empty = False
         with contextlib.suppress(sqlite3.Error):  # makes a file that was moved away complete
             _busy, logged, done = old.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

@@ -129,11 +129,9 @@ def served() -> Finding:
 
 
 def _switch() -> tuple[bool, Path] | None:
-    """Return whether the server's settings enable the extension, and the file that says so.
-
-    Source: Jupyter Server reads `jupyter_server_config.json` of each folder, then the files of the folder of that
-    name with `.d`; the first folder that says something wins. What a `.py` file sets is not seen.
-    """
+    """Return whether the server's settings enable the extension, and the file that says so."""
+    # Source: Jupyter Server reads `jupyter_server_config.json` of each folder, then the files of the folder of that
+    # name with `.d`; the first folder that says something wins. What a `.py` file sets is not seen.
     from jupyter_core.paths import jupyter_config_path
 
     for folder in map(Path, jupyter_config_path()):

@@ -78,10 +78,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _comparable(text: str) -> str:
-    """Return a text for searching: case-folded, any white space a single space.
-
-    So a brief record, whose output is one line, contains what the whole one contains.
-    """
+    """Fold case and white space: a brief record, whose output is one line, contains what the whole one does."""
     return " ".join(text.split()).casefold()
 
 

@@ -33,23 +33,13 @@ class Imported:
 
 
 def import_run(connection: sqlite3.Connection, events: Sequence[ev.RunEvent], label: str, now: float) -> Imported:
-    """Import a run, in one transaction.
+    """Import a run, given by all its events, in one transaction; `label` says where it came from.
 
     It keeps its id, in a session of its own that is named by the run's content: so the same run is imported only
-    once. A run that was live is marked as lost, since its kernel is elsewhere.
+    once. A run that was live is marked as lost, since its kernel is elsewhere. `now` is in epoch seconds.
 
-    Parameters
-    ----------
-    events : all of the run, as `recording.load` gives them.
-    label : where it came from.
-    now : epoch seconds.
-
-    Raises
-    ------
-    IdConflict
-        A run with this id may exist only once, and there is another one.
-    BadRecording
-        Something in it cannot be stored.
+    Raises `IdConflict` if a run with this id may exist only once and there is another one, `BadRecording` if
+    something in it cannot be stored.
     """
     row_writer = RowWriter(connection)
     try:

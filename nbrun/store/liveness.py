@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class ProcessIdentity:
     """Identifies a process, also across reboots and containers.
 
-    `started_at` is compared, never read as a time: clock ticks since the boot on Linux, elsewhere
-    microseconds since the epoch.
+    `started_at` is only ever compared: clock ticks since the boot on Linux, elsewhere microseconds since the epoch.
     """
 
     host: str
@@ -31,11 +30,8 @@ class ProcessIdentity:
     started_at: int
 
     def is_alive(self) -> bool | None:
-        """Return whether it is running; None if that cannot be seen from here.
-
-        On the same host, boot and PID namespace the process itself decides, never a heartbeat, because laptops sleep.
-        On another machine it is neither dead nor alive.
-        """
+        """Return whether it is running; None if that cannot be seen from here, as on another machine."""
+        # On the same host, boot and PID namespace the process itself decides, never a heartbeat: laptops sleep.
         here = this_process()
         if self.host != here.host or self.pid_namespace != here.pid_namespace:
             return None
@@ -59,10 +55,7 @@ def this_process() -> ProcessIdentity:
 
 
 def _started_at(pid: int) -> int | None:
-    """Return when a process was started, None if there is none; not affected by changes of the clock.
-
-    Raises `PermissionError` if the system does not say.
-    """
+    """Return when a process started, whatever the clock does; None if there is none; `PermissionError` if hidden."""
     stat = Path(f"/proc/{pid}/stat")
     if sys.platform == "linux":
         try:

@@ -14,10 +14,8 @@ NO_NOTEBOOK = "session"  # the name of a store without a notebook
 
 
 def notebook_path(path: str | Path | None) -> Path | None:
-    """Return the notebook's path: the one given, else the one Jupyter names, if its folder exists.
-
-    Source: Jupyter Server sets `JPY_SESSION_NAME` to the notebook's absolute path when it starts a kernel.
-    """
+    """Return the notebook's path: the one given, else the one Jupyter names, if its folder exists."""
+    # Source: Jupyter Server sets `JPY_SESSION_NAME` to the notebook's absolute path when it starts a kernel.
     if path is not None:
         return Path(path).absolute()
     named = os.environ.get("JPY_SESSION_NAME")

@@ -20,8 +20,7 @@ _log = logging.getLogger("nbrun")
 def mark_lost(connection: sqlite3.Connection, now: float) -> int:
     """Mark the live-looking runs of dead kernels as lost, with the time of their last event; return how many.
 
-    Runs of a kernel that cannot be seen from here are left alone: it is on another host, or this file is a copy and
-    the kernel has written to the original.
+    Not if the kernel cannot be seen: it is on another host, or wrote to the original of which this file is a copy.
     """
     found = 0
     with transaction(connection):
@@ -46,10 +45,7 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
 
 
 def give_up(connection: sqlite3.Connection, number: int, now: float) -> None:
-    """Mark one live-looking run as lost because somebody says so: its kernel cannot be seen from here.
-
-    Raises `NotPending` if it has ended, or its kernel is running.
-    """
+    """Mark one live-looking run as lost on request; raise `NotPending` if it has ended or its kernel is running."""
     with transaction(connection):
         kernel = kernel_of(connection, number)
         if kernel is None or not queries.read_record(connection, number).is_live:

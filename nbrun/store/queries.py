@@ -152,11 +152,10 @@ def read_record(connection: sqlite3.Connection, number: int) -> RunRecord:
 def read_runs(
     connection: sqlite3.Connection, limit: int | None = None, before: int | None = None, query: Query | None = None
 ) -> list[StoredRun]:
-    """Return runs newest first, those below number `before`, at most `limit`.
+    """Return at most `limit` runs below number `before`, newest first, that fit a `query` as far as columns say.
 
-    With a `query`, those that fit it as far as columns say. They only narrow the search, because somebody may have
-    changed them: check the records of what is returned. A run without an agent was written by an older version,
-    which may still be running.
+    Somebody may have changed the columns: check the records of what is returned. A run without an agent was written
+    by an older version, which may still be running.
     """
     last, count = _GREATEST if before is None else before - 1, -1 if limit is None else limit
     values: list[object] = [last]
@@ -272,10 +271,8 @@ class RunReference:
 
 
 def newest_references(path: Path, limit: int, clock: Clock) -> list[RunReference]:
-    """Return the newest runs of a file, newest first; none if it is missing, locked, damaged or slow.
-
-    It has its own connection, because the store's may be busy reading a long log.
-    """
+    """Return the newest runs of a file, newest first; none if it is missing, locked, damaged or slow."""
+    # On its own connection, because the store's may be busy reading a long log.
     try:
         refuse_links(path)
         uri = f"{path.absolute().as_uri()}?mode=ro"

@@ -51,9 +51,8 @@ def examine(path: Path, error: Exception, words: str) -> tuple[str, int | None]:
 def open_to_read(path: Path) -> sqlite3.Connection:
     """Return a connection that can only read our tables; a table that the file lacks is empty.
 
-    Do not keep it: without a journal beside it, the file is assumed not to change.
-
-    Raises `StoreReadOnly` or `StoreDamaged`, with the reason, if nothing can be read from it.
+    Do not keep it: without a journal beside it, the file is assumed not to change. Raises `StoreReadOnly` or
+    `StoreDamaged`, with the reason, if nothing can be read from it.
     """
     refuse_links(path)
     is_at_rest = not any(_has_bytes(path, suffix) for suffix in ("-wal", "-journal"))
@@ -132,11 +131,8 @@ def _stop_after(steps: int) -> Callable[[], int]:
 
 
 def _columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
-    """Return the columns of an ordinary table, without computed ones; none of a view or a virtual table.
-
-    Source: views and virtual tables have no root page; `hidden` marks computed columns and those of
-    virtual tables.
-    """
+    """Return the columns of an ordinary table, without computed ones; none of a view or a virtual table."""
+    # Source: views and virtual tables have no root page; `hidden` marks computed columns and those of virtual tables.
     found = connection.execute(
         "SELECT type, rootpage, sql FROM sqlite_schema WHERE name = ? COLLATE NOCASE", (table,)
     ).fetchall()

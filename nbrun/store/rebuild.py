@@ -36,13 +36,10 @@ class KnownRun:
 def rebuild(
     previous: sqlite3.Connection | None, connection: sqlite3.Connection, session: Values, known: Sequence[KnownRun]
 ) -> tuple[int, dict[str, Row]]:
-    """Write a session and its runs into a new file, which has a transaction open.
+    """Write a session and its runs into a new file with a transaction open; return its key, and each run's row by id.
 
-    Their logs are copied from the old file, or reconstructed from their records where that cannot be read.
-
-    Returns
-    -------
-    The session's key, and the row of each run, by its id; a run keeps its number if that is free.
+    Logs are copied from the old file, or reconstructed from the records where that cannot be read; a run keeps its
+    number if that is free.
     """
     row_writer = RowWriter(connection)
     found = connection.execute("SELECT key FROM sessions WHERE session_id = ?", (session[0],)).fetchone()

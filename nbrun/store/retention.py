@@ -72,13 +72,10 @@ class Sweeper:
     """Removes runs, on its own connection.
 
     It works in transactions of a few milliseconds and rests after each, so that the writers of this and other kernels
-    can write in between: one that finds the file locked tries again sooner than the rest is over.
+    can write in between: one that finds the file locked tries again sooner than the rest is over. `rest()` waits, and
+    returns whether to stop and leave what remains to the next sweep.
 
     Threads: one at a time.
-
-    Parameters
-    ----------
-    rest : called between two transactions, to wait; returns whether to stop and leave the rest to the next sweep.
     """
 
     def __init__(

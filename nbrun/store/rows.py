@@ -185,11 +185,9 @@ class RowWriter:
             self._begin_among_many(error)
 
     def _begin_among_many(self, error: sqlite3.OperationalError) -> None:
-        """Begin where SQLite has waited in vain, perhaps not for a lock that stays but among many writers.
-
-        Source: SQLite's tries are up to 0.1 s apart, so among four busy writers about one in ten thousand finds no
-        free moment within a second.
-        """
+        """Begin where SQLite has waited in vain, perhaps not for a lock that stays but among many writers."""
+        # Source: SQLite's tries are up to 0.1 s apart, so among four busy writers about one in ten thousand finds no
+        # free moment within a second.
         (waited_ms,) = self._connection.execute("PRAGMA busy_timeout").fetchone()
         if waited_ms < TRIES * TRY_S * 1000:  # the lock is known: do not wait again
             raise error
@@ -251,10 +249,8 @@ class RowWriter:
         return Row(number, record.status), msgspec.structs.replace(created, data=numbered)
 
     def _is_taken(self, run_id: str, data: ev.RunCreated) -> bool:
-        """Return whether there is another run where there may be only one.
-
-        Of the runs that resume the same one, those that are in progress or completed count.
-        """
+        """Return whether there is another run where there may be only one."""
+        # Of the runs that resume the same one, those that are in progress or completed count.
         sql = "SELECT 1 FROM runs WHERE run_id = ?"
         key: object = run_id if data.options.get(ev.ONCE) else None
         if key is None and data.origin is not None and data.origin.kind == ev.RESUME:
@@ -353,10 +349,8 @@ class RowWriter:
         return _values(number, event)
 
     def write_one_by_one(self, row: Row, events: Sequence[ev.RunEvent]) -> tuple[Row, list[ev.RunEvent]]:
-        """Write events one by one, with a placeholder for one that cannot be stored; return what was written.
-
-        The log stays without a gap, and an end stays an end.
-        """
+        """Write events one by one, with a placeholder for one that cannot be stored; return what was written."""
+        # The log stays without a gap, and an end stays an end.
         written: list[ev.RunEvent] = []
         for event in events:
             self._connection.execute("SAVEPOINT one")

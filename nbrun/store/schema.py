@@ -3,9 +3,8 @@
 Times are integer microseconds since the epoch (UTC). `events.data` is MessagePack; consecutive text deltas
 share a row (`count` > 1), see `payloads`.
 
-A new version adds tables, columns and indexes and changes nothing else, so an older file is migrated by running the
-statements that are new. New files are made by the same statements, so both end up with the same schema text.
-`versions` has the time of each migration.
+A new version only adds tables, columns and indexes, so an older file is migrated by running the new statements; new
+files are made by the same ones, so both have the same schema text. `versions` has the time of each migration.
 """
 
 from __future__ import annotations
@@ -139,10 +138,8 @@ _columns_decoder = msgspec.msgpack.Decoder(_Columns)
 
 
 def number_above(connection: sqlite3.Connection, number: int) -> None:
-    """Set new runs to be numbered from above `number`.
-
-    Source: an AUTOINCREMENT column continues from `sqlite_sequence`, whose rows may be written.
-    """
+    """Set new runs to be numbered from above `number`."""
+    # Source: an AUTOINCREMENT column continues from `sqlite_sequence`, whose rows may be written.
     changed = connection.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'runs'", (number,))
     if not changed.rowcount:
         connection.execute("INSERT INTO sqlite_sequence VALUES ('runs', ?)", (number,))
@@ -216,10 +213,7 @@ def _texts(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def check(connection: sqlite3.Connection, path: Path | None) -> int:
-    """Return the version of a file whose schema is exactly ours, 0 for an empty one.
-
-    Raises `StoreTooNew` or `StoreReadOnly` for any other.
-    """
+    """Return the version of a file with exactly our schema, 0 if empty; or raise `StoreTooNew` or `StoreReadOnly`."""
     # In one statement, which sees one state of the file: another process may be migrating it just now.
     rows = connection.execute(
         "SELECT sql, (SELECT user_version FROM pragma_user_version) FROM sqlite_schema WHERE sql IS NOT NULL"

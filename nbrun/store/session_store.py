@@ -39,17 +39,12 @@ _log = logging.getLogger("nbrun")
 
 
 class SessionStore(StoredRuns):
-    """The runs of one notebook on disk, or in memory if nothing can be written.
+    """The runs of one notebook on disk, at the first of `places` that can be written, or in memory if none can.
 
-    The file is made when the first run starts.
+    The file is made when the first run starts; runs older than those that `keep` allows for are removed.
 
     Threads: any method, from any thread. Readers of a file have their own connection, under `_lock`; in memory
     they share the writer's, under `_write_lock`.
-
-    Parameters
-    ----------
-    places : where the file may be, best first; memory if none can be written.
-    keep : how much to keep; older runs are removed.
     """
 
     def __init__(self, places: list[Path], clock: Clock, keep: Keep | None = None) -> None:
@@ -236,10 +231,7 @@ class SessionStore(StoredRuns):
             return sweeper.clean(keep, self._clock.now())
 
     def note_end(self, number: int | None) -> None:
-        """Check now and then whether the store holds too much, and remove old runs on a thread.
-
-        `number` is that of a run that has ended. Mostly this costs next to nothing.
-        """
+        """Note that a run has ended; now and then, at little cost, check whether to remove old ones on a thread."""
         now = self._clock.monotonic()
         if now < self._sweep_at or self._is_stopping.is_set():
             return

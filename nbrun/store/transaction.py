@@ -77,13 +77,9 @@ class Backlog:
         return self._items[0].seq if self._items else None
 
     def add(self, events: list[ev.RunEvent], text_at: int, room: int, why: str) -> None:
-        """Add events.
+        """Add events, before which the record's text has `text_at` characters.
 
-        Parameters
-        ----------
-        text_at : length of the record's text before them.
-        room : how many bytes may be added; beyond that, only required events are.
-        why : the reason that is given for those that are dropped.
+        Beyond `room` bytes only required events are added; `why` is the reason given for those that are dropped.
         """
         for event in events:
             start = text_at
@@ -183,12 +179,9 @@ class Written:
 class FileWriter:
     """Writes runs in whole transactions: if a method raises, nothing has changed.
 
-    Threads: the writer's only; the connection is used under `lock`, which readers of a store in memory share.
+    `connection` is None while there is no file; `session` is the session's row, by the columns of its table.
 
-    Parameters
-    ----------
-    connection : to the file; None while there is no file.
-    session : the session's row, by the columns of its table.
+    Threads: the writer's only; the connection is used under `lock`, which readers of a store in memory share.
     """
 
     def __init__(
@@ -243,11 +236,7 @@ class FileWriter:
         """Commit the backlogs and the new events of these runs; return what was written, and which checkpoints.
 
         It changes neither the runs nor the checkpoints: if the disk does not answer, another thread continues with
-        them.
-
-        Parameters
-        ----------
-        has_placeholders : whether an event that cannot be stored is replaced by a placeholder.
+        them. With `has_placeholders`, an event that cannot be stored is replaced by a placeholder.
         """
         ends = (has_end(run.backlog.whole()) or has_end(groups[key]) for key, run in runs.items())
         self._sync_fully(any(ends))
@@ -288,10 +277,8 @@ class FileWriter:
         self._connection.close()
 
     def _sync_fully(self, wanted: bool) -> None:
-        """Have the next commit survive a power failure, or only the death of this process.
-
-        Source: SQLite ignores a change of `synchronous` within a transaction, so it is made between two.
-        """
+        """Have the next commit survive a power failure, or only the death of this process."""
+        # Source: SQLite ignores a change of `synchronous` within a transaction, so it is made between two.
         if wanted != self._is_full_sync:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
             self._is_full_sync = wanted

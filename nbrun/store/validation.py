@@ -138,10 +138,7 @@ def sound_brief(record: RunRecord, number: int, session_id: object) -> RunRecord
 
 
 def foldable(events: Iterable[ev.RunEvent]) -> Iterator[ev.RunEvent]:
-    """Yield the events of a log as long as it can be folded in a reasonable time.
-
-    Raises `ValueError` if it is longer, or has more open at a time, than any real run.
-    """
+    """Yield a log's events; raise `ValueError` where it is longer, or has more open at a time, than any real run."""
     opened = 0
     for count, event in enumerate(events):
         what = event.data

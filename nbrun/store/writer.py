@@ -97,14 +97,12 @@ class _TakenOver(Exception):
 class Writer:
     """Commits the events of its source.
 
+    `connection` is None if `database` could not open it yet. The `database` replaces a connection whose file is gone;
+    without it, this connection is all there is.
+
     Threads: `wake()` and `close()` from any thread, `fault` and `behind` are read by any; all else belongs to the
     thread `nbrun-writer`, or to its stall guard while the disk does not answer. The connection is used under `lock`,
     which readers of a store in memory share.
-
-    Parameters
-    ----------
-    connection : to the file; None if `database` could not open it yet.
-    database : replaces a connection whose file is gone; without it, this connection is all there is.
     """
 
     def __init__(
@@ -191,10 +189,8 @@ class Writer:
             _log.warning("%s: its checkpoint could not be deleted (%s)", record.run_id, error)
 
     def _source_groups(self, committed: list[Committed]) -> _Group:
-        """Return new events by run, an empty list for a run with only a backlog.
-
-        Return nothing while the file cannot be written: new events are then added to the backlogs.
-        """
+        """Return new events by run, an empty list for a run with only a backlog."""
+        # Nothing while the file cannot be written: new events are then added to the backlogs.
         can_write = self._can_write(committed)
         new: _Group = {}
         for event in self.source.drain():
@@ -205,10 +201,8 @@ class Writer:
         return {}
 
     def _commit(self, groups: _Group, committed: list[Committed], *, is_part: bool = False) -> None:
-        """Write the groups together; if that fails, keep them, or find out which one is to blame.
-
-        With `is_part`, the stall guard does not take over: the writer still holds the other groups.
-        """
+        """Write the groups together; if that fails, keep them, or find out which one is to blame."""
+        # With `is_part`, the stall guard does not take over: the writer still holds the other groups.
         for run_id in self._given_up & groups.keys():
             self._keep(run_id, groups.pop(run_id), "one of its values cannot be stored", committed)
         if not groups:
@@ -399,10 +393,8 @@ class Writer:
     # --- while the disk does not answer ----------------------------------------------------------
 
     def _take_over(self, call: DiskCall) -> None:
-        """Keep and publish what the writer was about to write, then what is new; on the guard's thread.
-
-        The writer is still using the runs of its call, so they are replaced by copies.
-        """
+        """Keep and publish what the writer was about to write, then what is new; on the guard's thread."""
+        # The writer is still using the runs of its call, so they are replaced by copies.
         committed, new = list(call.committed), call.groups
         call.committed.clear()
         if not call.is_kept:
@@ -493,9 +485,7 @@ class WakeUp:
     def wait(self, at_most_s: float | None) -> bool:
         """Wait for events, then a moment more, so that many share one commit; return whether one is urgent.
 
-        Parameters
-        ----------
-        at_most_s : how long to wait for the first of them; None for as long as it takes.
+        The first of them may take `at_most_s`; None for as long as it takes.
         """
         self._state = _State.IDLE
         if not self._has_news:
@@ -534,16 +524,12 @@ class DiskCall:
 
 
 class StallGuard:
-    """Does the writer's other work, draining its source and publishing, while the disk does not answer.
+    """Drains the writer's source and publishes, by calling `take_over` repeatedly, while the disk does not answer.
 
     Its thread, `nbrun-writer-watch`, does that under `_turn`, for which `end_call()` waits, so that the two never do
     it at once. It rests while nothing is written.
 
     Threads: `begin_call()` and `end_call()` are the writer's.
-
-    Parameters
-    ----------
-    take_over : does that work once; called repeatedly until the call ends.
     """
 
     def __init__(self, take_over: Callable[[DiskCall], None], clock: Clock) -> None:
