@@ -1,7 +1,6 @@
-"""How agents are driven: the adapter protocol, and finding the adapter of an object.
+"""How agents are driven: the adapter protocol, and finding an agent's adapter by its class, without its framework.
 
-An adapter is found by the object's class, without importing its framework. Third parties register theirs
-under the entry-point group `nbrun.agents`: a name and an object that implements `AgentAdapter`.
+Third parties register theirs under the entry-point group `nbrun.agents`: a name and an `AgentAdapter`.
 """
 
 from __future__ import annotations
@@ -251,13 +250,7 @@ def _matches(adapter: AgentAdapter, agent: object) -> bool:
 
 
 def find_adapter(agent: object) -> AgentAdapter:
-    """Return the adapter that drives `agent`.
-
-    Raises
-    ------
-    AgentNotFound
-        No adapter drives it.
-    """
+    """Return the adapter that drives `agent`; raises `AgentNotFound` if none does."""
     if isinstance(agent, FunctionType):  # most agents, and never an object of a framework
         return _adapters()[-1]
     for adapter in adapters():
@@ -293,12 +286,9 @@ def asks_first(tool: Callable[..., object]) -> bool:
 
 
 def by_name(name: str) -> object:
-    """Return the agent of this name: a registered one, or the program of `acp:COMMAND`; None if there is none.
+    """Return the agent registered by this name, or the program of `acp:COMMAND`; None if there is none.
 
-    Raises
-    ------
-    BadOption
-        The command is invalid.
+    Raises `BadOption` if the command is invalid.
     """
     if name.startswith(PROGRAM):
         from nbrun.agents.acp.command import AcpAgent
@@ -354,10 +344,7 @@ class FrameworkAdapter(AgentAdapter):
 
 
 class Tools:
-    """The tools that are running, by id, and the events of their start and end.
-
-    Threads: any; each id is used by one thread at a time.
-    """
+    """The running tools by id, and the events of their start and end. Threads: any; one at a time for each id."""
 
     def __init__(self, clock: Clock) -> None:
         self.began: dict[str, float] = {}

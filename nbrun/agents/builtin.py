@@ -119,10 +119,7 @@ def choose(
 ) -> tuple[ModelAgent | ScriptedAgent, str]:
     """Return the built-in agent for `model`, and the model's name on cards.
 
-    Raises
-    ------
-    BadOption
-        There is no such model, its key or its package is missing, or nothing is configured at all.
+    Raises `BadOption` if there is no such model, its key or its package is missing, or nothing is configured at all.
     """
     named = model or configured(environ)
     if named is None:
@@ -237,10 +234,7 @@ def _provider_problem(provider: str) -> str | None:
 def assemble(model: str, setup: RunOptions, warn: Callable[[str], None]) -> Agent[None, object]:
     """Return the pydantic-ai agent; a tool that can't be described to a model is left out, with a warning.
 
-    Raises
-    ------
-    pydantic_ai.exceptions.UserError
-        It has an MCP server, and the package for that is not installed.
+    Raises pydantic-ai's `UserError` if it has an MCP server, and the package for that is not installed.
     """
     from pydantic_ai import Agent
 

@@ -121,13 +121,7 @@ _known: WeakKeyDictionary[FunctionType, tuple[bool, object]] = WeakKeyDictionary
 
 
 def _accepted(agent: object) -> tuple[bool, object]:
-    """Return whether a callable accepts a prompt, and the kind of its parameter `run`, or None.
-
-    Raises
-    ------
-    AgentNotFound
-        It requires more than a prompt and a run.
-    """
+    """Return whether it takes a prompt, and the kind of its `run` or None; `AgentNotFound` if it requires more."""
     if not callable(agent):
         raise AgentNotFound(f"{type_name(agent)} can't be used as an agent: it is not a function")
     if isinstance(agent, FunctionType) and (known := _known.get(agent)):

@@ -8,13 +8,9 @@ def cost_usd(
 ) -> float | None:
     """Return what a model call costs, in US dollars; None if its price is unknown.
 
-    The first time this imports the table of prices, which takes 0.2 s: call it after the model call.
-
-    Parameters
-    ----------
-    model : its provider's name for it, `provider:name` or `provider/name`.
-    provider : such as `openai`; if it is empty, it is taken from the model's name.
-    input_tokens : all that were sent, including those read from a cache.
+    The first time this imports the table of prices, which takes 0.2 s: call it after the model call. `model` is its
+    provider's name for it, `provider:name` or `provider/name`; an empty `provider` is taken from it. `input_tokens`
+    include those read from a cache.
     """
     try:
         from genai_prices import Usage, calc_price

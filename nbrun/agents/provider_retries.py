@@ -16,10 +16,7 @@ _BEGIN = "Retrying request"
 
 
 class Retries(logging.Filter):
-    """Warns the run in whose context a client waits; otherwise the log stays as it would be without this filter.
-
-    Threads: any that logs.
-    """
+    """Warns the run in whose context a client waits; the log stays as without it. Threads: any that logs."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__()

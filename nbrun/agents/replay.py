@@ -74,7 +74,6 @@ class _Pace:
         self._count = 0
 
     async def wait_for(self, event: ev.RunEvent) -> None:
-        """Return when it is due."""
         gap_s = 0.0 if self._last is None or self._waits else max(0.0, event.ts - self._last)
         self._last = event.ts
         if event.type == ev.RunWaiting.TYPE:
@@ -104,7 +103,6 @@ def _again(event: ev.RunEvent) -> ev.EventData | None:
 
 
 async def _end(data: ev.EventData, reported: ev.Usage, run: RunContext) -> AsyncIterator[ev.EventData | Output]:
-    """End as the recorded run did."""
     usage = getattr(data, "usage", None)
     if isinstance(usage, ev.Usage) and usage != reported:
         yield usage

@@ -45,13 +45,9 @@ class ScriptedFailure(Exception):
 
 
 class ScriptedAgent(msgspec.Struct, frozen=True):
-    """An agent that follows a script.
+    """An agent that follows a script; the docstring of `nbrun.agents.scripted` lists the verbs.
 
-    Parameters
-    ----------
-    script : the steps, in order; the docstring of `nbrun.agents.scripted` lists the verbs.
-    name : as cards show it.
-    delay_s : seconds between two words of a text.
+    Cards show its `name`; `delay_s` is the seconds between two words of a text.
     """
 
     script: Sequence[Step]

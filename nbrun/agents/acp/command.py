@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class AcpAgent:
     """A coding agent, or any other program that speaks the Agent Client Protocol over its standard input and output.
 
+    Raises `BadOption` if the command is empty, or a quote in it isn't closed.
+
     Parameters
     ----------
     command : the program and its arguments, as one string or a list; run without a shell.
@@ -26,11 +28,6 @@ class AcpAgent:
     env : environment variables in addition to the kernel's.
     name : the name of its runs; None: the program's.
     start_timeout_s : seconds it has for its first answer.
-
-    Raises
-    ------
-    BadOption
-        The command is empty, or a quote in it isn't closed.
     """
 
     command: str | Sequence[str]

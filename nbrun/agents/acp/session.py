@@ -122,7 +122,6 @@ class Client:
         return []
 
     def _message(self) -> list[ev.EventData]:
-        """Return the message that is complete, if there is one."""
         text, self._text = "".join(self._text), []
         if not text:
             return []

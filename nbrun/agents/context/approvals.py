@@ -51,8 +51,7 @@ NOBODY = "nobody"
 class Answer(msgspec.Struct, frozen=True):
     """The answer to a question; true unless it was denied.
 
-    `decision` is `allow`, `deny` or the chosen option; `args` are the ones to use: the user's if they were
-    edited, else the agent's own; `text` is the user's message.
+    `decision` is `allow`, `deny` or the chosen option, `args` are those to use, edited or not, `text` is the user's.
     """
 
     decision: str
@@ -61,7 +60,6 @@ class Answer(msgspec.Struct, frozen=True):
     by: str = ""
 
     def __bool__(self) -> bool:
-        """Return whether it was not denied."""
         return self.decision != DENY
 
 
@@ -78,14 +76,9 @@ class Ask(NamedTuple):
 
 
 class Question(Coroutine[Any, Any, Answer]):
-    """A question, asked when it is awaited. Before that it has no truth value.
+    """A question, asked when it is awaited; if it never is, the run's log says so, and names the method, `call`.
 
-    An ordinary coroutine is true, so a forgotten `await` would be a permission. A question that is never awaited
-    is reported in the run's log.
-
-    Parameters
-    ----------
-    call : the method that the agent has called, for that report.
+    Before that it has no truth value: an ordinary coroutine is true, so a forgotten `await` would be a permission.
     """
 
     def __init__(self, approvals: Approvals, call: str, ask: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
@@ -103,7 +96,6 @@ class Question(Coroutine[Any, Any, Answer]):
         return self._begun
 
     def __await__(self) -> Generator[Any, Any, Answer]:
-        """Ask, and wait for the answer."""
         return self._asked.__await__()
 
     def send(self, value: Any) -> Any:
@@ -119,7 +111,6 @@ class Question(Coroutine[Any, Any, Answer]):
         self._asked.close()
 
     def __bool__(self) -> bool:
-        """Raise: there is no answer yet."""
         self.close()
         raise NbrunError("the question was not asked yet: write `await run.ask(…)`, or run.ask_sync(…) in a sync agent")
 
@@ -142,10 +133,8 @@ class Approvals:
     Threads: any method, from any thread or event loop. `lock` is the event sender's, so decisions and the log have
     the same order; it must be reentrant. No code of the agent is called while it is held.
 
-    Parameters
-    ----------
-    send : appends an event to the run's log.
-    policy : `ask`, `auto`, `deny`, or `nobody`, which denies because nobody could answer.
+    `send` appends an event to the run's log. The policy `nobody` denies because nobody could answer; the others are
+    `ask`, `auto` and `deny`.
     """
 
     __slots__ = (
@@ -217,9 +206,7 @@ class Approvals:
     def answer(self, body: dict[str, object]) -> str:
         """Take the user's answer; return `resolved`, or why it changed nothing. The first one counts.
 
-        Parameters
-        ----------
-        body : `id`, `decision`, optionally `args`, `text`, `by`; `always` allows the tool for the rest of the run.
+        It has `id`, `decision`, optionally `args`, `text`, `by`; `always` allows the tool for the rest of the run.
         """
         asked_id, decision = str(body.get("id")), str(body.get("decision"))
         text, by = str(body.get("text") or ""), str(body.get("by") or "")

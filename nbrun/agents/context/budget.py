@@ -29,16 +29,12 @@ class Used(NamedTuple):
 class Budget:
     """What a run and its child runs may use and have used; cancels the run when that is too much.
 
-    Only limits travel to a host in another process, which makes the budget there, with its own token.
+    The usage `before`, of the runs that this one resumes, counts. `warn` takes the one warning that there may be,
+    for the run's card. Only limits travel to a host in another process, which makes the budget there, with its
+    own token.
 
     Threads: any method, from any thread. One lock for a whole tree of runs guards the numbers, because a child's
-    usage counts for its parents too. Tokens are fired, and warnings given, outside of it.
-
-    Parameters
-    ----------
-    warn : takes the one warning that there may be, for the run's card.
-    parent : the budget of the run that started this one.
-    before : the usage of the runs that this one resumes; it counts.
+    usage counts for its `parent` too. Tokens are fired, and warnings given, outside of it.
     """
 
     __slots__ = (
@@ -87,10 +83,7 @@ class Budget:
     def begin_turn(self) -> None:
         """Count a model call that is about to be made; the request reported afterwards isn't counted again.
 
-        Raises
-        ------
-        Cancelled
-            The call must not be made: the budget is used up, or the run was cancelled.
+        Raises `Cancelled` if it must not be made: the budget is used up, or the run was cancelled.
         """
         self._token.raise_if_cancelled()
         with self._lock:

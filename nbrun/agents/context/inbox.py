@@ -17,13 +17,9 @@ MAX_BYTES = 128 * 1024
 
 
 class Inbox:
-    """The messages waiting for an agent, oldest first; `len()` is how many.
+    """The messages waiting for an agent, oldest first; `send` appends an event to the run's log.
 
     Threads: any method, from any thread or event loop. `lock` is the event sender's; it must be reentrant.
-
-    Parameters
-    ----------
-    send : appends an event to the run's log.
     """
 
     __slots__ = ("_has_reader", "_lock", "_messages", "_send", "_token", "_wakers")
@@ -54,13 +50,7 @@ class Inbox:
         return self._take(MAX_WAITING)
 
     async def get(self) -> str:
-        """Wait for a message, and return the oldest one.
-
-        Raises
-        ------
-        Cancelled, asyncio.CancelledError
-            The run was cancelled.
-        """
+        """Wait for the oldest message; raises `Cancelled` or `asyncio.CancelledError` if the run was cancelled."""
         self._token.raise_if_cancelled()
         while not (messages := self._take(1)):
             handle = self._token.add_first(lambda _request: self._wake())

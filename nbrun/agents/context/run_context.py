@@ -120,13 +120,7 @@ current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default
 
 
 def current() -> RunContext:
-    """Return the context of the run that this code belongs to.
-
-    Raises
-    ------
-    NbrunError
-        This code does not run inside an agent.
-    """
+    """Return the context of the run that this code belongs to; raises `NbrunError` outside of an agent."""
     run = current_run.get()
     if run is None:
         raise NbrunError("nbrun.current() works only inside a running agent")
@@ -134,10 +128,7 @@ def current() -> RunContext:
 
 
 class ToolScope:
-    """One use of a tool: set `result` before its end.
-
-    Threads: of the thread or task that opened it.
-    """
+    """One use of a tool: set `result` before its end. Threads: of the thread or task that opened it."""
 
     def __init__(self, send: Callable[[ev.EventData], object], tool_id: str, name: str) -> None:
         self.id = tool_id
@@ -307,12 +298,9 @@ class RunContext:
         """Keep a file with the run, listed in `run.artifacts` of its handle. Return whether it was kept.
 
         If it can't be kept, the card says why and the agent continues. It is on disk when this returns; an async
-        agent keeps a large one with `await run.in_thread(run.artifact, name, data)`.
-
-        Parameters
-        ----------
-        data : bytes; text, in which secrets are replaced; or the `pathlib.Path` of a file, which is copied.
-        media_type : such as `image/png`; None: by the name's ending.
+        agent keeps a large one with `await run.in_thread(run.artifact, name, data)`. `data` is bytes; text, in which
+        secrets are replaced; or the `pathlib.Path` of a file, which is copied. `media_type` is such as `image/png`;
+        if it is None, the name's ending decides.
         """
         if not isinstance(data, bytes | str | Path):
             raise TypeError(f"an artifact is bytes, a str or a Path, not {type(data).__name__}")
@@ -331,15 +319,10 @@ class RunContext:
         return True
 
     def begin_turn(self) -> None:
-        """Report that the agent is about to call a model: counts the call, and stops if the budget is used up.
+        """Report that the agent is about to call a model; call it each time, so that `max_turns=N` allows exactly N.
 
-        Call it before each model call, so that `max_turns=N` allows exactly N. Report what the call has used
-        afterwards, with `usage()`; a request reported there is not counted again.
-
-        Raises
-        ------
-        Cancelled
-            The call must not be made: the budget is used up, or the run was cancelled.
+        Report what the call has used afterwards, with `usage()`; a request reported there is not counted again.
+        Raises `Cancelled` if the call must not be made: the budget is used up, or the run was cancelled.
         """
         with guarded():
             self.budget.begin_turn()
@@ -357,10 +340,7 @@ class RunContext:
     ) -> None:
         """Add to the run's usage; runs that exceed their budget are cancelled.
 
-        Raises
-        ------
-        ValueError
-            A number is negative or not finite.
+        Raises `ValueError` if a number is negative or not finite.
         """
         # int() and float() first, and unlocked: they may call code of the agent's, as for a number of numpy's.
         added = int(input_tokens), int(output_tokens), int(requests)
@@ -389,10 +369,7 @@ class RunContext:
     def tool(self, name: str, args: object = None, kind: str = "function") -> Iterator[ToolScope]:
         """Show a tool while the block runs; it ends `ok`, `error` or `cancelled` as the block does.
 
-        Raises
-        ------
-        Cancelled
-            The run was cancelled before the tool was entered.
+        Raises `Cancelled` if the run was cancelled before the tool was entered.
         """
         self.token.raise_if_cancelled()
         with guarded():
@@ -420,29 +397,16 @@ class RunContext:
             return f"tool-{self._tools}"
 
     def sleep(self, seconds: float) -> None:
-        """Sleep in a sync agent; wakes at once when the run is cancelled.
-
-        Raises
-        ------
-        Cancelled
-            The run was cancelled.
-        """
+        """Sleep in a sync agent; wakes at once and raises `Cancelled` when the run is cancelled."""
         if self.token.wait_sync(seconds):
             self.token.raise_if_cancelled()
 
     async def in_thread(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> T:
         """Call a sync function in a thread of its own, and return what it returns.
 
-        `nbrun.current()`, prints and the token work there. A cancel of the run raises `Cancelled` in it after
-        the grace period; a cancel of this wait alone, such as a timeout, at once. If it does not stop, the log
-        names it.
-
-        Raises
-        ------
-        Cancelled
-            The run was cancelled before: the function was not called.
-        NbrunError
-            The run has ended.
+        `nbrun.current()`, prints and the token work there. A cancel of the run raises `Cancelled` in it after the
+        grace period; a cancel of this wait alone, such as a timeout, at once. If it does not stop, the log names it.
+        Raises `Cancelled` without a call if the run was cancelled before, and `NbrunError` if it has ended.
         """
         self.token.raise_if_cancelled()
         self._host()
@@ -474,21 +438,15 @@ class RunContext:
         """Ask the user, and wait: `answer = await run.ask("Delete it?")`; in a sync agent use `ask_sync()`.
 
         Several questions may be open at once. `--approve auto` and `--approve deny` answer at once.
+        Raises `Cancelled` or `asyncio.CancelledError` if the run is cancelled, before or while it waits.
 
         Parameters
         ----------
-        args : what is to be allowed; the user may edit it, and the answer has the arguments to use.
-        editable : False if it can only be allowed as it is.
-        tool : the name of the tool in question; the user may allow it for the rest of the run, without being
-            asked again.
+        args : what is to be allowed; the user may edit it if it is `editable`, and the answer has the ones to use.
+        tool : the name of the tool in question; the user may allow it for the rest of the run.
         options : the choices, instead of allow; `--approve auto` takes the first.
         tool_id : the tool call in question.
         timeout_s : seconds after which the answer is `deny`.
-
-        Raises
-        ------
-        Cancelled, asyncio.CancelledError
-            The run was cancelled, before or while it waited.
         """
         approvals = self._approvals
         ask = Ask(message, args, options, tool_id, timeout_s, tool, editable)
@@ -507,12 +465,8 @@ class RunContext:
     ) -> Answer:
         """Ask the user, and wait, in a sync agent; otherwise the same as `ask()`.
 
-        Raises
-        ------
-        Cancelled
-            The run was cancelled, before or while it waited.
-        NbrunError
-            Called on an event loop, which it would block.
+        Raises `Cancelled` if the run is cancelled, before or while it waits, and `NbrunError` on an event loop, which
+        it would block.
         """
         ask = Ask(message, args, options, tool_id, timeout_s, tool, editable)
         return self._approvals.ask_sync(ask)
@@ -542,15 +496,11 @@ class RunContext:
         return answer
 
     def checkpoint(self, state: object) -> None:
-        """Save a state to resume from; it replaces the previous one.
+        """Save a state to resume from, anything JSON-like or `bytes`; it replaces the previous one.
 
         If the run fails, is cancelled or lost, `run.resume()` starts a new run that finds it in `restored`.
-        It is stored after everything that the run has sent before. Secrets in it are replaced, as everywhere.
-
-        Parameters
-        ----------
-        state : anything JSON-like, or `bytes`; tuples come back as lists, keys as text. Other objects come back
-            as their `repr`, and the card says so.
+        It is stored after everything that the run has sent before. Secrets in it are replaced, as everywhere. Tuples
+        come back as lists, keys as text, other objects as their `repr`, and the card says so.
         """
         with guarded():
             blob = checkpoints.pack(state)
@@ -568,22 +518,12 @@ class RunContext:
         self.send(ev.Checkpoint(name, len(blob), blob))
 
     def start_child(self, agent: object, prompt: str = "", **options: Any) -> ChildRun:
-        """Start a child run: with its own log, and cancelled when this run is.
+        """Start a child run with the options of `nbrun.start()`; it has its own log, and is cancelled with this run.
 
         A run ends after its children: it waits for them when it returns, and cancels them when it fails. A child
         that fails or is cancelled does not affect this run, unless it is awaited: then it raises here what
-        `run.result()` raises.
-
-        Parameters
-        ----------
-        options : those of `nbrun.start()`.
-
-        Raises
-        ------
-        Cancelled
-            This run was cancelled: nothing was started.
-        NbrunError
-            This run has ended, or its host can't start child runs.
+        `run.result()` raises. If this run was cancelled, nothing is started and `Cancelled` raised; if it has ended,
+        or its host can't start child runs, `NbrunError`.
         """
         self.token.raise_if_cancelled()
         return self._host().start_child(agent, prompt, options)

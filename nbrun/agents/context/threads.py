@@ -19,13 +19,8 @@ T = TypeVar("T")
 class Worker(Generic[T]):
     """Runs one function in a daemon thread of its own and returns its result to whoever waits for it.
 
-    A thread of asyncio's default executor would delay the exit of the kernel.
-
-    Threads: any method, from any thread and any event loop.
-
-    Parameters
-    ----------
-    is_driver : whether it is the agent itself, a sync one, and not something beside it.
+    A thread of asyncio's default executor would delay the exit of the kernel. `is_driver` is true for a sync agent
+    itself, not for something beside it. Threads: any method, from any thread and any event loop.
     """
 
     def __init__(
@@ -53,10 +48,7 @@ class Worker(Generic[T]):
         return outcome
 
     async def result(self) -> T:
-        """Start the thread and wait for what the function returns or raises.
-
-        A cancel of the waiting task leaves the thread alive: the host's escalation stops it.
-        """
+        """Start the thread and wait for its result; a cancel leaves the thread to the host's escalation."""
         return await asyncio.wrap_future(self.start())
 
     def is_alive(self) -> bool:

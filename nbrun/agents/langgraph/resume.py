@@ -27,10 +27,7 @@ DEPTH = 4
 
 
 class _Objects:
-    """Stores the objects themselves, so that they needn't be serializable.
-
-    Only their containers are copied, because LangGraph changes a checkpoint after it has handed it over.
-    """
+    """Stores any objects, not serialized; copies only their containers, as LangGraph changes those afterwards."""
 
     def dumps_typed(self, obj: Any) -> tuple[str, Any]:
         return "object", _copied(obj, DEPTH)

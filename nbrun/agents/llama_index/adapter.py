@@ -116,10 +116,7 @@ _cancelling: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only
 
 
 def _cancelled(handler: Any) -> asyncio.Task[None]:
-    """Cancel a workflow; return the task that ends when none of it is running.
-
-    A separate task, because it can't be cancelled while it waits for a step that doesn't stop.
-    """
+    """Return a task that cancels a workflow and ends with it; separate, as it can't be cancelled at a stuck step."""
     task: asyncio.Task[None] = asyncio.create_task(handler.cancel_run(timeout=CANCEL_S))
     _cancelling.add(task)
     task.add_done_callback(_cancelling.discard)

@@ -134,7 +134,6 @@ class _Serializer(JsonSerializer):
         return {MEMORY: messages, "token_limit": value.token_limit}
 
     def deserialize_value(self, data: Any) -> Any:
-        """Return the value of this JSON."""
         if not isinstance(data, dict) or MEMORY not in data:
             return super().deserialize_value(data)
         from llama_index.core.llms import ChatMessage  # type: ignore[import-not-found]

@@ -1,7 +1,6 @@
 """The stream of a LlamaIndex workflow as events, and its questions to the user.
 
-The events of LlamaIndex's agents are matched by name,
-because they come from another, large package, which a workflow doesn't need.
+Events of LlamaIndex's agents are matched by name: they come from another, large package, which workflows don't need.
 """
 
 from __future__ import annotations
@@ -89,7 +88,6 @@ class StreamMapper:
         return [ev.TextDelta(text), ev.Message("assistant", text)] if text else []
 
     def _report_usage(self, raw: object) -> None:
-        """Report the usage in a model's raw response."""
         usage = part_of(raw, "usage")
         used = _count(usage, "prompt_tokens", "input_tokens")
         made = _count(usage, "completion_tokens", "output_tokens")

@@ -48,15 +48,11 @@ class Piece:
 
 
 class Decoding:
-    """One answer on its way from the decode thread to the event loop that asked for it.
+    """One answer, by the user's `model_file` or the demo model, from the decode thread to the loop that asked for it.
 
     Threads: made and read (`pieces`) on the loop; the decode thread calls `take` and `put`, any thread `stop`.
     `is_stopped` becomes True once and is read without a lock: a decode thread that sees it late decodes one more
     token, which `pieces` drops.
-
-    Parameters
-    ----------
-    model_file : a model of the user's own; None for the demo model.
     """
 
     def __init__(self, body: dict[str, object], model_file: Path | None = None) -> None:

@@ -29,10 +29,7 @@ class InstallError(RuntimeError):
 def install() -> str:
     """Install the model file; return one line that says what was done.
 
-    Raises
-    ------
-    InstallError
-        The installer is missing or fails, or something besides the model file is missing.
+    Raises `InstallError` if the installer is missing or fails, or something besides the model file is missing.
     """
     if (problem := local_model.runtime_problem()) is not None:  # before 100 MB are downloaded in vain
         raise InstallError(f"The local demo model can't run: {problem}.")

@@ -111,14 +111,9 @@ class LocalModel(Model):
     ) -> AsyncIterator[StreamedResponse]:
         """Yield the answer as it is decoded; leaving the block stops the decoding.
 
-        Raises
-        ------
-        pydantic_ai.UserError
-            A part of the local model is missing, or a message contains more than text.
-        pydantic_ai.ModelAPIError
-            The prompt is too long, or the model was closed.
-        pydantic_ai.UnexpectedModelBehavior
-            The answer ended in the middle of a tool call.
+        Raises pydantic-ai's `UserError` if a part of the local model is missing, or a message contains more than
+        text; `ModelAPIError` if the prompt is too long, or the model was closed; `UnexpectedModelBehavior` if the
+        answer ended in the middle of a tool call.
         """
         settings, parameters = self.prepare_request(model_settings, model_request_parameters)
         offer = Offer.of(messages, settings, parameters)

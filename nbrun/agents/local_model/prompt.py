@@ -120,13 +120,7 @@ def answer_in(written: str) -> str:
 
 
 def tool_call_in(written: str) -> tuple[str, dict[str, object]]:
-    """Return the tool's name and its arguments.
-
-    Raises
-    ------
-    pydantic_ai.UnexpectedModelBehavior
-        The JSON is unfinished.
-    """
+    """Return the tool's name and its arguments; raises `UnexpectedModelBehavior` if the JSON is unfinished."""
     try:
         call = json.loads(written)
         return call["tool"], call["args"]

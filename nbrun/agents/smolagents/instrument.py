@@ -31,10 +31,7 @@ ANSWER = "final_answer"
 
 
 class Watched:
-    """A copy of an agent that reports its model calls, code and tools: several runs can share the agent.
-
-    Threads: the run's own; `interrupt()` any.
-    """
+    """A copy of an agent that reports its model calls, code and tools. Threads: the run's own; `interrupt()` any."""
 
     def __init__(self, agent: Any, run: RunContext, numbers: Iterator[int]) -> None:
         self._mine = mine = copy.copy(agent)
@@ -182,7 +179,6 @@ class Instrument(Watched):
         return output
 
     def _end_message(self) -> None:
-        """Report the message that is complete, if there is one."""
         text, self._text = "".join(self._text), []
         if text:
             self._run.send(ev.Message("assistant", clean_text(text)))
