@@ -56,9 +56,8 @@ __all__ = [
     "ALLOW", "DENY", "NO_NATIVE_CANCEL", "USER", "AcpAgent", "Action", "AgentAdapter", "AgentNotFound", "Answer",
     "Approvals", "BadOption", "Budget", "CancelToken", "Cancelled", "ChildRun", "Clock", "EventData", "Fix",
     "Framework", "Inbox", "Limitations", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain",
-    "Replay", "RunContext", "State", "Turn", "Worker", "agent", "asks_first", "call_soon", "clean_text",
-    "current", "current_run", "events", "guarded", "is_installed", "needs_approval", "plain", "shown",
-    "type_name",
+    "Replay", "RunContext", "State", "Turn", "Worker", "agent", "asks_first", "call_soon", "clean_text", "current",
+    "current_run", "events", "guarded", "is_installed", "needs_approval", "plain", "shown", "type_name",
 ]  # fmt: skip
 
 ENTRY_POINTS = "nbrun.agents"

@@ -1,14 +1,8 @@
 """The built-in agent (`--model M`): chooses its model, and makes a pydantic-ai agent with it and its tools.
 
-Order: the model given, `NBRUN_MODEL`, a provider's key, `OLLAMA_BASE_URL`, the local demo model.
-
-| model | what it is |
-| --- | --- |
-| `local` | the tiny local model, in this process, no key |
-| `scripted` | the scripted agent: no model, always the same answer, for teaching |
-| `local:PATH` | a model of your own: a GGUF file, in this process |
-| `demo` | `local` if it is installed, else `scripted` |
-| `provider:name` | any model of pydantic-ai |
+Order: the model given, `NBRUN_MODEL`, a provider's key, `OLLAMA_BASE_URL`, the local demo model. Models: `local` (tiny,
+in this process, no key), `local:PATH` (a GGUF file), `scripted` (no model, always the same answer), `demo` (`local` if
+it is installed, else `scripted`) and `provider:name` (any model of pydantic-ai).
 """
 
 from __future__ import annotations

@@ -114,10 +114,7 @@ class Control:
         decision : `allow`, `deny`, or one of the question's options.
         always : allow the tool that it is about for the rest of the run; of this run alone, no child's.
 
-        Raises
-        ------
-        NotPending, BadOption
-            The question isn't pending, or does not take this decision; nothing was sent.
+        Raise `NotPending` or `BadOption` if it isn't pending or doesn't take this decision; nothing was sent then.
         """
         _check_live(live)
         edited = None if args is None else plain(args)
@@ -140,10 +137,7 @@ class Control:
     def steer(self, live: LiveRun, text: str, *, by: str, id: str | None = None) -> str:
         """Send a message into the running agent; return the id by which its record reports the outcome.
 
-        Raises
-        ------
-        NotPending, BadOption
-            The run takes no messages, or not this one; nothing was sent.
+        Raise `NotPending` or `BadOption` if the run takes no messages, or not this one; nothing was sent then.
         """
         if not isinstance(text, str) or not text.strip():
             raise BadOption("The message is empty; give the agent some text")

@@ -223,8 +223,7 @@ class Run:
         Raises
         ------
         NbrunError
-            Called inside an async agent, where it would block the loop of all runs, or on the loop that this run
-            itself is on.
+            Called inside an async agent, which would block the loop of all runs, or on the loop that this run is on.
         """
         if self._parts.scheduler.is_on_loop and not self.done():
             raise NbrunError("a blocking wait inside an async agent would block all runs; use: await run")
@@ -399,9 +398,7 @@ class Run:
     def cancel(
         self, reason: str | None = None, cause: CancelCause = CancelCause.USER, *, by: str = "python"
     ) -> CancelReceipt:
-        """Ask the run to stop; never blocks, never raises for a run that has ended.
-
-        Every way to cancel a run leads here.
+        """Ask the run to stop; never blocks, never raises for a run that has ended. Every way to cancel leads here.
 
         Parameters
         ----------
@@ -426,10 +423,8 @@ class Run:
 
         Raises
         ------
-        NotPending
-            It has ended, or its kernel lives.
-        StoreReadOnly
-            The file that it is in must not be written to.
+        NotPending, StoreReadOnly
+            It has ended, or its kernel lives; the file that it is in must not be written to.
         """
         if self.live is not None or self.number is None:
             record = self.glance
@@ -534,10 +529,9 @@ class Run:
 
         Raises
         ------
-        NotResumable
-            It is still running or has completed, has no checkpoint, or its budget is used up.
-        AgentNotFound, BadOption
-            Its agent isn't found; an option is invalid.
+        NotResumable, AgentNotFound, BadOption
+            It is still running or has completed, has no checkpoint, or its budget is used up; its agent isn't found;
+            an option is invalid.
         """
         return self._follow(ev.RESUME, agent, **options)
 
@@ -546,10 +540,8 @@ class Run:
 
         Raises
         ------
-        NotResumable
-            It is still running.
-        AgentNotFound, BadOption
-            Its agent isn't found; an option is invalid.
+        NotResumable, AgentNotFound, BadOption
+            It is still running; its agent isn't found; an option is invalid.
         """
         return self._follow(ev.RETRY, agent, **options)
 
@@ -561,10 +553,8 @@ class Run:
 
         Raises
         ------
-        NotResumable
-            It is still running.
-        AgentNotFound, BadOption
-            Its agent isn't found; an option is invalid.
+        NotResumable, AgentNotFound, BadOption
+            It is still running; its agent isn't found; an option is invalid.
         """
         return self._follow(ev.CONTINUE, agent, prompt=prompt, **options)
 

@@ -168,10 +168,8 @@ class NotebookSession:
 
         Raises
         ------
-        NotResumable
-            This isn't possible; the message says what to do instead.
-        RunNotFound, AgentNotFound, BadOption, SessionClosed
-            Nothing was started.
+        NotResumable, RunNotFound, AgentNotFound, BadOption, SessionClosed
+            Nothing was started; the message says what to do instead.
         """
         from nbrun.sessions.followups import plan  # with the first that needs it: loading is quick
 
@@ -222,9 +220,7 @@ class NotebookSession:
         return next(map(self._catalog.run, own), None)
 
     def get(self, ref: Run | int | str) -> Run:
-        """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id.
-
-        This session is looked through first, then the store, newest first.
+        """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id; of this session first.
 
         Raises
         ------
@@ -297,10 +293,8 @@ class NotebookSession:
 
         Raises
         ------
-        RunNotFound, BadOption
-            A run isn't found, or it or a child of it is still running. All are looked up before any is removed.
-        StoreError
-            The store cannot be written.
+        RunNotFound, BadOption, StoreError
+            A run isn't found, or it or a child still runs; the store can't be written. All are looked up first.
         """
         runs = [self.get(ref) for ref in refs]
         numbers = [removable(run) for run in runs]

@@ -244,13 +244,7 @@ class Starter:
     # --- below another run -----------------------------------------------------------------------
 
     def _token_above(self, parent: Run | None) -> CancelToken:
-        """Return the token that is the parent of a new run's.
-
-        Raises
-        ------
-        RunRejected
-            The parent has ended, or belongs to another session.
-        """
+        """Return the token above a new run's; raise `RunRejected` if the parent has ended, or is another session's."""
         if parent is None:
             return self._parts.token
         if parent.live is None or parent.done():
@@ -277,10 +271,7 @@ class Starter:
     def _existing(self, run_id: str | None, created: ev.RunCreated) -> Run | None:
         """Return the run that an earlier start with this id made; None if a new one is needed.
 
-        Raises
-        ------
-        SessionClosed, BadOption, IdConflict
-            The session is closed; the id contains a secret; the id names a run with other inputs.
+        Raise if the session is closed, the id contains a secret, or it names a run with other inputs.
         """
         if self._parts.is_closed:
             raise SessionClosed("this session is closed; run %reload_ext nbrun")
@@ -378,13 +369,7 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
 
 
 def _resolved(agent: object, options: RunOptions) -> tuple[object, str | None]:
-    """Return the agent itself, and for the built-in agent its model's name on cards.
-
-    Raises
-    ------
-    AgentNotFound, BadOption
-        It isn't found, or it can't be run.
-    """
+    """Return the agent itself, and for the built-in agent its model's name; raise if it isn't found or can't be run."""
     if agent is None:
         from nbrun.agents import builtin  # with the first run of it
 

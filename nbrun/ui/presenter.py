@@ -145,8 +145,7 @@ class Presenter:
     def _redraw_ended(self) -> None:
         """Update the static cards whose runs have ended.
 
-        Source: nbclient takes an update only while a cell runs, and only as that cell's, so a waiting cell
-        has to send it.
+        Source: nbclient takes an update only while a cell runs, and only from that cell, so a waiting cell sends it.
         """
         outdated, self._outdated = self._outdated, []
         for run, redraw in outdated:

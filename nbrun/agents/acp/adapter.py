@@ -1,12 +1,6 @@
 """Agents that speak the Agent Client Protocol (ACP), such as coding agents: programs that nbrun talks to over pipes.
 
-```
-%%agentrun "acp:gemini --experimental-acp"
-Why does the last cell fail?
-```
-
-An agent with a folder and a name, which another kernel finds again too: `coder = nbrun.agents.AcpAgent("gemini --acp",
-cwd="project")`, then `%%agentrun coder`.
+Given as `acp:COMMAND`, or as an `AcpAgent` of the notebook, which has a folder and a name to be found by again.
 
 A cancel asks the agent to stop (`session/cancel`) and withdraws open questions; if it doesn't stop, its process group
 is killed after the grace period.
