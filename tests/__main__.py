@@ -124,8 +124,7 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the named steps, or all; return 0 if every one of them passed. A failed step stops no other."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # all that is started here would inherit it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _set_up_what_is_inherited()
     parser = make_parser()
     options = parser.parse_args(arguments)
     if unknown := set(options.steps) - {step.name for step in STEPS}:
