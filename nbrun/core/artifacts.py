@@ -22,7 +22,7 @@ from nbrun.core.values import type_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from nbrun.core.redaction import Redactor
+    from nbrun.core.redaction import SecretRegistry
 
 MEMORY_BYTES = 64 * 1024 * 1024
 """The most that a store in memory keeps of files, all together."""
@@ -258,13 +258,13 @@ class ArtifactWriter:
     Parameters
     ----------
     files : called at each use, for a session's store may not be open yet.
-    redactor : called at each use, for there may be new secrets. Text is redacted; bytes and files stay as they are.
+    keyring : looked at at each use, for there may be new secrets. Text is redacted; bytes and files stay as they are.
     on_format : set by the user interface: returns a value's renderings by MIME type. It runs the value's own code.
     """
 
-    def __init__(self, files: Callable[[], ArtifactFiles], redactor: Callable[[], Redactor]) -> None:
+    def __init__(self, files: Callable[[], ArtifactFiles], keyring: SecretRegistry) -> None:
         self._files = files
-        self._redactor = redactor
+        self.keyring = keyring
         self.on_format: Callable[[object], Mapping[str, object]] | None = None
 
     @property
@@ -276,7 +276,7 @@ class ArtifactWriter:
         """Write a file; return the event that announces it. Raises `StoreError` or `OSError`."""
         head = ""
         if isinstance(data, str):
-            data = self._redactor().text(clean_text(data))
+            data = self.keyring.look().text(clean_text(data))
             head = data[:HEAD]
             data = data.encode()
             media_type = media_type or mimetypes.guess_type(name)[0] or "text/plain"
@@ -314,7 +314,7 @@ class ArtifactWriter:
     def _keep_look(self, output: object) -> list[ev.EventData]:
         if self.on_format is None:
             return []
-        blob = bundle.packed(self.on_format(output), self._redactor().text)
+        blob = bundle.packed(self.on_format(output), self.keyring.look().text)
         return [] if blob is None else [self.keep(DISPLAY, "output", blob, BUNDLE)]
 
     def _keep_object(self, output: object) -> list[ev.EventData]:
@@ -322,7 +322,7 @@ class ArtifactWriter:
 
         blob = cloudpickle.dumps(output)
         # Nothing can be replaced inside a pickle.
-        if any(secret in blob for secret in self._redactor().encoded):
+        if any(secret in blob for secret in self.keyring.look().encoded):
             raise StoreError("it holds a secret")
         return [self.keep(OBJECT, type_name(output), blob, PICKLE)]
 

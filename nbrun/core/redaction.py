@@ -2,89 +2,169 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 import threading
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus, unquote
 
 from nbrun.core.errors import BadOption
 from nbrun.core.text import clean_text
 from nbrun.core.values import Plain, mark_bytes, marked_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
 
 
 MIN_LENGTH = 8
 """Shorter values are left alone: replacing them would damage ordinary words."""
+LINE_LENGTH = 16
+"""The least length of a line of a secret that counts by itself, as in a private key that is printed line by line."""
 
 WORDS = ("KEY", "TOKEN", "SECRET", "PASS", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS")
-"""Words in the name of an environment variable that mark its value as secret."""
+"""Words in the name of an environment variable that mark its value as secret, if it looks like one."""
 PARTS = ("PASSWORD", "PASSWD", "APIKEY")
 """The same, as any part of the name."""
+ENDINGS = ("PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "APIKEY", "API_KEY")
+"""Ends of such a name: the value is secret even if it is made of words."""
 
 _SECRET_NAME = re.compile(rf"(?:^|_)(?:{'|'.join(WORDS)})(?:$|_)|{'|'.join(PARTS)}", re.IGNORECASE)
+_SECRET_END = re.compile(rf"(?:^|_)(?:{'|'.join(ENDINGS)})$|(?:{'|'.join(PARTS)})$", re.IGNORECASE)
+# Sources: the token formats that the providers document, for those who scan repositories for leaked ones.
+_KNOWN_SHAPE = re.compile(
+    r"(?:sk|pk|rk|gsk|npm|hf|r8|ghp|gho|ghu|ghs|ghr|github_pat|glpat|xox[abeoprs]|pypi|SG|dop_v1|shpat)[-_.]"
+    r"[\w.-]{12,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}"
+    r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*",
+    re.DOTALL,
+)
+_PLACE = re.compile(
+    r"(?:~|\.{1,2})/[\w.@~ /-]*|/[\w.@~ -]+/[\w.@~ /-]*|[a-z]:\\[^\n]*|[a-z][a-z0-9+.-]*://[^\s@]*", re.IGNORECASE
+)
+_IN_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#:@]*:([^\s/?#@]+)@", re.IGNORECASE)
+_BREAKS = re.compile(r"[^0-9A-Za-z]+")
+_PIECES = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_DATE = re.compile(r"\d{8}T\d{4,6}Z?")
+_LONGEST_WORD = 20
 
 RULE = (
     f"These values are replaced by [NAME] before anything is stored or shown: environment variables with one of the "
-    f"words {', '.join(WORDS)} in their name, such as OPENAI_API_KEY, or with {', '.join(PARTS)} anywhere in it, and "
-    f"values given to nbrun.redact(value). Values shorter than {MIN_LENGTH} characters are never replaced."
+    f"words {', '.join(WORDS)} in their name, such as OPENAI_API_KEY, or with {', '.join(PARTS)} anywhere in it, if "
+    f"the value looks random or the name ends in {', '.join(ENDINGS)}; values that have the form of a well-known "
+    f"kind of key, and passwords in addresses, whatever the name; and values given to nbrun.redact(value). "
+    f"Values shorter than {MIN_LENGTH} characters are never replaced."
 )
 """What is replaced, for users."""
 
 
 def forms_of(value: str) -> set[str]:
-    """Return the forms of a secret in texts: as it is, in a JSON or Python string, and in a URL.
+    """Return the forms of a secret in texts: as it is, and in strings of JSON and Python, in HTML, a shell and a URL.
 
-    Without the white space around it, which it often has when read from a file.
+    Without the white space around it, which it often has when read from a file. Of several lines, each one counts
+    by itself if it looks random.
     """
     value = value.strip()
-    escaped = json.dumps(value, ensure_ascii=False)[1:-1]
-    return {value, escaped, json.dumps(value)[1:-1], quote(value, safe="", errors="replace")}
+    forms = {value}
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        forms |= {text[1:-1], json.dumps(text[1:-1])[1:-1], json.dumps(text[1:-1], ensure_ascii=False)[1:-1]}
+    # With both kinds of quotes before it, as in a longer text, Python escapes the single ones.
+    both = "'\""
+    for text in (repr(both + value)[4:], ascii(both + value)[4:], repr((both + value).encode(errors="replace"))[5:]):
+        forms |= {text[:-1], text[:-1].replace("\\'", "'")}
+    forms.add(html.escape(value, quote=False))
+    for single, double in (("&#x27;", "&quot;"), ("&#39;", "&#34;"), ("&apos;", "&quot;")):
+        forms.add(html.escape(value).replace("&#x27;", single).replace("&quot;", double))
+    if (quoted := shlex.quote(value)) != value:
+        forms.add(quoted[1:-1])
+    for text in (
+        quote(value, "", errors="replace"),
+        quote(value, errors="replace"),
+        quote_plus(value, errors="replace"),
+    ):
+        forms |= {text, _PERCENT.sub(lambda match: match.group().lower(), text)}
+    if "\n" in value:
+        lines = (line.strip() for line in value.splitlines())
+        forms |= {form for line in lines if len(line) >= LINE_LENGTH and looks_random(line) for form in forms_of(line)}
+    return forms
+
+
+_PERCENT = re.compile(r"%[0-9A-F]{2}")
+
+
+def looks_random(value: str) -> bool:
+    """Return whether a value has the look of a key, rather than of words, names, numbers or a date."""
+    return any(len(part) >= MIN_LENGTH and not _is_word(part) for part in _BREAKS.split(value))
+
+
+def _is_word(part: str) -> bool:
+    """Return whether a part is a word, perhaps with a number, several of them in camel case, or a number."""
+    if part.isdigit() or _DATE.fullmatch(part):
+        return True
+    pieces = _PIECES.findall(part)
+    letters = [piece for piece in pieces if piece.isalpha()]
+    digits = [piece for piece in pieces if piece.isdigit()]
+    if len(part) > _LONGEST_WORD and len(letters) == 1:
+        return False
+    mean = sum(map(len, letters)) / max(1, len(letters))
+    return len(digits) <= 1 and all(len(digit) <= 4 for digit in digits) and mean >= 3
 
 
 def secrets_in(environ: Mapping[str, str], names: Collection[str] = ()) -> dict[str, str]:
-    """Return the variables whose names look like keys, and those with the given names."""
-    return {name: value for name, value in environ.items() if name in names or _SECRET_NAME.search(name)}
+    """Return secret → name: variables with these names, and those that hold a secret by their name and look."""
+    found: dict[str, str] = {}
+    for name, value in environ.items():
+        bare = value.strip()
+        if len(bare) < MIN_LENGTH:
+            continue
+        if name in names or _KNOWN_SHAPE.fullmatch(bare) or _is_secret(name, bare):
+            found[value] = name
+        for match in _IN_ADDRESS.finditer(bare):
+            found |= dict.fromkeys((match[1], unquote(match[1])), name)
+        if bare.startswith("{"):  # the credentials of a service, say
+            found |= dict.fromkeys(secrets_in(_texts_in(bare)), name)
+    return found
+
+
+def _texts_in(text: str) -> dict[str, str]:
+    """Return the texts of a JSON object; of anything else, nothing."""
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return {name: value for name, value in read.items() if isinstance(value, str)}
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if not _SECRET_NAME.search(name) or _PLACE.fullmatch(value):
+        return False
+    return looks_random(value) or _SECRET_END.search(name) is not None
 
 
 class Redactor:
-    """Replaces known secrets.
-
-    Parameters
-    ----------
-    secrets : name → value; values under 8 characters are ignored.
-    registered : value → name; the same.
+    """Replaces known secrets: value → name; those under 8 characters are ignored.
 
     Threads: immutable after construction.
     """
 
-    def __init__(self, secrets: Mapping[str, str] | None = None, registered: Mapping[str, str] | None = None) -> None:
+    def __init__(self, secrets: Mapping[str, str] | None = None) -> None:
         # Longest first: a secret that contains another one wins.
-        known = [*(secrets or {}).items(), *((name, value) for value, name in (registered or {}).items())]
-        # Cleaned, as in events: an environment may hold other bytes.
         pairs = sorted(
             (
                 (form, name)
-                for name, value in known
+                for value, name in (secrets or {}).items()
                 if len(value.strip()) >= MIN_LENGTH
                 for form in forms_of(clean_text(value))
             ),
             key=lambda pair: (-len(pair[0]), pair[0]),
         )
         self._names = dict(reversed(pairs))
-        self.encoded = tuple(value.encode() for value, _ in pairs)
-        self.secrets: tuple[str, ...] = tuple(value for value, _ in pairs)
+        self.secrets: tuple[str, ...] = tuple(dict.fromkeys(value for value, _ in pairs))
+        self.encoded = tuple(value.encode() for value in self.secrets)
         self._pattern = re.compile("|".join(map(re.escape, self.secrets))) if pairs else None
 
     def __bool__(self) -> bool:
         return self._pattern is not None
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Redactor:
-        """Return a redactor for the values of variables whose names look like keys."""
-        return cls(secrets_in(environ))
 
     def text(self, text: str) -> str:
         """Return `text` with each secret replaced by `[NAME]`."""
@@ -168,72 +248,64 @@ class StreamRedactor:
         return self.redactor.text(tail)
 
 
-LOOK_S = 1.0
-"""How long a burst of starts shares one look at the environment, which costs as much as half a start."""
-
-
 class SecretRegistry:
-    """Collects the secrets, and makes the redactor that replaces them.
+    """Collects the secrets of a process, and makes the redactor that replaces them. What was one once stays one.
 
     Threads: any method, from any thread; `redactor` is replaced, never changed.
 
     Parameters
     ----------
     environ : the variables; they may change.
-    use : called with each new redactor.
+    known, names : secret → name, and variables to watch, from the process that started this one.
     """
 
     def __init__(
-        self, environ: Mapping[str, str], monotonic: Callable[[], float], use: Callable[[Redactor], object]
+        self, environ: Mapping[str, str], known: Mapping[str, str] | None = None, names: Collection[str] = ()
     ) -> None:
         self._environ = environ
-        self._monotonic = monotonic
-        self._use = use
+        # Source: `os.environ` keeps its variables encoded in this dict. To encode them all again takes fifty times
+        # as long as to hash them, since bytes keep their hash.
+        self._variables: Mapping[Any, Any] = getattr(environ, "_data", environ)
         self._lock = threading.RLock()
-        self._names: frozenset[str] = frozenset()
-        self._registered: dict[str, str] = {}  # value → name
-        self._found = secrets_in(environ)
-        # The number of variables at the last look at the environment, and the time of that look.
-        self._looked = (len(environ), monotonic())
-        self.redactor = Redactor(self._found)
+        self.names = frozenset(names)
+        """Variables that are secret, whatever their values look like; replaced, never changed."""
+        self._seen = 0
+        self.known: Mapping[str, str] = known or {}
+        """Secret → name; replaced, never changed."""
+        self.redactor = Redactor(self.known)
+        self.look()
 
-    def look(self) -> None:
-        """Add keys that are new in the environment."""
-        now, size = self._monotonic(), len(self._environ)
-        are_known = all(self._environ.get(name) == value for name, value in self._found.items())
-        if are_known and size == self._looked[0] and now - self._looked[1] < LOOK_S:
-            return
-        self._looked = (size, now)
-        self._find()
+    def look(self) -> Redactor:
+        """Return the redactor, with what is new in the environment; it takes a microsecond if nothing is."""
+        try:
+            seen = hash((self.names, *self._variables.values()))
+        except RuntimeError:  # another thread has changed it just now: the next look sees that
+            return self.redactor
+        if seen != self._seen:
+            self.take(self._environ)
+            self._seen = seen
+        return self.redactor
 
     def watch(self, names: Collection[str]) -> None:
-        """Treat the values of these variables as secrets, whatever their names look like."""
-        self._names = frozenset(names)
-        self._find()
+        """Treat the values of these variables as secrets, whatever their names and values look like."""
+        self.names = frozenset(names)
+        self.look()
 
     def take(self, environ: Mapping[str, str]) -> None:
-        """Add the keys in an environment that is passed to an agent."""
-        found = {clean_text(value): name for name, value in secrets_in(environ, self._names).items()}
-        with self._lock:
-            if not found.items() <= self._registered.items():
-                self._registered = {**self._registered, **found}
-                self._renew()
+        """Add the secrets of an environment, such as one that is passed to an agent."""
+        self.add_all(secrets_in(dict(environ), self.names))
 
     def add(self, value: str, name: str) -> None:
         """Add a secret; raises `BadOption` if it is so short that replacing it would damage ordinary words."""
         if not isinstance(value, str) or len(value.strip()) < MIN_LENGTH:
             raise BadOption(f"a secret must be a str of at least {MIN_LENGTH} characters; this one is not redacted")
-        with self._lock:
-            self._registered = {**self._registered, clean_text(value): name}
-            self._renew()
+        self.add_all({value: name})
 
-    def _find(self) -> None:
+    def add_all(self, found: Mapping[str, str]) -> None:
+        """Add secrets with their names."""
+        # Cleaned, as in events: an environment may hold other bytes.
+        found = {clean_text(value): name for value, name in found.items()}
         with self._lock:
-            found = secrets_in(self._environ, self._names)
-            if found != self._found:
-                self._found = found
-                self._renew()
-
-    def _renew(self) -> None:
-        self.redactor = Redactor(self._found, self._registered)
-        self._use(self.redactor)
+            if not found.items() <= self.known.items():
+                self.known = {**self.known, **found}
+                self.redactor = Redactor(self.known)

@@ -15,6 +15,7 @@ from nbrun.core import (
     Clock,
     Redactor,
     RunRecord,
+    SecretRegistry,
     StreamRedactor,
     checkpoint,
     clean_text,
@@ -70,10 +71,10 @@ class Intake:
     """
 
     def __init__(
-        self, clock: Clock, redactor: Redactor, on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None]
+        self, clock: Clock, keyring: SecretRegistry, on_publish: Callable[[LiveRun, Sequence[ev.RunEvent]], None]
     ) -> None:
         self._clock = clock
-        self.redactor = redactor
+        self._keyring = keyring
         self._on_publish = on_publish
         # Entered again by a signal handler, or a `__del__`, that cancels a run in the middle of a start.
         self._lock = threading.RLock()
@@ -90,6 +91,11 @@ class Intake:
             self.runs[live.run_id] = live
             self._items.append((live, created, now, _PLAIN_WEIGHT))
         self.wake(is_urgent=True)
+
+    @property
+    def redactor(self) -> Redactor:
+        """Replaces the secrets that are known now."""
+        return self._keyring.redactor
 
     def live(self) -> list[LiveRun]:
         """Return the runs that have not ended, oldest first."""
@@ -164,6 +170,7 @@ class Intake:
         events: list[ev.RunEvent] = []
         items = self._items
         room = COMMIT_CHARS
+        self._keyring.look()  # an agent may have set a key just now
         while items and room > 0:
             live, item, ts, weight = items.popleft()
             room -= weight

@@ -19,7 +19,6 @@ from nbrun.core import (
     Clock,
     IdGenerator,
     NotResumable,
-    Redactor,
     RunNotFound,
     SecretRegistry,
     SystemClock,
@@ -110,13 +109,13 @@ class NotebookSession:
         self.on_queue_moved: Callable[[], object] = lambda: None
         # Not from `ids`: the first run is number 0.
         self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"
-        keyring = SecretRegistry(os.environ, self.clock.monotonic, self._use_redactor)
-        intake = Intake(self.clock, keyring.redactor, self._published)
+        keyring = SecretRegistry(os.environ)
+        intake = Intake(self.clock, keyring, self._published)
         scheduler = Scheduler(max_concurrent, self.clock)
         self.parts = parts = Parts(
             session_id=self.id, notebook=self.notebook, clock=self.clock, cancel_grace_s=cancel_grace_s,
             store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
-            artifact_writer=ArtifactWriter(lambda: self.store.files, lambda: intake.redactor),
+            artifact_writer=ArtifactWriter(lambda: self.store.files, keyring),
             control=Control(intake, scheduler), display=lambda run: self.on_display(run), follow=self.follow,
             close=self.close,
         )  # fmt: skip
@@ -193,9 +192,6 @@ class NotebookSession:
     def watch_variables(self, names: Collection[str]) -> None:
         """Treat the values of these environment variables as secrets, whatever their names look like."""
         self.parts.keyring.watch(names)
-
-    def _use_redactor(self, redactor: Redactor) -> None:
-        self.parts.intake.redactor = redactor
 
     def let_enter_loop(self, is_reentrant: bool) -> None:
         """Set whether agents may call `asyncio.run()` on the loop that drives them; applies to new runs."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
+import os
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 import pytest
@@ -18,17 +21,18 @@ from nbrun import NotebookSession, Run, RunContext, cli
 from nbrun.core import events as ev
 from nbrun.core.commands import FORMS
 from nbrun.core.errors import BadOption, IdConflict
-from nbrun.core.redaction import MIN_LENGTH, PARTS, WORDS, Redactor, secrets_in
+from nbrun.core.redaction import ENDINGS, MIN_LENGTH, PARTS, WORDS, Redactor, secrets_in
 from nbrun.render.static_card import bundle
 from nbrun.ui.cards.view import view
 from nbrun.ui.config import NbRun
 from tests.fakes.agents import BOUND_S, Held, instant
-from tests.fakes.leaks import KEY, NAME, failing, leaking, repeats
+from tests.fakes.leaks import KEY, LOADED, NAME, failing, leaking, loads_a_key, repeats, writes_files
 from tests.fakes.people import asking, until
 
 MakeSession = Callable[..., NotebookSession]
 
 SHOWN = f"[{NAME}]"
+RANDOM = "x7Kq9mZpT4"
 PIECE = 9
 """So many characters of a secret are more than chance."""
 
@@ -236,10 +240,12 @@ def test_the_settings_tell_the_rule() -> None:
     assert "nbrun.redact(value)" in rule
     for word in (*WORDS, *PARTS):
         assert word in rule
-        assert secrets_in({f"MY_{word}": KEY, f"{word}_X": KEY, word.lower(): KEY}).keys() >= {
-            f"MY_{word}", f"{word}_X", word.lower(),
-        }  # fmt: skip
-    assert secrets_in({"PGPASSWORD": KEY, "PASSENGER": KEY, "PWD": KEY, "BYPASS_X": KEY}) == {"PGPASSWORD": KEY}
+        for name in (f"MY_{word}", f"{word}_X", word.lower()):
+            assert secrets_in({name: RANDOM}) == {RANDOM: name}
+    for name in ("PASSENGER", "PWD", "BYPASS_X"):
+        assert secrets_in({name: RANDOM}) == {}
+    for ending in ENDINGS:
+        assert secrets_in({f"MY_{ending}": "correct horse"}) == {"correct horse": f"MY_{ending}"}
 
 
 def test_an_id_holds_no_secret(session: NotebookSession) -> None:
@@ -268,4 +274,154 @@ def test_the_functions_of_the_package_work_on_its_session(
     nbrun.redact("my-own-secret", "MINE")
     run: Run = session.start(repeats, "my-own-secret")
     assert run.record.prompt == "[MINE]"
-    assert bool(Redactor({}, {"my-own-secret": "MINE"}))
+    assert bool(Redactor({"my-own-secret": "MINE"}))
+
+
+# --- the forms and ways of a secret ------------------------------------------------------------------
+
+AWKWARD = "a'b\"c<d>&e/f+g h\\é%x7"
+PEM = "-----BEGIN PRIVATE KEY-----\n{}\n{}\n-----END PRIVATE KEY-----".format(
+    "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj",
+    "MzEfYyjiWA4R4+M2bS1GB4t7NXp98C3SC6dVMvDuictGeurT8jNbvJZHtCSuYEvu",
+)
+FORMS_OF_IT: list[Callable[[str], str]] = [
+    str,
+    repr,
+    ascii,
+    json.dumps,
+    lambda s: json.dumps(s, ensure_ascii=False),
+    lambda s: json.dumps({"a": json.dumps({"b": s})}),
+    lambda s: json.dumps(json.dumps(s, ensure_ascii=False), ensure_ascii=False),
+    html.escape,
+    lambda s: html.escape(s, quote=False),
+    lambda s: html.escape(s).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+    lambda s: html.escape(s).replace("&#x27;", "&apos;"),
+    shlex.quote,
+    quote,
+    lambda s: quote(s, safe=""),
+    lambda s: quote(s, safe="").lower() if s.islower() else quote(s, safe=""),
+    lambda s: urlencode({"key": s}),
+    lambda s: repr(s.encode()),
+    lambda s: repr([s, {"k": s}]),
+    lambda s: f"Authorization: Bearer {s}\r\n",
+    lambda s: f"https://me:{quote(s, safe='')}@host/",
+]
+
+
+@pytest.mark.parametrize("secret", [KEY, AWKWARD, PEM, "x7Kq9mZpT4&<'\""], ids=["key", "awkward", "pem", "short"])
+def test_a_secret_is_known_in_the_forms_of_texts(secret: str) -> None:
+    """In strings of JSON, of JSON in JSON, of Python, of HTML, of a shell and of a URL, nothing of it is left."""
+    redactor = Redactor({secret: "MINE"})
+    for form in FORMS_OF_IT:
+        text = form(secret)
+        shown = redactor.text(f"before {text} after")
+        assert "MINE" in shown, text
+        assert all(secret[at : at + PIECE] not in shown for at in range(len(secret) - PIECE)), shown
+
+
+def test_a_private_key_is_known_line_by_line(session: NotebookSession) -> None:
+    """A file that is printed as it is read leaves none of its lines in the log."""
+    session.redact(PEM, "PEM")
+
+    async def prints(prompt: str) -> None:
+        for line in PEM.splitlines():
+            print("|", line)
+
+    run = session.start(prints, "")
+    assert run.wait(BOUND_S)
+    texts = "".join(event.data.text for event in run.events() if isinstance(event.data, ev.Log))
+    assert texts.count("[PEM]") == 2
+    assert not any(line in texts for line in PEM.splitlines()[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("A_KEY", "x7Kq9mZpT4", None),
+        ("GITHUB_TOKEN", "3f2b8c1e-8d11-4c2e-9a77-0c1d2e3f4a5b", None),
+        ("DB_PASSWORD", "correcthorse", None),
+        ("PGPASSWORD", "correct horse battery", None),
+        ("CLIENT_SECRET", "leaves-and-water", None),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", None),
+        ("ENCRYPTION_KEY", "QUJDREVGR0hJSktMTU5PUA==", None),
+        ("SIGNING_KEY", "0123456789abcdef0123456789abcdef", None),
+        ("API_TOKEN", "aBcDeFgHiJkLmN", None),
+        ("MY_KEY", PEM, None),
+        # By the look alone.
+        ("MODEL_ACCESS", "sk-proj-abcdefghijklmnop", None),
+        ("GH", "ghp_" + "a1B2" * 9, None),
+        ("CI", "glpat-abcdefghij0123456789", None),
+        ("HUB", "hf_abcdefghijklmnopqrstuvwxyz", None),
+        ("CLOUD", "AKIAIOSFODNN7EXAMPLE", None),
+        ("MAPS", "AIza" + "Sy0123456789-abcdefghijklmnopqrstuv", None),
+        ("SESSION", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", None),
+        # Inside a value.
+        ("DATABASE_URL", "postgres://me:hunter2two@host/db", "hunter2two"),
+        ("BROKER", "amqp://me:p%40ss%3Aword@host", "p@ss:word"),
+        ("SERVICE", json.dumps({"type": "service", "private_key": PEM}), PEM),
+        ("SERVICE_JSON", json.dumps({"id": "me", "client_secret": "leaves-and-water"}), "leaves-and-water"),
+    ],
+)
+def test_a_value_is_secret_by_its_name_and_its_look(name: str, value: str, secret: str | None) -> None:
+    """A name that says so and a value that looks like it; a well-known form alone; a password in an address."""
+    found = secrets_in({name: value})
+    assert found[secret or value] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SORT_KEY", "timestamp"), ("PARTITION_KEY", "customer_id"), ("PASS", "production"),
+        ("PRIMARY_KEY", "order_id_2024"), ("FOREIGN_KEY", "customerOrderId"), ("SSH_KEY", "/home/me/.ssh/id_rsa"),
+        ("KEY_FILE", "~/keys/server1a2b3c4d.pem"), ("TOKEN_URL", "https://example.org/oauth2/token"),
+        ("TOKEN_TYPE", "bearer_token"), ("SECRET_NAME", "prod/database/main"), ("KEY_REGION", "us-east-1a-west"),
+        ("CREDENTIALS", "application-default"), ("TOKENIZERS_PARALLELISM", "false-or-true"),
+        ("CACHE_KEY", "user:profile:12345678"), ("KEY_DATE", "20240131T120000Z"), ("PASS_COUNT", "1234567890"),
+        ("KEYBOARD", "x7Kq9mZpT4"), ("GOOGLE_APPLICATION_CREDENTIALS", "/etc/google/key.json"),
+        ("PASSWORD_FILE", "/run/secrets/db_password"), ("DB_PASSWORD_SECRET", "/run/secrets/db_password"),
+        ("API_KEY_HEADER", "X-Request-Signature"), ("DEFAULT_KEY", "utf8mb4_general_ci"),
+        ("TOKEN_FILE", r"C:\Users\me\token1a2b3c4d.txt"), ("SECRET_SERVICE", "org.freedesktop.secrets"),
+        ("HOMEPAGE", "https://example.org/a:b@c"), ("DATABASE_URL", "sqlite:///data/me.db"),
+    ],
+)  # fmt: skip
+def test_an_innocent_value_is_not_replaced(name: str, value: str) -> None:
+    """Words, names of columns, numbers, dates, places: replaced, they would damage what is stored."""
+    assert secrets_in({name: value}) == {}
+
+
+@pytest.mark.parametrize("on", ["local", "process"])
+def test_a_key_that_an_agent_sets_is_known_at_once(on: Literal["local", "process"], session: NotebookSession) -> None:
+    """As by `load_dotenv()` in its first line; and it stays known when the variable is gone."""
+    run = session.start(loads_a_key, "", on=on)
+    assert run.wait(BOUND_S)
+    assert run.error is None
+    assert run.record.output == "loaded [LOADED_API_KEY]"
+    os.environ.pop("LOADED_API_KEY", None)
+    later = session.start(repeats, f"again {LOADED}")
+    assert later.wait(BOUND_S)
+    assert later.record.output == "again [LOADED_API_KEY]"
+
+
+def test_a_key_that_is_removed_stays_a_secret(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that still have it may still show it; the same for one that is replaced by another."""
+    held = Held(f"late {KEY} ")
+    run = session.start(held, "tea")
+    monkeypatch.setenv(NAME, "another-0123456789")
+    between = session.start(repeats, f"{KEY} another-0123456789")
+    monkeypatch.delenv(NAME)
+    last = session.start(repeats, f"{KEY} another-0123456789")
+    held.let_go()
+    for each in (run, between, last):
+        assert each.wait(BOUND_S)
+    assert run.record.text.startswith(f"late {SHOWN}")
+    assert between.record.output == last.record.output == f"{SHOWN} {SHOWN}"
+
+
+def test_files_of_a_process_hold_no_secret_of_the_session(session: NotebookSession) -> None:
+    """Neither one given to `redact()`, nor one of a variable that `NbRun.secrets` names."""
+    session.redact("my-own-secret", "MINE")
+    session.watch_variables(["PLAIN_NAME"])
+    run = session.start(writes_files, "my-own-secret", on="process")
+    assert run.wait(BOUND_S)
+    assert run.error is None
+    assert run.artifacts[0].read().decode() == "[MINE] and [PLAIN_NAME]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 
@@ -50,3 +51,21 @@ async def repeats(prompt: str) -> str:
 async def failing(prompt: str) -> None:
     """Raise it."""
     raise ValueError(f"{os.environ[NAME]} is not accepted") from KeyError(os.environ[NAME])
+
+
+LOADED = "loaded-0123456789"
+
+
+async def loads_a_key(prompt: str) -> str:
+    """Set a key, as a settings file does, and tell it."""
+    os.environ["LOADED_API_KEY"] = LOADED
+    try:
+        return f"loaded {LOADED}"
+    finally:
+        await asyncio.sleep(0)
+
+
+async def writes_files(prompt: str, run: RunContext) -> None:
+    """Write a file with the prompt in it, and with a variable that it sets first."""
+    os.environ["PLAIN_NAME"] = "plain value"
+    run.artifact("notes.txt", f"{prompt} and plain value")

@@ -17,7 +17,7 @@ from nbrun import CancelCause, NotebookSession, RunContext, SequentialIds
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.errors import Cancelled, NbrunError
-from nbrun.core.redaction import Redactor
+from nbrun.core.redaction import SecretRegistry
 from nbrun.host.attempt import HostEvent
 from nbrun.host.driver import Driver
 from nbrun.host.host import LocalExecutor, RunHost
@@ -116,7 +116,7 @@ class VirtualSession(NotebookSession):
         parts, inner = self.parts, partial(world.lock, "inner")
         parts.intake.__class__ = WatchedIntake
         assert isinstance(parts.intake, WatchedIntake)
-        parts.intake.world, parts.intake.redactor = world, Redactor()
+        parts.intake.world, parts.intake._keyring = world, SecretRegistry({})
         self.intake = parts.intake
         parts.lock = world.lock("session")  # type: ignore[assignment]  # all that is used of it
         parts.intake._lock = inner()  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from nbrun import CancelCause, CancelToken, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.record import fold
-from nbrun.core.redaction import Redactor
+from nbrun.core.redaction import SecretRegistry
 from nbrun.host.attempt import HostEvent
 from nbrun.sessions.intake import Intake
 from nbrun.sessions.live_run import LiveRun
@@ -30,7 +30,9 @@ class Desk:
 
     def __init__(self, secrets: dict[str, str] | None = None) -> None:
         self.published: list[tuple[LiveRun, Sequence[ev.RunEvent]]] = []
-        self.intake = Intake(FakeClock(), Redactor(secrets), lambda live, events: self.published.append((live, events)))
+        self.intake = Intake(
+            FakeClock(), SecretRegistry(secrets or {}), lambda live, events: self.published.append((live, events))
+        )
         self.live = LiveRun("run-1", CancelToken())
         self.intake.open(self.live, CREATED)
         self._n = 0

@@ -108,7 +108,7 @@ def test_a_checkpoint_is_stored_with_all_that_was_said_before(
 
 def test_secrets_in_a_state_are_replaced() -> None:
     """In data and in bytes, as everywhere in the store."""
-    redactor = Redactor({"TEA_KEY": "sk-0123456789", "LONG_KEY": "sk-0123456789-abc"})
+    redactor = Redactor({"sk-0123456789": "TEA_KEY", "sk-0123456789-abc": "LONG_KEY"})
     for state, clean in (
         ({"k": ["sk-0123456789"]}, {"k": ["[TEA_KEY]"]}),
         (b'{"k": "sk-0123456789-abc"}', b'{"k": "[LONG_KEY]"}'),

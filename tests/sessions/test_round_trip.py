@@ -158,7 +158,7 @@ def test_a_secret_is_in_no_text_however_it_was_cut(
         with NotebookSession(store=path) as session:
             items = [*map(ev.TextDelta, texts), ev.Custom("all", ["".join(texts)])]
             events = sent(session, items, pauses)
-    whole = Redactor({"TEA_API_KEY": SECRET}).text(clean_text("".join(texts)))
+    whole = Redactor({SECRET: "TEA_API_KEY"}).text(clean_text("".join(texts)))
     said = "".join(event.data.text for event in events if isinstance(event.data, ev.TextDelta))
     assert said == whole
     (custom,) = [event.data for event in events if isinstance(event.data, ev.Custom)]

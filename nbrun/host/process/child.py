@@ -27,8 +27,8 @@ from nbrun.core import (
     ArtifactWriter,
     Cancelled,
     CancelToken,
-    Redactor,
     RunOptions,
+    SecretRegistry,
     SystemClock,
     events as ev,
 )
@@ -36,10 +36,21 @@ from nbrun.host import capture, failures, loops
 from nbrun.host.attempt import Attempt, HostEvent
 from nbrun.host.host import RunHost
 from nbrun.host.process import pickling
-from nbrun.host.process.protocol import Batch, Begin, Cancel, Control, Frames, Message, Ready, frame, pack_event
+from nbrun.host.process.protocol import (
+    Batch,
+    Begin,
+    Cancel,
+    Control,
+    Frames,
+    Message,
+    Ready,
+    Secrets,
+    frame,
+    pack_event,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 BATCH = 256
 """Events that go in one message at most."""
@@ -85,12 +96,12 @@ def _die() -> None:
     os._exit(1)
 
 
-def _artifact_writer(begin: Begin) -> ArtifactWriter | None:
+def _artifact_writer(begin: Begin, keyring: SecretRegistry) -> ArtifactWriter | None:
     """Return what writes the agent's files where its kernel would: a folder may have more than one writer."""
     if not begin.files:
         return None
     files = ArtifactFiles(Path(begin.files))
-    return ArtifactWriter(lambda: files, lambda: Redactor.from_environment(os.environ))
+    return ArtifactWriter(lambda: files, keyring)
 
 
 class ProcessHost:
@@ -114,6 +125,8 @@ class ProcessHost:
         self._pid = os.getpid()
         self._thread: loops.LoopThread | None = None
         self._host: RunHost | None = None
+        self._keyring: SecretRegistry | None = None
+        self._known_there: Mapping[str, str] = {}  # the secrets that the kernel knows
 
     def run(self) -> None:
         """Receive the attempt, drive it, and return when its end was sent."""
@@ -135,11 +148,13 @@ class ProcessHost:
 
     def _start(self, begin: Begin, agent: object) -> None:
         capture.install()
+        self._keyring = keyring = SecretRegistry(os.environ, begin.secrets, begin.secret_variables)
+        self._known_there = begin.secrets
         self._token.add_first(lambda request: self._put(Cancel(request.reason, request.cause)))
         attempt = Attempt(
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(),
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
-            artifact_writer=_artifact_writer(begin), restored=begin.restored,
+            artifact_writer=_artifact_writer(begin, keyring), restored=begin.restored,
         )  # fmt: skip
         self._thread = thread = loops.LoopThread(
             "nbrun-host", loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
@@ -198,10 +213,19 @@ class ProcessHost:
             if item.data.TYPE in ev.END_TYPES:
                 break
         if batch:
+            self._send_secrets()
             self._send(Batch([pack_event(event) for event in batch]))
             self._has_sent_end = batch[-1].data.TYPE in ev.END_TYPES
         if cancel is not None:
             self._send(cancel)
+
+    def _send_secrets(self) -> None:
+        """Send the secrets that are new in the environment: what is sent from now on may hold them."""
+        if self._keyring is not None:
+            self._keyring.look()
+            if (known := self._keyring.known) is not self._known_there:
+                self._known_there = known
+                self._send(Secrets(dict(known)))
 
     def _send(self, message: Message) -> None:
         try:

@@ -379,6 +379,9 @@ class RunProcess:
                     self._send(protocol.begin(self._attempt, self.name))
             case protocol.Cancel(reason=reason, cause=cause):
                 self._fire(reason, cause)
+            case protocol.Secrets(found=found):
+                if (writer := self._attempt.artifact_writer) is not None:
+                    writer.keyring.add_all(found)
             case protocol.Batch(events=events):
                 self._pass_on([(e.ts, protocol.unpack_event(e), e.parent) for e in events])
             case _:

@@ -33,6 +33,14 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     reentrant_loop: bool = False
     files: str = ""  # the folder for the run's artifacts, if there is one
     restored: Restored | None = None
+    secrets: dict[str, str] = {}  # value → name, of those that are known
+    secret_variables: tuple[str, ...] = ()
+
+
+class Secrets(msgspec.Struct, frozen=True, tag=True):
+    """Secrets of the process's environment, value → name; sent before any event that could hold them."""
+
+    found: dict[str, str]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -64,7 +72,7 @@ class Batch(msgspec.Struct, frozen=True, tag=True):
     events: list[PackedEvent]
 
 
-Message = Ready | Begin | Cancel | Control | Batch
+Message = Ready | Begin | Secrets | Cancel | Control | Batch
 
 _LENGTH = struct.Struct("!I")
 _encoder = msgspec.msgpack.Encoder()
@@ -73,11 +81,13 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 def begin(attempt: Attempt, host: str) -> Begin:
     """Return the message that hands an attempt to the process that is called `host`."""
-    folder = None if attempt.artifact_writer is None else attempt.artifact_writer.folder
+    writer = attempt.artifact_writer
+    folder = None if writer is None else writer.folder
+    known, names = ({}, ()) if writer is None else (dict(writer.keyring.known), tuple(writer.keyring.names))
     return Begin(
         attempt.run_id, attempt.number, attempt.pickled, attempt.prompt, attempt.grace_s,
         attempt.options.portable(), attempt.answerable, host, attempt.reentrant_loop,
-        "" if folder is None else str(folder), attempt.restored,
+        "" if folder is None else str(folder), attempt.restored, known, names,
     )  # fmt: skip
 
 
