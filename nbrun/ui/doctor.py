@@ -32,7 +32,7 @@ _COLOURS = {Sign.OK: "#2e7d32", Sign.NOTE: "#757575", Sign.PROBLEM: "#c62828"}
 def show(extension: Presenter) -> None:
     """Check everything and show what was found; the page, if there is one, adds its own lines later."""
     findings = examine(extension)
-    if extension.kernel is None:
+    if extension.is_text:
         print("\n".join(map(str, findings)))
         return
     from IPython.display import display
@@ -82,6 +82,8 @@ def _front_end(extension: Presenter) -> Finding:
     shell, subject = extension.shell, "front end"
     if extension.kernel is None:
         return Finding(Sign.OK, subject, "a terminal: a live line instead of cards; Ctrl-C cancels")
+    if extension.is_text:
+        return Finding(Sign.OK, subject, "a console: a live line instead of cards; Ctrl-C cancels")
     if is_headless(shell):
         text = "headless: cells wait for their runs, and cards are static"
         fix = "nothing to do in a batch job; in an interactive notebook, set NBRUN_BLOCK=0 in the environment"
@@ -136,8 +138,8 @@ def control_round_trip_s(kernel: Any, clock: Clock) -> float | None:
 
 
 def _why_no_page(extension: Presenter) -> str | None:
-    if extension.kernel is None:
-        return "a terminal has no page"
+    if extension.is_text:
+        return f"a {'terminal' if extension.kernel is None else 'console'} has no page"
     if is_headless(extension.shell):
         return "headless, so no page would answer"
     if not extension.config.card:

@@ -70,6 +70,9 @@ class Extension:
             self.shell.configurables.append(self.config)
         kernel = self.presenter.kernel
         if kernel is not None:
+            redraw = lambda _result: self.presenter.redraw_ended()  # noqa: E731 - a name to unregister it by
+            self.shell.events.register("post_run_cell", redraw)
+            self._undo.append(lambda: self.shell.events.unregister("post_run_cell", redraw))
             requests.install(kernel, self.presenter.requests.answer)
             self._undo += [lambda: requests.remove(kernel), waiting.wrap_shutdown(kernel, self.close)]
         atexit.register(self.close)

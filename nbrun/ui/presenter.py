@@ -65,11 +65,11 @@ class Presenter:
 
         If the run that is waited for fails, so must the cell: this raises what `run.result()` does, or `Interrupted`.
         """
-        if self.kernel is None:
-            self._present_in_terminal(run, block)
+        is_on_kernel_loop = run.live is not None and run.live.loop is not None
+        if self.is_text:
+            self._present_as_text(run, block is not False and not is_on_kernel_loop)
             return
         headless = waiting.is_headless(self.shell)
-        is_on_kernel_loop = run.live is not None and run.live.loop is not None
         waits = headless if block is None else block
         if not waits or is_on_kernel_loop:  # on that loop, it could not run while this waits
             self.show(run)
@@ -84,13 +84,13 @@ class Presenter:
                 self._show_static(run)
         run.result(0)
 
-    def _present_in_terminal(self, run: Run, block: bool | None) -> None:
+    def _present_as_text(self, run: Run, waits: bool) -> None:
         from nbrun.ui.terminal.live_line import show_until_end
 
-        if block is False:
+        if not waits:
             print(repr(run))
             return
-        show_until_end(run, self.session)
+        show_until_end(run, self.session, self.kernel, self.run_agents_code)
         run.result(0)
 
     def show(self, run: Run) -> None:
@@ -104,13 +104,13 @@ class Presenter:
             self._show_static(run)
 
     def _show_static(self, run: Run) -> None:
-        """Show a run without a widget, as text if there is no kernel; a live run's output is updated."""
+        """Show a run without a widget, as text where nothing else is shown; a live run's output is updated."""
         from IPython.display import DisplayHandle, display
 
         from nbrun.render import static_card
 
         record, problem = _shown_record(run), run.problem
-        if self.kernel is None:
+        if self.is_text:
             print(static_card.plain_text(record, problem))
             return
         handle, live, headless = DisplayHandle(), run.live, waiting.is_headless(self.shell)
@@ -123,8 +123,9 @@ class Presenter:
         is_final = record.is_settled and problem is None
         if is_final or (live is None and not record.is_live):
             return
-        if headless:
+        if headless or waiting.is_executed(self.shell):
             self._outdated.append((run, redraw))
+        if headless:
             return
         context, asked = contextvars.copy_context(), [record.pending]
 
@@ -142,11 +143,14 @@ class Presenter:
             look(live.record, ())  # it may have asked before we listened
         run.follow_end(redraw_here)
 
-    def _redraw_ended(self) -> None:
-        """Update the static cards whose runs have ended.
+    def redraw_ended(self) -> None:
+        """Bring the cards in the notebook's file up to date, at the end of each cell.
 
-        Source: nbclient takes an update only while a cell runs, and only from that cell, so a waiting cell sends it.
+        Source: nbclient takes an update only while a cell runs, and only from that cell, so whichever cell runs when a
+        run ends, or is the next to run, sends it.
         """
+        if self._board is not None and waiting.is_executed(self.shell):
+            self._board.draw_ended_here()
         outdated, self._outdated = self._outdated, []
         for run, redraw in outdated:
             if run.done():
@@ -155,9 +159,14 @@ class Presenter:
                 self._outdated.append((run, redraw))
 
     @property
+    def is_text(self) -> bool:
+        """Whether text is all that is shown: in a terminal, or a console of a kernel."""
+        return self.kernel is None or waiting.is_console(self.shell)
+
+    @property
     def has_page(self) -> bool:
         """Whether somebody can see what is displayed, and click on it."""
-        return bool(self.kernel is not None and self.config.card and not waiting.is_headless(self.shell))
+        return bool(not self.is_text and self.config.card and not waiting.is_headless(self.shell))
 
     def show_panel(self) -> None:
         """Show the runs: a live table on a page, else a list of the newest."""
@@ -166,7 +175,7 @@ class Presenter:
                 self.panels.show(waiting.cell_id(self.shell))
             return
         runs = self.session.runs(limit=LIST_LIMIT)
-        if self.kernel is None:
+        if self.is_text:
             print(repr(runs))
         else:
             from IPython.display import display
@@ -221,7 +230,6 @@ class Presenter:
             raise Interrupted(
                 f"{still} still in progress. To stop one: %agentrun cancel REF. To stop all: %agentrun cancel --all"
             ) from None
-        self._redraw_ended()
         for run in runs:
             print(repr(run))
         if not runs:

@@ -27,17 +27,21 @@ AGENTS = (
 )
 
 
-class Terminal:
-    """A terminal with IPython in it, typed into line by line; every wait is bounded."""
+IPYTHON = ("IPython", "--simple-prompt", "--no-banner", "--no-confirm-exit")
+CONSOLE = ("jupyter_console", "--simple-prompt", "--kernel", "python3")
 
-    def __init__(self, folder: Path) -> None:
+
+class Terminal:
+    """A terminal with IPython or jupyter console in it, typed into line by line; every wait is bounded."""
+
+    def __init__(self, folder: Path, program: tuple[str, ...] = IPYTHON) -> None:
         env = {name: text for name, text in os.environ.items() if not name.startswith("NBRUN_")}
         env |= {"IPYTHONDIR": str(folder / "ipython"), "TERM": "xterm"}  # not "dumb", on which nothing moves
         env["PYTHONPATH"] = str(Path(__file__).parents[2])
         self._numbers = itertools.count(1)
         self.child = pexpect.spawn(
             sys.executable,
-            ["-m", "IPython", "--simple-prompt", "--no-banner", "--no-confirm-exit"],
+            ["-m", *program],
             cwd=str(folder),
             env=env,
             encoding="utf-8",
@@ -251,3 +255,37 @@ def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:
     terminal.child.expect(pexpect.EOF)
     terminal.child.close()
     assert terminal.child.exitstatus == 0
+
+
+def test_a_console_of_a_kernel_is_a_terminal(tmp_path: Path) -> None:
+    """It shows text only: a cell waits for its run and prints its end, asks its questions, and Ctrl-C cancels it."""
+    console = Terminal(tmp_path, CONSOLE)
+    console.run("%load_ext nbrun")
+    for line in AGENTS:
+        console.run(line)
+    magic = "get_ipython().run_cell_magic('agentrun', {!r}, {!r})"  # a simple prompt takes cells of one line
+    for options in ("shout -n loud", "shout -n loud --block"):
+        shown = console.run(magic.format(options, "hello there"))
+        assert "HELLO THERE" in shown
+        assert "when the notebook was saved" not in shown
+    for line in ("%agentrun list", "%agentrun", "nbrun.panel()"):
+        shown = console.run(line)
+        assert shown.index("#2   loud") < shown.index("#1   loud")
+    assert "HELLO THERE" in console.run("%agentrun show 1")
+    assert "front end: a console" in console.run("%agentrun doctor")
+
+    console.type(magic.format("asks -o answers", "hello"))
+    for word, answer in (("one?", "y"), ("two?", "n not today")):
+        console.child.expect_exact(f"? {word} hello")
+        console.child.expect_exact("[y/edit/N] ")
+        console.child.sendline(answer)
+    console.read()
+    assert "['allow', 'deny']" in console.run("answers.output")
+
+    console.run(magic.format("endless -a -o beside", "hi"))
+    console.type(magic.format("endless -n waited -o waited", "hi"))
+    console.child.expect_exact("begun")
+    console.child.sendintr()
+    assert "(waited): Interrupted after" in console.read()
+    assert "'cancelled', 'running'" in console.run("str(waited.status), str(beside.status)")
+    console.child.close(force=True)

@@ -105,6 +105,7 @@ class _Card(Drawable):
         self.remove: Callable[[], None] = lambda: None
         self.followups: Sequence[tuple[int, str]] = ()
         self.is_placed = is_placed
+        self.is_final_in_file = False  # of a notebook that a program executes; only the main thread uses this
         self._board = board
         self._in_output: tuple[bool, bool] | None = None  # what the output depends on, as drawn
         self._is_end_due = False  # the last state has been sent, but not yet the static output
@@ -129,6 +130,13 @@ class _Card(Drawable):
         problem = self.live.problem
         data = static_card.bundle(self._record(), problem)
         return data if problem is None and self.live.record.is_settled else self._in_place(data)
+
+    def draw_static_here(self) -> None:
+        """Send the static output from the running cell, until one is final."""
+        if self.is_final_in_file:
+            return
+        self.is_final_in_file = self.live.problem is None and self.live.record.is_settled
+        self.handle.update(self.static(), raw=True)
 
     def _record(self) -> RunRecord:
         return words.with_followups(self.live.record, self.followups)
@@ -233,6 +241,13 @@ class CardBoard:
         for card in cards:
             card.followups = followups
             self.mark(card)
+
+    def draw_ended_here(self) -> None:
+        """Update the outputs of ended runs from the running cell, the only one whose updates are kept in a file."""
+        with self._lock:
+            cards = [card for card in (*self._live, *self._ended) if not card.live.record.is_live]
+        for card in cards:
+            card.draw_static_here()
 
     def close(self, timeout_s: float) -> None:
         """Draw what has changed and stop."""

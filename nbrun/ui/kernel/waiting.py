@@ -21,16 +21,31 @@ TICK_S = 0.05
 
 
 def is_headless(shell: Any) -> bool:
-    """Return whether nobody is watching: nbclient, papermill or nbconvert runs the cell, or `NBRUN_BLOCK` says so.
-
-    Source: front ends send `allow_stdin` true and a cell id; these headless executors send neither.
-    """
+    """Return whether nobody is watching: a program executes the notebook, or `NBRUN_BLOCK` says so."""
     forced = os.environ.get("NBRUN_BLOCK")
-    if forced in ("0", "1"):
-        return forced == "1"
-    parent = _parent(shell)
-    can_ask = parent.get("content", {}).get("allow_stdin", False)
-    return bool(parent) and not can_ask and not cell_id(shell)
+    return forced == "1" if forced in ("0", "1") else is_executed(shell)
+
+
+def is_executed(shell: Any) -> bool:
+    """Return whether nbclient runs the cell, for itself, nbconvert or papermill.
+
+    Source: front ends send `allow_stdin` true and a cell id; nbclient sends neither.
+    """
+    return bool(_parent(shell)) and not _can_ask(shell) and not cell_id(shell)
+
+
+def is_console(shell: Any) -> bool:
+    """Return whether the cell was typed in a program that shows text only, such as jupyter console.
+
+    Source: a page gives its messages random ids; a Python program's begin with that of its session (jupyter_client).
+    """
+    header = _parent(shell).get("header", {})
+    is_python = str(header.get("msg_id")).startswith(f"{header.get('session')}_")
+    return is_python and _can_ask(shell) and not cell_id(shell)
+
+
+def _can_ask(shell: Any) -> bool:
+    return bool(_parent(shell).get("content", {}).get("allow_stdin", False))
 
 
 def cell_id(shell: Any) -> str | None:

@@ -1,8 +1,8 @@
-"""A run in a terminal: one line that is updated while the run is waited for, and its questions; Ctrl-C cancels."""
+"""A run in a terminal or console: a line that is updated while it is waited for, and its questions; Ctrl-C cancels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbrun.agents import ALLOW, DENY
 from nbrun.core import UserError, duration, events as ev, plain, printable, readable, shown, visible
@@ -12,20 +12,27 @@ from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.terminal import keyboard
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
 
 EDIT, ALWAYS = "edit", "always"
 
 
-def show_until_end(run: Run, session: NotebookSession) -> None:
-    """Show the run's line until it has ended, then its static card as text; Ctrl-C cancels it (`Interrupted`)."""
+def show_until_end(
+    run: Run, session: NotebookSession, kernel: Any = None, meanwhile: Callable[[], None] = lambda: None
+) -> None:
+    """Show the run's line until it has ended, then its static card as text; Ctrl-C cancels it (`Interrupted`).
+
+    A `kernel` shows it in its console, which it asks for what is typed. `meanwhile` is called between short waits.
+    """
     from rich.cells import cell_len
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    console, now = Console(), session.clock.now
+    console, now = Console(force_jupyter=False), session.clock.now
     began = run.created_at or now()
 
     def line() -> Text:
@@ -48,11 +55,12 @@ def show_until_end(run: Run, session: NotebookSession) -> None:
             live.start()  # within: Ctrl-C may come while it draws for the first time
             asked: set[str] = set()  # an answered question may be pending for a moment more
             while not run.wait(waiting.TICK_S):
+                meanwhile()
                 for question in run.pending:
                     if question.id not in asked:
                         asked.add(question.id)
                         live.stop()  # else the line would be drawn over what is typed
-                        _Question(run, question, session, console).ask()
+                        _Question(run, question, session, console, kernel).ask()
                         live.start()
     finally:
         live.stop()
@@ -81,14 +89,17 @@ class _Reply(NamedTuple):
 class _Question:
     """A run's question, asked in the terminal until it is answered, here or elsewhere."""
 
-    def __init__(self, run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console: Console) -> None:
+    def __init__(
+        self, run: Run, asked: ev.ApprovalRequested, session: NotebookSession, console: Console, kernel: Any
+    ) -> None:
         self._run, self._asked, self._session, self._console = run, asked, session, console
+        self._kernel = kernel
         self._edited: object = None  # the arguments, where they were changed
 
     def ask(self) -> None:
         """Ask until there is an answer; what isn't understood costs one line, and the question is asked again."""
         asked = self._asked
-        if ahead := keyboard.discard_typed_ahead():
+        if ahead := keyboard.discard_typed_ahead() if self._kernel is None else "":
             self._say(f"  (typed before the question, so discarded: {ahead})")
         args = "" if asked.args is None else f" {readable(asked.args)}"
         self._say(f"? {asked.message}{args}")
@@ -144,6 +155,8 @@ class _Question:
             return any(self._asked.id == other.id for other in self._run.pending)
 
         try:
+            if self._kernel is not None:  # asked like this, a console can't be told that the question is settled
+                return str(self._kernel.raw_input(visible(prompt))).strip()
             return keyboard.next_line(visible(prompt), is_pending)
         except EOFError:
             self._console.print()
