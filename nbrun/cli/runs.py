@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, relative, say, say_table
 from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, printable
+from nbrun.core.commands import number_of
 from nbrun.render.static_card import whole_text
 from nbrun.render.words import with_followups
-from nbrun.store import FOLDER, SUFFIX, SessionStore, StoredRun, is_set_aside, read_query, schema, store_path
+from nbrun.store import FOLDER, SUFFIX, Query, SessionStore, StoredRun, is_set_aside, read_query, schema, store_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,15 +166,14 @@ def opened(path: Path, *, reports: bool = True) -> Iterator[SessionStore]:
 
 def find(store: SessionStore, ref: str) -> StoredRun:
     """Return the run that a reference names: `#3`, `3`, `last`, `-1`, a name or an id."""
-    digits = "-1" if ref == "last" else ref.removeprefix("#")
-    found: StoredRun | None
-    # SQLite takes no greater number; then it may be a name.
-    if digits.removeprefix("-").isdecimal() and len(digits) < 19:
-        number = int(digits)
-        newest = store.runs(-number) if number < 0 else []
-        found = store.run(number) if number >= 0 else (newest[-1] if len(newest) == -number else None)
-    else:
+    number = number_of(ref)
+    if number is None:
         found = store.find(ref)
+    elif number < 0:
+        newest = store.select(Query(is_top_level=True, limit=-number))
+        found = newest[-1] if len(newest) == -number else None
+    else:
+        found = store.run(number)
     if found is None:
         path = "" if store.path is None else relative(store.path)
         raise RunNotFound(f"No run '{ref}' found in {path}", fixes=[Fix(Action.LIST, path=path)])

@@ -306,6 +306,7 @@ def whole_number(text: str) -> int:
 # --- what the notebook and the shell have in common ------------------------------------------------
 
 REFERENCE = "REF is #3, 3, last, -1, a run's name or its id."
+_MAX_DIGITS = 18  # SQLite takes no number greater than 2**63; what is longer may be a name
 REF = Argument(("REF",), "the run: #3, 3, last, -1, its name or its id")
 STATUS = Argument(("--status",), "only runs with this status: completed, failed, running …", "STATUS")
 FILTERS = (
@@ -318,3 +319,14 @@ FILTERS = (
 )
 FORMS = ("jsonl", "json", "html", "md")
 """What runs can be exported as; the first two can be imported again."""
+
+
+def number_of(ref: str) -> int | None:
+    """Return the run's number that a reference is; None for a name or an id.
+
+    Below 0 it is a place from the end: `last` and -1 are the newest run that somebody started. Its child runs aren't
+    counted; they have numbers, names and ids.
+    """
+    digits = "-1" if ref == "last" else ref.removeprefix("#")
+    is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
+    return int(digits) if is_number else None

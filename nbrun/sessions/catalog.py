@@ -7,32 +7,24 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 from nbrun.core import Action, BadOption, Fix, RunNotFound, RunRecord, StoreError, clean_text
+from nbrun.core.commands import number_of
 from nbrun.render.words import run_ref, title
 from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
+from nbrun.store import Query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.parts import Parts
-    from nbrun.store import Query, SessionStore, StoredRun
+    from nbrun.store import SessionStore, StoredRun
 
 _log = logging.getLogger("nbrun")
 T = TypeVar("T")
 
 KEEP_ENDED = 100
 """How many ended runs stay in memory with their live output; older ones are read from the store."""
-
-_MAX_DIGITS = 20  # SQLite takes no greater number; what is longer may be a name
-
-
-def number_of(ref: str) -> int | None:
-    """Return the run's number that a reference is, a place from the end if below 0; None for a name or an id."""
-    digits = "-1" if ref == "last" else ref.removeprefix("#")
-    is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
-    number = int(digits) if is_number else None
-    return None if number is None or abs(number) >= 2**63 else number
 
 
 class Catalog:
@@ -126,7 +118,9 @@ class Catalog:
         if query.is_unfiltered and query.before is None:
             return RunList(self._all(query.limit)[: query.limit])
         known = dict(self._runs)  # of these their own state decides: the store may be behind it
-        mine = [self.run(live) for live in known.values() if query.fits(live.record) and query.finds(live.record)]
+        # A child that is not committed yet has no record that says so.
+        lives = [live for live in known.values() if not (query.is_top_level and live.is_child)]
+        mine = [self.run(live) for live in lives if query.fits(live.record) and query.finds(live.record)]
         stored = self._store.select(query, lambda found: found.record.run_id in known and self._is_own(found.record))
         found = [*reversed(mine), *(self._of(one.record) for one in stored)]
         others = self._ask_read_only(lambda store: store.select(query)) or []
@@ -186,11 +180,11 @@ class Catalog:
         return self._of(stored.record)
 
     def _nth_newest(self, n: int) -> Run | None:
-        own = tuple(self._runs.values())
-        if 0 < n <= len(own):
+        own = [live for live in tuple(self._runs.values()) if not live.is_child]
+        if n <= len(own):
             return self.run(own[-n])
-        runs = self._all(n)
-        return runs[n - 1] if 0 < n <= len(runs) else None
+        runs = self.runs(Query(is_top_level=True, limit=n))
+        return runs[n - 1] if n <= len(runs) else None
 
 
 def removable(run: Run) -> int:

@@ -42,16 +42,17 @@ from nbrun.core import (
     guarded,
     options as run_options,
 )
+from nbrun.core.commands import number_of
 from nbrun.host import capture
 from nbrun.host.attempt import Attempt
 from nbrun.host.process import pickling
-from nbrun.sessions.catalog import Catalog, number_of
 from nbrun.sessions.live_run import LiveRun
 from nbrun.sessions.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nbrun.sessions.catalog import Catalog
     from nbrun.sessions.parts import Parts
 
 P = ParamSpec("P")

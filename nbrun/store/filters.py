@@ -20,6 +20,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     status: RunStatus | None = None
     is_unknown: bool = False  # only runs whose state is unknown here
+    is_top_level: bool = False  # only runs that somebody started: no child runs
     name: str | None = None
     agent: str | None = None
     tag: str | None = None
@@ -32,7 +33,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     def is_unfiltered(self) -> bool:
         """Whether every run fits."""
         filters = (self.status, self.name, self.agent, self.tag, self.since, self.text)
-        return all(value is None for value in filters) and not self.is_unknown
+        return all(value is None for value in filters) and not (self.is_unknown or self.is_top_level)
 
     @property
     def is_of_columns(self) -> bool:
@@ -51,6 +52,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     def fits_within(self, record: RunRecord) -> bool:
         """Return whether it fits what a store's columns do not say, or may say wrongly; the text excepted."""
+        if self.is_top_level and record.parent_id is not None:
+            return False
         # A run in an unknown state has no other status.
         if record.is_unknown != self.is_unknown and (self.is_unknown or self.status is not None):
             return False

@@ -169,6 +169,8 @@ def read_runs(
         ):
             if value is not None:
                 where, values = f"{where} AND {condition}", [*values, value]
+        if query.is_top_level:
+            where += " AND r.parent IS NULL"
         # Spelled out, this lets SQLite use the index of live runs.
         if query.is_unknown or query.status in LIVE:
             where += " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
@@ -264,6 +266,7 @@ class RunReference:
     run_id: str
     name: str
     status: RunStatus
+    is_child: bool
 
     def is_named_in(self, words: Sequence[str]) -> bool:
         """Return whether one of the words is its number, its name or its id."""
@@ -288,13 +291,14 @@ def _newest(connection: sqlite3.Connection, limit: int, clock: Clock) -> list[Ru
     # Somebody else may have made the file: `runs` may be a view that never ends, and a name of any length.
     connection.set_progress_handler(lambda: clock.monotonic() > until, _STEPS)
     rows = connection.execute(
-        "SELECT number, substr(run_id, 1, 200), substr(name, 1, 200), status FROM runs ORDER BY number DESC LIMIT ?",
+        "SELECT number, substr(run_id, 1, 200), substr(name, 1, 200), status, parent IS NOT NULL"
+        " FROM runs ORDER BY number DESC LIMIT ?",
         (limit,),
     ).fetchall()
     statuses = {str(status): status for status in RunStatus}
     return [
-        RunReference(number, run_id, name, statuses[status])
-        for number, run_id, name, status in rows
+        RunReference(number, run_id, name, statuses[status], bool(is_child))
+        for number, run_id, name, status, is_child in rows
         if isinstance(number, int) and isinstance(run_id, str) and isinstance(name, str) and status in statuses
     ]
 

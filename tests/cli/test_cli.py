@@ -19,7 +19,7 @@ import nbformat
 import pytest
 
 import nbrun
-from nbrun import NotebookSession, ScriptedAgent, SequentialIds, cli
+from nbrun import NotebookSession, RunContext, ScriptedAgent, SequentialIds, cli
 from nbrun.agents import local_model
 from nbrun.core.clock import SystemClock
 from nbrun.core.record import RunRecord
@@ -337,6 +337,22 @@ def test_show_finds_a_run_by_every_reference(ref: str, kept: Path, capsys: pytes
     assert text.startswith("Run #1 (plain)\n")
     for part in ("Completed", "prompt of plain", "It is green.", "look(", "12 in · 3 out", "run-seq-0"):
         assert part in text
+
+
+def test_last_is_no_child_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`last` and `-1` are the newest run that somebody started, not a child that it started later."""
+    notebook = folder / "book.ipynb"
+
+    async def editor(prompt: str, run: RunContext) -> str:
+        return str(await run.start_child(ScriptedAgent([{"say": "Once."}], delay_s=0), "chapter one", name="writer"))
+
+    with NotebookSession(notebook, ids=SequentialIds()) as session:
+        assert session.start(editor, "a book", name="editor").wait(10)
+    session.store.close(1.0)
+    for ref, title in (("last", "#1 (editor)"), ("-1", "#1 (editor)"), ("2", "#2 (writer)")):
+        assert cli.main(["show", ref, str(notebook)]) == 0
+        assert capsys.readouterr().out.startswith(f"Run {title}\n")
+    assert cli.main(["show", "-2", str(notebook)]) == 1
 
 
 def test_show_of_a_failed_run_has_its_error(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,6 +154,30 @@ def test_a_run_is_found_by_number_name_id_and_place(session: NotebookSession) ->
         assert session.get(ref) == first
 
 
+def test_last_is_the_newest_run_that_somebody_started(make_session: MakeSession) -> None:
+    """Places from the end count no child runs, in memory and in the file; a child is found by number, name or id."""
+
+    async def editor(prompt: str, run: RunContext) -> str:
+        return str(await run.start_child(agents.instant, "chapter one", name="writer"))
+
+    with make_session() as before:
+        first = ended(before.start(editor, "a book", name="editor"))
+        second = ended(before.start(editor, "a sequel", name="sequel"))
+        for ref in ("last", "-1", -1):
+            assert before.get(ref) == second
+        assert before.get(-2) == first
+        child = before.get("writer")
+        assert child.parent_id == second.id
+        assert before.get(child.id) == before.get(f"#{child.number}") == child
+        before.store.close(1.0)
+    with make_session() as after:
+        assert (after.get("last").number, after.get(-2).number) == (second.number, first.number)
+        third = ended(after.start(editor, "a third", name="third"))
+        assert (after.get("last"), after.get(-3).number) == (third, first.number)
+        with pytest.raises(RunNotFound):
+            after.get(-4)
+
+
 @pytest.mark.parametrize(
     "ref", ["", "#", "#9", 0, "-0", "-3", "--1", "nobody", "#99999999999999999999999", "last!", "²"]
 )

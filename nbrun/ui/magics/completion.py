@@ -13,8 +13,7 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 
 from nbrun.agents import registered
 from nbrun.core import LIVE, TERMINAL, RunStatus
-from nbrun.core.commands import Argument, Command
-from nbrun.sessions.catalog import number_of
+from nbrun.core.commands import Argument, Command, number_of
 from nbrun.store import RunReference, newest_references
 from nbrun.ui.magics.options import CELL, LINE
 
@@ -201,13 +200,13 @@ class Completion:
         numbers = [f"{sign}{run.number}" for run in fitting if run.number]
         names = [run.name for run in fitting if number_of(run.name) is None]
         ids = [run.run_id for run in fitting] if word.startswith("run-") else []
-        last = ["last"] if fitting and self._is_last(fitting[0]) and verb != "rm" else []
+        last = ["last"] if verb != "rm" and self._last() in [run.run_id for run in fitting] else []
         return [*dict.fromkeys([*numbers, *last, *names, *ids])]
 
-    def _is_last(self, run: RunReference) -> bool:
-        """Return whether `last` means this run; one of this session goes before all others."""
-        own = self._session.recent_runs(1)
-        return own[0].id == run.run_id if own else run == self._runs()[0]
+    def _last(self) -> str | None:
+        """Return the id of the run that `last` means; one of this session goes before all others."""
+        runs = [*_references(self._session.recent_runs(RUN_LIMIT)), *self._runs()]
+        return next((run.run_id for run in runs if not run.is_child), None)
 
     def _fitting(self, verb: str) -> list[RunReference]:
         """Return the newest runs that fit a subcommand, newest first."""
@@ -235,15 +234,16 @@ class Completion:
 
     def _calls(self, words: Sequence[str]) -> list[str]:
         """Return the questions of the live run that the line names first."""
-        number = number_of(words[0]) if words else None
+        ref = words[0] if words else None
+        ref = self._last() if ref == "last" else ref
         for run in self._session.live_runs:
-            if words and (run.number == number or words[0] in (run.name, run.id, "last")):
+            if ref is not None and (run.number == number_of(ref) or ref in (run.name, run.id)):
                 return [asked.id for asked in run.pending]
         return []
 
 
 def _references(runs: Iterable[Run]) -> list[RunReference]:
-    return [RunReference(run.number or 0, run.id, run.name, run.status) for run in runs]
+    return [RunReference(run.number or 0, run.id, run.name, run.status, run.parent_id is not None) for run in runs]
 
 
 def _offer(word: str, texts: Iterable[str], kind: str) -> Offer:

@@ -290,6 +290,25 @@ def test_questions_are_offered(session: NotebookSession, shell: Shell) -> None:
     run.deny(run.pending[0].id)
 
 
+def test_last_is_offered_for_a_run_that_has_children(make_session: MakeSession, shell: Shell, held: Held) -> None:
+    """The newest run that somebody started is `last`, live or ended, where its child is newer than it."""
+
+    async def editor(prompt: str, run: RunContext) -> None:
+        await run.ask("really?")
+        await run.start_child(held, "x", name="writer")
+
+    session = make_session()
+    run = session.start(editor, "x", name="editor")
+    while not run.pending:
+        assert not run.wait(0.01)
+    completion = Completion(shell, session)
+    assert offered(completion, "%agentrun deny last ") == [run.pending[0].id]
+    run.approve(run.pending[0].id)
+    assert held.entered.wait(BOUND_S)
+    assert session.live_runs[0].wait_created(BOUND_S)
+    assert offered(completion, "%agentrun cancel ") == ["#2", "#1", "last", "writer", "editor"]
+
+
 def test_a_name_that_nobody_would_type_is_not_offered(session: NotebookSession, shell: Shell) -> None:
     """Unprintable, very long, or with every kind of quote in it: there is the number."""
     for name in ("a\x1b[31m", "b" * 100, "c'\"d", "e\\f", "g'h"):
