@@ -124,12 +124,11 @@ class CancelToken:
     ) -> bool:
         """Fire this token and all below it; return whether this call was the first.
 
-        The first exception of a callback is raised again after every other callback has been called.
+        What a callback raises is logged, and the other callbacks are called all the same.
 
         Parameters
         ----------
-        patience_s : seconds that callbacks may delay the caller; then they continue on their own, and what they raise
-            is logged. None waits for them.
+        patience_s : seconds that callbacks may delay the caller; then they continue on their own. None waits for them.
         """
         with guarded():  # the caller may be an agent's thread: no token is left half fired
             return self._cancel(CancelRequest(reason, cause), patience_s)
@@ -203,7 +202,7 @@ class CancelToken:
     def add_callback(self, callback: Callback) -> CallbackHandle:
         """Have `callback(request)` called once, when the token fires; at once if it has fired.
 
-        It runs on whichever thread fires the token, so it must be quick and thread-safe.
+        It runs on whichever thread fires the token, so it must be quick and thread-safe. What it raises is logged.
         """
         with self._lock:
             request = self._request
@@ -213,7 +212,7 @@ class CancelToken:
 
     def _added(self, callback: Callback, request: CancelRequest | None) -> CallbackHandle:
         if request is not None:
-            callback(request)
+            _call_all([callback], request)
         return CallbackHandle(self, callback)
 
     def add_first(self, callback: Callback) -> CallbackHandle:
@@ -272,27 +271,24 @@ def _without(callbacks: tuple[Callback, ...], callback: Callback) -> tuple[Callb
 
 
 def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:
-    """Call each of them, whatever the others do; raise the first error at the end."""
-    first: BaseException | None = None
+    """Call each of them, whatever the others do; what they raise is logged."""
+    interrupt: KeyboardInterrupt | None = None
     for callback in callbacks:
         try:
             callback(request)
         except BaseException as error:  # isolated: the next callback must still be called
-            first = first or error
-    if first is not None:
-        raise first
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                interrupt = error  # Ctrl+C: of the user, not of the callback
+                continue
+            name = getattr(callback, "__qualname__", type(callback).__qualname__)
+            _log.error("The cancel callback %s failed", name, exc_info=error)
+    if interrupt is not None:
+        raise interrupt
 
 
 def _call_aside(callbacks: list[Callback], request: CancelRequest, patience_s: float) -> None:
     """Call each of them on one extra thread, and wait for that thread at most `patience_s`."""
-
-    def call() -> None:
-        try:
-            _call_all(callbacks, request)
-        except BaseException:  # an agent's own code: it ends with this thread
-            _log.exception("a cancel callback failed")
-
-    thread = threading.Thread(target=call, name="nbrun-hooks", daemon=True)
+    thread = threading.Thread(target=_call_all, args=(callbacks, request), name="nbrun-hooks", daemon=True)
     thread.start()
     thread.join(patience_s)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from nbrun.core import (
     ApprovalRequested,
     BadOption,
     CancelCause,
-    Cancelled,
     CancelOutcome,
     NotPending,
     Plain,
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.scheduler import Scheduler
 
-
-_log = logging.getLogger("nbrun")
 
 HOOKS_S = 0.1
 """How long an agent's cancel callbacks may hold up whoever cancels its run: a click, a cell, a close."""
@@ -66,7 +62,7 @@ class Control:
         outcome = self._intake.request_cancel(live, request)
         if outcome is not CancelOutcome.ALREADY_FINISHED:
             # Also if it was requested before: that call may have been interrupted before this line.
-            self._fire(live, request)
+            live.token.cancel(request.reason, request.cause, patience_s=HOOKS_S)
         return outcome
 
     def cancel_together(self, lives: Sequence[LiveRun], cause: CancelCause, by: str) -> None:
@@ -75,14 +71,7 @@ class Control:
         for live in lives:
             self._intake.request_cancel(live, request)
         for live in lives:
-            self._fire(live, request, patience_s=0.0)
-
-    def _fire(self, live: LiveRun, request: ev.CancelRequested, patience_s: float = HOOKS_S) -> None:
-        """Fire the token of a run; an error in a callback of its agent doesn't reach the caller."""
-        try:
-            live.token.cancel(request.reason, request.cause, patience_s=patience_s)
-        except (Exception, Cancelled):
-            _log.exception("a cancel callback of %s failed", live.run_id)
+            live.token.cancel(cause=cause, patience_s=0.0)
 
     def note_fired(self, live: LiveRun, _request: object) -> None:
         """Log the cancel if something else fired the token: a deadline, the agent, a parent."""

@@ -98,20 +98,42 @@ def test_a_removed_callback_is_not_called() -> None:
     assert heard == []
 
 
-def test_a_failing_callback_stops_no_other() -> None:
-    """The others are called, the token has fired, and the first error comes out at the end."""
+@pytest.mark.parametrize("error", [ValueError("broken"), SystemExit(1), Cancelled("broken"), asyncio.CancelledError()])
+@pytest.mark.parametrize("patience_s", [None, BOUND_S])
+def test_a_failing_callback_stops_nobody(
+    error: BaseException, patience_s: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are called, the token has fired, and its error is logged with its name; `cancel()` raises nothing."""
     token = CancelToken()
     heard: list[CancelRequest] = []
 
-    def fail(request: CancelRequest) -> None:
-        raise ValueError("broken")
+    def fails(request: CancelRequest) -> None:
+        raise error
 
-    token.add_callback(fail)
+    token.add_callback(fails)
     token.add_callback(heard.append)
-    with pytest.raises(ValueError, match="broken"):
-        token.cancel()
+    assert token.cancel(patience_s=patience_s)
     assert len(heard) == 1
     assert token.cancelled
+    token.add_callback(fails)  # called at once
+    assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [error, error]
+    assert all("fails" in record.getMessage() for record in caplog.records)
+
+
+def test_an_interrupt_in_a_callback_is_the_user_s(caplog: pytest.LogCaptureFixture) -> None:
+    """Ctrl+C on the main thread is raised when all the others have been called."""
+    token = CancelToken()
+    heard: list[CancelRequest] = []
+
+    def is_interrupted(request: CancelRequest) -> None:
+        raise KeyboardInterrupt
+
+    token.add_callback(is_interrupted)
+    token.add_callback(heard.append)
+    with pytest.raises(KeyboardInterrupt):
+        token.cancel()
+    assert len(heard) == 1
+    assert not caplog.records
 
 
 def test_one_of_many_racing_calls_wins() -> None:
