@@ -78,7 +78,7 @@ NBRUN = Command(
                 _PATH,
                 Argument(("--keep-runs",), "runs to keep of each notebook (default 10,000; 0: all)", "N", read=integer),
                 Argument(
-                    ("--keep-bytes",), "the space they may take, such as 500M (default 2 GiB; 0: any)",
+                    ("--keep-bytes",), "the space they may take, such as 500M (default 2 GB; 0: any)",
                     "SIZE",
                 ),
             ),

@@ -45,13 +45,22 @@ class RunQueue:
         with self._lock:
             self._under_way.pop(live, None)
             _discard(self._waiting, live)
-            going: list[LiveRun] = []
-            # One at a time, and in place: what a handler does in between is kept.
-            while (following := self._next()) is not None:
-                self._under_way[following] = None
-                _discard(self._waiting, following)
-                going.append(following)
-            return going
+            return self._let_in()
+
+    def allow(self, limit: int) -> list[LiveRun]:
+        """Change the limit; return the runs that may be entered now. Those in progress continue."""
+        with self._lock:
+            self._limit = limit
+            return self._let_in()
+
+    def _let_in(self) -> list[LiveRun]:
+        going: list[LiveRun] = []
+        # One at a time, and in place: what a handler does in between is kept.
+        while (following := self._next()) is not None:
+            self._under_way[following] = None
+            _discard(self._waiting, following)
+            going.append(following)
+        return going
 
     def _next(self) -> LiveRun | None:
         waiting = tuple(self._waiting)
@@ -122,6 +131,16 @@ class Scheduler:
         """Whether this code runs on a loop that drives runs."""
         ident = threading.get_ident()
         return any(host.thread.ident == ident for host in self._hosts)
+
+    @property
+    def limit(self) -> int:
+        """How many runs may be in progress at once; runs that are queued are let in when it grows."""
+        return self._queue.load[2]
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        for following in self._queue.allow(limit):
+            self._submit(following)
 
     def begin(self, sink: Sink) -> None:
         """Start the host's thread and open the executor on it."""

@@ -90,17 +90,14 @@ class NotebookSession:
         keep_runs: int = KEEP_RUNS,
         keep_bytes: int = KEEP_BYTES,
     ) -> None:
-        if max_concurrent < 1:
-            raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
         if min(keep_runs, keep_bytes) < 0:
             raise BadOption("keep_runs and keep_bytes must be at least 1, or 0 to keep all")
         self.clock = clock or SystemClock()
-        self.max_concurrent = max_concurrent
         self.notebook = notebook_path(path)
         self.store = _store(store, self.notebook, self.clock, Keep(keep_runs, keep_bytes))
         # Replaced by the user interface. The first three show a card, show the live table and find an agent by its name
-        # in the notebook. The others are called when a run was resumed, retried …, when runs were removed and, on the
-        # writer's thread, when the queue moves.
+        # in the notebook. The others are called when a run was resumed, retried …, when runs were removed and, on any
+        # thread, when the queue moves.
         self.on_display: Callable[[Run], object] = lambda run: print(repr(run))
         self.on_panel: Callable[[], object] = lambda: print(repr(self.runs(limit=LIST_LIMIT)))
         self.find_agent: FindAgent = lambda name: registered().get(name)
@@ -111,7 +108,7 @@ class NotebookSession:
         self.id = f"session-{TimeOrderedIds(self.clock).next_id()}"
         keyring = SecretRegistry(os.environ)
         intake = Intake(self.clock, keyring, self._published)
-        scheduler = Scheduler(max_concurrent, self.clock)
+        scheduler = Scheduler(_slots(max_concurrent), self.clock)
         self.parts = parts = Parts(
             session_id=self.id, notebook=self.notebook, clock=self.clock, cancel_grace_s=cancel_grace_s,
             store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
@@ -127,6 +124,16 @@ class NotebookSession:
         self._observers = [ObserverThread(observer) for observer in observers]
         self._listeners: tuple[Listener, ...] = tuple(one.publish for one in self._observers)
         self.store.open_existing(sets_aside=True)
+
+    @property
+    def max_concurrent(self) -> int:
+        """How many runs may be in progress at once; a change applies to queued runs, too."""
+        return self.parts.scheduler.limit
+
+    @max_concurrent.setter
+    def max_concurrent(self, limit: int) -> None:
+        self.parts.scheduler.limit = _slots(limit)
+        self.on_queue_moved()
 
     @property
     def cancel_grace_s(self) -> float:
@@ -405,6 +412,12 @@ class NotebookSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _slots(max_concurrent: int) -> int:
+    if max_concurrent < 1:
+        raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
+    return max_concurrent
 
 
 def _store(store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock, keep: Keep) -> SessionStore:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 KEEP_RUNS = 10_000  # how many runs a store keeps by default; 0 for all
-KEEP_BYTES = 2 * 1024**3  # how many bytes it keeps, of the file and of the artifacts beside it
+KEEP_BYTES = 2_000_000_000  # how many bytes it keeps, of the file and of the artifacts beside it
 STEP = 500  # how many rows one transaction removes, in a few milliseconds
 REST_S = 0.03  # how long others have the file to themselves then
 

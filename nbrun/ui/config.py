@@ -9,7 +9,7 @@ from nbrun.core.redaction import RULE
 from nbrun.store import KEEP_BYTES, KEEP_RUNS
 
 NEW_RUNS = "Applies to new runs."
-AT_LOAD = "Takes effect when nbrun is loaded (set it in ipython_config.py, or %reload_ext nbrun)."
+AT_LOAD = "Takes effect the next time nbrun is loaded (set it in ipython_config.py, or run %reload_ext nbrun)."
 
 
 class NbRun(Configurable):
@@ -26,10 +26,10 @@ class NbRun(Configurable):
         help=f"The file of the session store (path; default '': .nbrun/<notebook>.db beside the notebook). {AT_LOAD}",
     ).tag(config=True)
     max_concurrent = Int(
-        8, min=1, help=f"How many runs may run at once; more are queued (runs; default 8). {AT_LOAD}"
+        8, min=1, help="How many runs may run at once; more are queued (runs; default 8). Applies at once."
     ).tag(config=True)
     cancel_grace_s = Float(
-        2.0, min=0.0, help=f"How long an agent may clean up after a cancel (seconds; default 2.0). {AT_LOAD}"
+        2.0, min=0.0, help=f"How long an agent may clean up after a cancel (seconds; default 2.0). {NEW_RUNS}"
     ).tag(config=True)
     reentrant_loop = Bool(
         False,
@@ -46,7 +46,7 @@ class NbRun(Configurable):
         KEEP_BYTES,
         min=0,
         help="How much space runs may take in the store, including files "
-        f"(bytes, 0 for no limit; default {KEEP_BYTES:,}: 2 GiB). {NEW_RUNS}",
+        f"(bytes, 0 for no limit; default {KEEP_BYTES:,}: 2 GB). {NEW_RUNS}",
     ).tag(config=True)
     secrets = List(
         Unicode(),

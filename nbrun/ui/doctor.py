@@ -210,7 +210,7 @@ def _runs(extension: Presenter) -> Iterator[Finding]:
     waiting = sum(run.status is RunStatus.QUEUED for run in live)
     text = f"{len(live)} in progress, {waiting} of them queued; at most {session.max_concurrent} run at once"
     if waiting:
-        fix = "they start when others end; allow more with c.NbRun.max_concurrent (applies at the next load)"
+        fix = "they start when others end; allow more with %config NbRun.max_concurrent = 16"
         yield Finding(Sign.NOTE, subject, text, fix)
     else:
         yield Finding(Sign.OK, subject, text)

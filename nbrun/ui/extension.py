@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from nbrun.core import errors, mimebundle, record
 from nbrun.sessions import SHELL_ATTRIBUTE, NotebookSession
 from nbrun.store import Keep
-from nbrun.ui import config, presenter
+from nbrun.ui import presenter
+from nbrun.ui.config import AT_LOAD, NbRun
 from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.magics import completion, magics, options
 
@@ -28,7 +29,7 @@ class Extension:
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
-        self.config = config.NbRun(parent=shell)
+        self.config = NbRun(parent=shell)
         self.session = NotebookSession(
             shell.user_ns.get("__vsc_ipynb_file__"),
             store=self.config.store or None,
@@ -55,9 +56,13 @@ class Extension:
         def set_limits(_change: object) -> None:
             session.store.keep = Keep(config.keep_runs, config.keep_bytes)
 
+        config.observe(
+            lambda change: setattr(session, change["name"], change["new"]), ["max_concurrent", "cancel_grace_s"]
+        )
         config.observe(lambda change: session.let_enter_loop(change["new"]), "reentrant_loop")
         config.observe(lambda _: session.watch_variables(config.secrets), "secrets")
         config.observe(set_limits, ["keep_runs", "keep_bytes"])
+        config.observe(lambda _: print(f"NbRun.store: {AT_LOAD}"), "store")
         session.watch_variables(config.secrets)
 
     def open(self) -> None:

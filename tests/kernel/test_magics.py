@@ -108,6 +108,10 @@ def test_settings_are_shown_and_changed(loaded_kernel: Kernel) -> None:
     assert cell.outputs[0]["data"]["text/plain"]
     assert value(kernel, "nbrun.get('last').record.model") == "'scripted (no model)'"
     run_ok(kernel, "nbrun.get('last').wait(10)")
+    assert run_ok(kernel, "%config NbRun.max_concurrent = 30\n%config NbRun.cancel_grace_s = 0.5").stdout == ""
+    assert value(kernel, "(nbrun.session().max_concurrent, nbrun.session().cancel_grace_s)") == "(30, 0.5)"
+    later = run_ok(kernel, "%config NbRun.store = 'elsewhere.db'").stdout
+    assert later.startswith("NbRun.store: Takes effect the next time nbrun is loaded")
 
 
 def test_agents_may_enter_the_loop_again_where_that_is_asked_for(loaded_kernel: Kernel) -> None:

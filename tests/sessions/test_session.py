@@ -316,6 +316,34 @@ def test_no_more_than_max_concurrent_are_under_way(make_session: MakeSession) ->
             agent.let_go()
 
 
+def test_a_higher_limit_lets_queued_runs_in(make_session: MakeSession) -> None:
+    """`max_concurrent` can be changed at any time: more are let in at once, and a lower limit ends nobody's run."""
+    session = make_session(max_concurrent=1)
+    holders = [Held() for _ in range(3)]
+    moved = threading.Semaphore(0)
+    try:
+        runs = [session.start(agent) for agent in holders]
+        assert holders[0].entered.wait(BOUND_S)
+        assert [run.status for run in runs[1:]] == [RunStatus.QUEUED] * 2
+        session.on_queue_moved = moved.release
+        session.max_concurrent = 2
+        assert holders[1].entered.wait(BOUND_S)
+        assert moved.acquire(timeout=BOUND_S)
+        assert runs[2].status_words() == "Queued (next) · 2 of 2 slots busy"
+        session.max_concurrent = 1
+        holders[0].let_go()
+        assert ended(runs[0]).status is RunStatus.COMPLETED
+        assert not holders[2].entered.is_set()
+        holders[1].let_go()
+        assert holders[2].entered.wait(BOUND_S)
+        with pytest.raises(BadOption, match="at least 1"):
+            session.max_concurrent = 0
+        assert session.max_concurrent == 1
+    finally:
+        for agent in holders:
+            agent.let_go()
+
+
 def test_a_queued_run_says_what_it_waits_for(make_session: MakeSession, held: Held) -> None:
     """Its place is told by its handle and in lists, moves up when others end, and whoever draws it hears of that."""
     session = make_session(max_concurrent=1)
