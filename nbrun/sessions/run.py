@@ -426,10 +426,10 @@ class Run:
         NotPending, StoreReadOnly
             It has ended, or its kernel lives; the file that it is in must not be written to.
         """
+        record = self.glance
+        if self.done():
+            raise NotPending(f"{opening(record)} has already ended; there is nothing to give up.")
         if self.live is not None or self.number is None:
-            record = self.glance
-            if self.done():
-                raise NotPending(f"{opening(record)} has already ended; there is nothing to give up.")
             fix = Fix(Action.CANCEL, run_ref(record))
             raise NotPending(f"{opening(record)} belongs to this kernel", fixes=[fix])
         self.store.give_up(self.number)
@@ -614,5 +614,7 @@ def queue_words(parts: Parts, live: LiveRun) -> str | None:
     place = parts.scheduler.place(live)
     if place is None:
         return None
+    if (first := parts.scheduler.predecessor(live)) is not None:
+        return f"Queued · waiting for run #{first.record.number} of this cell to finish"
     asking = sum(one.record.status is RunStatus.WAITING for one in parts.intake.live())
     return queued_words(*place, asking)

@@ -79,6 +79,14 @@ class RunQueue:
         with self._lock:
             return self._waiting.index(live) if live in self._waiting else None
 
+    def predecessor(self, live: LiveRun) -> LiveRun | None:
+        """Return the run of the same key that a queued one waits for."""
+        with self._lock:
+            if live.key is None or live not in self._waiting:
+                return None
+            ahead = (*self._under_way, *self._waiting[: self._waiting.index(live)])
+            return next((other for other in reversed(ahead) if other.key == live.key), None)
+
     @property
     def load(self) -> tuple[int, int, int]:
         """How many runs are queued, how many are in progress, and how many may be."""
@@ -182,6 +190,10 @@ class Scheduler:
         """Return how many runs are queued before this one, and the load; None if it is not queued."""
         ahead = self._queue.position(live)
         return None if ahead is None else (ahead, *self._queue.load)
+
+    def predecessor(self, live: LiveRun) -> LiveRun | None:
+        """Return the run of the same cell or name that a queued one waits for."""
+        return self._queue.predecessor(live)
 
     def note_end(self, live: LiveRun) -> None:
         """Give the place of a run that has ended to those who wait."""

@@ -166,7 +166,7 @@ class Starter:
             with parts.lock:
                 if existing := self._existing(options.id, created):
                     return existing
-                behind = self._make_way(options.key, options.if_running)
+                note = self._apply_if_running(options.key, options.if_running)
                 self._begin()
                 run_id = self._new_id() if options.id is None else clean_text(options.id)
                 token = self._token_above(options.parent).child()
@@ -182,9 +182,8 @@ class Starter:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused:
                 return self._take_back(live, created)
-            for notice in (behind, *parts.store.notices()):
-                if notice is not None:
-                    parts.intake.emit(live, ev.Log(notice, "warning"))
+            for log in (*note, *(ev.Log(notice, "warning") for notice in parts.store.notices())):
+                parts.intake.emit(live, log)
             # A run started by another run isn't queued: that one may wait for it while it holds a slot.
             scheduler.queue(live, at_once=current_run.get() is not None)
         except BaseException:  # ■ in the middle: leave no run behind that nobody has a handle to
@@ -309,12 +308,12 @@ class Starter:
             raise NotResumable("another kernel is already resuming that run; see nbrun.runs()")
         return taken
 
-    def _make_way(self, key: str | None, if_running: str) -> str | None:
-        """Apply `if_running` to a live run of the same cell or name; return what the new run's card says of it."""
+    def _apply_if_running(self, key: str | None, if_running: str) -> list[ev.Log]:
+        """Apply `if_running` to a live run of the same cell or name; return what the new run's log says of it."""
         lives = [] if key is None else self._parts.intake.live()
         others = [live for live in lives if live.key == key]
         if not others:
-            return None
+            return []
         title = f"run #{others[-1].record.number}"
         if if_running == "reject":
             raise RunRejected(
@@ -323,8 +322,9 @@ class Starter:
         if if_running == "replace":
             for other in others:
                 self._parts.control.cancel(other, None, CancelCause.REPLACED, "a newer run of the same cell")
-            return f"Replaces {title}"
-        return f"Waiting for {title} of this cell to finish"
+            return [ev.Log(f"Replaces {title}", "warning")]
+        # No warning: it would stay on the card. The status says it while it is so.
+        return [ev.Log(f"Waiting for {title} of this cell to finish", "info")]
 
 
 # --- planning a start ---------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_a_cell_that_is_run_again_queues_rejects_or_replaces(shared: Kernel) -> 
     run_ok(shared, "%%agentrun endless -o first\nhi", cell_id="again")
     run_ok(shared, "%%agentrun endless -o second\nhi", cell_id="again")
     assert value(shared, "(first.number + 1, str(second.status))") == (f"({value(shared, 'second.number')}, 'queued')")
-    assert f"Waiting for run #{value(shared, 'first.number')}" in value(shared, "second.record.notices")
+    assert f"waiting for run #{value(shared, 'first.number')}" in value(shared, "second.status_words()")
     refused = error_line(shared.run("%%agentrun endless --if-running reject\nhi", cell_id="again"))
     assert refused.startswith("RunRejected: ")
     assert "use if_running='queue'" in refused

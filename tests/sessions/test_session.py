@@ -414,15 +414,21 @@ def test_max_concurrent_must_allow_something(make_session: MakeSession) -> None:
 
 
 def test_a_second_run_of_a_cell_waits_and_says_so(session: NotebookSession, held: Held) -> None:
-    """`if_running="queue"`: it is entered after the first has ended, with a notice; other cells go on."""
+    """`if_running="queue"`: it is entered after the first has ended, and only until then says so; other cells go on."""
     first = session.start(held, cell_id="cell-1")
     second = session.start(agents.instant, "second", cell_id="cell-1")
     assert session.start(agents.instant, "other", cell_id="cell-2").result(BOUND_S) == "done: other"
     assert second.status is RunStatus.QUEUED
     assert not second.wait(0.0)
+    third = session.start(agents.instant, "third", cell_id="cell-1")
+    assert second.status_words() == f"Queued · waiting for run #{first.number} of this cell to finish"
+    assert third.status_words() == f"Queued · waiting for run #{second.number} of this cell to finish"
     held.let_go()
     assert second.result(BOUND_S) == "done: second"
-    assert second.record.notices == (f"Waiting for run #{first.number} of this cell to finish",)
+    assert second.record.notices == ()
+    assert second.status_words().startswith("Completed")
+    logged = [event.data.text for event in second.events() if isinstance(event.data, ev.Log)]
+    assert logged == [f"Waiting for run #{first.number} of this cell to finish"]
     assert (second.started_at or 0) >= (first.ended_at or 0)
 
 

@@ -19,7 +19,8 @@ from nbrun import NotebookSession, Run, RunStatus
 from nbrun.cli import main
 from nbrun.core.errors import Action, BadOption, Fix, NotPending, NotResumable, RunNotFinished, StoreReadOnly
 from nbrun.render.static_card import bundle, plain_text
-from nbrun.store import places_for, transaction as open_file
+from nbrun.sessions import catalog
+from nbrun.store import SessionStore, places_for, transaction as open_file
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock
@@ -315,4 +316,16 @@ def test_in_a_file_that_is_only_read_no_run_is_claimed_to_run(make_session: Make
     run = only_run(make_session())
     assert run.status_words() == "Unknown: its kernel died, and this file is read-only"
     with pytest.raises(StoreReadOnly, match="newer nbrun"):
+        run.mark_lost()
+
+
+def test_an_ended_run_is_never_to_be_cancelled(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed run that only a store in memory has can't be given up either, because it has ended."""
+    monkeypatch.setattr(catalog, "KEEP_ENDED", 0)
+    session = make_session(store=SessionStore([], FakeClock()))
+    assert session.start(agents.failing).wait(BOUND_S)
+    assert session.start(agents.instant).wait(BOUND_S)
+    run = session.get(1)
+    assert run.live is None
+    with pytest.raises(NotPending, match=r"^Run #1 \(failing\) has already ended; there is nothing to give up\.$"):
         run.mark_lost()
