@@ -266,7 +266,7 @@ class RunReference:
     run_id: str
     name: str
     status: RunStatus
-    is_child: bool
+    is_child: bool = False
 
     def is_named_in(self, words: Sequence[str]) -> bool:
         """Return whether one of the words is its number, its name or its id."""

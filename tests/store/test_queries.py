@@ -100,9 +100,9 @@ def test_rows_of_other_types_are_left_out(tmp_path: Path) -> None:
     """What is no number, no text and no status is no run."""
     path = tmp_path / "planted.db"
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE runs (number, run_id, name, status)")
+        connection.execute("CREATE TABLE runs (number, run_id, name, status, parent)")
         rows = [("x", "id", "name", "failed"), (1, None, "name", "failed"), (2, "id", "name", "fine"),
                 (3, "id", b"name", "failed"), (4, "id", "n" * 10_000, "failed")]  # fmt: skip
-        connection.executemany("INSERT INTO runs VALUES (?, ?, ?, ?)", rows)
+        connection.executemany("INSERT INTO runs VALUES (?, ?, ?, ?, NULL)", rows)
         connection.commit()
     assert seen(path) == [RunReference(4, "id", "n" * 200, RunStatus.FAILED)]
