@@ -114,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        print(_prefixed(str(error)), file=sys.stderr)
+        is_homeless = isinstance(error, FileNotFoundError) and error.filename is None  # from `os.getcwd()`
+        message = "the working folder is gone; change to another one" if is_homeless else str(error)
+        print(_prefixed(message), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("nbrun: interrupted", file=sys.stderr)

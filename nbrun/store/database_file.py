@@ -15,7 +15,7 @@ from nbrun.core import Clock, StoreDamaged, StoreError, StoreUnavailable
 from nbrun.store import orphans, read_only, rows, schema
 from nbrun.store.connection import connect, open_for_writing
 from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage
-from nbrun.store.location import FOLDER, prepare_folder
+from nbrun.store.location import FOLDER, NO_PLACE, prepare_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +111,7 @@ class DatabaseFile:
                 self.fault = may_pass
                 raise StoreUnavailable(may_pass)
             connection, self.path = open_for_writing(None, self._clock.now()), None
-            problem = f"{problem or 'no place to write'}; runs are kept in memory only"
+            problem = f"{problem or NO_PLACE}; runs are kept in memory only"
         if problem is not None and self.path is not None:
             problem = f"{problem}; new runs are saved in {self.path}"
         self.problem, self.fault = problem, None

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nbrun.core import Action, Fix, size_words
 from nbrun.store.database_file import is_set_aside
+from nbrun.store.location import NO_PLACE
 from nbrun.store.session_store import ReadOnlyStore, SessionStore
 
 LOW_DISK_BYTES = 200 * 1024 * 1024
@@ -64,8 +65,13 @@ def tried(subject: str, probe: Probe) -> list[Finding]:
     try:
         return list(probe())
     except Exception as error:
-        why = f"the check failed: {type(error).__name__}: {error}"
-        return [Finding(Sign.NOTE, subject, why, "run doctor again; if this stays, report this line")]
+        why, fix = (
+            f"the check failed: {type(error).__name__}: {error}",
+            "run doctor again; if this stays, report this line",
+        )
+        if "home directory" in str(error):  # Source: pathlib's words, and so those of jupyter_core
+            why, fix = "not checked: this user has no home folder", "set HOME in the environment"
+        return [Finding(Sign.NOTE, subject, why, fix)]
 
 
 # --- what is installed -----------------------------------------------------------------------------
@@ -182,6 +188,8 @@ def _befell(what: str) -> Finding:
 
 def set_aside(store: SessionStore) -> list[Finding]:
     """Return the damaged files that earlier kernels set aside, next to this store's."""
+    if store.wanted is None:
+        return []
     folder, stem = store.wanted.parent, store.wanted.stem
     found = sorted(folder.glob("*.db")) if folder.is_dir() else []
     fix = "recover them with .recover of the sqlite3 tool, or delete the file if you don't need it"
@@ -194,15 +202,17 @@ def set_aside(store: SessionStore) -> list[Finding]:
 
 
 def _not_kept(store: SessionStore) -> Finding:
-    if not store.is_durable:
-        fix = "make its folder writable, or set %config NbRun.store = 'PATH'; then %reload_ext nbrun"
-        text = f"in memory only, lost when the kernel ends: {store.problem}"
+    if not store.is_durable or store.wanted is None:
+        fix = "change to another folder" if store.wanted is None else "make its folder writable"
+        fix += ", or set %config NbRun.store = 'PATH'; then %reload_ext nbrun"
+        text = f"in memory only, lost when the kernel ends: {store.problem or NO_PLACE}"
         return Finding(Sign.PROBLEM, "store", text, fix)
     folder = store.wanted.parent
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        text = f"{folder} isn't writable: runs will be kept in your data folder"
+        where = "in your data folder" if store.has_second_place else "in memory only"
+        text = f"{folder} isn't writable: runs will be kept {where}"
         return Finding(Sign.NOTE, "store", text, "choose another file with %config NbRun.store = 'PATH'")
     return Finding(Sign.OK, "store", f"no runs yet; the first one creates {store.wanted}")
 

@@ -11,13 +11,17 @@ from nbrun.core import StoreReadOnly
 FOLDER = ".nbrun"
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"  # the name of a store without a notebook
+NO_PLACE = "the kernel's working folder is gone"  # why there may be no place for runs
 
 
 def notebook_path(path: str | Path | None) -> Path | None:
     """Return the notebook's path: the one given, else the one Jupyter names, if its folder exists."""
     # Source: Jupyter Server sets `JPY_SESSION_NAME` to the notebook's absolute path when it starts a kernel.
     if path is not None:
-        return Path(path).absolute()
+        try:
+            return Path(path).absolute()
+        except OSError:  # it is relative to a working folder that is gone
+            return None
     named = os.environ.get("JPY_SESSION_NAME")
     if named and Path(named).is_absolute() and Path(named).parent.is_dir():
         return Path(named)
@@ -34,13 +38,21 @@ def places_for(notebook: Path | None) -> list[Path]:
     """Return where the runs of a notebook may be kept, best first.
 
     Beside the notebook, or in the working folder if its path is unknown; if that cannot be written, in the user's
-    data folder, under a name that no other notebook has.
+    data folder, under a name that no other notebook has. Without a working folder there is no place, and a user
+    without a home has no data folder.
     """
-    beside = store_path(notebook or Path.cwd() / NO_NOTEBOOK)
+    try:
+        beside = store_path(notebook or Path.cwd() / NO_NOTEBOOK)
+    except OSError:
+        return []
     import platformdirs
 
+    try:
+        data = platformdirs.user_data_path("nbrun")
+    except RuntimeError:  # there is no home; an older platformdirs returned "~/…" as it is
+        return [beside]
     digest = hashlib.sha256(os.fsencode(beside)).hexdigest()[:16]
-    return [beside, platformdirs.user_data_path("nbrun") / digest / beside.name]
+    return [beside, data / digest / beside.name] if data.is_absolute() else [beside]
 
 
 def prepare_folder(folder: Path) -> None:

@@ -67,9 +67,14 @@ class SessionStore(StoredRuns):
         self._is_stopping = threading.Event()
 
     @property
-    def wanted(self) -> Path:
-        """The preferred place, whether it can be used or not."""
-        return self._places[0]
+    def wanted(self) -> Path | None:
+        """The preferred place, whether it can be used or not; None if there is none."""
+        return self._places[0] if self._places else None
+
+    @property
+    def has_second_place(self) -> bool:
+        """Whether there is a place to use if the preferred one can't be written."""
+        return len(self._places) > 1
 
     @property
     def path(self) -> Path | None:
@@ -309,7 +314,7 @@ class ReadOnlyStore(SessionStore):
     @property
     def path(self) -> Path:
         """The file."""
-        return self.wanted
+        return self._places[0]
 
     @property
     def problem(self) -> str:

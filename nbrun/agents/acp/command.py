@@ -53,7 +53,7 @@ class AcpAgent:
     @property
     def folder(self) -> Path:
         """The working folder, absolute."""
-        return Path(self.cwd or ".").expanduser().absolute()
+        return Path(os.path.expanduser(self.cwd or ".")).absolute()  # `Path.expanduser` raises if there is no home
 
     @property
     def label(self) -> str:

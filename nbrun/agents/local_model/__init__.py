@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +43,7 @@ def demo_problem() -> str | None:
 
 def own_file(path: str) -> Path:
     """Return the file of a model of the user's own."""
-    return Path(path).expanduser().absolute()
+    return Path(os.path.expanduser(path)).absolute()  # `Path.expanduser` raises if there is no home
 
 
 def file_problem(file: Path) -> str | None:

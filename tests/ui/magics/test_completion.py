@@ -321,7 +321,9 @@ def test_references_make_no_file_and_wait_for_no_store(make_session: MakeSession
     session = make_session()
     completion = Completion(shell, session)
     assert offered(completion, "%agentrun show ") == []
-    assert not session.store.wanted.exists()
+    file = session.store.wanted
+    assert file is not None
+    assert not file.exists()
     session.start(held, "x", name="live")
     answer: list[list[str]] = []
     with session.store._lock:  # as a reader of a long log holds it
