@@ -31,6 +31,8 @@ An error carries its `fixes` as data. Only a front end knows how their commands 
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,9 @@ from nbrun.core.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 class Action(StrEnum):
@@ -190,7 +195,15 @@ class RunNotFinished(NoResult, TimeoutError):
 
 
 class RunFailed(NoResult):
-    """The agent raised, or its host died."""
+    """The agent raised, or its host died; `__cause__` is the agent's own exception, if it was raised here."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines of the agent's own code that led here, then the message."""
+        trace = None if self.__cause__ is None else self.__cause__.__traceback__
+        frames = traceback.extract_tb(trace)
+        own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)] or frames[-1:]
+        lines = "".join(["Traceback of the agent:\n", *traceback.format_list(own)]) if own else ""
+        return [*printable(lines).splitlines(), *super()._render_traceback_()]
 
 
 class RunCancelled(NoResult):

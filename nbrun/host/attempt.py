@@ -53,7 +53,7 @@ class Attempt:
 class HostEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as a host sends it: `n` counts per attempt, without gaps.
 
-    `live` is the output itself, with an end event; it travels only within a process.
+    `live` is the output itself, or what the agent has raised, with an end event; it travels only within a process.
     """
 
     run_id: str

@@ -411,7 +411,7 @@ class Driver:
                 self._send(ev.ToolFinished(tool_id, status, None, ms), now)
             self._is_ended = True
             end = self._end_event(stored, info, detached, is_signal=is_signal)
-            self._send(end, now, live=output)
+            self._send(end, now, live=error if isinstance(end, ev.RunFailed) else output)
 
     def _end_event(
         self, output: Plain, error: ev.ErrorInfo | None, detached: tuple[str, ...], *, is_signal: bool

@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from typing import TYPE_CHECKING, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbrun.core import RecordedError, clean_text, events as ev
+from nbrun.core import RecordedError, clean_text, events as ev, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
 T = TypeVar("T")
 
 _TRACEBACK_LIMIT = 20_000
-_CHAIN = 10  # frameworks wrap what their clients raise, some of them twice
+_CHAIN = 50  # errors that are looked at: frameworks wrap what their clients raise, and a group holds many
+_NAMED = 5  # errors of a group that its message names
 
-_REENTER = "run it with --thread, or set %config NbRun.reentrant_loop = True"
 _REENTERED = "the agent starts an event loop where one is running already: "
-_HINTS = {
-    "cannot be called from a running event loop": _REENTERED + _REENTER,
-    "loop is already running": _REENTERED + _REENTER,
-    "while another loop is running": f"{_REENTERED}call that code by `await run.in_thread(function)`",
-}
+_REENTER = f"{_REENTERED}run it with --thread, or set %config NbRun.reentrant_loop = True"
+_SIGNALS = "the agent is not on the main thread, the only one that can handle signals: run it with --on process"
+_HINTS = (  # for an error of this class that says this
+    ("RuntimeError", "cannot be called from a running event loop", _REENTER),
+    ("RuntimeError", "cannot be called when an event loop is already running", _REENTER),
+    ("RuntimeError", "loop is already running", _REENTER),
+    (
+        "RuntimeError", "while another loop is running",
+        f"{_REENTERED}call that code by `await run.in_thread(function)`",
+    ),
+    (
+        "RuntimeError", "There is no current event loop in thread",
+        "a sync agent runs in a thread, which has no event loop: use asyncio.run(…), or make the agent async",
+    ),
+    ("ValueError", "signal only works in main thread", _SIGNALS),
+    ("ValueError", "set_wakeup_fd only works in main thread", _SIGNALS),
+    (
+        "ProgrammingError", "SQLite objects created in a thread can only be used in that same thread",
+        "the agent is not on the thread that has made the connection: connect inside the agent, or with "
+        "sqlite3.connect(…, check_same_thread=False)",
+    ),
+)  # fmt: skip
 _FOREIGN = ("bound to a different event loop", "attached to a different loop", "Event loop is closed")
 _FOREIGN_HINT = (
     "the agent, or its client, was used on another event loop: if cells await it too, run it with --loop kernel; "
@@ -48,38 +65,77 @@ def describe(error: BaseException) -> ev.ErrorInfo:
 
 
 def _describe(error: BaseException) -> ev.ErrorInfo:
-    try:
-        message = str(error)
-    except Exception as broken:  # in a __str__ of the agent's
-        message = f"<str failed: {type(broken).__name__}>"
+    message = _message(error)
+    if isinstance(error, BaseExceptionGroup):
+        inner = list(_members(error))
+        names = [f"{type(one).__name__}: {shown(_message(one))}".removesuffix(": ") for one in inner[:_NAMED]]
+        more = [f"… {len(inner) - _NAMED} more"] if len(inner) > _NAMED else []
+        message = f"{message}: {'; '.join(names + more)}"
     if isinstance(error, asyncio.CancelledError):
         message = message or "the agent raised CancelledError, but the run was not cancelled"
     if (hint := _hint(error)) is not None:
         message = f"{message}\n{hint}"
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and _is_ours(trace.tb_frame):
-        trace = trace.tb_next  # how we got to the agent does not help its author
-    lines = "".join(traceback.format_exception(type(error), error, trace))
+    leave_out_ours(error)
+    lines = "".join(traceback.format_exception(error))
     return ev.ErrorInfo(type(error).__name__, clean_text(message), clean_text(_last_lines(lines)))
 
 
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # in a __str__ of the agent's
+        return f"<str failed: {type(broken).__name__}>"
+
+
 def _hint(error: BaseException) -> str | None:
-    """Return a hint for an agent that failed over its event loop; None for other errors."""
-    if isinstance(error, RuntimeError):
-        for text, hint in _HINTS.items():
-            if text in str(error):
+    """Return a hint for an agent that failed over its event loop or its thread; None for other errors."""
+    for one in _chain(error):
+        classes, message = {base.__name__ for base in type(one).__mro__}, _message(one)
+        for kind, text, hint in _HINTS:
+            if kind in classes and text in message:
                 return hint
-    is_foreign = any(
-        isinstance(cause, RuntimeError) and any(text in str(cause) for text in _FOREIGN) for cause in _chain(error)
-    )
-    return _FOREIGN_HINT if is_foreign else None
+        if "RuntimeError" in classes and any(text in message for text in _FOREIGN):
+            return _FOREIGN_HINT
+    return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    for _ in range(_CHAIN):
-        if error is not None:
-            yield error
-            error = error.__cause__ or error.__context__
+def _members(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for one in group.exceptions:
+        if isinstance(one, BaseExceptionGroup):
+            yield from _members(one)
+        else:
+            yield one
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, those in it if it is a group, and those that led to it; each once."""
+    waiting, seen = [error], set[int]()
+    while waiting and len(seen) < _CHAIN:
+        one = waiting.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        inner = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        waiting += [*inner, *(led for led in (one.__cause__, one.__context__) if led is not None)]
+
+
+def leave_out_ours(error: BaseException) -> None:
+    """Take nbrun's own frames out of an error's traceback, except where it was raised by nbrun itself.
+
+    How it got to the agent does not help its author, and a frame keeps alive whatever its function knew.
+    """
+    for one in _chain(error):
+        steps: list[TracebackType] = []
+        step = one.__traceback__
+        while step is not None:
+            steps.append(step)
+            step = step.tb_next
+        kept: TracebackType | None = None
+        for step in reversed(steps):
+            if kept is None or not _is_ours(step):
+                kept = TracebackType(kept, step.tb_frame, step.tb_lasti, step.tb_lineno)
+        one.__traceback__ = kept
 
 
 def _last_lines(text: str) -> str:
@@ -90,5 +146,5 @@ def _last_lines(text: str) -> str:
     return end.partition("\n")[2] or end
 
 
-def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] == "nbrun"
+def _is_ours(step: TracebackType) -> bool:
+    return str(step.tb_frame.f_globals.get("__name__")).partition(".")[0] == "nbrun"

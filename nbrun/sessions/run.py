@@ -201,7 +201,9 @@ class Run:
     @property
     def _has_live_output(self) -> bool:
         live = self.live
-        return live is not None and live.is_ended.is_set() and live.output is not None
+        if live is None or self.status is RunStatus.FAILED:  # then it is what the agent has raised
+            return False
+        return live.is_ended.is_set() and live.output is not None
 
     @property
     def problem(self) -> str | None:
@@ -271,7 +273,9 @@ class Run:
             case RunStatus.COMPLETED:
                 return self.output
             case RunStatus.FAILED:
-                raise RunFailed(f"{title(self.glance)} failed: {self.error}")
+                cause = self.live.output if self.live is not None else None
+                raised = cause if isinstance(cause, BaseException) else None
+                raise RunFailed(f"{title(self.glance)} failed: {self.error}") from raised
             case RunStatus.CANCELLED:
                 reason = f": {self.reason}" if self.reason else ""
                 raise RunCancelled(f"{title(self.glance)}: {status_words(self.record)}{reason}")

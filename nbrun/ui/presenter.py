@@ -6,7 +6,7 @@ import contextvars
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.core import Action, Fix, Interrupted, RunNotFinished, RunRecord
+from nbrun.core import Action, Fix, Interrupted, RunFailed, RunNotFinished, RunRecord
 from nbrun.render.words import run_ref, with_followups
 from nbrun.sessions import LIST_LIMIT, NotebookSession, Run
 from nbrun.ui.kernel import requests, waiting
@@ -82,7 +82,14 @@ class Presenter:
         finally:
             if headless:  # nobody can click: static output instead of a widget
                 self._show_static(run)
-        run.result(0)
+        self.raise_end(run)
+
+    def raise_end(self, run: Run) -> None:
+        """Raise what `run.result()` does, in one line: the run is shown, and where it failed is said there."""
+        try:
+            run.result(0)
+        except RunFailed as failed:
+            raise failed from None
 
     def _present_as_text(self, run: Run, waits: bool) -> None:
         from nbrun.ui.terminal.live_line import show_until_end
@@ -91,7 +98,7 @@ class Presenter:
             print(repr(run))
             return
         show_until_end(run, self.session, self.kernel, self.run_agents_code)
-        run.result(0)
+        self.raise_end(run)
 
     def show(self, run: Run) -> None:
         """Show a run's card: live while the run is live in this kernel, static otherwise."""

@@ -180,6 +180,7 @@ def test_loops_may_be_closed_twice_and_by_any_thread() -> None:
         (RuntimeError("asyncio.run() cannot be called from a running event loop"), "--thread"),
         (RuntimeError("This event loop is already running"), "--thread"),
         (RuntimeError("Cannot run the event loop while another loop is running"), "in_thread"),
+        (RuntimeError("AgentRunner.run_sync() cannot be called when an event loop is already running."), "--thread"),
         (RuntimeError("the kettle is already running"), None),
         (ValueError("This event loop is already running"), None),
     ],

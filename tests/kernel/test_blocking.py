@@ -179,10 +179,15 @@ def test_an_interrupt_of_a_wait_leaves_the_runs_alive(kernel: Kernel, code: str)
 
 
 def test_awaiting_gives_the_output_or_raises(kernel: Kernel) -> None:
-    """`await run` in a cell gives the agent's own object; how the run failed is one line."""
+    """`await run` in a cell gives the agent's own object, or shows the line of the agent, and how the run failed."""
     run_ok(kernel, "thing = object()\nasync def give(prompt): return thing")
     assert run_ok(kernel, "await nbrun.start(give) is thing").result == "True"
-    assert "the kettle is empty" in error_line(kernel.run("await nbrun.start(broken)"))
+    error = kernel.run("await nbrun.start(broken)").error
+    assert error is not None
+    *_, line, reason = error["traceback"]
+    assert line.strip() == 'raise ValueError("the kettle is empty")'
+    assert reason.startswith("RunFailed: ")
+    assert reason.endswith("ValueError: the kettle is empty")
 
 
 def test_a_run_on_the_kernels_loop_is_never_waited_for_by_its_cell(kernel: Kernel) -> None:

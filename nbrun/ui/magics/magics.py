@@ -145,7 +145,7 @@ class AgentMagics(Magics):
         run = self._run(given)
         if not run.done():
             raise RunNotFinished(f"{run!r} has not finished. Wait for it with %agentrun wait")
-        run.result(0)  # raises unless it completed
+        self._presenter.raise_end(run)  # unless it completed
         return run.result_view()
 
     def _wait(self, given: Given) -> None:
