@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import nbrun
-from tests.fakes.agents import Blocking, Held
+from tests.fakes.agents import Blocking, BlockingLoop, Held
 
 BROWSER = Path(__file__).parent / "browser"
 
@@ -84,6 +84,14 @@ def held() -> Iterator[Held]:
     agent = Held()
     yield agent
     agent.let_go()
+
+
+@pytest.fixture
+def blocks() -> Iterator[BlockingLoop]:
+    """An async agent that blocks the loop, let go at the end."""
+    agent = BlockingLoop()
+    yield agent
+    agent.gate.set()
 
 
 @pytest.fixture

@@ -394,7 +394,8 @@ class Driver:
         is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
         info: ev.ErrorInfo | None = None
         if error is not None and not (is_signal and self._token.cancelled):
-            info = describe(error)  # not for a requested cancel: a traceback takes as long as a run
+            # Not for a requested cancel: a traceback takes as long as a run.
+            info = describe(error, self._thread.moved_by)
         now = self._clock.now()
         with self._lock:
             if self._is_ended:
@@ -489,6 +490,11 @@ class Driver:
     def label(self) -> str:
         """The agent's name."""
         return self._adapter.label(self._attempt.agent)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end event was sent; what still runs was named in it."""
+        return self._is_ended
 
     @property
     def is_on_thread(self) -> bool:

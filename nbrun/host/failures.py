@@ -44,7 +44,11 @@ _HINTS = (  # for an error of this class that says this
 _FOREIGN = ("bound to a different event loop", "attached to a different loop", "Event loop is closed")
 _FOREIGN_HINT = (
     "the agent, or its client, was used on another event loop: if cells await it too, run it with --loop kernel; "
-    "else create its client inside the agent"
+    "if nbrun was reloaded, create it again; else create its client inside the agent"
+)
+_MOVED_HINT = (
+    "{} was cancelled but blocked the event loop of the runs, so some went to another loop, where this client doesn't "
+    "work: create the client again, and run that agent with --thread"
 )
 
 
@@ -56,15 +60,15 @@ def safely(function: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def describe(error: BaseException) -> ev.ErrorInfo:
-    """Return an exception as text, with its traceback cut to a readable size."""
+def describe(error: BaseException, moved_by: str | None = None) -> ev.ErrorInfo:
+    """Return an exception as text, with its traceback cut to a readable size; `moved_by` as in `LoopThread`."""
     if isinstance(error, RecordedError):
         return error.info
     otherwise = ev.ErrorInfo(type(error).__name__, "(this error cannot be described)")
-    return safely(lambda: _describe(error), otherwise)
+    return safely(lambda: _describe(error, moved_by), otherwise)
 
 
-def _describe(error: BaseException) -> ev.ErrorInfo:
+def _describe(error: BaseException, moved_by: str | None) -> ev.ErrorInfo:
     message = _message(error)
     if isinstance(error, BaseExceptionGroup):
         inner = list(_members(error))
@@ -73,7 +77,7 @@ def _describe(error: BaseException) -> ev.ErrorInfo:
         message = f"{message}: {'; '.join(names + more)}"
     if isinstance(error, asyncio.CancelledError):
         message = message or "the agent raised CancelledError, but the run was not cancelled"
-    if (hint := _hint(error)) is not None:
+    if (hint := _hint(error, moved_by)) is not None:
         message = f"{message}\n{hint}"
     leave_out_ours(error)
     lines = "".join(traceback.format_exception(error))
@@ -87,7 +91,7 @@ def _message(error: BaseException) -> str:
         return f"<str failed: {type(broken).__name__}>"
 
 
-def _hint(error: BaseException) -> str | None:
+def _hint(error: BaseException, moved_by: str | None) -> str | None:
     """Return a hint for an agent that failed over its event loop or its thread; None for other errors."""
     for one in _chain(error):
         classes, message = {base.__name__ for base in type(one).__mro__}, _message(one)
@@ -95,7 +99,7 @@ def _hint(error: BaseException) -> str | None:
             if kind in classes and text in message:
                 return hint
         if "RuntimeError" in classes and any(text in message for text in _FOREIGN):
-            return _FOREIGN_HINT
+            return _MOVED_HINT.format(f"{moved_by[0].upper()}{moved_by[1:]}") if moved_by else _FOREIGN_HINT
     return None
 
 

@@ -6,16 +6,17 @@ import asyncio
 import inspect
 import logging
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nbrun.agents import current_run
 from nbrun.core import Clock, Steps, current_guard, events as ev
 from nbrun.host.driver import Driver
-from nbrun.host.loops import LoopThread, RunThreads
+from nbrun.host.loops import LoopThread, RunThreads, may_enter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from nbrun.host.attempt import Attempt, OnHost, Sink
 
@@ -32,13 +33,17 @@ accused of it.
 """
 
 
+OnBlocked = Callable[[str | None, bool], object]
+
+
 class RunHost:
     """Drives attempts: `run.started` first, then what the agent sends, then one end event.
 
     Threads: `begin()` on the loop, where the drivers live; `sink` is called from the loop, from the worker threads of
     sync agents, and from the watchdog's. The watchdog reads `drivers` and `_owners`, copied in one step, and calls
-    `on_blocked` each time that the loop has not answered for a second. `is_shared` says whether many runs share the
-    loop, so that blocking it is worth a warning.
+    `on_blocked(run_id, is_lost)` again and again while the loop has not answered for a second: the run that blocks it,
+    if known, and whether nothing can stop that any more. `is_shared` says whether many runs share the loop, so that
+    blocking it is worth a warning.
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class RunHost:
         sink: Sink,
         clock: Clock,
         name: str = NAME,
-        on_blocked: Callable[[], object] = lambda: None,
+        on_blocked: OnBlocked = lambda _run_id, _is_lost: None,
         *,
         is_shared: bool = True,
     ) -> None:
@@ -80,6 +85,7 @@ class RunHost:
     def begin(self, attempt: Attempt) -> None:
         """Start an attempt."""
         driver = Driver(attempt, self.thread, self._sink, self._clock, self.name)
+        attempt.context.run(may_enter.set, attempt.reentrant_loop)
         # In the context of the cell that started the run, whatever started the loop's thread.
         driver.task = task = self.thread.start(
             driver.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._on_end
@@ -130,10 +136,10 @@ class RunHost:
 
 
 class Watchdog:
-    """Asks a host's loop for a sign of life while runs are in progress on it.
+    """Asks a host's loop for a sign of life while runs are in progress on it, or wait for it.
 
-    Threads: `begin()` and `close()` from any thread; the rest is of the thread `nbrun-watchdog`, which starts
-    with the first run. `_answered` is written on the loop.
+    Threads: `begin()` on the loop; `watch()` and `close()` from any thread; the rest is of the thread `nbrun-watchdog`,
+    which starts with the first run. `_answered` is written on the loop.
     """
 
     def __init__(self, host: RunHost) -> None:
@@ -151,6 +157,10 @@ class Watchdog:
             self._watcher.start()
         self._wake.set()
 
+    def watch(self) -> None:
+        """Watch what waits for the loop."""
+        self._wake.set()
+
     def close(self) -> None:
         """Stop the thread, without waiting for it: it has nothing to lose."""
         self._stop.set()
@@ -163,7 +173,7 @@ class Watchdog:
         while not self._stop.is_set():
             self._wake.wait()
             self._wake.clear()
-            while self._drivers() and not self._stop.wait(TICK_S):
+            while (self._drivers() or self._host.thread.is_behind) and not self._stop.wait(TICK_S):
                 try:
                     self._tick()
                 except Exception:  # no file descriptor is left, say: the runs are watched all the same
@@ -180,10 +190,14 @@ class Watchdog:
         self._missed += 1
         for driver in reversed(self._drivers()):  # children are younger, and end first
             driver.stop_from_outside()
-        if self._missed == BLOCKED_TICKS:
-            self._host.on_blocked()
-        if self._missed >= BLOCKED_TICKS and self._host.is_shared:
-            self._warn()
+        if self._missed >= BLOCKED_TICKS:
+            blocker, drivers = self._host.blocker(), self._drivers()
+            is_lost = bool(drivers) and all(driver.has_ended for driver in drivers)
+            self._host.on_blocked(
+                None if blocker is None else blocker.run.run_id, is_lost if blocker is None else blocker.has_ended
+            )
+            if self._host.is_shared:
+                self._warn(blocker)
 
     def _answer(self, asked: int) -> None:
         self._answered = asked
@@ -192,9 +206,8 @@ class Watchdog:
         self._missed = 0
         self._warned.clear()
 
-    def _warn(self) -> None:
+    def _warn(self, blocker: Driver | None) -> None:
         """Warn each run once: the one that blocks, what to do about it; the others, why they wait."""
-        blocker = self._host.blocker()
         name = "something" if blocker is None else blocker.label
         for driver in self._drivers():
             if driver in self._warned:
@@ -209,23 +222,24 @@ class Watchdog:
 class LocalExecutor:
     """Runs attempts in this process.
 
-    Its tokens are the session's own, so a cancel needs no message. Its host cannot be killed: while an agent blocks
-    the loop, it is reported as gone, gets no more attempts, and continues its own when the block ends.
+    Its tokens are the session's own, so a cancel needs no message. Its host cannot be killed: `on_blocked` is called
+    while an agent blocks the loop, see `RunHost`.
     """
 
-    def __init__(self, thread: LoopThread, clock: Clock) -> None:
+    def __init__(self, thread: LoopThread, clock: Clock, on_blocked: OnBlocked) -> None:
         self._thread = thread
         self._clock = clock
+        self._on_blocked = on_blocked
         self._host: RunHost | None = None
 
-    @property
-    def live(self) -> int:
-        """How many attempts are under way here."""
-        return 0 if self._host is None else len(self._host.drivers)
+    def watch(self) -> None:
+        """See to it that a loop that does not answer is noticed; from any thread."""
+        if self._host is not None:
+            self._host.watchdog.watch()
 
     async def open(self, sink: Sink, on_host: OnHost) -> None:
         """Make the host."""
-        self._host = RunHost(self._thread, sink, self._clock, NAME, on_blocked=lambda: on_host(NAME, False))
+        self._host = RunHost(self._thread, sink, self._clock, NAME, self._on_blocked)
         on_host(NAME, True)
 
     async def submit(self, attempts: Sequence[Attempt]) -> None:

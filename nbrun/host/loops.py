@@ -7,12 +7,12 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import Context, copy_context
-from functools import lru_cache, partial
+from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun.agents import Worker, current_run
-from nbrun.core import Cancelled, call_soon, current_guard
+from nbrun.core import BadOption, Cancelled, call_soon, current_guard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -27,6 +27,9 @@ class LoopThread:
     Threads: `spawn()` and `start()` on the loop; everything else from any thread. `_tasks` is of the loop;
     `_calls` is filled by any thread and emptied by the loop.
     """
+
+    moved_by: str | None = None
+    """The run for which others had to change between this loop and another one; None if there was none."""
 
     def __init__(self, name: str, make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
         self.loop = make_loop()
@@ -69,6 +72,11 @@ class LoopThread:
         if not self._is_called:  # else it is awake already; waking it again costs fifty times this
             self._is_called = True
             call_soon(self.loop, self._run_calls, self.context)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether a call waits for the loop."""
+        return self._is_called
 
     @property
     def is_current(self) -> bool:
@@ -117,6 +125,10 @@ class LoopThread:
             self.loop.close()
 
 
+may_enter: ContextVar[bool] = ContextVar("nbrun_may_enter", default=False)
+"""Whether the code that runs may enter its loop again, if that is one of these."""
+
+
 class Reentrant(asyncio.BaseEventLoop):
     """Adds to an event loop that can be entered again: a cancel of the run reaches what it was entered for.
 
@@ -125,6 +137,8 @@ class Reentrant(asyncio.BaseEventLoop):
 
     def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
         """Return the future's result, while the loop continues with everything else."""
+        if self.is_running() and not may_enter.get():
+            raise RuntimeError("This event loop is already running")  # in asyncio's own words
         run = current_run.get() if self.is_running() else None
         if run is None:
             return super().run_until_complete(future)
@@ -149,24 +163,50 @@ def _default_class() -> type[asyncio.BaseEventLoop]:
     return asyncio.SelectorEventLoop
 
 
-@lru_cache(maxsize=1)
-def _loop_class() -> type[Reentrant]:
-    """Return the class of such loops: a new one, for nest-asyncio2 changes classes, and the kernel's must stay."""
+_classes: dict[type[asyncio.BaseEventLoop], type[Reentrant]] = {}
+
+
+def _loop_class(known: type[asyncio.BaseEventLoop]) -> type[Reentrant]:
+    """Return a class of such loops: a new one, for nest-asyncio2 changes classes, and the kernel's must stay."""
+    if known in _classes:
+        return _classes[known]
     import nest_asyncio2
 
-    entered = type("EnteredLoop", (_default_class(),), {})
+    entered = type("EnteredLoop", (known,), {})
     first = entered()
     # Not its apply(): that replaces asyncio's tasks and futures by slower ones, everywhere.
     nest_asyncio2._patch_loop(first)
     first.close()
-    return type("ReentrantLoop", (Reentrant, entered), {})
+    return _classes.setdefault(known, type("ReentrantLoop", (Reentrant, entered), {}))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
     """Return a new loop that can be entered again, also by `asyncio.run()`; to be closed."""
-    loop = _loop_class()()
+    loop = _loop_class(_default_class())()
     _take()
     return loop
+
+
+def make_reentrant(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    """Return a function that makes a loop one that can be entered again, to be called on it; it may be running.
+
+    Raises
+    ------
+    BadOption
+        The loop isn't one of asyncio's own.
+    """
+    if not isinstance(loop, asyncio.BaseEventLoop):
+        name = f"{type(loop).__module__}.{type(loop).__qualname__}"
+        raise BadOption(f"reentrant_loop needs asyncio's own event loop, not {name}; don't set that event loop policy")
+    kind = type(loop) if isinstance(loop, Reentrant) else _loop_class(type(loop))
+
+    def change() -> None:
+        if not isinstance(loop, Reentrant):
+            loop.__class__ = kind
+            loop._num_runs_pending = 1  # type: ignore[attr-defined]  # nest-asyncio2 counts them; one is this
+            _take()
+
+    return change
 
 
 _lock = threading.Lock()
@@ -177,7 +217,7 @@ _original: Callable[..., Any] = asyncio.run
 def _run(main: Any, **options: Any) -> Any:
     """Run a coroutine: on the running loop if that is one of ours, else as `asyncio.run()` does."""
     loop = asyncio._get_running_loop()
-    if isinstance(loop, Reentrant):
+    if isinstance(loop, Reentrant) and may_enter.get():
         return loop.run_until_complete(main)
     return _original(main, **options)
 

@@ -187,6 +187,7 @@ class ThreadedAdapter(WrappingAdapter):
 
 def _run_on_own_loop(work: Coroutine[Any, Any, object]) -> object:
     # It blocks no other run, so it may as well be entered again: `asyncio.run()` inside an agent works there.
+    loops.may_enter.set(True)
     with asyncio.Runner(loop_factory=loops.new_loop) as runner:
         return runner.run(work)
 

@@ -45,6 +45,8 @@ class LiveRun:
     loop: asyncio.AbstractEventLoop | None = None  # that it is on, where it is not the host's
     budget: Budget | None = None  # where it, or a run above it, has limits
 
+    is_queued: bool = False  # written once, by the thread that starts it: a cancel may end it unsent
+
     # under the intake's lock
     cancel: ev.CancelRequested | None = None
     has_end: bool = False

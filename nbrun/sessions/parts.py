@@ -39,4 +39,3 @@ class Parts:
     lock: threading.RLock = field(default_factory=threading.RLock)
     is_begun: bool = False  # whether its threads run
     is_closed: bool = False
-    is_reentrant: bool = False  # whether agents may call `asyncio.run()` on their loop

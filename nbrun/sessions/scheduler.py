@@ -6,19 +6,20 @@ import asyncio
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbrun.core import Clock, Latch
+from nbrun.core import CancelCause, Clock, Latch, events as ev, guarded
+from nbrun.host.attempt import Attempt, Executor, HostEvent
 from nbrun.host.host import NAME, LocalExecutor
-from nbrun.host.loops import LoopThread
+from nbrun.host.loops import LoopThread, make_reentrant, new_loop
+from nbrun.render.words import title
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from nbrun.host.attempt import Attempt, Executor, Sink
     from nbrun.host.process.executor import ProcessExecutor
+    from nbrun.sessions.intake import Intake
     from nbrun.sessions.live_run import LiveRun
 
 
@@ -106,15 +107,20 @@ def _discard(runs: list[LiveRun], live: LiveRun) -> bool:
     return is_there
 
 
-MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 PROCESS = "process"
 
 
 class Scheduler:
     """Hands attempts to the executor, each once; at most `limit` runs are in progress at once.
 
-    Threads: any method, from any thread; `_send_out()` on a host's loop. An attempt is taken out of
-    `attempts` in one step, so that only one of two that want to send it gets it; `_outgoing` likewise.
+    All runs go to one loop for the life of the session, because what an agent's clients keep (connections, locks,
+    tasks) works on the loop that it was first used on and on no other. While an agent blocks the loop, runs wait for
+    it. They go to a second loop only where nothing can end the block any more: its run was cancelled, and did not
+    stop. When the first loop answers again, it gets the runs that come then.
+
+    Threads: any method, from any thread; `_send_out()` on a host's loop, `_note_blocked()` on a watchdog's thread.
+    An attempt is taken out of `attempts` in one step, so that only one of two that want it gets it. `_lock` guards
+    which hosts there are.
     """
 
     # A run in a process of its own has its host there. Its executor has a loop of its own as well, which no agent
@@ -123,16 +129,18 @@ class Scheduler:
     def __init__(self, limit: int, clock: Clock) -> None:
         self._queue = RunQueue(limit)
         self._clock = clock
-        self._make_loop: MakeLoop = asyncio.new_event_loop
+        self.is_reentrant = False  # whether agents may call `asyncio.run()` on their loop
         self.attempts: dict[str, Attempt] = {}  # not sent yet, by run; a start puts them here
-        self._outgoing: deque[Attempt] = deque()
+        self._outgoing: deque[LiveRun] = deque()  # those whose turn has come
         self._is_closed = False
-        self._hosts: list[_Host] = []  # the last one takes attempts; those before it are blocked
+        self._lock = threading.Lock()
+        self._hosts: list[_LocalHost] = []  # the first one that is not lost takes attempts
         self._process_host: _Host | None = None  # with the first run that wants it
         self._processes: ProcessExecutor | None = None
-        self._process_lock = threading.Lock()
-        self._sink: Sink = lambda _events: False
+        self._intake: Intake
         self._places: dict[str, _Host] = {}
+        self._told: set[str] = set()  # runs that know why they wait
+        self._moved: tuple[_LocalHost, str] | None = None  # a host that was given up, and what the next runs are told
 
     @property
     def is_on_loop(self) -> bool:
@@ -150,41 +158,82 @@ class Scheduler:
         for following in self._queue.allow(limit):
             self._submit(following)
 
-    def begin(self, sink: Sink) -> None:
+    def begin(self, intake: Intake) -> None:
         """Start the host's thread and open the executor on it."""
-        self._sink = sink
-        self._open_host(sink)
+        self._intake = intake
+        with self._lock:
+            self._open_host()
 
-    def use_loops(self, make_loop: MakeLoop) -> None:
-        """Drive runs that start from now on on such a loop; the others stay where they are."""
-        self._make_loop = make_loop
-        if self._hosts and not self._is_closed:
-            self._open_host(self._sink)
+    def let_enter(self, is_reentrant: bool) -> None:
+        """Set whether new runs may call `asyncio.run()` on their loop, which stays the same one.
 
-    def _open_host(self, sink: Sink) -> None:
-        thread = LoopThread("nbrun-host", self._make_loop)
-        host = _Host(thread, LocalExecutor(thread, self._clock))
+        Raises
+        ------
+        BadOption
+            The loop isn't one of asyncio's own.
+        """
+        with self._lock:
+            for host in self._hosts if is_reentrant and not self._is_closed else ():
+                host.thread.call(make_reentrant(host.thread.loop))
+            self.is_reentrant = is_reentrant
+
+    def _open_host(self) -> None:
+        """Open a host; the caller holds the lock."""
+        thread = LoopThread("nbrun-host", new_loop if self.is_reentrant else asyncio.new_event_loop)
+        host = _LocalHost(thread, LocalExecutor(thread, self._clock, lambda *state: self._note_blocked(host, *state)))
         self._hosts.append(host)
+        thread.call(lambda: thread.spawn(host.executor.open(self._intake.put, lambda *_: None), "nbrun-open"))
 
-        def note_host(_name: str, is_up: bool) -> None:
-            # An agent blocks the loop: new runs must not wait for it.
-            if not is_up and host is self._hosts[-1] and not self._is_closed:
-                self._open_host(sink)
-                self._hosts[-1].thread.call(self._send_out)
+    # --- a loop that does not answer -----------------------------------------------------------------
 
-        thread.call(lambda: thread.spawn(host.executor.open(sink, note_host), "nbrun-open"))
+    def _home(self) -> _LocalHost:
+        return next((host for host in self._hosts if not host.is_lost), self._hosts[-1])
+
+    def _note_blocked(self, host: _LocalHost, run_id: str | None, is_lost: bool) -> None:
+        """Have new runs wait, and tell them for whom; or give the loop up."""
+        live = self._intake.runs.get(run_id or "")
+        name = "something" if live is None else title(live.record)
+        if is_lost:
+            self._give_up(host, name)
+            return
+        fix = "%reload_ext nbrun gets a new one" if live is None else "cancel that run, or start it with --thread"
+        text = f"Waiting: {name} blocks the event loop that all runs share; {fix}"
+        for waiting in tuple(self._outgoing) if host is self._home() else ():
+            if waiting.run_id not in self._told:
+                self._told.add(waiting.run_id)
+                self._intake.emit(waiting, ev.Log(text, "warning"))
+
+    def _give_up(self, host: _LocalHost, name: str) -> None:
+        with self._lock:
+            if host.is_lost or self._is_closed:
+                return
+            host.is_lost = True
+            host.thread.call(functools.partial(setattr, host, "is_lost", False))  # when it answers again
+            if all(other.is_lost for other in self._hosts):
+                self._open_host()
+            for other in self._hosts:
+                other.thread.moved_by = name
+        text = f"{name[0].upper()}{name[1:]} was cancelled but still blocks its event loop; new runs use another one"
+        self._moved = host, text
+        self._home().thread.call(self._send_out)
 
     def queue(self, live: LiveRun, *, at_once: bool) -> None:
         """Hand the run's attempt to the executor when its turn has come, or without waiting for it."""
-        # A cancelled one goes out of turn: its host ends it without entering the agent.
-        if at_once or self._queue.join(live) or live.token.cancelled:
+        may_go = at_once or self._queue.join(live)
+        live.is_queued = True  # only now, so that the end of a run comes after it has joined the queue
+        if may_go or live.token.cancelled:
             self._queue.pass_by(live)
             self._submit(live)
 
     def let_pass(self, live: LiveRun) -> None:
-        """Let a queued run go out of turn, because it was cancelled; no other one."""
-        if self._queue.pass_by(live):
-            self._submit(live)
+        """End a run that was cancelled, if it has not been sent: no loop has to answer for that."""
+        if live.is_queued and (attempt := self.attempts.pop(live.run_id, None)) is not None:
+            self._queue.pass_by(live)
+            token, restored = attempt.token, attempt.restored
+            usage = None if restored is None else restored.usage
+            end = ev.RunCancelled(token.cause or CancelCause.USER, token.reason, usage=usage)
+            with guarded():
+                self._intake.put([HostEvent(live.run_id, attempt.number, 0, self._clock.now(), end)])
 
     def place(self, live: LiveRun) -> tuple[int, int, int, int] | None:
         """Return how many runs are queued before this one, and the load; None if it is not queued."""
@@ -199,17 +248,9 @@ class Scheduler:
         """Give the place of a run that has ended to those who wait."""
         self.attempts.pop(live.run_id, None)
         self._places.pop(live.run_id, None)
+        self._told.discard(live.run_id)
         for following in self._queue.leave(live):
             self._submit(following)
-        for host in self._hosts[:-1]:
-            host.thread.call(functools.partial(self._retire, host))
-
-    def _retire(self, host: _Host) -> None:
-        """Let go of a host that was blocked and has nothing left to do; on its loop, which answers again."""
-        if isinstance(host.executor, LocalExecutor) and not host.executor.live:
-            if host in self._hosts[:-1]:
-                self._hosts.remove(host)
-            host.thread.close(0.0)
 
     def control(self, live: LiveRun, op: str, body: dict[str, object]) -> None:
         """Send something to the host of a run; the outcome comes back as events."""
@@ -221,7 +262,7 @@ class Scheduler:
         thread.call(lambda: thread.spawn(executor.control(NAME, op, whole), f"nbrun-control-{live.run_id}"))
 
     def ping(self, timeout_s: float) -> list[float | None]:
-        """Return after how many seconds each host's loop has answered, the newest last; None if it has not."""
+        """Return after how many seconds each host's loop has answered, in order; None if it has not."""
         began = self._clock.monotonic()
         asked = [_Ping(Latch(), []) for _ in self._hosts]
         for host, ping in zip(self._hosts, asked, strict=False):  # another may be opened just now
@@ -237,8 +278,9 @@ class Scheduler:
 
     def close(self, timeout_s: float) -> None:
         """Let go of the hosts and stop their threads."""
-        self._is_closed = True
-        hosts = [host for host in (self._process_host, *self._hosts) if host is not None]
+        with self._lock:
+            self._is_closed = True
+            hosts = [host for host in (self._process_host, *self._hosts) if host is not None]
         closed = [threading.Event() for _ in hosts]
         for host, event in zip(hosts, closed, strict=True):
             host.thread.call(functools.partial(_begin_close, host, event))
@@ -255,27 +297,31 @@ class Scheduler:
                 wait(at, max(0.0, until - self._clock.monotonic()))
 
     def _submit(self, live: LiveRun) -> None:
-        attempt = self.attempts.pop(live.run_id, None)
+        attempt = self.attempts.get(live.run_id)
         if attempt is None:
             return
-        # A cancelled one is never entered, so it needs no process for its end.
-        if attempt.options.on == PROCESS and not attempt.token.cancelled:
-            self._submit_to_process(attempt)
+        if attempt.token.cancelled:
+            self.let_pass(live)
+        elif attempt.options.on == PROCESS:
+            if self.attempts.pop(live.run_id, None) is not None:
+                self._submit_to_process(attempt)
         elif self._hosts:
-            self._outgoing.append(attempt)
-            self._hosts[-1].thread.call(self._send_out)
+            self._outgoing.append(live)  # first: a host that is given up looks here when another has taken its place
+            home = self._home()
+            home.thread.call(self._send_out)
+            home.executor.watch()
 
     def _submit_to_process(self, attempt: Attempt) -> None:
         host = self._places[attempt.run_id] = self._opened_process_host()
         host.thread.call(lambda: host.thread.spawn(host.executor.submit([attempt]), "nbrun-submit"))
 
     def _opened_process_host(self) -> _Host:
-        with self._process_lock:
+        with self._lock:
             if self._process_host is None:
                 from nbrun.host.process.executor import ProcessExecutor
 
                 thread, executor = LoopThread("nbrun-processes"), ProcessExecutor(self._clock)
-                opening = executor.open(self._sink, lambda _host, _is_up: None)
+                opening = executor.open(self._intake.put, lambda _host, _is_up: None)
                 thread.call(lambda: thread.spawn(opening, "nbrun-open"))
                 self._processes, self._process_host = executor, _Host(thread, executor)
             return self._process_host
@@ -283,24 +329,35 @@ class Scheduler:
     def _send_out(self) -> None:
         """Submit all that waits to go out, in one batch, to the host on whose loop this runs."""
         ident = threading.get_ident()
-        host = next((host for host in self._hosts if host.thread.ident == ident), None)
-        if host is None:  # it was let go of; another was called as well
-            return
+        host = next(host for host in self._hosts if host.thread.ident == ident)
         attempts: list[Attempt] = []
         while self._outgoing:
-            attempt = self._outgoing.popleft()
+            live = self._outgoing.popleft()
+            if (attempt := self.attempts.pop(live.run_id, None)) is None:  # it was cancelled
+                continue
             self._places[attempt.run_id] = host
             attempts.append(attempt)
+            if self._moved is not None and self._moved[0] is not host:
+                self._intake.emit(live, ev.Log(self._moved[1], "warning"))
         if attempts:
+            self._moved = None
             host.thread.spawn(host.executor.submit(attempts), "nbrun-submit")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Host:
     """A host's thread, and the executor that lives on it."""
 
     thread: LoopThread
     executor: Executor
+
+
+@dataclass(slots=True, eq=False)
+class _LocalHost(_Host):
+    """The same in this process; `is_lost` while nothing can stop the run that blocks its loop."""
+
+    executor: LocalExecutor
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

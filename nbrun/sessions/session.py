@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import os
@@ -26,7 +25,7 @@ from nbrun.core import (
     events as ev,
     guarded,
 )
-from nbrun.host import capture, loops
+from nbrun.host import capture
 from nbrun.sessions.catalog import Catalog, removable
 from nbrun.sessions.control import Control
 from nbrun.sessions.intake import Intake
@@ -201,9 +200,14 @@ class NotebookSession:
         self.parts.keyring.watch(names)
 
     def let_enter_loop(self, is_reentrant: bool) -> None:
-        """Set whether agents may call `asyncio.run()` on the loop that drives them; applies to new runs."""
-        self.parts.is_reentrant = is_reentrant
-        self.parts.scheduler.use_loops(loops.new_loop if is_reentrant else asyncio.new_event_loop)
+        """Set whether agents may call `asyncio.run()` on the loop that drives them; applies to new runs.
+
+        Raises
+        ------
+        BadOption
+            That loop isn't one of asyncio's own.
+        """
+        self.parts.scheduler.let_enter(is_reentrant)
 
     # --- finding ---------------------------------------------------------------------------------
 
@@ -338,7 +342,7 @@ class NotebookSession:
         return [run.cancel(reason, by=by) for run in self.live_runs]
 
     def ping_hosts(self, timeout_s: float) -> list[float | None]:
-        """Return how many seconds each event loop that drives runs took to answer, the newest last; None: not yet."""
+        """Return how many seconds each event loop that drives runs took to answer, in order; None: not yet."""
         return self.parts.scheduler.ping(timeout_s)
 
     # --- what became public ----------------------------------------------------------------------

@@ -203,7 +203,7 @@ class Starter:
         parts.intake.wake = writer.wake
         capture.install()
         atexit.register(parts.close)
-        parts.scheduler.begin(parts.intake.put)
+        parts.scheduler.begin(parts.intake)
         parts.is_begun = True  # last: a store that refuses must do so for the next run as well
 
     # --- the parts of a run ----------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Starter:
             live.run_id, live.attempt, plan.agent, plan.created.prompt, live.token,
             contextvars.copy_context(), executed, options.answerable, parts.cancel_grace_s,
             functools.partial(self._child_starter, live, options.approve, options.answerable),
-            parcel, live.budget, parts.is_reentrant,
+            parcel, live.budget, parts.scheduler.is_reentrant,
             None if predecessor is None else predecessor.restored, parts.artifact_writer, live.loop,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
-from nbrun import RunContext
+from nbrun import Run, RunContext
 from nbrun.core.cancellation import call_soon
 
 BOUND_S = 10.0
@@ -141,3 +141,18 @@ class BlockingLoop(Blocking):
     async def __call__(self, prompt: str) -> str:  # type: ignore[override]  # the same, on the loop
         """Wait at the gate, on the event loop's own thread."""
         return super().__call__(prompt)
+
+
+def wait_for_notice(run: Run, part: str) -> None:
+    """Return when the run's card has a notice with this in it."""
+    seen = threading.Event()
+    assert run.live is not None
+
+    def look(*_: object) -> None:
+        if any(part in notice for notice in run.record.notices):
+            seen.set()
+
+    remove = run.live.listen(look)
+    look()
+    assert seen.wait(BOUND_S), run.record.notices
+    remove()

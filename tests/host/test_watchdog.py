@@ -5,38 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
-
-import pytest
 
 import nbrun
-from nbrun import NotebookSession, Run, RunContext, RunStatus
+from nbrun import NotebookSession, RunContext, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from tests.fakes import agents
-from tests.fakes.agents import BOUND_S
-
-
-class Blocks:
-    """An async agent that holds up its loop in a call outside of Python, until it is let go."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.gate = threading.Event()
-
-    async def __call__(self, prompt: str) -> str:
-        """Block."""
-        self.entered.set()
-        self.gate.wait(BOUND_S * 2)  # one call into C, as time.sleep() is
-        return "woke up"
-
-
-@pytest.fixture
-def blocks() -> Iterator[Blocks]:
-    """An agent that blocks, let go at the end."""
-    agent = Blocks()
-    yield agent
-    agent.gate.set()
+from tests.fakes.agents import BOUND_S, BlockingLoop, wait_for_notice
 
 
 async def spins(prompt: str) -> None:
@@ -47,22 +22,7 @@ async def spins(prompt: str) -> None:
             continue
 
 
-def wait_for_notice(run: Run, part: str) -> None:
-    """Return when the run's card has a notice with this in it."""
-    seen = threading.Event()
-    assert run.live is not None
-
-    def look(*_: object) -> None:
-        if any(part in notice for notice in run.record.notices):
-            seen.set()
-
-    remove = run.live.listen(look)
-    look()
-    assert seen.wait(BOUND_S), run.record.notices
-    remove()
-
-
-def test_who_blocks_is_named_with_the_mend(session: NotebookSession, blocks: Blocks) -> None:
+def test_who_blocks_is_named_with_the_mend(session: NotebookSession, blocks: BlockingLoop) -> None:
     """Its card says so after a second; the card of a run beside it says why that one waits."""
     is_in = asyncio.Event()
 
@@ -75,29 +35,21 @@ def test_who_blocks_is_named_with_the_mend(session: NotebookSession, blocks: Blo
     run = session.start(blocks)
     assert blocks.entered.wait(BOUND_S)
     wait_for_notice(run, "--thread")
-    wait_for_notice(other, "waiting: Blocks blocks the event loop")
+    wait_for_notice(other, "waiting: BlockingLoop blocks the event loop")
     blocks.gate.set()
-    assert run.result(BOUND_S) == "woke up"
+    assert run.result(BOUND_S) == "unblocked"
     assert other.cancel().wait(BOUND_S)
     assert other.record.detached == ()
 
 
-def test_later_runs_are_not_held_up(session: NotebookSession, blocks: Blocks) -> None:
-    """They go to a fresh host, while the block lasts."""
-    run = session.start(blocks)
-    assert blocks.entered.wait(BOUND_S)
-    assert session.start(agents.instant, "tea").result(BOUND_S) == "done: tea"
-    assert not run.done()
-
-
-def test_a_blocked_run_that_is_cancelled_ends_with_its_name(session: NotebookSession, blocks: Blocks) -> None:
+def test_a_blocked_run_that_is_cancelled_ends_with_its_name(session: NotebookSession, blocks: BlockingLoop) -> None:
     """Within the grace and a second; when the block is over, that is told."""
     run = session.start(blocks)
     assert blocks.entered.wait(BOUND_S)
     receipt = run.cancel()
     assert receipt.wait(BOUND_S)
     assert not blocks.gate.is_set()  # the block goes on
-    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ("Blocks",))
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ("BlockingLoop",))
     blocks.gate.set()
     assert session.start(agents.instant).wait(BOUND_S)
     told = threading.Event()
@@ -166,23 +118,6 @@ def test_the_watch_ends_with_the_session(session: NotebookSession) -> None:
         if thread.name == "nbrun-watchdog":
             thread.join(BOUND_S)
     assert "nbrun-watchdog" not in {thread.name for thread in threading.enumerate()}
-
-
-def test_hosts_that_were_blocked_do_not_pile_up(session: NotebookSession) -> None:
-    """When its block is over and its runs have ended, a host is let go of with the next end of a run."""
-    for _ in range(3):
-        agent = Blocks()
-        run = session.start(agent)
-        assert agent.entered.wait(BOUND_S)
-        wait_for_notice(run, "--thread")
-        agent.gate.set()
-        assert run.result(BOUND_S) == "woke up"
-    gone = threading.Event()
-    while not gone.wait(0.02):
-        assert session.start(agents.instant).wait(BOUND_S)
-        hosts = [t for t in threading.enumerate() if t.name in ("nbrun-host", "nbrun-watchdog")]
-        if len(hosts) == 2:
-            gone.set()
 
 
 def test_a_time_limit_holds_on_a_blocked_loop(session: NotebookSession) -> None:

@@ -155,6 +155,7 @@ class ProcessHost:
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(),
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
             artifact_writer=_artifact_writer(begin, keyring), restored=begin.restored,
+            reentrant_loop=begin.reentrant_loop,
         )  # fmt: skip
         self._thread = thread = loops.LoopThread(
             "nbrun-host", loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
