@@ -12,7 +12,7 @@ from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, printab
 from nbrun.core.commands import number_of
 from nbrun.render.static_card import whole_text
 from nbrun.render.words import with_followups
-from nbrun.store import FOLDER, SUFFIX, Query, SessionStore, StoredRun, is_set_aside, read_query, schema, store_path
+from nbrun.store import FOLDER, SUFFIX, Query, SessionStore, StoredRun, is_set_aside, read_query, schema, store_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def stores_at(path: Path) -> list[Path]:
         if not _is_store(path):
             raise CommandError(f"{path} isn't an nbrun session store")
         return [path]
-    if (store := store_path(path)).is_file() and _is_store(store):
+    if (store := store_of(path, SystemClock())).is_file() and _is_store(store):
         return [store]
     if not path.exists():
         raise CommandError(f"{path} not found")

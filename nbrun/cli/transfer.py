@@ -23,7 +23,16 @@ from nbrun.core import (
     shown,
 )
 from nbrun.render import export
-from nbrun.store import NO_NOTEBOOK, SUFFIX, SessionStore, open_for_writing, prepare_folder, store_path, whole_run
+from nbrun.store import (
+    NO_NOTEBOOK,
+    SUFFIX,
+    SessionStore,
+    open_for_writing,
+    prepare_folder,
+    store_of,
+    store_path,
+    whole_run,
+)
 from nbrun.store.importing import import_run
 
 if TYPE_CHECKING:
@@ -143,4 +152,4 @@ def _store_for(path: Path) -> Path:
         return stores_at(path)[0] if path.exists() else path
     if not path.parent.is_dir():
         raise CommandError(f"folder {path.parent} not found")
-    return store_path(path)
+    return store_of(path, SystemClock())

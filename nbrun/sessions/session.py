@@ -35,7 +35,17 @@ from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
 from nbrun.sessions.scheduler import Scheduler
 from nbrun.sessions.start import Starter, StartOptions, takes
-from nbrun.store import KEEP_BYTES, KEEP_RUNS, Keep, SessionStore, Since, notebook_path, places_for, read_query
+from nbrun.store import (
+    KEEP_BYTES,
+    KEEP_RUNS,
+    Keep,
+    SessionStore,
+    Since,
+    notebook_path,
+    places_for,
+    read_query,
+    store_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -428,4 +438,10 @@ def _store(store: SessionStore | str | Path | None, notebook: Path | None, clock
     if isinstance(store, SessionStore):
         return store
     places = [Path(store)] if store is not None else places_for(notebook)
-    return SessionStore(places, clock, keep)
+    if store is not None or notebook is None:
+        return SessionStore(places, clock, keep)
+    own, places[0] = places[0], store_of(notebook, clock)
+    found = SessionStore(places, clock, keep)
+    if places[0] != own:
+        found.report(f"this notebook was renamed: its runs are in {places[0]}")
+    return found

@@ -10,12 +10,12 @@ from nbrun.store.payloads import is_in_file, restored, whole, whole_run
 from nbrun.store.queries import RunReference, StoredRun, newest_references
 from nbrun.store.retention import KEEP_BYTES, KEEP_RUNS, Keep
 from nbrun.store.rows import Checkpointed
-from nbrun.store.session_store import ReadOnlyStore, SessionStore
+from nbrun.store.session_store import ReadOnlyStore, SessionStore, store_of
 from nbrun.store.writer import Committed
 
 __all__ = [
     "FOLDER", "KEEP_BYTES", "KEEP_RUNS", "NO_NOTEBOOK", "SUFFIX", "Checkpointed", "Committed", "Keep", "Query",
     "ReadOnlyStore", "RunReference", "SessionStore", "Since", "StoredRun", "is_in_file", "is_set_aside",
     "newest_references", "notebook_path", "open_for_writing", "places_for", "prepare_folder", "read_query",
-    "restored", "store_path", "whole", "whole_run",
+    "restored", "store_of", "store_path", "whole", "whole_run",
 ]

@@ -191,7 +191,7 @@ def set_aside(store: SessionStore) -> list[Finding]:
     if store.wanted is None:
         return []
     folder, stem = store.wanted.parent, store.wanted.stem
-    found = sorted(folder.glob("*.db")) if folder.is_dir() else []
+    found = sorted(folder.glob("*.db")) if os.path.isdir(folder) else []
     fix = "recover them with .recover of the sqlite3 tool, or delete the file if you don't need it"
     return [
         Finding(Sign.NOTE, "store", f"{file} was damaged and set aside; it may contain runs", fix)
@@ -208,7 +208,7 @@ def _not_kept(store: SessionStore) -> Finding:
         text = f"in memory only, lost when the kernel ends: {store.problem or NO_PLACE}"
         return Finding(Sign.PROBLEM, "store", text, fix)
     folder = store.wanted.parent
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         where = "in your data folder" if store.has_second_place else "in memory only"

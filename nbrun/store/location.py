@@ -23,7 +23,7 @@ def notebook_path(path: str | Path | None) -> Path | None:
         except OSError:  # it is relative to a working folder that is gone
             return None
     named = os.environ.get("JPY_SESSION_NAME")
-    if named and Path(named).is_absolute() and Path(named).parent.is_dir():
+    if named and Path(named).is_absolute() and os.path.isdir(Path(named).parent):
         return Path(named)
     return None
 

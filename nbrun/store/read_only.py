@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from contextlib import closing
@@ -38,7 +39,7 @@ def examine(path: Path, error: Exception, words: str) -> tuple[str, int | None]:
     """
     if words.startswith(f"{path} "):  # the description comes after the path
         words = f"it{words.removeprefix(str(path))}"
-    if isinstance(error, StoreDamaged) or not path.is_file():
+    if isinstance(error, StoreDamaged) or not os.path.isfile(path):
         return words, None
     try:
         with closing(open_to_read(path)) as connection:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import sqlite3
 import threading
 from contextlib import closing, contextmanager
@@ -21,8 +23,9 @@ from nbrun.core import (
 )
 from nbrun.store import orphans, read_only
 from nbrun.store.connection import connect
-from nbrun.store.database_file import DatabaseFile
+from nbrun.store.database_file import DatabaseFile, is_set_aside
 from nbrun.store.faults import StoreFault, fault_of, is_damage
+from nbrun.store.location import NO_NOTEBOOK, SUFFIX, store_path
 from nbrun.store.queries import StoredRuns
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
 from nbrun.store.writer import Source, Writer
@@ -36,6 +39,40 @@ SWEEP_S = 60.0  # how often, at most, the store checks whether it holds too much
 CLOSE_SWEEP_S = 0.2  # how long a close waits for the removal of old runs to stop
 
 _log = logging.getLogger("nbrun")
+
+_LAST_NOTEBOOK = "SELECT notebook FROM sessions ORDER BY key DESC LIMIT 1"
+_KNOWN_BY = 200  # how many of a store's newest runs may show whose they are
+_ID = re.compile(rb'"(?:id|session_id)": *"([0-9a-f-]{8,36}|session-[0-9a-z]+)"')
+
+
+def store_of(notebook: Path, clock: Clock) -> Path:
+    """Return the file with the runs of this notebook, which need not exist: that of an earlier name if it was renamed.
+
+    That is the one store beside it whose notebook is gone and that knows this one, by the path of its last session, or
+    by an id of a session or a cell that is in the notebook's file. It keeps its name, since others may have it open.
+    """
+    beside = store_path(notebook)
+    if os.path.lexists(beside) or not os.path.isdir(beside.parent):  # unlike `Path.exists`, they never raise
+        return beside
+    lonely = [
+        path
+        for path in beside.parent.glob(f"*{SUFFIX}")
+        if path.stem != NO_NOTEBOOK
+        and not is_set_aside(path)
+        and not os.path.lexists(notebook.with_name(f"{path.stem}.ipynb"))
+    ]
+    ids = _ids_in(notebook) if lonely else frozenset()
+    found = [path for path in lonely if ReadOnlyStore(path, "", clock).knows(notebook, ids)]
+    return found[0] if len(found) == 1 else beside
+
+
+def _ids_in(notebook: Path) -> frozenset[str]:
+    """Return the ids in a notebook's file: of its cells, unless they are words, and of the sessions of its cards."""
+    try:
+        found = _ID.findall(notebook.read_bytes())
+    except OSError:
+        return frozenset()
+    return frozenset(each.decode() for each in found)
 
 
 class SessionStore(StoredRuns):
@@ -89,7 +126,7 @@ class SessionStore(StoredRuns):
     @property
     def elsewhere(self) -> list[Path]:
         """The files at this store's other places, made while the preferred one could not be written."""
-        return [path for path in self._places[1:] if path != self.path and path.is_file()]
+        return [path for path in self._places[1:] if path != self.path and os.path.isfile(path)]
 
     @property
     def read_only(self) -> ReadOnlyStore | None:
@@ -134,6 +171,10 @@ class SessionStore(StoredRuns):
     def _write_connection(self) -> sqlite3.Connection | None:
         return self._database.connection
 
+    def report(self, what: str) -> None:
+        """Have the card of the next run say this."""
+        self._database.unreported.append(what)
+
     def notices(self) -> list[str]:
         """Return what the card of a new run should say of the store: each incident is reported once."""
         problem, news = self._database.problem, self._database.unreported
@@ -146,7 +187,7 @@ class SessionStore(StoredRuns):
         If it cannot be opened now, `fault` says why. A damaged file is set aside only for who is about to write.
         """
         with self._lock:
-            is_there = any(path.exists() for path in self._places[:1])
+            is_there = any(map(os.path.exists, self._places[:1]))  # unlike `Path.exists`, it never raises
             if is_there and not self._is_open and self._writer is None:
                 with contextlib.suppress(StoreUnavailable):
                     self._database.open(sets_aside=sets_aside)
@@ -320,6 +361,16 @@ class ReadOnlyStore(SessionStore):
     def problem(self) -> str:
         """Why it is read-only, in one line."""
         return self._why
+
+    def knows(self, notebook: Path, ids: frozenset[str]) -> bool:
+        """Return whether its last session was this notebook's, or one of its newest runs has one of these ids."""
+        try:
+            last = self._ask(lambda connection: connection.execute(_LAST_NOTEBOOK).fetchone(), None)
+            newest = self.runs(limit=_KNOWN_BY) if ids else []
+        except (StoreError, OSError, sqlite3.Error):
+            return False
+        known = {each for one in newest for each in (one.record.session_id, one.record.cell_id)}
+        return last == (str(notebook),) or not ids.isdisjoint(known)
 
     def open_existing(self, *, sets_aside: bool = False) -> None:
         """Do nothing: each method opens it."""

@@ -143,6 +143,22 @@ def test_a_notebook_that_is_saved_under_another_name_has_runs_of_its_own(open_no
     expect(card).to_contain_text("when the notebook was saved")
 
 
+def test_a_notebook_that_is_renamed_keeps_its_runs(open_notebook: OpenNotebook) -> None:
+    """After a restart, too: its kernel then knows the new name only."""
+    notebook = open_notebook([CHATTY, "%%agentrun chatty --timeout 1s\nTalk.", "%agentrun list"])
+    for index in range(2):
+        notebook.run_and_wait(index)
+    expect(notebook.output(1)).to_contain_text("Timed out after 1")
+    notebook.save()
+    notebook.rename("renamed.ipynb")
+    notebook.restart()
+    for index in (0, 1, 2):
+        notebook.run_and_wait(index)
+    expect(notebook.output(1)).to_contain_text("this notebook was renamed: its runs are in")
+    expect(notebook.output(2)).to_contain_text("#1")
+    expect(notebook.output(2)).to_contain_text("#2")
+
+
 def test_two_pages_of_one_notebook_both_show_the_end(open_notebook: OpenNotebook) -> None:
     """Cancel in one tab is seen in both, and both end with the static card, whichever of them the kernel can tell."""
     notebook = open_notebook([CHATTY, "%%agentrun chatty\nTalk.", "nbrun.session().live_runs"])
