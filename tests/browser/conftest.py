@@ -100,13 +100,13 @@ def card(browser: Browser, harness: str) -> Iterator[CardPage]:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
     """One JupyterLab server on a loopback port, with settings of its own; ended at the end of the session."""
-    with LabServer(tmp_path_factory.mktemp("lab")) as server:
+    with LabServer(tmp_path_factory.mktemp("lab"), keeps_pages=True) as server:
         yield server
 
 
 @pytest.fixture
 def open_notebook(browser: Browser, lab: LabServer) -> Iterator[Callable[..., LabNotebook]]:
-    """Open notebooks in Lab, each in a browser context of its own; arguments as in `LabServer.open`."""
+    """Open notebooks in Lab; arguments as in `LabServer.open`."""
     with ExitStack() as stack:
 
         def open_one(source: Source, *, kernel_name: str = "python3") -> LabNotebook:

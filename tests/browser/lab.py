@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 import nbformat
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response, ViewportSize, expect
 
 from tests import kernels
 
@@ -29,6 +29,7 @@ STOP_TIMEOUT_S = 15
 OPEN_TIMEOUT_S = 60
 CELL_TIMEOUT_S = 30
 POLL_S = 0.1
+VIEWPORT: ViewportSize = {"width": 1200, "height": 900}
 
 # No pop-ups, no network, no surprises: a save happens when a test saves, a cell is drawn when it exists.
 SETTINGS = {
@@ -41,9 +42,19 @@ SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
 
-_HAS_KERNEL_OF = """path => {
-  const session = window.jupyterapp.shell.currentWidget?.context?.sessionContext.session;
-  return session?.path === path && session.kernel?.status === "idle";
+# By the page's own kernel: its status bar may still speak of an earlier one.
+_HAS_IDLE_KERNEL = """path => {
+  const session = window.jupyterapp?.shell.currentWidget?.context?.sessionContext.session;
+  return session?.path === path && session.kernel?.connectionStatus === "connected" && session.kernel.status === "idle";
+}"""
+
+_OPEN = "path => window.jupyterapp.commands.execute('docmanager:open', { path }).then(() => null)"
+_CLOSE_ALL = """async () => {
+  const { commands, shell } = window.jupyterapp;
+  if (document.querySelector(".jp-Dialog")) return false;
+  for (const { context } of shell.widgets("main")) if (context) context.model.dirty = false;  // else Lab asks
+  await commands.execute("application:close-all");
+  return ![...shell.widgets("main")].some(({ context }) => context);
 }"""
 
 Source = str | Path | Sequence[str]
@@ -54,9 +65,14 @@ class LabServer:
     """A JupyterLab in a process of its own: loopback, a random port and token, none of the user's settings.
 
     A context manager; leaving it ends the server, and with it the kernels.
+
+    Parameters
+    ----------
+    keeps_pages
+        Whether a page of Lab serves one notebook after the other: loading Lab takes five seconds of CPU.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps_pages: bool = False) -> None:
         self.root = folder / "root"
         self.log = folder / "lab.log"
         self.token = secrets.token_hex(16)
@@ -64,6 +80,8 @@ class LabServer:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._opened = 0
+        self._keeps_pages = keeps_pages
+        self._left: list[LabNotebook] = []  # closed ones, whose pages are still there
 
     @property
     def url(self) -> str:
@@ -108,7 +126,7 @@ class LabServer:
         page: type[LabNotebook] | None = None,
         scale: float = 1,
     ) -> LabNotebook:
-        """Open a notebook in a browser context of its own, and return it once its kernel is idle.
+        """Open a notebook in a browser context that no other one is open in; return it once its kernel is idle.
 
         Parameters
         ----------
@@ -121,15 +139,27 @@ class LabServer:
         """
         self._opened += 1
         path = self._write_notebook(source, kernels.named(kernel_name))
-        context = browser.new_context(viewport={"width": 1200, "height": 900}, device_scale_factor=scale)
-        notebook = (page or LabNotebook)(self, context, path, workspace=f"test-{self._opened}")
+        if self._left and page in (None, LabNotebook) and scale == 1:
+            notebook = self._left.pop()
+            notebook.take(path)
+        else:
+            context = browser.new_context(viewport=VIEWPORT, device_scale_factor=scale)
+            notebook = (page or LabNotebook)(self, context, path, workspace=f"test-{self._opened}")
         try:
             notebook.load()
         except BaseException:
             notebook.take_screenshot()
+            notebook.leave()
             notebook.close()
             raise
         return notebook
+
+    def keep_page(self, notebook: LabNotebook) -> bool:
+        """Keep the page of a closed notebook for the next one, if it is fit for that; return whether it is kept."""
+        if not self._keeps_pages or type(notebook) is not LabNotebook or not notebook.close_document():
+            return False
+        self._left.append(notebook)
+        return True
 
     def _write_notebook(self, source: Source, kernel_name: str) -> Path:
         folder = self.root / f"n{self._opened}"
@@ -229,6 +259,7 @@ class LabNotebook:
         """What the page said in its console, errors of the page included."""
         self._context = context
         self._workspace = workspace
+        self._is_loaded = False
         self.page = self._new_page()
 
     def _new_page(self) -> Page:
@@ -238,6 +269,12 @@ class LabNotebook:
         # Only "leave this page?" comes as a dialog of the browser's; Lab draws its own.
         page.on("dialog", lambda dialog: dialog.accept())
         return page
+
+    def take(self, path: Path) -> None:
+        """Be another notebook from now on, in the same page; this one has been closed."""
+        self.path = path
+        self.console.clear()
+        self.page.set_viewport_size(VIEWPORT)
 
     def __enter__(self) -> Self:
         return self
@@ -251,11 +288,8 @@ class LabNotebook:
         return self.page.locator(".jp-NotebookPanel:visible")
 
     @property
-    def status(self) -> Locator:
-        """The status bar's word on the kernel, such as "Python 3 (ipykernel) | Idle"."""
-        return self.page.locator("#jp-main-statusbar").get_by_text(
-            re.compile(r" \| (Idle|Busy|Starting|Restarting|Connecting|Unknown|Initializing)")
-        )
+    def _server_path(self) -> str:
+        return self.path.relative_to(self.server.root).as_posix()
 
     @property
     def kernel_id(self) -> str:
@@ -263,8 +297,7 @@ class LabNotebook:
         sessions = self.server.request("GET", "api/sessions")
         if not isinstance(sessions, list):
             raise TypeError(f"the server's sessions are no list: {sessions!r}")
-        path = self.path.relative_to(self.server.root).as_posix()
-        return str(next(s["kernel"]["id"] for s in sessions if s["path"] == path))
+        return str(next(s["kernel"]["id"] for s in sessions if s["path"] == self._server_path))
 
     @contextmanager
     def second_page(self, path: Path | None = None) -> Iterator[LabNotebook]:
@@ -288,18 +321,22 @@ class LabNotebook:
 
     def come_back(self) -> None:
         """Open the notebook again, as it was saved."""
-        self.page = self._new_page()
+        self.page, self._is_loaded = self._new_page(), False
         self.load()
 
     @property
     def address(self) -> str:
         """The page's path below the server's."""
-        path = self.path.relative_to(self.server.root).as_posix()
-        return f"lab/workspaces/{self._workspace}/tree/{path}"
+        return f"lab/workspaces/{self._workspace}/tree/{self._server_path}"
 
     def load(self) -> None:
-        """Load the page and wait until the notebook is drawn and its kernel idle."""
-        self.page.goto(f"{self.server.url}{self.address}?token={self.server.token}", timeout=OPEN_TIMEOUT_S * 1000)
+        """Load the page, if it is not there, and wait until the notebook is drawn and its kernel idle."""
+        if self._is_loaded:
+            self.page.evaluate(_OPEN, self._server_path)
+            self.page.wait_for_url(f"**/{self.address}")  # what a reload shows again
+        else:
+            self.page.goto(f"{self.server.url}{self.address}?token={self.server.token}", timeout=OPEN_TIMEOUT_S * 1000)
+            self._is_loaded = True
         self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
 
     def reload(self, *, wait_until_idle: bool = True) -> None:
@@ -310,9 +347,9 @@ class LabNotebook:
             self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
 
     def wait_until_idle(self, *, timeout_s: float = CELL_TIMEOUT_S) -> None:
-        """Wait until the status bar says that the kernel is idle."""
+        """Wait until the page is connected to the notebook's kernel, and that is idle."""
         expect(self.panel.locator(".jp-Cell").first).to_be_visible(timeout=timeout_s * 1000)
-        expect(self.status).to_contain_text("| Idle", timeout=timeout_s * 1000)
+        self.page.wait_for_function(_HAS_IDLE_KERNEL, arg=self._server_path, timeout=timeout_s * 1000)
 
     def cell(self, index: int) -> Locator:
         """Return the cell."""
@@ -401,10 +438,6 @@ class LabNotebook:
         dialog.locator(".jp-mod-accept").click()
         self.page.evaluate("() => window.savedAs.then(() => null)")
         self.path = path
-        # The status bar may still speak of the first kernel.
-        self.page.wait_for_function(
-            _HAS_KERNEL_OF, arg=path.relative_to(self.server.root).as_posix(), timeout=OPEN_TIMEOUT_S * 1000
-        )
         self.wait_until_idle(timeout_s=OPEN_TIMEOUT_S)
 
     def rename(self, name: str) -> None:
@@ -439,16 +472,20 @@ class LabNotebook:
         self.page.screenshot(path=folder / f"{self._workspace}-{self.server.port}.png")
 
     def close(self) -> None:
-        """Close the page and end the kernel; the file stays."""
-        self._context.close()
+        """Close the page, unless the server keeps it for the next notebook, and end the kernel; the file stays."""
+        if not self.server.keep_page(self):
+            self._context.close()
         self.end_kernel()
+
+    def close_document(self) -> bool:
+        """Close what is open in the page, and return whether that was all that there was in its way."""
+        return not self.page.is_closed() and bool(self.page.evaluate(_CLOSE_ALL))
 
     def end_kernel(self) -> None:
         """End the kernel, if there is one."""
-        path = self.path.relative_to(self.server.root).as_posix()
         sessions = self.server.request("GET", "api/sessions")
         for session in sessions if isinstance(sessions, list) else []:
-            if session["path"] == path:
+            if session["path"] == self._server_path:
                 self.server.request("DELETE", f"api/sessions/{session['id']}")
 
 

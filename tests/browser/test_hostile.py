@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +38,8 @@ window.hit = () => { window.hits += 1; };
 window.alert = window.prompt = window.confirm = window.hit;
 """
 
-# What sticks out of the element's box to the right or left, or lies outside of it though it belongs to it.
-OUTSIDE = """(root) => {
+# Of each card what sticks out of its box to the right or left, or lies outside of it though it is its part; its text.
+BOXES = """(cards) => cards.map((root) => {
   const box = root.getBoundingClientRect();
   const clipped = (node) => {
     for (let at = node.parentElement; at && at !== root.parentElement; at = at.parentElement) {
@@ -48,14 +47,16 @@ OUTSIDE = """(root) => {
     }
     return false;
   };
-  return [...root.querySelectorAll("*")]
+  const outside = [...root.querySelectorAll("*")]
     .filter((node) => {
       const one = node.getBoundingClientRect();
       const isOut = one.left < box.left - 1 || one.right > box.right + 1;
       return one.width && isOut && !clipped(node);
     })
     .map((node) => `${node.tagName}.${node.className}: ${node.textContent.slice(0, 60)}`);
-}"""
+  return [outside, root.textContent];
+})"""
+CARDS = ".nbrun-card, .nbrun-panel, .nbrun-static"
 
 
 class Watched:
@@ -74,12 +75,25 @@ class Watched:
         self.dialogs.append(dialog.message)
         dialog.dismiss()
 
-    def open(self, width: int) -> None:
+    def open(self) -> None:
         """Load the harness."""
-        self.page.set_viewport_size({"width": width, "height": 900})
         self.page.goto(self.address)
         self.page.wait_for_function("() => window.harness")
         self.requests.clear()
+
+    def unfold(self) -> None:
+        """Open all that can be unfolded."""
+        self.page.evaluate("() => document.querySelectorAll('#output details').forEach((node) => (node.open = true))")
+
+    def check_at_widths(self, what: object) -> int:
+        """Check the page and its cards in a narrow and in a wide window; return how many cards there are."""
+        counts = set()
+        for width in WIDTHS:
+            self.page.set_viewport_size({"width": width, "height": 900})
+            self.check(what)
+            counts.add(self.check_boxes(what))
+        (count,) = counts
+        return count
 
     def check(self, what: object) -> None:
         """Nothing has run, nothing was asked for, and the page is no wider than its window."""
@@ -89,6 +103,15 @@ class Watched:
         assert [url for url in self.requests if not url.startswith(("data:", "blob:"))] == [], what
         overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert self.page.evaluate(overflow) <= 0, what
+
+    def check_boxes(self, what: object) -> int:
+        """Each card stays within its box, and shows every character that it has; return how many there are."""
+        boxes = self.page.eval_on_selector_all(CARDS, BOXES)
+        for outside, text in boxes:
+            assert outside == [], what
+            assert not UNSEEN.search(text), (what, UNSEEN.findall(text)[:5])
+        assert self.elements(MADE) == [], what
+        return len(boxes)
 
     def elements(self, selector: str) -> list[str]:
         """Return what elements there are that a text could only have made itself."""
@@ -101,7 +124,7 @@ class Watched:
 @pytest.fixture
 def watched(browser: Browser, harness: str) -> Iterator[Watched]:
     """A page that is watched."""
-    page = browser.new_page()
+    page = browser.new_page(viewport={"width": 900, "height": 900})
     yield Watched(page, harness)
     page.close()
 
@@ -114,20 +137,6 @@ MADE = (
 """Elements that neither a card nor a panel makes."""
 
 
-def cards(page: Page) -> list[Any]:
-    """Return the cards of the page."""
-    return page.query_selector_all(".nbrun-card, .nbrun-panel, .nbrun-static")
-
-
-def check_boxes(watched: Watched, what: object) -> None:
-    """Each card stays within its box, and shows every character that it has."""
-    for card in cards(watched.page):
-        assert card.evaluate(OUTSIDE) == [], what
-        text = card.evaluate("node => node.textContent")
-        assert not UNSEEN.search(text), (what, UNSEEN.findall(text)[:5])
-    assert watched.elements(MADE) == [], what
-
-
 def records_of(group: str) -> list[RunRecord]:
     """Return a run for each payload of a group: one that asks, has failed, was cancelled, has completed, in turn."""
     return [runs_with(one, at)[at % 4] for at, one in enumerate(GROUPS[group])]
@@ -137,28 +146,24 @@ def records_of(group: str) -> list[RunRecord]:
 def test_live_cards(watched: Watched, group: str) -> None:
     """The card's own module, fed with what the kernel sends of such runs, at two widths."""
     states = [view(record, AT + 30, blocks=Blocks()) for record in records_of(group)]
-    for width in WIDTHS:
-        watched.open(width)
-        watched.page.evaluate("states => states.forEach(run => harness.mount(run))", states)
-        for fold in watched.page.query_selector_all("#output details"):
-            fold.evaluate("node => { node.open = true }")
-        watched.check(group)
-        check_boxes(watched, group)
-        assert len(cards(watched.page)) == len(states)
+    watched.open()
+    watched.page.evaluate("states => states.forEach(run => harness.mount(run))", states)
+    watched.unfold()
+    assert watched.check_at_widths(group) == len(states)
     SCREENSHOTS.mkdir(exist_ok=True)
     watched.page.screenshot(path=SCREENSHOTS / f"hostile-{group}.png", full_page=group != "large")
 
 
 def test_a_flood_is_cut(watched: Watched) -> None:
     """More than 5 MB in every field: the card is small, and so is its page."""
-    watched.open(900)
+    watched.open()
     for record in runs_with(FLOOD):
         state = view(record, AT + 30, blocks=Blocks())
         watched.page.evaluate("run => harness.mount(run)", state)
         saved = bundle(record)
         assert len(saved["text/html"]) < 100_000
     watched.check("flood")
-    check_boxes(watched, "flood")
+    watched.check_boxes("flood")
     assert watched.page.evaluate("() => document.querySelectorAll('#output *').length") < 4 * 500
 
 
@@ -167,8 +172,8 @@ def test_panels(watched: Watched) -> None:
     records = [runs_with(one, number)[number % 4] for number, one in enumerate(PAYLOADS, 1)]
     unused: Any = object()  # a row is drawn from its record alone
     rows = [runs_table.page_row(Row(Run(unused, record, store=unused), record), "session") for record in records]
-    for width, start in itertools.product(WIDTHS, range(0, len(rows), 50)):
-        watched.open(width)
+    for start in range(0, len(rows), 50):
+        watched.open()
         page = rows[start : start + 50]
         panel = {
             "id": "panel", "columns": runs_table.COLUMNS, "rows": page, "live": 1, "stored": len(rows), "status": "",
@@ -176,26 +181,22 @@ def test_panels(watched: Watched) -> None:
             "problem": "", "is_over": False, "is_stale": False, "now": AT,
         }  # fmt: skip
         watched.page.evaluate("panel => harness.mountPanel(panel)", panel)
-        watched.check(start)
-        check_boxes(watched, start)
+        watched.check_at_widths(start)
     html = runs_table.bundle(records, len(records), AT)["text/html"]
-    watched.open(900)
+    watched.open()
     watched.page.evaluate("html => { document.getElementById('output').innerHTML = html }", html)
     watched.check("static panel")
-    check_boxes(watched, "static panel")
+    watched.check_boxes("static panel")
 
 
 def test_static_cards(watched: Watched) -> None:
     """What a notebook file keeps, put into a page as it is: nobody has to clean it before."""
     for group in GROUPS:
         html = "".join(bundle(record)["text/html"] for record in records_of(group))
-        for width in WIDTHS:
-            watched.open(width)
-            watched.page.evaluate("html => { document.getElementById('output').innerHTML = html }", html)
-            for fold in watched.page.query_selector_all("#output details"):
-                fold.evaluate("node => { node.open = true }")
-            watched.check(group)
-            check_boxes(watched, group)
+        watched.open()
+        watched.page.evaluate("html => { document.getElementById('output').innerHTML = html }", html)
+        watched.unfold()
+        watched.check_at_widths(group)
 
 
 def test_saved_notebooks_and_exports(watched: Watched, tmp_path: Any) -> None:
