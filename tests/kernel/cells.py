@@ -63,6 +63,14 @@ def loaded(kernel: Kernel) -> Kernel:
     return kernel
 
 
+def renewed(kernel: Kernel) -> Kernel:
+    """Return the kernel as after its start, loaded: no run, file, name, setting or message of an earlier test."""
+    cell = kernel.run("%unload_ext nbrun\n%reset -f\n!rm -rf .nbrun\nget_ipython().config.pop('NbRun', None);")
+    assert cell.error is None, cell.error
+    kernel.comms.clear()
+    return loaded(kernel)
+
+
 def run_ok(kernel: Kernel, code: str, *, headless: bool = False, cell_id: str | None = None) -> Execution:
     """Run a cell that must not fail."""
     cell = kernel.run(code, headless=headless, cell_id=cell_id)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.cells import loaded
+from tests.kernel.cells import loaded, renewed
 from tests.kernel.driver import Kernel
 
 TIMEOUT_S = 90
@@ -50,3 +50,9 @@ def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     """One loaded kernel for all tests of a module: each must leave it without a live run."""
     with Kernel(tmp_path_factory.mktemp("shared")) as kernel:
         yield loaded(kernel)
+
+
+@pytest.fixture
+def renewed_kernel(shared_kernel: Kernel) -> Kernel:
+    """The module's kernel with everything of the earlier tests gone: as `loaded_kernel`, without a start."""
+    return renewed(shared_kernel)

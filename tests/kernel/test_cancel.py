@@ -62,9 +62,9 @@ def test_cancel_gets_through_while_the_main_thread_is_busy(loaded_kernel: Kernel
         assert run_ok(kernel, "6 * 7").result == "42"
 
 
-def test_the_reply_says_what_the_request_did(loaded_kernel: Kernel) -> None:
+def test_the_reply_says_what_the_request_did(renewed_kernel: Kernel) -> None:
     """Requested once, then already requested, at last already finished; a stranger's run is not found."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, "%%agentrun tidy -n slow -o slow\nhi")
     run_ok(kernel, "%%agentrun endless -n beside -o beside\nhi")
     wait_for_text(kernel, "slow")
@@ -97,9 +97,9 @@ def test_the_reply_says_what_the_request_did(loaded_kernel: Kernel) -> None:
     assert value(kernel, asked) == "1"
 
 
-def test_unknown_and_malformed_requests_are_answered_and_harmless(loaded_kernel: Kernel) -> None:
+def test_unknown_and_malformed_requests_are_answered_and_harmless(renewed_kernel: Kernel) -> None:
     """Whatever comes in is answered, changes nothing, and the next proper request is heard."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, "%%agentrun endless -n long -o long\nhi")
     wait_for_text(kernel, "long")
     request = cancel_request(kernel, "long")
@@ -135,9 +135,9 @@ def test_unknown_and_malformed_requests_are_answered_and_harmless(loaded_kernel:
     wait_for_status(kernel, "long", "cancelled")
 
 
-def test_the_handler_goes_with_the_extension(loaded_kernel: Kernel) -> None:
+def test_the_handler_goes_with_the_extension(renewed_kernel: Kernel) -> None:
     """A card of an earlier load finds nothing: its session is not this one's."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, "%%agentrun endless -n long\nhi")
     wait_for_text(kernel, "long")
     old = cancel_request(kernel, "long")
@@ -148,9 +148,9 @@ def test_the_handler_goes_with_the_extension(loaded_kernel: Kernel) -> None:
     assert value(kernel, "(str(long.status), long.cause)") == "('running', None)"
 
 
-def test_what_a_cancel_leaves_behind(loaded_kernel: Kernel) -> None:
+def test_what_a_cancel_leaves_behind(renewed_kernel: Kernel) -> None:
     """Open tools end as cancelled, partial text is the output, and nothing comes after the end."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(
         kernel,
         "after = []\n"

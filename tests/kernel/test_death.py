@@ -27,9 +27,9 @@ def shut_down(kernel: Kernel, *, restart: bool = False) -> None:
             break
 
 
-def test_a_killed_kernels_run_is_lost_with_all_it_had_shown(loaded_kernel: Kernel) -> None:
+def test_a_killed_kernels_run_is_lost_with_all_it_had_shown(renewed_kernel: Kernel) -> None:
     """After SIGKILL the next kernel shows the run as `lost`; every event that was public is there, without gap."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(
         kernel,
         "async def talker(prompt, run):\n"
@@ -74,9 +74,9 @@ def test_a_killed_kernels_run_is_lost_with_all_it_had_shown(loaded_kernel: Kerne
     assert value(kernel, "str(nbrun.get('talk').status)") == "'lost'"
 
 
-def test_a_queued_run_of_a_killed_kernel_is_lost_too(loaded_kernel: Kernel) -> None:
+def test_a_queued_run_of_a_killed_kernel_is_lost_too(renewed_kernel: Kernel) -> None:
     """What waited in line when the kernel died was never entered, and does not stay "queued" for ever."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, "%%agentrun endless -n first\nhi", cell_id="same")
     run_ok(kernel, "%%agentrun endless -n second\nhi", cell_id="same")
     wait_for_text(kernel, "first")
@@ -88,9 +88,9 @@ def test_a_queued_run_of_a_killed_kernel_is_lost_too(loaded_kernel: Kernel) -> N
     assert value(kernel, "nbrun.get('second').started_at") == "None"
 
 
-def test_a_finished_run_is_whole_after_a_restart(loaded_kernel: Kernel) -> None:
+def test_a_finished_run_is_whole_after_a_restart(renewed_kernel: Kernel) -> None:
     """Output, events, tools and usage read in the new kernel are those of the old one."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     code = (
         "(run.output, run.name, str(run.status), run.record.tags, run.record.tools, run.usage,"
         " run.record.prompt, run.started_at, run.ended_at, run.events())"
@@ -124,9 +124,9 @@ def test_a_shutdown_records_the_live_run_and_is_not_held_up(loaded_kernel: Kerne
     assert bool(record.detached) == (agent != "endless")
 
 
-def test_a_restart_with_a_live_run_records_it(loaded_kernel: Kernel) -> None:
+def test_a_restart_with_a_live_run_records_it(renewed_kernel: Kernel) -> None:
     """As ↻ in a front end: the new kernel finds the run `cancelled` by the shutdown, not `lost`."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, "%%agentrun stubborn -n live\nhi")
     wait_for_text(kernel, "live")
     kernel.restart()

@@ -55,9 +55,9 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     assert WIDGET in cell.outputs[1]["data"]  # where the page writes its own
 
 
-def test_live_runs_and_the_store_are_told(loaded_kernel: Kernel) -> None:
+def test_live_runs_and_the_store_are_told(renewed_kernel: Kernel) -> None:
     """With a run under way and one that waits: the store's file and its room, the line, the agents' loop."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     for name in ("one", "two"):
         run_ok(kernel, f"%%agentrun endless -n {name}\nhi", cell_id="the-same")
     wait_for_text(kernel, "one")
@@ -110,9 +110,9 @@ def test_a_silent_control_channel_is_a_problem_and_a_failing_probe_a_line(loaded
     assert "versions" in lines
 
 
-def test_a_headless_notebook_has_no_page_to_ask(loaded_kernel: Kernel) -> None:
+def test_a_headless_notebook_has_no_page_to_ask(renewed_kernel: Kernel) -> None:
     """The output is static, and says why the page was not tried."""
-    cell = loaded_kernel.run("%agentrun doctor", headless=True)
+    cell = renewed_kernel.run("%agentrun doctor", headless=True)
     (output,) = cell.outputs
     assert set(output["data"]) == {"text/plain", "text/html"}
     assert "<script" not in output["data"]["text/html"]

@@ -22,10 +22,10 @@ async def uses(prompt, run):
 
 
 @pytest.fixture
-def notebook(loaded_kernel: Kernel) -> Kernel:
+def notebook(renewed_kernel: Kernel) -> Kernel:
     """A kernel with an agent that uses the tools."""
-    run_ok(loaded_kernel, AGENT)
-    return loaded_kernel
+    run_ok(renewed_kernel, AGENT)
+    return renewed_kernel
 
 
 def call(kernel: Kernel, prompt: str) -> str:

@@ -28,10 +28,10 @@ async def reads(prompt, run):
 
 
 @pytest.fixture
-def people_kernel(loaded_kernel: Kernel) -> Kernel:
+def people_kernel(renewed_kernel: Kernel) -> Kernel:
     """A loaded kernel with agents that ask and that read."""
-    run_ok(loaded_kernel, AGENTS)
-    return loaded_kernel
+    run_ok(renewed_kernel, AGENTS)
+    return renewed_kernel
 
 
 def click(kernel: Kernel, op: str, name: str, **said: object) -> dict[str, Any]:

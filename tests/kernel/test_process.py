@@ -19,9 +19,9 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_a_cells_agent_runs_in_a_process_of_its_own(loaded_kernel: Kernel) -> None:
+def test_a_cells_agent_runs_in_a_process_of_its_own(renewed_kernel: Kernel) -> None:
     """`--on process` runs a function of the notebook there, in its folder; its prints are in its own run's log."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(
         kernel,
         "base = 40\n"
@@ -43,9 +43,9 @@ def test_a_cells_agent_runs_in_a_process_of_its_own(loaded_kernel: Kernel) -> No
     assert "printed tea" in value(kernel, "[e.data.text for e in run.events() if e.type == 'log']")
 
 
-def test_what_cannot_go_is_one_line(loaded_kernel: Kernel) -> None:
+def test_what_cannot_go_is_one_line(renewed_kernel: Kernel) -> None:
     """An agent that uses what exists only in the kernel is refused in one line that names it; no run is made."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     line = error_line(kernel.run("%%agentrun tidy --on process -n refused\nhi"))
     assert "'tidy' cannot go to another process: 'freed' (threading.Event) cannot be pickled" in line
     assert "leave out --on process" in line

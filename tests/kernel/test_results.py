@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.cells import LOAD, error_line, loaded, run_ok, value
+from tests.kernel.cells import LOAD, error_line, run_ok, value
 from tests.kernel.driver import Execution, Kernel
 
 needs_matplotlib = pytest.mark.skipif(
@@ -51,7 +51,6 @@ def shown(cell: Execution) -> dict[str, Any]:
 
 def run_and_restart(kernel: Kernel, agent: str, name: str) -> dict[str, Any]:
     """Run the agent, show its result, start the kernel anew and show it again; return what is shown then."""
-    loaded(kernel)
     run_ok(kernel, agent)
     run_ok(kernel, f"%%agentrun {name} -n {name} --block\ntea")
     here = shown(run_ok(kernel, f"%agentrun result {name}"))
@@ -62,31 +61,31 @@ def run_and_restart(kernel: Kernel, agent: str, name: str) -> dict[str, Any]:
     return later
 
 
-def test_a_data_frame_is_a_table_after_a_restart(kernel: Kernel) -> None:
+def test_a_data_frame_is_a_table_after_a_restart(renewed_kernel: Kernel) -> None:
     """The table is there, and nothing in it that a page would run; its JSON-like form is the output."""
-    later = run_and_restart(kernel, FRAME, "frame")
+    later = run_and_restart(renewed_kernel, FRAME, "frame")
     assert "<td>sencha</td>" in later["text/html"]
     assert "<script" not in later["text/html"]
-    run_ok(kernel, "import nbrun")
-    assert "DataFrame" in value(kernel, "nbrun.get('frame').output['$type']")
+    run_ok(renewed_kernel, "import nbrun")
+    assert "DataFrame" in value(renewed_kernel, "nbrun.get('frame').output['$type']")
 
 
-def test_a_picture_is_a_picture_after_a_restart(kernel: Kernel) -> None:
+def test_a_picture_is_a_picture_after_a_restart(renewed_kernel: Kernel) -> None:
     """By the formatter that the notebook had registered, which the new kernel does not know."""
-    later = run_and_restart(kernel, PICTURE, "picture")
+    later = run_and_restart(renewed_kernel, PICTURE, "picture")
     assert base64.b64decode(later["image/png"]) == b"\x89PNG of it"
 
 
 @needs_matplotlib
-def test_a_figure_is_a_picture_after_a_restart(kernel: Kernel) -> None:
+def test_a_figure_is_a_picture_after_a_restart(renewed_kernel: Kernel) -> None:
     """As the inline backend draws it."""
-    later = run_and_restart(kernel, FIGURE, "figure")
+    later = run_and_restart(renewed_kernel, FIGURE, "figure")
     assert base64.b64decode(later["image/png"]).startswith(b"\x89PNG\r\n")
 
 
-def test_runs_are_removed_by_the_magic(loaded_kernel: Kernel) -> None:
+def test_runs_are_removed_by_the_magic(renewed_kernel: Kernel) -> None:
     """By reference, or all that have ended; a live one is refused in one line that names the mend."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     for name in ("one", "two", "three"):
         run_ok(kernel, f"%%agentrun say -n {name} --block\ntea")
     run_ok(kernel, "%%agentrun endless -n long\ntea")

@@ -19,9 +19,9 @@ async def reader(prompt, run):
 """
 
 
-def test_a_run_of_a_killed_kernel_is_gone_on_with(loaded_kernel: Kernel) -> None:
+def test_a_run_of_a_killed_kernel_is_gone_on_with(renewed_kernel: Kernel) -> None:
     """Start, checkpoint, SIGKILL, restart: it is lost, says how to go on, and goes on to its end."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, READER)
     run_ok(kernel, "%%agentrun reader -n book --max-tokens 1000 --tag k=v\ntea")
     kernel.wait_until(lambda: (r := stored(kernel.folder, "book")) is not None and r.phase == "half")
@@ -75,9 +75,9 @@ def test_lines_that_ask_for_what_cannot_be(shared_kernel: Kernel) -> None:
         assert words in error_line(kernel.run(line)), line
 
 
-def test_the_code_of_a_cell_is_not_run_again_unseen(loaded_kernel: Kernel) -> None:
+def test_the_code_of_a_cell_is_not_run_again_unseen(renewed_kernel: Kernel) -> None:
     """`--python`: in its own session a retry runs the same code; a later kernel asks for the cell itself."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, "%%agentrun --python -n code -b\n6 * 7")
     run_ok(kernel, "%agentrun retry code -b -o again")
     assert value(kernel, "again.output") == "42"
@@ -86,9 +86,9 @@ def test_the_code_of_a_cell_is_not_run_again_unseen(loaded_kernel: Kernel) -> No
     assert "is its cell: run that cell again" in error_line(kernel.run("%agentrun retry code"))
 
 
-def test_the_card_of_the_old_run_names_the_new_one(loaded_kernel: Kernel) -> None:
+def test_the_card_of_the_old_run_names_the_new_one(renewed_kernel: Kernel) -> None:
     """It is drawn again, in its own cell, when another run comes from its run."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     old = kernel.run("%%agentrun broken -n old -a\nhi")
     run_ok(kernel, "%agentrun wait old")
     kernel.wait_until(lambda: "Failed" in str(old.outputs))
@@ -97,9 +97,9 @@ def test_the_card_of_the_old_run_names_the_new_one(loaded_kernel: Kernel) -> Non
     kernel.wait_until(lambda: "Retried as #2" in str(old.outputs))
 
 
-def test_a_notebook_ships_a_run_as_a_file(loaded_kernel: Kernel) -> None:
+def test_a_notebook_ships_a_run_as_a_file(renewed_kernel: Kernel) -> None:
     """It is named in a cell like any agent, and its card says what it is."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, "%%agentrun say -n said -b\nhello")
     run_ok(kernel, "nbrun.get('said').save_recording('said.jsonl')")
     run_ok(kernel, "lesson = nbrun.agents.Replay('said.jsonl', speed='max')")
@@ -110,9 +110,9 @@ def test_a_notebook_ships_a_run_as_a_file(loaded_kernel: Kernel) -> None:
     assert line.startswith("BadRecording: gone.jsonl cannot be read")
 
 
-def test_a_cell_continues_a_run(loaded_kernel: Kernel) -> None:
+def test_a_cell_continues_a_run(renewed_kernel: Kernel) -> None:
     """`--continue` hands on what was said; `show --thread` shows all of the conversation, oldest first."""
-    kernel = loaded_kernel
+    kernel = renewed_kernel
     run_ok(kernel, "async def counts(prompt, run):\n    return f'{len(run.history)} before {prompt}'")
     run_ok(kernel, "%%agentrun counts -b\none")
     run_ok(kernel, "%%agentrun --continue last -b -o second\ntwo")
