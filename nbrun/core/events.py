@@ -289,6 +289,13 @@ class ApprovalRequested(EventData, frozen=True):
     deadline: float | None = None
     tool: str = ""  # the tool's name
     editable: bool = True  # whether the user may change the args
+    hidden: tuple[str, ...] = ()  # the names of the secrets that are replaced in it
+
+    @property
+    def digest(self) -> str:
+        """A short hash of what the user decides about: a page sends it back, so that it allows what it has shown."""
+        shown = (self.id, self.message, self.args, self.options, self.tool, self.hidden)
+        return hashlib.blake2b(msgspec.msgpack.encode(shown), digest_size=8).hexdigest()
 
 
 class ApprovalResolved(EventData, frozen=True):

@@ -172,6 +172,11 @@ class Redactor:
             return text
         return self._pattern.sub(lambda match: f"[{self._names[match.group()]}]", text)
 
+    def names_in(self, *values: Plain) -> tuple[str, ...]:
+        """Return the names that stand for secrets in redacted data."""
+        text = json.dumps(values, ensure_ascii=False)
+        return tuple(sorted({name for name in self._names.values() if f"[{name}]" in text}))
+
     def raw(self, data: bytes) -> bytes:
         """Return bytes with each secret in them replaced, if it is there as UTF-8."""
         for secret in self.secrets:  # the longest first, as in a text

@@ -15,12 +15,14 @@ _ESCAPE_CODE = re.compile(
 )
 
 
-# What is invisible, or moves, hides or turns the rest: control characters but tab and line feed, direction marks,
-# zero-width spaces, fillers, tags, and more combining marks or variation selectors than a letter needs. The joiners of
-# emoji and some scripts stay.
+# What is invisible, or moves, hides or turns the rest: control characters but tab and line feed, what Unicode calls
+# "default ignorable" (direction marks, zero-width spaces, fillers, tags), the empty pattern of Braille, and more
+# combining marks or variation selectors than a letter needs. The joiners and selectors of emoji and of other scripts
+# stay; after a Latin letter they have no use.
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
-    "\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]|[\ufe00-\ufe0f]{2,}"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
+    "\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]|[\ufe00-\ufe0f]{2,}|(?<![^\x00-\u024f])[\u200c\u200d]+|[\u200c\u200d]{2,}|(?<=[a-zA-Z])[\ufe00-\ufe0f]"
     "|[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{9,}"
 )
 

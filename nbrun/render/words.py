@@ -242,16 +242,19 @@ RETURNED = "Return value:"
 
 
 def question_lines(record: RunRecord) -> list[str]:
-    """Return the run's questions, each with the command that answers it."""
-    command = Fix(Action.APPROVE, run_ref(record)).command
+    """Return the run's questions, quoted, each with the command that answers it if the line has all of the question."""
+    approve, show = (Fix(action, run_ref(record)).command for action in (Action.APPROVE, Action.SHOW))
     lines = []
     for asked in record.pending[:SHOWN_QUESTIONS]:
-        args = "" if asked.args is None else f" {shown(asked.args, 100)}"
-        line = f"Waiting for you: {visible(shown(asked.message, 150) + args)}"
-        if command:
+        args = "" if asked.args is None else readable(asked.args)
+        line = f"Waiting for you: “{visible(shown(asked.message, 150))}”{args and ' '}{visible(shown(args, 150))}"
+        is_whole = asked.message == shown(asked.message, 150) and args == shown(args, 150) and not record.is_brief
+        if approve and is_whole:
             call = f" {asked.id}" if len(record.pending) > 1 else ""
             choose = f" --choose {shown('|'.join(asked.options), 80)}" if asked.options else ""
-            line += visible(f" – {command}{call}{choose}")
+            line += visible(f" – {approve}{call}{choose}")
+        elif show:
+            line += f" – see all of it: {show}"
         lines.append(line)
     hidden = len(record.pending) - SHOWN_QUESTIONS
     return [*lines, f"… {counted(hidden, 'more question')}"] if hidden > 0 else lines

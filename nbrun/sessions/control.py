@@ -99,7 +99,7 @@ class Control:
 
         Parameters
         ----------
-        call : the question's id, or that of the tool it is about; None where exactly one question is pending.
+        call : the question's id; None where exactly one question is pending.
         decision : `allow`, `deny`, or one of the question's options.
         always : allow the tool that it is about for the rest of the run; of this run alone, no child's.
 
@@ -119,6 +119,7 @@ class Control:
                 raise BadOption(f"'{shown(asked.message, 80)}' can't be allowed for the whole run; leave out always")
             if edited is not None:
                 check_edited(asked, edited)
+                body["seen"] = asked.args
             answered.add(asked.id)
         self._scheduler.control(live, "answer", {**body, "id": asked.id, "decision": decision})
         return asked
@@ -201,7 +202,7 @@ def _find(record: RunRecord, call: str | None, answered: set[str]) -> ApprovalRe
             else f"{run} isn't waiting for an answer."
         )
     for asked in pending:
-        if call in (asked.id, asked.tool_id):
+        if call == asked.id:
             return asked
     if call in answered:
         raise NotPending(f"{call} of {title(record)} has already been answered; the first answer counts")

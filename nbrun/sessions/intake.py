@@ -329,6 +329,9 @@ class Intake:
         if not secrets or not any(secret in blob for secret in (*secrets, _ENCODED)):
             return data
         clean: ev.EventData = self._without_secrets(data)
+        if isinstance(clean, ev.ApprovalRequested):
+            hidden = self.redactor.names_in(clean.message, clean.args)
+            clean = msgspec.structs.replace(clean, hidden=hidden)
         return clean
 
     def _without_secrets(self, value: Any) -> Any:

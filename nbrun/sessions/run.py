@@ -498,7 +498,7 @@ class Run:
 
         Parameters
         ----------
-        call : the question's id, or its tool's; None where exactly one question is pending, see `pending`.
+        call : the question's id; None where exactly one question is pending, see `pending`.
         args : replace the agent's arguments; of the same kind, if it had any.
         text : a message to the agent.
         choice : the option to take, where the question has options.

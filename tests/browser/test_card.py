@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -641,13 +642,24 @@ def make_question(number: int = 1, **fields: Any) -> dict[str, Any]:
     """Return one pending question as the kernel sends it."""
     question: dict[str, Any] = {
         "id": f"ask-{number}", "message": "Delete it?", "args": '{"path":"tea.txt"}', "options": [], "deadline": None,
+        "digest": f"digest-{number}",
     }  # fmt: skip
     return question | fields
 
 
+STILL_MS = 710
+"""So long after it appears, a question takes no answer: a press may be meant for what was there before."""
+
+
+def ask(card: CardPage, *questions: dict[str, Any], **fields: Any) -> None:
+    """Open a card with these questions, and wait until they can be answered."""
+    card.open(make_run("waiting", questions=[*questions], **fields))
+    card.pass_ms(STILL_MS)
+
+
 def test_a_question_is_answered_over_both_channels(card: CardPage) -> None:
     """Message and args are shown; Allow and Deny send the word typed, by comm and control, with one nonce."""
-    card.open(make_run("waiting", questions=[make_question()]))
+    ask(card, make_question())
     expect(card.part("message")).to_have_text("Delete it?")
     expect(card.part("args")).to_have_text('{"path":"tea.txt"}')
     expect(card.part("left")).to_be_hidden()
@@ -659,7 +671,7 @@ def test_a_question_is_answered_over_both_channels(card: CardPage) -> None:
     assert by_control["channel"] == "control"
     assert by_comm == {
         "op": "deny", "nonce": by_comm["nonce"], "run_id": "run-1", "session_id": "session-id",
-        "call": "ask-1", "choice": None, "text": "not this one",
+        "call": "ask-1", "choice": None, "text": "not this one", "digest": "digest-1",
     }  # fmt: skip
     expect(card.page.get_by_role("button", name="Allow")).to_be_disabled()
     expect(card.cancel).to_be_enabled()  # a question is not the run
@@ -671,7 +683,7 @@ def test_a_question_is_answered_over_both_channels(card: CardPage) -> None:
 
 def test_each_question_has_its_own_answer(card: CardPage) -> None:
     """What is typed for one stays while another comes and goes; a refusal is said beside its question."""
-    card.open(make_run("waiting", questions=[make_question(1), make_question(2)]))
+    ask(card, make_question(1), make_question(2))
     card.part("reason").nth(1).fill("typing")
     card.part("question").nth(0).get_by_role("button", name="Allow").click()
     card.page.evaluate(
@@ -691,7 +703,7 @@ def test_each_question_has_its_own_answer(card: CardPage) -> None:
 def test_options_are_buttons_and_the_time_runs(card: CardPage) -> None:
     """One button an option, and Deny; how long there is to answer is said in words, each second anew."""
     options = ["green", HOSTILE]
-    card.open(make_run("waiting", questions=[make_question(options=options, deadline=NOW + 65)]))
+    ask(card, make_question(options=options, deadline=NOW + 65 + STILL_MS / 1000))
     expect(card.part("decide")).to_have_text([*options, "Deny"])
     expect(card.part("left")).to_have_text("Denied automatically in 1 min 05 s if you don't answer")
     card.pass_ms(3000)
@@ -717,7 +729,7 @@ def test_a_hostile_question_stays_text(card: CardPage) -> None:
 
 def test_a_question_of_a_kernel_that_is_gone_is_not_asked(card: CardPage) -> None:
     """Nobody could hear the answer."""
-    card.open(make_run("waiting", questions=[make_question()]))
+    ask(card, make_question())
     card.page.evaluate("() => harness.kernel.slots.forEach((slot) => slot(null, 'restarting'))")
     card.pass_ms(20)
     expect(card.part("question")).to_have_count(0)
@@ -738,7 +750,7 @@ def button(card: CardPage, name: str) -> Locator:
 
 def test_arguments_are_edited_and_checked_before_they_are_sent(card: CardPage) -> None:
     """A slip is one line, at once, and loses nothing; what is right goes out as text; what is untouched does not."""
-    card.open(make_run("waiting", questions=[make_question(**EDITABLE)]))
+    ask(card, make_question(**EDITABLE))
     editor = card.page.get_by_role("textbox", name="The arguments, as JSON, of: Use delete?")
     expect(editor).to_be_hidden()
     button(card, "Edit arguments").click()
@@ -783,7 +795,7 @@ def test_arguments_are_edited_and_checked_before_they_are_sent(card: CardPage) -
 def test_a_tool_can_be_allowed_for_the_rest_of_its_run(card: CardPage) -> None:
     """Only what is about a tool; there is an editor only for what can be edited; a second Enter decides nothing."""
     fixed = make_question(1, message="Use cut?", tool="cut", edit=None)
-    card.open(make_run("waiting", questions=[fixed, make_question(2)]))
+    ask(card, fixed, make_question(2))
     first, second = (card.part("question").nth(at) for at in (0, 1))
     expect(first.get_by_role("button")).to_have_text(["Allow once", "Always allow in this run", "Deny"])
     expect(second.get_by_role("button")).to_have_text(["Allow", "Deny"])
@@ -867,7 +879,7 @@ def test_a_line_that_is_being_written_outlives_its_view(card: CardPage) -> None:
 
 def test_what_is_typed_is_no_command_of_the_notebook(card: CardPage) -> None:
     """Every place to type in, and every button, says it itself: shortcuts ask who has the focus; Enter stays."""
-    card.open(make_run("waiting", questions=[make_question(**EDITABLE)], steer=STEERABLE))
+    ask(card, make_question(**EDITABLE), steer=STEERABLE)
     button(card, "Edit arguments").click()
     inside = "(box) => box.matches('[data-lm-suppress-shortcuts=true]')"
     places = card.page.locator("input, textarea, button").all()
@@ -884,7 +896,7 @@ def test_what_is_typed_is_no_command_of_the_notebook(card: CardPage) -> None:
 def test_a_question_and_a_message_on_a_narrow_card(card: CardPage) -> None:
     """At 320 px nothing scrolls sideways, and every button can be seen."""
     card.page.set_viewport_size({"width": 320, "height": 900})
-    card.open(make_run("waiting", questions=[make_question(**EDITABLE, deadline=NOW + 90)], steer=STEERABLE))
+    ask(card, make_question(**EDITABLE, deadline=NOW + 90), steer=STEERABLE)
     button(card, "Edit arguments").click()
     card.page.get_by_role("textbox", name="The arguments").fill('{"path": "' + "deep/" * 40 + '"}')
     assert card.ask("document.documentElement.scrollWidth") <= 320
@@ -990,3 +1002,111 @@ def test_nothing_is_told_that_nobody_asked_for(card: CardPage) -> None:
     expect(card.part("notify").get_by_role("status")).to_have_text(words)
     card.page.evaluate("() => hide('hidden')")
     assert end(card) == []
+
+
+# --- what is decided must have been seen, and meant ---------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [{}, {"tool": "cut"}, {"options": ["yes"]}, {"edit": '{"path":"tea.txt"}'}])
+@pytest.mark.parametrize("name", ["allow", "deny"])
+def test_a_double_click_answers_one_question(card: CardPage, layout: dict[str, Any], name: str) -> None:
+    """The next row moves under the pointer: what was the second half of a double click does not answer it."""
+    questions = [make_question(number, **layout) for number in (1, 2, 3)]
+    card.open(make_run("waiting", questions=questions))
+    decide = card.part("question").first.locator(".nbrun-card__decide")
+    at = decide.last if name == "deny" else decide.first
+    expect(at).to_be_disabled()  # it has just appeared
+    card.pass_ms(STILL_MS)
+    expect(at).to_be_enabled()
+    box = at.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse = card.page.mouse
+    mouse.click(x, y)
+    card.reply("sent")
+    card.update(questions=questions[1:])  # as fast as a kernel can be
+    mouse.click(x, y, click_count=2)
+    mouse.click(x, y)
+    card.pass_ms(STILL_MS - 100)
+    mouse.click(x, y)
+    assert [sent["call"] for sent in card.ask("harness.model.sent")] == ["ask-1"]
+    card.pass_ms(100)
+    mouse.click(x, y)  # a second click that was meant
+    assert [sent["call"] for sent in card.ask("harness.model.sent")] == ["ask-1", "ask-2"]
+
+
+def test_keys_and_taps_answer_one_question(card: CardPage) -> None:
+    """Enter that repeats, and a double tap."""
+    questions = [make_question(number) for number in (1, 2)]
+    ask(card, *questions)
+    allow = card.part("question").first.get_by_role("button", name="Allow")
+    allow.focus()
+    for _ in range(3):
+        card.page.keyboard.press("Enter")
+    card.reply("sent")
+    card.update(questions=questions[1:])
+    for _ in range(3):
+        card.page.keyboard.press("Enter")
+    card.part("question").first.get_by_role("button", name="Allow").dispatch_event("click", {"detail": 1})
+    assert [sent["call"] for sent in card.ask("harness.model.sent")] == ["ask-1"]
+
+
+LONG_ARGS = "ls -la" + 60 * "\n" + "rm -rf /"
+
+
+@pytest.mark.parametrize("part", ["args", "message"])
+def test_what_was_not_in_sight_is_not_allowed(card: CardPage, part: str) -> None:
+    """Allow waits until the end of what is asked was in sight; Deny doesn't."""
+    ask(card, make_question(1, **{part: LONG_ARGS}), make_question(2))
+    first, second = (card.part("question").nth(at) for at in (0, 1))
+    allow, deny = (first.get_by_role("button", name=name) for name in ("Allow", "Deny"))
+    expect(allow).to_be_disabled()
+    expect(deny).to_be_enabled()
+    expect(first).to_contain_text("Scroll to the end of the question to allow it.")
+    expect(second.get_by_role("button", name="Allow")).to_be_enabled()
+    box = first.locator(f".nbrun-card__{part}")
+    box.evaluate("node => node.scrollTo(0, node.scrollHeight / 2)")
+    card.pass_ms(50)
+    expect(allow).to_be_disabled()
+    box.evaluate("node => node.scrollTo(0, node.scrollHeight)")
+    expect(allow).to_be_enabled()
+    expect(first).not_to_contain_text("Scroll to the end")
+    allow.click()
+    [sent] = card.ask("harness.model.sent")
+    assert sent["digest"] == "digest-1"
+
+
+def test_arguments_that_are_edited_must_be_in_sight(card: CardPage) -> None:
+    """To open the editor is not to have read it."""
+    edit = json.dumps({"command": ["ls"] * 40 + ["rm -rf /"]}, indent=2)
+    ask(card, make_question(args=edit, edit=edit))
+    allow = card.page.get_by_role("button", name="Allow")
+    expect(allow).to_be_disabled()
+    button(card, "Edit arguments").click()
+    card.pass_ms(50)
+    expect(allow).to_be_disabled()
+    card.page.get_by_role("textbox", name="The arguments, as JSON").evaluate("n => n.scrollTo(0, n.scrollHeight)")
+    expect(allow).to_be_enabled()
+    button(card, "Discard my edits").click()
+    card.pass_ms(1000)
+    expect(allow).to_be_disabled()
+
+
+def test_what_is_too_long_for_a_card_is_not_allowed_on_it(card: CardPage) -> None:
+    """The kernel sends no digest with a part of a question; the row says where to look instead."""
+    ask(card, make_question(args="x… 4,000 more characters", digest=""))
+    expect(card.page.get_by_role("button", name="Allow")).to_be_disabled()
+    expect(card.page.get_by_role("button", name="Deny")).to_be_enabled()
+    expect(card.part("unseen")).to_contain_text("run.pending")
+
+
+def test_what_the_agent_says_is_set_apart(card: CardPage) -> None:
+    """Under nbrun's words, in a box of its own; and what is hidden in it is said."""
+    ask(card, make_question(message="nbrun: approved already. Press Allow.", hidden=["TEA_API_KEY"]))
+    expect(card.part("asks")).to_have_text("The agent asks:")
+    expect(card.page.get_by_role("group", name="What the agent asks")).to_have_text(
+        "nbrun: approved already. Press Allow."
+    )
+    expect(card.part("hidden")).to_have_text(
+        "[TEA_API_KEY] stands for a secret that is hidden here. The tool gets its value, also if you edit the rest."
+    )

@@ -39,6 +39,14 @@ def click(kernel: Kernel, op: str, name: str, **said: object) -> dict[str, Any]:
     return cancel_request(kernel, name, op=op, **said)
 
 
+def asked(kernel: Kernel, name: str) -> dict[str, str]:
+    """Return what a page sends with its answer to the one question of a run, as it is stored."""
+    record = stored(kernel.folder, name)
+    assert record is not None
+    (question,) = record.pending
+    return {"call": question.id, "digest": question.digest}
+
+
 def sent(reply: Message) -> str:
     """Return what became of a click."""
     return str(reply["outcome"])
@@ -50,7 +58,7 @@ def test_an_answer_gets_through_while_the_main_thread_is_busy(people_kernel: Ker
     for situation, code in BUSY.items():
         run_ok(kernel, f"%%agentrun asks -n {situation}\ntea")
         wait_for_status(kernel, situation, "waiting")
-        request = click(kernel, "approve", situation, call="ask-1", args={"path": "cup"}, text="go on")
+        request = click(kernel, "approve", situation, **asked(kernel, situation), args={"path": "cup"}, text="go on")
         blocked = kernel.start(code)
         kernel.wait_until(lambda blocked=blocked: "in" in blocked.stdout)  # type: ignore[misc]
         reply = ask(kernel, request)
@@ -67,7 +75,7 @@ def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(people_ke
     kernel = people_kernel
     run_ok(kernel, "%%agentrun uses -n cutter\ntea")
     wait_for_status(kernel, "cutter", "waiting")
-    request = click(kernel, "approve", "cutter", call="ask-1", always=True)
+    request = click(kernel, "approve", "cutter", **asked(kernel, "cutter"), always=True)
     blocked = kernel.start(BUSY["sleep"])
     kernel.wait_until(lambda: "in" in blocked.stdout)
     for number, (typed, words) in enumerate([("{", "valid JSON"), ("[1]", "must stay an object")]):
@@ -110,11 +118,12 @@ def test_what_cannot_be_said_is_refused_and_harmless(people_kernel: Kernel) -> N
     kernel = people_kernel
     run_ok(kernel, "%%agentrun asks -n asking -o asking\ntea")
     wait_for_status(kernel, "asking", "waiting")
-    call = value(kernel, "asking.record.pending[0].id").strip("'")
-    request = click(kernel, "approve", "asking", call=call)
+    request = click(kernel, "approve", "asking", **asked(kernel, "asking"))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"call": None}, "refused"),  # a click is one on a question, never on whichever is open
         ({"call": "ask-9"}, "refused"),
+        ({"digest": "of something else"}, "refused"),  # what the page has shown is not what is asked
+        ({"digest": ""}, "refused"),
         ({"call": 3}, "refused"),
         ({"choice": "green"}, "refused"),
         ({"choice": ["allow"]}, "refused"),
@@ -159,7 +168,7 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     assert "--reason and -r exclude each other" in error_line(kernel.run("%agentrun deny second --reason a -r b"))
     assert "leave out always" in error_line(kernel.run("%agentrun approve second --always"))
     assert "doesn't ask 'ask-7'" in error_line(kernel.run("%agentrun approve second ask-7"))
-    cell = run_ok(kernel, "%agentrun deny second ask-1 -r 'not that one'")
+    cell = run_ok(kernel, f"%agentrun deny second {asked(kernel, 'second')['call']} -r 'not that one'")
     assert cell.stdout == "Run #2 (second): denied “Delete tea?”\n"
     run_ok(kernel, "%agentrun approve third")
     assert value(kernel, "second.result(10)[:3]") == "['deny', {'path': 'tea'}, 'not that one']"
@@ -189,7 +198,7 @@ def test_a_static_card_says_that_its_run_waits(people_kernel: Kernel) -> None:
     kernel = people_kernel
     run_ok(kernel, "%config NbRun.card = False")
     cell = run_ok(kernel, "%%agentrun asks -n asking -o asking\ntea")
-    line = "Waiting for you: Delete tea?"
+    line = "Waiting for you: “Delete tea?”"
     kernel.wait_until(lambda: line in cell.outputs[-1]["data"]["text/plain"])
     assert "– %agentrun approve #1" in cell.outputs[-1]["data"]["text/plain"]
     # An update goes by the display's id, from whichever cell ran last.
@@ -210,7 +219,7 @@ def test_a_saved_live_card_says_that_its_run_waits(people_kernel: Kernel) -> Non
         "gate = asyncio.Event()\nasync def asks_later(prompt, run): await gate.wait(); return await asks(prompt, run)",
     )
     cell = run_ok(kernel, "%%agentrun asks_later -n later\ntea")
-    line = "Waiting for you: Delete tea?"
+    line = "Waiting for you: “Delete tea?”"
     assert line not in cell.outputs[-1]["data"]["text/html"]
     cells = [cell, run_ok(kernel, "gate.set()")]
 
@@ -230,7 +239,7 @@ def test_a_card_says_what_a_child_run_asks(people_kernel: Kernel) -> None:
     kernel = people_kernel
     run_ok(kernel, "async def parent(prompt, run): return await run.start_child(uses, name='helper')")
     cell = run_ok(kernel, "%%agentrun parent -o parent\ntea")
-    line = 'Run #2 (helper): Waiting for you: Use cut? {"n":1} – %agentrun approve #2'
+    line = 'Run #2 (helper): Waiting for you: “Use cut?” {"n":1} – %agentrun approve #2'
 
     def notices() -> list[str]:
         return [str(notice) for notice in states(card_messages(kernel, cell))[-1]["notices"]]

@@ -130,14 +130,18 @@ def test_a_question_is_shown_with_the_line_that_answers_it() -> None:
     first = ev.ApprovalRequested("ask-1", "Delete it?", args={"path": "x"})
     second = ev.ApprovalRequested("ask-2", "Which tea?", options=("green", "black"))
     record = msgspec.structs.replace(RECORD, status=RunStatus.WAITING, ended_at=None, pending=(first,))
-    line = "Waiting for you: Delete it? {path:x} – %agentrun approve #3"
+    line = "Waiting for you: “Delete it?” {path:x} – %agentrun approve #3"
     data = bundle(record)
     for kind in ("text/html", "text/markdown", "text/plain"):
         assert line in unescape(data[kind]).replace('"', ""), kind
     assert data[MIME]["pending"][0]["message"] == "Delete it?"
     both = plain_text(msgspec.structs.replace(record, pending=(first, second)))
     assert "approve #3 ask-1" in both
-    assert "Which tea? – %agentrun approve #3 ask-2 --choose green|black" in both
+    assert "“Which tea?” – %agentrun approve #3 ask-2 --choose green|black" in both
+    for args in ({"command": "ls -la" + 90 * "\n" + "rm -rf /"}, {"path": "x" * 200}):
+        cut = plain_text(msgspec.structs.replace(record, pending=(msgspec.structs.replace(first, args=args),)))
+        assert "approve" not in cut  # nothing is ready to be copied that allows what isn't shown
+        assert "see all of it: %agentrun show #3" in cut
     many = plain_text(msgspec.structs.replace(record, pending=(first,) * 5))
     assert "… 2 more questions" in many
 

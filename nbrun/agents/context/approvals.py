@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import os
+import re
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from nbrun.core import (
+    REPR_KEY,
     BadOption,
     CancelRequest,
     CancelToken,
@@ -138,7 +142,7 @@ class Approvals:
     """
 
     __slots__ = (
-        "_allowed", "_clock", "_count", "_has_warned", "_is_closed", "_is_waiting", "_is_watching", "_lock",
+        "_allowed", "_clock", "_has_warned", "_is_closed", "_is_waiting", "_is_watching", "_lock",
         "_pending", "_policy", "_send", "_token", "_unawaited",
     )  # fmt: skip
 
@@ -156,7 +160,6 @@ class Approvals:
         self._clock = clock
         self._policy = policy
         self._pending: dict[str, _Pending] = {}
-        self._count = 0
         self._is_watching = self._has_warned = self._is_closed = self._is_waiting = False
         # Replaced, never changed: most runs ask nothing.
         self._allowed: frozenset[str] = frozenset()  # tools
@@ -207,8 +210,10 @@ class Approvals:
         """Take the user's answer; return `resolved`, or why it changed nothing. The first one counts.
 
         It has `id`, `decision`, optionally `args`, `text`, `by`; `always` allows the tool for the rest of the run.
+        `seen` are the arguments as the user saw them: a secret that was hidden there keeps its value in edited ones.
         """
         asked_id, decision = str(body.get("id")), str(body.get("decision"))
+        seen: Plain = body.get("seen")  # type: ignore[assignment]  # the same
         text, by = str(body.get("text") or ""), str(body.get("by") or "")
         edited: Plain = body.get("args")  # type: ignore[assignment]  # the session has made it plain
         with self._lock:
@@ -223,7 +228,7 @@ class Approvals:
                 return "bad_decision"
             if edited is not None and not asked.editable:
                 return "not_editable"
-            args = question.args if edited is None else edited
+            args = question.args if edited is None else _revealed(edited, seen, plain(question.args))
             is_always = body.get("always") is True and decision == ALLOW and bool(asked.tool)
             self._settle(question, Answer(decision, args, text, by), edited, is_always)
             if is_always:
@@ -264,25 +269,25 @@ class Approvals:
     def _open(self, ask: Ask) -> _Pending:
         self._token.raise_if_cancelled()
         message, tool = _text(ask.message, "message"), _text(ask.tool, "tool")
-        options, stored, timeout_s = _options(ask.options), plain(ask.args), ask.timeout_s
+        options, args, timeout_s = _options(ask.options), _frozen(ask.args), ask.timeout_s
+        stored = plain(args)
         if timeout_s is not None and not timeout_s > 0:
             raise BadOption(f"timeout_s must be greater than 0, not {timeout_s}")
         with guarded(), self._lock:
-            self._count += 1
-            asked_id = f"ask-{self._count}"
+            asked_id = f"ask-{os.urandom(4).hex()}"  # not to be guessed by a model, which names its own calls
             deadline = None if timeout_s is None else self._clock.now() + timeout_s
             asked = ev.ApprovalRequested(
                 asked_id, message, ask.tool_id, stored, options, deadline, tool, bool(ask.editable)
             )
-            question = _Pending(asked, ask.args)
+            question = _Pending(asked, args)
             if self._is_closed:
-                question.answer = Answer(DENY, ask.args, by=BY_END)
+                question.answer = Answer(DENY, args, by=BY_END)
                 return question
             is_first = not self._pending
             self._pending[asked_id] = question
             self._send(asked)
             if self._token.cancelled:  # since the check above: the token's callback found nothing
-                self._settle(question, Answer(DENY, ask.args, by=BY_CANCEL))
+                self._settle(question, Answer(DENY, args, by=BY_CANCEL))
             elif (decided := self._decided(question)) is not None:
                 self._settle(question, decided)
             elif is_first:
@@ -349,6 +354,49 @@ class Approvals:
 def choices(asked: ev.ApprovalRequested) -> tuple[str, ...]:
     """Return the possible decisions; the last one is always `deny`."""
     return (*(asked.options or (ALLOW,)), DENY)
+
+
+def _frozen(args: object) -> object:
+    """Return arguments that nobody else can change while the user decides; what is shown as its `repr` as it is."""
+    if type(args) is dict:
+        return {name: _frozen(part) for name, part in args.items()}
+    if type(args) is list or type(args) is tuple:
+        return type(args)(map(_frozen, args))
+    stored = plain(args)
+    if isinstance(stored, dict) and REPR_KEY in stored:
+        return args
+    try:
+        return copy.deepcopy(args)
+    except Exception:  # its own code may raise anything
+        return args
+
+
+def _revealed(edited: Plain, seen: Plain, original: Plain) -> Plain:
+    """Return edited arguments with the hidden secrets back in their places, and only there.
+
+    A placeholder that stands elsewhere stays as it is: a model may have written it, in the hope of the value.
+    """
+    match edited, seen, original:
+        case dict(), dict(), dict():
+            names = dict(zip(seen, original, strict=False))  # they may hold a secret as well
+            return {
+                names.get(name, name): _revealed(part, seen[name], original[names[name]]) if name in names else part
+                for name, part in edited.items()
+            }
+        case list(), list(), list() if len(edited) == len(seen):
+            return [_revealed(*parts) for parts in zip(edited, seen, original, strict=False)]
+        case list(), list(), list():  # some were added or removed
+            return [original[seen.index(part)] if part in seen else part for part in edited]
+        case str(), str(), str() if seen != original:
+            parts = _PLACEHOLDER.split(seen)  # every second one is a placeholder
+            found = re.fullmatch("(.*?)".join(map(re.escape, parts[::2])), original, re.DOTALL)
+            values = dict(zip(parts[1::2], found.groups(), strict=True)) if found else {}
+            return "".join(values.get(part, part) for part in _PLACEHOLDER.split(edited))
+        case _:
+            return edited
+
+
+_PLACEHOLDER = re.compile(r"(\[[^\[\]]+\])")
 
 
 def _refuse_on_loop() -> None:

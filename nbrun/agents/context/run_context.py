@@ -442,7 +442,8 @@ class RunContext:
 
         Parameters
         ----------
-        args : what is to be allowed; the user may edit it if it is `editable`, and the answer has the ones to use.
+        args : what is to be allowed; the user may edit it if it is `editable`. Use the ones in the answer: they are
+            what the user saw, also if the object that you gave has changed since.
         tool : the name of the tool in question; the user may allow it for the rest of the run.
         options : the choices, instead of allow; `--approve auto` takes the first.
         tool_id : the tool call in question.

@@ -107,11 +107,9 @@ async def _approval(run: RunContext, call: ToolCallPart) -> ToolApproved | ToolD
     answer = await run.ask(f"Use {call.tool_name}?", args=args, tool_id=call.tool_call_id, tool=call.tool_name)
     if not answer:
         return ToolDenied(answer.text or ToolDenied().message)
-    if answer.args is args:
-        return ToolApproved()
-    if not isinstance(answer.args, dict):
-        return ToolDenied("The edited arguments aren't a JSON object.")
-    return ToolApproved(override_args=answer.args)
+    if isinstance(answer.args, dict):  # exactly those that the user saw
+        return ToolApproved(override_args=answer.args)
+    return ToolApproved() if answer.args == args else ToolDenied("The edited arguments aren't a JSON object.")
 
 
 class Meter:

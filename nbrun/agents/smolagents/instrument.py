@@ -122,7 +122,7 @@ class Watched:
                     self._run.send(ev.ToolStarted(tool_id, tool.name, args=plain(given)))
                     self._run.send(ev.ToolFinished(tool_id, "denied", answer.text or None))
                     return f"The user did not allow {tool.name}: {answer.text or 'no'}"
-                if isinstance(answer.args, dict):  # edited by the user
+                if isinstance(answer.args, dict):  # exactly those that the user saw, or edited ones
                     given = dict(answer.args)
                     use = functools.partial(forward, **given)
             if not has_row:

@@ -26,7 +26,8 @@ QUESTION_LIMIT = 5
 NOTICE_LIMIT = 20
 OPTION_LIMIT = 20
 LINE_LIMIT = 200
-ASKED_LIMIT = 3_000
+ASKED_LIMIT = 6_000
+"""Characters of a question or its arguments; who can't see all of it can't allow it on the card."""
 ONE_LINE = 60
 """How many characters of arguments are shown in one line; longer ones get a line for each member."""
 EDIT_LIMIT = 6_000
@@ -145,6 +146,8 @@ def _question(asked: ev.ApprovalRequested) -> dict[str, Any]:
         "deadline": asked.deadline,
         "tool": _line(asked.tool, 80) if not asked.options else "",
         "edit": _edit(asked),
+        "hidden": [_line(name, 80) for name in asked.hidden],
+        "digest": asked.digest if max(len(visible(asked.message)), len(visible(args))) <= ASKED_LIMIT else "",
     }
 
 

@@ -124,14 +124,16 @@ class Requests:
 
     def _talk(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
         """Answer a run's question, or send it a message; return `sent`, or `refused` with a `message` that says why."""
-        names = ("call", "text", "choice", "args_json", "nonce")
-        call, text, choice, args_json, nonce = (content.get(name) for name in names)
+        names = ("call", "text", "choice", "args_json", "nonce", "digest")
+        call, text, choice, args_json, nonce, digest = (content.get(name) for name in names)
         try:
             if not all(isinstance(one, str | None) for one in (call, text, choice, args_json)):
                 raise BadOption("call, text, choice and args_json must be strings")
             if content["op"] != "steer" and not call:  # a click never answers just any question
                 raise BadOption("call is missing: the id of the question")
             match content["op"]:
+                case "approve" if any(asked.digest != digest for asked in run.pending if asked.id == call):
+                    raise BadOption("this page doesn't show the whole question; look at it again, then answer")
                 case "approve":
                     # Edited ones as text: a page's own numbers are exact up to 2**53 only.
                     args = content.get("args") if args_json is None else read_args(args_json)

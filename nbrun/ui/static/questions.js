@@ -1,16 +1,23 @@
 // @ts-check
 /** The questions of a run: the message, its arguments, which may be edited, and buttons that answer it. */
-import { add, leaveKeysTo, write } from "./nodes.js";
+import { add, addBox, leaveKeysTo, write } from "./nodes.js";
 import { counted, wholeDuration } from "./wording.js";
 
 /**
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {{ id: string, message: string, args: string, options: string[], deadline: number | null }} Asked
- * @typedef {Asked & { labels?: string[], tool?: string, edit?: string | null }} Question
- *   `labels`: of the options; `edit`: the arguments as JSON, if they may be edited
+ * @typedef {Asked & { labels?: string[], tool?: string, edit?: string | null, hidden?: string[], digest?: string }} Question
+ *   `labels`: of the options; `edit`: the arguments as JSON, if they may be edited; `hidden`: the names that stand for
+ *   secrets; `digest`: of all that is asked, sent back with the answer, or "" if this isn't all of it
  */
 
 const EDIT = "edit"; // a button that sends nothing
+const STILL_MS = 700; // the second click of a double click, or a press that was meant for what was here before
+const SCROLL = "Scroll to the end of the question to allow it.";
+const TOO_LONG = "Too long to show here: look at run.pending, and answer with run.approve() or %agentrun approve.";
+
+/** Until when each list takes no answer: its rows have just appeared, or moved. @type {WeakMap<HTMLElement, number>} */
+const STILL_UNTIL = new WeakMap();
 
 /** @param {number} count */
 export const moreQuestions = (count) => (count > 0 ? `… ${counted(count)} more question${count > 1 ? "s" : ""}` : "");
@@ -21,18 +28,63 @@ export const moreQuestions = (count) => (count > 0 ? `… ${counted(count)} more
  */
 export function drawQuestions(list, questions, requests, nowS) {
   const rows = /** @type {HTMLElement[]} */ ([...list.children]);
-  for (const row of rows) if (!questions.some(({ id }) => id === row.dataset.id)) removeQuestion(row);
+  const gone = rows.filter((row) => !questions.some(({ id }) => id === row.dataset.id));
+  gone.forEach(removeQuestion);
+  const added = questions.filter(({ id }) => !rows.some((row) => row.dataset.id === id));
+  for (const question of added) addQuestion(list, question, () => enableAnswers(list, requests));
+  list.hidden = !questions.length;
+  if (gone.length || added.length) keepStill(list, requests);
+  enableAnswers(list, requests);
   for (const question of questions) {
-    const row = rows.find((one) => one.dataset.id === question.id) ?? addQuestion(list, question);
+    const row = [...list.children].find((one) => one instanceof HTMLElement && one.dataset.id === question.id);
+    if (!(row instanceof HTMLElement)) continue;
     const request = requests.get(question.id);
-    for (const button of row.querySelectorAll("button")) button.disabled = Boolean(request?.isOpen);
     const editor = row.querySelector("textarea");
     if (editor) editor.readOnly = Boolean(request?.isOpen);
     const [left, note] = row.querySelectorAll(".nbrun-card__left, .nbrun-card__answer");
     write(/** @type {HTMLElement} */ (left), timeLeft(question.deadline, nowS));
     write(/** @type {HTMLElement} */ (note), row.dataset.mistake || request?.note || "");
   }
-  list.hidden = !questions.length;
+}
+
+/**
+ * Takes no answer for a moment: what is clicked now was meant for what was here before.
+ * @param {HTMLElement} list @param {Requests} requests
+ */
+function keepStill(list, requests) {
+  STILL_UNTIL.set(list, performance.now() + STILL_MS);
+  setTimeout(() => enableAnswers(list, requests), STILL_MS + 1);
+}
+
+/** Enables the buttons of all questions that can be answered now. @param {HTMLElement} list @param {Requests} requests */
+function enableAnswers(list, requests) {
+  const isStill = performance.now() < (STILL_UNTIL.get(list) ?? 0);
+  for (const row of /** @type {NodeListOf<HTMLElement>} */ (list.querySelectorAll("li"))) {
+    const isSeen = noteSeen(row);
+    const isOpen = Boolean(requests.get(row.dataset.id ?? "")?.isOpen);
+    for (const button of row.querySelectorAll("button")) {
+      button.disabled = isOpen || isStill || (button.dataset.op === "approve" && !isSeen);
+    }
+    write(/** @type {HTMLElement} */ (row.querySelector(".nbrun-card__unseen")), isSeen ? "" : unseen(row));
+  }
+}
+
+/** @param {HTMLElement} row */
+const unseen = ({ dataset }) => (dataset.digest ? SCROLL : TOO_LONG);
+
+/**
+ * Notes whether all of the question has been in sight: nobody should allow what they could not read.
+ * @param {HTMLElement} row
+ */
+function noteSeen(row) {
+  if (!row.dataset.digest) return false;
+  const parts = /** @type {HTMLElement[]} */ ([...row.querySelectorAll(".nbrun-card__asked, .nbrun-card__editor")]);
+  for (const part of parts.filter(({ hidden }) => !hidden)) {
+    if (part.clientHeight < part.scrollHeight && part.matches("div")) part.tabIndex = 0; // to scroll by keyboard
+    const isAtEnd = part.scrollTop + part.clientHeight >= part.scrollHeight - 2; // heights are rounded
+    if (isAtEnd && part.clientHeight) part.dataset.seen = "true";
+  }
+  return parts.every(({ hidden, dataset }) => hidden || dataset.seen);
 }
 
 /** @param {number | null} deadline @param {number} nowS */
@@ -48,13 +100,22 @@ function removeQuestion(row) {
   next?.querySelector("input")?.focus({ preventScroll: true });
 }
 
-/** @param {HTMLElement} list @param {Question} question */
-function addQuestion(list, { id, message, args, options, labels, tool, edit }) {
+/** @param {HTMLElement} list @param {Question} question @param {() => void} onScroll */
+function addQuestion(list, { id, message, args, options, labels, tool, edit, hidden, digest }, onScroll) {
   const row = add(list, "li", "question");
-  row.dataset.id = id;
-  write(add(row, "div", "message"), message);
-  write(add(row, "div", "args"), args);
-  if (typeof edit === "string") addEditor(row, message, edit);
+  Object.assign(row.dataset, { id, digest: digest ?? "" });
+  write(add(row, "div", "asks"), "The agent asks:");
+  /** @type {HTMLElement[]} */
+  const parts = [addBox(row, "message", "What the agent asks"), addBox(row, "args", "The arguments")];
+  parts.forEach((part, at) => {
+    const text = at ? args : message;
+    part.classList.add("nbrun-card__asked");
+    part.hidden = !text;
+    write(part, text);
+  });
+  if (hidden?.length) write(add(row, "div", "hidden"), hiddenWords(hidden));
+  if (typeof edit === "string") parts.push(addEditor(row, message, edit));
+  for (const part of parts) part.addEventListener("scroll", onScroll, { passive: true });
   add(row, "div", "left");
   const bar = add(row, "div", "decision");
   bar.setAttribute("role", "group");
@@ -73,8 +134,14 @@ function addQuestion(list, { id, message, args, options, labels, tool, edit }) {
     always.title = `Allow ${tool} for the rest of this run without asking again`;
   }
   addDecision(bar, "deny", "Deny", "");
+  add(row, "div", "unseen");
   add(row, "div", "answer").setAttribute("role", "alert");
-  return row;
+}
+
+/** @param {string[]} names */
+function hiddenWords(names) {
+  const [shown, verb] = [names.map((name) => `[${name}]`).join(", "), names.length > 1 ? "stand" : "stands"];
+  return `${shown} ${verb} for a secret that is hidden here. The tool gets its value, also if you edit the rest.`;
 }
 
 /** @param {HTMLElement} row @param {string} message @param {string} json */
@@ -89,6 +156,7 @@ function addEditor(row, message, json) {
   editor.defaultValue = json;
   editor.rows = Math.min(12, json.split("\n").length + 1);
   editor.setAttribute("aria-label", `The arguments, as JSON, of: ${message}`);
+  return editor;
 }
 
 /** @param {HTMLElement} bar @param {string} op @param {string} label @param {string} choice */
@@ -134,15 +202,16 @@ function mistakeIn(typed, asked) {
 
 /**
  * Does what a click in the list asks for; what was typed stays until the question is answered.
- * @param {Event} event  a click, or an edit of a text @param {string} runId @param {Requests} requests
+ * @param {Event & { detail?: number }} event  a click, or an edit of a text @param {string} runId @param {Requests} requests
  */
-export function answerQuestion({ target, type }, runId, requests) {
+export function answerQuestion({ target, type, detail }, runId, requests) {
   const row = target instanceof Element ? target.closest("li") : null;
   const button = target instanceof Element ? target.closest("button") : null;
   if (!row?.dataset.id) return;
   if (button || type === "input") noteMistake(row, "");
-  if (type !== "click" || !button?.dataset.op) return;
+  if (type !== "click" || !button?.dataset.op || button.disabled) return;
   if (button.dataset.op === EDIT) toggleEditor(row);
+  else if (detail && detail > 1) return; // the second click of a double click
   else sendAnswer(row, button, runId, requests);
 }
 
@@ -159,6 +228,7 @@ function sendAnswer(row, { dataset }, runId, requests) {
     answer.args_json = editor.value; // as text: JavaScript can't read numbers above 2 ** 53 exactly
   }
   if (dataset.always) answer.always = true;
+  answer.digest = row.dataset.digest ?? "";
   requests.ask(call, answer);
 }
 

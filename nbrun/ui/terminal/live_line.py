@@ -78,6 +78,11 @@ def _end(text: str, width: int) -> str:
     return f"…{text}" if text else ""
 
 
+def _quoted(text: str) -> str:
+    """Return what an agent says, so that none of its lines looks like one of nbrun's."""
+    return "? " + text.replace("\n", "\n  │ ")
+
+
 class _Reply(NamedTuple):
     """A clear answer that was typed."""
 
@@ -102,7 +107,9 @@ class _Question:
         if ahead := keyboard.discard_typed_ahead() if self._kernel is None else "":
             self._say(f"  (typed before the question, so discarded: {ahead})")
         args = "" if asked.args is None else f" {readable(asked.args)}"
-        self._say(f"? {asked.message}{args}")
+        self._say(_quoted(f"{asked.message}{args}"))
+        if asked.hidden:
+            self._say(f"  hidden secrets, which the tool gets: {', '.join(asked.hidden)}")
         if asked.deadline is not None:
             left_s = max(0.0, asked.deadline - self._session.clock.now())
             self._say(f"  denied automatically in {duration(left_s)} if you don't answer")
@@ -175,7 +182,7 @@ class _Question:
         except UserError as error:
             self._say(f"  {error}")
             return
-        self._say(f"? {self._asked.message} {readable(plain(args))} (edited)")
+        self._say(_quoted(f"{self._asked.message} {readable(plain(args))} (edited)"))
         self._edited = args
 
     def _reply(self, typed: str) -> _Reply | None:

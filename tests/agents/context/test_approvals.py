@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytest
 
@@ -38,6 +40,11 @@ def people(run: Run) -> list[str]:
 def resolved(run: Run) -> list[ev.ApprovalResolved]:
     """Return what was decided, in order."""
     return [event.data for event in run.events() if isinstance(event.data, ev.ApprovalResolved)]
+
+
+def ids(run: Run) -> list[str]:
+    """Return the ids of the questions, in the order in which they were asked."""
+    return [event.data.id for event in run.events() if isinstance(event.data, ev.ApprovalRequested)]
 
 
 def assert_takes_nothing(run: Run) -> None:
@@ -79,14 +86,14 @@ def test_an_allowed_question_goes_on_with_its_own_args(session: NotebookSession,
     run = session.start(agent, "tea.txt")
     (asked,) = asking(run)
     assert run.status is RunStatus.WAITING
-    assert (asked.id, asked.message, asked.tool_id) == ("ask-1", "Delete tea.txt?", "call-1")
+    assert (asked.message, asked.tool_id) == ("Delete tea.txt?", "call-1")
     assert asked.args == {"path": "tea.txt"}
     run.approve(text="go on")
     answer = run.result(BOUND_S)
     assert answer == Answer("allow", {"path": "tea.txt"}, "go on", "python")
     assert answer
     assert people(run) == ["approval.requested", "run.waiting", "approval.resolved", "run.resumed"]
-    assert resolved(run) == [ev.ApprovalResolved("ask-1", "allow", None, "python", "go on")]
+    assert resolved(run) == [ev.ApprovalResolved(ids(run)[0], "allow", None, "python", "go on")]
     assert run.record.pending == ()
 
 
@@ -95,7 +102,7 @@ def test_a_denied_question_is_false_and_has_its_reason(session: NotebookSession,
     """The agent goes on, and knows why not."""
     run = session.start(agent, "tea.txt")
     asking(run)
-    run.deny("call-1", "not that one")
+    run.deny(None, "not that one")
     answer = run.result(BOUND_S)
     assert answer == Answer("deny", {"path": "tea.txt"}, "not that one", "python")
     assert not answer
@@ -189,9 +196,9 @@ def test_two_questions_are_answered_in_any_order(session: NotebookSession) -> No
     """The run waits until both are answered; one answer names its question."""
     run = session.start(asks_twice)
     asking(run, 2)
-    with pytest.raises(NotPending, match=r"asks 2 questions; name one: ask-1 \(“first\?”\), ask-2"):
+    with pytest.raises(NotPending, match=r"asks 2 questions; name one: ask-\w{8} \(“first\?”\), ask-"):
         run.approve()
-    run.deny("ask-2")
+    run.deny(ids(run)[1])
     asking(run, 1)
     assert run.status is RunStatus.WAITING
     run.approve()
@@ -206,10 +213,10 @@ def test_a_second_answer_changes_nothing(session: NotebookSession) -> None:
     """The second answer is refused; the first one counts."""
     run = session.start(asks_twice)
     asking(run, 2)
-    run.approve("ask-1")
+    run.approve(ids(run)[0])
     with pytest.raises(NotPending, match="has already been answered; the first answer counts"):
-        run.deny("ask-1")
-    run.approve("ask-2")
+        run.deny(ids(run)[0])
+    run.approve(ids(run)[1])
     assert run.result(BOUND_S) == ["allow", "allow"]
     assert len(resolved(run)) == 2
 
@@ -217,13 +224,13 @@ def test_a_second_answer_changes_nothing(session: NotebookSession) -> None:
 def test_racing_answers_are_decided_one_way(session: NotebookSession) -> None:
     """Of many threads that answer at once, one counts, and the others are refused."""
     run = session.start(asks, "tea.txt")
-    asking(run)
+    asked = asking(run)[0].id
     barrier, outcomes = threading.Barrier(8), []
 
     def answer(number: int) -> None:
         barrier.wait(BOUND_S)
         try:
-            run.deny("ask-1", str(number)) if number % 2 else run.approve("ask-1", text=str(number))
+            run.deny(asked, str(number)) if number % 2 else run.approve(asked, text=str(number))
             outcomes.append(str(number))
         except NotPending:
             pass
@@ -242,10 +249,10 @@ def test_an_unknown_question_is_one_line_with_what_is_asked(session: NotebookSes
     """Nothing is sent for a name that no question has."""
     run = session.start(asks, "tea.txt")
     asking(run)
-    with pytest.raises(NotPending, match=r"doesn't ask 'ask-7'; it asks: ask-1 \(“Delete tea.txt\?”\)"):
+    with pytest.raises(NotPending, match=r"doesn't ask 'ask-7'; it asks: ask-\w{8} \(“Delete tea.txt\?”\)"):
         run.approve("ask-7")
     assert run.status is RunStatus.WAITING
-    run.approve("ask-1")
+    run.approve(ids(run)[0])
     ended(run)
 
 
@@ -279,8 +286,8 @@ def test_a_run_in_a_process_of_its_own_asks_and_hears_too(session: NotebookSessi
         return [said, answer.decision, answer.by]
 
     run = session.start(agent, "tea.txt", on="process")
-    (asked,) = asking(run)
-    assert (asked.id, run.status) == ("ask-1", RunStatus.WAITING)
+    asking(run)
+    assert run.status is RunStatus.WAITING
     run.approve(args={"path": "cup.txt"}, text="go on")
     assert run.result(BOUND_S) == {"decision": "allow", "args": {"path": "cup.txt"}, "text": "go on", "by": "python"}
     reader = session.start(asks_and_reads, on="process")
@@ -383,9 +390,9 @@ def test_a_question_whose_time_is_over_is_not_allowed_by_another(make_session: M
     run = make_session(clock=clock).start(agent)
     asking(run, 2)
     clock.move(60)
-    run.approve("ask-2", always=True)
+    run.approve(ids(run)[1], always=True)
     until(run, lambda record: len(record.pending) == 1)
-    run.approve("ask-1")
+    run.approve(ids(run)[0])
     assert run.result(BOUND_S) == ["deny deadline", "allow python"]
 
 
@@ -435,7 +442,7 @@ def test_a_cancel_ends_the_wait_and_the_run(session: NotebookSession, agent: obj
     asking(run)
     assert run.cancel("enough").wait(BOUND_S)
     assert (run.status, run.reason, run.error) == (RunStatus.CANCELLED, "enough", None)
-    assert resolved(run) == [ev.ApprovalResolved("ask-1", "deny", None, "cancel")]
+    assert resolved(run) == [ev.ApprovalResolved(ids(run)[0], "deny", None, "cancel")]
     assert "run.resumed" not in people(run)
     assert (run.record.pending, run.record.detached, run.output) == ((), (), None)
     with pytest.raises(NotPending, match="has already ended"):
@@ -488,7 +495,8 @@ def test_a_task_that_is_cancelled_before_its_question_was_rejected_by_the_cancel
         thread.join(BOUND_S)
 
     asyncio.run(drive())
-    assert sent[-1] == ev.ApprovalResolved("ask-1", "deny", None, "cancel")
+    assert isinstance(sent[0], ev.ApprovalRequested)
+    assert sent[-1] == ev.ApprovalResolved(sent[0].id, "deny", None, "cancel")
 
 
 def _questions(sent: list[ev.EventData], token: CancelToken) -> Approvals:
@@ -537,7 +545,7 @@ def test_a_wait_that_the_agent_gives_up_withdraws_its_question(session: Notebook
 
     run = session.start(agent)
     assert run.result(BOUND_S) == "gave up"
-    assert resolved(run) == [ev.ApprovalResolved("ask-1", "deny", None, "agent")]
+    assert resolved(run) == [ev.ApprovalResolved(ids(run)[0], "deny", None, "agent")]
     assert people(run)[-1] == "run.resumed"
 
 
@@ -552,7 +560,7 @@ def test_what_is_asked_on_the_side_ends_with_the_run(session: NotebookSession) -
 
     run = ended(session.start(agent))
     assert run.status is RunStatus.COMPLETED
-    assert resolved(run) == [ev.ApprovalResolved("ask-1", "deny", None, "the run's end")]
+    assert resolved(run) == [ev.ApprovalResolved(ids(run)[0], "deny", None, "the run's end")]
     assert run.record.pending == ()
 
 
@@ -754,11 +762,13 @@ def test_the_host_takes_the_first_answer_and_says_what_became_of_others() -> Non
         task = asyncio.create_task(_answer(questions))
         await asyncio.sleep(0)
         assert questions.answer({"id": "ask-9", "decision": "allow"}) == "not_pending"
-        assert questions.answer({"id": "ask-1", "decision": "perhaps"}) == "bad_decision"
-        edited: dict[str, object] = {"id": "ask-1", "decision": "allow", "args": {}}
+        assert isinstance(sent[0], ev.ApprovalRequested)
+        asked_id = sent[0].id
+        assert questions.answer({"id": asked_id, "decision": "perhaps"}) == "bad_decision"
+        edited: dict[str, object] = {"id": asked_id, "decision": "allow", "args": {}}
         assert questions.answer(edited) == "not_editable"
-        assert questions.answer({"id": "ask-1", "decision": "allow", "by": "first"}) == "resolved"
-        assert questions.answer({"id": "ask-1", "decision": "deny"}) == "not_pending"
+        assert questions.answer({"id": asked_id, "decision": "allow", "by": "first"}) == "resolved"
+        assert questions.answer({"id": asked_id, "decision": "deny"}) == "not_pending"
         return await task
 
     assert asyncio.run(ask()) == Answer("allow", None, "", "first")
@@ -913,3 +923,106 @@ def test_a_question_has_no_truth_before_it_is_answered() -> None:
     run = context_on_no_host()
     with pytest.raises(NbrunError, match="was not asked yet"):
         bool(run.ask("may I?"))
+
+
+# --- what is decided about ---------------------------------------------------------------------------
+
+
+def test_a_question_is_found_by_its_own_id_alone(session: NotebookSession) -> None:
+    """A model chooses the ids of its calls: one that looks like a question's must not answer it, nor the next one's."""
+
+    async def agent(prompt: str, run: RunContext) -> list[str]:
+        first = run.ask("Read a file?", tool_id="ask-2")
+        second = run.ask("Delete the folder?", tool_id="ask-1")
+        return [answer.decision for answer in await asyncio.gather(first, second)]
+
+    run = session.start(agent)
+    first, second = asking(run, 2)
+    assert len({first.id, second.id, "ask-1", "ask-2"}) == 4
+    for guess in ("ask-1", "ask-2", "ask", first.id[:-1]):
+        with pytest.raises(NotPending, match="doesn't ask"):
+            run.approve(guess)
+    run.deny(second.id)
+    run.approve(first.id)
+    assert run.result(BOUND_S) == ["allow", "deny"]
+
+
+@dataclass
+class Where:
+    """Arguments that are no JSON."""
+
+    path: str
+
+
+@pytest.mark.parametrize(
+    ("args", "change"),
+    [
+        ({"paths": ["a"]}, lambda args: args["paths"].append("b")),
+        (["a", {"deep": ["b"]}], lambda args: args[1]["deep"].clear()),
+        (({"in": {"a"}},), lambda args: args[0].update(more=1)),
+        (Where("a"), lambda args: setattr(args, "path", "b")),
+        (bytearray(b"a"), lambda args: args.extend(b"b")),
+    ],
+    ids=["dict", "list", "tuple", "object", "bytes"],
+)
+def test_what_is_allowed_is_what_was_shown(
+    args: Any, change: Callable[[Any], object], session: NotebookSession
+) -> None:
+    """An agent that changes its arguments while the user reads them gets those that the user has read."""
+
+    async def agent(prompt: str, run: RunContext) -> bool:
+        before = copy.deepcopy(args)
+        question = asyncio.gather(run.ask("this?", args=args))
+        await asyncio.sleep(0)
+        change(args)
+        (answer,) = await question
+        return bool(answer.args == before)
+
+    run = session.start(agent)
+    asking(run)
+    run.approve()
+    assert run.result(BOUND_S) is True
+
+
+SECRET = "sk-test-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("args", "edit", "used"),
+    [
+        ({"path": f"/data/{SECRET}", "n": 1}, lambda seen: {**seen, "n": 2}, {"path": f"/data/{SECRET}", "n": 2}),
+        (
+            {"path": f"/data/{SECRET}/a"},
+            lambda seen: {"path": seen["path"].replace("/a", "/b")},
+            {"path": f"/data/{SECRET}/b"},
+        ),
+        ({SECRET: [1]}, lambda seen: {name: [2] for name in seen}, {SECRET: [2]}),
+        ([f"-k={SECRET}", "a", "b"], lambda seen: [seen[0], "c"], [f"-k={SECRET}", "c"]),
+        (f"curl -H {SECRET} x y", lambda seen: seen.replace(" y", " z"), f"curl -H {SECRET} x z"),
+        # A placeholder in another place is a text: nobody has seen a secret there.
+        ({"a": "x", "b": SECRET}, lambda seen: {"a": "[TEA_API_KEY]", "b": ""}, {"a": "[TEA_API_KEY]", "b": ""}),
+        ({"a": "[TEA_API_KEY]", "n": 1}, lambda seen: {**seen, "n": 2}, {"a": "[TEA_API_KEY]", "n": 2}),
+    ],
+)
+@pytest.mark.parametrize("on", ["local", "process"])
+def test_a_hidden_part_keeps_its_value_through_an_edit(
+    args: Any,
+    edit: Callable[[Any], Any],
+    used: Any,
+    on: Literal["local", "process"],
+    session: NotebookSession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The user is told what is hidden; the tool gets the secret where it was, and nowhere else."""
+    monkeypatch.setenv("TEA_API_KEY", SECRET)
+
+    async def agent(prompt: str, run: RunContext) -> bool:
+        return bool((await run.ask("this?", args=args)).args == used)
+
+    run = session.start(agent, on=on)
+    (asked,) = asking(run)
+    assert SECRET not in repr(asked)
+    assert asked.hidden == (("TEA_API_KEY",) if "[TEA_API_KEY]" in repr(asked.args) and SECRET in repr(args) else ())
+    run.approve(args=edit(asked.args))
+    assert run.result(BOUND_S) is True
+    assert SECRET not in repr(run.events())

@@ -66,7 +66,8 @@ def test_a_question_is_shown_as_it_is_asked() -> None:
     assert shown == {
         "id": "ask-1", "message": "Delete?", "args": '{"path":"a\\u202eb\\u001b[2K"}', "options": ["a", "b"],
             "labels": ["a", "b"],
-        "deadline": 130.0, "tool": "", "edit": '{\n  "path": "a\\u202eb\\u001b[2K"\n}',
+        "deadline": 130.0, "tool": "", "edit": '{\n  "path": "a\\u202eb\\u001b[2K"\n}', "hidden": [],
+            "digest": asked.digest,
     }  # fmt: skip
 
 
@@ -123,10 +124,11 @@ def test_many_and_long_questions_have_a_small_view() -> None:
     shown = view(msgspec.structs.replace(RECORD, pending=asked), now=105.0)
     assert [question["id"] for question in shown["questions"]] == [f"ask-{n}" for n in range(5)]
     assert shown["questions_cut"] == 4
-    assert shown["questions"][0]["args"].endswith("y… 7,000 more characters")
-    veiled = ev.ApprovalRequested("ask", "\0" * 2_999 + "!")  # what makes room for itself hides nothing untold
+    assert shown["questions"][0]["args"].endswith("y… 4,000 more characters")
+    veiled = ev.ApprovalRequested("ask", "\0" * 5_999 + "!")  # what makes room for itself hides nothing untold
     (shown_one,) = view(msgspec.structs.replace(RECORD, pending=(veiled,)), now=105.0)["questions"]
-    assert shown_one["message"].endswith("… 14,995 more characters")
+    assert {question["digest"] for question in (*shown["questions"], shown_one)} == {""}  # so it can't be allowed here
+    assert shown_one["message"].endswith("… 29,995 more characters")
     assert len(json.dumps(shown)) < 64 * 1024
 
 
