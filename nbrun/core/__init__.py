@@ -30,7 +30,7 @@ from nbrun.core.record import (
 from nbrun.core.recording import Exported, RecordedError, Replay
 from nbrun.core.redaction import Redactor, SecretRegistry, StreamRedactor
 from nbrun.core.text import clean_text, printable, visible
-from nbrun.core.values import Plain, REPR_KEY, plain, readable, revived, shown, type_name
+from nbrun.core.values import Plain, REPR_KEY, has_placeholder, plain, readable, revived, shown, sized, type_name
 # ruff: isort: on
 
 __all__ = [
@@ -44,8 +44,8 @@ __all__ = [
     "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError", "StoreReadOnly", "StoreTooNew", "StoreUnavailable",
     "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds", "ToolCall", "Turn", "UNLOAD", "UserError",
     "separator", "call_soon", "clean_text", "counted", "current_guard", "duration", "duration_s",
-    "end_cancelled_wait", "fold", "folder_beside", "guarded", "is_admitted", "moment", "money", "next_status",
-    "plain", "printable", "readable", "revived", "shown", "size_words", "spell_with", "trusted", "turns_of",
-    "type_name", "visible", "wait_for_call", "with_fixes",
+    "end_cancelled_wait", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "moment", "money",
+    "next_status", "plain", "printable", "readable", "revived", "shown", "size_words", "sized", "spell_with", "trusted",
+    "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
 ]
 # fmt: on

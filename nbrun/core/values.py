@@ -27,6 +27,8 @@ MAX_PARTS = 500_000
 """How many parts of a value are stored: a value that shares its parts can have an astronomical number of paths."""
 MAX_REPR = 2_000
 BYTES_SHOWN = 60
+_PART_BYTES = 16  # of a number or a reference, about
+_ATTRIBUTES = 100  # of an object, that its size is taken from
 _INT_LIMIT = 2**63
 
 
@@ -42,10 +44,16 @@ def plain(value: object) -> Plain:
     that it isn't the value itself. Dataclasses, pydantic models, msgspec structs and mappings become
     objects; sequences and sets become lists; dates and paths become text.
     """
+    return sized(value)[0]
+
+
+def sized(value: object) -> tuple[Plain, int]:
+    """Return `value` as JSON-like data, and about how many bytes the two of them take; see `plain`."""
+    walk = _Walk()
     try:
-        return _plain(value, _Walk())
+        return _plain(value, walk), walk.size
     except Exception as error:  # a hostile or broken value must not end a run
-        return {TYPE_KEY: type_name(value), REPR_KEY: f"<not readable: {type(error).__name__}>"}
+        return {TYPE_KEY: type_name(value), REPR_KEY: f"<not readable: {type(error).__name__}>"}, walk.size
 
 
 def type_name(value: object) -> str:
@@ -68,21 +76,24 @@ def marked_repr(value: object) -> dict[str, Plain]:
 
 
 class _Walk:
-    """The state of a walk through one value: the containers it is in, and how many parts may still follow."""
+    """The state of a walk through one value: the containers it is in, how many parts may follow, and its size."""
 
-    __slots__ = ("inside", "left")
+    __slots__ = ("inside", "left", "size")
 
     def __init__(self) -> None:
         self.inside: set[int] = set()
         self.left = MAX_PARTS
+        self.size = 0
 
 
 def _plain(value: object, walk: _Walk) -> Plain:
     walk.left -= 1
+    walk.size += _PART_BYTES
     match value:
         case None | bool():
             return value
         case str():
+            walk.size += len(value)
             return clean_text(value)
         case Enum():
             return _plain(value.value, walk)
@@ -97,6 +108,7 @@ def _plain(value: object, walk: _Walk) -> Plain:
         case PurePath() | UUID():
             return clean_text(str(value))
         case bytes() | bytearray() | memoryview():
+            walk.size += len(value) * 7 // 3  # with its text, which is a third longer
             return mark_bytes(value)
     if id(value) in walk.inside:
         return _left_out(value, "contains itself")
@@ -125,7 +137,35 @@ def _composed(value: object, walk: _Walk) -> Plain:
     dump = getattr(type(value), "model_dump", None)  # pydantic's models, found without importing it
     if callable(dump):
         return _plain(dump(value), walk)
+    walk.size += _held_bytes(value)
     return marked_repr(value)
+
+
+def _held_bytes(value: object) -> int:
+    """Return how many bytes an array, a table, or an object with such attributes takes; 0 for what is not known."""
+    try:
+        if found := _own_bytes(value):
+            return found
+        attributes = getattr(value, "__dict__", None) or {}
+        return sum(map(_own_bytes, [*attributes.values()][:_ATTRIBUTES]))
+    except Exception:  # a guess, which must not cost the value its form
+        return 0
+
+
+def _own_bytes(value: object) -> int:
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    # Only of these packages, which are quick to say it: a lazy array would be computed.
+    array: Any = value
+    match type(value).__module__.partition(".")[0]:
+        case "numpy" | "torch" | "pyarrow":
+            return int(array.nbytes)
+        case "pandas":
+            used = array.memory_usage(deep=False)
+            return int(used.sum() if hasattr(used, "sum") else used)
+        case "polars":
+            return int(array.estimated_size())
+    return 0
 
 
 def _left_out(value: object, why: str) -> dict[str, Plain]:
@@ -158,6 +198,13 @@ def readable(value: Plain) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return msgspec.json.encode(value).decode()
+
+
+def has_placeholder(value: Plain) -> bool:
+    """Return whether a part of JSON-like data is only the repr of what it was."""
+    if isinstance(value, list):
+        return any(map(has_placeholder, value))
+    return isinstance(value, dict) and (REPR_KEY in value or any(map(has_placeholder, value.values())))
 
 
 def revived(value: Plain) -> object:

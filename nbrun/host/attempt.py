@@ -54,6 +54,7 @@ class HostEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as a host sends it: `n` counts per attempt, without gaps.
 
     `live` is the output itself, or what the agent has raised, with an end event; it travels only within a process.
+    `size` is about how many bytes an output takes, with its stored form.
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class HostEvent(msgspec.Struct, frozen=True, gc=False):
     data: ev.EventData
     parent: str | None = None
     live: object = None
+    size: int = 0
 
 
 Sink = Callable[[Sequence[HostEvent]], bool]

@@ -39,8 +39,8 @@ from nbrun.core import (
     current_guard,
     events as ev,
     guarded,
-    plain,
     separator,
+    sized,
 )
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.escalation import LAST_S, Escalation
@@ -101,7 +101,7 @@ class Driver:
         self._escalation: Escalation | None = None
         # What is sent.
         self._n = 0
-        self._outbox: tuple[tuple[ev.EventData, float, str | None, object], ...] = ()
+        self._outbox: tuple[tuple[ev.EventData, float, str | None, object, int], ...] = ()
         self._is_sending = self._must_pause = False
         self._texts: list[str] = []
         self._is_between = False  # messages: the last is complete
@@ -234,21 +234,23 @@ class Driver:
             case _:
                 return "unknown_op"
 
-    def _send(self, data: ev.EventData, now: float, parent: str | None = None, live: object = None) -> None:
+    def _send(
+        self, data: ev.EventData, now: float, parent: str | None = None, live: object = None, size: int = 0
+    ) -> None:
         """Hand an event over; the caller holds the lock."""
         if self._is_sending:  # entered again from within: the outer call sends it, after its own
-            self._outbox = (*self._outbox, (data, now, parent, live))
+            self._outbox = (*self._outbox, (data, now, parent, live, size))
             return
         self._is_sending = True
         attempt = self._attempt
         try:
             while True:
-                event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live)
+                event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live, size)
                 self._n += 1
                 self._must_pause = self._sink((event,))
                 if not self._outbox:
                     break
-                (data, now, parent, live), *rest = self._outbox
+                (data, now, parent, live, size), *rest = self._outbox
                 self._outbox = tuple(rest)
         finally:
             self._is_sending = False
@@ -390,7 +392,7 @@ class Driver:
         # its own uses that text.
         is_streamed = output is None or (type(output) is str and output == text)
         unreadable: Plain = "<not readable>"
-        stored = None if is_streamed else safely(lambda: plain(output), unreadable)
+        stored, size = (None, len(text)) if is_streamed else safely(lambda: sized(output), (unreadable, 0))
         is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
         info: ev.ErrorInfo | None = None
         if error is not None and not (is_signal and self._token.cancelled):
@@ -412,7 +414,8 @@ class Driver:
                 self._send(ev.ToolFinished(tool_id, status, None, ms), now)
             self._is_ended = True
             end = self._end_event(stored, info, detached, is_signal=is_signal)
-            self._send(end, now, live=error if isinstance(end, ev.RunFailed) else output)
+            live = error if isinstance(end, ev.RunFailed) else output
+            self._send(end, now, live=live, size=size)
 
     def _end_event(
         self, output: Plain, error: ev.ErrorInfo | None, detached: tuple[str, ...], *, is_signal: bool

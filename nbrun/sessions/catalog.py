@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,16 +26,20 @@ T = TypeVar("T")
 
 KEEP_ENDED = 100
 """How many ended runs stay in memory with their live output; older ones are read from the store."""
+KEEP_ENDED_BYTES = 500_000_000
+"""How many bytes they take together; the newest one always stays."""
 
 
 class Catalog:
-    """The runs of a session and of its store, by reference. Threads: any, but `note_end()`, which is the writer's."""
+    """The runs of a session and of its store, by reference. Threads: any."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._store = parts.store
         self._runs = parts.intake.runs
-        self._ended: deque[LiveRun] = deque()
+        self._lock = threading.Lock()
+        self._ended: deque[LiveRun] = deque()  # under the lock
+        self._held_bytes = 0  # by them, under the lock
 
     def remove(self, numbers: Sequence[int]) -> list[int]:
         """Remove ended runs from the store, and from memory; return the numbers of the runs that are gone."""
@@ -43,16 +48,35 @@ class Catalog:
         for live in tuple(self._runs.values()):
             if live.record.number in removed:
                 # Else it would be written again into a file that is begun anew.
-                self._parts.intake.forget(live)
+                self._forget(live)
+                live.agent = None
+        with self._lock:
+            self._ended = deque(live for live in self._ended if live.record.number not in removed)
+            self._held_bytes = sum(live.held_bytes for live in self._ended)
         return gone
 
     def note_end(self, live: LiveRun) -> None:
         """Note that a run has ended; those that ended long ago, and are saved, are kept in memory no longer."""
-        self._ended.append(live)
-        while len(self._ended) > 2 * KEEP_ENDED or (
-            len(self._ended) > KEEP_ENDED and self._ended[0].problem is None
-        ):  # what cannot be saved stays longer, and not for ever
-            self._parts.intake.forget(self._ended.popleft())
+        with self._lock:
+            if self._runs.get(live.run_id) is not live:  # it has just been removed
+                live.let_go()
+                return
+            self._ended.append(live)
+            self._held_bytes += live.held_bytes
+            while self._holds_too_much():
+                oldest = self._ended.popleft()
+                self._held_bytes -= oldest.held_bytes
+                self._forget(oldest)
+
+    def _holds_too_much(self) -> bool:
+        count = len(self._ended)
+        if self._ended[0].problem is not None:  # what cannot be saved stays longer, and not for ever
+            return count > 2 * KEEP_ENDED
+        return count > KEEP_ENDED or (count > 1 and self._held_bytes > KEEP_ENDED_BYTES)
+
+    def _forget(self, live: LiveRun) -> None:
+        self._parts.intake.forget(live)
+        live.let_go()
 
     def recent(self, limit: int) -> list[Run]:
         """Return the newest runs in memory, newest first; the store is not asked."""

@@ -25,6 +25,7 @@ from nbrun.core import (
     next_status,
     plain,
     size_words,
+    sized,
 )
 from nbrun.core.values import BASE64_KEY
 from nbrun.host.attempt import HostEvent
@@ -220,6 +221,8 @@ class Intake:
         if isinstance(data, ev.Unknown):
             data = _named(data)
         if data.TYPE in ev.END_TYPES:
+            # From a process of its own, an output comes in its stored form only.
+            live.held_bytes = item.size or sized(getattr(data, "output", None))[1]
             live.pending_output = item.live
             data = self._decided(live, data)
         elif isinstance(data, ev.Checkpoint) and data.state:
@@ -375,6 +378,7 @@ class Intake:
             is_live = item.record.is_live
             if not is_live and not live.is_ended.is_set():
                 live.output = live.pending_output
+                live.held_bytes += len(item.record.text)
             live.record = item.record
             live.is_created.set()
             if not is_live:

@@ -59,6 +59,7 @@ class LiveRun:
     refused: int = 0
     streams: dict[str, StreamRedactor] | None = None  # with the first text of a session that has secrets
     pending_output: object = None
+    held_bytes: int = 0  # what that, its stored form and, in the end, the text take, about
 
     # public
     record: RunRecord = field(default_factory=RunRecord)
@@ -80,6 +81,12 @@ class LiveRun:
                 self.listeners = tuple(known for known in self.listeners if known is not listener)
 
         return remove
+
+    def let_go(self) -> None:
+        """Release what an ended run holds; from now on it is read from the store, where that has it."""
+        self.output = self.pending_output = None
+        if self.problem is None and self.record.number is not None:
+            self.record = self.record.brief()
 
     # --- waiting ---------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from nbrun.core import (
     RunRecord,
     RunStatus,
     events as ev,
+    has_placeholder,
     printable,
     recording,
     revived,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
 
     from nbrun.sessions.parts import Parts
+
+_log = logging.getLogger("nbrun")
 
 _OUTCOME_WORDS = {
     CancelOutcome.REQUESTED: ": cancel requested",
@@ -61,7 +65,7 @@ class Run:
         self, parts: Parts, record: RunRecord, live: LiveRun | None = None, store: SessionStore | None = None
     ) -> None:
         self._parts = parts
-        self._stored = record
+        self._stored = RunRecord() if live is not None else record  # as read from the store, if that was needed
         # For nbrun itself: the live side, if this kernel runs it or has done so, and the store that it is read from.
         self.live = live
         self.store = parts.store if store is None else store
@@ -71,15 +75,18 @@ class Run:
     @property
     def record(self) -> RunRecord:
         """The state of the run: the fold of its committed events."""
-        if self.live is not None:
+        if self.live is not None and not self.live.record.is_brief:
             return self.live.record
-        if self._stored.is_brief or self._stored.is_live:
-            number = self._stored.number
-            assert number is not None  # noqa: S101 - a stored run has its number
-            found = self.store.record(number)
-            if found.run_id:  # else the store is closed: what is known stays
-                self._stored = found
-        return self._stored
+        known = self._stored
+        if self.live is not None and not known.run_id:  # memory keeps it no longer
+            known = self.live.record
+        if known.is_brief or known.is_live:
+            assert known.number is not None  # noqa: S101 - a stored run has its number
+            found = self.store.record(known.number)
+            if not found.run_id:  # the store is closed, or the run was removed: what is known stays
+                return known
+            self._stored = known = found
+        return known
 
     @property
     def glance(self) -> RunRecord:
@@ -190,13 +197,22 @@ class Run:
     def output(self) -> object:
         """What the agent returned, or its text; what there was when it was cancelled or failed.
 
-        In the kernel that ran it this is the agent's own object, later its JSON-like form. None while the
-        run is live.
+        In the kernel that ran it this is the agent's own object, as long as memory keeps it: of the newest 100 ended
+        runs, or fewer if they take more than 500 MB. Later it is its JSON-like form, and if that isn't the whole
+        object, a warning is logged. None while the run is live.
         """
         if self.live is not None and self._has_live_output:
             return self.live.output
-        stored: Plain = self.record.output
-        return revived(whole(stored, self.artifacts) if is_in_file(stored) else stored)
+        record = self.record
+        stored: Plain = record.output
+        stored = whole(stored, self.artifacts) if is_in_file(stored) else stored
+        if record.session_id == self._parts.session_id and has_placeholder(stored):
+            _log.warning(
+                "What %s returned is not in memory, and only a repr of it was stored. Keep a reference to an output "
+                "that you need later, or start the run with keep_object=True.",
+                title(record),
+            )
+        return revived(stored)
 
     @property
     def _has_live_output(self) -> bool:

@@ -139,7 +139,7 @@ class _Card(Drawable):
         self.handle.update(self.static(), raw=True)
 
     def _record(self) -> RunRecord:
-        return words.with_followups(self.live.record, self.followups)
+        return words.with_followups(self._board.record(self.live), self.followups)
 
     def _in_place(self, data: dict[str, Any]) -> dict[str, Any]:
         html = f'<div class="nbrun-place {self.widget.place}">{data["text/html"]}</div>'
@@ -164,6 +164,7 @@ class _Card(Drawable):
     def _draw_end(self) -> None:
         problem = self.live.problem  # if it is solved meanwhile, the card is marked again
         self.handle.update(static_card.bundle(self._record(), problem), raw=True)
+        self.blocks.release()
         # Else it is drawn again: when the run has been saved, or what it left running has ended.
         if problem is None and self.live.record.is_settled:
             self.remove()
@@ -339,7 +340,7 @@ class CardBoard:
         self, live: LiveRun, followups: Sequence[tuple[int, str]] = (), blocks: Blocks | None = None
     ) -> dict[str, Any]:
         """Return what the card shows; without `blocks`, which take time to draw, its text isn't rendered."""
-        record = words.with_followups(live.record, followups)
+        record = words.with_followups(self.record(live), followups)
         is_queued = record.status is RunStatus.QUEUED
         waits_for = queue_words(self._session.parts, live) if is_queued else None
         now, children = self._session.clock.now(), self._live_children(record)
@@ -350,6 +351,11 @@ class CardBoard:
         if asking:
             record = msgspec.structs.replace(record, notices=(*record.notices, *asking))
         return view.view(record, now, live.problem, waits_for, blocks=blocks, children=children)
+
+    def record(self, live: LiveRun) -> RunRecord:
+        """Return the record of a run; of one that ended long ago, from the store."""
+        run = self._session.own(live.run_id) if live.record.is_brief else None
+        return live.record if run is None else run.record
 
     def _live_children(self, record: RunRecord) -> dict[str, RunRecord]:
         running = [c.run_id for c in record.children[-view.TOOL_LIMIT :] if c.ended_at is None]

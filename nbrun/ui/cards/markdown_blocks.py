@@ -106,6 +106,10 @@ class Blocks:
             self._close(len(text))
         self._render()
 
+    def release(self) -> None:
+        """Let go of a text that is over; what a page gets of it stays."""
+        self._text = ""
+
     def _skip(self, at: int) -> None:
         """Leave out the text up to the next empty line after `at` or, within code, the next line."""
         fences = _ANY_FENCE.findall(self._text, self._start, at)

@@ -51,7 +51,8 @@ class Row:
     def record(self) -> RunRecord:
         """The newest record known; the store isn't read."""
         live = self.run.live
-        return self.read if live is None else live.record
+        is_newer = live is not None and (self.read.is_live or not live.record.is_brief)
+        return live.record if live is not None and is_newer else self.read
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,9 @@ class Panel(Drawable):
         if opened is None:
             return {}
         words = opened.run.status_words() if opened.run.live is not None else None
-        return view.view(opened.record, now, opened.run.problem, words, blocks=self._blocks)
+        record = opened.record
+        record = opened.run.record if record.is_brief else record  # it has ended, and memory keeps it no longer
+        return view.view(record, now, opened.run.problem, words, blocks=self._blocks)
 
     def _state(self) -> dict[str, Any]:
         """Return what the page draws besides the open card."""
