@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,6 +30,8 @@ KEEP_ENDED = 100
 KEEP_ENDED_BYTES = 500_000_000
 """How many bytes they take together; the newest one always stays."""
 
+_CHAIN = 10  # how many errors that led to one another are looked at: a chain may be a circle
+
 
 class Catalog:
     """The runs of a session and of its store, by reference. Threads: any."""
@@ -40,6 +43,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._ended: deque[LiveRun] = deque()  # under the lock
         self._held_bytes = 0  # by them, under the lock
+        self._last_failed: LiveRun | None = None  # whose error still has the agent's variables, for a debugger
 
     def remove(self, numbers: Sequence[int]) -> list[int]:
         """Remove ended runs from the store, and from memory; return the numbers of the runs that are gone."""
@@ -63,6 +67,10 @@ class Catalog:
                 return
             self._ended.append(live)
             self._held_bytes += live.held_bytes
+            if isinstance(live.output, BaseException):
+                if self._last_failed is not None:
+                    _clear_locals(self._last_failed.output)
+                self._last_failed = live
             while self._holds_too_much():
                 oldest = self._ended.popleft()
                 self._held_bytes -= oldest.held_bytes
@@ -224,6 +232,14 @@ def removable(run: Run) -> int:
     if run.number is None or run.problem is not None:
         raise BadOption(f"{run!r} isn't saved, so there is nothing to remove")
     return run.number
+
+
+def _clear_locals(error: object) -> None:
+    """Release the variables in an error's tracebacks, which may be large; its lines stay."""
+    for _ in range(_CHAIN):
+        if isinstance(error, BaseException):
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
 
 
 def _number_or_newer(run: Run) -> int:

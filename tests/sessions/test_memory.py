@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import traceback
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 
 from nbrun import NotebookSession, Run, RunRecord
+from nbrun.core.errors import RunFailed
 from nbrun.core.values import sized
 from nbrun.sessions import catalog
 from nbrun.ui.cards.board import CardBoard
@@ -139,6 +141,29 @@ def test_the_newest_output_stays_whatever_its_size(session: NotebookSession, mon
         (run,) = all_ended(session, agent, 1)
         assert run.output is agent.made[-1]()
     until(session, lambda: agent.alive == [2])
+
+
+def test_errors_hold_no_variables(session: NotebookSession) -> None:
+    """Of all failed runs but the newest, the variables in the traceback are freed; its lines stay."""
+    made: list[weakref.ref[object]] = []
+
+    async def fails(prompt: str) -> None:
+        frame = Frame()
+        made.append(weakref.ref(frame))
+        raise ValueError("no tea") from KeyError("pot")
+
+    runs = all_ended(session, fails, 3)
+
+    def alive() -> list[bool]:
+        gc.collect()
+        return [ref() is not None for ref in made]
+
+    until(session, lambda: alive() == [False, False, True])
+    with pytest.raises(RunFailed) as failure:
+        runs[0].result()
+    assert "raise ValueError" in "".join(traceback.format_exception(failure.value))
+    session.remove_ended()
+    until(session, lambda: alive() == [False, False, False])
 
 
 def test_what_memory_does_not_keep_is_whole_in_the_store(
