@@ -290,6 +290,7 @@ class ApprovalRequested(EventData, frozen=True):
     tool: str = ""  # the tool's name
     editable: bool = True  # whether the user may change the args
     hidden: tuple[str, ...] = ()  # the names of the secrets that are replaced in it
+    input: str = ""  # `text`: the answer is a line of text; `secret`: one that is not stored
 
     @property
     def digest(self) -> str:

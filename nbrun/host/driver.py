@@ -42,6 +42,7 @@ from nbrun.core import (
     separator,
     sized,
 )
+from nbrun.host import capture, packages
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.escalation import LAST_S, Escalation
 from nbrun.host.failures import describe, safely
@@ -267,6 +268,7 @@ class Driver:
             # A cancel between "created" and "started" ends here: the agent is never entered.
             if not self._token.cancelled:
                 self._is_entered = self._is_driving = True
+                capture.watch(self.run)
                 self.emit(ev.RunStarted(self._host_name))
                 output = await self._drive()
         except BaseException as raised:  # the one place: an agent's SystemExit fails its own run only
@@ -275,6 +277,8 @@ class Driver:
             self._is_driving = False
         try:
             await self._rest_ended(error)
+            if packages.has_figures(self.run):
+                await self._keep_figures()
             if error is None and not self._token.cancelled:
                 await self._keep_output(output)
         finally:
@@ -373,6 +377,22 @@ class Driver:
         else:
             for data in kept.result():
                 self.report(data)
+
+    async def _keep_figures(self) -> None:
+        """Keep the figures that pyplot has open for the run, however it ends; in a thread, as drawing takes time."""
+        not_kept = "figures were not kept"
+        work = Worker(self._attempt.run_id, partial(packages.keep_figures, self.run), copy_context(), name="figures")
+        try:
+            kept = asyncio.wrap_future(work.start())
+        except RuntimeError as no_thread:
+            self.warn(f"{not_kept}: {no_thread}")
+            return
+        await asyncio.wait({kept}, timeout=FORMAT_LIMIT_S)
+        if not kept.done():
+            work.interrupt()
+            self.warn(f"{not_kept}: it took more than {FORMAT_LIMIT_S:g} s")
+        elif (error := kept.exception()) is not None:
+            self.warn(f"{not_kept} ({describe(error)})")
 
     def _leave(self) -> None:
         """Drop all references to this driver, so that an ended run is freed without the garbage collector."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from nbrun.core import (
     Plain,
     RunRecord,
     RunStatus,
+    SecretRegistry,
     clean_text,
     events as ev,
     plain,
@@ -49,9 +51,10 @@ class Control:
     Threads: any method, from any thread. `_lock` guards `_answered` and `_sent`, which are kept per live run.
     """
 
-    def __init__(self, intake: Intake, scheduler: Scheduler) -> None:
+    def __init__(self, intake: Intake, scheduler: Scheduler, keyring: SecretRegistry) -> None:
         self._intake = intake
         self._scheduler = scheduler
+        self._keyring = keyring
         self._lock = threading.RLock()
         self._answered: dict[str, set[str]] = {}
         self._sent: dict[str, int] = {}
@@ -121,6 +124,9 @@ class Control:
                 check_edited(asked, edited)
                 body["seen"] = asked.args
             answered.add(asked.id)
+        if asked.input == approvals.SECRET:
+            with contextlib.suppress(BadOption):  # so short that it would be found in ordinary words
+                self._keyring.add(str(body["text"]), "getpass")
         self._scheduler.control(live, "answer", {**body, "id": asked.id, "decision": decision})
         return asked
 

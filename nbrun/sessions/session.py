@@ -122,7 +122,7 @@ class NotebookSession:
             session_id=self.id, notebook=self.notebook, clock=self.clock, cancel_grace_s=cancel_grace_s,
             store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
             artifact_writer=ArtifactWriter(lambda: self.store.files, keyring),
-            control=Control(intake, scheduler), display=lambda run: self.on_display(run), follow=self.follow,
+            control=Control(intake, scheduler, keyring), display=lambda run: self.on_display(run), follow=self.follow,
             close=self.close,
         )  # fmt: skip
         self.token = parts.token

@@ -80,6 +80,7 @@ class Extension:
             self._undo.append(lambda: self.shell.events.unregister("post_run_cell", redraw))
             requests.install(kernel, self.presenter.requests.answer)
             self._undo += [lambda: requests.remove(kernel), waiting.wrap_shutdown(kernel, self.close)]
+        self._undo += [waiting.renew_capture(self.shell), waiting.wrap_capture()]
         atexit.register(self.close)
         self._undo.append(lambda: atexit.unregister(self.close))
 

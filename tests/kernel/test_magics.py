@@ -42,7 +42,7 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
         getattr(ip.kernel.do_shutdown, '__func__', None) is not type(ip.kernel).do_shutdown,
         [c for c in ip.configurables if type(c).__name__ == 'NbRun'] != [],
         ip.Completer.custom_matchers != [],
-        type(sys.stdout).__name__, type(sys.stderr).__name__,
+        type(sys.stdout.write).__name__, type(sys.stderr.write).__name__, type(input).__name__,
     )"""
     run_ok(kernel, AGENTS + "import sys; ip = get_ipython()")
     bare = value(kernel, state)
@@ -50,7 +50,7 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
     run_ok(kernel, LOAD)
     run_ok(kernel, "%%agentrun endless -n long\nhi")
     wait_for_text(kernel, "long")
-    assert value(kernel, state).startswith("(True, True, True, True, True, True, 'RunStream'")
+    assert value(kernel, state).startswith("(True, True, True, True, True, True, 'RunWriter'")
 
     cell = run_ok(kernel, "%unload_ext nbrun")
     assert cell.stdout + cell.stderr == "nbrun was unloaded: 1 run cancelled\n"

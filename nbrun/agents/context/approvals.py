@@ -48,6 +48,9 @@ MAX_OPTION = 80
 
 ASK = "run.ask"
 
+TEXT, SECRET = "text", "secret"
+"""What a question asks for, if it is a line of text; a secret one is not stored."""
+
 NOBODY = "nobody"
 """The policy of a run that would ask, where nobody could answer."""
 
@@ -77,6 +80,7 @@ class Ask(NamedTuple):
     timeout_s: float | None = None
     tool: object = ""
     editable: bool = True
+    input: str = ""
 
 
 class Question(Coroutine[Any, Any, Answer]):
@@ -277,7 +281,8 @@ class Approvals:
             asked_id = f"ask-{os.urandom(4).hex()}"  # not to be guessed by a model, which names its own calls
             deadline = None if timeout_s is None else self._clock.now() + timeout_s
             asked = ev.ApprovalRequested(
-                asked_id, message, ask.tool_id, stored, options, deadline, tool, bool(ask.editable)
+                asked_id, message, ask.tool_id, stored, options, deadline, tool, bool(ask.editable),
+                input=ask.input,
             )
             question = _Pending(asked, args)
             if self._is_closed:
@@ -343,7 +348,8 @@ class Approvals:
         question.answer = answer
         asked_id = question.asked.id
         del self._pending[asked_id]
-        self._send(ev.ApprovalResolved(asked_id, answer.decision, edited, answer.by, answer.text, is_always))
+        text = "" if question.asked.input == SECRET else answer.text
+        self._send(ev.ApprovalResolved(asked_id, answer.decision, edited, answer.by, text, is_always))
         if self._is_waiting and not self._pending and answer.by not in (BY_CANCEL, BY_END):
             self._is_waiting = False
             self._send(ev.RunResumed())

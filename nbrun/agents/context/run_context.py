@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from nbrun.agents.context.approvals import ASK, Answer, Approvals, Ask, Question
+from nbrun.agents.context.approvals import ASK, SECRET, TEXT, Answer, Approvals, Ask, Question
 from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.threads import Worker
@@ -471,6 +471,14 @@ class RunContext:
         """
         ask = Ask(message, args, options, tool_id, timeout_s, tool, editable)
         return self._approvals.ask_sync(ask)
+
+    def read_line(self, prompt: str, *, is_secret: bool = False) -> Answer:
+        """Ask the user for a line of text, and wait; this is what `input()` and `getpass()` do in a sync agent.
+
+        The answer's `text` is the line. One that `is_secret` is not stored, and replaced wherever the run shows it.
+        """
+        message = prompt.strip() or ("Password:" if is_secret else "The agent waits for a line of input")
+        return self._approvals.ask_sync(Ask(message, editable=False, input=SECRET if is_secret else TEXT))
 
     def approve_tool(
         self,

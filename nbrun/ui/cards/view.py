@@ -148,6 +148,7 @@ def _question(asked: ev.ApprovalRequested) -> dict[str, Any]:
         "edit": _edit(asked),
         "hidden": [_line(name, 80) for name in asked.hidden],
         "digest": asked.digest if max(len(visible(asked.message)), len(visible(args))) <= ASKED_LIMIT else "",
+        "input": asked.input,
     }
 
 

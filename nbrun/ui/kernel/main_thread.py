@@ -6,9 +6,11 @@ import contextlib
 import signal
 import threading
 from collections import deque
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nbrun.agents import current_run
 from nbrun.core import BadOption, Latch
 
 if TYPE_CHECKING:
@@ -65,7 +67,10 @@ class MainThread:
         job = Job(code)
         with self._lock:
             self._waiting.append(job)
-        self._loop.call_soon_threadsafe(self._next)
+        # It is the notebook's code, not the agent's: it prints and draws as a cell does.
+        context = copy_context()
+        context.run(current_run.set, None)
+        self._loop.call_soon_threadsafe(self._next, context=context)
         return job
 
     def cancel(self, job: Job) -> None:

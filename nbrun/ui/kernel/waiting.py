@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from io import StringIO
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+from nbrun.agents import current_run
 from nbrun.core import CancelCause, Interrupted, printable
+from nbrun.host import capture
 from nbrun.host.escalation import LAST_S
 from nbrun.render import words
 
@@ -124,3 +128,85 @@ def kernel_id(kernel: Any) -> str:
     config = getattr(getattr(kernel, "parent", None), "connection_file", "")
     name = os.path.basename(str(config)).removesuffix(".json")
     return name.removeprefix("kernel-") if name.startswith("kernel-") else ""
+
+
+def renew_capture(shell: Any) -> Callable[[], None]:
+    """Have what runs print and ask for captured again whenever a cell begins or ends; return what undoes this.
+
+    Source: for each cell IPython shadows the `write` of both streams, and puts back at its end what was there before;
+    ipykernel does so with `input()` and `getpass()`. Code that imported `getpass` in a cell keeps the kernel's; all of
+    them call `_input_request()`. A terminal calls `prompt_for_code()` between cells.
+    """
+    owner = getattr(shell, "kernel", None) or shell
+    at_end = "_restore_input" if owner is not shell else "prompt_for_code"
+    replaced: dict[str, Any] = {}
+    if (former := getattr(owner, at_end, None)) is not None:
+        replaced[at_end] = _around(former, capture.renew)
+    if owner is not shell:
+        replaced["_input_request"] = capture.Asking(owner._input_request)
+    vars(owner).update(replaced)
+    shell.events.register("pre_run_cell", _renew)
+
+    def restore() -> None:
+        shell.events.unregister("pre_run_cell", _renew)
+        for name, ours in replaced.items():
+            if vars(owner).get(name) is ours:  # else another library has wrapped it since
+                delattr(owner, name)
+        if owner is not shell:
+            owner._sys_raw_input = capture.unasked(owner._sys_raw_input)
+            owner._save_getpass = capture.unasked(owner._save_getpass)
+
+    return restore
+
+
+def _renew(*_: object) -> None:
+    capture.renew()
+
+
+def _around(function: Callable[..., Any], renew: Callable[[], None]) -> Callable[..., Any]:
+    """Return the function with a call of `renew` before and after it."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        renew()
+        try:
+            return function(*args, **options)
+        finally:
+            renew()
+
+    return call
+
+
+def wrap_capture() -> Callable[[], None]:
+    """Keep what runs print out of `%%capture` and `capture_output()` of a cell; return what undoes this.
+
+    An agent's own `capture_output()` captures what it prints, and nobody else's prints.
+    """
+    from IPython.utils.capture import CapturedIO, capture_output
+
+    kind: Any = capture_output
+    enter, leave = kind.__enter__, kind.__exit__
+    stacks: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()
+
+    def enter_apart(manager: Any) -> Any:
+        if current_run.get() is None:
+            captured = enter(manager)
+            capture.renew()
+            return captured
+        stack = stacks[manager] = ExitStack()
+        out = stack.enter_context(redirect_stdout(StringIO())) if manager.stdout else None
+        err = stack.enter_context(redirect_stderr(StringIO())) if manager.stderr else None
+        return CapturedIO(out, err, [])
+
+    def leave_apart(manager: Any, *error: Any) -> None:
+        stack = stacks.pop(manager, None)
+        if stack is None:
+            leave(manager, *error)
+        else:
+            stack.close()
+
+    kind.__enter__, kind.__exit__ = enter_apart, leave_apart
+
+    def restore() -> None:
+        kind.__enter__, kind.__exit__ = enter, leave
+
+    return restore

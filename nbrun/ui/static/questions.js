@@ -6,9 +6,11 @@ import { counted, wholeDuration } from "./wording.js";
 /**
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {{ id: string, message: string, args: string, options: string[], deadline: number | null }} Asked
- * @typedef {Asked & { labels?: string[], tool?: string, edit?: string | null, hidden?: string[], digest?: string }} Question
+ * @typedef {Asked & { labels?: string[], tool?: string, edit?: string | null, hidden?: string[], digest?: string,
+ *   input?: string }} Question
  *   `labels`: of the options; `edit`: the arguments as JSON, if they may be edited; `hidden`: the names that stand for
- *   secrets; `digest`: of all that is asked, sent back with the answer, or "" if this isn't all of it
+ *   secrets; `digest`: of all that is asked, sent back with the answer, or "" if this isn't all of it; `input`: a
+ *   line of `text` is asked for, or a `secret` one
  */
 
 const EDIT = "edit"; // a button that sends nothing
@@ -101,7 +103,7 @@ function removeQuestion(row) {
 }
 
 /** @param {HTMLElement} list @param {Question} question @param {() => void} onScroll */
-function addQuestion(list, { id, message, args, options, labels, tool, edit, hidden, digest }, onScroll) {
+function addQuestion(list, { id, message, args, options, labels, tool, edit, hidden, digest, input }, onScroll) {
   const row = add(list, "li", "question");
   Object.assign(row.dataset, { id, digest: digest ?? "" });
   write(add(row, "div", "asks"), "The agent asks:");
@@ -125,7 +127,8 @@ function addQuestion(list, { id, message, args, options, labels, tool, edit, hid
   text.type = "text";
   text.placeholder = "Message to the agent (optional)";
   text.setAttribute("aria-label", `A word to the agent, with your answer to: ${message}`);
-  const allow = tool ? "Allow once" : "Allow";
+  if (input) wantLine(text, message, input);
+  const allow = input ? "Send" : tool ? "Allow once" : "Allow";
   options.forEach((choice, at) => addDecision(bar, "approve", labels?.[at] ?? choice, choice));
   if (!options.length) addDecision(bar, "approve", allow, "");
   if (tool) {
@@ -142,6 +145,19 @@ function addQuestion(list, { id, message, args, options, labels, tool, edit, hid
 function hiddenWords(names) {
   const [shown, verb] = [names.map((name) => `[${name}]`).join(", "), names.length > 1 ? "stand" : "stands"];
   return `${shown} ${verb} for a secret that is hidden here. The tool gets its value, also if you edit the rest.`;
+}
+
+/** A line to type, sent by Enter. @param {HTMLInputElement} text @param {string} message @param {string} input */
+function wantLine(text, message, input) {
+  if (input === "secret") text.type = "password";
+  text.autocomplete = "off";
+  text.placeholder = "Your answer";
+  text.setAttribute("aria-label", message);
+  text.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.isComposing) return;
+    const send = text.parentElement?.querySelector("button");
+    if (send && !send.disabled) send.click();
+  });
 }
 
 /** @param {HTMLElement} row @param {string} message @param {string} json */

@@ -17,8 +17,8 @@ POLL_S = 0.05
 """How often to check that the line is still wanted."""
 
 
-def next_line(prompt: str, is_wanted: Callable[[], bool]) -> str | None:
-    """Return the next line typed after `prompt`; None as soon as it is no longer wanted.
+def next_line(prompt: str, is_wanted: Callable[[], bool], *, is_secret: bool = False) -> str | None:
+    """Return the next line typed after `prompt`, not shown if it is secret; None as soon as it is no longer wanted.
 
     Ctrl-C raises `KeyboardInterrupt`, Ctrl-D and the end of the input raise `EOFError`.
     """
@@ -33,7 +33,7 @@ def next_line(prompt: str, is_wanted: Callable[[], bool]) -> str | None:
         elif session.app.is_running and not session.app.is_done:
             session.app.exit(result=None)
 
-    line: str | None = session.prompt(prompt, pre_run=check, in_thread=_is_in_loop())
+    line: str | None = session.prompt(prompt, pre_run=check, in_thread=_is_in_loop(), is_password=is_secret)
     return None if line is None else line.strip()
 
 

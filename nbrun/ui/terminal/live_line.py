@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbrun.agents import ALLOW, DENY
+from nbrun.agents.context.approvals import SECRET
 from nbrun.core import UserError, duration, events as ev, plain, printable, readable, shown, visible
+from nbrun.host import capture
 from nbrun.render import static_card, words
 from nbrun.sessions import NotebookSession, Run, check_edited
 from nbrun.ui.kernel import requests, waiting
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 
 EDIT, ALWAYS = "edit", "always"
+END = "\x04"  # Ctrl-D, where any line is an answer
 
 
 def show_until_end(
@@ -53,6 +56,7 @@ def show_until_end(
     try:
         with waiting.cancelled_by_interrupt(run, session.cancel_grace_s):
             live.start()  # within: Ctrl-C may come while it draws for the first time
+            capture.renew()  # it puts its own streams in place, and runs still have their logs
             asked: set[str] = set()  # an answered question may be pending for a moment more
             while not run.wait(waiting.TICK_S):
                 meanwhile()
@@ -62,6 +66,7 @@ def show_until_end(
                         live.stop()  # else the line would be drawn over what is typed
                         _Question(run, question, session, console, kernel).ask()
                         live.start()
+                        capture.renew()
     finally:
         live.stop()
         console.print(Text(static_card.plain_text(run.record, run.problem)))
@@ -131,6 +136,9 @@ class _Question:
 
     def _read_reply(self) -> _Reply | None:
         """Return the answer that is typed, None if the question is no longer pending; edits arguments on the way."""
+        if self._asked.input:
+            line = self._typed("  > ", at_end=END)
+            return None if line is None else _Reply(DENY) if line == END else _Reply(ALLOW, line)
         choices = self._choices()
         while True:
             typed = self._typed(f"  [{'/'.join(choices)}] ")
@@ -155,19 +163,21 @@ class _Question:
         edit = (EDIT,) if asked.editable and asked.args is not None else ()
         return ("y", *always, *edit, "N")
 
-    def _typed(self, prompt: str) -> str | None:
-        """Return the line that is typed, an empty one for Ctrl-D; None if the question is no longer pending."""
+    def _typed(self, prompt: str, at_end: str = "") -> str | None:
+        """Return the line that is typed, `at_end` for Ctrl-D; None if the question is no longer pending."""
+        is_secret = self._asked.input == SECRET
 
         def is_pending() -> bool:
             return any(self._asked.id == other.id for other in self._run.pending)
 
         try:
             if self._kernel is not None:  # asked like this, a console can't be told that the question is settled
-                return str(self._kernel.raw_input(visible(prompt))).strip()
-            return keyboard.next_line(visible(prompt), is_pending)
+                read = self._kernel.getpass if is_secret else self._kernel.raw_input
+                return str(read(visible(prompt))).strip()
+            return keyboard.next_line(visible(prompt), is_pending, is_secret=is_secret)
         except EOFError:
             self._console.print()
-            return ""
+            return at_end
         except KeyboardInterrupt:
             self._console.print()
             raise
