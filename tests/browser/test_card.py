@@ -735,6 +735,20 @@ def test_a_question_of_a_kernel_that_is_gone_is_not_asked(card: CardPage) -> Non
     expect(card.part("question")).to_have_count(0)
 
 
+@pytest.mark.parametrize(("kind", "look"), [("text", "none"), ("secret", "disc")])
+def test_a_line_of_input_is_typed_and_sent_by_enter(card: CardPage, kind: str, look: str) -> None:
+    """As `input()` has it; a secret one can't be read over the shoulder."""
+    ask(card, make_question(message="Name:", input=kind))
+    line = card.part("reason")
+    expect(line).to_have_css("-webkit-text-security", look)
+    expect(line).to_have_attribute("placeholder", "Your answer")
+    expect(button(card, "Send")).to_be_enabled()
+    line.fill("Earl Grey")
+    line.press("Enter")
+    [sent] = card.ask("harness.model.sent")
+    assert (sent["op"], sent["call"], sent["text"]) == ("approve", "ask-1", "Earl Grey")
+
+
 # --- editing, always, messages to the agent -----------------------------------------------------------
 
 EDITABLE: dict[str, Any] = {

@@ -281,8 +281,7 @@ class Approvals:
             asked_id = f"ask-{os.urandom(4).hex()}"  # not to be guessed by a model, which names its own calls
             deadline = None if timeout_s is None else self._clock.now() + timeout_s
             asked = ev.ApprovalRequested(
-                asked_id, message, ask.tool_id, stored, options, deadline, tool, bool(ask.editable),
-                input=ask.input,
+                asked_id, message, ask.tool_id, stored, options, deadline, tool, bool(ask.editable), input=ask.input
             )
             question = _Pending(asked, args)
             if self._is_closed:

@@ -149,7 +149,7 @@ function hiddenWords(names) {
 
 /** A line to type, sent by Enter. @param {HTMLInputElement} text @param {string} message @param {string} input */
 function wantLine(text, message, input) {
-  if (input === "secret") text.type = "password";
+  text.dataset.input = input; // no password field: a browser would offer to save it
   text.autocomplete = "off";
   text.placeholder = "Your answer";
   text.setAttribute("aria-label", message);

@@ -66,12 +66,8 @@ def test_a_question_is_shown_as_it_is_asked() -> None:
     assert shown == {
         "id": "ask-1", "message": "Delete?", "args": '{"path":"a\\u202eb\\u001b[2K"}', "options": ["a", "b"],
             "labels": ["a", "b"],
-<<<<<<< HEAD
         "deadline": 130.0, "tool": "", "edit": '{\n  "path": "a\\u202eb\\u001b[2K"\n}', "hidden": [],
-            "digest": asked.digest,
-=======
-        "deadline": 130.0, "tool": "", "edit": '{\n  "path": "a\\u202eb\\u001b[2K"\n}', "input": "",
->>>>>>> cbc6668 (Figures, input, prints, log handlers and redirects are kept apart by run)
+            "digest": asked.digest, "input": "",
     }  # fmt: skip
 
 
