@@ -13,6 +13,7 @@ from typing import ClassVar
 import msgspec
 
 from nbrun.core.cancellation import CancelCause, Rung
+from nbrun.core.text import visible
 from nbrun.core.values import Plain, shown
 
 
@@ -454,7 +455,7 @@ class RunEvent(msgspec.Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         """Return one short line: its data may be a megabyte."""
-        return f"<RunEvent {self.seq} {self.type}: {shown(repr(self.data), 120)}>"
+        return visible(f"<RunEvent {self.seq} {shown(self.type, 60)}: {shown(repr(self.data), 120)}>")
 
 
 END_TYPES = frozenset(cls.TYPE for cls in (RunCompleted, RunFailed, RunCancelled, RunLost))
@@ -480,6 +481,28 @@ _decoders: dict[str, msgspec.msgpack.Decoder[EventData]] = {
 def type_of(data: EventData) -> str:
     """Return the event type that `data` belongs to."""
     return data.type if isinstance(data, Unknown) else data.TYPE
+
+
+PLAIN_WEIGHT = 200
+_BULKY = ("text", "result", "args", "body", "output", "state")
+
+
+def weight(data: EventData) -> int:
+    """Return about how many bytes an event takes: what waits is bounded by it."""
+    if isinstance(data, DELTAS) and isinstance(data.text, str):  # by far the most
+        return len(data.text)
+    return PLAIN_WEIGHT + sum(_size(value) for name in _BULKY if (value := getattr(data, name, None)) is not None)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if not isinstance(value, dict | list | tuple):
+        return 0
+    try:
+        return len(_encoder.encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError):  # an adapter let something through as it was
+        return PLAIN_WEIGHT * len(value)
 
 
 def encode_data(data: EventData) -> bytes:

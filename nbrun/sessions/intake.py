@@ -46,8 +46,6 @@ COMMIT_CHARS = 4_000_000
 LARGE_CHARS, FEW = 16_000, 64
 """Producers are paused as well when more than a few events wait and these are large, or were left over."""
 
-_PLAIN_WEIGHT = 200  # of an event without text
-_TEXTS = (*ev.DELTAS, ev.Log)
 _CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
 
 _Item = tuple[LiveRun, HostEvent | ev.EventData, float, int]
@@ -90,7 +88,7 @@ class Intake:
         now = self._clock.now()
         with self._lock:  # a start is guarded as a whole
             self.runs[live.run_id] = live
-            self._items.append((live, created, now, _PLAIN_WEIGHT))
+            self._items.append((live, created, now, ev.PLAIN_WEIGHT))
         self.wake(is_urgent=True)
 
     @property
@@ -115,10 +113,10 @@ class Intake:
                     if isinstance(event.data, ev.RunCancelled):
                         self._note_cancel(live, event.data, event.ts)
                     live.has_end = True
-                    self._items.append((live, event, event.ts, _PLAIN_WEIGHT))
+                    self._items.append((live, event, event.ts, ev.PLAIN_WEIGHT))
                 is_urgent, can_wait = True, False
             else:
-                weight = _weight(event.data)
+                weight = ev.weight(event.data)
                 self._items.append((live, event, event.ts, weight))
                 can_wait = can_wait and kind in _CAN_WAIT
                 is_large = weight > LARGE_CHARS or is_large
@@ -137,7 +135,7 @@ class Intake:
                     if live.has_end:
                         return
                     live.has_end = True
-                self._items.append((live, data, now, _PLAIN_WEIGHT))
+                self._items.append((live, data, now, ev.PLAIN_WEIGHT))
             self.wake(is_urgent=True)
 
     def request_cancel(self, live: LiveRun, request: ev.CancelRequested) -> CancelOutcome:
@@ -150,7 +148,7 @@ class Intake:
                 if live.cancel is not None:
                     return CancelOutcome.ALREADY_REQUESTED
                 live.cancel = request
-                self._items.append((live, request, now, _PLAIN_WEIGHT))
+                self._items.append((live, request, now, ev.PLAIN_WEIGHT))
             self.wake(can_wait=True)  # for the end, which mostly comes in time for the same commit
         return CancelOutcome.REQUESTED
 
@@ -162,7 +160,7 @@ class Intake:
         """
         if live.cancel is None and not live.has_end:
             live.cancel = ev.CancelRequested(end.cause, end.reason, "its token")
-            self._items.append((live, live.cancel, ts, _PLAIN_WEIGHT))
+            self._items.append((live, live.cancel, ts, ev.PLAIN_WEIGHT))
 
     # --- the consumer ----------------------------------------------------------------------------
 
@@ -408,12 +406,3 @@ def _named(data: ev.Unknown) -> ev.Unknown:
         raise ValueError(f"not a valid event of type {data.type}")
     name = clean_text(data.type)
     return data if name == data.type else ev.Unknown(name, data.body)
-
-
-def _weight(data: ev.EventData) -> int:
-    """Return about how many characters an event has."""
-    if isinstance(data, _TEXTS) and isinstance(data.text, str):
-        return len(data.text)
-    if isinstance(data, ev.Checkpoint):
-        return _PLAIN_WEIGHT + len(data.state)
-    return _PLAIN_WEIGHT

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from typing import TYPE_CHECKING, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nbrun.core import RunEvent, RunRecord, events as ev
 
@@ -17,8 +17,8 @@ _log = logging.getLogger("nbrun")
 
 LIMIT_S = 5.0
 """How long one call of an observer may take before that is reported."""
-BACKLOG = 10_000
-"""How many calls may wait for an observer that hangs, before it is no longer called."""
+BACKLOG, BACKLOG_CHARS = 10_000, 32_000_000
+"""How many calls may wait for an observer, and how much text in them, before events are left out."""
 
 
 class Observer(Protocol):
@@ -40,66 +40,120 @@ class Observer(Protocol):
         """Take a run that has ended; once."""
         ...
 
+    def on_gap(self, missed: int) -> None:
+        """Take that so many calls were left out at this place: this observer was too slow, `run.events()` has them."""
+        ...
+
+
+class _Call(NamedTuple):
+    """A call that waits, and about how many characters of memory it holds."""
+
+    method: str
+    args: tuple[object, ...]
+    weight: int = 0
+
 
 class ObserverThread:
-    """Calls one observer, in order.
+    """Calls one observer, in order. One that is too slow misses events, is called about the gap, and goes on.
 
     Threads: `publish()` from the writer's thread; the observer is called on `nbrun-observer`, started with the
-    first call. `close()` from any thread.
+    first call; what waits is guarded by `_changed`. `close()` from any thread.
     """
 
     def __init__(self, observer: object) -> None:
         self._observer = observer
-        self._calls: queue.SimpleQueue[tuple[str, tuple[object, ...]] | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._calls: deque[_Call] = deque()
+        self._weight = self._missed = self._failures = 0
+        self._count, self._current = 0, ""  # how many calls were made, and the method of the one that is being made
+        self._is_closing = self._is_watched = False
         self._thread: threading.Thread | None = None
-        self._is_given_up = False
+        self._methods = {name for name in _METHODS if callable(getattr(observer, name, None))}
 
     def publish(self, record: RunRecord, events: Sequence[RunEvent]) -> None:
         """Have the observer called for what was committed."""
-        if self._is_given_up:
-            return
+        calls: list[_Call] = []
         for event in events:
             if isinstance(event.data, ev.RunCreated):
-                self._queue("on_created", record)
-            self._queue("on_event", record, event)
+                calls.append(_Call("on_created", (record,)))
+            calls.append(_Call("on_event", (record, event), ev.weight(event.data)))
             if isinstance(event.data, ev.CancelRequested):
-                self._queue("on_cancelled", record, event.data.reason)
+                calls.append(_Call("on_cancelled", (record, event.data.reason)))
         if events and not record.is_live and any(event.type.startswith("run.") for event in events):
-            self._queue("on_ended", record)
+            calls.append(_Call("on_ended", (record,)))
+        if calls := [call for call in calls if call.method in self._methods]:
+            with self._changed:
+                self._calls.extend(calls)
+                self._weight += sum(call.weight for call in calls)
+                if len(self._calls) > BACKLOG or self._weight > BACKLOG_CHARS:
+                    self._leave_out()
+                self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._main, name="nbrun-observer", daemon=True)
+                self._thread.start()
+
+    def _leave_out(self) -> None:
+        """Drop the events that wait, and of creations and ends the oldest; the caller holds the lock."""
+        kept = [call for call in self._calls if call.method not in ("on_event", "on_gap")][-BACKLOG // 2 :]
+        if not self._missed:
+            _log.warning("observer %r is too slow: it misses events, and on_gap(missed) says how many", self._observer)
+        gaps = sum(call.method == "on_gap" for call in self._calls)
+        self._missed += len(self._calls) - gaps - len(kept)
+        self._calls = deque([_Call("on_gap", ()), *kept])
+        self._weight = 0
 
     def close(self, timeout_s: float) -> None:
         """Let the observer see what waits for it, within the time."""
-        if self._thread is not None:
-            self._calls.put(None)
-            if threading.current_thread() is not self._thread:
-                self._thread.join(timeout_s)
-
-    def _queue(self, method: str, *args: object) -> None:
-        if not callable(getattr(self._observer, method, None)):
-            return
-        if self._calls.qsize() >= BACKLOG:
-            self._is_given_up = True
-            _log.error("observer %r hangs and won't be called again", self._observer)
-            return
-        self._calls.put((method, args))
-        if self._thread is None:
-            thread = threading.Thread(target=self._main, name="nbrun-observer", daemon=True)
-            thread.start()
-            self._thread = thread
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        if self._thread is not None and threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
 
     def _main(self) -> None:
-        while (call := self._calls.get()) is not None:
-            method, args = call
-            timer = threading.Timer(LIMIT_S, self._report_slow, (method,))
+        while True:
+            with self._changed:
+                self._current = ""
+                self._changed.wait_for(lambda: self._calls or self._is_closing)
+                if not self._calls:
+                    return
+                method, args, weight = self._calls.popleft()
+                self._weight -= weight
+                if method == "on_gap":
+                    args, self._missed = (self._missed,), 0
+                self._count += 1
+                self._current = method
+                self._watch()
+            if method in self._methods:
+                self._call(method, args)
+
+    def _call(self, method: str, args: tuple[object, ...]) -> None:
+        try:
+            function: Callable[..., object] = getattr(self._observer, method)
+            function(*args)
+        except Exception:  # isolated: an observer never changes a run
+            self._failures += 1
+            if self._failures.bit_count() == 1:  # the first, second, fourth … time: it may fail at each event
+                times = f", {self._failures:,} times by now" if self._failures > 1 else ""
+                _log.exception("observer %r failed in %s%s", self._observer, method, times)
+
+    def _watch(self) -> None:
+        """Look at the current call after the limit, unless somebody does so already; the caller holds the lock."""
+        if not self._is_watched:  # one timer for many calls: it is a thread
+            self._is_watched = True
+            timer = threading.Timer(LIMIT_S, self._look, (self._count,))
             timer.name, timer.daemon = "nbrun-observer-limit", True
             timer.start()
-            try:
-                function: Callable[..., object] = getattr(self._observer, method)
-                function(*args)
-            except Exception:  # isolated: an observer never changes a run
-                _log.exception("observer %r failed in %s", self._observer, method)
-            finally:
-                timer.cancel()
 
-    def _report_slow(self, method: str) -> None:
-        _log.warning("observer %r has been in %s for %s s; runs don't wait for it", self._observer, method, LIMIT_S)
+    def _look(self, count: int) -> None:
+        with self._changed:
+            self._is_watched = False
+            method, is_slow = self._current, count == self._count
+            if method and not is_slow:
+                self._watch()
+        if method and is_slow:
+            words = "observer %r has been in %s for %s s; runs don't wait for it"
+            _log.warning(words, self._observer, method, LIMIT_S)
+
+
+_METHODS = ("on_created", "on_event", "on_cancelled", "on_ended", "on_gap")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunRecord
+from nbrun import NotebookSession, Run, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.sessions.observers import ObserverThread
 from tests.fakes import agents
@@ -129,30 +130,97 @@ def test_a_slow_observer_is_reported(
         logging.getLogger("nbrun").removeHandler(ear)
 
 
-def test_a_hanging_observer_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """What waits for it is bounded: beyond that it is told of nothing more, and that is said once."""
-    monkeypatch.setattr("nbrun.sessions.observers.BACKLOG", 10)
-    gate, entered = threading.Event(), threading.Event()
-    heard: list[int] = []
+class Hangs:
+    """Hangs at its first event."""
 
-    class Hangs:
-        """Hangs at the first event."""
+    def __init__(self) -> None:
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.heard: list[object] = []
+
+    def on_event(self, record: RunRecord, event: ev.RunEvent) -> None:
+        """Hang, or hear it."""
+        self.entered.set()
+        self.gate.wait(BOUND_S)
+        self.heard.append(event.seq)
+
+    def on_gap(self, missed: int) -> None:
+        """Hear of a gap."""
+        self.heard.append(f"{missed} missed")
+
+    def on_ended(self, record: RunRecord) -> None:
+        """Hear of an end."""
+        self.heard.append(record.run_id)
+
+
+def _event(seq: int, data: ev.EventData | None = None) -> ev.RunEvent:
+    return ev.RunEvent(seq, 1.0, "run-1", 1, data or ev.RunPhase("p"))
+
+
+def test_a_hanging_observer_misses_events_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waits for it is bounded; it hears of the gap at its place, of every end, and of all that comes later."""
+    monkeypatch.setattr("nbrun.sessions.observers.BACKLOG", 10)
+    hangs = Hangs()
+    thread = ObserverThread(hangs)
+    ended = RunRecord(run_id="run-2", status=RunStatus.COMPLETED)
+    with caplog.at_level(logging.WARNING, "nbrun"):
+        for seq in range(100):
+            thread.publish(RunRecord(), [_event(seq)])
+            assert hangs.entered.wait(BOUND_S)
+            if seq == 50:
+                thread.publish(ended, [_event(0, ev.RunCompleted())])
+    hangs.gate.set()
+    thread.close(BOUND_S)
+    assert caplog.text.count("is too slow") == 1
+    assert hangs.heard[0] == 0
+    (gap,) = [heard for heard in hangs.heard if isinstance(heard, str) and heard.endswith("missed")]
+    later = [heard for heard in hangs.heard[1:] if isinstance(heard, int)]
+    assert "run-2" in hangs.heard
+    assert hangs.heard.index(gap) == 1
+    assert later == [*range(100 - len(later), 100)]
+    assert int(gap.split()[0]) + len(later) + 1 == 101  # the event of the other run's end, too
+
+
+def test_what_waits_for_an_observer_is_bounded_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few but large events are memory as well."""
+    monkeypatch.setattr("nbrun.sessions.observers.BACKLOG_CHARS", 1_000_000)
+    hangs = Hangs()
+    thread = ObserverThread(hangs)
+    thread.publish(RunRecord(), [_event(0)])
+    assert hangs.entered.wait(BOUND_S)
+    tracemalloc.start()
+    for seq in range(1, 41):
+        text = f"{seq}" * 100_000
+        thread.publish(
+            RunRecord(), [_event(seq, ev.TextDelta(text) if seq % 2 else ev.ToolFinished("t", "ok", [text]))]
+        )
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1_500_000
+    hangs.gate.set()
+    thread.close(BOUND_S)
+    assert sum(int(heard.split()[0]) if isinstance(heard, str) else 1 for heard in hangs.heard) == 41
+
+
+def test_an_observer_that_always_fails_is_reported_a_few_times(caplog: pytest.LogCaptureFixture) -> None:
+    """A flood of one run is no flood of the log."""
+
+    class Fails:
+        """Fails at each event."""
 
         def on_event(self, record: RunRecord, event: ev.RunEvent) -> None:
-            """Hang."""
-            entered.set()
-            gate.wait(BOUND_S)
-            heard.append(event.seq)
+            """Fail."""
+            raise ValueError("broken hook")
 
-    thread = ObserverThread(Hangs())
+    thread = ObserverThread(Fails())
     with caplog.at_level(logging.ERROR, "nbrun"):
-        for seq in range(100):
-            thread.publish(RunRecord(), [ev.RunEvent(seq, 1.0, "run-1", 1, ev.RunPhase("p"))])
-            assert entered.wait(BOUND_S)
-    gate.set()
-    thread.close(BOUND_S)
-    assert len(heard) == 11
-    assert caplog.text.count("won't be called again") == 1
+        for seq in range(1_000):
+            thread.publish(RunRecord(), [_event(seq)])
+        thread.close(BOUND_S)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 10
+    assert "512 times by now" in lines[-1]
 
 
 def test_an_end_is_told_once_although_detached_work_ends_later(make_session: MakeSession) -> None:
