@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 JAVASCRIPT = ROOT / "tests" / "js"
 KEPT_LINES = 30
 OWN_GROUPS = ("kernel", "notebooks", "server", "browser")
-WORKERS = max(2, os.cpu_count() or 2)
+WORKERS = 1 + max(2, os.cpu_count() or 2)  # a test waits a third of its time: for a grace period, a kernel, a page
 
 Action = Callable[["Shell"], bool]
 
@@ -102,7 +102,7 @@ class Shell:
         return self.run(shutil.which(name, path=folder) or name, *arguments)
 
     def pytest(self, *arguments: str) -> bool:
-        """Run tests on every core. A worker that is done takes tests over from another one."""
+        """Run tests on every core, and one more at a time. A worker that is done takes tests over from another one."""
         workers = ("-n", str(WORKERS), "--dist", "worksteal")
         return self.python("-m", "pytest", *arguments, *workers, "--durations=5", *self.pytest_options)
 

@@ -13,6 +13,8 @@ from nbrun.store import queries as reader
 from tests.kernel.driver import Execution, Kernel
 
 LOAD = "%load_ext nbrun"
+SOON_S = 3.0
+"""What a click takes to be in the store: some 50 ms, and more on a starved machine."""
 
 AGENTS = """\
 import asyncio, os, threading, time

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.cells import error_line, run_ok, stored, value, wait_for_status, wait_for_text
+from tests.kernel.cells import SOON_S, error_line, run_ok, stored, value, wait_for_status, wait_for_text
 from tests.kernel.driver import Kernel, Message
 from tests.kernel.test_cancel import BUSY, ask, cancel_request
 from tests.kernel.test_cards import card_messages, states
@@ -63,7 +63,7 @@ def test_an_answer_gets_through_while_the_main_thread_is_busy(people_kernel: Ker
         kernel.wait_until(lambda blocked=blocked: "in" in blocked.stdout)  # type: ignore[misc]
         reply = ask(kernel, request)
         assert reply == {"op": "reply", "nonce": request["nonce"], "outcome": "sent"}
-        record = wait_for_status(kernel, situation, "completed")
+        record = wait_for_status(kernel, situation, "completed", SOON_S)
         assert record.output == ["allow", {"path": "cup"}, "go on", "card"]
         assert not blocked.is_done
         kernel.interrupt()
@@ -83,7 +83,7 @@ def test_a_tool_is_allowed_for_the_rest_of_its_run_while_a_cell_blocks(people_ke
         assert sent(refused) == "refused"
         assert words in refused["message"]
     assert sent(ask(kernel, request | {"args_json": f'{{"n": {2**60}}}'})) == "sent"
-    record = wait_for_status(kernel, "cutter", "completed")
+    record = wait_for_status(kernel, "cutter", "completed", SOON_S)
     assert record.output == [["allow", {"n": 2**60}, "card"], ["allow", {"n": 1}, "always"]]
     assert record.always == ("cut",)
     assert not blocked.is_done

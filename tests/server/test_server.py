@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import psutil
 
 from nbrun.core.events import RunEvent
-from tests.kernel.cells import run_ok, stored, stored_events, value, wait_for_status, wait_for_text
+from tests.kernel.cells import SOON_S, run_ok, stored, stored_events, value, wait_for_status, wait_for_text
 from tests.server.driver import ServedKernel, ServerProcess
 
 NOWHERE = "nbrun/api/kernels/00000000-0000-0000-0000-000000000000"
@@ -100,12 +100,12 @@ def test_cancel_ends_a_run_while_a_cell_blocks(server: ServerProcess, kernel: Se
             began = time.monotonic()
             answer = server.ask("POST", f"{kernel.api}/runs/{run_id}/cancel", {"reason": "enough"})
             answered_s = time.monotonic() - began
-            record = wait_for_status(kernel, "job", "cancelled")
+            record = wait_for_status(kernel, "job", "cancelled", SOON_S)
             ended_s = time.monotonic() - began
         print(f"answered after {answered_s * 1000:.0f} ms, stored after {ended_s * 1000:.0f} ms")
         assert (answer.status, answer.body) == (200, {"outcome": "requested"})
         assert (record.cause, record.reason) == ("user", "enough")
-        assert (record.cancelled_by, record.text) == ("server", "begun ")
+        assert (record.cancelled_by, record.rung, record.text) == ("server", "task", "begun ")  # no grace period
         assert is_going_on(kernel, "beside")
         assert cancel_event(kernel, "job").data.by == "server"  # type: ignore[attr-defined]
 

@@ -716,6 +716,7 @@ def test_close_is_bounded_whatever_the_agents_do(make_session: MakeSession, kind
     closer.join(BOUND_S)
     try:
         assert not closer.is_alive()
+        assert session.store.close(BOUND_S)  # which waits for a slow disk, as a bounded close does not
         assert (run.status, run.cause) == (RunStatus.CANCELLED, CancelCause.SHUTDOWN)
         assert run.record.detached
         stored = make_session().get("#1")
