@@ -133,6 +133,13 @@ def renew() -> None:
                 setattr(owner, name, Asking(vars(owner)[name], is_secret=owner is getpass))
 
 
+def forget() -> None:
+    """Restore both streams in a child process that was forked, whoever had wrapped them in its parent."""
+    global _lock, _users
+    _lock, _users = threading.RLock(), 1
+    remove()
+
+
 def remove() -> None:
     """Restore everything, unless another library has replaced ours by now."""
     global _users

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -24,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _lock = threading.Lock()
-_slot: list[NotebookSession] = []  # outside IPython: the one session that was made on first use
+_slot: list[NotebookSession] = []  # outside a kernel: the one session that was made on first use
 
 
 def session() -> NotebookSession:
@@ -40,13 +41,23 @@ def session() -> NotebookSession:
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
         held = getattr(shell, SHELL_ATTRIBUTE, None)
-        if isinstance(held, NotebookSession):
+        if not isinstance(held, NotebookSession):
+            raise SessionClosed("nbrun is not loaded here: run %load_ext nbrun first")
+        if not held.is_inherited:  # else this is a child process of the kernel
             return held
-        raise SessionClosed("nbrun is not loaded here: run %load_ext nbrun first")
     with _lock:
         if not _slot or _slot[0].is_closed:
             _slot[:] = [NotebookSession()]
         return _slot[0]
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @takes(RunOptions)

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core import ArtifactWriter, CancelToken, Clock, SecretRegistry
+from nbrun.core import ArtifactWriter, CancelToken, Clock, SecretRegistry, SessionClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,3 +39,10 @@ class Parts:
     lock: threading.RLock = field(default_factory=threading.RLock)
     is_begun: bool = False  # whether its threads run
     is_closed: bool = False
+    why_closed: str = "this session is closed; run %reload_ext nbrun"
+    is_inherited: bool = False  # whether this process was forked from the one that the session belongs to
+
+    def refuse_child(self) -> None:
+        """Raise `SessionClosed` in a child process: what would be waited for or changed is its parent's."""
+        if self.is_inherited:
+            raise SessionClosed(self.why_closed)

@@ -242,6 +242,8 @@ class Run:
         ------
         NbrunError
             Called inside an async agent, which would block the loop of all runs, or on the loop that this run is on.
+        SessionClosed
+            This process was forked from the one where the run is in progress.
         """
         if self._parts.scheduler.is_on_loop and not self.done():
             raise NbrunError("a blocking wait inside an async agent would block all runs; use: await run")
@@ -250,10 +252,16 @@ class Run:
                 f"{title(self.glance)} is on the kernel's loop, which a blocking wait would block; use: await run"
             )
         if self.live is not None:
+            self._refuse_child()
             return self.live.is_ended.wait(timeout_s)
         if timeout_s is None and self.is_unknown:
             return False
         return poll(self.done, timeout_s)
+
+    def _refuse_child(self) -> None:
+        """Raise `SessionClosed` in a forked child, where nothing of the run would ever be heard."""
+        if not self.done():
+            self._parts.refuse_child()
 
     @property
     def _is_on_this_loop(self) -> bool:
@@ -327,6 +335,7 @@ class Run:
         if self.live is None:
             await poll_softly(self.done)
         else:
+            self._refuse_child()
             await self.live.ended()
 
     def __await__(self) -> Generator[object, None, object]:
@@ -392,6 +401,7 @@ class Run:
 
     def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
         """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""
+        self._refuse_child()
         return each_event(self.live, lambda: self.done() or self.is_unknown, self.events)
 
     def export(self, path: str | Path, form: str | None = None) -> Path:
@@ -424,7 +434,7 @@ class Run:
         ----------
         by : who asks, for the log.
         """
-        if self.live is not None:
+        if self.live is not None and not self._parts.is_inherited:
             outcome = self._parts.control.cancel(self.live, reason, cause, by)
         else:
             outcome = CancelOutcome.ALREADY_FINISHED if self.done() else CancelOutcome.FOREIGN
@@ -497,6 +507,7 @@ class Run:
     def _running(self) -> LiveRun:
         """Return the live side of the run, to send something to."""
         if self.live is not None:
+            self._refuse_child()
             return self.live
         what = "has already ended." if self.done() else "belongs to another kernel; answer it there."
         raise NotPending(f"{opening(self.glance)} {what}")

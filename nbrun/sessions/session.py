@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import os
+import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import registered
+from nbrun.agents import current_run, registered
 from nbrun.core import (
     ArtifactWriter,
     BadOption,
@@ -22,6 +25,7 @@ from nbrun.core import (
     SecretRegistry,
     SystemClock,
     TimeOrderedIds,
+    current_guard,
     events as ev,
     guarded,
 )
@@ -133,6 +137,7 @@ class NotebookSession:
         self._observers = [ObserverThread(observer) for observer in observers]
         self._listeners: tuple[Listener, ...] = tuple(one.publish for one in self._observers)
         self.store.open_existing(sets_aside=True)
+        _sessions.add(self)
 
     @property
     def max_concurrent(self) -> int:
@@ -388,6 +393,25 @@ class NotebookSession:
         """Whether the session takes no new runs."""
         return self.parts.is_closed
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the session belongs to the process that this one was forked from."""
+        return self.parts.is_inherited
+
+    def leave_to_parent(self, parent: int) -> None:
+        """Close the session in a child process that was forked, and touch nothing: its threads are the parent's."""
+        parts = self.parts
+        parts.lock = threading.RLock()  # another thread may have held it
+        parts.is_closed = parts.is_inherited = True
+        parts.why_closed = (
+            f"this session belongs to process {parent}, from which this one was forked; here, nbrun.start() uses a "
+            "session of its own, and so does NotebookSession()"
+        )
+        self.store.leave_to_parent(parts.why_closed)
+        # For good. Connections must not be closed here, and an event loop that is closed takes what it watches out of
+        # its parent's, too: they share one epoll.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
     @guarded()  # closing cancels an agent that closes its own session; the close must complete anyway
     def close(self, *, by: str = "shutdown") -> None:
         """Cancel what is running, save everything and close the store; idempotent, takes at most 1.5 s.
@@ -432,6 +456,23 @@ def _slots(max_concurrent: int) -> int:
     if max_concurrent < 1:
         raise BadOption(f"max_concurrent is {max_concurrent}; give at least 1")
     return max_concurrent
+
+
+_sessions: weakref.WeakSet[NotebookSession] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Leave everything that runs to the parent, in a child process."""
+    current_run.set(None)
+    current_guard.set(None)
+    capture.forget()
+    for session in tuple(_sessions):
+        if not session.is_inherited:
+            session.leave_to_parent(os.getppid())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _store(store: SessionStore | str | Path | None, notebook: Path | None, clock: Clock, keep: Keep) -> SessionStore:

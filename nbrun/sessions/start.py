@@ -152,6 +152,7 @@ class Starter:
         """Start a run and return its handle; raises as `NotebookSession.start()` says."""
         options = read_options(given)
         parts, scheduler = self._parts, self._parts.scheduler
+        parts.refuse_child()
         plan = _plan(agent, prompt, options, parts.session_id)
         created = plan.created
         parcel = b"" if options.on == "local" else _parcel(plan)
@@ -274,7 +275,7 @@ class Starter:
         Raise if the session is closed, the id contains a secret, or it names a run with other inputs.
         """
         if self._parts.is_closed:
-            raise SessionClosed("this session is closed; run %reload_ext nbrun")
+            raise SessionClosed(self._parts.why_closed)
         if run_id is None:
             return None
         without_secrets = self._parts.intake.redactor.text(run_id)

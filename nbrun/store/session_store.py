@@ -22,7 +22,7 @@ from nbrun.core import (
     folder_beside,
 )
 from nbrun.store import orphans, read_only
-from nbrun.store.connection import connect
+from nbrun.store.connection import connect, note_inherited
 from nbrun.store.database_file import DatabaseFile, is_set_aside
 from nbrun.store.faults import StoreFault, fault_of, is_damage
 from nbrun.store.location import NO_NOTEBOOK, SUFFIX, store_path
@@ -96,6 +96,7 @@ class SessionStore(StoredRuns):
         self._read_generation = 0
         self._is_closed = False
         self._is_shut = False  # what was in memory is gone
+        self._refusal: str | None = None  # in a child process that was forked
         self._read_only: ReadOnlyStore | None = None
         self._memory_files = ArtifactFiles(None)
         self._sweep_lock = threading.Lock()
@@ -175,6 +176,21 @@ class SessionStore(StoredRuns):
         """Have the card of the next run say this."""
         self._database.unreported.append(what)
 
+    def leave_to_parent(self, why: str) -> None:
+        """Never use this store again, in a child process that was forked; `why` is what to say then.
+
+        Neither its connections nor its locks may be touched: a thread of the parent may have been using them.
+        """
+        self._lock, self._write_lock, self._sweep_lock = threading.RLock(), threading.RLock(), threading.Lock()
+        self._refusal = why
+        is_connected = self._database.connection is not None or self._read_connection is not None
+        if self.path is not None and is_connected:
+            note_inherited(self.path)
+
+    def _refuse_child(self) -> None:
+        if self._refusal is not None:
+            raise StoreError(self._refusal)
+
     def notices(self) -> list[str]:
         """Return what the card of a new run should say of the store: each incident is reported once."""
         problem, news = self._database.problem, self._database.unreported
@@ -194,6 +210,7 @@ class SessionStore(StoredRuns):
 
     def begin(self, source: Source, *, session_id: str, notebook: str | None) -> Writer:
         """Open or make the file and start its writer, once; if the file is unavailable, the writer opens it later."""
+        self._refuse_child()
         with self._lock:
             if self._writer is None:
                 if not self._is_open and self._database.fault is None:
@@ -216,6 +233,7 @@ class SessionStore(StoredRuns):
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        self._refuse_child()
         with self._lock:
             if not self._is_open and not self._is_closed and self._writer is None:
                 self.open_existing()  # another kernel may have made it meanwhile
@@ -254,6 +272,7 @@ class SessionStore(StoredRuns):
 
         Raises `NotPending` if it has ended or its kernel is running, `StoreReadOnly` if the file is read-only.
         """
+        self._refuse_child()
         if self.path is None:
             raise NotPending(f"Run #{number} belongs to this kernel; cancel it instead")
         with closing(connect(self.path)) as connection:
@@ -306,6 +325,7 @@ class SessionStore(StoredRuns):
 
     @contextmanager
     def _sweeping(self, rest: Callable[[], bool] | None = None) -> Iterator[Sweeper]:
+        self._refuse_child()
         if self.path is None:
             with self._write_lock:
                 if self._write_connection is None or self._is_closed:

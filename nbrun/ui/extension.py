@@ -85,7 +85,9 @@ class Extension:
         self._undo.append(lambda: atexit.unregister(self.close))
 
     def close(self, *, by: str = "shutdown") -> None:
-        """End the session and undo what `open()` did; idempotent."""
+        """End the session and undo what `open()` did; idempotent. A forked child of the kernel has no part in it."""
+        if self.session.is_inherited:
+            return
         self.presenter.stop_panels()
         self.session.close(by=by)
         self.presenter.close()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import sqlite3
 from contextlib import closing
 
-from tests.kernel.cells import run_ok, store_file
+from tests.kernel.cells import run_ok, store_file, value
 from tests.kernel.driver import Execution, Kernel
 
 
@@ -44,3 +45,31 @@ def test_a_locked_and_then_deleted_file_is_told_and_the_card_is_drawn_again(load
     assert "• note     store: " in doctor(kernel)
     shown = run_ok(kernel, "%agentrun list").outputs[0]["data"]["text/plain"]
     assert [name in shown for name in ("first", "second", "third")] == [True] * 3
+
+
+FORKS = """
+import multiprocessing
+def work(prompt):
+    run = nbrun.start(say, prompt)
+    return run.result(10), run.record.log_count, nbrun.session().is_inherited
+async def say(prompt):
+    print("in the worker")
+    return prompt.upper()
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    answer = pool.map_async(work, ["tea"]).get(20)
+"""
+
+
+def test_workers_that_are_forked_in_a_cell_have_a_session_of_their_own(loaded_kernel: Kernel) -> None:
+    """An evaluation spread over processes: runs work there, with their prints; the notebook's own go on."""
+    kernel = loaded_kernel
+    run_ok(kernel, "%%agentrun say -n before\nhi\n")
+    run_ok(kernel, "%agentrun wait")
+    run_ok(kernel, FORKS)
+    (answer,) = ast.literal_eval(value(kernel, "answer"))
+    assert answer[0] == "TEA"
+    assert answer[1] >= 1
+    assert answer[2] is False
+    run_ok(kernel, "%%agentrun say -n after\nhi")
+    run_ok(kernel, "%agentrun wait")
+    assert value(kernel, "[run.name for run in nbrun.runs()]") == "['after', 'before']"

@@ -119,7 +119,7 @@ def close(timeout_s: float = 5.0) -> None:
     global _decoder
     with _decoder_lock:
         decoder, _decoder = _decoder, None
-    if decoder is not None:
+    if decoder is not None and decoder.is_alive:  # else in a forked child, at its exit
         atexit.unregister(close)
         decoder.close(timeout_s)
 
