@@ -194,12 +194,7 @@ print([run.output for run in session.runs()])
 
 def test_a_child_that_ends_as_programs_do_harms_nobody(tmp_path: Path) -> None:
     """Its end closes no loop and no connection of the parent, whose runs go on and are saved."""
-    env = {
-        **os.environ,
-        "PYTHONWARNINGS": "ignore",
-        "HOME": str(tmp_path),
-        "XDG_DATA_HOME": str(tmp_path / "data"),
-    }
+    env = {**os.environ, "PYTHONWARNINGS": "ignore", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=20, check=False
     )
