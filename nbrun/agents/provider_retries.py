@@ -7,9 +7,9 @@ at level INFO, which nobody sees. Frameworks that use them don't report it.
 from __future__ import annotations
 
 import logging
-import threading
 
 from nbrun.agents import current_run
+from nbrun.core import module_lock
 
 LOGGERS = ("openai._base_client", "anthropic._base_client")
 _BEGIN = "Retrying request"
@@ -49,7 +49,7 @@ class Retries(logging.Filter):
         return record.levelno >= self.wanted
 
 
-_listening = threading.RLock()
+_listening = module_lock()
 
 
 def listen() -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
+
+
+def module_lock() -> threading.RLock:
+    """Return a reentrant lock that is free in a forked child, whichever thread of the parent held it."""
+    lock = threading.RLock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lock._at_fork_reinit)  # type: ignore[attr-defined]  # as `logging` does
+    return lock
 
 
 class Latch:

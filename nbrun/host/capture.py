@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from weakref import WeakSet
 
 from nbrun.agents import RunContext, current_run
-from nbrun.core import NbrunError
+from nbrun.core import NbrunError, current_guard, module_lock
 from nbrun.host import packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_lock = threading.RLock()
+_lock = module_lock()
 _users = 0
 _streams: WeakSet[Any] = WeakSet()  # those that are captured
 _untold: WeakSet[RunContext] = WeakSet()  # runs whose log doesn't yet say that output may be missing there
@@ -54,12 +54,11 @@ class RunWriter:
         self._shadowed = vars(stream).get("write")  # IPython's, during a cell; else the method of its class
         self._write = stream.write
         self.level = level
-        self._pid = os.getpid()
 
     def __call__(self, text: str) -> int:
         """Write to the run's log inside an agent, else to the stream."""
         run = current_run.get()
-        if run is None or os.getpid() != self._pid:  # a fork has no writer thread
+        if run is None:
             # Source: ipykernel reads what goes to the file descriptor on this thread of the stream's.
             if _untold and threading.current_thread() is getattr(self._stream, "watch_fd_thread", None):
                 _tell_of_descriptor(self.level)
@@ -133,11 +132,14 @@ def renew() -> None:
                 setattr(owner, name, Asking(vars(owner)[name], is_secret=owner is getpass))
 
 
-def forget() -> None:
-    """Restore both streams in a child process that was forked, whoever had wrapped them in its parent."""
-    global _lock, _users
-    _lock, _users = threading.RLock(), 1
-    remove()
+def _after_fork() -> None:
+    """Leave the run to the parent: in a child process nothing that is printed would reach its log."""
+    current_run.set(None)
+    current_guard.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def remove() -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun.agents import Worker, current_run
-from nbrun.core import BadOption, Cancelled, call_soon, current_guard
+from nbrun.core import BadOption, Cancelled, call_soon, current_guard, module_lock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -209,7 +209,7 @@ def make_reentrant(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
     return change
 
 
-_lock = threading.Lock()
+_lock = module_lock()
 _loops = 0
 _original: Callable[..., Any] = asyncio.run
 

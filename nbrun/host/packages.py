@@ -12,18 +12,18 @@ import importlib.abc
 import importlib.machinery
 import io
 import sys
-import threading
 from collections import OrderedDict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nbrun.agents import RunContext, current_run
+from nbrun.core import module_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_lock = threading.RLock()
+_lock = module_lock()
 _figures: WeakKeyDictionary[RunContext, _Figures] = WeakKeyDictionary()
 _undo: list[Callable[[], object]] = []
 

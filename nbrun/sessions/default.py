@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
-import threading
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from nbrun.core import RunOptions, SessionClosed
+from nbrun.core import RunOptions, SessionClosed, module_lock
 from nbrun.sessions.session import NotebookSession
 from nbrun.sessions.start import takes
 
@@ -24,7 +22,7 @@ SHELL_ATTRIBUTE = "nbrun_session"
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_lock = threading.Lock()
+_lock = module_lock()
 _slot: list[NotebookSession] = []  # outside a kernel: the one session that was made on first use
 
 
@@ -49,15 +47,6 @@ def session() -> NotebookSession:
         if not _slot or _slot[0].is_closed:
             _slot[:] = [NotebookSession()]
         return _slot[0]
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 @takes(RunOptions)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbrun.core import CancelToken, Latch, RunRecord, RunStatus, StreamRedactor, call_soon, events as ev
+from nbrun.core import CancelToken, Latch, RunRecord, RunStatus, StreamRedactor, call_soon, events as ev, module_lock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ Source: an interrupt of a top-level `await` acts only when the loop next wakes (
 """
 
 # One for all runs: it is held for a moment, and each lock costs memory.
-_listening = threading.RLock()
+_listening = module_lock()
 
 Listener = Callable[[RunRecord, Sequence[ev.RunEvent]], object]
 

@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import current_run, registered
+from nbrun.agents import registered
 from nbrun.core import (
     ArtifactWriter,
     BadOption,
@@ -25,7 +25,6 @@ from nbrun.core import (
     SecretRegistry,
     SystemClock,
     TimeOrderedIds,
-    current_guard,
     events as ev,
     guarded,
 )
@@ -463,9 +462,6 @@ _sessions: weakref.WeakSet[NotebookSession] = weakref.WeakSet()
 
 def _after_fork() -> None:
     """Leave everything that runs to the parent, in a child process."""
-    current_run.set(None)
-    current_guard.set(None)
-    capture.forget()
     for session in tuple(_sessions):
         if not session.is_inherited:
             session.leave_to_parent(os.getppid())

@@ -22,6 +22,7 @@ from pydantic_ai.exceptions import ModelAPIError, UserError
 from pydantic_ai.usage import RequestUsage
 
 from nbrun.agents import call_soon, local_model
+from nbrun.core import module_lock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,7 +98,7 @@ class Decoding:
 
 
 _decoder: _Decoder | None = None
-_decoder_lock = threading.Lock()
+_decoder_lock = module_lock()
 
 
 def submit(decoding: Decoding) -> None:
