@@ -25,7 +25,6 @@ from nbrun.agents import (
     Output,
     RunContext,
     Worker,
-    clean_text,
     events,
     type_name,
 )
@@ -93,7 +92,7 @@ def _item(item: object) -> EventData:
     """Return a generator's item as an event: a `str` is text."""
     match item:
         case str():
-            return events.TextDelta(clean_text(item))
+            return events.TextDelta(item)
         case EventData():
             return item
         case _:

@@ -57,7 +57,12 @@ class Artifact:
         return self._files.read(self.sha256, self.size, self.name)
 
     def save(self, path: str | Path) -> Path:
-        """Write it to a file, or under its own name into a folder; return the file's path.
+        """Write it to a file, or under its own name into a folder; return the file's path. Missing folders are made.
+
+        Parameters
+        ----------
+        path : a folder if it exists as one, ends in a slash, or has no suffix where the artifact's name has one
+            (`plots` for `plot.png`); else a file.
 
         Raises
         ------
@@ -67,10 +72,13 @@ class Artifact:
             It is gone; it cannot be written.
         """
         target = Path(path)
-        if target.is_dir():  # the agent chose the name: no part of it may lead elsewhere
-            name = printable(self.name.replace("\\", "/").rpartition("/")[2]).strip(". ")
-            target /= name or self.id
+        # The agent chose the name: no part of it may lead elsewhere.
+        name = printable(self.name.replace("\\", "/").rpartition("/")[2]).strip(". ") or self.id
+        is_folder = str(path).endswith(("/", os.sep)) or (not target.suffix and Path(name).suffix)
+        if target.is_dir() or (is_folder and not target.exists()):
+            target /= name
         data = self.read()
+        target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as file:
             file.write(data)
         return target

@@ -31,14 +31,20 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 
 
 def clean_text(text: str) -> str:
-    """Return `text` as something UTF-8 can hold: a lone surrogate becomes its escape, in letters."""
+    """Return `text` as UTF-8 can hold it: two surrogates become their character, a lone one its escape in letters."""
     if text.isascii():
         return str(text)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode()
+        joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return joined.encode("utf-8", "backslashreplace").decode()
     return str(text)
+
+
+def split_half(text: str) -> tuple[str, str]:
+    """Return text without the first half of a surrogate pair at its end, and that half, which awaits the second."""
+    return (text[:-1], text[-1]) if "\ud800" <= text[-1:] <= "\udbff" else (text, "")
 
 
 def escaped(found: re.Match[str]) -> str:

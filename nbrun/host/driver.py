@@ -36,12 +36,14 @@ from nbrun.core import (
     Plain,
     Rung,
     Stepped,
+    clean_text,
     current_guard,
     events as ev,
     guarded,
     separator,
     sized,
 )
+from nbrun.core.text import split_half
 from nbrun.host import capture, packages
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.escalation import LAST_S, Escalation
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from nbrun.host.loops import LoopThread
+
+_STREAMED = (ev.TextDelta, ev.ReasoningDelta, ev.ToolArgsDelta)
+_Streamed = ev.TextDelta | ev.ReasoningDelta | ev.ToolArgsDelta
 
 PAUSE_S = 0.05
 """How long an agent is paused at a time while it yields faster than the store can save."""
@@ -75,9 +80,10 @@ class Driver:
 
     __slots__ = (
         "__weakref__", "_adapter", "_approvals", "_attempt", "_budget", "_children", "_clock", "_detached",
-        "_escalation", "_finished", "_fired_at", "_guard", "_host_name", "_inbox", "_is_between", "_is_driving",
-        "_is_ended", "_is_entered", "_is_sending", "_lock", "_must_pause", "_n", "_open_tools", "_outbox",
-        "_refused", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage", "_usage_before", "run", "task",
+        "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name", "_inbox", "_is_between",
+        "_is_driving", "_is_ended", "_is_entered", "_is_sending", "_lock", "_must_pause", "_n", "_open_tools",
+        "_outbox", "_refused", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage", "_usage_before", "run",
+        "task",
     )  # fmt: skip
 
     def __init__(self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str) -> None:
@@ -105,6 +111,7 @@ class Driver:
         self._outbox: tuple[tuple[ev.EventData, float, str | None, object, int], ...] = ()
         self._is_sending = self._must_pause = False
         self._texts: list[str] = []
+        self._halves: dict[tuple[type, str], str] = {}  # of surrogate pairs, by stream
         self._is_between = False  # messages: the last is complete
         self._open_tools: dict[str, float] = {}
         # The state of the attempt.
@@ -138,6 +145,10 @@ class Driver:
             if self._is_ended:
                 self._refused += 1
                 return
+            if isinstance(data, _STREAMED) and (self._halves or not data.text.isascii()):
+                data = self._whole(data)
+                if not data.text:
+                    return
             if isinstance(data, ev.TextDelta):
                 if self._is_between and data.text:
                     self._texts.append(separator(self._texts, data.text))
@@ -158,6 +169,14 @@ class Driver:
             # Also after a cancel, when the token no longer waits: the run's end is stored after all that it sends.
             wait = time.sleep if self._token.cancelled else self._token.wait_sync
             wait(PAUSE_S)
+
+    def _whole(self, data: _Streamed) -> _Streamed:
+        """Return a delta as UTF-8 can hold it; half of a surrogate pair waits for the next one of its stream."""
+        stream = type(data), data.id if isinstance(data, ev.ToolArgsDelta) else ""
+        text, half = split_half(self._halves.pop(stream, "") + data.text)
+        if half:
+            self._halves[stream] = half
+        return msgspec.structs.replace(data, text=clean_text(text))
 
     def report(self, data: ev.EventData) -> None:
         """Send an event of the host's own, if the run has not ended."""
@@ -404,6 +423,10 @@ class Driver:
     def _end(self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()) -> None:
         """Send the one end event, after the ends of open tools; if it was sent, report the end of detached work."""
         safely(self.run.flush_lines, None)
+        while self._halves:
+            (kind, tool_id), half = self._halves.popitem()
+            escape = f"\\u{ord(half):x}"  # as `clean_text` writes one that stays alone
+            self.emit(kind(tool_id, escape) if tool_id else kind(escape))
         text = "".join(self._texts)
         if output is None and text:
             output = text
@@ -549,7 +572,7 @@ class Driver:
 
 def _check_event(data: ev.EventData, parent: str | None) -> None:
     """Raise for what an agent may not send: in the agent, which then fails with its own mistake."""
-    if isinstance(data, ev.DELTAS):  # a tuple: a union would be built on each call
+    if isinstance(data, _STREAMED):  # a tuple: a union would be built on each call
         if not isinstance(data.text, str):
             raise TypeError(f"text must be a str, not {type(data.text).__name__}")
     elif (kind := data.TYPE or ev.type_of(data)) in _NOT_FOR_AGENTS:

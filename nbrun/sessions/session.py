@@ -272,7 +272,8 @@ class NotebookSession:
         ----------
         agent : the agent's name, or its model's.
         tag : `key=value`, or a key alone for any value of it.
-        since : created at or after this; a date, a datetime, or text such as `2h` for two hours ago.
+        since : created at or after this; a date, a datetime, epoch seconds as `run.created_at` is, or text such as
+            `2h` for two hours ago.
         text : found in the name, prompt, error, text or output, ignoring case; reads the logs of long runs.
         limit : at most this many, the newest; None: all.
         before : only runs older than this one, or below this number: the last of one page gives the next.

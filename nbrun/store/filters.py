@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date, datetime, time, timedelta
 
 import msgspec
@@ -9,10 +10,13 @@ import msgspec
 from nbrun.core import BadOption, RunRecord, RunStatus, duration_s, readable
 from nbrun.core.record import BRIEF_HEAD
 
+_A_YEAR = 366 * 86_400
+
 UNKNOWN = "unknown"
 """Finds runs whose kernel cannot be seen from here; it is not a status that they have."""
 
-Since = datetime | date | timedelta | str
+Since = datetime | date | timedelta | float | str
+"""Of numbers: epoch seconds, as `run.created_at` is."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,11 +160,15 @@ def _since(since: Since, now: float) -> float:
             return now - duration_s(since)
         case timedelta():
             return now - since.total_seconds()
+        case bool():
+            pass
+        case int() | float() if _A_YEAR < since < math.inf:  # 3600 is rather meant as a duration
+            return float(since)
         case datetime():
             return since.timestamp()
         case date():
             return datetime.combine(since, time()).timestamp()
-        case _:
-            raise BadOption(
-                f"since must be a datetime, a date, a timedelta or a str such as '2h', not {type(since).__name__}"
-            )
+    raise BadOption(
+        "since must be a datetime, a date, a timedelta, epoch seconds such as run.created_at, or a str such as '2h', "
+        f"not {since if isinstance(since, float | int) else type(since).__name__}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import re
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
@@ -250,10 +251,17 @@ class Presenter:
     # --- agents and their tools ------------------------------------------------------------------
 
     def find_agent(self, name: str) -> object:
-        """Return the agent of this name, from the notebook's namespace or the registered ones; None if not found."""
+        """Return the agent of this name, from the notebook's namespace or the registered ones; None if not found.
+
+        `bot.chat` is an attribute of what the notebook calls `bot`, such as a method.
+        """
         shell = self.shell
-        if name in shell.user_ns and not name.startswith("_") and name not in shell.user_ns_hidden:
-            return shell.user_ns[name]
+        first, *attributes = name.split(".")
+        if first in shell.user_ns and first not in shell.user_ns_hidden and not re.search(r"(^|\.)_", name):
+            found: object = shell.user_ns[first]
+            for attribute in attributes:
+                found = getattr(found, attribute, None)
+            return found
         return registered().get(name) or self._tool(name)
 
     def _tool(self, name: str) -> object:

@@ -145,6 +145,7 @@ def test_shared_parts_do_not_multiply_without_end() -> None:
 def test_a_lone_surrogate_becomes_letters() -> None:
     """Text that UTF-8 cannot hold is stored as its escape."""
     assert clean_text("a\ud800b") == "a\\ud800b"
+    assert clean_text("a\ud83d\ude00\ud83d") == "a😀\\ud83d"
     assert plain({"\ud800": "\ud800"}) == {"\\ud800": "\\ud800"}
 
 

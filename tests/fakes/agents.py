@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
 from nbrun import Run, RunContext
+from nbrun.core import events as ev
 from nbrun.core.cancellation import call_soon
 
 BOUND_S = 10.0
@@ -156,3 +157,13 @@ def wait_for_notice(run: Run, part: str) -> None:
     look()
     assert seen.wait(BOUND_S), run.record.notices
     remove()
+
+
+async def halves(prompt: str, run: RunContext) -> AsyncIterator[str]:
+    """Stream characters in halves, as surrogates: in text, reasoning and a tool's arguments."""
+    for half in ("\ud83d", "\ude00"):
+        run.reasoning(half)
+    for half in ("{\ud83d", "\ude00"):
+        run.send(ev.ToolArgsDelta("tool-1", half))
+    for text in ("a\ud83d", "\ude00b", "\ud83d", "c", "\ud83d"):
+        yield text

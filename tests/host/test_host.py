@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -575,3 +576,13 @@ def test_thread_keeps_the_loop_free_of_a_blocking_agent(session: NotebookSession
     waiting = session.start(agents.waits_for_cancel, thread=True)
     assert waiting.cancel().wait(BOUND_S)
     assert waiting.status is RunStatus.CANCELLED
+
+
+@pytest.mark.parametrize("options", [{}, {"on": "process"}], ids=["local", "process"])
+def test_halves_of_a_character_are_joined(session: NotebookSession, options: dict[str, Any]) -> None:
+    """An emoji that arrives as two surrogates in two deltas is one; a half that stays alone is its escape."""
+    run = ended(session.start(agents.halves, **options))
+    assert (run.output, run.text) == ("a😀b\\ud83dc\\ud83d",) * 2
+    assert "".join(event.data.text for event in run.events() if isinstance(event.data, ev.ReasoningDelta)) == "😀"
+    args = [event.data.text for event in run.events() if isinstance(event.data, ev.ToolArgsDelta)]
+    assert args == ["{", "😀"]

@@ -162,6 +162,20 @@ def test_a_run_has_the_name_tags_and_variable_that_the_line_gives(shared: Kernel
     assert value(shared, "[r.name for r in nbrun.runs(tag='cup=2')]") == "['green tea']"
 
 
+def test_a_method_is_an_agent_and_a_text_is_not(shared: Kernel) -> None:
+    """`bot.chat` names a method, also for a retry; a variable that is a str is said to be one, with the fix."""
+    run_ok(
+        shared, "class Bot:\n    def chat(self, prompt):\n        return f'bot: {prompt}'\nbot, topic = Bot(), 'tea'"
+    )
+    run_ok(shared, "%%agentrun bot.chat -b -o chatted\n{topic}")
+    assert value(shared, "(chatted.output, chatted.retry().result(10))") == "('bot: tea', 'bot: tea')"
+    assert "No agent 'bot.talk'" in error_line(shared.run("%%agentrun bot.talk\nhi"))
+    assert "No agent 'bot.__class__'" in error_line(shared.run("%%agentrun bot.__class__\nhi"))
+    refused = error_line(shared.run("%%agentrun topic\nhi"))
+    assert refused.startswith("AgentNotFound: topic is a str, not an agent. ")
+    assert refused.endswith("write {topic} in the prompt below it")
+
+
 def test_a_time_limit_cancels_and_says_so(shared: Kernel) -> None:
     """`--timeout` ends the run as cancelled with the cause `deadline`; the words say "timed out"."""
     run_ok(shared, "%%agentrun endless --timeout 300ms -o late\nhi")

@@ -78,6 +78,29 @@ def test_an_artifact_is_saved_where_one_wants_it(make_session: MakeSession, tmp_
     assert (folder / "0.txt").read_bytes() == b"x" * 1_500
 
 
+def test_an_artifact_is_saved_into_a_folder_that_is_not_there_yet(
+    make_session: MakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that ends in a slash, or has no suffix where the artifact has one, is a folder; any other is a file."""
+
+    async def maker(prompt: str, run: RunContext) -> None:
+        run.artifact("plot.png", b"png")
+        run.artifact("README", b"text")
+
+    plot, readme = ended(make_session().start(maker)).artifacts
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert plot.save("plots") == Path("plots/plot.png")
+    assert plot.save("deep/er/") == Path("deep/er/plot.png")
+    assert plot.save("other/mine.png") == Path("other/mine.png")
+    assert readme.save("notes") == Path("notes")
+    assert readme.save("texts/") == Path("texts/README")
+    with pytest.raises(FileExistsError):
+        plot.save("notes")  # a file
+    files = sorted(str(each.relative_to(Path.cwd())) for each in Path.cwd().rglob("*") if each.is_file())
+    assert files == ["deep/er/plot.png", "notes", "other/mine.png", "plots/plot.png", "texts/README"]
+
+
 def test_an_artifact_is_listed_and_read_also_by_the_next_session(
     make_session: MakeSession, store_path: Path, tmp_path: Path
 ) -> None:

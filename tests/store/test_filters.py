@@ -113,6 +113,9 @@ def test_since_takes_dates_and_times(make_session: MakeSession) -> None:
     local = at.astimezone().replace(tzinfo=None)
     assert session.runs(since=at) == [run]
     assert session.runs(since=local) == [run]
+    assert session.runs(since=run.created_at) == [run]
+    assert session.runs(since=int(run.created_at) + 1) == []
+    assert session.runs(since=at.isoformat()) == [run]
     assert session.runs(since=local.date()) == [run]
     assert session.runs(since=at + timedelta(seconds=1)) == []
     assert session.runs(since=date(2999, 1, 1)) == []
@@ -145,7 +148,9 @@ def test_a_child_of_another_session_with_the_same_id_is_another_run(mixed: Noteb
         ({"status": "done"}, "queued, running, waiting, cancelling, completed, failed, cancelled, lost"),
         ({"since": "yesterday"}, "use for example 90s, 10m or 1h30m"),
         ({"since": "2026-13-01"}, "write 2026-01-31"),
-        ({"since": 3600}, "datetime"),
+        ({"since": 3600}, "epoch seconds such as run.created_at, or a str such as '2h', not 3600"),
+        ({"since": float("nan")}, "not nan"),
+        ({"since": True}, "not True"),
         ({"limit": -1}, "at least 0"),
         ({"tag": "=a"}, "key=value"),
         ({"text": " "}, "text is empty"),

@@ -253,12 +253,12 @@ class RunContext:
     def text(self, delta: str) -> None:
         """Add to the answer."""
         if delta:
-            self.send(ev.TextDelta(clean_text(delta)))
+            self.send(ev.TextDelta(delta))
 
     def reasoning(self, delta: str) -> None:
         """Add to the reasoning."""
         if delta:
-            self.send(ev.ReasoningDelta(clean_text(delta)))
+            self.send(ev.ReasoningDelta(delta))
 
     def phase(self, name: str) -> None:
         """Say what the agent is doing now, in a word or two."""

@@ -303,6 +303,13 @@ class AgentMagics(Magics):
             return None
         names: dict[str, Any] = self._presenter.shell.user_ns
         found = names[given.target] if given.target in names else by_name(given.target)
+        if found is None and "." in given.target:
+            found = self._presenter.find_agent(given.target)
+        if isinstance(found, str) and by_name(found) is None:
+            raise AgentNotFound(
+                f"{given.target} is a str, not an agent. Name an agent or a --model on the line, "
+                f"and write {{{given.target}}} in the prompt below it"
+            )
         if found is not None:
             return found
         near = close_to(given.target, self._known_agents(), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -66,7 +67,13 @@ def _split(line: str) -> list[str]:
 _EXPRESSION = r"[A-Za-z_]\w*(?:\.[A-Za-z]\w*|\[-?\d+\]|\['[^'\]]*'\]|\[\"[^\"\]]*\"\])*"
 
 
-_BRACES = re.compile(r"\{\{(" + _EXPRESSION + r")\}\}|\{(" + _EXPRESSION + r")\}")
+# LaTeX: a command with its arguments, such as \frac{a}{b}, and what follows ^, or the _ of a single letter; whole, with
+# the braces in it. Atomic, so that an open brace costs no second look.
+_GROUP = functools.reduce(lambda inner, _: rf"\{{(?>[^{{}}]|{inner})*+\}}", range(3), r"\{[^{}]*+\}")
+_LATEX = rf"(?:\\[A-Za-z]+\*?|\^(?=\{{)|(?:(?<!\w)[A-Za-z]|(?<=[)\]]))_(?=\{{))(?:[_^]?{_GROUP}|\[[^\[\]{{}}]*\])*+"
+
+
+_BRACES = re.compile(rf"{_LATEX}|\{{\{{({_EXPRESSION})\}}\}}|\{{({_EXPRESSION})\}}")
 
 
 _STEP = re.compile(r"\.([A-Za-z]\w*)|\[(-?\d+)\]|\['([^'\]]*)'\]|\[\"([^\"\]]*)\"\]")
@@ -76,9 +83,9 @@ _NAME = re.compile(r"\w+")
 
 
 def interpolate(text: str, names: Mapping[str, object]) -> str:
-    """Return `text` with `{name}`, `{name.attr}`, `{name[0]}` and `{name["key"]}` replaced by their values.
+    r"""Return `text` with `{name}`, `{name.attr}`, `{name[0]}` and `{name["key"]}` replaced by their values.
 
-    `{{name}}` stands for `{name}` itself.
+    `{{name}}` stands for `{name}` itself. LaTeX stays as it is: `\frac{a}{b}`, `x_{i}^{n}`.
 
     Raises
     ------
@@ -88,6 +95,8 @@ def interpolate(text: str, names: Mapping[str, object]) -> str:
 
     def value(match: re.Match[str]) -> str:
         escaped, expression = match.groups()
+        if not (escaped or expression):
+            return match.group()
         return f"{{{escaped}}}" if escaped else str(_look_up(expression, names))
 
     return _BRACES.sub(value, text)

@@ -68,9 +68,8 @@ def test_empty_text_sends_no_event(run: RunContext, log: Log) -> None:
 
 def test_text_that_utf8_cannot_hold_is_made_so(run: RunContext, log: Log) -> None:
     """A lone surrogate from a broken stream does not stop the log."""
-    run.text("a\ud800")
     run.phase("\ud800")
-    assert log.data == [ev.TextDelta("a\\ud800"), ev.RunPhase("\\ud800")]
+    assert log.data == [ev.RunPhase("\\ud800")]
 
 
 def test_usage_adds_up(run: RunContext, log: Log) -> None:

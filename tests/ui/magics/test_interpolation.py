@@ -49,6 +49,39 @@ def test_all_other_braces_stay(text: str) -> None:
     assert interpolate(text, NAMES) == text
 
 
+LATEX = (
+    r"\frac{name}{number}", r"\text{name}", r"\begin{items} \item \end{items}", r"\sqrt[3]{name}", r"\section*{name}",
+    r"x_{name}^{number}", r"e^{name}", r"\sum_{number}^{name}", r"\hat{x}_{name}", r"f(x)_{number}",
+    r"\frac{{name}}{2}",
+    r"\frac{\bar{name} + 1}{\sqrt{name}}", r"\frac{nobody}{nothing}", r"$\mathbf{x}^{name}$", r"\d{number}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LATEX)
+def test_latex_stays(text: str) -> None:
+    """Arguments of a command, superscripts, and subscripts of a single letter are neither replaced nor looked up."""
+    assert interpolate(f"Explain {text} to {{name}}.", NAMES) == f"Explain {text} to tea."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file_{name}.txt", "file_tea.txt"), ("{name}_{number}", "tea_3"), ("${number}-${number}", "$3-$3"),
+        ("C:\\{name}", "C:\\tea"), (r"\alpha {name}", r"\alpha tea"), (r"\frac{a {name}", r"\frac{a tea"),
+        (r"{name}\frac{a}{b}{number}", r"tea\frac{a}{b}{number}"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_a_little_like_latex_is_replaced(text: str, expected: str) -> None:
+    """Longer words before `_`, prices, a backslash before the brace, and a brace that is never closed."""
+    assert interpolate(text, NAMES) == expected
+
+
+def test_many_open_braces_are_read_quickly() -> None:
+    """A command whose argument is never closed costs no second look at what follows."""
+    text = r"\a{" * 20_000
+    assert interpolate(text, NAMES) == text
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
