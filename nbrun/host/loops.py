@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop on a daemon thread, which keeps references to its tasks.
+    """An event loop on a daemon thread, which keeps references to its tasks; or `is_here`: on this one, by `run()`.
 
     Threads: `spawn()` and `start()` on the loop; everything else from any thread. `_tasks` is of the loop;
     `_calls` is filled by any thread and emptied by the loop.
@@ -31,7 +31,13 @@ class LoopThread:
     moved_by: str | None = None
     """The run for which others had to change between this loop and another one; None if there was none."""
 
-    def __init__(self, name: str, make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
+    def __init__(
+        self,
+        name: str,
+        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+        *,
+        is_here: bool = False,
+    ) -> None:
         self.loop = make_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._calls: deque[Callable[[], object]] = deque()
@@ -40,8 +46,10 @@ class LoopThread:
         self._is_stopping = False
         self._forget = self._tasks.discard
         self.context = Context()  # of callbacks that need none: a copy for each costs memory
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self._thread.start()
+        self._thread = threading.current_thread()
+        if not is_here:
+            self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+            self._thread.start()
         self.ident = self._thread.ident  # of the thread
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str, context: Context | None = None) -> asyncio.Task[Any]:
@@ -108,7 +116,8 @@ class LoopThread:
                 self._is_called = True
                 self.loop.call_soon(self._run_calls, context=self.context)
 
-    def _main(self) -> None:
+    def run(self) -> None:
+        """Run the loop until `close()`."""
         asyncio.set_event_loop(self.loop)
         while not self._is_stopping:
             try:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -171,3 +172,37 @@ async def cancels_itself(prompt: str, run: RunContext) -> None:
 async def killed_by_others(prompt: str, run: RunContext) -> None:
     """Be killed as the system kills who takes too much memory."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def alarmed(prompt: str, run: RunContext) -> str:
+    """Handle a signal, as a sync agent on the main thread may; a C call that waits is ended by it."""
+    received: list[int] = []
+    former = signal.signal(signal.SIGUSR1, lambda number, _frame: received.append(number))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, former)
+    return f"{threading.current_thread() is threading.main_thread()} {received == [signal.SIGUSR1]}"
+
+
+async def alarmed_on_the_loop(prompt: str, run: RunContext) -> str:
+    """The same as an async agent, by its loop."""
+    received = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, received.set)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await received.wait()
+    return f"{threading.current_thread() is threading.main_thread()} True"
+
+
+def interrupts_itself(prompt: str, run: RunContext) -> str:
+    """Get SIGINT where its own code runs."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(FOR_EVER_S)
+    except KeyboardInterrupt:
+        return "interrupted"
+    return "not interrupted"
+
+
+async def is_interrupted(prompt: str, run: RunContext) -> None:
+    """Wait for SIGINT, which comes from outside."""
+    enter(run)
+    await asyncio.sleep(FOR_EVER_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nbrun.core import InterruptGuard, current_guard
@@ -16,11 +17,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_main_thread: list[Callable[[Callable[[], object]], object]] = []
+
+
+def drive_by(call: Callable[[Callable[[], object]], object]) -> None:
+    """Have the next sync agent driven by what `call` hands over to the main thread, where it can handle signals."""
+    _main_thread.append(call)
+
+
 class Worker(Generic[T]):
     """Runs one function in a daemon thread of its own and returns its result to whoever waits for it.
 
     A thread of asyncio's default executor would delay the exit of the kernel. `is_driver` is true for a sync agent
-    itself, not for something beside it. Threads: any method, from any thread and any event loop.
+    itself, not for something beside it; see `drive_by()`. Threads: any method, from any thread and any event loop.
     """
 
     def __init__(
@@ -38,6 +47,10 @@ class Worker(Generic[T]):
     def start(self) -> Future[T]:
         """Start the thread; return what the function will return or raise."""
         outcome: Future[T] = _begun()
+        if self.is_driver and _main_thread:
+            self._thread = threading.main_thread()
+            _main_thread.pop()(partial(self._main, outcome))
+            return outcome
         name = f"nbrun-agent-{self._run_id}"
         self._thread = threading.Thread(target=self._main, args=(outcome,), name=name, daemon=True)
         try:

@@ -1,8 +1,9 @@
 """The host in a process of its own, for one attempt: the other end of `process.executor`.
 
-It has three threads: the main one sends, `nbrun-commands` receives cancels and notices the kernel's death, and the
-host's loop drives the agent. Neither of the first two needs the loop, so an agent that blocks it is reported and
-stopped like any other.
+The agent has the main thread, the only one that can handle signals: an async agent by the host's loop, which runs
+there, a sync one itself, and the loop has another thread. `nbrun-sender` sends, `nbrun-commands` receives cancels and
+notices the kernel's death. Neither of these two needs the loop, so an agent that blocks it is reported and stopped
+like any other.
 """
 
 from __future__ import annotations
@@ -22,14 +23,19 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbrun.agents import find_adapter
+from nbrun.agents.context.threads import drive_by
+from nbrun.agents.functions import ADAPTER, is_async
 from nbrun.core import (
     ArtifactFiles,
     ArtifactWriter,
+    CancelCause,
     Cancelled,
     CancelToken,
     RunOptions,
     SecretRegistry,
     SystemClock,
+    current_guard,
     events as ev,
 )
 from nbrun.host import capture, failures, loops
@@ -50,7 +56,7 @@ from nbrun.host.process.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 BATCH = 256
 """Events that go in one message at most."""
@@ -107,8 +113,9 @@ def _artifact_writer(begin: Begin, keyring: SecretRegistry) -> ArtifactWriter | 
 class ProcessHost:
     """Drives one attempt and sends its events.
 
-    Threads: `run()` on the main thread, which sends; `_receive()` on the commands' thread, the only one that
-    receives. `_outgoing` is written by all, and emptied under `_lock`: by the main thread, and by one that prints.
+    Threads: `run()` on the main thread; `_send_all()` on the sender's; `_receive()` on the commands' thread, the only
+    one that receives. `_outgoing` is written by all, and emptied under `_lock`: by the sender, and by one that prints.
+    `_jobs` is for the main thread, filled by any, and closed by the sender.
     """
 
     def __init__(self, channel: socket.socket, lifeline_fd: int, parent_pid: int) -> None:
@@ -118,6 +125,7 @@ class ProcessHost:
         self._token = CancelToken()
         self._clock = SystemClock()
         self._begun: queue.SimpleQueue[Begin] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._outgoing: deque[HostEvent | Cancel] = deque()
         self._wake = threading.Event()
         self._lock = threading.RLock()
@@ -133,20 +141,26 @@ class ProcessHost:
         threading.Thread(target=self._receive, name="nbrun-commands", daemon=True).start()
         self._send(Ready())
         begin = self._begun.get()
+        signal.signal(signal.SIGINT, self._interrupt)
         try:
             agent = pickling.unpack(begin.pickled)
-        except Exception as error:  # the agent's modules are its author's code
+            is_sync = bool(begin.options.get("thread")) or (find_adapter(agent) is ADAPTER and not is_async(agent))
+        except Exception as error:  # the agent's modules are its author's code; no adapter is found here, say
             self._fail(begin, error)
         else:
-            self._start(begin, agent)
-        while not self._has_sent_end:
-            self._wake.wait()
-            self._wake.clear()
-            self._send_waiting()
-        if self._thread is not None:
-            self._thread.close(CLEANUP_S)
+            self._start(begin, agent, is_sync)
+        threading.Thread(target=self._send_all, name="nbrun-sender", daemon=True).start()
+        while (job := self._jobs.get()) is not None:
+            job()
 
-    def _start(self, begin: Begin, agent: object) -> None:
+    def _interrupt(self, *_: object) -> None:
+        """Handle SIGINT: a `KeyboardInterrupt` in the agent's code, as in any program; where it waits, a cancel."""
+        guard = current_guard.get()
+        if guard is not None and guard.is_open:
+            raise KeyboardInterrupt
+        self._token.cancel("SIGINT", CancelCause.INTERRUPT, patience_s=0.0)
+
+    def _start(self, begin: Begin, agent: object, is_sync: bool) -> None:
         capture.install()
         self._keyring = keyring = SecretRegistry(os.environ, begin.secrets, begin.secret_variables)
         self._known_there = begin.secrets
@@ -157,17 +171,20 @@ class ProcessHost:
             artifact_writer=_artifact_writer(begin, keyring), restored=begin.restored,
             reentrant_loop=begin.reentrant_loop,
         )  # fmt: skip
-        self._thread = thread = loops.LoopThread(
-            "nbrun-host", loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
-        )
+        make_loop = loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
+        self._thread = thread = loops.LoopThread("nbrun-host", make_loop, is_here=not is_sync)
         self._host = host = RunHost(thread, self._take, self._clock, begin.host, is_shared=False)
 
         def enter() -> None:
             try:
                 host.begin(attempt)
-            except Exception as error:  # no adapter found here, say: the kernel waits for an end
+            except Exception as error:  # the kernel waits for an end
                 self._fail(begin, error)
 
+        if is_sync:
+            drive_by(self._jobs.put)
+        else:
+            self._jobs.put(thread.run)
         thread.call(enter)
 
     def _fail(self, begin: Begin, error: Exception) -> None:
@@ -175,6 +192,15 @@ class ProcessHost:
         self._put(HostEvent(begin.run_id, begin.number, 0, self._clock.now(), data))
 
     # --- sending ---------------------------------------------------------------------------------
+
+    def _send_all(self) -> None:
+        while not self._has_sent_end:
+            self._wake.wait()
+            self._wake.clear()
+            self._send_waiting()
+        if self._thread is not None:
+            self._thread.close(CLEANUP_S)
+        self._jobs.put(None)
 
     def _take(self, events: Sequence[HostEvent]) -> bool:
         """Take events of the driver, from any thread; return whether the agent should pause."""

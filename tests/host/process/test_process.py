@@ -368,6 +368,32 @@ def test_an_agent_that_refuses_to_be_pickled_is_one_line() -> None:
         pickling.pack(Refuses())
 
 
+# --- signals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", [fakes.alarmed, fakes.alarmed_on_the_loop])
+@pytest.mark.parametrize("thread", [False, True])
+def test_an_agent_has_the_main_thread_and_handles_signals(
+    session: NotebookSession, agent: object, *, thread: bool
+) -> None:
+    """Sync agents have it themselves, async ones by their loop."""
+    run = ended(start(session, agent, thread=thread))
+    assert (run.error, run.output) == (None, "True True")
+
+
+def test_an_interrupt_meets_the_agents_code(session: NotebookSession) -> None:
+    """As in any program."""
+    assert ended(start(session, fakes.interrupts_itself)).output == "interrupted"
+
+
+def test_an_interrupt_of_an_agent_that_waits_cancels_its_run(session: NotebookSession) -> None:
+    """Somebody has sent it to the process."""
+    run = start(session, fakes.is_interrupted)
+    wait_for_phase(run)
+    os.kill(told(run, "pid"), signal.SIGINT)
+    assert (ended(run).status, run.cause, run.reason) == (RunStatus.CANCELLED, CancelCause.INTERRUPT, "SIGINT")
+
+
 # --- cancel ------------------------------------------------------------------------------------------
 
 
