@@ -25,6 +25,7 @@ else:
 MAX_DEPTH = 32
 MAX_PARTS = 500_000
 """How many parts of a value are stored: a value that shares its parts can have an astronomical number of paths."""
+_NUMBERS, _NUMBERS_PER_PART = {int, float, bool, type(None)}, 10  # a list of nothing else is copied as a whole
 MAX_REPR = 2_000
 BYTES_SHOWN = 60
 _PART_BYTES = 16  # of a number or a reference, about
@@ -126,9 +127,15 @@ def _plain(value: object, walk: _Walk) -> Plain:
 def _composed(value: object, walk: _Walk) -> Plain:
     match value:
         case Mapping():
-            return {_key(key): _plain(item, walk) for key, item in value.items()}
+            found: dict[str, Plain] = {}
+            for key, item in value.items():
+                if walk.left <= 0:
+                    found["…"] = _left_out(value, "too many parts")
+                    break
+                found[_key(key)] = _plain(item, walk)
+            return found
         case list() | tuple() | set() | frozenset():
-            return [_plain(item, walk) for item in _ordered(value)]
+            return _listed(value, walk)
         case msgspec.Struct():
             return {name: _plain(getattr(value, name), walk) for name in value.__struct_fields__}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -139,6 +146,23 @@ def _composed(value: object, walk: _Walk) -> Plain:
         return _plain(dump(value), walk)
     walk.size += _held_bytes(value)
     return marked_repr(value)
+
+
+def _listed(values: Iterable[object], walk: _Walk) -> list[Plain]:
+    kinds = set(map(type, values))
+    if kinds <= _NUMBERS:
+        numbers: list[Any] = list(_ordered(values))
+        if int not in kinds or all(-_INT_LIMIT <= n < _INT_LIMIT for n in numbers if type(n) is int):
+            walk.left -= len(numbers) // _NUMBERS_PER_PART
+            walk.size += _PART_BYTES * len(numbers)
+            return numbers
+    found: list[Plain] = []
+    for item in _ordered(values):
+        if walk.left <= 0:
+            found.append(_left_out(values, "too many parts"))
+            break
+        found.append(_plain(item, walk))
+    return found
 
 
 def _held_bytes(value: object) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import itertools
 import math
 import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from nbrun.core.text import clean_text, printable
-from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, plain, readable, revived, shown
+from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, marked_repr, plain, readable, revived, shown, sized
 
 
 class Colour(enum.Enum):
@@ -140,6 +142,46 @@ def test_shared_parts_do_not_multiply_without_end() -> None:
     for _ in range(40):
         value = [value, value]
     plain(value)
+
+
+def repr_head(value: object) -> str:
+    """Return what a case is called."""
+    return type(value).__name__
+
+
+class Endless(Mapping[str, int]):
+    """Says that it is empty, and has items for ever."""
+
+    def __getitem__(self, key: str) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, itertools.count())
+
+    def __len__(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    "value", [["tea"] * 7_000, {str(n): n for n in range(7_000)}, [["a", 1]] * 4_000, Endless()], ids=repr_head
+)
+def test_each_part_counts(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts and numbers, too; what is left out is said at its place."""
+    monkeypatch.setattr("nbrun.core.values.MAX_PARTS", 5_000)
+    stored, size = sized(value)
+    assert isinstance(stored, list | dict)
+    assert 1_500 < len(stored) <= 5_001
+    last = stored[-1] if isinstance(stored, list) else stored["…"]
+    assert "too many parts" in str(last)
+    assert size >= 16 * len(stored)
+
+
+def test_lists_of_numbers_are_stored_whole() -> None:
+    """They are copied at once, so a few million of them hold nobody up."""
+    numbers = [*range(1_000_000), 0.5, None, True]
+    assert plain(numbers) == numbers
+    assert plain([1, 2**63]) == [1, marked_repr(2**63)]
+    assert plain({3, 1, 2}) == [1, 2, 3]
 
 
 def test_a_lone_surrogate_becomes_letters() -> None:
