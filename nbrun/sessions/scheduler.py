@@ -199,9 +199,25 @@ class Scheduler:
         fix = "%reload_ext nbrun gets a new one" if live is None else "cancel that run, or start it with --thread"
         text = f"Waiting: {name} blocks the event loop that all runs share; {fix}"
         for waiting in tuple(self._outgoing) if host is self._home() else ():
-            if waiting.run_id not in self._told:
-                self._told.add(waiting.run_id)
-                self._intake.emit(waiting, ev.Log(text, "warning"))
+            attempt = self.attempts.get(waiting.run_id)
+            if attempt is not None and attempt.options.thread:  # it has a loop of its own: any may drive it
+                self._send_beside(host, waiting)
+            else:
+                self._tell(waiting, text)
+
+    def _tell(self, live: LiveRun, text: str) -> None:
+        if live.run_id not in self._told:
+            self._told.add(live.run_id)
+            self._intake.emit(live, ev.Log(text, "warning"))
+
+    def _send_beside(self, blocked: _LocalHost, live: LiveRun) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            if not any(host is not blocked and not host.is_lost for host in self._hosts):
+                self._open_host()
+            host = next(host for host in self._hosts if host is not blocked and not host.is_lost)
+        host.thread.call(functools.partial(self._send, host, [live]))
 
     def _give_up(self, host: _LocalHost, name: str) -> None:
         with self._lock:
@@ -213,9 +229,16 @@ class Scheduler:
                 self._open_host()
             for other in self._hosts:
                 other.thread.moved_by = name
-        text = f"{name[0].upper()}{name[1:]} was cancelled but still blocks its event loop; new runs use another one"
+        begins = f"{name[0].upper()}{name[1:]}"
+        text = f"{begins} was cancelled but still blocks its event loop; new runs use another one"
         self._moved = host, text
         self._home().thread.call(self._send_out)
+        for run_id, place in tuple(self._places.items()):
+            live = self._intake.runs.get(run_id)
+            if place is host and live is not None and not live.token.cancelled:
+                self._intake.emit(
+                    live, ev.Log(f"{begins} blocks the loop that this run is on; start it again", "warning")
+                )
 
     def queue(self, live: LiveRun, *, at_once: bool) -> None:
         """Hand the run's attempt to the executor when its turn has come, or without waiting for it."""
@@ -330,10 +353,15 @@ class Scheduler:
         """Submit all that waits to go out, in one batch, to the host on whose loop this runs."""
         ident = threading.get_ident()
         host = next(host for host in self._hosts if host.thread.ident == ident)
-        attempts: list[Attempt] = []
+        lives: list[LiveRun] = []
         while self._outgoing:
-            live = self._outgoing.popleft()
-            if (attempt := self.attempts.pop(live.run_id, None)) is None:  # it was cancelled
+            lives.append(self._outgoing.popleft())
+        self._send(host, lives)
+
+    def _send(self, host: _LocalHost, lives: Sequence[LiveRun]) -> None:
+        attempts: list[Attempt] = []
+        for live in lives:
+            if (attempt := self.attempts.pop(live.run_id, None)) is None:  # it was cancelled, or sent
                 continue
             self._places[attempt.run_id] = host
             attempts.append(attempt)

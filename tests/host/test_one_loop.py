@@ -124,6 +124,19 @@ def test_a_run_that_waits_for_a_blocked_loop_can_be_cancelled(session: NotebookS
     assert entered == []
 
 
+def test_a_run_with_a_thread_of_its_own_does_not_wait(session: NotebookSession, blocks: BlockingLoop) -> None:
+    """It has a loop of its own, so any loop may drive it; all others stay with theirs."""
+    home = session.start(loop_of).result(BOUND_S)
+    run = session.start(blocks)
+    assert blocks.entered.wait(BOUND_S)
+    waiting = session.start(loop_of)
+    assert session.start(agents.instant, "tea", thread=True).result(BOUND_S) == "done: tea"
+    assert [run.done(), waiting.done()] == [False, False]
+    blocks.gate.set()
+    assert run.result(BOUND_S) == "unblocked"
+    assert [waiting.result(BOUND_S), session.start(loop_of).result(BOUND_S)] == [home, home]
+
+
 def test_a_loop_that_nothing_can_free_is_left_and_come_back_to(session: NotebookSession, blocks: BlockingLoop) -> None:
     """Its run was cancelled and goes on blocking: runs change, are told so, and change back when the loop answers."""
     client = asyncio.Event()  # as clients have them, for their connections
@@ -136,19 +149,21 @@ def test_a_loop_that_nothing_can_free_is_left_and_come_back_to(session: Notebook
 
     home = session.start(loop_of).result(BOUND_S)
     assert session.start(uses).result(BOUND_S) == "ok"
+    stuck = session.start(agents.waits_for_cancel)
     lost = session.start(blocks)
     assert blocks.entered.wait(BOUND_S)
     waiting = session.start(loop_of)
     assert lost.cancel().wait(BOUND_S)
     second = waiting.result(BOUND_S)
     assert second != home
-    told = "Run #3 (BlockingLoop) was cancelled but still blocks its event loop; new runs use another one"
+    wait_for_notice(stuck, "blocks the loop that this run is on; start it again")
+    told = "Run #4 (BlockingLoop) was cancelled but still blocks its event loop; new runs use another one"
     assert told in waiting.record.notices
     failed = session.start(uses)
     assert failed.wait(BOUND_S)
     assert failed.error is not None
     hint = failed.error.message.splitlines()[-1]
-    assert hint.startswith("Run #3 (BlockingLoop) was cancelled but blocked the event loop")
+    assert hint.startswith("Run #4 (BlockingLoop) was cancelled but blocked the event loop")
     assert "create the client again" in hint
     assert failed.record.notices == ()  # said once
     blocks.gate.set()
