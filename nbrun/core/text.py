@@ -32,8 +32,11 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 
 def clean_text(text: str) -> str:
     """Return `text` as UTF-8 can hold it: two surrogates become their character, a lone one its escape in letters."""
-    if text.isascii():
-        return str(text)
+    try:
+        if text.isascii():
+            return str(text)
+    except AttributeError:
+        raise TypeError(f"a text must be a str, not {type(text).__name__}") from None
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -24,6 +25,7 @@ from nbrun.core import (
     is_admitted,
     next_status,
     plain,
+    shown,
     size_words,
     sized,
 )
@@ -194,12 +196,19 @@ class Intake:
     ) -> None:
         """Admit a warning in place of an event that cannot be read, and a failure in place of an end."""
         data = item.data if isinstance(item, HostEvent) else item
-        what = f"{type(error).__name__}: an event of type {type(data).__name__} could not be read"
+        what = f"an event of type {type(data).__name__} was left out ({type(error).__name__}: {shown(str(error), 300)})"
         stand_in: ev.EventData = ev.Log(what, "warning")
         if data.TYPE in ev.END_TYPES:
-            stand_in = self._decided(live, ev.RunFailed(ev.ErrorInfo(type(error).__name__, what)))
+            stand_in = self._decided(live, self._readable_end(data, ev.ErrorInfo(type(error).__name__, what)))
         _log.exception("%s: %s", live.run_id, what)
         self._admit(live, stand_in, ts, 0, None, events)
+
+    def _readable_end(self, data: ev.EventData, error: ev.ErrorInfo) -> ev.EventData:
+        """Return an end without the usage that an adapter got wrong; if that isn't it, a failure."""
+        if isinstance(data, ev.RunCompleted | ev.RunFailed | ev.RunCancelled):
+            with contextlib.suppress(Exception):
+                return self.storable(msgspec.structs.replace(data, usage=None))
+        return ev.RunFailed(error)
 
     def _admit_host(self, live: LiveRun, item: HostEvent, events: list[ev.RunEvent]) -> None:
         # The fence: an older try, or a repeat.
@@ -325,6 +334,10 @@ class Intake:
         except (TypeError, ValueError, OverflowError):  # an adapter let something through as it was
             data = self._without_secrets(data)
             blob = ev.encode_data(data)
+        if type(ev.decode_data(ev.type_of(data), blob)) is not type(data):
+            raise TypeError(
+                f"a part of it has a wrong type: {shown(repr(data), 200)}"
+            )  # a record would not be read back
         # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
         secrets = self.redactor.encoded
         if not secrets or not any(secret in blob for secret in (*secrets, _ENCODED)):

@@ -258,3 +258,39 @@ def test_a_paused_producer_goes_on_when_its_run_is_cancelled(desk: Desk, monkeyp
     desk.live.token.cancel()
     producer.join(BOUND_S)
     assert not producer.is_alive()
+
+
+# --- wrong types -------------------------------------------------------------------------------------
+
+WRONG: dict[str, Any] = {
+    "question": lambda: ev.ApprovalRequested("ask", "x?", 7),  # type: ignore[arg-type]
+    "tool": lambda: ev.ToolStarted(7, "x"),  # type: ignore[arg-type]
+    "result": lambda: ev.ToolFinished("t", "ok", None, "soon"),  # type: ignore[arg-type]
+    "usage": lambda: ev.Usage(input_tokens="many"),  # type: ignore[arg-type]
+    "artifact": lambda: ev.Artifact("a", "n", "big"),  # type: ignore[arg-type]
+    "progress": lambda: ev.Progress("half", None),  # type: ignore[arg-type]
+    "message": lambda: ev.Message("assistant", 7),  # type: ignore[arg-type]
+    "text": lambda: ev.TextDelta(7),  # type: ignore[arg-type]
+    "log": lambda: ev.Log(7),  # type: ignore[arg-type]
+    "phase": lambda: ev.RunPhase(["p"]),  # type: ignore[arg-type]
+    "name": lambda: ev.Custom(7, object()),  # type: ignore[arg-type]
+    "end": lambda: ev.RunCompleted("kept", ev.Usage(input_tokens="many")),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_an_event_with_a_wrong_type_is_left_out_and_its_run_is_kept(kind: str) -> None:
+    """As an adapter may send it: what is stored can be read again, with what came before and after it, and its end."""
+    desk = Desk()
+    wrong = WRONG[kind]()
+    desk.send(ev.RunStarted(), ev.TextDelta("paid for"), wrong)
+    if kind != "end":
+        desk.send(ev.TextDelta(" twice"), ev.RunCompleted("kept"))
+    events = desk.intake.drain()
+    record = fold(events)
+    assert (record.status, record.output) == (RunStatus.COMPLETED, "kept")
+    assert record.text == ("paid for" if kind == "end" else "paid for twice")
+    for event in events:
+        read = ev.decode_data(event.type, ev.encode_data(event.data))
+        assert type(read) is type(event.data)
+    assert record.notices or kind == "end"

@@ -273,6 +273,7 @@ class Approvals:
     def _open(self, ask: Ask) -> _Pending:
         self._token.raise_if_cancelled()
         message, tool = _text(ask.message, "message"), _text(ask.tool, "tool")
+        tool_id = None if ask.tool_id is None else _text(ask.tool_id, "tool_id")
         options, args, timeout_s = _options(ask.options), _frozen(ask.args), ask.timeout_s
         stored = plain(args)
         if timeout_s is not None and not timeout_s > 0:
@@ -281,7 +282,7 @@ class Approvals:
             asked_id = f"ask-{os.urandom(4).hex()}"  # not to be guessed by a model, which names its own calls
             deadline = None if timeout_s is None else self._clock.now() + timeout_s
             asked = ev.ApprovalRequested(
-                asked_id, message, ask.tool_id, stored, options, deadline, tool, bool(ask.editable), input=ask.input
+                asked_id, message, tool_id, stored, options, deadline, tool, bool(ask.editable), input=ask.input
             )
             question = _Pending(asked, args)
             if self._is_closed:
