@@ -261,6 +261,10 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             cut["text"] = self.text[:head]
         if not _is_small(self.output, head):
             cut["output"] = shown(self.output, head)
+        if not all(_is_small(value, head) for value in self.options.values()):  # a system prompt may be long
+            cut["options"] = {
+                name: value if _is_small(value, head) else shown(value, head) for name, value in self.options.items()
+            }
         if self.pending:
             asked = self.pending[:BRIEF_PENDING]
             cut["pending"] = tuple(_brief_question(one, head // 2) for one in asked)

@@ -305,8 +305,8 @@ def test_a_brief_record_is_small_and_says_so() -> None:
     long = "x" * 100_000
     record = fold(
         log(
-            msgspec.structs.replace(CREATED, prompt=long), ev.TextDelta(long),
-            ev.ToolStarted("t", "t", args=long), ev.Log("\n".join([long] * 30)),
+            msgspec.structs.replace(CREATED, prompt=long, options={"system": long, "timeout_s": 5.0}),
+            ev.TextDelta(long), ev.ToolStarted("t", "t", args=long), ev.Log("\n".join([long] * 30)),
             ev.RunFailed(ev.ErrorInfo("E", long, long), long),
         )
     )  # fmt: skip
@@ -314,6 +314,7 @@ def test_a_brief_record_is_small_and_says_so() -> None:
     assert len(msgspec.msgpack.encode(brief)) < 2_500
     assert brief.is_brief
     assert (brief.status, brief.ended_at, brief.event_count) == (RunStatus.FAILED, 104.0, 5)
+    assert brief.options["timeout_s"] == 5.0
 
 
 MORE = [

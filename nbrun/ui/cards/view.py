@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,12 @@ def view(
 def _line(text: str, limit: int = LINE_LIMIT) -> str:
     """Return a text for one line; one that an agent gave may be of any length."""
     return visible(shown(text, limit))
+
+
+def _key(name: str) -> str:
+    """Return what tells the page one row from another: a name that an agent gave, or if that is long, its digest."""
+    is_long = len(name) > LINE_LIMIT
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest() if is_long else name
 
 
 def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
@@ -198,11 +205,11 @@ def _head(text: str, limit: int = ASKED_LIMIT) -> str:
 
 def _tool(tool: ToolCall) -> dict[str, Any]:
     return {
-        "id": tool.id,
+        "id": _key(tool.id),
         "kind": _line(tool.kind, 20),
         "name": _line(tool.name, 80),
         "args": "" if tool.args is None else _head(readable(tool.args), ARGS_LIMIT),
-        "status": tool.status,
+        "status": _line(tool.status, 20),
         "started_at": tool.started_at,
         "ms": tool.ms,
         "progress": _progress(tool.progress) if tool.status == "running" else None,
@@ -213,9 +220,9 @@ def _tool(tool: ToolCall) -> dict[str, Any]:
 def _child(child: ChildSummary, live: Mapping[str, RunRecord]) -> dict[str, Any]:
     record = live.get(child.run_id)
     return {
-        "id": child.run_id,
+        "id": _key(child.run_id),
         "title": _line(words.name_and_number(child), 100),
-        "status": child.status if record is None else str(record.status),
+        "status": _line(child.status, 20) if record is None else str(record.status),
         "words": _line(child.status if record is None else words.status_words(record), 60),
         "started_at": child.started_at if record is None else record.started_at,
         "ended_at": child.ended_at,

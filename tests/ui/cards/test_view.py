@@ -15,6 +15,7 @@ from nbrun.core.record import ChildSummary, Steered, ToolCall
 from nbrun.render.static_card import bundle
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks
 from nbrun.ui.cards.view import TOOL_LIMIT, view
+from tests.fakes.hostile_runs import runs_with
 
 RECORD = RunRecord(
     run_id="run-1", number=3, name="tea", agent="poet", status=RunStatus.RUNNING, phase="pouring",
@@ -56,6 +57,14 @@ def test_a_long_run_has_a_small_view() -> None:
     assert [tool["id"] for tool in shown["tools"]] == [f"t{n}" for n in range(100 - TOOL_LIMIT, 100)]
     assert shown["tools_cut"] == 100 - TOOL_LIMIT
     assert len(json.dumps(shown)) < 64 * 1024
+
+
+def test_a_flood_in_every_field_has_a_small_view() -> None:
+    """Also in ids and statuses, which nobody reads; tools stay told apart."""
+    for record in runs_with("a flood of <b>text</b> " * 10_000):
+        shown = view(record, now=105.0, blocks=Blocks())
+        assert len(json.dumps(shown)) < 128 * 1024
+        assert len({tool["id"] for tool in shown["tools"]}) == len(shown["tools"])
 
 
 def test_a_question_is_shown_as_it_is_asked() -> None:
