@@ -24,7 +24,7 @@ _TAGS = {
     *("p", "br", "hr", "blockquote", "ul", "ol", "li", "pre", "code", "em", "strong", "s", "a"),
     *("table", "thead", "tbody", "tr", "th", "td"),
 }
-_LAYOUT = re.compile(r"\S(?: {2,}|\t+)\S|^\s+\S", re.MULTILINE)
+_LAYOUT = re.compile(r"\S(?: {2,}|\t+)\S|^\s", re.MULTILINE)  # where no space is at the end
 _PLAIN = {"paragraph_open", "paragraph_close", "inline", "text", "softbreak", "hardbreak"}
 _HOST = re.compile(r"[\w.:-]+")
 _PLACE = re.compile(r"[\w-]+(?:\.[\w-]+)+")
@@ -44,7 +44,7 @@ def safe_html(text: str) -> str:
         return as_written(text)
     parser = _parser()
     tokens = parser.parse(text)
-    if _LAYOUT.search(text) and {token.type for token in _all(tokens)} <= _PLAIN:
+    if _LAYOUT.search(text.rstrip()) and {token.type for token in _all(tokens)} <= _PLAIN:
         return as_written(text)  # such as a table drawn with spaces
     # The parser drops what is nested deeper: better no layout than lost words.
     if any(token.level >= parser.options.maxNesting - 1 for token in tokens):

@@ -101,6 +101,14 @@ def test_a_link_does_not_name_another_place_than_it_leads_to(link: str, shown: s
     assert Strict(safe_html(link)).text.strip() == shown
 
 
+@pytest.mark.parametrize("space", ["\n", " ", "\t", "\n ", " \n"])
+def test_empty_lines_take_no_time_of_their_own(space: str) -> None:
+    """As many as a text may have, at its end: each is looked at once, or this would take minutes."""
+    text = f"tea{space * (49_000 // len(space))}"
+    assert visible(text.strip()) in safe_html(text)
+    assert "cup" in safe_html(f"{text}cup")
+
+
 @pytest.mark.parametrize(
     "url", ["https://bank.example@thief.example", "http://a:b@c.example", "https://[x", "http://", ""]
 )
