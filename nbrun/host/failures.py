@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun.core import RecordedError, clean_text, events as ev, shown
@@ -34,7 +34,7 @@ _HINTS = (  # for an error of this class that says this
         "a sync agent runs in a thread, which has no event loop: use asyncio.run(…), or make the agent async",
     ),
     ("ValueError", "signal only works in main thread", _SIGNALS),
-    ("ValueError", "set_wakeup_fd only works in main thread", _SIGNALS),
+    ("RuntimeError", "set_wakeup_fd only works in main thread", _SIGNALS),  # of asyncio's add_signal_handler()
     (
         "ProgrammingError", "SQLite objects created in a thread can only be used in that same thread",
         "the agent is not on the thread that has made the connection: connect inside the agent, or with "
@@ -45,6 +45,10 @@ _FOREIGN = ("bound to a different event loop", "attached to a different loop", "
 _FOREIGN_HINT = (
     "the agent, or its client, was used on another event loop: if cells await it too, run it with --loop kernel; "
     "if nbrun was reloaded, create it again; else create its client inside the agent"
+)
+_OWN_LOOP_HINT = (
+    "a sync agent starts a new event loop in each run, and its client was made on another one: make the agent async, "
+    "and await what it calls; or create its client inside the agent"
 )
 _MOVED_HINT = (
     "{} was cancelled but blocked the event loop of the runs, so some went to another loop, where this client doesn't "
@@ -93,14 +97,27 @@ def _message(error: BaseException) -> str:
 
 def _hint(error: BaseException, moved_by: str | None) -> str | None:
     """Return a hint for an agent that failed over its event loop or its thread; None for other errors."""
-    for one in _chain(error):
+    for one in _chain(error, has_context=False):  # code that tries something else has handled what is the context
         classes, message = {base.__name__ for base in type(one).__mro__}, _message(one)
         for kind, text, hint in _HINTS:
             if kind in classes and text in message:
                 return hint
-        if "RuntimeError" in classes and any(text in message for text in _FOREIGN):
-            return _MOVED_HINT.format(f"{moved_by[0].upper()}{moved_by[1:]}") if moved_by else _FOREIGN_HINT
-    return None
+    chain = list(_chain(error))
+    if not any(isinstance(one, RuntimeError) and any(text in _message(one) for text in _FOREIGN) for one in chain):
+        return None
+    if any(map(_starts_a_loop, chain)):
+        return _OWN_LOOP_HINT
+    return _MOVED_HINT.format(f"{moved_by[0].upper()}{moved_by[1:]}") if moved_by else _FOREIGN_HINT
+
+
+def _starts_a_loop(error: BaseException) -> bool:
+    """Return whether the agent's own code has started the event loop in which this was raised."""
+    callers: set[str] = set()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "run_until_complete":
+            return bool(callers - {"nbrun", "asyncio"})
+        callers.add(_package(frame))
+    return False
 
 
 def _members(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
@@ -111,7 +128,7 @@ def _members(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
             yield one
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _chain(error: BaseException, *, has_context: bool = True) -> Iterator[BaseException]:
     """Yield an error, those in it if it is a group, and those that led to it; each once."""
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < _CHAIN:
@@ -121,7 +138,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         inner = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-        waiting += [*inner, *(led for led in (one.__cause__, one.__context__) if led is not None)]
+        led_here = (one.__cause__, one.__context__ if has_context else None)
+        waiting += [*inner, *(led for led in led_here if led is not None)]
 
 
 def leave_out_ours(error: BaseException) -> None:
@@ -137,7 +155,7 @@ def leave_out_ours(error: BaseException) -> None:
             step = step.tb_next
         kept: TracebackType | None = None
         for step in reversed(steps):
-            if kept is None or not _is_ours(step):
+            if kept is None or _package(step.tb_frame) != "nbrun":
                 kept = TracebackType(kept, step.tb_frame, step.tb_lasti, step.tb_lineno)
         one.__traceback__ = kept
 
@@ -150,5 +168,5 @@ def _last_lines(text: str) -> str:
     return end.partition("\n")[2] or end
 
 
-def _is_ours(step: TracebackType) -> bool:
-    return str(step.tb_frame.f_globals.get("__name__")).partition(".")[0] == "nbrun"
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]

@@ -89,6 +89,8 @@ def _change_pyplot(pyplot: Any) -> None:
     former = registry.figs
     aside = SimpleNamespace(**{**vars(backend_agg), "show": _show, "draw_if_interactive": lambda: None})
     registry.figs = _OpenFigures(former)
+    switch = pyplot.switch_backend
+    pyplot.switch_backend = lambda newbackend: switch(newbackend) if current_run.get() is None else None
 
     def find_backend() -> Any:
         if current_run.get() is None:
@@ -100,9 +102,16 @@ def _change_pyplot(pyplot: Any) -> None:
     pyplot._get_backend_mod = find_backend
 
     def restore() -> None:
-        registry.figs, pyplot._get_backend_mod = former, backend
+        registry.figs, pyplot._get_backend_mod, pyplot.switch_backend = former, backend, switch
 
     _undo.append(restore)
+
+
+def _change_matplotlib(matplotlib: Any) -> None:
+    """Leave the notebook's backend alone where an agent chooses one: it draws without a window anyway."""
+    use = matplotlib.use
+    matplotlib.use = lambda *args, **options: use(*args, **options) if current_run.get() is None else None
+    _undo.append(lambda: setattr(matplotlib, "use", use))
 
 
 def _change_rich(jupyter: Any) -> None:
@@ -119,7 +128,11 @@ def _change_rich(jupyter: Any) -> None:
     _undo.append(lambda: setattr(jupyter, "display", display))
 
 
-_CHANGES: dict[str, Callable[[Any], None]] = {"matplotlib.pyplot": _change_pyplot, "rich.jupyter": _change_rich}
+_CHANGES: dict[str, Callable[[Any], None]] = {
+    "matplotlib": _change_matplotlib,
+    "matplotlib.pyplot": _change_pyplot,
+    "rich.jupyter": _change_rich,
+}
 
 
 class _Finder(importlib.abc.MetaPathFinder):

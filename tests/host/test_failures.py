@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import signal
 import sqlite3
@@ -162,3 +163,38 @@ def test_a_connection_of_a_cell_gets_a_hint(session: NotebookSession) -> None:
         assert error is not None
         assert "connect inside the agent" in error.message.splitlines()[-1]
     connection.close()
+
+
+def test_a_client_of_a_sync_agent_that_has_met_another_loop_gets_a_hint(session: NotebookSession) -> None:
+    """As with a second `Runner.run_sync()`: each run of a sync agent starts a loop of its own."""
+    free = asyncio.Event()
+
+    async def use() -> None:
+        async with asyncio.timeout(0.01):
+            await free.wait()
+
+    def runs_sync(prompt: str) -> None:
+        with contextlib.suppress(TimeoutError):
+            asyncio.run(use())
+
+    first = session.start(runs_sync)
+    assert first.wait(BOUND_S)
+    assert first.status == "completed"
+    error = failed(session, runs_sync).error
+    assert error is not None
+    _, hint = error.message.splitlines()
+    assert hint.startswith("a sync agent starts a new event loop in each run")
+
+
+def test_what_was_handled_gives_no_hint(session: NotebookSession) -> None:
+    """Code that makes a loop where there is none has met that error, and it isn't the one that it fails with."""
+
+    def makes_a_loop(prompt: str) -> None:
+        try:
+            asyncio.get_event_loop()
+        except RuntimeError:
+            raise ValueError("no luck")  # noqa: B904 - as code does that goes on in the handler
+
+    error = failed(session, makes_a_loop).error
+    assert error is not None
+    assert error.message == "no luck"

@@ -150,3 +150,18 @@ def test_an_agent_never_opens_a_window(session: NotebookSession, monkeypatch: py
 
     assert session.start(paints_once).result(BOUND_S) == backend_agg.__name__
     assert mpl.get_backend() == "agg"
+
+
+def test_an_agent_that_chooses_a_backend_leaves_the_notebooks_alone(session: NotebookSession) -> None:
+    """As scripts do, so that no window opens."""
+    plt.switch_backend("svg")
+
+    def paints_without_a_window(prompt: str) -> str:
+        mpl.use("pdf")
+        plt.switch_backend("agg")
+        return type(plt.figure().canvas).__module__
+
+    run = session.start(paints_without_a_window)
+    assert run.result(BOUND_S) == backend_agg.__name__
+    assert mpl.get_backend() == "svg"
+    assert names(run) == ["figure-1.png"]
