@@ -68,9 +68,7 @@ class RunHost:
         self._owners: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
         self.watchdog = Watchdog(self)
         thread.on_close.append(self.watchdog.close)
-        thread.loop.set_default_executor(RunThreads(thread.loop))
-        thread.loop.set_task_factory(self._make_task)
-        thread.loop.set_exception_handler(self._on_loop_error)
+        self._run_threads = RunThreads(thread.loop)
 
     def control(self, op: str, body: dict[str, object]) -> dict[str, object]:
         """Carry out a request of the session; `run_id` and `attempt` in `body` name the run."""
@@ -84,6 +82,10 @@ class RunHost:
 
     def begin(self, attempt: Attempt) -> None:
         """Start an attempt."""
+        loop = self.thread.loop  # each time: an agent may have put something of its own there
+        loop.set_default_executor(self._run_threads)
+        loop.set_task_factory(self._make_task)
+        loop.set_exception_handler(self._on_loop_error)
         driver = Driver(attempt, self.thread, self._sink, self._clock, self.name)
         attempt.context.run(may_enter.set, attempt.reentrant_loop)
         # In the context of the cell that started the run, whatever started the loop's thread.

@@ -345,7 +345,8 @@ class SessionStore(StoredRuns):
 
         With a `source`, only if it is the writer's: a session that was refused must not end another's writer.
         """
-        if self._writer is not None and source is not None and self._writer.source is not source:
+        is_others = self._writer is not None and source is not None and self._writer.source is not source
+        if is_others or self._refusal is not None:
             return True
         self._is_stopping.set()
         done = self._writer.close(timeout_s) if self._writer is not None else True

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -212,6 +213,25 @@ def test_the_option_for_reentrant_loops_changes_no_loop(session: NotebookSession
     session.let_enter_loop(True)
     assert session.start(nests).result(BOUND_S) == home
     assert session.start(loop_of).result(BOUND_S) == home
+
+
+def test_what_an_agent_sets_on_the_loop_is_gone_with_the_next_run(session: NotebookSession) -> None:
+    """Its task factory, error handler and executor: else later runs would lose theirs for good."""
+
+    async def sees(prompt: str) -> tuple[object, object, str]:
+        loop = asyncio.get_running_loop()
+        name = (await asyncio.to_thread(threading.current_thread)).name
+        return loop.get_task_factory(), loop.get_exception_handler(), name.partition("run-")[0]
+
+    async def replaces(prompt: str) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(None)
+        loop.set_exception_handler(None)
+        loop.set_default_executor(ThreadPoolExecutor(1))
+
+    before = session.start(sees).result(BOUND_S)
+    assert session.start(replaces).wait(BOUND_S)
+    assert session.start(sees).result(BOUND_S) == before
 
 
 def test_a_loop_of_somebody_elses_kind_is_refused() -> None:

@@ -96,6 +96,7 @@ def test_an_inherited_session_is_closed(session: NotebookSession, held: Held) ->
             "closed": str(session.is_closed),
         }
         session.close()
+        session.store.close(1.0)
         return answers
 
     whose = f"this session belongs to process {os.getpid()}"
