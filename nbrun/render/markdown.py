@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from nbrun.core import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
@@ -24,8 +24,14 @@ _TAGS = {
     *("p", "br", "hr", "blockquote", "ul", "ol", "li", "pre", "code", "em", "strong", "s", "a"),
     *("table", "thead", "tbody", "tr", "th", "td"),
 }
-_LAYOUT = re.compile(r"\S(?: {2,}|\t+)\S|^\s", re.MULTILINE)  # where no space is at the end
-_PLAIN = {"paragraph_open", "paragraph_close", "inline", "text", "softbreak", "hardbreak"}
+# A gap within a line, but for the two spaces after a sentence, or a line that is indented.
+_LAYOUT = re.compile(
+    r"\S(?: {3,}| *\t[ \t]*)\S|[^\s.!?…](?<![.!?…][)\"'\u201d\u2019]) {2}\S|^(?: {2}| ?\t)[ \t]*\S", re.MULTILINE
+)
+_PLAIN = {"text", "softbreak", "hardbreak"}
+_AS_WRITTEN = "as_written"
+_ACTIVE = re.compile(r"[`*_\[\]<>|~#^{}]")
+_LIVELY = re.compile(r"[$\\&]|://|www\.|@", re.IGNORECASE)  # formulas, escapes, links, mentions: shown as written
 _HOST = re.compile(r"[\w.:-]+")
 _PLACE = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 _LANGUAGE = re.compile(r"[\w+#.-]{0,20}")
@@ -36,16 +42,15 @@ def safe_html(text: str) -> str:
 
     HTML in it stays text. Links lead to http(s) only and open a new tab; one whose words name another host shows its
     own behind it. An image becomes a link, so that nothing is fetched, and a heading a strong paragraph: a notebook's
-    outline is its author's. Characters that hide text or turn its direction are made visible, entities too.
+    outline is its author's. A paragraph that is laid out with spaces, such as a table, stays as it was written.
+    Characters that hide text or turn its direction are made visible, entities too.
     """
     import nh3  # with the first text
 
     if len(text) > LIMIT:
         return as_written(text)
     parser = _parser()
-    tokens = parser.parse(text)
-    if _LAYOUT.search(text.rstrip()) and {token.type for token in _all(tokens)} <= _PLAIN:
-        return as_written(text)  # such as a table drawn with spaces
+    tokens = _with_layout(parser.parse(text), text) if _LAYOUT.search(text) else parser.parse(text)
     # The parser drops what is nested deeper: better no layout than lost words.
     if any(token.level >= parser.options.maxNesting - 1 for token in tokens):
         return as_written(text)
@@ -61,10 +66,26 @@ def safe_html(text: str) -> str:
     return visible(clean)
 
 
-def _all(tokens: Sequence[Token]) -> Iterator[Token]:
+def _with_layout(tokens: list[Token], text: str) -> list[Token]:
+    """Return the tokens with those paragraphs as they were written whose layout would be lost."""
+    from markdown_it.token import Token
+
+    lines = text.replace("\r\n", "\n").split("\n")
+    found: list[Token] = []
     for token in tokens:
-        yield token
-        yield from token.children or ()
+        found.append(token)
+        if token.type != "paragraph_close" or token.level:
+            continue
+        begin, inline, _ = found[-3:]
+        first, last = begin.map or (0, 0)
+        source = "\n".join(lines[first:last])
+        if _LAYOUT.search(source) and {part.type for part in inline.children or ()} <= _PLAIN:
+            before = found[-4] if len(found) > 3 else None
+            if before is not None and before.type == _AS_WRITTEN and before.map:  # with the lines between them
+                first = before.map[0]
+                del found[-4]
+            found[-3:] = [Token(_AS_WRITTEN, "", 0, content="\n".join(lines[first:last]), map=[first, last])]
+    return found
 
 
 def as_written(text: str) -> str:
@@ -86,6 +107,7 @@ def _parser() -> MarkdownIt:
     rules["heading_open"] = lambda *_: "<p><strong>"
     rules["heading_close"] = lambda *_: "</strong></p>\n"
     rules["fence"] = _code_block
+    rules[_AS_WRITTEN] = lambda tokens, index, *_: f"{as_written(tokens[index].content)}\n"
     rules["image"] = _image_link
     rules["link_close"] = _link_end
     # The first text builds its rule tables; nobody else has the parser yet, so no two threads do.
@@ -146,6 +168,19 @@ def fenced(text: str, width: int | None = None) -> str:
         text = "\n".join(_broken(line, width) for line in text.splitlines())
     fence = _fence(text, 3)
     return f"{fence}text\n{text}\n{fence}"
+
+
+def prose(text: str, width: int | None = None) -> str:
+    """Return a text as Markdown: plain paragraphs as such, with all of it escaped; else as `fenced` does."""
+    if len(text) <= LIMIT and not _LAYOUT.search(text) and not _LIVELY.search(text):
+        tokens = _parser().parse(text)
+        parts = {part.type for token in tokens for part in (token, *(token.children or ()))}
+        if parts <= _PLAIN | {"paragraph_open", "paragraph_close", "inline"}:
+            paragraphs = [token.content.split("\n") for token in tokens if token.type == "inline"]
+            return "\n\n".join(
+                "\\\n".join(_ACTIVE.sub(r"\\\g<0>", line.strip()) for line in each) for each in paragraphs
+            )
+    return fenced(text, width)
 
 
 def _broken(line: str, width: int) -> str:

@@ -28,7 +28,7 @@ from nbrun.core import (
     visible,
 )
 from nbrun.render import words
-from nbrun.render.markdown import as_written, code, fenced, literal, safe_html, sign
+from nbrun.render.markdown import as_written, code, fenced, literal, prose, safe_html, sign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +50,10 @@ _FRAME = (
     "overflow-wrap:break-word;overflow-wrap:anywhere"
 )
 _PROSE = "overflow-wrap:anywhere;margin:6px 0 0;max-height:30em;overflow:auto"
-_LINES = "white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0 0;padding:0;background:transparent;border:0"
+_LINES = (
+    "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:4px 0 0;padding:0;background:transparent;"
+    "border:0"
+)
 _MUTED = "opacity:.75"
 
 _STILL = {
@@ -245,7 +248,9 @@ def _html_answer(answer: _Answer) -> str:
     both = f"{answer.text}\n{answer.result}"
     is_long = len(both) > 1_500 or both.count("\n") > 12
     keys = ' tabindex="0"' if is_long else ""  # for those who scroll without a mouse
-    return f'<div style="{_PROSE}"{keys}>{"".join(rows)}</div>'
+    # JupyterLab cuts the words of a `pre` anywhere, if nobody says otherwise.
+    html = "".join(rows).replace("<pre>", '<pre style="word-break:normal">')
+    return f'<div style="{_PROSE}"{keys}>{html}</div>'
 
 
 def _fold(title: str, html: str, is_open: bool = False) -> str:
@@ -271,7 +276,7 @@ def _markdown(sections: Iterator[_Section], width: int | None) -> str:
             case _Fold(title, lines, is_aside=False):
                 parts += [f"{title}:", block("\n".join(lines))]
             case _Answer():
-                parts += section.laid_out(block, block)
+                parts += section.laid_out(functools.partial(prose, width=width), block)
     return "\n\n".join(parts)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 
 import pytest
+from markdown_it import MarkdownIt
 
-from nbrun.render.markdown import LIMIT, safe_html
+from nbrun.render.markdown import LIMIT, prose, safe_html
 
 TAGS = {
     "p", "br", "hr", "blockquote", "ul", "ol", "li", "pre", "code", "em", "strong", "s", "a",
@@ -145,8 +146,46 @@ def test_every_word_is_shown_however_deep_it_lies(text: str) -> None:
 @pytest.mark.parametrize("text", ["name   price\ngreen     10\n", "  two\n    four", "a\tb"])
 def test_a_text_that_is_laid_out_keeps_its_layout(text: str) -> None:
     """A table of an agent that has never heard of Markdown stays one, line breaks of another system or not."""
-    assert safe_html(text) == f"<pre><code>{text}</code></pre>"
+    assert safe_html(text) == f"<pre><code>{text.rstrip()}</code></pre>\n"
     assert safe_html(text.replace("\n", "\r\n")) == safe_html(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["One.\n\nTwo.", "One.\nAnd a half.\n\n\nTwo.\n", " One.\n\n Two.", "One.  Two!  (Three.)  “Four.”  Five.\n\nSix."],
+)
+def test_prose_is_paragraphs(text: str) -> None:
+    """Empty lines, a space before the first word, and two spaces after a sentence are no layout."""
+    html = safe_html(text)
+    assert "<pre>" not in html
+    assert html.count("<p>") == 2
+    markdown = prose(text)
+    assert markdown.count("\n\n") == 1
+    assert MarkdownIt("commonmark", {"breaks": True}).render(markdown).replace("<br />", "<br>") == html
+
+
+@pytest.mark.parametrize("text", ["a_b_c <i>d</i> #1 [e] ~f g|h *i j", "5 > 4 ^2^ {x}"])
+def test_prose_in_markdown_means_nothing_but_its_words(text: str) -> None:
+    """Whatever could be Markdown or HTML elsewhere is escaped."""
+    shown = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(prose(text))
+    assert shown == f"<p>{escape(text)}</p>\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["- a", "**a**", "a   b", "$x$ and $y$", "see https://evil.example", "www.evil.example", "a@b.c", "&lt;"]
+)
+def test_other_text_is_code_in_markdown(text: str) -> None:
+    """Markdown, layout, formulas, links and mentions are shown as they were written."""
+    assert prose(text) == f"```text\n{text}\n```"
+
+
+def test_layout_is_kept_by_paragraphs() -> None:
+    """A table by spaces stays one between prose, headings and lists; neighbours keep the lines between them."""
+    html = safe_html("# Prices\n\nPer cup.\n\ntea   5\nmilk  1\n\n\nsum   6\n\n- cheap  tea\n\nEnjoy.")
+    assert "<strong>Prices</strong></p>\n<p>Per cup.</p>\n" in html
+    assert "<pre><code>tea   5\nmilk  1\n\n\nsum   6</code></pre>\n" in html
+    assert "<li>cheap  tea</li>" in html
+    assert html.endswith("<p>Enjoy.</p>\n")
 
 
 def test_layout_beside_markdown_is_drawn() -> None:
