@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
@@ -167,9 +168,12 @@ class SyncFunction(Subject):
 
     def agent(self, script: Script) -> Any:
         """Return the function."""
+        kernel = os.getpid()
 
         def poet(prompt: str, run: RunContext) -> None:
-            assert threading.current_thread().name.startswith("nbrun-agent-")
+            # A process of its own gives it the main thread, where signals are handled.
+            name = "nbrun-agent-" if os.getpid() == kernel else "MainThread"
+            assert threading.current_thread().name.startswith(name)
             for word in performed_in_thread(script, run):
                 run.text(word)
 
