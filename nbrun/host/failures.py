@@ -43,8 +43,8 @@ _HINTS = (  # for an error of this class that says this
 )  # fmt: skip
 _FOREIGN = ("bound to a different event loop", "attached to a different loop", "Event loop is closed")
 _FOREIGN_HINT = (
-    "the agent, or its client, was used on another event loop: if cells await it too, run it with --loop kernel; "
-    "if nbrun was reloaded, create it again; else create its client inside the agent"
+    "the agent, or its client, was used on another event loop (a run with --thread has its own): if cells await it "
+    "too, run it with --loop kernel; if nbrun was reloaded, create it again; else create its client inside the agent"
 )
 _OWN_LOOP_HINT = (
     "a sync agent starts a new event loop in each run, and its client was made on another one: make the agent async, "
