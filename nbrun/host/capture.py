@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from weakref import WeakSet
 
 from nbrun.agents import RunContext, current_run
+from nbrun.agents.context.approvals import NOBODY
 from nbrun.core import NbrunError, current_guard, module_lock
 from nbrun.host import packages
 
@@ -209,7 +210,8 @@ class Asking:
         run.flush_lines()  # what is asked is often printed before
         answer = run.read_line(str(prompt), is_secret=is_secret)
         if not answer:
-            raise EOFError(f"{name} got no answer: {answer.text or 'the question was denied'}")
+            nobody = "nobody can answer in a headless notebook" if answer.by == NOBODY else "the question was denied"
+            raise EOFError(f"{name} got no answer: {answer.text or nobody}")
         return answer.text
 
 

@@ -277,6 +277,8 @@ def test_an_input_that_is_denied_is_the_end_of_the_input(session: NotebookSessio
     run.deny(reason="none of your business")
     assert run.result(BOUND_S) == "input() got no answer: none of your business"
     assert session.start(asks, approve="auto").result(BOUND_S) == ""
+    headless = session.start(asks, answerable=False).result(BOUND_S)
+    assert headless == "input() got no answer: nobody can answer in a headless notebook"
     assert session.start(asks, approve="deny").result(BOUND_S) == "input() got no answer: the question was denied"
 
 

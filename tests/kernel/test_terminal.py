@@ -146,6 +146,32 @@ def test_a_question_is_asked_at_the_keyboard(terminal: Terminal) -> None:
     assert "['deny', 'deny']" in terminal.run("print(answers.output)")
 
 
+def test_a_line_of_input_is_typed_at_the_keyboard(terminal: Terminal) -> None:
+    """Any line is an answer to `input()`, an empty one too; Ctrl-D is none. A secret one isn't shown."""
+    terminal.run("lines = lambda prompt: (print('printed by the agent'), *map(input, 'ab'))[1:]")
+    terminal.type("%%agentrun lines -o lined", "hello")
+    for name, line in (("a", "no"), ("b", "")):
+        terminal.child.expect_exact(f"? {name}")
+        terminal.child.expect_exact("  >")
+        terminal.child.sendline(line)
+    assert re.findall(".*printed by the agent", terminal.read()) == ["  | printed by the agent"]  # in its log
+    assert "('no', '')" in terminal.run("print(lined.output)")
+    terminal.type("%%agentrun lines", "hello")
+    terminal.child.expect_exact("? a")
+    terminal.child.expect_exact("  >")
+    terminal.child.sendeof()
+    assert "EOFError" in terminal.read()
+
+    terminal.run("import getpass; secret = lambda prompt: len(getpass.getpass())")
+    terminal.type("%%agentrun secret", "hello")
+    terminal.child.expect_exact("? Password:")
+    terminal.child.expect_exact("  >")
+    terminal.child.sendline("swordfish")
+    shown = terminal.read()
+    assert "Completed" in shown
+    assert "swordfish" not in shown
+
+
 def test_a_tool_is_allowed_changed_or_denied_at_the_keyboard(terminal: Terminal) -> None:
     """Its arguments can be edited, a slip there costs nothing; always is for this tool; a no can say why."""
     terminal.type("%%agentrun uses -o used", "cut cut cut saw")
