@@ -107,7 +107,7 @@ class Presenter:
         if live is not None and not run.done() and self.has_page:
             # A card shown halfway would never update, or its widget would never be closed.
             with waiting.uninterrupted():
-                self.board.show(live)
+                self.board.show(live, is_executed=waiting.is_executed(self.shell))
         else:
             self._show_static(run)
 

@@ -865,11 +865,57 @@ def test_a_message_is_sent_to_the_agent_and_its_receipt_shown(card: CardPage) ->
     expect(card.part("steered-words")).to_have_text("read 2.5 s later")
     expect(line).to_have_value("and left")
     assert len(card.ask("harness.model.sent")) == 2
-    card.update(
-        status="completed", words="Completed", live=False, ended_at=NOW, steer=STEERABLE | {"messages": [message]}
-    )
-    expect(line).to_be_hidden()
+
+
+ENDED: dict[str, Any] = {"status": "completed", "words": "Completed", "live": False, "ended_at": NOW}
+
+
+def test_the_end_of_a_run_takes_nothing_out_of_ones_hands(card: CardPage) -> None:
+    """A message that is being written stays, to be copied; a control that is gone leaves the focus to the next one."""
+    message = {"id": "1", "text": "sent", "words": "not read yet", "taken": False}
+    card.open(make_run(steer=STEERABLE | {"messages": [message]}))
+    line, fold = card.page.get_by_role("textbox", name="Message the agent"), button(card, "Details of my_agent")
+    line.fill("half a mess")
+    card.update(**ENDED)
+    expect(line).to_be_focused()
+    expect(line).to_have_value("half a mess")
+    expect(card.part("steer").get_by_role("alert")).to_have_text("Not sent: the run has ended.")
+    card.page.keyboard.type("age")
+    line.press("Enter")
+    expect(line).to_have_value("half a message")
+    expect(button(card, "Send")).to_be_disabled()
+    assert card.ask("harness.model.sent") == []
     expect(card.part("steered-row")).to_be_visible()
+
+    card.show(make_run(steer=STEERABLE))  # nothing was written
+    line.focus()
+    card.update(**ENDED)
+    expect(line).to_be_hidden()
+    expect(fold).to_be_focused()
+
+
+def test_what_is_written_to_a_question_outlives_the_question(card: CardPage) -> None:
+    """Answered elsewhere, or at the end: the words are in the message to the agent, but no sent ones and no secret."""
+    card.open(make_run("waiting", questions=[make_question(1), make_question(2)]))
+    card.pass_ms(STILL_MS)
+    reasons = card.page.get_by_placeholder("Message to the agent (optional)")
+    line = card.page.get_by_role("textbox", name="Message the agent")
+    reasons.first.fill("sent with it")
+    button(card, "Allow").first.click()
+    card.reply("sent")
+    card.update(questions=[make_question(2)])
+    expect(line).to_be_hidden()
+    reasons.fill("not the second")
+    card.update(**ENDED, questions=[])
+    expect(line).to_have_value("not the second")
+    expect(line).to_be_focused()
+    expect(card.part("steer").get_by_role("alert")).to_contain_text("Not sent")
+
+    card.show(make_run("waiting", questions=[make_question(input="secret")]))
+    card.page.get_by_placeholder("Your answer").fill("hunter2")
+    card.update(**ENDED, questions=[])
+    expect(line).to_be_hidden()
+    expect(card.part("say-text")).to_have_value("")
 
 
 def test_a_line_that_is_being_written_outlives_its_view(card: CardPage) -> None:

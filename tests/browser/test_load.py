@@ -31,11 +31,11 @@ KEPT = 100_000
 
 
 def end_wave(notebook: LabNotebook) -> None:
-    """Let all runs end, and wait until their cards are static."""
+    """Let all runs end, and wait until their outputs are static, too."""
     end = notebook.path.parent / "end"
     end.touch()
     output = notebook.output(1)
-    expect(output.locator(".nbrun-card")).to_have_count(0)
+    expect(output.locator(".nbrun-final .nbrun-card")).to_have_count(CARDS)
     expect(output.locator(".nbrun-static").filter(has_text="Completed in")).to_have_count(CARDS)
     end.unlink()
 

@@ -61,9 +61,7 @@ def test_a_place_that_is_drawn_anew_gets_its_card_again(card: CardPage) -> None:
     before = page.ask("harness.model.listeners.length")
     draw = "(html) => { document.getElementById('output').children[0].innerHTML = html; }"
     page.page.evaluate(draw, PLACE)
-    expect(page.output(0).locator(".nbrun-card")).to_have_count(0)
-    page.pass_ms(40)
-    expect(page.output(0).locator(".nbrun-card")).to_be_visible()
+    expect(page.output(0).locator(".nbrun-card")).to_be_visible()  # before the page is painted
     assert page.ask("harness.model.listeners.length") == before
     page.page.evaluate(draw, ENDED)
     page.pass_ms(40)
@@ -96,6 +94,36 @@ def test_a_press_counts_when_its_button_is_drawn_anew_before_it_is_released(card
     assert page.sent == ["placed"]
     press_and_release(x, y, moves_to=y)
     assert page.sent == ["placed", "cancel"]
+
+
+@pytest.mark.parametrize("has_end", [False, True], ids=["live", "ended"])
+def test_what_a_person_does_on_a_card_outlives_a_redrawing_of_its_output(card: CardPage, has_end: bool) -> None:
+    """As a question or the run's end makes one: the focus, a message, folds, scroll boxes and buttons stay."""
+    page = PlacePage(card.page, card.address)
+    log: dict[str, Any] = {"log": [f"line {n}" for n in range(100)], "log_count": 100}
+    ended = {"status": "completed", "words": "Completed", "live": False, "ended_at": NOW, "result": "Done."}
+    page.initialize(make_run(text="Done.", steer={"can": True, "messages": []}, **log), [PLACE])
+    line, lines = card.page.get_by_role("textbox", name="Message the agent"), card.part("log-lines")
+    card.part("log-title").click()
+    lines.evaluate("(box) => { box.scrollTop = 40; }")
+    line.press_sequentially("half a mess")
+    line.press("ArrowLeft")
+    if has_end:
+        page.update(**ended)
+    html = PLACE.replace('at-1"', 'at-1 nbrun-final"').replace("Was running", "Completed") if has_end else PLACE
+    draw = (
+        "(html) => harness.model.widget_manager.context.model.cells.get(1).outputs.set(0, {data: {'text/html': html}})"
+    )
+    page.page.evaluate(draw, html)
+    expect(page.output(0).locator(".nbrun-static")).to_be_hidden()
+    expect(line).to_be_focused()
+    card.page.keyboard.type("!")
+    expect(line).to_have_value("half a mes!s")
+    expect(lines).to_be_visible()
+    assert lines.evaluate("(box) => box.scrollTop") == 40
+    expect(page.output(0).get_by_role("button", name="Copy result" if has_end else "Copy text so far")).to_be_visible()
+    page.pass_ms(1200)
+    assert page.sent == ["placed"]  # nobody asks for the end that is there
 
 
 def test_the_file_gets_an_end_that_the_page_has_missed(card: CardPage) -> None:

@@ -59,8 +59,62 @@ def test_a_reload_keeps_the_card_to_its_end(open_notebook: OpenNotebook) -> None
     expect(card).to_contain_text("Cancelled by you")
     expect(card).to_contain_text("word5 ")
     expect(card.locator(".nbrun-static")).to_contain_text("Cancelled by you")
-    expect(card.locator(".nbrun-card")).to_have_count(0)
+    expect(card.locator(".nbrun-final .nbrun-card")).to_be_visible()  # over the end that the file has
     assert "Cancelled by you" in saved_html(notebook.save(), 1)
+
+
+LISTENER = """%load_ext nbrun
+import asyncio, nbrun
+from pathlib import Path
+async def listener(prompt, run):
+    run.phase("Listening")
+    run.progress(2, 5, "pages")
+    for n in range(50):
+        print("line", n)
+    for n in range(40):
+        yield f"Part {n}, which goes on for a while.\\n\\n"
+    while not Path(prompt).exists():
+        run.inbox.take()
+        await asyncio.sleep(0.02)
+"""
+TOPS = """() => {
+  const nodes = ".jp-Notebook .jp-Cell, .nbrun-card__text, .nbrun-card__log, .nbrun-card__copies";
+  return [...document.querySelectorAll(nodes)].map((node) => Math.round(node.getBoundingClientRect().top));
+}"""
+LINE_PX = 20
+
+
+def test_the_end_of_a_run_moves_nothing_and_takes_nothing_away(open_notebook: OpenNotebook) -> None:
+    """The focus, a half-typed message, what is scrolled and unfolded, and the buttons stay; so do the cells below."""
+    cells = [LISTENER, "%%agentrun listener\nend", "%%agentrun listener\nother", "print('below\\n' * 50)"]
+    notebook = open_notebook(cells)
+    for index in range(4):
+        notebook.run_and_wait(index)
+    for index, name, typed in ((1, "end", "half a message"), (2, "other", "")):
+        card = notebook.output(index).locator(".nbrun-place .nbrun-card")
+        expect(card).to_contain_text("Part 39")
+        log, line = card.locator(".nbrun-card__log-lines"), card.get_by_label("Message the agent")
+        card.locator(".nbrun-card__log-title").click()
+        log.evaluate("(box) => { box.scrollTop = 33; }")
+        line.click()
+        notebook.page.keyboard.type(typed)
+        expect(card.get_by_role("button", name="Cancel")).to_be_visible()
+        before = notebook.page.evaluate(TOPS)
+        (notebook.path.parent / name).touch()
+        expect(notebook.output(index).locator(".nbrun-final .nbrun-card")).to_contain_text("Completed in")
+        after = notebook.page.evaluate(TOPS)
+        assert len(before) == len(after)
+        assert max(abs(now - then) for now, then in zip(after, before, strict=True)) <= LINE_PX
+        assert log.evaluate("(box) => box.scrollTop") == 33
+        if typed:
+            expect(line).to_be_focused()
+            expect(line).to_have_value(typed)
+        else:
+            expect(card.get_by_label("Details of listener")).to_be_focused()
+        for button in ("Copy result", "Copy id", "Copy as Python"):
+            expect(card.get_by_role("button", name=button)).to_be_visible()
+    notebook.select(3)
+    expect(notebook.output(1).get_by_label("Message the agent")).to_have_value("half a message")
 
 
 def test_a_run_that_ends_while_its_page_is_closed_is_shown_with_its_end(open_notebook: OpenNotebook) -> None:
@@ -160,7 +214,7 @@ def test_a_notebook_that_is_renamed_keeps_its_runs(open_notebook: OpenNotebook) 
 
 
 def test_two_pages_of_one_notebook_both_show_the_end(open_notebook: OpenNotebook) -> None:
-    """Cancel in one tab is seen in both, and both end with the static card, whichever of them the kernel can tell."""
+    """Cancel in one tab is seen in both, and both hold it for the file, whichever of them the kernel can tell."""
     notebook = open_notebook([CHATTY, "%%agentrun chatty\nTalk.", "nbrun.session().live_runs"])
     notebook.run_and_wait(0)
     notebook.run_and_wait(1)
@@ -173,8 +227,7 @@ def test_two_pages_of_one_notebook_both_show_the_end(open_notebook: OpenNotebook
         beside.get_by_role("button", name="Cancel").click()
         for output in (card, beside):
             expect(output.locator(".nbrun-static")).to_contain_text("Cancelled by you")
-            expect(output.locator(".nbrun-card")).to_have_count(0)
-            expect(output).to_contain_text("word5 ")
+            expect(output.locator(".nbrun-final .nbrun-card")).to_contain_text("word5 ")
         shoot(other, "story-second-page")
 
 
@@ -184,10 +237,12 @@ def test_a_saved_notebook_shows_the_run_without_its_kernel(open_notebook: OpenNo
     notebook.run_and_wait(0)
     notebook.run_and_wait(1)
     expect(notebook.output(1)).to_contain_text("Timed out after 1")
-    expect(notebook.output(1).locator(".nbrun-card")).to_have_count(0)  # the output has its end, too
+    expect(notebook.output(1).locator(".nbrun-final")).to_have_count(1)  # the output has its end, too
     notebook.save()
     notebook.restart()
     notebook.reload()
+    expect(notebook.output(1).locator(".nbrun-static")).to_be_visible()
+    expect(notebook.output(1).locator(".nbrun-card")).to_have_count(0)
     expect(notebook.output(1)).to_contain_text("Timed out after 1")
     expect(notebook.output(1)).to_contain_text("word5 ")
     shoot(notebook, "story-saved")

@@ -486,11 +486,11 @@ def test_a_page_that_draws_cards_in_their_places_gets_no_widget_in_its_file(kern
     assert end["op"] == "static"
     assert set(end["data"]) == STATIC
     assert "Cancelled by you" in end["data"]["text/html"]
-    assert "nbrun-place" not in end["data"]["text/html"]
+    assert f'<div class="nbrun-place {state["place"]} nbrun-final">' in end["data"]["text/html"]
     kernel.wait_until(lambda: "Cancelled by you" in first.outputs[-1]["data"]["text/html"])
     updates = [each for each in first.outputs if each["output_type"] == "update_display_data"]
     assert len(updates) == 2  # in its place, and the end
-    run_ok(kernel, "get_ipython().nbrun_extension.presenter.board._is_placed = False")
+    run_ok(kernel, "get_ipython().nbrun_extension.presenter.board.is_placed = False")
 
 
 def test_a_page_that_does_not_find_the_code_is_sent_it(kernel: Kernel) -> None:

@@ -59,10 +59,17 @@ class CardWidget(anywidget.AnyWidget):
         super().close()
         layout.close()
 
-    def with_static(self, data: dict[str, Any]) -> dict[str, Any]:
+    def output(self, data: dict[str, Any], *, is_placed: bool) -> dict[str, Any]:
         """Return the output that shows this widget in a page, and `data` where there is no kernel."""
+        if is_placed:
+            return self.in_place(data)
         view = {"version_major": 2, "version_minor": 1, "model_id": self.model_id}
         return {"application/vnd.jupyter.widget-view+json": view, **data}
+
+    def in_place(self, data: dict[str, Any], *, is_final: bool = False) -> dict[str, Any]:
+        """Return `data` as the place over which the page draws this widget for as long as it has it."""
+        mark = " nbrun-final" if is_final else ""
+        return {**data, "text/html": f'<div class="nbrun-place {self.place}{mark}">{data["text/html"]}</div>'}
 
 
 class Priority(IntEnum):
@@ -105,7 +112,7 @@ class _Card(Drawable):
         self.remove: Callable[[], None] = lambda: None
         self.followups: Sequence[tuple[int, str]] = ()
         self.is_placed = is_placed
-        self.is_final_in_file = False  # of a notebook that a program executes; only the main thread uses this
+        self.is_final_in_file = True  # of a notebook that a program executes; only the main thread uses this
         self._board = board
         self._in_output: tuple[bool, bool] | None = None  # what the output depends on, as drawn
         self._is_end_due = False  # the last state has been sent, but not yet the static output
@@ -122,14 +129,14 @@ class _Card(Drawable):
         """Return the output for a page, and for a notebook file that is read without a kernel."""
         record = self.live.record
         self._in_output = bool(record.pending), self.is_placed
-        data = self._in_place(static_card.bundle(record, self.live.problem))
-        return data if self.is_placed else self.widget.with_static(data)
+        return self.widget.output(static_card.bundle(record, self.live.problem), is_placed=self.is_placed)
 
     def static(self) -> dict[str, Any]:
-        """Return the output of an ended run, for a page that asks; what may still change stays in its place."""
+        """Return the output of an ended run; a page that draws its card over it asks again for what may change."""
         problem = self.live.problem
         data = static_card.bundle(self._record(), problem)
-        return data if problem is None and self.live.record.is_settled else self._in_place(data)
+        is_final = problem is None and self.live.record.is_settled
+        return self.widget.in_place(data, is_final=is_final) if self.is_placed else data
 
     def draw_static_here(self) -> None:
         """Send the static output from the running cell, until one is final."""
@@ -140,10 +147,6 @@ class _Card(Drawable):
 
     def _record(self) -> RunRecord:
         return words.with_followups(self._board.record(self.live), self.followups)
-
-    def _in_place(self, data: dict[str, Any]) -> dict[str, Any]:
-        html = f'<div class="nbrun-place {self.widget.place}">{data["text/html"]}</div>'
-        return {**data, "text/html": html}
 
     def draw(self) -> bool:
         """Send the run's state; before it the output, if that has changed, and at the end the static output."""
@@ -163,7 +166,7 @@ class _Card(Drawable):
 
     def _draw_end(self) -> None:
         problem = self.live.problem  # if it is solved meanwhile, the card is marked again
-        self.handle.update(static_card.bundle(self._record(), problem), raw=True)
+        self.handle.update(self.static(), raw=True)
         self.blocks.release()
         # Else it is drawn again: when the run has been saved, or what it left running has ended.
         if problem is None and self.live.record.is_settled:
@@ -198,14 +201,14 @@ class CardBoard:
         self._ended: deque[_Card] = deque()
         self._shown = 0
         self._code: CardCode | None = None
-        self._is_placed = False  # whether the page has said that it draws cards in their places
+        self.is_placed = False  # whether the page has said that it draws widgets in their places
         self._wake = threading.Event()
         self._is_closing = False
         self._slots = 0
         self._thread: threading.Thread | None = None
 
-    def show(self, live: LiveRun) -> None:
-        """Display a live card in the running cell; when the run ends, the output becomes static."""
+    def show(self, live: LiveRun, *, is_executed: bool = False) -> None:
+        """Display a live card in the running cell, which a program may execute; its file gets the run's end."""
         from IPython.display import display
 
         self._shown += 1
@@ -219,7 +222,8 @@ class CardBoard:
             place=f"nbrun-at-{self._session.id}-{self._shown}",
             notify_after=self._notify_after() or 0.0,
         )
-        card = _Card(live, widget, self, self._is_placed)
+        card = _Card(live, widget, self, self.is_placed)
+        card.is_final_in_file = not is_executed
         widget.on_msg(lambda _widget, content, _buffers: self._on_message(card, content))
         display(card.output(), raw=True, display_id=card.handle.display_id)
         with self._lock:
@@ -368,7 +372,7 @@ class CardBoard:
             return
         match content.get("op"):
             case "placed":
-                self._is_placed = card.is_placed = True
+                self.is_placed = card.is_placed = True
                 with self._lock:
                     is_shown = card in self._live
                 if is_shown:  # else an update would come before the output that it updates

@@ -55,12 +55,15 @@ class Panel(Drawable):
     `_lock` guards what is asked for; `_page` and `_opened` are replaced, never changed.
     """
 
-    def __init__(self, session: NotebookSession, widget: PanelWidget, cell: str | None) -> None:
+    def __init__(
+        self, session: NotebookSession, widget: PanelWidget, cell: str | None, *, is_placed: bool = False
+    ) -> None:
         from IPython.display import DisplayHandle
 
         super().__init__()
         self.cell = cell
         self.widget = widget
+        self.is_placed = is_placed  # whether the page draws it over the static table in the output
         self._handle = DisplayHandle()
         self._session = session
         self._lock = threading.Lock()
@@ -130,6 +133,12 @@ class Panel(Drawable):
             self._asked = nonce if isinstance(nonce, str) else ""
             self._is_read = False
         return {"outcome": "sent"}
+
+    def note_placed(self) -> bool:
+        """Note that the page draws it in its place; return whether its output has to change for that."""
+        self._is_to_keep = not self.is_placed
+        self.is_placed = True
+        return self._is_to_keep
 
     # --- refreshing ------------------------------------------------------------------------------
 
@@ -265,7 +274,7 @@ class Panel(Drawable):
 
     def _output(self) -> dict[str, Any]:
         """Return the output for a page, and for a notebook file that is read without a kernel."""
-        return self.widget.with_static(self._static())
+        return self.widget.output(self._static(), is_placed=self.is_placed)
 
     def _static(self) -> dict[str, Any]:
         self._kept = _kept(self._newest)
@@ -305,14 +314,17 @@ class Panels:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._shown = 0
         self._unlisten = session.listen(self._on_events)
         session.on_removed = self._on_removed
 
     def show(self, cell: str | None) -> None:
         """Display a panel in the running cell; it replaces an earlier one of this cell."""
-        widget = PanelWidget(kernel_id=self._kernel_id, session_id=self._session.id)
-        widget.on_msg(lambda sender, content, _buffers: self._on_message(sender, content))
-        panel = Panel(self._session, widget, cell)
+        self._shown += 1
+        place = f"nbrun-at-{self._session.id}-panel-{self._shown}"
+        widget = PanelWidget(kernel_id=self._kernel_id, session_id=self._session.id, place=place)
+        panel = Panel(self._session, widget, cell, is_placed=self._board.is_placed)
+        widget.on_msg(lambda _widget, content, _buffers: self._on_message(panel, content))
         panel.show(lambda: self._board.mark(panel))
         with self._lock:
             same = [one for one in self._panels if cell is not None and one.cell == cell]
@@ -361,10 +373,16 @@ class Panels:
         with self._lock:
             return list(self._panels)
 
-    def _on_message(self, widget: PanelWidget, content: object) -> None:
-        """Answer a click that came over the comm; on whichever thread the kernel handles it."""
-        if isinstance(content, dict):
-            widget.send(self._answer(content))
+    def _on_message(self, panel: Panel, content: object) -> None:
+        """Answer what came over the comm, such as a click; on whichever thread the kernel handles it."""
+        if not isinstance(content, dict):
+            return
+        if content.get("op") != "placed":
+            panel.widget.send(self._answer(content))
+            return
+        self._board.is_placed = True
+        if panel.note_placed():
+            self._board.mark(panel)
 
     def _on_events(self, _record: RunRecord, events: Sequence[ev.RunEvent]) -> None:
         if any(event.data.TYPE.startswith(_SEEN) for event in events):

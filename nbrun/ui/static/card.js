@@ -13,7 +13,7 @@ import { answerQuestion, drawQuestions, moreQuestions } from "./questions.js";
 import { addNotify, askToNotify, drawNotify, notifyEnd } from "./notify.js";
 import { makeRequests } from "./requests.js";
 import { listen, newNonce, watchKernel } from "./channels.js";
-import { STEER, addSteer, drawSteer, keepDraft, sendSteer, takeDraft } from "./steer.js";
+import { STEER, addSteer, drawSteer, keepDraft, rescueDraft, sendSteer, takeDraft } from "./steer.js";
 import { drawTools } from "./tools.js";
 import { counted, earlier, LOST_WORDS, wholeDuration } from "./wording.js";
 
@@ -107,7 +107,7 @@ function draw(card, run, requests, nowS, seconds) {
   card.root.setAttribute("aria-label", `Run ${run.name}`);
   drawHead(card.head, run, seconds);
   drawCancel(card.head, run, requests.get(CANCEL), nowS);
-  drawQuestions(card.questions, run.questions ?? [], requests, nowS);
+  rescueDraft(card.steer, drawQuestions(card.questions, run.questions ?? [], requests, nowS));
   write(card.questionsCut, moreQuestions(run.questions_cut ?? 0));
   write(card.phase, run.phase);
   drawProgress(card.progress, run.progress, run.live);
@@ -124,6 +124,14 @@ function draw(card, run, requests, nowS, seconds) {
   drawSteer(card.steer, run, requests);
   drawCopies(card.copyResult, run, !card.prose.text.hidden);
   card.boxes.forEach(reach); // last: sizes are read once, when everything is drawn
+}
+
+/** Moves the focus on from a control that is gone. @param {Card} card @param {Element} focused */
+function keepFocus({ head, steer }, focused) {
+  const isLost = document.activeElement === focused || document.activeElement === document.body;
+  if (!isLost || focused.getClientRects().length) return;
+  const next = steer.text.value && !steer.form.hidden ? steer.text : head.fold;
+  next.focus({ preventScroll: true });
 }
 
 /** @param {HTMLElement} list @param {string[]} lines @param {string} name  the BEM element */
@@ -186,6 +194,7 @@ export function render({ model, el }) {
   let tick = 0;
   let whyGone = ""; // why its kernel sends no more updates
   let wasLive = /** @type {boolean} */ (model.get("run").live);
+  let wasDrawnLive = false;
 
   const drawNow = () => {
     notInFrame(drawNow);
@@ -194,8 +203,13 @@ export function render({ model, el }) {
     const run = whyGone && last.live ? disconnected(last, whyGone) : last;
     const nowS = Date.now() / 1000 + skewS;
     const seconds = elapsedS(run, nowS);
+    const focused = card.root.contains(document.activeElement) ? document.activeElement : null;
+    const height = wasDrawnLive && !run.live && !isFolded() ? card.root.offsetHeight : 0;
+    wasDrawnLive = run.live;
     draw(card, run, requests, nowS, seconds);
     drawNotify(card.notify, model.get("notify_after"), seconds);
+    if (height) card.root.style.minHeight = `${height}px`; // what is below it stays where it is
+    if (focused) keepFocus(card, focused);
     if (seconds === null) return;
     const cancelInS = run.created_at + CANCEL_AFTER_S - nowS;
     tick = setTimeout(drawSoon, cancelInS > 0 ? 1000 * cancelInS : 1000 - ((seconds * 1000) % 1000));
@@ -226,6 +240,7 @@ export function render({ model, el }) {
   const onFold = () => {
     FOLDED.set(model, isFolded() ? "" : model.get("run").id);
     drawFold(card.head, card.body, isFolded());
+    card.root.style.removeProperty("min-height");
     drawSoon(); // a box that was hidden had no size
   };
   /** @param {Event} event */
@@ -253,15 +268,15 @@ export function render({ model, el }) {
     card.root.remove();
   });
   drawFold(card.head, card.body, isFolded());
-  drawNow();
   takeDraft(model, card.steer);
+  drawNow();
   return () => closing.abort();
 }
 
 /** Called once for each model, also without a view of it. @param {{ model: Model }} widget */
 function initialize({ model }) {
   const closing = new AbortController();
-  mountInPlace(model, render, closing.signal);
+  mountInPlace(model, render, closing.signal, () => !model.get("run").live);
   return () => closing.abort();
 }
 

@@ -55,14 +55,12 @@ export function drawHead(head, run, seconds) {
 }
 
 /** @param {Head} head @param {Headed} run @param {Request | undefined} request @param {number} nowS */
-export function drawCancel({ fold, cancel, answer }, run, request, nowS) {
+export function drawCancel({ cancel, answer }, run, request, nowS) {
   const isCancelling = request?.isOpen || run.status === "cancelling";
   write(cancel, isCancelling ? "Cancelling…" : "Cancel");
   // Not `disabled`: the button would lose the focus right after it was pressed.
   cancel.setAttribute("aria-disabled", String(Boolean(isCancelling)));
-  const isFocused = document.activeElement === cancel;
   cancel.hidden = !run.live || nowS - run.created_at < CANCEL_AFTER_S;
-  if (cancel.hidden && isFocused) fold.focus({ preventScroll: true });
   write(answer, request?.note ?? "");
 }
 

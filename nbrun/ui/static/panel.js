@@ -2,6 +2,7 @@
 /** The runs panel: a table of runs, with filters, pages, cancels, and the card of the run that is open. */
 import { render } from "./card.js";
 import { add, write } from "./nodes.js";
+import { mountInPlace } from "./places.js";
 import { makeRequests } from "./requests.js";
 import { listen, watchKernel } from "./channels.js";
 import { CANCEL_ROW, addCells, drawRow, tickRow } from "./rows.js";
@@ -299,4 +300,11 @@ function renderPanel({ model, el }) {
   return () => closing.abort();
 }
 
-export default { render: renderPanel };
+/** Called once for each model, also without a view of it. @param {{ model: Model }} widget */
+function initializePanel({ model }) {
+  const closing = new AbortController();
+  mountInPlace(model, renderPanel, closing.signal, () => false);
+  return () => closing.abort();
+}
+
+export default { initialize: initializePanel, render: renderPanel };

@@ -9,7 +9,9 @@ import { KERNEL_IS_LEFT, listen, trySend, watchKernel } from "./channels.js";
 /**
  * @typedef {import("./channels.js").Model} Model
  * @typedef {(view: { model: Model, el: HTMLElement }) => () => void} Render
- * @typedef {(nodes: Element[]) => void} OnNodes
+ * @typedef {object} Place  `show` gets all its nodes; `isLost` says whether one of its views is in none of them any more
+ * @property {(nodes: Element[]) => void} show
+ * @property {() => boolean} isLost
  *
  * @typedef {{ data: Record<string, unknown> }} Output
  * @typedef {{ length: number, get: (at: number) => Output, set: (at: number, output: object) => void }} Outputs
@@ -17,28 +19,29 @@ import { KERNEL_IS_LEFT, listen, trySend, watchKernel } from "./channels.js";
  */
 
 /** One for all cards of a page: each kernel brings this module, and so does each panel. */
-const WATCH = Symbol.for("nbrun.places");
+const WATCH = Symbol.for("nbrun.watch of places");
 
 /** By then the kernel's own update has arrived, unless the page was reloaded: then it can't. */
 const UPDATE_WITHIN_MS = 1000;
 
 /** Reports the nodes of each place in the page, whenever they may have changed. */
 function makeWatch() {
-  /** @type {Map<string, OnNodes>} */
+  /** @type {Map<string, Place>} */
   const places = new Map();
   const look = () => {
     const nodes = [...document.querySelectorAll(".nbrun-place")];
-    for (const [place, onNodes] of places) onNodes(nodes.filter((node) => node.classList.contains(place)));
+    for (const [name, place] of places) place.show(nodes.filter((node) => node.classList.contains(name)));
   };
   const lookSoon = () => inFrame(look);
-  const observer = new MutationObserver(lookSoon);
-  /** @param {string} place @param {OnNodes} onNodes @param {AbortSignal} signal */
-  const add = (place, onNodes, signal) => {
+  // A view is back before the page is drawn without it, or anything moves.
+  const observer = new MutationObserver(() => ([...places.values()].some((place) => place.isLost()) ? look() : lookSoon()));
+  /** @param {string} name @param {Place} place @param {AbortSignal} signal */
+  const add = (name, place, signal) => {
     observer.observe(document.body, { childList: true, subtree: true });
-    places.set(place, onNodes);
+    places.set(name, place);
     lookSoon();
     signal.addEventListener("abort", () => {
-      places.delete(place);
+      places.delete(name);
       if (!places.size) observer.disconnect();
     });
   };
@@ -70,33 +73,73 @@ function outputsAt(cells, place) {
   return found;
 }
 
-/** Draw the card over the static one. @param {HTMLElement} node @param {Model} model @param {Render} render */
-function mount(node, model, render) {
-  const hidden = /** @type {HTMLElement[]} */ ([...node.children]);
-  for (const child of hidden) child.style.display = "none";
-  // JupyterLab's style of HTML is for texts; a widget's output doesn't have it either.
-  const styled = node.closest(".jp-RenderedHTMLCommon");
-  styled?.classList.remove("jp-RenderedHTMLCommon");
-  const el = node.appendChild(document.createElement("div"));
-  const end = render({ model, el });
-  return () => {
-    end();
-    el.remove();
-    styled?.classList.add("jp-RenderedHTMLCommon");
-    for (const child of hidden) child.style.removeProperty("display");
+/**
+ * A view over the static card. It can move to another node, as when the front end redraws the output: what is typed,
+ * folded, scrolled and focused in it stays.
+ * @param {HTMLElement} node @param {Model} model @param {Render} render
+ */
+function makeView(node, model, render) {
+  const el = document.createElement("div");
+  const held = holdPlaceIn(el);
+  let leave = () => {};
+  /** @param {HTMLElement} node */
+  const enter = (node) => {
+    leave();
+    const hidden = /** @type {HTMLElement[]} */ ([...node.children]);
+    for (const child of hidden) child.style.display = "none";
+    // JupyterLab's style of HTML is for texts; a widget's output doesn't have it either.
+    const styled = node.closest(".jp-RenderedHTMLCommon");
+    styled?.classList.remove("jp-RenderedHTMLCommon");
+    node.appendChild(el);
+    held.restore();
+    leave = () => {
+      styled?.classList.add("jp-RenderedHTMLCommon");
+      for (const child of hidden) child.style.removeProperty("display");
+    };
   };
+  enter(node);
+  const endView = render({ model, el });
+  const end = () => {
+    endView();
+    el.remove();
+    leave();
+  };
+  return { el, enter, end };
+}
+
+/** @typedef {ReturnType<typeof makeView>} View */
+
+/** Remembers what a node loses when it is moved: the focus, and how far its boxes are scrolled. @param {HTMLElement} el */
+function holdPlaceIn(el) {
+  /** @type {HTMLElement | null} */
+  let focused = null;
+  /** @type {Map<Element, number>} */
+  const scrolled = new Map();
+  const forget = () => {
+    if (el.isConnected && !el.contains(document.activeElement)) focused = null; // else it was removed
+  };
+  el.addEventListener("focusin", ({ target }) => void (focused = /** @type {HTMLElement} */ (target)));
+  el.addEventListener("focusout", () => queueMicrotask(forget));
+  const onScroll = (/** @type {Event} */ { target }) => void (target instanceof Element && scrolled.set(target, target.scrollTop));
+  el.addEventListener("scroll", onScroll, { capture: true, passive: true });
+  const restore = () => {
+    for (const [box, top] of scrolled) box.scrollTop = top;
+    if (document.activeElement === document.body) focused?.focus({ preventScroll: true });
+  };
+  return { restore };
 }
 
 /**
  * Draw the card wherever the page shows its static one, as long as the model exists. Tell the kernel that this works
  * here, and ask it for the final static card if the run has ended and the notebook still has an earlier one.
  * @param {Model} model @param {Render} render @param {AbortSignal} signal
+ * @param {() => boolean} isEnded  whether there is a final one
  */
-export function mountInPlace(model, render, signal) {
+export function mountInPlace(model, render, signal, isEnded) {
   const place = /** @type {string} */ (model.get("place"));
   const cells = cellsOf(model);
   if (!place || !cells) return;
-  /** @type {Map<Element, () => void>} */
+  /** @type {Map<Element, View>} */
   const views = new Map();
   /** @type {Element[]} */
   let places = [];
@@ -105,15 +148,19 @@ export function mountInPlace(model, render, signal) {
 
   const mountAll = () => {
     for (const node of places) {
-      if (!isGone && !views.has(node)) views.set(node, mount(/** @type {HTMLElement} */ (node), model, render));
+      if (!isGone && !views.has(node)) views.set(node, makeView(/** @type {HTMLElement} */ (node), model, render));
     }
   };
   /** @param {Element[]} nodes */
   const show = (nodes) => {
-    for (const [node, end] of views) {
-      if (nodes.includes(node)) continue;
-      end();
+    const left = [...views].filter(([node]) => !nodes.includes(node));
+    const bare = isGone ? [] : nodes.filter((node) => !views.has(node));
+    for (const [node, view] of left) {
+      const next = /** @type {HTMLElement | undefined} */ (bare.shift());
       views.delete(node);
+      if (next) view.enter(next);
+      else view.end();
+      if (next) views.set(next, view);
     }
     places = nodes;
     if (nodes.some((node) => !views.has(node))) inFrame(mountAll);
@@ -123,7 +170,7 @@ export function mountInPlace(model, render, signal) {
   };
   const onRun = () => {
     clearTimeout(timer);
-    if (!model.get("run").live) timer = setTimeout(askForEnd, UPDATE_WITHIN_MS);
+    if (isEnded()) timer = setTimeout(askForEnd, UPDATE_WITHIN_MS);
   };
   /** @param {{ op?: string, data?: object } | undefined} message */
   const onMessage = (message) => {
@@ -139,7 +186,8 @@ export function mountInPlace(model, render, signal) {
   };
 
   watchKernel(model, onGone, signal);
-  watchOfPage().add(place, show, signal);
+  const isLost = () => [...views.values()].some(({ el }) => !el.isConnected);
+  watchOfPage().add(place, { show, isLost }, signal);
   listen(model, "change:run", onRun, signal);
   listen(model, "msg:custom", onMessage, signal);
   signal.addEventListener("abort", () => {

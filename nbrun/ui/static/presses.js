@@ -1,5 +1,5 @@
 // @ts-check
-/** Presses on a button that is redrawn before it is released: the browser doesn't turn them into clicks. */
+/** Presses on a button that is redrawn or moved before it is released: the browser doesn't turn them into clicks. */
 
 const REDRAWN_WITHIN_MS = 150;
 
@@ -7,8 +7,8 @@ const REDRAWN_WITHIN_MS = 150;
 const OWNERS = new WeakMap();
 
 /**
- * Count a press on a button that is released on its replacement. A front end may redraw outputs at any time, and a
- * press on Cancel must never be lost.
+ * Count a press on a button that is released on its replacement, or on itself in another place. A front end may redraw
+ * outputs at any time, and a press on Cancel must never be lost.
  * @param {HTMLElement} button @param {object} owner  the same for both
  */
 export function keepPress(button, owner) {
@@ -18,10 +18,14 @@ export function keepPress(button, owner) {
     const under = document.elementFromPoint(event.clientX, event.clientY)?.closest("button");
     if (under && OWNERS.get(under) === owner) under.click();
   };
-  /** @param {PointerEvent} event */
-  const onUp = (event) => {
-    if (!button.isConnected) setTimeout(finish, REDRAWN_WITHIN_MS, event);
+  const onDown = () => {
+    const place = button.closest(".nbrun-place");
+    /** @param {PointerEvent} event */
+    const onUp = (event) => {
+      const isSame = button.isConnected && button.closest(".nbrun-place") === place;
+      if (!isSame) setTimeout(finish, REDRAWN_WITHIN_MS, event);
+    };
+    document.addEventListener("pointerup", onUp, { once: true, capture: true });
   };
-  const onDown = () => document.addEventListener("pointerup", onUp, { once: true, capture: true });
   button.addEventListener("pointerdown", onDown);
 }

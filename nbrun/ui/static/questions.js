@@ -25,12 +25,13 @@ const STILL_UNTIL = new WeakMap();
 export const moreQuestions = (count) => (count > 0 ? `… ${counted(count)} more question${count > 1 ? "s" : ""}` : "");
 
 /**
- * A row is kept for its question, so that what is being typed stays.
+ * A row is kept for its question, so that what is being typed stays; returns what was typed to one that is gone.
  * @param {HTMLElement} list @param {Question[]} questions @param {Requests} requests @param {number} nowS
  */
 export function drawQuestions(list, questions, requests, nowS) {
   const rows = /** @type {HTMLElement[]} */ ([...list.children]);
   const gone = rows.filter((row) => !questions.some(({ id }) => id === row.dataset.id));
+  const typed = gone.map((row) => (row.dataset.sent ? "" : draftOf(row)));
   gone.forEach(removeQuestion);
   const added = questions.filter(({ id }) => !rows.some((row) => row.dataset.id === id));
   for (const question of added) addQuestion(list, question, () => enableAnswers(list, requests));
@@ -41,12 +42,20 @@ export function drawQuestions(list, questions, requests, nowS) {
     const row = [...list.children].find((one) => one instanceof HTMLElement && one.dataset.id === question.id);
     if (!(row instanceof HTMLElement)) continue;
     const request = requests.get(question.id);
+    if (request?.note) delete row.dataset.sent;
     const editor = row.querySelector("textarea");
     if (editor) editor.readOnly = Boolean(request?.isOpen);
     const [left, note] = row.querySelectorAll(".nbrun-card__left, .nbrun-card__answer");
     write(/** @type {HTMLElement} */ (left), timeLeft(question.deadline, nowS));
     write(/** @type {HTMLElement} */ (note), row.dataset.mistake || request?.note || "");
   }
+  return typed.find(Boolean) ?? "";
+}
+
+/** What was typed, but no secret: it may be shown elsewhere. @param {HTMLElement} row */
+function draftOf(row) {
+  const text = row.querySelector("input");
+  return text && text.dataset.input !== "secret" ? text.value : "";
 }
 
 /**
@@ -225,6 +234,7 @@ export function answerQuestion({ target, type, detail }, runId, requests) {
   const button = target instanceof Element ? target.closest("button") : null;
   if (!row?.dataset.id) return;
   if (button || type === "input") noteMistake(row, "");
+  if (type === "input") delete row.dataset.sent;
   if (type !== "click" || !button?.dataset.op || button.disabled) return;
   if (button.dataset.op === EDIT) toggleEditor(row);
   else if (detail && detail > 1) return; // the second click of a double click
@@ -245,6 +255,7 @@ function sendAnswer(row, { dataset }, runId, requests) {
   }
   if (dataset.always) answer.always = true;
   answer.digest = row.dataset.digest ?? "";
+  row.dataset.sent = "yes";
   requests.ask(call, answer);
 }
 

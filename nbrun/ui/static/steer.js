@@ -12,6 +12,8 @@ import { add, leaveKeysTo, write } from "./nodes.js";
 export const STEER = "steer"; // its request
 const INVITATION = "Message the agent";
 const SHOWN_MESSAGES = 3;
+const NOT_SENT = "Not sent: this run takes no messages now.";
+const NOT_SENT_AT_END = "Not sent: the run has ended.";
 
 /** Unsent messages, by model: a page may redraw the view together with its output.
  * @type {WeakMap<import("./channels.js").Model, { words: string, hasFocus: boolean }>} */
@@ -32,23 +34,28 @@ export function addSteer(root) {
   const send = add(form, "button", "send");
   write(send, "Send");
   for (const place of [text, send]) leaveKeysTo(place);
-  const note = add(box, "div", "steer-note");
+  const note = add(form, "div", "steer-note");
   note.setAttribute("role", "alert");
   return { box, list, form, text, send, note };
 }
 
-/** @param {SteerBox} steerBox @param {{ live: boolean, steer?: Steer }} run @param {Requests} requests */
-export function drawSteer({ box, list, form, text, send, note }, { live, steer }, requests) {
+/** @param {SteerBox} steerBox @param {{ live: boolean, status: string, steer?: Steer }} run @param {Requests} requests */
+export function drawSteer({ box, list, form, text, send, note }, { live, status, steer }, requests) {
   const { can, messages } = steer ?? { can: false, messages: [] };
   const request = requests.get(STEER);
   const isHere = messages.some(({ id }) => id === request?.nonce);
   if (isHere) text.value = ""; // only now: what was refused can be sent again
   if (isHere || !live) requests.forget(STEER);
   drawMessages(list, messages.slice(-SHOWN_MESSAGES));
-  form.hidden = !can || !live;
-  text.readOnly = send.disabled = Boolean(requests.get(STEER)?.isOpen);
-  write(note, requests.get(STEER)?.note ?? "");
-  box.hidden = form.hidden && list.hidden && note.hidden;
+  const isOff = !can || !live;
+  const isLeft = isOff && Boolean(text.value); // somebody was writing it: it can still be copied
+  const isOpen = Boolean(requests.get(STEER)?.isOpen);
+  form.hidden = isOff && !isLeft;
+  text.readOnly = isOpen;
+  send.disabled = isOpen || isOff;
+  const whyNot = live || status === "lost" ? NOT_SENT : NOT_SENT_AT_END;
+  write(note, isLeft ? whyNot : (requests.get(STEER)?.note ?? ""));
+  box.hidden = form.hidden && list.hidden;
 }
 
 /** @param {HTMLElement} list @param {SteerMessage[]} messages */
@@ -64,6 +71,11 @@ function drawMessages(list, messages) {
     if (words) write(words, message.words);
   });
   list.hidden = !messages.length;
+}
+
+/** Takes over what was typed to a question that is no longer asked. @param {SteerBox} steerBox @param {string} words */
+export function rescueDraft({ text }, words) {
+  text.value ||= words;
 }
 
 /** Keeps an unsent message for the next view. @param {import("./channels.js").Model} model @param {SteerBox} steerBox */

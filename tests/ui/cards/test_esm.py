@@ -12,7 +12,7 @@ VIEWS = {
     "code.js": "initialize, render",
     "card.js": "initialize, render",
     "doctor.js": "render",
-    "panel.js": "render: renderPanel",
+    "panel.js": "initialize: initializePanel, render: renderPanel",
 }
 
 
