@@ -61,6 +61,8 @@ PAUSE_S = 0.05
 """How long an agent is paused at a time while it yields faster than the store can save."""
 FORMAT_LIMIT_S = 5.0
 """How long an output's own code may take to render it; after that the run ends without its rendering."""
+IMPORT_LIMITS = 12
+"""How often that time begins again while its code imports a package, as plotly's does when it shows a figure."""
 PICKLE_LIMIT_S = 60.0
 """The same if the object itself is kept too, which may be large."""
 
@@ -82,7 +84,8 @@ class Driver:
         "__weakref__", "_adapter", "_approvals", "_attempt", "_budget", "_children", "_clock", "_detached",
         "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name", "_inbox", "_is_between",
         "_is_driving", "_is_ended", "_is_entered", "_is_sending", "_lock", "_must_pause", "_n", "_open_tools",
-        "_outbox", "_refused", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage", "_usage_before", "run",
+        "_outbox", "_refused", "_returned_at", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage",
+        "_usage_before", "run",
         "task",
     )  # fmt: skip
 
@@ -118,6 +121,7 @@ class Driver:
         self._is_entered = self._is_driving = self._is_ended = False
         self._finished = LoopLatch()
         self._fired_at = 0.0
+        self._returned_at: float | None = None
         self._stop_until: float | None = None  # of the watchdog's thread
         self._detached: tuple[str, ...] = ()
         self._refused = 0
@@ -138,7 +142,7 @@ class Driver:
 
         A thread that sends faster than the store can save is held up here, after the lock is released.
         """
-        now = self._clock.now()
+        now = self._now()
         usage: ev.Usage | None = None
         _check_event(data, parent)
         with self._lock:
@@ -178,11 +182,15 @@ class Driver:
             self._halves[stream] = half
         return msgspec.structs.replace(data, text=clean_text(text))
 
+    def _now(self) -> float:
+        """Return the time; from the agent's return to the end that moment, since showing its output isn't its time."""
+        return self._clock.now() if self._returned_at is None or self._is_ended else self._returned_at
+
     def report(self, data: ev.EventData) -> None:
         """Send an event of the host's own, if the run has not ended."""
         with self._lock:
             if not self._is_ended:
-                self._send(data, self._clock.now())
+                self._send(data, self._now())
 
     def warn(self, text: str) -> None:
         """Show a warning on the run's card."""
@@ -296,6 +304,9 @@ class Driver:
             self._is_driving = False
         try:
             await self._rest_ended(error)
+            self._returned_at = self._clock.now()
+            if timer is not None:
+                timer.cancel()
             if packages.has_figures(self.run):
                 await self._keep_figures()
             if error is None and not self._token.cancelled:
@@ -383,14 +394,19 @@ class Driver:
             self.warn(f"{not_kept}: {no_thread}")
             return
         hurry = self._token.add_callback(lambda _request: self._thread.call(kept.cancel))
-        await asyncio.wait({kept}, timeout=limit_s)
+        for _ in range(IMPORT_LIMITS):
+            await asyncio.wait({kept}, timeout=limit_s)
+            if kept.done() or not work.is_importing():
+                break
         hurry.remove()
         if not kept.done():
             kept.cancel()
-            work.interrupt()
+            if not work.is_importing():
+                work.interrupt()
             self.warn(f"{not_kept}: it took more than {limit_s:g} s")
         elif kept.cancelled():
-            work.interrupt()
+            if not work.is_importing():
+                work.interrupt()
         elif (error := kept.exception()) is not None:  # a SystemExit, say, of its own code
             self.warn(f"{not_kept} ({describe(error)})")
         else:
@@ -441,7 +457,7 @@ class Driver:
         if error is not None and not (is_signal and self._token.cancelled):
             # Not for a requested cancel: a traceback takes as long as a run.
             info = describe(error, self._thread.moved_by)
-        now = self._clock.now()
+        now = self._now()
         with self._lock:
             if self._is_ended:
                 names = ", ".join(self._detached) or self.label

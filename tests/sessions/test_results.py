@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import builtins
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 from nbrun import NotebookSession, Run, RunStatus
+from nbrun.agents import Worker
 from nbrun.core import mimebundle as bundle
 from nbrun.core.artifacts import folder_beside
 from nbrun.core.errors import BadOption, NbrunError, NoResult
@@ -23,6 +26,7 @@ from nbrun.render.results import ResultView
 from nbrun.ui.extension import format_value
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S
+from tests.fakes.clock import FakeClock
 
 MakeSession = Callable[..., NotebookSession]
 
@@ -215,6 +219,43 @@ def test_a_form_that_hangs_holds_up_nobody_and_its_own_run_for_a_time(
     assert ended(run).status is RunStatus.COMPLETED
     assert run.output is value
     assert "more than 0.5 s" in run.record.notices[0]
+
+
+def test_showing_an_output_is_not_the_run_s_time_and_an_import_is_left_alone(
+    make_shown: MakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A figure whose package imports for long is kept as shown, and its run took as long as its agent."""
+    (tmp_path / "slow_figures.py").write_text("import builtins\nbuiltins.slow_figures_gate()\nhtml = '<b>drawn</b>'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    asked, looked = threading.Event(), threading.Semaphore(0)
+    gate = threading.Event()
+
+    def importing() -> None:
+        asked.set()
+        assert gate.wait(BOUND_S)
+
+    def form() -> str:
+        return str(importlib.import_module("slow_figures").html)
+
+    is_importing = Worker.is_importing
+
+    def look(worker: Worker[object]) -> bool:
+        looked.release()
+        return is_importing(worker)
+
+    monkeypatch.setattr(builtins, "slow_figures_gate", importing, raising=False)
+    monkeypatch.setattr(Worker, "is_importing", look)
+    monkeypatch.setattr(driver, "FORMAT_LIMIT_S", 0.05)
+    clock = FakeClock()
+    run = make_shown(clock=clock).start(returning(Reprs(form)), timeout_s=3.0)
+    assert asked.wait(BOUND_S)
+    clock.move(5.0)
+    for _ in range(2):  # the time is up, and again
+        assert looked.acquire(timeout=BOUND_S)
+    gate.set()
+    assert ended(run).status is RunStatus.COMPLETED
+    assert run.status_words() == "Completed in 0 ms"
+    assert (run.record.notices, [made.name for made in run.artifacts]) == ((), ["output"])
 
 
 def test_a_cancel_does_not_wait_for_a_form_that_hangs(

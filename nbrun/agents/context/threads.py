@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from concurrent.futures import Future
 from functools import partial
@@ -79,6 +80,13 @@ class Worker(Generic[T]):
         """
         is_started = self._thread is not None and self._thread.ident is not None
         return is_started and self._guard.interrupt(later=True)
+
+    def is_importing(self) -> bool:
+        """Return whether the thread is within an import; interrupted there, it may leave half a package behind."""
+        frame = sys._current_frames().get((self._thread and self._thread.ident) or 0)
+        while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+            frame = frame.f_back
+        return frame is not None
 
     def _main(self, outcome: Future[T]) -> None:
         try:
