@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nbrun.cli.output import CommandError, say
 from nbrun.cli.runs import odd_files_at, opened, stores_at
 from nbrun.store import is_set_aside
-from nbrun.store.diagnosis import Finding, Sign, kept, served, tried, versions
+from nbrun.store.diagnosis import Finding, Sign, kept, served, sqlite_version, tried, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +25,7 @@ def examine(options: SimpleNamespace) -> int:
     paths = stores_at(options.path)
     findings = [
         *tried("versions", lambda: versions(*PAGES)),
+        *tried("SQLite", lambda: [sqlite_version()]),
         *tried("cards", _cards),
         *tried("server", lambda: [served()]),
         *tried("store", lambda: _stores(options.path, paths)),

@@ -12,7 +12,18 @@ from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, printab
 from nbrun.core.commands import number_of
 from nbrun.render.static_card import whole_text
 from nbrun.render.words import with_followups
-from nbrun.store import FOLDER, SUFFIX, Query, SessionStore, StoredRun, is_set_aside, read_query, schema, store_of
+from nbrun.store import (
+    FOLDER,
+    SUFFIX,
+    Query,
+    SessionStore,
+    StoredRun,
+    is_open_here,
+    is_set_aside,
+    read_query,
+    schema,
+    store_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +127,8 @@ def _is_store(path: Path) -> bool:
 
     Source: the SQLite file format has the application's id at offset 68.
     """
+    if is_open_here(path):  # closing it would drop this process's locks
+        return True
     with path.open("rb") as file:
         head = file.read(72)
     return head[68:] == _ID or _is_store_soon(path.with_name(f"{path.name}-wal"))

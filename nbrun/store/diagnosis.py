@@ -8,13 +8,12 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
-from nbrun.core import Action, Fix, size_words
+from nbrun.core import Action, Fix, StoreError, size_words
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.location import NO_PLACE
 from nbrun.store.session_store import ReadOnlyStore, SessionStore
@@ -25,6 +24,8 @@ OWN = "jupyter-nbrun"
 NEEDED = (OWN, "ipython", "ipykernel", "ipywidgets", "anywidget", "jupyter-client")
 MODELS = "pydantic-ai-slim"
 EXTENSION = "nbrun.server"
+# Source: https://sqlite.org/wal.html#walresetbug
+_WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
 
 
 class Sign(StrEnum):
@@ -99,6 +100,15 @@ def versions(*more: str) -> list[Finding]:
     return findings
 
 
+def sqlite_version() -> Finding:
+    """Return the version of SQLite, and whether it has a bug that concerns files that several kernels write to."""
+    subject, version = "SQLite", sqlite3.sqlite_version
+    if not _WAL_RESET_BUG[0] <= sqlite3.sqlite_version_info <= _WAL_RESET_BUG[1]:
+        return Finding(Sign.OK, subject, version)
+    text = f"{version} has the WAL-reset bug, which can very rarely damage a file that several kernels write to"
+    return Finding(Sign.NOTE, subject, text, "nothing to do, or use a Python that comes with SQLite 3.51.3 or newer")
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -166,7 +176,7 @@ def kept(store: SessionStore) -> list[Finding]:
         findings += [] if store.fault is not None else [_not_kept(store)]
         return [*findings, *_kept_elsewhere(store)]
     is_written = store.fault is None
-    findings += [_file(store.path, store.problem, is_written=is_written), *_disk(store.path)]
+    findings += [_file(store, store.path, is_written=is_written), *_disk(store.path)]
     findings += _kept_elsewhere(store)
     if store.lost:
         text = f"{store.lost} runs were in progress when their kernel died; they are shown as lost"
@@ -217,16 +227,15 @@ def _not_kept(store: SessionStore) -> Finding:
     return Finding(Sign.OK, "store", f"no runs yet; the first one creates {store.wanted}")
 
 
-def _file(path: Path, problem: str | None, *, is_written: bool = True) -> Finding:
+def _file(store: SessionStore, path: Path, *, is_written: bool = True) -> Finding:
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
-    except sqlite3.Error as error:
+        journal, problem = store.journal_mode(), store.problem
+    except StoreError as error:
         fix = "run doctor again once a run has been saved; it then shows what was done"
         return Finding(Sign.PROBLEM, "store", f"{path} can't be read: {error}", fix)
-    size = size_words(sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*")))
+    size = size_words(sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*") if part.is_file()))
     durable = "durable, " if is_written else ""  # else what waits is in memory only
-    text = f"{path}, {durable}{size}, journal mode {str(journal).upper()}"
+    text = f"{path}, {durable}{size}, journal mode {journal.upper()}"
     if problem is not None:
         fix = "fix this and %reload_ext nbrun, or set %config NbRun.store"
         return Finding(Sign.NOTE, "store", f"{text}; {problem}", fix)

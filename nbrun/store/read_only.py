@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nbrun.core import StoreDamaged, StoreError, StoreReadOnly
 from nbrun.store import schema
 from nbrun.store.connection import BUSY_TIMEOUT_S, refuse_links, set_limits
+from nbrun.store.locks import exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,18 +57,19 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     `StoreDamaged`, with the reason, if nothing can be read from it.
     """
     refuse_links(path)
-    is_at_rest = not any(_has_bytes(path, suffix) for suffix in ("-wal", "-journal"))
-    mode = "mode=ro&immutable=1" if is_at_rest else "mode=ro"
     try:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=BUSY_TIMEOUT_S,
-            check_same_thread=False, isolation_level=None,
-        )  # fmt: skip
-        try:
-            _restrict(connection)
-        except BaseException:
-            connection.close()
-            raise
+        with exclusive(path):  # until the journal is open
+            is_at_rest = not any(_has_bytes(path, suffix) for suffix in ("-wal", "-journal"))
+            mode = "mode=ro&immutable=1" if is_at_rest else "mode=ro"  # neither deletes a journal
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=BUSY_TIMEOUT_S,
+                check_same_thread=False, isolation_level=None,
+            )  # fmt: skip
+            try:
+                _restrict(connection)
+            except BaseException:
+                connection.close()
+                raise
     except sqlite3.Error as error:
         raise StoreDamaged(f"nothing can be read from {path}: {error}") from error
     except StoreReadOnly as error:

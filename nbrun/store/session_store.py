@@ -22,7 +22,7 @@ from nbrun.core import (
     folder_beside,
 )
 from nbrun.store import orphans, read_only
-from nbrun.store.connection import connect, note_inherited
+from nbrun.store.connection import Connection, connect, note_inherited
 from nbrun.store.database_file import DatabaseFile, is_set_aside
 from nbrun.store.faults import StoreFault, fault_of, is_damage
 from nbrun.store.location import NO_NOTEBOOK, SUFFIX, store_path
@@ -92,7 +92,7 @@ class SessionStore(StoredRuns):
         self._database = DatabaseFile(places, clock)
         self._clock = clock
         self._writer: Writer | None = None
-        self._read_connection: sqlite3.Connection | None = None
+        self._read_connection: Connection | None = None
         self._read_generation = 0
         self._is_closed = False
         self._is_shut = False  # what was in memory is gone
@@ -169,7 +169,7 @@ class SessionStore(StoredRuns):
         return self._database.generation > 0 and not self._is_shut
 
     @property
-    def _write_connection(self) -> sqlite3.Connection | None:
+    def _write_connection(self) -> Connection | None:
         return self._database.connection
 
     def report(self, what: str) -> None:
@@ -255,7 +255,7 @@ class SessionStore(StoredRuns):
                         self._writer.wake(is_urgent=True)
                 raise StoreUnavailable(fault_of(error, self.path)) from error
 
-    def _reader(self, path: Path) -> sqlite3.Connection:
+    def _reader(self, path: Path) -> Connection:
         """Return the readers' connection, to the file that is written to now."""
         generation = self._database.generation
         if self._read_connection is not None and self._read_generation != generation:
@@ -266,6 +266,11 @@ class SessionStore(StoredRuns):
             self._read_connection.execute("PRAGMA query_only = ON")
             self._read_generation = generation
         return self._read_connection
+
+    def journal_mode(self) -> str:
+        """Return the journal mode of the file, `wal` where that is supported; empty if there is none."""
+        with self._reading() as connection:
+            return "" if connection is None else str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
     def give_up(self, number: int) -> None:
         """Mark a live-looking run as lost whose kernel cannot be seen from here.

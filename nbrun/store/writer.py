@@ -318,15 +318,20 @@ class Writer:
         now = self._clock.monotonic()
         path = None if self._database is None else self._database.path
         found = fault_of(error, path)
-        if self.fault is None:
+        is_first = self.fault is None
+        if is_first:
             self._fault_at = self._clock.now()
         if self.fault != found:
             _log.info("runs are not saved: %s", found)
         self.fault = found
         is_locked = found.kind is FaultKind.LOCKED
         self._retry_at = now + (RETRY_S if is_locked else max(RETRY_S, 5 * took_s))
-        if self._database is not None and path is not None and is_damage(error):
+        if self._database is None or path is None:
+            return
+        was_replaced = not self._database.is_in_place()
+        if is_damage(error) and not was_replaced:
             self._database.suspect(error)
+        if is_damage(error) or (was_replaced and is_first):
             self._retry_at = now  # there is nothing to wait for
             self.wake(is_urgent=True)
 

@@ -12,7 +12,7 @@ import anywidget
 import traitlets
 
 from nbrun.core import Clock, RunStatus, duration
-from nbrun.store.diagnosis import MARKS, Finding, Sign, kept, served, set_aside, tried, versions
+from nbrun.store.diagnosis import MARKS, Finding, Sign, kept, served, set_aside, sqlite_version, tried, versions
 from nbrun.ui.cards.esm import page_module
 from nbrun.ui.kernel import requests
 from nbrun.ui.kernel.waiting import cell_id, is_headless
@@ -48,6 +48,7 @@ def examine(extension: Presenter) -> list[Finding]:
     """Return all that can be found out while the cell runs."""
     probes = {
         "versions": versions,
+        "SQLite": lambda: [sqlite_version()],
         "front end": lambda: [_front_end(extension)],
         "control channel": lambda: [_control(extension)],
         "page": lambda: _page(extension),

@@ -64,7 +64,7 @@ def everything(session: NotebookSession, folder: Path, capsys: pytest.CaptureFix
     cli.main(["list", store])
     cli.main(["doctor", store])
     said = capsys.readouterr()
-    files = b"".join(path.read_bytes() for path in Path(store).parent.iterdir())
+    files = b"".join(path.read_bytes() for path in Path(store).parent.rglob("*") if path.is_file())
     return "".join([*seen, said.out, said.err, files.decode("utf-8", "replace")])
 
 
@@ -197,7 +197,7 @@ def test_a_value_that_was_named_is_replaced_from_then_on(session: NotebookSessio
     assert other.record.output == other.record.prompt == "a [MINE] b"
     held.let_go()
     assert run.wait(BOUND_S)
-    assert b"my-own-secret" not in b"".join(path.read_bytes() for path in store_path.parent.iterdir())
+    assert b"my-own-secret" not in b"".join(path.read_bytes() for path in store_path.parent.iterdir() if path.is_file())
 
     gate = threading.Event()
 

@@ -19,6 +19,8 @@ from typing import Any
 import apsw
 import pytest
 
+from nbrun.store.locks import Use
+
 SECTOR = 512
 
 
@@ -132,6 +134,7 @@ class Connection:
 
     def __init__(self, uri: str, disk: Disk) -> None:
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI
+        self.use: Use | None = None
         self._connection = apsw.Connection(uri, vfs=disk.name, flags=flags)
         self._connection.set_busy_timeout(1_000)
         # Checkpoints after some kilobytes, not megabytes: a short test must have some.
@@ -160,7 +163,11 @@ class Connection:
 
     def close(self) -> None:
         """Close it."""
-        self._connection.close()
+        use, self.use = self.use, None
+        if use is None:
+            self._connection.close()
+        else:
+            use.end(self._connection.close)
 
 
 class Cursor:

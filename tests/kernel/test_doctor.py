@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 
 import pytest
 
@@ -38,10 +39,11 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     assert int(value(kernel, FILES)) < files + 5  # the kernel's own go up and down by one or two
     lines = lines_of(cell)
     assert set(lines) == {
-        "versions", "front end", "control channel", "subshells", "nest_asyncio", "server", "store",
+        "versions", "SQLite", "front end", "control channel", "subshells", "nest_asyncio", "server", "store",
         "runs",
     }  # fmt: skip
     assert re.search(r"^✔ ok .*Python 3.*nbrun \d.*ipykernel \d.*anywidget \d", lines["versions"])
+    assert sqlite3.sqlite_version in lines["SQLite"]
     assert re.search(r"^✔ ok .*a notebook", lines["front end"])
     answer = re.search(r"^✔ ok .*answers in (.*) while this cell", lines["control channel"])
     assert answer is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 from nbrun import NotebookSession
 from nbrun.core.clock import SystemClock
 from nbrun.core.errors import StoreUnavailable
-from nbrun.store import SessionStore, diagnosis as finding
-from nbrun.store.diagnosis import Finding, Sign, kept, served, set_aside, tried, versions
+from nbrun.store import SessionStore, diagnosis as finding, open_for_writing
+from nbrun.store.diagnosis import Finding, Sign, kept, served, set_aside, sqlite_version, tried, versions
 from nbrun.store.faults import FaultKind, StoreFault
 from tests.conftest import MakeSession
 from tests.fakes import agents
@@ -54,6 +53,22 @@ def test_versions_name_what_is_missing_and_what_is_stale(monkeypatch: pytest.Mon
     assert (missing.sign, stale.sign) == (Sign.PROBLEM, Sign.PROBLEM)
     assert "pip install no-such-package" in missing.fix
     assert "0.0.9 is running" in stale.text
+
+
+@pytest.mark.parametrize(
+    ("version", "sign"),
+    [((3, 40, 1), Sign.NOTE), ((3, 51, 2), Sign.NOTE), ((3, 51, 3), Sign.OK), ((3, 52, 0), Sign.OK)],
+)
+def test_a_sqlite_with_the_wal_reset_bug_is_told(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], sign: Sign
+) -> None:
+    """In one line, with the version that has it no more."""
+    monkeypatch.setattr("sqlite3.sqlite_version_info", version)
+    monkeypatch.setattr("sqlite3.sqlite_version", ".".join(map(str, version)))
+    found = sqlite_version()
+    assert (found.sign, found.subject) == (sign, "SQLite")
+    assert found.text.startswith(".".join(map(str, version)))
+    assert ("3.51.3" in found.fix) is (sign is Sign.NOTE)
 
 
 def test_the_servers_extension_is_told_by_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,11 +125,10 @@ def test_a_store_in_another_place_or_in_memory_says_why(make_session: MakeSessio
 def test_a_full_disk_and_a_slow_journal_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Little room is a problem; a file system without WAL only a note."""
     path = tmp_path / "store.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE t (x)")
-    connection.close()
+    open_for_writing(path).close()
     store = SessionStore([path], SystemClock())
-    store._database.path = path
+    store.open_existing()
+    monkeypatch.setattr(store, "journal_mode", lambda: "delete")
     monkeypatch.setattr(finding, "LOW_DISK_BYTES", 1 << 80)
     slow, full = kept(store)
     assert (slow.sign, full.sign) == (Sign.NOTE, Sign.PROBLEM)

@@ -93,7 +93,8 @@ def test_folder_and_files_are_for_their_owner_only(session: NotebookSession, sto
         ended(session.start(agents.instant))
         files = list(store_path.parent.glob("test.db*"))
         assert store_path in files
-        assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+        assert {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in files} == {False: 0o600, True: 0o700}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files if path.is_file()} == {0o600}
         assert stat.S_IMODE(store_path.parent.stat().st_mode) == 0o700
     finally:
         os.umask(before)
