@@ -225,8 +225,8 @@ def removable(run: Run) -> int:
         raise BadOption(
             f"{run!r} may still be running", run=title(run.glance), fixes=[Fix(Action.LOST, run_ref(run.glance))]
         )
-    if run.only_read is not None:
-        raise BadOption(f"{run!r} can't be removed because its file is read-only: {run.only_read}")
+    if run.why_read_only is not None:
+        raise BadOption(f"{run!r} can't be removed because its file is read-only: {run.why_read_only}")
     if not run.done():
         raise BadOption(f"{run!r} is still running; cancel it first")
     if run.number is None or run.problem is not None:

@@ -189,7 +189,7 @@ class Run:
         return self.live is None and self.glance.is_unknown
 
     @property
-    def only_read(self) -> str | None:
+    def why_read_only(self) -> str | None:
         """Why the file that the run is read from is read-only; None if it can be written."""
         return self.store.problem if isinstance(self.store, ReadOnlyStore) else None
 

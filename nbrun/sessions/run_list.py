@@ -94,7 +94,7 @@ class RunList(list[Run]):
         """Return a line for each read-only file: which runs are from there, and why."""
         numbers: dict[str, list[int]] = {}
         for run in self:
-            if (why := run.only_read) is not None and run.number is not None:
+            if (why := run.why_read_only) is not None and run.number is not None:
                 numbers.setdefault(printable(why), []).append(run.number)
         return [
             f"#{found[0]} is read-only: {why}"

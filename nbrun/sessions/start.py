@@ -155,7 +155,7 @@ class Starter:
         parts.refuse_child()
         plan = _plan(agent, prompt, options, parts.session_id)
         created = plan.created
-        parcel = b"" if options.on == "local" else _parcel(plan)
+        pickled = b"" if options.on == "local" else _pickled(plan)
         is_on_host = scheduler.is_on_loop
         loop = None if options.loop == "host" else _kernel_loop(is_on_host)
         parts.keyring.look()
@@ -174,7 +174,7 @@ class Starter:
                 live = LiveRun(run_id, token, key=options.key, is_child=options.parent is not None)
                 live.agent, live.loop = plan.agent, loop
                 live.budget = self._budget(live, options, created.usage)
-                attempt = self._attempt(live, plan, options, parcel)
+                attempt = self._attempt(live, plan, options, pickled)
                 scheduler.attempts[run_id] = attempt
                 parts.intake.open(live, created)
                 token.add_first(functools.partial(self._on_fired, live))
@@ -209,7 +209,7 @@ class Starter:
 
     # --- the parts of a run ----------------------------------------------------------------------
 
-    def _attempt(self, live: LiveRun, plan: _Plan, options: StartOptions, parcel: bytes) -> Attempt:
+    def _attempt(self, live: LiveRun, plan: _Plan, options: StartOptions, pickled: bytes) -> Attempt:
         """Return what the run's host needs; call it where the run is started, since it copies the context."""
         parts, predecessor = self._parts, plan.predecessor
         # Most runs have no options: they share these, since an attempt is kept as long as its run is live.
@@ -218,7 +218,7 @@ class Starter:
             live.run_id, live.attempt, plan.agent, plan.created.prompt, live.token,
             contextvars.copy_context(), executed, options.answerable, parts.cancel_grace_s,
             functools.partial(self._child_starter, live, options.approve, options.answerable),
-            parcel, live.budget, parts.scheduler.is_reentrant,
+            pickled, live.budget, parts.scheduler.is_reentrant,
             None if predecessor is None else predecessor.restored, parts.artifact_writer, live.loop,
         )  # fmt: skip
 
@@ -413,7 +413,7 @@ def _kernel_loop(is_on_host: bool) -> asyncio.AbstractEventLoop:
     return running
 
 
-def _parcel(plan: _Plan) -> bytes:
+def _pickled(plan: _Plan) -> bytes:
     """Return the agent as bytes, to be run in another process."""
     limitations = limitations_of(plan.adapter)
     # Some agents can be pickled but don't work afterwards, so their adapter decides.

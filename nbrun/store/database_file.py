@@ -72,7 +72,7 @@ class DatabaseFile:
         self.previous: sqlite3.Connection | None = None
         self.path: Path | None = None
         self.problem: str | None = None  # why it is not at the first place
-        self.only_read: tuple[Path, str] | None = None  # a file that must not be written to, and why
+        self.why_read_only: tuple[Path, str] | None = None  # a file that must not be written to, and why
         self.fault: StoreFault | None = None  # why it is not open
         self.lost = 0
         self.needs_rebuild = False  # this kernel's runs are not in it yet
@@ -102,7 +102,7 @@ class DatabaseFile:
                     words, greatest = read_only.examine(path, error, str(found))
                     problem = f"runs are not saved in {path}: {words}"
                     if greatest is not None:
-                        self.only_read, above = (path, str(found)), greatest
+                        self.why_read_only, above = (path, str(found)), greatest
                 continue
             self.path = path
             break

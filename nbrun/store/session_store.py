@@ -132,11 +132,11 @@ class SessionStore(StoredRuns):
     @property
     def read_only(self) -> ReadOnlyStore | None:
         """The preferred place, if it can be read but must not be written to."""
-        only_read = self._database.only_read
-        if only_read is None:
+        why_read_only = self._database.why_read_only
+        if why_read_only is None:
             return None
         if self._read_only is None:
-            self._read_only = ReadOnlyStore(*only_read, self._clock)
+            self._read_only = ReadOnlyStore(*why_read_only, self._clock)
         return self._read_only
 
     @property

@@ -86,11 +86,11 @@ def test_the_runs_of_a_strange_file_are_read_and_new_ones_go_on_above_them(
     assert (poet.text, poet.record.prompt) == ("one two three", "tea")
     assert [event.seq for event in poet.events()] == list(range(poet.record.event_count))
     assert poet.cancel().outcome == "already_finished"
-    assert poet.only_read is not None
-    assert new.only_read is None
+    assert poet.why_read_only is not None
+    assert new.why_read_only is None
     with pytest.raises(BadOption, match="can't be removed because its file is read-only"):
         session.remove("poet")
-    note = f"#1 to #2 are read-only: {poet.only_read}"
+    note = f"#1 to #2 are read-only: {poet.why_read_only}"
     assert repr(session.runs()).endswith(f"\n{note}")
     assert session.runs()._repr_html_().endswith(f"<p>{escape(note)}</p>")
     problem = session.store.problem or ""
