@@ -19,7 +19,7 @@ from nbrun.agents.context.approvals import ALLOW, DENY, Answer, Approvals
 from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.run_context import ChildRun, RunContext, current, current_run
-from nbrun.agents.context.threads import Worker
+from nbrun.agents.context.threads import ThreadCall, Work, Worker, is_quiet
 from nbrun.core import (
     Action,
     AgentNotFound,
@@ -55,9 +55,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ALLOW", "DENY", "NO_NATIVE_CANCEL", "USER", "AcpAgent", "Action", "AgentAdapter", "AgentNotFound", "Answer",
     "Approvals", "BadOption", "Budget", "CancelToken", "Cancelled", "ChildRun", "Clock", "EventData", "Fix",
-    "Framework", "Inbox", "Limitations", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain",
-    "Replay", "RunContext", "State", "Turn", "Worker", "agent", "asks_first", "call_soon", "clean_text", "current",
-    "current_run", "events", "guarded", "is_installed", "needs_approval", "plain", "shown", "type_name",
+    "Framework", "Inbox", "Limitations", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain", "Replay",
+    "RunContext", "State", "ThreadCall", "Turn", "Work", "Worker", "agent", "asks_first", "call_soon", "clean_text",
+    "current", "current_run", "events", "guarded", "is_installed", "is_quiet", "needs_approval", "plain", "shown",
+    "type_name",
 ]  # fmt: skip
 
 ENTRY_POINTS = "nbrun.agents"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from contextlib import aclosing
 from contextvars import copy_context
 from types import FunctionType
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
+_ASYNC_NAME = re.compile(r"a?(run|call|invoke|stream|chat|forward|kickoff|query|generate|predict)(_\w+)?")
 _RUN = "run"  # the argument that gets the context
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -51,6 +53,19 @@ class PlainAdapter(AgentAdapter):
         """Raise `AgentNotFound` for a function that requires more than a prompt and a run."""
         _accepted(agent)
 
+    def describe(self, agent: object) -> str:
+        """Return how an object is run that isn't a function: a framework's, say, for which there is no adapter."""
+        while isinstance(agent, functools.partial):
+            agent = agent.func
+        if inspect.isroutine(agent) or is_async(agent):
+            return ""
+        kind = type(agent)
+        methods = [name for name in dir(kind) if _ASYNC_NAME.fullmatch(name) and _is_async_method(kind, name)]
+        words = f"there is no adapter for {kind.__name__}: it is run as a sync function, by its __call__()"
+        if not methods:
+            return words
+        return f"{words}; it also has {' and '.join(methods[:3])}, and an async function around it is cancelled at once"
+
     def label(self, agent: object) -> str:
         """Return the function's name."""
         name = getattr(agent, "__name__", "") or _function(agent).__name__
@@ -65,6 +80,8 @@ class PlainAdapter(AgentAdapter):
             drive, label = functools.partial(_call_sync, call, run), self.label(agent)
             worker = Worker(run.run_id, drive, copy_context(), name=label, is_driver=True)
             run.add_work(worker)
+            if words := self.describe(agent):
+                run.log(words)
             result = await worker.result()
             run.drop_work(worker)  # a cancel from here on does not interrupt that thread
         # A decorator or a lambda around an async function is a plain function that returns one of these.
@@ -86,6 +103,9 @@ def _call_sync(call: Callable[[], Any], run: RunContext) -> object:
         except StopIteration as end:
             return end.value
         run.send(_item(item))
+        if run.token.cancelled:  # left here, as a cancel leaves an async one; its cleanup has the grace period
+            result.close()
+            run.token.raise_if_cancelled()
 
 
 def _item(item: object) -> EventData:
@@ -103,6 +123,12 @@ def is_async(agent: object) -> bool:
     """Return whether a call returns a coroutine or an async generator."""
     kind = _function(agent)
     return inspect.isasyncgenfunction(kind) or inspect.iscoroutinefunction(kind)
+
+
+def _is_async_method(kind: type, name: str) -> bool:
+    method = inspect.getattr_static(kind, name)
+    is_named_so = name.startswith("a") or name.endswith("_async")  # a decorator may hide that it is
+    return callable(method) and (is_named_so or is_async(method))
 
 
 def _function(agent: object) -> Callable[..., Any]:

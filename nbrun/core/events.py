@@ -150,6 +150,7 @@ class RunCompleted(EventData, frozen=True):
     TYPE: ClassVar[str] = "run.completed"
     output: Plain = None
     usage: Usage | None = None
+    detached: tuple[str, ...] = ()  # names of what still runs
 
 
 class RunFailed(EventData, frozen=True):
@@ -159,6 +160,7 @@ class RunFailed(EventData, frozen=True):
     error: ErrorInfo
     output: Plain = None  # what there was so far
     usage: Usage | None = None
+    detached: tuple[str, ...] = ()
 
 
 class RunCancelled(EventData, frozen=True):
@@ -170,7 +172,7 @@ class RunCancelled(EventData, frozen=True):
     output: Plain = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
-    detached: tuple[str, ...] = ()  # names of what still runs
+    detached: tuple[str, ...] = ()
 
 
 class RunLost(EventData, frozen=True):
@@ -202,7 +204,7 @@ class CancelEscalated(EventData, frozen=True):
 
 
 class DetachedFinished(EventData, frozen=True):
-    """Work that a cancelled run had left behind has ended; the only event that may follow an ending."""
+    """Work that a run had left behind has ended; the only event that may follow an ending."""
 
     TYPE: ClassVar[str] = "detached.finished"
     name: str

@@ -142,7 +142,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     Times are epoch seconds (UTC). `text` is everything streamed, each message a paragraph; `output` is what the
     agent returned, as JSON-like data, or the text if it returned nothing. `reasoning` is the tail of
     `reasoning_count` characters; it isn't part of an answer, and models write a lot of it. `detached` names what a
-    cancelled run has left running, `detached_finished` those that have ended since. `log` is the tail of
+    run has left running, `detached_finished` those that have ended since. `log` is the tail of
     `log_count` lines, `steered` of `steers` messages, `files` of `file_count` files.
     """
 
@@ -441,12 +441,14 @@ def _cancel_requested(draft: _Draft, data: ev.CancelRequested, event: ev.RunEven
 
 
 def _completed(draft: _Draft, data: ev.RunCompleted, event: ev.RunEvent) -> None:
-    draft.changes.update(ended_at=event.ts, output=data.output, cause=None, reason=None)
+    draft.changes.update(ended_at=event.ts, output=data.output, cause=None, reason=None, detached=data.detached)
     draft.take_usage(data.usage)
 
 
 def _failed(draft: _Draft, data: ev.RunFailed, event: ev.RunEvent) -> None:
-    draft.changes.update(ended_at=event.ts, error=data.error, output=data.output, cause=CancelCause.ERROR)
+    draft.changes.update(
+        ended_at=event.ts, error=data.error, output=data.output, cause=CancelCause.ERROR, detached=data.detached
+    )
     draft.take_usage(data.usage)
 
 

@@ -46,6 +46,7 @@ from nbrun.core import (
 from nbrun.core.text import split_half
 from nbrun.host import capture, packages
 from nbrun.host.attempt import Attempt, HostEvent, Sink
+from nbrun.host.belongings import Belongings
 from nbrun.host.escalation import LAST_S, Escalation
 from nbrun.host.failures import describe, safely
 
@@ -81,12 +82,11 @@ class Driver:
     """
 
     __slots__ = (
-        "__weakref__", "_adapter", "_approvals", "_attempt", "_budget", "_children", "_clock", "_detached",
-        "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name", "_inbox", "_is_between",
-        "_is_driving", "_is_ended", "_is_entered", "_is_sending", "_lock", "_must_pause", "_n", "_open_tools",
-        "_outbox", "_refused", "_returned_at", "_sink", "_stop_until", "_texts", "_thread", "_token", "_usage",
-        "_usage_before", "run",
-        "task",
+        "__weakref__", "_adapter", "_approvals", "_attempt", "_belongings", "_budget", "_children", "_clock",
+        "_detached", "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name", "_inbox",
+        "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_sending", "_lock", "_must_pause", "_n",
+        "_open_tools", "_outbox", "_refused", "_returned_at", "_sink", "_stop_until", "_texts", "_thread", "_token",
+        "_usage", "_usage_before", "run", "task",
     )  # fmt: skip
 
     def __init__(self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str) -> None:
@@ -100,6 +100,7 @@ class Driver:
         self._guard = InterruptGuard(threading.get_ident())  # drivers are made on their loop
         self._lock = threading.RLock()
         self.run = RunContext(attempt.run_id, attempt.prompt, token, clock, self, attempt.restored)
+        self._belongings = Belongings(self.run)
         self.task: asyncio.Task[None] | None = None
         restored = attempt.restored
         self._usage = self._usage_before = None if restored is None else restored.usage
@@ -302,8 +303,9 @@ class Driver:
             error = raised
         finally:
             self._is_driving = False
+        left: tuple[str, ...] = ()
         try:
-            await self._rest_ended(error)
+            left = await self._rest_ended(error)
             self._returned_at = self._clock.now()
             if timer is not None:
                 timer.cancel()
@@ -315,8 +317,11 @@ class Driver:
             cancel.remove()
             if timer is not None:
                 timer.cancel()
-            self._end(output, error)
-        self._leave()
+            self._end(output, error, left)
+        if left:
+            self._thread.spawn(self._detached_ended(), f"nbrun-detached-{self._attempt.run_id}")
+        else:
+            self._leave()
         try:
             if isinstance(error, asyncio.CancelledError):
                 raise error  # recorded above; the task itself must still end as cancelled
@@ -354,20 +359,35 @@ class Driver:
         """Return how long the agent must wait for the store to catch up."""
         return PAUSE_S if self._must_pause else 0.0
 
-    async def _rest_ended(self, error: BaseException | None) -> None:
-        """Return when the agent's threads have ended, then its child runs, whose ends come before this one's."""
-        has_failed = error is not None and not self._token.cancelled
-        if has_failed:
+    async def _rest_ended(self, error: BaseException | None) -> tuple[str, ...]:
+        """Return when all that the agent has started has ended, then its child runs, whose ends come before this one's.
+
+        What does not end in time is left, and its names returned; in a cancelled run the escalation decides that.
+        """
+        left: tuple[str, ...] = ()
+        rest = self._belongings
+        if self._token.cancelled:
+            self._escalate().stop_rest()
+            await rest.ended()
+        elif error is not None:
             self.children.cancel()
-            await self._escalate().stop_threads()
-        else:
-            for work in tuple(self.run.work):
-                await work.ended()
+            left = await self._escalate().end_rest()
+        elif rest.is_running:
+            left = await self._escalate().let_rest_end()
+        if (error is not None or self._token.cancelled) and (names := rest.library_names()):
+            self.report(ev.Log(f"started by a library, and not cancelled: {', '.join(names)}"))
         self._finished.set()
         if self._escalation is not None:
             self._escalation.end()
         if self._children is not None:
             await self._children.ended()
+        return left
+
+    async def _detached_ended(self) -> None:
+        """Report when what an ended run has left running has ended."""
+        await self._belongings.ended()
+        self._end(None, None)
+        self._leave()
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -472,6 +492,7 @@ class Driver:
                 ms = round((now - since) * 1000, 3)
                 self._send(ev.ToolFinished(tool_id, status, None, ms), now)
             self._is_ended = True
+            self._detached = detached
             end = self._end_event(stored, info, detached, is_signal=is_signal)
             live = error if isinstance(end, ev.RunFailed) else output
             self._send(end, now, live=live, size=size)
@@ -487,7 +508,9 @@ class Driver:
                 usage = msgspec.structs.replace(usage, exact=False)  # the last report is missing
             cause = token.cause or CancelCause.USER
             return ev.RunCancelled(cause, token.reason, output, error, usage, detached)
-        return ev.RunCompleted(output, usage) if error is None else ev.RunFailed(error, output, usage)
+        if error is None:
+            return ev.RunCompleted(output, usage, detached)
+        return ev.RunFailed(error, output, usage, detached)
 
     # --- the cancel ------------------------------------------------------------------------------
 
@@ -515,8 +538,8 @@ class Driver:
     def _escalate(self) -> Escalation:
         if self._escalation is None:
             self._escalation = Escalation(
-                self._attempt, self._adapter, self.run, self._thread, self._finished, self._cancel_task,
-                self.report, self._give_up,
+                self._attempt, self._adapter, self.run, self._belongings, self._thread, self._finished,
+                self._cancel_task, self.report, self._give_up,
             )  # fmt: skip
         return self._escalation
 
@@ -525,19 +548,18 @@ class Driver:
             return False
         return self.task.cancel()
 
-    async def _give_up(self, threads: tuple[str, ...]) -> None:
+    async def _give_up(self, names: tuple[str, ...]) -> None:
         """End the run and name what still runs; another event follows when that has ended."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):  # they were cancelled with this one
                 await self.children.ended()
         if not self._finished.is_set():  # else it has just ended by itself
-            self._detach(threads or (self.label,))
+            self._detach(names or (self.label,))
 
     def _detach(self, names: tuple[str, ...]) -> None:
         with self._lock:
             if self._is_ended:
                 return
-            self._detached = names
             self.report(ev.CancelEscalated(Rung.DETACHED, ", ".join(names)))
             self._end(None, None, names)
 
@@ -575,7 +597,7 @@ class Driver:
         now = self._clock.monotonic()
         if not self._fired_at or now < self._fired_at + self._attempt.grace_s:
             return
-        threads = [work for work in self.run.work if work.is_alive()]
+        threads = self._belongings.work()
         was_raised = any([self._guard.interrupt(), *(work.interrupt() for work in threads)])
         if self._stop_until is None:
             self._stop_until = now + LAST_S

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Worker, as_native
+from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Work, Worker, as_native
 from nbrun.core import LoopLatch, Rung, events as ev
+from nbrun.host.belongings import Belongings, Process
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,12 +24,14 @@ _AGAIN_S = 0.02
 class Escalation:
     """Stops a run step by step, from its fired token until nothing of it runs any more.
 
-    It stops the task that drives the agent, and the agent's threads. A thread cannot be cancelled, only asked, and
-    then have `Cancelled` raised in it. Threads: of the host's loop.
+    It stops the task that drives the agent, then what the agent has left running: other tasks, threads, processes.
+    The driving task comes first, so that a `TaskGroup` in it ends its own tasks in its own order. A thread cannot be
+    cancelled, only asked, and then have `Cancelled` raised in it. Threads: of the host's loop.
 
     Parameters
     ----------
-    finished : set when neither the task nor a thread runs any more.
+    rest : what the agent has started beside its task.
+    finished : set when neither the task nor any of the rest runs any more.
     cancel_task : cancels the driving task; returns False when it is over.
     report : takes an event of the host's own.
     give_up : ends the run with these names of what still runs.
@@ -36,7 +39,7 @@ class Escalation:
 
     __slots__ = (
         "_attempt", "_cancel_task", "_clock", "_finished", "_give_up", "_is_task_cancelled", "_native", "_report",
-        "_run", "_thread", "_timer", "_until",
+        "_rest", "_run", "_thread", "_timer", "_until",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +47,7 @@ class Escalation:
         attempt: Attempt,
         adapter: AgentAdapter,
         run: RunContext,
+        rest: Belongings,
         thread: LoopThread,
         finished: LoopLatch,
         cancel_task: Callable[[], bool],
@@ -54,6 +58,7 @@ class Escalation:
         self._clock = run.clock
         self._native = as_native(adapter)
         self._run = run
+        self._rest = rest
         self._thread = thread
         self._finished = finished
         self._cancel_task = cancel_task
@@ -67,10 +72,13 @@ class Escalation:
         """Take the first step; `fired_at` is when the token fired, by the monotonic clock."""
         self._until = fired_at + self._attempt.grace_s
         if self._native is not None or self._has_driver():
+            if self._native is None:
+                self.stop_rest(processes=False)  # not yet: the agent would take it for its command's failure
             self._climb_on()
             return
         # A coroutine, as most agents are: no task is made for what is over in a moment.
-        self._stop_task()
+        if not self._stop_task():
+            self.stop_rest()
         self._timer = self._thread.loop.call_later(self._left_s(), self._climb_on, context=self._thread.context)
 
     def end(self) -> None:
@@ -78,12 +86,51 @@ class Escalation:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def stop_threads(self) -> None:
-        """Stop the threads of a run that has failed, and name in its log what does not stop."""
-        alive = self._threads()
-        if alive and not await self._interrupt(alive):
-            names = ", ".join(work.name for work in alive if work.is_alive())
-            self._report(ev.Log(f"still running: {names}", "warning"))
+    def stop_rest(self, *, processes: bool = True) -> bool:
+        """Cancel what the agent has left running; return whether there was anything."""
+        if names := self._rest.stop(processes=processes):
+            self._report(ev.CancelEscalated(Rung.TASK, ", ".join(names)))
+        return bool(names)
+
+    async def end_rest(self) -> tuple[str, ...]:
+        """Stop what a failed agent has left running; return the names of what does not stop."""
+        rest, until = self._rest, self._clock.monotonic() + self._attempt.grace_s
+        rest.stop()
+        for is_last in (False, True):
+            if is_last:
+                rest.stop_all_tasks()
+            while rest.is_running and self._clock.monotonic() < until:
+                for work in rest.work():
+                    if is_last or not isinstance(work, Process):  # that one has the grace period
+                        work.interrupt()
+                await rest.ended(_AGAIN_S)
+            until = self._clock.monotonic() + LAST_S
+        return self._named()
+
+    async def let_rest_end(self) -> tuple[str, ...]:
+        """Give what an agent has left running at its return the grace period; return the names of what still runs.
+
+        Then its tasks are cancelled, as `asyncio.run()` does. Its calls of `asyncio.to_thread()` are waited for, as
+        that does, too. Its other threads and its processes may be what it was to start: they are only named.
+        """
+        rest = self._rest
+        if await rest.ended(self._attempt.grace_s):
+            return ()
+        if names := rest.stop_tasks():
+            took = f"{self._attempt.grace_s:g} s"
+            self._report(ev.Log(f"cancelled {took} after the agent returned: {', '.join(names)}", "warning"))
+            if not await rest.ended(LAST_S) and rest.stop_all_tasks():
+                await rest.ended(LAST_S)
+        for work in rest.work():
+            if isinstance(work, Worker):
+                await work.ended()
+        return self._named()
+
+    def _named(self) -> tuple[str, ...]:
+        """Return the names of what still runs, after a line in the log."""
+        if names := self._rest.names():
+            self._report(ev.Log(f"still running: {', '.join(names)}", "warning"))
+        return names
 
     def _climb_on(self) -> None:
         self._timer = None
@@ -93,8 +140,7 @@ class Escalation:
 
     async def _climb(self) -> None:
         if not self._finished.is_set() and not await self._reaches_the_end():
-            names = tuple(dict.fromkeys(work.name for work in self._threads()))
-            await self._give_up(names)
+            await self._give_up(self._rest.names())
 
     async def _reaches_the_end(self) -> bool:
         """Take one step after the other; return whether nothing runs any more."""
@@ -105,13 +151,14 @@ class Escalation:
             return True
         if self._native is not None and self._stop_task() and await self._has_finished(LAST_S):
             return True
-        alive = self._threads()
+        alive = self._rest.work()
         if alive:
             self._report(ev.CancelEscalated(Rung.THREAD, ", ".join(work.name for work in alive)))
             if await self._interrupt(alive):
                 return True
         # A sync function may have returned a coroutine, and its thread is over: that is one more step.
-        return self._stop_task() and await self._has_finished(LAST_S)
+        was_asked = [self._stop_task(), self.stop_rest(), self._rest.stop_all_tasks()]
+        return any(was_asked) and await self._has_finished(LAST_S)
 
     async def _ask(self, adapter: NativeCancel) -> None:
         try:
@@ -128,8 +175,8 @@ class Escalation:
         self._report(ev.CancelEscalated(Rung.TASK))
         return True
 
-    async def _interrupt(self, alive: list[Worker[Any]]) -> bool:
-        """Raise `Cancelled` in threads; again while one is inside nbrun's own code."""
+    async def _interrupt(self, alive: list[Work]) -> bool:
+        """Kill processes, and raise `Cancelled` in threads; again while one is inside nbrun's own code."""
         until = self._clock.monotonic() + LAST_S
         while self._clock.monotonic() < until:
             for work in alive:
@@ -139,14 +186,9 @@ class Escalation:
                 return True
         return False
 
-    def _threads(self) -> list[Worker[Any]]:
-        """Return the threads in which code of the agent runs."""
-        return [work for work in self._run.work if work.is_alive()]
-
     def _has_driver(self) -> bool:
         """Return whether a thread is the agent, or was until now: its result may be on its way to the task."""
-        work = self._run.work
-        return bool(work) and any(one.is_driver for one in work)
+        return any(work.is_driver for work in self._run.work)
 
     def _left_s(self) -> float:
         return max(0.0, self._until - self._clock.monotonic())

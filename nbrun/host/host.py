@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from nbrun.agents import current_run
 from nbrun.core import Clock, Steps, current_guard, events as ev
+from nbrun.host import belongings
 from nbrun.host.driver import Driver
 from nbrun.host.loops import LoopThread, RunThreads, may_enter
 
@@ -67,7 +68,8 @@ class RunHost:
         # The run that a task belongs to which an agent has made: asyncio itself does not keep it.
         self._owners: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
         self.watchdog = Watchdog(self)
-        thread.on_close.append(self.watchdog.close)
+        belongings.watch()
+        thread.on_close += [self.watchdog.close, belongings.unwatch]
         self._run_threads = RunThreads(thread.loop)
 
     def control(self, op: str, body: dict[str, object]) -> dict[str, object]:
@@ -101,13 +103,14 @@ class RunHost:
     # --- whose code is it? -----------------------------------------------------------------------
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-        run, guard = current_run.get(), current_guard.get()
+        run, guard, coroutine = current_run.get(), current_guard.get(), work
         # A task that an agent starts on the side is its own code as well, and may block as well.
         if guard is not None and inspect.iscoroutine(work):
             work = Steps(work, guard)
         task = asyncio.Task(work, loop=loop, **options)
         if run is not None:
             self._owners[task] = run.run_id
+            belongings.claim_task(run, task, coroutine)
         return task
 
     def _driver_of(self, task: asyncio.Future[Any] | None) -> Driver | None:

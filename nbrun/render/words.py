@@ -99,7 +99,12 @@ def shape(record: RunRecord) -> tuple[str, str]:
 
 
 def status_words(record: RunRecord) -> str:
-    """Return the run's status in words: `Running`, `Timed out after 90 s` …."""
+    """Return the run's status in words: `Running`, `Timed out after 90 s` …, with what still runs after its end."""
+    left = f"; still running: {', '.join(record.still_running)}" if record.still_running else ""
+    return _status_words(record) + left
+
+
+def _status_words(record: RunRecord) -> str:
     if record.is_unknown:
         return f"Unknown: {record.unseen}"
     took = _took(record)
@@ -134,8 +139,7 @@ def _cancelled_words(record: RunRecord, took: str) -> str:
     if record.cause is CancelCause.SHUTDOWN and record.cancelled_by == UNLOAD:
         what = "Cancelled by unloading nbrun"
     when = _limit_words(record) or (f" after {took}" if took else " before it started")
-    left = f"; still running: {', '.join(record.still_running)}" if record.still_running else ""
-    return f"{what}{when}{left}"
+    return f"{what}{when}"
 
 
 def _limit_words(record: RunRecord) -> str:

@@ -242,10 +242,10 @@ class Intake:
         if cancel is None:
             return data
         match data:
-            case ev.RunCompleted(output=output, usage=usage):
-                return ev.RunCancelled(cancel.cause, cancel.reason, output, None, usage)
-            case ev.RunFailed(error=error, output=output, usage=usage):
-                return ev.RunCancelled(cancel.cause, cancel.reason, output, error, usage)
+            case ev.RunCompleted(output=output, usage=usage, detached=detached):
+                return ev.RunCancelled(cancel.cause, cancel.reason, output, None, usage, detached)
+            case ev.RunFailed(error=error, output=output, usage=usage, detached=detached):
+                return ev.RunCancelled(cancel.cause, cancel.reason, output, error, usage, detached)
             case ev.RunCancelled():
                 return msgspec.structs.replace(data, cause=cancel.cause, reason=cancel.reason)
             case _:

@@ -179,10 +179,10 @@ def _end(record: RunRecord) -> ev.EventData | None:
     cause = record.cause or CancelCause.USER
     match record.status:
         case RunStatus.COMPLETED:
-            return ev.RunCompleted(record.output, record.usage)
+            return ev.RunCompleted(record.output, record.usage, record.detached)
         case RunStatus.FAILED:
             error = record.error or ev.ErrorInfo("Unknown", "the reason is not known")
-            return ev.RunFailed(error, record.output, record.usage)
+            return ev.RunFailed(error, record.output, record.usage, record.detached)
         case RunStatus.CANCELLED:
             return ev.RunCancelled(cause, record.reason, record.output, record.error, record.usage, record.detached)
         case RunStatus.LOST:

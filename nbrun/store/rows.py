@@ -423,10 +423,10 @@ def _placeholder(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
     match event.data:
         case ev.RunCancelled(cause=cause, detached=detached):
             data = ev.RunCancelled(cause, error=ev.ErrorInfo("NotStored", what), detached=detached)
-        case ev.RunCompleted():  # it did complete; only this kernel knows its output
-            data = ev.RunCompleted({"$type": "NotStored", "$repr": what})
-        case ev.RunFailed():
-            data = ev.RunFailed(ev.ErrorInfo("NotStored", what))
+        case ev.RunCompleted(detached=detached):  # it did complete; only this kernel knows its output
+            data = ev.RunCompleted({"$type": "NotStored", "$repr": what}, detached=detached)
+        case ev.RunFailed(detached=detached):
+            data = ev.RunFailed(ev.ErrorInfo("NotStored", what), detached=detached)
         case _:
             data = ev.Log(what, "warning")
     return ev.RunEvent(event.seq, event.ts, event.run_id, event.attempt, data)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -211,6 +212,99 @@ def test_an_invalid_agent_is_reported_before_a_run(agent: object, words: str) ->
 def test_an_agent_is_called_by_its_functions_name(agent: object, label: str) -> None:
     """A partial is called as what it wraps, an object as its class."""
     assert PlainAdapter().label(agent) == label
+
+
+def test_a_cancelled_generator_is_left_at_its_next_item(make_session: Callable[..., NotebookSession]) -> None:
+    """At once, whatever the grace period; it is closed in its own thread, and what it said is kept."""
+    session = make_session(cancel_grace_s=BOUND_S * 2)
+    ready, gate = threading.Event(), threading.Event()
+    closed: list[str] = []
+
+    def speaks(prompt: str) -> Iterator[str]:
+        try:
+            for number in range(1000):
+                yield f"{number} "
+                if number == 1:
+                    ready.set()
+                    gate.wait(BOUND_S)
+        finally:
+            closed.append(threading.current_thread().name)
+
+    run = session.start(speaks)
+    assert ready.wait(BOUND_S)
+    run.cancel()
+    gate.set()
+    assert run.wait(BOUND_S)
+    assert (run.status, run.error, run.record.detached) == (RunStatus.CANCELLED, None, ())
+    assert run.text == run.output == "0 1 2 "
+    assert closed == [f"nbrun-agent-{run.id}"]
+
+
+class Framework:
+    """An agent of a framework that nbrun does not know: it drives async code on a loop of its own."""
+
+    def __call__(self, prompt: str) -> str:
+        """Answer."""
+        with ThreadPoolExecutor() as pool:
+            return pool.submit(asyncio.run, self.invoke_async(prompt)).result()
+
+    async def invoke_async(self, prompt: str) -> str:
+        """Answer."""
+        await asyncio.sleep(3600 if prompt == "slow" else 0)
+        return f"{prompt}!"
+
+    async def stream_async(self, prompt: str) -> AsyncIterator[str]:
+        """Answer word by word."""
+        yield prompt
+
+    async def aclose(self) -> None:
+        """Have nothing to do with it."""
+
+    def run(self, prompt: str) -> str:
+        """Answer, not async."""
+        return self(prompt)
+
+
+class Module:
+    """Its async call is hidden by a decorator."""
+
+    def __call__(self, prompt: str) -> str:
+        """Answer."""
+        return prompt
+
+    @functools.lru_cache  # noqa: B019 - any decorator
+    def acall(self, prompt: str) -> Awaitable[str]:
+        """Answer."""
+        return asyncio.sleep(0, prompt)
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        (Framework(), "no adapter for Framework: it is run as a sync function, by its __call__(); it also has "
+         "invoke_async and stream_async, and an async function around it is cancelled at once"),
+        (functools.partial(Module()), "it also has acall, and an async function around it is cancelled at once"),
+        (Caller(), ""),
+        (Caller().method, ""),
+        (agents.sync, ""),
+    ],
+)  # fmt: skip
+def test_an_object_of_an_unknown_framework_is_named(session: NotebookSession, agent: object, words: str) -> None:
+    """The log says how it is run, and which async methods it has."""
+    run = session.start(agent, "tea")
+    run.result(BOUND_S)
+    (*logs,) = (event.data.text for event in run.events() if isinstance(event.data, ev.Log))
+    assert logs[0].endswith(words) if words else logs == []
+    assert run.record.notices == ()
+
+
+def test_a_callable_object_is_cancelled_through_the_loop_that_it_has_started(session: NotebookSession) -> None:
+    """Not by an exception in a thread that waits for another one."""
+    run = session.start(Framework(), "slow")
+    while run.events()[-1].type != ev.Log.TYPE:
+        assert not run.wait(0.01)
+    assert run.cancel().wait(BOUND_S)
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
 
 
 def test_the_adapter_yields_the_output_last() -> None:

@@ -34,7 +34,6 @@ class Rogues:
     def __init__(self) -> None:
         self.entered = threading.Event()
         self.gate = threading.Event()
-        self.over = threading.Event()
         self.pid: int | None = None
 
     async def swallows(self, prompt: str, run: RunContext) -> None:
@@ -83,8 +82,20 @@ class Rogues:
         def talk() -> None:
             while not self.gate.wait(0.005):
                 run.text("still here ")
+
+        threading.Thread(target=talk, daemon=True).start()
+        self.entered.set()
+        await asyncio.Event().wait()
+
+    async def leaves_a_deaf_thread(self, prompt: str, run: RunContext) -> None:
+        """Start a thread that goes on talking, and eats every exception."""
+
+        def talk() -> None:
+            while not self.gate.is_set():
+                with contextlib.suppress(BaseException):
+                    self.gate.wait(0.005)
+                    run.text("still here ")
             run.text("late")
-            self.over.set()
 
         threading.Thread(target=talk, daemon=True).start()
         self.entered.set()
@@ -159,7 +170,7 @@ def wait_for_detached(run: Run) -> None:
         ("spins", False, None),
         ("sleeps_in_c", True, None),
         ("raises_in_finally", False, "OSError"),
-        ("waits_for_a_deaf_process", True, None),
+        ("waits_for_a_deaf_process", False, None),
         ("leaves_a_thread", False, None),
         ("exits", False, "SystemExit"),
         ("hangs_in_a_hook", False, None),
@@ -197,13 +208,16 @@ def test_a_cancel_ends_it_in_time_and_disturbs_nobody(
 
 
 def test_what_a_thread_says_after_the_end_is_refused(session: NotebookSession, rogues: Rogues) -> None:
-    """A thread that the agent has left talks on; no word of it comes into the log after the end."""
-    run = session.start(rogues.leaves_a_thread)
+    """A thread that the agent has left talks on; it is named, and no word of it comes into the log after the end."""
+    run = session.start(rogues.leaves_a_deaf_thread)
     assert rogues.entered.wait(BOUND_S)
     assert run.cancel().wait(BOUND_S)
+    assert run.record.detached == ("talk",)
     events = run.events()
     rogues.let_go()
-    assert rogues.over.wait(BOUND_S)
-    assert session.start(agents.instant).wait(BOUND_S)
-    assert run.events() == events
+    wait_for_detached(run)
+    *before, last = run.events()
+    assert before == events
+    assert isinstance(last.data, ev.DetachedFinished)
+    assert (last.data.name, last.data.refused > 0) == ("talk", True)
     assert "late" not in run.text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from nbrun.agents.context.approvals import ASK, SECRET, TEXT, Answer, Approvals, Ask, Question
 from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
-from nbrun.agents.context.threads import Worker
+from nbrun.agents.context.threads import Work, Worker
 from nbrun.core import (
     ArtifactWriter,
     CancelCause,
@@ -37,7 +37,8 @@ from nbrun.core import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
+    from weakref import ref
 
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ class RunContext:
 
     __slots__ = (
         "__weakref__", "_artifacts", "_backend", "_checkpoints", "_lock", "_requests", "_restored", "_tools",
-        "_unfinished", "_usage", "clock", "prompt", "run_id", "token", "work",
+        "_unfinished", "_usage", "_work", "clock", "library_tasks", "prompt", "run_id", "tasks", "token",
     )  # fmt: skip
 
     def __init__(
@@ -174,12 +175,17 @@ class RunContext:
         self._checkpoints = 0
         self._artifacts = 0
         self._unfinished: LineBuffer | None = None  # with the first print
-        self.work: tuple[Worker[Any], ...] = ()  # replaced, never changed: the escalation walks it
+        # What the agent has started, each made with the first: most have none. The tasks are those on the host's
+        # loop, and of that loop: the agent's own with the task that has made each, and those of its libraries
+        # with whether another of these has made it.
+        self._work: dict[Work, None] | None = None
+        self.tasks: MutableMapping[asyncio.Task[Any], ref[asyncio.Task[Any]]] | None = None
+        self.library_tasks: MutableMapping[asyncio.Task[Any], bool] | None = None
 
     def leave(self) -> None:
         """Let go of the host: the run is over, and whoever still holds this context can do no more."""
         with self._lock:
-            self._backend, self.work = None, ()
+            self._backend = self._work = None
 
     def _host(self) -> Backend:
         backend = self._backend
@@ -203,15 +209,26 @@ class RunContext:
         """The conversation that this run continues, oldest first; each `Turn` has `role` and `text`."""
         return () if self._restored is None else self._restored.history
 
-    def add_work(self, work: Worker[Any]) -> None:
-        """Let a cancel of the run reach a thread that is started for it."""
-        with guarded(), self._lock:
-            self.work = (*self.work, work)
+    @property
+    def work(self) -> tuple[Work, ...]:
+        """The threads and processes that were started for the run, oldest first."""
+        # A copy is made in one step, whatever other threads add meanwhile.
+        return () if (work := self._work) is None else tuple(work.copy())
 
-    def drop_work(self, ended: Worker[Any]) -> None:
-        """Forget a thread that has ended."""
+    def add_work(self, work: Work) -> None:
+        """Let a cancel of the run reach a thread or a process that is started for it."""
         with guarded(), self._lock:
-            self.work = tuple(work for work in self.work if work is not ended)
+            if self._backend is None:
+                return
+            if self._work is None:
+                self._work = {}
+            self._work[work] = None
+
+    def drop_work(self, ended: Work) -> None:
+        """Forget what has ended."""
+        with guarded(), self._lock:
+            if self._work is not None:
+                self._work.pop(ended, None)
 
     @property
     def inbox(self) -> Inbox:

@@ -12,6 +12,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nbrun.core import CancelCause, Cancelled, Clock, Printed, Rung, call_soon, events as ev, plain
 from nbrun.host import driver, escalation, failures
 from nbrun.host.process import protocol
@@ -409,7 +411,9 @@ class RunProcess:
                 self._is_detaching = True
                 self.kill_by(0.0)
                 return
-        self._hand_on(events[-1:])
+        elif isinstance(end, ev.RunCompleted | ev.RunFailed) and end.detached:  # it ends with its process, too
+            end = msgspec.structs.replace(end, detached=())
+        self._hand_on([(events[-1][0], end, events[-1][2])])
         self._kill_at(self._loop.time() + LINGER_S)
 
     def _note_entered(self) -> None:

@@ -14,6 +14,7 @@ from nbrun.agents import (
     builtin,
     find_adapter,
     framework_of,
+    functions,
     limitations_of,
     registered,
     third_party,
@@ -84,7 +85,8 @@ def _agent_words(name: str, agent: object) -> tuple[str, str | None]:
     """Return what an agent is and, if it can't be run, why."""
     adapter = find_adapter(agent)
     if not isinstance(agent, FunctionType):  # to look closer might run its code
-        return f"{adapter.name}, {type(agent).__name__}", None
+        words = functions.ADAPTER.describe(agent) if adapter is functions.ADAPTER else ""
+        return f"{adapter.name}, {words or type(agent).__name__}", None
     try:
         adapter.check(agent)
     except UserError as error:

@@ -59,12 +59,20 @@ def test_agents_are_listed_with_their_problems() -> None:
     @agent
     async def known(prompt: str) -> None: ...
 
+    class Framework:
+        def __call__(self, prompt: str) -> None: ...
+
+        async def stream_async(self, prompt: str) -> None: ...
+
     names: dict[str, Any] = {
-        "poet": poet, "wants_more": wants_more, "known": known, "number": 3, "script": ScriptedAgent(HAIKU),
+        "framework": Framework(), "poet": poet, "wants_more": wants_more, "known": known, "number": 3,
+        "script": ScriptedAgent(HAIKU),
     }  # fmt: skip
     text = agents_text(names, (), "")
     assert line_of(text, "poet") == "✔ poet        function: Write poems."
     assert line_of(text, "script") == "✔ script      scripted, ScriptedAgent"
+    assert "no adapter for Framework: it is run as a sync function" in line_of(text, "framework")
+    assert "it also has stream_async" in line_of(text, "framework")
     assert line_of(text, "wants_more").startswith(
         "✘ wants_more  can't be used as an agent: it also requires 'key', 'other'"
     )
