@@ -80,6 +80,11 @@ def _is_own(run: RunContext, target: object, frame: FrameType | None, *, is_wait
     return whose is _AGENT or (is_waited_for and not _is_in_library_task(run))
 
 
+def _frame(depth: int) -> FrameType:
+    """Return the frame that is so many calls above the caller's."""
+    return sys._getframe(depth + 1)
+
+
 def _code_of(target: object) -> CodeType | None:
     while isinstance(target, partial):
         target = target.func
@@ -110,7 +115,7 @@ def claim_task(run: RunContext, task: asyncio.Task[Any], work: object) -> None:
     """Note whose a new task is; `work` is its coroutine. Called by the loop's task factory."""
     if type(work) is not CoroutineType:  # the end of a generator that nobody has closed, say
         return
-    is_own = _owner_of(work.cr_code) is _AGENT or _is_own(run, None, sys._getframe(2))
+    is_own = _owner_of(work.cr_code) is _AGENT or _is_own(run, None, _frame(2))
     if is_own:
         if run.tasks is None:
             run.tasks = WeakKeyDictionary()
@@ -224,7 +229,7 @@ class _AnyioCalls(queue.Queue[Any]):
         if item is not None:
             context, function, args, *rest = item
             call = None
-            if run := _claimed(current_run.get(), function, sys._getframe(2)):
+            if run := _claimed(current_run.get(), function, _frame(2)):
                 call = _PoolCall(run, partial(function, *args))
                 run.add_work(call)
                 item = context, call, (), *rest
@@ -252,7 +257,7 @@ def _start_thread(thread: threading.Thread) -> None:
         thread.queue = _AnyioCalls(thread.queue.maxsize)  # type: ignore[attr-defined]
     run = current_run.get()
     function = getattr(thread, "_target", None) or thread.run
-    frame = sys._getframe(1)
+    frame = _frame(1)
     # What the standard library starts unasked, as a pool's threads, serves others as well.
     start = _originals["start"]
     if run is None or _owner_of(frame.f_code) is _STANDARD or not _is_own(run, function, frame):
@@ -281,7 +286,7 @@ def _start_thread(thread: threading.Thread) -> None:
 @wraps(ThreadPoolExecutor.submit)  # type: ignore[arg-type]  # it is generic
 def _submit_call(executor: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
     submit: Callable[..., Future[Any]] = _originals["submit"]
-    run = _claimed(current_run.get(), fn, sys._getframe(1))
+    run = _claimed(current_run.get(), fn, _frame(1))
     if run is None:
         return submit(executor, fn, *args, **kwargs)
     call = _PoolCall(run, partial(fn, *args, **kwargs))
@@ -299,7 +304,7 @@ def _submit_call(executor: ThreadPoolExecutor, fn: Callable[..., Any], /, *args:
 def _open_process(process: subprocess.Popen[Any], args: Any, *others: Any, **options: Any) -> None:
     _originals["__init__"](process, args, *others, **options)
     run = current_run.get()
-    if run is None or not _is_own(run, None, sys._getframe(1)):
+    if run is None or not _is_own(run, None, _frame(1)):
         return
     for work in run.work:
         if isinstance(work, Process) and not work.is_alive():
