@@ -314,12 +314,18 @@ async def in_threads(function: Callable[[], None], _pool: ThreadPoolExecutor) ->
     await asyncio.Event().wait()
 
 
-async def in_thread_of_thread(function: Callable[[], None], pool: ThreadPoolExecutor) -> None:
-    """Threads start threads."""
-    await asyncio.to_thread(lambda: asyncio.run(in_threads(function, pool)))
+async def in_threads_of_thread(function: Callable[[], None], _pool: ThreadPoolExecutor) -> None:
+    """A thread starts threads."""
+
+    def start() -> None:
+        for _ in range(COUNT):
+            threading.Thread(target=function, daemon=True).start()
+
+    await asyncio.to_thread(start)
+    await asyncio.Event().wait()
 
 
-STARTS = [in_anyio, in_default_executor, in_own_executor, in_pool, in_threads, in_thread_of_thread]
+STARTS = [in_anyio, in_default_executor, in_own_executor, in_pool, in_threads, in_threads_of_thread]
 
 
 @pytest.fixture
