@@ -411,6 +411,8 @@ class Belongings:
 
     async def ended(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing runs any more; return whether that came within the time."""
+        if not self.is_running:  # as mostly; a task that is destroyed with its loop comes here, too
+            return True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while tasks := self.tasks():
