@@ -306,7 +306,7 @@ def whole_number(text: str) -> int:
 # --- what the notebook and the shell have in common ------------------------------------------------
 
 REFERENCE = "REF is #3, 3, last, -1, a run's name or its id."
-_MAX_DIGITS = 18  # SQLite takes no number greater than 2**63; what is longer may be a name
+_NUMBERS = range(-(2**63), 2**63)  # what SQLite takes; what is longer may be a name
 REF = Argument(("REF",), "the run: #3, 3, last, -1, its name or its id")
 STATUS = Argument(("--status",), "only runs with this status: completed, failed, running …", "STATUS")
 FILTERS = (
@@ -328,5 +328,5 @@ def number_of(ref: str) -> int | None:
     counted; they have numbers, names and ids.
     """
     digits = "-1" if ref == "last" else ref.removeprefix("#")
-    is_number = digits.removeprefix("-").isdecimal() and len(digits) <= _MAX_DIGITS
-    return int(digits) if is_number else None
+    is_number = digits.removeprefix("-").isdecimal() and len(digits) <= 20  # int() takes no text of any length
+    return number if is_number and (number := int(digits)) in _NUMBERS else None

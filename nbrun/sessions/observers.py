@@ -68,7 +68,7 @@ class ObserverThread:
         self._count, self._current = 0, ""  # how many calls were made, and the method of the one that is being made
         self._is_closing = self._is_watched = False
         self._thread: threading.Thread | None = None
-        self._methods = {name for name in _METHODS if callable(getattr(observer, name, None))}
+        self._methods: set[str] | None = None
 
     def publish(self, record: RunRecord, events: Sequence[RunEvent]) -> None:
         """Have the observer called for what was committed."""
@@ -81,6 +81,8 @@ class ObserverThread:
                 calls.append(_Call("on_cancelled", (record, event.data.reason)))
         if events and not record.is_live and any(event.type.startswith("run.") for event in events):
             calls.append(_Call("on_ended", (record,)))
+        if self._methods is None:  # asked for with its first run: it may raise
+            self._methods = {name for name in _METHODS if callable(getattr(self._observer, name, None))}
         if calls := [call for call in calls if call.method in self._methods]:
             with self._changed:
                 self._calls.extend(calls)
@@ -124,7 +126,7 @@ class ObserverThread:
                 self._count += 1
                 self._current = method
                 self._watch()
-            if method in self._methods:
+            if self._methods and method in self._methods:
                 self._call(method, args)
 
     def _call(self, method: str, args: tuple[object, ...]) -> None:

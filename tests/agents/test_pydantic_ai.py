@@ -29,7 +29,7 @@ from tests.agents.conformance.scenarios import SCENARIOS
 from tests.agents.conformance.subjects.pydantic_ai import PydanticAI
 from tests.fakes.agents import BOUND_S
 from tests.fakes.late import late_event
-from tests.fakes.people import asking, until
+from tests.fakes.people import about, asking, until
 
 MakeSession = Callable[..., NotebookSession]
 Calls = dict[int, DeltaToolCall]
@@ -382,8 +382,8 @@ def test_a_tool_that_requires_approval_asks_a_person(session: NotebookSession) -
         ("Use delete?", "call-a", {"path": "a"}),
         ("Use delete?", "call-b", {"path": "b"}),
     ]
-    run.deny("call-a", "keep that one")
-    run.approve("call-b", args={"path": "c"})
+    run.deny(about(run, "call-a"), "keep that one")
+    run.approve(about(run, "call-b"), args={"path": "c"})
     assert run.result(BOUND_S) == "keep that one | deleted c"
     assert deleted == ["c"]
     assert [(tool.id, tool.status) for tool in run.record.tools] == [("call-a", "denied"), ("call-b", "ok")]
@@ -417,9 +417,9 @@ def test_no_clear_arguments_are_no_permission(session: NotebookSession) -> None:
     run = session.start(deleting(deleted), "clean up")
     asking(run, 2)
     with pytest.raises(BadOption, match="must stay an object"):
-        run.approve("call-a", args="everything")
-    run.deny("call-a")
-    run.deny("call-b")
+        run.approve(about(run, "call-a"), args="everything")
+    run.deny(about(run, "call-a"))
+    run.deny(about(run, "call-b"))
     assert run.wait(BOUND_S)
     assert deleted == []
 
@@ -429,7 +429,7 @@ def test_a_tool_of_a_model_is_allowed_for_the_rest_of_its_run(session: NotebookS
     deleted: list[str] = []
     run = session.start(deleting(deleted), "clean up")
     asking(run, 2)
-    run.approve("call-b", always=True)
+    run.approve(about(run, "call-b"), always=True)
     assert run.result(BOUND_S) == "deleted a | deleted b"
     assert run.record.always == ("delete",)
 
@@ -503,8 +503,8 @@ def test_what_was_open_is_asked_again_or_told_as_interrupted(session: NotebookSe
     assert (ended(again).status, again.error) == (RunStatus.CANCELLED, None)
     resumed = again.resume()
     assert [one.args for one in asking(resumed, 2)] == [{"what": "a"}, {"what": "b"}]
-    resumed.deny("call-1", "leave it")
-    resumed.approve("call-2", args={"what": "c"})
+    resumed.deny(about(resumed, "call-1"), "leave it")
+    resumed.approve(about(resumed, "call-2"), args={"what": "c"})
     assert resumed.result(BOUND_S) == "done"
     assert busy.cleaned == ["c"]
     assert len(busy.seen) == 2

@@ -29,3 +29,8 @@ def until(run: Run, is_met: Callable[[RunRecord], bool]) -> RunRecord:
 def asking(run: Run, count: int = 1) -> tuple[ev.ApprovalRequested, ...]:
     """Return the run's questions once there are so many."""
     return until(run, lambda record: len(record.pending) == count).pending
+
+
+def about(run: Run, tool_id: str) -> str:
+    """Return the id of the pending question about a tool's call."""
+    return next(asked.id for asked in run.pending if asked.tool_id == tool_id)
