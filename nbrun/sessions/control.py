@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from nbrun.core import (
     RunStatus,
     SecretRegistry,
     clean_text,
+    counted,
     events as ev,
     plain,
     shown,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.scheduler import Scheduler
 
+
+_log = logging.getLogger("nbrun")
 
 HOOKS_S = 0.1
 """How long an agent's cancel callbacks may hold up whoever cancels its run: a click, a cell, a close."""
@@ -164,7 +168,9 @@ class Control:
         if self._answered or self._sent:  # most runs ask nothing
             with self._lock:
                 self._answered.pop(live.run_id, None)
-                self._sent.pop(live.run_id, None)
+                sent = self._sent.pop(live.run_id, 0)
+            if (lost := sent - live.record.steers) > 0:  # on their way to its host when it ended there
+                _log.warning("%s ended before %s to its agent arrived", opening(live.record), counted(lost, "message"))
 
 
 _KINDS: dict[type, str] = {

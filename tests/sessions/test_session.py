@@ -845,3 +845,20 @@ def test_of_two_who_start_one_id_with_other_inputs_one_is_refused(make_session: 
     held.let_go()
     assert ended(run).output == "held"
     assert held.prompts == ["mine"]
+
+
+def test_a_message_that_did_not_arrive_is_reported(
+    session: NotebookSession, held: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was still on its way to the run's host when the run was cancelled is named in a warning."""
+    run = session.start(held, name="poet")
+    assert held.entered.wait(BOUND_S)
+    assert run.live is not None
+    assert run.live.wait_until(lambda record: record.status is RunStatus.RUNNING, BOUND_S)
+    monkeypatch.setattr(session.parts.scheduler, "control", lambda *_: None)
+    noted = threading.Event()
+    session.listen(lambda record, _events: None if record.is_live else noted.set())
+    run.steer("hurry")
+    run.cancel()
+    assert noted.wait(BOUND_S)
+    assert "Run #1 (poet) ended before 1 message to its agent arrived" in caplog.text
