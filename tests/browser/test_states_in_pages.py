@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(60)
 SETUP = '''get_ipython().config.NbRun.max_concurrent = 4
 %load_ext nbrun
 %config NbRun.cancel_grace_s = 1.5
-import asyncio, time
+import asyncio, threading
 import nbrun
 
 async def writer(prompt, run):
@@ -41,8 +41,8 @@ async def asker(prompt, run):
     await run.approve_tool("delete", {"paths": ["a.txt", "b.txt"]})
 
 def stubborn(prompt):
-    """Wait where no exception gets to."""
-    time.sleep(20)
+    """Wait where no exception gets to, for as long as the page is looked at."""
+    threading.Event().wait()
 
 async def parent(prompt, run):
     run.start_child(writer, "one", name="left")
