@@ -412,6 +412,8 @@ class RunProcess:
                 self.kill_by(0.0)
                 return
         elif isinstance(end, ev.RunCompleted | ev.RunFailed) and end.detached:  # it ends with its process, too
+            note = ev.Log(f"ended with the process of the run: {', '.join(end.detached)}", "warning")
+            self._hand_on([(events[-1][0], note, None)])
             end = msgspec.structs.replace(end, detached=())
         self._hand_on([(events[-1][0], end, events[-1][2])])
         self._kill_at(self._loop.time() + LINGER_S)

@@ -442,7 +442,10 @@ def test_nothing_stays_after_a_normal_end(session: NotebookSession) -> None:
     """A program that a completed agent has left running is killed, without holding up the run's end."""
     run = ended(start(session, fakes.leaves_behind))
     assert run.output == "done"
-    wait_until_gone(told(run, "child"))
+    child = told(run, "child")
+    wait_until_gone(child)
+    assert run.record.detached == ()
+    assert run.record.notices[-1] == f"ended with the process of the run: sh (process {child})"
 
 
 def test_a_cancel_before_the_start_never_enters_the_agent(
