@@ -34,6 +34,10 @@ class VirtualWork:
         """Return: it is awaited when it has."""
         assert self._actor.is_out
 
+    def stop(self) -> bool:
+        """Return False: no event loop was entered in it, so there is nothing to ask."""
+        return False
+
     def interrupt(self) -> bool:
         """Raise into it."""
         if not self._actor.is_in_c:
@@ -65,7 +69,7 @@ class Actor:
         self.run, self.is_in = run, True
         self.world.note_entry(self)
         if self.is_sync:
-            run.add_work(VirtualWork(self))  # type: ignore[arg-type]  # no real thread
+            run.add_work(VirtualWork(self))
         try:
             for op in self.script:
                 await self.turn()

@@ -380,6 +380,7 @@ class World:
 
     def check_cancelled(self) -> None:
         """Check that no cancel was lost: who was asked has ended, whatever its agent does, or its children's."""
+        self.check_loop()  # what has broken there may be why
         for run_id, account in self.accounts.items():
             parent = self.accounts.get(account.parent_id or "")
             if parent is not None and parent.cancel is not None:
@@ -393,12 +394,16 @@ class World:
         for run_id, account in self.accounts.items():
             check_log(run_id, account, is_closed=self.is_closing)
         assert not self.problems, "; ".join(self.problems)
-        problems = self.thread.loop.problems
-        assert not problems, f"on the loop: {problems}"
+        self.check_loop()
         if not self.is_closing:
             self.check_leaks()
             contextvars.Context().run(self.close)
         assert all(account.status in ENDS.values() for account in self.accounts.values())
+
+    def check_loop(self) -> None:
+        """Check that no callback of the host's loop has failed."""
+        problems = self.thread.loop.problems
+        assert not problems, f"on the loop: {problems}"
 
     def end(self) -> None:
         """Let what outlived its session come to its end too, so that nothing is collected half-way."""
