@@ -14,6 +14,7 @@ from nbrun.core import InterruptGuard, call_soon, current_guard
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
+    from types import FrameType
 
 T = TypeVar("T")
 
@@ -71,9 +72,9 @@ class ThreadCall:
             frame = frame.f_back
         if frame is None:
             return False
-        loop, task = frame.f_locals["self"], frame.f_locals["future"]
+        loop = frame.f_locals["self"]
         # Still alive: so those frames were of this call, and not of a pool's next one.
-        return self.is_alive() and call_soon(loop, lambda: is_quiet(task) and task.cancel())
+        return self.is_alive() and call_soon(loop, partial(_cancel_main, frame))
 
     def interrupt(self) -> bool:
         """Raise `Cancelled` in the thread at its next bytecode.
@@ -165,6 +166,13 @@ class Worker(ThreadCall, Generic[T]):
             outcome.set_result(result)
         finally:
             del outcome  # it leads to the error, and that to this frame: see `Steps.throw()`
+
+
+def _cancel_main(entered: FrameType) -> None:
+    """Cancel what an event loop was entered for; called on it, as it makes a task of a coroutine only in there."""
+    task = entered.f_locals["future"]
+    if is_quiet(task):
+        task.cancel()
 
 
 def begun() -> Future[Any]:

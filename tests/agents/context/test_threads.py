@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from typing import Any
 
 import pytest
 
@@ -130,3 +131,32 @@ def test_giving_up_the_wait_leaves_the_thread_alive() -> None:
     assert asyncio.run(main())
     gate.set()
     assert ended.wait(BOUND_S)
+
+
+def test_a_stop_cancels_what_an_event_loop_is_only_being_entered_for() -> None:
+    """A stop that comes before the thread's coroutine has become a task cancels that task."""
+    is_entering, is_asked = threading.Event(), threading.Event()
+    problems: list[dict[str, object]] = []
+
+    def make_task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        is_entering.set()
+        is_asked.wait(BOUND_S)
+        return asyncio.Task(work, loop=loop, **options)
+
+    def enter() -> object:
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(make_task)
+        loop.set_exception_handler(lambda _loop, context: problems.append(context))
+        try:
+            return loop.run_until_complete(asyncio.sleep(BOUND_S))
+        finally:
+            loop.close()
+
+    def stop(worker: Worker[object]) -> None:
+        assert is_entering.wait(BOUND_S)
+        assert worker.stop()
+        is_asked.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        run_worker(enter, stop)
+    assert not problems
