@@ -7,7 +7,6 @@ the last session.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.abc
 import importlib.machinery
 import io
@@ -95,8 +94,14 @@ def _change_pyplot(pyplot: Any) -> None:
     def find_backend() -> Any:
         if current_run.get() is None:
             return backend()
-        with contextlib.suppress(ImportError):  # a window where there can be none
-            backend()  # the notebook's is set up all the same: it is what shows a figure as a picture
+        # The notebook's is set up all the same, as outside the run: it is what shows a figure as a picture.
+        outside = current_run.set(None)
+        try:
+            backend()
+        except ImportError:  # a window where there can be none
+            pass
+        finally:
+            current_run.reset(outside)
         return aside
 
     pyplot._get_backend_mod = find_backend

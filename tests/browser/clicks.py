@@ -173,5 +173,5 @@ class ClickPage:
         return Row(f"{self.title}, {state}", tuple(fired[name] - clicks[name] for name in names))
 
     def _said(self, words: str) -> Locator:
-        # Live or static: a card's head says it once.
-        return self._cards.locator(".nbrun-card__words, .nbrun-static").filter(has_text=words)
+        # Live or static: a card's head says it once; a live card lies over its static one.
+        return self._cards.locator(".nbrun-card__words, .nbrun-static").filter(has_text=words, visible=True)

@@ -98,8 +98,15 @@ function makeView(node, model, render) {
     };
   };
   enter(node);
+  /** JupyterLab leaves the focus in an output when its own cell is clicked, and then takes no keys from there. */
+  const leaveFocus = (/** @type {PointerEvent} */ { target }) => {
+    const focused = document.activeElement;
+    if (focused instanceof HTMLElement && el.contains(focused) && target instanceof Node && !el.contains(target)) focused.blur();
+  };
+  document.addEventListener("pointerdown", leaveFocus, { capture: true });
   const endView = render({ model, el });
   const end = () => {
+    document.removeEventListener("pointerdown", leaveFocus, { capture: true });
     endView();
     el.remove();
     leave();
