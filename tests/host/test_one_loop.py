@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -73,16 +73,14 @@ def hosts() -> int:
 
 
 def test_clients_that_were_made_once_work_beside_a_blocked_loop_and_after_it(
-    session: NotebookSession, blocks: BlockingLoop, url: str
+    session: NotebookSession, blocks: BlockingLoop, url: str, library: ModuleType
 ) -> None:
     """Twenty runs of two clients, of which one was used before: none fails, and a library's own task goes on."""
     old, new = httpx.AsyncClient(trust_env=False), httpx.AsyncClient(trust_env=False)
-    kept: list[asyncio.Task[object]] = []
+    reader = library.Client()
 
     async def uses_old(prompt: str) -> str:
-        if not kept:  # as a library does that keeps connections alive; the task is no run's
-            forever = asyncio.Event().wait()
-            kept.append(asyncio.get_running_loop().create_task(forever, context=contextvars.Context()))
+        assert await reader.ask("tea") == "TEA"
         return (await old.get(url)).text
 
     async def uses_new(prompt: str) -> str:
@@ -91,6 +89,7 @@ def test_clients_that_were_made_once_work_beside_a_blocked_loop_and_after_it(
     async def closes(prompt: str) -> None:
         await old.aclose()
         await new.aclose()
+        reader.ended.set()
 
     assert session.start(uses_old).result(BOUND_S) == "ok"
     run = session.start(blocks)
@@ -101,7 +100,7 @@ def test_clients_that_were_made_once_work_beside_a_blocked_loop_and_after_it(
     assert run.result(BOUND_S) == "unblocked"
     after = [session.start(agent) for agent in (uses_old, uses_new) for _ in range(5)]
     assert [one.result(BOUND_S) for one in beside + after] == ["ok"] * 20
-    assert not kept[0].done()
+    assert not reader.task.done()
     session.start(closes).result(BOUND_S)
     assert hosts() == 1
 
