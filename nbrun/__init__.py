@@ -16,9 +16,11 @@
 # sessions/control fires the token, host/escalation takes the steps.
 #
 # Where to change what: an option: core/options and ui/magics/options. What Tab offers: ui/magics/completion. A status:
-# core/record and render/words. Another fact of a run: core/events and core/record (the store saves whole records).
-# A column of the panel or of lists: render/run_table. Durations and sizes: core/quantities. A framework: agents/NAME
-# and the list in agents/__init__. A way to cancel: where it begins (ui, server); it calls run.cancel(by=…).
+# core/record and render/words, then tests/core/test_statuses.py names the rest. Another fact of a run: core/events and
+# core/record (the store saves whole records). A column of the panel or of lists: render/run_table. Durations and sizes:
+# core/quantities. A framework: agents/NAME, the list in agents/__init__, an extra, and a subject of the conformance
+# suite. A way to cancel: where it begins, and its name in render/words; in the kernel it calls run.cancel(by=…), and
+# what comes from outside (cards, panel, server) goes through ui/kernel/requests.
 #
 # Importing nbrun loads no IPython, no anywidget and no agent framework.
 

@@ -56,7 +56,7 @@ _LINES = (
 )
 _MUTED = "opacity:.75"
 
-_STILL = {
+STILL = {
     RunStatus.QUEUED: "Still queued",
     RunStatus.RUNNING: "Still running",
     RunStatus.WAITING: "Still waiting for you",
@@ -415,10 +415,10 @@ def _snapshot(record: RunRecord, when: str, is_redrawn: bool) -> _Snapshot | Non
     show = f"Run {command}" if command else ""
     if is_redrawn:
         now = show and f"{show} for its current state"
-        return (f"{_STILL[record.status]} when {when}", ("Updated when the run ends", now))
+        return (f"{STILL[record.status]} when {when}", ("Updated when the run ends", now))
     # A live card's file keeps what was drawn at its start: a run that was queued then may have done anything since.
     is_queued = record.status is RunStatus.QUEUED
-    still = "Not finished" if is_queued else _STILL[record.status]
+    still = "Not finished" if is_queued else STILL[record.status]
     return (f"{still} when {when}", (show and f"{show} to see how it ended",))
 
 

@@ -7,12 +7,13 @@ import sqlite3
 
 import msgspec
 
-from nbrun.core import LIVE, NotPending, RunStatus, events as ev, fold
+from nbrun.core import NotPending, RunStatus, events as ev, fold
 from nbrun.core.record import GIVEN_UP
 from nbrun.store import queries
 from nbrun.store.connection import transaction
 from nbrun.store.liveness import kernel_of, open_kernels
 from nbrun.store.rows import Row, RowWriter, micros
+from nbrun.store.schema import LIVE_STATUSES
 
 _log = logging.getLogger("nbrun")
 
@@ -28,7 +29,8 @@ def mark_lost(connection: sqlite3.Connection, now: float) -> int:
             if kernel.is_alive() is not False:
                 continue
             numbers = connection.execute(
-                "SELECT number FROM runs WHERE session = ? AND status IN (?, ?, ?, ?)", (kernel.session, *LIVE)
+                f"SELECT number FROM runs WHERE session = ? AND status IN ({LIVE_STATUSES})",  # noqa: S608 - ours
+                (kernel.session,),
             ).fetchall()
             for (number,) in numbers:
                 connection.execute("SAVEPOINT one")

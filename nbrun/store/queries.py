@@ -171,9 +171,8 @@ def read_runs(
                 where, values = f"{where} AND {condition}", [*values, value]
         if query.is_top_level:
             where += " AND r.parent IS NULL"
-        # Spelled out, this lets SQLite use the index of live runs.
         if query.is_unknown or query.status in LIVE:
-            where += " AND r.status IN ('queued', 'running', 'waiting', 'cancelling')"
+            where += f" AND r.status IN ({schema.LIVE_STATUSES})"
     try:
         rows = connection.execute(f"{_COLUMNS} WHERE {where} ORDER BY r.number DESC LIMIT ?", [*values, count])
         return [_stored(connection, row) for row in rows]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.core import LIVE, ArtifactFiles
 from nbrun.store.liveness import open_kernels
-from nbrun.store.schema import fill_columns
+from nbrun.store.schema import LIVE_STATUSES, fill_columns
 
 if TYPE_CHECKING:
     import sqlite3
@@ -28,8 +28,7 @@ REST_S = 0.03  # how long others have the file to themselves then
 
 _LIVE = frozenset(str(status) for status in LIVE)
 _ROOTS = (
-    "SELECT r.number FROM runs r WHERE r.number > ? AND r.number < ?"
-    " AND r.status NOT IN ('queued', 'running', 'waiting', 'cancelling')"
+    f"SELECT r.number FROM runs r WHERE r.number > ? AND r.number < ? AND r.status NOT IN ({LIVE_STATUSES})"  # noqa: S608
     " AND NOT EXISTS (SELECT 1 FROM runs p WHERE p.session = r.session AND p.run_id = r.parent)"
     " ORDER BY r.number LIMIT 100"
 )

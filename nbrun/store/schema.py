@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import StoreReadOnly, StoreTooNew
+from nbrun.core import LIVE, StoreReadOnly, StoreTooNew
 from nbrun.store.validation import LATEST_S
 
 if TYPE_CHECKING:
@@ -113,6 +113,9 @@ _THIRD = (
     "CREATE INDEX runs_by_parent ON runs (session, parent) WHERE parent IS NOT NULL",
     "CREATE INDEX runs_to_fill ON runs (number) WHERE agent IS NULL",
 )
+
+LIVE_STATUSES = ", ".join(f"'{status}'" for status in LIVE)
+"""For a query that is to use the index of live runs: SQLite needs its words there as they are in the index."""
 
 VERSIONS = (_FIRST, _SECOND, _THIRD)  # what each version of the schema added, the first one first
 VERSION = len(VERSIONS)
