@@ -33,7 +33,8 @@ def show(count):
         nbrun.start(waits, name, name=name).display()
 """
 _BUSY = {
-    "sleep": "print('in', batch, flush=True)\ntime.sleep(60)",
+    # In steps: CPython notes a signal that comes just before the system call, and sleeps to the end all the same.
+    "sleep": "print('in', batch, flush=True)\nfor _ in range(60): time.sleep(1)",
     "loop": ("print('in', batch, flush=True)\nuntil = time.monotonic() + 60\nwhile time.monotonic() < until: pass"),
     # In steps, since an interrupt of an `await` acts only when the loop next wakes.
     "await": "print('in', batch, flush=True)\nfor _ in range(600): await asyncio.sleep(0.1)",
