@@ -19,7 +19,7 @@ from nbrun.core.errors import (
 )
 from nbrun.core.events import ApprovalRequested, RunEvent
 from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_guard, guarded
-from nbrun.core.latches import Latch, LoopLatch, module_lock
+from nbrun.core.latches import Latch, LoopLatch, is_on_loop, module_lock
 from nbrun.core.line_buffer import LineBuffer, Printed
 from nbrun.core.options import RunOptions, trusted
 from nbrun.core.quantities import counted, duration, duration_s, moment, money, size_words
@@ -44,7 +44,8 @@ __all__ = [
     "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError", "StoreReadOnly", "StoreTooNew", "StoreUnavailable",
     "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds", "ToolCall", "Turn", "UNLOAD", "UserError",
     "separator", "call_soon", "clean_text", "counted", "current_guard", "duration", "duration_s",
-    "end_cancelled_wait", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "module_lock", "moment",
+    "end_cancelled_wait", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "is_on_loop",
+    "module_lock", "moment",
     "money", "next_status", "plain", "printable", "readable", "revived", "shown", "size_words", "sized", "spell_with",
     "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
 ]

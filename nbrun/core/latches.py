@@ -89,3 +89,12 @@ class LoopLatch:
             self._waiters = []
         self._waiters.append(waiter)
         await waiter
+
+
+def is_on_loop() -> bool:
+    """Return whether this thread runs an event loop, which must not be blocked."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -8,7 +8,6 @@ belongs to the whole process.
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import contextlib
 import getpass
@@ -21,7 +20,7 @@ from weakref import WeakSet
 
 from nbrun.agents import RunContext, current_run
 from nbrun.agents.context.approvals import NOBODY
-from nbrun.core import NbrunError, current_guard, module_lock
+from nbrun.core import NbrunError, current_guard, is_on_loop, module_lock
 from nbrun.host import packages
 
 if TYPE_CHECKING:
@@ -203,7 +202,7 @@ class Asking:
             return self.original(prompt, *args, **options)
         is_secret = self._is_secret or options.get("password") is True  # as ipykernel calls it
         name = "getpass()" if is_secret else "input()"
-        if _is_on_loop():
+        if is_on_loop():
             raise NbrunError(
                 f"{name} would block this event loop; use `await run.ask(…)`, or call it by `await run.in_thread(…)`"
             )
@@ -223,11 +222,3 @@ def unasked(function: Any) -> Any:
     while isinstance(function, Asking):
         function = function.original
     return function
-
-
-def _is_on_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -40,6 +40,7 @@ from nbrun.core import (
     current_guard,
     events as ev,
     guarded,
+    is_on_loop,
     separator,
     sized,
 )
@@ -170,7 +171,7 @@ class Driver:
             self._send(data, now, parent)
         if usage is not None and (self._budget is not None or self._attempt.options.has_limits):
             self.budget.note_usage(usage)  # not under the lock: a fired token calls others' code
-        if self._must_pause and not _is_on_loop():
+        if self._must_pause and not is_on_loop():
             # Also after a cancel, when the token no longer waits: the run's end is stored after all that it sends.
             wait = time.sleep if self._token.cancelled else self._token.wait_sync
             wait(PAUSE_S)
@@ -617,15 +618,6 @@ def _check_event(data: ev.EventData, parent: str | None) -> None:
         raise ValueError(f"an agent cannot send {kind}; it can return, raise or ask")
     if parent is not None and not isinstance(parent, str):
         raise TypeError(f"parent must be an id (str), not {type(parent).__name__}")
-
-
-def _is_on_loop() -> bool:
-    """Return whether this thread runs an event loop, which must not be blocked."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 class Children:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import os
 import re
@@ -24,6 +23,7 @@ from nbrun.core import (
     end_cancelled_wait,
     events as ev,
     guarded,
+    is_on_loop,
     plain,
     type_name,
     wait_for_call,
@@ -406,11 +406,8 @@ _PLACEHOLDER = re.compile(r"(\[[^\[\]]+\])")
 
 
 def _refuse_on_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise NbrunError("run.ask_sync() would block this event loop; use `await run.ask(…)`")
+    if is_on_loop():
+        raise NbrunError("run.ask_sync() would block this event loop; use `await run.ask(…)`")
 
 
 def _text(value: object, what: str) -> str:
