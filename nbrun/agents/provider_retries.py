@@ -1,7 +1,7 @@
 """Shows the retries of a provider's client in the run's log; it reads them from the client's own log.
 
 Source: the clients of OpenAI and Anthropic retry by themselves, after the time that a 429 response names, and log it
-at level INFO, which nobody sees. Frameworks that use them don't report it.
+at level INFO, which is hidden by default. Frameworks that use them don't report it.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def unpack(blob: bytes) -> State:
             raise NotResumable("its checkpoint was written by a newer nbrun; update nbrun")
         state: State = msgspec.msgpack.decode(kept.state)
     except (msgspec.MsgspecError, RecursionError, TypeError, ValueError):
-        raise NotResumable("its checkpoint is damaged; retry starts it anew") from None
+        raise NotResumable("its checkpoint is damaged; retry the run to start over") from None
     return state
 
 

@@ -91,8 +91,8 @@ def _tell_of_descriptor(level: str) -> None:
         _untold.clear()
     for run in runs:
         run.log(
-            f"during this run, a subprocess, os.write() or C code wrote to the process's {level}. Whose output that is "
-            "can't be told in one process, so it is shown in a cell; with --on process it is in the log of its run"
+            f"during this run, a subprocess, os.write() or C code wrote to the process's {level}. Runs in one "
+            "process share that output, so it is shown in a cell; with --on process it goes into the log of its run"
         )
 
 

@@ -51,7 +51,7 @@ class Catalog:
         removed = set(gone)
         for live in tuple(self._runs.values()):
             if live.record.number in removed:
-                # Else it would be written again into a file that is begun anew.
+                # Otherwise it would be written again when the file is replaced.
                 self._forget(live)
                 live.agent = None
         with self._lock:

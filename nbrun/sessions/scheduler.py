@@ -139,8 +139,8 @@ class Scheduler:
         self._processes: ProcessExecutor | None = None
         self._intake: Intake
         self._places: dict[str, _Host] = {}
-        self._told: set[str] = set()  # runs that know why they wait
-        self._moved: tuple[_LocalHost, str] | None = None  # a host that was given up, and what the next runs are told
+        self._notified: set[str] = set()  # runs that know why they wait
+        self._moved: tuple[_LocalHost, str] | None = None  # a host given up, and the reason that later runs show
 
     @property
     def is_on_loop(self) -> bool:
@@ -206,8 +206,8 @@ class Scheduler:
                 self._tell(waiting, text)
 
     def _tell(self, live: LiveRun, text: str) -> None:
-        if live.run_id not in self._told:
-            self._told.add(live.run_id)
+        if live.run_id not in self._notified:
+            self._notified.add(live.run_id)
             self._intake.emit(live, ev.Log(text, "warning"))
 
     def _send_beside(self, blocked: _LocalHost, live: LiveRun) -> None:
@@ -271,7 +271,7 @@ class Scheduler:
         """Give the place of a run that has ended to those who wait."""
         self.attempts.pop(live.run_id, None)
         self._places.pop(live.run_id, None)
-        self._told.discard(live.run_id)
+        self._notified.discard(live.run_id)
         for following in self._queue.leave(live):
             self._submit(following)
 

@@ -50,12 +50,15 @@ def _identity_of(pid: int) -> ProcessIdentity:
 
 
 def this_process() -> ProcessIdentity:
-    """Return the identity of this process; made anew after a fork."""
+    """Return the identity of this process, or of the child after a fork."""
     return _identity_of(os.getpid())
 
 
 def _started_at(pid: int) -> int | None:
-    """Return when a process started, whatever the clock does; None if there is none; `PermissionError` if hidden."""
+    """Return when a process started, in a form that doesn't depend on the clock; None if it doesn't exist.
+
+    Raises `PermissionError` if the system hides it.
+    """
     stat = Path(f"/proc/{pid}/stat")
     if sys.platform == "linux":
         try:

@@ -25,7 +25,7 @@ Values = tuple[object, ...]
 
 _INSERT_EVENT = "INSERT INTO events (run, seq, count, ts, attempt, parent, type, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE_RUN = "UPDATE runs SET status = ?, ended_at = ?, record = ? WHERE number = ?"
-# A later attempt at a run counts its files anew: the last one with an id stays.
+# A later attempt at a run numbers its files from 1 again: the newest file with an id is kept.
 _INSERT_ARTIFACT = (
     "INSERT INTO artifacts (run, id, name, media_type, size, sha256, made_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (run, id) DO UPDATE SET name = excluded.name, media_type = excluded.media_type,"

@@ -81,7 +81,7 @@ class Client:
         await self._put(None)
 
     def abandon(self) -> None:
-        """Drop all events: nobody reads `items()` any more, so whatever adds one would wait forever."""
+        """Drop all events. `items()` has no reader any more, so adding another event would block forever."""
         self._is_over = True
         while not self._items.empty():
             self._items.get_nowait()

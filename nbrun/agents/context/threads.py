@@ -53,7 +53,7 @@ class ThreadCall:
     def __init__(self, name: str, *, is_driver: bool = False) -> None:
         self.name = name
         self.is_driver = is_driver  # False: something beside the agent
-        self._over: Future[None] = begun()
+        self._over: Future[None] = running_future()
         self._guard = InterruptGuard()
         self._thread_id: int | None = None
 
@@ -122,7 +122,7 @@ class Worker(ThreadCall, Generic[T]):
 
     def start(self) -> Future[T]:
         """Start the thread; return what the function will return or raise."""
-        outcome: Future[T] = begun()
+        outcome: Future[T] = running_future()
         if self.is_driver and _main_thread:
             self._thread = threading.main_thread()
             _main_thread.pop()(partial(self._main, outcome))
@@ -175,7 +175,7 @@ def _cancel_main(entered: FrameType) -> None:
         task.cancel()
 
 
-def begun() -> Future[Any]:
+def running_future() -> Future[Any]:
     """Return a future that looks started: cancelling the wait for it does not cancel it."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()

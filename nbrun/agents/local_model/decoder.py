@@ -85,7 +85,7 @@ class Decoding:
     def put(self, arrival: Piece | Exception | None) -> None:
         """Add to `pieces`, or end it, with an error if decoding failed."""
         if not call_soon(self._loop, partial(self._arrivals.put_nowait, arrival)):
-            self.is_stopped = True  # the loop is closed: nobody reads any more
+            self.is_stopped = True  # the loop is closed: no one is waiting for the text
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield what was decoded, in order, until the end or `stop`; raise the error if there was one."""

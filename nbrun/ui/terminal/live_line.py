@@ -171,7 +171,7 @@ class _Question:
             return any(self._asked.id == other.id for other in self._run.pending)
 
         try:
-            if self._kernel is not None:  # asked like this, a console can't be told that the question is settled
+            if self._kernel is not None:  # a kernel's console offers no way to take the question back
                 read = self._kernel.getpass if is_secret else self._kernel.raw_input
                 return str(read(visible(prompt))).strip()
             return keyboard.next_line(visible(prompt), is_pending, is_secret=is_secret)
