@@ -151,7 +151,8 @@ def spell(fix: Fix) -> str:
             return f"nbrun show {fix.ref.removeprefix('#')}{path}"
         case Action.INSTALL_LOCAL_MODEL:
             return "nbrun local install"
-    return f"%agentrun {fix.action} {fix.ref}".rstrip()
+    agent = fix.agent and f" --agent {fix.agent}"
+    return f"%agentrun {fix.action} {fix.ref}{agent}".rstrip()
 
 
 def _install_model(_options: SimpleNamespace) -> int:

@@ -59,6 +59,7 @@ class Action(StrEnum):
     RESUME = "resume"
     RETRY = "retry"
     SHOW = "show"
+    TRUST = "trust"
 
 
 _PURPOSES = {
@@ -71,6 +72,7 @@ _PURPOSES = {
     Action.RESUME: "resume from the last checkpoint",
     Action.RETRY: "run it again",
     Action.SHOW: "show it",
+    Action.TRUST: "if you know that it is yours, trust it",
 }
 
 
@@ -80,12 +82,14 @@ class Fix(msgspec.Struct, frozen=True):
     Parameters
     ----------
     purpose : what the command does, as the start of a sentence; by default the action's own.
+    agent : what stands for the agent that the user has to name.
     """
 
     action: Action
     ref: str = ""
     path: str = ""
     purpose: str = ""
+    agent: str = ""
 
     @property
     def command(self) -> str:

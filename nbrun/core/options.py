@@ -29,6 +29,8 @@ NOT_RECORDED = (*LABELS, "model")
 LIMITS = ("max_turns", "max_tokens", "max_cost")
 SETUP = ("tools", "system", "output_type", "mcp", "settings")
 """What configures the built-in agent, besides its model."""
+POLICIES = ("approve", "on", "loop", *SETUP)
+"""What a run may do, and where: given for each run, and never taken from a record."""
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,12 +148,12 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 
 def trusted(stored: Mapping[str, Plain]) -> dict[str, Any]:
-    """Return the options of a stored run that have a plausible type: the file may be someone else's.
+    """Return the options of a stored run that a run which comes from it may take over, with plausible types.
 
-    The built-in agent's own options are left out: the record has only names of them.
+    No policy is among them, except one that denies everything.
     """
-    found: dict[str, Any] = {}
-    for name in stored.keys() & defaults().keys() - {*SETUP, *NOT_RECORDED}:
+    found: dict[str, Any] = {"approve": "deny"} if stored.get("approve") == "deny" else {}
+    for name in stored.keys() & defaults().keys() - {*POLICIES, *NOT_RECORDED}:
         kind = str if name in choices() else _types()[name]
         try:
             found[name] = msgspec.convert(stored[name], kind)

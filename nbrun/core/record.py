@@ -202,6 +202,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     followups: tuple[tuple[int, str], ...] = ()  # runs that come from it: from its store, not its log
     is_brief: bool = False  # long fields are cut; the log has everything
     unseen: str = ""  # why its status is unknown here; set by a reader, neither folded nor stored
+    is_unsigned: bool = False  # nothing shows that this user's nbrun wrote it; set by a reader, as above
 
     @property
     def is_live(self) -> bool:

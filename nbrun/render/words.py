@@ -12,6 +12,7 @@ from nbrun.core import (
     CancelCause,
     ChildSummary,
     Fix,
+    Plain,
     Rung,
     RunRecord,
     RunStatus,
@@ -27,6 +28,7 @@ from nbrun.core import (
     size_words,
     visible,
 )
+from nbrun.core.options import POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -333,8 +335,17 @@ def python_call(record: RunRecord) -> str:
 
 # --- related runs ----------------------------------------------------------------------------------
 
+AGENT = "NAME"
+"""Stands for the agent that the user has to name."""
+_UNSIGNED = "your nbrun hasn't signed this run; name an agent to continue from its history"
 _ORIGIN = {ev.RESUME: "resumed from", ev.RETRY: "retry of", ev.REPLAY: "replay of", ev.CONTINUE: "continues"}
 _BECAME = {ev.RESUME: "resumed as", ev.RETRY: "retried as", ev.REPLAY: "replayed as", ev.CONTINUE: "continued as"}
+
+
+def named_by(made: RunRecord | ev.RunCreated) -> str:
+    """Return what a run that may be anybody's names: its agent, prompt and policies, in one line."""
+    named: dict[str, Plain] = {"agent": made.model or made.target or made.agent, "prompt": made.prompt, **made.options}
+    return "; ".join(f"{name}: {shown(named[name], 100)}" for name in ("agent", "prompt", *POLICIES) if name in named)
 
 
 def origin_words(record: RunRecord) -> str:
@@ -347,9 +358,11 @@ def origin_words(record: RunRecord) -> str:
     return f"{_ORIGIN.get(origin.kind, 'comes from')} {ref}"
 
 
-def with_followups(record: RunRecord, followups: Sequence[tuple[int, str]]) -> RunRecord:
-    """Return the record with the runs that come from this one."""
-    return msgspec.structs.replace(record, followups=tuple(followups)) if followups else record
+def with_followups(record: RunRecord, followups: Sequence[tuple[int, str]], *, is_signed: bool = True) -> RunRecord:
+    """Return the record with the runs that come from this one, and whether its store shows whose it is."""
+    if not followups and is_signed:
+        return record
+    return msgspec.structs.replace(record, followups=tuple(followups), is_unsigned=not is_signed)
 
 
 def followup_notes(record: RunRecord) -> list[str]:
@@ -359,7 +372,8 @@ def followup_notes(record: RunRecord) -> list[str]:
     is_resumed = any(kind == ev.RESUME for _, kind in record.followups)
     has_state = record.checkpoint is not None or record.resumed_from is not None
     if has_state and not record.is_replay and not is_resumed and record.status in _RESUMABLE:
-        notes.append(str(Fix(Action.RESUME, run_ref(record))))
+        purpose, agent = (_UNSIGNED, AGENT) if record.is_unsigned else ("", "")
+        notes.append(str(Fix(Action.RESUME, run_ref(record), purpose=purpose, agent=agent)))
     return [sentence(note) for note in notes if note]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from nbrun.agents import PROGRAM, Budget, Replay, builtin, find_adapter, python_cell
+from nbrun.agents import CONTINUE, PROGRAM, Budget, Replay, builtin, find_adapter, python_cell
 from nbrun.core import (
     Action,
     AgentNotFound,
@@ -16,6 +16,7 @@ from nbrun.core import (
     NotResumable,
     RunNotFound,
     RunOptions,
+    RunRecord,
     RunStatus,
     checkpoint,
     events as ev,
@@ -23,8 +24,8 @@ from nbrun.core import (
     shown,
     trusted,
 )
-from nbrun.core.options import LIMITS, SETUP
-from nbrun.render.words import answer_of, run_ref, title
+from nbrun.core.options import LIMITS, POLICIES, SETUP
+from nbrun.render.words import AGENT, answer_of, named_by, run_ref, title
 from nbrun.sessions.run import Run
 from nbrun.sessions.start import Predecessor
 
@@ -35,9 +36,7 @@ FindRun = Callable[[int], Run]
 FindAgent = Callable[[str], object]
 """Returns the agent that has this name in the notebook, or None."""
 
-_SIMPLE = (int, float, bool, str)
 _OF_THE_OLD_RUN = frozenset({"prompt", "parent", "predecessor", "target"})
-_WHAT = {"tools": "a tool", "output_type": "the output type", "settings": "the settings"}
 
 
 class Plan(NamedTuple):
@@ -61,10 +60,10 @@ def plan(kind: str, run: Run, agent: object, options: dict[str, Any], find_agent
             )
         where = "" if run.live is not None else " in another kernel"
         raise NotResumable(f"{words} is still running{where}; wait for it, or cancel it first")
-    followup = _Followup(run, agent, dict(options), find_agent)
+    followup = _Followup(run, run.signed, agent, dict(options), find_agent)
     match kind:
         case ev.RESUME:
-            return followup.resume()
+            return followup.resume(find_run)
         case ev.RETRY:
             return followup.retry()
         case ev.REPLAY:
@@ -105,49 +104,64 @@ def _turns(run: Run) -> list[checkpoint.Turn]:
     return checkpoint.turns_of(prompt, run.events(), answer_of(record))
 
 
+def _labels(record: RunRecord | ev.RunCreated) -> dict[str, Any]:
+    name = {} if record.name == record.agent else {"name": record.name}
+    return {"tags": dict(record.tags), **name}
+
+
 @dataclass(slots=True)
 class _Followup:
     """A run that is to come from an old one, which has ended.
 
-    Of the old run's record only what is harmless is used: its file may have been written by someone else.
+    What is run, and how, comes from `signed` only, never from events: the file may have been written by someone else.
+    Policies are the new run's own, whoever has started the old one.
     """
 
     run: Run
+    signed: RunRecord | ev.RunCreated | None
     agent: object
     given: dict[str, Any]
     find_agent: FindAgent
 
-    def resume(self) -> Plan:
+    def resume(self, find_run: FindRun) -> Plan:
         record, words = self.run.record, self._title
         if record.status is RunStatus.COMPLETED:
             fix = Fix(Action.RETRY, run_ref(record))
             raise NotResumable(f"{words} has completed", run=words, fixes=[fix])
         self._refuse_replay()
+        if self.signed is None:  # its checkpoint may make an agent do anything, so there is only its history
+            self._need_agent(ev.RESUME)
+            return self._plan(ev.CONTINUE, self.agent, CONTINUE, self._options(), self._history(find_run))
         restored = checkpoint.Restored(self._state(), record.usage, record.tool_count)
         options = self._options()
         self._check_budget(record.usage, options)
-        agent = self._agent(options)
-        return self._plan(ev.RESUME, agent, record.prompt, options, restored)
+        return self._plan(ev.RESUME, self._agent(options), self.signed.prompt, options, restored)
 
     def retry(self) -> Plan:
         self._refuse_replay()
+        self._need_agent(ev.RETRY)
         options = self._options()
-        return self._plan(ev.RETRY, self._agent(options), self.run.record.prompt, options)
+        prompt = self.run.record.prompt if self.signed is None else self.signed.prompt
+        return self._plan(ev.RETRY, self._agent(options), prompt, options)
 
     def replay(self) -> Plan:
         speed = recording.read_speed(self.given.pop("speed", 1.0))
         record = self.run.record
         played = Replay((recording.header(record), self.run.recorded_events()), speed)
-        return self._plan(ev.REPLAY, played, record.prompt, {**self._labels(), **self._changes()})
+        return self._plan(ev.REPLAY, played, record.prompt, {**_labels(record), **self._changes()})
 
     def next_turn(self, find_run: FindRun) -> Plan:
-        prompt, target = self.given.pop("prompt"), self.given.pop("target", None)
-        options = {**self._setup(), **self._changes()}
+        if self.run.record.is_replay:  # what it names has never been run here
+            self.signed = None
+        self._need_agent(ev.CONTINUE)
+        prompt = self.given.pop("prompt")
+        options = self._changes()
         agent = self._agent(options)
-        if self.agent is not None:
-            options["target"] = target
+        return self._plan(ev.CONTINUE, agent, prompt, options, self._history(find_run))
+
+    def _history(self, find_run: FindRun) -> checkpoint.Restored:
         turns = tuple(turn for earlier in thread(self.run, find_run) for turn in _turns(earlier))
-        return self._plan(ev.CONTINUE, agent, prompt, options, checkpoint.Restored(history=turns))
+        return checkpoint.Restored(history=turns)
 
     def _plan(
         self,
@@ -161,8 +175,24 @@ class _Followup:
         tools = record.tool_count if is_resumed else 0
         origin = ev.Origin(kind, record.run_id, record.number, record.name, tools)
         usage = record.usage if is_resumed else ev.Usage()
-        predecessor = Predecessor(origin, record.model, usage, restored)
+        named = record if kind == ev.REPLAY else self.signed  # a replay only shows it
+        model = None if named is None else named.model
+        predecessor = Predecessor(origin, model, usage, restored, self._notice(kind, options))
         return Plan(agent, prompt, {**options, "predecessor": predecessor})
+
+    def _notice(self, kind: str, options: dict[str, Any]) -> str | None:
+        """Return what the new run's card says of the old one."""
+        ref = run_ref(self.run.record)
+        if kind == ev.REPLAY:
+            return None
+        if self.signed is None:
+            what = "the prompt is" if kind == ev.RETRY else "the conversation so far is"
+            return f"Your nbrun hasn't signed run {ref}: {what} taken from it, and nothing else"
+        if kind == ev.CONTINUE:
+            return None
+        left_out = {name: self.signed.options[name] for name in POLICIES if name in self.signed.options}
+        words = [f"{name}={value}" for name, value in left_out.items() if name not in SETUP and name not in options]
+        return f"Not taken over from run {ref}: {', '.join(words)}" if words else None
 
     @property
     def _title(self) -> str:
@@ -185,9 +215,10 @@ class _Followup:
         # Asked first: its checkpoint is deleted only a moment after the end of the other is seen.
         blob = None if number is None or done else store.checkpoint(number)
         if blob is None:
-            why = f"was resumed as #{done[-1].number}, which has completed" if done else ""
+            why = "has no checkpoint" if self.run.record.checkpoint is None else "has no checkpoint that is signed"
+            why = f"was resumed as #{done[-1].number}, which has completed" if done else why
             fix = Fix(Action.RETRY, run_ref(self.run.record))
-            raise NotResumable(f"{words} {why or 'has no checkpoint'}", run=words, fixes=[fix])
+            raise NotResumable(f"{words} {why}", run=words, fixes=[fix])
         try:
             checkpoint.unpack(blob)
         except NotResumable as error:
@@ -207,63 +238,62 @@ class _Followup:
 
     def _options(self) -> dict[str, Any]:
         """Return the options of the old run with the changes; an id is not repeated."""
-        kept = trusted(self.run.record.options)
-        return {**kept, **self._labels(), **self._setup(), **self._changes()}
-
-    def _labels(self) -> dict[str, Any]:
-        record = self.run.record
-        name = {} if record.name == record.agent else {"name": record.name}
-        return {"tags": dict(record.tags), **name}
-
-    def _setup(self) -> dict[str, Any]:
-        """Return what the built-in agent was made of: functions and types by their names."""
-        kept = self.run.record.options
-        setup: dict[str, Any] = {}
-        if isinstance(tools := kept.get("tools"), list):
-            setup["tools"] = [str(name) for name in tools]
-        for option in ("system", "output_type", "settings"):
-            if isinstance(text := kept.get(option), str):
-                setup[option] = text
-        if isinstance(settings := kept.get("settings"), dict):
-            # Numbers and the like: anything else could be sent anywhere.
-            simple = {name: value for name, value in settings.items() if type(value) in _SIMPLE}
-            setup["settings"] = simple
-        return setup
+        record = self.run.record if self.signed is None else self.signed
+        kept = {} if self.signed is None else trusted(self.signed.options)
+        return {**kept, **_labels(record), **self._changes()}
 
     def _changes(self) -> dict[str, Any]:
+        target = self.given.pop("target", None) if self.agent is not None else None
         if fixed := sorted(_OF_THE_OLD_RUN.intersection(self.given)):
             raise BadOption(f"{fixed[0]} can't be changed here; start a new run instead")
-        return self.given
+        return self.given if target is None else {**self.given, "target": target}
 
     # --- its agent -------------------------------------------------------------------------------
+
+    def _need_agent(self, kind: str) -> None:
+        """Raise unless the old run is this user's own, or the user has named the agent."""
+        if self.signed is not None or self.agent is not None or self.given.get("model") is not None:
+            return
+        record, words = self.run.record, self._title
+        why = "is a replay" if record.is_replay else "isn't signed by your nbrun"
+        fixes = [Fix(Action.TRUST, run_ref(record))] if not record.is_replay else []
+        if kind != ev.CONTINUE:
+            purpose = "run its prompt with an agent that you name" if kind == ev.RETRY else "continue from its history"
+            fixes.insert(0, Fix(Action(kind), run_ref(record), purpose=purpose, agent=AGENT))
+        raise NotResumable(
+            f"{words} {why}, so what it names isn't run ({named_by(record)}); name the agent: agent= or model=",
+            run=words,
+            fixes=fixes,
+        )
 
     def _agent(self, options: dict[str, Any]) -> object:
         """Return the agent: the one that was given, that of this session, or the one of the same name.
 
         None for the built-in agent, whose model and tools are then among the options.
         """
-        record, live = self.run.record, self.run.live
-        agent = self.agent
-        if agent is None and options.get("model") is None:
-            options["target"] = record.target  # so that a later kernel finds it for this run as well
-            if live is not None and live.agent is not None:
-                agent = live.agent
-            elif record.model is None:
-                return self._same_agent()
-            else:
-                options["model"] = builtin.named(record.model)
-        if agent is None:
-            self._find_setup(options)
-        else:
-            for option in SETUP:  # it has that
-                options.pop(option, None)
-        return agent
+        signed, live = self.signed, self.run.live
+        if self.agent is not None or signed is None:
+            return self.agent
+        kept = None if live is None else live.agent
+        is_changed = any(options.get(name) is not None for name in ("model", *SETUP))
+        if isinstance(kept, builtin.ModelAgent) and is_changed:
+            options.update({"model": kept.model, **kept.setup.given(), **options})
+            return None
+        if options.get("model") is None:
+            options["target"] = signed.target  # so that a later kernel finds it for this run as well
+            if kept is not None:
+                return kept
+            if signed.model is None:
+                return self._same_agent(signed)
+            options["model"] = builtin.named(signed.model)
+        self._refuse_unknown_setup(signed, options)
+        return None
 
-    def _same_agent(self) -> object:
-        record, words = self.run.record, self._title
-        if record.target == python_cell.TARGET:
+    def _same_agent(self, signed: RunRecord | ev.RunCreated) -> object:
+        words = self._title
+        if signed.target == python_cell.TARGET:
             raise AgentNotFound(f"the agent of {words} is its cell: run that cell again")
-        name = record.target or record.agent
+        name = signed.target or signed.agent
         if name.startswith(PROGRAM):
             raise AgentNotFound(
                 f"the command of {words} isn't started from its record; pass agent=nbrun.agents.AcpAgent(…)"
@@ -272,28 +302,17 @@ class _Followup:
         if found is None:
             raise AgentNotFound(f"the agent of {words} isn't defined: define {name} first, or pass agent= in Python")
         label = find_adapter(found).label(found)
-        if label != record.agent:
+        if label != signed.agent:
             raise AgentNotFound(
-                f"{name} is another agent now ({label}, not {record.agent}); pass agent= to run {words} with it"
+                f"{name} is another agent now ({label}, not {signed.agent}); pass agent= to run {words} with it"
             )
         return found
 
-    def _find_setup(self, options: dict[str, Any]) -> None:
-        """Put functions and types in the place of their names."""
-        servers = self.run.record.options.get("mcp")
-        if isinstance(servers, list) and not options.get("mcp"):  # a command would be executed
-            used = shown(", ".join(str(server) for server in servers), 100)
-            raise BadOption(f"{self._title} used MCP servers ({used}); pass mcp= again")
-        if tools := options.get("tools"):
-            options["tools"] = [self._by_name(tool, "tools") for tool in tools]
-        for option in ("output_type", "settings"):
-            if isinstance(options.get(option), str):
-                options[option] = self._by_name(options[option], option)
-
-    def _by_name(self, named: object, option: str) -> object:
-        found = self.find_agent(named) if isinstance(named, str) else named
-        if found is None:
-            raise AgentNotFound(
-                f"{_WHAT[option]} of {self._title} isn't defined: define {named} first, or pass {option}= in Python"
+    def _refuse_unknown_setup(self, signed: RunRecord | ev.RunCreated, options: dict[str, Any]) -> None:
+        """Raise if the built-in agent had tools or the like that aren't given again: it would be another one."""
+        missing = {name: signed.options[name] for name in SETUP if name in signed.options and name not in options}
+        if missing:
+            what = "; ".join(f"{name}: {shown(value, 100)}" for name, value in missing.items())
+            raise BadOption(
+                f"{self._title} was started with more than is taken from a record ({what}); give that again"
             )
-        return found

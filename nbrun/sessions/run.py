@@ -620,6 +620,14 @@ class Run:
         return [restored(event, artifacts) for event in self.events()]
 
     @property
+    def signed(self) -> RunRecord | ev.RunCreated | None:
+        """What it was started with: as this kernel knows it, or as signed in its store; None: it may be anybody's."""
+        if self.live is not None:
+            return self.live.record
+        number = self.number
+        return None if number is None else self.store.signed(number)
+
+    @property
     def followups(self) -> list[tuple[int, str]]:
         """The number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""
         number = self.number

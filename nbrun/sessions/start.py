@@ -68,6 +68,7 @@ class Predecessor(msgspec.Struct, frozen=True):
     model: str | None = None
     usage: ev.Usage = msgspec.field(default_factory=ev.Usage)
     restored: Restored | None = None
+    notice: str | None = None  # for the new run's card
 
 
 class StartOptions(RunOptions, frozen=True, kw_only=True):
@@ -183,6 +184,8 @@ class Starter:
                 live.is_created.wait(SAVE_LIMIT_S)
             if live.is_refused:
                 return self._take_back(live, created)
+            if plan.predecessor is not None and plan.predecessor.notice is not None:
+                note = [*note, ev.Log(plan.predecessor.notice, "warning")]
             for log in (*note, *(ev.Log(notice, "warning") for notice in parts.store.notices())):
                 parts.intake.emit(live, log)
             # A run started by another run isn't queued: that one may wait for it while it holds a slot.

@@ -45,14 +45,22 @@ def places_for(notebook: Path | None) -> list[Path]:
         beside = store_path(notebook or Path.cwd() / NO_NOTEBOOK)
     except OSError:
         return []
+    data = data_folder()
+    if data is None:
+        return [beside]
+    digest = hashlib.sha256(os.fsencode(beside)).hexdigest()[:16]
+    return [beside, data / digest / beside.name]
+
+
+def data_folder() -> Path | None:
+    """Return the folder for the user's own data, which need not exist; None for a user without a home."""
     import platformdirs
 
     try:
         data = platformdirs.user_data_path("nbrun")
     except RuntimeError:  # there is no home; an older platformdirs returned "~/…" as it is
-        return [beside]
-    digest = hashlib.sha256(os.fsencode(beside)).hexdigest()[:16]
-    return [beside, data / digest / beside.name] if data.is_absolute() else [beside]
+        return None
+    return data if data.is_absolute() else None
 
 
 def prepare_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from nbrun.core import LIVE, Artifact, ArtifactFiles, Clock, RunRecord, RunStatu
 from nbrun.store import liveness, payloads, schema, validation
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
 from nbrun.store.rows import ORIGINS
+from nbrun.store.signing import Signer, is_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -313,14 +314,75 @@ def read_artifacts(connection: sqlite3.Connection, number: int, files: ArtifactF
     ]
 
 
-def read_checkpoint(connection: sqlite3.Connection, number: int) -> bytes | None:
-    """Return what a run can be resumed from: its own checkpoint, else that of the run it was resumed from."""
-    row = connection.execute(
-        f"{ORIGINS} SELECT c.state FROM line JOIN checkpoints c ON c.run = line.run"  # noqa: S608 - ours
-        " ORDER BY line.steps LIMIT 1",
-        (number,),
-    ).fetchone()
-    return None if row is None else bytes(row[0])
+def read_created(connection: sqlite3.Connection, number: int) -> tuple[str, ev.RunCreated, object] | None:
+    """Return a run's id, what it was started with, and what stands in the place of its signature."""
+    row = connection.execute("SELECT run_id, signature FROM runs WHERE number = ?", (number,)).fetchone()
+    first = read_events(connection, number, limit=1)
+    if row is None or not first or not isinstance(first[0].data, ev.RunCreated):
+        return None
+    return validation.text(row[0]), first[0].data, row[1]
+
+
+def read_signed(connection: sqlite3.Connection, number: int, signer: Signer) -> ev.RunCreated | None:
+    """Return what a run was started with, if its signature is this user's."""
+    found = read_created(connection, number)
+    if found is None or not found[2]:
+        return None
+    run_id, created, signature = found
+    return created if is_same(signature, signer.of_run(run_id, created)) else None
+
+
+def read_checkpoint(connection: sqlite3.Connection, number: int, signer: Signer) -> bytes | None:
+    """Return what a run can be resumed from: its own checkpoint, else that of the run it was resumed from.
+
+    Only if this user's nbrun wrote them all.
+    """
+    lines = connection.execute(f"{ORIGINS} SELECT run FROM line ORDER BY steps", (number,)).fetchall()  # noqa: S608
+    run_id = None  # of the origin that the run before names
+    for (run,) in lines:
+        created = read_signed(connection, run, signer)
+        row = connection.execute(
+            "SELECT r.run_id, c.seq, c.state, c.signature FROM runs r LEFT JOIN checkpoints c ON c.run = r.number"
+            " WHERE r.number = ?",
+            (run,),
+        ).fetchone()
+        if created is None or run_id not in (None, row[0]):
+            return None
+        run_id, seq, state, signature = row
+        if state is not None:
+            expected = signer.of_checkpoint(created.session_id, run_id, seq, bytes(state))
+            return bytes(state) if is_same(signature, expected) else None
+        if created.origin is None:
+            return None
+        run_id = created.origin.run_id
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsigned:
+    """A run that this user's nbrun has not signed, or whose checkpoint it has not: as it was read.
+
+    `signature` is what would make it the user's, for just what was read; `checkpoint` is a seq with its signature.
+    """
+
+    number: int
+    created: ev.RunCreated
+    signature: bytes
+    checkpoint: tuple[int, bytes] | None
+
+
+def read_unsigned(connection: sqlite3.Connection, number: int, signer: Signer) -> Unsigned | None:
+    """Return a run if it is not signed; None if it is, or cannot be read."""
+    found = read_created(connection, number)
+    if found is None:
+        return None
+    run_id, created, known = found
+    signature, checkpoint, is_signed = signer.of_run(run_id, created), None, True
+    row = connection.execute("SELECT seq, state, signature FROM checkpoints WHERE run = ?", (number,)).fetchone()
+    if row is not None:
+        checkpoint = (row[0], signer.of_checkpoint(created.session_id, run_id, row[0], bytes(row[1])))
+        is_signed = is_same(row[2], checkpoint[1])
+    return None if is_signed and is_same(known, signature) else Unsigned(number, created, signature, checkpoint)
 
 
 def read_followups(connection: sqlite3.Connection, number: int) -> list[tuple[int, str]]:
@@ -338,6 +400,7 @@ class StoredRuns(ABC):
     """
 
     _clock: Clock
+    signer: Signer
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[sqlite3.Connection | None]:
@@ -430,9 +493,25 @@ class StoredRuns(ABC):
         """Return the events of a run that come after seq `after`, by seq, at most `limit`."""
         return self._ask(lambda db: read_events(db, number, after, limit), [])
 
+    def signed(self, number: int) -> ev.RunCreated | None:
+        """Return what a run was started with; None if nothing shows that this user's nbrun wrote it."""
+        return self._ask(lambda db: read_signed(db, number, self.signer), None)
+
+    def unsigned(self, numbers: Sequence[int] | None = None) -> list[Unsigned]:
+        """Return those of these runs, by default of all, that this user's nbrun has not signed, oldest first."""
+
+        def read(db: sqlite3.Connection) -> list[Unsigned]:
+            wanted = numbers
+            if wanted is None:
+                wanted = [number for (number,) in db.execute("SELECT number FROM runs ORDER BY number").fetchall()]
+            found = (read_unsigned(db, number, self.signer) for number in wanted)
+            return [one for one in found if one is not None]
+
+        return self._ask(read, [])
+
     def checkpoint(self, number: int) -> bytes | None:
-        """Return the packed state that a run can be resumed from, if there is one."""
-        return self._ask(lambda db: read_checkpoint(db, number), None)
+        """Return the packed state that a run can be resumed from, if this user's nbrun wrote one."""
+        return self._ask(lambda db: read_checkpoint(db, number, self.signer), None)
 
     def followups(self, number: int) -> list[tuple[int, str]]:
         """Return the number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""

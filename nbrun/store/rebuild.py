@@ -16,9 +16,11 @@ from nbrun.store.rows import Dropped, Row, RowWriter, Values
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nbrun.store.signing import Signer
+
 _TABLES = {
     "events": "seq, count, ts, attempt, parent, type, data",
-    "checkpoints": "seq, ts, state",
+    "checkpoints": "seq, ts, state, signature",
     "origins": "origin, kind",
     "artifacts": "id, name, media_type, size, sha256, made_at",
 }
@@ -34,14 +36,18 @@ class KnownRun:
 
 
 def rebuild(
-    previous: sqlite3.Connection | None, connection: sqlite3.Connection, session: Values, known: Sequence[KnownRun]
+    previous: sqlite3.Connection | None,
+    connection: sqlite3.Connection,
+    session: Values,
+    known: Sequence[KnownRun],
+    signer: Signer | None,
 ) -> tuple[int, dict[str, Row]]:
     """Write a session and its runs into a new file with a transaction open; return its key, and each run's row by id.
 
     Logs are copied from the old file, or reconstructed from the records where that cannot be read; a run keeps its
     number if that is free.
     """
-    row_writer = RowWriter(connection)
+    row_writer = RowWriter(connection, signer=signer)
     found = connection.execute("SELECT key FROM sessions WHERE session_id = ?", (session[0],)).fetchone()
     key = row_writer.insert_session(session) if found is None else int(found[0])
     note_file(connection, key)

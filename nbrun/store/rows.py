@@ -17,6 +17,8 @@ from nbrun.store import payloads
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from nbrun.store.signing import Signer
+
 
 _LARGE = payloads.LIMIT
 _log = logging.getLogger("nbrun")
@@ -155,9 +157,12 @@ class RowWriter:
     Threads: the writer's only.
     """
 
-    def __init__(self, connection: sqlite3.Connection, files: ArtifactFiles | None = None) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, files: ArtifactFiles | None = None, signer: Signer | None = None
+    ) -> None:
         self._connection = connection
         self._files = files  # for what is too large for a row
+        self._signer = signer  # of runs that this kernel has started; None for runs from elsewhere
         self._events: list[Values] = []
         self._records: list[Values] = []
 
@@ -264,11 +269,12 @@ class RowWriter:
     def insert_row(self, number: int | None, session_key: int, record: RunRecord, inputs: str | None) -> int:
         """Insert the row of a run, with the next number unless one is given; return its number."""
         cursor = self._connection.execute(
-            "INSERT INTO runs (number, session, run_id, name, status, created_at, inputs, record, parent, agent, model)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO runs (number, session, run_id, name, status, created_at, inputs, record, parent, agent, model,"
+            " signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 number, session_key, record.run_id, record.name, record.status, micros(record.created_at),
                 inputs, encode_record(record), record.parent_id, record.agent, record.model,
+                None if self._signer is None else self._signer.of_run(record.run_id, record),
             ),
         )  # fmt: skip
         return int(cursor.lastrowid or 0)
@@ -385,10 +391,14 @@ class RowWriter:
                 values = (number, data.id, data.name, data.media_type, data.size, data.sha256, micros(event.ts))
                 self._connection.execute(_INSERT_ARTIFACT, values)
 
-    def write_checkpoint(self, row: Row, checkpointed: Checkpointed) -> None:
+    def write_checkpoint(self, row: Row, record: RunRecord, checkpointed: Checkpointed) -> None:
         """Write the newest checkpoint of a run in place of the one before."""
+        seq, _, state = checkpointed
+        signer = self._signer
+        signature = None if signer is None else signer.of_checkpoint(record.session_id, record.run_id, seq, state)
         self._connection.execute(
-            "INSERT OR REPLACE INTO checkpoints (run, seq, ts, state) VALUES (?, ?, ?, ?)", (row.number, *checkpointed)
+            "INSERT OR REPLACE INTO checkpoints (run, seq, ts, state, signature) VALUES (?, ?, ?, ?, ?)",
+            (row.number, *checkpointed, signature),
         )
 
     def delete_checkpoints(self, number: int) -> None:

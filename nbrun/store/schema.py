@@ -114,10 +114,13 @@ _THIRD = (
     "CREATE INDEX runs_to_fill ON runs (number) WHERE agent IS NULL",
 )
 
+# NULL where nothing shows that this user's nbrun wrote the run, or its checkpoint; see `signing`.
+_FOURTH = ("ALTER TABLE runs ADD COLUMN signature BLOB", "ALTER TABLE checkpoints ADD COLUMN signature BLOB")
+
 LIVE_STATUSES = ", ".join(f"'{status}'" for status in LIVE)
 """For a query that is to use the index of live runs: SQLite needs its words there as they are in the index."""
 
-VERSIONS = (_FIRST, _SECOND, _THIRD)  # what each version of the schema added, the first one first
+VERSIONS = (_FIRST, _SECOND, _THIRD, _FOURTH)  # what each version of the schema added, the first one first
 VERSION = len(VERSIONS)
 
 MAX_NUMBER = 2**53

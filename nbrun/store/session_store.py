@@ -22,12 +22,13 @@ from nbrun.core import (
     folder_beside,
 )
 from nbrun.store import orphans, read_only
-from nbrun.store.connection import Connection, connect, note_inherited
+from nbrun.store.connection import Connection, connect, note_inherited, transaction
 from nbrun.store.database_file import DatabaseFile, is_set_aside
 from nbrun.store.faults import StoreFault, fault_of, is_damage
 from nbrun.store.location import NO_NOTEBOOK, SUFFIX, store_path
-from nbrun.store.queries import StoredRuns
+from nbrun.store.queries import StoredRuns, Unsigned
 from nbrun.store.retention import REST_S, Cleaned, Keep, Sweeper
+from nbrun.store.signing import Signer
 from nbrun.store.writer import Source, Writer
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class SessionStore(StoredRuns):
         self._write_lock = threading.RLock()  # of the writer's connection
         self._database = DatabaseFile(places, clock)
         self._clock = clock
+        self.signer = Signer()
         self._writer: Writer | None = None
         self._read_connection: Connection | None = None
         self._read_generation = 0
@@ -224,6 +226,7 @@ class SessionStore(StoredRuns):
                     notebook=notebook,
                     clock=self._clock,
                     database=self._database,
+                    signer=self.signer,
                 )
             if self._writer.source is not source:
                 raise StoreError("this store is in use by another session; give each its own SessionStore")
@@ -282,6 +285,22 @@ class SessionStore(StoredRuns):
             raise NotPending(f"Run #{number} belongs to this kernel; cancel it instead")
         with closing(connect(self.path)) as connection:
             orphans.give_up(connection, number, self._clock.now())
+
+    def trust(self, runs: Iterable[Unsigned]) -> None:
+        """Sign runs that somebody else may have written, as they were read; whoever calls this has asked the user."""
+        self._refuse_child()
+        if self.path is None:
+            raise StoreError("no runs are stored")
+        try:
+            with closing(connect(self.path)) as connection, transaction(connection):
+                for run in runs:
+                    connection.execute("UPDATE runs SET signature = ? WHERE number = ?", (run.signature, run.number))
+                    if run.checkpoint is not None:
+                        seq, signature = run.checkpoint
+                        values = (signature, run.number, seq)
+                        connection.execute("UPDATE checkpoints SET signature = ? WHERE run = ? AND seq = ?", values)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(fault_of(error, self.path)) from error
 
     @property
     def files(self) -> ArtifactFiles:
@@ -402,6 +421,10 @@ class ReadOnlyStore(SessionStore):
         """Do nothing: each method opens it."""
 
     def give_up(self, number: int) -> None:
+        """Raise `StoreReadOnly`."""
+        raise StoreReadOnly(self.problem)
+
+    def trust(self, runs: Iterable[Unsigned]) -> None:
         """Raise `StoreReadOnly`."""
         raise StoreReadOnly(self.problem)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nbrun.store.database_file import DatabaseFile
+    from nbrun.store.signing import Signer
 
 HELD_BYTES = 64 * 1024 * 1024  # how much is kept in memory for all runs together
 BEAT_S = 15.0
@@ -191,8 +192,10 @@ class FileWriter:
         lock: threading.RLock,
         session: Values,
         clock: Clock,
+        signer: Signer | None = None,
     ) -> None:
         self._database = database
+        self._signer = signer
         self._lock = lock
         self._session = session
         self._clock = clock
@@ -207,7 +210,7 @@ class FileWriter:
     def _row_writer(self) -> RowWriter:
         path = None if self._database is None else self._database.path
         files = None if path is None else ArtifactFiles(folder_beside(path))
-        return RowWriter(self._connection, files)
+        return RowWriter(self._connection, files, self._signer)
 
     def take(self, connection: sqlite3.Connection) -> None:
         """Use this connection from now on; it may be to another file."""
@@ -260,7 +263,7 @@ class FileWriter:
         """Write what this kernel knows into a new file; return the row of each run, by its id."""
         self._sync_fully(True)
         with self._lock, transaction(self._connection):
-            key, rows = rebuild(previous, self._connection, self._session, known)
+            key, rows = rebuild(previous, self._connection, self._session, known, self._signer)
         self._session_key = key
         return rows
 
@@ -341,7 +344,7 @@ class FileWriter:
         for run_id in checkpoints.keys() & written.keys():
             checkpointed, run = checkpoints[run_id], written[run_id]
             if checkpointed.seq < run.record.event_count:
-                self._rows.write_checkpoint(run.row, checkpointed)
+                self._rows.write_checkpoint(run.row, run.record, checkpointed)
                 kept[run_id] = checkpointed
         return kept
 

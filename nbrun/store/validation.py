@@ -134,7 +134,9 @@ def sound_brief(record: RunRecord, number: int, session_id: object) -> RunRecord
         record = msgspec.structs.replace(record, output=None, options={}, pending=())
     # Always brief: it is as of the last change of status, and the log may have more. The session comes from the row:
     # an imported run names another one.
-    return msgspec.structs.replace(record, number=number, session_id=text(session_id), is_brief=True, unseen="")
+    return msgspec.structs.replace(
+        record, number=number, session_id=text(session_id), is_brief=True, unseen="", is_unsigned=False
+    )
 
 
 def foldable(events: Iterable[ev.RunEvent]) -> Iterator[ev.RunEvent]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from nbrun.store.database_file import DatabaseFile
+    from nbrun.store.signing import Signer
 
 _log = logging.getLogger("nbrun")
 
@@ -115,6 +116,7 @@ class Writer:
         notebook: str | None,
         clock: Clock,
         database: DatabaseFile | None = None,
+        signer: Signer | None = None,
     ) -> None:
         identity, now = this_process(), micros(clock.now())
         self.source = source
@@ -123,7 +125,7 @@ class Writer:
             session_id, notebook, identity.host, identity.boot_id, identity.pid_namespace, identity.pid,
             identity.started_at, now, now,
         )  # fmt: skip
-        self._file = FileWriter(connection, database, lock, session, clock)
+        self._file = FileWriter(connection, database, lock, session, clock, signer)
         self._clock = clock
         self.fault: StoreFault | None = None if database is None else database.fault
         self._fault_at = clock.now()

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.core import Action, Fix, Interrupted, RunFailed, RunNotFinished, RunRecord
+from nbrun.core import Action, BadOption, Fix, Interrupted, RunFailed, RunNotFinished, RunRecord
 from nbrun.render.words import run_ref, with_followups
 from nbrun.sessions import LIST_LIMIT, NotebookSession, Run
 from nbrun.ui.kernel import requests, waiting
@@ -248,6 +248,17 @@ class Presenter:
         waits = block is not False
         return self.kernel is None or not (waits and waiting.is_headless(self.shell))
 
+    def confirms(self, question: str) -> bool:
+        """Ask the person at this cell; raises `BadOption` where nobody can be asked."""
+        from IPython.core.error import StdinNotImplementedError
+
+        try:
+            return input(question).strip().lower() in ("y", "yes")
+        except (EOFError, StdinNotImplementedError):
+            raise BadOption(
+                "this asks a question, and nobody can answer here; run it in a notebook or console"
+            ) from None
+
     # --- agents and their tools ------------------------------------------------------------------
 
     def find_agent(self, name: str) -> object:
@@ -289,4 +300,4 @@ class Presenter:
 def _shown_record(run: Run) -> RunRecord:
     """Return the record; once it has ended, with the runs that were started from it."""
     record = run.record
-    return record if record.is_live else with_followups(record, run.followups)
+    return record if record.is_live else with_followups(record, run.followups, is_signed=run.signed is not None)

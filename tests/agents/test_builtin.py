@@ -6,6 +6,7 @@ import asyncio
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import nbrun
 from nbrun import NotebookSession, RunStatus, ScriptedAgent
 from nbrun.agents import builtin, local_model
 from nbrun.agents.builtin import DEFAULTS, KEYS, LABELS, ModelAgent, assemble, choose
-from nbrun.core.errors import Action, AgentNotFound, BadOption
+from nbrun.core.errors import Action, BadOption
 from nbrun.core.options import RunOptions
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import asking
@@ -142,51 +143,50 @@ def test_an_mcp_server_brings_its_tools_and_ends_with_the_run(
     assert not psutil.pid_exists(int(kept.read_text(encoding="utf-8")))
 
 
-def test_a_later_kernel_finds_functions_and_types_by_name(make_session: MakeSession) -> None:
-    """A retry needs them defined again, says so where they are not, and keeps the instructions."""
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tools": [brew]}, {"system": "Be brief."}, {"output_type": Cup}, {"mcp": "false planted"},
+        {"settings": {"temperature": 0.5}},
+    ],
+    ids=lambda given: next(iter(given)),
+)  # fmt: skip
+def test_a_later_kernel_asks_for_the_setup_again(make_session: MakeSession, given: dict[str, Any]) -> None:
+    """No policy comes from a record, and without it the agent would be another one."""
     first = make_session()
-    run = first.start(model="local", prompt="tea", tools=[brew], system="Be brief.", output_type=Cup)
+    run = first.start(model="local", prompt="tea", **given)
     run.cancel()
     assert run.wait(BOUND_S)
     first.close()
     second = make_session()
-    found: dict[str, object] = {}
-    second.find_agent = found.get
-    with pytest.raises(AgentNotFound, match=r"a tool of .* isn't defined: define brew first"):
-        second.get(run.id).retry()
-    found["brew"] = brew
-    with pytest.raises(AgentNotFound, match=r"the output type of .* define Cup first, or pass"):
-        second.get(run.id).retry()
-    found["Cup"] = Cup
-    again = second.get(run.id).retry()
-    again.cancel()
-    assert again.wait(BOUND_S)
-    assert again.record.options == run.record.options
+    second.find_agent = {"brew": brew, "Cup": Cup}.get
+    [option] = given
+    for again in (second.get(run.id).retry, partial(second.get(run.id).continue_with, "more")):
+        with pytest.raises(BadOption, match=rf"more than is taken from a record \({option}: .*; give that again"):
+            again()
+    again_given = second.get(run.id).retry(**given)
+    again_given.cancel()
+    assert again_given.wait(BOUND_S)
+    assert again_given.record.options == run.record.options
+    without = second.get(run.id).retry(**{option: None})
+    without.cancel()
+    assert without.wait(BOUND_S)
+    assert without.record.options == {}
 
 
-def test_of_stored_settings_only_numbers_and_the_like_are_taken(make_session: MakeSession) -> None:
-    """The store may be somebody else's, who would like a header to be sent."""
-    first = make_session()
-    settings = {"temperature": 0.5, "extra_headers": {"X-To": "spy"}, "extra_body": [1]}
-    run = first.start(model="local", prompt="tea", settings=settings)
+def test_this_kernel_has_the_setup(session: NotebookSession) -> None:
+    """A retry is the same agent; with another model or tool, the rest of its setup stays."""
+    run = session.start(model="local", prompt="tea", tools=[brew], system="Be brief.")
     run.cancel()
     assert run.wait(BOUND_S)
-    first.close()
-    again = make_session().get(run.id).retry()
-    again.cancel()
-    assert again.wait(BOUND_S)
-    assert again.record.options["settings"] == {"temperature": 0.5}
-
-
-def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> None:
-    """A run with MCP servers is repeated by a later kernel only when they are given again."""
-    first = make_session()
-    run = first.start(model="local", prompt="tea", mcp="false planted")
-    run.cancel()
-    assert run.wait(BOUND_S)
-    first.close()
-    with pytest.raises(BadOption, match=r"used MCP servers \(false planted\); pass mcp= again"):
-        make_session().get(run.id).retry()
+    same, other = run.retry(), run.retry(system="Be long.")
+    for one in (same, other):
+        one.cancel()
+        assert one.wait(BOUND_S)
+    assert same.live is not None
+    assert run.live is not None
+    assert same.live.agent is run.live.agent
+    assert other.record.options == {"tools": ["brew"], "system": "Be long."}
 
 
 @pytest.mark.parametrize(

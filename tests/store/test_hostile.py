@@ -156,7 +156,7 @@ def test_no_pickle_is_loaded(planter: Planter, make_session: MakeSession, store_
     bomb = pickle.dumps(Bomb(tmp_path / "owned"))
     planter.log(("custom", bomb), ("run.restored", bomb), ("text.delta", bomb))
     planter.run(2, record=bomb, inputs=bomb)
-    planter.db.execute("INSERT INTO checkpoints VALUES (1, 1, 1, ?)", (bomb,))
+    planter.db.execute("INSERT INTO checkpoints (run, seq, ts, state) VALUES (1, 1, 1, ?)", (bomb,))
     runs = opened(make_session, store_path)
     assert [run.number for run in runs] == [2, 1]
     assert runs[1].output == "fine"

@@ -94,17 +94,18 @@ def restore(state: State) -> tuple[list[msg.ModelMessage], list[msg.ToolCallPart
         open_ids, asking = set(kept["open"]), set(kept["asking"])
     except (LookupError, TypeError, ValidationError):
         raise NotResumable("its checkpoint was made by another version of pydantic-ai; retry starts it again") from None
-    if not open_ids:
-        return messages, []
     parts: list[msg.ModelRequestPart] = []
     if isinstance(last_message, msg.ModelRequest):
+        if not open_ids:
+            return messages, []
         parts += messages.pop().parts  # type: ignore[arg-type]  # of a request
+    done = {getattr(part, "tool_call_id", None) for part in parts}
     response = messages[-1] if messages else None
     calls = response.tool_calls if isinstance(response, msg.ModelResponse) else []
     parts += [
         msg.ToolReturnPart(call.tool_name, INTERRUPTED, call.tool_call_id, outcome="interrupted")
         for call in calls
-        if call.tool_call_id in open_ids - asking
+        if call.tool_call_id not in asking and call.tool_call_id not in done  # the framework would execute it
     ]
     asked = [call for call in calls if call.tool_call_id in asking]
     return [*messages, msg.ModelRequest(parts=parts)] if parts else messages, asked

@@ -32,7 +32,7 @@ from nbrun.core import (
 )
 from nbrun.core.commands import FILTERS, asks_for_help, close_to
 from nbrun.core.options import defaults
-from nbrun.render.words import opening, title
+from nbrun.render.words import named_by, opening, title
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.kernel.requests import read_args
 from nbrun.ui.kernel.waiting import cell_id
@@ -51,6 +51,13 @@ RECEIPT_S = 0.5
 """How long `%agentrun say` waits for its message to be read."""
 SHOWN_RECEIPTS = 5
 """A cancel of all runs prints at most this many lines; for more runs, it prints counts."""
+
+SHOWN_UNSIGNED = 20
+"""How many runs `%agentrun trust` describes."""
+TRUSTING = (
+    "Not signed by your nbrun: recorded before it signed runs, on another computer, or by somebody else. "
+    "Once trusted, resume and retry run what they name:"
+)
 
 _OUTCOMES = {
     CancelOutcome.REQUESTED: "cancel requested",
@@ -163,6 +170,26 @@ class AgentMagics(Magics):
             receipts = [session.cancel_current(given.reason, by="magic")]
         print("\n".join(_receipt_lines(receipts, is_long=bool(given.all))))
 
+    def _trust(self, given: Given) -> None:
+        """Show what runs name that may be anybody's, and sign them if the user says so."""
+        if not (given.refs or given.all):
+            raise BadOption("Name the runs to trust, or add --all: %agentrun trust #3 #4")
+        store = self._presenter.session.store
+        numbers = [run.number for run in self._runs(given) if run.number is not None and run.live is None]
+        found = store.unsigned(None if given.all else numbers)
+        if not found:
+            print("Your nbrun has signed them: nothing to do.")
+            return
+        lines = [f"#{one.number} ({one.created.name}): {named_by(one.created)}" for one in found[:SHOWN_UNSIGNED]]
+        more = [f"… and {len(found) - len(lines):,} more"] if len(found) > len(lines) else []
+        print(printable("\n".join([TRUSTING, *lines, *more])))
+        what = "this run" if len(found) == 1 else f"these {len(found):,} runs"
+        if self._presenter.confirms(f"Trust {what}? [y/N] "):
+            store.trust(found)
+            print(f"Trusted {len(found):,} run{'' if len(found) == 1 else 's'}.")
+        else:
+            print("Nothing was changed.")
+
     def _lost(self, given: Given) -> None:
         for run in self._runs(given):
             run.mark_lost()
@@ -210,10 +237,13 @@ class AgentMagics(Magics):
     def _follow(self, kind: str, given: Given) -> None:
         """Start a run that comes from another one, and show its card."""
         options = self._options(given)
+        agent = None
         if getattr(given, "speed", None) is not None:
             options["speed"] = given.speed
+        if getattr(given, "target", None) is not None:
+            agent, options["target"] = self._named_agent(given.target), given.target
         answerable = self._presenter.is_answerable(given.block)
-        run = self._presenter.session.follow(kind, given.ref or "last", answerable=answerable, **options)
+        run = self._presenter.session.follow(kind, given.ref or "last", agent, answerable=answerable, **options)
         self._present(run, given)
 
     def _approve(self, given: Given) -> None:
@@ -299,22 +329,23 @@ class AgentMagics(Magics):
         """Return the object that the line names, or None for the built-in agent."""
         if given.python:
             return PythonCell(self._presenter.shell.user_ns)
-        if given.target is None:
-            return None
+        return None if given.target is None else self._named_agent(given.target)
+
+    def _named_agent(self, name: str) -> object:
         names: dict[str, Any] = self._presenter.shell.user_ns
-        found = names[given.target] if given.target in names else by_name(given.target)
-        if found is None and "." in given.target:
-            found = self._presenter.find_agent(given.target)
+        found = names[name] if name in names else by_name(name)
+        if found is None and "." in name:
+            found = self._presenter.find_agent(name)
         if isinstance(found, str) and by_name(found) is None:
             raise AgentNotFound(
-                f"{given.target} is a str, not an agent. Name an agent or a --model on the line, "
-                f"and write {{{given.target}}} in the prompt below it"
+                f"{name} is a str, not an agent. Name an agent or a --model on the line, "
+                f"and write {{{name}}} in the prompt below it"
             )
         if found is not None:
             return found
-        near = close_to(given.target, self._known_agents(), 1)
+        near = close_to(name, self._known_agents(), 1)
         hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
-        raise AgentNotFound(f"No agent '{given.target}' found in this notebook; {hint}")
+        raise AgentNotFound(f"No agent '{name}' found in this notebook; {hint}")
 
     def _tools(self, name: str) -> Sequence[Callable[..., object]]:
         names: dict[str, Any] = {**registered(), **self._presenter.shell.user_ns}

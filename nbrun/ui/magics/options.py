@@ -140,6 +140,12 @@ _REFS = Argument(("REF",), "the runs: #3, 3, last, -1, their names or ids", fiel
 _CALL = Argument(("CALL",), "the id of the question, if the run asks more than one")
 
 
+_AGENT = Argument(
+    ("--agent",), "the agent to run: a function or agent of this notebook, or a registered one", "NAME", field="target",
+    group=WHAT,
+)  # fmt: skip
+
+
 def _again(verb: str, help: str, options: tuple[Argument, ...], *more: Argument) -> Command:
     return Command(f"%agentrun {verb}", help, (REF, *more), options, see=f"%agentrun help {verb}")
 
@@ -174,11 +180,15 @@ LINE = Command(
             ),
             aliases=("stop",),
         ),
-        _again("retry", "run the same prompt and agent again, as a new run", _SAME_INPUTS),
-        _again("resume", "resume a failed, cancelled or lost run from its checkpoint", _SAME_INPUTS),
+        _again("retry", "run the same prompt and agent again, as a new run", (_AGENT, *_SAME_INPUTS)),
+        _again("resume", "resume a failed, cancelled or lost run from its checkpoint", (_AGENT, *_SAME_INPUTS)),
         _again(
             "replay", "show a run again; runs no agent and needs no key", _SHOWN_AGAIN,
             Argument(("--speed",), "1 (original speed), 10 (ten times as fast), another number, or max", "1|10|max"),
+        ),
+        Command(
+            "%agentrun trust", "after a question, treat runs that are not signed by your nbrun as your own",
+            ((_REFS, Argument(("--all",), "every run of this notebook that is not signed")),),
         ),
         Command(
             "%agentrun lost", "mark runs as lost if their kernel cannot be reached",
@@ -237,4 +247,5 @@ def spell(fix: Fix) -> str:
         return "nbrun local install"
     if fix.path:  # another notebook's runs: only the shell's command opens their store
         return f"nbrun {fix.action} {shlex.quote(fix.path)}"
-    return f"%agentrun {fix.action} {fix.ref}".rstrip()
+    agent = fix.agent and f" --agent {fix.agent}"
+    return f"%agentrun {fix.action} {fix.ref}{agent}".rstrip()
