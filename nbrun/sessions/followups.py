@@ -36,7 +36,7 @@ FindRun = Callable[[int], Run]
 FindAgent = Callable[[str], object]
 """Returns the agent that has this name in the notebook, or None."""
 
-_OF_THE_OLD_RUN = frozenset({"prompt", "parent", "predecessor", "target"})
+_OF_THE_OLD_RUN = frozenset({"prompt", "parent", "predecessor"})
 
 
 class Plan(NamedTuple):
@@ -243,7 +243,9 @@ class _Followup:
         return {**kept, **_labels(record), **self._changes()}
 
     def _changes(self) -> dict[str, Any]:
-        target = self.given.pop("target", None) if self.agent is not None else None
+        target = self.given.pop("target", None)
+        if target is not None and self.agent is None:
+            raise BadOption("target is the name of the agent that is given with it; give agent= as well")
         if fixed := sorted(_OF_THE_OLD_RUN.intersection(self.given)):
             raise BadOption(f"{fixed[0]} can't be changed here; start a new run instead")
         return self.given if target is None else {**self.given, "target": target}
