@@ -51,7 +51,7 @@ class CellAdapter(AgentAdapter):
 
 async def _run(code: Any, namespace: dict[str, Any]) -> object:
     value = eval(code, namespace)  # noqa: S307 - the user's own cell, as any cell is run
-    return await value if inspect.iscoroutine(value) and code.co_flags & inspect.CO_COROUTINE else value
+    return await value if code.co_flags & inspect.CO_COROUTINE else value
 
 
 def check_code(code: str) -> None:

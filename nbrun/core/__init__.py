@@ -6,7 +6,7 @@
 # ruff: noqa: RUF022
 from nbrun.core.artifacts import Artifact, ArtifactFiles, ArtifactWriter, folder_beside
 from nbrun.core.cancellation import (
-    CancelCause, CancelOutcome, CancelReceipt, CancelRequest, CancelToken, Rung, call_soon,
+    CallbackHandle, CancelCause, CancelOutcome, CancelReceipt, CancelRequest, CancelToken, Rung, call_soon,
     end_cancelled_wait, wait_for_call,
 )
 from nbrun.core.checkpoint import Restored, State, Turn, turns_of
@@ -29,23 +29,25 @@ from nbrun.core.record import (
 )
 from nbrun.core.recording import Exported, RecordedError, Replay
 from nbrun.core.redaction import Redactor, SecretRegistry, StreamRedactor
-from nbrun.core.text import clean_text, printable, visible
-from nbrun.core.values import Plain, REPR_KEY, has_placeholder, plain, readable, revived, shown, sized, type_name
+from nbrun.core.text import clean_text, exact, printable, visible
+from nbrun.core.values import (
+    Plain, REPR_KEY, has_placeholder, is_simple, plain, readable, revived, shown, sized, type_name,
+)
 # ruff: isort: on
 
 __all__ = [
     "Action", "AgentNotFound", "ApprovalRequested", "Artifact", "ArtifactFiles", "ArtifactLost", "ArtifactWriter",
-    "BadOption", "BadRecording", "CancelCause", "CancelOutcome", "CancelReceipt", "CancelRequest", "CancelToken",
-    "Cancelled", "ChildSummary", "Clock", "Exported", "Fix", "IdConflict", "IdGenerator", "InterruptGuard",
-    "Interrupted", "LIVE", "Latch", "LineBuffer", "LoopLatch", "NbrunError", "NoResult", "NotPending",
+    "BadOption", "BadRecording", "CallbackHandle", "CancelCause", "CancelOutcome", "CancelReceipt", "CancelRequest",
+    "CancelToken", "Cancelled", "ChildSummary", "Clock", "Exported", "Fix", "IdConflict", "IdGenerator",
+    "InterruptGuard", "Interrupted", "LIVE", "Latch", "LineBuffer", "LoopLatch", "NbrunError", "NoResult", "NotPending",
     "NotResumable", "PackageMissing", "Plain", "Printed", "REPR_KEY", "RecordedError", "Redactor", "Replay",
     "Restored", "RunCancelled", "RunEvent", "RunFailed", "RunLost", "RunNotFinished", "RunNotFound", "RunOptions",
     "RunRecord", "RunRejected", "RunStatus", "Rung", "SecretRegistry", "SequentialIds", "SessionClosed", "State",
     "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError", "StoreReadOnly", "StoreTooNew", "StoreUnavailable",
     "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds", "ToolCall", "Turn", "UNLOAD", "UserError",
     "separator", "call_soon", "clean_text", "counted", "current_guard", "duration", "duration_s",
-    "end_cancelled_wait", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "is_on_loop",
-    "module_lock", "moment",
+    "end_cancelled_wait", "exact", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "is_on_loop",
+    "is_simple", "module_lock", "moment",
     "money", "next_status", "plain", "printable", "readable", "revived", "shown", "size_words", "sized", "spell_with",
     "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
 ]

@@ -7,12 +7,14 @@ import logging
 import threading
 from collections.abc import Callable
 from enum import StrEnum
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from nbrun.core.errors import Cancelled, Fix, with_fixes
 from nbrun.core.interrupt_guard import guarded
+from nbrun.core.values import type_name
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -179,10 +181,13 @@ class CancelToken:
 
         The token only holds it; the run's host fires the token when it passes.
         """
-        own, above = self._deadline, self._parent.deadline if self._parent else None
-        if own is None or above is None:
-            return above if own is None else own
-        return min(own, above)
+        node: CancelToken | None = self
+        found: float | None = None
+        while node is not None:  # no recursion: an agent may have started agents down to any depth
+            if node._deadline is not None and (found is None or node._deadline < found):
+                found = node._deadline
+            node = node._parent
+        return found
 
     def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` if the token has fired.
@@ -263,11 +268,11 @@ class CancelToken:
 
 
 def _without(callbacks: tuple[Callback, ...], callback: Callback) -> tuple[Callback, ...]:
-    """Return them without the first equal one: it may have been added twice."""
-    if callback not in callbacks:
-        return callbacks
-    at = callbacks.index(callback)
-    return (*callbacks[:at], *callbacks[at + 1 :])
+    """Return them without this one, once: it may have been added twice. By identity: comparing may run its code."""
+    for at, known in enumerate(callbacks):
+        if known is callback:
+            return (*callbacks[:at], *callbacks[at + 1 :])
+    return callbacks
 
 
 def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:
@@ -280,7 +285,8 @@ def _call_all(callbacks: list[Callback], request: CancelRequest) -> None:
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 interrupt = error  # Ctrl+C: of the user, not of the callback
                 continue
-            name = getattr(callback, "__qualname__", type(callback).__qualname__)
+            is_function = type(callback) is FunctionType or type(callback) is MethodType
+            name = callback.__qualname__ if is_function else type_name(callback)
             _log.error("The cancel callback %s failed", name, exc_info=error)
     if interrupt is not None:
         raise interrupt

@@ -13,8 +13,8 @@ from typing import ClassVar
 import msgspec
 
 from nbrun.core.cancellation import CancelCause, Rung
-from nbrun.core.text import visible
-from nbrun.core.values import Plain, shown
+from nbrun.core.text import exact, visible
+from nbrun.core.values import Plain, is_simple, plain, shown, type_name
 
 
 class EventData(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -505,6 +505,47 @@ def _size(value: object) -> int:
         return len(_encoder.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError):  # an adapter let something through as it was
         return PLAIN_WEIGHT * len(value)
+
+
+_STREAMED = (*DELTAS, ToolArgsDelta)
+_NOT_FOR_AGENTS = END_TYPES | INTERACTION_TYPES | {RunCreated.TYPE, CancelRequested.TYPE}
+"""Events that only the host or the session may send."""
+
+
+def checked(data: EventData, parent: str | None = None) -> EventData:
+    """Return what an agent sends as it is stored: later on, nobody runs its code by looking at it, or can change it.
+
+    An event that cannot be stored becomes a warning. It runs the code of what is in the event, so call it where the
+    agent's own code may run. Raises for what an agent may not send, in the agent, which then fails with its own
+    mistake.
+    """
+    if parent is not None and type(parent) is not str:
+        raise TypeError(f"parent must be an id (str), not {type_name(parent)}")
+    if isinstance(data, _STREAMED):
+        text = data.text if type(data.text) is str else exact(data.text)
+        if isinstance(data, DELTAS):
+            return data if text is data.text else type(data)(text)
+        if type(data.id) is str:  # text is not encoded here: half of a surrogate pair may wait for the other one
+            return data if text is data.text else type(data)(data.id, text)
+    kind = type_of(data)
+    if kind in _NOT_FOR_AGENTS:
+        raise ValueError(f"an agent cannot send {kind}; it can return, raise or ask")
+    try:
+        # Not by the encoder, which runs code of what it is given, too, and hides what that raises.
+        fields = {name: getattr(data, name) for name in data.__struct_fields__}
+        made = {name: plain(part) for name, part in fields.items() if type(part) is not bytes and not is_simple(part)}
+        try:
+            blob = encode_data(msgspec.structs.replace(data, **made) if made else data)
+        except ValueError:  # half of a surrogate pair
+            made = {name: plain(part) for name, part in fields.items() if type(part) is not bytes}
+            blob = encode_data(msgspec.structs.replace(data, **made))
+        stored = decode_data(kind, blob)
+        if type(stored) is type(data):
+            return stored
+        why = f"a part of it has a wrong type: {shown(plain(fields), 200)}"
+    except Exception as error:  # of the code of a part of it
+        why = type(error).__name__
+    return Log(f"an event of type {type(data).__name__} was left out ({why})", "warning")
 
 
 def encode_data(data: EventData) -> bytes:

@@ -30,19 +30,25 @@ _UNSEEN = re.compile(
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 
 
+def exact(text: str) -> str:
+    """Return `text` as a `str` and nothing else: a subclass has code of its own. Raises `TypeError` if it is none."""
+    if not issubclass(type(text), str):  # not by its class, which it may lie about
+        raise TypeError(f"text must be a str, not {type(text).__name__}")
+    return str.__str__(text)
+
+
 def clean_text(text: str) -> str:
     """Return `text` as UTF-8 can hold it: two surrogates become their character, a lone one its escape in letters."""
-    try:
-        if text.isascii():
-            return str(text)
-    except AttributeError:
-        raise TypeError(f"a text must be a str, not {type(text).__name__}") from None
+    if type(text) is not str:
+        text = exact(text)
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
         joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         return joined.encode("utf-8", "backslashreplace").decode()
-    return str(text)
+    return text
 
 
 def split_half(text: str) -> tuple[str, str]:

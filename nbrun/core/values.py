@@ -1,11 +1,13 @@
-"""Any value → JSON-like data. Never raises, never runs more of a value than its `repr`."""
+"""Any value → JSON-like data. Never raises, never runs more of a value than its fields, items and `repr`."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from pathlib import PurePath
@@ -25,13 +27,19 @@ else:
 MAX_DEPTH = 32
 MAX_PARTS = 500_000
 """How many parts of a value are stored: a value that shares its parts can have an astronomical number of paths."""
-_NUMBERS, _NUMBERS_PER_PART = {int, float, bool, type(None)}, 10  # a list of nothing else is copied as a whole
+MAX_BYTES = 60_000_000
+"""How many bytes of text are stored of a value: the same long text may be in it many times."""
+_NUMBERS = {id(kind) for kind in (int, float, bool, type(None))}  # a list of nothing else is copied as a whole
+_NUMBERS_PER_PART = 10
 MAX_REPR = 2_000
 BYTES_SHOWN = 60
 _PART_BYTES = 16  # of a number or a reference, about
 _ATTRIBUTES = 100  # of an object, that its size is taken from
 _INT_LIMIT = 2**63
 
+
+_BUILTIN = (dict, list, tuple, set, frozenset, bytes, bytearray, datetime, date, time, timedelta)
+"""Types whose values have no code of their own."""
 
 TYPE_KEY = "$type"
 REPR_KEY = "$repr"
@@ -43,125 +51,215 @@ def plain(value: object) -> Plain:
 
     A value without such a form becomes `{"$type": its type's name, "$repr": its repr}`, so that a reader sees
     that it isn't the value itself. Dataclasses, pydantic models, msgspec structs and mappings become
-    objects; sequences and sets become lists; dates and paths become text.
+    objects; sequences and sets become lists; dates and paths become text. A part that raises costs only itself.
     """
     return sized(value)[0]
 
 
-def sized(value: object) -> tuple[Plain, int]:
-    """Return `value` as JSON-like data, and about how many bytes the two of them take; see `plain`."""
-    walk = _Walk()
-    try:
-        return _plain(value, walk), walk.size
-    except Exception as error:  # a hostile or broken value must not end a run
-        return {TYPE_KEY: type_name(value), REPR_KEY: f"<not readable: {type(error).__name__}>"}, walk.size
+def sized(value: object, *, no_code: str = "") -> tuple[Plain, int]:
+    """Return `value` as JSON-like data, and about how many bytes the two of them take; see `plain`.
+
+    Parameters
+    ----------
+    no_code : why the value's own code must not run, which may take any time; parts that need it are left out.
+    """
+    walk = _Walk(no_code)
+    return _plain(value, walk), walk.size
+
+
+def is_simple(value: object, parts: int = 200, characters: int = 100_000) -> bool:
+    """Return whether a value is small and consists of Python's own types, so that `plain` runs no code of its own."""
+    waiting: list[Any] = [value]
+    for one in waiting:  # may grow during the loop
+        kind = type(one)
+        if kind is str or kind is bytes:
+            characters -= len(one)
+        elif kind is dict:
+            waiting += one
+            waiting += one.values()
+        elif kind is list or kind is tuple:
+            waiting += one
+        elif not (one is None or kind is bool or kind is int or kind is float):
+            return False
+        if len(waiting) > parts or characters < 0:
+            return False
+    return True
+
+
+_name_of, _module_of = type.__dict__["__qualname__"].__get__, type.__dict__["__module__"].__get__
 
 
 def type_name(value: object) -> str:
-    """Return the full name of a value's type, without the module for builtins."""
+    """Return the full name of a value's type, without the module for builtins; runs no code of the type's."""
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name, module = _name_of(kind), _module_of(kind)
+    return str(name) if type(module) is not str or module == "builtins" else f"{module}.{name}"
 
 
 def marked_repr(value: object) -> dict[str, Plain]:
     """Return the placeholder for a value that has no JSON-like form."""
     try:
-        text = repr(value)
+        text = clean_text(repr(value))
     except Exception as error:  # a broken __repr__ must not end a run
         text = f"<repr failed: {type(error).__name__}>"
     if len(text) > MAX_REPR:
         # At a space, if there is one: half a secret would not be recognised.
         space = text.rfind(" ", MAX_REPR - 200, MAX_REPR)
         text = text[: space if space > 0 else MAX_REPR] + f"… ({len(text):,} characters)"
-    return {TYPE_KEY: type_name(value), REPR_KEY: clean_text(text)}
+    return _stand_in(value, text)
 
 
 class _Walk:
-    """The state of a walk through one value: the containers it is in, how many parts may follow, and its size."""
+    """The state of a walk through one value: the containers it is in, how much may follow, and its size."""
 
-    __slots__ = ("inside", "left", "size")
+    __slots__ = ("inside", "left", "no_code", "room", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, no_code: str) -> None:
         self.inside: set[int] = set()
         self.left = MAX_PARTS
+        self.room = MAX_BYTES
+        self.no_code = no_code
         self.size = 0
+
+    def takes(self, size: int) -> bool:
+        """Return whether there is room for so many bytes of text, and count them if there is."""
+        if size > self.room:
+            return False
+        self.room -= size
+        self.size += size
+        return True
 
 
 def _plain(value: object, walk: _Walk) -> Plain:
     walk.left -= 1
     walk.size += _PART_BYTES
-    match value:
-        case None | bool():
-            return value
-        case str():
-            walk.size += len(value)
-            return clean_text(value)
-        case Enum():
-            return _plain(value.value, walk)
-        case int():
-            return int(value) if -_INT_LIMIT <= value < _INT_LIMIT else marked_repr(value)
-        case float():
-            return float(value)
-        case datetime() | date() | time():
-            return value.isoformat()
-        case timedelta():
-            return value.total_seconds()
-        case PurePath() | UUID():
-            return clean_text(str(value))
-        case bytes() | bytearray() | memoryview():
-            walk.size += len(value) * 7 // 3  # with its text, which is a third longer
-            return mark_bytes(value)
+    # By its type, never by its class, which it may lie about: asking for that would run its code.
+    kind = type(value)
+    if kind is str:
+        return _text(value, walk)
+    if value is None or kind is bool or kind is float:
+        return value  # type: ignore[return-value]  # its type is known
+    if kind is int:
+        return value if -_INT_LIMIT <= value < _INT_LIMIT else marked_repr(value)  # type: ignore[operator, return-value]
     if id(value) in walk.inside:
         return _left_out(value, "contains itself")
     if len(walk.inside) >= MAX_DEPTH:
         return _left_out(value, "nested too deeply")
     if walk.left <= 0:
         return _left_out(value, "too many parts")
+    if walk.no_code and not any(kind is known for known in _BUILTIN):
+        return _left_out(value, walk.no_code)
     walk.inside.add(id(value))
     try:
-        return _composed(value, walk)
+        if (composed := _composed(value, kind, walk)) is not None:
+            return composed
+        return _scalar(value, kind, walk)
+    except Exception as error:  # a hostile or broken part must not cost the others, or end a run
+        return _unreadable(value, error)
     finally:
         walk.inside.discard(id(value))
 
 
-def _composed(value: object, walk: _Walk) -> Plain:
-    match value:
-        case Mapping():
-            found: dict[str, Plain] = {}
-            for key, item in value.items():
-                if walk.left <= 0:
-                    found["…"] = _left_out(value, "too many parts")
-                    break
-                found[_key(key)] = _plain(item, walk)
-            return found
-        case list() | tuple() | set() | frozenset():
-            return _listed(value, walk)
-        case msgspec.Struct():
-            return {name: _plain(getattr(value, name), walk) for name in value.__struct_fields__}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (field.name for field in dataclasses.fields(value))
-        return {name: _plain(getattr(value, name), walk) for name in fields}
-    dump = getattr(type(value), "model_dump", None)  # pydantic's models, found without importing it
-    if callable(dump):
-        return _plain(dump(value), walk)
+def _composed(value: Any, kind: type, walk: _Walk) -> Plain:
+    """Return the form of a container or a model; None if it is neither."""
+    if kind is dict:
+        return _mapped(value, tuple(value.items()), walk)  # in one step: a thread may still change it
+    if issubclass(kind, list | tuple | set | frozenset):
+        return _listed(value, kind, walk)
+    if issubclass(kind, Mapping):
+        return _mapped(value, value.items(), walk)
+    if issubclass(kind, msgspec.Struct):
+        return _mapped(value, _fields(value, kind.__struct_fields__), walk)
+    if dataclasses.is_dataclass(kind):
+        return _mapped(value, _fields(value, [field.name for field in dataclasses.fields(kind)]), walk)
+    dump = getattr(kind, "model_dump", None)  # pydantic's models, found without importing it
+    if not callable(dump):
+        return None
+    try:
+        dumped = dump(value)
+    except Exception:  # for a part that it cannot dump: its repr says more than nothing
+        return marked_repr(value)
+    return _plain(dumped, walk)
+
+
+def _scalar(value: Any, kind: type, walk: _Walk) -> Plain:
+    if issubclass(kind, str):
+        return _text(value, walk)
+    if issubclass(kind, Enum):
+        return _plain(value.value, walk)
+    if issubclass(kind, int):
+        return _plain(int.__int__(value), walk)
+    if issubclass(kind, float):
+        return float.__float__(value)
+    if issubclass(kind, datetime | date | time):
+        return _text(value.isoformat(), walk)
+    if issubclass(kind, timedelta):
+        return float(value.total_seconds())
+    if issubclass(kind, PurePath | UUID):
+        return _text(str(value), walk)
+    if issubclass(kind, bytes | bytearray | memoryview):
+        size = memoryview(value).nbytes
+        # With its text, which is a third longer.
+        return mark_bytes(value) if walk.takes(size * 7 // 3) else _left_out(value, "too large")
     walk.size += _held_bytes(value)
     return marked_repr(value)
 
 
-def _listed(values: Iterable[object], walk: _Walk) -> list[Plain]:
-    kinds = set(map(type, values))
-    if kinds <= _NUMBERS:
-        numbers: list[Any] = list(_ordered(values))
-        if int not in kinds or all(-_INT_LIMIT <= n < _INT_LIMIT for n in numbers if type(n) is int):
-            walk.left -= len(numbers) // _NUMBERS_PER_PART
-            walk.size += _PART_BYTES * len(numbers)
-            return numbers
+def _text(value: Any, walk: _Walk) -> Plain:
+    text = clean_text(value)
+    return text if walk.takes(len(text)) else _left_out(value, "too large")
+
+
+def _fields(value: object, names: Iterable[str]) -> Iterator[tuple[str, object]]:
+    """Yield the fields of an object; where one cannot be read, the error stands in for it."""
+    for name in names:
+        try:
+            yield name, getattr(value, name)
+        except Exception as error:  # a property, say
+            yield name, _unreadable(value, error)
+
+
+def _mapped(value: object, items: Iterable[tuple[object, object]], walk: _Walk) -> dict[str, Plain]:
+    found: dict[str, Plain] = {}
+    try:
+        for key, item in items:
+            if walk.left <= 0 or walk.room <= 0:
+                found["…"] = _left_out(value, "too many parts")
+                break
+            found[_key(key, found, walk)] = _plain(item, walk)
+    except Exception as error:  # what it gave before is kept
+        if not found:
+            raise
+        found["…"] = _unreadable(value, error)
+    return found
+
+
+def _listed(values: Any, kind: Any, walk: _Walk) -> list[Plain]:
+    base = next(known for known in (list, tuple, set, frozenset) if issubclass(kind, known))
+    is_set = base is set or base is frozenset
+    items: Iterable[object] = values
+    if kind is base or kind.__iter__ is base.__iter__:
+        items = tuple(base.__iter__(values))  # in one step, as above; it has an end
+        kinds = set(map(id, map(type, items)))  # a type may have a hash of its own
+        if kinds <= _NUMBERS:
+            numbers: list[Any] = sorted(items, key=repr) if is_set else list(items)
+            if id(int) not in kinds or all(-_INT_LIMIT <= n < _INT_LIMIT for n in numbers if type(n) is int):
+                walk.left -= len(numbers) // _NUMBERS_PER_PART
+                walk.size += _PART_BYTES * len(numbers)
+                return numbers
     found: list[Plain] = []
-    for item in _ordered(values):
-        if walk.left <= 0:
-            found.append(_left_out(values, "too many parts"))
-            break
-        found.append(_plain(item, walk))
+    try:
+        for item in items:
+            if walk.left <= 0 or walk.room <= 0:
+                found.append(_left_out(values, "too many parts"))
+                break
+            found.append(_plain(item, walk))
+    except Exception as error:  # what it gave before is kept
+        if not found:
+            raise
+        found.append(_unreadable(values, error))
+    if is_set:
+        found.sort(key=repr)  # so that equal sets are stored alike
     return found
 
 
@@ -192,18 +290,30 @@ def _own_bytes(value: object) -> int:
     return 0
 
 
+def _stand_in(value: object, text: str) -> dict[str, Plain]:
+    return {TYPE_KEY: clean_text(type_name(value)), REPR_KEY: text}
+
+
 def _left_out(value: object, why: str) -> dict[str, Plain]:
     """Return the placeholder for a part that is not stored; its repr could be endless as well."""
-    return {TYPE_KEY: type_name(value), REPR_KEY: f"<left out: {why}>"}
+    return _stand_in(value, f"<left out: {why}>")
 
 
-def _key(key: object) -> str:
-    return clean_text(key) if isinstance(key, str) else clean_text(str(key))
+def _unreadable(value: object, error: Exception) -> dict[str, Plain]:
+    return _stand_in(value, f"<not readable: {type(error).__name__}>")
 
 
-def _ordered(values: Iterable[object]) -> Iterable[object]:
-    """Return sets in the order of their repr, so that equal sets are stored alike."""
-    return sorted(values, key=repr) if isinstance(values, set | frozenset) else values
+def _key(key: object, others: Collection[str], walk: _Walk) -> str:
+    """Return a key as text that none of the others has: `1` and `"1"` are two keys."""
+    text = f"<{clean_text(type_name(key))}>"
+    if not walk.no_code or is_simple(key):
+        with contextlib.suppress(Exception):  # of its own code
+            text = clean_text(str(key))
+    if not walk.takes(len(text)):
+        text = text[:BYTES_SHOWN]
+    if text in others:
+        text = next(name for number in itertools.count(2) if (name := f"{text} ({number})") not in others)
+    return text
 
 
 def shown(value: Plain, limit: int = 200) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,6 +28,7 @@ from nbrun.agents import (
 )
 from nbrun.core import (
     ArtifactWriter,
+    CallbackHandle,
     CancelCause,
     Cancelled,
     Clock,
@@ -41,6 +43,7 @@ from nbrun.core import (
     events as ev,
     guarded,
     is_on_loop,
+    is_simple,
     separator,
     sized,
 )
@@ -49,18 +52,24 @@ from nbrun.host import capture, packages
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.belongings import Belongings
 from nbrun.host.escalation import LAST_S, Escalation
-from nbrun.host.failures import describe, safely
+from nbrun.host.failures import brief, describe, safely, undescribed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from nbrun.host.loops import LoopThread
 
+T = TypeVar("T")
+
+_log = logging.getLogger("nbrun")
+
 _STREAMED = (ev.TextDelta, ev.ReasoningDelta, ev.ToolArgsDelta)
 _Streamed = ev.TextDelta | ev.ReasoningDelta | ev.ToolArgsDelta
 
 PAUSE_S = 0.05
 """How long an agent is paused at a time while it yields faster than the store can save."""
+LOOK_LIMIT_S = 2.5
+"""How long the code of an output or an error may take to turn it into data; then the run ends without it."""
 FORMAT_LIMIT_S = 5.0
 """How long an output's own code may take to render it; after that the run ends without its rendering."""
 IMPORT_LIMITS = 12
@@ -68,8 +77,13 @@ IMPORT_LIMITS = 12
 PICKLE_LIMIT_S = 60.0
 """The same if the object itself is kept too, which may be large."""
 
-_NOT_FOR_AGENTS = ev.END_TYPES | ev.INTERACTION_TYPES | {ev.RunCreated.TYPE, ev.CancelRequested.TYPE}
-"""Events that only the host or the session may send."""
+
+class _Kept(NamedTuple):
+    """What an agent has returned or raised, as it is stored: the output, its size, and the error."""
+
+    output: Plain = None
+    size: int = 0
+    error: ev.ErrorInfo | None = None
 
 
 class Driver:
@@ -85,7 +99,7 @@ class Driver:
     __slots__ = (
         "__weakref__", "_adapter", "_approvals", "_attempt", "_belongings", "_budget", "_children", "_clock",
         "_detached", "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name", "_inbox",
-        "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_sending", "_lock", "_must_pause", "_n",
+        "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_sending", "_lock", "_looks", "_must_pause", "_n",
         "_open_tools", "_outbox", "_refused", "_returned_at", "_sink", "_stop_until", "_texts", "_thread", "_token",
         "_usage", "_usage_before", "run", "task",
     )  # fmt: skip
@@ -127,6 +141,7 @@ class Driver:
         self._stop_until: float | None = None  # of the watchdog's thread
         self._detached: tuple[str, ...] = ()
         self._refused = 0
+        self._looks: tuple[Worker[Any], ...] = ()
 
     def _find_adapter(self) -> AgentAdapter:
         """Return what drives the agent, on the loop and thread that it is to be driven on."""
@@ -140,13 +155,12 @@ class Driver:
         return offload.ThreadedAdapter(attempt.agent, attempt.grace_s, self._hold)
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
-        """Send an event of the agent; refused and counted when the attempt has ended.
+        """Send an event of the agent that is `checked`; refused and counted when the attempt has ended.
 
         A thread that sends faster than the store can save is held up here, after the lock is released.
         """
         now = self._now()
         usage: ev.Usage | None = None
-        _check_event(data, parent)
         with self._lock:
             if self._is_ended:
                 self._refused += 1
@@ -289,11 +303,13 @@ class Driver:
         """Drive the agent to its end, whatever it raises."""
         current_run.set(self.run)
         current_guard.set(self._guard)
-        cancel = self._token.add_first(self._note_cancel)
-        timer = self._start_timer()
+        cancel: CallbackHandle | None = None
+        timer: asyncio.TimerHandle | None = None
         output: object = None
         error: BaseException | None = None
         try:
+            cancel = self._token.add_first(self._note_cancel)
+            timer = self._start_timer()
             # A cancel between "created" and "started" ends here: the agent is never entered.
             if not self._token.cancelled:
                 self._is_entered = self._is_driving = True
@@ -305,6 +321,7 @@ class Driver:
         finally:
             self._is_driving = False
         left: tuple[str, ...] = ()
+        kept: _Kept | None = None
         try:
             left = await self._rest_ended(error)
             self._returned_at = self._clock.now()
@@ -312,19 +329,24 @@ class Driver:
                 timer.cancel()
             if packages.has_figures(self.run):
                 await self._keep_figures()
-            if error is None and not self._token.cancelled:
-                await self._keep_output(output)
+            kept = await self._keep(output, error)
+            left += await self._looks_ended()
+        except Exception as mistake:  # ours, or of something foreign that was looked at: it costs no run its end
+            self.report(ev.Log(f"the end of this run was disturbed: {brief(mistake)}", "error"))
+            _log.exception("the end of %s was disturbed", self._attempt.run_id)
         finally:
-            cancel.remove()
+            if cancel is not None:
+                cancel.remove()
             if timer is not None:
                 timer.cancel()
-            self._end(output, error, left)
+            self._finished.set()
+            self._end(output, error, left, kept)
         if left:
             self._thread.spawn(self._detached_ended(), f"nbrun-detached-{self._attempt.run_id}")
         else:
             self._leave()
         try:
-            if isinstance(error, asyncio.CancelledError):
+            if error is not None and issubclass(type(error), asyncio.CancelledError):
                 raise error  # recorded above; the task itself must still end as cancelled
         finally:
             error = None  # its traceback refers to this frame; see `Steps.throw()`
@@ -342,6 +364,11 @@ class Driver:
                 if isinstance(item, Output):
                     returned = item
                     continue
+                guard.leave()
+                try:
+                    item = ev.checked(item)
+                finally:
+                    guard.enter()
                 self.emit(item)
                 if self._must_pause:  # never a blocking wait here: other runs are on this loop
                     await asyncio.sleep(PAUSE_S)
@@ -392,8 +419,32 @@ class Driver:
 
     # --- the end ---------------------------------------------------------------------------------
 
+    async def _keep(self, output: object, error: BaseException | None) -> _Kept:
+        """Return what is stored of an output or an error, and keep what is kept beside the log.
+
+        All that may run code of their own is done in a thread, within a time: other runs are on this loop, and a run
+        must have its end, whatever its output or its error does.
+        """
+        info: ev.ErrorInfo | None = None
+        if error is not None and not (_is_signal(error) and self._token.cancelled):
+            # Not for a requested cancel: a traceback takes as long as a run.
+            describing = partial(describe, error, self._thread.moved_by)
+            look = await self._look(describing, "the text of its error", LOOK_LIMIT_S)
+            info = look.result() if _has_result(look) else undescribed(error)
+        if is_simple(output):
+            kept = _Kept(*sized(output), info)
+        else:
+            encoded = await self._look(partial(sized, output), "the code of its output", LOOK_LIMIT_S)
+            if not _has_result(encoded):
+                self.warn("the output is not stored in full: its own code failed, or took too long")
+                return _Kept(*sized(output, no_code="its own code failed, or took too long"), info)
+            kept = _Kept(*encoded.result(), info)
+        if error is None and not self._token.cancelled:
+            await self._keep_output(output)
+        return kept
+
     async def _keep_output(self, output: object) -> None:
-        """Keep the output's rendering, and the object if asked to; in a thread, as this runs the output's own code.
+        """Keep the output's rendering, and the object if asked to.
 
         It must not harm the run: its errors become warnings, it has a time limit, and a cancel doesn't wait for it.
         """
@@ -405,50 +456,81 @@ class Driver:
             return
         if not artifact_writer.wants(output, keep_object):
             return
-        not_kept = "the output's rendering was not kept"
         keep = partial(artifact_writer.keep_output, output, keep_object)
-        work = Worker(attempt.run_id, keep, copy_context(), name="output")
         limit_s = PICKLE_LIMIT_S if keep_object else FORMAT_LIMIT_S
-        try:
-            kept = asyncio.wrap_future(work.start())
-        except RuntimeError as no_thread:
-            self.warn(f"{not_kept}: {no_thread}")
-            return
-        hurry = self._token.add_callback(lambda _request: self._thread.call(kept.cancel))
-        for _ in range(IMPORT_LIMITS):
-            await asyncio.wait({kept}, timeout=limit_s)
-            if kept.done() or not work.is_importing():
-                break
-        hurry.remove()
-        if not kept.done():
-            kept.cancel()
-            if not work.is_importing():
-                work.interrupt()
-            self.warn(f"{not_kept}: it took more than {limit_s:g} s")
-        elif kept.cancelled():
-            if not work.is_importing():
-                work.interrupt()
-        elif (error := kept.exception()) is not None:  # a SystemExit, say, of its own code
-            self.warn(f"{not_kept} ({describe(error)})")
-        else:
-            for data in kept.result():
-                self.report(data)
+        kept = await self._look(keep, "the code of its output", limit_s, in_cancel_s=0.0)
+        for data in kept.result() if _has_result(kept) else ():
+            self.report(data)
+        self._warn_if_lost(kept, "the output's rendering was not kept", limit_s)
 
     async def _keep_figures(self) -> None:
-        """Keep the figures that pyplot has open for the run, however it ends; in a thread, as drawing takes time."""
-        not_kept = "figures were not kept"
-        work = Worker(self._attempt.run_id, partial(packages.keep_figures, self.run), copy_context(), name="figures")
+        """Keep the figures that pyplot has open for the run, however it ends."""
+        kept = await self._look(partial(packages.keep_figures, self.run), "the drawing of its figures", FORMAT_LIMIT_S)
+        self._warn_if_lost(kept, "figures were not kept", FORMAT_LIMIT_S)
+
+    def _warn_if_lost(self, look: asyncio.Future[Any], what: str, limit_s: float) -> None:
+        if not look.cancelled():
+            if (error := look.exception()) is not None:  # a SystemExit, say, of its own code
+                self.warn(f"{what} ({brief(error)})")
+        elif not self._token.cancelled:
+            self.warn(f"{what}: it took more than {limit_s:g} s")
+
+    async def _look(
+        self, function: Callable[[], T], name: str, limit_s: float, in_cancel_s: float = LAST_S
+    ) -> asyncio.Future[T]:
+        """Call what may run code of the agent's in a thread; return its outcome, cancelled if it took too long.
+
+        Parameters
+        ----------
+        name : what still runs, if it does not stop.
+        limit_s : its time, which begins again while it imports a package; `in_cancel_s` if the run is cancelled.
+        """
+        loop = self._thread.loop
+        work = Worker(self._attempt.run_id, function, copy_context(), name=name)
         try:
-            kept = asyncio.wrap_future(work.start())
+            over = asyncio.wrap_future(work.start(), loop=loop)
         except RuntimeError as no_thread:
-            self.warn(f"{not_kept}: {no_thread}")
-            return
-        await asyncio.wait({kept}, timeout=FORMAT_LIMIT_S)
-        if not kept.done():
-            work.interrupt()
-            self.warn(f"{not_kept}: it took more than {FORMAT_LIMIT_S:g} s")
-        elif (error := kept.exception()) is not None:
-            self.warn(f"{not_kept} ({describe(error)})")
+            over = loop.create_future()
+            over.set_exception(no_thread)
+            return over
+        self.run.add_work(work)
+        self._looks = (*self._looks, work)
+        fired = loop.create_future()
+        # Cancelled, as nobody reads it: that may be done twice.
+        note = self._token.add_first(lambda _request: self._thread.call(fired.cancel))
+        try:
+            for _ in range(IMPORT_LIMITS):
+                await asyncio.wait({over, fired}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+                if over.done() or fired.done() or not work.is_importing():
+                    break
+            if fired.done() and not over.done():
+                await asyncio.wait({over}, timeout=in_cancel_s)
+        finally:
+            note.remove()
+            fired.cancel()
+            if over.done():
+                self.run.drop_work(work)
+            elif work.is_importing():  # it is left alone, and ends soon
+                self.run.drop_work(work)
+                over.cancel()
+            else:
+                work.interrupt()
+                over.cancel()
+        return over
+
+    async def _looks_ended(self) -> tuple[str, ...]:
+        """Give what took too long a moment to stop; return the names of what still runs."""
+        works = {work for work in self._looks if work in self.run.work}
+        if not works:
+            return ()
+        await asyncio.wait([self._thread.spawn(work.ended(), "nbrun-look") for work in works], timeout=LAST_S)
+        for work in works:
+            if not work.is_alive():
+                self.run.drop_work(work)
+        names = tuple(dict.fromkeys(work.name for work in works if work.is_alive()))
+        if names:
+            self.report(ev.Log(f"still running: {', '.join(names)}", "warning"))
+        return names
 
     def _leave(self) -> None:
         """Drop all references to this driver, so that an ended run is freed without the garbage collector."""
@@ -457,8 +539,13 @@ class Driver:
             self._approvals = self._inbox = self._budget = None
         self.run.leave()
 
-    def _end(self, output: object, error: BaseException | None, detached: tuple[str, ...] = ()) -> None:
-        """Send the one end event, after the ends of open tools; if it was sent, report the end of detached work."""
+    def _end(
+        self, output: object, error: BaseException | None, detached: tuple[str, ...] = (), kept: _Kept | None = None
+    ) -> None:
+        """Send the one end event, after the ends of open tools; if it was sent, report the end of detached work.
+
+        It runs no code of the agent's: what that has left is `kept` by now, or only in part.
+        """
         safely(self.run.flush_lines, None)
         while self._halves:
             (kind, tool_id), half = self._halves.popitem()
@@ -467,17 +554,13 @@ class Driver:
         text = "".join(self._texts)
         if output is None and text:
             output = text
-        # These call the agent's code (`__repr__`, `__str__`), so they come before the lock, and an error in it
-        # must not prevent the end. Streamed text is already in the log: a record that ends without an output of
-        # its own uses that text.
+        # Streamed text is already in the log: a record that ends without an output of its own uses that text.
         is_streamed = output is None or (type(output) is str and output == text)
-        unreadable: Plain = "<not readable>"
-        stored, size = (None, len(text)) if is_streamed else safely(lambda: sized(output), (unreadable, 0))
-        is_signal = isinstance(error, Cancelled | asyncio.CancelledError)
-        info: ev.ErrorInfo | None = None
-        if error is not None and not (is_signal and self._token.cancelled):
-            # Not for a requested cancel: a traceback takes as long as a run.
-            info = describe(error, self._thread.moved_by)
+        is_signal = _is_signal(error)
+        if kept is None:  # something has disturbed the end
+            info = None if error is None or (is_signal and self._token.cancelled) else undescribed(error)
+            kept = _Kept(*sized(output, no_code="the end of the run was disturbed"), info)
+        stored, size, info = (None, len(text), kept.error) if is_streamed else kept
         now = self._now()
         with self._lock:
             if self._is_ended:
@@ -574,7 +657,7 @@ class Driver:
     @property
     def label(self) -> str:
         """The agent's name."""
-        return self._adapter.label(self._attempt.agent)
+        return safely(lambda: self._adapter.label(self._attempt.agent), "the agent")
 
     @property
     def has_ended(self) -> bool:
@@ -609,15 +692,12 @@ class Driver:
             self._detach(tuple(work.name for work in threads) or (self.label,))
 
 
-def _check_event(data: ev.EventData, parent: str | None) -> None:
-    """Raise for what an agent may not send: in the agent, which then fails with its own mistake."""
-    if isinstance(data, _STREAMED):  # a tuple: a union would be built on each call
-        if not isinstance(data.text, str):
-            raise TypeError(f"text must be a str, not {type(data.text).__name__}")
-    elif (kind := data.TYPE or ev.type_of(data)) in _NOT_FOR_AGENTS:
-        raise ValueError(f"an agent cannot send {kind}; it can return, raise or ask")
-    if parent is not None and not isinstance(parent, str):
-        raise TypeError(f"parent must be an id (str), not {type(parent).__name__}")
+def _has_result(look: asyncio.Future[Any]) -> bool:
+    return not look.cancelled() and look.exception() is None
+
+
+def _is_signal(error: BaseException | None) -> bool:
+    return issubclass(type(error), Cancelled | asyncio.CancelledError)  # not by its class, which may be code
 
 
 class Children:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Work, Worker, as_native
 from nbrun.core import LoopLatch, Rung, events as ev
 from nbrun.host.belongings import Belongings, Process
+from nbrun.host.failures import say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -165,7 +166,7 @@ class Escalation:
             async with asyncio.timeout(self._left_s()):
                 await adapter.cancel(self._run)
         except Exception as error:  # the next step does not need this one
-            self._report(ev.Log(f"native cancel failed: {type(error).__name__}: {error}", "error"))
+            say("native cancel failed", error, lambda text: self._report(ev.Log(text, "error")))
 
     def _stop_task(self) -> bool:
         """Cancel the driving task, once, and not while it waits for a sync agent; return whether it was."""

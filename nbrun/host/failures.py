@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 import traceback
+from functools import partial
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbrun.core import RecordedError, clean_text, events as ev, shown
+from nbrun.core import RecordedError, clean_text, events as ev, is_simple, shown, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ T = TypeVar("T")
 
 _TRACEBACK_LIMIT = 20_000
 _CHAIN = 50  # errors that are looked at: frameworks wrap what their clients raise, and a group holds many
+_MEMBERS = 1_000  # errors of a group that are counted
 _NAMED = 5  # errors of a group that its message names
 
 _REENTERED = "the agent starts an event loop where one is running already: "
@@ -65,32 +69,77 @@ def safely(function: Callable[[], T], otherwise: T) -> T:
 
 
 def describe(error: BaseException, moved_by: str | None = None) -> ev.ErrorInfo:
-    """Return an exception as text, with its traceback cut to a readable size; `moved_by` as in `LoopThread`."""
-    if isinstance(error, RecordedError):
-        return error.info
-    otherwise = ev.ErrorInfo(type(error).__name__, "(this error cannot be described)")
-    return safely(lambda: _describe(error, moved_by), otherwise)
+    """Return an exception as text, with its traceback cut to a readable size; `moved_by` as in `LoopThread`.
+
+    It runs the exception's own code, which may take any time.
+    """
+    if issubclass(type(error), RecordedError):
+        return error.info  # type: ignore[attr-defined, no-any-return]  # of that class
+    return safely(lambda: _describe(error, moved_by), undescribed(error))
+
+
+def undescribed(error: BaseException) -> ev.ErrorInfo:
+    """Return what can be said of an exception without its own code."""
+    words = "(this error cannot be described: its own code failed, or took too long)"
+    return ev.ErrorInfo(_last_name(error), _message(error) if _is_pythons(error) else words)
+
+
+def brief(error: BaseException) -> str:
+    """Return an exception in a line, without running code of its own."""
+    return f"{_last_name(error)}: {_message(error)}" if _is_pythons(error) else _last_name(error)
+
+
+def say(what: str, error: BaseException, report: Callable[[str], object]) -> None:
+    """Report an exception in a line; from a thread, if that runs code of its own. Threads: any."""
+    if _is_pythons(error):
+        report(f"{what}: {brief(error)}")
+        return
+    name = partial(_say, what, error, report)
+    try:
+        threading.Thread(target=name, name="nbrun-error", daemon=True).start()
+    except RuntimeError:  # the system has no more threads
+        report(f"{what}: {brief(error)}")
+
+
+def _say(what: str, error: BaseException, report: Callable[[str], object]) -> None:
+    report(f"{what}: {_last_name(error)}: {safely(lambda: _message(error), '')}")
+
+
+def _is_pythons(error: BaseException) -> bool:
+    """Return whether neither an exception's class nor what it was made of has code of its own."""
+    args = BaseException.args.__get__(error)  # type: ignore[attr-defined]  # not by an attribute of its class
+    return "." not in type_name(error) and is_simple(args)
 
 
 def _describe(error: BaseException, moved_by: str | None) -> ev.ErrorInfo:
     message = _message(error)
-    if isinstance(error, BaseExceptionGroup):
-        inner = list(_members(error))
+    if issubclass(type(error), BaseExceptionGroup):
+        inner = list(itertools.islice(_members(error), _MEMBERS))  # type: ignore[arg-type]
         names = [f"{type(one).__name__}: {shown(_message(one))}".removesuffix(": ") for one in inner[:_NAMED]]
         more = [f"… {len(inner) - _NAMED} more"] if len(inner) > _NAMED else []
         message = f"{message}: {'; '.join(names + more)}"
-    if isinstance(error, asyncio.CancelledError):
+    if issubclass(type(error), asyncio.CancelledError):
         message = message or "the agent raised CancelledError, but the run was not cancelled"
-    if (hint := _hint(error, moved_by)) is not None:
+    if (hint := safely(lambda: _hint(error, moved_by), None)) is not None:
         message = f"{message}\n{hint}"
     leave_out_ours(error)
-    lines = "".join(traceback.format_exception(error))
-    return ev.ErrorInfo(type(error).__name__, clean_text(message), clean_text(_last_lines(lines)))
+    return ev.ErrorInfo(_last_name(error), clean_text(message), clean_text(_last_lines(_traceback(error))))
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # groups that are nested too deeply, say
+        return "".join(traceback.format_tb(error.__traceback__))
+
+
+def _last_name(error: BaseException) -> str:
+    return clean_text(type_name(error).rpartition(".")[2])
 
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        return clean_text(str(error))
     except Exception as broken:  # in a __str__ of the agent's
         return f"<str failed: {type(broken).__name__}>"
 
@@ -121,9 +170,11 @@ def _starts_a_loop(error: BaseException) -> bool:
 
 
 def _members(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
-    for one in group.exceptions:
-        if isinstance(one, BaseExceptionGroup):
-            yield from _members(one)
+    waiting: list[BaseException] = [group]  # no recursion: groups may be nested deeply
+    while waiting:
+        one = waiting.pop()
+        if issubclass(type(one), BaseExceptionGroup):
+            waiting += reversed(one.exceptions)  # type: ignore[attr-defined]  # of that class
         else:
             yield one
 
@@ -137,7 +188,7 @@ def _chain(error: BaseException, *, has_context: bool = True) -> Iterator[BaseEx
             continue
         seen.add(id(one))
         yield one
-        inner = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        inner = one.exceptions if issubclass(type(one), BaseExceptionGroup) else ()  # type: ignore[attr-defined]
         led_here = (one.__cause__, one.__context__ if has_context else None)
         waiting += [*inner, *(led for led in led_here if led is not None)]
 

@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 
 from nbrun.agents import current_run
 from nbrun.core import Clock, Steps, current_guard, events as ev
-from nbrun.host import belongings
+from nbrun.host import belongings, failures
+from nbrun.host.attempt import HostEvent
 from nbrun.host.driver import Driver
 from nbrun.host.loops import LoopThread, RunThreads, may_enter
 
@@ -83,7 +84,16 @@ class RunHost:
         return {"op": op, "outcome": "not_found"}
 
     def begin(self, attempt: Attempt) -> None:
-        """Start an attempt."""
+        """Start an attempt; one that cannot be started ends with the reason, and the others begin all the same."""
+        try:
+            self._begin(attempt)
+        except Exception as error:  # of its agent's code, or the system has no more threads
+            _log.exception("cannot start the agent of %s", attempt.run_id)
+            end = ev.RunFailed(failures.undescribed(error))
+            self._sink((HostEvent(attempt.run_id, attempt.number, 0, self._clock.now(), end),))
+
+    def _begin(self, attempt: Attempt) -> None:
+        self.watchdog.begin()
         loop = self.thread.loop  # each time: an agent may have put something of its own there
         loop.set_default_executor(self._run_threads)
         loop.set_task_factory(self._make_task)
@@ -95,7 +105,7 @@ class RunHost:
             driver.main(), f"nbrun-run-{attempt.run_id}", attempt.context, self._on_end
         )
         self.drivers[task] = driver
-        self.watchdog.begin()
+        self.watchdog.watch()
 
     def _note_end(self, task: asyncio.Future[Any]) -> None:
         self.drivers.pop(task, None)
@@ -132,12 +142,15 @@ class RunHost:
     def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Write an error that nobody awaited to its run's log: asyncio would print it into some cell."""
         driver = self._driver_of(context.get("task") or context.get("future"))
-        error = context.get("exception")
-        text = f"{context.get('message')}: {error!r}" if error else str(context.get("message"))
-        if driver is None:
-            _log.warning("on the event loop of the runs: %s", text)
-        else:
-            driver.report(ev.Log(text, "error"))
+        error, message = context.get("exception"), str(context.get("message"))
+
+        def report(text: str) -> None:
+            if driver is None:
+                _log.warning("on the event loop of the runs: %s", text)
+            else:
+                driver.report(ev.Log(text, "error"))
+
+        report(message) if error is None else failures.say(message, error, report)
 
 
 class Watchdog:
@@ -194,7 +207,10 @@ class Watchdog:
             return
         self._missed += 1
         for driver in reversed(self._drivers()):  # children are younger, and end first
-            driver.stop_from_outside()
+            try:
+                driver.stop_from_outside()
+            except Exception:  # the others are stopped all the same
+                _log.exception("the watchdog of a host failed")
         if self._missed >= BLOCKED_TICKS:
             blocker, drivers = self._host.blocker(), self._drivers()
             is_lost = bool(drivers) and all(driver.has_ended for driver in drivers)

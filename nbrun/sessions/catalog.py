@@ -67,7 +67,7 @@ class Catalog:
                 return
             self._ended.append(live)
             self._held_bytes += live.held_bytes
-            if isinstance(live.output, BaseException):
+            if issubclass(type(live.output), BaseException):  # asking for its class may run code of its own
                 if self._last_failed is not None:
                     _clear_locals(self._last_failed.output)
                 self._last_failed = live

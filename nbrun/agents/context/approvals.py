@@ -232,7 +232,7 @@ class Approvals:
                 return "bad_decision"
             if edited is not None and not asked.editable:
                 return "not_editable"
-            args = question.args if edited is None else _revealed(edited, seen, plain(question.args))
+            args = question.args if edited is None else _revealed(edited, seen, asked.args)
             is_always = body.get("always") is True and decision == ALLOW and bool(asked.tool)
             self._settle(question, Answer(decision, args, text, by), edited, is_always)
             if is_always:

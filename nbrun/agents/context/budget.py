@@ -107,7 +107,10 @@ class Budget:
 
     def _chain(self) -> list[Budget]:
         """Return this budget and those above it."""
-        return [self] if self._parent is None else [self, *self._parent._chain()]
+        chain = [self]
+        while (above := chain[-1]._parent) is not None:  # no recursion: runs may be nested deeply
+            chain.append(above)
+        return chain
 
     def _count(self, totals: Used) -> None:
         """Add what is new in these totals, here and above; totals never fall."""

@@ -31,6 +31,7 @@ from nbrun.core import (
     clean_text,
     current_guard,
     events as ev,
+    exact,
     guarded,
     plain,
     size_words,
@@ -115,6 +116,14 @@ class Backend(Protocol):
 
     def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
         """Start a child run; raises `NbrunError` if that is not possible."""
+
+
+def _line(error: Exception) -> str:
+    """Return an error in a line; its own code may raise another one, which must not take its place."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # as above
+        return type(error).__name__
 
 
 current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default=None)
@@ -256,6 +265,8 @@ class RunContext:
         """Append an event to the run's log."""
         if (backend := self._backend) is None:
             return
+        if type(data) is not ev.TextDelta or type(data.text) is not str or parent is not None:
+            data = ev.checked(data, parent)  # here: it may run the agent's code, for any time
         # As guarded() does, which on this hot path would cost as much as the rest.
         guard = current_guard.get()
         if guard is None:
@@ -291,6 +302,7 @@ class RunContext:
 
     def write(self, text: str, level: str = "stdout") -> None:
         """Take printed text; whole lines go to the log, the rest waits for its end."""
+        text = text if type(text) is str else exact(text)
         with guarded(), self._lock:
             if self._unfinished is None:
                 self._unfinished = LineBuffer()
@@ -401,7 +413,7 @@ class RunContext:
         try:
             yield scope
         except Exception as error:
-            finish("error", f"{type(error).__name__}: {error}")
+            finish("error", _line(error))
             raise
         except BaseException:  # CancelledError, Cancelled, SystemExit: noted, and raised again
             finish("cancelled" if self.token.cancelled else "error", scope.result)
@@ -528,12 +540,11 @@ class RunContext:
         It is stored after everything that the run has sent before. Secrets in it are replaced, as everywhere. Tuples
         come back as lists, keys as text, other objects as their `repr`, and the card says so.
         """
-        with guarded():
-            blob = checkpoints.pack(state)
-            lost = sorted(set(checkpoints.stand_ins(checkpoints.unpack(blob))))
-            with self._lock:
-                self._checkpoints += 1
-                name = f"checkpoint-{self._checkpoints}"
+        blob = checkpoints.pack(state)  # not guarded: it runs code of the state's, for any time
+        lost = sorted(set(checkpoints.stand_ins(checkpoints.unpack(blob))))
+        with guarded(), self._lock:
+            self._checkpoints += 1
+            name = f"checkpoint-{self._checkpoints}"
         if len(blob) > checkpoints.MAX_BYTES:
             size = size_words(len(blob))
             self.log(f"a checkpoint of {size} is too large; the previous one is kept", "warning")
