@@ -52,7 +52,7 @@ from nbrun.host import capture, packages
 from nbrun.host.attempt import Attempt, HostEvent, Sink
 from nbrun.host.belongings import Belongings
 from nbrun.host.escalation import LAST_S, Escalation
-from nbrun.host.failures import brief, describe, safely, undescribed
+from nbrun.host.failures import brief, describe, is_plain, safely, undescribed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -429,8 +429,11 @@ class Driver:
         if error is not None and not (_is_signal(error) and self._token.cancelled):
             # Not for a requested cancel: a traceback takes as long as a run.
             describing = partial(describe, error, self._thread.moved_by)
-            look = await self._look(describing, "the text of its error", LOOK_LIMIT_S)
-            info = look.result() if _has_result(look) else undescribed(error)
+            if is_plain(error):
+                info = describing()
+            else:
+                look = await self._look(describing, "the text of its error", LOOK_LIMIT_S)
+                info = look.result() if _has_result(look) else undescribed(error)
         if is_simple(output):
             kept = _Kept(*sized(output), info)
         else:

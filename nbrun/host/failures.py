@@ -10,7 +10,7 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbrun.core import RecordedError, clean_text, events as ev, is_simple, shown, type_name
+from nbrun.core import Cancelled, RecordedError, clean_text, events as ev, is_simple, shown, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,10 +105,20 @@ def _say(what: str, error: BaseException, report: Callable[[str], object]) -> No
     report(f"{what}: {_last_name(error)}: {safely(lambda: _message(error), '')}")
 
 
+def is_plain(error: BaseException) -> bool:
+    """Return whether describing an exception, and those that led to it, runs no code of theirs."""
+    return all(_is_pythons(one) and is_simple(getattr(one, "__notes__", None)) for one in _chain(error))
+
+
 def _is_pythons(error: BaseException) -> bool:
     """Return whether neither an exception's class nor what it was made of has code of its own."""
+    kind = type(error)
     args = BaseException.args.__get__(error)  # type: ignore[attr-defined]  # not by an attribute of its class
-    return "." not in type_name(error) and is_simple(args)
+    is_known = "." not in type_name(error) or kind is asyncio.CancelledError or kind is Cancelled
+    return is_known and not issubclass(kind, _SUGGESTING) and is_simple(args)
+
+
+_SUGGESTING = AttributeError, ImportError, NameError, SyntaxError  # their tracebacks ask objects for what they have
 
 
 def _describe(error: BaseException, moved_by: str | None) -> ev.ErrorInfo:
