@@ -125,7 +125,7 @@ def stand_ins(state: State) -> list[str]:
 
 def redacted(blob: bytes, redactor: Redactor) -> bytes:
     """Return a packed state with every known secret in it replaced, as everywhere in the store."""
-    if not any(secret in blob for secret in redactor.encoded):
+    if not redactor.concerns(blob):
         return blob
     state = unpack(blob)
     return pack(redactor.raw(state) if isinstance(state, bytes) else redactor.data(state))

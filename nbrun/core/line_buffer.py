@@ -32,9 +32,7 @@ class LineBuffer:
     def _cut(self, level: str) -> str | None:
         held = "".join(self._parts.pop(level, []))
         end = max(held.rfind("\n"), held.rfind("\r"))
-        if end < 0:  # cut at a space: half a secret would not be recognised
-            end = held.rfind(" ", MAX_LINE // 2)
-        lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else (held, "")
+        lines, rest = (held[:end], held[end + 1 :]) if end >= 0 else _cut(held)
         self._parts[level] = [rest] if rest else []
         self._length = sum(map(len, self._parts[level]))
         return lines.rstrip("\r") if held else None
@@ -43,6 +41,15 @@ class LineBuffer:
         """Return level and text of everything that waits."""
         parts, self._parts = self._parts, {}
         return [(level, "".join(held)) for level, held in parts.items() if held]
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """Cut a text at a space, if there is one, else with a mark: half a secret is found beside it."""
+    end = text.rfind(" ", MAX_LINE // 2)
+    if end >= 0:
+        return text[:end], text[end + 1 :]
+    end = max(len(text) // 2, len(text) - TAIL)
+    return f"{text[:end]}…", f"…{text[end:]}"
 
 
 TAIL = 4_000
@@ -66,20 +73,18 @@ class Printed:
         # A progress bar ends its lines with a bare return.
         end = max(self._held.rfind("\n"), self._held.rfind("\r"))
         if end < 0 and len(self._held) > MAX_LINE:
-            # Cut at a space, if there is one: half a secret would not be recognised.
-            end = self._held.rfind(" ", MAX_LINE // 2)
-            if end < 0:
-                return self.rest()
+            lines, self._held = _cut(self._held)
+            return lines
         if not data:
             return self.rest()
         lines, self._held = self._held[: max(end, 0)], self._held[end + 1 :]
         return lines.rstrip("\r")
 
     def last_words(self) -> str:
-        """Return the end of what was printed, from the start of a line: half a secret would not be recognised."""
+        """Return the end of what was printed, from the start of a line, else marked as cut."""
         if len(self.tail) < TAIL:
             return self.tail
-        return self.tail.partition("\n")[2] or self.tail
+        return self.tail.partition("\n")[2] or f"…{self.tail}"
 
     def rest(self) -> str:
         """Return what waits for the end of its line."""

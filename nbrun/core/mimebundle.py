@@ -34,11 +34,11 @@ def packed(data: Mapping[str, object], redact: Callable[[str], str]) -> bytes | 
     texts = {kind: text for kind in KINDS if (text := _text(kind, data.get(kind))) is not None}
     if not texts.keys() - {TEXT}:
         return None
-    if TEXT in texts:
-        texts[TEXT] = texts[TEXT][:TEXT_LIMIT]
     for kind in (TEXT, HTML):
         if kind in texts:
             texts[kind] = redact(texts[kind])
+    if TEXT in texts:
+        texts[TEXT] = texts[TEXT][:TEXT_LIMIT]
     note = ""
     size = sum(len(text.encode()) for text in texts.values())
     if size > LIMIT:

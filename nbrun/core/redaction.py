@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import re
 import shlex
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus, unquote
 
 from nbrun.core.errors import BadOption
 from nbrun.core.text import clean_text
-from nbrun.core.values import Plain, mark_bytes, marked_bytes
+from nbrun.core.values import BASE64_KEY, Plain, mark_bytes, marked_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -22,6 +24,10 @@ MIN_LENGTH = 8
 """Shorter values are left alone: replacing them would damage ordinary words."""
 LINE_LENGTH = 16
 """The least length of a line of a secret that counts by itself, as in a private key that is printed line by line."""
+
+CUT = "…"
+"""Marks where nbrun has cut a text, before it is known what is secret: beside it, a part of a secret counts."""
+_HIDING = (CUT.encode(), BASE64_KEY.encode())  # where a secret may be that isn't found as it is
 
 WORDS = ("KEY", "TOKEN", "SECRET", "PASS", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS")
 """Words in the name of an environment variable that mark its value as secret, if it looks like one."""
@@ -170,7 +176,38 @@ class Redactor:
         """Return `text` with each secret replaced by `[NAME]`."""
         if self._pattern is None:
             return text
-        return self._pattern.sub(lambda match: f"[{self._names[match.group()]}]", text)
+        text = self._pattern.sub(lambda match: f"[{self._names[match.group()]}]", text)
+        return self._beside_cuts(text) if CUT in text else text
+
+    def _beside_cuts(self, text: str) -> str:
+        """Return a text without what is left of a secret before or after a cut, if that is long enough to matter."""
+        parts = text.split(CUT)
+        for at, part in enumerate(parts):
+            if at > 0:
+                for secret, start in self._places.get(part[:MIN_LENGTH], ()):
+                    if part.startswith(secret[start:]):
+                        part = f"[{self._names[secret]}]{part[len(secret) - start :]}"
+                        break
+            if at < len(parts) - 1:
+                for secret, start in self._places.get(part[-MIN_LENGTH:], ()):
+                    if part.endswith(secret[: start + MIN_LENGTH]):
+                        part = f"{part[: -start - MIN_LENGTH]}[{self._names[secret]}]"
+                        break
+            parts[at] = part
+        return CUT.join(parts)
+
+    @cached_property
+    def _places(self) -> dict[str, list[tuple[str, int]]]:
+        """Where in the secrets each piece of the least length is found."""
+        places: dict[str, list[tuple[str, int]]] = {}
+        for secret in self.secrets:
+            for at in range(len(secret) - MIN_LENGTH + 1):
+                places.setdefault(secret[at : at + MIN_LENGTH], []).append((secret, at))
+        return places
+
+    def concerns(self, blob: bytes) -> bool:
+        """Return whether packed data may hold a secret: one look at its bytes lets nearly everything pass."""
+        return bool(self.encoded) and any(part in blob for part in (*self.encoded, *_HIDING))
 
     def names_in(self, *values: Plain) -> tuple[str, ...]:
         """Return the names that stand for secrets in redacted data."""
@@ -305,6 +342,19 @@ class SecretRegistry:
         if not isinstance(value, str) or len(value.strip()) < MIN_LENGTH:
             raise BadOption(f"a secret must be a str of at least {MIN_LENGTH} characters; this one is not redacted")
         self.add_all({value: name})
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Replace secrets in what a logger is about to log, as a filter of it; an error becomes text."""
+        redactor = self.look()
+        try:
+            message = record.getMessage()
+        except Exception as error:  # an agent's object, whose `repr` fails
+            message = f"{record.msg} ({type(error).__name__})"
+        record.msg, record.args = redactor.text(message), ()
+        if record.exc_info:
+            record.exc_text = redactor.text(logging.Formatter().formatException(record.exc_info))
+            record.exc_info = None
+        return True
 
     def add_all(self, found: Mapping[str, str]) -> None:
         """Add secrets with their names."""

@@ -103,7 +103,7 @@ def marked_repr(value: object) -> dict[str, Plain]:
     except Exception as error:  # a broken __repr__ must not end a run
         text = f"<repr failed: {type(error).__name__}>"
     if len(text) > MAX_REPR:
-        # At a space, if there is one: half a secret would not be recognised.
+        # At a space, if there is one; half a secret is found before the mark alone.
         space = text.rfind(" ", MAX_REPR - 200, MAX_REPR)
         text = text[: space if space > 0 else MAX_REPR] + f"… ({len(text):,} characters)"
     return _stand_in(value, text)

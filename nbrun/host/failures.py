@@ -222,11 +222,11 @@ def leave_out_ours(error: BaseException) -> None:
 
 
 def _last_lines(text: str) -> str:
-    """Return the end of a text, from the beginning of a line: half a secret would not be recognised."""
+    """Return the end of a text, from the beginning of a line, else marked as cut: half a secret is found there."""
     if len(text) <= _TRACEBACK_LIMIT:
         return text
     end = text[-_TRACEBACK_LIMIT:]
-    return end.partition("\n")[2] or end
+    return end.partition("\n")[2] or f"…{end}"
 
 
 def _package(frame: FrameType) -> str:

@@ -128,10 +128,11 @@ class Control:
                 check_edited(asked, edited)
                 body["seen"] = asked.args
             answered.add(asked.id)
+            choice = approvals.choices(asked).index(decision)  # its words may hold a secret, and are hidden here
         if asked.input == approvals.SECRET:
             with contextlib.suppress(BadOption):  # so short that it would be found in ordinary words
                 self._keyring.add(str(body["text"]), "getpass")
-        self._scheduler.control(live, "answer", {**body, "id": asked.id, "decision": decision})
+        self._scheduler.control(live, "answer", {**body, "id": asked.id, "choice": choice})
         return asked
 
     def steer(self, live: LiveRun, text: str, *, by: str, id: str | None = None) -> str:

@@ -29,13 +29,12 @@ from nbrun.core import (
     size_words,
     sized,
 )
-from nbrun.core.values import BASE64_KEY
 from nbrun.host.attempt import HostEvent
-from nbrun.sessions.live_run import LiveRun
+from nbrun.sessions.live_run import LiveRun, StreamName
 from nbrun.store import Checkpointed, Committed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 _log = logging.getLogger("nbrun")
@@ -52,10 +51,6 @@ _CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
 
 _Item = tuple[LiveRun, HostEvent | ev.EventData, float, int]
 """Whose, what, when, and about how many characters it has."""
-
-
-_ENCODED = BASE64_KEY.encode()
-"""What says that there are bytes in letters, in which a secret is not seen."""
 
 
 class Intake:
@@ -118,6 +113,8 @@ class Intake:
                     self._items.append((live, event, event.ts, ev.PLAIN_WEIGHT))
                 is_urgent, can_wait = True, False
             else:
+                if kind not in ev.DELTA_TYPES:  # a key that is set for a moment only
+                    self._keyring.look()
                 weight = ev.weight(event.data)
                 self._items.append((live, event, event.ts, weight))
                 can_wait = can_wait and kind in _CAN_WAIT
@@ -217,12 +214,12 @@ class Intake:
             return
         live.next_n += 1
         data = item.data
-        parent = None if item.parent is None else clean_text(item.parent)
+        parent = None if item.parent is None else self.redactor.text(clean_text(item.parent))
         if isinstance(data, ev.DELTAS):  # by far the most; they change no status
             if live.status.is_terminal:
                 live.refused += 1
             else:
-                data = self._redacted_delta(live, data)
+                data = self._redacted_delta(live, data, parent)
                 self._append(live, data, item.ts, item.attempt, parent, events)
             return
         if isinstance(data, ev.Unknown):
@@ -270,12 +267,15 @@ class Intake:
             live.refused += 1
             return
         if isinstance(data, ev.DELTAS):
-            data = self._redacted_delta(live, data)
+            data = self._redacted_delta(live, data, parent)
         elif isinstance(data, ev.ToolArgsDelta):
-            data = self._redacted_args(live, data)
+            data = self._redacted_args(live, data, parent)
         else:
-            if live.streams and (kind in ev.END_TYPES or kind == ev.Message.TYPE):
-                self._flush_streams(live, ts, attempt, events)
+            if live.streams and kind in ev.END_TYPES:
+                self._flush_streams(live, ts, attempt, events, live.streams)
+            elif live.streams and kind == ev.Message.TYPE:
+                mine = [name for name in live.streams if name[1] == parent]
+                self._flush_streams(live, ts, attempt, events, mine)
             data = self.storable(data)
             live.status = next_status(live.status, kind)
         self._append(live, data, ts, attempt, parent, events)
@@ -293,39 +293,37 @@ class Intake:
         live.next_seq += 1
 
     def _redacted_delta(
-        self, live: LiveRun, data: ev.TextDelta | ev.ReasoningDelta
+        self, live: LiveRun, data: ev.TextDelta | ev.ReasoningDelta, parent: str | None
     ) -> ev.TextDelta | ev.ReasoningDelta:
         text = data.text if data.text.isascii() else clean_text(data.text)
         if self.redactor.secrets:
-            if live.streams is None:
-                live.streams = {}
-            stream = live.streams.get(data.TYPE)
-            if stream is None:
-                stream = live.streams[data.TYPE] = StreamRedactor(self.redactor)
-            stream.redactor = self.redactor  # a secret may have come since
-            text = stream.feed(text)
+            text = self._stream(live, (data.TYPE, parent, None)).feed(text)
         return data if text is data.text else type(data)(text)
 
-    def _redacted_args(self, live: LiveRun, data: ev.ToolArgsDelta) -> ev.ToolArgsDelta:
+    def _redacted_args(self, live: LiveRun, data: ev.ToolArgsDelta, parent: str | None) -> ev.ToolArgsDelta:
         """Return a piece of a tool's arguments; each tool has a stream of its own."""
+        stream = self._stream(live, (data.TYPE, parent, self.redactor.text(clean_text(data.id))))
+        return ev.ToolArgsDelta(self.redactor.text(clean_text(data.id)), stream.feed(clean_text(data.text)))
+
+    def _stream(self, live: LiveRun, name: StreamName) -> StreamRedactor:
         if live.streams is None:
             live.streams = {}
-        stream = live.streams.setdefault(f"{data.TYPE} {data.id}", StreamRedactor(self.redactor))
-        stream.redactor = self.redactor
-        return ev.ToolArgsDelta(self.redactor.text(data.id), stream.feed(clean_text(data.text)))
+        stream = live.streams.get(name)
+        if stream is None:
+            stream = live.streams[name] = StreamRedactor(self.redactor)
+        stream.redactor = self.redactor  # a secret may have come since
+        return stream
 
-    def _flush_streams(self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent]) -> None:
-        """Append what was held of the run's texts: its stream is over, and it was no secret."""
+    def _flush_streams(
+        self, live: LiveRun, ts: float, attempt: int, events: list[ev.RunEvent], names: Iterable[StreamName]
+    ) -> None:
+        """Append what was held of these texts: their streams are over, and it was no secret."""
         data: ev.EventData
-        for name, stream in (live.streams or {}).items():
-            tail = stream.flush()
+        for kind, parent, tool_id in names:
+            tail = (live.streams or {})[kind, parent, tool_id].flush()
             if tail:
-                kind, _, tool_id = name.partition(" ")
-                if kind == ev.ToolArgsDelta.TYPE:
-                    data = ev.ToolArgsDelta(self.redactor.text(tool_id), tail)
-                else:
-                    data = ev.TYPES[kind](tail)
-                self._append(live, data, ts, attempt, None, events)
+                data = ev.TYPES[kind](tail) if tool_id is None else ev.ToolArgsDelta(tool_id, tail)
+                self._append(live, data, ts, attempt, parent, events)
 
     def storable(self, data: ev.EventData) -> ev.EventData:
         """Return data that can be written and holds no secret."""
@@ -338,13 +336,11 @@ class Intake:
             raise TypeError(
                 f"a part of it has a wrong type: {shown(repr(data), 200)}"
             )  # a record would not be read back
-        # One look at the bytes is enough to let nearly everything pass: MessagePack keeps text as it is.
-        secrets = self.redactor.encoded
-        if not secrets or not any(secret in blob for secret in (*secrets, _ENCODED)):
+        if not self.redactor.concerns(blob):  # MessagePack keeps text as it is
             return data
         clean: ev.EventData = self._without_secrets(data)
         if isinstance(clean, ev.ApprovalRequested):
-            hidden = self.redactor.names_in(clean.message, clean.args)
+            hidden = self.redactor.names_in(clean.message, clean.args, list(clean.options))
             clean = msgspec.structs.replace(clean, hidden=hidden)
         return clean
 

@@ -25,6 +25,9 @@ Source: an interrupt of a top-level `await` acts only when the loop next wakes (
 # One for all runs: it is held for a moment, and each lock costs memory.
 _listening = module_lock()
 
+StreamName = tuple[str, str | None, str | None]
+"""Which of a run's texts: the type of its events, what they belong to, and the tool's id of a tool's arguments."""
+
 Listener = Callable[[RunRecord, Sequence[ev.RunEvent]], object]
 
 
@@ -57,7 +60,7 @@ class LiveRun:
     next_n: int = 0
     last_ts: float = 0.0
     refused: int = 0
-    streams: dict[str, StreamRedactor] | None = None  # with the first text of a session that has secrets
+    streams: dict[StreamName, StreamRedactor] | None = None  # with the first text of a session that has secrets
     pending_output: object = None
     held_bytes: int = 0  # what that, its stored form and, in the end, the text take, about
 

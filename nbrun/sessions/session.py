@@ -440,6 +440,7 @@ class NotebookSession:
             observer.close(0.05)
         if parts.is_begun:
             capture.remove()
+            _log.removeFilter(parts.keyring)
             parts.scheduler.close(0.1)
             atexit.unregister(self.close)
 

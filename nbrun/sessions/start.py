@@ -7,6 +7,7 @@ import atexit
 import contextvars
 import functools
 import inspect
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
     from nbrun.sessions.catalog import Catalog
     from nbrun.sessions.parts import Parts
+
+_log = logging.getLogger("nbrun")
 
 P = ParamSpec("P")
 
@@ -206,6 +209,7 @@ class Starter:
         writer = parts.store.begin(parts.intake, session_id=parts.session_id, notebook=notebook)
         parts.intake.wake = writer.wake
         capture.install()
+        _log.addFilter(parts.keyring)
         atexit.register(parts.close)
         parts.scheduler.begin(parts.intake)
         parts.is_begun = True  # last: a store that refuses must do so for the next run as well

@@ -165,7 +165,7 @@ class AcpProcess:
         if line.strip():
             self._invalid += 1
             if self._invalid == 1:
-                text = shown(line[:300].decode(errors="replace"), 200)
+                text = shown(line.decode(errors="replace"), 200)
                 message = f"{self._label} wrote a line that isn't a valid message: {text}"
                 self._run.log(message, "warning")
         return None

@@ -230,7 +230,7 @@ def _named(options: Sequence[PermissionOption]) -> dict[str, PermissionOption]:
     for option in sorted(options, key=lambda option: option.kind != "allow_once"):
         name = shown(option.name.strip(), 80) or option.kind
         if name in named or name in (ALLOW, DENY):
-            name = f"{name[:70]} ({len(named) + 1})"
+            name = f"{shown(name, 70)} ({len(named) + 1})"
         named[name] = option
     return named
 

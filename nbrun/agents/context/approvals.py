@@ -213,10 +213,11 @@ class Approvals:
     def answer(self, body: dict[str, object]) -> str:
         """Take the user's answer; return `resolved`, or why it changed nothing. The first one counts.
 
-        It has `id`, `decision`, optionally `args`, `text`, `by`; `always` allows the tool for the rest of the run.
+        It has `id`, `decision` or `choice` (its number among `choices()`), optionally `args`, `text`, `by`; `always`
+        allows the tool for the rest of the run.
         `seen` are the arguments as the user saw them: a secret that was hidden there keeps its value in edited ones.
         """
-        asked_id, decision = str(body.get("id")), str(body.get("decision"))
+        asked_id, decision, choice = str(body.get("id")), str(body.get("decision")), body.get("choice")
         seen: Plain = body.get("seen")  # type: ignore[assignment]  # the same
         text, by = str(body.get("text") or ""), str(body.get("by") or "")
         edited: Plain = body.get("args")  # type: ignore[assignment]  # the session has made it plain
@@ -228,7 +229,10 @@ class Approvals:
             if self._is_late(asked):
                 self._settle(question, Answer(DENY, question.args, by=BY_DEADLINE))
                 return "too_late"
-            if decision not in choices(asked):
+            possible = choices(asked)
+            if isinstance(choice, int) and 0 <= choice < len(possible):
+                decision = possible[choice]
+            if decision not in possible:
                 return "bad_decision"
             if edited is not None and not asked.editable:
                 return "not_editable"

@@ -205,6 +205,8 @@ class ProcessHost:
     def _take(self, events: Sequence[HostEvent]) -> bool:
         """Take events of the driver, from any thread; return whether the agent should pause."""
         for event in events:
+            if self._keyring is not None and event.data.TYPE not in ev.DELTA_TYPES:  # a key that is set for a moment
+                self._keyring.look()
             self._put(event)
         # What was printed is sent before the agent continues: its next line may be the process's last.
         if os.getpid() == self._pid and any(isinstance(event.data, ev.Log) for event in events):
