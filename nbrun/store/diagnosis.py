@@ -15,8 +15,9 @@ from pathlib import Path
 
 from nbrun.core import Action, Fix, StoreError, size_words
 from nbrun.store.database_file import is_set_aside
-from nbrun.store.location import NO_PLACE
+from nbrun.store.location import NO_PLACE, data_folder
 from nbrun.store.session_store import ReadOnlyStore, SessionStore
+from nbrun.store.signing import KEY_FILE, Signer
 
 LOW_DISK_BYTES = 200 * 1024 * 1024
 
@@ -182,6 +183,16 @@ def kept(store: SessionStore) -> list[Finding]:
         text = f"{store.lost} runs were in progress when their kernel died; they are shown as lost"
         findings.append(Finding(Sign.NOTE, "store", text, "nothing to do: what they had recorded is kept"))
     return findings
+
+
+def signing(signer: Signer) -> list[Finding]:
+    """Return whether runs are signed so that a later kernel knows them as this user's."""
+    folder, _ = data_folder(), signer.key
+    if signer.problem is None and folder is not None:
+        return [Finding(Sign.OK, "signing", f"runs are signed with {folder / KEY_FILE}")]
+    text = f"runs are signed for this kernel only ({signer.problem}); a later one asks for the agent to resume or retry"
+    fix = "set HOME in the environment" if folder is None else "delete that file, or make its folder writable for you"
+    return [Finding(Sign.NOTE, "signing", text, fix)]
 
 
 def _fault(store: SessionStore) -> Iterable[Finding]:

@@ -12,7 +12,18 @@ import anywidget
 import traitlets
 
 from nbrun.core import Clock, RunStatus, duration
-from nbrun.store.diagnosis import MARKS, Finding, Sign, kept, served, set_aside, sqlite_version, tried, versions
+from nbrun.store.diagnosis import (
+    MARKS,
+    Finding,
+    Sign,
+    kept,
+    served,
+    set_aside,
+    signing,
+    sqlite_version,
+    tried,
+    versions,
+)
 from nbrun.ui.cards.esm import page_module
 from nbrun.ui.kernel import requests
 from nbrun.ui.kernel.waiting import cell_id, is_headless
@@ -56,6 +67,7 @@ def examine(extension: Presenter) -> list[Finding]:
         "nest_asyncio": lambda: [_nesting()],
         "server": lambda: [served()],
         "store": lambda: kept(extension.session.store) + set_aside(extension.session.store),
+        "signing": lambda: signing(extension.session.store.signer),
         "runs": lambda: _runs(extension),
     }
     return [finding for subject, probe in probes.items() for finding in tried(subject, probe)]

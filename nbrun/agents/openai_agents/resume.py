@@ -72,7 +72,9 @@ async def restore(agent: Agent[Any], state: State) -> tuple[Any, list[tuple[int,
             whole = kept["state"]
             # The store may have been edited: approvals in it don't count, the user is asked again.
             whole.get("context", {}).pop("approvals", None)
-            return await RunState.from_json(agent, whole), received
+            restored = await RunState.from_json(agent, whole)
+            if restored.get_interruptions():  # else the SDK would make the calls in it at once
+                return restored, received
         items, still_open = list(kept["items"]), list(kept["open"])
     except Exception as error:  # whatever the SDK raises
         raise unreadable(error) from None
