@@ -21,8 +21,11 @@ from tests.browser import chromium
 ROOT = Path(__file__).resolve().parents[1]
 JAVASCRIPT = ROOT / "tests" / "js"
 KEPT_LINES = 30
-OWN_GROUPS = ("kernel", "notebooks", "server", "browser")
-WORKERS = 1 + max(2, os.cpu_count() or 2)  # a test waits a third of its time: for a grace period, a kernel, a page
+WORKERS = 2 + max(2, os.cpu_count() or 2)  # a test waits a third of its time: for a grace period, a kernel, a page
+# The long ones first: nothing long should be left to wait for at the end.
+KERNEL = ("notebooks", "server", "kernel")
+UNIT = ("cli", "agents", "store", "host", "sessions")  # and every folder that is named nowhere
+BROWSER = ("browser",)
 
 Action = Callable[["Shell"], bool]
 
@@ -39,6 +42,8 @@ class Step:
     action: Action
     is_aside: bool = False
     """Whether it runs beside the others: it needs nothing of theirs, and one core at most."""
+    folders: Sequence[str] = ()
+    """Whose tests it runs, after its action and in one run with those of other steps."""
 
 
 @dataclass(slots=True)
@@ -101,10 +106,10 @@ class Shell:
         folder = str(Path(sys.executable).parent)
         return self.run(shutil.which(name, path=folder) or name, *arguments)
 
-    def pytest(self, *arguments: str) -> bool:
-        """Run tests on every core, and one more at a time. A worker that is done takes tests over from another one."""
-        workers = ("-n", str(WORKERS), "--dist", "worksteal")
-        return self.python("-m", "pytest", *arguments, *workers, "--durations=5", *self.pytest_options)
+    def pytest(self, *folders: str) -> bool:
+        """Run the tests of these folders, shared out over more workers than there are cores (tests/pool.py)."""
+        named = [f"tests/{folder}" for folder in folders]
+        return self.python("-m", "pytest", "-n", str(WORKERS), *named, *self.pytest_options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     steps = [step for step in STEPS if not options.steps or step.name in options.steps]
     aside = [step for step in steps if step.is_aside]
-    others = [step for step in steps if not step.is_aside]
+    others = [step for step in steps if not step.is_aside and not step.folders]
+    if tested := [step for step in steps if step.folders]:
+        others.append(_together(tested))
     with ThreadPoolExecutor(1) as pool:
         beside = pool.map(lambda step: _run(step, Shell(is_quiet=bool(others))), aside)
         results = [_run(step, Shell(options.pytest or ())) for step in others]
@@ -160,6 +167,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _together(steps: Sequence[Step]) -> Step:
+    """Return the step that runs the tests of these ones: while some wait for a page, others have the cores."""
+
+    def action(shell: Shell) -> bool:
+        ready = [step for step in steps if step.action(shell)]
+        folders = [folder for step in ready for folder in step.folders]
+        return shell.pytest(*folders) and ready == steps if folders else False
+
+    return Step("tests", "; ".join(step.title for step in steps), action)
+
+
 def _run(step: Step, shell: Shell) -> Result:
     shell.say(f"\n=== {step.name}: {step.title} ===")
     began = time.monotonic()
@@ -179,7 +197,8 @@ def _summarise(results: Sequence[Result], took_s: float) -> int:
         step = result.step
         print(f"{result.word:<6} {step.name:<8} {result.took_s:7.1f} s  {step.title}")
     failed = sum(not result.has_passed for result in results)
-    print(f"total  {took_s:16.1f} s")
+    used = os.times()
+    print(f"total  {took_s:16.1f} s, and {used.children_user + used.children_system:.1f} s of CPU")
     print(f"steps: {len(results) - failed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
 
@@ -215,23 +234,18 @@ def _make_kernels(shell: Shell) -> bool:
     return shell.python("-m", "tests.kernels")
 
 
-def _test_units(shell: Shell) -> bool:
-    return shell.pytest("tests", *(f"--ignore=tests/{group}" for group in OWN_GROUPS))
-
-
-def _test_kernels(shell: Shell) -> bool:
-    # The notebooks first: they are the longest, and nothing should be left to wait for at the end.
-    folders = ("tests/notebooks", "tests/server", "tests/kernel")
-    return _make_kernels(shell) and shell.pytest(*(f for f in folders if (ROOT / f).is_dir()))
-
-
-def _test_in_browser(shell: Shell) -> bool:
+def _make_browser_ready(shell: Shell) -> bool:
     try:
         shell.say(f"Chromium: {chromium.find_or_install()}")
     except chromium.NoChromium as error:
         shell.say(error)
         return False
-    return _install_javascript(shell) and _make_kernels(shell) and shell.pytest("tests/browser")
+    return _install_javascript(shell) and _make_kernels(shell)
+
+
+def _unit_folders() -> list[str]:
+    with_tests = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
+    return [*UNIT, *sorted(with_tests - {*UNIT, *KERNEL, *BROWSER})]
 
 
 STEPS = (
@@ -246,10 +260,9 @@ STEPS = (
     Step("js", "types of the static JavaScript files", _check_javascript, is_aside=True),
     Step("types", "mypy, strict", lambda shell: shell.python("-m", "mypy"), is_aside=True),
     Step("model", "the local demo model", lambda shell: shell.python("-m", "nbrun.agents.local_model.install")),
-    Step("unit", "tests without a kernel and a browser", _test_units),
-    Step("kernel", "tests in real kernels and servers, and the example notebooks", _test_kernels),
-    # In processes of its own: Playwright's running event loop breaks `asyncio.run` elsewhere.
-    Step("browser", "tests of the card and of Lab in Chromium", _test_in_browser),
+    Step("browser", "tests of the card and of Lab in Chromium", _make_browser_ready, folders=BROWSER),
+    Step("kernel", "tests in real kernels and servers, and the example notebooks", _make_kernels, folders=KERNEL),
+    Step("unit", "tests without a kernel and a browser", lambda _shell: True, folders=_unit_folders()),
 )
 
 if __name__ == "__main__":

@@ -24,8 +24,30 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the browser's tests last: Playwright leaves an event loop running, and `asyncio.run` minds it."""
-    items.sort(key=lambda item: item.path.is_relative_to(BROWSER))
+    """Put the browser's tests last: Playwright leaves an event loop running, and `asyncio.run` minds it.
+
+    Of these the long ones first, those in Lab: nothing long should be left to wait for at the end.
+    """
+    items.sort(key=lambda item: (item.path.is_relative_to(BROWSER), "lab" not in getattr(item, "fixturenames", ())))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Share the tests as is best for these ones, whatever `--dist` says."""
+    from tests.pool import Pool  # only here: most runs of a few tests have no workers
+
+    return Pool(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what took long, where the tests were shared out."""
+    if terminalreporter.config.getoption("numprocesses", None):
+        from tests import pool
+
+        found = (each for some in terminalreporter.stats.values() for each in some)
+        reports = [each for each in found if isinstance(each, pytest.TestReport)]
+        terminalreporter.section("time of the tests: by folder, the longest, by worker")
+        for line in pool.lines(reports):
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
