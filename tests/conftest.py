@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import nbrun
-from tests.fakes.agents import Blocking, BlockingLoop, Held
+from nbrun.sessions import session as session_module
+from tests.fakes.agents import BOUND_S, Blocking, BlockingLoop, Held
 
 BROWSER = Path(__file__).parent / "browser"
 
@@ -62,6 +63,14 @@ def pytest_runtest_makereport() -> Iterator[None]:
         return (yield)
     finally:
         gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _closed_is_stored() -> Iterator[None]:
+    """A close waits for the disk for as long as that takes: many tests read the file next, on a busy machine, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session_module, "CLOSE_STORE_S", BOUND_S)
+        yield
 
 
 @pytest.fixture

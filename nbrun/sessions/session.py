@@ -66,6 +66,7 @@ LIST_LIMIT = 100
 _MOVES_QUEUE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE}
 
 CLOSE_S = 1.0
+CLOSE_STORE_S = 0.3  # how long a close waits for the disk
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
 
 
@@ -435,7 +436,7 @@ class NotebookSession:
             if not live.is_ended.is_set():
                 end = ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,))
                 parts.intake.emit(live, end)
-        self.store.close(0.3, parts.intake)
+        self.store.close(CLOSE_STORE_S, parts.intake)
         for observer in self._observers:
             observer.close(0.05)
         if parts.is_begun:

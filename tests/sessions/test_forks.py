@@ -210,7 +210,7 @@ def test_a_child_that_ends_as_programs_do_harms_nobody(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["CHILD False", "['THIRD', 'SECOND', 'FIRST']"]
     with NotebookSession(store=tmp_path / ".nbrun" / "session.db") as later:
         assert [run.output for run in later.runs()] == ["THIRD", "SECOND", "FIRST"]
-    ((child,),) = [list(folder.glob("*.db")) for folder in (tmp_path / "data" / "nbrun").iterdir()]
+    (child,) = (tmp_path / "data" / "nbrun").glob("*/*.db")
     with NotebookSession(store=child) as later:
         assert [run.output for run in later.runs()] == ["CHILD"]
 

@@ -658,7 +658,9 @@ AS_NOBODY = textwrap.dedent(
             assert run.wait(10)
             return run, session, "\\n".join(map(str, kept(session.store)))
 
+    data, os.environ["XDG_DATA_HOME"] = os.environ["XDG_DATA_HOME"], str(Path(sys.argv[1]) / "warm")
     run(Path(sys.argv[1]) / "warm" / "up.ipynb")  # modules must be there before root is given up
+    os.environ["XDG_DATA_HOME"] = data
     if os.getuid() == 0:
         os.setuid(65534)
     run, session, said = run(Path(sys.argv[1]) / "fixed" / "tea.ipynb")
