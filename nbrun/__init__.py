@@ -5,6 +5,7 @@
 #   ui                    magics, cards, panel, terminal: the only part that knows IPython, the kernel and widgets
 #   sessions              the runs of one notebook: starts, finds, cancels and closes them
 #   host | cli            runs one attempt and stops it | the nbrun command, which needs no kernel
+#   calls                 the model calls of any code: counted, limited and closed at the HTTP client
 #   agents | store | render | server
 #                         what an agent sees, and an adapter for each kind | SQLite | a run in words and HTML |
 #                         the Jupyter Server extension
@@ -19,8 +20,9 @@
 # core/record and render/words, then tests/core/test_statuses.py names the rest. Another fact of a run: core/events and
 # core/record (the store saves whole records). A column of the panel or of lists: render/run_table. Durations and sizes:
 # core/quantities. A framework: agents/NAME, the list in agents/__init__, an extra, and a subject of the conformance
-# suite. A way to cancel: where it begins, and its name in render/words; in the kernel it calls run.cancel(by=…), and
-# what comes from outside (cards, panel, server) goes through ui/kernel/requests.
+# suite. A provider's form of requests: calls/forms. A way to cancel: where it begins, and its name in render/words; in
+# the kernel it calls run.cancel(by=…), and what comes from outside (cards, panel, server) goes through
+# ui/kernel/requests.
 #
 # Importing nbrun loads no IPython, no anywidget and no agent framework.
 

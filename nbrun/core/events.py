@@ -277,6 +277,30 @@ class ToolFinished(EventData, frozen=True):
     ms: float = 0.0
 
 
+# --- model calls -------------------------------------------------------------------------------------
+
+
+class CallStarted(EventData, frozen=True):
+    """A request to a model was begun."""
+
+    TYPE: ClassVar[str] = "call.started"
+    id: str
+    provider: str = ""
+    model: str = ""
+
+
+class CallFinished(EventData, frozen=True):
+    """A request to a model has ended: `ok`, `error` or `cancelled`."""
+
+    TYPE: ClassVar[str] = "call.finished"
+    id: str
+    status: str = "ok"
+    ms: float = 0.0
+    first_ms: float | None = None  # until the first bytes of the answer
+    usage: Usage | None = None  # None: the provider has not reported it
+    error: str = ""
+
+
 # --- questions and messages --------------------------------------------------------------------------
 
 

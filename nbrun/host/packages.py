@@ -1,4 +1,4 @@
-"""Keeps apart by run what other packages have once per process: pyplot's figures, and what rich prints in Jupyter.
+"""Keeps apart by run what other packages have once per process: pyplot's figures, rich's prints, clients' requests.
 
 pyplot keeps its open figures in one place, and a cell's end shows and closes all of them; rich shows what it prints in
 a cell. Nothing is imported for this: a package is changed when somebody else has imported it, and changed back with
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nbrun.agents import RunContext, current_run
+from nbrun.calls import CLIENTS, instrument
 from nbrun.core import module_lock
 
 if TYPE_CHECKING:
@@ -133,10 +134,16 @@ def _change_rich(jupyter: Any) -> None:
     _undo.append(lambda: setattr(jupyter, "display", display))
 
 
+def _change_client(package: Any) -> None:
+    """Have a package for HTTP report the model calls of runs."""
+    _undo.append(instrument(package))
+
+
 _CHANGES: dict[str, Callable[[Any], None]] = {
     "matplotlib": _change_matplotlib,
     "matplotlib.pyplot": _change_pyplot,
     "rich.jupyter": _change_rich,
+    **dict.fromkeys(CLIENTS, _change_client),
 }
 
 

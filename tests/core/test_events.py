@@ -32,6 +32,8 @@ SAMPLES: list[ev.EventData] = [
     ev.ToolArgsDelta("t1", '{"q"'),
     ev.ToolProgress("t1", 1.0, 2.0, "half"),
     ev.ToolFinished("t1", "ok", [1, 2], 12.5),
+    ev.CallStarted("call-1", "openai", "gpt-4o"),
+    ev.CallFinished("call-1", "ok", 812.5, 90.0, ev.Usage(input_tokens=7, output_tokens=4, requests=1)),
     ev.ApprovalRequested("a1", "may I?", "t1", {"x": 1}, ("yes", "no"), 99.0, "search", False),
     ev.ApprovalResolved("a1", "yes", {"x": 2}, "you", "go on", True),
     ev.Steer("left", "you", "say-1"),

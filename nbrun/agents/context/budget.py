@@ -6,12 +6,15 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from nbrun.core import CancelCause, Cancelled, CancelToken, RunOptions, counted, money
+from nbrun.core.events import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nbrun.core.events import Usage
+    from nbrun.core.events import CallFinished
 
 _log = logging.getLogger("nbrun")
 
@@ -38,8 +41,8 @@ class Budget:
     """
 
     __slots__ = (
-        "_has_warned", "_is_free", "_is_shared", "_lock", "_own", "_parent", "_token", "_warn", "begun", "limits",
-        "used",
+        "_announced", "_calls", "_has_warned", "_is_free", "_is_shared", "_lock", "_own", "_parent", "_token", "_warn",
+        "begun", "limits", "used",
     )  # fmt: skip
 
     def __init__(
@@ -55,8 +58,10 @@ class Budget:
         self._warn = warn
         self._parent = parent
         self._lock: threading.RLock = parent._lock if parent is not None else threading.RLock()
-        # Calls that `begin_turn()` has let through.
+        # Model calls that were let through. Most are announced by the agent and then seen on their way, so the larger
+        # number counts.
         self.begun = 0 if before is None else before.requests
+        self._announced = self._calls = self.begun
         self._own = Used() if before is None else _used(before)
         self.used = self._own  # with the children's; counted only if there is a limit here or above
         self._has_warned = False
@@ -85,12 +90,27 @@ class Budget:
 
         Raises `Cancelled` if it must not be made: the budget is used up, or the run was cancelled.
         """
+        self._begin(announced=1)
+
+    def begin_call(self) -> None:
+        """Count a request to a model that is about to be sent, unless it was announced; raises as `begin_turn()`."""
+        self._begin(calls=1)
+
+    def drop_call(self) -> None:
+        """Take back a request that was refused: the next one is the same call, tried again."""
+        with self._lock:
+            self._calls -= 1
+
+    def _begin(self, announced: int = 0, calls: int = 0) -> None:
         self._token.raise_if_cancelled()
         with self._lock:
-            over = [] if self._is_free else self._over(calls=1)
+            is_new = max(self._announced + announced, self._calls + calls) > self.begun
+            over = self._over(calls=1) if is_new and not self._is_free else []
             if not over:
-                self.begun += 1
-                if not self._is_free:
+                self._announced += announced
+                self._calls += calls
+                self.begun += is_new
+                if is_new and not self._is_free:
                     self._count(Used(turns=self.begun))
         for node, reason in over:
             node._fire(reason)
@@ -153,3 +173,52 @@ class Budget:
 def _used(usage: Usage) -> Used:
     tokens = usage.input_tokens + usage.output_tokens
     return Used(usage.requests, tokens, usage.cost_usd or 0.0)
+
+
+def add_usage(one: Usage, other: Usage) -> Usage:
+    """Return both together; the cost is that of the priced ones."""
+    costs = [cost for cost in (one.cost_usd, other.cost_usd) if cost is not None]
+    return Usage(
+        one.input_tokens + other.input_tokens,
+        one.output_tokens + other.output_tokens,
+        one.cache_read_tokens + other.cache_read_tokens,
+        one.reasoning_tokens + other.reasoning_tokens,
+        one.requests + other.requests,
+        sum(costs) if costs else None,
+    )
+
+
+class Calls:
+    """A run's model calls, and what they have used. Threads: the caller holds the run's lock."""
+
+    __slots__ = ("_begun", "_open", "is_unpriced", "used")
+
+    def __init__(self) -> None:
+        self.used = Usage()
+        self.is_unpriced = False
+        """Whether the price of some call is unknown."""
+        self._begun = 0
+        self._open: dict[str, Usage] = {}
+
+    def begin(self) -> str:
+        """Count a call and return its id."""
+        self._begun += 1
+        call_id = f"call-{self._begun}"
+        self._open[call_id] = Usage(requests=1)
+        self.used = add_usage(self.used, self._open[call_id])
+        return call_id
+
+    def note(self, call_id: str, usage: Usage) -> None:
+        """Replace what a call has used."""
+        before = self._open[call_id]
+        self.used = add_usage(self.used, usage.without(before))
+        self._open[call_id] = usage
+
+    def end(self, finished: CallFinished, *, is_refused: bool) -> None:
+        """Take the end of a call."""
+        if finished.usage is not None:
+            self.note(finished.id, finished.usage)
+        self.is_unpriced = self.is_unpriced or (finished.usage is not None and finished.usage.cost_usd is None)
+        del self._open[finished.id]
+        if is_refused:
+            self.used = msgspec.structs.replace(self.used, requests=self.used.requests - 1)

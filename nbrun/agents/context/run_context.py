@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import msgspec
+
 from nbrun.agents.context.approvals import ASK, SECRET, TEXT, Answer, Approvals, Ask, Question
-from nbrun.agents.context.budget import Budget
+from nbrun.agents.context.budget import Budget, Calls, add_usage
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.threads import Work, Worker
 from nbrun.core import (
@@ -158,8 +160,9 @@ class RunContext:
     """
 
     __slots__ = (
-        "__weakref__", "_artifacts", "_backend", "_checkpoints", "_lock", "_requests", "_restored", "_tools",
-        "_unfinished", "_usage", "_work", "clock", "library_tasks", "prompt", "run_id", "tasks", "token",
+        "__weakref__", "_artifacts", "_backend", "_before", "_calls", "_checkpoints", "_lock", "_reported",
+        "_restored", "_tools", "_unfinished", "_usage", "_work", "clock", "library_tasks", "prompt", "run_id",
+        "tasks", "token",
     )  # fmt: skip
 
     def __init__(
@@ -178,8 +181,9 @@ class RunContext:
         self._backend: Backend | None = backend  # None once the run is over
         self._lock = threading.RLock()  # entered again where a collected object prints
         self._restored = restored
-        self._usage = _NO_USAGE if restored is None else restored.usage
-        self._requests = self._usage.requests  # as reported; the budget counts those begun
+        self._usage = self._before = _NO_USAGE if restored is None else restored.usage
+        self._reported = _NO_USAGE  # by the agent
+        self._calls: Calls | None = None  # with the first
         self._tools = 0 if restored is None else restored.tools
         self._checkpoints = 0
         self._artifacts = 0
@@ -378,21 +382,66 @@ class RunContext:
         if min(*added, *details, cost_added or 0.0) < 0 or not math.isfinite(cost_added or 0.0):
             raise ValueError("usage numbers must be finite and not negative")
         with guarded(), self._lock:
-            known = self._usage
-            self._requests += added[2]
-            cost = known.cost_usd if cost_added is None else (known.cost_usd or 0.0) + cost_added
-            totals = ev.Usage(
-                input_tokens=known.input_tokens + added[0],
-                output_tokens=known.output_tokens + added[1],
-                cache_read_tokens=known.cache_read_tokens + details[0],
-                reasoning_tokens=known.reasoning_tokens + details[1],
-                requests=max(self._requests, self.budget.begun),
-                cost_usd=cost,
-                exact=known.exact,
-            )
-            if totals != known:
-                self._usage = totals
-                self.send(totals)  # under the lock: totals must not be overtaken by older ones
+            self._reported = add_usage(self._reported, ev.Usage(*added[:2], *details, added[2], cost_added))
+            self._send_usage()
+
+    def begin_call(self, provider: str, model: str) -> str:
+        """Take note of a request to a model that is about to be sent; return the call's id.
+
+        Raises `Cancelled` if it must not be sent: the budget is used up, or the run was cancelled.
+        """
+        self.budget.begin_call()
+        with self._lock:
+            if self._calls is None:
+                self._calls = Calls()
+            call_id = self._calls.begin()
+            self.send(ev.CallStarted(call_id, provider, model))
+            self._send_usage()
+        return call_id
+
+    def note_call(self, call_id: str, usage: ev.Usage) -> None:
+        """Take what a call that is under way has used so far; the run is cancelled if that exceeds its budget."""
+        with self._lock:
+            if self._calls is not None:
+                self._calls.note(call_id, usage)
+                self._send_usage()
+
+    def end_call(self, finished: ev.CallFinished) -> None:
+        """Take the end of a call. One that was refused is not counted: trying again is the same call."""
+        is_refused = finished.status == "error" and finished.usage is None
+        if is_refused:
+            self.budget.drop_call()
+        with self._lock:
+            if self._calls is not None:
+                self._calls.end(finished, is_refused=is_refused)
+                self.send(finished)
+                self._send_usage()
+
+    def _send_usage(self) -> None:
+        """Send the totals if they have changed; the caller holds the lock, or older ones might come later.
+
+        Once calls have reported tokens, their sum is what the run has used: what the agent reports is the same again.
+        """
+        known, used = self._usage, self._reported
+        called = _NO_USAGE if self._calls is None else self._calls.used
+        if called.input_tokens + called.output_tokens > 0:
+            is_priced = called.cost_usd is not None and not (self._calls and self._calls.is_unpriced)
+            cost = called.cost_usd if is_priced or used.cost_usd is None else used.cost_usd
+            requests = max(used.requests, called.requests)
+            used = msgspec.structs.replace(called, cost_usd=cost, requests=requests)
+        totals = add_usage(self._before, used)
+        totals = ev.Usage(
+            max(totals.input_tokens, known.input_tokens),
+            max(totals.output_tokens, known.output_tokens),
+            max(totals.cache_read_tokens, known.cache_read_tokens),
+            max(totals.reasoning_tokens, known.reasoning_tokens),
+            max(totals.requests, self.budget.begun),
+            known.cost_usd if totals.cost_usd is None else max(totals.cost_usd, known.cost_usd or 0.0),
+            known.exact,
+        )
+        if totals != known:
+            self._usage = totals
+            self.send(totals)
 
     @contextmanager
     def tool(self, name: str, args: object = None, kind: str = "function") -> Iterator[ToolScope]:

@@ -67,7 +67,7 @@ class ThreadCall:
 
     def stop(self) -> bool:
         """Cancel what an event loop was entered for there, as by `asyncio.run()`; return whether there is one."""
-        frame = None if self._thread_id is None else sys._current_frames().get(self._thread_id)
+        frame = _frame_of(self._thread_id)
         while frame is not None and frame.f_code is not _ENTERING:
             frame = frame.f_back
         if frame is None:
@@ -147,7 +147,7 @@ class Worker(ThreadCall, Generic[T]):
 
     def is_importing(self) -> bool:
         """Return whether the thread is within an import; interrupted there, it may leave half a package behind."""
-        frame = sys._current_frames().get((self._thread and self._thread.ident) or 0)
+        frame = None if self._thread is None else _frame_of(self._thread.ident)
         while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
             frame = frame.f_back
         return frame is not None
@@ -166,6 +166,11 @@ class Worker(ThreadCall, Generic[T]):
             outcome.set_result(result)
         finally:
             del outcome  # it leads to the error, and that to this frame: see `Steps.throw()`
+
+
+def _frame_of(thread_id: int | None) -> FrameType | None:
+    """Return what a thread is in at this moment."""
+    return None if thread_id is None else sys._current_frames().get(thread_id)
 
 
 def _cancel_main(entered: FrameType) -> None:

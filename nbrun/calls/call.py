@@ -1,0 +1,113 @@
+"""One model call of a run: its events, its usage, and its end when the run is cancelled."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from nbrun.agents import Cancelled, RunContext, events, guarded, pricing
+from nbrun.calls.forms import BodyReader, Target
+from nbrun.core import clean_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OK, ERROR, CANCELLED = "ok", "error", "cancelled"
+
+
+class Call:
+    """One request of a run to a provider, or to another server: then only its cancel is of interest.
+
+    `cut` closes the connection that the request uses, and no other. Threads: one at a time makes the request; `cut`
+    is called by whichever fires the token, and `finish` by whichever closes the response.
+    """
+
+    __slots__ = ("_began", "_cut", "_first_ms", "_is_over", "_lock", "_reader", "_status", "id", "run", "target")
+
+    def __init__(self, run: RunContext, target: Target | None, cut: Callable[[], object] | None) -> None:
+        self.run = run
+        self.target = target
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._first_ms: float | None = None
+        self._reader: BodyReader | None = None
+        self._status = 0
+        run.token.raise_if_cancelled()
+        with guarded():
+            self._began = run.clock.monotonic()
+            self.id = "" if target is None else run.begin_call(target.provider, target.model)
+            self._cut = None if cut is None else run.token.add_first(lambda _request: cut())
+
+    def answered(self, status: int, content_type: str, encoding: str) -> None:
+        """Note the head of the response."""
+        self._status = status
+        if self.target is not None and status < 400:
+            self._reader = BodyReader(content_type, encoding)
+
+    def take(self, piece: bytes) -> None:
+        """Note a piece of the response's body; raises `Cancelled` if the run was cancelled."""
+        if self._first_ms is None:
+            self._first_ms = (self.run.clock.monotonic() - self._began) * 1000
+        if self._reader is not None and self._reader.feed(piece):
+            self._report()
+        self.run.token.raise_if_cancelled()
+
+    def complete(self) -> None:
+        """Note the end of the body; raises `Cancelled` if it was cut by a cancel, which may look like an end."""
+        if self._reader is not None and self._reader.close():
+            self._report()
+        self.finish(ERROR if self._status >= 400 else OK)
+        self.run.token.raise_if_cancelled()
+
+    def fail(self, error: BaseException) -> None:
+        """Note an exception; raises `Cancelled` in its place if it comes from a cancel of the run."""
+        is_cancelled = self.run.token.cancelled
+        is_stop = is_cancelled or not isinstance(error, Exception)
+        self.finish(CANCELLED if is_stop else ERROR, "" if is_stop else f"{type(error).__name__}: {error}")
+        if is_cancelled and isinstance(error, Exception):
+            try:
+                self.run.token.raise_if_cancelled()
+            except Cancelled as cancelled:
+                raise cancelled from error
+
+    def finish(self, status: str, error: str = "") -> None:
+        """Report the call's end, once."""
+        with guarded():
+            with self._lock:
+                if self._is_over:
+                    return
+                self._is_over = True
+            if self._cut is not None:
+                self._cut.remove()
+            if self.target is None:
+                return
+            if self._status >= 400 and not error:
+                error = f"HTTP {self._status}"
+            usage = None if self._reader is None else self._reader.usage
+            ms = (self.run.clock.monotonic() - self._began) * 1000
+            first_ms = None if self._first_ms is None else round(self._first_ms, 3)
+            finished = events.CallFinished(
+                self.id, status, round(ms, 3), first_ms, self._priced(usage), clean_text(error)[:300]
+            )
+            self.run.end_call(finished)
+
+    def _report(self) -> None:
+        """Count what was reported in the middle of a stream, so that a limit holds before its end."""
+        usage = self._reader and self._reader.usage
+        if usage:
+            with guarded():
+                self.run.note_call(self.id, self._priced(usage))
+
+    def _priced(self, usage: events.Usage | None) -> Any:
+        if usage is None or self.target is None:
+            return usage
+        cost = pricing.cost_usd(
+            self.target.model,
+            provider=self.target.provider,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_tokens=usage.cache_read_tokens,
+        )
+        return events.Usage(
+            usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.reasoning_tokens, 1, cost,
+        )  # fmt: skip

@@ -1,0 +1,161 @@
+"""The transports of httpx and httpx2, through which the providers' packages make their requests."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from nbrun.agents import RunContext, current_run
+from nbrun.calls.call import CANCELLED, OK, Call
+from nbrun.calls.forms import find_target
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+
+CLIENTS = ("httpx", "httpx2")
+"""The packages that can be changed; the second is the first one's successor, with the same classes."""
+
+
+def instrument(package: Any) -> Callable[[], None]:
+    """Have the package's transports report the calls of runs; return what undoes it."""
+    transport, async_transport = package.HTTPTransport, package.AsyncHTTPTransport
+    send, send_async = transport.handle_request, async_transport.handle_async_request
+
+    class Body(package.SyncByteStream):  # type: ignore[misc]  # known only when the package is
+        """A response's body, as its call sees it pass."""
+
+        def __init__(self, stream: Any, call: Call) -> None:
+            self._stream, self._call = stream, call
+
+        def __iter__(self) -> Iterator[bytes]:
+            try:
+                for piece in self._stream:
+                    self._call.take(piece)
+                    yield piece
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                self._call.fail(error)
+                raise
+            self._call.complete()
+
+        def close(self) -> None:
+            self._stream.close()
+            self._call.finish(CANCELLED if self._call.run.token.cancelled else OK)
+
+    class AsyncBody(package.AsyncByteStream):  # type: ignore[misc]
+        """The same for an async client."""
+
+        def __init__(self, stream: Any, call: Call) -> None:
+            self._stream, self._call = stream, call
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            try:
+                async for piece in self._stream:
+                    self._call.take(piece)
+                    yield piece
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                self._call.fail(error)
+                raise
+            self._call.complete()
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+            self._call.finish(CANCELLED if self._call.run.token.cancelled else OK)
+
+    def handle_request(self: Any, request: Any) -> Any:
+        run = current_run.get()
+        if run is None:
+            return send(self, request)
+        # A dict of its own, by which its connection is found in the pool.
+        extensions = {**request.extensions, "trace": _Steps(run, request.extensions.get("trace"))}
+        call = _begin(run, request, lambda: cut(self, extensions))
+        request.extensions = extensions
+        try:
+            response = send(self, request)
+        except BaseException as error:
+            call.fail(error)
+            raise
+        call.answered(response.status_code, *_head(response))
+        response.stream = Body(response.stream, call)
+        return response
+
+    def handle_async_request(self: Any, request: Any) -> Coroutine[Any, Any, Any]:
+        run = current_run.get()
+        answer: Coroutine[Any, Any, Any] = send_async(self, request)
+        return answer if run is None else watched(run, request, answer)
+
+    async def watched(run: RunContext, request: Any, answer: Coroutine[Any, Any, Any]) -> Any:
+        # No socket is closed here: the cancel of the task closes the connection.
+        try:
+            call = _begin(run, request, None)
+        except BaseException:
+            answer.close()
+            raise
+        try:
+            response = await answer
+        except BaseException as error:
+            call.fail(error)
+            raise
+        call.answered(response.status_code, *_head(response))
+        response.stream = AsyncBody(response.stream, call)
+        return response
+
+    def undo() -> None:
+        transport.handle_request, async_transport.handle_async_request = send, send_async
+
+    transport.handle_request, async_transport.handle_async_request = handle_request, handle_async_request
+    return undo
+
+
+class _Steps:
+    """Ends a request between two of its steps, where it has no connection yet that `cut()` could find."""
+
+    def __init__(self, run: RunContext, trace: Callable[[str, Any], object] | None) -> None:
+        self._run, self._trace = run, trace
+
+    def __call__(self, step: str, info: Any) -> None:
+        if self._trace is not None:
+            self._trace(step, info)
+        if step.endswith(".started") and not step.endswith("response_closed.started"):
+            self._run.token.raise_if_cancelled()
+
+
+def _begin(run: RunContext, request: Any, cut: Callable[[], object] | None) -> Call:
+    url = request.url
+    try:
+        content = request.content
+    except RuntimeError:  # its body is an iterator, which isn't read twice
+        content = None
+    return Call(run, find_target(request.method, url.host, url.path, content), cut)
+
+
+def _head(response: Any) -> tuple[str, str]:
+    headers = response.headers
+    return headers.get("content-type", ""), headers.get("content-encoding", "")
+
+
+def cut(transport: Any, extensions: object) -> bool:
+    """Shut down the connection that a request uses; return whether there was one. Threads: any.
+
+    Source: httpcore's pool lists a request with its connection until its response is closed, and takes both out under
+    the lock that is held here, so the connection can't be another request's meanwhile. A read that blocks on it ends
+    at once. One that other requests share (HTTP/2) is left alone.
+    """
+    pool: Any = getattr(transport, "_pool", None)
+    try:
+        with pool._optional_thread_lock:
+            requests = list(pool._requests)
+            connection = next((item.connection for item in requests if item.request.extensions is extensions), None)
+            if connection is None or sum(item.connection is connection for item in requests) > 1:
+                return False
+            while (inner := getattr(connection, "_connection", None)) is not None:  # one more behind a proxy
+                connection = inner
+            raw = connection._network_stream.get_extra_info("socket")
+            # Not the method of an SSLSocket, which takes its TLS state from under the thread that reads.
+            socket.socket.shutdown(raw, socket.SHUT_RDWR)
+    except (AttributeError, OSError, TypeError):  # not connected yet, closed already, or another httpcore
+        return False
+    return True

@@ -1,0 +1,302 @@
+"""Every model call of a run, whatever code makes it: counted, limited, and closed by a cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+from nbrun import NotebookSession, Run, events as ev
+from nbrun.core.errors import RunCancelled
+from tests.conftest import MakeSession
+from tests.fakes.agents import BOUND_S
+from tests.fakes.provider import ASKED, CACHED, FORMS, Provider
+
+PACKAGES = [pytest.param(package, id=package.__name__) for package in (httpx, httpx2)]
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    """Return a provider that has been started."""
+    with Provider() as provider:
+        yield provider
+
+
+def url_of(provider: Provider, form: str, *, stream: bool) -> str:
+    """Return where a form's requests go."""
+    path = FORMS[form].path
+    if form == "google":
+        path = f"{path}?alt=sse" if stream else path.replace("streamG", "g")
+    return provider.url + path
+
+
+def body(*, stream: bool) -> dict[str, Any]:
+    """Return a request."""
+    return {"model": "gpt-4o", "stream": stream, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def ask(client: Any, url: str, *, stream: bool = True) -> bytes:
+    """Make a call as a provider's package does, and return its body."""
+    with client.stream("POST", url, json=body(stream=stream)) as response:
+        return b"".join(response.iter_bytes())
+
+
+async def ask_async(client: Any, url: str, *, stream: bool = True) -> bytes:
+    """Do the same with an async client."""
+    async with client.stream("POST", url, json=body(stream=stream)) as response:
+        return b"".join([piece async for piece in response.aiter_bytes()])
+
+
+def calls_of(run: Run) -> list[ev.CallFinished]:
+    """Return the ends of a run's calls."""
+    return [event.data for event in run.events() if isinstance(event.data, ev.CallFinished)]
+
+
+def finish(run: Run) -> Run:
+    """Wait for a run's end."""
+    assert run.wait(BOUND_S)
+    return run
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_tokens_of_every_form_are_counted(
+    session: NotebookSession, provider: Provider, package: ModuleType, form: str, stream: bool, is_async: bool
+) -> None:
+    """What the provider says that it was paid for is the run's usage, once."""
+    url = url_of(provider, form, stream=stream)
+
+    async def asks() -> None:
+        if is_async:
+            async with package.AsyncClient(verify=False) as client:
+                await ask_async(client, url, stream=stream)
+        else:
+            with package.Client(verify=False) as client:
+                ask(client, url, stream=stream)
+
+    run = finish(session.start(asks))
+    cached = 0 if form == "ollama" else CACHED
+    expected = ev.Usage(ASKED, provider.words or 0, cached, requests=1)
+    assert run.status == "completed"
+    assert run.usage == expected
+    [call] = calls_of(run)
+    assert (call.status, call.usage) == ("ok", expected)
+    [started] = [event.data for event in run.events() if isinstance(event.data, ev.CallStarted)]
+    assert started.model == "gpt-4o"
+
+
+def test_a_compressed_answer_is_read(session: NotebookSession, provider: Provider) -> None:
+    """Providers compress what they send whole."""
+    provider.is_gzipped = True
+    with httpx2.Client(verify=False) as client:
+        run = finish(session.start(lambda: ask(client, url_of(provider, "chat", stream=False), stream=False)))
+    assert run.usage.input_tokens == ASKED
+
+
+def test_what_the_agent_reports_too_is_not_counted_twice(session: NotebookSession, provider: Provider) -> None:
+    """An adapter announces the call and reports its usage; both are about the same call."""
+
+    def asks(prompt: str, run: Any) -> None:
+        with httpx2.Client(verify=False) as client:
+            for _ in range(2):
+                run.begin_turn()
+                ask(client, url_of(provider, "chat", stream=True))
+                run.usage(input_tokens=ASKED, output_tokens=4, requests=1)
+
+    run = finish(session.start(asks))
+    assert (run.usage.input_tokens, run.usage.output_tokens, run.usage.requests) == (2 * ASKED, 8, 2)
+
+
+def test_other_requests_are_not_recorded(session: NotebookSession, provider: Provider) -> None:
+    """A page that an agent reads is no model call."""
+
+    def reads() -> str:
+        with httpx2.Client(verify=False) as client:
+            return str(client.get(provider.url).text)
+
+    run = finish(session.start(reads))
+    assert run.result() == "ok"
+    assert calls_of(run) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("when", ["before the head", "in the body", "in another request"])
+def test_a_cancel_closes_the_call_of_a_sync_agent(
+    make_session: MakeSession, provider: Provider, package: ModuleType, when: str
+) -> None:
+    """The thread that reads leaves at once, without the grace period, and the provider stops."""
+    provider.words = None
+    provider.hold = None if when == "in the body" else threading.Event()
+    left: list[str] = []
+
+    def asks() -> None:
+        with package.Client(verify=False) as client:
+            try:
+                if when == "in another request":
+                    client.get(provider.url)
+                else:
+                    ask(client, url_of(provider, "chat", stream=True))
+            except Exception as error:  # an SDK would try again
+                left.append(f"tried again after {error!r}")
+            except BaseException as error:
+                left.append(type(error).__name__)
+                raise
+
+    run = make_session(cancel_grace_s=2 * BOUND_S).start(asks)  # so it isn't the grace period that ends it
+    assert (provider.spoke if when == "in the body" else provider.arrived).acquire(timeout=BOUND_S)
+    run.cancel()
+    assert provider.hung_up.acquire(timeout=BOUND_S)
+    finish(run)
+    assert run.status == "cancelled"
+    assert left == ["Cancelled"]
+    assert [call.status for call in calls_of(run)] == ([] if when == "in another request" else ["cancelled"])
+
+
+def test_a_cancel_closes_the_call_of_an_async_agent(session: NotebookSession, provider: Provider) -> None:
+    """Here the cancel of the task does it, and the record says so."""
+    provider.words = None
+
+    async def asks() -> None:
+        async with httpx2.AsyncClient(verify=False) as client:
+            await ask_async(client, url_of(provider, "chat", stream=True))
+
+    run = session.start(asks)
+    assert provider.spoke.acquire(timeout=BOUND_S)
+    run.cancel()
+    assert provider.hung_up.acquire(timeout=BOUND_S)
+    assert [call.status for call in calls_of(finish(run))] == ["cancelled"]
+
+
+def test_a_cancel_leaves_other_calls_of_the_same_client_alone(session: NotebookSession, provider: Provider) -> None:
+    """Another run and the notebook itself share the client and its pool: twenty cancels disturb neither."""
+    provider.words = None
+    is_over = threading.Event()
+    with httpx2.Client(verify=False) as client:
+        url = url_of(provider, "chat", stream=True)
+
+        def asks() -> int:
+            count = 0
+            with client.stream("POST", url, json=body(stream=True)) as response:
+                for _ in response.iter_bytes():
+                    count += 1
+                    if is_over.is_set():
+                        break
+            return count
+
+        beside: list[int] = []
+        cell = threading.Thread(target=lambda: beside.append(asks()))
+        cell.start()
+        other = session.start(asks)
+        for _ in range(20):
+            while provider.spoke.acquire(blocking=False):
+                pass
+            run = session.start(asks)
+            assert provider.arrived.acquire(timeout=BOUND_S)
+            for _ in range(4):
+                assert provider.spoke.acquire(timeout=BOUND_S)
+            run.cancel()
+            assert finish(run).status == "cancelled"
+        is_over.set()
+        cell.join(BOUND_S)
+        assert finish(other).status == "completed"
+    assert beside
+    assert beside[0] > 0
+
+
+def test_a_limit_of_calls_holds_for_a_plain_function(session: NotebookSession, provider: Provider) -> None:
+    """No call is begun beyond it."""
+
+    def asks() -> None:
+        with httpx2.Client(verify=False) as client:
+            while True:
+                ask(client, url_of(provider, "chat", stream=False), stream=False)
+
+    run = finish(session.start(asks, max_turns=3))
+    assert (run.status, len(provider.requests), run.usage.requests) == ("cancelled", 3, 3)
+    with pytest.raises(RunCancelled, match="max_turns 3"):
+        run.result()
+
+
+def test_a_limit_of_tokens_closes_a_stream(session: NotebookSession, provider: Provider) -> None:
+    """A provider that reports usage as it goes is stopped where the limit is."""
+    provider.words = None
+
+    def asks() -> None:
+        with httpx2.Client(verify=False) as client:
+            ask(client, url_of(provider, "google", stream=True))
+
+    run = finish(session.start(asks, max_tokens=ASKED + 10))
+    assert provider.hung_up.acquire(timeout=BOUND_S)
+    assert run.status == "cancelled"
+    assert run.usage.output_tokens == 11
+
+
+def test_a_refused_request_is_the_same_call_tried_again(session: NotebookSession, provider: Provider) -> None:
+    """An SDK's own retries are seen, and are not counted against the limit."""
+    provider.refusals.extend([429, 503])
+
+    def asks() -> None:
+        with httpx2.Client(verify=False) as client:
+            for _ in range(3):
+                ask(client, url_of(provider, "chat", stream=True))
+
+    run = finish(session.start(asks, max_turns=1))
+    assert run.status == "completed"
+    assert [(call.status, call.error) for call in calls_of(run)] == [
+        ("error", "HTTP 429"), ("error", "HTTP 503"), ("ok", ""),
+    ]  # fmt: skip
+    assert run.usage.requests == 1
+
+
+HOSTILE = {
+    "not JSON": b"usage: {{{",
+    "negative tokens": b'{"usage": {"prompt_tokens": -5, "completion_tokens": 1}}',
+    "text for numbers": b'{"usage": {"prompt_tokens": "7"}}',
+    "deep": b'{"usage": ' + b"[" * 100_000,
+    "not UTF-8": b'{"usage": "\xff\xfe"}',
+    "huge number": b'{"usage": {"prompt_tokens": 1' + b"0" * 5000 + b"}}",
+    "a list of nothing": b'[1, null, {"usage": []}]',
+}
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream", "text/html"])
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_broken_body_loses_its_usage_and_nothing_else(
+    session: NotebookSession, provider: Provider, content: bytes, content_type: str
+) -> None:
+    """The agent gets every byte."""
+    provider.body = b"data: " + content if content_type.endswith("stream") else content
+    provider.content_type = content_type
+    with httpx2.Client(verify=False) as client:
+        run = finish(session.start(lambda: ask(client, url_of(provider, "chat", stream=True)) == provider.body))
+    assert run.result() is True
+    [call] = calls_of(run)
+    assert (call.status, call.usage) == ("ok", None)
+
+
+def test_outside_of_a_run_nothing_is_changed(session: NotebookSession, provider: Provider) -> None:
+    """A request of the notebook's goes to the transport as it is."""
+    finish(session.start(lambda: None))
+    with httpx2.Client(verify=False) as client:
+        request = client.build_request("POST", url_of(provider, "chat", stream=False), json=body(stream=False))
+        extensions = request.extensions
+        response = client.send(request)
+    assert request.extensions is extensions
+    assert "nbrun" not in type(response.stream).__module__
+    assert session.runs()[0].usage.requests == 0
+
+
+def test_a_closed_session_leaves_the_clients_as_they_were(session: NotebookSession) -> None:
+    """What was changed is changed back."""
+    finish(session.start(lambda: asyncio.sleep(0)))
+    assert httpx2.HTTPTransport.handle_request.__module__.startswith("nbrun")
+    session.close()
+    assert httpx2.HTTPTransport.handle_request.__module__.startswith("httpx2")
