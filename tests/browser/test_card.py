@@ -1111,6 +1111,57 @@ def test_keys_and_taps_answer_one_question(card: CardPage) -> None:
     assert [sent["call"] for sent in card.ask("harness.model.sent")] == ["ask-1"]
 
 
+ROUNDS = 40
+
+
+@pytest.mark.parametrize("by", ["mouse", "touch", "Enter", "Space", "Enter in a line", "held Enter in a line"])
+def test_forty_double_presses_answer_forty_questions(browser: Browser, harness: str, by: str) -> None:
+    """Of equal layout, each in the place of the one before: one answer per round, to the question that was in sight.
+
+    The next round is the deliberate press after a second, which is taken.
+    """
+    is_line = by.endswith("a line")
+    page = browser.new_page(has_touch=by == "touch")
+    card = CardPage(page, harness)
+    questions = [make_question(number, input="text" if is_line else "") for number in range(1, ROUNDS + 3)]
+    ask(card, *questions[:2])
+    allow = card.part("question").first.locator(".nbrun-card__decide").first
+    box = allow.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    target = "input" if is_line else "button.nbrun-card__decide"
+    focus = f"() => document.querySelector('.nbrun-card__question {target}').focus()"
+    taken = """(rest) => { harness.reply("sent"); harness.update({ questions: rest }) }"""
+
+    def press(count: int) -> None:
+        match by:
+            case "mouse":
+                page.mouse.click(x, y, click_count=count)
+            case "touch":
+                page.touchscreen.tap(x, y)
+            case "held Enter in a line":
+                page.keyboard.down("Enter")  # the second one repeats
+            case _:
+                page.keyboard.press(by.removesuffix(" in a line"))
+
+    for number in range(1, ROUNDS + 1):
+        if by not in ("mouse", "touch"):
+            page.evaluate(focus)
+        press(1)
+        page.evaluate(taken, questions[number : number + 2])  # as fast as a kernel can be
+        card.pass_ms(20)
+        press(2)
+        page.clock.fast_forward(STILL_MS)
+        if by.startswith("held"):
+            press(3)  # when the next question takes answers
+            page.keyboard.up("Enter")
+        elif by == "touch":
+            page.touchscreen.tap(1, 1)  # the browser's own clock goes on: else the next tap would belong to these
+    sent = [one["call"] for one in card.ask("harness.model.sent")]
+    page.close()
+    assert sent == [f"ask-{number}" for number in range(1, ROUNDS + 1)]
+
+
 LONG_ARGS = "ls -la" + 60 * "\n" + "rm -rf /"
 
 

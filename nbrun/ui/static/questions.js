@@ -163,7 +163,7 @@ function wantLine(text, message, input) {
   text.placeholder = "Your answer";
   text.setAttribute("aria-label", message);
   text.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.isComposing) return;
+    if (event.key !== "Enter" || event.isComposing || event.repeat) return; // a key that is held has answered once
     const send = text.parentElement?.querySelector("button");
     if (send && !send.disabled) send.click();
   });
