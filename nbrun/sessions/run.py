@@ -555,8 +555,10 @@ class Run:
 
         Parameters
         ----------
-        agent : what to run; None for this run's own agent, found by name where another kernel had started it.
-        options : those of `nbrun.start()` that should differ from this run's.
+        agent : what to run; None for this run's own agent, found by name where another kernel had started it. A run
+            that this user's nbrun hasn't signed needs one, and is resumed from its history only.
+        options : those of `nbrun.start()` that should differ from this run's. What a run may do (`approve`, `on`,
+            `loop`, and the built-in agent's `tools` and the like) is never taken over, except `approve="deny"`.
 
         Raises
         ------

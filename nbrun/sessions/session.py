@@ -183,7 +183,7 @@ class NotebookSession:
 
         Parameters
         ----------
-        agent : what to run; None for the agent that the run had.
+        agent : what to run; None for the agent that the run had, which must be signed by this user's nbrun.
         options : those of `start()` that should differ from the run's own; of a replay, `speed` as well.
 
         Raises

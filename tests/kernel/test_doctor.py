@@ -40,7 +40,7 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     lines = lines_of(cell)
     assert set(lines) == {
         "versions", "SQLite", "front end", "control channel", "subshells", "nest_asyncio", "server", "store",
-        "runs",
+        "signing", "runs",
     }  # fmt: skip
     assert re.search(r"^✔ ok .*Python 3.*nbrun \d.*ipykernel \d.*anywidget \d", lines["versions"])
     assert sqlite3.sqlite_version in lines["SQLite"]
@@ -52,6 +52,7 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     assert re.search(r"enabled|disabled|not installed in this environment", lines["server"])
     assert value(kernel, "[m for m in __import__('sys').modules if m.startswith('nbrun.server')]") == "[]"
     assert "the first one creates" in lines["store"]
+    assert re.search(r"^✔ ok .*runs are signed with .*signing\.key", lines["signing"])
     assert "0 in progress, 0 of them queued; at most 8 run at once" in lines["runs"]
     assert "problem" not in "".join(lines.values())
     assert WIDGET in cell.outputs[1]["data"]  # where the page writes its own
@@ -91,6 +92,7 @@ def test_what_is_wrong_is_told_with_its_mend(loaded_kernel: Kernel) -> None:
         run_ok(kernel, "del kind.run_forever\ngate.set()")
     assert re.search(r"^✘ problem .*blocked.*--thread", lines["agents' loop"], re.M)
     assert re.search(r"^✘ problem .*in memory only.*make its folder writable", lines["store"])
+    assert re.search(r"^• note .*for this kernel only", lines["signing"])
     assert re.search(r"^✘ problem .*handler was removed.*%reload_ext nbrun", lines["control channel"])
     assert re.search(r"^✘ problem .*loses clicks.*nest_asyncio2", lines["nest_asyncio"])
 

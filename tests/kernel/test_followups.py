@@ -120,3 +120,40 @@ def test_a_cell_continues_a_run(renewed_kernel: Kernel) -> None:
     shown = run_ok(kernel, "%agentrun show last --thread").outputs
     assert ["Continued as #2" in str(shown[0]), "Continues #1" in str(shown[1])] == [True, True]
     assert "No run" in error_line(kernel.run("%%agentrun --continue gone\nthree"))
+
+
+DISOWN = """\
+import sqlite3
+with sqlite3.connect(nbrun.session().store.path) as stranger:
+    stranger.execute("UPDATE runs SET signature = NULL")
+"""
+
+
+def test_a_run_of_a_stranger_needs_its_agent_named_or_a_question_answered(renewed_kernel: Kernel) -> None:
+    """Its card and each line say so; where nobody can be asked, nothing is trusted; from the keyboard, it is."""
+    kernel = renewed_kernel
+    run_ok(kernel, "%%agentrun say -n said -b\nhello")
+    run_ok(kernel, DISOWN)
+    run_ok(kernel, "%agentrun retry said -b")  # this kernel knows it
+    kernel.restart()
+    loaded(kernel)
+    line = error_line(kernel.run("%agentrun retry 1"))
+    assert line == (
+        "NotResumable: run #1 (said) isn't signed by your nbrun, so what it names isn't run (agent: say; prompt: "
+        "hello); name the agent: agent= or model=. Run its prompt with an agent that you name: %agentrun retry #1 "
+        "--agent NAME. "
+        "If you know that it is yours, trust it: %agentrun trust #1"
+    )
+    assert "No agent 'nobody' found" in error_line(kernel.run("%agentrun retry 1 --agent nobody"))
+    run_ok(kernel, "%agentrun retry 1 --agent say -b -o again")
+    assert value(kernel, "(again.output, again.record.target)") == "('hello', 'say')"
+    assert "Name the runs to trust, or add --all" in error_line(kernel.run("%agentrun trust"))
+    assert "nobody can answer here" in error_line(kernel.run("%agentrun trust --all", headless=True))
+    assert value(kernel, "nbrun.get(1).signed") == "None"
+    answer = "import builtins; builtins.input = lambda question: print(question) or '{}'\n%agentrun trust {}"
+    refused = run_ok(kernel, answer.format("n", "1")).stdout
+    assert "#1 (said): agent: say; prompt: hello" in refused
+    assert "Nothing was changed." in refused
+    assert "Trust this run? [y/N]" in run_ok(kernel, answer.format("y", "--all")).stdout
+    assert "Your nbrun has signed them" in run_ok(kernel, "%agentrun trust --all").stdout
+    run_ok(kernel, "%agentrun retry 1 -b")
