@@ -16,8 +16,7 @@ class Pool(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
     """One queue of modules, in the order in which their folders were named.
 
     Half of the workers take the browser's modules first, so that few of them need a server and a browser; the others
-    take these last. A worker that has had one takes no other: Playwright leaves an event loop running, and
-    `asyncio.run` minds it.
+    take these last. A worker that has gone on from them to others has closed its browser, and takes none of them again.
     """
 
     def __init__(self, config: pytest.Config, log: object) -> None:
@@ -25,14 +24,15 @@ class Pool(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
         config.option.loadscopereorder = False
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        had_browser = any(map(_is_in_browser, self.assigned_work[node]))
-        wants_browser = had_browser or self.nodes.index(node) % 2 == 0
-        module = next((each for each in self.workqueue if _is_in_browser(each) is wants_browser), None)
-        if module is None and had_browser:
+        kinds = [_is_in_browser(module) for module in self.assigned_work[node]]
+        has_left_browser = True in kinds and not kinds[-1]
+        wants_browser = kinds[-1] if kinds else self.nodes.index(node) % 2 == 0
+        of_each_kind = {_is_in_browser(module): module for module in reversed(self.workqueue)}
+        module = of_each_kind.get(wants_browser, None if has_left_browser else of_each_kind.get(not wants_browser))
+        if module is None:
             node.shutdown()
             return
-        if module is not None:
-            self.workqueue.move_to_end(module, last=False)
+        self.workqueue.move_to_end(module, last=False)
         super()._assign_work_unit(node)
 
 

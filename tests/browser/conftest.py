@@ -17,6 +17,7 @@ from tests.browser.lab import LabNotebook, LabServer, Source
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 CLICKS = "clicks"  # the property of a test that holds what its clicks took
+_open = ExitStack()  # Playwright and the browser
 TIMEOUT_S = 180  # a journey through Lab takes 30 to 60 seconds on a busy machine with two cores
 
 
@@ -26,6 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_here = item.path.is_relative_to(Path(__file__).parent)
         if is_here and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    """Stop Playwright when a worker goes on with other tests: it leaves an event loop running."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is not None and not nextitem.path.is_relative_to(Path(__file__).parent):
+            _open.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,10 +85,10 @@ def chromium_path() -> Path:
 @pytest.fixture(scope="session")
 def browser(chromium_path: Path) -> Iterator[Browser]:
     """One headless Chromium; a test takes a context of its own from it."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, headless=True, args=list(chromium.ARGS))
-        yield browser
-        browser.close()
+    with _open:
+        playwright = _open.enter_context(sync_playwright())
+        launch = playwright.chromium.launch
+        yield _open.enter_context(launch(executable_path=chromium_path, headless=True, args=list(chromium.ARGS)))
 
 
 @pytest.fixture(scope="session")

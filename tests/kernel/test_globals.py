@@ -101,7 +101,7 @@ def test_an_agents_output_is_in_its_log_however_it_gets_there(kernel: Kernel) ->
         (["logged: [KETTLE_TOKEN]"], ["printed"])
     )
     (note,) = eval(value(kernel, "logged(run_of_it, 'info')"))  # noqa: S307 - of a kernel of ours
-    assert "with --on process it is in the log of its run" in note
+    assert "with --on process it goes into the log of its run" in note
 
 
 def test_an_agents_print_is_no_output_of_a_cell_in_its_history(kernel: Kernel) -> None:
