@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbrun.agents import Cancelled, RunContext, events, guarded, pricing
 from nbrun.calls.forms import BodyReader, Target
@@ -22,7 +22,9 @@ class Call:
     is called by whichever fires the token, and `finish` by whichever closes the response.
     """
 
-    __slots__ = ("_began", "_cut", "_first_ms", "_is_over", "_lock", "_reader", "_status", "id", "run", "target")
+    __slots__ = (
+        "_began", "_cut", "_first_ms", "_is_over", "_lock", "_reader", "_status", "_used", "id", "run", "target",
+    )  # fmt: skip
 
     def __init__(self, run: RunContext, target: Target | None, cut: Callable[[], object] | None) -> None:
         self.run = run
@@ -32,6 +34,7 @@ class Call:
         self._first_ms: float | None = None
         self._reader: BodyReader | None = None
         self._status = 0
+        self._used: events.Usage | None = None  # what was reported, with its price
         run.token.raise_if_cancelled()
         with guarded():
             self._began = run.clock.monotonic()
@@ -83,31 +86,24 @@ class Call:
                 return
             if self._status >= 400 and not error:
                 error = f"HTTP {self._status}"
-            usage = None if self._reader is None else self._reader.usage
             ms = (self.run.clock.monotonic() - self._began) * 1000
             first_ms = None if self._first_ms is None else round(self._first_ms, 3)
-            finished = events.CallFinished(
-                self.id, status, round(ms, 3), first_ms, self._priced(usage), clean_text(error)[:300]
-            )
+            finished = events.CallFinished(self.id, status, round(ms, 3), first_ms, self._used, clean_text(error)[:300])
             self.run.end_call(finished)
 
     def _report(self) -> None:
-        """Count what was reported in the middle of a stream, so that a limit holds before its end."""
+        """Count what was reported, also in the middle of a stream, so that a limit holds before its end."""
         usage = self._reader and self._reader.usage
-        if usage:
-            with guarded():
-                self.run.note_call(self.id, self._priced(usage))
-
-    def _priced(self, usage: events.Usage | None) -> Any:
-        if usage is None or self.target is None:
-            return usage
-        cost = pricing.cost_usd(
-            self.target.model,
-            provider=self.target.provider,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cache_read_tokens=usage.cache_read_tokens,
-        )
-        return events.Usage(
-            usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.reasoning_tokens, 1, cost,
-        )  # fmt: skip
+        if not usage or self.target is None:
+            return
+        with guarded():
+            cost = pricing.cost_usd(
+                self.target.model,
+                provider=self.target.provider,
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cache_read_tokens,
+            )
+            tokens = usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.reasoning_tokens
+            self._used = events.Usage(*tokens, 1, cost)
+            self.run.note_call(self.id, self._used)

@@ -165,7 +165,7 @@ class _Body(msgspec.Struct):
 
 _asked = msgspec.json.Decoder(_Asked)
 _bodies = msgspec.json.Decoder(_Body | list[_Body])  # Gemini streams a list, if it isn't asked for events
-_MARKS = (b"usage", b"eval_count")
+_USED = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{|"(?:prompt_)?eval_count"')
 _STREAMS = ("text/event-stream", "application/x-ndjson", "application/jsonl", "application/stream+json")
 
 
@@ -225,6 +225,8 @@ class BodyReader:
             self._kept.append(piece)
 
     def _take_lines(self, piece: bytes) -> None:
+        if not self._size and piece.endswith(b"\n") and _USED.search(piece) is None:  # nearly all of them
+            return
         *lines, rest = piece.split(b"\n")
         if lines:
             lines[0] = b"".join((*self._kept, lines[0]))
@@ -238,7 +240,7 @@ class BodyReader:
 
     def _read(self, text: bytes) -> None:
         """Read a body, or a line of one, if it is about usage."""
-        if not any(mark in text for mark in _MARKS) or (self._is_lines and len(text) > MAX_LINE):
+        if (self._is_lines and len(text) > MAX_LINE) or _USED.search(text) is None:
             return
         try:
             read = _bodies.decode(text.removeprefix(b"data:") if self._is_lines else text)

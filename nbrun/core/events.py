@@ -557,7 +557,7 @@ def checked(data: EventData, parent: str | None = None) -> EventData:
     try:
         # Not by the encoder, which runs code of what it is given, too, and hides what that raises.
         fields = {name: getattr(data, name) for name in data.__struct_fields__}
-        made = {name: plain(part) for name, part in fields.items() if type(part) is not bytes and not is_simple(part)}
+        made = {name: plain(part) for name, part in fields.items() if type(part) is not bytes and not _is_simple(part)}
         try:
             blob = encode_data(msgspec.structs.replace(data, **made) if made else data)
         except ValueError:  # half of a surrogate pair
@@ -570,6 +570,16 @@ def checked(data: EventData, parent: str | None = None) -> EventData:
     except Exception as error:  # of the code of a part of it
         why = type(error).__name__
     return Log(f"an event of type {type(data).__name__} was left out ({why})", "warning")
+
+
+_SCALARS = frozenset({int, float, bool, type(None)})
+
+
+def _is_simple(part: object) -> bool:
+    kind = type(part)
+    if kind in _SCALARS or (kind is str and len(part) < PLAIN_WEIGHT):  # type: ignore[arg-type]  # most of them
+        return True
+    return is_simple(msgspec.structs.astuple(part) if kind is Usage else part)  # type: ignore[arg-type]
 
 
 def encode_data(data: EventData) -> bytes:

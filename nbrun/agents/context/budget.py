@@ -214,11 +214,14 @@ class Calls:
         self.used = add_usage(self.used, usage.without(before))
         self._open[call_id] = usage
 
-    def end(self, finished: CallFinished, *, is_refused: bool) -> None:
-        """Take the end of a call."""
-        if finished.usage is not None:
-            self.note(finished.id, finished.usage)
-        self.is_unpriced = self.is_unpriced or (finished.usage is not None and finished.usage.cost_usd is None)
+    def end(self, finished: CallFinished, *, is_refused: bool) -> bool:
+        """Take the end of a call; return whether the sum has changed by it."""
+        before = self.used
+        usage = finished.usage
+        if usage is not None and usage != self._open[finished.id]:
+            self.note(finished.id, usage)
+        self.is_unpriced = self.is_unpriced or (usage is not None and usage.cost_usd is None)
         del self._open[finished.id]
         if is_refused:
             self.used = msgspec.structs.replace(self.used, requests=self.used.requests - 1)
+        return self.used is not before

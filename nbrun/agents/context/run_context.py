@@ -413,9 +413,10 @@ class RunContext:
             self.budget.drop_call()
         with self._lock:
             if self._calls is not None:
-                self._calls.end(finished, is_refused=is_refused)
+                has_changed = self._calls.end(finished, is_refused=is_refused)
                 self.send(finished)
-                self._send_usage()
+                if has_changed:
+                    self._send_usage()
 
     def _send_usage(self) -> None:
         """Send the totals if they have changed; the caller holds the lock, or older ones might come later.
