@@ -18,7 +18,7 @@ from nbrun.core.errors import (
     StoreError, StoreReadOnly, StoreTooNew, StoreUnavailable, UserError, spell_with, with_fixes,
 )
 from nbrun.core.events import ApprovalRequested, RunEvent
-from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_guard, guarded
+from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_guard, guarded, need_stack
 from nbrun.core.latches import Latch, LoopLatch, is_on_loop, module_lock
 from nbrun.core.line_buffer import LineBuffer, Printed
 from nbrun.core.options import RunOptions, trusted
@@ -47,8 +47,8 @@ __all__ = [
     "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds", "ToolCall", "Turn", "UNLOAD", "UserError",
     "separator", "call_soon", "clean_text", "counted", "current_guard", "duration", "duration_s",
     "end_cancelled_wait", "exact", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "is_on_loop",
-    "is_simple", "module_lock", "moment",
-    "money", "next_status", "plain", "printable", "readable", "revived", "shown", "size_words", "sized", "spell_with",
-    "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
+    "is_simple", "module_lock", "moment", "money",
+    "need_stack", "next_status", "plain", "printable", "readable", "revived", "shown", "size_words", "sized",
+    "spell_with", "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
 ]
 # fmt: on

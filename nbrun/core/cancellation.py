@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from nbrun.core.errors import Cancelled, Fix, with_fixes
-from nbrun.core.interrupt_guard import guarded
+from nbrun.core.interrupt_guard import guarded, need_stack
 from nbrun.core.values import type_name
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class CancelToken:
         ----------
         patience_s : seconds that callbacks may delay the caller; then they continue on their own. None waits for them.
         """
+        need_stack()
         with guarded():  # the caller may be an agent's thread: no token is left half fired
             return self._cancel(CancelRequest(reason, cause), patience_s)
 

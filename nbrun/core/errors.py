@@ -7,7 +7,7 @@ NbrunError
 │  ├─ RunNotFound    no run has this reference
 │  ├─ IdConflict     this id already names a run with other inputs
 │  ├─ NotPending     the run isn't waiting for this answer, or takes no messages
-│  ├─ RunRejected    a run of the same cell or name is in progress (`if_running="reject"`)
+│  ├─ RunRejected    a run of the same cell or name is in progress (`if_running="reject"`), or runs started too many
 │  ├─ PackageMissing what was asked for needs a package that is not installed; an ImportError too
 │  ├─ NotResumable   the run cannot be resumed or retried here
 │  └─ BadRecording   the file is not a valid recording
@@ -175,7 +175,7 @@ class NotPending(UserError):
 
 
 class RunRejected(UserError):
-    """A run of the same cell or name is in progress, and `if_running="reject"` was asked for."""
+    """A run of the same cell or name is in progress (`if_running="reject"`), or runs have started too many others."""
 
 
 class PackageMissing(UserError, ImportError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import sys
 import threading
 from collections.abc import Coroutine
 from contextlib import ContextDecorator
@@ -198,3 +199,15 @@ class guarded(ContextDecorator):
 
     def _recreate_cm(self) -> guarded:
         return guarded()  # a decorated function may be entered by two threads
+
+
+def need_stack(calls: int = 200) -> None:
+    """Raise `RecursionError` now, with nothing begun, if the stack has no room for so many calls.
+
+    An agent that recurses too deeply gets that error somewhere: it must not be in the middle of a start or a cancel.
+    """
+    try:
+        sys._getframe(max(0, sys.getrecursionlimit() - calls))
+    except ValueError:  # the stack is not that deep
+        return
+    raise RecursionError("maximum recursion depth exceeded")

@@ -290,8 +290,8 @@ class Driver:
         try:
             while True:
                 event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live, size)
-                self._n += 1
                 self._must_pause = self._sink((event,))
+                self._n += 1  # now: where an agent has no stack left, it was not taken
                 if not self._outbox:
                     break
                 (data, now, parent, live, size), *rest = self._outbox

@@ -23,6 +23,7 @@ from nbrun.core import (
     clean_text,
     counted,
     events as ev,
+    need_stack,
     plain,
     shown,
 )
@@ -65,6 +66,7 @@ class Control:
 
     def cancel(self, live: LiveRun, reason: str | None, cause: CancelCause, by: str) -> CancelOutcome:
         """Ask a run of this session to stop."""
+        need_stack()
         request = ev.CancelRequested(cause, None if reason is None else clean_text(reason), by)
         outcome = self._intake.request_cancel(live, request)
         if outcome is not CancelOutcome.ALREADY_FINISHED:

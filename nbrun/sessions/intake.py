@@ -122,7 +122,10 @@ class Intake:
         waiting = len(self._items)
         # Where more waits, its producer has rung the bell, or is about to: text needs no second ring.
         if waiting <= len(events) or not can_wait:
-            self.wake(can_wait=can_wait, is_urgent=is_urgent)
+            # What was taken must not look as if it had not been: an agent that recurses may have no stack left for
+            # the ring. The next event rings, at the latest the run's end.
+            with contextlib.suppress(RecursionError):
+                self.wake(can_wait=can_wait, is_urgent=is_urgent)
         return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
 
     def emit(self, live: LiveRun, data: ev.EventData) -> None:

@@ -47,6 +47,9 @@ class LiveRun:
     agent: object = None  # what a retry of it runs
     loop: asyncio.AbstractEventLoop | None = None  # that it is on, where it is not the host's
     budget: Budget | None = None  # where it, or a run above it, has limits
+    # under the session's lock
+    above: LiveRun | None = None  # the run that has started this one
+    family: list[Latch] | None = None  # the ends of all that were started by this one, or with it, directly or not
 
     is_queued: bool = False  # written once, by the thread that starts it: a cancel may end it unsent
 

@@ -32,6 +32,7 @@ from nbrun.core import (
     CancelToken,
     IdConflict,
     IdGenerator,
+    Latch,
     NotResumable,
     Restored,
     RunOptions,
@@ -41,6 +42,7 @@ from nbrun.core import (
     clean_text,
     events as ev,
     guarded,
+    need_stack,
     options as run_options,
 )
 from nbrun.core.commands import number_of
@@ -62,6 +64,10 @@ P = ParamSpec("P")
 
 SAVE_LIMIT_S = 2.0
 """How long a start waits for its run to be saved before it continues unsaved."""
+MAX_NESTED = 50
+"""How many runs may be below one another: an agent that starts itself ends with an error, not with the memory."""
+MAX_FAMILY = 2_000
+"""How many runs that were started by runs may be in progress at once, below and beside one that a person started."""
 
 
 class Predecessor(msgspec.Struct, frozen=True):
@@ -154,6 +160,7 @@ class Starter:
 
     def start(self, agent: object, prompt: str, given: Mapping[str, Any]) -> Run:
         """Start a run and return its handle; raises as `NotebookSession.start()` says."""
+        need_stack()
         options = read_options(given)
         parts, scheduler = self._parts, self._parts.scheduler
         parts.refuse_child()
@@ -173,10 +180,15 @@ class Starter:
                     return existing
                 note = self._apply_if_running(options.key, options.if_running)
                 self._begin()
+                above = self._run_above(options.parent)
+                family = None if above is None else _family(above)
                 run_id = self._new_id() if options.id is None else clean_text(options.id)
                 token = self._token_above(options.parent).child()
                 live = LiveRun(run_id, token, key=options.key, is_child=options.parent is not None)
                 live.agent, live.loop = plan.agent, loop
+                live.above, live.family = above, family
+                if family is not None:
+                    family.append(live.is_ended)
                 live.budget = self._budget(live, options, created.usage)
                 attempt = self._attempt(live, plan, options, pickled)
                 scheduler.attempts[run_id] = attempt
@@ -259,6 +271,13 @@ class Starter:
             raise RunRejected(f"{parent!r} can't start child runs: it isn't running here")
         return parent.live.token
 
+    def _run_above(self, parent: Run | None) -> LiveRun | None:
+        """Return the live run that starts a new one, as its child or not; None where a person does."""
+        if parent is not None:
+            return parent.live
+        run = current_run.get()
+        return None if run is None else self._parts.intake.runs.get(run.run_id)
+
     def _start_child(
         self, parent: LiveRun, approve: str, answerable: bool, agent: object, prompt: str, options: dict[str, Any]
     ) -> Run:
@@ -333,6 +352,32 @@ class Starter:
             return [ev.Log(f"Replaces {title}", "warning")]
         # No warning: it would stay on the card. The status says it while it is so.
         return [ev.Log(f"Waiting for {title} of this cell to finish", "info")]
+
+
+def _family(above: LiveRun) -> list[Latch]:
+    """Return the ends of the runs that a new one below `above` belongs to; raise `RunRejected` if they are too many."""
+    depth, run = 1, above
+    while run.above is not None:
+        if run.above.is_ended.is_set():  # as where each run starts its successor: that may go on for ever
+            run.above = None
+        else:
+            depth, run = depth + 1, run.above
+    if depth > MAX_NESTED:
+        raise RunRejected(
+            f"runs are nested {MAX_NESTED} deep here, each started by the one above, which is the limit; an agent that "
+            "starts itself must stop at some depth"
+        )
+    if above.family is None:
+        above.family = []
+    family = above.family
+    if len(family) >= MAX_FAMILY:
+        family[:] = [end for end in family if not end.is_set()]
+    if len(family) >= MAX_FAMILY:
+        raise RunRejected(
+            f"{MAX_FAMILY:,} runs that this run and those around it have started are in progress, which is the limit; "
+            "wait for some of them before you start more"
+        )
+    return family
 
 
 # --- planning a start ---------------------------------------------------------------------------------

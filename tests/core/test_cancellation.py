@@ -303,3 +303,42 @@ def test_a_callback_that_hangs_holds_nobody_up_for_long() -> None:
     gate.set()
     assert called.wait(10)
     assert order == ["ours", "hung", "last"]
+
+
+def test_a_deadline_is_found_at_any_depth() -> None:
+    """Runs may be nested more deeply than Python's stack allows; a cancel goes all the way down, too."""
+    root = CancelToken(deadline=5.0)
+    token = root
+    for _ in range(5_000):
+        token = token.child(deadline=9.0)
+    assert token.deadline == 5.0
+    root.cancel("enough")
+    assert (token.cancelled, token.reason) == (True, "enough")
+
+
+class Prickly:
+    """A callback whose code is not to be run."""
+
+    def __call__(self, _request: object) -> None:
+        """Fail."""
+        raise ValueError("called")
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared under the lock of all tokens")
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError(name)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_callbacks_are_known_by_identity() -> None:
+    """Removing one compares none, and one that cannot even be named doesn't keep the next from being called."""
+    token = CancelToken()
+    called: list[object] = []
+    handle = token.add_callback(Prickly())
+    token.add_callback(Prickly())
+    token.add_callback(called.append)
+    handle.remove()
+    token.cancel()
+    assert len(called) == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunContext, RunStatus
+from nbrun import NotebookSession, Run, RunContext, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.errors import RunCancelled, RunFailed, RunRejected
 from tests.fakes import agents
@@ -248,3 +248,84 @@ def test_a_run_of_somebody_else_is_no_child(session: NotebookSession, held: Held
     assert not other.done()
     held.let_go()
     assert other.result(BOUND_S) == "held"
+
+
+def family_of(session: NotebookSession) -> set[str]:
+    """Return the statuses of all runs, each of which must have ended."""
+    runs = session.runs()
+    assert all(run.wait(BOUND_S) for run in runs)
+    return {str(run.status) for run in session.runs()}
+
+
+@pytest.mark.parametrize("is_sync", [False, True])
+def test_an_agent_that_starts_itself_ends_with_an_error(
+    session: NotebookSession, is_sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The innermost one is refused and says why; each run around it has its end."""
+    monkeypatch.setattr("nbrun.sessions.start.MAX_NESTED", 12)
+
+    async def again(prompt: str, run: RunContext) -> object:
+        return await run.start_child(again)
+
+    def again_in_a_thread(prompt: str, run: RunContext) -> object:
+        return run.start_child(again_in_a_thread).result(BOUND_S)
+
+    run = session.start(again_in_a_thread if is_sync else again)
+    assert run.wait(BOUND_S)
+    assert family_of(session) == {"failed"}
+    assert len(session.runs()) == 13
+    (innermost,) = session.runs(limit=1)
+    assert innermost.error is not None
+    assert "nested 12 deep" in innermost.error.message
+
+
+@pytest.mark.parametrize("is_child", [False, True])
+def test_agents_that_multiply_are_stopped(
+    session: NotebookSession, is_child: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As children, and as runs of their own, which no cancel of the first would reach."""
+    monkeypatch.setattr("nbrun.sessions.start.MAX_FAMILY", 40)
+    refused, seen = threading.Event(), [0]
+
+    def listener(record: RunRecord, _events: object) -> None:
+        seen[0] = max(seen[0], len(session.live_runs))
+        if record.error is not None and record.error.type == "RunRejected":
+            assert "40 runs" in record.error.message
+            refused.set()
+
+    async def multiply(prompt: str, run: RunContext) -> None:
+        start = run.start_child if is_child else session.start
+        for _ in range(3):
+            start(multiply)
+        await asyncio.Event().wait()
+
+    session.listen(listener)
+    session.start(multiply)
+    try:
+        assert refused.wait(BOUND_S)
+    finally:
+        while session.cancel_all():
+            family_of(session)
+    assert family_of(session) <= {"cancelled", "failed"}
+    assert seen[0] <= 41
+    assert session.start(agents.instant, "tea").result(BOUND_S) == "done: tea"
+
+
+def test_runs_that_follow_one_another_are_not_nested(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each starts the next one, when the one before has ended: that may go on for ever."""
+    monkeypatch.setattr("nbrun.sessions.start.MAX_NESTED", 3)
+    monkeypatch.setattr("nbrun.sessions.start.MAX_FAMILY", 4)
+    done = threading.Event()
+
+    def follower(generation: int, before: str) -> Any:
+        async def follow(prompt: str, run: RunContext) -> None:
+            assert await asyncio.to_thread(session.get(before).wait, BOUND_S)
+            if generation == 9:
+                done.set()
+            else:
+                session.start(follower(generation + 1, run.run_id))
+
+        return follow
+
+    session.start(follower(0, session.start(agents.instant).id))
+    assert done.wait(BOUND_S)

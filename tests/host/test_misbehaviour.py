@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -247,3 +249,46 @@ def test_a_flood_of_large_lines_is_held_back(make_session: MakeSession, is_async
     assert waiting * len(line) < 100_000_000
     assert flood.cancel().wait(BOUND_S)
     assert flood.record.detached == ()
+
+
+def with_stack(left: int, function: Callable[[], object]) -> None:
+    """Call a function where the stack has room for so many calls."""
+    depth, frame = 0, sys._getframe()
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back  # type: ignore[assignment]
+
+    def dive(calls: int) -> None:
+        if calls > 0:
+            dive(calls - 1)
+        else:
+            function()
+
+    with contextlib.suppress(RecursionError):
+        dive(sys.getrecursionlimit() - depth - left)
+
+
+DEEP: dict[str, Callable[[RunContext, NotebookSession], object]] = {
+    "text": lambda run, _: run.text("x"),
+    "log": lambda run, _: run.log("x"),
+    "print": lambda run, _: print("x"),
+    "tool": lambda run, _: run.send(ev.ToolStarted("x", "x")),
+    "child": lambda run, _: run.start_child(agents.instant, "x"),
+    "cancel": lambda run, _: run.start_child(agents.instant, "x").cancel(),
+    "start": lambda _, session: session.start(agents.instant, "x"),
+}
+
+
+@pytest.mark.parametrize("way", DEEP)
+def test_a_recursion_error_anywhere_costs_no_run_its_end(session: NotebookSession, way: str) -> None:
+    """It may be raised in the middle of what nbrun does for the agent: nothing is left half done."""
+
+    def recurses(prompt: str, run: RunContext) -> str:
+        for left in (*range(3, 90, 2), *range(90, 260, 30)):
+            with_stack(left, lambda: DEEP[way](run, session))
+        return "back"
+
+    run = ended(session.start(recurses))
+    assert (run.status, run.output) == ("completed", "back")
+    assert run.live is not None
+    assert run.live.refused == 0
+    assert all(ended(other).status in ("completed", "cancelled") for other in session.runs())

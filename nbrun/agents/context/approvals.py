@@ -24,6 +24,7 @@ from nbrun.core import (
     events as ev,
     guarded,
     is_on_loop,
+    need_stack,
     plain,
     type_name,
     wait_for_call,
@@ -282,6 +283,7 @@ class Approvals:
         stored = plain(args)
         if timeout_s is not None and not timeout_s > 0:
             raise BadOption(f"timeout_s must be greater than 0, not {timeout_s}")
+        need_stack()
         with guarded(), self._lock:
             asked_id = f"ask-{os.urandom(4).hex()}"  # not to be guessed by a model, which names its own calls
             deadline = None if timeout_s is None else self._clock.now() + timeout_s

@@ -123,15 +123,15 @@ class Worker(ThreadCall, Generic[T]):
     def start(self) -> Future[T]:
         """Start the thread; return what the function will return or raise."""
         outcome: Future[T] = running_future()
-        if self.is_driver and _main_thread:
-            self._thread = threading.main_thread()
-            _main_thread.pop()(partial(self._main, outcome))
-            return outcome
-        name = f"nbrun-agent-{self._run_id}"
-        self._thread = threading.Thread(target=self._main, args=(outcome,), name=name, daemon=True)
         try:
+            if self.is_driver and _main_thread:
+                self._thread = threading.main_thread()
+                _main_thread.pop()(partial(self._main, outcome))
+                return outcome
+            name = f"nbrun-agent-{self._run_id}"
+            self._thread = threading.Thread(target=self._main, args=(outcome,), name=name, daemon=True)
             self._thread.start()
-        except RuntimeError:  # the system has no more threads: it has ended before it began
+        except RuntimeError:  # the system has no more threads, or the stack no room: it has ended before it began
             self.finish()
             raise
         return outcome
