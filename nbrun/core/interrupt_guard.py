@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import inspect
 import sys
 import threading
 from collections.abc import Coroutine
@@ -206,8 +207,8 @@ def need_stack(calls: int = 200) -> None:
 
     An agent that recurses too deeply gets that error somewhere: it must not be in the middle of a start or a cancel.
     """
-    try:
-        sys._getframe(max(0, sys.getrecursionlimit() - calls))
-    except ValueError:  # the stack is not that deep
-        return
-    raise RecursionError("maximum recursion depth exceeded")
+    frame, left = inspect.currentframe(), sys.getrecursionlimit() - calls
+    while frame is not None and left > 0:  # of a few dozen frames, mostly
+        frame, left = frame.f_back, left - 1
+    if frame is not None:
+        raise RecursionError("maximum recursion depth exceeded")
