@@ -72,8 +72,7 @@ def show_run(options: SimpleNamespace) -> int:
     path = store_at(options.path)
     with opened(path) as store:
         number = find(store, options.ref).number
-        is_signed = store.signed(number) is not None
-        record = with_followups(store.record(number), store.followups(number), is_signed=is_signed)
+        record = with_followups(store.record(number), store.followups(number))
     say(whole_text(record, relative(path)))
     return 0
 

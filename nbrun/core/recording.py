@@ -149,6 +149,7 @@ def dump(record: RunRecord, events: Iterable[ev.RunEvent]) -> Iterator[bytes]:
 def dump_entry(record: RunRecord, events: Iterable[ev.RunEvent]) -> Iterator[bytes]:
     """Yield the parts of a run's entry in a document; parameters as those of `dump`."""
     lines = dump(record, events)
+    record = msgspec.structs.replace(record, is_unsigned=False)  # of the reader here, not of the run
     whole = _written(msgspec.to_builtins(record, builtin_types=(bytes,), str_keys=True))
     yield next(lines).rstrip(b"}\n") + b'},"record":' + _encoder.encode(whole) + b',"events":[\n'
     for number, line in enumerate(lines):

@@ -358,11 +358,9 @@ def origin_words(record: RunRecord) -> str:
     return f"{_ORIGIN.get(origin.kind, 'comes from')} {ref}"
 
 
-def with_followups(record: RunRecord, followups: Sequence[tuple[int, str]], *, is_signed: bool = True) -> RunRecord:
-    """Return the record with the runs that come from this one, and whether its store shows whose it is."""
-    if not followups and is_signed:
-        return record
-    return msgspec.structs.replace(record, followups=tuple(followups), is_unsigned=not is_signed)
+def with_followups(record: RunRecord, followups: Sequence[tuple[int, str]]) -> RunRecord:
+    """Return the record with the runs that come from this one."""
+    return msgspec.structs.replace(record, followups=tuple(followups)) if followups else record
 
 
 def followup_notes(record: RunRecord) -> list[str]:

@@ -36,6 +36,7 @@ FindRun = Callable[[int], Run]
 FindAgent = Callable[[str], object]
 """Returns the agent that has this name in the notebook, or None."""
 
+_NOTHING = ev.Usage(cost_usd=0.0)  # without it, a usage has nothing below zero, which would extend a budget
 _OF_THE_OLD_RUN = frozenset({"prompt", "parent", "predecessor"})
 
 
@@ -132,9 +133,10 @@ class _Followup:
         if self.signed is None:  # its checkpoint may make an agent do anything, so there is only its history
             self._need_agent(ev.RESUME)
             return self._plan(ev.CONTINUE, self.agent, CONTINUE, self._options(), self._history(find_run))
-        restored = checkpoint.Restored(self._state(), record.usage, record.tool_count)
+        usage = record.usage.without(_NOTHING)
+        restored = checkpoint.Restored(self._state(), usage, record.tool_count)
         options = self._options()
-        self._check_budget(record.usage, options)
+        self._check_budget(usage, options)
         return self._plan(ev.RESUME, self._agent(options), self.signed.prompt, options, restored)
 
     def retry(self) -> Plan:
@@ -174,7 +176,7 @@ class _Followup:
         record, is_resumed = self.run.record, kind == ev.RESUME
         tools = record.tool_count if is_resumed else 0
         origin = ev.Origin(kind, record.run_id, record.number, record.name, tools)
-        usage = record.usage if is_resumed else ev.Usage()
+        usage = record.usage.without(_NOTHING) if is_resumed else ev.Usage()
         named = record if kind == ev.REPLAY else self.signed  # a replay only shows it
         model = None if named is None else named.model
         predecessor = Predecessor(origin, model, usage, restored, self._notice(kind, options))

@@ -624,7 +624,7 @@ class Run:
     @property
     def signed(self) -> RunRecord | ev.RunCreated | None:
         """What it was started with: as this kernel knows it, or as signed in its store; None: it may be anybody's."""
-        if self.live is not None:
+        if self.live is not None and not self.live.record.is_brief:
             return self.live.record
         number = self.number
         return None if number is None else self.store.signed(number)

@@ -475,7 +475,8 @@ class StoredRuns(ABC):
                 return RunRecord(number=number)
             record = read_record(connection, number)
             unseen = self._unseen(connection, number, record)
-            return msgspec.structs.replace(record, number=number, unseen=unseen)
+            is_unsigned = read_signed(connection, number, self.signer) is None
+            return msgspec.structs.replace(record, number=number, unseen=unseen, is_unsigned=is_unsigned)
 
     def _checked(self, connection: sqlite3.Connection, stored: StoredRun) -> StoredRun:
         """Return a run; one that looks live says whether its kernel can be seen."""

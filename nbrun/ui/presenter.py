@@ -300,4 +300,4 @@ class Presenter:
 def _shown_record(run: Run) -> RunRecord:
     """Return the record; once it has ended, with the runs that were started from it."""
     record = run.record
-    return record if record.is_live else with_followups(record, run.followups, is_signed=run.signed is not None)
+    return record if record.is_live else with_followups(record, run.followups)

@@ -24,7 +24,8 @@ from nbrun import NotebookSession, Run, RunContext, RunStatus
 from nbrun.core import checkpoint, events as ev, recording
 from nbrun.core.checkpoint import Turn
 from nbrun.core.errors import Action, BadOption, Fix, NotResumable
-from nbrun.render.words import followup_notes, with_followups
+from nbrun.render.words import followup_notes
+from nbrun.sessions import catalog
 from nbrun.store import open_for_writing
 from nbrun.store.importing import import_run
 from tests.agents.test_openai_agents import Speaker
@@ -145,9 +146,11 @@ def test_what_a_record_names_is_not_run(
 def test_a_card_says_what_a_run_of_a_stranger_needs(make_session: MakeSession, store_path: Path) -> None:
     """It doesn't suggest a line that would run what the file names."""
     run = planted(make_session, store_path, "half")
-    (note,) = followup_notes(with_followups(run.record, run.followups, is_signed=run.signed is not None))
+    (note,) = followup_notes(run.record)
     assert note == "Your nbrun hasn't signed this run; name an agent to continue from its history"
-    assert followup_notes(run.record) == ["Resume from the last checkpoint"]
+    run.store.trust(run.store.unsigned())
+    assert followup_notes(run.store.record(1)) == ["Resume from the last checkpoint"]
+    assert b"unsigned" not in run.export(store_path.with_name("run.json")).read_bytes()
 
 
 def test_with_an_agent_that_is_named_the_prompt_is_used_and_nothing_else(
@@ -164,6 +167,34 @@ def test_with_an_agent_that_is_named_the_prompt_is_used_and_nothing_else(
     assert new.record.notices == ("Your nbrun hasn't signed run #1: the prompt is taken from it, and nothing else",)
     new.deny()
     assert ended(new).output is False
+
+
+def test_usage_below_zero_extends_no_budget(make_session: MakeSession, store_path: Path) -> None:
+    """Events aren't signed: what they claim was used may only be too little."""
+    with make_session() as session:
+        ended(session.start(keeps("half"), "tea", max_tokens=10))
+    usage = ev.encode_data(ev.Usage(input_tokens=-(10**9), requests=-5, cost_usd=-1.0))
+    end = "UPDATE events SET type = 'usage', data = ? WHERE run = 1 AND type = 'checkpoint'"
+    change(store_path, (end, (usage,)))
+
+    async def spends(prompt: str, run: RunContext) -> None:
+        run.usage(input_tokens=20, requests=1)
+
+    new = ended(make_session(ids=nbrun.SequentialIds("later")).get(1).resume(agent=spends))
+    assert (new.status, new.cause, new.usage.input_tokens) == ("cancelled", "budget", 20)
+
+
+def test_a_run_that_memory_has_let_go_has_its_whole_prompt(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken from the store, signed; memory has only its head."""
+    monkeypatch.setattr(catalog, "KEEP_ENDED", 1)
+    session, prompt = make_session(), "tea " * 500
+    old = ended(session.start(instant, prompt))
+    for _ in range(3):
+        ended(session.start(instant, "milk"))
+    new = ended(old.retry(agent=instant))
+    assert (old.live is None or old.live.record.is_brief, new.record.prompt) == (True, prompt)
 
 
 def test_a_policy_that_denies_stays(make_session: MakeSession) -> None:
