@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from nbrun.core import RunEvent, RunRecord, events as ev
+from nbrun.core import RunEvent, RunRecord, events as ev, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,13 +62,14 @@ class ObserverThread:
 
     def __init__(self, observer: object) -> None:
         self._observer = observer
+        self._name = type_name(observer)  # its repr is code of its own, and may fail, or take any time
         self._changed = threading.Condition()
         self._calls: deque[_Call] = deque()
         self._weight = self._missed = self._failures = 0
         self._count, self._current = 0, ""  # how many calls were made, and the method of the one that is being made
         self._is_closing = self._is_watched = False
         self._thread: threading.Thread | None = None
-        self._methods: set[str] | None = None
+        self._methods: set[str] | None = None  # set by its thread, which begins with that
 
     def publish(self, record: RunRecord, events: Sequence[RunEvent]) -> None:
         """Have the observer called for what was committed."""
@@ -81,9 +82,8 @@ class ObserverThread:
                 calls.append(_Call("on_cancelled", (record, event.data.reason)))
         if events and not record.is_live and any(event.type.startswith("run.") for event in events):
             calls.append(_Call("on_ended", (record,)))
-        if self._methods is None:  # asked for with its first run: it may raise
-            self._methods = {name for name in _METHODS if callable(getattr(self._observer, name, None))}
-        if calls := [call for call in calls if call.method in self._methods]:
+        known = self._methods
+        if calls := [call for call in calls if known is None or call.method in known]:
             with self._changed:
                 self._calls.extend(calls)
                 self._weight += sum(call.weight for call in calls)
@@ -98,7 +98,7 @@ class ObserverThread:
         """Drop the events that wait, and of creations and ends the oldest; the caller holds the lock."""
         kept = [call for call in self._calls if call.method not in ("on_event", "on_gap")][-BACKLOG // 2 :]
         if not self._missed:
-            _log.warning("observer %r is too slow: it misses events, and on_gap(missed) says how many", self._observer)
+            _log.warning("observer %s is too slow: it misses events, and on_gap(missed) says how many", self._name)
         gaps = sum(call.method == "on_gap" for call in self._calls)
         self._missed += len(self._calls) - gaps - len(kept)
         self._calls = deque([_Call("on_gap", ()), *kept])
@@ -113,6 +113,11 @@ class ObserverThread:
             self._thread.join(timeout_s)
 
     def _main(self) -> None:
+        try:  # here: it may raise, or take any time
+            self._methods = {name for name in _METHODS if callable(getattr(self._observer, name, None))}
+        except Exception:  # isolated, as below
+            self._methods = set()
+            _log.exception("observer %s cannot be asked for its methods", self._name)
         while True:
             with self._changed:
                 self._current = ""
@@ -137,7 +142,7 @@ class ObserverThread:
             self._failures += 1
             if self._failures.bit_count() == 1:  # the first, second, fourth … time: it may fail at each event
                 times = f", {self._failures:,} times by now" if self._failures > 1 else ""
-                _log.exception("observer %r failed in %s%s", self._observer, method, times)
+                _log.exception("observer %s failed in %s%s", self._name, method, times)
 
     def _watch(self) -> None:
         """Look at the current call after the limit, unless somebody does so already; the caller holds the lock."""
@@ -154,8 +159,8 @@ class ObserverThread:
             if method and not is_slow:
                 self._watch()
         if method and is_slow:
-            words = "observer %r has been in %s for %s s; runs don't wait for it"
-            _log.warning(words, self._observer, method, LIMIT_S)
+            words = "observer %s has been in %s for %s s; runs don't wait for it"
+            _log.warning(words, self._name, method, LIMIT_S)
 
 
 _METHODS = ("on_created", "on_event", "on_cancelled", "on_ended", "on_gap")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbrun.core import CancelCause, Clock, Latch, events as ev, guarded
+from nbrun.host import failures
 from nbrun.host.attempt import Attempt, Executor, HostEvent
 from nbrun.host.host import NAME, LocalExecutor
 from nbrun.host.loops import LoopThread, make_reentrant, new_loop
@@ -327,7 +328,10 @@ class Scheduler:
             self.let_pass(live)
         elif attempt.options.on == PROCESS:
             if self.attempts.pop(live.run_id, None) is not None:
-                self._submit_to_process(attempt)
+                try:
+                    self._submit_to_process(attempt)
+                except (RuntimeError, OSError, ImportError) as error:  # the system has no more threads or files, say
+                    self._intake.emit(live, ev.RunFailed(failures.describe(error)))
         elif self._hosts:
             self._outgoing.append(live)  # first: a host that is given up looks here when another has taken its place
             home = self._home()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunContext
+from nbrun import NotebookSession, Run, RunContext, current
 from nbrun.agents import Output
 from nbrun.core import events as ev
 from nbrun.host import driver
@@ -151,6 +151,30 @@ def test_a_cancel_ends_a_run_whose_output_is_endless(
     assert entered.wait(BOUND_S)
     assert run.cancel().wait(BOUND_S)
     assert run.status == "cancelled"
+    assert "paid for" in str(run.record.output)
+
+
+class Announces:
+    """Says in the log that it is looked at, and hangs."""
+
+    def __repr__(self) -> str:
+        current().text("looked at")
+        threading.Event().wait()
+        return ""
+
+
+async def returns_what_hangs(prompt: str) -> object:
+    """Return something of value, too."""
+    return ["paid for", Announces()]
+
+
+def test_a_process_that_is_killed_over_its_output_has_sent_it(make_session: MakeSession) -> None:
+    """What could be read of it is in the record, though the thread that hangs ends only with the process."""
+    run = make_session(cancel_grace_s=2.0).start(returns_what_hangs, on="process")
+    assert run.live is not None
+    assert run.live.wait_until(lambda record: record.text == "looked at", BOUND_S)
+    assert run.cancel().wait(BOUND_S)
+    assert (run.status, run.record.detached) == ("cancelled", ())
     assert "paid for" in str(run.record.output)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 import threading
@@ -102,19 +103,39 @@ def test_what_cannot_be_stored_is_stood_in_for(make_session: MakeSession, monkey
     assert "could not be stored" in str(later.output)
 
 
-def test_an_observer_that_cannot_be_asked_costs_no_place_in_line(
-    make_session: MakeSession, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An observer that raises where it is looked at is reported, and the runs in line go on."""
+def test_an_observer_that_cannot_be_asked_costs_no_place_in_line(make_session: MakeSession) -> None:
+    """An observer that raises where it is looked at is reported, one that hangs is left, and the runs in line go on."""
+    gate = threading.Event()
 
     class Prickly:
         def __getattr__(self, name: str) -> object:
             raise RuntimeError(name)
 
-    session = make_session(max_concurrent=1, observers=[Prickly()])
-    runs = [session.start(agents.instant, "tea") for _ in range(3)]
-    assert [ended(run).status for run in runs] == ["completed"] * 3
-    assert "a listener of" in caplog.text
+    class Hangs:
+        def __getattr__(self, name: str) -> object:
+            gate.wait()
+            raise RuntimeError(name)
+
+        def __repr__(self) -> str:
+            gate.wait()
+            return "hangs"
+
+    reported = threading.Event()
+
+    class Reports(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "cannot be asked" in record.getMessage():
+                reported.set()
+
+    session, handler = make_session(max_concurrent=1, observers=[Prickly(), Hangs()]), Reports()
+    logging.getLogger("nbrun").addHandler(handler)
+    try:
+        runs = [session.start(agents.instant, "tea") for _ in range(3)]
+        assert [ended(run).status for run in runs] == ["completed"] * 3
+        assert reported.wait(BOUND_S)
+    finally:
+        logging.getLogger("nbrun").removeHandler(handler)
+        gate.set()
 
 
 def test_a_refused_session_does_not_end_the_store_of_another(make_session: MakeSession) -> None:

@@ -136,7 +136,8 @@ class RunProcess:
         self._early: deque[protocol.Control] = deque()  # until the agent is entered
         self._printed: dict[int, Printed] = {}
         self._unlogged: deque[ev.Log] = deque()
-        self._has_begun = self._is_detaching = False
+        self._has_begun = False
+        self._cut_off: ev.RunCancelled | None = None  # the end that the host has sent before it was killed
         self.task = self._loop.create_task(self._main(), name=f"nbrun-process-{attempt.run_id}")
 
     def control(self, message: protocol.Control) -> None:
@@ -408,7 +409,7 @@ class RunProcess:
         if isinstance(end, ev.RunCancelled):
             self._fire(end.reason, end.cause)  # before the end, the log has the request to stop
             if end.detached:  # here nothing is left behind: it is killed, and that is its run's end
-                self._is_detaching = True
+                self._cut_off = end
                 self.kill_by(0.0)
                 return
         elif isinstance(end, ev.RunCompleted | ev.RunFailed) and end.detached:  # it ends with its process, too
@@ -429,7 +430,7 @@ class RunProcess:
     def _end_dead(self, group: ProcessGroup, is_dead: bool) -> None:
         """Send the end that the process did not live to send."""
         token = self._attempt.token
-        if not token.cancelled or not (group.was_killed or self._is_detaching):
+        if not token.cancelled or not (group.was_killed or self._cut_off):
             words = "".join(p.last_words() for p in self._printed.values() if p.level == "stderr")
             self._relay.fail(ev.ErrorInfo("ProcessDied", f"the run's process {group.fate}", words))
             return
@@ -437,7 +438,7 @@ class RunProcess:
             note = f"killed process group {group.pid}"
             self._relay.say(ev.CancelEscalated(Rung.PROCESS, note))
         detached = () if is_dead else (self.name,)
-        self._relay.cancel(token.cause or CancelCause.USER, token.reason, detached)
+        self._relay.cancel(token.cause or CancelCause.USER, token.reason, detached, self._cut_off)
 
 
 def _is_detaching(data: ev.EventData) -> bool:

@@ -58,10 +58,13 @@ class Relay:
         self._close_tools()
         self.say(ev.RunFailed(error, None, self._last_usage))
 
-    def cancel(self, cause: CancelCause, reason: str | None, detached: tuple[str, ...]) -> None:
-        """End the attempt of a host that was killed because its run was cancelled."""
+    def cancel(
+        self, cause: CancelCause, reason: str | None, detached: tuple[str, ...], sent: ev.RunCancelled | None = None
+    ) -> None:
+        """End the attempt of a host that was killed because its run was cancelled; `sent` is what it had to say."""
         self._close_tools()
-        self.say(ev.RunCancelled(cause, reason, usage=self._last_usage, detached=detached))
+        output, error = (None, None) if sent is None else (sent.output, sent.error)
+        self.say(ev.RunCancelled(cause, reason, output, error, self._last_usage, detached))
 
     def _close_tools(self) -> None:
         now = max(self._last_ts, self._clock.now())
