@@ -18,7 +18,7 @@ import msgspec
 from nbrun.cli import doctor, gc
 from nbrun.cli.demo import DEMO_FOLDER, INSTALLER, run_demo
 from nbrun.cli.output import say
-from nbrun.cli.runs import list_runs, show_run
+from nbrun.cli.runs import list_runs, show_run, trust_runs
 from nbrun.cli.transfer import export_runs, import_runs
 from nbrun.core import Action, BadOption, Fix, UserError, spell_with
 from nbrun.core.commands import FILTERS, FORMS, REF, Argument, Command, asks_for_help, integer, whole_number
@@ -71,6 +71,10 @@ NBRUN = Command(
         Command(
             "nbrun import", "copy exported runs (jsonl, json) into a store, with new numbers; existing runs stay",
             (Argument(("FILE",), "a file that nbrun export wrote", is_required=True, read=Path), _PATH),
+        ),
+        Command(
+            "nbrun trust", "after a question, treat runs that are not signed by your nbrun as your own",
+            (REF, _PATH, Argument(("--all",), "all runs of the store; leave out REF")),
         ),
         Command(
             "nbrun gc", "delete old runs and unneeded files, and free their space",
@@ -166,7 +170,7 @@ def _print_version(_options: SimpleNamespace) -> int:
 
 
 ACTIONS: dict[str, Callable[[SimpleNamespace], int]] = {
-    "nbrun demo": run_demo, "nbrun list": list_runs, "nbrun show": show_run, "nbrun export": export_runs,
-    "nbrun import": import_runs, "nbrun gc": gc.collect, "nbrun doctor": doctor.examine,
+    "nbrun demo": run_demo, "nbrun list": list_runs, "nbrun show": show_run, "nbrun trust": trust_runs,
+    "nbrun export": export_runs, "nbrun import": import_runs, "nbrun gc": gc.collect, "nbrun doctor": doctor.examine,
     "nbrun": _print_version, "nbrun local install": _install_model,
 }  # fmt: skip

@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, relative, say, say_table
-from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, printable
+from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, counted, printable
 from nbrun.core.commands import number_of
 from nbrun.render.static_card import whole_text
-from nbrun.render.words import with_followups
+from nbrun.render.words import trust_words, with_followups
 from nbrun.store import (
     FOLDER,
     SUFFIX,
@@ -27,7 +28,6 @@ from nbrun.store import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import SimpleNamespace
 
 
@@ -74,6 +74,29 @@ def show_run(options: SimpleNamespace) -> int:
         number = find(store, options.ref).number
         record = with_followups(store.record(number), store.followups(number))
     say(whole_text(record, relative(path)))
+    return 0
+
+
+def trust_runs(options: SimpleNamespace) -> int:
+    """Show what runs name that may be anybody's, and sign them if the user says so; return the exit code."""
+    if options.all and options.ref is not None:  # it can only be the path
+        options.path = Path(options.ref)
+    elif not options.all and options.ref is None:
+        raise CommandError("Name a run, or trust all with --all: nbrun trust last")
+    with opened(store_at(options.path)) as store:
+        found = store.unsigned(None if options.all else [find(store, options.ref).number])
+        if not found:
+            say("Your nbrun has signed them: nothing to do.")
+            return 0
+        text, question = trust_words([(one.number, one.created, one.checkpoint is not None) for one in found])
+        say(text)
+        try:
+            is_trusted = input(question).strip().lower() in ("y", "yes")
+        except EOFError:
+            raise CommandError("nobody has answered; nothing was changed") from None
+        if is_trusted:
+            store.trust(found)
+        say(f"Trusted: {counted(len(found), 'run')}." if is_trusted else "Nothing was changed.")
     return 0
 
 

@@ -337,6 +337,12 @@ def python_call(record: RunRecord) -> str:
 
 AGENT = "NAME"
 """Stands for the agent that the user has to name."""
+SHOWN_UNSIGNED = 20
+"""How many runs are described before they are trusted."""
+_TRUSTING = (
+    "Not signed by your nbrun: recorded before it signed runs, on another computer, or by somebody else. "
+    "Once trusted, resume and retry run what they name:"
+)
 _UNSIGNED = "your nbrun hasn't signed this run; name an agent to continue from its history"
 _ORIGIN = {ev.RESUME: "resumed from", ev.RETRY: "retry of", ev.REPLAY: "replay of", ev.CONTINUE: "continues"}
 _BECAME = {ev.RESUME: "resumed as", ev.RETRY: "retried as", ev.REPLAY: "replayed as", ev.CONTINUE: "continued as"}
@@ -346,6 +352,23 @@ def named_by(made: RunRecord | ev.RunCreated) -> str:
     """Return what a run that may be anybody's names: its agent, prompt and policies, in one line."""
     named: dict[str, Plain] = {"agent": made.model or made.target or made.agent, "prompt": made.prompt, **made.options}
     return "; ".join(f"{name}: {shown(named[name], 100)}" for name in ("agent", "prompt", *POLICIES) if name in named)
+
+
+def trust_words(runs: Sequence[tuple[int, ev.RunCreated, bool]]) -> tuple[str, str]:
+    """Return what a person is told before runs are trusted, and the question.
+
+    Parameters
+    ----------
+    runs : the number of each, what it was started with, and whether it has a checkpoint.
+    """
+    lines = [
+        f"#{number} ({shown(made.name, 80)}): {named_by(made)}{'; with a checkpoint' if has_state else ''}"
+        for number, made, has_state in runs[:SHOWN_UNSIGNED]
+    ]
+    if len(runs) > len(lines):
+        lines.append(f"… and {len(runs) - len(lines):,} more")
+    what = "this run" if len(runs) == 1 else f"these {len(runs):,} runs"
+    return printable("\n".join([_TRUSTING, *lines])), f"Trust {what}? [y/N] "
 
 
 def origin_words(record: RunRecord) -> str:

@@ -112,6 +112,35 @@ def kept(folder: Path) -> Path:
     return notebook
 
 
+# --- trust -------------------------------------------------------------------------------------------
+
+
+def test_trust_asks_first(kept: Path) -> None:
+    """What a run names is shown; without an answer nothing is trusted, and with a yes what was shown."""
+
+    def trust(*words: str, answer: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [COMMAND, "trust", *words], cwd=kept.parent, env=environment(kept.parent.parent), input=answer,
+            capture_output=True, text=True, timeout=BOUND_S, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    [path] = (kept.parent / ".nbrun").glob("*.db")
+    assert trust("--all", answer="") == (0, "Your nbrun has signed them: nothing to do.\n")
+    with sqlite3.connect(path) as stranger:
+        stranger.execute("UPDATE runs SET signature = NULL")
+        (count,) = stranger.execute("SELECT count(*) FROM runs").fetchone()
+    stranger.close()
+    code, text = trust("--all", answer="")
+    assert (code, "nobody has answered; nothing was changed" in text) == (1, True)
+    code, text = trust("1", answer="no\n")
+    assert (code, "#1 (" in text, "Nothing was changed." in text) == (0, True, True)
+    code, text = trust("--all", answer="y\n")
+    assert (code, f"Trusted: {count} runs." in text) == (0, True)
+    assert trust("last", answer="") == (0, "Your nbrun has signed them: nothing to do.\n")
+    assert trust(answer="y\n")[0] == 1
+
+
 # --- doctor ------------------------------------------------------------------------------------------
 
 

@@ -21,13 +21,14 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 import nbrun
 from nbrun import NotebookSession, Run, RunContext, RunStatus
-from nbrun.core import checkpoint, events as ev, recording
+from nbrun.core import checkpoint, errors, events as ev, recording
 from nbrun.core.checkpoint import Turn
 from nbrun.core.errors import Action, BadOption, Fix, NotResumable
 from nbrun.render.words import followup_notes
 from nbrun.sessions import catalog
 from nbrun.store import open_for_writing
 from nbrun.store.importing import import_run
+from nbrun.ui.magics.options import spell
 from tests.agents.test_openai_agents import Speaker
 from tests.fakes.agents import BOUND_S, instant
 from tests.fakes.people import asking
@@ -143,13 +144,17 @@ def test_what_a_record_names_is_not_run(
     assert len(later.runs()) == 1
 
 
-def test_a_card_says_what_a_run_of_a_stranger_needs(make_session: MakeSession, store_path: Path) -> None:
+def test_a_card_says_what_a_run_of_a_stranger_needs(
+    make_session: MakeSession, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It doesn't suggest a line that would run what the file names."""
+    monkeypatch.setattr(errors, "_spell", spell)
     run = planted(make_session, store_path, "half")
     (note,) = followup_notes(run.record)
-    assert note == "Your nbrun hasn't signed this run; name an agent to continue from its history"
+    command = "%agentrun resume #1 --agent NAME"
+    assert note == f"Your nbrun hasn't signed this run; name an agent to continue from its history: {command}"
     run.store.trust(run.store.unsigned())
-    assert followup_notes(run.store.record(1)) == ["Resume from the last checkpoint"]
+    assert followup_notes(run.store.record(1)) == ["Resume from the last checkpoint: %agentrun resume #1"]
     assert b"unsigned" not in run.export(store_path.with_name("run.json")).read_bytes()
 
 

@@ -23,6 +23,7 @@ from nbrun.core import (
     RunNotFinished,
     RunRecord,
     Steered,
+    counted,
     duration,
     events as ev,
     moment,
@@ -32,7 +33,7 @@ from nbrun.core import (
 )
 from nbrun.core.commands import FILTERS, asks_for_help, close_to
 from nbrun.core.options import defaults
-from nbrun.render.words import named_by, opening, title
+from nbrun.render.words import opening, title, trust_words
 from nbrun.sessions.session import LIST_LIMIT
 from nbrun.ui.kernel.requests import read_args
 from nbrun.ui.kernel.waiting import cell_id
@@ -51,13 +52,6 @@ RECEIPT_S = 0.5
 """How long `%agentrun say` waits for its message to be read."""
 SHOWN_RECEIPTS = 5
 """A cancel of all runs prints at most this many lines; for more runs, it prints counts."""
-
-SHOWN_UNSIGNED = 20
-"""How many runs `%agentrun trust` describes."""
-TRUSTING = (
-    "Not signed by your nbrun: recorded before it signed runs, on another computer, or by somebody else. "
-    "Once trusted, resume and retry run what they name:"
-)
 
 _OUTCOMES = {
     CancelOutcome.REQUESTED: "cancel requested",
@@ -180,13 +174,11 @@ class AgentMagics(Magics):
         if not found:
             print("Your nbrun has signed them: nothing to do.")
             return
-        lines = [f"#{one.number} ({one.created.name}): {named_by(one.created)}" for one in found[:SHOWN_UNSIGNED]]
-        more = [f"… and {len(found) - len(lines):,} more"] if len(found) > len(lines) else []
-        print(printable("\n".join([TRUSTING, *lines, *more])))
-        what = "this run" if len(found) == 1 else f"these {len(found):,} runs"
-        if self._presenter.confirms(f"Trust {what}? [y/N] "):
+        text, question = trust_words([(one.number, one.created, one.checkpoint is not None) for one in found])
+        print(text)
+        if self._presenter.confirms(question):
             store.trust(found)
-            print(f"Trusted {len(found):,} run{'' if len(found) == 1 else 's'}.")
+            print(f"Trusted: {counted(len(found), 'run')}.")
         else:
             print("Nothing was changed.")
 
