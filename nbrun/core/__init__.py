@@ -31,7 +31,7 @@ from nbrun.core.recording import Exported, RecordedError, Replay
 from nbrun.core.redaction import Redactor, SecretRegistry, StreamRedactor
 from nbrun.core.text import clean_text, exact, printable, visible
 from nbrun.core.values import (
-    Plain, REPR_KEY, has_placeholder, is_simple, plain, readable, revived, shown, sized, type_name,
+    Plain, REPR_KEY, has_placeholder, is_simple, is_whole, plain, readable, revived, shown, sized, type_name,
 )
 # ruff: isort: on
 
@@ -47,7 +47,7 @@ __all__ = [
     "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds", "ToolCall", "Turn", "UNLOAD", "UserError",
     "separator", "call_soon", "clean_text", "counted", "current_guard", "duration", "duration_s",
     "end_cancelled_wait", "exact", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "is_on_loop",
-    "is_simple", "module_lock", "moment", "money",
+    "is_simple", "is_whole", "module_lock", "moment", "money",
     "need_stack", "next_status", "plain", "printable", "readable", "revived", "shown", "size_words", "sized",
     "spell_with", "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
 ]

@@ -18,12 +18,15 @@ _ESCAPE_CODE = re.compile(
 # What is invisible, or moves, hides or turns the rest: control characters but tab and line feed, what Unicode calls
 # "default ignorable" (direction marks, zero-width spaces, fillers, tags), the empty pattern of Braille, and more
 # combining marks or variation selectors than a letter needs. The joiners and selectors of emoji and of other scripts
-# stay; after a Latin letter they have no use.
+# stay; after a Latin, Greek or Cyrillic letter, or a sign of ASCII, they have no use.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
     "\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    "\U000e0000-\U000e0fff]|[\ufe00-\ufe0f]{2,}|(?<![^\x00-\u024f])[\u200c\u200d]+|[\u200c\u200d]{2,}|(?<=[a-zA-Z])[\ufe00-\ufe0f]"
-    "|[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{9,}"
+    "\U000e0000-\U000e0fff\U0001107f\U00011a47\U00013430-\U0001343f\U00013441-\U00013446\U00016fe4\U0001d159]"
+    "|[\ufe00-\ufe0f]{2,}|(?<![^\x00-\u05ff\u2e80-\ud7ff])[\u200c\u200d]+|[\u200c\u200d]{2,}"
+    '|(?<=[ -"$-)+-/:-~\u00c0-\u05ff])[\ufe00-\ufe0f]|(?<=[#*0-9])[\ufe00-\ufe0f](?!\u20e3)'
+    "|[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+    "\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]{9,}"
 )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from enum import Enum
@@ -339,6 +340,22 @@ def has_placeholder(value: Plain) -> bool:
     if isinstance(value, list):
         return any(map(has_placeholder, value))
     return isinstance(value, dict) and (REPR_KEY in value or any(map(has_placeholder, value.values())))
+
+
+def is_whole(value: Plain) -> bool:
+    """Return whether `readable` shows all of JSON-like data: nothing was left out of it, or is cut."""
+    if isinstance(value, list):
+        return all(map(is_whole, value))
+    if not isinstance(value, dict):
+        return True
+    if REPR_KEY in value:
+        return _NOT_ALL.search(str(value[REPR_KEY])) is None
+    if (data := marked_bytes(value)) is not None:
+        return len(data) <= BYTES_SHOWN
+    return all(map(is_whole, value.values()))
+
+
+_NOT_ALL = re.compile(r"^<(?:left out|not readable|repr failed): |… \([\d,]+ characters\)$")
 
 
 def revived(value: Plain) -> object:

@@ -20,6 +20,7 @@ from nbrun.core import (
     counted,
     duration,
     events as ev,
+    is_whole,
     moment,
     money,
     printable,
@@ -253,17 +254,23 @@ def question_lines(record: RunRecord) -> list[str]:
     lines = []
     for asked in record.pending[:SHOWN_QUESTIONS]:
         args = "" if asked.args is None else readable(asked.args)
-        line = f"Waiting for you: “{visible(shown(asked.message, 150))}”{args and ' '}{visible(shown(args, 150))}"
-        is_whole = asked.message == shown(asked.message, 150) and args == shown(args, 150) and not record.is_brief
-        if approve and is_whole:
-            call = f" {asked.id}" if len(record.pending) > 1 else ""
+        told = _quoted(shown(args, 150)) if isinstance(asked.args, str) else visible(shown(args, 150))
+        line = f"Waiting for you: {_quoted(shown(asked.message, 150))}{args and ' '}{told}"
+        is_all = asked.message == shown(asked.message, 150) and args == shown(args, 150) and not record.is_brief
+        if approve and is_all and is_whole(asked.args):
             choose = f" --choose {shown('|'.join(asked.options), 80)}" if asked.options else ""
-            line += visible(f" – {approve}{call}{choose}")
+            line += visible(f" – {approve} {asked.id}{choose}")  # by its id: it may be another one's turn by then
         elif show:
             line += f" – see all of it: {show}"
         lines.append(line)
     hidden = len(record.pending) - SHOWN_QUESTIONS
     return [*lines, f"… {counted(hidden, 'more question')}"] if hidden > 0 else lines
+
+
+def _quoted(text: str) -> str:
+    """Return what an agent says in quotes that it can't close, to go on in nbrun's own words."""
+    inner = visible(text).replace("“", '"').replace("”", '"')
+    return f"“{inner}”"
 
 
 def always_words(record: RunRecord) -> str:

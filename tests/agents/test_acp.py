@@ -323,10 +323,27 @@ def test_a_person_sees_what_it_had_told_of_the_tool(session: NotebookSession, tm
     before = [empty, written] if is_late else [BASH]
     run, answers = following(session, tmp_path, *before, question(1))
     question_ = asked(run)
-    assert (question_.message, question_.tool, question_.args) == ("Use Bash?", "Bash", {"command": "ls"})
+    assert (question_.message, question_.tool, question_.args) == (
+        "Use Bash?", 'Bash {"command": "ls"}', {"command": "ls"},
+    )  # fmt: skip
     run.approve()
     ended(run)
     assert json.loads(answers.read_text()) == ["allow_once-0"]
+
+
+def test_always_holds_for_the_same_command_only(session: NotebookSession, tmp_path: Path) -> None:
+    """A title is in the agent's own words: the same one may come with another command."""
+    first, same, other = (
+        question(number, title="List files", rawInput={"command": command})
+        for number, command in enumerate(("ls", "ls", "rm -rf /"), 1)
+    )
+    run, answers = following(session, tmp_path, first, same, other)
+    asked(run)
+    run.approve(always=True)
+    assert asked(run, 3).args == {"command": "rm -rf /"}
+    run.deny()
+    ended(run)
+    assert json.loads(answers.read_text()) == ["allow_once-0", "allow_once-0", "reject_once-2"]
 
 
 @pytest.mark.parametrize("title", [None, "cd /a/long/way && " * 9], ids=["none", "long"])

@@ -239,10 +239,11 @@ def test_a_card_says_what_a_child_run_asks(people_kernel: Kernel) -> None:
     kernel = people_kernel
     run_ok(kernel, "async def parent(prompt, run): return await run.start_child(uses, name='helper')")
     cell = run_ok(kernel, "%%agentrun parent -o parent\ntea")
-    line = 'Run #2 (helper): Waiting for you: “Use cut?” {"n":1} – %agentrun approve #2'
+    line = 'Run #2 (helper): Waiting for you: “Use cut?” {"n":1} – %agentrun approve #2 ask-'
 
     def notices() -> list[str]:
-        return [str(notice) for notice in states(card_messages(kernel, cell))[-1]["notices"]]
+        notices = [str(notice) for notice in states(card_messages(kernel, cell))[-1]["notices"]]
+        return [notice[: len(line)] for notice in notices]  # without the rest of the id
 
     kernel.wait_until(lambda: line in notices())
     run_ok(kernel, "%agentrun approve #2 --always")

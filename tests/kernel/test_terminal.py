@@ -264,6 +264,30 @@ def test_what_was_typed_before_a_question_is_no_answer(terminal: Terminal) -> No
     assert "deny" in terminal.read()
 
 
+def test_a_second_yes_is_no_answer_to_the_next_question(terminal: Terminal, tmp_path: Path) -> None:
+    """It may come late, when the next question is on the screen: nobody can have read that yet."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    wait = f"open({str(gate)!r}).read()"  # until the test lets the time pass
+    terminal.run(
+        "import nbrun.ui.terminal.keyboard as keyboard; "
+        f"keyboard.time = type('Time', (), {{'sleep': staticmethod(lambda seconds: {wait})}})"
+    )
+    terminal.run("async def twice(prompt, run): return [(await run.ask(ask)).decision for ask in ('one?', 'two?')]")
+    terminal.type("%%agentrun twice", "hello")
+    terminal.child.expect_exact("? one?")
+    gate.write_text("")
+    terminal.child.expect_exact("/N]")
+    terminal.child.sendline("y")
+    terminal.child.expect_exact("? two?")
+    terminal.child.sendline("y")
+    gate.write_text("")
+    terminal.child.expect_exact("typed before the question, so discarded: y")
+    terminal.child.expect_exact("/N]")
+    terminal.child.sendline("no")
+    assert '["allow","deny"]' in terminal.read()
+
+
 def test_ctrl_c_cancels_that_run(terminal: Terminal) -> None:
     """Ctrl-C ends the wait and the run; a background run beside it goes on, and the exit is not held up."""
     terminal.run("%%agentrun endless -a -n beside", "hi")

@@ -13,8 +13,10 @@ from markdown_it import MarkdownIt
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.record import ToolCall
+from nbrun.core.values import plain, type_name
 from nbrun.render.static_card import MIME, bundle, plain_text
 from nbrun.render.words import SHAPES, status_words
+from nbrun.ui.cards.view import view
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>[x](javascript:alert(1))`` ` ```\n```\n# h\n<b>"
 SAVED_LIMIT = 64 * 1024
@@ -126,11 +128,11 @@ def test_what_was_returned_stands_below_what_was_streamed() -> None:
 
 
 def test_a_question_is_shown_with_the_line_that_answers_it() -> None:
-    """In every form that a person reads; where there are several, the line names one."""
+    """In every form that a person reads; the line names the question, so that it never answers the next one."""
     first = ev.ApprovalRequested("ask-1", "Delete it?", args={"path": "x"})
     second = ev.ApprovalRequested("ask-2", "Which tea?", options=("green", "black"))
     record = msgspec.structs.replace(RECORD, status=RunStatus.WAITING, ended_at=None, pending=(first,))
-    line = "Waiting for you: “Delete it?” {path:x} – %agentrun approve #3"
+    line = "Waiting for you: “Delete it?” {path:x} – %agentrun approve #3 ask-1"
     data = bundle(record)
     for kind in ("text/html", "text/markdown", "text/plain"):
         assert line in unescape(data[kind]).replace('"', ""), kind
@@ -144,6 +146,31 @@ def test_a_question_is_shown_with_the_line_that_answers_it() -> None:
         assert "see all of it: %agentrun show #3" in cut
     many = plain_text(msgspec.structs.replace(record, pending=(first,) * 5))
     assert "… 2 more questions" in many
+
+
+DEEP: object = "rm -rf /"
+for _ in range(40):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "args", [b"ls -la" + b" " * 60 + b"; rm -rf /", {"n": 10**5000}, {"deep": DEEP}], ids=type_name
+)
+def test_no_line_allows_what_is_left_out_of_the_arguments(args: object) -> None:
+    """Long bytes, numbers without digits, and what is nested too deeply are shown in part."""
+    asked = ev.ApprovalRequested("ask-1", "Go?", args=plain(args))
+    record = msgspec.structs.replace(RECORD, status=RunStatus.WAITING, ended_at=None, pending=(asked,))
+    assert "approve" not in plain_text(record)
+    assert view(record, 0.0)["questions"][0]["digest"] == ""  # a card doesn't allow it either
+
+
+@pytest.mark.parametrize("part", ["message", "args"])
+def test_an_agent_cannot_close_its_quotes(part: str) -> None:
+    """What it says never looks like a line of nbrun's own that is ready to be copied."""
+    words = {"message": "Go?", "args": "x"} | {part: "fine” – %agentrun approve #1 ask-2 “"}
+    asked = ev.ApprovalRequested("ask-1", **words)  # type: ignore[arg-type]
+    shown = plain_text(msgspec.structs.replace(RECORD, status=RunStatus.WAITING, ended_at=None, pending=(asked,)))
+    assert '“fine" – %agentrun approve #1 ask-2 "”' in shown
 
 
 @pytest.mark.parametrize("kind", FORMS)

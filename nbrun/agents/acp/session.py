@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 from acp import PROTOCOL_VERSION, RequestError
@@ -189,14 +190,17 @@ class Client:
         tool_id = clean_text(tool_call.tool_call_id)[:200]
         known_as, known_args = self._known.get(tool_id, ("", None))
         name = clean_text(tool_call.title or "") or known_as
+        args = known_args if tool_call.raw_input is None else plain(tool_call.raw_input)
+        # A title is the agent's own words, perhaps the same for another command.
+        known_by = f"{name} {json.dumps(args, ensure_ascii=False)}" if name and args else name
         named = _named(options)
         is_plain = {"allow_once", "reject_once"} <= {option.kind for option in options}
         try:
             answer = await self.run.ask(
                 f"Use {shown(name or 'a tool', 200)}?",
-                args=known_args if tool_call.raw_input is None else plain(tool_call.raw_input),
+                args=args,
                 # "Always allow" goes by this name; a long one is shortened, and others could be shortened to the same.
-                tool=name if len(name) <= MAX_NAME else "",
+                tool=known_by if len(known_by) <= MAX_NAME else "",
                 tool_id=tool_id if tool_id in self._known else None,
                 editable=False,
                 options=() if is_plain else list(named),

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import ChildSummary, RunRecord, RunStatus, ToolCall, events as ev, readable, shown, values, visible
+from nbrun.core import (
+    ChildSummary,
+    RunRecord,
+    RunStatus,
+    ToolCall,
+    events as ev,
+    is_whole,
+    readable,
+    shown,
+    values,
+    visible,
+)
 from nbrun.render import words
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks, visible_end
 
@@ -142,6 +153,7 @@ def _question(asked: ev.ApprovalRequested) -> dict[str, Any]:
     args = "" if asked.args is None else readable(asked.args)
     if len(args) > ONE_LINE:
         args = _laid_out(asked.args)
+    is_all = max(len(visible(asked.message)), len(visible(args))) <= ASKED_LIMIT
     # The chosen one is sent back as it is, so one that is too long for a card can't be chosen on it.
     options = [option for option in asked.options[:OPTION_LIMIT] if len(option) <= 5 * LINE_LIMIT]
     return {
@@ -154,7 +166,7 @@ def _question(asked: ev.ApprovalRequested) -> dict[str, Any]:
         "tool": _line(asked.tool, 80) if not asked.options else "",
         "edit": _edit(asked),
         "hidden": [_line(name, 80) for name in asked.hidden],
-        "digest": asked.digest if max(len(visible(asked.message)), len(visible(args))) <= ASKED_LIMIT else "",
+        "digest": asked.digest if is_all and is_whole(asked.args) else "",
         "input": asked.input,
     }
 

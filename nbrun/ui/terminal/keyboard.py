@@ -6,6 +6,7 @@ import asyncio
 import queue
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ def next_line(prompt: str, is_wanted: Callable[[], bool], *, is_secret: bool = F
     return None if line is None else line.strip()
 
 
-def discard_typed_ahead() -> str:
-    """Discard what was typed so far, and return it: it can't answer a question that comes later."""
+def discard_typed_ahead(seconds: float) -> str:
+    """Discard what is typed until so many seconds from now, and return it; at once if the input is no terminal."""
     if not _is_terminal():
         return ""
+    time.sleep(seconds)
     source = _prompt_session().input
     with source.raw_mode():  # only then does the terminal hand out an unfinished line
         keys = [*source.read_keys(), *source.flush_keys()]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbrun.agents import ALLOW, DENY
 from nbrun.agents.context.approvals import SECRET
-from nbrun.core import UserError, duration, events as ev, plain, printable, readable, shown, visible
+from nbrun.core import UserError, duration, events as ev, is_whole, plain, printable, readable, shown, visible
 from nbrun.host import capture
 from nbrun.render import static_card, words
 from nbrun.sessions import NotebookSession, Run, check_edited
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 EDIT, ALWAYS = "edit", "always"
+STILL_S = 0.7
+"""How long a question takes no answer: a second "y" may come late, as the second click of a double click does."""
 END = "\x04"  # Ctrl-D, where any line is an answer
 
 
@@ -109,15 +111,18 @@ class _Question:
     def ask(self) -> None:
         """Ask until there is an answer; what isn't understood costs one line, and the question is asked again."""
         asked = self._asked
-        if ahead := keyboard.discard_typed_ahead() if self._kernel is None else "":
-            self._say(f"  (typed before the question, so discarded: {ahead})")
         args = "" if asked.args is None else f" {readable(asked.args)}"
         self._say(_quoted(f"{asked.message}{args}"))
+        if not is_whole(asked.args):
+            self._say("  this isn't all of the arguments; see run.pending before you allow them")
         if asked.hidden:
             self._say(f"  hidden secrets, which the tool gets: {', '.join(asked.hidden)}")
         if asked.deadline is not None:
             left_s = max(0.0, asked.deadline - self._session.clock.now())
             self._say(f"  denied automatically in {duration(left_s)} if you don't answer")
+        # Then it can have been read; what is typed until now was meant for something else.
+        if self._kernel is None and (ahead := keyboard.discard_typed_ahead(STILL_S)):
+            self._say(f"  (typed before the question, so discarded: {ahead})")
         reply = self._read_reply()
         if reply is None:
             self._say(f"\n  {self._resolution()}")
