@@ -75,10 +75,10 @@ def is_simple(value: object, parts: int = 200, characters: int = 100_000) -> boo
         kind = type(one)
         if kind is str or kind is bytes:
             characters -= len(one)
-        elif kind is dict:
+        elif kind is dict and len(one) <= parts:
             waiting += one
             waiting += one.values()
-        elif kind is list or kind is tuple:
+        elif (kind is list or kind is tuple) and len(one) <= parts:
             waiting += one
         elif not (one is None or kind is bool or kind is int or kind is float):
             return False

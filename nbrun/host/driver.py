@@ -540,6 +540,7 @@ class Driver:
         with self._lock:
             self.task = self._escalation = self._children = None
             self._approvals = self._inbox = self._budget = None
+            self._looks = ()
         self.run.leave()
 
     def _end(

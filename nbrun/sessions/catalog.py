@@ -6,11 +6,13 @@ import logging
 import threading
 import traceback
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from nbrun.core import Action, BadOption, Fix, RunNotFound, RunRecord, StoreError, clean_text
 from nbrun.core.commands import number_of
 from nbrun.render.words import run_ref, title
+from nbrun.sessions.live_run import aside
 from nbrun.sessions.run import Run
 from nbrun.sessions.run_list import RunList
 from nbrun.store import Query
@@ -69,7 +71,7 @@ class Catalog:
             self._held_bytes += live.held_bytes
             if issubclass(type(live.output), BaseException):  # asking for its class may run code of its own
                 if self._last_failed is not None:
-                    _clear_locals(self._last_failed.output)
+                    aside(partial(_clear_locals, self._last_failed.output))
                 self._last_failed = live
             while self._holds_too_much():
                 oldest = self._ended.popleft()

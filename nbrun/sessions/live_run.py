@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbrun.core import CancelToken, Latch, RunRecord, RunStatus, StreamRedactor, call_soon, events as ev, module_lock
+from nbrun.core import (
+    CancelToken,
+    Latch,
+    RunRecord,
+    RunStatus,
+    StreamRedactor,
+    call_soon,
+    events as ev,
+    is_simple,
+    module_lock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -90,7 +100,10 @@ class LiveRun:
 
     def let_go(self) -> None:
         """Release what an ended run holds; from now on it is read from the store, where that has it."""
+        held = [self.output, self.pending_output]
         self.output = self.pending_output = None
+        if not is_simple(held):
+            aside(held.clear)
         if self.problem is None and self.record.number is not None:
             self.record = self.record.brief()
 
@@ -152,6 +165,14 @@ class LiveRun:
                 await _wait_briefly(ended)
         finally:
             remove()
+
+
+def aside(release: Callable[[], object]) -> None:
+    """Release objects of an agent's on a thread of their own: that may run their code, which may take any time."""
+    try:
+        threading.Thread(target=release, name="nbrun-release", daemon=True).start()
+    except RuntimeError:  # the system has no more threads
+        release()
 
 
 async def each_event(

@@ -202,6 +202,8 @@ class Says(Exception):
     def __str__(self) -> str:
         return self._text()  # type: ignore[no-any-return]
 
+    __repr__ = __str__
+
 
 def raising(error: BaseException, *, is_async: bool) -> Any:
     """Return an agent that raises the error."""
@@ -481,4 +483,32 @@ def test_what_a_background_task_raises_is_looked_at_aside(session: NotebookSessi
 
     run = session.start(leaves)
     assert ended(run).output == "done"
+    assert ended(session.start(agents.instant, "tea")).output == "done: tea"
+
+
+class Clings:
+    """An object that does not let itself be dropped."""
+
+    def __del__(self) -> None:
+        """Hang."""
+        hang()
+
+
+@pytest.mark.parametrize("is_raised", [False, True])
+def test_what_hangs_when_it_is_dropped_holds_up_nobody(
+    session: NotebookSession, is_raised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An output that is kept no longer, and the variables of an error, are released where nobody waits for that."""
+    monkeypatch.setattr("nbrun.sessions.catalog.KEEP_ENDED", 1)
+
+    async def clings(prompt: str) -> object:
+        kept = Clings()
+        if is_raised:
+            raise ValueError("no luck")
+        return [kept]
+
+    ended(session.start(clings))
+    for _ in range(2):
+        ended(session.start(agents.failing))
+    assert entered.wait(BOUND_S)
     assert ended(session.start(agents.instant, "tea")).output == "done: tea"

@@ -123,8 +123,7 @@ def test_ended_runs_are_bounded_in_bytes(
     monkeypatch.setattr(catalog, "KEEP_ENDED_BYTES", 100_000)
     agent = Returns(make)
     runs = all_ended(session, agent, 10)
-    until(session, lambda: len(agent.alive) <= 3)
-    assert agent.alive in ([7, 8, 9], [8, 9])
+    until(session, lambda: agent.alive in ([7, 8, 9], [8, 9]))  # others are released on threads of their own
     assert runs[9].output is agent.made[9]()
     assert not caplog.records
     for run in (runs[0], session.get(1)):
