@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from nbrun.core.text import clean_text, printable
-from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, marked_repr, plain, readable, revived, shown, sized
+from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, is_simple, marked_repr, plain, readable, revived, shown, sized
 
 
 class Colour(enum.Enum):
@@ -275,3 +275,93 @@ def test_bytes_come_back() -> None:
     assert len(readable(kept)) < 200
     odd: Plain = {TYPE_KEY: "bytes", "$base64": "no base64!"}  # somebody else's file
     assert revived(odd) == odd
+
+
+def test_text_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long text that is in a value many times would be stored many times; the first parts stay."""
+    monkeypatch.setattr("nbrun.core.values.MAX_BYTES", 10_000)
+    stored = plain(["first", *["x" * 4_000] * 1_000])
+    assert isinstance(stored, list)
+    assert stored[:3] == ["first", "x" * 4_000, "x" * 4_000]
+    assert len(msgspec.msgpack.encode(stored)) < 200_000
+    assert "too large" in str(stored[3])
+    assert "too large" in str(plain([b"x" * 9_000]))
+
+
+def test_keys_that_read_alike_stay_apart() -> None:
+    """No value is lost to another one whose key has the same text."""
+    assert plain({1: "a", "1": "b", 1.5: "c", "1 (2)": "d"}) == {"1": "a", "1 (2)": "b", "1.5": "c", "1 (2) (2)": "d"}
+    stored = plain({Hostile(): "paid for", "x": 1})
+    assert isinstance(stored, dict)
+    assert list(stored.values()) == ["paid for", 1]
+
+
+class Claims:
+    """Claims to be a text."""
+
+    @property  # type: ignore[misc]  # it is one that can only be read
+    def __class__(self) -> type:
+        return str
+
+
+class HashlessType(type):
+    """A type that cannot be looked up."""
+
+    def __hash__(cls) -> int:
+        raise RuntimeError("no hash")
+
+
+class Hashless(metaclass=HashlessType):
+    """An instance of it."""
+
+
+class Partly(Mapping[str, int]):
+    """Gives some items, then an error."""
+
+    def __getitem__(self, key: str) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        yield "first"
+        raise RuntimeError("no more")
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("value", [Claims(), Hashless(), Partly(), Node("x", Hostile()), Hostile()], ids=repr_head)  # type: ignore[arg-type]
+@pytest.mark.parametrize("wrap", [lambda value: ["kept", value], lambda value: {"a": "kept", "b": value}])
+def test_a_part_that_cannot_be_read_costs_only_itself(value: Any, wrap: Any) -> None:
+    """What is beside it stays, and nothing of the value is asked for its class."""
+    assert "kept" in str(plain(wrap(value)))
+    assert "first" in str(plain(Partly()))
+
+
+def test_no_code_is_run_where_it_must_not_be() -> None:
+    """Python's own types are read all the same; the rest says why it is left out."""
+    day, raised = dt.date(2026, 1, 2), Hostile()
+    value = {"a": [1, "x", (2.5, None)], 3: {4}, "day": day, "odd": raised, "node": Node("leaf")}
+    stored, _ = sized(value, no_code="it took too long")
+    assert isinstance(stored, dict)
+    assert {**stored, "odd": 0, "node": 0} == {
+        "a": [1, "x", [2.5, None]], "3": [4], "day": "2026-01-02", "odd": 0, "node": 0,
+    }  # fmt: skip
+    assert str(stored).count("<left out: it took too long>") == 2
+
+
+def test_what_is_simple_is_small_and_pythons_own() -> None:
+    """Only that is read where other runs wait."""
+    circle: list[Any] = []
+    circle.append(circle)
+    assert all(map(is_simple, (None, "tea", 3, 2.5, b"x", [1, {"a": ("b", None)}])))
+    class_of_its_own = type("Text", (str,), {})
+    for value in (
+        circle,
+        ["x"] * 1_000,
+        "x" * 200_000,
+        {n: n for n in range(10**6)},
+        {1},
+        class_of_its_own(),
+        Hostile(),
+    ):
+        assert not is_simple(value)
