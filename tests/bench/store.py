@@ -118,7 +118,7 @@ def multiply(path: Path) -> None:
             shift = {"shift": copy * RUNS, "copy": f"-{copy}", "runs": RUNS}
             connection.execute(
                 "INSERT INTO runs SELECT number + :shift, session, run_id || :copy, name, status, created_at,"
-                " inputs, record, parent, agent, model, ended_at FROM runs WHERE number <= :runs ORDER BY number",
+                " inputs, record, parent, agent, model, ended_at, NULL FROM runs WHERE number <= :runs ORDER BY number",
                 shift,
             )
             connection.execute(
