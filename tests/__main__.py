@@ -236,7 +236,7 @@ def _make_kernels(shell: Shell) -> bool:
 
 def _make_browser_ready(shell: Shell) -> bool:
     try:
-        shell.say(f"Chromium: {chromium.find_or_install()}")
+        shell.say(f"Chromium: {chromium.find_quick_or_install()}")
     except chromium.NoChromium as error:
         shell.say(error)
         return False

@@ -79,7 +79,7 @@ def _take_screenshots(browser: Browser, name: str) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def chromium_path() -> Path:
     """The Chromium to test in; installed if it was not there. There is no skipping."""
-    return chromium.find_or_install()
+    return chromium.find_quick()
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +106,16 @@ def card(browser: Browser, harness: str) -> Iterator[CardPage]:
     yield card
     page.close()
     assert card.complaints == []
+
+
+@pytest.fixture
+def whole_browser_card(browser: Browser, harness: str) -> Iterator[CardPage]:
+    """The same in a whole Chromium, which also shows notifications."""
+    path = chromium.find_or_install()
+    with browser.browser_type.launch(executable_path=path, headless=True, args=list(chromium.ARGS)) as whole:
+        card = CardPage(whole.new_page(), harness)
+        yield card
+        assert card.complaints == []
 
 
 @pytest.fixture(scope="session")

@@ -1024,8 +1024,9 @@ def end(card: CardPage, **fields: Any) -> list[list[str]]:
     return told
 
 
-def test_a_long_run_is_told_of_in_a_hidden_tab(card: CardPage) -> None:
+def test_a_long_run_is_told_of_in_a_hidden_tab(whole_browser_card: CardPage) -> None:
     """The browser's permission is asked by a click; then the end is told, once, in words that are safe."""
+    card = whole_browser_card
     notify = offered(card)
     expect(notify).to_be_visible()
     card.page.context.grant_permissions(["notifications"])
@@ -1044,8 +1045,9 @@ def test_a_long_run_is_told_of_in_a_hidden_tab(card: CardPage) -> None:
     expect(card.part("notify")).to_be_hidden()
 
 
-def test_nothing_is_told_that_nobody_asked_for(card: CardPage) -> None:
+def test_nothing_is_told_that_nobody_asked_for(whole_browser_card: CardPage) -> None:
     """Not of what can be seen, was short, or where it is off; and a browser that refuses has said so."""
+    card = whole_browser_card
     card.page.context.grant_permissions(["notifications"])
     expect(offered(card)).to_be_hidden()  # it may already
     assert end(card) == []  # it can be seen
