@@ -135,7 +135,7 @@ def test_a_cancel_waits_for_a_busy_cell_and_says_so(session: NotebookSession) ->
 
 
 def test_it_goes_on_there_when_it_is_resumed(session: NotebookSession) -> None:
-    """The option is the run's, as others are."""
+    """Where it is asked for again: where a run goes comes from no record."""
     cells: asyncio.AbstractEventLoop | None = None
 
     async def counts(prompt: str, run: RunContext) -> bool:
