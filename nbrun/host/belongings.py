@@ -133,15 +133,19 @@ def _task_name(task: asyncio.Task[Any]) -> str:
 
 
 class Process:
-    """A process that an agent has started, with all below it. Threads: any."""
+    """A process that an agent has started, with all below it. Threads: any.
+
+    It is known by its number and the time of its start: another one that gets the number later is left alone.
+    """
 
     is_driver = False
 
-    def __init__(self, pid: int, command: object) -> None:
+    def __init__(self, process: psutil.Process, command: object) -> None:
         first = command if isinstance(command, str | bytes | os.PathLike) else next(iter(command), "")  # type: ignore[call-overload]  # as `Popen` takes it
         words = os.fsdecode(first).split()  # a shell's command is one string
-        self.name = f"{os.path.basename(words[0]) if words else 'a process'} (process {pid})"
-        self._process = psutil.Process(pid)
+        self.pid: int = process.pid
+        self.name = f"{os.path.basename(words[0]) if words else 'a process'} (process {process.pid})"
+        self._process = process
 
     def is_alive(self) -> bool:
         """Return whether it runs; its exit status is left to who waits for it."""
@@ -165,13 +169,27 @@ class Process:
         return self._signal(psutil.Process.kill)
 
     def _signal(self, signal: Callable[[psutil.Process], object]) -> bool:
-        processes = [self._process]
-        with contextlib.suppress(psutil.Error):
-            processes += self._process.children(recursive=True)
-        for process in processes:
+        for process in (self._process, *_below(self._process)):
             with contextlib.suppress(psutil.Error):
                 signal(process)
         return True
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.Error:
+        return []
+
+
+def below(pid: int) -> list[Process]:
+    """Return the processes below one, those that run."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for process in _below(psutil.Process(pid)):
+            with contextlib.suppress(psutil.Error):
+                found.append(Process(process, process.cmdline() or [process.name()]))
+    return [process for process in found if process.is_alive()]
 
 
 class _PoolCall(ThreadCall):
@@ -310,7 +328,7 @@ def _open_process(process: subprocess.Popen[Any], args: Any, *others: Any, **opt
         if isinstance(work, Process) and not work.is_alive():
             run.drop_work(work)
     with contextlib.suppress(psutil.Error):  # it has ended already
-        run.add_work(Process(process.pid, args))
+        run.add_work(Process(psutil.Process(process.pid), args))
 
 
 _HOOKS: tuple[tuple[type, str, Any], ...] = (

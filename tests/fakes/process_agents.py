@@ -206,3 +206,59 @@ async def is_interrupted(prompt: str, run: RunContext) -> None:
     """Wait for SIGINT, which comes from outside."""
     enter(run)
     await asyncio.sleep(FOR_EVER_S)
+
+
+LEAVE = {
+    "session": "exec setsid -f sh -c '{say}'",
+    "nohup": "nohup setsid sh -c '{say}' >/dev/null 2>&1 &",
+    "without environment": "exec env -i setsid -f /bin/sh -c '{say}'",
+    "daemon": "setsid -f setsid -f sh -c 'cd /; {say}'",
+}
+"""Ways to start a process that has another session, and whose parent has ended."""
+
+
+def leave(way: str, run: RunContext) -> None:
+    """Start a process that leaves, and emit its id, which it says itself."""
+    said, say = os.pipe()
+    os.set_inheritable(say, True)
+    line = LEAVE[way].format(say=f"echo $$ >&{say}; trap : TERM; while :; do sleep 600; done")
+    subprocess.run(["/bin/sh", "-c", line], check=True, close_fds=False)
+    os.close(say)
+    with os.fdopen(said) as lines:
+        run.emit("child", int(lines.readline()))
+
+
+async def leaves_and_swallows(way: str, run: RunContext) -> None:
+    """Start a process that leaves, and mind no cancel."""
+    leave(way, run)
+    await swallows(way, run)
+
+
+async def leaves_and_crashes(way: str, run: RunContext) -> None:
+    """Start a process that leaves, and die."""
+    leave(way, run)
+    enter(run)
+    print("this goes over first")
+    os._exit(7)
+
+
+async def leaves_and_is_killed(way: str, run: RunContext) -> None:
+    """Start a process that leaves, and be killed with its group."""
+    leave(way, run)
+    enter(run)
+    print("this goes over first")
+    os.killpg(0, signal.SIGKILL)
+
+
+async def leaves_and_returns(way: str, run: RunContext) -> str:
+    """Start a process that leaves, and end."""
+    leave(way, run)
+    enter(run)
+    return "done"
+
+
+async def leaves_and_stops_the_subreaper(way: str, run: RunContext) -> None:
+    """Stop the process above, which is to end what leaves."""
+    leave(way, run)
+    os.kill(os.getppid(), signal.SIGSTOP)
+    await swallows(way, run)

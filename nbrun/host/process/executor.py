@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import CancelCause, Cancelled, Clock, Printed, Rung, call_soon, events as ev, plain
+from nbrun.core import CancelCause, Cancelled, Clock, Printed, Rung, call_soon, events as ev, plain, subreaper
 from nbrun.host import driver, escalation, failures
 from nbrun.host.process import protocol
 from nbrun.host.process.group import ProcessGroup
@@ -43,9 +43,9 @@ READ_BYTES = 1 << 16
 MAX_READS = 64
 """How often a stream is read in one go."""
 
+_SUPERVISE = "space = {{}}; exec(open({file!r}).read(), space); parent = space['supervise']({lifeline}, {parent}); "
 _START = (
-    "import sys; sys.path[:] = {path!r}; "
-    "from nbrun.host.process.child import main; main({channel}, {lifeline}, {parent})"
+    "import sys; sys.path[:] = {path!r}; from nbrun.host.process.child import main; main({channel}, {lifeline}, parent)"
 )
 
 
@@ -159,6 +159,7 @@ class RunProcess:
     def _kill(self) -> None:
         if not self._exited.done():
             self._group.kill()
+            self._loop.call_later(GIVE_UP_S / 2, self._group.kill_directly)
             self._loop.call_later(GIVE_UP_S, self._note_exit)
             self._look_closely()
 
@@ -195,12 +196,12 @@ class RunProcess:
         try:
             await self._exited
         finally:
-            is_dead = group.put_away()
+            left = group.put_away()
         self._receive_rest()
         self._read_all_printed()
         self._log_unlogged()
         if not self._relay.is_ended:
-            self._end_dead(group, is_dead)
+            self._end_dead(group, left)
 
     # --- the process -----------------------------------------------------------------------------
 
@@ -211,9 +212,10 @@ class RunProcess:
         lifeline, our_lifeline = os.pipe()
         stack.callback(os.close, our_lifeline)  # the system kills the group when it goes
         try:
-            code = _START.format(
-                path=[entry for entry in sys.path if isinstance(entry, str)],
-                channel=theirs.fileno(), lifeline=lifeline, parent=os.getpid(),
+            supervise = _SUPERVISE if subreaper.IS_SUPPORTED else "parent = {parent}; "
+            code = (supervise + _START).format(
+                path=[entry for entry in sys.path if isinstance(entry, str)], channel=theirs.fileno(),
+                lifeline=lifeline, file=subreaper.__file__, parent=os.getpid(),
             )  # fmt: skip
             group = ProcessGroup(code, (theirs.fileno(), lifeline))
         finally:
@@ -427,7 +429,7 @@ class RunProcess:
 
     # --- the end of a process that has not sent one ----------------------------------------------
 
-    def _end_dead(self, group: ProcessGroup, is_dead: bool) -> None:
+    def _end_dead(self, group: ProcessGroup, left: tuple[str, ...]) -> None:
         """Send the end that the process did not live to send."""
         token = self._attempt.token
         if not token.cancelled or not (group.was_killed or self._cut_off):
@@ -437,8 +439,7 @@ class RunProcess:
         if self._has_begun:
             note = f"killed process group {group.pid}"
             self._relay.say(ev.CancelEscalated(Rung.PROCESS, note))
-        detached = () if is_dead else (self.name,)
-        self._relay.cancel(token.cause or CancelCause.USER, token.reason, detached, self._cut_off)
+        self._relay.cancel(token.cause or CancelCause.USER, token.reason, left, self._cut_off)
 
 
 def _is_detaching(data: ev.EventData) -> bool:

@@ -1,4 +1,4 @@
-"""A Python process and everything that it starts: one group, killed as one."""
+"""A Python process and everything that it starts, killed as one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from nbrun.core import subreaper
+from nbrun.host.belongings import Process, below
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class ProcessGroup:
-    """A process that leads a group of its own. Threads: of one.
+    """A process with all below it; on Linux, that is a subreaper with the run's process. Threads: of one.
 
-    It is waited for only after its group was killed: until then its number cannot be reused. Python runs `code`
+    It is waited for only after all of it was killed: until then its number cannot be reused. Python runs `code`
     there; `pass_fds` are what it keeps of our file descriptors, under the same numbers. Raises `OSError` or
     `ValueError` if it could not be started.
     """
@@ -30,6 +33,7 @@ class ProcessGroup:
         )  # fmt: skip
         self.pid = self._process.pid
         self.was_killed = False
+        self._killed: list[Process] = []
 
     def streams(self) -> list[tuple[int, str]]:
         """Return the file descriptors of what it prints, with their names; they never block."""
@@ -50,32 +54,42 @@ class ProcessGroup:
         return found is not None
 
     def kill(self) -> None:
-        """Kill the whole group; a no-op when it has been put away."""
+        """Have all of it killed; a no-op when it has been put away."""
         if self._process.returncode is None:  # else its number may be in use again
             self.was_killed = True
-            self._kill()
+            if subreaper.IS_SUPPORTED:
+                os.kill(self.pid, signal.SIGTERM)
+            else:
+                self.kill_directly()
 
-    def put_away(self) -> bool:
-        """Kill what is left of the group, then take note of the process's end; return whether it is dead.
+    def kill_directly(self) -> None:
+        """Kill all that there is now: an agent may have stopped the subreaper; a no-op when it has been put away."""
+        if self._process.returncode is not None:
+            return
+        self._killed = [process for process in below(self.pid) if process.interrupt()]
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def put_away(self) -> tuple[str, ...]:
+        """Kill what is left, then take note of the process's end; return the names of what does not die.
 
         One that is still dying is waited for on a thread: nobody else will, and it would stay a zombie.
         """
-        self._kill()
+        is_dead = self.is_dead()
+        if not is_dead or not subreaper.IS_SUPPORTED:  # a subreaper ends last
+            self.kill_directly()
+        left = tuple(process.name for process in self._killed if process.is_alive())
         if self._process.poll() is not None:
-            return True
+            return left
         with contextlib.suppress(RuntimeError):  # no thread can start while the interpreter ends
             threading.Thread(target=self._process.wait, name="nbrun-reaper", daemon=True).start()
-        return False
+        return left or (f"process-{self.pid}",)
 
     def close(self) -> None:
         """Close the streams of what it prints."""
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
-
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of it is left
-            os.killpg(self.pid, signal.SIGKILL)
 
     @property
     def fate(self) -> str:

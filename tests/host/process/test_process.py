@@ -606,18 +606,71 @@ def test_close_ends_the_processes_in_time(make_session: MakeSession) -> None:
     wait_until_gone(told(runs[0], "child"))
 
 
+# --- what leaves -------------------------------------------------------------------------------------
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+
+
+@LINUX
+@pytest.mark.parametrize("way", fakes.LEAVE)
+def test_what_leaves_dies_with_a_cancelled_run(session: NotebookSession, way: str) -> None:
+    """Neither a session of its own nor the death of its parent saves it."""
+    run = start(session, fakes.leaves_and_swallows, way)
+    wait_for_phase(run)
+    assert not is_gone(told(run, "child"))
+    assert run.cancel().wait(BOUND_S)
+    assert is_gone(told(run, "child"))
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
+
+
+@LINUX
+@pytest.mark.parametrize("way", ["daemon", "without environment"])
+@pytest.mark.parametrize(
+    ("agent", "status"),
+    [
+        (fakes.leaves_and_crashes, RunStatus.FAILED),
+        (fakes.leaves_and_is_killed, RunStatus.FAILED),
+        (fakes.leaves_and_returns, RunStatus.COMPLETED),
+    ],
+)
+def test_what_leaves_dies_with_the_process_of_its_run(
+    session: NotebookSession, agent: object, status: RunStatus, way: str
+) -> None:
+    """However that ends."""
+    run = ended(start(session, agent, way))
+    assert run.status is status
+    wait_until_gone(told(run, "child"))
+    wait_until_gone(told(run, "pid"))
+    if agent is fakes.leaves_and_crashes:
+        assert "ended with exit code 7" in str(run.error)
+
+
+@LINUX
+def test_an_agent_that_stops_what_watches_it_is_killed_all_the_same(session: NotebookSession) -> None:
+    """And so is what has left: its parent is the one that was stopped."""
+    run = start(session, fakes.leaves_and_stops_the_subreaper, "daemon")
+    wait_for_phase(run)
+    assert run.cancel().wait(BOUND_S)
+    wait_until_gone(told(run, "child"))
+    wait_until_gone(told(run, "pid"))
+    assert run.status is RunStatus.CANCELLED
+
+
 # --- the kernel dies ---------------------------------------------------------------------------------
 
 KERNEL = """
 import os, signal, sys, nbrun
 from tests.fakes import process_agents
 session = nbrun.NotebookSession(store=sys.argv[1])
-agent = getattr(process_agents, sys.argv[2])
+agent, way = getattr(process_agents, sys.argv[2]), sys.argv[3]
 
 async def with_program(prompt, run):
     import subprocess
     child = subprocess.Popen(["/bin/sh", "-c", 'trap "" TERM; sleep 600'])
-    run.emit("child", child.pid)
+    if way in process_agents.LEAVE:
+        process_agents.leave(way, run)
+    else:
+        run.emit("child", child.pid)
     await agent(prompt, run)
 
 run = session.start(with_program, on="process")
@@ -633,7 +686,15 @@ run.wait()
 
 
 @pytest.mark.parametrize(
-    ("agent", "fork"), [("waits", ""), ("blocks_loop", ""), ("holds_interpreter", ""), ("blocks_loop", "forked")]
+    ("agent", "fork"),
+    [
+        ("waits", ""),
+        ("blocks_loop", ""),
+        ("holds_interpreter", ""),
+        ("blocks_loop", "forked"),
+        ("blocks_loop", "daemon"),
+        ("holds_interpreter", "without environment"),
+    ],
 )
 def test_a_killed_kernel_leaves_no_orphan(tmp_path: Path, agent: str, fork: str) -> None:
     """SIGKILL of the kernel takes the process and what it has started along, whatever the agent is doing.
@@ -649,7 +710,7 @@ def test_a_killed_kernel_leaves_no_orphan(tmp_path: Path, agent: str, fork: str)
     assert kernel.stdout is not None
     pids = [int(word) for word in kernel.stdout.readline().split()]
     try:
-        assert len(pids) == (3 if fork else 2)
+        assert len(pids) == (3 if fork == "forked" else 2)
         assert not any(map(is_gone, pids))
         if agent == "holds_interpreter":  # it does when it computes, and no more sleeps
             process = psutil.Process(pids[0])
