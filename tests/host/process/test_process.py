@@ -577,7 +577,7 @@ def test_a_cancel_that_comes_when_its_process_has_ended_is_no_error(
     """Its channel is closed by the time that the loop passes the cancel on."""
     put_away = ProcessGroup.put_away
 
-    def cancelled_late(group: ProcessGroup) -> bool:
+    def cancelled_late(group: ProcessGroup) -> tuple[str, ...]:
         if run.live is not None:
             run.live.token.cancel()
         return put_away(group)
