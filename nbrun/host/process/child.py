@@ -37,18 +37,22 @@ from nbrun.core import (
     SystemClock,
     current_guard,
     events as ev,
+    size_words,
 )
 from nbrun.host import capture, failures, loops
 from nbrun.host.attempt import Attempt, HostEvent
 from nbrun.host.host import RunHost
 from nbrun.host.process import pickling
 from nbrun.host.process.protocol import (
+    FULL,
+    MAX_BYTES,
     Batch,
     Begin,
     Cancel,
     Control,
     Frames,
     Message,
+    PackedEvent,
     Ready,
     Secrets,
     frame,
@@ -108,6 +112,13 @@ def _artifact_writer(begin: Begin, keyring: SecretRegistry) -> ArtifactWriter | 
         return None
     files = ArtifactFiles(Path(begin.files))
     return ArtifactWriter(lambda: files, keyring)
+
+
+def _too_large(event: HostEvent, size: int) -> HostEvent:
+    """Return what is sent in place of an event that no message can hold."""
+    what = f"{event.data.TYPE} has {size_words(size)}, which is too much to be sent to the kernel; write it to a file"
+    data = ev.RunFailed(ev.ErrorInfo("TooLarge", what)) if event.data.TYPE in ev.END_TYPES else ev.Log(what, "warning")
+    return HostEvent(event.run_id, event.attempt, event.n, event.ts, data, event.parent)
 
 
 class ProcessHost:
@@ -231,20 +242,26 @@ class ProcessHost:
                 self._is_sending = False
 
     def _send_batch(self) -> None:
-        batch: list[HostEvent] = []
+        batch: list[PackedEvent] = []
         cancel: Cancel | None = None
-        while self._outgoing and len(batch) < BATCH:
+        size, is_end = 0, False
+        while self._outgoing and len(batch) < BATCH and size < FULL:
             item = self._outgoing.popleft()
             if isinstance(item, Cancel):
                 cancel = item
                 break
-            batch.append(item)
-            if item.data.TYPE in ev.END_TYPES:
+            is_end = item.data.TYPE in ev.END_TYPES
+            packed = pack_event(item)
+            if len(packed.data) > MAX_BYTES - FULL:
+                packed = pack_event(_too_large(item, len(packed.data)))
+            size += len(packed.data)
+            batch.append(packed)
+            if is_end:
                 break
         if batch:
             self._send_secrets()
-            self._send(Batch([pack_event(event) for event in batch]))
-            self._has_sent_end = batch[-1].data.TYPE in ev.END_TYPES
+            self._send(Batch(batch))
+            self._has_sent_end = is_end
         if cancel is not None:
             self._send(cancel)
 

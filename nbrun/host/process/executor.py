@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import CancelCause, Cancelled, Clock, Printed, Rung, call_soon, events as ev, plain, subreaper
+from nbrun.core import CancelCause, Cancelled, Clock, Printed, Rung, call_soon, events as ev, plain, shown, subreaper
 from nbrun.host import driver, escalation, failures
 from nbrun.host.process import protocol
 from nbrun.host.process.group import ProcessGroup
@@ -131,11 +131,12 @@ class RunProcess:
         self._killing: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._readers: dict[int, Callable[[], object]] = {}
-        self._frames = protocol.Frames()
+        self._frames = protocol.Frames(protocol.MAX_BYTES)
         self._outgoing = bytearray()
         self._early: deque[protocol.Control] = deque()  # until the agent is entered
         self._printed: dict[int, Printed] = {}
         self._unlogged: deque[ev.Log] = deque()
+        self._refusal: Exception | None = None  # of a message that isn't valid
         self._has_begun = False
         self._cut_off: ev.RunCancelled | None = None  # the end that the host has sent before it was killed
         self.task = self._loop.create_task(self._main(), name=f"nbrun-process-{attempt.run_id}")
@@ -337,8 +338,14 @@ class RunProcess:
             self.kill_by(GIVE_UP_S)  # it is dying, or its agent has closed what is not its own
             self._look_closely()
             return False
-        for message in self._frames.feed(data):
-            self._hear(message)
+        try:
+            for message in self._frames.feed(data):
+                self._hear(message)
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:  # an agent may write to any file
+            self._refusal = self._refusal or error
+            self._close_reader(self._channel.fileno())
+            self.kill_by(0.0)
+            return False
         return True
 
     def _receive_rest(self) -> None:
@@ -379,6 +386,8 @@ class RunProcess:
     def _hear(self, message: protocol.Message) -> None:
         match message:
             case protocol.Ready():
+                if self._has_begun:
+                    raise ValueError("it was ready before")
                 if not self._attempt.token.cancelled:
                     self._has_begun = True
                     self._send(protocol.begin(self._attempt, self.name))
@@ -388,9 +397,25 @@ class RunProcess:
                 if (writer := self._attempt.artifact_writer) is not None:
                     writer.keyring.add_all(found)
             case protocol.Batch(events=events):
-                self._pass_on([(e.ts, protocol.unpack_event(e), e.parent) for e in events])
+                self._pass_on_valid(events)
             case _:
-                pass
+                raise ValueError(f"only the kernel sends a {type(message).__name__}")
+
+    def _pass_on_valid(self, events: Sequence[protocol.PackedEvent]) -> None:
+        """Hand on the events up to the first that isn't valid; that raises `ValueError`."""
+        valid: list[Relayed] = []
+        has_started = self._relay.is_entered
+        try:
+            for number, packed in enumerate(events, 1):
+                data = protocol.unpack_event(packed)
+                if isinstance(data, ev.RunStarted) and (has_started or data.host != self.name):
+                    raise ValueError("a run starts once, on its own host")
+                has_started = has_started or isinstance(data, ev.RunStarted)
+                if data.TYPE in ev.END_TYPES and number < len(events):
+                    raise ValueError("events come after the end")
+                valid.append((packed.ts, data, packed.parent))
+        finally:
+            self._pass_on(valid)
 
     def _pass_on(self, events: list[Relayed]) -> None:
         """Hand on events of the host; an end comes last in its batch, and is handled apart."""
@@ -432,6 +457,10 @@ class RunProcess:
     def _end_dead(self, group: ProcessGroup, left: tuple[str, ...]) -> None:
         """Send the end that the process did not live to send."""
         token = self._attempt.token
+        if self._refusal is not None:
+            message = f"the run's process sent a message that isn't valid: {shown(str(self._refusal), 200)}"
+            self._relay.fail(ev.ErrorInfo("InvalidMessage", message))
+            return
         if not token.cancelled or not (group.was_killed or self._cut_off):
             words = "".join(p.last_words() for p in self._printed.values() if p.level == "stderr")
             self._relay.fail(ev.ErrorInfo("ProcessDied", f"the run's process {group.fate}", words))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import CancelCause, Plain, Restored, events as ev, plain
+from nbrun.core import CancelCause, Plain, Restored, events as ev, plain, size_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,16 @@ class Batch(msgspec.Struct, frozen=True, tag=True):
 
 Message = Ready | Begin | Secrets | Cancel | Control | Batch
 
+MAX_BYTES = 1 << 28
+"""Bytes of a message from the run's process; of a batch, `FULL` and one event more."""
+FULL = 1 << 20
+
+_NOT_FROM_A_HOST = frozenset({
+    ev.RunCreated.TYPE, ev.RunLost.TYPE, ev.CancelRequested.TYPE, ev.DetachedFinished.TYPE,
+    ev.ChildStarted.TYPE, ev.ChildFinished.TYPE,
+})  # fmt: skip
+"""Events that only the session sends, or that a run in a process of its own can't have."""
+
 _LENGTH = struct.Struct("!I")
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -98,17 +109,21 @@ def frame(message: Message) -> bytes:
 
 
 class Frames:
-    """Puts messages together from the bytes of a socket."""
+    """Puts messages together from the bytes of a socket; raises `ValueError` for one that is too long."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int | None = None) -> None:
         self._held = bytearray()
+        self._max_bytes = max_bytes
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take what was received; yield the messages that are complete now, each before the next is decoded."""
         held = self._held
         held += data
         while len(held) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(held)[0]
+            length = _LENGTH.unpack_from(held)[0]
+            if self._max_bytes is not None and length > self._max_bytes:
+                raise ValueError(f"it has {size_words(length)}, and {size_words(self._max_bytes)} are allowed")
+            end = _LENGTH.size + length
             if len(held) < end:
                 break
             body = bytes(held[_LENGTH.size : end])
@@ -127,5 +142,9 @@ def pack_event(event: HostEvent) -> PackedEvent:
 
 
 def unpack_event(packed: PackedEvent) -> ev.EventData:
-    """Return the data of an event that has arrived."""
+    """Return the data of an event that has arrived; raises `ValueError` if it isn't one that a host may send."""
+    if packed.type in _NOT_FROM_A_HOST:
+        raise ValueError(f"the process of a run can't send {packed.type}")
+    if not math.isfinite(packed.ts):
+        raise ValueError(f"{packed.type} has no valid time")
     return ev.decode_data(packed.type, packed.data)

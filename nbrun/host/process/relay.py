@@ -43,7 +43,7 @@ class Relay:
         numbered: list[HostEvent] = []
         for sent_at, data, parent in events:
             # An event about a host may overtake those from that host; the log's times only go forward.
-            ts = self._last_ts = max(self._last_ts, sent_at)
+            ts = self._last_ts = max(self._last_ts, min(sent_at, self._clock.now()))
             self._note(ts, data)
             numbered.append(HostEvent(attempt.run_id, attempt.number, self._next_n, ts, data, parent))
             self._next_n += 1

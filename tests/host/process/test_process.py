@@ -26,7 +26,7 @@ from nbrun.core.cancellation import Rung
 from nbrun.core.errors import BadOption, RunFailed
 from nbrun.core.line_buffer import Printed
 from nbrun.host.driver import Driver
-from nbrun.host.process import pickling
+from nbrun.host.process import pickling, protocol
 from nbrun.host.process.group import ProcessGroup
 from tests.fakes import agents, process_agents as fakes
 from tests.fakes.agents import BOUND_S, Held
@@ -604,6 +604,56 @@ def test_close_ends_the_processes_in_time(make_session: MakeSession) -> None:
         assert run.record.detached == ()
         wait_until_gone(told(run, "pid"))
     wait_until_gone(told(runs[0], "child"))
+
+
+# --- forged messages ---------------------------------------------------------------------------------
+
+
+def _event(data: ev.EventData, ts: float | None = None) -> protocol.PackedEvent:
+    return protocol.PackedEvent(time.time() if ts is None else ts, data.TYPE, ev.encode_data(data), None)
+
+
+FORGED: dict[str, tuple[bytes, str]] = {
+    "a length of 4 GiB": (b"\xff\xff\xff\xffx", "are allowed"),
+    "one byte too long": ((protocol.MAX_BYTES + 1).to_bytes(4, "big"), "are allowed"),
+    "no message": (b"\0\0\0\4junk", "isn't valid"),
+    "ready again": (protocol.frame(protocol.Ready()), "ready before"),
+    "a control": (protocol.frame(protocol.Control("steer", {})), "only the kernel"),
+} | {
+    name: (protocol.frame(protocol.Batch([_event(ev.TextDelta("before")), *forged])), why)
+    for name, forged, why in [
+        ("renamed", [_event(ev.RunCreated("s", "another", "a", number=99))], "can't send run.created"),
+        ("lost", [_event(ev.RunLost("no"))], "can't send run.lost"),
+        ("requested", [_event(ev.CancelRequested(CancelCause.USER))], "can't send cancel.requested"),
+        ("detached", [_event(ev.DetachedFinished("x"))], "can't send detached.finished"),
+        ("a child", [_event(ev.ChildStarted("run-seq-0", "mine", 1))], "can't send child.started"),
+        ("started again", [_event(ev.RunStarted("process-1"))], "starts once"),
+        ("no time", [_event(ev.Log("x"), float("nan"))], "no valid time"),
+        ("after the end", [_event(ev.RunCompleted(1)), _event(ev.Log("x"))], "after the end"),
+    ]
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_message_fails_the_run_with_one_line(session: NotebookSession, name: str) -> None:
+    """It keeps its name and number, and the events before."""
+    forged, why = FORGED[name]
+
+    async def forges(prompt: str, run: RunContext) -> None:
+        run.text("so far ")
+        print("all before this line is sent")
+        for fd in map(int, os.listdir("/dev/fd")):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    os.write(fd, forged)
+        await asyncio.Event().wait()
+
+    run = ended(start(session, forges))
+    assert (run.status, run.name, run.number) == (RunStatus.FAILED, "forges", 1)
+    assert run.error is not None
+    assert run.error.type == "InvalidMessage"
+    assert why in run.error.message
+    assert run.text.startswith("so far ")
 
 
 # --- what leaves -------------------------------------------------------------------------------------
