@@ -13,6 +13,7 @@ import resource
 import select
 import signal
 import sys
+from os import _exit as exit_now
 
 IS_SUPPORTED = sys.platform == "linux"
 
@@ -58,7 +59,7 @@ def supervise(lifeline: int, kernel: int) -> int:
     os.setsid()
     prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        os._exit(1)
+        exit_now(1)
     return parent
 
 
@@ -114,12 +115,12 @@ def _children() -> list[int]:
 def _exit_as(status: int | None) -> None:
     code = 1 if status is None else os.waitstatus_to_exitcode(status)
     if code >= 0:
-        os._exit(code)
+        exit_now(code)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the program has left one
     with contextlib.suppress(OSError):  # SIGKILL has no handler
         signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
-    os._exit(128 - code)
+    exit_now(128 - code)
 
 
 if __name__ == "__main__":
@@ -133,4 +134,4 @@ if __name__ == "__main__":
         os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - what the user has named
     except OSError as error:
         sys.stderr.write(f"{sys.argv[3]} could not be started: {error.strerror}\n")
-        os._exit(_NOT_FOUND)
+        exit_now(_NOT_FOUND)
