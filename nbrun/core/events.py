@@ -560,7 +560,7 @@ def checked(data: EventData, parent: str | None = None) -> EventData:
         made = {name: plain(part) for name, part in fields.items() if type(part) is not bytes and not _is_simple(part)}
         try:
             blob = encode_data(msgspec.structs.replace(data, **made) if made else data)
-        except ValueError:  # half of a surrogate pair
+        except (ValueError, OverflowError):  # half of a surrogate pair, or more than 64 bits
             made = {name: plain(part) for name, part in fields.items() if type(part) is not bytes}
             blob = encode_data(msgspec.structs.replace(data, **made))
         stored = decode_data(kind, blob)
