@@ -94,6 +94,17 @@ def test_one_that_does_not_stop_is_killed_with_all_that_it_has_started(session: 
     wait_until_gone(child)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+@pytest.mark.parametrize("way", ["setsid -f", "env -i setsid -f setsid -f"])
+def test_what_has_left_its_group_ends_with_it(session: NotebookSession, tmp_path: Path, way: str) -> None:
+    """A session of its own doesn't save what it has started."""
+    said = tmp_path / "pid"
+    line = f"{way} /bin/sh -c 'echo $$ >{said}; while :; do sleep 600; done'; while [ ! -s {said} ]; do :; done; exit 3"
+    run = ended(session.start(AcpAgent(["/bin/sh", "-c", line])))
+    assert "exit code 3" in str(run.error)
+    wait_until_gone(int(said.read_text()))
+
+
 def test_a_cancel_while_it_is_started_leaves_nothing_open() -> None:
     """Neither the lifeline nor a pipe of a program that was never spoken to."""
 

@@ -9,11 +9,11 @@ import itertools
 import json
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import NbrunError, RunContext, plain, shown
 from nbrun.core import size_words
+from nbrun.core.subreaper import IS_SUPPORTED, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -59,7 +59,7 @@ class AcpProcess:
         lifeline, held = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *agent.argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                *supervised(agent.argv, lifeline), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE, cwd=agent.folder, env={**os.environ, **(agent.env or {})},
                 start_new_session=True, pass_fds=(lifeline,), limit=_BUFFER,
             )  # fmt: skip
@@ -70,8 +70,6 @@ class AcpProcess:
         except BaseException:  # a cancel: asyncio has ended the process
             os.close(held)
             raise
-        else:
-            _kill_with_kernel(lifeline, process.pid)
         finally:
             os.close(lifeline)
         return cls(process, run, agent.label, take, held)
@@ -213,9 +211,12 @@ class AcpProcess:
                 self._run.log(f"{self._label} wrote {count:,} lines that aren't valid messages")
 
     def kill(self) -> None:
-        """Kill its group, in which its children may have outlived it."""
+        """Kill it with all below it, in whatever session that is; elsewhere than on Linux, its group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone
-            os.killpg(self._process.pid, signal.SIGKILL)
+            if not IS_SUPPORTED:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            elif self._process.returncode is None:  # it ends last
+                os.kill(self._process.pid, signal.SIGTERM)
 
     async def _log_errors(self) -> None:
         """Copy its standard error into the run's log, up to a limit."""
@@ -256,21 +257,3 @@ def _trimmed(request: Message) -> Message:
 def as_dict(value: object) -> Message:
     """Return a part of a message if it is a dict, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
-
-
-def _kill_with_kernel(lifeline: int, pid: int) -> None:
-    """Make Linux kill the group when this process ends, whatever the group is doing.
-
-    The lifeline is a pipe whose other end only this process holds. On other systems only the agent's standard input
-    is closed then.
-
-    Source: `fcntl(2)`, F_SETSIG: the settings belong to the open pipe, which the agent has inherited.
-    """
-    if sys.platform != "linux":
-        return
-    import fcntl
-
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -pid)
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
