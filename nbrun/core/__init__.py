@@ -22,6 +22,7 @@ from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_g
 from nbrun.core.latches import Latch, LoopLatch, is_on_loop, module_lock
 from nbrun.core.line_buffer import LineBuffer, Printed
 from nbrun.core.options import RunOptions, trusted
+from nbrun.core.ownership import OTHERS, is_private, secure
 from nbrun.core.quantities import counted, duration, duration_s, moment, money, size_words
 from nbrun.core.record import (
     ChildSummary, LIVE, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, separator, fold,
@@ -47,7 +48,7 @@ __all__ = [
     "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds", "ToolCall", "Turn", "UNLOAD", "UserError",
     "separator", "call_soon", "clean_text", "counted", "current_guard", "duration", "duration_s",
     "end_cancelled_wait", "exact", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "is_on_loop",
-    "is_simple", "is_whole", "module_lock", "moment", "money",
+    "is_simple", "is_whole", "module_lock", "moment", "money", "OTHERS", "is_private", "secure",
     "need_stack", "next_status", "plain", "printable", "readable", "revived", "shown", "size_words", "sized",
     "spell_with", "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
 ]

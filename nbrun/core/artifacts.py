@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.core import events as ev, mimebundle as bundle
-from nbrun.core.errors import ArtifactLost, StoreError
+from nbrun.core.errors import ArtifactLost, StoreError, StoreReadOnly
+from nbrun.core.ownership import secure
 from nbrun.core.text import clean_text, printable
 from nbrun.core.values import type_name
 
@@ -152,7 +153,7 @@ class ArtifactFiles:
         except (KeyError, FileNotFoundError):
             where = "memory" if self.folder is None else self.folder
             raise ArtifactLost(f"{title} is no longer in {where}") from None
-        except OSError as error:
+        except (OSError, StoreReadOnly) as error:
             raise ArtifactLost(f"{title} cannot be read: {error}") from None
         if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
             raise ArtifactLost(f"{title} is not what was saved: its file was changed")
@@ -164,13 +165,16 @@ class ArtifactFiles:
             with self._lock:
                 self._held.pop(sha256, None)
         elif _HASH.fullmatch(sha256):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StoreReadOnly):
                 _check_folders(self.folder, sha256)
                 (self.folder / sha256[:2] / sha256).unlink()
 
     def remove_strays(self, named: Collection[str], now: float) -> int:
         """Remove files that no run uses, left by a crash between file and row; return how many there were."""
-        if self.folder is None or self.folder.is_symlink() or not self.folder.is_dir():
+        try:
+            if self.folder is None or secure(self.folder, tightens=False) is None or not self.folder.is_dir():
+                return 0
+        except (OSError, StoreReadOnly):
             return 0
         removed = 0
         for path in [*self.folder.glob("*" + _UNFINISHED), *self.folder.glob("??/*")]:
@@ -206,14 +210,17 @@ def _copy(source: bytes | Path, file: object) -> tuple[str, int]:
 
 
 def _make_folder(folder: Path) -> None:
-    if folder.is_symlink():
-        raise StoreError(f"{folder} is a symbolic link; nbrun does not write through it")
+    secure(folder)
     folder.mkdir(mode=0o700, exist_ok=True)
+    secure(folder)  # somebody else may have made it in between
 
 
 def _check_folders(folder: Path, sha256: str) -> None:
     for part in (folder, folder / sha256[:2]):
-        if not stat.S_ISDIR(part.lstat().st_mode):
+        found = secure(part, tightens=False)
+        if found is None:
+            raise FileNotFoundError(part)
+        if not stat.S_ISDIR(found.st_mode):
             raise OSError(f"{part} is not a folder of nbrun's")
 
 

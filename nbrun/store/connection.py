@@ -10,7 +10,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from nbrun.core import StoreDamaged, StoreReadOnly
+from nbrun.core import StoreDamaged, StoreReadOnly, secure
+from nbrun.store.location import FOLDER
 from nbrun.store.locks import COMPANIONS, Identity, Use, exclusive, identity
 from nbrun.store.schema import VERSION, check, migrate
 
@@ -32,22 +33,22 @@ _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _inherited: set[Identity] = set()  # files; empty unless this process was forked
 
 
-def refuse_links(path: Path) -> None:
-    """Raise `StoreReadOnly` if a store or a file that SQLite opens with it is a link, or may block its reader.
+def refuse_links(path: Path, *, tightens: bool = False) -> None:
+    """Raise `StoreReadOnly` if a store or what SQLite opens with it is a link, another user's, or may block its reader.
 
-    So is a file that this process must not open, see `note_inherited()`.
+    So is a file that this process must not open, see `note_inherited()`. With `tightens`, group and others lose their
+    rights to all of them, which they have after a clone or a copy.
     """
     if _inherited and identity(path) in _inherited:
         raise StoreReadOnly(f"{path} was open in the process that this one was forked from")
+    if path.parent.name == FOLDER:
+        secure(path.parent, tightens=False)
     for suffix in ("", *COMPANIONS, "-journal", "-lock"):
         part = path.with_name(path.name + suffix)
-        try:
-            mode = part.lstat().st_mode
-        except FileNotFoundError:
+        found = secure(part, tightens=tightens)
+        if found is None:
             continue
-        if stat.S_ISLNK(mode):
-            raise StoreReadOnly(f"{part} is a symbolic link; nbrun does not write through it")
-        if not stat.S_ISREG(mode) and suffix != "-lock":
+        if not stat.S_ISREG(found.st_mode) and suffix != "-lock":
             raise StoreReadOnly(f"{part} is not a regular file")
         if part.name.endswith("-journal") and _names_another(part):
             raise StoreReadOnly(f"{part} names another file, which SQLite would delete")
@@ -133,7 +134,7 @@ def connect(path: Path | None, *, create: bool = False, wait_s: float | None = N
 
 def _connect(path: Path, create: bool, wait_s: float) -> Connection | None:
     """Return a connection, or None if the file or its journal was replaced meanwhile."""
-    refuse_links(path)
+    refuse_links(path, tightens=create)
     if create:
         _make(path)
         if not os.access(path, os.W_OK) and path.exists():  # SQLite would open it for reading, silently

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
-from nbrun.core import Action, Fix, StoreError, size_words
+from nbrun.core import OTHERS, Action, Fix, StoreError, size_words
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.location import NO_PLACE, data_folder
 from nbrun.store.session_store import ReadOnlyStore, SessionStore
@@ -177,7 +178,7 @@ def kept(store: SessionStore) -> list[Finding]:
         findings += [] if store.fault is not None else [_not_kept(store)]
         return [*findings, *_kept_elsewhere(store)]
     is_written = store.fault is None
-    findings += [_file(store, store.path, is_written=is_written), *_disk(store.path)]
+    findings += [_file(store, store.path, is_written=is_written), *_exposed(store.path), *_disk(store.path)]
     findings += _kept_elsewhere(store)
     if store.lost:
         text = f"{store.lost} runs were in progress when their kernel died; they are shown as lost"
@@ -254,6 +255,14 @@ def _file(store: SessionStore, path: Path, *, is_written: bool = True) -> Findin
         fix = "nothing to do if it is fast enough; a local disk is faster than a network disk"
         return Finding(Sign.NOTE, "store", f"{text}: this file system doesn't support WAL", fix)
     return Finding(Sign.OK, "store", text)
+
+
+def _exposed(path: Path) -> Iterable[Finding]:
+    """Yield that others may read or write the file, which could not be helped when it was opened."""
+    with contextlib.suppress(OSError):
+        if os.name != "nt" and path.stat().st_mode & OTHERS:
+            text = f"other users may read {path}, and nbrun can't change that (a file system without modes?)"
+            yield Finding(Sign.NOTE, "store", text, "keep it on another disk with %config NbRun.store = 'PATH'")
 
 
 def _kept_elsewhere(store: SessionStore) -> Iterable[Finding]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import stat
 from pathlib import Path
 
-from nbrun.core import StoreReadOnly
+from nbrun.core import StoreReadOnly, secure
 
 FOLDER = ".nbrun"
 SUFFIX = ".db"
 NO_NOTEBOOK = "session"  # the name of a store without a notebook
+_IGNORE_BYTES = 16
 NO_PLACE = "the kernel's working folder is gone"  # why there may be no place for runs
 
 
@@ -66,11 +69,33 @@ def data_folder() -> Path | None:
 def prepare_folder(folder: Path) -> None:
     """Make the store's folder, for its owner only and ignored by git, since runs contain prompts.
 
-    Raises `OSError` if it cannot be made or written, `StoreReadOnly` if it is a symbolic link.
+    A folder that nbrun did not name may be for others too, and stays as it is. Raises `OSError` if it cannot be made
+    or written, `StoreReadOnly` if it is a symbolic link, or another user's.
     """
     if folder.is_symlink():
         raise StoreReadOnly(f"{folder} is a symbolic link; nbrun does not write through it")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ignore = folder / ".gitignore"
-    if folder.name == FOLDER and not ignore.exists():
-        ignore.write_text("*\n", encoding="utf-8")
+    if folder.name == FOLDER:
+        secure(folder)
+        _ignore_all(folder / ".gitignore")
+    elif folder.parent == data_folder():
+        secure(folder)
+
+
+def _ignore_all(path: Path) -> None:
+    """Have git ignore the folder that this `.gitignore` is in, whatever it said before."""
+    with contextlib.suppress(OSError), open(path, "rb", opener=_opened_here) as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(_IGNORE_BYTES).split() == [b"*"]:
+            return
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    with (
+        contextlib.suppress(FileExistsError),
+        open(path, "xb", opener=_opened_here) as file,
+    ):  # another kernel was first
+        file.write(b"*\n")
+
+
+def _opened_here(path: str, flags: int) -> int:
+    """Open a file, not one that a link leads to, nor a pipe that blocks its reader."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o600)

@@ -24,6 +24,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from nbrun.core import StoreReadOnly, secure
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -153,7 +155,8 @@ class Use:
                 use = _uses[key] = Use(path, file)
             use._count += 1
         if use._lock is None:
-            with contextlib.suppress(OSError):  # without the right to make it: SQLite's own locks must do
+            # Without the right to make it, or if it is another user's: SQLite's own locks must do.
+            with contextlib.suppress(OSError, StoreReadOnly):
                 use._begin()
         return use
 
@@ -162,6 +165,7 @@ class Use:
             return
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._folder, stat.S_IRWXU)
+        secure(self._place.with_name(os.path.basename(self._folder)))
         self._remove_unused()
         lock = _open(self._own, os.O_RDWR | os.O_CREAT)
         if _try_lock(lock, fcntl.LOCK_SH):

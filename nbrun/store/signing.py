@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import RunRecord, StoreError, events as ev
+from nbrun.core import RunRecord, StoreError, events as ev, is_private
 from nbrun.store.location import data_folder
 
 if TYPE_CHECKING:
@@ -106,7 +106,6 @@ def _read(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS)
     with open(descriptor, "rb") as file:
         found, key = os.fstat(descriptor), file.read(KEY_BYTES + 1)
-    is_ours = os.name == "nt" or (found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077)
-    if not stat.S_ISREG(found.st_mode) or not is_ours or len(key) != KEY_BYTES:
+    if not stat.S_ISREG(found.st_mode) or not is_private(found) or len(key) != KEY_BYTES:
         raise StoreError(f"{path} isn't a key that only you can read")
     return key
