@@ -57,4 +57,6 @@ async def _ask(client: AsyncKernelClient, content: dict[str, object]) -> dict[st
         message = await client.get_control_msg()
         is_reply = message["header"]["msg_type"] == REPLY
         if is_reply and message["parent_header"].get("msg_id") == request["header"]["msg_id"]:
+            if not isinstance(message["content"], dict):  # any code in a kernel can send a message
+                raise NoAnswer("the kernel's answer isn't one of nbrun's")
             return dict(message["content"])

@@ -308,9 +308,12 @@ def read_artifacts(connection: sqlite3.Connection, number: int, files: ArtifactF
     rows = connection.execute(
         "SELECT id, name, media_type, size, sha256, made_at FROM artifacts WHERE run = ? ORDER BY key", (number,)
     )
+    text = validation.text
     return [
-        Artifact(id_, name, media_type, size, sha256, made_at / 1_000_000, files)
+        Artifact(text(id_), text(name), text(media_type), size, sha256, made_at / 1_000_000, files)
         for id_, name, media_type, size, sha256, made_at in rows
+        if type(size) is type(made_at) is int and type(sha256) is str  # as we write them
+        if size >= 0 and 0 <= made_at <= validation.LATEST
     ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psutil
+import pytest
 
 from nbrun.core.events import RunEvent
 from tests.kernel.cells import SOON_S, run_ok, stored, stored_events, value, wait_for_status, wait_for_text
@@ -286,6 +288,21 @@ def test_a_kernel_without_nbrun_is_given_up_in_time(server: ServerProcess, bare_
         " it is done; it may still act on this request"
     }
     bare_kernel.wait_until(lambda: (process.num_fds(), process.num_threads()) <= before)
+
+
+@pytest.mark.parametrize("content", ["a line of text", ["a", "list"], 7])
+def test_a_reply_that_is_no_object_is_no_answer(
+    server: ServerProcess, bare_kernel: ServedKernel, content: object
+) -> None:
+    """Any code in a kernel can send one: the server says so in one line, and has no error of its own."""
+    bare_kernel.run(f"""
+kernel = get_ipython().kernel
+async def reply(stream, ident, parent):
+    kernel.session.send(stream, "nbrun_reply", {json.dumps(content)!r}, parent, ident)  # a text is sent as it is
+kernel.control_handlers["nbrun_request"] = reply
+""")
+    answer = server.ask("GET", f"{bare_kernel.api}/runs")
+    assert (answer.status, answer.body["message"]) == (504, "the kernel's answer isn't one of nbrun's")
 
 
 def test_looking_keeps_a_busy_kernel_busy(server: ServerProcess, kernel: ServedKernel) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -275,3 +277,23 @@ def test_a_crash_between_file_and_row_leaves_a_stray_that_is_removed_when_it_is_
     assert left == sorted([named, young, "notes.txt"])
     with pytest.raises(ArtifactLost):
         files.read(stray, 5, "stray")
+
+
+@pytest.mark.parametrize(
+    "values", ["size = 'big'", "size = -1", "made_at = 'now'", "made_at = 9e300", "sha256 = X'00'"]
+)
+def test_a_damaged_row_of_an_artifact_is_left_out(tmp_path: Path, values: str) -> None:
+    """The other ones are listed."""
+
+    async def two(prompt: str, run: RunContext) -> None:
+        run.artifact("one.txt", "1")
+        run.artifact("two.txt", "2")
+
+    path = tmp_path / "a.db"
+    with NotebookSession(store=path) as session:
+        session.start(two).result(BOUND_S)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute(f"UPDATE artifacts SET {values} WHERE name = 'one.txt'")  # noqa: S608 - ours
+    with NotebookSession(store=path) as session:
+        assert [each.name for each in session.runs()[0].artifacts] == ["two.txt"]

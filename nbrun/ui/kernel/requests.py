@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ LIST_LIMIT = 200
 """How many live runs a list has, the newest: a cancel may be waiting behind the answer."""
 MAX_NONCE = 64
 """Characters of a nonce by which the page recognises the receipt of its message."""
-_REMEMBERED = 256
+_LOOKS = 256
+"""How many looks of a panel are remembered. All other requests are, for as long as the session: people make them."""
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -50,7 +52,8 @@ class Requests:
     """Passes requests on to the session, each once: a page sends them over both channels, with one nonce.
 
     Threads: `answer()` from any thread; the main thread writes `ask_panel`, with the first panel. `_lock` guards
-    `_replies`, and makes a request's second copy wait for the first. It isn't held for a cancel, which is idempotent.
+    `_replies` and `_looks`, and makes a request's second copy wait for the first. It isn't held for a cancel, which is
+    idempotent.
     """
 
     def __init__(self, session: NotebookSession) -> None:
@@ -58,6 +61,7 @@ class Requests:
         self._session = session
         self._lock = threading.RLock()
         self._replies: dict[str, dict[str, Any]] = {}
+        self._looks: deque[str] = deque()
 
     def answer(self, content: dict[str, Any]) -> dict[str, Any]:
         """Do what a page or the server asks for; return the reply."""
@@ -112,14 +116,16 @@ class Requests:
     def _once(self, do: Answer, content: dict[str, Any]) -> dict[str, Any]:
         """Do what a request asks for, unless its other copy was here before; return the reply."""
         nonce = content.get("nonce")
-        if not isinstance(nonce, str):  # nothing to recognise it by
+        if not isinstance(nonce, str) or len(nonce) > MAX_NONCE:  # nothing to recognise it by
             return do(content)
         with self._lock:
             reply = self._replies.get(nonce)
             if reply is None:
                 reply = self._replies[nonce] = do(content)
-                if len(self._replies) > _REMEMBERED:
-                    del self._replies[next(iter(self._replies))]
+                if content.get("op") == "look":
+                    self._looks.append(nonce)
+                    if len(self._looks) > _LOOKS:
+                        del self._replies[self._looks.popleft()]
         return reply
 
     def _talk(self, run: Run, content: dict[str, Any], by: str) -> dict[str, Any]:
