@@ -23,14 +23,14 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-import psutil
-
 from nbrun.agents import Cancelled, RunContext, ThreadCall, Work, current_run, is_quiet
 from nbrun.core import module_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
+
+    import psutil
 
 T = TypeVar("T")
 
@@ -149,6 +149,8 @@ class Process:
 
     def is_alive(self) -> bool:
         """Return whether it runs; its exit status is left to who waits for it."""
+        import psutil
+
         with contextlib.suppress(psutil.Error):
             return bool(self._process.is_running()) and self._process.status() != psutil.STATUS_ZOMBIE
         return False
@@ -162,20 +164,24 @@ class Process:
 
     def stop(self) -> bool:
         """Ask it to end."""
-        return self._signal(psutil.Process.terminate)
+        return self._signal("terminate")
 
     def interrupt(self) -> bool:
         """Kill it."""
-        return self._signal(psutil.Process.kill)
+        return self._signal("kill")
 
-    def _signal(self, signal: Callable[[psutil.Process], object]) -> bool:
+    def _signal(self, way: str) -> bool:
+        import psutil
+
         for process in (self._process, *_below(self._process)):
             with contextlib.suppress(psutil.Error):
-                signal(process)
+                getattr(process, way)()
         return True
 
 
 def _below(process: psutil.Process) -> list[psutil.Process]:
+    import psutil
+
     try:
         return list(process.children(recursive=True))
     except psutil.Error:
@@ -184,6 +190,8 @@ def _below(process: psutil.Process) -> list[psutil.Process]:
 
 def below(pid: int) -> list[Process]:
     """Return the processes below one, those that run."""
+    import psutil
+
     found = []
     with contextlib.suppress(psutil.Error):
         for process in _below(psutil.Process(pid)):
@@ -327,6 +335,8 @@ def _open_process(process: subprocess.Popen[Any], args: Any, *others: Any, **opt
     for work in run.work:
         if isinstance(work, Process) and not work.is_alive():
             run.drop_work(work)
+    import psutil
+
     with contextlib.suppress(psutil.Error):  # it has ended already
         run.add_work(Process(psutil.Process(process.pid), args))
 

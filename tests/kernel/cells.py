@@ -54,6 +54,13 @@ def stubborn(prompt, run):
 
 def nbrun_threads():
     return sorted(t.name for t in threading.enumerate() if t.name.startswith("nbrun-"))
+
+def nbrun_threads_left():
+    # One that was asked to stop may not have had a core since: the unload waits for it for a moment only.
+    for thread in threading.enumerate():
+        if thread.name.startswith("nbrun-"):
+            thread.join(10)
+    return nbrun_threads()
 """
 
 

@@ -55,7 +55,7 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
     cell = run_ok(kernel, "%unload_ext nbrun")
     assert cell.stdout + cell.stderr == "nbrun was unloaded: 1 run cancelled\n"
     assert value(kernel, state) == bare
-    assert value(kernel, "nbrun_threads()") == "[]"
+    assert value(kernel, "nbrun_threads_left()") == "[]"
     record = stored(kernel.folder, "long")
     assert record is not None
     assert (record.status, record.cause, record.text) == ("cancelled", "shutdown", "begun ")
@@ -87,7 +87,7 @@ def test_reloading_twice_leaves_one_of_everything(loaded_kernel: Kernel) -> None
     configurables = "[type(c).__name__ for c in get_ipython().configurables].count('NbRun')"
     assert value(kernel, configurables) == "1"
     run_ok(kernel, "%unload_ext nbrun")
-    assert value(kernel, "nbrun_threads()") == "[]"
+    assert value(kernel, "nbrun_threads_left()") == "[]"
     assert value(kernel, "hasattr(get_ipython().kernel.do_shutdown, '__func__')") == "True"
 
 

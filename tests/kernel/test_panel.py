@@ -242,5 +242,5 @@ def test_the_end_of_the_session_leaves_a_table_in_which_nothing_is_live(kernel: 
     assert set(data) == STATIC_TABLE
     assert "Cancelled by unloading nbrun" in data["text/html"]
     assert "Was " not in data["text/plain"]
-    assert value(kernel, "nbrun_threads()") == "[]"
+    assert value(kernel, "nbrun_threads_left()") == "[]"
     run_ok(kernel, "%load_ext nbrun")
