@@ -66,8 +66,9 @@ LIST_LIMIT = 100
 _MOVES_QUEUE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE}
 
 CLOSE_S = 1.0
-CLOSE_STORE_S = 0.3  # how long a close waits for the disk
 """How long a close waits for its runs to settle; with the flush it stays under 1.5 s."""
+CLOSE_STORE_S = 0.3
+"""How long a close waits for the disk."""
 
 
 class NotebookSession:
