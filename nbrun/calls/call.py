@@ -55,6 +55,10 @@ class Call:
             self._report()
         self.run.token.raise_if_cancelled()
 
+    def closed(self) -> None:
+        """Note that nobody reads the body any more."""
+        self.finish(CANCELLED if self.run.token.cancelled else ERROR if self._status >= 400 else OK)
+
     def complete(self) -> None:
         """Note the end of the body; raises `Cancelled` if it was cut by a cancel, which may look like an end."""
         if self._reader is not None and self._reader.close():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAX_REQUEST = 32_000_000
 MAX_BODY = 16_000_000
 MAX_LINE = 1_000_000
+MAX_INFLATED = 100_000_000
+MAX_OBJECTS = 200_000  # in a body that is a list
 _PIECE = 1_000_000  # bytes that are decompressed at a time
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
@@ -166,13 +168,14 @@ class _Body(msgspec.Struct):
 _asked = msgspec.json.Decoder(_Asked)
 _bodies = msgspec.json.Decoder(_Body | list[_Body])  # Gemini streams a list, if it isn't asked for events
 _USED = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{|"(?:prompt_)?eval_count"')
+_LIST = re.compile(rb"\s*\[")
 _STREAMS = ("text/event-stream", "application/x-ndjson", "application/jsonl", "application/stream+json")
 
 
 class BodyReader:
     """Reads the usage out of a response's body, piece by piece. Threads: one at a time."""
 
-    __slots__ = ("_inflate", "_is_lines", "_is_lost", "_kept", "_size", "usage")
+    __slots__ = ("_inflate", "_inflated", "_is_lines", "_is_lost", "_kept", "_size", "usage")
 
     def __init__(self, content_type: str, encoding: str) -> None:
         self.usage: Usage | None = None
@@ -181,8 +184,8 @@ class BodyReader:
         encoding = encoding.strip().lower()
         self._inflate: Any = zlib.decompressobj(47) if encoding in ("gzip", "x-gzip", "deflate") else None
         self._is_lost = self._inflate is None and encoding not in ("", "identity")
-        self._kept: list[bytes] = []
-        self._size = 0
+        self._kept = bytearray()
+        self._size = self._inflated = 0
 
     def feed(self, piece: bytes) -> bool:
         """Take a piece of the body; return whether more usage was reported in it."""
@@ -192,21 +195,25 @@ class BodyReader:
         if self._inflate is None:
             self._take(piece)
             return self.usage is not before
-        while piece and not self._is_lost:
+        while piece and not self._is_lost and not self._inflate.eof:  # it would keep all that comes after the end
             try:
                 more = self._inflate.decompress(piece, _PIECE)
             except zlib.error:
                 self._lose()
                 break
             piece = self._inflate.unconsumed_tail
-            self._take(more)
+            self._inflated += len(more)
+            if self._inflated > MAX_INFLATED:
+                self._lose()
+            else:
+                self._take(more)
         return self.usage is not before
 
     def close(self) -> bool:
         """Read what is left at the body's end; return whether usage was reported in it."""
         before = self.usage
         if not self._is_lost and self._kept:
-            self._read(b"".join(self._kept))
+            self._read(bytes(self._kept))
         self._lose()
         return self.usage is not before
 
@@ -222,25 +229,34 @@ class BodyReader:
         if self._size > MAX_BODY:
             self._lose()
         else:
-            self._kept.append(piece)
+            self._kept += piece
 
     def _take_lines(self, piece: bytes) -> None:
         if not self._size and piece.endswith(b"\n") and _USED.search(piece) is None:  # nearly all of them
             return
-        *lines, rest = piece.split(b"\n")
-        if lines:
-            lines[0] = b"".join((*self._kept, lines[0]))
-            self._kept, self._size = [], 0
-            for line in lines:
-                self._read(line)
+        first, newline, rest = piece.partition(b"\n")
+        if newline:
+            self._read(bytes(self._kept) + first)
+            self._kept, self._size = bytearray(), 0
+            lines, _, rest = rest.rpartition(b"\n")
+            at = 0
+            while found := _USED.search(lines, at):  # not line by line: there may be a million empty ones
+                start, at = lines.rfind(b"\n", at, found.start()) + 1, lines.find(b"\n", found.start())
+                self._read(lines[start : None if at < 0 else at])
+                if at < 0:
+                    break
+        else:
+            rest = first
         # A line that is too long is left out; its end is looked for all the same.
         if rest and self._size <= MAX_LINE:
-            self._kept.append(rest)
+            self._kept += rest
         self._size += len(rest)
 
     def _read(self, text: bytes) -> None:
         """Read a body, or a line of one, if it is about usage."""
         if (self._is_lines and len(text) > MAX_LINE) or _USED.search(text) is None:
+            return
+        if _LIST.match(text) and text.count(b"{") > MAX_OBJECTS:  # each would be made, at many times its size
             return
         try:
             read = _bodies.decode(text.removeprefix(b"data:") if self._is_lines else text)

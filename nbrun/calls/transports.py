@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import RunContext, current_run
-from nbrun.calls.call import CANCELLED, OK, Call
+from nbrun.calls.call import Call
 from nbrun.calls.forms import find_target
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ def instrument(package: Any) -> Callable[[], None]:
             self._call.complete()
 
         def close(self) -> None:
-            self._stream.close()
-            self._call.finish(CANCELLED if self._call.run.token.cancelled else OK)
+            try:
+                self._stream.close()
+            finally:
+                self._call.closed()
 
     class AsyncBody(package.AsyncByteStream):  # type: ignore[misc]
         """The same for an async client."""
@@ -62,19 +64,23 @@ def instrument(package: Any) -> Callable[[], None]:
             self._call.complete()
 
         async def aclose(self) -> None:
-            await self._stream.aclose()
-            self._call.finish(CANCELLED if self._call.run.token.cancelled else OK)
+            try:
+                await self._stream.aclose()
+            finally:
+                self._call.closed()
 
     def handle_request(self: Any, request: Any) -> Any:
         run = current_run.get()
         if run is None:
             return send(self, request)
-        # A dict of its own, by which its connection is found in the pool.
+        # A dict of its own, by which its connection is found in the pool, in a request of its own: the client's may
+        # be sent again, by another run, too.
         extensions = {**request.extensions, "trace": _Steps(run, request.extensions.get("trace"))}
         call = _begin(run, request, lambda: cut(self, extensions))
-        request.extensions = extensions
+        sent = object.__new__(type(request))
+        vars(sent).update(vars(request), extensions=extensions)
         try:
-            response = send(self, request)
+            response = send(self, sent)
         except BaseException as error:
             call.fail(error)
             raise

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -12,7 +14,8 @@ import httpx
 import httpx2
 import pytest
 
-from nbrun import NotebookSession, Run, events as ev
+from nbrun import NotebookSession, Run, RunContext, events as ev
+from nbrun.calls.forms import MAX_INFLATED, BodyReader
 from nbrun.core.errors import RunCancelled
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
@@ -280,6 +283,108 @@ def test_a_broken_body_loses_its_usage_and_nothing_else(
     assert run.result() is True
     [call] = calls_of(run)
     assert (call.status, call.usage) == ("ok", None)
+
+
+TOO_MUCH = {
+    "what comes after a compressed body": ([gzip.compress(b"data: x\n"), *[b"junk" * 16_000] * 40], "gzip"),
+    "a body in tiny pieces": ([b"ab"] * 200_000, ""),
+    "a list of very many": ([b'[{"usage":{"prompt_tokens":3}}', b",{}" * 500_000, b"]"], ""),
+}
+
+
+@pytest.mark.parametrize(("pieces", "encoding"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_a_body_takes_little_more_memory_than_its_size(pieces: list[bytes], encoding: str) -> None:
+    """Whoever answers chooses what is sent."""
+    reader = BodyReader("application/json", encoding)
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            reader.feed(bytes(bytearray(piece)))
+        kept, _ = tracemalloc.get_traced_memory()
+        reader.close()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2_000_000
+    assert most < 50_000_000
+    assert reader.usage is None
+
+
+def test_a_compressed_stream_is_read_up_to_a_size() -> None:
+    """A few kilobytes can be blown up to gigabytes, which would hold up the loop of all runs."""
+    used = b'data: {"usage": {"prompt_tokens": 7}}\n'
+    long, short = (gzip.compress(size * b"x" + b"\n" + used, 1) for size in (MAX_INFLATED, 10))
+    assert not BodyReader("text/event-stream", "gzip").feed(long)
+    assert BodyReader("text/event-stream", "gzip").feed(short)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 1000])
+def test_lines_are_found_wherever_a_stream_is_cut(size: int) -> None:
+    """Pieces end anywhere, and a line between two others reports as they do."""
+    lines = [
+        b"",
+        b"",
+        b"{}",
+        *(b'data: {"usage":{"prompt_tokens":%d}}' % count for count in (1, 2)),
+        b"data: x",
+        b"",
+        b"x",
+    ]
+    lines[4:4] = [b'"usage":{', b""]
+    stream, reader = b"\r\n".join(lines), BodyReader("text/event-stream", "")
+    for at in range(0, len(stream), size):
+        reader.feed(stream[at : at + size])
+    reader.close()
+    assert reader.usage == ev.Usage(2)
+
+
+def test_a_request_can_be_sent_again(session: NotebookSession, provider: Provider) -> None:
+    """The cancel of a run ends its own requests, not those of whoever sends the same object afterwards."""
+    provider.words = 1
+    with httpx2.Client(verify=False) as client:
+        request = client.build_request("POST", url_of(provider, "chat", stream=False), json=body(stream=False))
+        extensions = request.extensions
+        sent = threading.Event()
+
+        def asks(prompt: str, run: Any) -> None:
+            client.send(request)
+            sent.set()
+            run.token.wait_sync(BOUND_S)
+
+        first = session.start(asks)
+        assert sent.wait(BOUND_S)
+        first.cancel()
+        assert finish(first).status == "cancelled"
+        again = finish(session.start(lambda: [client.send(request).status_code for _ in range(3)]))
+        assert again.result() == [200, 200, 200]
+        assert client.send(request).status_code == 200
+        assert request.extensions is extensions
+
+
+def test_a_call_that_has_ended_takes_no_more_usage(session: NotebookSession) -> None:
+    """One thread closes a response while another one reads it."""
+
+    def asks(prompt: str, run: RunContext) -> None:
+        call = run.begin_call("openai", "gpt-4o")
+        run.end_call(ev.CallFinished(call, "ok", 1.0))
+        run.note_call(call, ev.Usage(7, 4, requests=1))
+
+    run = finish(session.start(asks))
+    assert (run.status, run.usage.input_tokens) == ("completed", 0)
+
+
+def test_a_refusal_that_nobody_reads_is_a_refusal(session: NotebookSession, provider: Provider) -> None:
+    """A client looks at the status only."""
+    provider.refusals.append(429)
+
+    def asks() -> None:
+        with httpx2.Client(verify=False) as client:
+            for _ in range(2):
+                with client.stream("POST", url_of(provider, "chat", stream=True), json=body(stream=True)):
+                    pass
+
+    run = finish(session.start(asks, max_turns=1))
+    assert [(call.status, call.error) for call in calls_of(run)] == [("error", "HTTP 429"), ("ok", "")]
 
 
 def test_outside_of_a_run_nothing_is_changed(session: NotebookSession, provider: Provider) -> None:

@@ -209,8 +209,10 @@ class Calls:
         return call_id
 
     def note(self, call_id: str, usage: Usage) -> None:
-        """Replace what a call has used."""
-        before = self._open[call_id]
+        """Replace what a call has used; one that has ended takes no more: its body was closed while it was read."""
+        before = self._open.get(call_id)
+        if before is None:
+            return
         self.used = add_usage(self.used, usage.without(before))
         self._open[call_id] = usage
 
