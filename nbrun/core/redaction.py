@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus, unquote
 
 from nbrun.core.errors import BadOption
-from nbrun.core.text import clean_text
+from nbrun.core.text import clean_text, uncoloured
 from nbrun.core.values import BASE64_KEY, Plain, mark_bytes, marked_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ LINE_LENGTH = 16
 
 CUT = "…"
 """Marks where nbrun has cut a text, before it is known what is secret: beside it, a part of a secret counts."""
-_HIDING = (CUT.encode(), BASE64_KEY.encode())  # where a secret may be that isn't found as it is
+_HIDING = (CUT.encode(), BASE64_KEY.encode(), b"\x1b[")  # where a secret may be that isn't found as it is
 
 WORDS = ("KEY", "TOKEN", "SECRET", "PASS", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS")
 """Words in the name of an environment variable that mark its value as secret, if it looks like one."""
@@ -176,6 +176,8 @@ class Redactor:
         """Return `text` with each secret replaced by `[NAME]`."""
         if self._pattern is None:
             return text
+        if "\x1b" in text and self._pattern.search(bare := uncoloured(text)):  # as pages show it
+            text = bare
         text = self._pattern.sub(lambda match: f"[{self._names[match.group()]}]", text)
         return self._beside_cuts(text) if CUT in text else text
 

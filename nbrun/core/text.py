@@ -71,8 +71,13 @@ def visible(text: str, escape: Callable[[re.Match[str]], str] = escaped) -> str:
     return _UNSEEN.sub(escape, text)
 
 
+def uncoloured(text: str) -> str:
+    """Return text without escape codes."""
+    return _ESCAPE_CODE.sub("", text)
+
+
 def printable(text: str) -> str:
     """Return text as a terminal shows it, without escape codes; other invisible characters become visible."""
     if text.isascii() and text.isprintable():
         return text
-    return visible(_ESCAPE_CODE.sub("", text).translate(_PICTURES))
+    return visible(uncoloured(text).translate(_PICTURES))

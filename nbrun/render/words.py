@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -345,20 +346,22 @@ def python_call(record: RunRecord) -> str:
 AGENT = "NAME"
 """Stands for the agent that the user has to name."""
 SHOWN_UNSIGNED = 20
-"""How many runs are described before they are trusted."""
+"""How many runs are described one by one before they are trusted, with their prompts; the others by what they name."""
 _TRUSTING = (
     "Not signed by your nbrun: recorded before it signed runs, on another computer, or by somebody else. "
     "Once trusted, resume and retry run what they name:"
 )
 _UNSIGNED = "your nbrun hasn't signed this run; name an agent to continue from its history"
+_NAMED = ("agent", "prompt", *POLICIES)
+_UNPROMPTED = ("agent", *POLICIES)
 _ORIGIN = {ev.RESUME: "resumed from", ev.RETRY: "retry of", ev.REPLAY: "replay of", ev.CONTINUE: "continues"}
 _BECAME = {ev.RESUME: "resumed as", ev.RETRY: "retried as", ev.REPLAY: "replayed as", ev.CONTINUE: "continued as"}
 
 
-def named_by(made: RunRecord | ev.RunCreated) -> str:
-    """Return what a run that may be anybody's names: its agent, prompt and policies, in one line."""
+def named_by(made: RunRecord | ev.RunCreated, *names: str) -> str:
+    """Return what a run that may be anybody's names: its agent, prompt and policies, or only these, in one line."""
     named: dict[str, Plain] = {"agent": made.model or made.target or made.agent, "prompt": made.prompt, **made.options}
-    return "; ".join(f"{name}: {shown(named[name], 100)}" for name in ("agent", "prompt", *POLICIES) if name in named)
+    return "; ".join(f"{name}: {shown(named[name], 100)}" for name in names or _NAMED if name in named)
 
 
 def trust_words(runs: Sequence[tuple[int, ev.RunCreated, bool]]) -> tuple[str, str]:
@@ -368,12 +371,15 @@ def trust_words(runs: Sequence[tuple[int, ev.RunCreated, bool]]) -> tuple[str, s
     ----------
     runs : the number of each, what it was started with, and whether it has a checkpoint.
     """
-    lines = [
-        f"#{number} ({shown(made.name, 80)}): {named_by(made)}{'; with a checkpoint' if has_state else ''}"
-        for number, made, has_state in runs[:SHOWN_UNSIGNED]
+    ends = [
+        named_by(made, *(() if at < SHOWN_UNSIGNED else _UNPROMPTED)) + ("; with a checkpoint" if has_state else "")
+        for at, (_, made, has_state) in enumerate(runs)
     ]
-    if len(runs) > len(lines):
-        lines.append(f"… and {len(runs) - len(lines):,} more")
+    lines = [f"#{number} ({shown(made.name, 80)}): " for number, made, _ in runs[:SHOWN_UNSIGNED]]
+    lines = [line + end for line, end in zip(lines, ends, strict=False)]
+    # The others together, but nothing that they name is left out: it is decided about, too.
+    others = Counter(ends[SHOWN_UNSIGNED:])
+    lines += [f"… and {count:,} more: {end}" for end, count in others.items()]
     what = "this run" if len(runs) == 1 else f"these {len(runs):,} runs"
     return printable("\n".join([_TRUSTING, *lines])), f"Trust {what}? [y/N] "
 

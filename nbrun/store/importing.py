@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import BadRecording, IdConflict, events as ev, fold
+from nbrun.core import BadRecording, IdConflict, events as ev, fold, shown
 from nbrun.store import queries
 from nbrun.store.rows import IdTaken, RowWriter, Values, micros
 
@@ -46,9 +46,11 @@ def import_run(connection: sqlite3.Connection, events: Sequence[ev.RunEvent], la
         with row_writer.transaction():
             return _import(connection, row_writer, events, label, now)
     except IdTaken as taken:
-        raise IdConflict(f"another run here already has the id '{taken}'; the run was not imported") from None
+        raise IdConflict(
+            f"another run here already has the id '{shown(str(taken), 80)}'; the run was not imported"
+        ) from None
     except (OverflowError, TypeError, ValueError) as error:
-        raise BadRecording(f"{events[0].run_id} cannot be stored: {error}") from None
+        raise BadRecording(f"{shown(events[0].run_id, 80)} cannot be stored: {error}") from None
 
 
 def _import(

@@ -353,8 +353,10 @@ def read_checkpoint(connection: sqlite3.Connection, number: int, signer: Signer)
             return None
         run_id, seq, state, signature = row
         if state is not None:
-            expected = signer.of_checkpoint(created.session_id, run_id, seq, bytes(state))
-            return bytes(state) if is_same(signature, expected) else None
+            if not isinstance(state, bytes):  # of a number, bytes() would make that many
+                return None
+            expected = signer.of_checkpoint(created.session_id, run_id, seq, state)
+            return state if is_same(signature, expected) else None
         if created.origin is None:
             return None
         run_id = created.origin.run_id
@@ -382,8 +384,8 @@ def read_unsigned(connection: sqlite3.Connection, number: int, signer: Signer) -
     run_id, created, known = found
     signature, checkpoint, is_signed = signer.of_run(run_id, created), None, True
     row = connection.execute("SELECT seq, state, signature FROM checkpoints WHERE run = ?", (number,)).fetchone()
-    if row is not None:
-        checkpoint = (row[0], signer.of_checkpoint(created.session_id, run_id, row[0], bytes(row[1])))
+    if row is not None and isinstance(row[1], bytes):
+        checkpoint = (row[0], signer.of_checkpoint(created.session_id, run_id, row[0], row[1]))
         is_signed = is_same(row[2], checkpoint[1])
     return None if is_signed and is_same(known, signature) else Unsigned(number, created, signature, checkpoint)
 

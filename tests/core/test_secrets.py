@@ -214,6 +214,23 @@ def test_a_value_that_was_named_is_replaced_from_then_on(session: NotebookSessio
     assert run.record.text == "begun [SECRET] and on"
 
 
+def test_colours_hide_no_secret(session: NotebookSession) -> None:
+    """A library that paints numbers prints codes within a key, and pages show it without them."""
+    painted = f"{KEY[:8]}\x1b[1;36m{KEY[8:12]}\x1b[0m{KEY[12:]}"
+
+    def prints(prompt: str, run: RunContext) -> None:
+        run.log(f"\x1b[1m{painted}\x1b[0m")
+        run.log("\x1b[1mtea\x1b[0m")
+        run.emit("found", {"key": painted})
+
+    run = session.start(prints, painted)
+    assert run.wait(BOUND_S)
+    logs = [event.data.text for event in run.events() if isinstance(event.data, ev.Log)]
+    assert logs == [SHOWN, "\x1b[1mtea\x1b[0m"]
+    assert run.record.prompt == SHOWN
+    assert KEY[:8] not in repr(run.events())
+
+
 @pytest.mark.parametrize("value", ["", "short", " 1234567 ", None])
 def test_what_is_too_short_is_refused(value: str, session: NotebookSession) -> None:
     """It is not silently left to be shown: one line says how long a secret is."""

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from nbrun import CancelCause, RunRecord, RunStatus
-from nbrun.core import events as ev
+from nbrun.core import Plain, events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.quantities import duration
 from nbrun.core.record import UNLOAD, Steered
@@ -27,6 +27,7 @@ from nbrun.render.words import (
     status_words,
     steer_words,
     tokens_words,
+    trust_words,
     with_followups,
 )
 
@@ -333,3 +334,15 @@ def test_a_static_card_tells_what_is_always_allowed() -> None:
     assert "Always allowed in this run: delete, \\u202erename" in bundle(record)["text/plain"]
     many = msgspec.structs.replace(RECORD, always=tuple(f"tool{n}" for n in range(9)))
     assert always_words(many) == "Always allowed in this run: tool0, tool1, tool2, tool3, tool4 …"
+
+
+def test_all_that_is_trusted_is_shown() -> None:
+    """A run behind many others is decided about, too: only its prompt and its name are left out."""
+    made = [(number, ev.RunCreated("s", "name", "poet", f"tea {number}"), False) for number in range(1, 501)]
+    options: dict[str, Plain] = {"tools": ["delete"]}
+    made[300] = (301, ev.RunCreated("s", "name", "x", "tea", target="os.system", options=options), True)
+    text, question = trust_words(made)
+    assert question == "Trust these 500 runs? [y/N] "
+    assert text.splitlines()[21:] == [
+        "… and 479 more: agent: poet", '… and 1 more: agent: os.system; tools: ["delete"]; with a checkpoint',
+    ]  # fmt: skip

@@ -472,6 +472,19 @@ def test_what_was_read_is_trusted_and_not_what_came_since(make_session: MakeSess
     assert [one.number for one in run.store.unsigned()] == [1]
 
 
+@pytest.mark.parametrize("state", ["half", -1, 1.5])
+def test_a_checkpoint_that_is_no_bytes_is_none(make_session: MakeSession, store_path: Path, state: object) -> None:
+    """Of a number, `bytes()` would make that many zeros."""
+    with make_session() as session:
+        ended(session.start(keeps("half"), "tea"))
+    change(store_path, ("UPDATE checkpoints SET state = ?", (state,)))
+    run = make_session(ids=nbrun.SequentialIds("later")).get(1)
+    assert run.store.checkpoint(1) is None
+    disown(store_path)
+    [found] = run.store.unsigned()
+    assert found.checkpoint is None
+
+
 def test_a_target_needs_its_agent(session: NotebookSession) -> None:
     """It is what the agent is called."""
     run = ended(session.start(instant, "tea"))

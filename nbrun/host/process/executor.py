@@ -138,6 +138,7 @@ class RunProcess:
         self._unlogged: deque[ev.Log] = deque()
         self._refusal: Exception | None = None  # of a message that isn't valid
         self._has_begun = False
+        self._secrets: dict[str, str] = {}  # that came from the process
         self._cut_off: ev.RunCancelled | None = None  # the end that the host has sent before it was killed
         self.task = self._loop.create_task(self._main(), name=f"nbrun-process-{attempt.run_id}")
 
@@ -395,7 +396,10 @@ class RunProcess:
                 self._fire(reason, cause)
             case protocol.Secrets(found=found):
                 if (writer := self._attempt.artifact_writer) is not None:
-                    writer.keyring.add_all(found)
+                    self._secrets |= protocol.new_secrets(found, writer.keyring.known)
+                    if len(self._secrets) > protocol.MAX_SECRETS:  # each makes every text of the session slower
+                        raise ValueError(f"it has more than {protocol.MAX_SECRETS} secrets")
+                    writer.keyring.add_all(self._secrets)
             case protocol.Batch(events=events):
                 self._pass_on_valid(events)
             case _:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.core import CancelCause, Plain, Restored, events as ev, plain, size_words
+from nbrun.core import CancelCause, Plain, Restored, clean_text, events as ev, plain, size_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from nbrun.host.attempt import Attempt, HostEvent
 
@@ -78,6 +78,9 @@ Message = Ready | Begin | Secrets | Cancel | Control | Batch
 MAX_BYTES = 1 << 28
 """Bytes of a message from the run's process; of a batch, `FULL` and one event more."""
 FULL = 1 << 20
+MAX_SECRETS = 100
+"""How many secrets the process of one run may add to those of the session."""
+_MAX_SECRET = 32_000  # characters
 
 _NOT_FROM_A_HOST = frozenset({
     ev.RunCreated.TYPE, ev.RunLost.TYPE, ev.CancelRequested.TYPE, ev.DetachedFinished.TYPE,
@@ -139,6 +142,14 @@ def pack_event(event: HostEvent) -> PackedEvent:
     except (TypeError, ValueError, OverflowError):  # an adapter left a value as it was
         data = _encoder.encode(plain(event.data))
     return PackedEvent(event.ts, kind, data, event.parent)
+
+
+def new_secrets(found: dict[str, str], known: Mapping[str, str]) -> dict[str, str]:
+    """Return those that aren't known yet; raises `ValueError` for one that is none."""
+    new = {value: name for value, name in found.items() if value not in known}
+    if any(len(part) > _MAX_SECRET for pair in new.items() for part in pair):
+        raise ValueError(f"a secret is longer than {_MAX_SECRET:,} characters")
+    return {value: clean_text(name)[:200] for value, name in new.items()}
 
 
 def unpack_event(packed: PackedEvent) -> ev.EventData:

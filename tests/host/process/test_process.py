@@ -618,6 +618,11 @@ FORGED: dict[str, tuple[bytes, str]] = {
     "one byte too long": ((protocol.MAX_BYTES + 1).to_bytes(4, "big"), "are allowed"),
     "no message": (b"\0\0\0\4junk", "isn't valid"),
     "ready again": (protocol.frame(protocol.Ready()), "ready before"),
+    "many secrets": (
+        protocol.frame(protocol.Secrets({f"secret-number-{n}": "KEY" for n in range(101)})),
+        "more than 100",
+    ),
+    "a long secret": (protocol.frame(protocol.Secrets({"x" * 33_000: "KEY"})), "longer than"),
     "a control": (protocol.frame(protocol.Control("steer", {})), "only the kernel"),
 } | {
     name: (protocol.frame(protocol.Batch([_event(ev.TextDelta("before")), *forged])), why)
