@@ -148,14 +148,20 @@ def cut(transport: Any, extensions: object) -> bool:
 
     Source: httpcore's pool lists a request with its connection until its response is closed, and takes both out under
     the lock that is held here, so the connection can't be another request's meanwhile. A read that blocks on it ends
-    at once. One that other requests share (HTTP/2) is left alone.
+    at once. A request that was interrupted while it waits for a connection would keep a place in the pool for good.
+    One that other requests share (HTTP/2) is left alone.
     """
     pool: Any = getattr(transport, "_pool", None)
     try:
         with pool._optional_thread_lock:
             requests = list(pool._requests)
-            connection = next((item.connection for item in requests if item.request.extensions is extensions), None)
-            if connection is None or sum(item.connection is connection for item in requests) > 1:
+            found = next((item for item in requests if item.request.extensions is extensions), None)
+            if found is None:
+                return False
+            if (connection := found.connection) is None:  # it waits for one: woken, it fails as it finds none
+                found.assign_to_connection(None)
+                return True
+            if sum(item.connection is connection for item in requests) > 1:
                 return False
             while (inner := getattr(connection, "_connection", None)) is not None:  # one more behind a proxy
                 connection = inner

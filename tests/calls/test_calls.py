@@ -214,6 +214,35 @@ def test_a_cancel_leaves_other_calls_of_the_same_client_alone(session: NotebookS
     assert beside[0] > 0
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_cancel_of_a_call_that_waits_for_a_connection_leaves_the_pool_whole(
+    session: NotebookSession, provider: Provider, package: ModuleType
+) -> None:
+    """It ends at once, and its place in the pool is free for others."""
+    provider.hold = threading.Event()
+    url = url_of(provider, "chat", stream=False)
+    with package.Client(verify=False, limits=package.Limits(max_connections=1), timeout=BOUND_S) as client:
+        pool, waits = client._transport._pool, threading.Event()
+        assign = pool._assign_requests_to_connections
+
+        def assigned() -> Any:
+            if len(pool._requests) == 2:
+                waits.set()
+            return assign()
+
+        pool._assign_requests_to_connections = assigned
+        first = session.start(lambda: ask(client, url, stream=False))
+        assert provider.arrived.acquire(timeout=BOUND_S)
+        second = session.start(lambda: ask(client, url, stream=False))
+        assert waits.wait(BOUND_S)
+        second.cancel()
+        assert finish(second).status == "cancelled"
+        assert second.record.detached == ()
+        provider.hold.set()
+        assert finish(first).status == "completed"
+        assert ask(client, url, stream=False)
+
+
 def test_a_limit_of_calls_holds_for_a_plain_function(session: NotebookSession, provider: Provider) -> None:
     """No call is begun beyond it."""
 
