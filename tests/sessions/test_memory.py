@@ -67,11 +67,17 @@ def all_ended(session: NotebookSession, agent: object, count: int) -> list[Run]:
 
 
 def until(session: NotebookSession, is_met: Callable[[], bool]) -> None:
-    """Return when it is met: some turns of the host's loop after the ends, on which tasks are still ending."""
+    """Return when it is met: some turns of the host's loop after the ends, on which tasks are still ending.
+
+    What an agent has made is released on threads of its own, which are waited for.
+    """
     for _ in range(100):
         if is_met():
             return
         session.ping_hosts(BOUND_S)
+        for thread in threading.enumerate():
+            if thread.name == "nbrun-release":
+                thread.join(BOUND_S)
     raise AssertionError("it is not met")
 
 

@@ -197,6 +197,7 @@ class RunProcess:
         self._look()
         try:
             await self._exited
+            await group.let_die(GIVE_UP_S / 2)
         finally:
             left = group.put_away()
         self._receive_rest()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from nbrun.core import subreaper
@@ -69,6 +71,16 @@ class ProcessGroup:
         self._killed = [process for process in below(self.pid) if process.interrupt()]
         with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of it is left
             os.killpg(self.pid, signal.SIGKILL)
+
+    async def let_die(self, limit_s: float) -> None:
+        """Return when all that was killed has ended, or after so many seconds: on a busy machine it takes a moment."""
+        if not self.is_dead():
+            self.kill_directly()
+        give_up_at = time.monotonic() + limit_s
+        while not self.is_dead() or any(process.is_alive() for process in self._killed):
+            if time.monotonic() > give_up_at:
+                return
+            await asyncio.sleep(0.01)
 
     def put_away(self) -> tuple[str, ...]:
         """Kill what is left, then take note of the process's end; return the names of what does not die.

@@ -25,6 +25,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.errors import BadOption, RunFailed
 from nbrun.core.line_buffer import Printed
+from nbrun.host.belongings import Process
 from nbrun.host.driver import Driver
 from nbrun.host.process import pickling, protocol
 from nbrun.host.process.group import ProcessGroup
@@ -698,6 +699,19 @@ def test_what_leaves_dies_with_the_process_of_its_run(
     wait_until_gone(told(run, "pid"))
     if agent is fakes.leaves_and_crashes:
         assert "ended with exit code 7" in str(run.error)
+
+
+@LINUX
+def test_what_was_killed_has_a_moment_to_die(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a process is still there just after its SIGKILL: it is not named as left behind."""
+    looks = iter(range(3))
+    is_alive = Process.is_alive
+    monkeypatch.setattr(Process, "is_alive", lambda process: next(looks, None) is not None or is_alive(process))
+    run = start(session, fakes.leaves_and_stops_the_subreaper, "daemon")
+    wait_for_phase(run)
+    assert run.cancel().wait(BOUND_S)
+    assert list(looks) == []
+    assert (run.status, run.record.detached) == (RunStatus.CANCELLED, ())
 
 
 @LINUX
