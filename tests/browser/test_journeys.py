@@ -98,7 +98,7 @@ async def cleaner(prompt, run):
 
 def test_a_person_is_asked_and_heard_while_a_cell_blocks(open_notebook: OpenNotebook) -> None:
     """Arguments edited, a tool allowed for the rest of the run, a message sent: keys that Lab has other uses for."""
-    notebook = open_notebook([CLEANER, "%%agentrun cleaner\nTidy up.", "time.sleep(60)"])
+    notebook = open_notebook([CLEANER, "%%agentrun cleaner\nTidy up.", "for _ in range(60): time.sleep(1)"])
     notebook.run_and_wait(0)
     notebook.run_and_wait(1)
     notebook.run_cell(2)

@@ -11,11 +11,14 @@ from tests.browser.lab import LabNotebook
 
 def test_a_notebook_runs_saves_and_comes_back(open_notebook: Callable[..., LabNotebook]) -> None:
     """A cell's output can be read while the next one runs, and is there again after a reload."""
-    notebook = open_notebook(["1 + 1", "import threading; threading.Event().wait()"])
+    # Lab shows [*] before the kernel has begun, when it would ignore an interrupt.
+    blocks = "import time; print('in', flush=True)\nfor _ in range(60): time.sleep(1)"
+    notebook = open_notebook(["1 + 1", blocks])
     assert notebook.run_and_wait(0) == 1
     assert notebook.outputs(0) == ["2"]
 
     notebook.run_cell(1)
+    expect(notebook.output(1)).to_contain_text("in")
     expect(notebook.prompt(1)).to_have_text("[*]:")
     assert notebook.outputs(0) == ["2"]
     notebook.interrupt()

@@ -19,7 +19,7 @@ def test_cells_run_fail_and_are_interrupted(kernel: Kernel) -> None:
     assert failed is not None
     assert failed["ename"] == "ZeroDivisionError"
 
-    blocked = kernel.start("print('in', flush=True); import threading; threading.Event().wait()")
+    blocked = kernel.start("import time; print('in', flush=True)\nfor _ in range(60): time.sleep(1)")
     kernel.wait_until(lambda: "in" in blocked.stdout)
     assert kernel.control("kernel_info_request", {})["status"] == "ok"
     assert not blocked.is_done

@@ -35,7 +35,7 @@ def live_run(kernel: ServedKernel, name: str) -> Iterator[str]:
 @contextmanager
 def blocked(kernel: ServedKernel) -> Iterator[None]:
     """A cell that blocks the kernel's main thread; it must still do so at the end, and is interrupted."""
-    cell = kernel.start("print('in', flush=True); time.sleep(60)")
+    cell = kernel.start("print('in', flush=True)\nfor _ in range(60): time.sleep(1)")
     kernel.wait_until(lambda: "in" in cell.stdout)
     try:
         yield
