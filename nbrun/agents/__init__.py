@@ -286,7 +286,7 @@ def asks_first(tool: Callable[..., object]) -> bool:
 
 
 def by_name(name: str) -> object:
-    """Return the agent registered by this name, or the program of `acp:COMMAND`; None if there is none.
+    """Return the agent registered by this name, or the program of `acp:COMMAND`; None if neither exists.
 
     Raises `BadOption` if the command is invalid.
     """

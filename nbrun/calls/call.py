@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nbrun.agents import Cancelled, RunContext, events, guarded, pricing
@@ -10,7 +11,7 @@ from nbrun.calls.forms import BodyReader, Target
 from nbrun.core import clean_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 OK, ERROR, CANCELLED = "ok", "error", "cancelled"
 
@@ -56,7 +57,7 @@ class Call:
         self.run.token.raise_if_cancelled()
 
     def closed(self) -> None:
-        """Note that nobody reads the body any more."""
+        """Note that the response was closed, whether all of its body was read or not."""
         self.finish(CANCELLED if self.run.token.cancelled else ERROR if self._status >= 400 else OK)
 
     def complete(self) -> None:
@@ -66,8 +67,18 @@ class Call:
         self.finish(ERROR if self._status >= 400 else OK)
         self.run.token.raise_if_cancelled()
 
-    def fail(self, error: BaseException) -> None:
-        """Note an exception; raises `Cancelled` in its place if it comes from a cancel of the run."""
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Note what the block raises; raises `Cancelled` in its place if it comes from a cancel of the run."""
+        try:
+            yield
+        except GeneratorExit:  # a body that is left before its end: its close follows
+            raise
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
         is_cancelled = self.run.token.cancelled
         is_stop = is_cancelled or not isinstance(error, Exception)
         self.finish(CANCELLED if is_stop else ERROR, "" if is_stop else f"{type(error).__name__}: {error}")

@@ -21,53 +21,7 @@ def instrument(package: Any) -> Callable[[], None]:
     transport, async_transport = package.HTTPTransport, package.AsyncHTTPTransport
     send, send_async = transport.handle_request, async_transport.handle_async_request
 
-    class Body(package.SyncByteStream):  # type: ignore[misc]  # known only when the package is
-        """A response's body, as its call sees it pass."""
-
-        def __init__(self, stream: Any, call: Call) -> None:
-            self._stream, self._call = stream, call
-
-        def __iter__(self) -> Iterator[bytes]:
-            try:
-                for piece in self._stream:
-                    self._call.take(piece)
-                    yield piece
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                self._call.fail(error)
-                raise
-            self._call.complete()
-
-        def close(self) -> None:
-            try:
-                self._stream.close()
-            finally:
-                self._call.closed()
-
-    class AsyncBody(package.AsyncByteStream):  # type: ignore[misc]
-        """The same for an async client."""
-
-        def __init__(self, stream: Any, call: Call) -> None:
-            self._stream, self._call = stream, call
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            try:
-                async for piece in self._stream:
-                    self._call.take(piece)
-                    yield piece
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                self._call.fail(error)
-                raise
-            self._call.complete()
-
-        async def aclose(self) -> None:
-            try:
-                await self._stream.aclose()
-            finally:
-                self._call.closed()
+    body, async_body = _make_bodies(package)
 
     def handle_request(self: Any, request: Any) -> Any:
         run = current_run.get()
@@ -79,13 +33,10 @@ def instrument(package: Any) -> Callable[[], None]:
         call = _begin(run, request, lambda: cut(self, extensions))
         sent = object.__new__(type(request))
         vars(sent).update(vars(request), extensions=extensions)
-        try:
+        with call.failing():
             response = send(self, sent)
-        except BaseException as error:
-            call.fail(error)
-            raise
         call.answered(response.status_code, *_head(response))
-        response.stream = Body(response.stream, call)
+        response.stream = body(response.stream, call)
         return response
 
     def handle_async_request(self: Any, request: Any) -> Coroutine[Any, Any, Any]:
@@ -100,13 +51,10 @@ def instrument(package: Any) -> Callable[[], None]:
         except BaseException:
             answer.close()
             raise
-        try:
+        with call.failing():
             response = await answer
-        except BaseException as error:
-            call.fail(error)
-            raise
         call.answered(response.status_code, *_head(response))
-        response.stream = AsyncBody(response.stream, call)
+        response.stream = async_body(response.stream, call)
         return response
 
     def undo() -> None:
@@ -114,6 +62,45 @@ def instrument(package: Any) -> Callable[[], None]:
 
     transport.handle_request, async_transport.handle_async_request = handle_request, handle_async_request
     return undo
+
+
+def _make_bodies(package: Any) -> tuple[Any, Any]:
+    """Return the classes of a response's body, sync and async, that show a call what passes."""
+
+    class Body(package.SyncByteStream):  # type: ignore[misc]  # known only when the package is
+        def __init__(self, stream: Any, call: Call) -> None:
+            self._stream, self._call = stream, call
+
+        def __iter__(self) -> Iterator[bytes]:
+            with self._call.failing():
+                for piece in self._stream:
+                    self._call.take(piece)
+                    yield piece
+            self._call.complete()
+
+        def close(self) -> None:
+            try:
+                self._stream.close()
+            finally:
+                self._call.closed()
+
+    class AsyncBody(package.AsyncByteStream):  # type: ignore[misc]
+        __init__ = Body.__init__
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            with self._call.failing():
+                async for piece in self._stream:
+                    self._call.take(piece)
+                    yield piece
+            self._call.complete()
+
+        async def aclose(self) -> None:
+            try:
+                await self._stream.aclose()
+            finally:
+                self._call.closed()
+
+    return Body, AsyncBody
 
 
 class _Steps:

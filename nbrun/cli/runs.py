@@ -134,7 +134,7 @@ def odd_files_at(path: Path) -> list[tuple[Path, str]]:
 def store_at(path: Path) -> Path:
     """Return the one store of a notebook, a folder, or a store file itself.
 
-    Raises `CommandError` if there is none, or if there are several.
+    Raises `CommandError` if it finds none, or several.
     """
     paths = stores_at(path)
     if not paths:

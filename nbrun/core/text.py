@@ -34,7 +34,7 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 
 
 def exact(text: str) -> str:
-    """Return `text` as a `str` and nothing else: a subclass has code of its own. Raises `TypeError` if it is none."""
+    """Return `text` as a `str` and nothing else: a subclass has code of its own. Raises `TypeError` if it isn't one."""
     if not issubclass(type(text), str):  # not by its class, which it may lie about
         raise TypeError(f"text must be a str, not {type(text).__name__}")
     return str.__str__(text)

@@ -196,7 +196,7 @@ class Asking:
         self._is_secret = is_secret
 
     def __call__(self, prompt: object = "", *args: Any, **options: Any) -> str:
-        """Return the line that is typed; `EOFError` if there is none."""
+        """Return the line that is typed; raises `EOFError` if the question gets no answer."""
         run = current_run.get()
         if run is None:
             return self.original(prompt, *args, **options)

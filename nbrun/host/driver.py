@@ -499,7 +499,7 @@ class Driver:
         self.run.add_work(work)
         self._looks = (*self._looks, work)
         fired = loop.create_future()
-        # Cancelled, as nobody reads it: that may be done twice.
+        # Cancelled, not set: its result isn't used, and cancelling it twice does no harm.
         note = self._token.add_first(lambda _request: self._thread.call(fired.cancel))
         try:
             for _ in range(IMPORT_LIMITS):

@@ -97,7 +97,7 @@ class Catalog:
         return Run(self._parts, live.record, live)
 
     def get(self, ref: int | str) -> Run:
-        """Return the run that `ref` names; raises `RunNotFound` if there is none."""
+        """Return the run that `ref` names; raises `RunNotFound` if it names no run."""
         text = str(ref).strip()
         number = number_of(text)
         if number is None:
@@ -176,7 +176,7 @@ class Catalog:
     # --- the read-only file ----------------------------------------------------------------------
 
     def _ask_read_only(self, question: Callable[[SessionStore], T]) -> T | None:
-        """Ask the read-only file; None if there is none, or it cannot be read."""
+        """Ask the read-only file; None if it doesn't exist or can't be read."""
         store = self._store.read_only
         if store is None:
             return None

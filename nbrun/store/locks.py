@@ -50,7 +50,7 @@ _descriptors: set[int] = set()
 
 
 def identity(path: Path | str) -> Identity | None:
-    """Return the device and the inode of a file; None if there is none."""
+    """Return the device and the inode of a file; None if it doesn't exist."""
     try:
         found = os.stat(path)
     except OSError:

@@ -71,7 +71,7 @@ def moved_to_file(event: ev.RunEvent, files: ArtifactFiles) -> tuple[ev.RunEvent
 
 
 def restored(event: ev.RunEvent, artifacts: Sequence[Artifact]) -> ev.RunEvent:
-    """Return an event with its payload from its file; unchanged if there is none or it cannot be read."""
+    """Return an event with its payload from its file; unchanged if it has no file, or the file can't be read."""
     name = _FIELDS.get(type(event.data))
     kept = next((made for made in artifacts if made.id == _id_of(event)), None)
     if name is None or kept is None:

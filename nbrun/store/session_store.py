@@ -271,7 +271,7 @@ class SessionStore(StoredRuns):
         return self._read_connection
 
     def journal_mode(self) -> str:
-        """Return the journal mode of the file, `wal` where that is supported; empty if there is none."""
+        """Return the journal mode of the file, `wal` where that is supported; empty without a file."""
         with self._reading() as connection:
             return "" if connection is None else str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 

@@ -81,7 +81,7 @@ def is_same(found: object, signature: bytes) -> bool:
 
 
 def _key_in(folder: Path) -> bytes:
-    """Return the key in a folder, where it is made if there is none."""
+    """Return the key in a folder; make it if it is missing."""
     path = folder / KEY_FILE
     with contextlib.suppress(FileNotFoundError):
         return _read(path)

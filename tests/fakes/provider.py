@@ -92,6 +92,22 @@ FORMS = {
 }  # fmt: skip
 
 
+class QuietHandler(BaseHTTPRequestHandler):
+    """Serves connections that stay open and that a client may drop, and logs nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def handle(self) -> None:
+        """Serve a connection."""
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
 class Provider:
     """The provider; a context manager. Threads: its own write its lists, a test reads them after what it waits for."""
 
@@ -134,10 +150,8 @@ class Provider:
     def _make_handler(self) -> type[BaseHTTPRequestHandler]:
         provider = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             """Answers one connection's requests."""
-
-            protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
                 """Answer in the form that the path asks for."""
@@ -163,16 +177,6 @@ class Provider:
                 self.send_header("Content-Length", "2")
                 self.end_headers()
                 self.wfile.write(b"ok")
-
-            def handle(self) -> None:
-                """Serve a connection, which its client may drop."""
-                try:
-                    super().handle()
-                except ConnectionError:
-                    self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
 
         return Handler
 

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +20,7 @@ from nbrun.host.loops import make_reentrant
 from tests.conftest import MakeSession
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, BlockingLoop, wait_for_notice
+from tests.fakes.provider import QuietHandler
 
 
 async def loop_of(prompt: str) -> int:
@@ -34,10 +35,8 @@ async def computes(prompt: str, run: RunContext) -> None:
         pass
 
 
-class Answers(BaseHTTPRequestHandler):
+class Answers(QuietHandler):
     """A server that keeps connections open."""
-
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         """Answer."""
@@ -45,16 +44,6 @@ class Answers(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"ok")
-
-    def handle(self) -> None:
-        """Serve a connection, which its client may drop."""
-        try:
-            super().handle()
-        except ConnectionError:
-            self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
 
 
 @pytest.fixture

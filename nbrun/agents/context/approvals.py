@@ -340,7 +340,7 @@ class Approvals:
         wake()
 
     def _close(self, question: _Pending, by: str) -> Answer:
-        """Return the answer; if there is none, a denial by what ended the wait."""
+        """Return the answer, or a denial by what ended the wait."""
         with guarded(), self._lock:
             if question.answer is None:
                 # The cancel may have reached this task before `_reject`.

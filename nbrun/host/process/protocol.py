@@ -145,7 +145,7 @@ def pack_event(event: HostEvent) -> PackedEvent:
 
 
 def new_secrets(found: dict[str, str], known: Mapping[str, str]) -> dict[str, str]:
-    """Return those that aren't known yet; raises `ValueError` for one that is none."""
+    """Return those that aren't known yet; raises `ValueError` if one is too long to be a secret."""
     new = {value: name for value, name in found.items() if value not in known}
     if any(len(part) > _MAX_SECRET for pair in new.items() for part in pair):
         raise ValueError(f"a secret is longer than {_MAX_SECRET:,} characters")
