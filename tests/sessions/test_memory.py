@@ -52,7 +52,10 @@ class Frame:
 
 
 def all_ended(session: NotebookSession, agent: object, count: int) -> list[Run]:
-    """Run the agent so many times; the session has noted all their ends."""
+    """Run the agent so many times, one after the other; the session has noted all their ends.
+
+    Runs that are started together may end in another order: an output that is not simple is read in a thread.
+    """
     noted = threading.Semaphore(0)
 
     def note(record: RunRecord, _events: object) -> None:
@@ -60,8 +63,10 @@ def all_ended(session: NotebookSession, agent: object, count: int) -> list[Run]:
             noted.release()
 
     stop = session.listen(note)
-    runs = [session.start(agent) for _ in range(count)]
-    assert all(noted.acquire(timeout=BOUND_S) for _ in runs)
+    runs = []
+    for _ in range(count):
+        runs.append(session.start(agent))
+        assert noted.acquire(timeout=BOUND_S)
     stop()
     return runs
 
@@ -129,7 +134,7 @@ def test_ended_runs_are_bounded_in_bytes(
     monkeypatch.setattr(catalog, "KEEP_ENDED_BYTES", 100_000)
     agent = Returns(make)
     runs = all_ended(session, agent, 10)
-    until(session, lambda: agent.alive in ([7, 8, 9], [8, 9]))  # others are released on threads of their own
+    until(session, lambda: agent.alive in ([7, 8, 9], [8, 9]))
     assert runs[9].output is agent.made[9]()
     assert not caplog.records
     for run in (runs[0], session.get(1)):
