@@ -19,12 +19,14 @@ OK, ERROR, CANCELLED = "ok", "error", "cancelled"
 class Call:
     """One request of a run to a provider, or to another server: then only its cancel is of interest.
 
-    `cut` closes the connection that the request uses, and no other. Threads: one at a time makes the request; `cut`
-    is called by whichever fires the token, and `finish` by whichever closes the response.
+    `cut` closes the connection that the request uses, and no other. Whoever makes the request sets `waited_ms`,
+    `source` and `retry_after` (seconds) before its end, which reports them. Threads: one at a time makes the request;
+    `cut` is called by whichever fires the token, and `finish` by whichever closes the response.
     """
 
     __slots__ = (
-        "_began", "_cut", "_first_ms", "_is_over", "_lock", "_reader", "_status", "_used", "id", "run", "target",
+        "_began", "_cut", "_first_ms", "_is_over", "_lock", "_reader", "_status", "_used", "id", "retry_after",
+        "run", "source", "target", "waited_ms",
     )  # fmt: skip
 
     def __init__(self, run: RunContext, target: Target | None, cut: Callable[[], object] | None) -> None:
@@ -36,6 +38,9 @@ class Call:
         self._reader: BodyReader | None = None
         self._status = 0
         self._used: events.Usage | None = None  # what was reported, with its price
+        self.waited_ms = 0.0
+        self.source: events.Source = "live"
+        self.retry_after: float | None = None
         run.token.raise_if_cancelled()
         with guarded():
             self._began = run.clock.monotonic()
@@ -103,7 +108,18 @@ class Call:
                 error = f"HTTP {self._status}"
             ms = (self.run.clock.monotonic() - self._began) * 1000
             first_ms = None if self._first_ms is None else round(self._first_ms, 3)
-            finished = events.CallFinished(self.id, status, round(ms, 3), first_ms, self._used, clean_text(error)[:300])
+            error = clean_text(error)[:300]
+            finished = events.CallFinished(
+                self.id,
+                status,
+                round(ms, 3),
+                first_ms,
+                self._used,
+                error,
+                self.waited_ms,
+                self.source,
+                self.retry_after,
+            )
             self.run.end_call(finished)
 
     def _report(self) -> None:

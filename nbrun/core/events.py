@@ -8,7 +8,7 @@ data as a dict, and is stored and read back unchanged.
 from __future__ import annotations
 
 import hashlib
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -280,13 +280,20 @@ class ToolFinished(EventData, frozen=True):
 # --- model calls -------------------------------------------------------------------------------------
 
 
+Source = Literal["live", "journal", "cassette"]
+"""Where the answer to a model call comes from: its provider, what the run has kept, or a file."""
+
+_Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+
+
 class CallStarted(EventData, frozen=True):
-    """A request to a model was begun."""
+    """A request to a model was begun; `parent` is the id of the tool that makes it, or empty."""
 
     TYPE: ClassVar[str] = "call.started"
     id: str
     provider: str = ""
     model: str = ""
+    parent: str = ""
 
 
 class CallFinished(EventData, frozen=True):
@@ -295,10 +302,13 @@ class CallFinished(EventData, frozen=True):
     TYPE: ClassVar[str] = "call.finished"
     id: str
     status: str = "ok"
-    ms: float = 0.0
-    first_ms: float | None = None  # until the first bytes of the answer
+    ms: _Amount = 0.0  # without the wait
+    first_ms: _Amount | None = None  # until the first bytes of the answer
     usage: Usage | None = None  # None: the provider has not reported it
     error: str = ""
+    waited_ms: _Amount = 0.0  # for its turn, before it was sent
+    source: Source = "live"
+    retry_after: _Amount | None = None  # seconds that the provider asks to wait
 
 
 # --- questions and messages --------------------------------------------------------------------------

@@ -67,6 +67,29 @@ def finish(run: Run) -> Run:
     return run
 
 
+def test_a_call_belongs_to_the_tool_that_makes_it(session: NotebookSession, provider: Provider) -> None:
+    """The innermost one of its own run, also in a thread that the tool waits for; then to none again."""
+    url = url_of(provider, "chat", stream=False)
+
+    def call() -> None:
+        with httpx.Client() as client:
+            ask(client, url, stream=False)
+
+    async def asks(run: RunContext) -> None:
+        with run.tool("outer"):
+            with run.tool("inner"):
+                await run.in_thread(call)
+            await run.in_thread(call)
+            await run.start_child(call)
+        await run.in_thread(call)
+
+    run = finish(session.start(asks))
+    started = [event.data for event in run.events() if isinstance(event.data, ev.CallStarted)]
+    assert [call.parent for call in started] == ["tool-2", "tool-1", ""]
+    [child] = [one for one in session.runs() if one.parent_id is not None]
+    assert [event.data.parent for event in child.events() if isinstance(event.data, ev.CallStarted)] == [""]
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("form", FORMS)

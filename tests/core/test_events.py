@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -32,8 +34,8 @@ SAMPLES: list[ev.EventData] = [
     ev.ToolArgsDelta("t1", '{"q"'),
     ev.ToolProgress("t1", 1.0, 2.0, "half"),
     ev.ToolFinished("t1", "ok", [1, 2], 12.5),
-    ev.CallStarted("call-1", "openai", "gpt-4o"),
-    ev.CallFinished("call-1", "ok", 812.5, 90.0, ev.Usage(input_tokens=7, output_tokens=4, requests=1)),
+    ev.CallStarted("call-1", "openai", "gpt-4o", "tool-1"),
+    ev.CallFinished("call-1", "ok", 812.5, 90.0, ev.Usage(7, 4, requests=1), "HTTP 429", 1500.0, "journal", 2.5),
     ev.ApprovalRequested("a1", "may I?", "t1", {"x": 1}, ("yes", "no"), 99.0, "search", False),
     ev.ApprovalResolved("a1", "yes", {"x": 2}, "you", "go on", True),
     ev.Steer("left", "you", "say-1"),
@@ -110,6 +112,36 @@ def test_inputs_are_agent_prompt_model_and_options(changed: dict[str, object], *
     first = ev.RunCreated(session_id="s", name="n", agent="a", prompt="p", model="m")
     other = msgspec.structs.replace(first, **changed)
     assert (first.inputs() == other.inputs()) is is_same
+
+
+def test_a_call_of_an_older_store_is_read() -> None:
+    """What its version didn't know is as if it had not happened."""
+    blob = msgspec.msgpack.encode({"id": "call-1", "ms": 8, "usage": {"input_tokens": 7}})
+    assert ev.decode_data("call.finished", blob) == ev.CallFinished("call-1", "ok", 8.0, None, ev.Usage(7))
+    assert ev.decode_data("call.started", msgspec.msgpack.encode({"id": "call-1"})) == ev.CallStarted("call-1")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"source": "somewhere"},
+        {"source": None},
+        {"waited_ms": -1.0},
+        {"waited_ms": float("nan")},
+        {"retry_after": float("inf")},
+        {"retry_after": -0.5},
+        {"ms": -1.0},
+        {"first_ms": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_call_is_checked_at_the_door(wrong: dict[str, Any]) -> None:
+    """A time that can't be, or an unknown source, is left out with a warning."""
+    call = msgspec.structs.replace(ev.CallFinished("call-1"), **wrong)
+    left_out = ev.checked(call)
+    assert isinstance(left_out, ev.Log)
+    assert left_out.level == "warning"
+    assert "CallFinished" in left_out.text
 
 
 def test_an_event_is_one_short_line() -> None:

@@ -129,6 +129,8 @@ def _line(error: Exception) -> str:
 
 
 current_run: ContextVar[RunContext | None] = ContextVar("nbrun_current", default=None)
+_current_tool: ContextVar[tuple[str, str]] = ContextVar("nbrun_tool", default=("", ""))
+"""The innermost `tool()` around this code: the ids of its run and of the tool."""
 
 
 def current() -> RunContext:
@@ -395,7 +397,8 @@ class RunContext:
             if self._calls is None:
                 self._calls = Calls()
             call_id = self._calls.begin()
-            self.send(ev.CallStarted(call_id, provider, model))
+            run_id, tool_id = _current_tool.get()  # a child run inherits it
+            self.send(ev.CallStarted(call_id, provider, model, tool_id if run_id == self.run_id else ""))
             self._send_usage()
         return call_id
 
@@ -460,6 +463,8 @@ class RunContext:
             ms = (self.clock.monotonic() - began) * 1000
             self.send(ev.ToolFinished(scope.id, status, plain(result), round(ms, 3)))
 
+        outer = _current_tool.get()
+        _current_tool.set((self.run_id, scope.id))
         try:
             yield scope
         except Exception as error:
@@ -468,6 +473,8 @@ class RunContext:
         except BaseException:  # CancelledError, Cancelled, SystemExit: noted, and raised again
             finish("cancelled" if self.token.cancelled else "error", scope.result)
             raise
+        finally:
+            _current_tool.set(outer)  # not reset(): an async generator may end in another context
         finish("ok", scope.result)
 
     def _new_tool_id(self) -> str:
