@@ -37,6 +37,7 @@ from nbrun.core import (
     guarded,
     plain,
     size_words,
+    type_name,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NO_USAGE = ev.Usage()
+
+TOOL_ENDS = ("ok", "error", "denied", "cancelled")
 
 
 class ChildRun(Protocol):
@@ -141,18 +144,52 @@ def current() -> RunContext:
     return run
 
 
-class ToolScope:
-    """One use of a tool: set `result` before its end. Threads: of the thread or task that opened it."""
+class ToolUse:
+    """One use of a tool. Set `result` in a `with` block, or call `finish()`; what is left open ends with the run.
 
-    def __init__(self, send: Callable[[ev.EventData], object], tool_id: str, name: str) -> None:
+    Threads: any, so that it can be ended elsewhere than it was begun. `running` has those that are open, by id; it is
+    written under the run's lock.
+    """
+
+    def __init__(self, run: RunContext, tool_id: str, name: str, running: dict[str, ToolUse], lock: threading.RLock) -> None:
         self.id = tool_id
         self.name = name
         self.result: object = None
-        self._send = send
+        self._run = run
+        self._began = run.clock.monotonic()
+        self._running = running
+        self._lock = lock
+
+    @property
+    def _is_open(self) -> bool:
+        return self._running.get(self.id) is self
+
+    def args(self, delta: str) -> None:
+        """Add to the arguments, as the model writes them."""
+        if delta and self._is_open:
+            self._run.send(ev.ToolArgsDelta(self.id, delta))
 
     def progress(self, done: float, total: float | None = None, label: str = "") -> None:
         """Report how far the tool has come."""
-        self._send(ev.ToolProgress(self.id, done, total, label))
+        if self._is_open:
+            self._run.send(ev.ToolProgress(self.id, done, total, label))
+
+    def finish(self, result: object = None, *, status: str = "ok") -> bool:
+        """End it; return whether this call did: only the first one counts.
+
+        `status` is `ok`, `error`, `denied` or `cancelled`; raises `ValueError` for any other.
+        """
+        if status not in TOOL_ENDS:
+            raise ValueError(f"status must be one of {', '.join(TOOL_ENDS)}, not {status!r}")
+        kept = plain(self.result if result is None else result)  # not guarded: it runs the agent's code
+        with guarded():
+            with self._lock:
+                if not self._is_open:
+                    return False
+                del self._running[self.id]
+            ms = (self._run.clock.monotonic() - self._began) * 1000
+            self._run.send(ev.ToolFinished(self.id, status, kept, round(ms, 3)))
+        return True
 
 
 class RunContext:
@@ -163,8 +200,8 @@ class RunContext:
 
     __slots__ = (
         "__weakref__", "_artifacts", "_backend", "_before", "_calls", "_checkpoints", "_lock", "_reported",
-        "_restored", "_tools", "_unfinished", "_usage", "_work", "clock", "library_tasks", "prompt", "run_id",
-        "tasks", "token",
+        "_restored", "_running", "_tools", "_unfinished", "_usage", "_work", "clock", "library_tasks", "prompt",
+        "run_id", "tasks", "token",
     )  # fmt: skip
 
     def __init__(
@@ -187,6 +224,7 @@ class RunContext:
         self._reported = _NO_USAGE  # by the agent
         self._calls: Calls | None = None  # with the first
         self._tools = 0 if restored is None else restored.tools
+        self._running: dict[str, ToolUse] | None = None  # with the first
         self._checkpoints = 0
         self._artifacts = 0
         self._unfinished: LineBuffer | None = None  # with the first print
@@ -448,34 +486,48 @@ class RunContext:
             self.send(totals)
 
     @contextmanager
-    def tool(self, name: str, args: object = None, kind: str = "function") -> Iterator[ToolScope]:
+    def tool(self, name: str, args: object = None, kind: str = "function") -> Iterator[ToolUse]:
         """Show a tool while the block runs; it ends `ok`, `error` or `cancelled` as the block does.
 
         Raises `Cancelled` if the run was cancelled before the tool was entered.
         """
-        self.token.raise_if_cancelled()
-        with guarded():
-            scope = ToolScope(self.send, self._new_tool_id(), name)
-        began = self.clock.monotonic()
-        self.send(ev.ToolStarted(scope.id, clean_text(name), kind, plain(args)))
-
-        def finish(status: str, result: object) -> None:
-            ms = (self.clock.monotonic() - began) * 1000
-            self.send(ev.ToolFinished(scope.id, status, plain(result), round(ms, 3)))
-
+        used = self.begin_tool(name, args, kind=kind)
         outer = _current_tool.get()
-        _current_tool.set((self.run_id, scope.id))
+        _current_tool.set((self.run_id, used.id))
         try:
-            yield scope
+            yield used
         except Exception as error:
-            finish("error", _line(error))
+            used.finish(_line(error), status="error")
             raise
         except BaseException:  # CancelledError, Cancelled, SystemExit: noted, and raised again
-            finish("cancelled" if self.token.cancelled else "error", scope.result)
+            used.finish(status="cancelled" if self.token.cancelled else "error")
             raise
         finally:
             _current_tool.set(outer)  # not reset(): an async generator may end in another context
-        finish("ok", scope.result)
+        used.finish()
+
+    def begin_tool(self, name: str, args: object = None, *, id: str | None = None, kind: str = "function") -> ToolUse:
+        """Show a tool until `finish()` of what this returns is called, for a framework that reports start and end.
+
+        Raises `Cancelled` if the run was cancelled before.
+
+        Parameters
+        ----------
+        id : the framework's id of the call, unique in the run; None: a new one. If a tool with this id is running, that
+            one is returned.
+        """
+        self.token.raise_if_cancelled()
+        if id is not None and type(id) is not str:
+            raise TypeError(f"id must be a str, not {type_name(id)}")
+        known = plain(args)  # not guarded: it runs the agent's code
+        with guarded(), self._lock:
+            if self._running is None:
+                self._running = {}
+            tool_id = clean_text(id) if id else self._new_tool_id()
+            if (used := self._running.get(tool_id)) is None:
+                used = self._running[tool_id] = ToolUse(self, tool_id, name, self._running, self._lock)
+                self.send(ev.ToolStarted(tool_id, clean_text(name), kind, known))
+        return used
 
     def _new_tool_id(self) -> str:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -134,6 +135,76 @@ def test_a_tool_of_a_cancelled_run_is_not_entered(run: RunContext, log: Log) -> 
     with pytest.raises(Cancelled, match="enough"), run.tool("search"):
         raise AssertionError("entered")
     assert log.data == []
+
+
+def test_a_tool_is_begun_and_finished_apart(run: RunContext, log: Log) -> None:
+    """As by a framework's hooks, on any thread: its own id, arguments as they come, and one end."""
+    tool = run.begin_tool("search", id="call-7")
+    tool.args('{"q": ')
+    tool.args('"tea"}')
+    assert run.begin_tool("search", id="call-7") is tool  # reported twice
+    other = threading.Thread(target=tool.finish, args=([3],), kwargs={"status": "denied"})
+    other.start()
+    other.join()
+    *begun, end = log.data
+    assert begun == [
+        ev.ToolStarted("call-7", "search"),
+        ev.ToolArgsDelta("call-7", '{"q": '),
+        ev.ToolArgsDelta("call-7", '"tea"}'),
+    ]
+    assert isinstance(end, ev.ToolFinished)
+    assert (end.id, end.status, end.result) == ("call-7", "denied", [3])
+
+
+def test_a_tool_ends_once(run: RunContext, log: Log) -> None:
+    """What is reported of it later changes nothing, also not of the next tool with its id."""
+    tool = run.begin_tool("search", {"q": "tea"}, id="call-7")
+    assert tool.finish("found")
+    again = run.begin_tool("search", id="call-7")
+    assert again is not tool
+    assert not tool.finish("late")
+    tool.args("late")
+    tool.progress(1, 1)
+    again.result = "kept"
+    assert again.finish()
+    ends = [data.result for data in log.data if isinstance(data, ev.ToolFinished)]
+    assert ends == ["found", "kept"]
+    assert len(log.data) == 4
+    with run.tool("price") as block:
+        assert block.finish(2, status="error")
+    assert [data.status for data in log.data if isinstance(data, ev.ToolFinished)] == ["ok", "ok", "error"]
+
+
+def test_threads_that_finish_a_tool_at_once_end_it_once(run: RunContext, log: Log) -> None:
+    """Exactly one of them is told that it did."""
+    tool, together = run.begin_tool("search"), threading.Barrier(8)
+    told: list[bool] = []
+
+    def finish() -> None:
+        together.wait()
+        told.append(tool.finish())
+
+    threads = [threading.Thread(target=finish) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told.count(True) == 1
+    assert len([data for data in log.data if isinstance(data, ev.ToolFinished)]) == 1
+
+
+def test_a_wrong_end_or_id_of_a_tool_is_one_line(run: RunContext, log: Log) -> None:
+    """It says what can be given, and the tool stays as it was."""
+    tool = run.begin_tool("search")
+    with pytest.raises(ValueError, match="status must be one of ok, error, denied, cancelled, not 'done'"):
+        tool.finish(status="done")
+    assert tool.finish()
+    with pytest.raises(TypeError, match="id must be a str, not int"):
+        run.begin_tool("search", id=7)  # type: ignore[arg-type]  # as a notebook may
+    run.token.cancel("enough")
+    with pytest.raises(Cancelled, match="enough"):
+        run.begin_tool("search")
+    assert len(log.data) == 2
 
 
 def test_whole_lines_are_logged_and_the_rest_waits(run: RunContext, log: Log) -> None:
