@@ -12,7 +12,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import NotResumable
-from nbrun.core.values import Plain, plain
+from nbrun.core.values import Plain, as_object, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,13 +47,18 @@ def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], answer: str) -> 
     """
     turns = [] if prompt is None else [Turn(USER, prompt)]
     calls: dict[str, Call] = {}
+    pieces: dict[str, list[str]] = {}  # of arguments
     answers = 0
     for event in events:
         match event.data:
             case ev.ToolStarted(id=tool_id, name=name, args=args):
                 calls[tool_id] = Call(tool_id, name, args, status="interrupted")
+            case ev.ToolArgsDelta(id=tool_id, text=text) if tool_id in calls:
+                pieces.setdefault(tool_id, []).append(text)
             case ev.ToolFinished(id=tool_id, status=status, result=result) if tool_id in calls:
-                calls[tool_id] = msgspec.structs.replace(calls[tool_id], result=result, status=status)
+                call = calls[tool_id]
+                args = as_object("".join(pieces.pop(tool_id, ()))) if call.args is None else call.args
+                calls[tool_id] = msgspec.structs.replace(call, args=args or None, result=result, status=status)
             case ev.Message(role="assistant", text=text):
                 turns.append(Turn(ASSISTANT, text, tuple(calls.values())))
                 calls, answers = {}, answers + 1

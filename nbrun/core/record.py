@@ -10,7 +10,7 @@ import msgspec
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause, Rung
 from nbrun.core.text import printable
-from nbrun.core.values import Plain, shown
+from nbrun.core.values import Plain, as_object, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -295,12 +295,13 @@ def _is_small(value: Plain, head: int) -> bool:
 
 
 # What a record holds of what the log has in full: the last log lines and so many characters of each, the last files
-# and messages to the agent, and the last characters of a model's reasoning.
+# and messages to the agent, the last characters of a model's reasoning, and the first of arguments that come in pieces.
 LOG_LINES = 20
 LOG_WIDTH = 300
 FILES = 10
 STEERED = 5
 REASONING_TAIL = 4_000
+ARGS_HEAD = 20_000
 
 _CUT_SHORT = frozenset({RunStatus.CANCELLED, RunStatus.LOST})
 
@@ -495,6 +496,14 @@ def _tool_started(draft: _Draft, data: ev.ToolStarted, event: ev.RunEvent) -> No
     draft.known_tools()[data.id] = tool
 
 
+def _tool_args(draft: _Draft, data: ev.ToolArgsDelta, _event: ev.RunEvent) -> None:
+    tools = draft.known_tools()
+    known = tools.get(data.id)
+    if known is not None and known.status == "running" and (known.args is None or isinstance(known.args, str)):
+        args = f"{known.args or ''}{data.text}"[:ARGS_HEAD]
+        tools[data.id] = msgspec.structs.replace(known, args=args)
+
+
 def _tool_progress(draft: _Draft, data: ev.ToolProgress, _event: ev.RunEvent) -> None:
     tools = draft.known_tools()
     known = tools.get(data.id)
@@ -507,7 +516,8 @@ def _tool_finished(draft: _Draft, data: ev.ToolFinished, event: ev.RunEvent) -> 
     tools = draft.known_tools()
     # An end without its start is tolerated: some frameworks report only ends.
     known = tools.get(data.id) or ToolCall(data.id, data.id, started_at=event.ts)
-    tools[data.id] = msgspec.structs.replace(known, status=data.status, result=data.result, ms=data.ms)
+    args = as_object(known.args)  # that came in pieces
+    tools[data.id] = msgspec.structs.replace(known, args=args, status=data.status, result=data.result, ms=data.ms)
 
 
 def _child_started(draft: _Draft, data: ev.ChildStarted, event: ev.RunEvent) -> None:
@@ -564,6 +574,7 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.CancelEscalated: lambda draft, data, _event: draft.changes.update(rung=data.rung),
     ev.DetachedFinished: _detached_finished,
     ev.ToolStarted: _tool_started,
+    ev.ToolArgsDelta: _tool_args,
     ev.ToolProgress: _tool_progress,
     ev.ToolFinished: _tool_finished,
     ev.ApprovalRequested: _asked,

@@ -317,6 +317,16 @@ def _key(key: object, others: Collection[str], walk: _Walk) -> str:
     return text
 
 
+def as_object(value: Plain) -> Plain:
+    """Return the JSON object that a text is, if it is one; everything else as it is."""
+    if not (isinstance(value, str) and value.lstrip()[:1] == "{"):
+        return value
+    try:
+        return plain(msgspec.json.decode(value))
+    except (msgspec.DecodeError, RecursionError, ValueError):  # also text that UTF-8 can't hold
+        return value
+
+
 def shown(value: Plain, limit: int = 200) -> str:
     """Return JSON-like data as one short line to read."""
     text = readable(value)

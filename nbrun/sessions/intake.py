@@ -279,6 +279,9 @@ class Intake:
             elif live.streams and kind == ev.Message.TYPE:
                 mine = [name for name in live.streams if name[1] == parent]
                 self._flush_streams(live, ts, attempt, events, mine)
+            elif live.streams and isinstance(data, ev.ToolFinished):
+                mine = [name for name in live.streams if name[2] == self.redactor.text(clean_text(data.id))]
+                self._flush_streams(live, ts, attempt, events, mine)
             data = self.storable(data)
             live.status = next_status(live.status, kind)
         self._append(live, data, ts, attempt, parent, events)

@@ -11,7 +11,17 @@ from hypothesis import given, settings, strategies as st
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
-from nbrun.core.record import AFTER_END, LIVE, REASONING_TAIL, TERMINAL, TRANSITIONS, fold, is_admitted, next_status
+from nbrun.core.record import (
+    AFTER_END,
+    ARGS_HEAD,
+    LIVE,
+    REASONING_TAIL,
+    TERMINAL,
+    TRANSITIONS,
+    fold,
+    is_admitted,
+    next_status,
+)
 from tests.core.test_events import SAMPLES
 
 CREATED = ev.RunCreated(session_id="s", name="haiku", agent="poet", prompt="tea", tags={"k": "v"})
@@ -204,6 +214,30 @@ def test_how_far_a_tool_has_come_is_kept_until_its_end() -> None:
     late = [ev.ToolFinished("t"), ev.ToolProgress("t", 9, 9)]
     (tool,) = fold(log(*started, *steps, *late)).tools
     assert (tool.status, tool.progress) == ("ok", ev.Progress(2, 9, "pages"))
+
+
+@pytest.mark.parametrize(
+    "text", ['{"q": {"deep": [1, 2.5, null]}}', "tea", '{"q": ', '{"q": ' * 3000, '{"q": "\ud800"}']
+)
+def test_arguments_that_come_in_pieces_are_a_tools_arguments(text: str) -> None:
+    """As text while the model writes them, and as an object once they are whole; text that isn't one stays text."""
+    pieces = [ev.ToolArgsDelta("t", piece) for piece in (text[:5], text[5:])]
+    begun = [CREATED, ev.RunStarted(), ev.ToolStarted("t", "read"), *pieces]
+    (tool,) = fold(log(*begun)).tools
+    assert tool.args == text[:ARGS_HEAD]
+    late = ev.ToolArgsDelta("t", "late")
+    (tool,) = fold(log(*begun, ev.ToolFinished("t"), late, ev.ToolArgsDelta("unknown", "x"))).tools
+    assert tool.args == ({"q": {"deep": [1, 2.5, None]}} if "deep" in text else text)
+    whole = ev.ToolStarted("t", "read", args={"q": 1})
+    (tool,) = fold(log(*begun[:2], whole, *pieces)).tools
+    assert tool.args == {"q": 1}
+
+
+def test_of_arguments_without_an_end_the_beginning_is_kept() -> None:
+    """A record stays small, however much a model writes."""
+    pieces = [ev.ToolArgsDelta("t", "x" * 1_000)] * 100
+    (tool,) = fold(log(CREATED, ev.RunStarted(), ev.ToolStarted("t", "read"), *pieces)).tools
+    assert tool.args == "x" * ARGS_HEAD
 
 
 def test_a_child_run_has_its_times_and_what_it_used() -> None:

@@ -64,6 +64,32 @@ def test_what_was_done_is_part_of_it(session: NotebookSession) -> None:
     assert kept == [(Turn(USER, "sencha"), Turn(ASSISTANT, "here is sencha", (call,)))]
 
 
+def test_arguments_that_came_in_pieces_are_part_of_it(session: NotebookSession) -> None:
+    """Whole, also where their end looked like the beginning of a secret; a tool that was left open, too."""
+    session.redact("}s-e-c-r-e-t")
+    kept: list[tuple[Turn, ...]] = []
+
+    def pours(prompt: str, run: RunContext) -> str:
+        tool = run.begin_tool("brew", id="call-1")
+        for letter in '{"tea": "sencha"}':
+            tool.args(letter)
+        tool.finish("hot")
+        run.begin_tool("pour", id="call-2").args('{"cup": ')
+        return "here"
+
+    def looks(prompt: str, run: RunContext) -> None:
+        kept.append(run.history)
+
+    first = ended(session.start(pours, "sencha"))
+    assert [(tool.args, tool.status) for tool in first.record.tools] == [
+        ({"tea": "sencha"}, "ok"),
+        ('{"cup": ', "cancelled"),
+    ]
+    ended(first.continue_with("and now?", agent=looks))
+    calls = (Call("call-1", "brew", {"tea": "sencha"}, "hot"), Call("call-2", "pour", '{"cup": ', status="cancelled"))
+    assert kept == [(Turn(USER, "sencha"), Turn(ASSISTANT, "here", calls))]
+
+
 def test_a_cancelled_run_can_be_continued_and_a_live_one_not(session: NotebookSession, held: Held) -> None:
     """What was said up to the cancel counts."""
     live = session.start(held, "one")

@@ -151,7 +151,9 @@ class ToolUse:
     written under the run's lock.
     """
 
-    def __init__(self, run: RunContext, tool_id: str, name: str, running: dict[str, ToolUse], lock: threading.RLock) -> None:
+    def __init__(
+        self, run: RunContext, tool_id: str, name: str, running: dict[str, ToolUse], lock: threading.RLock
+    ) -> None:
         self.id = tool_id
         self.name = name
         self.result: object = None
