@@ -151,8 +151,23 @@ class LiveRun:
         finally:
             remove()
 
-    async def ended(self) -> None:
-        """Return when the run has ended; from any event loop."""
+    def wait_ended(self, timeout_s: float | None, lend: Callable[[], object] | None) -> bool:
+        """Block until the run has ended, at most `timeout_s` seconds; return whether it has.
+
+        `lend` is called again and again meanwhile: the run may wait for something on this thread.
+        """
+        left = timeout_s
+        while lend is not None and not self.is_ended.is_set():
+            lend()
+            if left is not None and left <= TICK_S:
+                break
+            if self.is_ended.wait(TICK_S):
+                return True
+            left = None if left is None else left - TICK_S
+        return self.is_ended.wait(left)
+
+    async def ended(self, lend: Callable[[], object] | None) -> None:
+        """Return when the run has ended; from any event loop. `lend` as above."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def listener(record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
@@ -162,7 +177,7 @@ class LiveRun:
         remove = self.listen(listener)
         try:
             while not self.is_ended.is_set():
-                await _wait_briefly(ended)
+                await _wait_briefly(ended, lend)
         finally:
             remove()
 
@@ -176,7 +191,10 @@ def aside(release: Callable[[], object]) -> None:
 
 
 async def each_event(
-    live: LiveRun | None, is_done: Callable[[], bool], events_after: Callable[[int], Sequence[ev.RunEvent]]
+    live: LiveRun | None,
+    is_done: Callable[[], bool],
+    events_after: Callable[[int], Sequence[ev.RunEvent]],
+    lend: Callable[[], object] | None,
 ) -> AsyncIterator[ev.RunEvent]:
     """Yield a run's events in order, up to its end.
 
@@ -184,6 +202,7 @@ async def each_event(
     ----------
     live : reports new events; None: they are looked for.
     events_after : returns those that come after a seq.
+    lend : is called again and again meanwhile.
     """
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     remove: Callable[[], None] = lambda: None  # noqa: E731 - nothing to remove where nothing is live
@@ -199,12 +218,17 @@ async def each_event(
                 yield event
             if was_done:
                 return
-            await _wait_briefly(changed)
+            await _wait_briefly(changed, lend)
     finally:
         remove()
 
 
-async def _wait_briefly(event: asyncio.Event) -> None:
+async def _wait_briefly(event: asyncio.Event, lend: Callable[[], object] | None) -> None:
+    if lend is not None:
+        try:
+            lend()
+        except KeyboardInterrupt:  # raised in a task, it would end the kernel's loop: ipykernel cancels a cell, too
+            raise asyncio.CancelledError from None
     try:
         async with asyncio.timeout(TICK_S):
             await event.wait()

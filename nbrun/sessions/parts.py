@@ -35,6 +35,7 @@ class Parts:
     display: Callable[[Any], object]  # shows the card of a run
     follow: Callable[..., Any]  # `NotebookSession.follow()`
     close: Callable[[], object]
+    lend: Callable[[], object] | None = None  # runs what agents wait to have done on the main thread, if it only waits
     token: CancelToken = field(default_factory=CancelToken)
     lock: threading.RLock = field(default_factory=threading.RLock)
     is_begun: bool = False  # whether its threads run

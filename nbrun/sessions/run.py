@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import ALLOW, DENY
+from nbrun.agents import ALLOW, DENY, current_run
 from nbrun.core import (
     Action,
     Artifact,
@@ -253,10 +254,16 @@ class Run:
             )
         if self.live is not None:
             self._refuse_child()
-            return self.live.is_ended.wait(timeout_s)
+            return self.live.wait_ended(timeout_s, self._lend)
         if timeout_s is None and self.is_unknown:
             return False
         return poll(self.done, timeout_s)
+
+    @property
+    def _lend(self) -> Callable[[], object] | None:
+        """What a wait does meanwhile, if it is a cell's: an agent's own wait is in the way of nobody."""
+        is_in_cell = threading.current_thread() is threading.main_thread() and current_run.get() is None
+        return self._parts.lend if is_in_cell else None
 
     def _refuse_child(self) -> None:
         """Raise `SessionClosed` in a forked child, where nothing of the run would ever be heard."""
@@ -336,7 +343,7 @@ class Run:
             await poll_softly(self.done)
         else:
             self._refuse_child()
-            await self.live.ended()
+            await self.live.ended(self._lend)
 
     def __await__(self) -> Generator[object, None, object]:
         """Wait for the end and return the output; raises as `result()` does."""
@@ -402,7 +409,7 @@ class Run:
     def __aiter__(self) -> AsyncIterator[ev.RunEvent]:
         """Yield the run's events, stored and live, in order, no gap and no duplicate, to the end."""
         self._refuse_child()
-        return each_event(self.live, lambda: self.done() or self.is_unknown, self.events)
+        return each_event(self.live, lambda: self.done() or self.is_unknown, self.events, self._lend)
 
     def export(self, path: str | Path, form: str | None = None) -> Path:
         """Write the run to a file, and return its path.

@@ -50,6 +50,7 @@ class Presenter:
         if self._board is not None:
             self._board.close(0.3)
         if self._main_thread is not None:
+            self.session.parts.lend = None
             self._main_thread.close()
             self._main_thread = None
 
@@ -79,7 +80,8 @@ class Presenter:
             with waiting.cancelled_by_interrupt(run, self.session.cancel_grace_s):
                 if not headless:
                     self.show(run)
-                waiting.wait_for(run, self.run_agents_code)
+                while not run.wait(waiting.TICK_S):  # in short steps: on Windows, ■ does not end a wait
+                    pass
         finally:
             if headless:  # nobody can click: static output instead of a widget
                 self._show_static(run)
@@ -98,7 +100,7 @@ class Presenter:
         if not waits:
             print(repr(run))
             return
-        show_until_end(run, self.session, self.kernel, self.run_agents_code)
+        show_until_end(run, self.session, self.kernel)
         self.raise_end(run)
 
     def show(self, run: Run) -> None:
@@ -289,12 +291,8 @@ class Presenter:
             return None
         if self._main_thread is None and self.kernel is not None:
             self._main_thread = main_thread.MainThread(self.shell)
+            self.session.parts.lend = self._main_thread.run_here
         return notebook_tools.NotebookTools(self.shell, self._main_thread).functions()
-
-    def run_agents_code(self) -> None:
-        """Run the code that agents have submitted, on the main thread, which only waits now."""
-        if self._main_thread is not None:
-            self._main_thread.run_here()
 
 
 def _shown_record(run: Run) -> RunRecord:

@@ -7,6 +7,7 @@ prompt, which is profiled in a process of its own.
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import re
 import subprocess
@@ -39,10 +40,16 @@ LISTS_OPTIONS = 6  # a function or class that names so many of them lists the op
 @lru_cache(maxsize=1)
 def modules() -> dict[str, ast.Module]:
     """Return the syntax tree of each module of nbrun, by its path below `nbrun/`."""
-    return {
-        str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
-        for path in sorted(PACKAGE.rglob("*.py"))
-    }
+    # CPython counts the depth of what it parses for all threads together, and formatting a traceback parses, too: while
+    # a garbage collection gives another thread its turn, that thread would spoil the count (a SystemError).
+    gc.disable()
+    try:
+        return {
+            str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
+            for path in sorted(PACKAGE.rglob("*.py"))
+        }
+    finally:
+        gc.enable()
 
 
 def entries() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.kernel.cells import error_line, run_ok, stored, value, wait_for_status
@@ -94,12 +96,43 @@ def test_a_cancel_interrupts_that_code_only(notebook: Kernel) -> None:
     assert cell.stdout == "untouched\n"
 
 
-def test_a_cell_that_waits_lends_its_thread(notebook: Kernel) -> None:
-    """In a blocking cell the code runs at once; nobody would ever see its end else."""
+@pytest.mark.parametrize(
+    "waits",
+    [
+        "assert run.result() == '42'",
+        "assert run.wait(20) and run.output == '42'",
+        "assert await run == '42'",
+        "assert (await asyncio.gather(run, asyncio.sleep(0)))[0] == '42'",
+        "async for _ in run: pass",
+        "%agentrun wait {run.number} --timeout 20",
+    ],
+)
+def test_a_cell_that_waits_lends_its_thread(notebook: Kernel, waits: str) -> None:
+    """In a cell that only waits for the run, its code runs at once; nobody would ever see its end else."""
+    # In one cell with the start, so that the code can't run before the wait.
+    run_ok(notebook, "import asyncio\ncups = 2\nrun = nbrun.start(uses, 'run_python cups * 21')\n" + waits)
+    assert value(notebook, "run.output") == "'42'"
+
+
+def test_a_blocking_cell_lends_its_thread(notebook: Kernel) -> None:
+    """As a cell that waits for the run afterwards."""
     run_ok(notebook, "cups = 2")
     cell = run_ok(notebook, "%%agentrun uses -b -o used\nrun_python cups * 21")
     assert cell.error is None
     assert value(notebook, "used.output") == "'42'"
+
+
+@pytest.mark.parametrize("waits", ["run.result()", "await run", "await asyncio.gather(run, asyncio.sleep(0))"])
+def test_an_interrupt_of_that_code_ends_the_cell(notebook: Kernel, waits: str, tmp_path: Path) -> None:
+    """■ is meant for the cell, too; the kernel goes on, and the agent is told."""
+    begun = tmp_path / "begun"
+    code = f"run_python open({str(begun)!r}, 'w').close()\nwhile True: time.sleep(0.05)"
+    cell = notebook.start(f"import asyncio, time\nrun = nbrun.start(uses, {code!r})\n{waits}")
+    notebook.wait_until(begun.exists)
+    notebook.interrupt()
+    cell.wait()
+    assert cell.error is not None
+    assert "KeyboardInterrupt" in value(notebook, "run.result(20)")
 
 
 def test_the_toolset_is_named_and_others_are_refused(notebook: Kernel) -> None:

@@ -1,4 +1,4 @@
-"""Code that an agent runs in the notebook: on the kernel's main thread, between cells."""
+"""Code that an agent runs in the notebook: on the kernel's main thread, between cells or while one waits for it."""
 
 from __future__ import annotations
 

@@ -63,12 +63,6 @@ def _parent(shell: Any) -> dict[str, Any]:
     return (shell.get_parent() if hasattr(shell, "get_parent") else None) or {}
 
 
-def wait_for(run: Run, meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Wait for the run to end, and call `meanwhile` between short waits."""
-    while not run.wait(TICK_S):
-        meanwhile()
-
-
 @contextmanager
 def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
     """Have ■ or Ctrl-C cancel this run and no other, whenever it comes: also while the run is being shown.

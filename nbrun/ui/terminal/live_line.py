@@ -14,8 +14,6 @@ from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.terminal import keyboard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
 
@@ -25,12 +23,10 @@ STILL_S = 0.7
 END = "\x04"  # Ctrl-D, where any line is an answer
 
 
-def show_until_end(
-    run: Run, session: NotebookSession, kernel: Any = None, meanwhile: Callable[[], None] = lambda: None
-) -> None:
+def show_until_end(run: Run, session: NotebookSession, kernel: Any = None) -> None:
     """Show the run's line until it has ended, then its static card as text; Ctrl-C cancels it (`Interrupted`).
 
-    A `kernel` shows it in its console, which it asks for what is typed. `meanwhile` is called between short waits.
+    A `kernel` shows it in its console, which it asks for what is typed.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -61,7 +57,6 @@ def show_until_end(
             capture.renew()  # it puts its own streams in place, and runs still have their logs
             asked: set[str] = set()  # an answered question may be pending for a moment more
             while not run.wait(waiting.TICK_S):
-                meanwhile()
                 for question in run.pending:
                     if question.id not in asked:
                         asked.add(question.id)
