@@ -6,6 +6,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from nbrun.agents import Cancelled, RunContext, events, guarded, pricing
 from nbrun.calls.forms import BodyReader, Target
 from nbrun.core import clean_text
@@ -25,7 +27,7 @@ class Call:
     """
 
     __slots__ = (
-        "_began", "_cut", "_first_ms", "_is_over", "_lock", "_reader", "_status", "_used", "id", "retry_after",
+        "_began", "_cut", "_first_ms", "_is_limited", "_is_over", "_lock", "_reader", "_status", "id", "retry_after",
         "run", "source", "target", "waited_ms",
     )  # fmt: skip
 
@@ -37,7 +39,7 @@ class Call:
         self._first_ms: float | None = None
         self._reader: BodyReader | None = None
         self._status = 0
-        self._used: events.Usage | None = None  # what was reported, with its price
+        self._is_limited = target is not None and run.budget.has_limits
         self.waited_ms = 0.0
         self.source: events.Source = "live"
         self.retry_after: float | None = None
@@ -57,8 +59,10 @@ class Call:
         """Note a piece of the response's body; raises `Cancelled` if the run was cancelled."""
         if self._first_ms is None:
             self._first_ms = (self.run.clock.monotonic() - self._began) * 1000
-        if self._reader is not None and self._reader.feed(piece):
-            self._report()
+        if self._reader is not None and self._reader.feed(piece) and self._is_limited:
+            with guarded():
+                if used := self._used():
+                    self.run.note_call(self.id, used)
         self.run.token.raise_if_cancelled()
 
     def closed(self) -> None:
@@ -67,8 +71,6 @@ class Call:
 
     def complete(self) -> None:
         """Note the end of the body; raises `Cancelled` if it was cut by a cancel, which may look like an end."""
-        if self._reader is not None and self._reader.close():
-            self._report()
         self.finish(ERROR if self._status >= 400 else OK)
         self.run.token.raise_if_cancelled()
 
@@ -108,13 +110,15 @@ class Call:
                 error = f"HTTP {self._status}"
             ms = (self.run.clock.monotonic() - self._began) * 1000
             first_ms = None if self._first_ms is None else round(self._first_ms, 3)
+            if self._reader is not None:
+                self._reader.close()
             error = clean_text(error)[:300]
             finished = events.CallFinished(
                 self.id,
                 status,
                 round(ms, 3),
                 first_ms,
-                self._used,
+                self._used(),
                 error,
                 self.waited_ms,
                 self.source,
@@ -122,19 +126,17 @@ class Call:
             )
             self.run.end_call(finished)
 
-    def _report(self) -> None:
-        """Count what was reported, also in the middle of a stream, so that a limit holds before its end."""
+    def _used(self) -> events.Usage | None:
+        """Return what was reported, with its price; None if nothing was."""
         usage = self._reader and self._reader.usage
-        if not usage or self.target is None:
-            return
-        with guarded():
-            cost = pricing.cost_usd(
-                self.target.model,
-                provider=self.target.provider,
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
-                cache_read_tokens=usage.cache_read_tokens,
-            )
-            tokens = usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.reasoning_tokens
-            self._used = events.Usage(*tokens, 1, cost)
-            self.run.note_call(self.id, self._used)
+        if not usage or self.target is None or self._reader is None:
+            return None
+        cost = pricing.cost_usd(
+            self.target.model,
+            provider=self.target.provider,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=self._reader.cache_write_tokens,
+        )
+        return structs.replace(usage, requests=1, cost_usd=cost)

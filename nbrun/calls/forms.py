@@ -7,7 +7,10 @@ or in an unknown encoding loses its usage and nothing else.
 from __future__ import annotations
 
 import re
+import sys
 import zlib
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import unquote
 
@@ -17,7 +20,7 @@ from nbrun.core import clean_text
 from nbrun.core.events import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAX_REQUEST = 32_000_000
 MAX_BODY = 16_000_000
@@ -25,8 +28,10 @@ MAX_LINE = 1_000_000
 MAX_INFLATED = 100_000_000
 MAX_OBJECTS = 200_000  # in a body that is a list
 _PIECE = 1_000_000  # bytes that are decompressed at a time
+_SLICE = 256  # bytes of zstd that are decompressed at a time: 4 of them may make 128 KiB
+_WINDOW = 2**23  # bytes that zstd may look back
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+_Count = Annotated[float, msgspec.Meta(ge=0, le=1e12)]  # some servers write 7.0
 
 
 class Form(NamedTuple):
@@ -110,82 +115,160 @@ class _Used(msgspec.Struct):
     input_tokens_details: _Details | None = None
     output_tokens_details: _Details | None = None
 
-    def usage(self) -> Usage:
+    def tokens(self) -> _Tokens:
         # Anthropic's input tokens are without those that are read from a cache, or written to it.
         cached = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
-        read = self.prompt_tokens_details or self.input_tokens_details
-        written = self.completion_tokens_details or self.output_tokens_details
-        return Usage(
-            input_tokens=(self.prompt_tokens or self.input_tokens or 0) + cached,
-            output_tokens=self.completion_tokens or self.output_tokens or 0,
-            cache_read_tokens=self.cache_read_input_tokens or (read and read.cached_tokens) or 0,
-            reasoning_tokens=(written and written.reasoning_tokens) or 0,
+        read = self.prompt_tokens_details or self.input_tokens_details or _Details()
+        written = self.completion_tokens_details or self.output_tokens_details or _Details()
+        return _tokens(
+            (self.prompt_tokens or self.input_tokens or 0) + cached,
+            self.completion_tokens or self.output_tokens,
+            self.cache_read_input_tokens or read.cached_tokens,
+            written.reasoning_tokens,
+            self.cache_creation_input_tokens,
         )
 
 
 class _GoogleUsed(msgspec.Struct):
     promptTokenCount: _Count | None = None
+    toolUsePromptTokenCount: _Count | None = None
     candidatesTokenCount: _Count | None = None
     cachedContentTokenCount: _Count | None = None
     thoughtsTokenCount: _Count | None = None
 
-    def usage(self) -> Usage:
+    def tokens(self) -> _Tokens:
         thoughts = self.thoughtsTokenCount or 0
-        return Usage(
-            input_tokens=self.promptTokenCount or 0,
-            output_tokens=(self.candidatesTokenCount or 0) + thoughts,
-            cache_read_tokens=self.cachedContentTokenCount or 0,
-            reasoning_tokens=thoughts,
+        return _tokens(
+            (self.promptTokenCount or 0) + (self.toolUsePromptTokenCount or 0),
+            (self.candidatesTokenCount or 0) + thoughts,
+            self.cachedContentTokenCount,
+            thoughts,
         )
 
 
-class _Part(msgspec.Struct):
-    """What the fields below are in, where a form wraps them once more."""
+class _OllamaUsed(msgspec.Struct):
+    prompt_eval_count: _Count | None = None
+    eval_count: _Count | None = None
 
-    usage: _Used | None = None
+    def tokens(self) -> _Tokens:
+        return _tokens(self.prompt_eval_count, self.eval_count)
+
+
+class _Tokens(NamedTuple):
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    reasoning: int = 0
+    cache_write: int = 0
+
+
+def _tokens(*counts: float | None) -> _Tokens:
+    return _Tokens(*(int(count or 0) for count in counts))
 
 
 class _Body(msgspec.Struct):
-    """The fields in which all the forms report usage; they have no name in common with two meanings."""
+    """The fields in which usage is reported, read one by one: one that is broken hides no other."""
 
-    usage: _Used | None = None  # OpenAI, Anthropic
-    message: _Part | str | None = None  # Anthropic, at the begin of a stream
-    response: _Part | str | None = None  # OpenAI's responses, streamed
-    usageMetadata: _GoogleUsed | None = None
-    prompt_eval_count: _Count | None = None  # Ollama
-    eval_count: _Count | None = None
+    usage: msgspec.Raw = msgspec.Raw()  # OpenAI, Anthropic
+    message: msgspec.Raw = msgspec.Raw()  # Anthropic, at the begin of a stream
+    response: msgspec.Raw = msgspec.Raw()  # OpenAI's responses, streamed
+    usageMetadata: msgspec.Raw = msgspec.Raw()
 
-    def usages(self) -> Iterator[Usage]:
-        for part in (self, self.message, self.response):
-            if isinstance(part, _Body | _Part) and part.usage is not None:
-                yield part.usage.usage()
-        if self.usageMetadata is not None:
-            yield self.usageMetadata.usage()
-        if self.prompt_eval_count is not None or self.eval_count is not None:
-            yield Usage(input_tokens=self.prompt_eval_count or 0, output_tokens=self.eval_count or 0)
+
+def _find_tokens(text: bytes) -> Iterator[_Tokens]:
+    """Yield what a body, or a line of one, reports."""
+    found: list[Any] = []
+    if b'eval_count"' in text:
+        found.append(_decode(_ollama_used, text))
+    bodies = _decode(_bodies, _NULL.sub(b'"":null', text))
+    for body in bodies if isinstance(bodies, list) else [bodies] if bodies else []:
+        parts = (_decode(_bodies, part) for part in (body.message, body.response))
+        raws = [body.usage, *(part.usage for part in parts if isinstance(part, _Body))]
+        found += [_decode(_used, raw) for raw in raws]
+        found.append(_decode(_google_used, body.usageMetadata))
+    return (used.tokens() for used in found if used)
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], text: msgspec.Raw | bytes) -> Any:
+    """Return what was read; None if there is nothing that can be."""
+    try:
+        return decoder.decode(text) if text else None
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        return None
 
 
 _asked = msgspec.json.Decoder(_Asked)
 _bodies = msgspec.json.Decoder(_Body | list[_Body])  # Gemini streams a list, if it isn't asked for events
+_used, _google_used, _ollama_used = map(msgspec.json.Decoder, (_Used | None, _GoogleUsed | None, _OllamaUsed))
 _USED = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{|"(?:prompt_)?eval_count"')
+_NULL = re.compile(rb'"usage"\s*:\s*null')  # it may come a second time; only a key has a colon after it
 _LIST = re.compile(rb"\s*\[")
 _STREAMS = ("text/event-stream", "application/x-ndjson", "application/jsonl", "application/stream+json")
+
+
+def _make_inflate(encoding: str) -> Callable[[bytes], Iterator[bytes]] | None:
+    """Return what decompresses a body, in pieces of a bounded size; None if it can't be decompressed here."""
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return partial(_unzip, zlib.decompressobj(47))
+    try:
+        if encoding == "br":
+            import brotli
+
+            return partial(_unbrotli, brotli.Decompressor())
+        if encoding == "zstd":
+            return partial(_unzstd, _make_unzstd())
+    except ImportError:  # then most clients don't ask for it
+        pass
+    return None
+
+
+def _make_unzstd() -> Any:
+    try:
+        from zstandard import ZstdDecompressor
+    except ImportError:  # newer clients use this one
+        name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+        return import_module(name).ZstdDecompressor()
+    return ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
+
+
+def _unzip(state: Any, piece: bytes) -> Iterator[bytes]:
+    while piece and not state.eof:  # it would keep all that comes after the end
+        yield state.decompress(piece, _PIECE)
+        piece = state.unconsumed_tail
+
+
+def _unbrotli(state: Any, piece: bytes) -> Iterator[bytes]:
+    while more := state.process(piece, output_buffer_limit=_PIECE):
+        yield more
+        piece = b""
+
+
+def _unzstd(state: Any, piece: bytes) -> Iterator[bytes]:
+    for at in range(0, len(piece), _SLICE):
+        if not state.eof:
+            yield state.decompress(piece[at : at + _SLICE])
 
 
 class BodyReader:
     """Reads the usage out of a response's body, piece by piece. Threads: one at a time."""
 
-    __slots__ = ("_inflate", "_inflated", "_is_lines", "_is_lost", "_kept", "_size", "usage")
+    __slots__ = ("_inflate", "_inflated", "_is_lines", "_is_lost", "_kept", "_size", "_tokens", "usage")
 
     def __init__(self, content_type: str, encoding: str) -> None:
         self.usage: Usage | None = None
         """The totals that were reported so far; None if none were."""
+        self._tokens = _Tokens()
         self._is_lines = content_type.partition(";")[0].strip().lower() in _STREAMS
         encoding = encoding.strip().lower()
-        self._inflate: Any = zlib.decompressobj(47) if encoding in ("gzip", "x-gzip", "deflate") else None
+        self._inflate = _make_inflate(encoding)
         self._is_lost = self._inflate is None and encoding not in ("", "identity")
         self._kept = bytearray()
         self._size = self._inflated = 0
+
+    @property
+    def cache_write_tokens(self) -> int:
+        """The input tokens that were written to a cache; `usage` has them among its input."""
+        return self._tokens.cache_write
 
     def feed(self, piece: bytes) -> bool:
         """Take a piece of the body; return whether more usage was reported in it."""
@@ -195,25 +278,27 @@ class BodyReader:
         if self._inflate is None:
             self._take(piece)
             return self.usage is not before
-        while piece and not self._is_lost and not self._inflate.eof:  # it would keep all that comes after the end
-            try:
-                more = self._inflate.decompress(piece, _PIECE)
-            except zlib.error:
-                self._lose()
-                break
-            piece = self._inflate.unconsumed_tail
-            self._inflated += len(more)
-            if self._inflated > MAX_INFLATED:
-                self._lose()
-            else:
+        try:
+            for more in self._inflate(piece):
+                self._inflated += len(more)
+                if self._inflated > MAX_INFLATED:
+                    self._lose()
+                if self._is_lost:
+                    break
                 self._take(more)
+        except Exception:  # each of the packages has an error of its own
+            self._lose()
         return self.usage is not before
 
     def close(self) -> bool:
         """Read what is left at the body's end; return whether usage was reported in it."""
         before = self.usage
         if not self._is_lost and self._kept:
-            self._read(bytes(self._kept))
+            kept, self._kept, self._size = bytes(self._kept), bytearray(), 0
+            self._read(kept)
+            if self.usage is None and not self._is_lines:  # of another type than it says
+                self._is_lines = True
+                self._take_lines(kept + b"\n")
         self._lose()
         return self.usage is not before
 
@@ -258,23 +343,7 @@ class BodyReader:
             return
         if _LIST.match(text) and text.count(b"{") > MAX_OBJECTS:  # each would be made, at many times its size
             return
-        try:
-            read = _bodies.decode(text.removeprefix(b"data:") if self._is_lines else text)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError):
-            return
-        for body in read if isinstance(read, list) else (read,):
-            for usage in body.usages():
-                self.usage = _merged(self.usage, usage)
-
-
-def _merged(before: Usage | None, usage: Usage) -> Usage:
-    """Return both together: a stream reports totals, some of them once only."""
-    if before is None:
-        return usage
-    merged = Usage(
-        max(before.input_tokens, usage.input_tokens),
-        max(before.output_tokens, usage.output_tokens),
-        max(before.cache_read_tokens, usage.cache_read_tokens),
-        max(before.reasoning_tokens, usage.reasoning_tokens),
-    )
-    return before if merged == before else merged
+        for tokens in _find_tokens(text.removeprefix(b"data:") if self._is_lines else text):
+            merged = _Tokens(*map(max, tokens, self._tokens))  # a stream reports totals, some of them once only
+            if self.usage is None or merged != self._tokens:
+                self._tokens, self.usage = merged, Usage(*merged[:4])

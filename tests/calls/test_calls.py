@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import brotli
 import httpx
 import httpx2
 import pytest
+import zstandard
 
 from nbrun import NotebookSession, Run, RunContext, events as ev
 from nbrun.calls.forms import MAX_INFLATED, BodyReader
@@ -311,6 +314,29 @@ def test_a_refused_request_is_the_same_call_tried_again(session: NotebookSession
     assert run.usage.requests == 1
 
 
+USED = b'{"usage": {"prompt_tokens": 7, "completion_tokens": 4}'
+READABLE = {
+    "a fraction": USED.replace(b"7", b"7.0") + b"}",
+    "null a second time": USED + b', "usage" : null}',
+    "a text where a message was": USED + b', "message": "hello"}',
+    "a number where a message was": USED + b', "message": 5, "response": [1]}',
+    "a broken part": USED + b', "message": {"usage": {"input_tokens": -1}}, "usageMetadata": {"promptTokenCount": -1}}',
+    "an event": b": beat\r\n\r\ndata: " + USED + b"}\r\n\r\ndata: [DONE]\r\n\r\n",
+    "an event without its end": b"data: {}\n\ndata: " + USED + b"}",
+    "lines": b'{"done": false}\n' + USED + b"}\n",
+}
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream", "text/html"])
+@pytest.mark.parametrize("content", READABLE.values(), ids=READABLE)
+def test_an_odd_body_keeps_its_usage(content: bytes, content_type: str) -> None:
+    """One field that is wrong hides no other, and neither does a wrong content type."""
+    reader = BodyReader(content_type, "")
+    reader.feed(content)
+    reader.close()
+    assert reader.usage == ev.Usage(7, 4)
+
+
 HOSTILE = {
     "not JSON": b"usage: {{{",
     "negative tokens": b'{"usage": {"prompt_tokens": -5, "completion_tokens": 1}}',
@@ -340,6 +366,7 @@ def test_a_broken_body_loses_its_usage_and_nothing_else(
 TOO_MUCH = {
     "what comes after a compressed body": ([gzip.compress(b"data: x\n"), *[b"junk" * 16_000] * 40], "gzip"),
     "a body in tiny pieces": ([b"ab"] * 200_000, ""),
+    "a gigabyte": ([b'{"usage": {"prompt_tokens": 7}, "text": "', *[b"x" * 1_000_000] * 1000, b'"}'], ""),
     "a list of very many": ([b'[{"usage":{"prompt_tokens":3}}', b",{}" * 500_000, b"]"], ""),
 }
 
@@ -362,12 +389,36 @@ def test_a_body_takes_little_more_memory_than_its_size(pieces: list[bytes], enco
     assert reader.usage is None
 
 
-def test_a_compressed_stream_is_read_up_to_a_size() -> None:
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda body: gzip.compress(body, 1),
+    "br": lambda body: brotli.compress(body, quality=1),
+    "zstd": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("encoding", COMPRESSIONS)
+def test_a_compressed_stream_is_read_up_to_a_size(encoding: str) -> None:
     """A few kilobytes can be blown up to gigabytes, which would hold up the loop of all runs."""
     used = b'data: {"usage": {"prompt_tokens": 7}}\n'
-    long, short = (gzip.compress(size * b"x" + b"\n" + used, 1) for size in (MAX_INFLATED, 10))
-    assert not BodyReader("text/event-stream", "gzip").feed(long)
-    assert BodyReader("text/event-stream", "gzip").feed(short)
+    long, short = (COMPRESSIONS[encoding](size * b"x" + b"\n" + used) for size in (MAX_INFLATED, 10))
+    tracemalloc.start()
+    try:
+        assert not BodyReader("text/event-stream", encoding).feed(long)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 50_000_000
+    assert BodyReader("text/event-stream", encoding).feed(short)
+    assert not BodyReader("text/event-stream", encoding).feed(b"no such thing")
+
+
+def test_zstandard_of_python_is_used_where_the_other_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients have a choice of two packages."""
+    compressed = zstandard.compress(b'data: {"usage": {"prompt_tokens": 7}}\n')
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    reader = BodyReader("text/event-stream", "zstd")
+    assert reader.feed(compressed)
+    assert not reader.feed(b"more")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 1000])

@@ -41,8 +41,8 @@ class Budget:
     """
 
     __slots__ = (
-        "_announced", "_calls", "_has_warned", "_is_free", "_is_shared", "_lock", "_own", "_parent", "_token", "_warn",
-        "begun", "limits", "used",
+        "_announced", "_calls", "_has_warned", "_is_shared", "_lock", "_own", "_parent", "_token", "_warn", "begun",
+        "has_limits", "limits", "used",
     )  # fmt: skip
 
     def __init__(
@@ -66,11 +66,11 @@ class Budget:
         self.used = self._own  # with the children's; counted only if there is a limit here or above
         self._has_warned = False
         self._is_shared = False  # whether child runs have used something
-        self._is_free = parent is None and not limits.has_limits
+        self.has_limits = parent is not None or limits.has_limits  # here, or perhaps above
 
     def note_usage(self, usage: Usage) -> None:
         """Take the run's totals; cancel the runs, this one or above it, that are over a limit now."""
-        if self._is_free:  # most runs
+        if not self.has_limits:  # most runs
             return
         totals = _used(usage)
         is_unpriced = usage.cost_usd is None and totals.tokens > 0
@@ -105,12 +105,12 @@ class Budget:
         self._token.raise_if_cancelled()
         with self._lock:
             is_new = max(self._announced + announced, self._calls + calls) > self.begun
-            over = self._over(calls=1) if is_new and not self._is_free else []
+            over = self._over(calls=1) if is_new and self.has_limits else []
             if not over:
                 self._announced += announced
                 self._calls += calls
                 self.begun += is_new
-                if is_new and not self._is_free:
+                if is_new and self.has_limits:
                     self._count(Used(turns=self.begun))
         for node, reason in over:
             node._fire(reason)
@@ -216,9 +216,8 @@ class Calls:
         self.used = add_usage(self.used, usage.without(before))
         self._open[call_id] = usage
 
-    def end(self, finished: CallFinished, *, is_refused: bool) -> bool:
-        """Take the end of a call; return whether the sum has changed by it."""
-        before = self.used
+    def end(self, finished: CallFinished, *, is_refused: bool) -> None:
+        """Take the end of a call."""
         usage = finished.usage
         if usage is not None and usage != self._open[finished.id]:
             self.note(finished.id, usage)
@@ -226,4 +225,3 @@ class Calls:
         del self._open[finished.id]
         if is_refused:
             self.used = msgspec.structs.replace(self.used, requests=self.used.requests - 1)
-        return self.used is not before

@@ -439,7 +439,6 @@ class RunContext:
             call_id = self._calls.begin()
             run_id, tool_id = _current_tool.get()  # a child run inherits it
             self.send(ev.CallStarted(call_id, provider, model, tool_id if run_id == self.run_id else ""))
-            self._send_usage()
         return call_id
 
     def note_call(self, call_id: str, usage: ev.Usage) -> None:
@@ -456,10 +455,9 @@ class RunContext:
             self.budget.drop_call()
         with self._lock:
             if self._calls is not None:
-                has_changed = self._calls.end(finished, is_refused=is_refused)
+                self._calls.end(finished, is_refused=is_refused)
                 self.send(finished)
-                if has_changed:
-                    self._send_usage()
+                self._send_usage()
 
     def _send_usage(self) -> None:
         """Send the totals if they have changed; the caller holds the lock, or older ones might come later.
