@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import heapq
+import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -25,28 +27,42 @@ if TYPE_CHECKING:
 
 
 class RunQueue:
-    """Lets at most `limit` runs be in progress at once. Threads: any method, from any thread, under one lock."""
+    """Lets at most `limit` runs be in progress at once, in the order they came, and one of each key at a time.
+
+    What a run costs does not depend on how many wait, but for its `position()`. Threads: any method, from any thread,
+    under one lock.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.RLock()  # entered again by a signal handler that cancels
+        self._lock = threading.RLock()  # entered again by a signal handler that cancels: each step below is whole
+        self._count = itertools.count()
         self._under_way: dict[LiveRun, None] = {}  # a set that keeps the order
-        self._waiting: list[LiveRun] = []
+        self._waiting: dict[LiveRun, int] = {}  # and which one it was to come
+        self._ready: list[tuple[int, LiveRun]] = []  # a heap of those whose key is free; some may wait no longer
+        self._keys: dict[str, dict[LiveRun, None]] = {}  # the runs of each key, in progress and waiting, in order
 
     def join(self, live: LiveRun) -> bool:
         """Put a run in the queue; return whether it may be entered at once."""
         with self._lock:
-            if self._may_go(live, self._waiting):
+            number, is_first = next(self._count), True
+            if live.key is not None:
+                of_key = self._keys.setdefault(live.key, {})
+                of_key[live] = None
+                is_first = len(of_key) == 1
+            if is_first and len(self._under_way) < self._limit:
                 self._under_way[live] = None
                 return True
-            self._waiting.append(live)
+            self._waiting[live] = number
+            if is_first:
+                heapq.heappush(self._ready, (number, live))
             return False
 
     def leave(self, live: LiveRun) -> list[LiveRun]:
         """Take out a run that has ended; return those that may be entered now."""
         with self._lock:
             self._under_way.pop(live, None)
-            _discard(self._waiting, live)
+            self.pass_by(live)
             return self._let_in()
 
     def allow(self, limit: int) -> list[LiveRun]:
@@ -57,55 +73,51 @@ class RunQueue:
 
     def _let_in(self) -> list[LiveRun]:
         going: list[LiveRun] = []
-        # One at a time, and in place: what a handler does in between is kept.
-        while (following := self._next()) is not None:
-            self._under_way[following] = None
-            _discard(self._waiting, following)
-            going.append(following)
+        while self._ready and len(self._under_way) < self._limit:
+            _, following = heapq.heappop(self._ready)
+            if self._waiting.pop(following, None) is not None:
+                self._under_way[following] = None
+                going.append(following)
         return going
-
-    def _next(self) -> LiveRun | None:
-        waiting = tuple(self._waiting)
-        for index, live in enumerate(waiting):
-            if self._may_go(live, waiting[:index]):
-                return live
-        return None
 
     def pass_by(self, live: LiveRun) -> bool:
         """Let a run out of turn: it was cancelled, and its host will end it unentered. False if it was not waiting."""
         with self._lock:
-            return _discard(self._waiting, live)
+            was_waiting = self._waiting.pop(live, None) is not None
+            if live not in self._under_way:
+                self._free_key(live)
+            return was_waiting
+
+    def _free_key(self, live: LiveRun) -> None:
+        """Take a run out of those of its key; the next of them may then be entered."""
+        if live.key is None or (of_key := self._keys.get(live.key)) is None:
+            return
+        of_key.pop(live, None)
+        following = next(iter(tuple(of_key)), None)  # a copy, made in one step
+        if following is None:
+            self._keys.pop(live.key, None)
+        elif (number := self._waiting.get(following)) is not None:
+            heapq.heappush(self._ready, (number, following))
 
     def position(self, live: LiveRun) -> int | None:
         """Return how many runs wait before this one, or None if it does not wait."""
         with self._lock:
-            return self._waiting.index(live) if live in self._waiting else None
+            own = self._waiting.get(live)
+            return None if own is None else sum(number < own for number in tuple(self._waiting.values()))
 
     def predecessor(self, live: LiveRun) -> LiveRun | None:
         """Return the run of the same key that a queued one waits for."""
         with self._lock:
             if live.key is None or live not in self._waiting:
                 return None
-            ahead = (*self._under_way, *self._waiting[: self._waiting.index(live)])
-            return next((other for other in reversed(ahead) if other.key == live.key), None)
+            of_key = tuple(self._keys[live.key])
+            at = of_key.index(live)
+            return of_key[at - 1] if at else None
 
     @property
     def load(self) -> tuple[int, int, int]:
         """How many runs are queued, how many are in progress, and how many may be."""
         return (len(self._waiting), len(self._under_way), self._limit)
-
-    def _may_go(self, live: LiveRun, ahead: Sequence[LiveRun]) -> bool:
-        if len(self._under_way) >= self._limit:
-            return False
-        return live.key is None or all(other.key != live.key for other in (*self._under_way, *ahead))
-
-
-def _discard(runs: list[LiveRun], live: LiveRun) -> bool:
-    """Take a run out of a list; return whether it was there."""
-    is_there = live in runs
-    if is_there:
-        runs.remove(live)
-    return is_there
 
 
 PROCESS = "process"

@@ -175,7 +175,7 @@ class Writer:
             if committed:
                 self.source.publish(committed)
         for item in committed:
-            if not item.record.is_live and item.run_id not in self._behind | self._given_up:
+            if not item.record.is_live and item.run_id not in self._behind and item.run_id not in self._given_up:
                 self._runs.pop(item.run_id, None)
                 self._delete_checkpoints(item.record)
 

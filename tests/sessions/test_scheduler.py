@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
 from nbrun import CancelToken
 from nbrun.sessions.live_run import LiveRun
 from nbrun.sessions.scheduler import RunQueue
@@ -74,3 +78,73 @@ def test_leaving_twice_frees_one_place() -> None:
         line.join(live)
     assert line.leave(a) == [b]
     assert line.leave(a) == []
+
+
+class PlainQueue:
+    """The same rules, as they are told: whoever came first and may go, goes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.under_way: list[LiveRun] = []
+        self.waiting: list[LiveRun] = []
+
+    def let_in(self) -> list[LiveRun]:
+        """Return those that may be entered, one after the other."""
+        going: list[LiveRun] = []
+        while (following := self.next()) is not None:
+            self.waiting.remove(following)
+            self.under_way.append(following)
+            going.append(following)
+        return going
+
+    def next(self) -> LiveRun | None:
+        """Return the first that may go."""
+        if len(self.under_way) >= self.limit:
+            return None
+        for at, live in enumerate(self.waiting):
+            ahead = {other.key for other in (*self.under_way, *self.waiting[:at])}
+            if live.key is None or live.key not in ahead:
+                return live
+        return None
+
+    def predecessor(self, live: LiveRun) -> LiveRun | None:
+        """Return the last of its key before a run that waits."""
+        if live.key is None or live not in self.waiting:
+            return None
+        ahead = [*self.under_way, *self.waiting[: self.waiting.index(live)]]
+        return next((other for other in reversed(ahead) if other.key == live.key), None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_calls_follows_the_rules(seed: int) -> None:
+    """Joins, ends, cancels and new limits by chance: the same runs go, in the same order, as by the plain rules."""
+    chance = random.Random(seed)  # noqa: S311 - not for secrets
+    limit = chance.randint(1, 4)
+    queue, plain = RunQueue(limit), PlainQueue(limit)
+    runs: list[LiveRun] = []
+    for number in range(300):
+        known = chance.choice(runs) if runs else run("none")
+        match chance.randrange(5):
+            case 0 | 1:
+                live = run(str(number), chance.choice([None, None, "", "a", "b"]))
+                runs.append(live)
+                plain.waiting.append(live)
+                went = queue.join(live)
+                assert plain.let_in() == ([live] if went else [])
+            case 2:
+                gone = chance.choice(plain.under_way) if plain.under_way else known
+                plain.under_way = [live for live in plain.under_way if live is not gone]
+                plain.waiting = [live for live in plain.waiting if live is not gone]
+                assert queue.leave(gone) == plain.let_in()
+            case 3:
+                was_waiting = known in plain.waiting
+                if was_waiting:
+                    plain.waiting.remove(known)
+                assert queue.pass_by(known) == was_waiting
+                assert queue.leave(known if was_waiting else run("none")) == plain.let_in()
+            case 4:
+                plain.limit = chance.randint(1, 4)
+                assert queue.allow(plain.limit) == plain.let_in()
+        assert queue.load == (len(plain.waiting), len(plain.under_way), plain.limit)
+        assert [queue.position(live) for live in plain.waiting] == [*range(len(plain.waiting))]
+        assert [queue.predecessor(live) for live in runs] == [plain.predecessor(live) for live in runs]
