@@ -41,7 +41,7 @@ class Call:
         self._status = 0
         self._is_limited = target is not None and run.budget.has_limits
         self.waited_ms = 0.0
-        self.source: events.Source = "live"
+        self.source = "live"
         self.retry_after: float | None = None
         run.token.raise_if_cancelled()
         with guarded():

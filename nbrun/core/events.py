@@ -8,7 +8,7 @@ data as a dict, and is stored and read back unchanged.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -280,9 +280,6 @@ class ToolFinished(EventData, frozen=True):
 # --- model calls -------------------------------------------------------------------------------------
 
 
-Source = Literal["live", "journal", "cassette"]
-"""Where the answer to a model call comes from: its provider, what the run has kept, or a file."""
-
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 
 
@@ -307,7 +304,7 @@ class CallFinished(EventData, frozen=True):
     usage: Usage | None = None  # None: the provider has not reported it
     error: str = ""
     waited_ms: _Amount = 0.0  # for its turn, before it was sent
-    source: Source = "live"
+    source: str = "live"  # where the answer comes from: its provider; or "journal", "cassette"
     retry_after: _Amount | None = None  # seconds that the provider asks to wait
 
 

@@ -124,7 +124,6 @@ def test_a_call_of_an_older_store_is_read() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"source": "somewhere"},
         {"source": None},
         {"waited_ms": -1.0},
         {"waited_ms": float("nan")},
@@ -136,7 +135,7 @@ def test_a_call_of_an_older_store_is_read() -> None:
     ids=str,
 )
 def test_a_call_is_checked_at_the_door(wrong: dict[str, Any]) -> None:
-    """A time that can't be, or an unknown source, is left out with a warning."""
+    """A time that can't be, or a source that is no text, is left out with a warning."""
     call = msgspec.structs.replace(ev.CallFinished("call-1"), **wrong)
     left_out = ev.checked(call)
     assert isinstance(left_out, ev.Log)
