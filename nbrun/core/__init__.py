@@ -25,8 +25,8 @@ from nbrun.core.options import RunOptions, trusted
 from nbrun.core.ownership import OTHERS, is_private, secure
 from nbrun.core.quantities import counted, duration, duration_s, moment, money, size_words
 from nbrun.core.record import (
-    ChildSummary, LIVE, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, separator, fold,
-    UNLOAD, is_admitted, next_status,
+    CallGroup, ChildSummary, LIVE, ModelCall, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, separator, fold,
+    UNLOAD, is_admitted, model_calls, next_status,
 )
 from nbrun.core.recording import Exported, RecordedError, Replay
 from nbrun.core.redaction import Redactor, SecretRegistry, StreamRedactor
@@ -38,18 +38,18 @@ from nbrun.core.values import (
 
 __all__ = [
     "Action", "AgentNotFound", "ApprovalRequested", "Artifact", "ArtifactFiles", "ArtifactLost", "ArtifactWriter",
-    "BadOption", "BadRecording", "CallbackHandle", "CancelCause", "CancelOutcome", "CancelReceipt", "CancelRequest",
-    "CancelToken", "Cancelled", "ChildSummary", "Clock", "Exported", "Fix", "IdConflict", "IdGenerator",
-    "InterruptGuard", "Interrupted", "LIVE", "Latch", "LineBuffer", "LoopLatch", "NbrunError", "NoResult", "NotPending",
-    "NotResumable", "PackageMissing", "Plain", "Printed", "REPR_KEY", "RecordedError", "Redactor", "Replay",
-    "Restored", "RunCancelled", "RunEvent", "RunFailed", "RunLost", "RunNotFinished", "RunNotFound", "RunOptions",
-    "RunRecord", "RunRejected", "RunStatus", "Rung", "SecretRegistry", "SequentialIds", "SessionClosed", "State",
-    "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError", "StoreReadOnly", "StoreTooNew", "StoreUnavailable",
-    "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds", "ToolCall", "Turn", "UNLOAD", "UserError",
-    "separator", "call_soon", "clean_text", "counted", "current_guard", "duration", "duration_s",
-    "end_cancelled_wait", "exact", "fold", "folder_beside", "guarded", "has_placeholder", "is_admitted", "is_on_loop",
-    "is_simple", "is_whole", "module_lock", "moment", "money", "OTHERS", "is_private", "secure",
-    "need_stack", "next_status", "plain", "printable", "readable", "revived", "shown", "size_words", "sized",
-    "spell_with", "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
+    "BadOption", "BadRecording", "CallGroup", "CallbackHandle", "CancelCause", "CancelOutcome", "CancelReceipt",
+    "CancelRequest", "CancelToken", "Cancelled", "ChildSummary", "Clock", "Exported", "Fix", "IdConflict",
+    "IdGenerator", "InterruptGuard", "Interrupted", "LIVE", "Latch", "LineBuffer", "LoopLatch", "ModelCall",
+    "NbrunError", "NoResult", "NotPending", "NotResumable", "PackageMissing", "Plain", "Printed", "REPR_KEY",
+    "RecordedError", "Redactor", "Replay", "Restored", "RunCancelled", "RunEvent", "RunFailed", "RunLost",
+    "RunNotFinished", "RunNotFound", "RunOptions", "RunRecord", "RunRejected", "RunStatus", "Rung", "SecretRegistry",
+    "SequentialIds", "SessionClosed", "State", "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError",
+    "StoreReadOnly", "StoreTooNew", "StoreUnavailable", "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds",
+    "ToolCall", "Turn", "UNLOAD", "UserError", "separator", "call_soon", "clean_text", "counted", "current_guard",
+    "duration", "duration_s", "end_cancelled_wait", "exact", "fold", "folder_beside", "guarded", "has_placeholder",
+    "is_admitted", "is_on_loop", "is_simple", "is_whole", "model_calls", "module_lock", "moment", "money", "OTHERS",
+    "is_private", "secure", "need_stack", "next_status", "plain", "printable", "readable", "revived", "shown",
+    "size_words", "sized", "spell_with", "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
 ]
 # fmt: on

@@ -46,6 +46,19 @@ class Usage(EventData, frozen=True):
     # False: a stream was cut before its provider reported, so this is a lower bound.
     exact: bool = True
 
+    def plus(self, other: Usage) -> Usage:
+        """Return both together; the cost is that of the priced ones."""
+        costs = [cost for cost in (self.cost_usd, other.cost_usd) if cost is not None]
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_tokens + other.cache_read_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.requests + other.requests,
+            sum(costs) if costs else None,
+            self.exact and other.exact,
+        )
+
     def without(self, before: Usage) -> Usage:
         """Return the usage beyond `before`, which is a part of it."""
         cost = self.cost_usd

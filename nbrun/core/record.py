@@ -100,6 +100,48 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     progress: ev.Progress | None = None
 
 
+class ModelCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One model call of a run: `running`, `ok`, `error`, `cancelled`, or `unknown` if its end was not seen.
+
+    `parent` is the id of the tool that made it, if one did. `started_at` is in epoch seconds; `ms` is how long it took
+    and `first_ms` until its answer began, after it had `waited_ms` for its turn. `usage` is None if the provider has
+    not reported it. `source` is where the answer comes from: `live` (the provider), `journal` or `cassette`;
+    `retry_after` is how many seconds the provider asks to wait.
+    """
+
+    id: str
+    provider: str = ""
+    model: str = ""
+    parent: str = ""
+    status: str = "running"
+    started_at: float = 0.0
+    ms: float | None = None
+    first_ms: float | None = None
+    waited_ms: float = 0.0
+    usage: ev.Usage | None = None
+    error: str = ""
+    source: str = "live"
+    retry_after: float | None = None
+
+
+class CallGroup(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The model calls of a run between two of its tool calls: the last of them, and what all of them sum up to.
+
+    `tools` is the number of tool calls before them; `ms`, `waited_ms` and `usage` are of those that have ended, and
+    `answered` is how many of these were answered from the journal or a cassette.
+    """
+
+    tools: int
+    count: int = 0
+    running: int = 0
+    failed: int = 0
+    answered: int = 0
+    ms: float = 0.0
+    waited_ms: float = 0.0
+    usage: ev.Usage = ev.Usage()
+    last: tuple[ModelCall, ...] = ()
+
+
 class ChildSummary(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A child run, as its parent's log has it."""
 
@@ -143,7 +185,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     agent returned, as JSON-like data, or the text if it returned nothing. `reasoning` is the tail of
     `reasoning_count` characters; it isn't part of an answer, and models write a lot of it. `detached` names what a
     run has left running, `detached_finished` those that have ended since. `log` is the tail of
-    `log_count` lines, `steered` of `steers` messages, `files` of `file_count` files.
+    `log_count` lines, `steered` of `steers` messages, `files` of `file_count` files. `call_groups` are its model calls,
+    each group with its last ones; `run.calls` has all.
     """
 
     run_id: str = ""
@@ -181,6 +224,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     usage: ev.Usage = ev.Usage()
     usage_before: ev.Usage = ev.Usage()  # of the runs that this one resumes; a part of its usage
     tools: tuple[ToolCall, ...] = ()
+    call_count: int = 0
+    call_groups: tuple[CallGroup, ...] = ()
     children: tuple[ChildSummary, ...] = ()
     pending: tuple[ev.ApprovalRequested, ...] = ()  # open questions, oldest first
     always: tuple[str, ...] = ()  # tools that are allowed for the rest of the run
@@ -271,10 +316,10 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             cut["pending"] = tuple(_brief_question(one, head // 2) for one in asked)
         if self.error is not None:
             cut["error"] = ev.ErrorInfo(self.error.type, self.error.message[:head])
-        lists = (self.tools, self.children, self.log, self.files, self.steered)
+        lists = (self.tools, self.call_groups, self.children, self.log, self.files, self.steered)
         if not (cut or self.reasoning or any(lists)):
             return self
-        cut.update(tools=(), children=(), log=(), files=(), reasoning="", steered=(), is_brief=True)
+        cut.update(tools=(), call_groups=(), children=(), log=(), files=(), reasoning="", steered=(), is_brief=True)
         return msgspec.structs.replace(self, **cut)
 
 
@@ -295,13 +340,19 @@ def _is_small(value: Plain, head: int) -> bool:
 
 
 # What a record holds of what the log has in full: the last log lines and so many characters of each, the last files
-# and messages to the agent, the last characters of a model's reasoning, and the first of arguments that come in pieces.
+# and messages to the agent, the last characters of a model's reasoning, the first of arguments that come in pieces, and
+# the last model calls of each group.
 LOG_LINES = 20
 LOG_WIDTH = 300
 FILES = 10
 STEERED = 5
 REASONING_TAIL = 4_000
 ARGS_HEAD = 20_000
+GROUP_CALLS = 20
+ANSWERED = ("journal", "cassette")
+"""Where answers come from that no provider is asked for."""
+OPEN_GROUPS = 50
+"""How many groups back the end of a model call is looked for: no call is open for longer than so many tools take."""
 
 _CUT_SHORT = frozenset({RunStatus.CANCELLED, RunStatus.LOST})
 
@@ -324,8 +375,8 @@ class _Draft:
     """A record while a batch of events is folded into it: one copy per batch, not per event."""
 
     __slots__ = (
-        "changes", "children", "is_between", "last_event_at", "logs", "next_seq", "reasoning", "record", "status",
-        "text", "tools", "warnings",
+        "changes", "children", "groups", "is_between", "last_event_at", "logs", "next_seq", "reasoning", "record",
+        "status", "text", "tools", "warnings",
     )  # fmt: skip
 
     def __init__(self, record: RunRecord) -> None:
@@ -340,6 +391,7 @@ class _Draft:
         self.warnings: list[str] = []
         self.logs: list[str] = []
         self.tools: dict[str, ToolCall] | None = None
+        self.groups: list[CallGroup] | None = None
         self.children: dict[str, ChildSummary] | None = None
 
     def apply(self, event: ev.RunEvent) -> None:
@@ -375,10 +427,23 @@ class _Draft:
             self.tools = {tool.id: tool for tool in self.record.tools}
         return self.tools
 
+    def known_groups(self) -> list[CallGroup]:
+        if self.groups is None:
+            self.groups = list(self.record.call_groups)
+        return self.groups
+
     def known_children(self) -> dict[str, ChildSummary]:
         if self.children is None:
             self.children = {child.run_id: child for child in self.record.children}
         return self.children
+
+    def _close_calls(self, status: RunStatus) -> None:
+        """Close the model calls of a run that has ended: nobody reads on, or the end was not seen."""
+        how = "cancelled" if status is RunStatus.CANCELLED else "unknown"
+        for at, group in enumerate(self.known_groups()):
+            if group.running:
+                last = tuple(_closed(call, how) for call in group.last)
+                self.known_groups()[at] = msgspec.structs.replace(group, running=0, last=last)
 
     def _close_parts(self, status: RunStatus) -> None:
         """Close tools and child runs of a run that was ended from outside: its host had no time to report their ends.
@@ -400,6 +465,8 @@ class _Draft:
         changes, record, status = self.changes, self.record, self.status
         if status in _CUT_SHORT and status is not record.status:
             self._close_parts(status)
+        if status in TERMINAL and (self.groups or record.call_groups):
+            self._close_calls(status)
         if self.text:
             changes["text"] = record.text + "".join(self.text)
         changes["is_between"] = self.is_between and status not in TERMINAL
@@ -409,6 +476,8 @@ class _Draft:
             changes["reasoning_count"] = record.reasoning_count + len(more)
         if self.tools is not None:
             changes["tools"] = tuple(self.tools.values())
+        if self.groups is not None:
+            changes["call_groups"] = tuple(self.groups)
         if self.children is not None:
             changes["children"] = tuple(self.children.values())
         if self.warnings:
@@ -520,6 +589,81 @@ def _tool_finished(draft: _Draft, data: ev.ToolFinished, event: ev.RunEvent) -> 
     tools[data.id] = msgspec.structs.replace(known, args=args, status=data.status, result=data.result, ms=data.ms)
 
 
+def _call_started(draft: _Draft, data: ev.CallStarted, event: ev.RunEvent) -> None:
+    groups, tools = draft.known_groups(), len(draft.record.tools if draft.tools is None else draft.tools)
+    if not groups or groups[-1].tools != tools:
+        groups.append(CallGroup(tools))
+    group = groups[-1]
+    last = (*group.last, _begun(data, event))[-GROUP_CALLS:]
+    groups[-1] = msgspec.structs.replace(group, count=group.count + 1, running=group.running + 1, last=last)
+    draft.changes["call_count"] = draft.value("call_count") + 1
+
+
+def _call_finished(draft: _Draft, data: ev.CallFinished, _event: ev.RunEvent) -> None:
+    """Count a call's end, mostly that of the last one; of many at once, a group no longer has the first ones."""
+    groups = draft.known_groups()
+    opened = [at for at in range(len(groups))[-OPEN_GROUPS:] if groups[at].running]
+    places = (
+        (at, place)
+        for at in reversed(opened)
+        for place, call in reversed(list(enumerate(groups[at].last)))
+        if call.id == data.id and call.status == "running"
+    )
+    at, place = next(places, (-1, -1))
+    if at < 0:
+        hiding = (at for at in opened if groups[at].running > sum(call.status == "running" for call in groups[at].last))
+        at = next(hiding, -1)
+    if at < 0:
+        return
+    group = groups[at]
+    last = list(group.last)
+    if place >= 0:
+        last[place] = _ended(last[place], data)
+    groups[at] = msgspec.structs.replace(
+        group,
+        running=group.running - 1,
+        failed=group.failed + (data.status == "error"),
+        answered=group.answered + (data.source in ANSWERED),
+        ms=group.ms + data.ms,
+        waited_ms=group.waited_ms + data.waited_ms,
+        usage=group.usage if data.usage is None else group.usage.plus(data.usage),
+        last=tuple(last),
+    )
+
+
+def _begun(data: ev.CallStarted, event: ev.RunEvent) -> ModelCall:
+    return ModelCall(data.id, data.provider[:80], data.model[:200], data.parent, started_at=event.ts)
+
+
+def _ended(call: ModelCall, data: ev.CallFinished) -> ModelCall:
+    """Return a call with its end, the first one that is reported."""
+    if call.status != "running":
+        return call
+    fields = {name: getattr(data, name) for name in data.__struct_fields__}
+    short = {"status": data.status[:20], "error": data.error[:LOG_WIDTH], "source": data.source[:20]}
+    return msgspec.structs.replace(call, **fields | short)
+
+
+def _closed(call: ModelCall, status: str) -> ModelCall:
+    return msgspec.structs.replace(call, status=status) if call.status == "running" else call
+
+
+def model_calls(events: Iterable[ev.RunEvent], status: RunStatus) -> list[ModelCall]:
+    """Return all model calls in a log, oldest first; `status` is that of their run."""
+    calls: list[ModelCall] = []
+    places: dict[str, int] = {}  # a later attempt counts anew
+    for event in events:
+        if isinstance(event.data, ev.CallStarted):
+            places[event.data.id] = len(calls)
+            calls.append(_begun(event.data, event))
+        elif isinstance(event.data, ev.CallFinished) and (at := places.get(event.data.id)) is not None:
+            calls[at] = _ended(calls[at], event.data)
+    if status in TERMINAL:
+        how = "cancelled" if status is RunStatus.CANCELLED else "unknown"
+        calls = [_closed(call, how) for call in calls]
+    return calls
+
+
 def _child_started(draft: _Draft, data: ev.ChildStarted, event: ev.RunEvent) -> None:
     child = ChildSummary(data.run_id, data.name, data.number, str(RunStatus.RUNNING), event.ts)
     draft.known_children()[data.run_id] = child
@@ -577,6 +721,8 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.ToolArgsDelta: _tool_args,
     ev.ToolProgress: _tool_progress,
     ev.ToolFinished: _tool_finished,
+    ev.CallStarted: _call_started,
+    ev.CallFinished: _call_finished,
     ev.ApprovalRequested: _asked,
     ev.ApprovalResolved: _answered,
     ev.Steer: _steered,

@@ -15,6 +15,7 @@ import msgspec
 
 from nbrun.core import (
     Action,
+    CallGroup,
     Fix,
     RunRecord,
     RunStatus,
@@ -31,7 +32,7 @@ from nbrun.render import words
 from nbrun.render.markdown import as_written, code, fenced, literal, prose, safe_html, sign
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MIME = "application/vnd.nbrun.run+json"
 TEXT_LIMIT = 12_000
@@ -79,7 +80,7 @@ class _Head(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """One line: a question (`?`), a warning (`!`), a child run (`↳`), an error, or without a mark a note."""
+    """One line: a question (`?`), a warning (`!`), a child run (`↳`), a model call (`→`), an error, or else a note."""
 
     text: str
     mark: str = ""
@@ -88,16 +89,22 @@ class _Line(NamedTuple):
 
 
 class _Fold(NamedTuple):
-    """Lines that fold to their title: calls of tools (`·`), or what was printed (`|`).
+    """Lines that fold to their title: calls of tools (`·`) or of models (`→`), or what was printed (`|`).
 
-    `is_aside` is shown only where it can be folded: the reasoning, and the traceback.
+    Where nothing can be folded, calls of models are only their title, and what `is_aside` (the reasoning, and the
+    traceback) isn't shown.
     """
 
     title: str
-    lines: list[str]
+    lines: Sequence[str | _Line]
     mark: str = "|"
     is_open: bool = False
     is_aside: bool = False
+
+    def marked(self) -> Iterator[tuple[str, str]]:
+        """Yield each line with its mark."""
+        for line in self.lines:
+            yield (line.mark, line.text) if isinstance(line, _Line) else (self.mark, line)
 
 
 class _Answer(NamedTuple):
@@ -146,7 +153,9 @@ def _sections(record: RunRecord, problem: str | None, limit: int, snapshot: _Sna
         yield _Line(f"Not saved: {problem}", "!")
     if record.tools:
         yield _tools(record, limit)
-    yield from (_Line(text, "↳", is_muted=True) for text in _children(record))
+    elif record.call_groups:
+        yield _calls(record.call_groups[-1], limit)
+    yield from _children(record)
     if record.log_count:
         yield _Fold(f"Log ({counted(record.log_count, 'line')})", _log(record, limit))
     if record.reasoning:  # its end, as much as the record holds
@@ -162,20 +171,44 @@ def _sections(record: RunRecord, problem: str | None, limit: int, snapshot: _Sna
 
 
 def _tools(record: RunRecord, limit: int) -> _Fold:
-    """Return the last tool calls, in proportion to so much text; open if one failed."""
+    """Return the last tool calls, in proportion to so much text, and the model calls between; open if one failed."""
     last = record.tools[-max(3, limit // 400) :]
+    hidden = len(record.tools) - len(last)
     ends = Counter(_TOOL_ENDS.get(tool.status, shown(tool.status, 20)) for tool in record.tools)
     title = f"{counted(len(record.tools), 'tool call')}: "
     title += ", ".join(f"{count:,} {word}" for word, count in ends.most_common(5))
+    if record.call_count:
+        title += f" · {counted(record.call_count, 'model call')}"
     is_open = record.status is RunStatus.FAILED or any(tool.status == "error" for tool in last)
     width = 120 if limit <= TEXT_LIMIT else limit
-    lines = _after(len(record.tools) - len(last), "tool call", [_tool_words(tool, width) for tool in last])
-    return _Fold(title, lines, "·", is_open)
+    groups = {group.tools: group for group in record.call_groups[-len(last) - 1 :]}
+    lines: list[str | _Line] = []
+    for at, tool in enumerate([*last, None], hidden):
+        if at in groups:
+            lines.append(_line_of(groups[at], limit))
+        if tool is not None:
+            lines.append(_tool_words(tool, width))
+    return _Fold(title, [*_earlier(hidden, "tool call"), *lines], "·", is_open)
 
 
-def _after(hidden: int, noun: str, lines: list[str]) -> list[str]:
-    """Return lines, below a line that counts the hidden ones."""
-    return [f"… {counted(hidden, f'earlier {noun}')}", *lines] if hidden > 0 else lines
+def _calls(group: CallGroup, limit: int) -> _Section:
+    """Return the model calls of a run without tools."""
+    if group.count == 1:
+        return _line_of(group, limit)
+    last = group.last[-max(3, limit // 400) :]
+    lines = [*_earlier(group.count - len(last), "model call"), *map(words.call_words, last)]
+    return _Fold(words.group_words(group), lines, "→")
+
+
+def _line_of(group: CallGroup, limit: int) -> _Line:
+    is_one = group.count == 1 and group.last
+    line = words.call_words(group.last[0]) if is_one else words.group_words(group)
+    return _Line(shown(line, max(80, min(400, limit // 10))), "→", is_muted=True)
+
+
+def _earlier(hidden: int, noun: str) -> list[str]:
+    """Return the line above others that counts the hidden ones."""
+    return [f"… {counted(hidden, f'earlier {noun}')}"] if hidden > 0 else []
 
 
 def _tool_words(tool: ToolCall, width: int) -> str:
@@ -184,10 +217,11 @@ def _tool_words(tool: ToolCall, width: int) -> str:
     return f"{shown(tool.name, 80)}({args}) {tool.status}{result}"
 
 
-def _children(record: RunRecord) -> list[str]:
+def _children(record: RunRecord) -> list[_Line]:
     last = record.children[-CHILD_LIMIT:]
     lines = [f"{shown(words.name_and_number(one), 100)} {shown(one.status, 20)}" for one in last]
-    return _after(len(record.children) - len(last), "child run", lines)
+    lines = [*_earlier(len(record.children) - len(last), "child run"), *lines]
+    return [_Line(line, "↳", is_muted=True) for line in lines]
 
 
 def _log(record: RunRecord, limit: int) -> list[str]:
@@ -195,7 +229,7 @@ def _log(record: RunRecord, limit: int) -> list[str]:
     count, width = max(3, limit // 400), max(40, limit // 20)
     last = record.log[-count:]
     lines = [line if len(line) <= width else f"{line[: width - 1]}…" for line in last]
-    return _after(record.log_count - len(last), "line", lines)
+    return [*_earlier(record.log_count - len(last), "line"), *lines]
 
 
 def _answer(record: RunRecord, limit: int) -> _Answer:
@@ -231,11 +265,10 @@ def _html(sections: Iterator[_Section]) -> str:
             case _Line(text, mark, is_muted):
                 style = f' style="{_MUTED}"' if is_muted else ""
                 parts.append(f"<div{style}>{escape(f'{mark} {text}' if mark else text)}</div>")
-            case _Fold(title, lines, "·", is_open):
-                calls = (f"<div>· <code>{escape(line)}</code></div>" for line in lines)
-                parts.append(_fold(title, "".join(calls), is_open))
-            case _Fold(title, lines):
-                text = escape("\n".join(lines))
+            case _Fold(title, _, "·" | "→", is_open):
+                parts.append(_fold(title, "".join(_html_call(*call) for call in section.marked()), is_open))
+            case _Fold(title):
+                text = escape("\n".join(line for _, line in section.marked()))
                 parts.append(_fold(title, f'<pre style="{_LINES}">{text}</pre>'))
             case _Answer():
                 parts.append(_html_answer(section))
@@ -251,6 +284,13 @@ def _html_answer(answer: _Answer) -> str:
     # JupyterLab cuts the words of a `pre` anywhere, if nobody says otherwise.
     html = "".join(rows).replace("<pre>", '<pre style="word-break:normal">')
     return f'<div style="{_PROSE}"{keys}>{html}</div>'
+
+
+def _html_call(mark: str, line: str) -> str:
+    """Return a call of a tool, or a quieter one of a model."""
+    if mark == "→":
+        return f'<div style="{_MUTED}">→ {escape(line)}</div>'
+    return f"<div>{mark} <code>{escape(line)}</code></div>"
 
 
 def _fold(title: str, html: str, is_open: bool = False) -> str:
@@ -269,12 +309,14 @@ def _markdown(sections: Iterator[_Section], width: int | None) -> str:
             case _Line(text, is_error=True):
                 parts.append(block(text))
             case _Line(text, mark, is_muted):
-                bullet = "- ↳ " if mark == "↳" else "" if is_muted else "- "
+                bullet = f"- {mark} " if mark in ("↳", "→") else "" if is_muted else "- "
                 parts.append(bullet + code(text))
-            case _Fold(_, lines, "·"):
-                parts += [f"- {code(line)}" for line in lines]
-            case _Fold(title, lines, is_aside=False):
-                parts += [f"{title}:", block("\n".join(lines))]
+            case _Fold(mark="·"):
+                parts += [f"- {'→ ' if mark == '→' else ''}{code(line)}" for mark, line in section.marked()]
+            case _Fold(title, mark="→"):
+                parts.append(f"- → {code(title)}")
+            case _Fold(title, is_aside=False):
+                parts += [f"{title}:", block("\n".join(line for _, line in section.marked()))]
             case _Answer():
                 parts += section.laid_out(functools.partial(prose, width=width), block)
     return "\n\n".join(parts)
@@ -288,9 +330,11 @@ def _text(sections: Iterator[_Section]) -> str:
                 lines.append(" · ".join([f"{mark} {status} – {name}", *facts]))
             case _Line(text, mark):
                 lines.append(f"  {mark} {text}" if mark else f"  {text}")
-            case _Fold(title, printed, mark, is_aside=False):
+            case _Fold(title, mark="→"):
+                lines.append(f"  → {title}")
+            case _Fold(title, mark=mark, is_aside=False):
                 lines += [] if mark == "·" else [f"  {title}:"]
-                lines += [f"  {mark} {line}" for line in printed]
+                lines += [f"  {each} {line}" for each, line in section.marked()]
             case _Answer():
                 lines += section.laid_out(str, str)
     return visible(printable("\n".join(lines)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,11 @@ import msgspec
 from nbrun.core import (
     UNLOAD,
     Action,
+    CallGroup,
     CancelCause,
     ChildSummary,
     Fix,
+    ModelCall,
     Plain,
     Rung,
     RunRecord,
@@ -31,6 +34,7 @@ from nbrun.core import (
     visible,
 )
 from nbrun.core.options import POLICIES
+from nbrun.core.record import ANSWERED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -436,6 +440,59 @@ def usage_words(usage: ev.Usage) -> str:
     """Return what was used, for a sentence: `1,204 in · 340 out tokens · $0.0123`; empty if nothing was."""
     tokens = tokens_words(usage)
     return " · ".join(filter(None, [tokens and f"{tokens} tokens", cost_words(usage)]))
+
+
+def call_words(call: ModelCall) -> str:
+    """Return all that is known of a model call: `openai gpt-4o · 1,204 in (1,000 cached) · 340 out · 2.1 s …`."""
+    usage = call.usage or ev.Usage()
+    cached = f" ({usage.cache_read_tokens:,} cached)" if usage.cache_read_tokens else ""
+    thought = f" ({usage.reasoning_tokens:,} reasoning)" if usage.reasoning_tokens else ""
+    tokens = f"{usage.input_tokens:,} in{cached} · {usage.output_tokens:,} out{thought}" if call.usage else ""
+    took = "" if call.ms is None else duration(call.ms / 1000)
+    is_streamed = call.ms is not None and call.first_ms is not None and call.first_ms < 0.9 * call.ms
+    first = f" (first token after {duration((call.first_ms or 0.0) / 1000)})" if is_streamed else ""
+    ended = "" if call.status in ("ok", "running") or call.error else call.status
+    again = "" if call.retry_after is None else f"retry after {duration(call.retry_after)}"
+    facts = [
+        _asked(call.provider, call.model),
+        tokens,
+        cost_words(usage),
+        f"{took}{first}",
+        *_sourced(call.source, call.waited_ms),
+        ended,
+    ]
+    return " · ".join(fact for fact in (*facts, call.error and shown(call.error, 120), again) if fact)
+
+
+def group_words(group: CallGroup) -> str:
+    """Return the model calls of a group in one line: `8 model calls · openai gpt-4o · 9,120 in · 610 out · 1 failed`.
+
+    A group of one is that call, in brief.
+    """
+    usage, last = group.usage, group.last
+    asked = list({_asked(call.provider, call.model): None for call in last})
+    facts = [counted(group.count, "model call")] if group.count > 1 else []
+    facts += [", ".join(asked[:2]) + (" …" if len(asked) > 2 else ""), tokens_words(usage), cost_words(usage)]
+    if group.count == 1:
+        facts += _sourced(last[0].source if last else "live", group.waited_ms)
+        facts += [shown(call.error, 80) or call.status for call in last if call.status not in ("ok", "running")]
+        return " · ".join(filter(None, facts))
+    ended = group.count - group.running
+    facts += [f"{duration(group.ms / ended / 1000)} each" if ended else "", *_sourced("live", group.waited_ms)]
+    source = next((call.source for call in reversed(last) if call.source in ANSWERED), ANSWERED[0])
+    counts = {"running": group.running, "failed": group.failed, f"from the {source}": group.answered}
+    return " · ".join(filter(None, [*facts, *(f"{count:,} {what}" for what, count in counts.items() if count)]))
+
+
+@functools.lru_cache(100)  # a run asks few, and a card says it for each of its calls
+def _asked(provider: str, model: str) -> str:
+    return shown(f"{provider} {model}", 80).strip()
+
+
+def _sourced(source: str, waited_ms: float) -> list[str]:
+    """Return how long calls had to wait for their turn, and where their answers come from."""
+    waited = f"waited {duration(waited_ms / 1000)}" if waited_ms >= 100 else ""
+    return [waited, f"from the {source}" if source in ANSWERED else ""]
 
 
 def _bound(usage: ev.Usage) -> str:

@@ -16,6 +16,7 @@ from nbrun.core import (
     CancelOutcome,
     CancelReceipt,
     Fix,
+    ModelCall,
     NbrunError,
     NoResult,
     NotPending,
@@ -29,6 +30,7 @@ from nbrun.core import (
     RunStatus,
     events as ev,
     has_placeholder,
+    model_calls,
     printable,
     recording,
     revived,
@@ -378,6 +380,20 @@ class Run:
     def _refuse_removed(self, number: int) -> None:
         if self.store.is_removed(number):
             raise RunNotFound(f"{title(self.glance)} was removed, and its events with it")
+
+    @property
+    def calls(self) -> list[ModelCall]:
+        """The model calls of the run, oldest first; of those in progress, `status` is `running`.
+
+        Raises
+        ------
+        RunNotFound
+            The run was removed from the store.
+        """
+        from nbrun.render import export
+
+        status = self.status  # looked at first: a run that ends meanwhile has calls in progress, not lost ones
+        return model_calls(export.paged(self.events), status)
 
     @property
     def artifacts(self) -> list[Artifact]:

@@ -93,6 +93,32 @@ def test_a_call_belongs_to_the_tool_that_makes_it(session: NotebookSession, prov
     assert [event.data.parent for event in child.events() if isinstance(event.data, ev.CallStarted)] == [""]
 
 
+def test_a_run_has_its_calls_also_in_a_later_kernel(make_session: MakeSession, provider: Provider) -> None:
+    """Each with what is known of it, whoever looks."""
+    url = url_of(provider, "chat", stream=True)
+    provider.refusals.append(429)
+
+    def asks() -> None:
+        with httpx.Client() as client:
+            ask(client, url)
+            ask(client, url)
+
+    session = make_session()
+    run = finish(session.start(asks))
+    refused, answered = run.calls
+    assert (refused.status, refused.error, refused.usage) == ("error", "HTTP 429", None)
+    assert (answered.id, answered.provider, answered.model, answered.status) == ("call-2", "127.0.0.1", "gpt-4o", "ok")
+    assert answered.usage is not None
+    assert answered.usage == ev.Usage(ASKED, 4, CACHED, 0, 1, answered.usage.cost_usd)
+    assert answered.started_at >= refused.started_at >= run.created_at
+    assert answered.first_ms is not None
+    assert answered.ms is not None
+    assert 0 < answered.first_ms <= answered.ms
+    calls = run.calls
+    session.close()
+    assert make_session().get(run.id).calls == calls
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("form", FORMS)

@@ -14,12 +14,16 @@ from nbrun.core.cancellation import Rung
 from nbrun.core.record import (
     AFTER_END,
     ARGS_HEAD,
+    GROUP_CALLS,
     LIVE,
     REASONING_TAIL,
     TERMINAL,
     TRANSITIONS,
+    CallGroup,
+    ModelCall,
     fold,
     is_admitted,
+    model_calls,
     next_status,
 )
 from tests.core.test_events import SAMPLES
@@ -411,3 +415,73 @@ def test_no_tool_runs_on_in_a_run_that_was_cut_short(end: ev.EventData) -> None:
     assert [tool.status for tool in record.tools] == ["ok", "unknown" if is_lost else "cancelled"]
     assert [child.status for child in record.children] == ["lost" if is_lost else "running"]
     assert record == fold(log(CREATED, ev.RunStarted(), *tools, end))
+
+
+def call(number: int, **fields: object) -> list[ev.EventData]:
+    """Return the events of a model call; `fields` are those of its end."""
+    end = ev.CallFinished(f"call-{number}", ms=100.0, usage=ev.Usage(7, 4, requests=1))
+    return [ev.CallStarted(end.id, "openai", "gpt-4o"), msgspec.structs.replace(end, **fields)]
+
+
+def test_model_calls_are_in_groups_between_the_tools() -> None:
+    """In order, with what they sum up to; and each by itself, also of a whole log."""
+    tool = [ev.ToolStarted("t1", "search"), ev.ToolFinished("t1")]
+    refused = call(2, status="error", usage=None, error="HTTP 429", retry_after=2.0)
+    events = log(CREATED, ev.RunStarted(), *call(1), *refused, *tool, *call(3, source="journal", waited_ms=50.0))
+    record = fold(events)
+    assert record.call_count == 3
+    first, second = record.call_groups
+    assert (first.tools, first.count, first.running, first.failed, first.answered) == (0, 2, 0, 1, 0)
+    assert (first.ms, first.usage) == (200.0, ev.Usage(7, 4, requests=1))
+    assert (second.tools, second.count, second.answered, second.waited_ms) == (1, 1, 1, 50.0)
+    calls = model_calls(events, record.status)
+    assert calls == [*first.last, *second.last]
+    assert calls[1] == ModelCall(
+        "call-2", "openai", "gpt-4o", "", "error", 104.0, 100.0, error="HTTP 429", retry_after=2.0
+    )
+
+
+def test_a_record_holds_few_of_a_thousand_model_calls() -> None:
+    """Their sums have all of them, also where they are all open at once, and their ends come in any order."""
+    numbers = range(1_000)
+    begun = [one for number in numbers for one in call(number)[:1]]
+    ended = [one for number in reversed(numbers) for one in call(number)[1:]]
+    for data in ([one for number in numbers for one in call(number)], [*begun, *ended]):
+        events = log(CREATED, ev.RunStarted(), *data)
+        record = fold(events)
+        [group] = record.call_groups
+        assert (group.count, group.running, len(group.last)) == (1_000, 0, GROUP_CALLS)
+        assert (group.ms, group.usage.input_tokens, record.call_count) == (100_000.0, 7_000, 1_000)
+        assert {one.status for one in group.last} == {"ok"}
+        assert len(model_calls(events, record.status)) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [(ev.RunCompleted(), "unknown"), (ev.RunCancelled(CancelCause.USER), "cancelled"), (ev.RunLost(), "unknown")],
+    ids=lambda value: type(value).__name__,
+)
+def test_no_model_call_runs_after_its_run(end: ev.EventData, status: str) -> None:
+    """A body that nobody has read to its end, or an end that nobody has seen."""
+    events = log(CREATED, ev.RunStarted(), *call(1), *call(2)[:1], end)
+    [group] = fold(events).call_groups
+    assert (group.running, [one.status for one in group.last]) == (0, ["ok", status])
+    assert [one.status for one in model_calls(events, fold(events).status)] == ["ok", status]
+
+
+def test_the_end_of_an_unknown_model_call_changes_nothing() -> None:
+    """Nor does a second end of a known one."""
+    record = fold(log(CREATED, ev.RunStarted(), *call(1), *call(1)[1:], *call(9)[1:]))
+    assert [(group.count, group.running, group.ms) for group in record.call_groups] == [(1, 0, 100.0)]
+    assert record.brief().call_groups == ()
+    assert record.call_groups[0] != CallGroup(0)
+
+
+def test_a_later_attempt_counts_its_model_calls_anew() -> None:
+    """The same id is another call then."""
+    data = [*call(1)[:1], ev.RunStarted(), *call(1)]
+    record = fold(log(CREATED, ev.RunStarted(), *data))
+    calls = model_calls(log(CREATED, ev.RunStarted(), *data), record.status)
+    assert [one.status for one in calls] == ["running", "ok"]
+    [group] = record.call_groups
+    assert ([one.status for one in group.last], group.running) == (["running", "ok"], 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html import unescape
 from html.parser import HTMLParser
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
-from nbrun.core.record import ToolCall
+from nbrun.core.record import CallGroup, ModelCall, ToolCall
 from nbrun.core.values import plain, type_name
 from nbrun.render.static_card import MIME, bundle, plain_text
 from nbrun.render.words import SHAPES, status_words
@@ -30,6 +31,12 @@ RECORD = RunRecord(
 )  # fmt: skip
 
 
+def call(text: str = "gpt-4o", **fields: Any) -> ModelCall:
+    """Return a model call, with `text` wherever there may be one."""
+    call = ModelCall("call-1", text, text, text, "ok", 100.0, 812.0, 90.0, usage=ev.Usage(7, 4), error=text)
+    return msgspec.structs.replace(call, **fields)
+
+
 def hostile(text: str) -> RunRecord:
     """Return a record that holds `text` wherever an agent may put it."""
     return RunRecord(
@@ -39,6 +46,7 @@ def hostile(text: str) -> RunRecord:
         notices=(text,) * 5, detached=(text,), tags={text: text}, started_at=1.0, ended_at=2.0,
         progress=ev.Progress(1, 2, text), log=(text.replace("\n", "\r")[:300],) * 20, log_count=10**6,
         cancelled_by=text, cancel_requested_at=1.0, detached_finished=(text,), detached_finished_at=3.0,
+        call_groups=tuple(CallGroup(n, 1 + n % 2, last=(call(text),)) for n in range(51)), call_count=100,
     )  # fmt: skip
 
 
@@ -75,6 +83,35 @@ def test_every_form_says_the_same() -> None:
             assert fact in data[kind], (kind, fact)
     assert (data[MIME]["run_id"], data[MIME]["status"]) == ("run-1", "completed")
     json.dumps(data)
+
+
+def test_every_form_has_the_model_calls() -> None:
+    """In order with the tools; without tools a line, or where there are several a line that has them below it."""
+    one = call(provider="openai", error="", source="journal", waited_ms=1200.0)
+    words = "openai gpt-4o · 7 in · 4 out · 0.8 s (first token after 90 ms) · waited 1.2 s · from the journal"
+    groups = (CallGroup(0, 1, last=(one,)), CallGroup(1, 2, ms=3_000.0, usage=ev.Usage(14, 8), last=(one, one)))
+    several = "2 model calls · openai gpt-4o · 14 in · 8 out · 1.5 s each"
+    data = bundle(msgspec.structs.replace(RECORD, call_groups=groups, call_count=3))
+    for form in FORMS:
+        places = [unescape(data[form]).index(part) for part in (words, "search(", several)]
+        assert places == sorted(places), form
+    assert "1 tool call: 1 succeeded · 3 model calls" in data["text/html"]
+    assert "call_groups" not in data[MIME]
+    alone = bundle(msgspec.structs.replace(RECORD, tools=(), call_groups=groups[:1], call_count=1))
+    assert f"  → {words}\n" in alone["text/plain"]
+    assert "<details>" not in alone["text/html"]
+    many = bundle(msgspec.structs.replace(RECORD, tools=(), call_groups=groups[1:], call_count=2))
+    assert f"  → {several}\n" in many["text/plain"]
+    assert f"<summary>{several}</summary><div" in many["text/html"]
+    assert many["text/html"].count(words) == 2
+    assert [form for form in FORMS if words in many[form]] == ["text/html"]
+
+
+def test_an_export_has_what_a_failed_model_call_said() -> None:
+    """Its error, and how long its provider asks to wait."""
+    failed = call(provider="openai", status="error", usage=None, error="HTTP 429", retry_after=2.0, first_ms=None)
+    record = msgspec.structs.replace(RECORD, tools=(), call_groups=(CallGroup(0, 1, failed=1, last=(failed,)),))
+    assert "  → openai gpt-4o · 0.8 s · HTTP 429 · retry after 2.0 s\n" in plain_text(record)
 
 
 @pytest.mark.parametrize("status", RunStatus)

@@ -175,19 +175,6 @@ def _used(usage: Usage) -> Used:
     return Used(usage.requests, tokens, usage.cost_usd or 0.0)
 
 
-def add_usage(one: Usage, other: Usage) -> Usage:
-    """Return both together; the cost is that of the priced ones."""
-    costs = [cost for cost in (one.cost_usd, other.cost_usd) if cost is not None]
-    return Usage(
-        one.input_tokens + other.input_tokens,
-        one.output_tokens + other.output_tokens,
-        one.cache_read_tokens + other.cache_read_tokens,
-        one.reasoning_tokens + other.reasoning_tokens,
-        one.requests + other.requests,
-        sum(costs) if costs else None,
-    )
-
-
 class Calls:
     """A run's model calls, and what they have used. Threads: the caller holds the run's lock."""
 
@@ -205,7 +192,7 @@ class Calls:
         self._begun += 1
         call_id = f"call-{self._begun}"
         self._open[call_id] = Usage(requests=1)
-        self.used = add_usage(self.used, self._open[call_id])
+        self.used = self.used.plus(self._open[call_id])
         return call_id
 
     def note(self, call_id: str, usage: Usage) -> None:
@@ -213,7 +200,7 @@ class Calls:
         before = self._open.get(call_id)
         if before is None:
             return
-        self.used = add_usage(self.used, usage.without(before))
+        self.used = self.used.plus(usage.without(before))
         self._open[call_id] = usage
 
     def end(self, finished: CallFinished, *, is_refused: bool) -> None:

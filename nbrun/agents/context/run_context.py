@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import msgspec
 
 from nbrun.agents.context.approvals import ASK, SECRET, TEXT, Answer, Approvals, Ask, Question
-from nbrun.agents.context.budget import Budget, Calls, add_usage
+from nbrun.agents.context.budget import Budget, Calls
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.threads import Work, Worker
 from nbrun.core import (
@@ -424,7 +424,7 @@ class RunContext:
         if min(*added, *details, cost_added or 0.0) < 0 or not math.isfinite(cost_added or 0.0):
             raise ValueError("usage numbers must be finite and not negative")
         with guarded(), self._lock:
-            self._reported = add_usage(self._reported, ev.Usage(*added[:2], *details, added[2], cost_added))
+            self._reported = self._reported.plus(ev.Usage(*added[:2], *details, added[2], cost_added))
             self._send_usage()
 
     def begin_call(self, provider: str, model: str) -> str:
@@ -471,7 +471,7 @@ class RunContext:
             cost = called.cost_usd if is_priced or used.cost_usd is None else used.cost_usd
             requests = max(used.requests, called.requests)
             used = msgspec.structs.replace(called, cost_usd=cost, requests=requests)
-        totals = add_usage(self._before, used)
+        totals = self._before.plus(used)
         totals = ev.Usage(
             max(totals.input_tokens, known.input_tokens),
             max(totals.output_tokens, known.output_tokens),

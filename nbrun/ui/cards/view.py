@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbrun.core import (
+    CallGroup,
     ChildSummary,
+    ModelCall,
     RunRecord,
     RunStatus,
     ToolCall,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 
 TOOL_LIMIT = 20
+CALL_LIMIT = 10
+"""How many model calls are listed one by one, besides the last of each group."""
 ARGS_LIMIT, RESULT_LIMIT = 300, 500
 """Characters of a tool's arguments and of its result: they travel with each update of the card."""
 OUTPUT_LIMIT = 4_000
@@ -85,6 +89,7 @@ def view(
         "reasoning_count": record.reasoning_count,
         "tools": [_tool(tool) for tool in record.tools[-TOOL_LIMIT:]],
         "tools_cut": max(0, len(record.tools) - TOOL_LIMIT),
+        **_calls(record),
         "children": [_child(child, children or {}) for child in record.children[-TOOL_LIMIT:]],
         "children_cut": max(0, len(record.children) - TOOL_LIMIT),
         "log": [visible(line) for line in record.log],
@@ -226,6 +231,36 @@ def _tool(tool: ToolCall) -> dict[str, Any]:
         "ms": tool.ms,
         "progress": _progress(tool.progress) if tool.status == "running" else None,
         "result": "" if tool.result is None else _head(readable(tool.result), RESULT_LIMIT),
+    }
+
+
+def _calls(record: RunRecord) -> dict[str, Any]:
+    """Return the groups of model calls between the tools that are shown, each with the place of the tool after it.
+
+    Their calls are listed one by one: the newest `CALL_LIMIT`, and the last of each group.
+    """
+    first, room = max(0, len(record.tools) - TOOL_LIMIT), CALL_LIMIT
+    rows: list[dict[str, Any]] = []
+    groups = [group for group in record.call_groups[-TOOL_LIMIT - 1 :] if group.tools >= first]
+    for group in reversed(groups):
+        last = group.last[-max(1, room) :]
+        room -= len(last)
+        rows.append(_call_row(group, last))
+    return {"calls": rows[::-1], "calls_cut": record.call_count - sum(group.count for group in groups)}
+
+
+def _call_row(group: CallGroup, last: tuple[ModelCall, ...]) -> dict[str, Any]:
+    running = [call for call in last if call.status == "running"]
+    is_one = group.count == 1
+    return {
+        "place": group.tools,
+        "status": "running" if group.running else last[-1].status if last else "ok",
+        "words": _line(words.group_words(group)),
+        "nested": bool(last and last[-1].parent),
+        "started_at": running[0].started_at if running else 0.0,
+        "ms": last[-1].ms if is_one and last else None,
+        "lines": [_line(words.call_words(call), 2 * LINE_LIMIT) for call in last],
+        "lines_cut": group.count - len(last),
     }
 
 

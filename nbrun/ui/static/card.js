@@ -35,6 +35,8 @@ import { counted, earlier, LOST_WORDS, wholeDuration } from "./wording.js";
  * @property {string} [awaited]  what it waits for while it reports nothing
  * @property {Tool[]} tools
  * @property {number} tools_cut
+ * @property {import("./tools.js").Calls[]} [calls]  its model calls
+ * @property {number} [calls_cut]
  * @property {Child[]} [children]  its child runs
  * @property {number} [children_cut]
  * @property {string[]} log  its last lines
@@ -113,7 +115,8 @@ function draw(card, run, requests, nowS, seconds) {
   drawProgress(card.progress, run.progress, run.live);
   drawLines(card.notes, run.notes ?? [], "note");
   drawLines(card.notices, run.notices, "notice");
-  write(card.toolsCut, earlier(run.tools_cut, "tool call"));
+  const cut = [earlier(run.tools_cut, "tool call"), earlier(run.calls_cut ?? 0, "model call")];
+  write(card.toolsCut, cut.filter(Boolean).join(" and ").replace(" and … ", " and "));
   drawTools(card.tools, run, nowS);
   write(card.childrenCut, earlier(run.children_cut ?? 0, "child run"));
   drawChildren(card.children, run.children ?? [], nowS);
@@ -156,10 +159,13 @@ function drawLog({ log, logTitle, logCut, logLines }, run) {
   if (logLines.textContent !== lines) followEnd(logLines, () => (logLines.textContent = lines));
 }
 
+/** @param {{ status: string }} part */
+const isRunning = ({ status }) => status === "running";
+
 /** Whether nothing shows what it does. @param {Run} run */
 function isSilent(run) {
   const hasNews = run.blocks?.length || run.text || run.reasoning || run.phase || run.progress;
-  return run.status === "running" && !hasNews && !run.tools.some((tool) => tool.status === "running");
+  return run.status === "running" && !hasNews && ![...run.tools, ...(run.calls ?? [])].some(isRunning);
 }
 
 /** What is still known of a live run whose kernel is gone: not its status.
@@ -168,10 +174,11 @@ function disconnected(run, why) {
   const ref = run.number === null ? run.id : `#${run.number}`;
   const notice = `${why} Run %agentrun show ${ref} to see how this run ended.`;
   const state = { live: false, status: "lost", words: LOST_WORDS, phase: null, progress: null, questions: [] };
-  const tools = run.tools.map((tool) => (tool.status === "running" ? { ...tool, status: "unknown" } : tool));
+  const tools = run.tools.map((tool) => (isRunning(tool) ? { ...tool, status: "unknown" } : tool));
+  const calls = run.calls?.map((group) => (isRunning(group) ? { ...group, status: "unknown", started_at: 0 } : group));
   const unknown = { status: "unknown", words: "unknown" };
   const children = run.children?.map((child) => (child.ended_at ? child : { ...child, ...unknown }));
-  return { ...run, ...state, tools, ...(children && { children }), notices: [...run.notices, notice] };
+  return { ...run, ...state, tools, ...(calls && { calls }), ...(children && { children }), notices: [...run.notices, notice] };
 }
 
 // ---- the view --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
-from nbrun.core.record import ChildSummary, Steered, ToolCall
+from nbrun.core.record import CallGroup, ChildSummary, ModelCall, Steered, ToolCall
 from nbrun.render.static_card import bundle
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks
 from nbrun.ui.cards.view import TOOL_LIMIT, view
@@ -57,6 +57,48 @@ def test_a_long_run_has_a_small_view() -> None:
     assert [tool["id"] for tool in shown["tools"]] == [f"t{n}" for n in range(100 - TOOL_LIMIT, 100)]
     assert shown["tools_cut"] == 100 - TOOL_LIMIT
     assert len(json.dumps(shown)) < 64 * 1024
+
+
+def calls(*numbers: int, **fields: Any) -> tuple[ModelCall, ...]:
+    """Return model calls that have ended."""
+    return tuple(ModelCall(f"call-{n}", "openai", "gpt-4o", "", "ok", 100.0, 812.0, **fields) for n in numbers)
+
+
+def test_model_calls_are_rows_between_the_tools() -> None:
+    """One row for all that follow each other, with its place; the last of them, one by one."""
+    used = ev.Usage(1_204, 340, 1_000, 0, 1, 0.0123)
+    one = CallGroup(0, 1, ms=812.0, usage=used, last=calls(1, usage=used, first_ms=90.0))
+    running = ModelCall("call-9", "openai", "gpt-4o", "t1", started_at=103.0)
+    several = CallGroup(1, 14, 1, 2, 3, ms=13_000.0, last=(*calls(*range(19), source="journal"), running))
+    shown = view(msgspec.structs.replace(RECORD, call_count=15, call_groups=(one, several)), now=105.0)
+    assert shown["calls_cut"] == 0
+    first, second = shown["calls"]
+    assert first == {
+        "place": 0, "status": "ok", "words": "openai gpt-4o · 1,204 in · 340 out · $0.0123", "nested": False,
+        "started_at": 0.0, "ms": 812.0, "lines_cut": 0,
+        "lines": ["openai gpt-4o · 1,204 in (1,000 cached) · 340 out · $0.0123 · 0.8 s (first token after 90 ms)"],
+    }  # fmt: skip
+    assert second["words"] == (
+        "14 model calls · openai gpt-4o · 1.0 s each · 1 running · 2 failed · 3 from the journal"
+    )
+    assert (second["place"], second["status"], second["nested"], second["started_at"]) == (1, "running", True, 103.0)
+    assert (len(second["lines"]), second["lines_cut"], second["lines"][-1]) == (10, 4, "openai gpt-4o")
+
+
+def test_a_view_of_a_thousand_model_calls_is_small() -> None:
+    """Also between a thousand tools, whatever provider and model are called."""
+    evil = "<b>\u202e\x1b[2J" * 100_000
+    call = ModelCall("call-1", evil, evil, evil, "error", 1.0, 2.0, 1.0, 9e9, ev.Usage(1, 2), evil, "journal", 9.0)
+    groups = tuple(CallGroup(n, 1_000, last=(call,) * 20) for n in range(1_001))
+    tools = tuple(ToolCall(f"t{n}", "search", status="ok") for n in range(1_000))
+    shown = view(msgspec.structs.replace(RECORD, tools=tools, call_groups=groups, call_count=1_001_000), now=105.0)
+    assert [group["place"] for group in shown["calls"]] == [*range(980, 1_001)]
+    assert (shown["tools_cut"], shown["calls_cut"]) == (980, 980_000)
+    assert sum(len(group["lines"]) for group in shown["calls"]) <= 10 + 21
+    text = json.dumps(shown)
+    assert len(text) < 64 * 1024
+    assert "\\x1b" not in text
+    assert "\\u202e" not in text.replace("\\\\u202e", "")
 
 
 def test_a_flood_in_every_field_has_a_small_view() -> None:
