@@ -44,6 +44,7 @@ from nbrun.core import (
     errors,
     events,
 )
+from nbrun.render.agui import to_agui
 from nbrun.sessions import NotebookSession, Observer, Run, RunList
 from nbrun.sessions.default import get, panel, redact, runs, session, start
 
@@ -78,6 +79,7 @@ __all__ = [
     "runs",
     "session",
     "start",
+    "to_agui",
 ]
 
 

@@ -48,13 +48,14 @@ from nbrun.core.events import EventData
 
 if TYPE_CHECKING:
     from nbrun.agents.acp.command import AcpAgent
+    from nbrun.agents.agui import AguiAgent
     from nbrun.core.checkpoint import Call
 
 # What adapters need, all in one import (`pricing` and `provider_retries` are modules of this package), and what the
 # other rooms need.
 __all__ = [
-    "ALLOW", "DENY", "NO_NATIVE_CANCEL", "USER", "AcpAgent", "Action", "AgentAdapter", "AgentNotFound", "Answer",
-    "Approvals", "BadOption", "Budget", "CancelToken", "Cancelled", "ChildRun", "Clock", "EventData", "Fix",
+    "ALLOW", "DENY", "NO_NATIVE_CANCEL", "USER", "AcpAgent", "Action", "AgentAdapter", "AgentNotFound", "AguiAgent",
+    "Answer", "Approvals", "BadOption", "Budget", "CancelToken", "Cancelled", "ChildRun", "Clock", "EventData", "Fix",
     "Framework", "Inbox", "Limitations", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain", "Replay",
     "RunContext", "State", "ThreadCall", "Turn", "Work", "Worker", "agent", "asks_first", "call_soon", "clean_text",
     "current", "current_run", "events", "guarded", "is_installed", "is_quiet", "needs_approval", "plain", "shown",
@@ -64,6 +65,8 @@ __all__ = [
 ENTRY_POINTS = "nbrun.agents"
 PROGRAM = "acp:"
 """The prefix of a program that speaks ACP, as in `acp:gemini --acp`."""
+ADDRESS = "agui:"
+"""The prefix of an address that speaks AG-UI, as in `agui:http://localhost:8000`."""
 
 NO_NATIVE_CANCEL = "by cancelling the asyncio task"
 
@@ -194,7 +197,7 @@ def framework_of(adapter: AgentAdapter) -> Framework | None:
 # In the order in which they are asked; functions come last, because that adapter takes any callable.
 _BUILT_IN = (
     "python_cell", "scripted", "replay", "builtin", "pydantic_ai.adapter", "openai_agents.adapter",
-    "langgraph.adapter", "llama_index.adapter", "smolagents.adapter", "acp.adapter", "functions",
+    "langgraph.adapter", "llama_index.adapter", "smolagents.adapter", "acp.adapter", "agui", "functions",
 )  # fmt: skip
 
 
@@ -286,14 +289,18 @@ def asks_first(tool: Callable[..., object]) -> bool:
 
 
 def by_name(name: str) -> object:
-    """Return the agent registered by this name, or the program of `acp:COMMAND`; None if neither exists.
+    """Return the agent registered by this name, or that of `acp:COMMAND` or `agui:ADDRESS`; None if there is none.
 
-    Raises `BadOption` if the command is invalid.
+    Raises `BadOption` if the command or the address is invalid.
     """
     if name.startswith(PROGRAM):
         from nbrun.agents.acp.command import AcpAgent
 
         return AcpAgent(name.removeprefix(PROGRAM))
+    if name.startswith(ADDRESS):
+        from nbrun.agents.agui import AguiAgent
+
+        return AguiAgent(name.removeprefix(ADDRESS))
     return _registered.get(name)
 
 
@@ -303,6 +310,10 @@ def __getattr__(name: str) -> object:
         from nbrun.agents.acp.command import AcpAgent
 
         return AcpAgent
+    if name == "AguiAgent":
+        from nbrun.agents.agui import AguiAgent
+
+        return AguiAgent
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -386,7 +397,7 @@ def json_object(text: str) -> dict[str, Any] | None:
     """Return the JSON object that a text is, if it is one."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (RecursionError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
