@@ -126,7 +126,7 @@ class ArtifactFiles:
         return sha256, len(data)
 
     def _write(self, folder: Path, source: bytes | Path) -> tuple[str, int]:
-        make_folder(folder)
+        _make_folder(folder)
         handle, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=folder)  # 0600
         try:
             with os.fdopen(handle, "wb") as file:
@@ -134,7 +134,7 @@ class ArtifactFiles:
                 file.flush()
                 os.fsync(file.fileno())
             place = folder / sha256[:2]
-            make_folder(place)
+            _make_folder(place)
             Path(unfinished).replace(place / sha256)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -209,8 +209,7 @@ def _copy(source: bytes | Path, file: object) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder that only this user can use; raises `StoreReadOnly` if it is somebody else's."""
+def _make_folder(folder: Path) -> None:
     secure(folder)
     folder.mkdir(mode=0o700, exist_ok=True)
     secure(folder)  # somebody else may have made it in between

@@ -12,7 +12,6 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import NotResumable
-from nbrun.core.journal import Entry
 from nbrun.core.values import Plain, as_object, plain
 
 if TYPE_CHECKING:
@@ -86,17 +85,12 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a run resumes from: a packed state with what was used before it, or a conversation.
-
-    `journal` has what earlier runs were answered, those of `journal_of` in words.
-    """
+    """What a run resumes from: a packed state with what was used before it, or a conversation."""
 
     state: bytes | None = None
     usage: ev.Usage = ev.Usage()
     tools: int = 0
     history: tuple[Turn, ...] = ()
-    journal: tuple[Entry, ...] = ()
-    journal_of: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -91,8 +91,6 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 ONCE = "once"
 """Marks, among its options, a run whose id was given: a store has it only once."""
-REUSE = "reuse"
-"""Marks, among its options, a retry that is answered from the journal of the run that it retries."""
 
 
 RESUME, RETRY, REPLAY, CONTINUE = "resume", "retry", "replay", "continue"
@@ -538,7 +536,7 @@ _BULKY = ("text", "result", "args", "body", "output", "state")
 def weight(data: EventData) -> int:
     """Return about how many bytes an event takes: what waits is bounded by it."""
     if isinstance(data, DELTAS) and isinstance(data.text, str):  # by far the most
-        return len(data.text)
+        return PLAIN_WEIGHT + len(data.text)
     return PLAIN_WEIGHT + sum(_size(value) for name in _BULKY if (value := getattr(data, name, None)) is not None)
 
 

@@ -147,7 +147,7 @@ class Steps(Coroutine[Any, Any, T]):
 
 
 class Stepped(Generic[T]):
-    """Awaits something in `Steps`; `hold` returns for how many seconds the code must wait before its next step."""
+    """Awaits something in `Steps`; `hold` returns for how many seconds the code must wait before it is asked again."""
 
     __slots__ = ("_awaited", "_guard", "_hold")
 
@@ -169,7 +169,7 @@ class Stepped(Generic[T]):
                     value: T = end.value
                     return value
                 try:
-                    if self._hold is not None and (hold_s := self._hold()):
+                    while self._hold is not None and (hold_s := self._hold()):
                         yield from asyncio.sleep(hold_s).__await__()
                     sent, raised = (yield waits_for), None
                 except BaseException as error:  # handed on: the awaited code decides what comes of it

@@ -181,8 +181,9 @@ GIVEN_UP = "given up by hand, because its kernel could not be seen"
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_only=True):
     """The state of a run, frozen: the fold of its events up to `event_count`.
 
-    Times are epoch seconds (UTC). `text` is everything streamed, each message a paragraph; `output` is what the
-    agent returned, as JSON-like data, or the text if it returned nothing. `reasoning` is the tail of
+    Times are epoch seconds (UTC). `text` is everything streamed, each message a paragraph; of a very long one it is
+    the end, before which `text_cut` characters are left out: `run.text` is all of it. `output` is what the agent
+    returned, as JSON-like data, or the text if it returned nothing (None if that is cut). `reasoning` is the tail of
     `reasoning_count` characters; it isn't part of an answer, and models write a lot of it. `detached` names what a
     run has left running, `detached_finished` those that have ended since. `log` is the tail of
     `log_count` lines, `steered` of `steers` messages, `files` of `file_count` files. `call_groups` are its model calls,
@@ -216,6 +217,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     ended_at: float | None = None
     last_event_at: float = 0.0
     text: str = ""
+    text_cut: int = 0
+    text_head: str = ""  # the beginning of a text that is cut
     is_between: bool = False  # messages: the last is complete, and more text is another one
     reasoning: str = ""
     reasoning_count: int = 0
@@ -298,12 +301,32 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             return None
         return max(0.0, (self.ended_at or now) - self.started_at)
 
+    def with_end_of_text(self) -> RunRecord:
+        """Return the record with only the end of a text that is very long: whoever keeps records copies it often."""
+        text, at = self.text, len(self.text) - TEXT_KEPT
+        if at < TEXT_KEPT:  # it grows to twice the size before it is cut again
+            return self
+        is_in_code = (text.count("\n```", 0, at) + text.startswith("```")) % 2
+        if is_in_code and (end := text.find("\n```", at)) >= 0:  # what is shown of it begins outside
+            at = text.find("\n", end + 1) + 1 or at
+        return msgspec.structs.replace(
+            self,
+            text=text[at:],
+            text_cut=self.text_cut + at,
+            text_head=self.text_head or text[:TEXT_HEAD],
+            output=None if self.output == text else self.output,
+        )
+
     def brief(self, head: int = BRIEF_HEAD) -> RunRecord:
         """Return the record with its long fields cut to `head` characters: what a list of runs needs."""
         cut: dict[str, Any] = {}  # only what is long: most runs are small
         if len(self.prompt) > head:
             cut["prompt"] = self.prompt[:head]
-        if len(self.text) > head:
+        if self.text_cut:
+            cut.update(text=self.text_head[:head], text_cut=0, text_head="")
+            if self.output is None and not self.is_live:
+                cut["output"] = shown(self.text_head, head)
+        elif len(self.text) > head:
             cut["text"] = self.text[:head]
         if not _is_small(self.output, head):
             cut["output"] = shown(self.output, head)
@@ -353,6 +376,8 @@ ANSWERED = ("journal", "cassette")
 """Where answers come from that no provider is asked for."""
 OPEN_GROUPS = 50
 """How many groups back the end of a model call is looked for: no call is open for longer than so many tools take."""
+TEXT_KEPT, TEXT_HEAD = 4_000_000, 4 * BRIEF_HEAD
+"""How many characters stay of a text that is cut: of its end, and of its beginning, for brief records."""
 
 _CUT_SHORT = frozenset({RunStatus.CANCELLED, RunStatus.LOST})
 
@@ -487,7 +512,7 @@ class _Draft:
             changes["log_count"] = record.log_count + sum(t.count("\n") + 1 for t in self.logs)
         if status in TERMINAL:
             changes["pending"] = ()
-            if self.value("output") is None:
+            if self.value("output") is None and not record.text_cut:
                 changes["output"] = self.value("text") or None
         changes.update(last_event_at=self.last_event_at, event_count=self.next_seq)
         return msgspec.structs.replace(record, status=status, **changes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from nbrun.agents.context.approvals import NOBODY
-from nbrun.core import ArtifactWriter, CancelToken, Journals, Restored, RunOptions, events as ev
+from nbrun.core import ArtifactWriter, CancelToken, Restored, RunOptions, events as ev
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -42,7 +42,6 @@ class Attempt:
     restored: Restored | None = None  # what the run resumes from
     artifact_writer: ArtifactWriter | None = None  # a host in another process has its own
     loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
-    journals: Journals | None = None  # where the run's journal is kept; None: nowhere
 
     @property
     def approve(self) -> str:
@@ -68,8 +67,11 @@ class HostEvent(msgspec.Struct, frozen=True, gc=False):
     size: int = 0
 
 
-Sink = Callable[[Sequence[HostEvent]], bool]
-"""Takes events of a host, in order, from any thread; returns whether the agent should pause."""
+IsFull = Callable[[], bool]
+"""Returns whether too much of a run waits to be stored; from any thread."""
+
+Sink = Callable[[Sequence[HostEvent]], IsFull | None]
+"""Takes events of a run's host, in order, from any thread; the agent should pause while what it returns is true."""
 
 OnHost = Callable[[str, bool], None]
 """Called with a host's name and whether it has come up (True) or gone (False)."""

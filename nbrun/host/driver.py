@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import threading
 import time
@@ -33,7 +34,6 @@ from nbrun.core import (
     Cancelled,
     Clock,
     InterruptGuard,
-    Journal,
     LoopLatch,
     NbrunError,
     Plain,
@@ -50,7 +50,7 @@ from nbrun.core import (
 )
 from nbrun.core.text import split_half
 from nbrun.host import capture, packages
-from nbrun.host.attempt import Attempt, HostEvent, Sink
+from nbrun.host.attempt import Attempt, HostEvent, IsFull, Sink
 from nbrun.host.belongings import Belongings
 from nbrun.host.escalation import LAST_S, Escalation
 from nbrun.host.failures import brief, describe, is_plain, safely, undescribed
@@ -67,8 +67,10 @@ _log = logging.getLogger("nbrun")
 _STREAMED = (ev.TextDelta, ev.ReasoningDelta, ev.ToolArgsDelta)
 _Streamed = ev.TextDelta | ev.ReasoningDelta | ev.ToolArgsDelta
 
-PAUSE_S = 0.05
-"""How long an agent is paused at a time while it yields faster than the store can save."""
+PIECES_HELD = 5_000
+"""How many pieces of text are held, and characters of one; of what was streamed before, a digest."""
+PAUSE_S, PAUSES = 0.05, 200
+"""How long an agent is paused at a time while it sends faster than the store can save, and how often in a thread."""
 LOOK_LIMIT_S = 2.5
 """How long the code of an output or an error may take to turn it into data; then the run ends without it."""
 FORMAT_LIMIT_S = 5.0
@@ -99,11 +101,10 @@ class Driver:
 
     __slots__ = (
         "__weakref__", "_adapter", "_approvals", "_attempt", "_belongings", "_budget", "_children", "_clock",
-        "_detached", "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name", "_inbox",
-        "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_sending", "_journal", "_lock", "_looks",
-        "_must_pause", "_n", "_open_tools", "_outbox", "_refused", "_returned_at", "_sink", "_stop_until", "_texts",
-        "_thread", "_token",
-        "_usage", "_usage_before", "run", "task",
+        "_detached", "_digest", "_digested", "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name",
+        "_inbox", "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_full", "_is_sending", "_lock",
+        "_looks", "_n", "_open_tools", "_outbox", "_refused", "_returned_at", "_sink", "_stop_until", "_text_room",
+        "_texts", "_thread", "_token", "_usage", "_usage_before", "run", "task",
     )  # fmt: skip
 
     def __init__(self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str) -> None:
@@ -125,14 +126,16 @@ class Driver:
         self._budget = attempt.budget
         self._approvals: Approvals | None = None
         self._inbox: Inbox | None = None
-        self._journal: Journal | None = None
         self._children: Children | None = None
         self._escalation: Escalation | None = None
         # What is sent.
         self._n = 0
         self._outbox: tuple[tuple[ev.EventData, float, str | None, object, int], ...] = ()
-        self._is_sending = self._must_pause = False
+        self._is_sending = False
+        self._is_full: IsFull | None = None
         self._texts: list[str] = []
+        self._digest: hashlib.blake2b | None = None  # of a longer text, without its last piece
+        self._digested = 0  # characters
         self._halves: dict[tuple[type, str], str] = {}  # of surrogate pairs, by stream
         self._is_between = False  # messages: the last is complete
         self._open_tools: dict[str, float] = {}
@@ -176,7 +179,10 @@ class Driver:
                 if self._is_between and data.text:
                     self._texts.append(separator(self._texts, data.text))
                     self._is_between = False
-                self._texts.append(data.text)
+                texts = self._texts
+                texts.append(data.text)
+                if len(texts) > PIECES_HELD or len(data.text) > PIECES_HELD:
+                    self._condense()
             elif isinstance(data, ev.ToolStarted):
                 self._open_tools[data.id] = now
             elif isinstance(data, ev.ToolFinished):
@@ -188,10 +194,42 @@ class Driver:
             self._send(data, now, parent)
         if usage is not None and (self._budget is not None or self._attempt.options.has_limits):
             self.budget.note_usage(usage)  # not under the lock: a fired token calls others' code
-        if self._must_pause and not is_on_loop():
-            # Also after a cancel, when the token no longer waits: the run's end is stored after all that it sends.
-            wait = time.sleep if self._token.cancelled else self._token.wait_sync
-            wait(PAUSE_S)
+        if self._is_full is not None and not is_on_loop():
+            self._hold_up()
+
+    def _hold_up(self) -> None:
+        """Block a thread of the agent while too much of the run waits to be stored."""
+        # Not for ever: the agent may hold a lock that the store's writer waits for, such as a logging handler's.
+        for _ in range(PAUSES):
+            if not self._hold():
+                return
+            if self._token.cancelled:  # the token no longer waits, but the run's end is stored after all that it sends
+                time.sleep(PAUSE_S)
+                return
+            self._token.wait_sync(PAUSE_S)
+
+    def _condense(self) -> None:
+        """Keep a digest of what was streamed, and the last character: it is in the log, and may be of any length."""
+        text = "".join(self._texts)
+        if self._digest is None:
+            self._digest = hashlib.blake2b()
+        self._digest.update(_encoded(text[:-1]))
+        self._digested += len(text) - 1
+        self._texts = [text[-1:]]
+
+    def _is_streamed(self, output: object) -> bool:
+        """Return whether an output is what was streamed; then it is in the log already."""
+        if output is None or type(output) is not str:
+            return output is None
+        rest = "".join(self._texts)
+        if self._digest is None:
+            return output == rest
+        if len(output) != self._digested + len(rest):
+            return False
+        digest = hashlib.blake2b()
+        for at in range(0, self._digested, PIECES_HELD):
+            digest.update(_encoded(output[at : min(at + PIECES_HELD, self._digested)]))
+        return output.endswith(rest) and digest.digest() == self._digest.digest()
 
     def _whole(self, data: _Streamed) -> _Streamed:
         """Return a delta as UTF-8 can hold it; half of a surrogate pair waits for the next one of its stream."""
@@ -265,19 +303,6 @@ class Driver:
             return self._inbox
 
     @property
-    def journal(self) -> Journal | None:
-        """What the run's model calls are answered from, and where their answers are kept."""
-        attempt = self._attempt
-        if attempt.journals is None:
-            return None
-        with guarded(), self._lock:
-            if self._journal is None:
-                restored = attempt.restored
-                known, source = ((), "") if restored is None else (restored.journal, restored.journal_of)
-                self._journal = Journal(attempt.journals, attempt.run_id, attempt.number, known, source)
-            return self._journal
-
-    @property
     def artifact_writer(self) -> ArtifactWriter:
         """Writes files beside the run's log."""
         if self._attempt.artifact_writer is None:
@@ -306,7 +331,7 @@ class Driver:
         try:
             while True:
                 event = HostEvent(attempt.run_id, attempt.number, self._n, now, data, parent, live, size)
-                self._must_pause = self._sink((event,))
+                self._is_full = self._sink((event,))
                 self._n += 1  # now: where an agent has no stack left, it was not taken
                 if not self._outbox:
                     break
@@ -386,8 +411,9 @@ class Driver:
                 finally:
                     guard.enter()
                 self.emit(item)
-                if self._must_pause:  # never a blocking wait here: other runs are on this loop
-                    await asyncio.sleep(PAUSE_S)
+                # Never a blocking wait here: other runs are on this loop.
+                while pause_s := self._hold():  # noqa: ASYNC110 - nobody reports it
+                    await asyncio.sleep(pause_s)
         finally:  # as aclosing() does, with two objects less for each run
             await events.aclose()  # type: ignore[attr-defined]  # adapters are async generators
 
@@ -400,8 +426,9 @@ class Driver:
         return adapter.events(attempt.agent, attempt.prompt, self.run)
 
     def _hold(self) -> float:
-        """Return how long the agent must wait for the store to catch up."""
-        return PAUSE_S if self._must_pause else 0.0
+        """Return how long the agent must wait before it is asked again; 0 if the store has caught up."""
+        is_full = self._is_full  # replaced by whoever sends
+        return PAUSE_S if is_full is not None and is_full() else 0.0
 
     async def _rest_ended(self, error: BaseException | None) -> tuple[str, ...]:
         """Return when all that the agent has started has ended, then its child runs, whose ends come before this one's.
@@ -571,11 +598,11 @@ class Driver:
             (kind, tool_id), half = self._halves.popitem()
             escape = f"\\u{ord(half):x}"  # as `clean_text` writes one that stays alone
             self.emit(kind(tool_id, escape) if tool_id else kind(escape))
-        text = "".join(self._texts)
-        if output is None and text:
-            output = text
         # Streamed text is already in the log: a record that ends without an output of its own uses that text.
-        is_streamed = output is None or (type(output) is str and output == text)
+        is_streamed = self._is_streamed(output)
+        text = "".join(self._texts) if self._digest is None else ""
+        if is_streamed and (output is None or self._digest is not None):
+            output = text or None  # not held a second time
         is_signal = _is_signal(error)
         if kept is None:  # something has disturbed the end
             info = None if error is None or (is_signal and self._token.cancelled) else undescribed(error)
@@ -710,6 +737,10 @@ class Driver:
                 self.report(ev.CancelEscalated(Rung.THREAD, names))
         elif now >= self._stop_until:
             self._detach(tuple(work.name for work in threads) or (self.label,))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
 
 
 def _has_result(look: asyncio.Future[Any]) -> bool:

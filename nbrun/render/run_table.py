@@ -75,7 +75,7 @@ def _output(row: Row) -> str:
     record = row.record
     if record.error is not None:
         return str(record.error)
-    return record.text if record.output is None else shown(record.output, 200)
+    return record.text_head or record.text if record.output is None else shown(record.output, 200)
 
 
 COLUMNS = (

@@ -241,7 +241,7 @@ def _answer(record: RunRecord, limit: int) -> _Answer:
     # A text that is cut within a block of code begins with one.
     is_code = sum(line.startswith("```") for line in text[:begin].splitlines()) % 2
     text = ("```\n" if is_code else "") + text[begin:]
-    return _Answer(text, result, not isinstance(record.output, str), cut)
+    return _Answer(text, result, not isinstance(record.output, str), record.text_cut + cut)
 
 
 # --- the writers -----------------------------------------------------------------------------------

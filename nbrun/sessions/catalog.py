@@ -154,7 +154,7 @@ class Catalog:
         known = dict(self._runs)  # of these their own state decides: the store may be behind it
         # A child that is not committed yet has no record that says so.
         lives = [live for live in known.values() if not (query.is_top_level and live.is_child)]
-        mine = [self.run(live) for live in lives if query.fits(live.record) and query.finds(live.record)]
+        mine = [run for run in map(self.run, lives) if run.fits(query)]
         stored = self._store.select(query, lambda found: found.record.run_id in known and self._is_own(found.record))
         found = [*reversed(mine), *(self._of(one.record) for one in stored)]
         others = self._ask_read_only(lambda store: store.select(query)) or []

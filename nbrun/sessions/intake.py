@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import deque
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,29 +37,30 @@ from nbrun.store import Checkpointed, Committed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from nbrun.host.attempt import IsFull
 
 _log = logging.getLogger("nbrun")
 
-BACKLOG_LIMIT = 20_000
-"""Events that may wait; beyond it producers are paused, never dropped."""
+INTAKE_BYTES, MOST, LEAST = 64_000_000, 8_000_000, 256_000
+"""How many bytes may wait, about, of all runs together; and of one run, whose share depends on how many are live.
 
-COMMIT_CHARS = 4_000_000
-"""Characters that one commit takes: what is behind them, of other runs too, must not wait for long."""
-LARGE_CHARS, FEW = 16_000, 64
-"""Producers are paused as well when more than a few events wait and these are large, or were left over."""
+Beyond its share a run's agent is paused; nothing is dropped.
+"""
+COMMIT_BYTES, TURN_BYTES = 1_000_000, 128_000
+"""How many bytes one commit takes, about, and how many of one run before another has its turn."""
 
 _CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
 
 _Item = tuple[LiveRun, HostEvent | ev.EventData, float, int]
-"""Whose, what, when, and about how many characters it has."""
+"""Whose, what, when, and about how many bytes it takes; 0 for the session's own, which are few and wait for nothing."""
 
 
 class Intake:
-    """Takes events and requests, and gives them to the store's writer in one order.
+    """Takes events and requests, and gives them to the store's writer: those of a run in order, runs in turns.
 
     Threads: `put()`, `emit()` and `request_cancel()` from any thread; `drain()` and `publish()` are called by
     the writer's thread only, which makes it the one consumer. `_lock` makes "has it ended?" and "it is asked
-    to stop" one decision. `runs` is copied in one step before it is walked.
+    to stop" one decision, and guards the number of live runs. `runs` is copied in one step before it is walked.
 
     Parameters
     ----------
@@ -74,10 +76,12 @@ class Intake:
         self._on_publish = on_publish
         # Entered again by a signal handler, or a `__del__`, that cancels a run in the middle of a start.
         self._lock = threading.RLock()
-        self._items: deque[_Item] = deque()
+        self._items: deque[_Item] = deque()  # what came since the last look
+        self._lines: dict[str, deque[_Item]] = {}  # what waits, by run, in the order of their turns; the consumer's
+        self._live_count = 0
+        self._share = MOST  # how much of one run may wait
         self.runs: dict[str, LiveRun] = {}  # those in memory, oldest first
         self.checkpoints: dict[str, Checkpointed] = {}
-        self._is_behind = False  # written by the consumer: a commit has left something over
         self.wake: Callable[..., None] = lambda **_: None
 
     def open(self, live: LiveRun, created: ev.RunCreated) -> None:
@@ -85,7 +89,8 @@ class Intake:
         now = self._clock.now()
         with self._lock:  # a start is guarded as a whole
             self.runs[live.run_id] = live
-            self._items.append((live, created, now, ev.PLAIN_WEIGHT))
+            self._count_live(1)
+            self._items.append((live, created, now, 0))
         self.wake(is_urgent=True)
 
     @property
@@ -97,9 +102,24 @@ class Intake:
         """Return the runs that have not ended, oldest first."""
         return [live for live in tuple(self.runs.values()) if not live.is_ended.is_set()]
 
-    def put(self, events: Sequence[HostEvent]) -> bool:
-        """Take events of a host, in order; return whether too much is waiting, so that their agent should pause."""
-        can_wait, is_urgent, is_large = True, False, False
+    def _count_live(self, change: int) -> None:
+        """Note that a run is live, or no longer; the caller holds the lock."""
+        self._live_count += change
+        self._share = min(MOST, max(LEAST, INTAKE_BYTES // max(1, self._live_count)))
+
+    def _note_end(self, live: LiveRun) -> None:
+        """Note that a run's end has come; the caller holds the lock."""
+        if not live.has_end:
+            live.has_end = True
+            self._count_live(-1)
+
+    def put(self, events: Sequence[HostEvent]) -> IsFull | None:
+        """Take events of one run's host, in order.
+
+        If more of the run waits now than its share, its agent should pause while what is returned is true.
+        """
+        can_wait, is_urgent = True, False
+        live = None
         for event in events:
             live = self.runs.get(event.run_id)
             if live is None:  # its session has forgotten it: nothing to append to
@@ -109,24 +129,32 @@ class Intake:
                 with self._lock:
                     if isinstance(event.data, ev.RunCancelled):
                         self._note_cancel(live, event.data, event.ts)
-                    live.has_end = True
-                    self._items.append((live, event, event.ts, ev.PLAIN_WEIGHT))
+                    self._note_end(live)
+                    has_output = getattr(event.data, "output", None) is not None
+                    weight = ev.PLAIN_WEIGHT + (event.size if has_output else 0)
+                    live.sent_bytes += weight
+                    self._items.append((live, event, event.ts, weight))
                 is_urgent, can_wait = True, False
             else:
                 if kind not in ev.DELTA_TYPES:  # a key that is set for a moment only
                     self._keyring.look()
                 weight = ev.weight(event.data)
                 self._items.append((live, event, event.ts, weight))
+                live.sent_bytes += weight
                 can_wait = can_wait and kind in _CAN_WAIT
-                is_large = weight > LARGE_CHARS or is_large
-        waiting = len(self._items)
-        # Where more waits, its producer has rung the bell, or is about to: text needs no second ring.
-        if waiting <= len(events) or not can_wait:
+        # Where more has come, its producer has rung the bell, or is about to: text needs no second ring.
+        if len(self._items) <= len(events) or not can_wait:
             # What was taken must not look as if it had not been: an agent that recurses may have no stack left for
             # the ring. The next event rings, at the latest the run's end.
             with contextlib.suppress(RecursionError):
                 self.wake(can_wait=can_wait, is_urgent=is_urgent)
-        return waiting > BACKLOG_LIMIT or (waiting > FEW and (is_large or self._is_behind))
+        if live is None or live.sent_bytes - live.taken_bytes <= self._share:
+            return None
+        return partial(self._is_full, live)
+
+    def _is_full(self, live: LiveRun) -> bool:
+        """Return whether more of a run waits than its share."""
+        return live.sent_bytes - live.taken_bytes > self._share
 
     def emit(self, live: LiveRun, data: ev.EventData) -> None:
         """Take an event of the session itself; an end only if none is here yet."""
@@ -136,8 +164,8 @@ class Intake:
                 if data.TYPE in ev.END_TYPES:
                     if live.has_end:
                         return
-                    live.has_end = True
-                self._items.append((live, data, now, ev.PLAIN_WEIGHT))
+                    self._note_end(live)
+                self._items.append((live, data, now, 0))
             self.wake(is_urgent=True)
 
     def request_cancel(self, live: LiveRun, request: ev.CancelRequested) -> CancelOutcome:
@@ -150,7 +178,7 @@ class Intake:
                 if live.cancel is not None:
                     return CancelOutcome.ALREADY_REQUESTED
                 live.cancel = request
-                self._items.append((live, request, now, ev.PLAIN_WEIGHT))
+                self._items.append((live, request, now, 0))
             self.wake(can_wait=True)  # for the end, which mostly comes in time for the same commit
         return CancelOutcome.REQUESTED
 
@@ -162,19 +190,50 @@ class Intake:
         """
         if live.cancel is None and not live.has_end:
             live.cancel = ev.CancelRequested(end.cause, end.reason, "its token")
-            self._items.append((live, live.cancel, ts, ev.PLAIN_WEIGHT))
+            self._items.append((live, live.cancel, ts, 0))
 
     # --- the consumer ----------------------------------------------------------------------------
 
     def drain(self) -> list[ev.RunEvent]:
-        """Return what waits, numbered, at most one commit's; what comes after an end is refused and counted."""
+        """Return what waits, numbered, at most one commit's; what comes after an end is refused and counted.
+
+        Runs take turns of a bounded size: what a run sends is not held up by how much another one has sent.
+        """
         events: list[ev.RunEvent] = []
-        items = self._items
-        room = COMMIT_CHARS
+        items, lines = self._items, self._lines
+        room = COMMIT_BYTES
         self._keyring.look()  # an agent may have set a key just now
-        while items and room > 0:
+        if not lines:  # nearly always, all of it fits
+            room -= self._take(items, room // 2, events)
+        if items:
+            self._line_up()
+        while lines and room > 0:
+            run_id = next(iter(lines))
+            line = lines.pop(run_id)
+            room -= self._take(line, TURN_BYTES, events)
+            if line:
+                lines[run_id] = line  # behind all others
+        if lines:
+            self.wake(is_urgent=True)
+        return events
+
+    def _line_up(self) -> None:
+        """Put what has come behind what waits of the same runs."""
+        items, lines = self._items, self._lines
+        for _ in range(len(items)):  # no more than that: producers don't wait for this
+            item = items.popleft()
+            line = lines.get(item[0].run_id)
+            if line is None:
+                line = lines[item[0].run_id] = deque()
+            line.append(item)
+
+    def _take(self, items: deque[_Item], room: int, events: list[ev.RunEvent]) -> int:
+        """Admit items up to about so many bytes; return their bytes."""
+        taken = 0
+        while items and taken < room:
             live, item, ts, weight = items.popleft()
-            room -= weight
+            taken += weight
+            live.taken_bytes += weight
             if live.run_id not in self.runs:  # forgotten while this waited
                 continue
             try:
@@ -186,10 +245,7 @@ class Intake:
                     self._admit(live, item, ts, 0, None, events)
             except Exception as error:  # one bad event of one agent; the others must not wait for it
                 self._replace_bad(live, item, ts, error, events)
-        self._is_behind = bool(items)
-        if self._is_behind:
-            self.wake(is_urgent=True)
-        return events
+        return taken
 
     def _replace_bad(
         self, live: LiveRun, item: HostEvent | ev.EventData, ts: float, error: Exception, events: list[ev.RunEvent]
@@ -302,7 +358,7 @@ class Intake:
         self, live: LiveRun, data: ev.TextDelta | ev.ReasoningDelta, parent: str | None
     ) -> ev.TextDelta | ev.ReasoningDelta:
         text = data.text if data.text.isascii() else clean_text(data.text)
-        if self.redactor.secrets:
+        if self._keyring.redactor.secrets:
             text = self._stream(live, (data.TYPE, parent, None)).feed(text)
         return data if text is data.text else type(data)(text)
 
@@ -405,6 +461,8 @@ class Intake:
         """Take back a run that has not begun: the store already has its id. Whoever waits for it is released."""
         live = self.runs.pop(run_id, None)
         if live is not None:
+            with self._lock:
+                self._note_end(live)
             live.is_refused = True
             live.is_created.set()
             live.is_ended.set()

@@ -67,6 +67,9 @@ class LiveRun:
     cancel: ev.CancelRequested | None = None
     has_end: bool = False
 
+    sent_bytes: int = 0  # by its host, about, which alone writes it
+    taken_bytes: int = 0  # of them by the writer's thread
+
     # the writer's thread: the state at intake, ahead of what is public
     status: RunStatus = RunStatus.QUEUED
     next_seq: int = 0

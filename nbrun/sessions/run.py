@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nbrun.agents import ALLOW, DENY, current_run
 from nbrun.core import (
     Action,
@@ -29,6 +31,7 @@ from nbrun.core import (
     RunRecord,
     RunStatus,
     events as ev,
+    fold,
     has_placeholder,
     model_calls,
     printable,
@@ -39,7 +42,7 @@ from nbrun.core import (
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import opening, queued_words, run_ref, status_words, title
 from nbrun.sessions.live_run import LiveRun, each_event, poll, poll_softly
-from nbrun.store import ReadOnlyStore, SessionStore, is_in_file, restored, whole, whole_run
+from nbrun.store import Query, ReadOnlyStore, SessionStore, is_in_file, restored, whole, whole_run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
@@ -92,11 +95,36 @@ class Run:
         return known
 
     @property
+    def whole_record(self) -> RunRecord:
+        """The record with all of its text, which is read from the store if memory keeps only the end."""
+        record = self.record
+        if not record.text_cut:
+            return record
+        from nbrun.render import export
+
+        try:
+            whole = fold(export.paged(self.events))
+        except ValueError:  # the log is damaged
+            return record
+        if len(whole.text) < record.text_cut + len(record.text):  # the store is closed: what is known stays
+            return record
+        output = whole.output if record.output is None else record.output
+        return msgspec.structs.replace(record, text=whole.text, text_cut=0, text_head="", output=output)
+
+    @property
     def glance(self) -> RunRecord:
         """The record, perhaps brief: enough for everything that is short, and cheap to have."""
         if self.live is not None:
             return self.live.record
         return self.record if self._stored.is_live else self._stored
+
+    def fits(self, query: Query) -> bool:
+        """Return whether it is one of the runs that are asked for."""
+        record = self.glance
+        if not query.fits(record):
+            return False
+        is_found = query.finds(record)
+        return bool(query.finds(self.whole_record) if is_found is None else is_found)
 
     @property
     def number(self) -> int | None:
@@ -136,7 +164,7 @@ class Run:
     @property
     def text(self) -> str:
         """All that was streamed so far."""
-        return self.record.text
+        return self.whole_record.text
 
     @property
     def error(self) -> ev.ErrorInfo | None:
@@ -206,7 +234,7 @@ class Run:
         """
         if self.live is not None and self._has_live_output:
             return self.live.output
-        record = self.record
+        record = self.whole_record if self.done() else self.record
         stored: Plain = record.output
         stored = whole(stored, self.artifacts) if is_in_file(stored) else stored
         if record.session_id == self._parts.session_id and has_placeholder(stored):
@@ -406,7 +434,7 @@ class Run:
         if self._has_live_output:
             return self.output
         artifacts = self.artifacts
-        return view_of(whole(self.record.output, artifacts), artifacts)
+        return view_of(whole(self.whole_record.output, artifacts), artifacts)
 
     def load_object(self, *, trusted: bool = False) -> object:
         """Return the output itself, of a run that was started with `keep_object`, in a later kernel.
@@ -442,7 +470,7 @@ class Run:
         from nbrun.render import export
 
         path = Path(path)
-        run = whole_run(self.record, export.paged(self.events), self.artifacts)
+        run = whole_run(self.whole_record, export.paged(self.events), self.artifacts)
         export.write(path, export.read_form(form, path), [run])
         return path
 
@@ -574,9 +602,7 @@ class Run:
     def resume(self, *, agent: object = None, **options: Any) -> Run:
         """Resume a failed, cancelled or lost run from its checkpoint, in a new run; return that.
 
-        Without a checkpoint, its agent runs again from the beginning. The model calls that were answered since are
-        answered from the run's journal, for free; its log says which is the first that isn't known. The usage of this
-        run counts there, too. The checkpoint stays until the new run has completed.
+        The usage of this run counts there, too. The checkpoint stays until the new run has completed.
 
         Parameters
         ----------
@@ -588,20 +614,18 @@ class Run:
         Raises
         ------
         NotResumable, AgentNotFound, BadOption
-            It is still running or has completed, has no checkpoint and no journal, or its budget is used up; its agent
-            isn't found; an option is invalid.
+            It is still running or has completed, has no checkpoint, or its budget is used up; its agent isn't found;
+            an option is invalid.
         """
         return self._follow(ev.RESUME, agent, **options)
 
     def retry(self, *, agent: object = None, **options: Any) -> Run:
         """Run the same inputs again, in a new run; return that. Parameters as in `resume()`.
 
-        With `reuse=True`, the model calls that this run has made are answered from its journal, for free.
-
         Raises
         ------
         NotResumable, AgentNotFound, BadOption
-            It is still running; its agent isn't found; an option is invalid; there are no answers to reuse.
+            It is still running; its agent isn't found; an option is invalid.
         """
         return self._follow(ev.RETRY, agent, **options)
 

@@ -66,7 +66,7 @@ class RunList(list[Run]):
         except ImportError:
             raise PackageMissing("to_pandas() needs pandas, which is not installed: pip install pandas") from None
 
-        records = [run.record for run in self]
+        records = [run.whole_record for run in self]
         frame = pd.DataFrame({name: [of(record) for record in records] for name, (_, of) in FRAME.items()})
         for name, (dtype, _) in FRAME.items():
             if dtype == "time":

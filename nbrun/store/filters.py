@@ -79,7 +79,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         parts = (record.prompt, record.text, output, message)
         if any(self.text in _comparable(part) for part in (record.name, kind, *parts)):
             return True
-        is_cut = record.is_brief and any(len(part) >= BRIEF_HEAD - 1 for part in parts)
+        is_cut = record.text_cut > 0 or (record.is_brief and any(len(part) >= BRIEF_HEAD - 1 for part in parts))
         # The store has the brief record of a live run as of its last change of status.
         return None if is_cut or (record.is_brief and record.is_live) else False
 

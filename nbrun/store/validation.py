@@ -135,7 +135,14 @@ def sound_brief(record: RunRecord, number: int, session_id: object) -> RunRecord
     # Always brief: it is as of the last change of status, and the log may have more. The session comes from the row:
     # an imported run names another one.
     return msgspec.structs.replace(
-        record, number=number, session_id=text(session_id), is_brief=True, unseen="", is_unsigned=False
+        record,
+        number=number,
+        session_id=text(session_id),
+        is_brief=True,
+        text_cut=0,
+        text_head="",
+        unseen="",
+        is_unsigned=False,
     )
 
 

@@ -393,9 +393,10 @@ class Writer:
                 committed.append(self._catch_up(run_id, made.row, made.record))
                 continue
             run = runs[run_id]
-            run.record, run.row, run.backlog = made.record, made.row, NOTHING
+            # Only now, when the file has all of it: what is dropped of a backlog is a part of the record's text.
+            run.record, run.row, run.backlog = made.record.with_end_of_text(), made.row, NOTHING
             self._behind.discard(run_id)
-            committed.append(Committed(run_id, made.record, made.events))
+            committed.append(Committed(run_id, run.record, made.events))
 
     # --- while the disk does not answer ----------------------------------------------------------
 

@@ -18,7 +18,7 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.errors import Cancelled, NbrunError
 from nbrun.core.redaction import SecretRegistry
-from nbrun.host.attempt import HostEvent
+from nbrun.host.attempt import HostEvent, IsFull
 from nbrun.host.driver import Driver
 from nbrun.host.host import LocalExecutor, RunHost
 from nbrun.sessions.intake import Intake
@@ -42,7 +42,7 @@ class WatchedIntake(Intake):
 
     world: World
 
-    def put(self, events: Sequence[HostEvent]) -> bool:
+    def put(self, events: Sequence[HostEvent]) -> IsFull | None:
         """Take events of a host."""
         expect = self.world.expect
         for event in events:

@@ -18,8 +18,11 @@ from nbrun import NotebookSession, Run, RunContext
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.errors import BadOption, StoreError
+from nbrun.host.driver import Driver
+from nbrun.sessions.intake import MOST
 from nbrun.sessions.live_run import LiveRun
 from nbrun.sessions.scheduler import RunQueue
+from nbrun.store.transaction import FileWriter
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 
@@ -244,6 +247,57 @@ def test_a_hook_that_hangs_holds_up_nobody_who_cancels(session: NotebookSession)
         assert other.cancel().wait(BOUND_S)
     finally:
         gate.set()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_flood_is_held_up_while_the_store_writes(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch, is_async: bool, is_cancelled: bool
+) -> None:
+    """An agent waits once its share is full, and a cancel ends that; what it has sent is stored, all and in order."""
+    is_held, gate, piece, pieces = threading.Event(), threading.Event(), "x" * 200_000, 60
+    hold, write = Driver._hold, FileWriter.write
+
+    def watched_hold(driver: Driver) -> float:
+        pause_s = hold(driver)
+        if pause_s:
+            is_held.set()
+        return pause_s
+
+    def held_write(*args: Any, **kwargs: Any) -> Any:
+        assert gate.wait(BOUND_S)
+        return write(*args, **kwargs)
+
+    session = make_session()
+    ended(session.start(agents.instant))
+    monkeypatch.setattr(Driver, "_hold", watched_hold)
+    sent: list[int] = []
+
+    def floods(prompt: str, run: RunContext) -> None:
+        for number in range(pieces):
+            run.token.raise_if_cancelled()
+            run.text(piece)
+            sent.append(number)
+
+    async def floods_on_the_loop(prompt: str, run: RunContext) -> None:
+        for number in range(pieces):
+            run.text(piece)
+            sent.append(number)
+            await asyncio.sleep(0)
+
+    run = session.start(floods_on_the_loop if is_async else floods)
+    monkeypatch.setattr(FileWriter, "write", held_write)
+    assert is_held.wait(BOUND_S)
+    assert run.live is not None
+    assert run.live.sent_bytes - run.live.taken_bytes <= MOST + 2 * len(piece)
+    if is_cancelled:
+        run.cancel()
+    gate.set()
+    assert run.wait(BOUND_S)
+    assert run.status == ("cancelled" if is_cancelled else "completed")
+    assert len(run.text) == len(piece) * len(sent)
+    assert (len(sent) < pieces) is is_cancelled
+    assert [event.seq for event in run.events()] == list(range(run.record.event_count))
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +13,9 @@ from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.record import fold
 from nbrun.core.redaction import SecretRegistry
 from nbrun.host.attempt import HostEvent
-from nbrun.sessions.intake import Intake
+from nbrun.sessions.intake import COMMIT_BYTES, INTAKE_BYTES, MOST, TURN_BYTES, Intake
 from nbrun.sessions.live_run import LiveRun
 from nbrun.store import Committed
-from tests.fakes.agents import BOUND_S
 from tests.fakes.clock import NOON, FakeClock
 
 SECRET = "sk-test-0123456789"
@@ -229,35 +227,56 @@ def test_events_of_a_forgotten_run_are_dropped(desk: Desk) -> None:
     assert desk.log() == []
 
 
-def test_a_full_intake_pauses_its_producers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit a producer waits; nothing is dropped, and it goes on when there is room."""
-    monkeypatch.setattr("nbrun.sessions.intake.BACKLOG_LIMIT", 10)
-    sent = threading.Event()
+def flood(live: LiveRun, intake: Intake, pieces: int, size: int, first: int = 0) -> int:
+    """Send pieces of text as an obedient host does, until it should pause; return how many it sent."""
+    for number in range(first, pieces):
+        is_full = intake.put([HostEvent(live.run_id, 1, number, NOON, ev.TextDelta("x" * size))])
+        if is_full is not None and is_full():
+            return number + 1 - first
+    return pieces - first
 
-    def produce() -> None:
-        desk.send(ev.RunStarted(), *(ev.TextDelta(str(number)) for number in range(100)))
-        sent.set()
 
-    producer = threading.Thread(target=produce)
-    producer.start()
+def test_a_run_over_its_share_is_paused_until_the_writer_has_taken_some(desk: Desk) -> None:
+    """While a commit takes long, a flood of any length puts in no more bytes than its share; all of it arrives."""
+    pieces, size = 300, 200_000
+    sent = flood(desk.live, desk.intake, pieces, size)
+    assert sent * size <= MOST + size
+    assert flood(desk.live, desk.intake, sent + 1, size, sent) == 1  # it is still full
+    sent += 1
     events: list[ev.RunEvent] = []
-    while not sent.is_set():
+    while sent < pieces:
         batch = desk.log()
-        assert len(batch) <= 12
+        assert sum(ev.weight(event.data) for event in batch) <= COMMIT_BYTES + TURN_BYTES + size
         events += batch
-    producer.join(BOUND_S)
-    events += desk.log()
-    assert [event.seq for event in events] == list(range(102))
+        sent += flood(desk.live, desk.intake, pieces, size, sent)
+        assert desk.live.sent_bytes - desk.live.taken_bytes <= MOST + 2 * size
+    while batch := desk.log():
+        events += batch
+    assert [event.seq for event in events] == list(range(pieces + 1))
+    assert len(fold(events).text) == pieces * size
+    assert desk.live.sent_bytes == desk.live.taken_bytes
 
 
-def test_a_paused_producer_goes_on_when_its_run_is_cancelled(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancel is not held up by a store that is slow: the pause ends with the token."""
-    monkeypatch.setattr("nbrun.sessions.intake.BACKLOG_LIMIT", 5)
-    producer = threading.Thread(target=lambda: desk.send(*(ev.TextDelta(str(number)) for number in range(20))))
-    producer.start()
-    desk.live.token.cancel()
-    producer.join(BOUND_S)
-    assert not producer.is_alive()
+def test_a_share_is_smaller_the_more_runs_are_live_and_other_runs_are_not_paused(desk: Desk) -> None:
+    """All runs together are bounded, too; one that sends little is never held up by another's flood."""
+    others = [LiveRun(f"run-{number}", CancelToken()) for number in range(2, 42)]
+    for live in others:
+        desk.intake.open(live, CREATED)
+    waiting = sum(flood(live, desk.intake, 100, 200_000) * 200_000 for live in others)
+    assert waiting <= INTAKE_BYTES + len(others) * 200_000
+    assert flood(desk.live, desk.intake, 100, 20) == 100
+
+
+def test_a_small_run_ends_in_the_next_commit_however_much_another_has_sent(desk: Desk) -> None:
+    """Runs take turns: the end is not behind the megabytes that came before it."""
+    small = LiveRun("run-2", CancelToken())
+    desk.intake.open(small, CREATED)
+    desk.log()
+    flood(desk.live, desk.intake, 1_000, 200_000)
+    desk.intake.put([HostEvent("run-2", 1, 0, NOON, ev.RunStarted())])
+    desk.intake.put([HostEvent("run-2", 1, 1, NOON, ev.RunCompleted("done"))])
+    assert [event.type for event in desk.log() if event.run_id == "run-2"] == ["run.started", "run.completed"]
+    assert desk.intake.drain()  # of the other one, something was left
 
 
 # --- wrong types -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunStatus
+from nbrun import NotebookSession, Run, RunContext, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause
 from nbrun.core.clock import SystemClock
@@ -336,6 +336,36 @@ def test_a_backlog_is_bounded_and_says_what_it_left_out(
     session.close()
     again = make_session().get("#2")
     assert (again.status, again.text, again.record.output) == ("completed", whole, "done")
+
+
+def test_a_text_that_was_cut_in_memory_is_whole_through_a_fault(
+    make_session: MakeSession, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is cut while events wait, since what was let go of them is a part of the record's text."""
+    monkeypatch.setattr("nbrun.core.record.TEXT_KEPT", 1_000)
+    monkeypatch.setattr(writer_module, "HELD_BYTES", 20_000)
+    session, gate = make_session(), threading.Event()
+    pieces = [f"{number} " for number in range(4_000)]
+
+    def busy(prompt: str, run: RunContext) -> None:
+        for piece in pieces[:1_000]:
+            run.text(piece)
+        assert gate.wait(BOUND_S)
+        for piece in pieces[1_000:]:
+            run.text(piece)
+
+    run = session.start(busy)
+    assert run.live is not None
+    assert run.live.wait_until(lambda record: record.text.endswith(pieces[999]) and record.text_cut > 0, BOUND_S)
+    with locked(store_path):
+        gate.set()
+        assert ended(run).text == run.output == "".join(pieces)
+        assert run.record.text_cut > 0
+    saved(run)
+    assert run.text == "".join(pieces)
+    session.close()
+    again = make_session().get("#1")
+    assert (again.text, again.record.text_cut) == ("".join(pieces), 0)
 
 
 def test_a_long_fault_costs_no_memory_for_what_was_dropped() -> None:

@@ -32,8 +32,6 @@ from nbrun.core import (
     CancelCause,
     Cancelled,
     CancelToken,
-    JournalFiles,
-    Journals,
     RunOptions,
     SecretRegistry,
     SystemClock,
@@ -42,7 +40,7 @@ from nbrun.core import (
     size_words,
 )
 from nbrun.host import capture, failures, loops
-from nbrun.host.attempt import Attempt, HostEvent
+from nbrun.host.attempt import Attempt, HostEvent, IsFull
 from nbrun.host.host import RunHost
 from nbrun.host.process import pickling
 from nbrun.host.process.protocol import (
@@ -66,8 +64,8 @@ if TYPE_CHECKING:
 
 BATCH = 256
 """Events that go in one message at most."""
-PAUSE_AT = 4_000
-"""Events that may wait to be sent; beyond that the agent is paused."""
+PAUSE_BYTES = 4_000_000
+"""How many bytes may wait to be sent before the agent is paused, about."""
 LOOK_S = 1.0
 """How often to check whether the kernel is still the parent, in case its death was not noticed otherwise."""
 CLEANUP_S = 0.2
@@ -116,14 +114,6 @@ def _artifact_writer(begin: Begin, keyring: SecretRegistry) -> ArtifactWriter | 
     return ArtifactWriter(lambda: files, keyring)
 
 
-def _journals(begin: Begin, keyring: SecretRegistry) -> Journals:
-    """Return where the run's journal is kept, if it is: in the file that its kernel reads."""
-    files = JournalFiles(Path(begin.files) if begin.files else None)
-    journals = Journals(begin.session_id, lambda: files, lambda _run_id: begin.journal_key, keyring)
-    journals.is_on = bool(begin.journal_key and begin.files)
-    return journals
-
-
 def _too_large(event: HostEvent, size: int) -> HostEvent:
     """Return what is sent in place of an event that no message can hold."""
     what = f"{event.data.TYPE} has {size_words(size)}, which is too much to be sent to the kernel; write it to a file"
@@ -147,7 +137,8 @@ class ProcessHost:
         self._clock = SystemClock()
         self._begun: queue.SimpleQueue[Begin] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._outgoing: deque[HostEvent | Cancel] = deque()
+        self._outgoing: deque[tuple[HostEvent | Cancel, int]] = deque()  # each with about how many bytes it takes
+        self._put_bytes = self._sent_bytes = 0  # of events so far; the first by the driver, the second under `_lock`
         self._wake = threading.Event()
         self._lock = threading.RLock()
         self._is_sending = self._has_sent_end = False
@@ -190,7 +181,7 @@ class ProcessHost:
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(),
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
             artifact_writer=_artifact_writer(begin, keyring), restored=begin.restored,
-            reentrant_loop=begin.reentrant_loop, journals=_journals(begin, keyring),
+            reentrant_loop=begin.reentrant_loop,
         )  # fmt: skip
         make_loop = loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
         self._thread = thread = loops.LoopThread("nbrun-host", make_loop, is_here=not is_sync)
@@ -223,19 +214,24 @@ class ProcessHost:
             self._thread.close(CLEANUP_S)
         self._jobs.put(None)
 
-    def _take(self, events: Sequence[HostEvent]) -> bool:
-        """Take events of the driver, from any thread; return whether the agent should pause."""
+    def _take(self, events: Sequence[HostEvent]) -> IsFull | None:
+        """Take events of the driver, from any thread; the agent should pause while what is returned is true."""
         for event in events:
             if self._keyring is not None and event.data.TYPE not in ev.DELTA_TYPES:  # a key that is set for a moment
                 self._keyring.look()
-            self._put(event)
+            weight = ev.weight(event.data)
+            self._put(event, weight)
+            self._put_bytes += weight
         # What was printed is sent before the agent continues: its next line may be the process's last.
         if os.getpid() == self._pid and any(isinstance(event.data, ev.Log) for event in events):
             self._send_waiting()
-        return len(self._outgoing) > PAUSE_AT
+        return self._is_full if self._is_full() else None
 
-    def _put(self, item: HostEvent | Cancel) -> None:
-        self._outgoing.append(item)
+    def _is_full(self) -> bool:
+        return self._put_bytes - self._sent_bytes > PAUSE_BYTES
+
+    def _put(self, item: HostEvent | Cancel, weight: int = 0) -> None:
+        self._outgoing.append((item, weight))
         if not self._wake.is_set():
             self._wake.set()
 
@@ -254,9 +250,10 @@ class ProcessHost:
     def _send_batch(self) -> None:
         batch: list[PackedEvent] = []
         cancel: Cancel | None = None
-        size, is_end = 0, False
+        size, sent, is_end = 0, 0, False
         while self._outgoing and len(batch) < BATCH and size < FULL:
-            item = self._outgoing.popleft()
+            item, weight = self._outgoing.popleft()
+            sent += weight
             if isinstance(item, Cancel):
                 cancel = item
                 break
@@ -272,6 +269,7 @@ class ProcessHost:
             self._send_secrets()
             self._send(Batch(batch))
             self._has_sent_end = is_end
+        self._sent_bytes += sent
         if cancel is not None:
             self._send(cancel)
 

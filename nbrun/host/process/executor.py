@@ -23,7 +23,7 @@ from nbrun.host.process.relay import Relay, Relayed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbrun.host.attempt import Attempt, OnHost, Sink
+    from nbrun.host.attempt import Attempt, IsFull, OnHost, Sink
 
 _log = logging.getLogger("nbrun")
 
@@ -306,8 +306,12 @@ class RunProcess:
         for fd in self._readers:
             self._loop.remove_reader(fd)
 
-    def _resume_listening(self) -> None:
-        if not self._exited.done():
+    def _resume_listening(self, is_full: IsFull) -> None:
+        if self._exited.done():
+            return
+        if is_full():
+            self._loop.call_later(driver.PAUSE_S, self._resume_listening, is_full)
+        else:
             self._listen()
 
     def _try(self, read: Callable[[], object]) -> None:
@@ -322,10 +326,11 @@ class RunProcess:
         del self._readers[fd]
 
     def _hand_on(self, events: Sequence[Relayed]) -> None:
-        """Hand events on; where too many are waiting, read nothing for a moment: the agent then has to wait."""
-        if self._relay.pass_on(events) and not self._exited.done():
+        """Hand events on; while too much waits to be stored, read nothing: the agent then has to wait."""
+        is_full = self._relay.pass_on(events)
+        if is_full is not None and not self._exited.done():
             self._stop_listening()
-            self._loop.call_later(driver.PAUSE_S, self._resume_listening)
+            self._loop.call_later(driver.PAUSE_S, self._resume_listening, is_full)
 
     def _receive(self) -> bool:
         """Take what has come over the channel; return whether there may be more."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbrun.core import CancelCause, Clock, events as ev
-from nbrun.host.attempt import Attempt, HostEvent, Sink
+from nbrun.host.attempt import Attempt, HostEvent, IsFull, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,10 +35,10 @@ class Relay:
         self._open_tools: dict[str, float] = {}
         self._usage: ev.Usage | None = None
 
-    def pass_on(self, events: Sequence[Relayed]) -> bool:
-        """Hand events on, unless the end was among those before; return whether the agent should pause."""
+    def pass_on(self, events: Sequence[Relayed]) -> IsFull | None:
+        """Hand events on, unless the end was among those before; the agent should pause while the returned is true."""
         if self.is_ended or not events:
-            return False
+            return None
         attempt = self._attempt
         numbered: list[HostEvent] = []
         for sent_at, data, parent in events:

@@ -126,14 +126,15 @@ def _text(record: RunRecord, blocks: Blocks | None) -> dict[str, Any]:
     state: dict[str, Any] = {
         "blocks": [],
         "text": visible_end(text, TEXT_LIMIT),
-        "text_cut": max(0, len(text) - TEXT_LIMIT),
+        "text_cut": record.text_cut + max(0, len(text) - TEXT_LIMIT),
         "output": _head(_laid_out(output), OUTPUT_LIMIT) if is_data else "",
     }
     if blocks is not None:
         blocks.feed(text, not record.is_live)
-        state.update(blocks=blocks.shown, text=blocks.tail, text_cut=blocks.cut)
+        state.update(blocks=blocks.shown, text=blocks.tail, text_cut=record.text_cut + blocks.cut)
     whole = "" if record.is_live else words.answer_of(record)
-    return {**state, "result": whole[-TEXT_LIMIT:], "result_cut": max(0, len(whole) - TEXT_LIMIT)}
+    result_cut = record.text_cut + max(0, len(whole) - TEXT_LIMIT) if whole else 0
+    return {**state, "result": whole[-TEXT_LIMIT:], "result_cut": result_cut}
 
 
 def _laid_out(output: values.Plain) -> str:

@@ -130,11 +130,7 @@ def _page(session: NotebookSession, query: PageQuery, known: Iterable[Row], has_
 
 
 def _fits(query: PageQuery, filters: Query, run: Run) -> bool:
-    record = run.glance
-    if (query.status == ANY_LIVE and not record.is_live) or not filters.fits(record):
-        return False
-    is_found = filters.finds(record)
-    return bool(filters.finds(run.record) if is_found is None else is_found)
+    return (query.status != ANY_LIVE or run.glance.is_live) and run.fits(filters)
 
 
 def _age(row: Row) -> tuple[float, float]:
