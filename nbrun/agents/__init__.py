@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
@@ -18,6 +18,7 @@ import msgspec
 from nbrun.agents.context.approvals import ALLOW, DENY, Answer, Approvals
 from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
+from nbrun.agents.context.processes import Process, below
 from nbrun.agents.context.run_context import ChildRun, RunContext, current, current_run
 from nbrun.agents.context.threads import ThreadCall, Work, Worker, is_quiet
 from nbrun.core import (
@@ -56,10 +57,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ALLOW", "DENY", "NO_NATIVE_CANCEL", "USER", "AcpAgent", "Action", "AgentAdapter", "AgentNotFound", "AguiAgent",
     "Answer", "Approvals", "BadOption", "Budget", "CancelToken", "Cancelled", "ChildRun", "Clock", "EventData", "Fix",
-    "Framework", "Inbox", "Limitations", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain", "Replay",
-    "RunContext", "State", "ThreadCall", "Turn", "Work", "Worker", "agent", "asks_first", "call_soon", "clean_text",
-    "current", "current_run", "events", "guarded", "is_installed", "is_quiet", "needs_approval", "plain", "shown",
-    "type_name",
+    "Framework", "Inbox", "Limitations", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain", "Process",
+    "Replay", "RunContext", "State", "ThreadCall", "Turn", "Work", "Worker", "agent", "asks_first", "below",
+    "call_soon", "clean_text", "current", "current_run", "events", "guarded", "is_installed", "is_quiet",
+    "needs_approval", "plain", "shown", "type_name",
 ]  # fmt: skip
 
 ENTRY_POINTS = "nbrun.agents"
@@ -197,7 +198,8 @@ def framework_of(adapter: AgentAdapter) -> Framework | None:
 # In the order in which they are asked; functions come last, because that adapter takes any callable.
 _BUILT_IN = (
     "python_cell", "scripted", "replay", "builtin", "pydantic_ai.adapter", "openai_agents.adapter",
-    "langgraph.adapter", "llama_index.adapter", "smolagents.adapter", "acp.adapter", "agui", "functions",
+    "langgraph.adapter", "llama_index.adapter", "smolagents.adapter", "claude_agent.adapter", "acp.adapter", "agui",
+    "functions",
 )  # fmt: skip
 
 
@@ -329,6 +331,7 @@ Items = AsyncIterator[events.EventData | Output]
 # The result of a call that was cut off, and the prompt for an agent that resumes from its conversation.
 INTERRUPTED = "The tool call was interrupted; how far it got is unknown."
 CONTINUE = "You were interrupted. Continue where you stopped."
+MAX_ID = 1_000  # characters of a session's id
 
 
 class FrameworkAdapter(AgentAdapter):
@@ -339,14 +342,14 @@ class FrameworkAdapter(AgentAdapter):
     is withdrawn. A sync tool ends after the grace period, by an exception in its thread; else the log names it.
     """
 
-    agent_class: ClassVar[tuple[str, str]]  # module or package, class
+    agent_class: ClassVar[tuple[str, ...]]  # module or package, then its classes
     default_label: ClassVar[str] = "agent"
 
     def match(self, agent: object) -> bool:
         """Return whether the agent is an instance of the framework's agent class."""
-        package, name = self.agent_class
+        package, *names = self.agent_class
         return any(
-            base.__name__ == name and f"{base.__module__}.".startswith(f"{package}.") for base in type(agent).__mro__
+            base.__name__ in names and f"{base.__module__}.".startswith(f"{package}.") for base in type(agent).__mro__
         )
 
     def label(self, agent: Any) -> str:
@@ -385,6 +388,22 @@ def result_of(call: Call) -> str:
     if call.status in ("interrupted", "cancelled"):
         return INTERRUPTED
     return call.result if isinstance(call.result, str) else json.dumps(call.result)
+
+
+def prompt_of(history: Sequence[Turn], prompt: str) -> str:
+    """Return the prompt, after the conversation of earlier runs."""
+    if not history:
+        return prompt
+    said = "\n\n".join(f"{turn.role}: {turn.text}" for turn in history)
+    return f"Earlier conversation:\n\n{said}\n\nuser: {prompt}"
+
+
+def session_of(state: State) -> str:
+    """Return the id of the session in a checkpoint; raise `NotResumable` if there is none."""
+    known = state.get("session") if isinstance(state, dict) else None
+    if not (isinstance(known, str) and 0 < len(known) <= MAX_ID and known.isprintable()):
+        raise NotResumable("its checkpoint doesn't name a session; retry starts it again")
+    return known
 
 
 def unreadable(error: Exception) -> NotResumable:

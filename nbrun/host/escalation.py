@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nbrun.agents import AgentAdapter, NativeCancel, RunContext, Work, Worker, as_native
+from nbrun.agents import AgentAdapter, NativeCancel, Process, RunContext, Work, Worker, as_native
 from nbrun.core import LoopLatch, Rung, events as ev
-from nbrun.host.belongings import Belongings, Process
 from nbrun.host.failures import say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nbrun.host.attempt import Attempt
+    from nbrun.host.belongings import Belongings
     from nbrun.host.loops import LoopThread
 
 LAST_S = 0.4

@@ -16,7 +16,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nbrun.agents import CONTINUE, Framework, Items, Limitations, NbrunError, Output, PackageMissing, RunContext, State
+from nbrun.agents import (
+    CONTINUE,
+    Framework,
+    Items,
+    Limitations,
+    Output,
+    PackageMissing,
+    RunContext,
+    State,
+    prompt_of,
+    session_of,
+)
 from nbrun.agents.acp.command import AcpAgent
 
 if TYPE_CHECKING:
@@ -25,7 +36,6 @@ if TYPE_CHECKING:
     from nbrun.agents.acp.session import AcpSession
 
 FRAMEWORK = Framework("acp", "acp")
-MAX_ID = 1_000
 
 
 class AcpAdapter:
@@ -64,17 +74,12 @@ class AcpAdapter:
 
     def events(self, agent: object, prompt: str, run: RunContext) -> Items:
         """Yield what the agent does, with the conversation of earlier runs before the prompt."""
-        from nbrun.agents.acp.session import prompt_of
-
         return self._driven(agent, run, prompt_of(run.history, prompt))
 
     def resume(self, agent: object, state: State, run: RunContext) -> Items:
         """Yield what the agent does in the session of the checkpoint."""
-        kept = state if isinstance(state, dict) else {}
-        known = kept.get("session")
-        if not (isinstance(known, str) and 0 < len(known) <= MAX_ID and known.isprintable()):
-            raise NbrunError("the checkpoint doesn't name a session; retry the run")
-        return self._driven(agent, run, CONTINUE, known, kept.get("used"))
+        used = state.get("used") if isinstance(state, dict) else None
+        return self._driven(agent, run, CONTINUE, session_of(state), used)
 
     async def _driven(
         self, agent: object, run: RunContext, text: str, known: str | None = None, used: object = None

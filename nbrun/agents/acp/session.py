@@ -20,7 +20,6 @@ from nbrun.agents import (
     Plain,
     RunContext,
     Tools,
-    Turn,
     clean_text,
     events as ev,
     plain,
@@ -368,11 +367,3 @@ async def converse(session: AcpSession, client: Client, known: str | None, text:
         raise NbrunError(await process.fate() if process else "the agent has exited") from None
     finally:
         await client.finish()
-
-
-def prompt_of(history: Sequence[Turn], prompt: str) -> str:
-    """Return the prompt, after the conversation of earlier runs."""
-    if not history:
-        return prompt
-    said = "\n\n".join(f"{turn.role}: {turn.text}" for turn in history)
-    return f"Earlier conversation:\n\n{said}\n\nuser: {prompt}"

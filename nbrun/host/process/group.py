@@ -12,8 +12,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from nbrun.agents import Process, below
 from nbrun.core import subreaper
-from nbrun.host.belongings import Process, below
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,11 +21,11 @@ import pytest
 
 import nbrun
 from nbrun import CancelCause, NotebookSession, Run, RunContext, RunStatus
+from nbrun.agents import Process
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.errors import BadOption, RunFailed
 from nbrun.core.line_buffer import Printed
-from nbrun.host.belongings import Process
 from nbrun.host.driver import Driver
 from nbrun.host.process import pickling, protocol
 from nbrun.host.process.group import ProcessGroup
