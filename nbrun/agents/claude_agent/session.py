@@ -39,7 +39,8 @@ class Session:
         self._has_ids = False  # whether this Claude Code reports which ones a turn has taken in
         self._background: set[str] = set()
         self._say_lock = asyncio.Lock()
-        self._process: Process | None = None
+        self._process: Process | None = None  # once it has answered
+        self._connecting: asyncio.Task[None] | None = None
         servers = options.mcp_servers if isinstance(options.mcp_servers, dict) else {}
         # Functions of this process, which go by their own names on the card.
         self._own = [f"mcp__{name}__" for name, server in servers.items() if server.get("type") == "sdk"]
@@ -59,9 +60,7 @@ class Session:
         run, client, result = self._run, self._client, None
         listener: asyncio.Task[None] | None = None
         try:
-            await client.connect()
-            self._own_process()
-            run.token.raise_if_cancelled()  # while it was starting
+            await self._connect()
             await self._say([prompt])
             listener = asyncio.create_task(self._listen(), name=f"nbrun-claude-{run.run_id}")
             async for message in client.receive_messages():
@@ -91,20 +90,41 @@ class Session:
         """Interrupt the agent; before it has answered for the first time, kill its process."""
         if self._process is not None:
             await self._client.interrupt()
-        elif (process := self._own_process()) is not None:
-            process.interrupt()
+        else:
+            self._stop_connecting()
 
-    def _own_process(self) -> Process | None:
-        """Make the process the run's: a cancel kills it if it doesn't end, and names it if it can't."""
+    async def _connect(self) -> None:
+        """Start the process, which becomes the run's: a cancel kills it if it doesn't end, and names it if it can't."""
+        name = f"nbrun-claude-start-{self._run.run_id}"
+        connecting = self._connecting = asyncio.create_task(self._client.connect(), name=name)
+        try:
+            await asyncio.wait({connecting})
+        finally:
+            self._stop_connecting()
+            await asyncio.wait({connecting})
+            failed = None if connecting.cancelled() else connecting.exception()
+        if connecting.cancelled():
+            self._run.token.raise_if_cancelled()
+        if failed is not None:
+            raise failed
+        self._process = self._find_process()
+        if self._process is not None:
+            self._run.add_work(self._process)
+
+    def _stop_connecting(self) -> None:
+        if self._connecting is not None and not self._connecting.done():
+            if (process := self._find_process()) is not None:
+                process.interrupt()  # else the SDK would wait for its end
+            self._connecting.cancel()
+
+    def _find_process(self) -> Process | None:
         import psutil
 
         # Nothing public gives the process; without it, the SDK itself ends it, in up to 15 s.
         started = getattr(getattr(self._client, "_transport", None), "_process", None)
         with contextlib.suppress(psutil.Error):  # it has ended already
-            if started is not None:
-                self._process = Process(psutil.Process(started.pid), "claude")
-                self._run.add_work(self._process)
-        return self._process
+            return started and Process(psutil.Process(started.pid), "claude")
+        return None
 
     def _raise(self, result: sdk.ResultMessage) -> None:
         limit = self._run.budget.limits.max_turns
