@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -15,6 +15,8 @@ from nbrun.core import clean_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from nbrun.calls.journal import Answer, Tape
+
 OK, ERROR, CANCELLED = "ok", "error", "cancelled"
 
 
@@ -24,14 +26,26 @@ class Call:
     `cut` closes the connection that the request uses, and no other. Whoever makes the request sets `waited_ms`,
     `source` and `retry_after` (seconds) before its end, which reports them. Threads: one at a time makes the request;
     `cut` is called by whichever fires the token, and `finish` by whichever closes the response.
+
+    Parameters
+    ----------
+    answer : what it is answered from, without a request; None: whoever it is for is asked.
+    tape : records what it is answered.
     """
 
     __slots__ = (
-        "_began", "_cut", "_first_ms", "_is_limited", "_is_over", "_lock", "_reader", "_status", "id", "retry_after",
-        "run", "source", "target", "waited_ms",
+        "_began", "_cut", "_first_ms", "_is_limited", "_is_over", "_lock", "_reader", "_status", "_tape", "answer",
+        "id", "retry_after", "run", "source", "target", "waited_ms",
     )  # fmt: skip
 
-    def __init__(self, run: RunContext, target: Target | None, cut: Callable[[], object] | None) -> None:
+    def __init__(
+        self,
+        run: RunContext,
+        target: Target | None,
+        cut: Callable[[], object] | None,
+        answer: Answer | None = None,
+        tape: Tape | None = None,
+    ) -> None:
         self.run = run
         self.target = target
         self._lock = threading.Lock()
@@ -41,19 +55,28 @@ class Call:
         self._status = 0
         self._is_limited = target is not None and run.budget.has_limits
         self.waited_ms = 0.0
-        self.source = "live"
+        self.source = "live" if answer is None else "journal"
+        self.answer = answer
+        self._tape = tape
         self.retry_after: float | None = None
         run.token.raise_if_cancelled()
         with guarded():
             self._began = run.clock.monotonic()
-            self.id = "" if target is None else run.begin_call(target.provider, target.model)
+            self.id = (
+                "" if target is None else run.begin_call(target.provider, target.model, is_free=answer is not None)
+            )
             self._cut = None if cut is None else run.token.add_first(lambda _request: cut())
 
-    def answered(self, status: int, content_type: str, encoding: str) -> None:
+    def answered(self, status: int, headers: Any) -> None:
         """Note the head of the response."""
         self._status = status
         if self.target is not None and status < 400:
-            self._reader = BodyReader(content_type, encoding)
+            encoding = headers.get("content-encoding", "")
+            self._reader = BodyReader(headers.get("content-type", ""), encoding)
+            if self._tape is not None and status < 300:
+                self._tape.begin(status, headers, encoding)
+                return
+        self._tape = None  # what is no answer isn't kept
 
     def take(self, piece: bytes) -> None:
         """Note a piece of the response's body; raises `Cancelled` if the run was cancelled."""
@@ -63,16 +86,29 @@ class Call:
             with guarded():
                 if used := self._used():
                     self.run.note_call(self.id, used)
+        if self._tape is not None:
+            self._tape.add((self.run.clock.monotonic() - self._began) * 1000, piece)
         self.run.token.raise_if_cancelled()
 
     def closed(self) -> None:
         """Note that the response was closed, whether all of its body was read or not."""
+        if self._tape is not None and not self.run.token.cancelled and self._tape.is_over:
+            self._keep()
         self.finish(CANCELLED if self.run.token.cancelled else ERROR if self._status >= 400 else OK)
 
     def complete(self) -> None:
         """Note the end of the body; raises `Cancelled` if it was cut by a cancel, which may look like an end."""
+        if not self.run.token.cancelled:  # a cancel may look like the end
+            self._keep()
         self.finish(ERROR if self._status >= 400 else OK)
         self.run.token.raise_if_cancelled()
+
+    def _keep(self) -> None:
+        """Keep the answer, before its reader knows that it is complete: what the run has had is never paid again."""
+        tape, self._tape = self._tape, None
+        if tape is not None:
+            with guarded():
+                tape.keep()
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -86,6 +122,7 @@ class Call:
             raise
 
     def _fail(self, error: BaseException) -> None:
+        self._tape = None
         is_cancelled = self.run.token.cancelled
         is_stop = is_cancelled or not isinstance(error, Exception)
         self.finish(CANCELLED if is_stop else ERROR, "" if is_stop else f"{type(error).__name__}: {error}")

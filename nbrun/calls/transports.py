@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import RunContext, current_run
+from nbrun.agents import RunContext, current_run, guarded
 from nbrun.calls.call import Call
-from nbrun.calls.forms import find_target
+from nbrun.calls.forms import MAX_REQUEST, find_target
+from nbrun.calls.journal import Asked, Tape, find_answer
+from nbrun.core import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+
+    from nbrun.calls.journal import Decode
 
 CLIENTS = ("httpx", "httpx2")
 """The packages that can be changed; the second is the first one's successor, with the same classes."""
@@ -22,6 +27,7 @@ def instrument(package: Any) -> Callable[[], None]:
     send, send_async = transport.handle_request, async_transport.handle_async_request
 
     body, async_body = _make_bodies(package)
+    decode = partial(_decoded, package)
 
     def handle_request(self: Any, request: Any) -> Any:
         run = current_run.get()
@@ -30,12 +36,14 @@ def instrument(package: Any) -> Callable[[], None]:
         # A dict of its own, by which its connection is found in the pool, in a request of its own: the client's may
         # be sent again, by another run, too.
         extensions = {**request.extensions, "trace": _Steps(run, request.extensions.get("trace"))}
-        call = _begin(run, request, lambda: cut(self, extensions))
+        call = _begin(run, request, lambda: cut(self, extensions), decode)
+        if call.answer is not None:
+            return _respond(package, call, body)
         sent = object.__new__(type(request))
         vars(sent).update(vars(request), extensions=extensions)
         with call.failing():
             response = send(self, sent)
-        call.answered(response.status_code, *_head(response))
+        call.answered(response.status_code, response.headers)
         response.stream = body(response.stream, call)
         return response
 
@@ -47,13 +55,16 @@ def instrument(package: Any) -> Callable[[], None]:
     async def watched(run: RunContext, request: Any, answer: Coroutine[Any, Any, Any]) -> Any:
         # No socket is closed here: the cancel of the task closes the connection.
         try:
-            call = _begin(run, request, None)
+            call = _begin(run, request, None, decode)
         except BaseException:
             answer.close()
             raise
+        if call.answer is not None:
+            answer.close()
+            return _respond(package, call, async_body)
         with call.failing():
             response = await answer
-        call.answered(response.status_code, *_head(response))
+        call.answered(response.status_code, response.headers)
         response.stream = async_body(response.stream, call)
         return response
 
@@ -116,18 +127,71 @@ class _Steps:
             self._run.token.raise_if_cancelled()
 
 
-def _begin(run: RunContext, request: Any, cut: Callable[[], object] | None) -> Call:
+def _begin(run: RunContext, request: Any, cut: Callable[[], object] | None, decode: Decode) -> Call:
+    """Begin a call: it is answered from the run's journal, or else by whoever the request is for."""
     url = request.url
     try:
         content = request.content
     except RuntimeError:  # its body is an iterator, which isn't read twice
         content = None
-    return Call(run, find_target(request.method, url.host, url.path, content), cut)
+    target = find_target(request.method, url.host, url.path, content)
+    if target is None or content is None or len(content) > MAX_REQUEST or (journal := run.journal) is None:
+        return Call(run, target, cut)
+    if not (journal.keeps or journal.is_answering):
+        return Call(run, target, cut)
+    with guarded():
+        address = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}{url.path}"
+        asked = Asked(request.method, address, url.params.multi_items(), content, journal)
+        answer = find_answer(journal, asked, run)
+        tape = Tape(journal, asked, run, decode) if answer is None and journal.keeps else None
+    return Call(run, target, cut, answer, tape)
 
 
-def _head(response: Any) -> tuple[str, str]:
-    headers = response.headers
-    return headers.get("content-type", ""), headers.get("content-encoding", "")
+class _Pieces:
+    """The body of an answer that is there already."""
+
+    def __init__(self, pieces: list[tuple[float, bytes]]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _, piece in self._pieces:
+            yield piece
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _, piece in self._pieces:
+            yield piece
+
+    def close(self) -> None:
+        """Do nothing: no connection is held."""
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+
+def _respond(package: Any, call: Call, body: Any) -> Any:
+    """Return the response to a call that is answered without a request."""
+    answer = call.answer
+    assert answer is not None  # noqa: S101 - the caller has looked
+    stream = body(_Pieces(answer.pieces), call)
+    response = package.Response(answer.status, headers=answer.headers, stream=stream)
+    call.answered(answer.status, response.headers)
+    return response
+
+
+def _decoded(package: Any, encoding: str, pieces: list[bytes], limit: int) -> list[bytes]:
+    """Return the decoded pieces of a body, by the package's own decoders; raises `StoreError` if that fails."""
+    response = package.Response(200, headers={"content-encoding": encoding}, content=iter(pieces))
+    decoded: list[bytes] = []
+    size = 0
+    try:
+        for piece in response.iter_bytes():
+            decoded.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise StoreError("it is too large")
+    except package.HTTPError as error:
+        raise StoreError(f"it can't be decoded ({error})") from error
+    return decoded
 
 
 def cut(transport: Any, extensions: object) -> bool:

@@ -126,7 +126,7 @@ class ArtifactFiles:
         return sha256, len(data)
 
     def _write(self, folder: Path, source: bytes | Path) -> tuple[str, int]:
-        _make_folder(folder)
+        make_folder(folder)
         handle, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=folder)  # 0600
         try:
             with os.fdopen(handle, "wb") as file:
@@ -134,7 +134,7 @@ class ArtifactFiles:
                 file.flush()
                 os.fsync(file.fileno())
             place = folder / sha256[:2]
-            _make_folder(place)
+            make_folder(place)
             Path(unfinished).replace(place / sha256)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -209,7 +209,8 @@ def _copy(source: bytes | Path, file: object) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder that only this user can use; raises `StoreReadOnly` if it is somebody else's."""
     secure(folder)
     folder.mkdir(mode=0o700, exist_ok=True)
     secure(folder)  # somebody else may have made it in between

@@ -12,6 +12,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.errors import NotResumable
+from nbrun.core.journal import Entry
 from nbrun.core.values import Plain, as_object, plain
 
 if TYPE_CHECKING:
@@ -85,12 +86,17 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a run resumes from: a packed state with what was used before it, or a conversation."""
+    """What a run resumes from: a packed state with what was used before it, or a conversation.
+
+    `journal` has what earlier runs were answered, those of `journal_of` in words.
+    """
 
     state: bytes | None = None
     usage: ev.Usage = ev.Usage()
     tools: int = 0
     history: tuple[Turn, ...] = ()
+    journal: tuple[Entry, ...] = ()
+    journal_of: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -91,6 +91,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 ONCE = "once"
 """Marks, among its options, a run whose id was given: a store has it only once."""
+REUSE = "reuse"
+"""Marks, among its options, a retry that is answered from the journal of the run that it retries."""
 
 
 RESUME, RETRY, REPLAY, CONTINUE = "resume", "retry", "replay", "continue"

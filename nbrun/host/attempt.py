@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from nbrun.agents.context.approvals import NOBODY
-from nbrun.core import ArtifactWriter, CancelToken, Restored, RunOptions, events as ev
+from nbrun.core import ArtifactWriter, CancelToken, Journals, Restored, RunOptions, events as ev
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -42,6 +42,7 @@ class Attempt:
     restored: Restored | None = None  # what the run resumes from
     artifact_writer: ArtifactWriter | None = None  # a host in another process has its own
     loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
+    journals: Journals | None = None  # where the run's journal is kept; None: nowhere
 
     @property
     def approve(self) -> str:

@@ -34,6 +34,7 @@ from nbrun.core import (
     Cancelled,
     Clock,
     InterruptGuard,
+    Journal,
     LoopLatch,
     NbrunError,
     Plain,
@@ -102,9 +103,9 @@ class Driver:
     __slots__ = (
         "__weakref__", "_adapter", "_approvals", "_attempt", "_belongings", "_budget", "_children", "_clock",
         "_detached", "_digest", "_digested", "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name",
-        "_inbox", "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_full", "_is_sending", "_lock",
-        "_looks", "_n", "_open_tools", "_outbox", "_refused", "_returned_at", "_sink", "_stop_until", "_text_room",
-        "_texts", "_thread", "_token", "_usage", "_usage_before", "run", "task",
+        "_inbox", "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_full", "_is_sending", "_journal",
+        "_lock", "_looks", "_n", "_open_tools", "_outbox", "_refused", "_returned_at", "_sink", "_stop_until",
+        "_text_room", "_texts", "_thread", "_token", "_usage", "_usage_before", "run", "task",
     )  # fmt: skip
 
     def __init__(self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str) -> None:
@@ -126,6 +127,7 @@ class Driver:
         self._budget = attempt.budget
         self._approvals: Approvals | None = None
         self._inbox: Inbox | None = None
+        self._journal: Journal | None = None
         self._children: Children | None = None
         self._escalation: Escalation | None = None
         # What is sent.
@@ -301,6 +303,19 @@ class Driver:
             if self._inbox is None:
                 self._inbox = Inbox(self._token, self.report, self._lock)
             return self._inbox
+
+    @property
+    def journal(self) -> Journal | None:
+        """What the run's model calls are answered from, and where their answers are kept."""
+        attempt = self._attempt
+        if attempt.journals is None:
+            return None
+        with guarded(), self._lock:
+            if self._journal is None:
+                restored = attempt.restored
+                known, source = ((), "") if restored is None else (restored.journal, restored.journal_of)
+                self._journal = Journal(attempt.journals, attempt.run_id, attempt.number, known, source)
+            return self._journal
 
     @property
     def artifact_writer(self) -> ArtifactWriter:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
+
 from nbrun.agents import CONTINUE, PROGRAM, Budget, Replay, builtin, find_adapter, python_cell
 from nbrun.core import (
     Action,
@@ -134,7 +136,10 @@ class _Followup:
             self._need_agent(ev.RESUME)
             return self._plan(ev.CONTINUE, self.agent, CONTINUE, self._options(), self._history(find_run))
         usage = record.usage.without(_NOTHING)
-        restored = checkpoint.Restored(self._state(), usage, record.tool_count)
+        state = self._state()
+        # Without a state, the agent runs again from its beginning.
+        tools = 0 if state is None else record.tool_count
+        restored = self._answered(checkpoint.Restored(state, usage, tools), since_checkpoint=state is not None)
         options = self._options()
         self._check_budget(usage, options)
         return self._plan(ev.RESUME, self._agent(options), self.signed.prompt, options, restored)
@@ -142,9 +147,13 @@ class _Followup:
     def retry(self) -> Plan:
         self._refuse_replay()
         self._need_agent(ev.RETRY)
+        reuse = bool(self.given.pop(ev.REUSE, False))
         options = self._options()
         prompt = self.run.record.prompt if self.signed is None else self.signed.prompt
-        return self._plan(ev.RETRY, self._agent(options), prompt, options)
+        restored = self._answered(checkpoint.Restored()) if reuse else None
+        if restored is not None and not restored.journal:
+            raise NotResumable(f"{self._title} has no answers that were kept; retry it without reuse", run=self._title)
+        return self._plan(ev.RETRY, self._agent(options), prompt, options, restored)
 
     def replay(self) -> Plan:
         speed = recording.read_speed(self.given.pop("speed", 1.0))
@@ -160,6 +169,14 @@ class _Followup:
         options = self._changes()
         agent = self._agent(options)
         return self._plan(ev.CONTINUE, agent, prompt, options, self._history(find_run))
+
+    def _answered(self, restored: checkpoint.Restored, *, since_checkpoint: bool = False) -> checkpoint.Restored:
+        """Return what a run starts from, with the answers that the old one had; none if it isn't signed."""
+        number = self.run.number
+        if self.signed is None or number is None:
+            return restored
+        known = tuple(self.run.store.journal(number, since_checkpoint=since_checkpoint))
+        return msgspec.structs.replace(restored, journal=known, journal_of=f"run {run_ref(self.run.record)}")
 
     def _history(self, find_run: FindRun) -> checkpoint.Restored:
         turns = tuple(turn for earlier in thread(self.run, find_run) for turn in _turns(earlier))
@@ -179,7 +196,8 @@ class _Followup:
         usage = record.usage.without(_NOTHING) if is_resumed else ev.Usage()
         named = record if kind == ev.REPLAY else self.signed  # a replay only shows it
         model = None if named is None else named.model
-        predecessor = Predecessor(origin, model, usage, restored, self._notice(kind, options))
+        is_reusing = kind == ev.RETRY and restored is not None
+        predecessor = Predecessor(origin, model, usage, restored, self._notice(kind, options), is_reusing)
         return Plan(agent, prompt, {**options, "predecessor": predecessor})
 
     def _notice(self, kind: str, options: dict[str, Any]) -> str | None:
@@ -206,8 +224,11 @@ class _Followup:
         if self.run.record.is_replay:
             raise NotResumable(f"{self._title} is a replay; resume or retry the run that it shows")
 
-    def _state(self) -> bytes:
-        """Return the packed state to resume from, unless another run has done that or is doing it."""
+    def _state(self) -> bytes | None:
+        """Return the packed state to resume from, None if there are only answers, which it is run again with.
+
+        Raises `NotResumable` if there is neither, or another run has done that or is doing it.
+        """
         words, number, store = self._title, self.run.number, self.run.store
         resumed = [store.run(other) for other, kind in self.run.followups if kind == ev.RESUME]
         for other in resumed:
@@ -216,6 +237,8 @@ class _Followup:
         done = [o for o in resumed if o is not None and o.record.status is RunStatus.COMPLETED]
         # Asked first: its checkpoint is deleted only a moment after the end of the other is seen.
         blob = None if number is None or done else store.checkpoint(number)
+        if blob is None and number is not None and not done and store.journal(number):
+            return None
         if blob is None:
             why = "has no checkpoint" if self.run.record.checkpoint is None else "has no checkpoint that is signed"
             why = f"was resumed as #{done[-1].number}, which has completed" if done else why

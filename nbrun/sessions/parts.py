@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nbrun.core import ArtifactWriter, CancelToken, Clock, SecretRegistry, SessionClosed
+from nbrun.core import ArtifactWriter, CancelToken, Clock, Journals, SecretRegistry, SessionClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ class Parts:
     store: SessionStore
     keyring: SecretRegistry
     artifact_writer: ArtifactWriter
+    journals: Journals
     intake: Intake
     scheduler: Scheduler
     control: Control

@@ -602,7 +602,9 @@ class Run:
     def resume(self, *, agent: object = None, **options: Any) -> Run:
         """Resume a failed, cancelled or lost run from its checkpoint, in a new run; return that.
 
-        The usage of this run counts there, too. The checkpoint stays until the new run has completed.
+        Without a checkpoint, its agent runs again from the beginning. The model calls that were answered since are
+        answered from the run's journal, for free; its log says which is the first that isn't known. The usage of this
+        run counts there, too. The checkpoint stays until the new run has completed.
 
         Parameters
         ----------
@@ -614,18 +616,20 @@ class Run:
         Raises
         ------
         NotResumable, AgentNotFound, BadOption
-            It is still running or has completed, has no checkpoint, or its budget is used up; its agent isn't found;
-            an option is invalid.
+            It is still running or has completed, has no checkpoint and no journal, or its budget is used up; its agent
+            isn't found; an option is invalid.
         """
         return self._follow(ev.RESUME, agent, **options)
 
     def retry(self, *, agent: object = None, **options: Any) -> Run:
         """Run the same inputs again, in a new run; return that. Parameters as in `resume()`.
 
+        With `reuse=True`, the model calls that this run has made are answered from its journal, for free.
+
         Raises
         ------
         NotResumable, AgentNotFound, BadOption
-            It is still running; its agent isn't found; an option is invalid.
+            It is still running; its agent isn't found; an option is invalid; there are no answers to reuse.
         """
         return self._follow(ev.RETRY, agent, **options)
 

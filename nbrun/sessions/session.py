@@ -20,6 +20,7 @@ from nbrun.core import (
     CancelReceipt,
     Clock,
     IdGenerator,
+    Journals,
     NotResumable,
     RunNotFound,
     SecretRegistry,
@@ -127,6 +128,7 @@ class NotebookSession:
             session_id=self.id, notebook=self.notebook, clock=self.clock, cancel_grace_s=cancel_grace_s,
             store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
             artifact_writer=ArtifactWriter(lambda: self.store.files, keyring),
+            journals=Journals(self.id, lambda: self.store.journals, self._journal_key, keyring),
             control=Control(intake, scheduler, keyring), display=lambda run: self.on_display(run), follow=self.follow,
             close=self.close,
         )  # fmt: skip
@@ -139,6 +141,9 @@ class NotebookSession:
         self._listeners: tuple[Listener, ...] = tuple(one.publish for one in self._observers)
         self.store.open_existing(sets_aside=True)
         _sessions.add(self)
+
+    def _journal_key(self, run_id: str) -> bytes:
+        return self.store.signer.journal_key(self.id, run_id)
 
     @property
     def max_concurrent(self) -> int:

@@ -78,6 +78,7 @@ class Predecessor(msgspec.Struct, frozen=True):
     usage: ev.Usage = msgspec.field(default_factory=ev.Usage)
     restored: Restored | None = None
     notice: str | None = None  # for the new run's card
+    is_reusing: bool = False  # whether it is a retry that is answered from that run's journal
 
 
 class StartOptions(RunOptions, frozen=True, kw_only=True):
@@ -239,6 +240,7 @@ class Starter:
             functools.partial(self._child_starter, live, options.approve, options.answerable),
             pickled, live.budget, parts.scheduler.is_reentrant,
             None if predecessor is None else predecessor.restored, parts.artifact_writer, live.loop,
+            parts.journals,
         )  # fmt: skip
 
     def _new_id(self) -> str:
@@ -416,9 +418,11 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
         options={**options.recorded(), **({} if options.id is None else {ev.ONCE: True})},
     )
     if predecessor is not None:
+        options_of = {**created.options, ev.REUSE: True} if predecessor.is_reusing else created.options
         created = msgspec.structs.replace(
-            created, origin=predecessor.origin, usage=predecessor.usage, model=model or predecessor.model
-        )
+            created, origin=predecessor.origin, usage=predecessor.usage, model=model or predecessor.model,
+            options=options_of,
+        )  # fmt: skip
     return _Plan(agent, adapter, created, predecessor)
 
 

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nbrun.core import LIVE, Artifact, ArtifactFiles, Clock, RunRecord, RunStatus, StoreReadOnly, events as ev, fold
+from nbrun.core import (
+    LIVE,
+    Artifact,
+    ArtifactFiles,
+    Clock,
+    JournalFiles,
+    RunRecord,
+    RunStatus,
+    StoreReadOnly,
+    events as ev,
+    fold,
+)
+from nbrun.core.journal import Entry, journal_name, read_entries
 from nbrun.store import liveness, payloads, schema, validation
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
 from nbrun.store.rows import ORIGINS
@@ -33,6 +45,8 @@ _log = logging.getLogger("nbrun")
 
 MAX_REPLAYS = 1_000  # how many replays are skipped when a run is looked up by name
 PATIENCE_S = 0.02  # how long looking up references for completion may take; then there are none
+MAX_LINE = 1_000
+"""Runs whose journals are read for one: a planted file may lead in a circle."""
 PAGE = 200  # runs that a search reads at once
 
 _STEPS = 1_000  # of SQLite's instructions, between two looks at the clock
@@ -363,6 +377,36 @@ def read_checkpoint(connection: sqlite3.Connection, number: int, signer: Signer)
     return None
 
 
+def read_journal(
+    connection: sqlite3.Connection, number: int, signer: Signer, files: JournalFiles, since_checkpoint: bool
+) -> list[Entry]:
+    """Return what a run was answered, and what was there to answer it, oldest first.
+
+    That is the journal of the run and of those that it resumes, or answers from, as far as this user's nbrun wrote
+    them; with `since_checkpoint`, without what the checkpoint that it can be resumed from knows already.
+    """
+    parts: list[list[Entry]] = []
+    run: int | None = number
+    run_id = None  # of the origin that the run before names
+    while run is not None and len(parts) < MAX_LINE:
+        created = read_signed(connection, run, signer)
+        row = connection.execute(
+            "SELECT r.run_id, c.ts FROM runs r LEFT JOIN checkpoints c ON c.run = r.number WHERE r.number = ?", (run,)
+        ).fetchone()
+        if created is None or run_id not in (None, row[0]):
+            break
+        name, key = journal_name(created.session_id, row[0]), signer.journal_key(created.session_id, row[0])
+        entries = read_entries(files.read(name), key)
+        if since_checkpoint and isinstance(row[1], int):
+            parts.append([entry for entry in entries if entry.at * 1_000_000 >= row[1]])
+            break
+        parts.append(entries)
+        origin, run = created.origin, None
+        if origin is not None and (origin.kind == ev.RESUME or created.options.get(ev.REUSE)):
+            run_id, run = origin.run_id, origin.number
+    return [entry for part in reversed(parts) for entry in part]
+
+
 @dataclass(frozen=True, slots=True)
 class Unsigned:
     """A run that this user's nbrun has not signed, or whose checkpoint it has not: as it was read.
@@ -415,6 +459,11 @@ class StoredRuns(ABC):
     @abstractmethod
     def files(self) -> ArtifactFiles:
         """Where artifacts are kept."""
+
+    @property
+    @abstractmethod
+    def journals(self) -> JournalFiles:
+        """Where the journals of runs are kept."""
 
     def _ask(self, question: Callable[[sqlite3.Connection], T], nothing: T) -> T:
         with self._reading() as connection:
@@ -518,6 +567,10 @@ class StoredRuns(ABC):
     def checkpoint(self, number: int) -> bytes | None:
         """Return the packed state that a run can be resumed from, if this user's nbrun wrote one."""
         return self._ask(lambda db: read_checkpoint(db, number, self.signer), None)
+
+    def journal(self, number: int, *, since_checkpoint: bool = False) -> list[Entry]:
+        """Return what a run and those that it comes from were answered, oldest first; see `read_journal`."""
+        return self._ask(lambda db: read_journal(db, number, self.signer, self.journals, since_checkpoint), [])
 
     def followups(self, number: int) -> list[tuple[int, str]]:
         """Return the number and the kind (`resume`, `retry`, `replay`) of each run that comes from this one."""

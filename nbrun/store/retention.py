@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbrun.core import LIVE, ArtifactFiles
+from nbrun.core import LIVE, ArtifactFiles, JournalFiles
+from nbrun.core.journal import journal_name
 from nbrun.store.liveness import open_kernels
 from nbrun.store.schema import LIVE_STATUSES, fill_columns
 
@@ -38,6 +39,7 @@ _TREE = """WITH RECURSIVE tree (number) AS (
   SELECT c.number FROM tree JOIN runs p ON p.number = tree.number
    JOIN runs c ON c.session = p.session AND c.parent = p.run_id
 ) SELECT r.number, r.status FROM tree JOIN runs r ON r.number = tree.number"""
+_NAMES = "SELECT s.session_id, r.run_id FROM runs r JOIN sessions s ON s.key = r.session WHERE r.number = ?"
 _TAKE_OUT = (
     "DELETE FROM artifacts WHERE run = ?",
     "DELETE FROM checkpoints WHERE run = ?",
@@ -78,10 +80,17 @@ class Sweeper:
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, files: ArtifactFiles, rest: Callable[[], bool] | None = None
+        self,
+        connection: sqlite3.Connection,
+        files: ArtifactFiles,
+        journals: JournalFiles,
+        rest: Callable[[], bool] | None = None,
     ) -> None:
         self._connection = connection
         self._files = files
+        self._journals = journals
+        self._journal_bytes: int | None = None  # of all; None: not counted yet
+        self._journal_names: set[str] = set()  # of runs that are removed with the next commit
         self._rest = rest or _pause
         self._rows = 0  # removed in the open transaction
         self._hashes: set[str] = set()  # of files that may not be needed after its commit
@@ -112,6 +121,8 @@ class Sweeper:
         removed = self.sweep(keep)
         named = {row[0] for row in connection.execute("SELECT DISTINCT sha256 FROM artifacts")}
         strays = self._files.remove_strays(named, now)
+        runs = connection.execute(_NAMES.partition(" WHERE")[0])
+        strays += self._journals.remove_strays({journal_name(str(one), str(other)) for one, other in runs}, now)
         is_in_use = any(kernel.is_same_file and kernel.is_alive() is not False for kernel in open_kernels(connection))
         if not is_in_use:  # else the kernel's commits would have to wait
             connection.execute("VACUUM")
@@ -132,6 +143,7 @@ class Sweeper:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             self._hashes.clear()
+            self._journal_names.clear()
 
     def _begin(self) -> None:
         if not self._connection.in_transaction:
@@ -154,6 +166,10 @@ class Sweeper:
             if named.fetchone() is None:
                 self._files.remove(sha256)
         self._hashes.clear()
+        for name in self._journal_names:
+            size = self._journals.remove(name)
+            self._journal_bytes = None if self._journal_bytes is None else self._journal_bytes - size
+        self._journal_names.clear()
 
     # --- too many runs ---------------------------------------------------------------------------
 
@@ -164,7 +180,9 @@ class Sweeper:
             for name in ("page_count", "freelist_count", "page_size")
         )
         (beside,) = self._connection.execute("SELECT coalesce(sum(size), 0) FROM artifacts").fetchone()
-        return int((pages - free) * size + beside)
+        if self._journal_bytes is None:
+            self._journal_bytes = self._journals.size()
+        return int((pages - free) * size + beside + self._journal_bytes)
 
     def _roots(self) -> Iterator[int]:
         """Yield the runs that may be removed, oldest first: ended, no child of another run, and not the newest."""
@@ -189,6 +207,8 @@ class Sweeper:
         for key in keys:
             found = self._connection.execute("SELECT sha256 FROM artifacts WHERE run = ?", key)
             self._hashes.update(row[0] for row in found)
+            names = self._connection.execute(_NAMES, key)
+            self._journal_names.update(journal_name(str(session_id), str(run_id)) for session_id, run_id in names)
         for statement in _TAKE_OUT:
             self._connection.executemany(statement, keys)
         self._count(len(_TAKE_OUT) * len(tree))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nbrun.core import (
     ArtifactFiles,
     Clock,
+    JournalFiles,
     NotPending,
     StoreDamaged,
     StoreError,
@@ -101,6 +102,7 @@ class SessionStore(StoredRuns):
         self._refusal: str | None = None  # in a child process that was forked
         self._read_only: ReadOnlyStore | None = None
         self._memory_files = ArtifactFiles(None)
+        self._memory_journals = JournalFiles(None)
         self._sweep_lock = threading.Lock()
         self._sweep_at = 0.0
         self._sweep_thread: threading.Thread | None = None
@@ -307,6 +309,11 @@ class SessionStore(StoredRuns):
         """Where artifacts are kept: beside the file, or in memory."""
         return self._memory_files if self.path is None else ArtifactFiles(folder_beside(self.path))
 
+    @property
+    def journals(self) -> JournalFiles:
+        """Where the journals of runs are kept: beside the file, or in memory."""
+        return self._memory_journals if self.path is None else JournalFiles(folder_beside(self.path))
+
     # --- removing --------------------------------------------------------------------------------
 
     def remove(self, numbers: Iterable[int]) -> list[int]:
@@ -354,13 +361,13 @@ class SessionStore(StoredRuns):
             with self._write_lock:
                 if self._write_connection is None or self._is_closed:
                     raise StoreError(str(self.fault or "no runs are stored"))
-                yield Sweeper(self._write_connection, self.files, lambda: False)
+                yield Sweeper(self._write_connection, self.files, self.journals, lambda: False)
             return
         try:
             with self._sweep_lock, closing(connect(self.path)) as connection:
                 # Overwrite what is removed: perhaps nobody should ever read it.
                 connection.execute("PRAGMA secure_delete = ON")
-                yield Sweeper(connection, self.files, rest)
+                yield Sweeper(connection, self.files, self.journals, rest)
         except sqlite3.Error as error:
             raise StoreUnavailable(fault_of(error, self.path)) from error
 

@@ -22,7 +22,7 @@ def test_three_runs_are_found_and_cancelled_from_the_panel(open_notebook: OpenNo
     Then the file has a static table, which a new kernel's page shows; until the page is reloaded, it says that it is
     not followed. A new one has all runs.
     """
-    notebook = open_notebook([CHATTY, "%agentrun", START, "for _ in range(20): time.sleep(1)", "%agentrun"])
+    notebook = open_notebook([CHATTY, "%agentrun", START, "for _ in range(60): time.sleep(1)", "%agentrun"])
     for at in (0, 1, 2):
         notebook.run_and_wait(at)
     panel = notebook.output(1)

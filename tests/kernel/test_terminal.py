@@ -21,7 +21,7 @@ AGENTS = (
     "may = lambda run, word: run.approve_tool(word, {'n': 1}, timeout_s=90)",
     "async def uses(prompt, run): return [(a.decision, a.args, a.text) for word in prompt.split() "
     "for a in [await may(run, word)]]",
-    "async def asks_briefly(prompt, run): return (await run.ask('quick?', timeout_s=1)).by",
+    "async def asks_briefly(prompt, run): return (await run.ask('quick?', timeout_s=3)).by",
     "who = lambda run: [(e.data.decision, e.data.by) for e in run.events() if e.type == 'approval.resolved']",
     "async def broken(prompt): raise ValueError('the kettle is empty')",
 )
@@ -201,26 +201,32 @@ def test_a_tool_is_allowed_changed_or_denied_at_the_keyboard(terminal: Terminal)
     assert "('deny', {'n': 1}, 'too sharp')]" in shown
 
 
-def test_a_question_that_is_over_takes_no_line(terminal: Terminal) -> None:
+def test_a_question_that_is_over_takes_no_line(terminal: Terminal, tmp_path: Path) -> None:
     """Its deadline, a time limit and a cancel end the prompt at once; what is typed then is the next cell's."""
     terminal.type("%%agentrun asks_briefly -o brief", "hello")
     terminal.child.expect_exact("/N]")
-    terminal.child.send("ye")  # half an answer is not a part of the next cell either
-    terminal.child.expect_exact("denied: no answer in 1 s")
+    terminal.child.expect_exact("denied: no answer in 3 s")
     terminal.type("6 * 7")
     assert "Completed" in terminal.read()
     assert "42" in terminal.read()
     assert "deadline" in terminal.run("print(brief.output)")
 
-    terminal.type("%%agentrun asks --timeout 1s", "hello")
+    terminal.type("%%agentrun asks --timeout 3s", "hello")
     terminal.child.expect_exact("/N]")
     terminal.child.expect_exact("denied: the run timed out")
     terminal.type("6 * 8")
     assert "Timed out" in terminal.read()
     assert "48" in terminal.read()
 
-    terminal.run("import threading; threading.Timer(1.5, lambda: nbrun.session().cancel_all('no')).start()")
+    typed = tmp_path / "typed"
+    terminal.run("import os, threading, time")
+    terminal.run(f"typed = lambda: os.path.exists({str(typed)!r}) or time.sleep(0.02) or typed()")
+    terminal.run("threading.Thread(target=lambda: typed() and nbrun.session().cancel_all('no')).start()")
     terminal.type("%%agentrun asks", "hello")
+    terminal.child.expect_exact("/N]")
+    terminal.child.send("ye")  # half an answer is not a part of the next cell either
+    terminal.child.expect_exact("ye")
+    typed.touch()
     terminal.child.expect_exact("denied: the run is being cancelled")
     terminal.type("6 * 9")
     assert "Cancelled by you" in terminal.read()

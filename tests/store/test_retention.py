@@ -18,6 +18,7 @@ from nbrun import NotebookSession, Run, RunContext, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.artifacts import ArtifactFiles, folder_beside
 from nbrun.core.errors import BadOption, RunNotFound
+from nbrun.core.journal import JournalFiles
 from nbrun.store import Keep, SessionStore, retention
 from nbrun.store.connection import connect
 from nbrun.store.retention import Sweeper
@@ -65,7 +66,7 @@ def numbers(path: Path) -> list[object]:
 def swept(path: Path, keep: Keep) -> list[int]:
     """Sweep the file as a kernel does; return the numbers of the runs that went."""
     with closing(connect(path)) as connection:
-        return Sweeper(connection, ArtifactFiles(folder_beside(path))).sweep(keep)
+        return Sweeper(connection, ArtifactFiles(folder_beside(path)), JournalFiles(folder_beside(path))).sweep(keep)
 
 
 class Told:
@@ -174,7 +175,7 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next(
         ended(session.start(agents.instant))
     with closing(connect(store_path)) as connection:
         files = ArtifactFiles(folder_beside(store_path))
-        assert Sweeper(connection, files, lambda: True).remove([1]) == [1]
+        assert Sweeper(connection, files, JournalFiles(None), lambda: True).remove([1]) == [1]
     assert rows(store_path, "SELECT DISTINCT run FROM events") == [(1,), (2,)]
     session = make_session()
     assert [run.number for run in session.runs()] == [2]
@@ -378,7 +379,7 @@ def test_others_can_write_between_the_steps_of_a_large_removal(
             return False
 
         files = ArtifactFiles(folder_beside(store_path))
-        assert Sweeper(connection, files, rest).sweep(Keep(runs=1)) == [1, 2, 3, 4]
+        assert Sweeper(connection, files, JournalFiles(None), rest).sweep(Keep(runs=1)) == [1, 2, 3, 4]
     assert len(written) > 5
 
 

@@ -178,29 +178,40 @@ def _used(usage: Usage) -> Used:
 class Calls:
     """A run's model calls, and what they have used. Threads: the caller holds the run's lock."""
 
-    __slots__ = ("_begun", "_open", "is_unpriced", "used")
+    __slots__ = ("_begun", "_free", "_open", "answered", "is_unpriced", "used")
 
     def __init__(self) -> None:
         self.used = Usage()
+        self.answered = Usage()
+        """What the calls that were not paid for, since they were answered from a journal, had used once."""
         self.is_unpriced = False
         """Whether the price of some call is unknown."""
         self._begun = 0
         self._open: dict[str, Usage] = {}
+        self._free: set[str] = set()
 
-    def begin(self) -> str:
+    def begin(self, *, is_free: bool) -> str:
         """Count a call and return its id."""
         self._begun += 1
         call_id = f"call-{self._begun}"
         self._open[call_id] = Usage(requests=1)
-        self.used = self.used.plus(self._open[call_id])
+        if is_free:
+            self._free.add(call_id)
+        self._add(call_id, self._open[call_id])
         return call_id
+
+    def _add(self, call_id: str, usage: Usage) -> None:
+        if call_id in self._free:
+            self.answered = self.answered.plus(usage)
+        else:
+            self.used = self.used.plus(usage)
 
     def note(self, call_id: str, usage: Usage) -> None:
         """Replace what a call has used; one that has ended takes no more: its body was closed while it was read."""
         before = self._open.get(call_id)
         if before is None:
             return
-        self.used = self.used.plus(usage.without(before))
+        self._add(call_id, usage.without(before))
         self._open[call_id] = usage
 
     def end(self, finished: CallFinished, *, is_refused: bool) -> None:
@@ -208,7 +219,9 @@ class Calls:
         usage = finished.usage
         if usage is not None and usage != self._open[finished.id]:
             self.note(finished.id, usage)
-        self.is_unpriced = self.is_unpriced or (usage is not None and usage.cost_usd is None)
+        is_free = finished.id in self._free
+        self.is_unpriced = self.is_unpriced or (usage is not None and usage.cost_usd is None and not is_free)
         del self._open[finished.id]
+        self._free.discard(finished.id)
         if is_refused:
             self.used = msgspec.structs.replace(self.used, requests=self.used.requests - 1)

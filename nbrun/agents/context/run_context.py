@@ -23,6 +23,7 @@ from nbrun.core import (
     CancelCause,
     CancelToken,
     Clock,
+    Journal,
     LineBuffer,
     NbrunError,
     Restored,
@@ -115,6 +116,10 @@ class Backend(Protocol):
     @property
     def artifact_writer(self) -> ArtifactWriter:
         """What keeps files beside the log; raises `NbrunError` if nothing can."""
+
+    @property
+    def journal(self) -> Journal | None:
+        """The answers that the run keeps, and what it is answered from; None if nothing can be kept."""
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
         """Take an event of the agent."""
@@ -300,6 +305,12 @@ class RunContext:
         return backend.budget if backend else Budget(RunOptions(), self.token)
 
     @property
+    def journal(self) -> Journal | None:
+        """What the run's model calls are answered from, and where their answers are kept; None once it is over."""
+        backend = self._backend
+        return None if backend is None else backend.journal
+
+    @property
     def _approvals(self) -> Approvals:
         if backend := self._backend:
             return backend.approvals
@@ -400,6 +411,9 @@ class RunContext:
         Raises `Cancelled` if the call must not be made: the budget is used up, or the run was cancelled.
         """
         with guarded():
+            if self._restored is not None and self._restored.journal and self.journal and self.journal.is_answering:
+                self.token.raise_if_cancelled()  # it may cost nothing; if it does, the call itself is counted
+                return
             self.budget.begin_turn()
             self.usage()  # so that a budget above counts the call, too, wherever it is made
 
@@ -427,16 +441,18 @@ class RunContext:
             self._reported = self._reported.plus(ev.Usage(*added[:2], *details, added[2], cost_added))
             self._send_usage()
 
-    def begin_call(self, provider: str, model: str) -> str:
+    def begin_call(self, provider: str, model: str, *, is_free: bool = False) -> str:
         """Take note of a request to a model that is about to be sent; return the call's id.
 
-        Raises `Cancelled` if it must not be sent: the budget is used up, or the run was cancelled.
+        One that is free is answered without its provider, so it counts for no limit. Raises `Cancelled` if it must not
+        be sent: the budget is used up, or the run was cancelled.
         """
-        self.budget.begin_call()
+        if not is_free:
+            self.budget.begin_call()
         with self._lock:
             if self._calls is None:
                 self._calls = Calls()
-            call_id = self._calls.begin()
+            call_id = self._calls.begin(is_free=is_free)
             run_id, tool_id = _current_tool.get()  # a child run inherits it
             self.send(ev.CallStarted(call_id, provider, model, tool_id if run_id == self.run_id else ""))
         return call_id
@@ -450,7 +466,7 @@ class RunContext:
 
     def end_call(self, finished: ev.CallFinished) -> None:
         """Take the end of a call. One that was refused is not counted: trying again is the same call."""
-        is_refused = finished.status == "error" and finished.usage is None
+        is_refused = finished.status == "error" and finished.usage is None and finished.source == "live"
         if is_refused:
             self.budget.drop_call()
         with self._lock:
@@ -465,11 +481,12 @@ class RunContext:
         Once calls have reported tokens, their sum is what the run has used: what the agent reports is the same again.
         """
         known, used = self._usage, self._reported
-        called = _NO_USAGE if self._calls is None else self._calls.used
-        if called.input_tokens + called.output_tokens > 0:
+        called, answered = (_NO_USAGE,) * 2 if self._calls is None else (self._calls.used, self._calls.answered)
+        if called.input_tokens + called.output_tokens + answered.requests > 0:
             is_priced = called.cost_usd is not None and not (self._calls and self._calls.is_unpriced)
-            cost = called.cost_usd if is_priced or used.cost_usd is None else used.cost_usd
-            requests = max(used.requests, called.requests)
+            is_known = is_priced or used.cost_usd is None or answered.requests > 0
+            cost = called.cost_usd if is_known else used.cost_usd
+            requests = max(used.requests - answered.requests, called.requests)
             used = msgspec.structs.replace(called, cost_usd=cost, requests=requests)
         totals = self._before.plus(used)
         totals = ev.Usage(

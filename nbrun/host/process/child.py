@@ -32,6 +32,8 @@ from nbrun.core import (
     CancelCause,
     Cancelled,
     CancelToken,
+    JournalFiles,
+    Journals,
     RunOptions,
     SecretRegistry,
     SystemClock,
@@ -114,6 +116,14 @@ def _artifact_writer(begin: Begin, keyring: SecretRegistry) -> ArtifactWriter | 
     return ArtifactWriter(lambda: files, keyring)
 
 
+def _journals(begin: Begin, keyring: SecretRegistry) -> Journals:
+    """Return where the run's journal is kept, if it is: in the file that its kernel reads."""
+    files = JournalFiles(Path(begin.files) if begin.files else None)
+    journals = Journals(begin.session_id, lambda: files, lambda _run_id: begin.journal_key, keyring)
+    journals.is_on = bool(begin.journal_key and begin.files)
+    return journals
+
+
 def _too_large(event: HostEvent, size: int) -> HostEvent:
     """Return what is sent in place of an event that no message can hold."""
     what = f"{event.data.TYPE} has {size_words(size)}, which is too much to be sent to the kernel; write it to a file"
@@ -181,7 +191,7 @@ class ProcessHost:
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(),
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
             artifact_writer=_artifact_writer(begin, keyring), restored=begin.restored,
-            reentrant_loop=begin.reentrant_loop,
+            reentrant_loop=begin.reentrant_loop, journals=_journals(begin, keyring),
         )  # fmt: skip
         make_loop = loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
         self._thread = thread = loops.LoopThread("nbrun-host", make_loop, is_here=not is_sync)

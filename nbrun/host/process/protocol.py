@@ -36,6 +36,8 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     restored: Restored | None = None
     secrets: dict[str, str] = {}  # value → name, of those that are known
     secret_variables: tuple[str, ...] = ()
+    session_id: str = ""
+    journal_key: bytes = b""  # of this run's journal only; empty: none is kept
 
 
 class Secrets(msgspec.Struct, frozen=True, tag=True):
@@ -97,11 +99,15 @@ def begin(attempt: Attempt, host: str) -> Begin:
     """Return the message that hands an attempt to the process that is called `host`."""
     writer = attempt.artifact_writer
     folder = None if writer is None else writer.folder
+    journals = attempt.journals
+    session_id = "" if journals is None else journals.session_id
+    key = b"" if journals is None or not journals.is_on else journals.key_of(attempt.run_id)
     known, names = ({}, ()) if writer is None else (dict(writer.keyring.known), tuple(writer.keyring.names))
     return Begin(
         attempt.run_id, attempt.number, attempt.pickled, attempt.prompt, attempt.grace_s,
         attempt.options.portable(), attempt.answerable, host, attempt.reentrant_loop,
         "" if folder is None else str(folder), attempt.restored, known, names,
+        session_id, key,
     )  # fmt: skip
 
 

@@ -1,0 +1,232 @@
+"""What a model call is answered from, and what is kept of its answer: the journal of its run.
+
+A request is known by its method, its address without secrets and its body, in which the order of keys doesn't matter.
+Of an answer, the status, a few harmless headers and the body are kept, decoded, in the pieces that came. Nothing is
+kept of the request's headers, and of the body only enough to say what differs in another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbrun.agents import RunContext, clean_text
+from nbrun.core import StoreError, counted, size_words
+from nbrun.core.journal import CALL, MAX_ANSWER, Entry, Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HEADERS = ("content-type", "x-request-id", "request-id")
+"""The headers of an answer that are kept."""
+_SECRET_PARAMETER = re.compile(
+    r"(?:^|[_-])(?:key|token|secret|sig|signature|password|credential|auth)s?$", re.IGNORECASE
+)
+
+# Where the body of a stream is complete though its connection was not read to the end, and where it tells an error.
+_IS_OVER = re.compile(
+    rb'^data: ?\[DONE\]|"type": ?"(?:message_stop|response\.(?:completed|incomplete))"|"done": ?true', re.MULTILINE
+)
+_HAS_FAILED = re.compile(rb'^(?:event: ?error\b|(?:data: ?)?\{"(?:type": ?"error"|error": ?[{"]))', re.MULTILINE)
+_TAIL = 4_000
+_ENCODED = frozenset({"", "identity"})
+
+_SHORT = 80  # characters of a value that an outline keeps as it is
+_sorted = msgspec.json.Encoder(order="sorted").encode
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a model call; each piece of its body comes with its time, in milliseconds since the request."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    pieces: list[tuple[float, bytes]]
+
+
+class _Outline(msgspec.Struct, frozen=True, array_like=True):
+    """A request in short: its address, and each field as a short value or a hash; of a list, the parts."""
+
+    address: str
+    fields: dict[str, Any]
+
+
+_answers = msgspec.msgpack.Decoder(Answer)
+_outlines = msgspec.msgpack.Decoder(_Outline)
+
+
+class Asked:
+    """A request to a model, as a journal knows it."""
+
+    __slots__ = ("_canonical", "address", "digest")
+
+    def __init__(
+        self, method: str, address: str, parameters: Iterable[tuple[str, str]], body: bytes, journal: Journal
+    ) -> None:
+        """Read a request; `parameters` are those of its address."""
+        redactor = journal.redactor
+        shown = "&".join(f"{name}={value}" for name, value in sorted(parameters) if not _SECRET_PARAMETER.search(name))
+        self.address = redactor.text(f"{method} {address}?{shown}" if shown else f"{method} {address}")
+        try:
+            canonical = _sorted(msgspec.json.decode(body))
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):  # no JSON: then as it is
+            canonical = body
+        self._canonical = redactor.raw(canonical) if redactor.concerns(canonical) else canonical
+        self.digest = hashlib.sha256(self.address.encode(errors="replace") + b"\n" + self._canonical).digest()
+
+    @property
+    def outline(self) -> _Outline:
+        """The request in short."""
+        try:
+            body = msgspec.json.decode(self._canonical)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            body = {"body": self._canonical.hex()}
+        if not isinstance(body, dict):
+            body = {"body": body}
+        return _Outline(self.address, {clean_text(name)[:_SHORT]: _brief(value) for name, value in body.items()})
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_hash(part) for part in value]
+    is_short = (
+        value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _SHORT)
+    )
+    return value if is_short else {"": _hash(value)}
+
+
+def _hash(value: Any) -> bytes:
+    return hashlib.sha256(_sorted(value)).digest()[:8]
+
+
+def difference(known: bytes, asked: Asked) -> str:
+    """Return what differs in a request from a known one, given its packed outline, in a few words."""
+    try:
+        before = _outlines.decode(known)
+    except (msgspec.MsgspecError, RecursionError):
+        return "another request"
+    now = asked.outline
+    if before.address != now.address:
+        return f"{now.address} instead of {before.address}"
+    found: list[str] = []
+    for name in sorted(before.fields.keys() | now.fields.keys(), key=_by_interest):
+        one, other = before.fields.get(name), now.fields.get(name)
+        if one == other:
+            continue
+        if isinstance(one, list) and isinstance(other, list):
+            found.append(_difference_of_lists(name, one, other))
+        elif isinstance(one, dict | list) or isinstance(other, dict | list):
+            found.append(f"{name} differs")
+        else:
+            found.append(f"{name} is {other!r} instead of {one!r}")
+    return ", ".join(found[:3]) or "the same request once more"
+
+
+def _by_interest(name: str) -> tuple[bool, bool, str]:
+    return name != "model", name not in ("messages", "input", "contents", "system", "tools"), name
+
+
+def _difference_of_lists(name: str, one: list[Any], other: list[Any]) -> str:
+    at = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    if at is not None:
+        return f"{name}[{at}] differs"
+    more = len(other) - len(one)
+    return f"{name} has {counted(abs(more), 'item')} {'more' if more > 0 else 'less'}"
+
+
+def find_answer(journal: Journal, asked: Asked, run: RunContext) -> Answer | None:
+    """Return what the journal answers to a request, None if its provider has to; the log says where that begins."""
+    had_answers = journal.is_answering
+    entry = journal.find(CALL, asked.digest)
+    if entry is not None:
+        try:
+            return _answers.decode(entry.answer)
+        except (msgspec.MsgspecError, RecursionError):  # signed, so it is of another version
+            run.log(f"an answer in the journal of {journal.source} can't be read; the model is asked again", "warning")
+            return None
+    if (had_answers or journal.given) and not journal.has_diverged:
+        journal.has_diverged = True
+        unused = journal.unused(CALL)
+        given = f"{counted(journal.given, 'answer')} came from the journal of {journal.source}"
+        if unused:
+            run.log(f"{given}; this request is not in it: {difference(unused[0].outline, asked)}", "warning")
+        else:
+            run.log(f"{given}, which was all of it; from here on the model is asked")
+    return None
+
+
+Decode = Callable[[str, list[bytes], int], list[bytes]]
+"""Returns the pieces of a body with this content encoding, decoded; raises `StoreError` if that fails, or they are
+more than so many bytes."""
+
+
+class Tape:
+    """Records the answer to one call of a run. Threads: of whoever reads the answer.
+
+    Parameters
+    ----------
+    decode : decodes the pieces of a compressed body.
+    """
+
+    __slots__ = ("_asked", "_decode", "_encoding", "_head", "_journal", "_pieces", "_run", "_size")
+
+    def __init__(self, journal: Journal, asked: Asked, run: RunContext, decode: Decode) -> None:
+        self._journal, self._asked, self._run, self._decode = journal, asked, run, decode
+        self._head: tuple[int, list[tuple[str, str]]] = (0, [])
+        self._encoding = ""
+        self._pieces: list[tuple[float, bytes]] = []
+        self._size = 0
+
+    def begin(self, status: int, headers: Any, encoding: str) -> None:
+        """Note the head of the answer."""
+        self._encoding = encoding.strip().lower()
+        self._head = status, [(name, headers[name]) for name in HEADERS if name in headers]
+
+    def add(self, ms: float, piece: bytes) -> None:
+        """Note a piece of the body, so many milliseconds after the request."""
+        self._size += len(piece)
+        if self._size <= MAX_ANSWER:
+            self._pieces.append((ms, piece))
+        else:
+            self._pieces.clear()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the body says that it is complete; its reader may then leave the rest."""
+        tail = b"".join(piece for _, piece in self._pieces[-8:])[-_TAIL:]
+        return _IS_OVER.search(tail) is not None
+
+    def keep(self) -> None:
+        """Keep the answer, which is complete."""
+        if not self._journal.keeps:
+            return
+        if self._size > MAX_ANSWER:
+            self._run.log(f"the answer to a model call is not kept: it has {size_words(self._size)}", "warning")
+            return
+        try:
+            pieces = self._clean()
+            if not _HAS_FAILED.search(b"".join(piece for _, piece in pieces)):
+                status, headers = self._head
+                redact = self._journal.redactor.text
+                kept = [(name, redact(clean_text(value))) for name, value in headers]
+                answer = _pack(Answer(status, kept, pieces))
+                outline = _pack(self._asked.outline)
+                self._journal.keep(Entry(CALL, self._asked.digest, self._run.clock.now(), answer, outline))
+        except (OSError, StoreError) as error:
+            self._run.log(f"the answer to a model call is not kept: {error}", "warning")
+
+    def _clean(self) -> list[tuple[float, bytes]]:
+        """Return the pieces, decoded, without secrets."""
+        pieces = self._pieces
+        if self._encoding not in _ENCODED:
+            last = pieces[-1][0] if pieces else 0.0
+            decoded = self._decode(self._encoding, [piece for _, piece in pieces], MAX_ANSWER)
+            pieces = [(last, piece) for piece in decoded]
+        whole, redactor = b"".join(piece for _, piece in pieces), self._journal.redactor
+        if not redactor.concerns(whole) or (clean := redactor.raw(whole)) == whole:
+            return pieces
+        return [(pieces[-1][0], clean)]  # a secret may have come in two pieces

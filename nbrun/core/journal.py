@@ -1,0 +1,289 @@
+"""A run's journal: the answers to its model calls and the results of its steps, kept to be given again.
+
+Each run has a file beside the store, which its host appends to as soon as an answer is complete, and before the agent
+learns that it is. So a kill of the process costs the calls whose answers are still on their way, and no others; a power
+loss may cost more, since the file isn't synced. Every entry is signed with a key of its run: what somebody else has
+put there answers nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import struct
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun.core.artifacts import MEMORY_BYTES, STRAY_AGE_S, make_folder
+from nbrun.core.errors import StoreError, StoreReadOnly
+from nbrun.core.ownership import is_trusted, secure
+from nbrun.core.quantities import size_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+    from pathlib import Path
+
+    from nbrun.core.redaction import Redactor, SecretRegistry
+
+CALL, STEP, STEP_BEGUN = "call", "step", "begun"
+"""What an entry is: the answer to a model call, the result of a step, or that a step has begun."""
+
+MAX_ANSWER = 20_000_000
+"""Bytes of the largest answer that is kept."""
+MAX_JOURNAL = 200_000_000
+"""Bytes of the largest journal."""
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+_HEAD = struct.Struct("!I32s")  # of a frame: the length of its content, and the signature
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """What was asked, as a hash, and what was answered; `at` is when, in epoch seconds (UTC)."""
+
+    kind: str
+    request: bytes
+    at: float
+    answer: bytes = b""
+    outline: bytes = b""  # of the request, to say what differs in another one
+
+
+class _Placed(msgspec.Struct, frozen=True, array_like=True):
+    """An entry and its place: no signed one can be left out before it, or come twice."""
+
+    attempt: int
+    number: int
+    entry: Entry
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(_Placed)
+
+
+def journal_name(session_id: str, run_id: str) -> str:
+    """Return the name of the file with a run's journal."""
+    return hashlib.sha256(f"{session_id}\0{run_id}".encode()).hexdigest()
+
+
+def read_entries(data: bytes, key: bytes) -> list[Entry]:
+    """Return the entries of a file that are signed with this key, oldest first, up to the first one that isn't."""
+    entries: list[Entry] = []
+    start, attempt, number = 0, 0, 0
+    while start + _HEAD.size <= len(data):
+        length, signature = _HEAD.unpack_from(data, start)
+        start += _HEAD.size
+        content = data[start : start + length]
+        start += length
+        if len(content) < length or not hmac.compare_digest(hmac.digest(key, content, "sha256"), signature):
+            break
+        placed = _decoder.decode(content)
+        if placed.attempt > attempt:
+            attempt, number = placed.attempt, 0
+        if (placed.attempt, placed.number) != (attempt, number):
+            break
+        entries.append(placed.entry)
+        number += 1
+    return entries
+
+
+class JournalFiles:
+    """The journals of a store's runs: files in a folder, by name, or the same in memory if the store has no folder.
+
+    Threads: any method, from any thread.
+
+    Parameters
+    ----------
+    folder : of the store's other files; None for memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = None if folder is None else folder / "journal"
+        self._lock = threading.Lock()
+        self._held: dict[str, bytes] = {}
+
+    def append(self, name: str, data: bytes) -> None:
+        """Append to a journal, whole; raises `StoreError` or `OSError` if it can't be written."""
+        if self.folder is None:
+            with self._lock:
+                if sum(map(len, self._held.values())) + len(data) > MEMORY_BYTES:
+                    raise StoreError("runs are kept in memory only, and there is no room for it")
+                self._held[name] = self._held.get(name, b"") + data
+            return
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS
+        try:
+            descriptor = os.open(self.folder / name, flags, 0o600)
+        except FileNotFoundError:
+            make_folder(self.folder.parent)
+            make_folder(self.folder)
+            descriptor = os.open(self.folder / name, flags, 0o600)
+        try:
+            if not is_trusted(os.fstat(descriptor), self.folder / name):
+                raise StoreReadOnly(f"{self.folder / name} belongs to another user; nbrun does not use it")
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        finally:
+            os.close(descriptor)
+
+    def read(self, name: str) -> bytes:
+        """Return a journal; nothing if there is none that can be read."""
+        if self.folder is None:
+            return self._held.get(name, b"")
+        try:
+            for folder in (self.folder.parent, self.folder):
+                if secure(folder, tightens=False) is None:
+                    return b""
+            descriptor = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS)
+            with open(descriptor, "rb") as file:
+                return file.read(MAX_JOURNAL + MAX_ANSWER)
+        except (OSError, StoreReadOnly):
+            return b""
+
+    def remove(self, name: str) -> int:
+        """Remove a journal; return its size in bytes, 0 if there is none."""
+        if self.folder is None:
+            with self._lock:
+                return len(self._held.pop(name, b""))
+        with contextlib.suppress(OSError, StoreReadOnly):
+            if secure(self.folder, tightens=False) is not None:
+                size = os.lstat(self.folder / name).st_size
+                os.unlink(self.folder / name)
+                return size
+        return 0
+
+    def size(self) -> int:
+        """Return the size of all of them, in bytes."""
+        return sum(found.st_size for _, found in self._files())
+
+    def remove_strays(self, named: Collection[str], now: float) -> int:
+        """Remove journals whose run is gone, left by a crash; return how many there were."""
+        strays = [name for name, found in self._files() if name not in named and now - found.st_mtime > STRAY_AGE_S]
+        for name in strays:
+            self.remove(name)
+        return len(strays)
+
+    def _files(self) -> Iterable[tuple[str, os.stat_result]]:
+        if self.folder is None:
+            return
+        try:
+            found = [entry for entry in os.scandir(self.folder) if _NAME.fullmatch(entry.name)]
+        except OSError:
+            return
+        for entry in found:
+            with contextlib.suppress(OSError):
+                yield entry.name, entry.stat(follow_symlinks=False)
+
+
+class Journals:
+    """What the journals of a session's runs have in common. Threads: any.
+
+    Parameters
+    ----------
+    files : called at each use, for a session's store may not be open yet.
+    key_of : returns the key that a run's entries are signed with, by the run's id.
+    keyring : looked at at each use, for there may be new secrets.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        files: Callable[[], JournalFiles],
+        key_of: Callable[[str], bytes],
+        keyring: SecretRegistry,
+    ) -> None:
+        self.session_id = session_id
+        self.files = files
+        self.key_of = key_of
+        self.keyring = keyring
+        self.is_on = True
+        """Whether new entries are kept."""
+
+
+class Journal:
+    """One run's journal: what it is answered from, and what it keeps. Threads: any method, from any thread.
+
+    Parameters
+    ----------
+    known : the entries of earlier runs; each answers once, in order, to what asks the same.
+    source : the run that they come from, in words.
+    """
+
+    def __init__(
+        self, journals: Journals, run_id: str, attempt: int, known: Sequence[Entry] = (), source: str = ""
+    ) -> None:
+        self._journals = journals
+        self._run_id, self._attempt = run_id, attempt
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, bytes], deque[Entry]] = {}
+        for entry in known:
+            self._known.setdefault((entry.kind, entry.request), deque()).append(entry)
+        self._left = len(known)
+        self._number = self._size = 0
+        self._is_broken = False
+        self.source = source
+        self.given = 0
+        """How many answers were given."""
+        self.has_diverged = False
+        """Whether something was asked that isn't known, though more was."""
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether there are answers left."""
+        return self._left > 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether answers are kept."""
+        return self._journals.is_on and not self._is_broken
+
+    @property
+    def redactor(self) -> Redactor:
+        """Replaces the secrets that are known now."""
+        return self._journals.keyring.look()
+
+    def find(self, kind: str, request: bytes) -> Entry | None:
+        """Return the next known answer to this request, once; None if there is none."""
+        if not self._left:
+            return None
+        with self._lock:
+            entries = self._known.get((kind, request))
+            if not entries:
+                return None
+            self._left -= 1
+            self.given += 1
+            return entries.popleft()
+
+    def unused(self, kind: str) -> list[Entry]:
+        """Return the known entries of a kind that have answered nothing yet, oldest first."""
+        with self._lock:
+            left = [entry for (known, _), entries in self._known.items() if known == kind for entry in entries]
+        return sorted(left, key=lambda entry: entry.at)
+
+    def keep(self, entry: Entry) -> None:
+        """Keep an entry, in which there are no secrets; it is in the file when this returns.
+
+        Raises `StoreError` if it is too large, and `OSError` or `StoreError` if nothing can be kept from now on.
+        """
+        if len(entry.answer) > MAX_ANSWER:
+            raise StoreError(f"it has {size_words(len(entry.answer))}, and {size_words(MAX_ANSWER)} are kept at most")
+        if self._size + len(entry.answer) > MAX_JOURNAL:
+            self._is_broken = True
+            raise StoreError(f"the run's journal is full ({size_words(MAX_JOURNAL)})")
+        journals = self._journals
+        key, name = journals.key_of(self._run_id), journal_name(journals.session_id, self._run_id)
+        with self._lock:
+            content = _encode(_Placed(self._attempt, self._number, entry))
+            frame = _HEAD.pack(len(content), hmac.digest(key, content, "sha256")) + content
+            try:
+                journals.files().append(name, frame)
+            except (OSError, StoreError):
+                self._is_broken = True  # what follows would come after half an entry
+                raise
+            self._number += 1
+            self._size += len(frame)
