@@ -6,6 +6,23 @@ outside of a run passes through them untouched.
 
 from __future__ import annotations
 
-from nbrun.calls.transports import CLIENTS, instrument
+from typing import TYPE_CHECKING, Any
+
+from nbrun.calls import aiohttp, transports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["CLIENTS", "instrument"]
+
+CLIENTS: dict[str, Callable[[Any], Callable[[], None]]] = {
+    "httpx": transports.instrument,
+    "httpx2": transports.instrument,  # its successor, with the same classes
+    "aiohttp": aiohttp.instrument,
+}
+"""The packages that can be changed."""
+
+
+def instrument(package: Any) -> Callable[[], None]:
+    """Have a package report the calls of runs; return what undoes it."""
+    return CLIENTS[package.__name__](package)

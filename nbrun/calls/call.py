@@ -118,19 +118,20 @@ class Call:
         except GeneratorExit:  # a body that is left before its end: its close follows
             raise
         except BaseException as error:
-            self._fail(error)
+            self.broke(error)
+            if self.run.token.cancelled and isinstance(error, Exception):
+                try:
+                    self.run.token.raise_if_cancelled()
+                except Cancelled as cancelled:
+                    raise cancelled from error
             raise
 
-    def _fail(self, error: BaseException) -> None:
+    def broke(self, error: BaseException) -> None:
+        """Note what the request has failed with."""
         self._tape = None
         is_cancelled = self.run.token.cancelled
         is_stop = is_cancelled or not isinstance(error, Exception)
         self.finish(CANCELLED if is_stop else ERROR, "" if is_stop else f"{type(error).__name__}: {error}")
-        if is_cancelled and isinstance(error, Exception):
-            try:
-                self.run.token.raise_if_cancelled()
-            except Cancelled as cancelled:
-                raise cancelled from error
 
     def finish(self, status: str, error: str = "") -> None:
         """Report the call's end, once."""

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from nbrun.calls.journal import Decode
 
-CLIENTS = ("httpx", "httpx2")
-"""The packages that can be changed; the second is the first one's successor, with the same classes."""
-
 
 def instrument(package: Any) -> Callable[[], None]:
     """Have the package's transports report the calls of runs; return what undoes it."""

@@ -227,6 +227,9 @@ def _start_thread(thread: threading.Thread) -> None:
         try:
             with contextlib.suppress(Cancelled):
                 call()
+        except asyncio.CancelledError:  # of a loop of its own: nobody has to read of that
+            if not run.token.cancelled:
+                raise
         finally:
             call.finish()
 

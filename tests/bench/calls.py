@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 
 import nbrun
-from nbrun.calls import instrument
+from nbrun.calls.transports import instrument
 
 PAIRS = 9
 CALLS = 1_000

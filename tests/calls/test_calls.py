@@ -22,7 +22,7 @@ from nbrun.calls.forms import MAX_INFLATED, BodyReader
 from nbrun.core.errors import RunCancelled
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
-from tests.fakes.provider import ASKED, CACHED, FORMS, Provider
+from tests.fakes.provider import ASKED, FORMS, Provider
 
 PACKAGES = [pytest.param(package, id=package.__name__) for package in (httpx, httpx2)]
 
@@ -109,7 +109,9 @@ def test_a_run_has_its_calls_also_in_a_later_kernel(make_session: MakeSession, p
     assert (refused.status, refused.error, refused.usage) == ("error", "HTTP 429", None)
     assert (answered.id, answered.provider, answered.model, answered.status) == ("call-2", "127.0.0.1", "gpt-4o", "ok")
     assert answered.usage is not None
-    assert answered.usage == ev.Usage(ASKED, 4, CACHED, 0, 1, answered.usage.cost_usd)
+    assert answered.usage == ev.Usage(
+        ASKED, 4, FORMS["chat"].cached, FORMS["chat"].reasoned, 1, answered.usage.cost_usd
+    )
     assert answered.started_at >= refused.started_at >= run.created_at
     assert answered.first_ms is not None
     assert answered.ms is not None
@@ -138,8 +140,7 @@ def test_the_tokens_of_every_form_are_counted(
                 ask(client, url, stream=stream)
 
     run = finish(session.start(asks))
-    cached = 0 if form == "ollama" else CACHED
-    expected = ev.Usage(ASKED, provider.words or 0, cached, requests=1)
+    expected = ev.Usage(ASKED, provider.words or 0, FORMS[form].cached, FORMS[form].reasoned, requests=1)
     assert run.status == "completed"
     assert run.usage == expected
     [call] = calls_of(run)

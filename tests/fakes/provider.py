@@ -11,12 +11,15 @@ from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from tests.fakes.agents import BOUND_S
 
 ASKED = 7
 """Tokens of every prompt, 2 of them from a cache."""
 CACHED = 2
+REASONED = 1
+"""Tokens of an answer that are no words of it, in the forms that tell: `Form.reasoned`."""
 
 MODEL = "gpt-4o"
 
@@ -29,14 +32,21 @@ class Form(NamedTuple):
     end: Callable[[int], list[dict[str, Any]]]
     whole: Callable[[int], dict[str, Any]]
     is_events: bool = True
+    cached: int = CACHED
+    reasoned: int = REASONED
+
+
+_REASONED = {"reasoning_tokens": REASONED}
 
 
 def _chat_usage(count: int) -> dict[str, Any]:
-    return {"prompt_tokens": ASKED, "completion_tokens": count, "prompt_tokens_details": {"cached_tokens": CACHED}}
+    details = {"prompt_tokens_details": {"cached_tokens": CACHED}}
+    return {"prompt_tokens": ASKED, "completion_tokens": count, **details, "completion_tokens_details": _REASONED}
 
 
 def _responses_usage(count: int) -> dict[str, Any]:
-    return {"input_tokens": ASKED, "output_tokens": count, "input_tokens_details": {"cached_tokens": CACHED}}
+    details = {"input_tokens_details": {"cached_tokens": CACHED}, "output_tokens_details": _REASONED}
+    return {"input_tokens": ASKED, "output_tokens": count, **details}
 
 
 def _anthropic_usage(count: int) -> dict[str, Any]:
@@ -44,7 +54,8 @@ def _anthropic_usage(count: int) -> dict[str, Any]:
 
 
 def _google(count: int) -> dict[str, Any]:
-    used = {"promptTokenCount": ASKED, "cachedContentTokenCount": CACHED, "candidatesTokenCount": count}
+    used = {"promptTokenCount": ASKED, "cachedContentTokenCount": CACHED, "candidatesTokenCount": count - REASONED}
+    used["thoughtsTokenCount"] = REASONED
     parts = [{"text": "word "}]
     return {"candidates": [{"content": {"role": "model", "parts": parts}}], "usageMetadata": used}
 
@@ -75,6 +86,7 @@ FORMS = {
                    {"type": "message_start", "message": {"model": MODEL, "usage": _anthropic_usage(1)}}),
         lambda n: [{"type": "message_delta", "delta": {}, "usage": {"output_tokens": n}}, {"type": "message_stop"}],
         lambda n: {"type": "message", "content": [], "usage": _anthropic_usage(n)},
+        reasoned=0,
     ),
     "google": Form(
         "/v1beta/models/gpt-4o:streamGenerateContent",
@@ -87,7 +99,7 @@ FORMS = {
         lambda _n: {"model": MODEL, "message": {"role": "assistant", "content": "word "}, "done": False},
         lambda n: [{"model": MODEL, "done": True, "prompt_eval_count": ASKED, "eval_count": n}],
         lambda n: {"model": MODEL, "done": True, "prompt_eval_count": ASKED, "eval_count": n},
-        is_events=False,
+        is_events=False, cached=0, reasoned=0,
     ),
 }  # fmt: skip
 
@@ -194,7 +206,7 @@ class Provider:
         if self.body is not None:
             _send(handler, 200, self.content_type, self.body)
             return
-        path = handler.path.partition("?")[0]
+        path = urlsplit(handler.path).path  # of the whole address, where it is asked as a proxy
         name = "google" if path.endswith("enerateContent") else ""
         form = FORMS.get(name) or next(form for form in FORMS.values() if form.path == path)
         if not (asked.get("stream") or "alt=sse" in handler.path):
@@ -225,7 +237,8 @@ def _listen(connection: socket.socket, seconds: float) -> None:
 
 def _write(handler: BaseHTTPRequestHandler, form: Form, data: dict[str, Any]) -> None:
     text = json.dumps(data).encode()
-    line = b"data: %s\n\n" % text if form.is_events else text + b"\n"
+    name = b"event: %s\n" % data["type"].encode() if "type" in data else b""
+    line = b"%sdata: %s\n\n" % (name, text) if form.is_events else text + b"\n"
     handler.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
     handler.wfile.flush()
 
