@@ -11,10 +11,10 @@
 #                         the Jupyter Server extension
 #   core                  what a run is: events, record, cancellation, redaction, files of runs. No Jupyter
 #
-# What happens to a prompt: ui/magics reads the cell, sessions/start makes the run and hands an attempt to the host,
-# host/driver drives the agent through its adapter, sessions/intake orders, redacts and numbers what it sends,
-# store/writer commits it, core/record folds it into the record, and ui/cards draws that. A cancel goes the other way:
-# sessions/control fires the token, host/escalation takes the steps.
+# What happens to a prompt: ui/magics reads the cell, sessions/start makes the run, whose attempt goes to the host once
+# its creation is on disk, host/driver drives the agent through its adapter, sessions/intake orders, redacts and
+# numbers what it sends, store/writer commits it, core/record folds it into the record, and ui/cards draws that. A
+# cancel goes the other way: sessions/control fires the token, host/escalation takes the steps.
 #
 # Where to change what: an option: core/options and ui/magics/options. What Tab offers: ui/magics/completion. A status:
 # core/record and render/words, then tests/core/test_statuses.py names the rest. Another fact of a run: core/events and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import os
 import threading
@@ -60,7 +61,8 @@ class SequentialIds:
         return f"{self._prefix}-{next(self._numbers)}"
 
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in order
+# Crockford's base 32, whose digits are in order, as the alphabet of `base64` is.
+_DIGITS = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUV", b"abcdefghjkmnpqrstvwxyz")
 
 
 class TimeOrderedIds:
@@ -76,8 +78,5 @@ class TimeOrderedIds:
         with self._lock:  # in order also within one millisecond, and if the clock stops
             self._last = max(self._last + 1, int(self._clock.now() * 1000))
             moment = self._last
-        return _base32(moment, 10) + _base32(int.from_bytes(os.urandom(8), "big"), 12)
-
-
-def _base32(value: int, digits: int) -> str:
-    return "".join(_ALPHABET[(value >> (5 * place)) & 31] for place in reversed(range(digits)))
+        value = (moment & (1 << 50) - 1) << 60 | int.from_bytes(os.urandom(8), "big") >> 4
+        return base64.b32hexencode(value.to_bytes(15, "big")).translate(_DIGITS)[2:].decode()

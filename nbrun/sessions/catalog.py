@@ -133,6 +133,7 @@ class Catalog:
 
         A replay has the name of the run that it shows; by that it is found only if no other run has it.
         """
+        self._await_creations()
         own = self._runs.get(text)
         same = [live for live in tuple(self._runs.values()) if live.record.name == text]
         if own is None:
@@ -149,6 +150,7 @@ class Catalog:
 
     def runs(self, query: Query) -> RunList:
         """Return the runs that are asked for, newest first."""
+        self._await_creations()
         if query.is_unfiltered and query.before is None:
             return RunList(self._all(query.limit)[: query.limit])
         known = dict(self._runs)  # of these their own state decides: the store may be behind it
@@ -164,6 +166,7 @@ class Catalog:
 
     def count(self) -> int:
         """Return how many runs are stored."""
+        self._await_creations()
         others = self._ask_read_only(lambda store: store.count())
         return self._store.count() + (others or 0)
 
@@ -172,6 +175,11 @@ class Catalog:
         stored = self._store.runs(limit)
         own = [*map(self.run, reversed(unsaved)), *(self._of(found.record) for found in stored)]
         return own + self._read_only_runs(limit) if limit is None or len(own) < limit else own
+
+    def _await_creations(self) -> None:
+        """See to it that all runs that were started can be found: the newest is the last to become public."""
+        for newest in tuple(self._runs.values())[-1:]:
+            self._parts.await_creation(newest)
 
     # --- the read-only file ----------------------------------------------------------------------
 
@@ -208,6 +216,7 @@ class Catalog:
         for live in tuple(self._runs.values()):
             if live.record.number == number:
                 return self.run(live)
+        self._await_creations()
         stored = self._store.run(number)
         if stored is None:
             return self._in_read_only(lambda store: store.run(number))

@@ -48,6 +48,8 @@ Beyond its share a run's agent is paused; nothing is dropped.
 """
 COMMIT_BYTES, TURN_BYTES = 1_000_000, 128_000
 """How many bytes one commit takes, about, and how many of one run before another has its turn."""
+BACKLOG = 20_000
+"""How many items may come between two looks of the writer before a start waits for its run to be saved."""
 
 _CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
 
@@ -82,16 +84,26 @@ class Intake:
         self._share = MOST  # how much of one run may wait
         self.runs: dict[str, LiveRun] = {}  # those in memory, oldest first
         self.checkpoints: dict[str, Checkpointed] = {}
+        self._publisher: int | None = None  # the thread that publishes just now
         self.wake: Callable[..., None] = lambda **_: None
 
-    def open(self, live: LiveRun, created: ev.RunCreated) -> None:
-        """Let a run in. Its creation is the first of its events: it cannot be found, or cancelled, before."""
+    def open(self, live: LiveRun, created: ev.RunCreated) -> bool:
+        """Let a run in; return whether more comes than can be saved, so that whoever starts runs should wait.
+
+        Its creation is the first of its events: it cannot be found, or cancelled, before.
+        """
         now = self._clock.now()
         with self._lock:  # a start is guarded as a whole
             self.runs[live.run_id] = live
             self._count_live(1)
             self._items.append((live, created, now, 0))
         self.wake(is_urgent=True)
+        return len(self._items) > BACKLOG
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether this code is called by `publish()`, which must not wait for what it publishes next."""
+        return self._publisher == threading.get_ident()
 
     @property
     def redactor(self) -> Redactor:
@@ -437,6 +449,7 @@ class Intake:
 
     def publish(self, committed: list[Committed]) -> None:
         """Make what was committed public: record first, then the end, then who listens."""
+        self._publisher = threading.get_ident()
         for item in committed:
             live = self.runs.get(item.run_id)
             if live is None:
@@ -456,6 +469,7 @@ class Intake:
                 self._on_publish(live, item.events)
             except Exception:  # who listens to one run must not keep others from becoming public
                 _log.exception("the publishing of %s failed", live.run_id)
+        self._publisher = None
 
     def refuse(self, run_id: str) -> None:
         """Take back a run that has not begun: the store already has its id. Whoever waits for it is released."""

@@ -61,7 +61,7 @@ class LiveRun:
     above: LiveRun | None = None  # the run that has started this one
     family: list[Latch] | None = None  # the ends of all that were started by this one, or with it, directly or not
 
-    is_queued: bool = False  # written once, by the thread that starts it: a cancel may end it unsent
+    is_inner: bool = False  # started by another run, which may wait for it while it has a slot: it isn't queued
 
     # under the intake's lock
     cancel: ev.CancelRequested | None = None

@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 
     from nbrun.sessions.control import Control
     from nbrun.sessions.intake import Intake
+    from nbrun.sessions.live_run import LiveRun
     from nbrun.sessions.scheduler import Scheduler
     from nbrun.store import SessionStore
+
+
+CREATION_S = 2.0
+"""How long who asks about a run that was just started waits for its creation to be saved."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,3 +53,9 @@ class Parts:
         """Raise `SessionClosed` in a child process: what would be waited for or changed is its parent's."""
         if self.is_inherited:
             raise SessionClosed(self.why_closed)
+
+    def await_creation(self, live: LiveRun) -> None:
+        """Block until a run's creation is public, for a moment at most; not where nothing could happen meanwhile."""
+        if live.is_created.is_set() or self.is_inherited or self.intake.is_publishing or self.scheduler.is_on_loop:
+            return
+        live.is_created.wait(CREATION_S)

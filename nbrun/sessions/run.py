@@ -42,6 +42,7 @@ from nbrun.core import (
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import opening, queued_words, run_ref, status_words, title
 from nbrun.sessions.live_run import LiveRun, each_event, poll, poll_softly
+from nbrun.sessions.parts import CREATION_S
 from nbrun.store import Query, ReadOnlyStore, SessionStore, is_in_file, restored, whole, whole_run
 
 if TYPE_CHECKING:
@@ -81,11 +82,12 @@ class Run:
     @property
     def record(self) -> RunRecord:
         """The state of the run: the fold of its committed events."""
-        if self.live is not None and not self.live.record.is_brief:
-            return self.live.record
+        in_memory = self._in_memory
+        if in_memory is not None and not in_memory.is_brief:
+            return in_memory
         known = self._stored
-        if self.live is not None and not known.run_id:  # memory keeps it no longer
-            known = self.live.record
+        if in_memory is not None and not known.run_id:  # memory keeps it no longer
+            known = in_memory
         if known.is_brief or known.is_live:
             assert known.number is not None  # noqa: S101 - a stored run has its number
             found = self.store.record(known.number)
@@ -112,10 +114,19 @@ class Run:
         return msgspec.structs.replace(record, text=whole.text, text_cut=0, text_head="", output=output)
 
     @property
+    def _in_memory(self) -> RunRecord | None:
+        """What is public of a run of this kernel, None of any other; of a new one, once its creation is on disk."""
+        if self.live is None:
+            return None
+        self._parts.await_creation(self.live)
+        return self.live.record
+
+    @property
     def glance(self) -> RunRecord:
         """The record, perhaps brief: enough for everything that is short, and cheap to have."""
-        if self.live is not None:
-            return self.live.record
+        in_memory = self._in_memory
+        if in_memory is not None:
+            return in_memory
         return self.record if self._stored.is_live else self._stored
 
     def fits(self, query: Query) -> bool:
@@ -305,7 +316,7 @@ class Run:
         live = self.live
         return live is not None and live.loop is not None and live.loop is asyncio._get_running_loop()
 
-    def wait_created(self, timeout_s: float) -> bool:
+    def wait_created(self, timeout_s: float = CREATION_S) -> bool:
         """Block until the run's creation is public; return whether it is."""
         return self.live is None or self.live.is_created.wait(timeout_s)
 
@@ -489,7 +500,8 @@ class Run:
             outcome = self._parts.control.cancel(self.live, reason, cause, by)
         else:
             outcome = CancelOutcome.ALREADY_FINISHED if self.done() else CancelOutcome.FOREIGN
-        record = self.glance
+        record = self.glance if self.live is None else self.live.record  # without a wait for its creation
+        who = opening(record) if record.run_id else f"Run {self.id}"
         if outcome is CancelOutcome.ALREADY_FINISHED:
             words = f" has already ended ({status_words(record)})"
         else:
@@ -497,7 +509,7 @@ class Run:
         gone = "if that kernel is gone, mark the run as lost"
         is_foreign = outcome is CancelOutcome.FOREIGN
         fixes = (Fix(Action.LOST, run_ref(record), purpose=gone),) if is_foreign else ()
-        return CancelReceipt(outcome, self.id, printable(f"{opening(record)}{words}"), self, fixes)
+        return CancelReceipt(outcome, self.id, printable(f"{who}{words}"), self, fixes)
 
     def mark_lost(self) -> None:
         """Mark the run as lost: it seems to be in progress, but its kernel can't be reached (`is_unknown`).
@@ -559,6 +571,7 @@ class Run:
         """Return the live side of the run, to send something to."""
         if self.live is not None:
             self._refuse_child()
+            self._parts.await_creation(self.live)
             return self.live
         what = "has already ended." if self.done() else "belongs to another kernel; answer it there."
         raise NotPending(f"{opening(self.glance)} {what}")
@@ -679,8 +692,9 @@ class Run:
     @property
     def signed(self) -> RunRecord | ev.RunCreated | None:
         """What it was started with: as this kernel knows it, or as signed in its store; None: it may be anybody's."""
-        if self.live is not None and not self.live.record.is_brief:
-            return self.live.record
+        in_memory = self._in_memory
+        if in_memory is not None and not in_memory.is_brief:
+            return in_memory
         number = self.number
         return None if number is None else self.store.signed(number)
 
@@ -698,7 +712,7 @@ class Run:
 
     @property
     def _session_id(self) -> str:
-        return self.glance.session_id
+        return self._stored.session_id if self.live is None else self._parts.session_id
 
     def __repr__(self) -> str:
         number = "" if self.number is None else f"#{self.number} "

@@ -253,17 +253,15 @@ class Scheduler:
                     live, ev.Log(f"{begins} blocks the loop that this run is on; start it again", "warning")
                 )
 
-    def queue(self, live: LiveRun, *, at_once: bool) -> None:
-        """Hand the run's attempt to the executor when its turn has come, or without waiting for it."""
-        may_go = at_once or self._queue.join(live)
-        live.is_queued = True  # only now, so that the end of a run comes after it has joined the queue
-        if may_go or live.token.cancelled:
+    def queue(self, live: LiveRun) -> None:
+        """Hand the run's attempt to the executor when its turn has come; on the writer's thread, before its end."""
+        if live.is_inner or self._queue.join(live) or live.token.cancelled:
             self._queue.pass_by(live)
             self._submit(live)
 
     def let_pass(self, live: LiveRun) -> None:
         """End a run that was cancelled, if it has not been sent: no loop has to answer for that."""
-        if live.is_queued and (attempt := self.attempts.pop(live.run_id, None)) is not None:
+        if (attempt := self.attempts.pop(live.run_id, None)) is not None:
             self._queue.pass_by(live)
             token, restored = attempt.token, attempt.restored
             usage = None if restored is None else restored.usage

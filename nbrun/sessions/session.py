@@ -169,7 +169,9 @@ class NotebookSession:
     @takes(StartOptions)
     @guarded()  # a cancel of the sync agent that starts a run must not leave it half-made
     def start(self, agent: object = None, prompt: str = "", **options: Any) -> Run:
-        """Start a run and return its handle; the run continues in the background.
+        """Start a run and return its handle at once; the run continues in the background.
+
+        Its agent is entered once its creation is on disk; `run.number`, `run.status` and the like wait for that.
 
         Parameters
         ----------
@@ -370,8 +372,12 @@ class NotebookSession:
     # --- what became public ----------------------------------------------------------------------
 
     def _published(self, live: LiveRun, events: Sequence[ev.RunEvent]) -> None:
-        """Give an ended run's slot to the next one, and call the listeners; on the writer's thread."""
+        """Queue a new run, give an ended one's slot to the next, and call the listeners; on the writer's thread."""
         record = live.record
+        if events and isinstance(events[0].data, ev.RunCreated):
+            for notice in self.store.notices():  # now, since its commit may have met with something
+                self.parts.intake.emit(live, ev.Log(notice, "warning"))
+            self.parts.scheduler.queue(live)
         # A host in another process can't reach the budget; totals may be noted twice.
         if live.budget is not None and any(isinstance(event.data, ev.Usage) for event in events):
             live.budget.note_usage(record.usage)

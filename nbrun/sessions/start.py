@@ -50,6 +50,7 @@ from nbrun.host import capture
 from nbrun.host.attempt import Attempt
 from nbrun.host.process import pickling
 from nbrun.sessions.live_run import LiveRun
+from nbrun.sessions.parts import CREATION_S
 from nbrun.sessions.run import Run
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ _log = logging.getLogger("nbrun")
 
 P = ParamSpec("P")
 
-SAVE_LIMIT_S = 2.0
-"""How long a start waits for its run to be saved before it continues unsaved."""
 MAX_NESTED = 50
 """How many runs may be below one another: an agent that starts itself ends with an error, not with the memory."""
 MAX_FAMILY = 2_000
@@ -105,6 +104,9 @@ class StartOptions(RunOptions, frozen=True, kw_only=True):
         return self.cell_id or self.name
 
 
+_NO_OPTIONS = StartOptions()
+
+
 class StartFunction(Protocol[P]):
     """Starts a run: agent and prompt by position, options by name."""
 
@@ -129,6 +131,8 @@ def takes(options: Callable[P, RunOptions]) -> Callable[[Callable[..., Run]], St
 
 def read_options(given: Mapping[str, Any]) -> StartOptions:
     """Return the options of a start; raises `BadOption` if one is unknown or invalid."""
+    if not given:
+        return _NO_OPTIONS
     known = StartOptions.__struct_fields__
     for name in given:
         if name not in known:
@@ -179,7 +183,7 @@ class Starter:
             with parts.lock:
                 if existing := self._existing(options.id, created):
                     return existing
-                note = self._apply_if_running(options.key, options.if_running)
+                notes = self._apply_if_running(options.key, options.if_running)
                 self._begin()
                 above = self._run_above(options.parent)
                 family = None if above is None else _family(above)
@@ -188,28 +192,30 @@ class Starter:
                 live = LiveRun(run_id, token, key=options.key, is_child=options.parent is not None)
                 live.agent, live.loop = plan.agent, loop
                 live.above, live.family = above, family
+                live.is_inner = current_run.get() is not None
                 if family is not None:
                     family.append(live.is_ended)
                 live.budget = self._budget(live, options, created.usage)
                 attempt = self._attempt(live, plan, options, pickled)
                 scheduler.attempts[run_id] = attempt
-                parts.intake.open(live, created)
+                is_full = parts.intake.open(live, created)
                 token.add_first(functools.partial(self._on_fired, live))
-            # No wait on a host's loop: a busy file would hold up all its runs.
-            if options.id is not None or plan.predecessor is not None or not is_on_host:
-                live.is_created.wait(SAVE_LIMIT_S)
+            # Its creation queues it, once that is on disk, and nobody waits for that here: except where another kernel
+            # may have started the same run, or more is started than can be saved.
+            if options.id is not None or plan.predecessor is not None:
+                live.is_created.wait(CREATION_S)
+            elif is_full:
+                parts.await_creation(live)
             if live.is_refused:
                 return self._take_back(live, created)
             if plan.predecessor is not None and plan.predecessor.notice is not None:
-                note = [*note, ev.Log(plan.predecessor.notice, "warning")]
-            for log in (*note, *(ev.Log(notice, "warning") for notice in parts.store.notices())):
-                parts.intake.emit(live, log)
-            # A run started by another run isn't queued: that one may wait for it while it holds a slot.
-            scheduler.queue(live, at_once=current_run.get() is not None)
+                notes = [*notes, ev.Log(plan.predecessor.notice, "warning")]
+            for note in notes:
+                parts.intake.emit(live, note)
         except BaseException:  # ■ in the middle: leave no run behind that nobody has a handle to
             if live is not None:
                 parts.control.cancel(live, None, CancelCause.INTERRUPT, "interrupt")
-                scheduler.queue(live, at_once=True)
+                scheduler.let_pass(live)
             raise
         return Run(parts, live.record, live)
 
@@ -289,7 +295,7 @@ class Starter:
         given["approve"] = _strictest(approve, options.get("approve", approve))
         with guarded():
             run = self.start(agent, prompt, given)
-        if run.parent_id not in (parent.run_id, None):
+        if "id" in options and run.parent_id not in (parent.run_id, None):
             raise IdConflict(f"{run!r} is another run's child; give this one an id of its own")
         if run.live is None or not run.live.is_child:
             raise IdConflict(f"{run!r} isn't a child run; give this one an id of its own")
@@ -316,7 +322,7 @@ class Starter:
         run = self._catalog.with_id(run_id)
         if run is None:
             return None
-        run.wait_created(SAVE_LIMIT_S)
+        run.wait_created()
         if run.live is not None and run.live.is_refused:  # another thread was faster
             return self._same(run_id, created)
         # Secrets are replaced in the stored inputs, so compare these without secrets too.
@@ -343,6 +349,7 @@ class Starter:
         others = [live for live in lives if live.key == key]
         if not others:
             return []
+        self._parts.await_creation(others[-1])
         title = f"run #{others[-1].record.number}"
         if if_running == "reject":
             raise RunRejected(

@@ -105,6 +105,7 @@ class Presenter:
 
     def show(self, run: Run) -> None:
         """Show a run's card: live while the run is live in this kernel, static otherwise."""
+        run.wait_created()  # its number is on the card
         live = run.live
         if live is not None and not run.done() and self.has_page:
             # A card shown halfway would never update, or its widget would never be closed.

@@ -71,13 +71,13 @@ class WatchedIntake(Intake):
         """Take an event that was taken before, or as an older attempt would send it."""
         super().put([event])
 
-    def open(self, live: LiveRun, created: ev.RunCreated) -> None:
+    def open(self, live: LiveRun, created: ev.RunCreated) -> bool:
         """Let a run in."""
         live.is_created, live.is_ended = (VirtualFlag(self.world.pause) for _ in range(2))
         account = Account(current_actor.get(), live, created.parent_id)
         self.world.accounts[live.run_id] = account
         self.world.expect(live.token.cancelled or not self.world.is_fired, "born quiet")
-        super().open(live, created)
+        return super().open(live, created)
 
     def emit(self, live: LiveRun, data: ev.EventData) -> None:
         """Take an event of the session."""
@@ -289,7 +289,7 @@ class World:
         """Cancel a run, or all; what the receipt says must be what the model says."""
         current = self.session.current_run
         is_own = current is None or self.accounts[current.id].parent_id is None
-        self.expect(is_own, f"{current} is a child, and no current run")
+        self.expect(is_own, f"{current and current.id} is a child, and no current run")
         found = self.session.own(run_id or self.rng.choice(list(self.accounts)))
         if found is None or self.rng.random() < 0.1:  # it cannot be found before it is created
             self.note("cancel all")

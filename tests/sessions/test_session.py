@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ from nbrun.core.errors import (
     SessionClosed,
     StoreError,
 )
+from nbrun.core.record import RunRecord
 from nbrun.sessions import catalog
+from nbrun.store import writer
+from nbrun.store.transaction import FileWriter
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Blocking, BlockingLoop, Held, Stubborn
 from tests.fakes.clock import NOON, FakeClock
@@ -51,6 +54,90 @@ def test_ids_come_from_the_injected_generator(session: NotebookSession) -> None:
     first, second = session.start(agents.instant), session.start(agents.instant)
     assert (first.id, second.id) == ("run-seq-0", "run-seq-1")
     assert (first.number, second.number) == (1, 2)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A disk that answers once this is set; nobody gives up waiting for it."""
+    answers, write = threading.Event(), FileWriter.write
+
+    def slow(*args: Any, **options: Any) -> Any:
+        assert answers.wait(BOUND_S)
+        return write(*args, **options)
+
+    monkeypatch.setattr(writer, "HANG_S", 2 * BOUND_S)
+    monkeypatch.setattr(FileWriter, "write", slow)
+    yield answers
+    answers.set()
+
+
+def test_start_waits_for_no_commit_but_the_agents_first_line_does(
+    make_session: MakeSession, held: Held, disk: threading.Event
+) -> None:
+    """A run is on disk before its agent is entered, and before its number is seen; whoever starts it goes on."""
+    session = make_session()
+    run = session.start(held, "tea")
+    for _ in range(50):  # turns of the loop, which has nothing else to do
+        assert None not in session.ping_hosts(BOUND_S)
+    assert (run.wait_created(0), held.prompts, run.done()) == (False, [], False)
+    disk.set()
+    assert run.wait_created(BOUND_S)
+    assert (run.number, run.name, run.record.prompt) == (1, "Held", "tea")
+    assert held.entered.wait(BOUND_S)
+
+
+def test_a_cancel_before_the_commit_of_the_creation_waits_for_nothing(
+    make_session: MakeSession, held: Held, disk: threading.Event
+) -> None:
+    """The receipt is there at once, and the run ends unentered, with all that was asked in its log."""
+    run = make_session().start(held)
+    receipt = run.cancel("enough")
+    assert (receipt.outcome, str(receipt)) == (CancelOutcome.REQUESTED, f"Run {run.id}: cancel requested")
+    assert not run.wait_created(0)
+    disk.set()
+    assert (ended(run).status, run.reason, held.prompts) == (RunStatus.CANCELLED, "enough", [])
+    assert [event.type for event in run.events()] == ["run.created", "cancel.requested", "run.cancelled"]
+
+
+def test_runs_that_start_together_share_commits_and_keep_their_order(
+    make_session: MakeSession, disk: threading.Event
+) -> None:
+    """None of them waits for the one before it; numbers and entries are in the order of the starts."""
+    session, entered = make_session(max_concurrent=1), []
+
+    async def enters(prompt: str) -> None:
+        entered.append(prompt)
+
+    runs = [session.start(enters, str(index)) for index in range(20)]
+    assert not any(run.wait_created(0) for run in runs)
+    disk.set()
+    assert [ended(run).number for run in runs] == list(range(1, 21))
+    assert entered == [str(index) for index in range(20)]
+
+
+def test_a_run_is_found_as_soon_as_it_is_started(make_session: MakeSession) -> None:
+    """Whoever looks for it, by any reference or in a list, need not know that its creation is not public yet."""
+    session = make_session(max_concurrent=100)
+    for number in range(1, 11):
+        run = session.start(agents.waits_for_cancel, "tea", name=f"pot-{number}")
+        assert session.get(run.name) == session.get(number) == session.get("last") == session.get(run.id) == run
+        assert session.runs(name=run.name) == [run]
+        assert session.count_runs() == len(session.runs()) == number
+        assert session.live_runs[0].record.prompt == "tea"
+
+
+def test_a_run_that_is_started_where_runs_become_public_is_not_waited_for(make_session: MakeSession) -> None:
+    """A listener that starts a run sees no number yet: it would wait for itself."""
+    session, seen = make_session(), queue.SimpleQueue[int | None]()
+
+    def starts_another(record: RunRecord, _events: object) -> None:
+        if record.name == "first" and record.status is RunStatus.QUEUED:
+            seen.put(session.start(agents.instant, name="second").number)
+
+    session.listen(starts_another)
+    session.start(agents.instant, name="first")
+    assert seen.get(timeout=BOUND_S) is None
+    assert ended(session.get("second")).number == 2
 
 
 def test_every_time_comes_from_the_injected_clock(make_session: MakeSession) -> None:
@@ -489,7 +576,6 @@ def test_a_cancel_on_the_way_to_the_host_never_enters_the_agent(session: Noteboo
     run = session.start(never)
     receipt = run.cancel()
     assert receipt.outcome is CancelOutcome.REQUESTED
-    assert run.status.is_live
     blocker.gate.set()
     assert receipt.wait(BOUND_S)
     assert run.status is RunStatus.CANCELLED

@@ -551,6 +551,7 @@ def test_a_word_of_the_session_reaches_the_host(session: NotebookSession) -> Non
 
     run = start(session, listens)
     assert run.live is not None
+    wait_until(lambda: run.id in session.parts.scheduler._places, "it isn't sent")
     session.parts.scheduler.control(run.live, "steer", {"text": "left"})
     assert run.result(BOUND_S) == ["steer", "left"]
 
