@@ -195,9 +195,8 @@ def _calls(group: CallGroup, limit: int) -> _Section:
     """Return the model calls of a run without tools."""
     if group.count == 1:
         return _line_of(group, limit)
-    last = group.last[-max(3, limit // 400) :]
-    lines = [*_earlier(group.count - len(last), "model call"), *map(words.call_words, last)]
-    return _Fold(words.group_words(group), lines, "→")
+    last = words.call_lines(group, max(3, limit // 400))
+    return _Fold(words.group_words(group), [*_earlier(group.count - len(last), "model call"), *last], "→")
 
 
 def _line_of(group: CallGroup, limit: int) -> _Line:

@@ -442,8 +442,11 @@ def usage_words(usage: ev.Usage) -> str:
     return " · ".join(filter(None, [tokens and f"{tokens} tokens", cost_words(usage)]))
 
 
-def call_words(call: ModelCall) -> str:
-    """Return all that is known of a model call: `openai gpt-4o · 1,204 in (1,000 cached) · 340 out · 2.1 s …`."""
+def call_words(call: ModelCall, *, is_named: bool = True) -> str:
+    """Return all that is known of a model call: `openai gpt-4o · 1,204 in (1,000 cached) · 340 out · 2.1 s …`.
+
+    `is_named` is whether its provider and model are named.
+    """
     usage = call.usage or ev.Usage()
     cached = f" ({usage.cache_read_tokens:,} cached)" if usage.cache_read_tokens else ""
     thought = f" ({usage.reasoning_tokens:,} reasoning)" if usage.reasoning_tokens else ""
@@ -454,14 +457,21 @@ def call_words(call: ModelCall) -> str:
     ended = "" if call.status in ("ok", "running") or call.error else call.status
     again = "" if call.retry_after is None else f"retry after {duration(call.retry_after)}"
     facts = [
-        _asked(call.provider, call.model),
+        _asked(call.provider, call.model) if is_named else "",
         tokens,
         cost_words(usage),
         f"{took}{first}",
         *_sourced(call.source, call.waited_ms),
         ended,
     ]
-    return " · ".join(fact for fact in (*facts, call.error and shown(call.error, 120), again) if fact)
+    line = " · ".join(fact for fact in (*facts, call.error and shown(call.error, 120), again) if fact)
+    return line or call.status
+
+
+def call_lines(group: CallGroup, count: int) -> list[str]:
+    """Return the last `count` model calls of a group, a line each; a model is named where there are several."""
+    is_named = len({(call.provider, call.model) for call in group.last}) > 1
+    return [call_words(call, is_named=is_named) for call in group.last[-count:]]
 
 
 def group_words(group: CallGroup) -> str:
@@ -476,7 +486,7 @@ def group_words(group: CallGroup) -> str:
     if group.count == 1:
         facts += _sourced(last[0].source if last else "live", group.waited_ms)
         facts += [shown(call.error, 80) or call.status for call in last if call.status not in ("ok", "running")]
-        return " · ".join(filter(None, facts))
+        return " · ".join(filter(None, facts)) or "model call"
     ended = group.count - group.running
     facts += [f"{duration(group.ms / ended / 1000)} each" if ended else "", *_sourced("live", group.waited_ms)]
     source = next((call.source for call in reversed(last) if call.source in ANSWERED), ANSWERED[0])

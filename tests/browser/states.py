@@ -77,6 +77,16 @@ CHILDREN = (
 )
 CUT = ev.Usage(9_120, 811, cost_usd=0.0187, exact=False)
 
+ASKED = ev.CallStarted("call-1", "openai", "gpt-5-mini")
+ANSWERED = ev.CallFinished("call-1", "ok", 2_140.0, 310.0, ev.Usage(6_204, 340, 5_120, 128, 1, 0.0123))
+BUSY = ev.CallFinished("call-2", "error", 40.0, error="HTTP 429", retry_after=2.0)
+AGAIN = ev.CallFinished("call-3", "ok", 1.0, 0.5, ev.Usage(12_000, 3_000, requests=1), "", 2_100.0, "journal")
+CALLS = (
+    (-13.0, ASKED), (-12.2, ANSWERED), *TOOLS[:2], (-10.0, ev.CallStarted("call-2", "openai", "gpt-5-mini")),
+    (-9.8, BUSY), (-9.6, ev.CallStarted("call-3", "openai", "gpt-5-mini")), (-9.5, AGAIN), *TOOLS[2:4],
+    (-5.0, ev.CallStarted("call-4", "anthropic", "claude-sonnet-5", "t2")),
+)  # fmt: skip
+
 RECORDS: dict[str, RunRecord] = {
     "queued": told(),
     "silent": told((-3.0, ev.RunStarted("local"))),
@@ -107,6 +117,8 @@ RECORDS: dict[str, RunRecord] = {
     "completed": told(*SPOKEN, (-0.5, ev.RunCompleted(usage=USED))),
     "data": told(STARTED, (-0.5, ev.RunCompleted({"comets": ["1P/Halley"], "count": 1}))),
     "children": told(STARTED, *CHILDREN, (-1.0, HALF)),
+    "calls": told(STARTED, *CALLS, (-3.0, HALF), (-2.0, USED)),
+    "calls-lost": told(STARTED, *CALLS, (-2.0, CUT), (-0.1, ev.RunLost("its kernel died", NOW - 2))),
 }  # fmt: skip
 """By the name of their picture."""
 

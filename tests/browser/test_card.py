@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -206,6 +207,49 @@ def test_tool_rows(card: CardPage) -> None:
     card.update(tools=later, tools_cut=4)
     expect(card.part("tool-name")).to_have_text(["tool_error", "tool_new"])
     assert card.ask(are_open) == [True, True]
+
+
+def make_calls(place: int, words: str = "openai gpt-4o · 7 in · 4 out", **fields: Any) -> dict[str, Any]:
+    """Return a group of model calls as the kernel sends it, before the tool at that place."""
+    calls = {
+        "place": place,
+        "status": "ok",
+        "words": words,
+        "nested": False,
+        "started_at": 0.0,
+        "ms": 812.0,
+        "lines": ["7 in (2 cached) · 4 out · 0.8 s"],
+        "lines_cut": 0,
+    }
+    return calls | fields
+
+
+def test_model_calls_are_thin_rows_between_the_tools(card: CardPage) -> None:
+    """In order; one that runs shows for how long, and unfolded all of them are listed. None is ever markup."""
+    card.open(make_run(calls=[make_calls(0, HOSTILE, status="running", started_at=NOW - 3, ms=None, lines=[HOSTILE])]))
+    expect(card.part("calls-words")).to_have_text(HOSTILE)
+    expect(card.part("calls-ms")).to_have_text("3 s")
+    expect(card.part("idle")).to_be_hidden()
+    assert card.ask("document.querySelectorAll('.nbrun-card img').length") == 0
+    several = make_calls(2, "12 model calls · openai gpt-4o", ms=None, lines=["4 out", "5 out"], lines_cut=10)
+    tools, calls = [make_tool("first"), make_tool("second")], [make_calls(0), make_calls(1), several]
+    card.update(tools=tools, calls=calls)
+    rows = ["openai gpt", "function first", "openai gpt", "function second", "12 model calls"]
+    expect(card.page.locator(".nbrun-card__tools > li")).to_have_text([re.compile(row) for row in rows])
+    tall, thin = (card.part(part).first.bounding_box() for part in ("tool-line", "calls-line"))
+    assert tall is not None
+    assert thin is not None
+    assert thin["height"] < tall["height"]
+    expect(card.part("calls-lines").nth(2)).to_be_hidden()
+    card.part("calls-line").nth(2).click()
+    expect(card.part("calls-cut").nth(2)).to_have_text("… 10 earlier model calls")
+    expect(card.part("calls-lines").nth(2).get_by_role("listitem")).to_have_text(["4 out", "5 out"])
+    card.update(tools=tools[1:], tools_cut=1, calls=calls[1:], calls_cut=1)
+    expect(card.part("cut").first).to_have_text("… 1 earlier tool call and 1 earlier model call")
+    expect(card.page.locator(".nbrun-card__tools > li")).to_have_text([re.compile(row) for row in rows[2:]])
+    expect(card.part("calls-lines").nth(1)).to_be_visible()
+    card.update(tools=[], tools_cut=0, calls=[], calls_cut=0)
+    expect(card.part("tools")).to_be_hidden()
 
 
 def test_a_silent_agent_is_waited_for_aloud(card: CardPage) -> None:
@@ -519,6 +563,7 @@ def busy_run() -> dict[str, Any]:
             make_tool("delete_everything", "denied", ms=None, result=""),
             make_tool("read_file", "running", args='{"path": "/data/' + "deep/" * 30 + '"}'),
         ],
+        calls=[make_calls(place, "a-provider-with-a-long-name " + "gpt-" * 40, ms=None) for place in (4, 5, 8)],
         text_cut=1234,
         text="Comets are small bodies of ice and dust. Near the sun they grow a coma, and often two tails.\n\n"
         "- Halley: 76 years\n- Encke: 3.3 years\n\n" + "unbroken" * 40,

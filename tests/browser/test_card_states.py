@@ -55,7 +55,7 @@ def test_other_looks(card: CardPage, look: str) -> None:
     card.open(state("queued"))
     if look == "right-to-left":
         card.page.evaluate("() => (document.documentElement.dir = 'rtl')")
-    for name in ("running", "completed", "failed", "children", "waiting"):
+    for name in ("running", "completed", "failed", "children", "calls", "waiting"):
         hebrew = {"name": "סקר כוכבי שביט", "agent": "סוכן:מודל-עם-שם-ארוך-מאוד-מאוד"}
         card.show(state(name) | (hebrew if look == "right-to-left" else {}))
         take(card, f"{look}-{name}")

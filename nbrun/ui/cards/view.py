@@ -12,7 +12,6 @@ import msgspec
 from nbrun.core import (
     CallGroup,
     ChildSummary,
-    ModelCall,
     RunRecord,
     RunStatus,
     ToolCall,
@@ -244,13 +243,14 @@ def _calls(record: RunRecord) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     groups = [group for group in record.call_groups[-TOOL_LIMIT - 1 :] if group.tools >= first]
     for group in reversed(groups):
-        last = group.last[-max(1, room) :]
-        room -= len(last)
-        rows.append(_call_row(group, last))
+        lines = words.call_lines(group, max(1, room))
+        room -= len(lines)
+        rows.append(_call_row(group, lines))
     return {"calls": rows[::-1], "calls_cut": record.call_count - sum(group.count for group in groups)}
 
 
-def _call_row(group: CallGroup, last: tuple[ModelCall, ...]) -> dict[str, Any]:
+def _call_row(group: CallGroup, lines: list[str]) -> dict[str, Any]:
+    last = group.last
     running = [call for call in last if call.status == "running"]
     is_one = group.count == 1
     return {
@@ -260,8 +260,8 @@ def _call_row(group: CallGroup, last: tuple[ModelCall, ...]) -> dict[str, Any]:
         "nested": bool(last and last[-1].parent),
         "started_at": running[0].started_at if running else 0.0,
         "ms": last[-1].ms if is_one and last else None,
-        "lines": [_line(words.call_words(call), 2 * LINE_LIMIT) for call in last],
-        "lines_cut": group.count - len(last),
+        "lines": [_line(line, 2 * LINE_LIMIT) for line in lines],
+        "lines_cut": group.count - len(lines),
     }
 
 
