@@ -148,6 +148,8 @@ def find_answer(journal: Journal, asked: Asked, run: RunContext) -> Answer | Non
         except (msgspec.MsgspecError, RecursionError):  # signed, so it is of another version
             run.log(f"an answer in the journal of {journal.source} can't be read; the model is asked again", "warning")
             return None
+    if journal.speed is not None:
+        return _refused(journal, asked, run)
     if (had_answers or journal.given) and not journal.has_diverged:
         journal.has_diverged = True
         unused = journal.unused(CALL)
@@ -157,6 +159,17 @@ def find_answer(journal: Journal, asked: Asked, run: RunContext) -> Answer | Non
         else:
             run.log(f"{given}, which was all of it; from here on the model is asked")
     return None
+
+
+def _refused(journal: Journal, asked: Asked, run: RunContext) -> Answer:
+    """Return an error in place of an answer that a cassette hasn't: no client tries again after it."""
+    unused = journal.unused(CALL)
+    what = difference(unused[0].outline, asked) if unused else "all of its answers were given"
+    line = f"this request is not in {journal.source}: {what}"
+    run.log(line, "warning")
+    error = {"type": "invalid_request_error", "code": 400, "status": "INVALID_ARGUMENT", "message": line}
+    body = msgspec.json.encode({"type": "error", "error": error})
+    return Answer(400, [("content-type", "application/json")], [(0.0, body)])
 
 
 Decode = Callable[[str, list[bytes], int], list[bytes]]

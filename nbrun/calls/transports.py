@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -132,30 +134,47 @@ def _begin(run: RunContext, request: Any, cut: Callable[[], object] | None, deco
     except RuntimeError:  # its body is an iterator, which isn't read twice
         content = None
     target = find_target(request.method, url.host, url.path, content)
-    if target is None or content is None or len(content) > MAX_REQUEST or (journal := run.journal) is None:
+    if target is None or (journal := run.journal) is None:
         return Call(run, target, cut)
-    if not (journal.keeps or journal.is_answering):
+    is_cassette = journal.speed is not None
+    if content is None or len(content) > MAX_REQUEST:
+        if not is_cassette:
+            return Call(run, target, cut)
+        content = b""  # which is in no cassette
+    if not (journal.keeps or journal.is_answering or is_cassette):
         return Call(run, target, cut)
     with guarded():
         address = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}{url.path}"
         asked = Asked(request.method, address, url.params.multi_items(), content, journal)
         answer = find_answer(journal, asked, run)
         tape = Tape(journal, asked, run, decode) if answer is None and journal.keeps else None
-    return Call(run, target, cut, answer, tape)
+    call = Call(run, target, cut, answer, tape)
+    if is_cassette:
+        call.source = "cassette"
+    return call
 
 
 class _Pieces:
-    """The body of an answer that is there already."""
+    """The body of an answer that is there already; that of a cassette comes in its time."""
 
-    def __init__(self, pieces: list[tuple[float, bytes]]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: list[tuple[float, bytes]], run: RunContext) -> None:
+        self._pieces, self._run = pieces, run
+        self._began = run.clock.monotonic()
+        self._speed = math.inf if (journal := run.journal) is None or journal.speed is None else journal.speed
+
+    def _wait_s(self, ms: float) -> float:
+        return self._began + ms / 1000 / self._speed - self._run.clock.monotonic()
 
     def __iter__(self) -> Iterator[bytes]:
-        for _, piece in self._pieces:
+        for ms, piece in self._pieces:
+            if (wait_s := self._wait_s(ms)) > 0:
+                self._run.sleep(wait_s)
             yield piece
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for _, piece in self._pieces:
+        for ms, piece in self._pieces:
+            if (wait_s := self._wait_s(ms)) > 0:
+                await asyncio.sleep(wait_s)
             yield piece
 
     def close(self) -> None:
@@ -169,7 +188,7 @@ def _respond(package: Any, call: Call, body: Any) -> Any:
     """Return the response to a call that is answered without a request."""
     answer = call.answer
     assert answer is not None  # noqa: S101 - the caller has looked
-    stream = body(_Pieces(answer.pieces), call)
+    stream = body(_Pieces(answer.pieces, call.run), call)
     response = package.Response(answer.status, headers=answer.headers, stream=stream)
     call.answered(answer.status, response.headers)
     return response

@@ -19,7 +19,7 @@ from nbrun.core.errors import (
 )
 from nbrun.core.events import ApprovalRequested, RunEvent
 from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_guard, guarded, need_stack
-from nbrun.core.journal import Journal, JournalFiles, Journals
+from nbrun.core.journal import Entry, Journal, JournalFiles, Journals
 from nbrun.core.latches import Latch, LoopLatch, is_on_loop, module_lock
 from nbrun.core.line_buffer import LineBuffer, Printed
 from nbrun.core.options import RunOptions, trusted
@@ -40,7 +40,7 @@ from nbrun.core.values import (
 __all__ = [
     "Action", "AgentNotFound", "ApprovalRequested", "Artifact", "ArtifactFiles", "ArtifactLost", "ArtifactWriter",
     "BadOption", "BadRecording", "CallGroup", "CallbackHandle", "CancelCause", "CancelOutcome", "CancelReceipt",
-    "CancelRequest", "CancelToken", "Cancelled", "ChildSummary", "Clock", "Exported", "Fix", "IdConflict",
+    "CancelRequest", "CancelToken", "Cancelled", "ChildSummary", "Clock", "Entry", "Exported", "Fix", "IdConflict",
     "IdGenerator", "InterruptGuard", "Interrupted", "Journal", "JournalFiles",
     "Journals", "LIVE", "Latch", "LineBuffer", "LoopLatch", "ModelCall",
     "NbrunError", "NoResult", "NotPending", "NotResumable", "PackageMissing", "Plain", "Printed", "REPR_KEY",

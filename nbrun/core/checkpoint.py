@@ -88,7 +88,8 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 class Restored(msgspec.Struct, frozen=True):
     """What a run resumes from: a packed state with what was used before it, or a conversation.
 
-    `journal` has what earlier runs were answered, those of `journal_of` in words.
+    `journal` has what earlier runs were answered, those of `journal_of` in words. With a `speed` it is a cassette, and
+    nothing else answers: so many times as fast as it was recorded.
     """
 
     state: bytes | None = None
@@ -97,6 +98,7 @@ class Restored(msgspec.Struct, frozen=True):
     history: tuple[Turn, ...] = ()
     journal: tuple[Entry, ...] = ()
     journal_of: str = ""
+    speed: float | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -319,6 +319,8 @@ FILTERS = (
 )
 FORMS = ("jsonl", "json", "html", "md")
 """What runs can be exported as; the first two can be imported again."""
+CASSETTE = "cassette"
+"""What the model calls of a run are exported as, in a notebook: they are beside the store."""
 
 
 def number_of(ref: str) -> int | None:

@@ -212,10 +212,17 @@ class Journal:
     ----------
     known : the entries of earlier runs; each answers once, in order, to what asks the same.
     source : the run that they come from, in words.
+    speed : of a cassette, how much faster it answers than it was recorded: then nothing else answers. None: a journal.
     """
 
     def __init__(
-        self, journals: Journals, run_id: str, attempt: int, known: Sequence[Entry] = (), source: str = ""
+        self,
+        journals: Journals,
+        run_id: str,
+        attempt: int,
+        known: Sequence[Entry] = (),
+        source: str = "",
+        speed: float | None = None,
     ) -> None:
         self._journals = journals
         self._run_id, self._attempt = run_id, attempt
@@ -227,6 +234,7 @@ class Journal:
         self._number = self._size = 0
         self._is_broken = False
         self.source = source
+        self.speed = speed
         self.given = 0
         """How many answers were given."""
         self.has_diverged = False

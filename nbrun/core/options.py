@@ -59,6 +59,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     mcp : MCP servers whose tools it may use, by command or by URL.
     settings : its model's settings, such as `{"temperature": 0}`, named as in pydantic-ai; or a function that
         returns them for each step, from pydantic-ai's `RunContext`.
+    cassette : a file that answers the run's model calls, offline; `%agentrun export --form cassette` writes it.
+    speed : of a cassette, how much faster it answers than it was recorded: 1, 10 …, or `max`; None: as it was.
     keep_object : also keep the output itself, pickled, for `run.load_object()` in a later kernel.
 
     Raises
@@ -85,10 +87,14 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     output_type: type | None = None
     mcp: Sequence[str] | str | None = None
     settings: Settings | None = None
+    cassette: str | None = None
+    speed: float | str | None = None
     keep_object: bool = False
 
     def __post_init__(self) -> None:
-        for option in ("name", "id", "system"):
+        if isinstance(self.cassette, os.PathLike):
+            msgspec.structs.force_setattr(self, "cassette", os.fspath(self.cassette))
+        for option in ("name", "id", "system", "cassette"):
             _check_text(option, getattr(self, option))
         for option, words in choices().items():
             if getattr(self, option) not in words:
@@ -98,6 +104,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.loop != "host" and (self.thread or self.on != "local"):
             other = "thread=True" if self.on == "local" else f"on='{self.on}'"
             raise BadOption(f"loop='{self.loop}' can't be combined with {other}; use one of them")
+        if self.speed is not None and self.cassette is None:
+            raise BadOption("speed is only for a run with a cassette, or a replay")
         _check_timeout(self.timeout_s)
         _check_setup(self)
         force = msgspec.structs.force_setattr

@@ -38,6 +38,7 @@ from nbrun.core import (
     LoopLatch,
     NbrunError,
     Plain,
+    Restored,
     Rung,
     Stepped,
     clean_text,
@@ -312,9 +313,11 @@ class Driver:
             return None
         with guarded(), self._lock:
             if self._journal is None:
-                restored = attempt.restored
-                known, source = ((), "") if restored is None else (restored.journal, restored.journal_of)
-                self._journal = Journal(attempt.journals, attempt.run_id, attempt.number, known, source)
+                restored = attempt.restored or Restored()
+                self._journal = Journal(
+                    attempt.journals, attempt.run_id, attempt.number, restored.journal, restored.journal_of,
+                    restored.speed,
+                )  # fmt: skip
             return self._journal
 
     @property

@@ -75,10 +75,15 @@ def dump(form: str, runs: Iterable[Exported]) -> Iterator[bytes]:
 
 
 def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
-    """Write a file of these runs, or raise `OSError`; an existing file stays until the new one is complete."""
+    """Write a file of these runs; see `write_lines`."""
+    write_lines(path, dump(form, runs))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write a file, or raise `OSError`; an existing file stays until the new one is complete."""
     if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
         with path.open("wb") as file:
-            file.writelines(dump(form, runs))
+            file.writelines(lines)
         return
     path = path.resolve()  # a link stays a link
     if not path.parent.is_dir():  # else the error would name the draft
@@ -86,7 +91,7 @@ def write(path: Path, form: str, runs: Iterable[Exported]) -> None:
     draft = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with draft.open("xb") as file:
-            file.writelines(dump(form, runs))
+            file.writelines(lines)
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)

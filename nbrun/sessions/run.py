@@ -14,9 +14,11 @@ from nbrun.agents import ALLOW, DENY, current_run
 from nbrun.core import (
     Action,
     Artifact,
+    BadOption,
     CancelCause,
     CancelOutcome,
     CancelReceipt,
+    Entry,
     Fix,
     ModelCall,
     NbrunError,
@@ -39,6 +41,7 @@ from nbrun.core import (
     revived,
     shown,
 )
+from nbrun.core.commands import CASSETTE
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import opening, queued_words, run_ref, status_words, title
 from nbrun.sessions.live_run import LiveRun, each_event, poll, poll_softly
@@ -471,16 +474,24 @@ class Run:
 
         Parameters
         ----------
-        form : `jsonl` or `json`, which `nbrun import` reads, `html` or `md`; None: as the file's name ends.
+        form : `jsonl` or `json`, which `nbrun import` reads, `html` or `md`; None: as the file's name ends. Or
+            `cassette`: the answers to its model calls, for `start(cassette=path)`.
 
         Raises
         ------
         BadOption, OSError
-            The form is unknown, or the file cannot be written.
+            The form is unknown, the run has no answers for a cassette, or the file cannot be written.
         """
         from nbrun.render import export
 
         path = Path(path)
+        if form == CASSETTE:
+            from nbrun.calls import cassette  # with the first
+
+            if not (entries := self._answers()):
+                raise BadOption(f"{self!r} has no model calls that were kept, so it can't be a cassette")
+            export.write_lines(path, cassette.dump(entries))
+            return path
         run = whole_run(self.whole_record, export.paged(self.events), self.artifacts)
         export.write(path, export.read_form(form, path), [run])
         return path
@@ -688,6 +699,14 @@ class Run:
         """Return the events for a replay: each is whole, wherever its payload is kept."""
         artifacts = self.artifacts
         return [restored(event, artifacts) for event in self.events()]
+
+    def _answers(self) -> list[Entry]:
+        """Return the answers to the model calls of the run and its child runs, as far as they were kept."""
+        numbers = [] if self.number is None else [self.number]
+        for number in numbers:  # it grows; a child has a greater number than its parent
+            children = self.store.record(number).children
+            numbers += [child.number for child in children if child.number is not None and child.number > number]
+        return [entry for number in dict.fromkeys(numbers) for entry in self.store.journal(number)]
 
     @property
     def signed(self) -> RunRecord | ev.RunCreated | None:

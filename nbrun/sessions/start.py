@@ -46,6 +46,7 @@ from nbrun.core import (
     options as run_options,
 )
 from nbrun.core.commands import number_of
+from nbrun.core.recording import read_speed
 from nbrun.host import capture
 from nbrun.host.attempt import Attempt
 from nbrun.host.process import pickling
@@ -150,6 +151,7 @@ class _Plan:
     adapter: AgentAdapter
     created: ev.RunCreated
     predecessor: Predecessor | None
+    restored: Restored | None = None
 
 
 class Starter:
@@ -237,15 +239,15 @@ class Starter:
 
     def _attempt(self, live: LiveRun, plan: _Plan, options: StartOptions, pickled: bytes) -> Attempt:
         """Return what the run's host needs; call it where the run is started, since it copies the context."""
-        parts, predecessor = self._parts, plan.predecessor
+        parts = self._parts
         # Most runs have no options: they share these, since an attempt is kept as long as its run is live.
         executed = options if plan.created.options else self._defaults
         return Attempt(
             live.run_id, live.attempt, plan.agent, plan.created.prompt, live.token,
             contextvars.copy_context(), executed, options.answerable, parts.cancel_grace_s,
-            functools.partial(self._child_starter, live, options.approve, options.answerable),
+            functools.partial(self._child_starter, live, executed, options.answerable),
             pickled, live.budget, parts.scheduler.is_reentrant,
-            None if predecessor is None else predecessor.restored, parts.artifact_writer, live.loop,
+            plan.restored, parts.artifact_writer, live.loop,
             parts.journals,
         )  # fmt: skip
 
@@ -287,12 +289,12 @@ class Starter:
         return None if run is None else self._parts.intake.runs.get(run.run_id)
 
     def _start_child(
-        self, parent: LiveRun, approve: str, answerable: bool, agent: object, prompt: str, options: dict[str, Any]
+        self, parent: LiveRun, own: RunOptions, answerable: bool, agent: object, prompt: str, options: dict[str, Any]
     ) -> Run:
-        """Start a child run. Its questions are answered as its parent's are, or more strictly."""
+        """Start a child run. Its questions are answered as its parent's are, or more strictly, and so are its calls."""
         above = self._catalog.run(parent)
-        given = {"answerable": answerable, **options, "parent": above}
-        given["approve"] = _strictest(approve, options.get("approve", approve))
+        given = {"answerable": answerable, "cassette": own.cassette, "speed": own.speed, **options, "parent": above}
+        given["approve"] = _strictest(own.approve, options.get("approve", own.approve))
         with guarded():
             run = self.start(agent, prompt, given)
         if "id" in options and run.parent_id not in (parent.run_id, None):
@@ -430,7 +432,22 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
             created, origin=predecessor.origin, usage=predecessor.usage, model=model or predecessor.model,
             options=options_of,
         )  # fmt: skip
-    return _Plan(agent, adapter, created, predecessor)
+    return _Plan(agent, adapter, created, predecessor, _restored(predecessor, options))
+
+
+def _restored(predecessor: Predecessor | None, options: RunOptions) -> Restored | None:
+    """Return what a run starts from: what a run has that it comes from, and a cassette."""
+    restored = None if predecessor is None else predecessor.restored
+    if options.cassette is None:
+        return restored
+    from nbrun.calls import cassette  # with the first
+
+    return msgspec.structs.replace(
+        restored or Restored(),
+        journal=cassette.load(options.cassette),
+        journal_of=f"the cassette {os.path.basename(options.cassette)}",
+        speed=1.0 if options.speed is None else read_speed(options.speed),
+    )
 
 
 def _resolved(agent: object, options: RunOptions) -> tuple[object, str | None]:

@@ -31,7 +31,7 @@ from nbrun.core import (
     shown,
     visible,
 )
-from nbrun.core.commands import FILTERS, asks_for_help, close_to
+from nbrun.core.commands import CASSETTE, FILTERS, asks_for_help, close_to
 from nbrun.core.options import defaults
 from nbrun.render.words import opening, title, trust_words
 from nbrun.sessions.session import LIST_LIMIT
@@ -202,9 +202,9 @@ class AgentMagics(Magics):
 
         run = self._run(given)
         path = None if given.out is None else Path(given.out)
-        form = read_form(given.form, path)
+        form = CASSETTE if given.form == CASSETTE else read_form(given.form, path)
         if path is None:
-            path = Path(f"run-{run.number or 'unsaved'}.{form}")
+            path = Path(f"run-{run.number or 'unsaved'}.{f'{form}.jsonl' if form == CASSETTE else form}")
             if path.exists():
                 raise BadOption(f"{path} already exists; choose another file with --out")
         try:
@@ -230,8 +230,6 @@ class AgentMagics(Magics):
         """Start a run that comes from another one, and show its card."""
         options = self._options(given)
         agent = None
-        if getattr(given, "speed", None) is not None:
-            options["speed"] = given.speed
         if getattr(given, "target", None) is not None:
             agent, options["target"] = self._named_agent(given.target), given.target
         answerable = self._presenter.is_answerable(given.block)

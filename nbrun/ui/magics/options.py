@@ -9,7 +9,7 @@ from itertools import chain
 import msgspec
 
 from nbrun.core import Action, Fix, duration_s
-from nbrun.core.commands import FILTERS, FORMS, REF, Argument, Command, integer, whole_number
+from nbrun.core.commands import CASSETTE, FILTERS, FORMS, REF, Argument, Command, integer, whole_number
 from nbrun.core.options import LABELS, choices
 
 
@@ -70,6 +70,14 @@ OPTIONS = (
     _choice(
         "--loop",
         "event loop: host (default), or kernel if cells also await this agent's client (a busy cell then blocks it)",
+        group=WHAT,
+    ),
+    Argument(
+        ("--cassette",), "answer its model calls from this file, offline; export --form cassette writes it", "FILE",
+        group=WHAT,
+    ),
+    Argument(
+        ("--speed",), "of a cassette: 1 (as recorded), 10 (ten times as fast), another number, or max", "1|10|max",
         group=WHAT,
     ),
     Argument(
@@ -223,7 +231,10 @@ LINE = Command(
             "%agentrun export", "save a run as a file; without --out, #3 is saved as run-3.jsonl",
             (
                 REF,
-                Argument(("--form",), "the format; by default from the ending of FILE, else jsonl", choices=FORMS),
+                Argument(
+                    ("--form",), "the format, by default from FILE's ending, else jsonl; cassette: its model calls",
+                    choices=(*FORMS, CASSETTE),
+                ),
                 Argument(("--out",), "the file", "FILE"),
             ),
         ),
