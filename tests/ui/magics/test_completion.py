@@ -259,7 +259,7 @@ def runs(make_session: MakeSession, held: Held) -> Iterator[NotebookSession]:
         ("%agentrun lost ", []),
         ("%agentrun list --before #4", ["#4"]),
         ("%agentrun retry failed --approve d", ["deny"]),
-        ("%agentrun export done --form ", ["jsonl", "json", "html", "md"]),
+        ("%agentrun export done --form ", ["jsonl", "json", "html", "md", "cassette"]),
         ("%agentrun replay done --speed ", ["1", "10", "max"]),
         ("%agentrun list --status f", ["failed"]),
     ],
