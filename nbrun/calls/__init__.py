@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbrun.calls import aiohttp, transports
+from nbrun.calls import aiohttp, transports, urllib3
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,7 @@ CLIENTS: dict[str, Callable[[Any], Callable[[], None]]] = {
     "httpx": transports.instrument,
     "httpx2": transports.instrument,  # its successor, with the same classes
     "aiohttp": aiohttp.instrument,
+    "urllib3": urllib3.instrument,  # below requests
 }
 """The packages that can be changed."""
 

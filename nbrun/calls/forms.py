@@ -48,6 +48,8 @@ FORMS = (
     Form(re.compile(r"/v1/messages$"), "anthropic"),
     Form(re.compile(r"/models/(?P<model>[^/:]+):(?:stream)?[gG]enerateContent$"), "google"),
     Form(re.compile(r"/api/(?:chat|generate|embed)$"), "ollama"),
+    # Bedrock; its streams are not text, so their usage is unknown.
+    Form(re.compile(r"/model/(?P<model>[^/]+)/(?:converse|invoke)(?:-stream|-with-response-stream)?$"), "aws"),
 )
 
 _PROVIDERS = {
@@ -110,22 +112,27 @@ class _Used(msgspec.Struct):
     output_tokens: _Count | None = None
     cache_read_input_tokens: _Count | None = None
     cache_creation_input_tokens: _Count | None = None
+    inputTokens: _Count | None = None  # Bedrock
+    outputTokens: _Count | None = None
+    cacheReadInputTokens: _Count | None = None
+    cacheWriteInputTokens: _Count | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
     output_tokens_details: _Details | None = None
 
     def tokens(self) -> _Tokens:
-        # Anthropic's input tokens are without those that are read from a cache, or written to it.
-        cached = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+        # Input tokens of Anthropic and Bedrock are without those that are read from a cache, or written to it.
+        cache_read = self.cache_read_input_tokens or self.cacheReadInputTokens or 0
+        cache_written = self.cache_creation_input_tokens or self.cacheWriteInputTokens or 0
         read = self.prompt_tokens_details or self.input_tokens_details or _Details()
         written = self.completion_tokens_details or self.output_tokens_details or _Details()
         return _tokens(
-            (self.prompt_tokens or self.input_tokens or 0) + cached,
-            self.completion_tokens or self.output_tokens,
-            self.cache_read_input_tokens or read.cached_tokens,
+            (self.prompt_tokens or self.input_tokens or self.inputTokens or 0) + cache_read + cache_written,
+            self.completion_tokens or self.output_tokens or self.outputTokens,
+            cache_read or read.cached_tokens,
             written.reasoning_tokens,
-            self.cache_creation_input_tokens,
+            cache_written,
         )
 
 

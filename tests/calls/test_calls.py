@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from nbrun import NotebookSession, Run, RunContext, events as ev
-from nbrun.calls.forms import MAX_INFLATED, BodyReader
+from nbrun.calls.forms import MAX_INFLATED, BodyReader, find_target
 from nbrun.core.errors import RunCancelled
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
@@ -362,6 +362,18 @@ def test_an_odd_body_keeps_its_usage(content: bytes, content_type: str) -> None:
     reader.feed(content)
     reader.close()
     assert reader.usage == ev.Usage(7, 4)
+
+
+def test_bedrock_is_a_form() -> None:
+    """Its clients use urllib3; the model is in the address, with its colon quoted."""
+    found = find_target(
+        "POST", "bedrock-runtime.eu-west-1.amazonaws.com", "/model/amazon.nova-pro-v1%3A0/converse", b"{}"
+    )
+    assert found == ("aws", "amazon.nova-pro-v1:0")
+    reader = BodyReader("application/json", "")
+    reader.feed(b'{"usage": {"inputTokens": 5, "outputTokens": 4, "totalTokens": 11, "cacheReadInputTokens": 2}}')
+    reader.close()
+    assert reader.usage == ev.Usage(7, 4, 2)
 
 
 HOSTILE = {

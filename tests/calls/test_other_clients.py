@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+import requests
+import urllib3
 
 from nbrun import NotebookSession, Run, events as ev
 from tests.conftest import MakeSession
@@ -161,6 +163,125 @@ def test_a_cancel_closes_the_call_of_aiohttp(
     assert run.wait(BOUND_S)
     assert run.status == "cancelled"
     assert [call.status for call in calls_of(run)] == ([] if when == "in another request" else ["cancelled"])
+
+
+def _whole(url: str, *, stream: bool) -> None:
+    urllib3.request("POST", url, json=body(stream=stream))
+
+
+def _streamed(url: str, *, stream: bool) -> None:
+    response = urllib3.request("POST", url, json=body(stream=stream), preload_content=False)
+    for _ in response.stream(7):
+        pass
+    response.release_conn()
+
+
+def _requested(url: str, *, stream: bool) -> None:
+    with requests.Session() as client:
+        client.post(url, json=body(stream=stream), timeout=BOUND_S)
+
+
+def _lines_requested(url: str, *, stream: bool) -> None:
+    with (
+        requests.Session() as client,
+        client.post(url, json=body(stream=stream), stream=True, timeout=BOUND_S) as answer,
+    ):
+        for _ in answer.iter_lines(chunk_size=7):
+            pass
+
+
+SYNC = {
+    "urllib3, whole": _whole,
+    "urllib3, streamed": _streamed,
+    "requests, whole": _requested,
+    "requests, lines": _lines_requested,
+}
+
+
+@pytest.mark.parametrize("is_gzipped", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("asks", SYNC.values(), ids=SYNC)
+def test_the_tokens_of_urllib3_are_counted(
+    session: NotebookSession, provider: Provider, stream: bool, asks: Any, is_gzipped: bool
+) -> None:
+    """In whatever way its answer is read."""
+    provider.is_gzipped = is_gzipped
+    run = session.start(lambda: asks(provider.url + FORMS["chat"].path, stream=stream))
+    assert run.wait(BOUND_S)
+    run.result()
+    used = ev.Usage(ASKED, provider.words or 0, FORMS["chat"].cached, FORMS["chat"].reasoned, requests=1)
+    assert run.usage == used
+    [call] = calls_of(run)
+    assert (call.status, call.usage) == ("ok", used)
+
+
+@pytest.mark.parametrize("when", ["before the head", "in the body", "in another request"])
+def test_a_cancel_closes_the_call_of_urllib3(make_session: MakeSession, provider: Provider, when: str) -> None:
+    """Each time, at once, and its client can be used again; another call of the same client goes on."""
+    provider.words = None
+    provider.hold = None if when == "in the body" else threading.Event()
+    session = make_session(cancel_grace_s=2 * BOUND_S)  # so it isn't the grace period that ends it
+    url, is_over = provider.url + FORMS["chat"].path, threading.Event()
+    with requests.Session() as client:
+
+        def asks() -> None:
+            if when == "in another request":
+                client.get(provider.url, timeout=BOUND_S)
+            with client.post(url, json=body(stream=True), stream=True, timeout=BOUND_S) as response:
+                for _ in response.iter_content(None):
+                    if is_over.is_set():
+                        break
+
+        beside = session.start(asks)
+        assert provider.arrived.acquire(timeout=BOUND_S)
+        for _ in range(20):
+            while provider.spoke.acquire(blocking=False):
+                pass
+            run = session.start(asks)
+            assert provider.arrived.acquire(timeout=BOUND_S)
+            for _ in range(4 if when == "in the body" else 0):  # one of them is the other's, at least
+                assert provider.spoke.acquire(timeout=BOUND_S)
+            run.cancel()
+            assert provider.hung_up.acquire(timeout=BOUND_S)
+            assert run.wait(BOUND_S)
+            assert (run.status, run.record.detached) == ("cancelled", ())
+            assert [call.status for call in calls_of(run)] == ([] if when == "in another request" else ["cancelled"])
+        is_over.set()
+        if provider.hold is not None:
+            provider.hold.set()
+        assert beside.wait(BOUND_S)
+        assert beside.status == "completed"
+
+
+def test_a_refusal_to_requests_is_tried_again_as_the_same_call(session: NotebookSession, provider: Provider) -> None:
+    """Also where it is urllib3 that tries again."""
+    provider.refusals.extend([429, 503])
+    retries = urllib3.Retry(3, status_forcelist=[429, 503], allowed_methods=None, respect_retry_after_header=False)
+
+    def asks() -> None:
+        with requests.Session() as client:
+            client.mount("http://", requests.adapters.HTTPAdapter(max_retries=retries))
+            client.post(provider.url + FORMS["chat"].path, json=body(stream=False), timeout=BOUND_S)
+
+    run = session.start(asks, max_turns=1)
+    assert run.wait(BOUND_S)
+    run.result()
+    assert [(call.status, call.error) for call in calls_of(run)] == [
+        ("error", "HTTP 429"), ("error", "HTTP 503"), ("ok", ""),
+    ]  # fmt: skip
+
+
+def test_urllib3_is_left_alone_outside_of_a_run_and_afterwards(session: NotebookSession, provider: Provider) -> None:
+    """A request of the notebook's is as before, and a closed session changes it back."""
+    assert session.start(lambda: None).wait(BOUND_S)
+    url = provider.url + FORMS["chat"].path
+    response = urllib3.request("POST", url, json=body(stream=True), preload_content=False)
+    response.drain_conn()
+    assert type(response) is urllib3.HTTPResponse
+    pool = urllib3.HTTPConnectionPool
+    assert pool._make_request.__module__.startswith("nbrun")
+    session.close()
+    assert pool._make_request.__module__.startswith("urllib3")
 
 
 def test_aiohttp_is_left_alone_outside_of_a_run_and_afterwards(session: NotebookSession, provider: Provider) -> None:
