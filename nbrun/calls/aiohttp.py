@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbrun.agents import current_run
+from nbrun.agents import watched_run
 from nbrun.calls.call import Call
 from nbrun.calls.forms import find_target
 
@@ -23,7 +23,7 @@ def instrument(package: Any) -> Callable[[], None]:
     request = session._request  # Source: all of a session's requests come through it, with their redirects
 
     async def seen_request(self: Any, method: str, address: Any, **options: Any) -> Any:
-        run = current_run.get()
+        run = watched_run()
         if run is None:
             return await request(self, method, address, **options)
         url = self._build_url(address)

@@ -8,7 +8,7 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import RunContext, current_run, guarded
+from nbrun.agents import RunContext, guarded, watched_run
 from nbrun.calls.call import Call
 from nbrun.calls.forms import MAX_REQUEST, find_target
 from nbrun.calls.journal import Asked, Tape, find_answer
@@ -29,7 +29,7 @@ def instrument(package: Any) -> Callable[[], None]:
     decode = partial(_decoded, package)
 
     def handle_request(self: Any, request: Any) -> Any:
-        run = current_run.get()
+        run = watched_run()
         if run is None:
             return send(self, request)
         # A dict of its own, by which its connection is found in the pool, in a request of its own: the client's may
@@ -47,7 +47,7 @@ def instrument(package: Any) -> Callable[[], None]:
         return response
 
     def handle_async_request(self: Any, request: Any) -> Coroutine[Any, Any, Any]:
-        run = current_run.get()
+        run = watched_run()
         answer: Coroutine[Any, Any, Any] = send_async(self, request)
         return answer if run is None else watched(run, request, answer)
 

@@ -128,7 +128,7 @@ class CallGroup(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The model calls of a run between two of its tool calls: the last of them, and what all of them sum up to.
 
     `tools` is the number of tool calls before them; `ms`, `waited_ms` and `usage` are of those that have ended, and
-    `answered` is how many of these were answered from the journal or a cassette.
+    `answered` is how many of these were answered from the journal or a cassette, for free: `usage` is without them.
     """
 
     tools: int
@@ -640,7 +640,7 @@ def _call_finished(draft: _Draft, data: ev.CallFinished, _event: ev.RunEvent) ->
         at = next(hiding, -1)
     if at < 0:
         return
-    group = groups[at]
+    group, is_free = groups[at], data.source in ANSWERED
     last = list(group.last)
     if place >= 0:
         last[place] = _ended(last[place], data)
@@ -648,10 +648,10 @@ def _call_finished(draft: _Draft, data: ev.CallFinished, _event: ev.RunEvent) ->
         group,
         running=group.running - 1,
         failed=group.failed + (data.status == "error"),
-        answered=group.answered + (data.source in ANSWERED),
+        answered=group.answered + is_free,
         ms=group.ms + data.ms,
         waited_ms=group.waited_ms + data.waited_ms,
-        usage=group.usage if data.usage is None else group.usage.plus(data.usage),
+        usage=group.usage if data.usage is None or is_free else group.usage.plus(data.usage),
         last=tuple(last),
     )
 

@@ -42,6 +42,7 @@ class Attempt:
     restored: Restored | None = None  # what the run resumes from
     artifact_writer: ArtifactWriter | None = None  # a host in another process has its own
     loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
+    watch_calls: bool = True  # whether its model calls are seen
     journals: Journals | None = None  # where the run's journal is kept; None: nowhere
 
     @property

@@ -119,7 +119,9 @@ class Driver:
         self._adapter = self._find_adapter()
         self._guard = InterruptGuard(threading.get_ident())  # drivers are made on their loop
         self._lock = threading.RLock()
-        self.run = RunContext(attempt.run_id, attempt.prompt, token, clock, self, attempt.restored)
+        self.run = RunContext(
+            attempt.run_id, attempt.prompt, token, clock, self, attempt.restored, watch_calls=attempt.watch_calls
+        )
         self._belongings = Belongings(self.run)
         self.task: asyncio.Task[None] | None = None
         restored = attempt.restored

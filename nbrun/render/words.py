@@ -459,7 +459,7 @@ def call_words(call: ModelCall, *, is_named: bool = True) -> str:
     facts = [
         _asked(call.provider, call.model) if is_named else "",
         tokens,
-        cost_words(usage),
+        "" if call.source in ANSWERED else cost_words(usage),
         f"{took}{first}",
         *_sourced(call.source, call.waited_ms),
         ended,

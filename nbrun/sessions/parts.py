@@ -31,6 +31,7 @@ class Parts:
     notebook: Path | None
     clock: Clock
     cancel_grace_s: float
+    watch_calls: bool
     store: SessionStore
     keyring: SecretRegistry
     artifact_writer: ArtifactWriter

@@ -88,6 +88,7 @@ class NotebookSession:
     max_concurrent : how many runs may be in progress at once; more are queued.
     cancel_grace_s : seconds that cleanup code gets after a cancel.
     reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
+    watch_calls : see the model calls of new runs, at the HTTP clients.
     keep_runs, keep_bytes : what the store keeps at most; the oldest ended runs go first. 0: all.
     """
 
@@ -102,6 +103,7 @@ class NotebookSession:
         max_concurrent: int = 8,
         cancel_grace_s: float = 2.0,
         reentrant_loop: bool = False,
+        watch_calls: bool = True,
         keep_runs: int = KEEP_RUNS,
         keep_bytes: int = KEEP_BYTES,
     ) -> None:
@@ -126,7 +128,7 @@ class NotebookSession:
         scheduler = Scheduler(_slots(max_concurrent), self.clock)
         self.parts = parts = Parts(
             session_id=self.id, notebook=self.notebook, clock=self.clock, cancel_grace_s=cancel_grace_s,
-            store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
+            watch_calls=watch_calls, store=self.store, keyring=keyring, intake=intake, scheduler=scheduler,
             artifact_writer=ArtifactWriter(lambda: self.store.files, keyring),
             journals=Journals(self.id, lambda: self.store.journals, self._journal_key, keyring),
             control=Control(intake, scheduler, keyring), display=lambda run: self.on_display(run), follow=self.follow,
@@ -163,6 +165,15 @@ class NotebookSession:
     @cancel_grace_s.setter
     def cancel_grace_s(self, seconds: float) -> None:
         self.parts.cancel_grace_s = seconds
+
+    @property
+    def watch_calls(self) -> bool:
+        """Whether the model calls of new runs are seen: counted, limited, closed by a cancel, and shown."""
+        return self.parts.watch_calls
+
+    @watch_calls.setter
+    def watch_calls(self, is_on: bool) -> None:
+        self.parts.watch_calls = is_on
 
     # --- starting --------------------------------------------------------------------------------
 

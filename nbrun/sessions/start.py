@@ -240,6 +240,8 @@ class Starter:
     def _attempt(self, live: LiveRun, plan: _Plan, options: StartOptions, pickled: bytes) -> Attempt:
         """Return what the run's host needs; call it where the run is started, since it copies the context."""
         parts = self._parts
+        # What a journal or a cassette is to answer must be seen, or it would be paid for.
+        answers = plan.restored is not None and (bool(plan.restored.journal) or plan.restored.speed is not None)
         # Most runs have no options: they share these, since an attempt is kept as long as its run is live.
         executed = options if plan.created.options else self._defaults
         return Attempt(
@@ -248,7 +250,7 @@ class Starter:
             functools.partial(self._child_starter, live, executed, options.answerable),
             pickled, live.budget, parts.scheduler.is_reentrant,
             plan.restored, parts.artifact_writer, live.loop,
-            parts.journals,
+            parts.watch_calls or answers, parts.journals,
         )  # fmt: skip
 
     def _new_id(self) -> str:

@@ -36,6 +36,11 @@ class NbRun(Configurable):
         help="Let agents call asyncio.run() on the event loop that runs them, with nest-asyncio2; the kernel's own "
         f"loop isn't changed (True or False; default False). {NEW_RUNS}",
     ).tag(config=True)
+    watch_calls = Bool(
+        True,
+        help="See the model calls of runs at the HTTP clients, whatever code makes them: show them on the card, count "
+        f"them, hold limits and close them with a cancel (True or False; default True). {NEW_RUNS}",
+    ).tag(config=True)
     keep_runs = Int(
         KEEP_RUNS,
         min=0,

@@ -6,11 +6,13 @@ import asyncio
 import sys
 from collections.abc import Callable
 from html import escape
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
 
+from nbrun.calls import CLIENTS
 from nbrun.core import Clock, RunStatus, duration
 from nbrun.store.diagnosis import (
     MARKS,
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 ANSWER_S = 2.0
 """How long a probe waits for an answer; the cell is blocked meanwhile."""
 SLOW_S = 0.5
+
+_OTHER_CLIENTS = ("urllib3", "grpc", "pycurl")
+"""Packages that make requests past those that are watched."""
 
 _COLOURS = {Sign.OK: "#2e7d32", Sign.NOTE: "#757575", Sign.PROBLEM: "#c62828"}
 
@@ -65,6 +70,7 @@ def examine(extension: Presenter) -> list[Finding]:
         "page": lambda: _page(extension),
         "subshells": lambda: _subshells(extension.kernel),
         "nest_asyncio": lambda: [_nesting()],
+        "model calls": lambda: _calls(extension),
         "server": lambda: [served()],
         "store": lambda: kept(extension.session.store) + set_aside(extension.session.store),
         "signing": lambda: signing(extension.session.store.signer),
@@ -215,6 +221,32 @@ def _nesting() -> Finding:
         return Finding(Sign.PROBLEM, "nest_asyncio", text, fix)
     text = "nest_asyncio2 is applied, which is safe; clicks wait for a nested run to end"
     return Finding(Sign.NOTE, "nest_asyncio", text, "use await instead of asyncio.run() where you can")
+
+
+def _calls(extension: Presenter) -> Iterator[Finding]:
+    """Yield through which packages the model calls of runs are seen, and through which they aren't."""
+    subject = "model calls"
+    if not extension.session.watch_calls:
+        text = "not seen: on cards and for limits there is only what agents report, and a cancel closes no connection"
+        yield Finding(Sign.NOTE, subject, text, "%config NbRun.watch_calls = True")
+        return
+    found = {name: version for name in CLIENTS if (version := _version(name))}
+    loaded = [f"{name} {version}" for name, version in found.items() if name in sys.modules]
+    later = [f"{name} {version}" for name, version in found.items() if name not in sys.modules]
+    parts = [", ".join(loaded), f"once imported, {', '.join(later)}" if later else ""]
+    seen = " and, ".join(filter(None, parts)) or f"{', '.join(CLIENTS)}, none of which is installed"
+    yield Finding(Sign.OK, subject, f"seen through {seen}; requests of other packages aren't")
+    if others := [name for name in _OTHER_CLIENTS if name in sys.modules and name not in CLIENTS]:
+        text = f"not seen through {', '.join(others)}: there, cards and limits have what agents report"
+        yield Finding(Sign.NOTE, subject, text, "nothing to do if your agent reports its usage, as adapters do")
+
+
+def _version(package: str) -> str:
+    """Return the version of a package, without importing it; empty if it isn't installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _runs(extension: Presenter) -> Iterator[Finding]:

@@ -36,6 +36,7 @@ class Extension:
             max_concurrent=self.config.max_concurrent,
             cancel_grace_s=self.config.cancel_grace_s,
             reentrant_loop=self.config.reentrant_loop,
+            watch_calls=self.config.watch_calls,
             keep_runs=self.config.keep_runs,
             keep_bytes=self.config.keep_bytes,
         )
@@ -57,7 +58,8 @@ class Extension:
             session.store.keep = Keep(config.keep_runs, config.keep_bytes)
 
         config.observe(
-            lambda change: setattr(session, change["name"], change["new"]), ["max_concurrent", "cancel_grace_s"]
+            lambda change: setattr(session, change["name"], change["new"]),
+            ["max_concurrent", "cancel_grace_s", "watch_calls"],
         )
         config.observe(lambda change: session.let_enter_loop(change["new"]), "reentrant_loop")
         config.observe(lambda _: session.watch_variables(config.secrets), "secrets")

@@ -9,7 +9,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import brotli
 import httpx
@@ -91,6 +91,42 @@ def test_a_call_belongs_to_the_tool_that_makes_it(session: NotebookSession, prov
     assert [call.parent for call in started] == ["tool-2", "tool-1", ""]
     [child] = [one for one in session.runs() if one.parent_id is not None]
     assert [event.data.parent for event in child.events() if isinstance(event.data, ev.CallStarted)] == [""]
+
+
+@pytest.mark.parametrize("on", ["local", "process"])
+def test_calls_are_not_seen_where_that_is_switched_off(
+    make_session: MakeSession, provider: Provider, on: Literal["local", "process"]
+) -> None:
+    """In a process of its own, too; it applies to the runs that are started after it."""
+    url, asked = url_of(provider, "chat", stream=False), body(stream=False)
+
+    def asks() -> int:
+        import httpx
+
+        return httpx.post(url, json=asked).status_code
+
+    session = make_session(watch_calls=False)
+    unseen = finish(session.start(asks, on=on))
+    assert (unseen.output, unseen.calls, unseen.usage) == (200, [], ev.Usage())
+    session.watch_calls = True
+    seen = finish(session.start(asks, on=on))
+    assert (seen.output, [call.model for call in seen.calls], seen.usage.input_tokens) == (200, ["gpt-4o"], ASKED)
+
+
+def test_clients_are_as_they_were_after_the_last_session(make_session: MakeSession, provider: Provider) -> None:
+    """Nothing of nbrun is left in them, and while there is a session they are changed once."""
+    names = ("handle_request", "handle_async_request")
+    owners = [owner for package in (httpx, httpx2) for owner in (package.HTTPTransport, package.AsyncHTTPTransport)]
+    before = [vars(owner).get(name) for owner in owners for name in names]
+    url = url_of(provider, "chat", stream=False)
+    sessions = [make_session(path=f"{name}.ipynb") for name in ("one", "two")]
+    for session in sessions:
+        run = finish(session.start(lambda: httpx.post(url, json=body(stream=False)).status_code))
+        assert len(run.calls) == 1
+    assert [vars(owner).get(name) for owner in owners for name in names] != before
+    for session in sessions:
+        session.close()
+    assert [vars(owner).get(name) for owner in owners for name in names] == before
 
 
 def test_a_run_has_its_calls_also_in_a_later_kernel(make_session: MakeSession, provider: Provider) -> None:

@@ -127,6 +127,8 @@ def test_a_run_is_answered_from_the_file(
         assert [call.usage and call.usage.input_tokens for call in again.calls] == [ASKED] * 2
         assert (again.usage.input_tokens, again.usage.requests, again.usage.cost_usd) == (0, 0, None)
         assert again.record.notices == ()
+    session.watch_calls = False  # what it answers must be seen all the same
+    assert ended(session.start(asker, "tea", cassette=str(path), speed="max")).output == run.output
 
 
 def test_the_file_can_be_read_and_holds_no_key(session: NotebookSession, provider: Provider, tmp_path: Path) -> None:

@@ -434,6 +434,7 @@ def test_model_calls_are_in_groups_between_the_tools() -> None:
     assert (first.tools, first.count, first.running, first.failed, first.answered) == (0, 2, 0, 1, 0)
     assert (first.ms, first.usage) == (200.0, ev.Usage(7, 4, requests=1))
     assert (second.tools, second.count, second.answered, second.waited_ms) == (1, 1, 1, 50.0)
+    assert second.usage == ev.Usage()  # it was free
     calls = model_calls(events, record.status)
     assert calls == [*first.last, *second.last]
     assert calls[1] == ModelCall(

@@ -40,7 +40,7 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     lines = lines_of(cell)
     assert set(lines) == {
         "versions", "SQLite", "front end", "control channel", "subshells", "nest_asyncio", "server", "store",
-        "signing", "runs",
+        "signing", "runs", "model calls",
     }  # fmt: skip
     assert re.search(r"^✔ ok .*Python 3.*nbrun \d.*ipykernel \d.*anywidget \d", lines["versions"])
     assert sqlite3.sqlite_version in lines["SQLite"]
@@ -53,9 +53,22 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     assert value(kernel, "[m for m in __import__('sys').modules if m.startswith('nbrun.server')]") == "[]"
     assert "the first one creates" in lines["store"]
     assert re.search(r"^✔ ok .*runs are signed with .*signing\.key", lines["signing"])
+    assert re.search(r"^✔ ok .*seen through .*httpx \d.*; requests of other packages aren't", lines["model calls"])
     assert "0 in progress, 0 of them queued; at most 8 run at once" in lines["runs"]
     assert "problem" not in "".join(lines.values())
     assert WIDGET in cell.outputs[1]["data"]  # where the page writes its own
+
+
+def test_unseen_model_calls_are_told(loaded_kernel: Kernel) -> None:
+    """Where they are switched off, and those of a package that isn't watched."""
+    kernel = loaded_kernel
+    run_ok(kernel, "import sys, types; sys.modules['pycurl'] = types.ModuleType('pycurl')")
+    assert re.search(r"• note .*not seen through pycurl", lines_of(run_ok(kernel, "%agentrun doctor"))["model calls"])
+    run_ok(kernel, "del sys.modules['pycurl']\n%config NbRun.watch_calls = False")
+    line = lines_of(run_ok(kernel, "%agentrun doctor"))["model calls"]
+    assert re.search(r"^• note .*not seen: .*%config NbRun\.watch_calls = True", line)
+    assert value(kernel, "nbrun.session().watch_calls") == "False"
+    run_ok(kernel, "%config NbRun.watch_calls = True")
 
 
 def test_live_runs_and_the_store_are_told(renewed_kernel: Kernel) -> None:

@@ -87,7 +87,7 @@ def test_every_form_says_the_same() -> None:
 
 def test_every_form_has_the_model_calls() -> None:
     """In order with the tools; without tools a line, or where there are several a line that has them below it."""
-    one = call(provider="openai", error="", source="journal", waited_ms=1200.0)
+    one = call(provider="openai", error="", source="journal", waited_ms=1200.0, usage=ev.Usage(7, 4, cost_usd=0.1))
     words = "openai gpt-4o · 7 in · 4 out · 0.8 s (first token after 90 ms) · waited 1.2 s · from the journal"
     groups = (CallGroup(0, 1, last=(one,)), CallGroup(1, 2, ms=3_000.0, usage=ev.Usage(14, 8), last=(one, one)))
     several = "2 model calls · openai gpt-4o · 14 in · 8 out · 1.5 s each"

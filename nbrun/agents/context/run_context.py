@@ -141,6 +141,12 @@ _current_tool: ContextVar[tuple[str, str]] = ContextVar("nbrun_tool", default=("
 """The innermost `tool()` around this code: the ids of its run and of the tool."""
 
 
+def watched_run() -> RunContext | None:
+    """Return the run that this code belongs to, if its model calls are watched; called with every request."""
+    run = current_run.get()
+    return run if run is not None and run.watch_calls else None
+
+
 def current() -> RunContext:
     """Return the context of the run that this code belongs to; raises `NbrunError` outside of an agent."""
     run = current_run.get()
@@ -208,7 +214,7 @@ class RunContext:
     __slots__ = (
         "__weakref__", "_artifacts", "_backend", "_before", "_calls", "_checkpoints", "_lock", "_reported",
         "_restored", "_running", "_tools", "_unfinished", "_usage", "_work", "clock", "library_tasks", "prompt",
-        "run_id", "tasks", "token",
+        "run_id", "tasks", "token", "watch_calls",
     )  # fmt: skip
 
     def __init__(
@@ -219,11 +225,14 @@ class RunContext:
         clock: Clock,
         backend: Backend,
         restored: Restored | None = None,
+        *,
+        watch_calls: bool = True,
     ) -> None:
         self.run_id = run_id
         self.prompt = prompt
         self.token = token
         self.clock = clock
+        self.watch_calls = watch_calls
         self._backend: Backend | None = backend  # None once the run is over
         self._lock = threading.RLock()  # entered again where a collected object prints
         self._restored = restored

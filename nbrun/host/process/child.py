@@ -191,7 +191,7 @@ class ProcessHost:
             begin.run_id, begin.number, agent, begin.prompt, self._token, copy_context(),
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
             artifact_writer=_artifact_writer(begin, keyring), restored=begin.restored,
-            reentrant_loop=begin.reentrant_loop, journals=_journals(begin, keyring),
+            reentrant_loop=begin.reentrant_loop, watch_calls=begin.watch_calls, journals=_journals(begin, keyring),
         )  # fmt: skip
         make_loop = loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
         self._thread = thread = loops.LoopThread("nbrun-host", make_loop, is_here=not is_sync)

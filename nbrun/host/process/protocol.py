@@ -37,6 +37,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     secrets: dict[str, str] = {}  # value → name, of those that are known
     secret_variables: tuple[str, ...] = ()
     session_id: str = ""
+    watch_calls: bool = True
     journal_key: bytes = b""  # of this run's journal only; empty: none is kept
 
 
@@ -107,7 +108,7 @@ def begin(attempt: Attempt, host: str) -> Begin:
         attempt.run_id, attempt.number, attempt.pickled, attempt.prompt, attempt.grace_s,
         attempt.options.portable(), attempt.answerable, host, attempt.reentrant_loop,
         "" if folder is None else str(folder), attempt.restored, known, names,
-        session_id, key,
+        session_id, attempt.watch_calls, key,
     )  # fmt: skip
 
 
