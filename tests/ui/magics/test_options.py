@@ -177,7 +177,7 @@ def test_a_followup_gives_what_is_to_be_other() -> None:
         ("resume", ["1", "--python"], "%agentrun resume has no option --python"),
         ("replay", ["1", "--timeout", "3s"], "%agentrun replay has no option --timeout"),
         ("retry", ["1", "2"], "no further argument: leave out '2'"),
-        ("retry", ["1", "--speed", "3"], r"no option --speed.* See %agentrun help retry"),
+        ("retry", ["1", "--fast", "3"], r"no option --fast.* See %agentrun help retry"),
     ],
 )
 def test_what_has_no_place_in_a_followup_is_refused(verb: str, words: list[str], message: str) -> None:
