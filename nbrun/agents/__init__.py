@@ -198,8 +198,8 @@ def framework_of(adapter: AgentAdapter) -> Framework | None:
 # In the order in which they are asked; functions come last, because that adapter takes any callable.
 _BUILT_IN = (
     "python_cell", "scripted", "replay", "builtin", "pydantic_ai.adapter", "openai_agents.adapter",
-    "langgraph.adapter", "llama_index.adapter", "smolagents.adapter", "claude_agent.adapter", "acp.adapter", "agui",
-    "functions",
+    "langgraph.adapter", "llama_index.adapter", "smolagents.adapter", "claude_agent.adapter", "google_adk.adapter",
+    "acp.adapter", "agui", "functions",
 )  # fmt: skip
 
 

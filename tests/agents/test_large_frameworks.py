@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ["tests/agents/conformance", "tests/agents/test_claude_agent.py"]
+TESTS = ["tests/agents/conformance", "tests/agents/test_claude_agent.py", "tests/agents/test_google_adk.py"]
 
 
 @pytest.mark.packages
