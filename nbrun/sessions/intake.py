@@ -206,6 +206,11 @@ class Intake:
 
     # --- the consumer ----------------------------------------------------------------------------
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there is something to drain."""
+        return bool(self._items or self._lines)
+
     def drain(self) -> list[ev.RunEvent]:
         """Return what waits, numbered, at most one commit's; what comes after an end is refused and counted.
 

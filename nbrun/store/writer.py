@@ -72,8 +72,12 @@ class Source(Protocol):
 
     checkpoints: dict[str, Checkpointed]
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether events wait."""
+
     def drain(self) -> list[ev.RunEvent]:
-        """Return all events that wait: numbered, redacted, in order."""
+        """Return events that wait, as many as one commit takes: numbered, redacted, in order."""
 
     def record(self, run_id: str) -> RunRecord | None:
         """Return the public record of a run."""
@@ -159,7 +163,9 @@ class Writer:
             # Something urgent, mostly an end, is also the occasion to check that the file is still the same.
             self._is_look_due = self._wake_up.wait(RETRY_S if self._behind else None)
             self._cycle()
-        self._cycle()  # what came while the last one was written
+        self._cycle()
+        while self.source.has_waiting:  # a commit takes only so much
+            self._cycle()
         self._release()
 
     def _cycle(self) -> None:

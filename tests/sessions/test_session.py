@@ -32,6 +32,7 @@ from nbrun.core.record import RunRecord
 from nbrun.sessions import catalog
 from nbrun.store import writer
 from nbrun.store.transaction import FileWriter
+from nbrun.store.writer import Writer
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Blocking, BlockingLoop, Held, Stubborn
 from tests.fakes.clock import NOON, FakeClock
@@ -948,3 +949,42 @@ def test_a_message_that_did_not_arrive_is_reported(
     run.cancel()
     assert noted.wait(BOUND_S)
     assert "Run #1 (poet) ended before 1 message to its agent arrived" in caplog.text
+
+
+def test_a_close_writes_all_that_waits(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit takes only so much: there are as many as it needs, also after the writer was asked to stop."""
+    monkeypatch.setattr("nbrun.sessions.intake.COMMIT_BYTES", 2_000)
+    monkeypatch.setattr("nbrun.sessions.intake.TURN_BYTES", 500)
+    monkeypatch.setattr("nbrun.sessions.session.CLOSE_S", 0.0)
+    entered, go, sent, stopping = (threading.Event() for _ in range(4))
+    close, write = Writer.close, FileWriter.write
+
+    def noted_close(writer: Writer, timeout_s: float) -> bool:
+        writer._is_stopping = True
+        stopping.set()
+        return close(writer, timeout_s)
+
+    def held_write(*args: Any, **kwargs: Any) -> Any:
+        assert stopping.wait(BOUND_S)
+        return write(*args, **kwargs)
+
+    def agent(prompt: str, run: RunContext) -> None:
+        entered.set()
+        assert go.wait(BOUND_S)
+        for _ in range(100):
+            run.text("x" * 300)
+        sent.set()
+
+    session = make_session()
+    run = session.start(agent)
+    assert entered.wait(BOUND_S)
+    monkeypatch.setattr(Writer, "close", noted_close)
+    monkeypatch.setattr(FileWriter, "write", held_write)
+    go.set()
+    assert sent.wait(BOUND_S)
+    session.close()
+    assert session.store._writer is not None
+    session.store._writer._thread.join(BOUND_S)
+    monkeypatch.undo()
+    found = make_session().get(run.id)
+    assert (len(found.text), found.record.is_live) == (30_000, False)

@@ -30,6 +30,11 @@ class Given:
         self.done = threading.Event()
         self.problems: list[str] = []
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there are more batches."""
+        return bool(self._batches)
+
     def drain(self) -> list[ev.RunEvent]:
         """Return the next batch."""
         return self._batches.pop(0) if self._batches else []
