@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,11 @@ def trust_runs(options: SimpleNamespace) -> int:
             return 0
         text, question = trust_words([(one.number, one.created, one.checkpoint is not None) for one in found])
         say(text)
+        if sys.stdin.isatty():  # what was typed before was meant for something else
+            with contextlib.suppress(ImportError):  # on Windows
+                import termios
+
+                termios.tcflush(sys.stdin, termios.TCIFLUSH)
         try:
             is_trusted = input(question).strip().lower() in ("y", "yes")
         except EOFError:
@@ -179,7 +184,7 @@ def _is_store_soon(wal: Path) -> bool:
     return False
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(path: Path, *, reports: bool = True) -> Iterator[SessionStore]:
     """Open a store to read it; report a read-only file unless `reports` is false.
 

@@ -32,6 +32,8 @@ class Call(msgspec.Struct, frozen=True):
     result: Plain = None
     status: str = "ok"
 
+    __repr__ = ev.visible_repr
+
 
 class Turn(msgspec.Struct, frozen=True):
     """One message of a conversation; an agent's may come with the tool calls before it."""
@@ -39,6 +41,8 @@ class Turn(msgspec.Struct, frozen=True):
     role: str  # USER or ASSISTANT
     text: str
     calls: tuple[Call, ...] = ()
+
+    __repr__ = ev.visible_repr
 
 
 def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], answer: str) -> list[Turn]:

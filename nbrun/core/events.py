@@ -17,6 +17,11 @@ from nbrun.core.text import exact, visible
 from nbrun.core.values import Plain, is_simple, plain, shown, type_name
 
 
+def visible_repr(struct: msgspec.Struct) -> str:
+    """Return the repr of a struct with texts of an agent; Python counts the fillers of Hangul as printable."""
+    return visible(msgspec.Struct.__repr__(struct))
+
+
 class EventData(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The data of an event; the base of every type below."""
 
@@ -24,6 +29,8 @@ class EventData(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     # garbage collector would spend more time on them than everything else does.
 
     TYPE: ClassVar[str] = ""
+
+    __repr__ = visible_repr
 
 
 class Unknown(EventData, frozen=True):
@@ -82,6 +89,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     message: str
     traceback: str = ""
 
+    __repr__ = visible_repr
+
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
 
@@ -106,6 +115,8 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     number: int | None = None  # None for a run of another store
     name: str = ""
     tools: int = 0  # tool calls of the runs that it resumes
+
+    __repr__ = visible_repr
 
 
 class RunCreated(EventData, frozen=True):

@@ -99,6 +99,8 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     ms: float | None = None
     progress: ev.Progress | None = None
 
+    __repr__ = ev.visible_repr
+
 
 class ModelCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One model call of a run: `running`, `ok`, `error`, `cancelled`, or `unknown` if its end was not seen.
@@ -122,6 +124,8 @@ class ModelCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     error: str = ""
     source: str = "live"
     retry_after: float | None = None
+
+    __repr__ = ev.visible_repr
 
 
 class CallGroup(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -153,6 +157,8 @@ class ChildSummary(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     ended_at: float | None = None
     usage: ev.Usage | None = None  # reported with its end
 
+    __repr__ = ev.visible_repr
+
 
 class Steered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A user's message to the agent: the `number`-th, its beginning, and when the agent has read it."""
@@ -164,12 +170,16 @@ class Steered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     at: float = 0.0
     taken_at: float | None = None
 
+    __repr__ = ev.visible_repr
+
 
 class FileMade(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A file that the agent has saved with its run; `size` is in bytes."""
 
     name: str
     size: int = 0
+
+    __repr__ = ev.visible_repr
 
 
 UNLOAD = "unload"
@@ -251,6 +261,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     is_brief: bool = False  # long fields are cut; the log has everything
     unseen: str = ""  # why its status is unknown here; set by a reader, neither folded nor stored
     is_unsigned: bool = False  # nothing shows that this user's nbrun wrote it; set by a reader, as above
+
+    __repr__ = ev.visible_repr
 
     @property
     def is_live(self) -> bool:

@@ -8,6 +8,7 @@ This file is run by itself, before anything of nbrun is imported, so it needs th
 """
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -123,6 +124,19 @@ def _exit_as(status: int | None) -> None:
     exit_now(128 - code)
 
 
+def _why(program: str, error: OSError) -> str:
+    """Return why a program can't be executed; of a script, the system doesn't say which interpreter is missing."""
+    import shutil
+
+    with contextlib.suppress(OSError), open(shutil.which(program) or program, "rb") as file:
+        first = file.readline(300).rstrip(b"\n")
+        if first.startswith(b"#!"):
+            return f"its first line, {first.decode(errors='replace')!r}, names no program that can be executed"
+        if error.errno == errno.ENOEXEC:
+            return "it is neither a program for this machine nor a script that begins with #!"
+    return str(error.strerror)
+
+
 if __name__ == "__main__":
     inherited, above = map(int, sys.argv[1:3])
     supervise(inherited, above)
@@ -133,5 +147,5 @@ if __name__ == "__main__":
     try:
         os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - what the user has named
     except OSError as error:
-        sys.stderr.write(f"{sys.argv[3]} could not be started: {error.strerror}\n")
+        sys.stderr.write(f"{sys.argv[3]} could not be started: {_why(sys.argv[3], error)}\n")
         exit_now(_NOT_FOUND)

@@ -255,6 +255,10 @@ class Presenter:
         """Ask the person at this cell; raises `BadOption` where nobody can be asked."""
         from IPython.core.error import StdinNotImplementedError
 
+        if self.kernel is None:
+            from nbrun.ui.terminal import keyboard
+
+            keyboard.discard_typed_ahead(0.0)
         try:
             return input(question).strip().lower() in ("y", "yes")
         except (EOFError, StdinNotImplementedError):

@@ -278,6 +278,28 @@ def test_what_cannot_be_started_is_refused(
     assert session.runs() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system starts the program directly")
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("#!/no/such/interpreter\r\n", r"its first line, '#!/no/such/interpreter\\r', names no program"),
+        ("garbage", "it is neither a program for this machine nor a script"),
+    ],
+)
+def test_what_cannot_be_executed_is_named_with_the_reason(
+    session: NotebookSession, tmp_path: Path, content: str, why: str
+) -> None:
+    """Of a script that is its interpreter; the system's error names only the script."""
+    program = tmp_path / "helper"
+    program.write_bytes(content.encode())
+    with pytest.raises(AgentNotFound, match=r"helper may not be executed.*chmod \+x"):
+        session.start(AcpAgent([str(program)]))
+    program.chmod(0o700)
+    run = ended(session.start(AcpAgent([str(program)])))
+    assert run.error is not None
+    assert re.search(f"{program} could not be started: {why}", run.error.message)
+
+
 def test_a_command_is_never_taken_from_the_store(make_session: MakeSession) -> None:
     """A later kernel does not start what a record names: the store may be somebody else's."""
     first = make_session()

@@ -141,6 +141,32 @@ def test_trust_asks_first(kept: Path) -> None:
     assert trust(answer="y\n")[0] == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_what_was_typed_before_the_question_does_not_trust(kept: Path) -> None:
+    """In a terminal only what is typed after the question answers it."""
+    import pty
+
+    [path] = (kept.parent / ".nbrun").glob("*.db")
+    with sqlite3.connect(path) as stranger:
+        stranger.execute("UPDATE runs SET signature = NULL")
+    stranger.close()
+    keyboard, terminal = pty.openpty()
+    os.write(keyboard, b"y\n")
+    with subprocess.Popen(
+        [COMMAND, "trust", "--all"], cwd=kept.parent, env=environment(kept.parent.parent), stdin=terminal,
+        stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) as trust:  # fmt: skip
+        assert trust.stdout is not None
+        text = ""
+        while not text.endswith("[y/N] ") and (more := trust.stdout.read(1)):
+            text += more
+        os.write(keyboard, b"no\n")
+        text += trust.stdout.read()
+    os.close(terminal)
+    os.close(keyboard)
+    assert text.endswith("Nothing was changed.\n")
+
+
 # --- doctor ------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
+from nbrun.core.checkpoint import Turn
 from nbrun.core.record import (
     AFTER_END,
     ARGS_HEAD,
@@ -21,6 +22,7 @@ from nbrun.core.record import (
     TRANSITIONS,
     CallGroup,
     ModelCall,
+    ToolCall,
     fold,
     is_admitted,
     model_calls,
@@ -395,6 +397,16 @@ def test_a_fold_in_batches_equals_one_by_one(data: list[ev.EventData], cuts: lis
         batched = fold(events[start:end], batched)
     assert batched == single
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(single), type=RunRecord) == single
+
+
+def test_a_repr_hides_nothing() -> None:
+    """Python counts some invisible characters, such as the fillers of Hangul, as printable."""
+    filler = "a\u3164\uffa0\u2800b"
+    tool = ToolCall("tool-1", filler, result={filler: filler})
+    parts = [ev.TextDelta(filler), ev.ErrorInfo("Error", filler), tool]
+    for one in (*parts, RunRecord(name=filler, tools=(tool,)), Turn("user", filler)):
+        assert not {"\u3164", "\uffa0", "\u2800"} & set(repr(one))
+        assert "\\u3164" in repr(one)
 
 
 @pytest.mark.parametrize(

@@ -68,4 +68,8 @@ class AcpAgent:
         program, path = self.argv[0], (self.env or {}).get("PATH")
         place = self.folder / program if os.path.dirname(program) else program
         if shutil.which(place, path=path) is None:
+            if os.path.isfile(place):
+                raise AgentNotFound(
+                    f"{place} may not be executed; make it executable: chmod +x {shlex.quote(str(place))}"
+                )
             raise AgentNotFound(f"the program {program} was not found; install it, or give its full path")

@@ -65,7 +65,7 @@ class AcpProcess:
             )  # fmt: skip
         except OSError as error:
             os.close(held)
-            why = error.strerror or error
+            why = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error
             raise NbrunError(f"{agent.label} could not be started: {why}") from error
         except BaseException:  # a cancel: asyncio has ended the process
             os.close(held)
