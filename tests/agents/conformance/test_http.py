@@ -8,10 +8,12 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 
+import msgspec
 import psutil
 import pytest
 
 from nbrun import NotebookSession, RunStatus
+from nbrun.agents import pricing
 from nbrun.core.errors import RunFailed
 from tests.agents.conformance import log
 from tests.agents.conformance.subject import PROMPT, Subject, subjects
@@ -98,6 +100,24 @@ def test_a_provider_that_asks_for_time_is_told_of(session: NotebookSession, subj
     (notice,) = run.record.notices
     assert notice.startswith("the model's provider asked to wait: retrying in ")
     assert len(server.requests) == 2
+
+
+def test_nothing_is_counted_twice(session: NotebookSession, subject: Subject) -> None:
+    """A run's usage is that of its calls, though its framework reports the same; a refusal and its retry are one."""
+    with OpenAIServer(says_tea) as server:
+        server.refusals, server.retry_after_s = 1, 0.05
+        agent = subject.over_http(server.url, MODEL)
+        run = session.start(agent, PROMPT, max_turns=1)
+        assert run.result(BOUND_S) == "Steam from the cup"
+        session.start(lambda: subject.hang_up(agent)).result(BOUND_S)
+    assert len(server.requests) == 2
+    refused, answered = run.calls
+    assert (refused.status, refused.usage) == ("error", None)
+    assert (answered.status, answered.model) == ("ok", MODEL)
+    assert (run.usage.requests, run.usage.input_tokens, run.usage.output_tokens) == (1, 7, 4)
+    # Whose model it is, and so its price, can't be seen from this address: that is the framework's to say.
+    assert msgspec.structs.replace(run.usage, cost_usd=None) == answered.usage
+    assert run.usage.cost_usd == pricing.cost_usd(MODEL, provider="openai", input_tokens=7, output_tokens=4)
 
 
 def test_a_cancel_gets_through_while_a_provider_has_us_wait(session: NotebookSession, subject: Subject) -> None:
