@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from nbrun.agents import current_run
+from nbrun.agents import watched_run
 from nbrun.calls.call import Call
 from nbrun.calls.forms import find_target
 
@@ -28,7 +28,7 @@ def instrument(package: Any) -> Callable[[], None]:
     make_request, seen = pool._make_request, _make_response(plain)
 
     def seen_request(self: Any, conn: Any, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> Any:
-        run = current_run.get()
+        run = watched_run()
         if run is None:
             return make_request(self, conn, method, url, body, *args, **options)
         address = urlsplit(url)  # a whole one where a proxy is asked

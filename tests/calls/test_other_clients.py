@@ -8,11 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import aiohttp
+import httpx
+import httpx2
 import pytest
 import requests
 import urllib3
 
 from nbrun import NotebookSession, Run, events as ev
+from nbrun.calls import CLIENTS
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
 from tests.fakes.provider import ASKED, FORMS, Provider
@@ -298,3 +301,25 @@ def test_aiohttp_is_left_alone_outside_of_a_run_and_afterwards(session: Notebook
     assert aiohttp.ClientSession._request.__module__.startswith("nbrun")
     session.close()
     assert aiohttp.ClientSession._request.__module__.startswith("aiohttp")
+
+
+@pytest.mark.parametrize("client", list(CLIENTS))
+def test_no_client_is_seen_where_that_is_switched_off(
+    make_session: MakeSession, provider: Provider, client: str
+) -> None:
+    """Each that is changed asks whether the run's calls are watched."""
+    url, asked = provider.url + FORMS["chat"].path, body(stream=False)
+
+    async def asks() -> int:
+        async with aiohttp.ClientSession() as session, session.post(url, json=asked) as response:
+            return response.status
+
+    agents: dict[str, Callable[[], object]] = {
+        "httpx": lambda: httpx.post(url, json=asked).status_code,
+        "httpx2": lambda: httpx2.post(url, json=asked).status_code,
+        "aiohttp": asks,
+        "urllib3": lambda: requests.post(url, json=asked, timeout=BOUND_S).status_code,
+    }
+    run = make_session(watch_calls=False).start(agents[client])
+    assert run.result(BOUND_S) == 200
+    assert (run.calls, run.usage) == ([], ev.Usage())
