@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ["tests/agents/conformance", "tests/agents/test_claude_agent.py", "tests/agents/test_google_adk.py"]
+TESTS = [
+    "tests/agents/conformance",
+    "tests/agents/test_claude_agent.py",
+    "tests/agents/test_google_adk.py",
+    "tests/calls/test_sdks.py",
+]
 
 
 @pytest.mark.packages
@@ -19,7 +24,8 @@ TESTS = ["tests/agents/conformance", "tests/agents/test_claude_agent.py", "tests
     ("packages", "names"),
     [
         # From source: its wheel has Claude Code in it, hundreds of megabytes.
-        (["--no-binary", "claude-agent-sdk", "claude-agent-sdk"], "claude")
+        (["--no-binary", "claude-agent-sdk", "claude-agent-sdk"], "claude"),
+        (["litellm"], "litellm"),
     ],
 )
 def test_a_large_framework(packages: list[str], names: str, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import pytest
 import zstandard
 
 from nbrun import NotebookSession, Run, RunContext, events as ev
+from nbrun.calls import transports
+from nbrun.calls.call import Call
 from nbrun.calls.forms import MAX_INFLATED, BodyReader, find_target
 from nbrun.core.errors import RunCancelled
 from tests.conftest import MakeSession
@@ -268,7 +270,7 @@ def test_a_cancel_closes_the_call_of_an_async_agent(session: NotebookSession, pr
 
 
 def test_a_cancel_leaves_other_calls_of_the_same_client_alone(session: NotebookSession, provider: Provider) -> None:
-    """Another run and the notebook itself share the client and its pool: twenty cancels disturb neither."""
+    """Another run and the notebook itself share the client and its pool: a hundred cancels disturb neither."""
     provider.words = None
     is_over = threading.Event()
     with httpx2.Client(verify=False) as client:
@@ -287,7 +289,7 @@ def test_a_cancel_leaves_other_calls_of_the_same_client_alone(session: NotebookS
         cell = threading.Thread(target=lambda: beside.append(asks()))
         cell.start()
         other = session.start(asks)
-        for _ in range(20):
+        for _ in range(100):
             while provider.spoke.acquire(blocking=False):
                 pass
             run = session.start(asks)
@@ -301,6 +303,54 @@ def test_a_cancel_leaves_other_calls_of_the_same_client_alone(session: NotebookS
         assert finish(other).status == "completed"
     assert beside
     assert beside[0] > 0
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_cancel_that_comes_late_leaves_the_next_call_of_the_connection_alone(
+    session: NotebookSession, provider: Provider, package: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred times: it is under way when its call ends, and another run has the connection when it cuts."""
+    cuts, is_read, may_end, may_cut = (threading.Semaphore(0) for _ in range(4))
+    found: list[bool] = []
+    complete, cut = Call.complete, transports.cut
+    late: list[Call] = []
+
+    def complete_late(call: Call) -> None:
+        if not late:
+            late.append(call)
+            is_read.release()
+            assert may_end.acquire(timeout=BOUND_S)
+        complete(call)
+
+    def cut_late(transport: Any, extensions: object) -> bool:
+        cuts.release()
+        assert may_cut.acquire(timeout=BOUND_S)
+        found.append(cut(transport, extensions))
+        return found[-1]
+
+    monkeypatch.setattr(Call, "complete", complete_late)
+    monkeypatch.setattr(transports, "cut", cut_late)
+    url = url_of(provider, "chat", stream=False)
+    with package.Client(verify=False, limits=package.Limits(max_connections=1), timeout=BOUND_S) as client:
+        for _ in range(100):
+            late.clear()
+            provider.hold = None
+            first = session.start(lambda: ask(client, url, stream=False))
+            assert is_read.acquire(timeout=BOUND_S)
+            cancel = threading.Thread(target=first.cancel)
+            cancel.start()
+            assert cuts.acquire(timeout=BOUND_S)
+            assert provider.arrived.acquire(timeout=BOUND_S)
+            provider.hold = threading.Event()
+            may_end.release()
+            second = session.start(lambda: ask(client, url, stream=False))
+            assert provider.arrived.acquire(timeout=BOUND_S)
+            may_cut.release()
+            cancel.join(BOUND_S)
+            provider.hold.set()
+            assert finish(second).status == "completed"
+            assert finish(first).status == "cancelled"
+    assert found == [False] * 100
 
 
 @pytest.mark.parametrize("package", PACKAGES)

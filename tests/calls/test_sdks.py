@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -62,6 +63,25 @@ def _generate(client: Any, model: str, stream: bool) -> Any:
     return (models.generate_content_stream if stream else models.generate_content)(model=model, contents="Hello")
 
 
+class LiteLlm:
+    """litellm's functions as a client; it is large, so `test_large_frameworks` installs it elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        self._function = getattr(pytest.importorskip("litellm"), name)
+
+    def ask(self, model: str, stream: bool) -> Any:
+        """Ask, or return what does."""
+        # Not through a proxy: it keeps its clients, with theirs.
+        options = {"api_base": os.environ["HTTP_PROXY"], "api_key": "none", "num_retries": 0}
+        return self._function(model=f"anthropic/{model}", messages=HELLO, stream=stream, **options)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+
 SDKS = {
     "openai": Sdk("chat", "openai", "gpt-4o", _openai(openai.OpenAI), _openai(openai.AsyncOpenAI), _chat),
     "openai-responses": Sdk(
@@ -75,17 +95,29 @@ SDKS = {
             model=model, max_tokens=99, messages=HELLO, stream=stream
         ),
     ),
+    "litellm": Sdk(
+        "anthropic", "anthropic", "claude-sonnet-4-6",
+        lambda: LiteLlm("completion"), lambda: LiteLlm("acompletion"),
+        lambda client, model, stream: client.ask(model, stream),
+    ),
     "google-genai": Sdk("google", "google", "gemini-2.5-flash", _google, lambda: _google().aio, _generate),
 }  # fmt: skip
+
+
+ELSEWHERE = [pytest.mark.packages, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(120)]
+NAMES = [pytest.param(name, marks=ELSEWHERE if name == "litellm" else ()) for name in SDKS]
 
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
     """Return a provider that answers for all of them, as the proxy for their names."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it is fetched otherwise
     with Provider() as provider:
         for name in ("HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, provider.url)
-        for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "127.0.0.1")
+        for name in ("ALL_PROXY", "all_proxy"):
             monkeypatch.delenv(name, raising=False)
         yield provider
 
@@ -112,12 +144,14 @@ async def ask_async(sdk: Sdk, stream: bool) -> None:
 
 @pytest.mark.parametrize("way", ["sync", "async", "own loop"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("name", SDKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_a_package_uses_is_what_the_provider_counts(
     session: NotebookSession, provider: Provider, name: str, stream: bool, way: str
 ) -> None:
     """The tokens, those from a cache and those of reasoning, and the price; each once."""
     sdk = SDKS[name]
+
+    sdk.make().close()  # imported before it is waited for
 
     def asks() -> None:
         with closing(sdk.make()) as client:
@@ -155,7 +189,7 @@ TRIES = 20
 
 @pytest.mark.parametrize("way", ["sync", "async", "own loop"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("name", SDKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_cancel_closes_the_call_of_a_package(
     make_session: MakeSession, provider: Provider, name: str, stream: bool, way: str
 ) -> None:

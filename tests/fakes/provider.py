@@ -60,6 +60,11 @@ def _google(count: int) -> dict[str, Any]:
     return {"candidates": [{"content": {"role": "model", "parts": parts}}], "usageMetadata": used}
 
 
+def _ollama(count: int) -> dict[str, Any]:
+    message = {"role": "assistant", "content": ""}
+    return {"model": MODEL, "message": message, "done": True, "prompt_eval_count": ASKED, "eval_count": count}
+
+
 def _choice(**fields: Any) -> dict[str, Any]:
     shared = {"id": "c-1", "created": 1700000000, "model": MODEL}
     return {**shared, "choices": [{"index": 0, "finish_reason": None, **fields}]}
@@ -69,7 +74,8 @@ FORMS = {
     "chat": Form(
         "/v1/chat/completions",
         lambda _n: {**_choice(delta={"role": "assistant", "content": "word "}), "object": "chat.completion.chunk"},
-        lambda n: [{"id": "c-1", "model": MODEL, "object": "chat.completion.chunk", "created": 1, "choices": [],
+        lambda n: [{**_choice(delta={}, finish_reason="stop"), "object": "chat.completion.chunk"},
+                   {"id": "c-1", "model": MODEL, "object": "chat.completion.chunk", "created": 1, "choices": [],
                     "usage": _chat_usage(n)}],
         lambda n: {**_choice(message={"role": "assistant", "content": "word " * n}, finish_reason="stop"),
                    "object": "chat.completion", "usage": _chat_usage(n)},
@@ -85,7 +91,8 @@ FORMS = {
         lambda n: ({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "word "}} if n else
                    {"type": "message_start", "message": {"model": MODEL, "usage": _anthropic_usage(1)}}),
         lambda n: [{"type": "message_delta", "delta": {}, "usage": {"output_tokens": n}}, {"type": "message_stop"}],
-        lambda n: {"type": "message", "content": [], "usage": _anthropic_usage(n)},
+        lambda n: {"type": "message", "model": MODEL, "content": [], "stop_reason": "end_turn",
+                   "usage": _anthropic_usage(n)},
         reasoned=0,
     ),
     "google": Form(
@@ -97,8 +104,8 @@ FORMS = {
     "ollama": Form(
         "/api/chat",
         lambda _n: {"model": MODEL, "message": {"role": "assistant", "content": "word "}, "done": False},
-        lambda n: [{"model": MODEL, "done": True, "prompt_eval_count": ASKED, "eval_count": n}],
-        lambda n: {"model": MODEL, "done": True, "prompt_eval_count": ASKED, "eval_count": n},
+        lambda n: [_ollama(n)],
+        _ollama,
         is_events=False, cached=0, reasoned=0,
     ),
 }  # fmt: skip
@@ -108,6 +115,7 @@ class QuietHandler(BaseHTTPRequestHandler):
     """Serves connections that stay open and that a client may drop, and logs nothing."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # it holds a body back for 40 ms
 
     def handle(self) -> None:
         """Serve a connection."""
