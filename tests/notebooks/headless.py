@@ -19,6 +19,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+CASSETTES = FOLDER / "cassettes"
 CELL_TIMEOUT_S = 60
 
 _NO_NETWORK = dict.fromkeys(
@@ -41,6 +42,8 @@ def execute(source: Path, folder: Path, *, waits: bool = True) -> nbformat.Noteb
         A cell raised.
     """
     path = Path(shutil.copy(source, folder))
+    if not (cassettes := folder / CASSETTES.name).exists() and source.parent == FOLDER:
+        shutil.copytree(CASSETTES, cassettes)
     notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(

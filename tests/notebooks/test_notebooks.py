@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,12 @@ from typing import Any
 import nbformat
 import pytest
 
+from nbrun.calls.cassette import load
 from nbrun.core.clock import SystemClock
 from nbrun.core.record import RunRecord
 from nbrun.store import SessionStore, store_path
-from tests.notebooks.headless import FOLDER, NOTEBOOKS, execute
+from tests.notebooks.headless import CASSETTES, FOLDER, NOTEBOOKS, execute
+from tests.notebooks.record_cassettes import ANSWER, HAIKU, NOTEBOOK as SIXTH
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -29,12 +34,24 @@ Executed = Callable[[Path], tuple[nbformat.NotebookNode, list[RunRecord]]]
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the cassettes of 06 as the packages that are installed here record them."""
+    folder = tmp_path_factory.mktemp("recorded")
+    subprocess.run(
+        [sys.executable, "-m", "tests.notebooks.record_cassettes", str(folder)], cwd=FOLDER.parent, check=True
+    )
+    return folder / CASSETTES.name
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Executed:
     """Executes a notebook, the first time that it is asked for; gives it with its stored runs, oldest first."""
 
     @functools.cache
     def execute_once(path: Path) -> tuple[nbformat.NotebookNode, list[RunRecord]]:
         folder = tmp_path_factory.mktemp("notebook")
+        if path == SIXTH:
+            shutil.copytree(request.getfixturevalue("recorded"), folder / CASSETTES.name)
         return execute(path, folder), stored_runs(folder / path.name)
 
     return execute_once
@@ -172,6 +189,28 @@ def test_fifth_notebook_goes_on_after_a_kill(executed: Executed) -> None:
     assert 0 < len(read) < 12
     assert replayed.origin is not None
     assert (replayed.origin.kind, replayed.origin.number) == ("replay", resumed.number)
+
+
+def test_sixth_notebook_runs_real_agents_on_cassettes(executed: Executed) -> None:
+    """The text and the tools of 06 are those that were recorded, nothing is paid, and what differs is named."""
+    _, (poet, clerk, changed) = executed(SIXTH)
+    assert [record.status for record in (poet, clerk, changed)] == ["completed", "completed", "failed"]
+    assert (poet.text, clerk.output) == (HAIKU, ANSWER)
+    assert [(tool.name, tool.args, tool.result) for tool in clerk.tools] == [
+        ("stock", {"thing": "teapot"}, 18),
+        ("price", {"thing": "teapot"}, 4.5),
+    ]
+    assert [record.usage.requests for record in (poet, clerk, changed)] == [0, 0, 0]
+    assert changed.notices == ("this request is not in the cassette clerk.jsonl: messages[1] differs",)
+
+
+def test_the_cassettes_are_those_of_the_installed_packages(recorded: Path) -> None:
+    """Readers run 06 on the files that are here: each request is in them; a package's new version may change it."""
+    for file in CASSETTES.iterdir():
+        kept, now = ([entry.request for entry in load(str(folder / file.name))] for folder in (CASSETTES, recorded))
+        assert len(kept) == len(now) > 0
+        if kept != now:
+            pytest.skip("a package asks in other words now: python -m tests.notebooks.record_cassettes")
 
 
 @each_notebook
