@@ -258,17 +258,25 @@ class LocalExecutor:
         if self._host is not None:
             self._host.watchdog.watch()
 
-    async def open(self, sink: Sink, on_host: OnHost) -> None:
-        """Make the host."""
+    def make_host(self, sink: Sink) -> None:
+        """Make the host; on its loop."""
         self._host = RunHost(self._thread, sink, self._clock, NAME, self._on_blocked)
-        on_host(NAME, True)
 
-    async def submit(self, attempts: Sequence[Attempt]) -> None:
-        """Start the attempts."""
+    def begin(self, attempts: Sequence[Attempt]) -> None:
+        """Start the attempts; on the host's loop."""
         if self._host is None:
             raise RuntimeError("the local executor is not open")
         for attempt in attempts:
             self._host.begin(attempt)
+
+    async def open(self, sink: Sink, on_host: OnHost) -> None:
+        """Make the host."""
+        self.make_host(sink)
+        on_host(NAME, True)
+
+    async def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Start the attempts."""
+        self.begin(attempts)
 
     async def control(self, host: str, op: str, body: dict[str, object]) -> dict[str, object]:
         """Pass it to the host; a cancel goes by the token."""

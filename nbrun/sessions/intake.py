@@ -301,8 +301,9 @@ class Intake:
         if isinstance(data, ev.Unknown):
             data = _named(data)
         if data.TYPE in ev.END_TYPES:
+            output = getattr(data, "output", None)
             # From a process of its own, an output comes in its stored form only.
-            live.held_bytes = item.size or sized(getattr(data, "output", None))[1]
+            live.held_bytes = item.size or (0 if output is None else sized(output)[1])
             live.pending_output = item.live
             data = self._decided(live, data)
         elif isinstance(data, ev.Checkpoint) and data.state:

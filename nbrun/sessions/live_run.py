@@ -35,6 +35,9 @@ Source: an interrupt of a top-level `await` acts only when the loop next wakes (
 # One for all runs: it is held for a moment, and each lock costs memory.
 _listening = module_lock()
 
+NOTHING = RunRecord()
+"""What is public of a run before its creation; one for all, since each would take half a kilobyte."""
+
 StreamName = tuple[str, str | None, str | None]
 """Which of a run's texts: the type of its events, what they belong to, and the tool's id of a tool's arguments."""
 
@@ -81,7 +84,7 @@ class LiveRun:
     held_bytes: int = 0  # what that, its stored form and, in the end, the text take, about
 
     # public
-    record: RunRecord = field(default_factory=RunRecord)
+    record: RunRecord = NOTHING
     problem: str | None = None
     output: object = None
     is_refused: bool = False  # its id was taken: it never existed

@@ -44,7 +44,7 @@ from nbrun.core import (
 from nbrun.core.commands import CASSETTE
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import opening, queued_words, run_ref, status_words, title
-from nbrun.sessions.live_run import LiveRun, each_event, poll, poll_softly
+from nbrun.sessions.live_run import NOTHING, LiveRun, each_event, poll, poll_softly
 from nbrun.sessions.parts import CREATION_S
 from nbrun.store import Query, ReadOnlyStore, SessionStore, is_in_file, restored, whole, whole_run
 
@@ -75,7 +75,7 @@ class Run:
         self, parts: Parts, record: RunRecord, live: LiveRun | None = None, store: SessionStore | None = None
     ) -> None:
         self._parts = parts
-        self._stored = RunRecord() if live is not None else record  # as read from the store, if that was needed
+        self._stored = NOTHING if live is not None else record  # as read from the store, if that was needed
         # For nbrun itself: the live side, if this kernel runs it or has done so, and the store that it is read from.
         self.live = live
         self.store = parts.store if store is None else store

@@ -159,7 +159,7 @@ class Scheduler:
     def is_on_loop(self) -> bool:
         """Whether this code runs on a loop that drives runs."""
         ident = threading.get_ident()
-        return any(host.thread.ident == ident for host in self._hosts)
+        return ident in [host.thread.ident for host in self._hosts]
 
     @property
     def limit(self) -> int:
@@ -195,7 +195,7 @@ class Scheduler:
         thread = LoopThread("nbrun-host", new_loop if self.is_reentrant else asyncio.new_event_loop)
         host = _LocalHost(thread, LocalExecutor(thread, self._clock, lambda *state: self._note_blocked(host, *state)))
         self._hosts.append(host)
-        thread.call(lambda: thread.spawn(host.executor.open(self._intake.put, lambda *_: None), "nbrun-open"))
+        thread.call(functools.partial(host.executor.make_host, self._intake.put))
 
     # --- a loop that does not answer -----------------------------------------------------------------
 
@@ -383,7 +383,7 @@ class Scheduler:
                 self._intake.emit(live, ev.Log(self._moved[1], "warning"))
         if attempts:
             self._moved = None
-            host.thread.spawn(host.executor.submit(attempts), "nbrun-submit")
+            host.executor.begin(attempts)
 
 
 @dataclass(slots=True, eq=False)

@@ -392,13 +392,14 @@ class NotebookSession:
         # A host in another process can't reach the budget; totals may be noted twice.
         if live.budget is not None and any(isinstance(event.data, ev.Usage) for event in events):
             live.budget.note_usage(record.usage)
-        if any(event.data.TYPE in ev.END_TYPES for event in events):
+        kinds = [event.data.TYPE for event in events]
+        if not ev.END_TYPES.isdisjoint(kinds):
             live.token.release()
             self.parts.scheduler.note_end(live)
             self.parts.control.forget(live)
             self._catalog.note_end(live)
             self.store.note_end(record.number)
-        if any(event.data.TYPE in _MOVES_QUEUE for event in events):
+        if not _MOVES_QUEUE.isdisjoint(kinds):
             self.on_queue_moved()
         for listener in (*live.listeners, *self._listeners):
             try:

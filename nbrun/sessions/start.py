@@ -34,6 +34,7 @@ from nbrun.core import (
     IdGenerator,
     Latch,
     NotResumable,
+    Plain,
     Restored,
     RunOptions,
     RunRecord,
@@ -426,7 +427,7 @@ def _plan(agent: object, prompt: str, options: StartOptions, session_id: str) ->
         model=model,
         tags={clean_text(str(key)): clean_text(str(value)) for key, value in (options.tags or {}).items()},
         target=target,
-        options={**options.recorded(), **({} if options.id is None else {ev.ONCE: True})},
+        options={} if options is _NO_OPTIONS else _recorded(options),
     )
     if predecessor is not None:
         options_of = {**created.options, ev.REUSE: True} if predecessor.is_reusing else created.options
@@ -450,6 +451,11 @@ def _restored(predecessor: Predecessor | None, options: RunOptions) -> Restored 
         journal_of=f"the cassette {os.path.basename(options.cassette)}",
         speed=1.0 if options.speed is None else read_speed(options.speed),
     )
+
+
+def _recorded(options: StartOptions) -> dict[str, Plain]:
+    """Return what the record keeps of the options."""
+    return {**options.recorded(), **({} if options.id is None else {ev.ONCE: True})}
 
 
 def _resolved(agent: object, options: RunOptions) -> tuple[object, str | None]:

@@ -93,7 +93,7 @@ def _insert(connection: sqlite3.Connection, row_writer: RowWriter, session_key: 
         return int(there[0])
     taken = connection.execute("SELECT 1 FROM runs WHERE number = ?", (record.number,)).fetchone()
     number = None if taken else record.number
-    return row_writer.insert_row(number, session_key, record, _created(record).inputs())
+    return row_writer.insert_row(number, session_key, record)
 
 
 def _copy(previous: sqlite3.Connection, connection: sqlite3.Connection, run: KnownRun, number: int) -> bool:

@@ -245,7 +245,7 @@ class RowWriter:
         record = fold([created])
         if self._is_taken(created.run_id, data):
             raise IdTaken(created.run_id)
-        number = self.insert_row(None, session_key, record, data.inputs())
+        number = self.insert_row(None, session_key, record)
         origin = data.origin
         if origin is not None and origin.number is not None:
             values = (number, origin.number, origin.kind)
@@ -266,14 +266,14 @@ class RowWriter:
             )
         return key is not None and self._connection.execute(sql, (key,)).fetchone() is not None
 
-    def insert_row(self, number: int | None, session_key: int, record: RunRecord, inputs: str | None) -> int:
+    def insert_row(self, number: int | None, session_key: int, record: RunRecord) -> int:
         """Insert the row of a run, with the next number unless one is given; return its number."""
         cursor = self._connection.execute(
-            "INSERT INTO runs (number, session, run_id, name, status, created_at, inputs, record, parent, agent, model,"
-            " signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO runs (number, session, run_id, name, status, created_at, record, parent, agent, model,"
+            " signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 number, session_key, record.run_id, record.name, record.status, micros(record.created_at),
-                inputs, encode_record(record), record.parent_id, record.agent, record.model,
+                encode_record(record), record.parent_id, record.agent, record.model,
                 None if self._signer is None else self._signer.of_run(record.run_id, record),
             ),
         )  # fmt: skip
