@@ -6,8 +6,8 @@
 # ruff: noqa: RUF022
 from nbrun.core.artifacts import Artifact, ArtifactFiles, ArtifactWriter, folder_beside
 from nbrun.core.cancellation import (
-    CallbackHandle, CancelCause, CancelOutcome, CancelReceipt, CancelRequest, CancelToken, Rung, call_soon,
-    end_cancelled_wait, wait_for_call,
+    CallbackHandle, CancelCause, CancelOutcome, CancelReceipt, CancelRequest, CancelToken, Latch, LoopLatch, Rung,
+    call_soon, end_cancelled_wait, is_on_loop, module_lock, wait_for_call,
 )
 from nbrun.core.checkpoint import Restored, State, Turn, turns_of
 from nbrun.core.clock import Clock, IdGenerator, SequentialIds, SystemClock, TimeOrderedIds
@@ -20,7 +20,6 @@ from nbrun.core.errors import (
 from nbrun.core.events import ApprovalRequested, RunEvent
 from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_guard, guarded, need_stack
 from nbrun.core.journal import Entry, Journal, JournalFiles, Journals
-from nbrun.core.latches import Latch, LoopLatch, is_on_loop, module_lock
 from nbrun.core.line_buffer import LineBuffer, Printed
 from nbrun.core.options import RunOptions, trusted
 from nbrun.core.ownership import OTHERS, is_private, secure

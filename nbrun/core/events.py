@@ -620,6 +620,14 @@ def encode_data(data: EventData) -> bytes:
     return _encoder.encode(data.body if isinstance(data, Unknown) else data)
 
 
+def encode_exactly(data: EventData) -> bytes:
+    """Return the same; raises `TypeError` for what would not be read back as it is, such as a part of a wrong type."""
+    blob = encode_data(data)
+    if type(decode_data(type_of(data), blob)) is not type(data):
+        raise TypeError(f"a part of it has a wrong type: {shown(repr(data), 200)}")
+    return blob
+
+
 def decode_data(event_type: str, blob: bytes) -> EventData:
     """Return the data of a stored event.
 

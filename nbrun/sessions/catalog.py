@@ -13,7 +13,7 @@ from nbrun.core import Action, BadOption, Fix, RunNotFound, RunRecord, StoreErro
 from nbrun.core.commands import number_of
 from nbrun.render.words import run_ref, title
 from nbrun.sessions.live_run import aside
-from nbrun.sessions.run import Run
+from nbrun.sessions.run import Parts, Run
 from nbrun.sessions.run_list import RunList
 from nbrun.store import Query
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nbrun.sessions.live_run import LiveRun
-    from nbrun.sessions.parts import Parts
     from nbrun.store import SessionStore, StoredRun
 
 _log = logging.getLogger("nbrun")

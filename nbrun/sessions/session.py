@@ -34,8 +34,7 @@ from nbrun.sessions.catalog import Catalog, removable
 from nbrun.sessions.control import Control
 from nbrun.sessions.intake import Intake
 from nbrun.sessions.observers import Observer, ObserverThread
-from nbrun.sessions.parts import Parts
-from nbrun.sessions.run import Run
+from nbrun.sessions.run import Parts, Run
 from nbrun.sessions.run_list import RunList
 from nbrun.sessions.scheduler import Scheduler
 from nbrun.sessions.start import Starter, StartOptions, takes

@@ -52,14 +52,12 @@ from nbrun.host import capture
 from nbrun.host.attempt import Attempt
 from nbrun.host.process import pickling
 from nbrun.sessions.live_run import LiveRun
-from nbrun.sessions.parts import CREATION_S
-from nbrun.sessions.run import Run
+from nbrun.sessions.run import CREATION_S, Parts, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from nbrun.sessions.catalog import Catalog
-    from nbrun.sessions.parts import Parts
 
 _log = logging.getLogger("nbrun")
 
@@ -171,7 +169,6 @@ class Starter:
         need_stack()
         options = read_options(given)
         parts, scheduler = self._parts, self._parts.scheduler
-        parts.refuse_child()
         plan = _plan(agent, prompt, options, parts.session_id)
         created = plan.created
         pickled = b"" if options.on == "local" else _pickled(plan)

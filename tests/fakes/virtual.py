@@ -18,8 +18,7 @@ from typing import Any, Protocol, TypeVarTuple
 import msgspec
 
 from nbrun import RunRecord
-from nbrun.core import events as ev
-from nbrun.core.latches import Latch
+from nbrun.core import Latch, events as ev
 from nbrun.core.record import fold
 from nbrun.host.loops import LoopThread
 from nbrun.store import Committed, SessionStore, StoredRun
