@@ -172,8 +172,7 @@ class Starter:
         plan = _plan(agent, prompt, options, parts.session_id)
         created = plan.created
         pickled = b"" if options.on == "local" else _pickled(plan)
-        is_on_host = scheduler.is_on_loop
-        loop = None if options.loop == "host" else _kernel_loop(is_on_host)
+        loop = None if options.loop == "host" else _kernel_loop(scheduler.is_on_loop)
         parts.keyring.look()
         if environ := environment_of(plan.adapter, plan.agent):
             parts.keyring.take(environ)
@@ -494,7 +493,9 @@ def _kernel_loop(is_on_host: bool) -> asyncio.AbstractEventLoop:
     """Return the loop that the calling cell runs on."""
     running = asyncio._get_running_loop()
     if running is None or is_on_host:
-        raise BadOption("loop='kernel' needs a running kernel event loop; there is none here")
+        raise BadOption(
+            "loop='kernel' needs the kernel's event loop: start the run in a notebook cell, or leave out loop"
+        )
     return running
 
 

@@ -108,7 +108,7 @@ def whole(value: Plain, artifacts: Sequence[Artifact]) -> Plain:
 
 
 def _read(kept: Artifact) -> Plain:
-    """Return the value in a file; None if there is none."""
+    """Return the value in a file; None if the file is lost or can't be read."""
     try:
         if kept.media_type == TEXT:
             return kept.read().decode()

@@ -110,7 +110,7 @@ class SessionStore(StoredRuns):
 
     @property
     def wanted(self) -> Path | None:
-        """The preferred place, whether it can be used or not; None if there is none."""
+        """The preferred place, whether or not it can be used; None if the store is in memory only."""
         return self._places[0] if self._places else None
 
     @property

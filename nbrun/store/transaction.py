@@ -212,8 +212,8 @@ class FileWriter:
         files = None if path is None else ArtifactFiles(folder_beside(path))
         return RowWriter(self._connection, files, self._signer)
 
-    def take(self, connection: sqlite3.Connection) -> None:
-        """Use this connection from now on; it may be to another file."""
+    def take(self, connection: sqlite3.Connection, wait_s: float) -> None:
+        """Use this connection from now on, which may be to another file, and wait so long for a lock."""
         if connection is not self._connection:
             if self._is_stand_in:
                 self._connection.close()
@@ -221,9 +221,6 @@ class FileWriter:
             self._connection = connection
             self._rows = self._row_writer()
             self._is_full_sync, self._busy_wait_s = False, -1.0
-
-    def wait_for_locks(self, wait_s: float) -> None:
-        """Set how long to wait for a lock: not long while it is known to be there."""
         if self._busy_wait_s != wait_s:
             self._connection.execute(f"PRAGMA busy_timeout = {round(wait_s * 1000)}")
             self._busy_wait_s = wait_s

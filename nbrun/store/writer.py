@@ -310,8 +310,7 @@ class Writer:
                 connection = self._database.ready(looks=self._is_look_due)
             finally:
                 self._stall_guard.end_call()
-            self._file.take(connection)
-            self._file.wait_for_locks(BUSY_TIMEOUT_S if self.fault is None else BUSY_AGAIN_S)
+            self._file.take(connection, BUSY_TIMEOUT_S if self.fault is None else BUSY_AGAIN_S)
             if self._database.needs_rebuild:
                 self._rebuild(self._database, committed)
         except Exception as error:  # of any kind: what is drained next must be kept

@@ -210,34 +210,42 @@ root = str(pathlib.Path(nbrun.__file__).parent)
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 shell.run_line_magic("load_ext", "nbrun")
-calls, files, done = [], [], threading.Event()
+calls, files, done, started = [], [], threading.Event(), threading.Event()
 async def agent(prompt):
     done.set()
     return prompt
 shell.user_ns["agent"] = agent
 def look(frame, event, argument):
-    if event != "call" or done.is_set():
+    code, is_main = frame.f_code, threading.current_thread() is threading.main_thread()
+    if event == "return" and code.co_qualname == "NotebookSession.start":
+        started.set()
+    if event != "call" or done.is_set() or (is_main and started.is_set()):
         return
-    code = frame.f_code
     if code.co_filename.startswith(root) and frame.f_back is not None:
-        files.append(code.co_filename)
+        thread = threading.current_thread().name
+        files.append((thread, code.co_filename[len(root) + 1:]))
         if frame.f_back.f_code.co_filename.startswith(root) and frame.f_back.f_code.co_filename != code.co_filename:
-            calls.append((frame.f_back.f_code.co_filename, code.co_filename))
+            calls.append(thread)
 import io, contextlib
 for warm in (True, False):
-    calls.clear(); files.clear(); done.clear()
+    calls.clear(); files.clear(); done.clear(); started.clear()
     threading.setprofile(look); sys.setprofile(look)
     with contextlib.redirect_stdout(io.StringIO()):
         shell.run_cell_magic("agentrun", "agent --noblock", "hello")
         done.wait(10)
         sys.setprofile(None); threading.setprofile(None)
         shell.run_line_magic("agentrun", "wait")
-json.dump({"modules": sorted({f[len(root) + 1:] for f in files}), "calls": len(calls)}, sys.stdout)
+def figures(is_counted):
+    return [sorted({name for thread, name in files if is_counted(thread)}), sum(map(is_counted, calls))]
+json.dump([figures(lambda thread: True), figures(lambda thread: thread != "nbrun-writer")], sys.stdout)
 """
 
 
-def walk() -> tuple[list[str], int]:
-    """Return the modules that a prompt passes before the agent's first line, and the calls between modules."""
+def walk() -> tuple[tuple[list[str], int], tuple[list[str], int]]:
+    """Return the modules that a prompt passes before the agent's first line, and the number of calls between modules.
+
+    Then the same without the writer's thread, which saves the run. What shows the run meanwhile isn't counted.
+    """
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -245,20 +253,21 @@ def walk() -> tuple[list[str], int]:
             [sys.executable, "-c", WALK], capture_output=True, text=True, cwd=folder,
             env={**__import__("os").environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": folder}, check=True,
         )  # fmt: skip
-    read = json.loads(answer.stdout.splitlines()[-1])
-    return read["modules"], read["calls"]
+    whole, without_writer = json.loads(answer.stdout.splitlines()[-1])
+    return tuple(whole), tuple(without_writer)
 
 
 def main() -> None:
     """Print every figure, and what it is made of."""
     lines = sum(code_lines(path) for path in PACKAGE.rglob("*.py"))
-    passed, calls = walk()
+    (passed, calls), (rest, rest_calls) = walk()
     privates, lists, spelled = foreign_privates(), option_lists(), spelled_commands()
     print(f"entries in nbrun/                     {len(entries())}: {', '.join(entries())}")
     print(f"floors                                {floors()}")
     print(f"layers of the import contract         {len(contract_layers())}")
     print(f"imports of its own per 1,000 lines    {imports_per_1000_lines():.1f}")
     print(f"modules, calls before the agent       {len(passed)}, {calls}")
+    print(f"  without the writer's thread         {len(rest)}, {rest_calls}")
     print(f"private members read from outside     {len(privates)}")
     print(f"places that list the options          {len(lists)}")
     print(f"commands spelled below ui and cli     {len(spelled)}")
