@@ -382,12 +382,8 @@ class NotebookSession:
     # --- what became public ----------------------------------------------------------------------
 
     def _published(self, live: LiveRun, events: Sequence[ev.RunEvent]) -> None:
-        """Queue a new run, give an ended one's slot to the next, and call the listeners; on the writer's thread."""
+        """Give an ended run's slot to the next one, call the listeners, and queue a new run; on the writer's thread."""
         record = live.record
-        if events and isinstance(events[0].data, ev.RunCreated):
-            for notice in self.store.notices():  # now, since its commit may have met with something
-                self.parts.intake.emit(live, ev.Log(notice, "warning"))
-            self.parts.scheduler.queue(live)
         # A host in another process can't reach the budget; totals may be noted twice.
         if live.budget is not None and any(isinstance(event.data, ev.Usage) for event in events):
             live.budget.note_usage(record.usage)
@@ -405,6 +401,10 @@ class NotebookSession:
                 listener(record, events)
             except Exception:  # isolated: a card or an observer that fails must not stop the log
                 _log.exception("a listener of %s failed", live.run_id)
+        if ev.RunCreated.TYPE in kinds and record.is_live:  # else it was cancelled before this
+            for notice in self.store.notices():  # now, since its commit may have met with something
+                self.parts.intake.emit(live, ev.Log(notice, "warning"))
+            self.parts.scheduler.queue(live)
 
     def panel(self) -> None:
         """Show a live table of this notebook's runs; where there is no page for it, print the newest."""

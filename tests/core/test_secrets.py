@@ -242,6 +242,7 @@ def test_more_variables_can_be_named(session: NotebookSession, monkeypatch: pyte
     """By `NbRun.secrets`: their values are replaced, whatever their names look like."""
     monkeypatch.setenv("DATABASE_URL", "postgres://me:tea@host/db")
     before = session.start(repeats, "at postgres://me:tea@host/db")
+    assert before.record.prompt == "at postgres://me:tea@host/db"  # it is saved now
     session.watch_variables(["DATABASE_URL"])
     after = session.start(repeats, "at postgres://me:tea@host/db")
     assert before.record.prompt == "at postgres://me:tea@host/db"

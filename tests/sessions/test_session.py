@@ -141,6 +141,22 @@ def test_a_run_that_is_started_where_runs_become_public_is_not_waited_for(make_s
     assert ended(session.get("second")).number == 2
 
 
+def test_whoever_listens_hears_of_a_run_before_its_agent_is_entered(make_session: MakeSession, held: Held) -> None:
+    """A run goes to its host when its creation is public, and those who listen have been called."""
+    session, seen = make_session(), queue.SimpleQueue[list[str]]()
+
+    def hears(record: RunRecord, _events: object) -> None:
+        if record.status is RunStatus.QUEUED:
+            for _ in range(50):  # turns of the loop
+                session.ping_hosts(BOUND_S)
+            seen.put(list(held.prompts))
+
+    session.listen(hears)
+    session.start(held)
+    assert seen.get(timeout=BOUND_S) == []
+    assert held.entered.wait(BOUND_S)
+
+
 def test_every_time_comes_from_the_injected_clock(make_session: MakeSession) -> None:
     """No event, and no time of a record, is stamped by another clock (W19)."""
     clock = FakeClock()
