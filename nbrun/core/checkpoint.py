@@ -92,8 +92,9 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 class Restored(msgspec.Struct, frozen=True):
     """What a run resumes from: a packed state with what was used before it, or a conversation.
 
-    `journal` has what earlier runs were answered, those of `journal_of` in words. With a `speed` it is a cassette, and
-    nothing else answers: so many times as fast as it was recorded.
+    `journal` has what earlier runs, `journal_of` in words, were answered since that state, and `before` what they were
+    answered until then. With a `speed` it is a cassette, and nothing else answers: so many times as fast as it was
+    recorded.
     """
 
     state: bytes | None = None
@@ -103,6 +104,7 @@ class Restored(msgspec.Struct, frozen=True):
     journal: tuple[Entry, ...] = ()
     journal_of: str = ""
     speed: float | None = None
+    before: tuple[Entry, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

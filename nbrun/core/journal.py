@@ -26,13 +26,14 @@ from nbrun.core.ownership import is_trusted, secure
 from nbrun.core.quantities import size_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
+    from nbrun.core.checkpoint import Restored
     from nbrun.core.redaction import Redactor, SecretRegistry
 
-CALL, STEP, STEP_BEGUN = "call", "step", "begun"
-"""What an entry is: the answer to a model call, the result of a step, or that a step has begun."""
+CALL, STEP, STEP_BEGUN, STEP_FAILED = "call", "step", "begun", "failed"
+"""What an entry is: the answer to a model call, the result of a step, or that a step has begun, or has failed."""
 
 MAX_ANSWER = 20_000_000
 """Bytes of the largest answer that is kept."""
@@ -210,39 +211,32 @@ class Journal:
 
     Parameters
     ----------
-    known : the entries of earlier runs; each answers once, in order, to what asks the same.
-    source : the run that they come from, in words.
-    speed : of a cassette, how much faster it answers than it was recorded: then nothing else answers. None: a journal.
+    restored : has the entries of earlier runs; each answers once, in order, to what asks the same.
     """
 
-    def __init__(
-        self,
-        journals: Journals,
-        run_id: str,
-        attempt: int,
-        known: Sequence[Entry] = (),
-        source: str = "",
-        speed: float | None = None,
-    ) -> None:
+    def __init__(self, journals: Journals, run_id: str, attempt: int, restored: Restored | None = None) -> None:
         self._journals = journals
         self._run_id, self._attempt = run_id, attempt
         self._lock = threading.Lock()
         self._known: dict[tuple[str, bytes], deque[Entry]] = {}
-        for entry in known:
+        self._news = () if restored is None else restored.journal
+        for entry in () if restored is None else (*restored.journal, *restored.before):
             self._known.setdefault((entry.kind, entry.request), deque()).append(entry)
-        self._left = len(known)
+        self._left = sum(entry.kind == CALL for entry in self._news)
         self._number = self._size = 0
         self._is_broken = False
-        self.source = source
-        self.speed = speed
+        self.source = "" if restored is None else restored.journal_of
+        """The run or the file that the known entries come from, in words."""
+        self.speed = None if restored is None else restored.speed
+        """Of a cassette, how much faster it answers than it was recorded: then nothing else answers. None: a journal."""
         self.given = 0
-        """How many answers were given."""
+        """How many model calls were answered."""
         self.has_diverged = False
         """Whether something was asked that isn't known, though more was."""
 
     @property
     def is_answering(self) -> bool:
-        """Whether there are answers left."""
+        """Whether there are answers to model calls left."""
         return self._left > 0
 
     @property
@@ -257,21 +251,23 @@ class Journal:
 
     def find(self, kind: str, request: bytes) -> Entry | None:
         """Return the next known answer to this request, once; None if there is none."""
-        if not self._left:
+        if not self._known:  # most runs
             return None
         with self._lock:
             entries = self._known.get((kind, request))
             if not entries:
                 return None
-            self._left -= 1
-            self.given += 1
-            return entries.popleft()
+            entry = entries.popleft()
+            if kind == CALL:
+                self._left -= any(entry is one for one in self._news)
+                self.given += 1
+            return entry
 
     def unused(self, kind: str) -> list[Entry]:
-        """Return the known entries of a kind that have answered nothing yet, oldest first."""
+        """Return the entries of a kind, not in the state, that have answered nothing yet, oldest first."""
         with self._lock:
-            left = [entry for (known, _), entries in self._known.items() if known == kind for entry in entries]
-        return sorted(left, key=lambda entry: entry.at)
+            left = {id(entry) for entries in self._known.values() for entry in entries}
+        return [entry for entry in self._news if entry.kind == kind and id(entry) in left]
 
     def keep(self, entry: Entry) -> None:
         """Keep an entry, in which there are no secrets; it is in the file when this returns.

@@ -38,7 +38,6 @@ from nbrun.core import (
     LoopLatch,
     NbrunError,
     Plain,
-    Restored,
     Rung,
     Stepped,
     clean_text,
@@ -315,11 +314,7 @@ class Driver:
             return None
         with guarded(), self._lock:
             if self._journal is None:
-                restored = attempt.restored or Restored()
-                self._journal = Journal(
-                    attempt.journals, attempt.run_id, attempt.number, restored.journal, restored.journal_of,
-                    restored.speed,
-                )  # fmt: skip
+                self._journal = Journal(attempt.journals, attempt.run_id, attempt.number, attempt.restored)
             return self._journal
 
     @property

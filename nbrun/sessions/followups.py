@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nbrun.agents import CONTINUE, PROGRAM, Budget, Replay, builtin, find_adapter, python_cell
+from nbrun.agents import CONTINUE, PROGRAM, Budget, Replay, Resuming, builtin, find_adapter, python_cell
 from nbrun.core import (
     Action,
     AgentNotFound,
@@ -137,12 +137,16 @@ class _Followup:
             return self._plan(ev.CONTINUE, self.agent, CONTINUE, self._options(), self._history(find_run))
         usage = record.usage.without(_NOTHING)
         state = self._state()
-        # Without a state, the agent runs again from its beginning.
-        tools = 0 if state is None else record.tool_count
-        restored = self._answered(checkpoint.Restored(state, usage, tools), since_checkpoint=state is not None)
         options = self._options()
         self._check_budget(usage, options)
-        return self._plan(ev.RESUME, self._agent(options), self.signed.prompt, options, restored)
+        agent = self._agent(options)
+        # Without a state, the agent runs again from its beginning.
+        restored = self._answered(checkpoint.Restored(state, usage, 0 if state is None else record.tool_count))
+        if state is not None and agent is not None and not isinstance(find_adapter(agent), Resuming):
+            # It may ask the same as before, and mean it to be answered anew; what a framework sends is a whole
+            # conversation, and the same only where it was cut off.
+            restored = msgspec.structs.replace(restored, before=())
+        return self._plan(ev.RESUME, agent, self.signed.prompt, options, restored)
 
     def retry(self) -> Plan:
         self._refuse_replay()
@@ -170,13 +174,16 @@ class _Followup:
         agent = self._agent(options)
         return self._plan(ev.CONTINUE, agent, prompt, options, self._history(find_run))
 
-    def _answered(self, restored: checkpoint.Restored, *, since_checkpoint: bool = False) -> checkpoint.Restored:
+    def _answered(self, restored: checkpoint.Restored) -> checkpoint.Restored:
         """Return what a run starts from, with the answers that the old one had; none if it isn't signed."""
-        number = self.run.number
+        number, store = self.run.number, self.run.store
         if self.signed is None or number is None:
             return restored
-        known = tuple(self.run.store.journal(number, since_checkpoint=since_checkpoint))
-        return msgspec.structs.replace(restored, journal=known, journal_of=f"run {run_ref(self.run.record)}")
+        known = store.journal(number)
+        since = known if restored.state is None else store.journal(number, since_checkpoint=True)
+        before = known[: len(known) - len(since)]
+        source = f"run {run_ref(self.run.record)}"
+        return msgspec.structs.replace(restored, journal=tuple(since), before=tuple(before), journal_of=source)
 
     def _history(self, find_run: FindRun) -> checkpoint.Restored:
         turns = tuple(turn for earlier in thread(self.run, find_run) for turn in _turns(earlier))
@@ -237,8 +244,11 @@ class _Followup:
         done = [o for o in resumed if o is not None and o.record.status is RunStatus.COMPLETED]
         # Asked first: its checkpoint is deleted only a moment after the end of the other is seen.
         blob = None if number is None or done else store.checkpoint(number)
-        if blob is None and number is not None and not done and store.journal(number):
-            return None
+        if blob is None and number is not None and not done:
+            groups = self.run.record.call_groups
+            has_paid = any(group.usage.requests for group in groups)  # else nothing would be paid twice
+            if store.journal(number) or (groups and not has_paid):
+                return None
         if blob is None:
             why = "has no checkpoint" if self.run.record.checkpoint is None else "has no checkpoint that is signed"
             why = f"was resumed as #{done[-1].number}, which has completed" if done else why

@@ -17,6 +17,7 @@ import msgspec
 from nbrun.agents.context.approvals import ASK, SECRET, TEXT, Answer, Approvals, Ask, Question
 from nbrun.agents.context.budget import Budget, Calls
 from nbrun.agents.context.inbox import Inbox
+from nbrun.agents.context.steps import StepCall, is_async
 from nbrun.agents.context.threads import Work, Worker
 from nbrun.core import (
     ArtifactWriter,
@@ -587,6 +588,38 @@ class RunContext:
         finally:
             if not thread.is_alive():
                 self.drop_work(thread)
+
+    async def step(self, function: Callable[..., Any], /, *args: object, **kwargs: object) -> Any:
+        """Call a function that must not be called twice, and return its result; a sync one in a thread of its own.
+
+        The result is kept in the run's journal. A run that resumes this one, or that retries it with `reuse=True`, gets
+        it without a call where it makes the same one: the same function, by its name, with the same arguments. If this
+        run ends during the call, the user is asked before another run makes it again. One that raises is made again.
+
+        Secrets in the result are replaced in the journal. Raises `BadOption` if the arguments or the result are more
+        than data, `NbrunError` if the user denies another call, and what the function raises.
+        """
+        step = StepCall(self, function, args, kwargs)
+        if step.is_known:
+            return step.known()
+        if step.is_open and not await self.ask(step.question, editable=False):
+            raise step.refused()
+        with step.calling() as hand_over:
+            if is_async(function):
+                return hand_over(await function(*args, **kwargs))
+            return hand_over(await self.in_thread(function, *args, **kwargs))
+
+    def step_sync(self, function: Callable[..., Any], /, *args: object, **kwargs: object) -> Any:
+        """Do the same in a sync agent."""
+        if is_async(function):
+            raise NbrunError("run.step_sync() calls sync functions; in an async agent, use `await run.step(…)`")
+        step = StepCall(self, function, args, kwargs)
+        if step.is_known:
+            return step.known()
+        if step.is_open and not self.ask_sync(step.question, editable=False):
+            raise step.refused()
+        with step.calling() as hand_over:
+            return hand_over(function(*args, **kwargs))
 
     def ask(
         self,

@@ -41,7 +41,7 @@ class SmolagentsAdapter(FrameworkAdapter):
     def events(self, agent: Any, prompt: str, run: RunContext) -> Items:
         """Yield the agent's answer; everything else is sent from its thread."""
 
-        def begin() -> tuple[str, list[Any]]:
+        def begin() -> tuple[str | None, list[Any]]:
             from nbrun.agents.smolagents.resume import as_messages
 
             return prompt, as_messages(run.history)
@@ -51,15 +51,15 @@ class SmolagentsAdapter(FrameworkAdapter):
     def resume(self, agent: Any, state: State, run: RunContext) -> Items:
         """Yield the answer of an agent that resumes."""
 
-        def begin() -> tuple[str, list[Any]]:
+        def begin() -> tuple[str | None, list[Any]]:
             from nbrun.agents.smolagents.resume import continuation, restore
 
             run.checkpoint(state)  # in case it stops before it saves its own
-            return continuation(agent), restore(state)
+            return continuation(agent, run.journal), restore(state)
 
         return self._driven(agent, run, begin)
 
-    async def _driven(self, agent: Any, run: RunContext, begin: Callable[[], tuple[str, list[Any]]]) -> Items:
+    async def _driven(self, agent: Any, run: RunContext, begin: Callable[[], tuple[str | None, list[Any]]]) -> Items:
         def drive() -> object:
             from nbrun.agents.smolagents.instrument import Instrument
 

@@ -142,14 +142,18 @@ class Instrument(Watched):
         super().__init__(agent, run, itertools.count(1))
         self._text: list[str] = []
 
-    def drive(self, task: str, past: Sequence[Any]) -> object:
-        """Run the agent on a task, after these steps; return its answer."""
+    def drive(self, task: str | None, past: Sequence[Any]) -> object:
+        """Run the agent on a task, after these steps; return its answer. None: on the task that is among them."""
         mine, run = self._mine, self._run
         mine.memory.steps = list(past)
+        known = "" if task is not None else next((step.task for step in past if isinstance(step, memory.TaskStep)), "")
         output: object = None
         try:
+            stream = mine.run(known if task is None else task, stream=True, reset=False)
+            if task is None:
+                mine.memory.steps.pop()  # it has added the task once more
             # Always read to its end: closed in the middle of a step, the agent would not stop.
-            for item in mine.run(task, stream=True, reset=False):
+            for item in stream:
                 output = self._take(item, output)
         except AgentError:
             run.token.raise_if_cancelled()  # the error comes from interrupt()

@@ -13,6 +13,8 @@ from nbrun.agents import CONTINUE, USER, State, Turn, plain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nbrun.core import Journal
+
 
 def checkpoint_of(steps: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the steps as JSON-like data: tasks, plans, the model's text, calls and observations."""
@@ -26,7 +28,7 @@ def checkpoint_of(steps: Sequence[Any]) -> list[dict[str, Any]]:
             case ActionStep():
                 calls = [[call.name, plain(call.arguments), call.id] for call in step.tool_calls or ()]
                 seen = step.observations if step.error is None else f"Error: {step.error}"
-                said = step.model_output if isinstance(step.model_output, str) else ""
+                said = step.model_output if isinstance(step.model_output, str) else None
                 kept.append({"said": said, "calls": calls, "seen": seen or ""})
     return kept
 
@@ -38,7 +40,7 @@ def restore(state: State) -> list[Any]:
         match kept:
             case {"task": str(task)} | {"plan": str(task)}:
                 steps.append(TaskStep(task))
-            case {"said": str(said), "calls": list(calls), "seen": str(seen)}:
+            case {"said": str() | None as said, "calls": list(calls), "seen": str(seen)}:
                 made = [
                     ToolCall(str(call[0]), call[1], str(call[2]))
                     for call in calls
@@ -61,7 +63,9 @@ def as_messages(history: Sequence[Turn]) -> list[Any]:
     ]
 
 
-def continuation(agent: object) -> str:
-    """Return the prompt for an agent that resumes."""
+def continuation(agent: object, journal: Journal | None) -> str | None:
+    """Return the prompt for an agent that resumes; None if it needs none: its next answer is known already."""
     is_code = isinstance(agent, CodeAgent)
+    if journal is not None and journal.is_answering and not is_code:
+        return None
     return CONTINUE + (" The variables of your earlier code are gone." if is_code else "")

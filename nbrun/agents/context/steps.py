@@ -1,0 +1,120 @@
+"""Steps: calls of an agent's that must not be made twice, whose results a resumed run finds in the journal."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nbrun.core import BadOption, NbrunError, Plain, StoreError, clean_text, plain, shown, type_name
+from nbrun.core.checkpoint import stand_ins
+from nbrun.core.journal import STEP, STEP_BEGUN, STEP_FAILED, Entry
+from nbrun.core.values import revived
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from nbrun.agents.context.run_context import RunContext
+    from nbrun.core.journal import Journal
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Return whether calling a function gives something to await."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not whether, but what it is
+
+
+class StepCall:
+    """One call of a step. Threads: of the agent that makes it.
+
+    Raises `BadOption` if an argument isn't data, so that the same call couldn't be recognized in another run.
+    """
+
+    def __init__(
+        self, run: RunContext, function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> None:
+        self._run = run
+        self._journal: Journal | None = run.journal
+        name = getattr(function, "__qualname__", type_name(function))
+        self.name = clean_text(str(getattr(function, "__name__", name)))
+        self._given: Plain = plain({"args": list(args), **kwargs} if args else dict(kwargs))
+        if odd := stand_ins(self._given):
+            raise BadOption(
+                f"step: {self.name}() is given a {odd[0]}, which isn't data; pass text, numbers, lists or dicts"
+            )
+        asked = _encode([getattr(function, "__module__", ""), name, self._given])
+        if self._journal is not None:
+            asked = self._journal.redactor.raw(asked)
+        self._request = hashlib.sha256(asked).digest()
+        self._known = self._find(STEP)
+        self.is_known = self._known is not None
+        """Whether its result is in the journal."""
+        if self.is_known:
+            self._find(STEP_BEGUN)
+        while self._find(STEP_FAILED) is not None:
+            self._find(STEP_BEGUN)
+        self.is_open = not self.is_known and self._find(STEP_BEGUN) is not None
+        """Whether an earlier run has begun it, and how far that got is unknown."""
+
+    def _find(self, kind: str) -> Entry | None:
+        return None if self._journal is None else self._journal.find(kind, self._request)
+
+    @property
+    def question(self) -> str:
+        """What the user is asked if it is open."""
+        source = "an earlier run" if self._journal is None else self._journal.source
+        return f"{self.name}() had begun when {source} ended, so it may have taken effect. Call it again?"
+
+    def refused(self) -> NbrunError:
+        """Return the error of a step that must not be repeated."""
+        return NbrunError(f"step: {self.name}() may have taken effect in an earlier run, so it isn't called again")
+
+    def known(self) -> object:
+        """Return the result in the journal."""
+        assert self._known is not None  # noqa: S101 - the caller has looked
+        result: Plain = msgspec.msgpack.decode(self._known.answer)
+        with self._run.tool(self.name, self._given, kind="step") as use:
+            use.result = result
+        return revived(result)
+
+    @contextmanager
+    def calling(self) -> Iterator[Callable[[object], object]]:
+        """Note that it begins, and with what the block hands over, its result; that returns the result."""
+        self._keep(STEP_BEGUN)
+        with self._run.tool(self.name, self._given, kind="step") as use:
+            returned: list[object] = []
+
+            def hand_over(result: object) -> object:
+                returned.append(result)
+                kept = plain(result)
+                if stand_ins(kept) or (given := revived(kept)) != result:
+                    raise BadOption(
+                        f"step: what {self.name}() returned can't be kept whole ({shown(kept, 100)}); "
+                        "return text, numbers, bytes, lists, or dicts whose keys are text"
+                    )
+                self._keep(STEP, kept)
+                use.result = kept
+                return given
+
+            try:
+                yield hand_over
+            except Exception:
+                if not returned:
+                    self._keep(STEP_FAILED)
+                raise
+
+    def _keep(self, kind: str, result: Plain = None) -> None:
+        journal, run = self._journal, self._run
+        try:
+            if journal is None or not journal.keeps:
+                if kind == STEP:
+                    run.log(f"{self.name}() is not in the run's journal, so a resumed run calls it again", "warning")
+                return
+            answer = msgspec.msgpack.encode(journal.redactor.data(result)) if kind == STEP else b""
+            journal.keep(Entry(kind, self._request, run.clock.now(), answer))
+        except (OSError, StoreError) as error:
+            run.log(f"{self.name}() is not in the run's journal: {error}", "warning")
