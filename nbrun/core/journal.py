@@ -228,7 +228,7 @@ class Journal:
         self.source = "" if restored is None else restored.journal_of
         """The run or the file that the known entries come from, in words."""
         self.speed = None if restored is None else restored.speed
-        """Of a cassette, how much faster it answers than it was recorded: then nothing else answers. None: a journal."""
+        """Of a cassette, how much faster it answers than was recorded: then nothing else answers. None: a journal."""
         self.given = 0
         """How many model calls were answered."""
         self.has_diverged = False

@@ -116,11 +116,14 @@ class Checkpoint:
                 self._thread = str(kept["thread"])
                 return await self._check_thread()
             messages = msg.messages_from_dict(json.loads(kept["messages"]))
-            return {"messages": without_open_calls(messages, set(kept["begun"]))}
+            whole = without_open_calls(messages, set(kept["begun"]))
         except (LookupError, TypeError, ValueError, AttributeError):
             raise NotResumable(
                 "its checkpoint was made by another version of LangGraph; retry starts it again"
             ) from None
+        while whole and isinstance(whole[-1], msg.AIMessage):  # it is asked for again, and answered by the journal
+            whole.pop()
+        return {"messages": whole}
 
     async def _check_thread(self) -> None:
         snapshot = None

@@ -193,7 +193,7 @@ class Instrument(Watched):
             self._text.append(step.model_output)
         self._end_message()
         self._note(step)
-        if not self._run.token.cancelled:
+        if not self._run.token.cancelled and not step.is_final_answer:  # with it, another answer would be asked for
             self._run.checkpoint(checkpoint_of(self._mine.memory.steps))
 
     def _take_messages(self) -> None:
