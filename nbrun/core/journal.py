@@ -26,10 +26,9 @@ from nbrun.core.ownership import is_trusted, secure
 from nbrun.core.quantities import size_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
-    from nbrun.core.checkpoint import Restored
     from nbrun.core.redaction import Redactor, SecretRegistry
 
 CALL, STEP, STEP_BEGUN, STEP_FAILED = "call", "step", "begun", "failed"
@@ -211,24 +210,34 @@ class Journal:
 
     Parameters
     ----------
-    restored : has the entries of earlier runs; each answers once, in order, to what asks the same.
+    known : the entries of earlier runs; each answers once, in order, to what asks the same.
+    before : those that the state to resume from knows already; they answer last.
+    source : the run or the file that they come from, in words.
+    speed : of a cassette, how much faster it answers than it was recorded: then nothing else answers. None: a journal.
     """
 
-    def __init__(self, journals: Journals, run_id: str, attempt: int, restored: Restored | None = None) -> None:
+    def __init__(
+        self,
+        journals: Journals,
+        run_id: str,
+        attempt: int,
+        known: Sequence[Entry] = (),
+        before: Sequence[Entry] = (),
+        source: str = "",
+        speed: float | None = None,
+    ) -> None:
         self._journals = journals
         self._run_id, self._attempt = run_id, attempt
         self._lock = threading.Lock()
         self._known: dict[tuple[str, bytes], deque[Entry]] = {}
-        self._news = () if restored is None else restored.journal
-        for entry in () if restored is None else (*restored.journal, *restored.before):
+        self._news = tuple(known)
+        for entry in (*known, *before):
             self._known.setdefault((entry.kind, entry.request), deque()).append(entry)
-        self._left = sum(entry.kind == CALL for entry in self._news)
+        self._left = sum(entry.kind == CALL for entry in known)
         self._number = self._size = 0
         self._is_broken = False
-        self.source = "" if restored is None else restored.journal_of
-        """The run or the file that the known entries come from, in words."""
-        self.speed = None if restored is None else restored.speed
-        """Of a cassette, how much faster it answers than was recorded: then nothing else answers. None: a journal."""
+        self.source = source
+        self.speed = speed
         self.given = 0
         """How many model calls were answered."""
         self.has_diverged = False

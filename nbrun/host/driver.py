@@ -38,6 +38,7 @@ from nbrun.core import (
     LoopLatch,
     NbrunError,
     Plain,
+    Restored,
     Rung,
     Stepped,
     clean_text,
@@ -314,7 +315,11 @@ class Driver:
             return None
         with guarded(), self._lock:
             if self._journal is None:
-                self._journal = Journal(attempt.journals, attempt.run_id, attempt.number, attempt.restored)
+                restored = attempt.restored or Restored()
+                self._journal = Journal(
+                    attempt.journals, attempt.run_id, attempt.number, restored.journal, restored.before,
+                    restored.journal_of, restored.speed,
+                )  # fmt: skip
             return self._journal
 
     @property

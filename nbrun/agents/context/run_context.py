@@ -38,6 +38,7 @@ from nbrun.core import (
     exact,
     guarded,
     plain,
+    revived,
     size_words,
     type_name,
 )
@@ -599,27 +600,35 @@ class RunContext:
         Secrets in the result are replaced in the journal. Raises `BadOption` if the arguments or the result are more
         than data, `NbrunError` if the user denies another call, and what the function raises.
         """
-        step = StepCall(self, function, args, kwargs)
-        if step.is_known:
-            return step.known()
+        step = self._step(function, args, kwargs)
         if step.is_open and not await self.ask(step.question, editable=False):
             raise step.refused()
-        with step.calling() as hand_over:
-            if is_async(function):
-                return hand_over(await function(*args, **kwargs))
-            return hand_over(await self.in_thread(function, *args, **kwargs))
+        with self.tool(step.name, step.given, kind="step") as use:
+            if step.is_known:
+                use.result = step.known()
+            else:
+                call: Callable[..., Any] = function if is_async(function) else partial(self.in_thread, function)
+                with step.calling() as hand_over:
+                    use.result = hand_over(await call(*args, **kwargs))
+        return revived(use.result)
 
     def step_sync(self, function: Callable[..., Any], /, *args: object, **kwargs: object) -> Any:
         """Do the same in a sync agent."""
         if is_async(function):
             raise NbrunError("run.step_sync() calls sync functions; in an async agent, use `await run.step(…)`")
-        step = StepCall(self, function, args, kwargs)
-        if step.is_known:
-            return step.known()
+        step = self._step(function, args, kwargs)
         if step.is_open and not self.ask_sync(step.question, editable=False):
             raise step.refused()
-        with step.calling() as hand_over:
-            return hand_over(function(*args, **kwargs))
+        with self.tool(step.name, step.given, kind="step") as use:
+            if step.is_known:
+                use.result = step.known()
+            else:
+                with step.calling() as hand_over:
+                    use.result = hand_over(function(*args, **kwargs))
+        return revived(use.result)
+
+    def _step(self, function: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, object]) -> StepCall:
+        return StepCall(self.journal, self.clock, partial(self.log, level="warning"), function, args, kwargs)
 
     def ask(
         self,

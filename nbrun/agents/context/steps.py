@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import BadOption, NbrunError, Plain, StoreError, clean_text, plain, shown, type_name
+from nbrun.core import BadOption, Clock, NbrunError, Plain, StoreError, clean_text, plain, shown, type_name
 from nbrun.core.checkpoint import stand_ins
 from nbrun.core.journal import STEP, STEP_BEGUN, STEP_FAILED, Entry
 from nbrun.core.values import revived
@@ -17,7 +17,6 @@ from nbrun.core.values import revived
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from nbrun.agents.context.run_context import RunContext
     from nbrun.core.journal import Journal
 
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -35,18 +34,23 @@ class StepCall:
     """
 
     def __init__(
-        self, run: RunContext, function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]
+        self,
+        journal: Journal | None,
+        clock: Clock,
+        warn: Callable[[str], object],
+        function: Callable[..., object],
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
     ) -> None:
-        self._run = run
-        self._journal: Journal | None = run.journal
+        self._journal, self._clock, self._warn = journal, clock, warn
         name = getattr(function, "__qualname__", type_name(function))
         self.name = clean_text(str(getattr(function, "__name__", name)))
-        self._given: Plain = plain({"args": list(args), **kwargs} if args else dict(kwargs))
-        if odd := stand_ins(self._given):
+        self.given: Plain = plain({"args": list(args), **kwargs} if args else dict(kwargs))
+        if odd := stand_ins(self.given):
             raise BadOption(
                 f"step: {self.name}() is given a {odd[0]}, which isn't data; pass text, numbers, lists or dicts"
             )
-        asked = _encode([getattr(function, "__module__", ""), name, self._given])
+        asked = _encode([getattr(function, "__module__", ""), name, self.given])
         if self._journal is not None:
             asked = self._journal.redactor.raw(asked)
         self._request = hashlib.sha256(asked).digest()
@@ -73,48 +77,45 @@ class StepCall:
         """Return the error of a step that must not be repeated."""
         return NbrunError(f"step: {self.name}() may have taken effect in an earlier run, so it isn't called again")
 
-    def known(self) -> object:
-        """Return the result in the journal."""
+    def known(self) -> Plain:
+        """Return the result in the journal, as it is stored."""
         assert self._known is not None  # noqa: S101 - the caller has looked
         result: Plain = msgspec.msgpack.decode(self._known.answer)
-        with self._run.tool(self.name, self._given, kind="step") as use:
-            use.result = result
-        return revived(result)
+        return result
 
     @contextmanager
-    def calling(self) -> Iterator[Callable[[object], object]]:
-        """Note that it begins, and with what the block hands over, its result; that returns the result."""
+    def calling(self) -> Iterator[Callable[[object], Plain]]:
+        """Note that it begins, and with what the block hands over, its result; that returns it as it is stored."""
         self._keep(STEP_BEGUN)
-        with self._run.tool(self.name, self._given, kind="step") as use:
-            returned: list[object] = []
+        has_returned = False
 
-            def hand_over(result: object) -> object:
-                returned.append(result)
-                kept = plain(result)
-                if stand_ins(kept) or (given := revived(kept)) != result:
-                    raise BadOption(
-                        f"step: what {self.name}() returned can't be kept whole ({shown(kept, 100)}); "
-                        "return text, numbers, bytes, lists, or dicts whose keys are text"
-                    )
-                self._keep(STEP, kept)
-                use.result = kept
-                return given
+        def hand_over(result: object) -> Plain:
+            nonlocal has_returned
+            has_returned = True
+            kept = plain(result)
+            if stand_ins(kept) or revived(kept) != result:
+                raise BadOption(
+                    f"step: what {self.name}() returned can't be kept whole ({shown(kept, 100)}); "
+                    "return text, numbers, bytes, lists, or dicts whose keys are text"
+                )
+            self._keep(STEP, kept)
+            return kept
 
-            try:
-                yield hand_over
-            except Exception:
-                if not returned:
-                    self._keep(STEP_FAILED)
-                raise
+        try:
+            yield hand_over
+        except Exception:
+            if not has_returned:
+                self._keep(STEP_FAILED)
+            raise
 
     def _keep(self, kind: str, result: Plain = None) -> None:
-        journal, run = self._journal, self._run
+        journal = self._journal
         try:
             if journal is None or not journal.keeps:
                 if kind == STEP:
-                    run.log(f"{self.name}() is not in the run's journal, so a resumed run calls it again", "warning")
+                    self._warn(f"{self.name}() is not in the run's journal, so a resumed run calls it again")
                 return
             answer = msgspec.msgpack.encode(journal.redactor.data(result)) if kind == STEP else b""
-            journal.keep(Entry(kind, self._request, run.clock.now(), answer))
+            journal.keep(Entry(kind, self._request, self._clock.now(), answer))
         except (OSError, StoreError) as error:
-            run.log(f"{self.name}() is not in the run's journal: {error}", "warning")
+            self._warn(f"{self.name}() is not in the run's journal: {error}")
