@@ -550,10 +550,11 @@ def weight(data: EventData) -> int:
     """Return about how many bytes an event takes: what waits is bounded by it."""
     if isinstance(data, DELTAS) and isinstance(data.text, str):  # by far the most
         return PLAIN_WEIGHT + len(data.text)
-    return PLAIN_WEIGHT + sum(_size(value) for name in _BULKY if (value := getattr(data, name, None)) is not None)
+    return PLAIN_WEIGHT + sum(size_of(value) for name in _BULKY if (value := getattr(data, name, None)) is not None)
 
 
-def _size(value: object) -> int:
+def size_of(value: object) -> int:
+    """Return about how many bytes JSON-like data takes."""
     if isinstance(value, str | bytes):
         return len(value)
     if not isinstance(value, dict | list | tuple):

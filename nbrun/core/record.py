@@ -10,7 +10,7 @@ import msgspec
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause, Rung
 from nbrun.core.text import printable
-from nbrun.core.values import Plain, as_object, shown
+from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, as_object, shown, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -192,12 +192,13 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     """The state of a run, frozen: the fold of its events up to `event_count`.
 
     Times are epoch seconds (UTC). `text` is everything streamed, each message a paragraph; of a very long one it is
-    the end, before which `text_cut` characters are left out: `run.text` is all of it. `output` is what the agent
+    the end, before which `text_cut` characters are left out. `output` is what the agent
     returned, as JSON-like data, or the text if it returned nothing (None if that is cut). `reasoning` is the tail of
     `reasoning_count` characters; it isn't part of an answer, and models write a lot of it. `detached` names what a
     run has left running, `detached_finished` those that have ended since. `log` is the tail of
     `log_count` lines, `steered` of `steers` messages, `files` of `file_count` files. `call_groups` are its model calls,
-    each group with its last ones; `run.calls` has all.
+    each group with its last ones; `run.calls` has all. Where tools take and give a lot, the first `tools_cut` of them
+    have only the beginning of that. `run.whole_record` has the whole text and tools.
     """
 
     run_id: str = ""
@@ -237,6 +238,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     usage: ev.Usage = ev.Usage()
     usage_before: ev.Usage = ev.Usage()  # of the runs that this one resumes; a part of its usage
     tools: tuple[ToolCall, ...] = ()
+    tools_cut: int = 0
     call_count: int = 0
     call_groups: tuple[CallGroup, ...] = ()
     children: tuple[ChildSummary, ...] = ()
@@ -329,6 +331,18 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             output=None if self.output == text else self.output,
         )
 
+    def with_short_tools(self) -> RunRecord:
+        """Return the record with only the beginning of what its tools took and gave, but for the last of them."""
+        tools, room, at = list(self.tools), TOOLS_KEPT, len(self.tools)
+        while at > 0 and room > 0:
+            at -= 1
+            room -= ev.size_of(tools[at].args) + ev.size_of(tools[at].result)
+        if room > 0:
+            return self
+        for place, tool in enumerate(tools[: at + 1]):
+            tools[place] = msgspec.structs.replace(tool, args=_beginning(tool.args), result=_beginning(tool.result))
+        return msgspec.structs.replace(self, tools=tuple(tools), tools_cut=max(self.tools_cut, at + 1))
+
     def brief(self, head: int = BRIEF_HEAD) -> RunRecord:
         """Return the record with its long fields cut to `head` characters: what a list of runs needs."""
         cut: dict[str, Any] = {}  # only what is long: most runs are small
@@ -354,8 +368,18 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
         lists = (self.tools, self.call_groups, self.children, self.log, self.files, self.steered)
         if not (cut or self.reasoning or any(lists)):
             return self
-        cut.update(tools=(), call_groups=(), children=(), log=(), files=(), reasoning="", steered=(), is_brief=True)
+        cut.update(tools=(), call_groups=(), children=(), log=(), files=(), reasoning="", steered=())
+        cut.update(tools_cut=0, is_brief=True)
         return msgspec.structs.replace(self, **cut)
+
+
+def _beginning(value: Plain) -> Plain:
+    """Return a value or, if it is large, a placeholder as the store has it for what it keeps in a file."""
+    size = ev.size_of(value)
+    if size <= 4 * TOOL_HEAD:
+        return value
+    head = shown(value[: 2 * TOOL_HEAD] if isinstance(value, str) else value, TOOL_HEAD)
+    return {TYPE_KEY: type_name(value), REPR_KEY: f"{head} ({size:,} bytes)"}
 
 
 def _brief_question(asked: ev.ApprovalRequested, head: int) -> ev.ApprovalRequested:
@@ -390,6 +414,9 @@ OPEN_GROUPS = 50
 """How many groups back the end of a model call is looked for: no call is open for longer than so many tools take."""
 TEXT_KEPT, TEXT_HEAD = 4_000_000, 4 * BRIEF_HEAD
 """How many characters stay of a text that is cut: of its end, and of its beginning, for brief records."""
+
+TOOLS_KEPT, TOOL_HEAD = 4_000_000, 2_000
+"""How many bytes of what tools take and give stay whole once there is twice as much, and how many of each other one."""
 
 _CUT_SHORT = frozenset({RunStatus.CANCELLED, RunStatus.LOST})
 

@@ -152,9 +152,9 @@ class Run:
 
     @property
     def whole_record(self) -> RunRecord:
-        """The record with all of its text, which is read from the store if memory keeps only the end."""
+        """The record with all of its text and tools, read from the store if memory keeps only a part of them."""
         record = self.record
-        if not record.text_cut:
+        if not record.text_cut and not record.tools_cut:
             return record
         from nbrun.render import export
 
@@ -165,7 +165,8 @@ class Run:
         if len(whole.text) < record.text_cut + len(record.text):  # the store is closed: what is known stays
             return record
         output = whole.output if record.output is None else record.output
-        return msgspec.structs.replace(record, text=whole.text, text_cut=0, text_head="", output=output)
+        parts = {"text": whole.text, "text_cut": 0, "text_head": "", "output": output}
+        return msgspec.structs.replace(record, **parts, tools=whole.tools, tools_cut=0)
 
     @property
     def _in_memory(self) -> RunRecord | None:

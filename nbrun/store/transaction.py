@@ -166,6 +166,7 @@ class HeldRun:
     record: RunRecord
     row: Row | None = None  # None until it is in the file
     backlog: Backlog = NOTHING  # folded into the record, and not in the file
+    tool_bytes: int = 0  # that its tools have taken and given since they were last cut, about
 
 
 @dataclass(frozen=True, slots=True)

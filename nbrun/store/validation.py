@@ -141,6 +141,7 @@ def sound_brief(record: RunRecord, number: int, session_id: object) -> RunRecord
         is_brief=True,
         text_cut=0,
         text_head="",
+        tools_cut=0,
         unseen="",
         is_unsigned=False,
     )

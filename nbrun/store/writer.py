@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from nbrun.core import Clock, RunRecord, RunStatus, events as ev, fold
+from nbrun.core.record import TOOLS_KEPT
 from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage, is_of_file
 from nbrun.store.liveness import this_process
@@ -47,6 +48,8 @@ TICK_S = 0.05  # how often new events are published while the disk does not answ
 CLOSE_S = 0.05
 """How long a close waits for the guard's thread, which ends at once unless an observer holds it up."""
 _QUIET_LOOKS = 4  # looks without a write, after which the guard rests
+
+_OF_TOOLS = (ev.ToolStarted, ev.ToolFinished)
 
 _Group = dict[str, list[ev.RunEvent]]
 
@@ -399,7 +402,12 @@ class Writer:
                 continue
             run = runs[run_id]
             # Only now, when the file has all of it: what is dropped of a backlog is a part of the record's text.
-            run.record, run.row, run.backlog = made.record.with_end_of_text(), made.row, NOTHING
+            record = made.record.with_end_of_text()
+            if record.tools is not run.record.tools:
+                run.tool_bytes += sum(ev.weight(one.data) for one in made.events if isinstance(one.data, _OF_TOOLS))
+                if run.tool_bytes > 2 * TOOLS_KEPT:
+                    record, run.tool_bytes = record.with_short_tools(), 0
+            run.record, run.row, run.backlog = record, made.row, NOTHING
             self._behind.discard(run_id)
             committed.append(Committed(run_id, run.record, made.events))
 

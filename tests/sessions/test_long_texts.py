@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunContext, RunRecord
 from nbrun.core import events as ev
+from nbrun.core.values import readable
 from nbrun.render import static_card
 from nbrun.ui.cards import view
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks
@@ -129,3 +131,28 @@ def test_a_text_is_not_cut_within_code() -> None:
     assert cut.text == "z\n" * 400
     assert cut.text_cut == len(record.text) - len(cut.text)
     assert RunRecord(text="y" * (2 * KEPT - 1)).with_end_of_text().text_cut == 0
+
+
+def test_memory_keeps_only_the_beginning_of_what_many_tools_gave(
+    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last calls stay whole, the handle has all of them, and so has the store."""
+    for module in ("core.record", "store.writer"):
+        monkeypatch.setattr(f"nbrun.{module}.TOOLS_KEPT", 100_000)
+
+    async def agent(prompt: str, run: RunContext) -> None:
+        for number in range(100):
+            with run.tool("look", {"at": number, "for": "y" * 9_000}) as tool:
+                tool.result = f"{number:06}" + "x" * 20_000
+            await asyncio.sleep(0)
+
+    run = ended(session.start(agent, ""))
+    record, whole = run.record, run.whole_record
+    assert 0 < record.tools_cut <= len(record.tools) == 100
+    assert [tool.result for tool in whole.tools] == [f"{number:06}" + "x" * 20_000 for number in range(100)]
+    assert whole == session.store.record(run.number or 0)
+    assert readable(record.tools[0].result).startswith("000000xxx")
+    assert readable(record.tools[0].result).endswith("(20,006 bytes)")
+    kept = record.with_short_tools()
+    assert kept.with_short_tools() == kept
+    assert kept.tools[-1] == record.tools[-1]
