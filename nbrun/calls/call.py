@@ -10,10 +10,11 @@ from msgspec import structs
 
 from nbrun.agents import Cancelled, RunContext, events, guarded, pricing
 from nbrun.calls.forms import BodyReader, Target
+from nbrun.calls.governor import GOVERNOR, Turn
 from nbrun.core import clean_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from nbrun.calls.journal import Answer, Tape
 
@@ -23,8 +24,7 @@ OK, ERROR, CANCELLED = "ok", "error", "cancelled"
 class Call:
     """One request of a run to a provider, or to another server: then only its cancel is of interest.
 
-    `cut` closes the connection that the request uses, and no other. Whoever makes the request sets `waited_ms`,
-    `source` and `retry_after` (seconds) before its end, which reports them. Threads: one at a time makes the request;
+    `cut` closes the connection that the request uses, and no other. Threads: one at a time makes the request;
     `cut` is called by whichever fires the token, and `finish` by whichever closes the response.
 
     Parameters
@@ -34,8 +34,8 @@ class Call:
     """
 
     __slots__ = (
-        "_began", "_cut", "_first_ms", "_is_limited", "_is_over", "_lock", "_reader", "_status", "_tape", "answer",
-        "id", "retry_after", "run", "source", "target", "waited_ms",
+        "_began", "_cut", "_first_ms", "_is_limited", "_is_over", "_lock", "_reader", "_status", "_tape", "_turn",
+        "answer", "id", "retry_after", "run", "source", "target", "waited_ms",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class Call:
         self._first_ms: float | None = None
         self._reader: BodyReader | None = None
         self._status = 0
+        self._turn: Turn | None = None
         self._is_limited = target is not None and run.budget.has_limits
         self.waited_ms = 0.0
         self.source = "live" if answer is None else "journal"
@@ -67,9 +68,39 @@ class Call:
             )
             self._cut = None if cut is None else run.token.add_first(lambda _request: cut())
 
+    def wait_turn(self, address: str, headers: Mapping[str, str], content: bytes | None) -> None:
+        """Wait for the call's turn among those to the same address with the same key; `headers` tell the key."""
+        if (turn := self._line_up(address, headers, content)) is not None:
+            with self._waiting():
+                GOVERNOR.wait(turn)
+
+    async def wait_turn_async(self, address: str, headers: Mapping[str, str], content: bytes | None) -> None:
+        """Do the same without blocking the thread."""
+        if (turn := self._line_up(address, headers, content)) is not None:
+            with self._waiting():
+                await GOVERNOR.wait_async(turn)
+
+    def _line_up(self, address: str, headers: Mapping[str, str], content: bytes | None) -> Turn | None:
+        """Take a place in the line; return it if the call must wait."""
+        if self.target is None:
+            return None
+        self._turn = GOVERNOR.enter(self.run, self.id, self.target.provider, address, headers, content)
+        return None if self._turn.sent is not None else self._turn
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Measure the wait, which the block is."""
+        try:
+            yield
+        finally:
+            now = self.run.clock.monotonic()
+            self.waited_ms, self._began = round((now - self._began) * 1000, 3), now
+
     def answered(self, status: int, headers: Any) -> None:
         """Note the head of the response."""
         self._status = status
+        if self._turn is not None:
+            self.retry_after = GOVERNOR.answer(self._turn, status, headers)
         if self.target is not None and status < 400:
             encoding = headers.get("content-encoding", "")
             self._reader = BodyReader(headers.get("content-type", ""), encoding)
@@ -151,16 +182,11 @@ class Call:
             if self._reader is not None:
                 self._reader.close()
             error = clean_text(error)[:300]
+            used = self._used()
+            if self._turn is not None and used is not None:
+                GOVERNOR.close(self._turn, used.input_tokens + used.output_tokens)
             finished = events.CallFinished(
-                self.id,
-                status,
-                round(ms, 3),
-                first_ms,
-                self._used(),
-                error,
-                self.waited_ms,
-                self.source,
-                self.retry_after,
+                self.id, status, round(ms, 3), first_ms, used, error, self.waited_ms, self.source, self.retry_after
             )
             self.run.end_call(finished)
 

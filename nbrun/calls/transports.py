@@ -41,6 +41,7 @@ def instrument(package: Any) -> Callable[[], None]:
         sent = object.__new__(type(request))
         vars(sent).update(vars(request), extensions=extensions)
         with call.failing():
+            call.wait_turn(*_place(request))
             response = send(self, sent)
         call.answered(response.status_code, response.headers)
         response.stream = body(response.stream, call)
@@ -62,6 +63,11 @@ def instrument(package: Any) -> Callable[[], None]:
             answer.close()
             return _respond(package, call, async_body)
         with call.failing():
+            try:
+                await call.wait_turn_async(*_place(request))
+            except BaseException:
+                answer.close()
+                raise
             response = await answer
         call.answered(response.status_code, response.headers)
         response.stream = async_body(response.stream, call)
@@ -128,11 +134,7 @@ class _Steps:
 
 def _begin(run: RunContext, request: Any, cut: Callable[[], object] | None, decode: Decode) -> Call:
     """Begin a call: it is answered from the run's journal, or else by whoever the request is for."""
-    url = request.url
-    try:
-        content = request.content
-    except RuntimeError:  # its body is an iterator, which isn't read twice
-        content = None
+    url, content = request.url, _content(request)
     target = find_target(request.method, url.host, url.path, content)
     if target is None or (journal := run.journal) is None:
         return Call(run, target, cut)
@@ -152,6 +154,19 @@ def _begin(run: RunContext, request: Any, cut: Callable[[], object] | None, deco
     if is_cassette:
         call.source = "cassette"
     return call
+
+
+def _content(request: Any) -> bytes | None:
+    try:
+        content: bytes = request.content
+    except RuntimeError:  # its body is an iterator, which isn't read twice
+        return None
+    return content
+
+
+def _place(request: Any) -> tuple[str, Any, bytes | None]:
+    """Return by what a request finds its place in a line."""
+    return request.url.netloc.decode("ascii", "replace"), request.headers, _content(request)
 
 
 class _Pieces:

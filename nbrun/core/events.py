@@ -319,6 +319,15 @@ class CallStarted(EventData, frozen=True):
     parent: str = ""
 
 
+class CallWaiting(EventData, frozen=True):
+    """A request waits for its turn, until about then (epoch seconds, UTC); without a reason, it waits no longer."""
+
+    TYPE: ClassVar[str] = "call.waiting"
+    id: str
+    reason: str = ""
+    until: _Amount = 0.0
+
+
 class CallFinished(EventData, frozen=True):
     """A request to a model has ended: `ok`, `error` or `cancelled`."""
 

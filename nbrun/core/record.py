@@ -108,7 +108,8 @@ class ModelCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `parent` is the id of the tool that made it, if one did. `started_at` is in epoch seconds; `ms` is how long it took
     and `first_ms` until its answer began, after it had `waited_ms` for its turn. `usage` is None if the provider has
     not reported it. `source` is where the answer comes from: `live` (the provider), `journal` or `cassette`;
-    `retry_after` is how many seconds the provider asks to wait.
+    `retry_after` is how many seconds the provider asks to wait. While it waits for its turn, `waits_for` says why, and
+    `waits_until` is about when it is sent, in epoch seconds.
     """
 
     id: str
@@ -124,6 +125,8 @@ class ModelCall(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     error: str = ""
     source: str = "live"
     retry_after: float | None = None
+    waits_for: str = ""
+    waits_until: float = 0.0
 
     __repr__ = ev.visible_repr
 
@@ -663,6 +666,14 @@ def _call_started(draft: _Draft, data: ev.CallStarted, event: ev.RunEvent) -> No
     draft.changes["call_count"] = draft.value("call_count") + 1
 
 
+def _call_waiting(draft: _Draft, data: ev.CallWaiting, _event: ev.RunEvent) -> None:
+    groups = draft.known_groups()
+    for at in range(len(groups))[-OPEN_GROUPS:]:
+        if groups[at].running:
+            last = tuple(_waiting(call, data) if call.id == data.id else call for call in groups[at].last)
+            groups[at] = msgspec.structs.replace(groups[at], last=last)
+
+
 def _call_finished(draft: _Draft, data: ev.CallFinished, _event: ev.RunEvent) -> None:
     """Count a call's end, mostly that of the last one; of many at once, a group no longer has the first ones."""
     groups = draft.known_groups()
@@ -699,17 +710,25 @@ def _begun(data: ev.CallStarted, event: ev.RunEvent) -> ModelCall:
     return ModelCall(data.id, data.provider[:80], data.model[:200], data.parent, started_at=event.ts)
 
 
+def _waiting(call: ModelCall, data: ev.CallWaiting) -> ModelCall:
+    if call.status != "running":
+        return call
+    return msgspec.structs.replace(call, waits_for=data.reason[:LOG_WIDTH], waits_until=data.until)
+
+
 def _ended(call: ModelCall, data: ev.CallFinished) -> ModelCall:
     """Return a call with its end, the first one that is reported."""
     if call.status != "running":
         return call
     fields = {name: getattr(data, name) for name in data.__struct_fields__}
     short = {"status": data.status[:20], "error": data.error[:LOG_WIDTH], "source": data.source[:20]}
-    return msgspec.structs.replace(call, **fields | short)
+    return msgspec.structs.replace(call, **fields | short, waits_for="", waits_until=0.0)
 
 
 def _closed(call: ModelCall, status: str) -> ModelCall:
-    return msgspec.structs.replace(call, status=status) if call.status == "running" else call
+    if call.status != "running":
+        return call
+    return msgspec.structs.replace(call, status=status, waits_for="", waits_until=0.0)
 
 
 def model_calls(events: Iterable[ev.RunEvent], status: RunStatus) -> list[ModelCall]:
@@ -720,6 +739,8 @@ def model_calls(events: Iterable[ev.RunEvent], status: RunStatus) -> list[ModelC
         if isinstance(event.data, ev.CallStarted):
             places[event.data.id] = len(calls)
             calls.append(_begun(event.data, event))
+        elif isinstance(event.data, ev.CallWaiting) and (at := places.get(event.data.id)) is not None:
+            calls[at] = _waiting(calls[at], event.data)
         elif isinstance(event.data, ev.CallFinished) and (at := places.get(event.data.id)) is not None:
             calls[at] = _ended(calls[at], event.data)
     if status in TERMINAL:
@@ -786,6 +807,7 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.ToolProgress: _tool_progress,
     ev.ToolFinished: _tool_finished,
     ev.CallStarted: _call_started,
+    ev.CallWaiting: _call_waiting,
     ev.CallFinished: _call_finished,
     ev.ApprovalRequested: _asked,
     ev.ApprovalResolved: _answered,

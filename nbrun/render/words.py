@@ -462,6 +462,7 @@ def call_words(call: ModelCall, *, is_named: bool = True) -> str:
         "" if call.source in ANSWERED else cost_words(usage),
         f"{took}{first}",
         *_sourced(call.source, call.waited_ms),
+        _waits(call),
         ended,
     ]
     line = " · ".join(fact for fact in (*facts, call.error and shown(call.error, 120), again) if fact)
@@ -485,13 +486,16 @@ def group_words(group: CallGroup) -> str:
     facts += [", ".join(asked[:2]) + (" …" if len(asked) > 2 else ""), tokens_words(usage), cost_words(usage)]
     if group.count == 1:
         facts += _sourced(last[0].source if last else "live", group.waited_ms)
+        facts += [_waits(call) for call in last]
         facts += [shown(call.error, 80) or call.status for call in last if call.status not in ("ok", "running")]
         return " · ".join(filter(None, facts)) or "model call"
     ended = group.count - group.running
     facts += [f"{duration(group.ms / ended / 1000)} each" if ended else "", *_sourced("live", group.waited_ms)]
     source = next((call.source for call in reversed(last) if call.source in ANSWERED), ANSWERED[0])
     counts = {"running": group.running, "failed": group.failed, f"from the {source}": group.answered}
-    return " · ".join(filter(None, [*facts, *(f"{count:,} {what}" for what, count in counts.items() if count)]))
+    facts += [f"{count:,} {what}" for what, count in counts.items() if count]
+    facts += [words for call in last[::-1] if (words := _waits(call))][:1]
+    return " · ".join(filter(None, facts))
 
 
 @functools.lru_cache(100)  # a run asks few, and a card says it for each of its calls
@@ -503,6 +507,13 @@ def _sourced(source: str, waited_ms: float) -> list[str]:
     """Return how long calls had to wait for their turn, and where their answers come from."""
     waited = f"waited {duration(waited_ms / 1000)}" if waited_ms >= 100 else ""
     return [waited, f"from the {source}" if source in ANSWERED else ""]
+
+
+def _waits(call: ModelCall) -> str:
+    """Return until when a call waits for its turn, and why; empty if it doesn't."""
+    if not call.waits_for:
+        return ""
+    return f"waiting until about {moment(call.waits_until, '%H:%M:%S')}: {shown(call.waits_for, 80)}"
 
 
 def _bound(usage: ev.Usage) -> str:

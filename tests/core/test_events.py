@@ -35,6 +35,7 @@ SAMPLES: list[ev.EventData] = [
     ev.ToolProgress("t1", 1.0, 2.0, "half"),
     ev.ToolFinished("t1", "ok", [1, 2], 12.5),
     ev.CallStarted("call-1", "openai", "gpt-4o", "tool-1"),
+    ev.CallWaiting("call-1", "openai refused a call (HTTP 429)", 1_790_000_000.0),
     ev.CallFinished("call-1", "ok", 812.5, 90.0, ev.Usage(7, 4, requests=1), "HTTP 429", 1500.0, "journal", 2.5),
     ev.ApprovalRequested("a1", "may I?", "t1", {"x": 1}, ("yes", "no"), 99.0, "search", False),
     ev.ApprovalResolved("a1", "yes", {"x": 2}, "you", "go on", True),

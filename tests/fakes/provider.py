@@ -7,8 +7,10 @@ import json
 import select
 import socket
 import threading
+import time
+import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -111,6 +113,27 @@ FORMS = {
 }  # fmt: skip
 
 
+class Limiter:
+    """A bucket of requests that fills up continuously. Threads: any."""
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = self._left = float(burst)
+        self._at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def ask(self) -> int:
+        """Return the status of one more request: 200, or 429 if the bucket is empty."""
+        with self._lock:
+            now = time.monotonic()
+            self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
+            self._at = now
+            if self._left < 1:
+                return 429
+            self._left -= 1
+            return 200
+
+
 class QuietHandler(BaseHTTPRequestHandler):
     """Serves connections that stay open and that a client may drop, and logs nothing."""
 
@@ -138,11 +161,18 @@ class Provider:
         """If set, an answer begins only when this is."""
         self.refusals: deque[int] = deque()
         """The statuses of the next answers that are refusals."""
+        self.limiter: Limiter | None = None
+        """If set, it says which requests are refused."""
+        self.headers: dict[str, str] = {}
+        """Sent with every answer that is not streamed."""
         self.is_gzipped = False
         self.body: bytes | None = None
         """Sent in place of an answer."""
         self.content_type = "application/json"
         self.requests: list[dict[str, Any]] = []
+        self.served: list[float] = []
+        """When the requests came that were not refused."""
+        self.refused = 0
         self.arrived = threading.Semaphore(0)
         """Released with each request."""
         self.spoke = threading.Semaphore(0)
@@ -208,9 +238,12 @@ class Provider:
     def answer(self, handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
         """Write the answer to one request; raises `ConnectionError` when the client has hung up."""
         self.wait(handler.connection)
-        if self.refusals:
-            _send(handler, self.refusals.popleft(), "application/json", b'{"error": {"message": "not now"}}')
+        status = self.refusals.popleft() if self.refusals else 200 if self.limiter is None else self.limiter.ask()
+        if status != 200:
+            self.refused += 1
+            _send(handler, status, "application/json", b'{"error": {"message": "not now"}}', headers=self.headers)
             return
+        self.served.append(time.monotonic())
         if self.body is not None:
             _send(handler, 200, self.content_type, self.body)
             return
@@ -219,7 +252,7 @@ class Provider:
         form = FORMS.get(name) or next(form for form in FORMS.values() if form.path == path)
         if not (asked.get("stream") or "alt=sse" in handler.path):
             body = json.dumps(form.whole(self.words or 0)).encode()
-            _send(handler, 200, "application/json", body, is_gzipped=self.is_gzipped)
+            _send(handler, 200, "application/json", body, is_gzipped=self.is_gzipped, headers=self.headers)
             return
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream" if form.is_events else "application/x-ndjson")
@@ -252,9 +285,17 @@ def _write(handler: BaseHTTPRequestHandler, form: Form, data: dict[str, Any]) ->
 
 
 def _send(
-    handler: BaseHTTPRequestHandler, status: int, content_type: str, body: bytes, *, is_gzipped: bool = False
+    handler: BaseHTTPRequestHandler,
+    status: int,
+    content_type: str,
+    body: bytes,
+    *,
+    is_gzipped: bool = False,
+    headers: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
     handler.send_header("Content-Type", content_type)
     if is_gzipped:
         body = gzip.compress(body)
