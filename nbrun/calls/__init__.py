@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbrun.calls import aiohttp, transports, urllib3
+from nbrun.calls.governor import GOVERNOR, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CLIENTS", "instrument"]
+__all__ = ["CLIENTS", "GOVERNOR", "Limits", "instrument"]
 
 CLIENTS: dict[str, Callable[[Any], Callable[[], None]]] = {
     "httpx": transports.instrument,

@@ -468,10 +468,12 @@ class Governor:
         self._thread: threading.Thread | None = None
         self._changed = Latch()
 
-    def set_limits(self, *, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
-        """Hold back what goes beyond this, for each provider and key; None holds back nothing."""
+    def set_limits(self, limits: Limits) -> None:
+        """Hold back what goes beyond these limits from now on, also what waits already."""
         with self._lock:
-            self.limits = Limits(requests_per_minute, tokens_per_minute)
+            self.limits = limits
+            for line in self._lines.values():
+                line.unshown = list(line.turns)
             self._changed.set()
 
     def enter(

@@ -53,6 +53,20 @@ class NbRun(Configurable):
         help="How much space runs may take in the store, including files "
         f"(bytes, 0 for no limit; default {KEEP_BYTES:,}: 2 GB). {NEW_RUNS}",
     ).tag(config=True)
+    requests_per_minute = Int(
+        None,
+        min=1,
+        allow_none=True,
+        help="How many model calls runs may send to a provider with the same key in any minute; more wait for their "
+        "turn (calls, None for no limit; default None). Applies at once.",
+    ).tag(config=True)
+    tokens_per_minute = Int(
+        None,
+        min=1,
+        allow_none=True,
+        help="How many tokens these calls may use in any minute. What a call will use is estimated from its request "
+        "and the calls before it (tokens, None for no limit; default None). Applies at once.",
+    ).tag(config=True)
     secrets = List(
         Unicode(),
         help=f"More environment variables whose values are replaced (list of names; default []). {NEW_RUNS} {RULE}",

@@ -7,6 +7,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from nbrun.calls import GOVERNOR, Limits
 from nbrun.core import errors, mimebundle, record
 from nbrun.sessions import SHELL_ATTRIBUTE, NotebookSession
 from nbrun.store import Keep
@@ -57,6 +58,9 @@ class Extension:
         def set_limits(_change: object) -> None:
             session.store.keep = Keep(config.keep_runs, config.keep_bytes)
 
+        def set_rates(_change: object) -> None:
+            GOVERNOR.set_limits(Limits(config.requests_per_minute, config.tokens_per_minute))
+
         config.observe(
             lambda change: setattr(session, change["name"], change["new"]),
             ["max_concurrent", "cancel_grace_s", "watch_calls"],
@@ -64,8 +68,10 @@ class Extension:
         config.observe(lambda change: session.let_enter_loop(change["new"]), "reentrant_loop")
         config.observe(lambda _: session.watch_variables(config.secrets), "secrets")
         config.observe(set_limits, ["keep_runs", "keep_bytes"])
+        config.observe(set_rates, ["requests_per_minute", "tokens_per_minute"])
         config.observe(lambda _: print(f"NbRun.store: {AT_LOAD}"), "store")
         session.watch_variables(config.secrets)
+        set_rates(None)
 
     def open(self) -> None:
         """Register the magics, and all that brings a cancel or the kernel's end to the session."""
@@ -92,6 +98,7 @@ class Extension:
             return
         self.presenter.stop_panels()
         self.session.close(by=by)
+        GOVERNOR.set_limits(Limits())
         self.presenter.close()
         undo, self._undo = self._undo, []
         for step in reversed(undo):

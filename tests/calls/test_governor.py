@@ -69,14 +69,14 @@ def waiting(run: Run) -> str:
 @pytest.fixture
 def one_call() -> Iterator[None]:
     """Let each key make one call a minute, until the block ends or `release()`."""
-    GOVERNOR.set_limits(requests_per_minute=1, tokens_per_minute=None)
+    GOVERNOR.set_limits(Limits(requests=1))
     yield
     release()
 
 
 def release() -> None:
     """Let all calls go."""
-    GOVERNOR.set_limits(requests_per_minute=None, tokens_per_minute=None)
+    GOVERNOR.set_limits(Limits())
 
 
 def finished(run: Run) -> list[ev.CallFinished]:
@@ -399,3 +399,17 @@ def test_the_last_try_is_not_the_probe() -> None:
     line.add(last)
     line.add(again)
     assert order_of(line, 0.1) == [again, last]
+
+
+def limits_there() -> tuple[int | None, int | None]:
+    """Return the limits of the process that this runs in."""
+    return GOVERNOR.limits
+
+
+def test_the_limits_hold_in_the_process_of_a_run(session: NotebookSession) -> None:
+    """Its governor is another one, with the same limits."""
+    GOVERNOR.set_limits(Limits(60, 9000))
+    try:
+        assert session.start(limits_there, on="process").result(BOUND_S) == [60, 9000]
+    finally:
+        GOVERNOR.set_limits(Limits())

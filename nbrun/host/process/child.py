@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from nbrun.agents import find_adapter
 from nbrun.agents.context.threads import drive_by
 from nbrun.agents.functions import ADAPTER, is_async
+from nbrun.calls import GOVERNOR, Limits
 from nbrun.core import (
     ArtifactFiles,
     ArtifactWriter,
@@ -184,6 +185,7 @@ class ProcessHost:
 
     def _start(self, begin: Begin, agent: object, is_sync: bool) -> None:
         capture.install()
+        GOVERNOR.set_limits(Limits(*begin.rates))
         self._keyring = keyring = SecretRegistry(os.environ, begin.secrets, begin.secret_variables)
         self._known_there = begin.secrets
         self._token.add_first(lambda request: self._put(Cancel(request.reason, request.cause)))

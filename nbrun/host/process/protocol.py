@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nbrun.calls import GOVERNOR
 from nbrun.core import CancelCause, Plain, Restored, clean_text, events as ev, plain, size_words
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     secret_variables: tuple[str, ...] = ()
     session_id: str = ""
     watch_calls: bool = True
+    rates: tuple[int | None, int | None] = (None, None)  # requests and tokens per minute
     journal_key: bytes = b""  # of this run's journal only; empty: none is kept
 
 
@@ -108,7 +110,7 @@ def begin(attempt: Attempt, host: str) -> Begin:
         attempt.run_id, attempt.number, attempt.pickled, attempt.prompt, attempt.grace_s,
         attempt.options.portable(), attempt.answerable, host, attempt.reentrant_loop,
         "" if folder is None else str(folder), attempt.restored, known, names,
-        session_id, attempt.watch_calls, key,
+        session_id, attempt.watch_calls, GOVERNOR.limits, key,
     )  # fmt: skip
 
 
