@@ -231,7 +231,8 @@ def cut(transport: Any, extensions: object) -> bool:
     Source: httpcore's pool lists a request with its connection until its response is closed, and takes both out under
     the lock that is held here, so the connection can't be another request's meanwhile. A read that blocks on it ends
     at once. A request that was interrupted while it waits for a connection would keep a place in the pool for good.
-    One that other requests share (HTTP/2) is left alone.
+    One that other requests share (HTTP/2) is left alone: its request ends with the next bytes. httpcore resets no
+    stream, so a provider may go on there.
     """
     pool: Any = getattr(transport, "_pool", None)
     try:
@@ -247,6 +248,7 @@ def cut(transport: Any, extensions: object) -> bool:
                 return False
             while (inner := getattr(connection, "_connection", None)) is not None:  # one more behind a proxy
                 connection = inner
+            connection._connection_error = True  # of HTTP/2: it takes no other request from here on
             raw = connection._network_stream.get_extra_info("socket")
             # Not the method of an SSLSocket, which takes its TLS state from under the thread that reads.
             socket.socket.shutdown(raw, socket.SHUT_RDWR)
