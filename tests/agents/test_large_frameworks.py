@@ -26,6 +26,7 @@ TESTS = [
         # From source: its wheel has Claude Code in it, hundreds of megabytes.
         (["--no-binary", "claude-agent-sdk", "claude-agent-sdk"], "claude"),
         (["litellm"], "litellm"),
+        (["google-adk"], "adk"),
     ],
 )
 def test_a_large_framework(packages: list[str], names: str, tmp_path: Path) -> None:
