@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,11 @@ from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.errors import BadOption
 from tests.agents.conformance.scenarios import SCENARIOS
+from tests.agents.conformance.script import RESULTS, Call, Turn, script
 from tests.agents.conformance.subjects.claude_agent import ClaudeAgent
 from tests.fakes import claude_cli
 from tests.fakes.agents import BOUND_S
-from tests.fakes.people import until
+from tests.fakes.people import asking, until
 
 pytestmark = pytest.mark.packages
 
@@ -118,6 +120,32 @@ def test_permissions_of_its_own_stay(session: NotebookSession) -> None:
     run = session.start(agent("asks", can_use_tool=allow), "a poem")
     assert run.result(BOUND_S) == "it is deleted c"
     assert not any(isinstance(e.data, ev.ApprovalRequested) for e in run.events())
+
+
+async def AskUserQuestion(questions: list[dict[str, Any]]) -> str:
+    """Stand for Claude's own tool, by its name."""
+    raise NotImplementedError
+
+
+def test_what_claude_asks_is_answered(session: NotebookSession) -> None:
+    """One question after the other, by choice, with what the user says to it; a denial ends it."""
+    questions = [
+        {"question": f"{what}?", "options": [{"label": "Green"}, {"label": "Black"}]} for what in ("Tea", "Cup")
+    ]
+    call = Call(AskUserQuestion, {"questions": questions}, asks=True)
+    asks = ClaudeAgent().agent(script(Turn(calls=(call,)), Turn((RESULTS,))))
+    run = session.start(asks, "a poem")
+    (asked,) = asking(run)
+    assert (asked.message, asked.options) == ("Tea?", ("Green", "Black"))
+    run.approve(choice="Black")
+    until(run, lambda record: bool(record.pending) and record.pending[0].message == "Cup?")
+    run.approve(choice="Green", text="a big one")
+    assert json.loads(str(run.result(BOUND_S))) == {"Tea?": "Black", "Cup?": "Green: a big one"}
+    run = session.start(asks, "a poem")
+    asking(run)
+    run.deny(reason="no time")
+    assert run.result(BOUND_S) == "no time"
+    assert [tool.status for tool in run.record.tools] == ["denied"]
 
 
 def test_a_client_is_taken_for_its_options(session: NotebookSession) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 MODEL = "claude-script"
 SERVER = "poet"
+QUESTIONS = "AskUserQuestion"
 
 
 class Interrupted(Exception):
@@ -152,7 +153,7 @@ class Cli:
         return "".join(words)
 
     def _use(self, known: str, name: str, args: dict[str, Any], asks: bool) -> str:
-        full = f"mcp__{SERVER}__{name}"
+        full = name if name == QUESTIONS else f"mcp__{SERVER}__{name}"
         self._assistant({"type": "tool_use", "id": known, "name": full, "input": args})
         try:
             if asks:
@@ -166,6 +167,8 @@ class Cli:
                 if answer["behavior"] == "deny":
                     return self._result(known, answer["message"], is_error=True)
                 args = answer["updatedInput"]
+            if name == QUESTIONS:
+                return self._result(known, json.dumps(args["answers"]), is_error=False)
             made = self._mcp("tools/call", name=name, arguments=args)["result"]
         except Interrupted:
             self._result(known, "[Request interrupted by user]", is_error=True)

@@ -3,8 +3,9 @@
 `%%agentrun options` takes `ClaudeAgentOptions`, or a client that isn't connected, of which only its options are used.
 Each run starts Claude Code as a process of its own; if it ignores a cancel, it is killed with everything it started.
 
-Where Claude Code would ask for permission, the user is asked, who may edit the arguments; options that bring their own
-`can_use_tool` keep it. Messages reach the agent at once. A run resumes its session, in another kernel too.
+Where Claude Code would ask for permission, the user is asked, who may edit the arguments, and what Claude itself asks
+(`AskUserQuestion`) is asked with its options; options that bring their own `can_use_tool` keep it. Messages reach the
+agent at once. A run resumes its session, in another kernel too.
 """
 
 from __future__ import annotations

@@ -12,13 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 import claude_agent_sdk as sdk
 
-from nbrun.agents import Cancelled, Items, NbrunError, Output, Process, RunContext, Tools, events as ev, plain
+from nbrun.agents import (
+    ALLOW,
+    Answer,
+    Cancelled,
+    Items,
+    NbrunError,
+    Output,
+    Process,
+    RunContext,
+    Tools,
+    events as ev,
+    plain,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
 # How a session is chosen: options of the user's that a resumed one must not keep.
 _RESUMED = {"continue_conversation": False, "session_id": None, "fork_session": False, "resume_session_at": None}
+QUESTIONS = "AskUserQuestion"  # the tool by which Claude asks something
 _BACKGROUND = ("local_agent", "local_workflow")  # tasks whose end begins another turn
 _ENDED = ("completed", "failed", "stopped", "killed")
 _STREAMED = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
@@ -163,12 +176,15 @@ class Session:
         return not self._unheard and not self._background
 
     async def _may_use(self, name: str, args: dict[str, Any], context: sdk.ToolPermissionContext) -> Any:
-        """Ask the user."""
+        """Ask the user: about a tool, or what Claude itself wants to know."""
         tool_id, shown_name = context.tool_use_id or "", self._name(name)
         for event in self._tools.start(tool_id, shown_name, args):
             self._run.send(event)
         try:
-            answer = await self._run.ask(f"Use {shown_name}?", args=args, tool_id=tool_id, tool=name)
+            if name == QUESTIONS:
+                answer = await self._ask(tool_id, args)
+            else:
+                answer = await self._run.ask(f"Use {shown_name}?", args=args, tool_id=tool_id, tool=name)
         except Cancelled:
             if not self._run.token.cancelled:
                 raise
@@ -179,6 +195,17 @@ class Session:
         self._denied[tool_id] = answer.text
         reason = "The edited arguments aren't a JSON object." if answer else answer.text
         return sdk.PermissionResultDeny(message=reason or "The user did not allow this.")
+
+    async def _ask(self, tool_id: str, args: dict[str, Any]) -> Answer:
+        """Ask Claude's questions one by one, and return their answers as the arguments; the first denial ends it."""
+        answers: dict[str, str] = {}
+        for asked in args["questions"]:
+            options = [option["label"] for option in asked["options"]]
+            answer = await self._run.ask(asked["question"], options=options, tool_id=tool_id)
+            if not answer:
+                return answer
+            answers[asked["question"]] = f"{answer.decision}: {answer.text}" if answer.text else answer.decision
+        return Answer(ALLOW, {**args, "answers": answers})
 
     # --- from the agent --------------------------------------------------------------------------
 
