@@ -159,8 +159,11 @@ class OpenAIServer:
         await writer.drain()
 
     async def _answer_at_once(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        text = "".join([delta["content"] async for delta in self._reply(request)])
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        deltas = [delta async for delta in self._reply(request)]
+        text = "".join(delta.get("content", "") for delta in deltas)
+        calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+        message = {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
+        choice = {"index": 0, "finish_reason": "tool_calls" if calls else "stop", "message": message}
         whole = {**_chunk({}), "object": "chat.completion", "choices": [choice], "usage": USAGE}
         body = json.dumps(whole).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
