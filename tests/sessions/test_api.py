@@ -94,7 +94,7 @@ def test_functions_take_what_is_documented(function: Callable[..., Any], expecte
         (NotebookSession, "start get runs current_run live_runs cancel cancel_current cancel_all close"),
         (
             Run,
-            "id number name status cause reason phase output error usage record created_at started_at ended_at "
+            "id number name status cause reason phase output error usage calls record created_at started_at ended_at "
             "parent_id done wait result events cancel steer approve deny resume retry display __await__ __aiter__",
         ),
         (CancelToken, "child cancel cancelled reason cause raise_if_cancelled add_callback wait wait_sync deadline"),
