@@ -88,6 +88,7 @@ class NotebookSession:
     cancel_grace_s : seconds that cleanup code gets after a cancel.
     reentrant_loop : let agents call `asyncio.run()` on the event loop that drives them.
     watch_calls : see the model calls of new runs, at the HTTP clients.
+    journal : `on` keeps the answers to these calls with their run, `off` doesn't.
     keep_runs, keep_bytes : what the store keeps at most; the oldest ended runs go first. 0: all.
     """
 
@@ -103,6 +104,7 @@ class NotebookSession:
         cancel_grace_s: float = 2.0,
         reentrant_loop: bool = False,
         watch_calls: bool = True,
+        journal: str = "on",
         keep_runs: int = KEEP_RUNS,
         keep_bytes: int = KEEP_BYTES,
     ) -> None:
@@ -133,6 +135,7 @@ class NotebookSession:
             control=Control(intake, scheduler, keyring), display=lambda run: self.on_display(run), follow=self.follow,
             close=self.close,
         )  # fmt: skip
+        self.journal = journal
         self.token = parts.token
         self._catalog = Catalog(parts)
         self._starter = Starter(parts, self._catalog, ids or TimeOrderedIds(self.clock))
@@ -164,6 +167,17 @@ class NotebookSession:
     @cancel_grace_s.setter
     def cancel_grace_s(self, seconds: float) -> None:
         self.parts.cancel_grace_s = seconds
+
+    @property
+    def journal(self) -> str:
+        """Whether runs keep the answers to their model calls, `on` or `off`; a change applies at once."""
+        return "on" if self.parts.journals.is_on else "off"
+
+    @journal.setter
+    def journal(self, value: str) -> None:
+        if value not in ("on", "off"):
+            raise BadOption(f"journal={value!r} is invalid; use on or off")
+        self.parts.journals.is_on = value == "on"
 
     @property
     def watch_calls(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Float, Int, List, Unicode
+from traitlets import Bool, Enum, Float, Int, List, Unicode
 from traitlets.config import Configurable
 
 from nbrun.core.redaction import RULE
@@ -40,6 +40,12 @@ class NbRun(Configurable):
         True,
         help="See the model calls of runs at the HTTP clients, whatever code makes them: show them on the card, count "
         f"them, hold limits and close them with a cancel (True or False; default True). {NEW_RUNS}",
+    ).tag(config=True)
+    journal = Enum(
+        ["on", "off"],
+        "on",
+        help="Keep the answers to model calls with their run, so that a run that is resumed, or retried with --reuse, "
+        f"doesn't pay for them again (on or off; default 'on'). {NEW_RUNS}",
     ).tag(config=True)
     keep_runs = Int(
         KEEP_RUNS,

@@ -38,6 +38,7 @@ class Extension:
             cancel_grace_s=self.config.cancel_grace_s,
             reentrant_loop=self.config.reentrant_loop,
             watch_calls=self.config.watch_calls,
+            journal=self.config.journal,
             keep_runs=self.config.keep_runs,
             keep_bytes=self.config.keep_bytes,
         )
@@ -63,7 +64,7 @@ class Extension:
 
         config.observe(
             lambda change: setattr(session, change["name"], change["new"]),
-            ["max_concurrent", "cancel_grace_s", "watch_calls"],
+            ["max_concurrent", "cancel_grace_s", "watch_calls", "journal"],
         )
         config.observe(lambda change: session.let_enter_loop(change["new"]), "reentrant_loop")
         config.observe(lambda _: session.watch_variables(config.secrets), "secrets")

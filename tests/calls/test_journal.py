@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from nbrun import NotebookSession, Run, events as ev
-from nbrun.core.errors import NotResumable
+from nbrun.core.errors import BadOption, NotResumable
 from nbrun.core.journal import MAX_ANSWER, journal_name
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
@@ -329,7 +329,7 @@ def test_a_journal_goes_with_its_run(make_session: MakeSession, provider: Provid
 def test_it_can_be_switched_off(make_session: MakeSession, provider: Provider, store_path: Path) -> None:
     """Then nothing is kept."""
     session = make_session()
-    session.parts.journals.is_on = False
+    session.journal = "off"
     run = finish(session.start(Asker(provider, ["one", "two"], 1), "Ask"))
     assert list(store_path.parent.rglob("journal/*")) == []
     with pytest.raises(NotResumable):
@@ -365,3 +365,9 @@ def test_a_run_in_a_process_of_its_own_has_a_journal(session: NotebookSession, p
     assert again.status == "completed"
     assert sources(again) == ["journal"]
     assert len(provider.requests) == 1
+
+
+def test_the_session_checks_its_setting(make_session: MakeSession) -> None:
+    """A mistake is one line."""
+    with pytest.raises(BadOption, match="use on or off"):
+        make_session(journal="maybe")

@@ -157,3 +157,28 @@ def test_a_run_of_a_stranger_needs_its_agent_named_or_a_question_answered(renewe
     assert "Trust this run? [y/N]" in run_ok(kernel, answer.format("y", "--all")).stdout
     assert "Your nbrun has signed them" in run_ok(kernel, "%agentrun trust --all").stdout
     run_ok(kernel, "%agentrun retry 1 -b")
+
+
+SHOP = """\
+placed = []
+def place(what):
+    placed.append(what)
+    return {"order": len(placed)}
+async def shop(prompt, run):
+    return await run.step(place, prompt.strip())
+"""
+
+
+def test_a_retry_reuses_what_the_run_has_kept(renewed_kernel: Kernel) -> None:
+    """With --reuse a step isn't made again; without, it is; `NbRun.journal` switches that off."""
+    kernel = renewed_kernel
+    run_ok(kernel, SHOP)
+    run_ok(kernel, "%%agentrun shop -n order -b\ntea")
+    run_ok(kernel, "%agentrun retry order --reuse -b -o reused")
+    assert value(kernel, "(reused.output, placed)") == "({'order': 1}, ['tea'])"
+    run_ok(kernel, "%agentrun retry order -b -o again")
+    assert value(kernel, "(again.output, placed)") == "({'order': 2}, ['tea', 'tea'])"
+    run_ok(kernel, "%config NbRun.journal = 'off'")
+    run_ok(kernel, "%%agentrun shop -n unkept -b\ntea")
+    assert "has no answers that were kept" in error_line(kernel.run("%agentrun retry unkept --reuse"))
+    run_ok(kernel, "%config NbRun.journal = 'on'")

@@ -229,6 +229,8 @@ class AgentMagics(Magics):
     def _follow(self, kind: str, given: Given) -> None:
         """Start a run that comes from another one, and show its card."""
         options = self._options(given)
+        if getattr(given, "reuse", None):
+            options["reuse"] = True
         agent = None
         if getattr(given, "target", None) is not None:
             agent, options["target"] = self._named_agent(given.target), given.target

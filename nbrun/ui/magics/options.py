@@ -188,8 +188,14 @@ LINE = Command(
             ),
             aliases=("stop",),
         ),
-        _again("retry", "run the same prompt and agent again, as a new run", (_AGENT, *_SAME_INPUTS)),
-        _again("resume", "resume a failed, cancelled or lost run from its checkpoint", (_AGENT, *_SAME_INPUTS)),
+        _again(
+            "retry", "run the same prompt and agent again, as a new run", (_AGENT, *_SAME_INPUTS),
+            Argument(("--reuse",), "answer the model calls that it has made from its journal, for free"),
+        ),
+        _again(
+            "resume", "resume a failed, cancelled or lost run: from its checkpoint, or again with the answers it had",
+            (_AGENT, *_SAME_INPUTS),
+        ),
         _again(
             "replay", "show a run again; runs no agent and needs no key", _SHOWN_AGAIN,
             Argument(("--speed",), "1 (original speed), 10 (ten times as fast), another number, or max", "1|10|max"),
