@@ -7,11 +7,11 @@ import sqlite3
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from nbrun.core import ArtifactFiles, RunRecord, RunStatus, StoreError, clean_text, events as ev, fold
+from nbrun.core import ArtifactFiles, RunRecord, RunStatus, StoreError, clean_text, events as ev, fold, shown
 from nbrun.store import payloads
 
 if TYPE_CHECKING:
@@ -426,6 +426,15 @@ def _values(number: int, event: ev.RunEvent) -> Values:
     return (number, event.seq, 1, micros(event.ts), event.attempt, event.parent, event.type, ev.encode_data(event.data))
 
 
+def _beginning(value: Any, why: str) -> Any:
+    """Return a value that is large, or the large parts of a dict, as their beginning."""
+    if isinstance(value, dict):
+        return {name: _beginning(part, why) for name, part in value.items()}
+    if isinstance(value, msgspec.Struct) or ev.size_of(value) <= payloads.LIMIT // 10:
+        return value
+    return f"{shown(value[: 2 * payloads.HEAD] if isinstance(value, str) else value, payloads.HEAD)} ({why})"
+
+
 def _placeholder(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
     """Return an event that replaces one that cannot be stored."""
     what = clean_text(f"an event of type {event.type} could not be stored: {error}")
@@ -435,6 +444,9 @@ def _placeholder(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
             data = ev.RunCancelled(cause, error=ev.ErrorInfo("NotStored", what), detached=detached)
         case ev.RunCompleted(detached=detached):  # it did complete; only this kernel knows its output
             data = ev.RunCompleted({"$type": "NotStored", "$repr": what}, detached=detached)
+        case ev.RunCreated():  # everything else depends on it: what is large keeps its beginning
+            kept = {name: _beginning(getattr(event.data, name), what) for name in event.data.__struct_fields__}
+            data = ev.RunCreated(**kept)
         case ev.RunFailed(detached=detached):
             data = ev.RunFailed(ev.ErrorInfo("NotStored", what), detached=detached)
         case _:

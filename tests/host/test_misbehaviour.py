@@ -106,6 +106,26 @@ def test_what_cannot_be_stored_is_stood_in_for(make_session: MakeSession, monkey
     assert "could not be stored" in str(later.output)
 
 
+def test_a_prompt_that_cannot_be_stored_costs_only_itself(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has its name, its agent gets all of the prompt, and the log begins with the run's creation."""
+    monkeypatch.setattr("nbrun.store.connection.MAX_VALUE_BYTES", 300_000)
+    session = make_session()
+
+    async def reads(prompt: str) -> int:
+        return len(prompt)
+
+    run = ended(session.start(reads, "x" * 400_000, name="reader", tags={"kind": "long"}))
+    assert (run.name, run.status, run.problem, run.output) == ("reader", "completed", None, 400_000)
+    session.close()
+    later = make_session().get("reader")
+    assert [event.type for event in later.events()] == ["run.created", "run.started", "run.completed"]
+    assert (later.status, later.record.tags["kind"]) == ("completed", "long")
+    assert later.record.prompt.startswith("xxx")
+    assert later.record.prompt.endswith("could not be stored: string or blob too big)")
+
+
 def test_an_observer_that_cannot_be_asked_costs_no_place_in_line(make_session: MakeSession) -> None:
     """An observer that raises where it is looked at is reported, one that hangs is left, and the runs in line go on."""
     gate = threading.Event()
