@@ -115,16 +115,16 @@ class JournalFiles:
                     raise StoreError("runs are kept in memory only, and there is no room for it")
                 self._held[name] = self._held.get(name, b"") + data
             return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS
+        flags, path = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS, self.folder / name
         try:
-            descriptor = os.open(self.folder / name, flags, 0o600)
+            descriptor = os.open(path, flags, 0o600)
         except FileNotFoundError:
             make_folder(self.folder.parent)
             make_folder(self.folder)
-            descriptor = os.open(self.folder / name, flags, 0o600)
+            descriptor = os.open(path, flags, 0o600)
         try:
-            if not is_trusted(os.fstat(descriptor), self.folder / name):
-                raise StoreReadOnly(f"{self.folder / name} belongs to another user; nbrun does not use it")
+            if not is_trusted(os.fstat(descriptor), path):
+                raise StoreReadOnly(f"{path} belongs to another user; nbrun does not use it")
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
@@ -236,6 +236,7 @@ class Journal:
         self._left = sum(entry.kind == CALL for entry in known)
         self._number = self._size = 0
         self._is_broken = False
+        self._file: tuple[bytes, str] | None = None  # its key and its name
         self.source = source
         self.speed = speed
         self.given = 0
@@ -289,8 +290,10 @@ class Journal:
             self._is_broken = True
             raise StoreError(f"the run's journal is full ({size_words(MAX_JOURNAL)})")
         journals = self._journals
-        key, name = journals.key_of(self._run_id), journal_name(journals.session_id, self._run_id)
         with self._lock:
+            if self._file is None:
+                self._file = journals.key_of(self._run_id), journal_name(journals.session_id, self._run_id)
+            key, name = self._file
             content = _encode(_Placed(self._attempt, self._number, entry))
             frame = _HEAD.pack(len(content), hmac.digest(key, content, "sha256")) + content
             try:

@@ -41,6 +41,18 @@ def test_import_is_light() -> None:
     assert HEAVY.isdisjoint(json.loads(answer.stdout))
 
 
+def test_no_client_for_http_is_loaded() -> None:
+    """Neither by the import nor by the extension: they are changed when somebody else imports them."""
+    ask = (
+        "import sys, nbrun\n"
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "InteractiveShell.instance().run_line_magic('load_ext', 'nbrun')\n"
+        "print(sorted({'httpx', 'httpx2', 'aiohttp', 'urllib3', 'requests', 'genai_prices'} & sys.modules.keys()))"
+    )
+    answer = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert answer.stdout.splitlines()[-1] == "[]"
+
+
 def test_import_says_and_starts_nothing() -> None:
     """Importing nbrun prints nothing and starts no thread."""
     ask = "import nbrun, sys, threading; sys.exit(threading.active_count() - 1)"
