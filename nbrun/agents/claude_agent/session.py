@@ -27,7 +27,7 @@ from nbrun.agents import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
 # How a session is chosen: options of the user's that a resumed one must not keep.
 _RESUMED = {"continue_conversation": False, "session_id": None, "fork_session": False, "resume_session_at": None}
@@ -91,7 +91,8 @@ class Session:
                 await asyncio.wait({listener})
             if result is None and self._process is not None:
                 self._process.stop()  # it would finish its answer first
-            await client.disconnect()
+            closing = asyncio.create_task(client.disconnect(), name=f"nbrun-claude-end-{run.run_id}")
+            await _settled(closing, self._kill)
         run.token.raise_if_cancelled()
         if result is None:
             raise NbrunError("Claude Code has exited before it had answered")
@@ -110,16 +111,9 @@ class Session:
         """Start the process, which becomes the run's: a cancel kills it if it doesn't end, and names it if it can't."""
         name = f"nbrun-claude-start-{self._run.run_id}"
         connecting = self._connecting = asyncio.create_task(self._client.connect(), name=name)
-        try:
-            await asyncio.wait({connecting})
-        finally:
-            self._stop_connecting()
-            await asyncio.wait({connecting})
-            failed = None if connecting.cancelled() else connecting.exception()
+        await _settled(connecting, self._stop_connecting)
         if connecting.cancelled():
             self._run.token.raise_if_cancelled()
-        if failed is not None:
-            raise failed
         self._process = self._find_process()
         if self._process is not None:
             self._run.add_work(self._process)
@@ -129,6 +123,10 @@ class Session:
             if (process := self._find_process()) is not None:
                 process.interrupt()  # else the SDK would wait for its end
             self._connecting.cancel()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.interrupt()
 
     def _find_process(self) -> Process | None:
         import psutil
@@ -277,6 +275,19 @@ class Session:
 
     def _name(self, name: str) -> str:
         return next((name.removeprefix(own) for own in self._own if name.startswith(own)), name)
+
+
+async def _settled(work: asyncio.Task[None], stop: Callable[[], None]) -> None:
+    """Wait for a task; if this wait is cancelled, stop what it waits for first, so that its pipes are closed."""
+    try:
+        await asyncio.wait({work})
+    finally:
+        if not work.done():
+            stop()
+            await asyncio.wait({work})
+        failed = None if work.cancelled() else work.exception()
+    if failed is not None:
+        raise failed
 
 
 class Usage:

@@ -7,12 +7,15 @@ import inspect
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import is_installed
 from tests.agents.conformance.script import Call, Script
 from tests.agents.conformance.subject import Subject
 from tests.fakes import claude_cli
+
+if TYPE_CHECKING or is_installed("claude_agent_sdk"):
+    from claude_agent_sdk import ClaudeAgentOptions, create_sdk_mcp_server, tool
 
 SESSIONS = Path(tempfile.gettempdir()) / "nbrun-test-claude"
 """Where its sessions are, for another process finds them again."""
@@ -26,8 +29,6 @@ class ClaudeAgent(Subject):
 
     def agent(self, script: Script) -> Any:
         """Return options that start the program with the script."""
-        from claude_agent_sdk import ClaudeAgentOptions, create_sdk_mcp_server
-
         SESSIONS.mkdir(exist_ok=True)
         turns = [
             {
@@ -46,7 +47,6 @@ class ClaudeAgent(Subject):
 
 def _tool(call: Call) -> Any:
     """Return a function of the suite as one of the SDK's tools."""
-    from claude_agent_sdk import tool
 
     async def use(args: dict[str, Any]) -> dict[str, Any]:
         made = call.tool(**args) if call.is_async else asyncio.to_thread(call.tool, **args)
