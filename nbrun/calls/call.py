@@ -11,7 +11,7 @@ from msgspec import structs
 from nbrun.agents import Cancelled, RunContext, events, guarded, pricing
 from nbrun.calls.forms import BodyReader, Target
 from nbrun.calls.governor import GOVERNOR, Turn
-from nbrun.core import clean_text
+from nbrun.core import NbrunError, clean_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +61,11 @@ class Call:
         self._tape = tape
         self.retry_after: float | None = None
         run.token.raise_if_cancelled()
+        is_unanswered = target is not None and answer is None
+        if is_unanswered and (journal := run.journal) is not None and journal.speed is not None:
+            raise NbrunError(
+                f"{journal.source} answers calls through httpx only, and this one uses another HTTP client"
+            )
         with guarded():
             self._began = run.clock.monotonic()
             self.id = (

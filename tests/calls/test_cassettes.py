@@ -12,6 +12,7 @@ import httpx
 import httpx2
 import openai
 import pytest
+import urllib3
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -309,6 +310,23 @@ def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
         cassette.load(str(path))
     with pytest.raises(BadRecording, match="is not a file"):
         cassette.load("/dev/zero")
+
+
+def test_a_call_through_another_client_is_not_made(
+    session: NotebookSession, provider: Provider, tmp_path: Path
+) -> None:
+    """A run with a cassette asks nobody, also where its cassette can't answer."""
+    path, asker = tmp_path / "tea.jsonl", Asker(provider.url)
+    recorded(session, asker, path)
+
+    def by_urllib3(prompt: str) -> int:
+        with urllib3.PoolManager() as pool:
+            return pool.request("POST", asker.url, json=asker.body("one"), retries=False).status
+
+    asked = len(provider.requests)
+    run = ended(session.start(by_urllib3, "tea", cassette=str(path)), RunStatus.FAILED)
+    assert "the cassette tea.jsonl answers calls through httpx only" in str(run.error)
+    assert len(provider.requests) == asked
 
 
 def test_bytes_that_are_no_text_are_kept(session: NotebookSession, provider: Provider, tmp_path: Path) -> None:
