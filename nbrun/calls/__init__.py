@@ -6,9 +6,9 @@ outside of a run passes through them untouched.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from nbrun.calls import aiohttp, transports, urllib3
 from nbrun.calls.governor import GOVERNOR, Limits
 
 if TYPE_CHECKING:
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENTS", "GOVERNOR", "Limits", "instrument"]
 
-CLIENTS: dict[str, Callable[[Any], Callable[[], None]]] = {
-    "httpx": transports.instrument,
-    "httpx2": transports.instrument,  # its successor, with the same classes
-    "aiohttp": aiohttp.instrument,
-    "urllib3": urllib3.instrument,  # below requests
+CLIENTS = {
+    "httpx": "transports",
+    "httpx2": "transports",  # its successor, with the same classes
+    "aiohttp": "aiohttp",
+    "urllib3": "urllib3",  # below requests
 }
-"""The packages that can be changed."""
+"""The packages that can be changed, and the module of this room that does it."""
 
 
 def instrument(package: Any) -> Callable[[], None]:
     """Have a package report the calls of runs; return what undoes it."""
-    return CLIENTS[package.__name__](package)
+    changes = importlib.import_module(f"nbrun.calls.{CLIENTS[package.__name__]}")  # with the first such package
+    undo: Callable[[], None] = changes.instrument(package)
+    return undo
