@@ -97,7 +97,7 @@ def sent(
 ) -> list[ev.RunEvent]:
     """Have an agent send these, below these tools in turn; return its log as another connection reads it.
 
-    Its record, public and stored, is the fold of that log.
+    Its record, whole and stored, is the fold of that log; of a long text, memory may have the end only.
     """
 
     async def agent(prompt: str, run: RunContext) -> None:
@@ -118,7 +118,7 @@ def sent(
         events = reader.read_events(connection, run.number)
         assert [event.seq for event in events] == list(range(len(events)))
         folded = msgspec.msgpack.encode(fold(events))  # as bytes: NaN is not equal to itself
-        assert folded == msgspec.msgpack.encode(run.record)
+        assert folded == msgspec.msgpack.encode(run.whole_record)
         assert folded == msgspec.msgpack.encode(reader.read_record(connection, run.number))
     return events
 

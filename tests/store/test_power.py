@@ -85,6 +85,7 @@ def check_cuts(path: Path, steps: list[Step], start: Files, how: Left, seed: int
     return len(ended)
 
 
+@pytest.mark.timeout(120)  # hundreds of layouts, each opened and read
 @pytest.mark.usefixtures("next_boot")
 @pytest.mark.parametrize("how", Left)
 def test_a_power_cut_at_any_moment_keeps_every_visible_ending(path: Path, steps: list[Step], how: Left) -> None:
@@ -101,6 +102,7 @@ def test_whatever_part_of_it_had_arrived(path: Path, steps: list[Step]) -> None:
         assert check_cuts(path, steps, {}, Left.SOME, seed) == RUNS
 
 
+@pytest.mark.timeout(120)  # hundreds of layouts, each opened and read
 @pytest.mark.usefixtures("next_boot")
 @pytest.mark.parametrize("how", Left)
 def test_a_power_cut_at_load_leaves_lost_runs_to_the_next_load(path: Path, steps: list[Step], how: Left) -> None:
