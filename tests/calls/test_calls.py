@@ -14,6 +14,7 @@ from typing import Any, Literal
 import brotli
 import httpx
 import httpx2
+import openai
 import pytest
 import zstandard
 
@@ -26,6 +27,7 @@ from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
 from tests.fakes.provider import ASKED, FORMS, Provider
 
+MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 PACKAGES = [pytest.param(package, id=package.__name__) for package in (httpx, httpx2)]
 
 
@@ -46,7 +48,7 @@ def url_of(provider: Provider, form: str, *, stream: bool) -> str:
 
 def body(*, stream: bool) -> dict[str, Any]:
     """Return a request."""
-    return {"model": "gpt-4o", "stream": stream, "messages": [{"role": "user", "content": "Hello"}]}
+    return {"model": "gpt-4o", "stream": stream, "messages": MESSAGES}
 
 
 def ask(client: Any, url: str, *, stream: bool = True) -> bytes:
@@ -393,6 +395,54 @@ def test_a_limit_of_calls_holds_for_a_plain_function(session: NotebookSession, p
     assert (run.status, len(provider.requests), run.usage.requests) == ("cancelled", 3, 3)
     with pytest.raises(RunCancelled, match="max_turns 3"):
         run.result()
+
+
+# The second call reaches each of these: one takes 11 tokens, and about $0.00006.
+LIMITS: dict[str, Any] = {"max_turns": 2, "max_tokens": 20, "max_cost": 0.0001}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("package", [httpx, httpx2, openai], ids=lambda package: str(package.__name__))
+@pytest.mark.parametrize("limit", LIMITS)
+def test_no_call_is_begun_beyond_a_limit(
+    session: NotebookSession,
+    provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    package: Any,
+    is_async: bool,
+    stream: bool,
+) -> None:
+    """Whatever is limited, a plain function that would ask for ever makes two calls, and ends."""
+    for name in ("HTTP_PROXY", "http_proxy"):  # the provider is asked as one whose prices are known
+        monkeypatch.setenv(name, provider.url)
+    options: Any = {"api_key": "none", "base_url": "http://api.openai.com/v1"}
+    url = f"{options['base_url']}/chat/completions"
+
+    def asks() -> None:
+        if package is openai:
+            with openai.OpenAI(**options) as client:
+                while True:
+                    answer: Any = client.chat.completions.create(model="gpt-4o", messages=MESSAGES, stream=stream)
+                    assert not stream or list(answer)
+        with package.Client(verify=False) as client:
+            while True:
+                ask(client, url, stream=stream)
+
+    async def asks_async() -> None:
+        if package is openai:
+            async with openai.AsyncOpenAI(**options) as client:
+                while True:
+                    answer: Any = await client.chat.completions.create(model="gpt-4o", messages=MESSAGES, stream=stream)
+                    assert not stream or [piece async for piece in answer]
+        async with package.AsyncClient(verify=False) as client:
+            while True:
+                await ask_async(client, url, stream=stream)
+
+    run = finish(session.start(asks_async if is_async else asks, **{limit: LIMITS[limit]}))
+    assert (run.status, run.cause) == ("cancelled", "budget")
+    assert (len(provider.requests), run.usage.requests) == (2, 2)
 
 
 def test_a_limit_of_tokens_closes_a_stream(session: NotebookSession, provider: Provider) -> None:
