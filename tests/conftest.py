@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import nbrun
-from nbrun.sessions import session as session_module
+from nbrun.sessions import run as run_module, session as session_module
+from nbrun.store import writer as writer_module
 from tests.fakes.agents import BOUND_S, Blocking, BlockingLoop, Held
 
 BROWSER = Path(__file__).parent / "browser"
@@ -66,10 +67,12 @@ def pytest_runtest_makereport() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _closed_is_stored() -> Iterator[None]:
-    """A close waits for the disk for as long as that takes: many tests read the file next, on a busy machine, too."""
+def _disk_has_time() -> Iterator[None]:
+    """On a busy machine, too, what a test looks at is stored: a close, a handle and the writer wait for that."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session_module, "CLOSE_STORE_S", BOUND_S)
+        patch.setattr(run_module, "CREATION_S", BOUND_S)
+        patch.setattr(writer_module, "HANG_S", BOUND_S)
         yield
 
 

@@ -371,9 +371,9 @@ class Run:
         live = self.live
         return live is not None and live.loop is not None and live.loop is asyncio._get_running_loop()
 
-    def wait_created(self, timeout_s: float = CREATION_S) -> bool:
-        """Block until the run's creation is public; return whether it is."""
-        return self.live is None or self.live.is_created.wait(timeout_s)
+    def wait_created(self, timeout_s: float | None = None) -> bool:
+        """Block until the run's creation is public, `CREATION_S` at most if no time is given; return whether it is."""
+        return self.live is None or self.live.is_created.wait(CREATION_S if timeout_s is None else timeout_s)
 
     def result(self, timeout_s: float | None = None) -> object:
         """Return the run's output, after waiting for it at most `timeout_s` seconds.

@@ -86,7 +86,7 @@ def test_a_cell_that_waits_for_it_is_told_not_to(session: NotebookSession) -> No
 
 def test_it_is_only_where_there_is_such_a_loop(session: NotebookSession) -> None:
     """Not outside of one, not in an agent on nbrun's own loop, and not with another place as well."""
-    with pytest.raises(BadOption, match="needs a running kernel event loop; there is none here"):
+    with pytest.raises(BadOption, match="needs the kernel's event loop"):
         session.start(agents.instant, loop="kernel")
     with pytest.raises(BadOption, match="use host or kernel"):
         session.start(agents.instant, loop="mine")  # type: ignore[arg-type]  # wrong on purpose
@@ -101,7 +101,7 @@ def test_it_is_only_where_there_is_such_a_loop(session: NotebookSession) -> None
         await run.start_child(agents.instant, loop="kernel")
 
     in_cell(cell())
-    with pytest.raises(RunFailed, match="needs a running kernel event loop; there is none here"):
+    with pytest.raises(RunFailed, match="needs the kernel's event loop"):
         session.start(begins).result(BOUND_S)
 
 

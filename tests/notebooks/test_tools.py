@@ -59,6 +59,8 @@ def copies(sources: list[Path], folder: Path) -> list[Path]:
     for source, path in zip(sources, paths, strict=True):
         path.parent.mkdir(parents=True)
         shutil.copy(source, path)
+        if (cassettes := source.parent / "cassettes").is_dir():
+            shutil.copytree(cassettes, path.parent / "cassettes")
     return paths
 
 
