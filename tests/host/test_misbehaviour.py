@@ -294,19 +294,20 @@ def test_a_flood_is_held_up_while_the_store_writes(
     sent: list[int] = []
 
     def floods(prompt: str, run: RunContext) -> None:
+        monkeypatch.setattr(FileWriter, "write", held_write)  # from here on: what began the run is stored before
         for number in range(pieces):
             run.token.raise_if_cancelled()
             run.text(piece)
             sent.append(number)
 
     async def floods_on_the_loop(prompt: str, run: RunContext) -> None:
+        monkeypatch.setattr(FileWriter, "write", held_write)
         for number in range(pieces):
             run.text(piece)
             sent.append(number)
             await asyncio.sleep(0)
 
     run = session.start(floods_on_the_loop if is_async else floods)
-    monkeypatch.setattr(FileWriter, "write", held_write)
     assert is_held.wait(BOUND_S)
     assert run.live is not None
     assert run.live.sent_bytes - run.live.taken_bytes <= MOST + 2 * len(piece)
