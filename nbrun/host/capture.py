@@ -122,14 +122,17 @@ def renew() -> None:
         if not _users:
             return
         for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
-            stream = getattr(sys, name)
-            if not isinstance(getattr(stream, "write", None), RunWriter):
-                with contextlib.suppress(AttributeError, TypeError):  # none, or one that takes no attributes
-                    stream.write = RunWriter(stream, name.strip("_"))
-                    _streams.add(stream)
+            _capture(getattr(sys, name), name.strip("_"))
         for owner, name in _INPUTS:
             if not isinstance(vars(owner)[name], Asking):
                 setattr(owner, name, Asking(vars(owner)[name], is_secret=owner is getpass))
+
+
+def _capture(stream: Any, level: str) -> None:
+    if not isinstance(getattr(stream, "write", None), RunWriter):
+        with contextlib.suppress(AttributeError, TypeError):  # none, or one that takes no attributes
+            stream.write = RunWriter(stream, level)
+            _streams.add(stream)
 
 
 def _after_fork() -> None:
@@ -164,11 +167,11 @@ def remove() -> None:
 
 def _enter_redirect(manager: Any) -> Any:
     run = current_run.get()
-    if run is None:
-        target = _enter(manager)
-        renew()  # runs that print meanwhile still have their own logs
-        return target
     level, target = manager._stream, manager._new_target
+    if run is None:
+        with _lock:  # before it is in place: a run may print at any moment, and still has its own log
+            _capture(target, level)
+        return _enter(manager)
     write = getattr(target, "write", None)
     where = _target(run, write.level) if isinstance(write, RunWriter) else target
     _redirects.set((*_redirects.get(), _Redirect(run, level, where, manager)))

@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 
 from nbrun import NotebookSession, Run, RunContext
 from nbrun.core import events as ev
+from nbrun.host import capture
 from tests.fakes.agents import BOUND_S
 
 
@@ -235,6 +236,28 @@ def test_a_redirect_of_a_cell_takes_no_runs_prints(session: NotebookSession) -> 
         go_on.set()
         assert printed(run) == "the agent's"
     assert out.getvalue() == "the cell's\n"
+
+
+def test_no_print_is_too_early_for_its_log(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may print at the very moment at which a cell's stream is put in place."""
+    go_on, enter = threading.Event(), capture._enter
+
+    def prints(prompt: str) -> None:
+        assert go_on.wait(BOUND_S)
+        print("the agent's")
+
+    def enter_and_let_go(manager: object) -> object:
+        target = enter(manager)
+        go_on.set()
+        assert run.wait(BOUND_S)
+        return target
+
+    run = session.start(prints)
+    monkeypatch.setattr(capture, "_enter", enter_and_let_go)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        pass
+    assert printed(run) == "the agent's"
+    assert out.getvalue() == ""
 
 
 # --- input() and getpass() ---------------------------------------------------------------------------

@@ -182,21 +182,25 @@ def wrap_capture() -> Callable[[], None]:
     stacks: WeakKeyDictionary[Any, ExitStack] = WeakKeyDictionary()
 
     def enter_apart(manager: Any) -> Any:
-        if current_run.get() is None:
-            captured = enter(manager)
-            capture.renew()
-            return captured
         stack = stacks[manager] = ExitStack()
+        # Not by IPython's streams: until they were captured, what a run prints would go there.
         out = stack.enter_context(redirect_stdout(StringIO())) if manager.stdout else None
         err = stack.enter_context(redirect_stderr(StringIO())) if manager.stderr else None
-        return CapturedIO(out, err, [])
+        if current_run.get() is not None:
+            return CapturedIO(out, err, [])
+        wanted = manager.stdout, manager.stderr
+        manager.stdout = manager.stderr = False
+        enter(manager)
+        manager.stdout, manager.stderr = wanted
+        stack.push(lambda *error: leave(manager, *error))
+        return CapturedIO(out, err, manager.shell.display_pub.outputs if manager.display else None)
 
     def leave_apart(manager: Any, *error: Any) -> None:
         stack = stacks.pop(manager, None)
-        if stack is None:
+        if stack is None:  # it was entered before: `%load_ext nbrun` below `%%capture`
             leave(manager, *error)
         else:
-            stack.close()
+            stack.__exit__(*error)
 
     kind.__enter__, kind.__exit__ = enter_apart, leave_apart
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbrun.agents import ALLOW, DENY
 from nbrun.agents.context.approvals import SECRET
 from nbrun.core import UserError, duration, events as ev, is_whole, plain, printable, readable, shown, visible
-from nbrun.host import capture
 from nbrun.render import static_card, words
 from nbrun.sessions import NotebookSession, Run, check_edited
 from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.terminal import keyboard
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from rich.console import Console
+    from rich.text import Text
 
 
 EDIT, ALWAYS = "edit", "always"
@@ -30,7 +34,6 @@ def show_until_end(run: Run, session: NotebookSession, kernel: Any = None) -> No
     """
     from rich.cells import cell_len
     from rich.console import Console
-    from rich.live import Live
     from rich.text import Text
 
     console, now = Console(force_jupyter=False), session.clock.now
@@ -50,23 +53,44 @@ def show_until_end(run: Run, session: NotebookSession, kernel: Any = None) -> No
         tail = _end(text, console.width - cell_len(head) - 3)
         return Text(f"{head} · {tail}" if tail else head, overflow="ellipsis", no_wrap=True)
 
-    live = Live(get_renderable=line, console=console, refresh_per_second=10, transient=True)
+    asked: set[str] = set()  # an answered question may be pending for a moment more
+
+    def unasked() -> list[ev.ApprovalRequested]:
+        return [question for question in run.pending if question.id not in asked]
+
     try:
         with waiting.cancelled_by_interrupt(run, session.cancel_grace_s):
-            live.start()  # within: Ctrl-C may come while it draws for the first time
-            capture.renew()  # it puts its own streams in place, and runs still have their logs
-            asked: set[str] = set()  # an answered question may be pending for a moment more
-            while not run.wait(waiting.TICK_S):
-                for question in run.pending:
-                    if question.id not in asked:
-                        asked.add(question.id)
-                        live.stop()  # else the line would be drawn over what is typed
-                        _Question(run, question, session, console, kernel).ask()
-                        live.start()
-                        capture.renew()
+            while not run.done():
+                with _live(line, console):  # left for a question: else it would be drawn over what is typed
+                    while not unasked() and not run.wait(waiting.TICK_S):
+                        pass
+                for question in unasked():
+                    asked.add(question.id)
+                    _Question(run, question, session, console, kernel).ask()
     finally:
-        live.stop()
         console.print(Text(static_card.plain_text(run.record, run.problem)))
+
+
+@contextmanager
+def _live(line: Callable[[], Text], console: Console) -> Iterator[None]:
+    """Draw a line until this is left; what is printed meanwhile is drawn above it, but not what runs print."""
+    from rich.file_proxy import FileProxy
+    from rich.live import Live
+
+    live = Live(
+        get_renderable=line,
+        console=console,
+        refresh_per_second=10,
+        transient=True,
+        redirect_stdout=False,  # it would put its streams in place before they are captured
+        redirect_stderr=False,
+    )
+    with ExitStack() as stack:
+        if console.is_terminal:
+            stack.enter_context(redirect_stdout(FileProxy(console, sys.stdout)))
+            stack.enter_context(redirect_stderr(FileProxy(console, sys.stderr)))
+        stack.enter_context(live)
+        yield
 
 
 def _end(text: str, width: int) -> str:
