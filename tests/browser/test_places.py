@@ -69,30 +69,44 @@ def test_a_place_that_is_drawn_anew_gets_its_card_again(card: CardPage) -> None:
     expect(page.output(0)).to_have_class("jp-RenderedHTMLCommon")
 
 
-@pytest.mark.parametrize("is_drawn", [True, False], ids=["drawn again", "not yet drawn again"])
-def test_a_press_counts_when_its_button_is_drawn_anew_before_it_is_released(card: CardPage, is_drawn: bool) -> None:
-    """The browser makes no click of it; one that is released elsewhere, or on another card, is none."""
+DRAW = "document.getElementById('output').children[0].innerHTML"
+MEANWHILE = {
+    "drawn again": f"(html) => {{ {DRAW} = html; }}",
+    "not yet drawn again": f"(html) => {{ {DRAW} = ''; setTimeout(() => {{ {DRAW} = html; }}, 100); }}",
+    "taken out and put back": (
+        "() => { const place = document.querySelector('.nbrun-place'); const { parentNode } = place;"
+        " place.remove(); parentNode.append(place); }"
+    ),
+    "moved down": "() => { document.getElementById('output').style.marginTop = '300px'; }",
+}
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+def test_a_press_counts_whatever_becomes_of_its_button(card: CardPage, meanwhile: str) -> None:
+    """The browser makes no click of it; one that is released elsewhere is none, and one click is one."""
     page = PlacePage(card.page, card.address)
     page.initialize(make_run(), [PLACE])
     mouse, button = page.page.mouse, page.output(0).get_by_role("button", name="Cancel")
-    draw = "(html) => { document.getElementById('output').children[0].innerHTML = html; }"
 
-    def press_and_release(x: float, y: float, *, moves_to: float) -> None:
+    def press_and_release(*, down_by: float = 0, redraws: bool = True) -> None:
+        box = button.bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         mouse.move(x, y)
         mouse.down()
-        page.page.evaluate(draw, PLACE)
-        if is_drawn:
-            page.pass_ms(40)
-        mouse.move(x, moves_to)
+        if redraws:
+            page.page.evaluate(MEANWHILE[meanwhile], PLACE)
+        mouse.move(x, y + down_by)
         mouse.up()
         page.pass_ms(200)
 
-    box = button.bounding_box()
-    assert box is not None
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    press_and_release(x, y, moves_to=y + 400)
+    press_and_release(down_by=400)
     assert page.sent == ["placed"]
-    press_and_release(x, y, moves_to=y)
+    page.page.evaluate("() => { document.getElementById('output').style.marginTop = ''; }")
+    press_and_release()
+    assert page.sent == ["placed", "cancel"]
+    page.initialize(make_run(), [PLACE])
+    press_and_release(redraws=False)
     assert page.sent == ["placed", "cancel"]
 
 

@@ -7,25 +7,38 @@ const REDRAWN_WITHIN_MS = 150;
 const OWNERS = new WeakMap();
 
 /**
- * Count a press on a button that is released on its replacement, or on itself in another place. A front end may redraw
- * outputs at any time, and a press on Cancel must never be lost.
- * @param {HTMLElement} button @param {object} owner  the same for both
+ * Count a press on a button that is released where it was pressed, whatever has become of the button meanwhile. A front
+ * end may redraw outputs or move them at any time, and a press on Cancel must never be lost.
+ * @param {HTMLButtonElement} button @param {object} owner  the same for all that replace it
  */
 export function keepPress(button, owner) {
   OWNERS.set(button, owner);
-  /** @param {PointerEvent} event */
-  const finish = (event) => {
-    const under = document.elementFromPoint(event.clientX, event.clientY)?.closest("button");
-    if (under && OWNERS.get(under) === owner) under.click();
+  /** @param {EventTarget | null} target */
+  const isOwn = (target) => {
+    const found = target instanceof Element && target.closest("button");
+    return Boolean(found) && OWNERS.get(/** @type {Element} */ (found)) === owner;
+  };
+  const clickNow = () => {
+    const own = button.isConnected ? button : [...document.querySelectorAll("button")].find(isOwn);
+    own?.click();
+    return Boolean(own);
   };
   const onDown = () => {
-    const place = button.closest(".nbrun-place");
+    const { left, right, top, bottom } = button.getBoundingClientRect();
+    const press = new AbortController();
+    const options = { signal: press.signal, capture: true };
     /** @param {PointerEvent} event */
-    const onUp = (event) => {
-      const isSame = button.isConnected && button.closest(".nbrun-place") === place;
-      if (!isSame) setTimeout(finish, REDRAWN_WITHIN_MS, event);
+    const onUp = ({ clientX: x, clientY: y }) => {
+      if (x < left || x > right || y < top || y > bottom) return press.abort(); // taken back
+      setTimeout(() => {
+        if (press.signal.aborted) return;
+        press.abort();
+        if (!clickNow()) setTimeout(clickNow, REDRAWN_WITHIN_MS);
+      }); // a click of the browser's own comes before that
     };
-    document.addEventListener("pointerup", onUp, { once: true, capture: true });
+    document.addEventListener("pointerup", onUp, options);
+    document.addEventListener("pointercancel", () => press.abort(), options); // it has become a touch that scrolls
+    document.addEventListener("click", ({ target }) => isOwn(target) && press.abort(), options);
   };
   button.addEventListener("pointerdown", onDown);
 }
