@@ -176,7 +176,8 @@ def _subshells(kernel: Any) -> Iterator[Finding]:
     """Yield whether clicks are handled while a cell runs; Cancel is in any case.
 
     Source: ipykernel 7 has a `shell_channel_thread`, which manages subshells; since 7.4 it hands messages of a
-    widget to the thread that the kernel itself last sent from, which is mostly the main one.
+    widget to the thread that the kernel itself last sent from, which is mostly the main one. Before, it sends replies
+    past the stream that reads the same socket, which then may not read a request that has arrived (its issue 1554).
     """
     if kernel is None:
         return
@@ -197,6 +198,9 @@ def _subshells(kernel: Any) -> Iterator[Finding]:
     else:
         text = f"none open: JupyterLab opens one with its first widget; on other pages clicks {waits}"
         yield Finding(Sign.OK, subject, text)
+    if thread is not None and not hasattr(BaseComm, "_reply_subshell_for"):
+        text = f"{_version('ipykernel')} may lose the request for a cell: it stays at [*] until something else is run"
+        yield Finding(Sign.NOTE, "ipykernel", text, 'pip install -U "ipykernel>=7.4", and restart the kernel')
 
 
 # --- the kernel's loop, and the agents' ------------------------------------------------------------

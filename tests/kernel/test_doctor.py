@@ -25,7 +25,7 @@ def lines_of(cell: Execution) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kernel", ["python3", "6.30"], indirect=True)
+@pytest.mark.parametrize("kernel", ["7.4", "6.30", "7.3"], indirect=True)
 def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     """Each thing has its line, the control channel was tried while the cell blocked, and nothing is left of it."""
     kernel = loaded_kernel
@@ -38,6 +38,9 @@ def test_a_healthy_kernel_is_told_to_be_so(loaded_kernel: Kernel) -> None:
     assert value(kernel, THREADS) == threads
     assert int(value(kernel, FILES)) < files + 5  # the kernel's own go up and down by one or two
     lines = lines_of(cell)
+    told = lines.pop("ipykernel", "")
+    assert bool(told) == ("ipykernel 7.3" in lines["versions"])
+    assert not told or re.search(r"^• note .*7\.3\..*may lose the request.*ipykernel>=7\.4", told)
     assert set(lines) == {
         "versions", "SQLite", "front end", "control channel", "subshells", "nest_asyncio", "server", "store",
         "signing", "runs", "model calls",
