@@ -531,25 +531,28 @@ class Driver:
 
     async def _keep_figures(self) -> None:
         """Keep the figures that pyplot has open for the run, however it ends."""
-        kept = await self._look(partial(packages.keep_figures, self.run), "the drawing of its figures", FORMAT_LIMIT_S)
+        draw = partial(packages.keep_figures, self.run)
+        kept = await self._look(draw, "the drawing of its figures", FORMAT_LIMIT_S, in_cancel_s=None)
         self._warn_if_lost(kept, "figures were not kept", FORMAT_LIMIT_S)
 
     def _warn_if_lost(self, look: asyncio.Future[Any], what: str, limit_s: float) -> None:
         if not look.cancelled():
             if (error := look.exception()) is not None:  # a SystemExit, say, of its own code
                 self.warn(f"{what} ({brief(error)})")
-        elif not self._token.cancelled:
-            self.warn(f"{what}: it took more than {limit_s:g} s")
+        else:
+            why = "the run was cancelled" if self._token.cancelled else f"it took more than {limit_s:g} s"
+            self.warn(f"{what}: {why}")
 
     async def _look(
-        self, function: Callable[[], T], name: str, limit_s: float, in_cancel_s: float = LAST_S
+        self, function: Callable[[], T], name: str, limit_s: float, in_cancel_s: float | None = LAST_S
     ) -> asyncio.Future[T]:
         """Call what may run code of the agent's in a thread; return its outcome, cancelled if it took too long.
 
         Parameters
         ----------
         name : what still runs, if it does not stop.
-        limit_s : its time, which begins again while it imports a package; `in_cancel_s` if the run is cancelled.
+        limit_s : its time, which begins again while it imports a package.
+        in_cancel_s : its time once the run is cancelled; None for what is left of the grace period, or a moment.
         """
         loop = self._thread.loop
         work = Worker(self._attempt.run_id, function, copy_context(), name=name)
@@ -570,6 +573,8 @@ class Driver:
                 if over.done() or fired.done() or not work.is_importing():
                     break
             if fired.done() and not over.done():
+                if in_cancel_s is None:
+                    in_cancel_s = max(LAST_S, self._fired_at + self._attempt.grace_s - self._clock.monotonic())
                 await asyncio.wait({over}, timeout=in_cancel_s)
         finally:
             note.remove()

@@ -11,8 +11,11 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 from matplotlib.backends import backend_agg
+from matplotlib.figure import Figure
 
 from nbrun import NotebookSession, Run, RunContext
+from nbrun.core import events as ev
+from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
 
 PNG = b"\x89PNG"
@@ -105,8 +108,9 @@ def test_show_keeps_the_figures_and_closes_them(session: NotebookSession) -> Non
     assert run.output == [1]
 
 
-def test_the_figures_of_a_run_that_fails_or_is_cancelled_are_kept(session: NotebookSession) -> None:
-    """However it ends: they show how far it came."""
+def test_the_figures_of_a_run_that_fails_or_is_cancelled_are_kept(make_session: MakeSession) -> None:
+    """However it ends: they show how far it came. A cancelled run has its grace period for that."""
+    session = make_session(cancel_grace_s=BOUND_S)
 
     async def fails(prompt: str) -> None:
         plt.plot([1, 2, 3])
@@ -124,6 +128,29 @@ def test_the_figures_of_a_run_that_fails_or_is_cancelled_are_kept(session: Noteb
     run.cancel()
     assert names(run) == ["figure-1.png"]
     assert run.status == "cancelled"
+
+
+def test_figures_that_a_cancel_has_cost_are_told(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where drawing takes longer than the grace period: the run ends, and its log says what it lacks."""
+    begun = threading.Event()
+
+    def saves_slowly(*_: object, **__: object) -> None:
+        begun.set()
+        assert released.wait(BOUND_S)
+
+    released = threading.Event()
+    monkeypatch.setattr(Figure, "savefig", saves_slowly)
+
+    async def draws(prompt: str) -> None:
+        plt.plot([1, 2, 3])
+
+    run = session.start(draws)
+    assert begun.wait(BOUND_S)
+    run.cancel()
+    assert run.wait(BOUND_S)
+    released.set()
+    logs = [event.data.text for event in run.events() if isinstance(event.data, ev.Log)]
+    assert "figures were not kept: the run was cancelled" in logs
 
 
 def test_a_figure_that_cannot_be_drawn_costs_a_warning(session: NotebookSession) -> None:

@@ -30,11 +30,11 @@ export function keepPress(button, owner) {
     /** @param {PointerEvent} event */
     const onUp = ({ clientX: x, clientY: y }) => {
       if (x < left || x > right || y < top || y > bottom) return press.abort(); // taken back
-      setTimeout(() => {
-        if (press.signal.aborted) return;
+      const timer = setTimeout(() => {
         press.abort();
         if (!clickNow()) setTimeout(clickNow, REDRAWN_WITHIN_MS);
       }); // a click of the browser's own comes before that
+      press.signal.addEventListener("abort", () => clearTimeout(timer));
     };
     document.addEventListener("pointerup", onUp, options);
     document.addEventListener("pointercancel", () => press.abort(), options); // it has become a touch that scrolls
