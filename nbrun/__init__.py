@@ -45,8 +45,8 @@ from nbrun.core import (
     events,
 )
 from nbrun.render.agui import to_agui
-from nbrun.sessions import NotebookSession, Observer, Run, RunList
-from nbrun.sessions.default import get, panel, redact, runs, session, start
+from nbrun.sessions import NotebookSession, Observer, Run, RunList, RunSet
+from nbrun.sessions.default import get, map, panel, redact, runs, session, sets, start
 
 # Third parties import these two by their short names, too.
 sys.modules[f"{__name__}.errors"] = errors
@@ -66,6 +66,7 @@ __all__ = [
     "RunEvent",
     "RunList",
     "RunRecord",
+    "RunSet",
     "RunStatus",
     "ScriptedAgent",
     "SequentialIds",
@@ -73,11 +74,13 @@ __all__ = [
     "current",
     "errors",
     "get",
+    "map",
     "needs_approval",
     "panel",
     "redact",
     "runs",
     "session",
+    "sets",
     "start",
     "to_agui",
 ]

@@ -119,6 +119,16 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     __repr__ = visible_repr
 
 
+class Member(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """Which run of a set it is: the set's number, the place of its input, from 0, and the key of that, if any."""
+
+    set: int
+    index: int
+    key: str | None = None
+
+    __repr__ = visible_repr
+
+
 class RunCreated(EventData, frozen=True):
     """The run exists; its agent has not been entered. A resumed run starts with the usage of the run before it."""
 
@@ -136,6 +146,7 @@ class RunCreated(EventData, frozen=True):
     target: str | None = None  # the agent's name in the notebook, if it was started by that
     origin: Origin | None = None
     usage: Usage = Usage()
+    member: Member | None = None
 
     def inputs(self) -> str:
         """Return a hash of the run's inputs: agent, prompt, model, options."""

@@ -223,6 +223,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     options: dict[str, Plain] = {}
     target: str | None = None
     origin: ev.Origin | None = None  # the run that this one comes from
+    member: ev.Member | None = None  # of a set
     checkpoint: ev.Checkpoint | None = None  # the last one; its state is in the store
     created_at: float = 0.0
     started_at: float | None = None

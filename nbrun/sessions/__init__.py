@@ -7,9 +7,10 @@ from nbrun.sessions.live_run import LiveRun
 from nbrun.sessions.observers import Observer
 from nbrun.sessions.run import Run, queue_words
 from nbrun.sessions.run_list import RunList
+from nbrun.sessions.run_set import RunSet
 from nbrun.sessions.session import LIST_LIMIT, NotebookSession
 
 __all__ = [
-    "LIST_LIMIT", "SHELL_ATTRIBUTE", "LiveRun", "NotebookSession", "Observer", "Run", "RunList", "check_edited",
-    "queue_words",
+    "LIST_LIMIT", "SHELL_ATTRIBUTE", "LiveRun", "NotebookSession", "Observer", "Run", "RunList", "RunSet",
+    "check_edited", "queue_words",
 ]  # fmt: skip

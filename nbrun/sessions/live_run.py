@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbrun.core import (
     CancelToken,
@@ -60,6 +60,7 @@ class LiveRun:
     agent: object = None  # what a retry of it runs
     loop: asyncio.AbstractEventLoop | None = None  # that it is on, where it is not the host's
     budget: Budget | None = None  # where it, or a run above it, has limits
+    queue: Any = None  # the `RunQueue` of its set, which knows this class; None: the session's
     # under the session's lock
     above: LiveRun | None = None  # the run that has started this one
     family: list[Latch] | None = None  # the ends of all that were started by this one, or with it, directly or not
@@ -183,7 +184,7 @@ class LiveRun:
         remove = self.listen(listener)
         try:
             while not self.is_ended.is_set():
-                await _wait_briefly(ended, lend)
+                await wait_briefly(ended, lend)
         finally:
             remove()
 
@@ -224,12 +225,13 @@ async def each_event(
                 yield event
             if was_done:
                 return
-            await _wait_briefly(changed, lend)
+            await wait_briefly(changed, lend)
     finally:
         remove()
 
 
-async def _wait_briefly(event: asyncio.Event, lend: Callable[[], object] | None) -> None:
+async def wait_briefly(event: asyncio.Event, lend: Callable[[], object] | None) -> None:
+    """Wait for the event, for a moment at most; `lend` is called before."""
     if lend is not None:
         try:
             lend()

@@ -168,8 +168,16 @@ class Scheduler:
 
     @limit.setter
     def limit(self, limit: int) -> None:
-        for following in self._queue.allow(limit):
+        self.allow(self._queue, limit)
+
+    def allow(self, queue: RunQueue, limit: int) -> None:
+        """Change how many runs of this queue, the session's or a set's, may be in progress at once."""
+        for following in queue.allow(limit):
             self._submit(following)
+
+    def _queue_of(self, live: LiveRun) -> RunQueue:
+        queue: RunQueue = self._queue if live.queue is None else live.queue
+        return queue
 
     def begin(self, intake: Intake) -> None:
         """Start the host's thread and open the executor on it."""
@@ -255,14 +263,15 @@ class Scheduler:
 
     def queue(self, live: LiveRun) -> None:
         """Hand the run's attempt to the executor when its turn has come; on the writer's thread, before its end."""
-        if live.is_inner or self._queue.join(live) or live.token.cancelled:
-            self._queue.pass_by(live)
+        queue = self._queue_of(live)
+        if live.is_inner or queue.join(live) or live.token.cancelled:
+            queue.pass_by(live)
             self._submit(live)
 
     def let_pass(self, live: LiveRun) -> None:
         """End a run that was cancelled, if it has not been sent: no loop has to answer for that."""
         if (attempt := self.attempts.pop(live.run_id, None)) is not None:
-            self._queue.pass_by(live)
+            self._queue_of(live).pass_by(live)
             token, restored = attempt.token, attempt.restored
             usage = None if restored is None else restored.usage
             end = ev.RunCancelled(token.cause or CancelCause.USER, token.reason, usage=usage)
@@ -271,19 +280,20 @@ class Scheduler:
 
     def place(self, live: LiveRun) -> tuple[int, int, int, int] | None:
         """Return how many runs are queued before this one, and the load; None if it is not queued."""
-        ahead = self._queue.position(live)
-        return None if ahead is None else (ahead, *self._queue.load)
+        queue = self._queue_of(live)
+        ahead = queue.position(live)
+        return None if ahead is None else (ahead, *queue.load)
 
     def predecessor(self, live: LiveRun) -> LiveRun | None:
         """Return the run of the same cell or name that a queued one waits for."""
-        return self._queue.predecessor(live)
+        return self._queue_of(live).predecessor(live)
 
     def note_end(self, live: LiveRun) -> None:
         """Give the place of a run that has ended to those who wait."""
         self.attempts.pop(live.run_id, None)
         self._places.pop(live.run_id, None)
         self._notified.discard(live.run_id)
-        for following in self._queue.leave(live):
+        for following in self._queue_of(live).leave(live):
             self._submit(following)
 
     def control(self, live: LiveRun, op: str, body: dict[str, object]) -> None:

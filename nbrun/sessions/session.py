@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from nbrun.agents import registered
 from nbrun.core import (
@@ -36,6 +36,7 @@ from nbrun.sessions.intake import Intake
 from nbrun.sessions.observers import Observer, ObserverThread
 from nbrun.sessions.run import Parts, Run
 from nbrun.sessions.run_list import RunList
+from nbrun.sessions.run_set import RunSet, Sets
 from nbrun.sessions.scheduler import Scheduler
 from nbrun.sessions.start import Starter, StartOptions, takes
 from nbrun.store import (
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from nbrun.sessions.followups import FindAgent
     from nbrun.sessions.live_run import Listener, LiveRun
+    from nbrun.sessions.live_set import RetryIf
 
 
 _log = logging.getLogger("nbrun")
@@ -141,6 +143,7 @@ class NotebookSession:
         self._starter = Starter(parts, self._catalog, ids or TimeOrderedIds(self.clock))
         if reentrant_loop:
             self.let_enter_loop(True)
+        self._sets = Sets(parts, self._starter, self._catalog)
         self._observers = [ObserverThread(observer) for observer in observers]
         self._listeners: tuple[Listener, ...] = tuple(one.publish for one in self._observers)
         self.store.open_existing(sets_aside=True)
@@ -209,6 +212,54 @@ class NotebookSession:
         """
         return self._starter.start(agent, prompt, options)
 
+    def map(
+        self,
+        agent: object,
+        inputs: object,
+        *,
+        concurrency: int | None = None,
+        rate: str | None = None,
+        retries: int = 0,
+        retry_if: RetryIf | None = None,
+        max_failures: float | None = None,
+        max_cost: float | None = None,
+        max_tokens: int | None = None,
+        approve: str = "deny",
+        **options: Any,
+    ) -> RunSet:
+        """Run an agent on each of many inputs; return the set of these runs at once.
+
+        A run that fails is a result like any other. Inputs that have not begun take next to no memory, and a
+        generator is read only so far ahead. What has ended is stored; if the kernel dies, `resume()` runs the rest.
+
+        Parameters
+        ----------
+        inputs : prompts: a list, a dict of keys and prompts, pairs of a key and a prompt, or any generator of prompts
+            or pairs, sync or async.
+        concurrency : how many may be in progress at once, in places of the set's own; None: `max_concurrent`.
+        rate : at most so many starts, as `600/min` or `5/s`.
+        retries : how often an input is tried again whose run failed.
+        retry_if : called with the error, a `nbrun.events.ErrorInfo`; False: it is not tried again.
+        max_failures : if more inputs fail, nothing further is begun: a number, or a share of all, such as 0.05.
+        max_cost, max_tokens : limits of the whole set, in US dollars and in tokens, in and out together.
+        approve : who answers questions of the runs; `deny` refuses.
+        options : those of `start()`, for each run.
+
+        Raises
+        ------
+        AgentNotFound, BadOption, SessionClosed, StoreUnavailable
+            Nothing was started.
+        """
+        own = {
+            "concurrency": concurrency, "rate": rate, "retries": retries, "retry_if": retry_if,
+            "max_failures": max_failures, "max_cost": max_cost, "max_tokens": max_tokens, "approve": approve,
+        }  # fmt: skip
+        return self._sets.map(agent, inputs, {**own, **options})
+
+    def sets(self) -> list[RunSet]:
+        """Return the sets of this notebook, newest first."""
+        return self._sets.all()
+
     @guarded()  # as above
     def follow(self, kind: str, ref: Run | int | str, agent: object = None, **options: Any) -> Run:
         """Start a run from another one, which `ref` names: a `resume`, `retry`, `replay` or `continue` of it.
@@ -273,14 +324,22 @@ class NotebookSession:
         own = (live for live in reversed(self.parts.intake.live()) if not live.is_child)
         return next(map(self._catalog.run, own), None)
 
-    def get(self, ref: Run | int | str) -> Run:
+    @overload
+    def get(self, ref: Run | int) -> Run: ...
+    @overload
+    def get(self, ref: Run | int | str) -> Any: ...
+    def get(self, ref: Run | int | str) -> Any:
         """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id; of this session first.
+
+        `set-3` names a set, unless there is none with this number.
 
         Raises
         ------
         RunNotFound
             No run has this reference.
         """
+        if isinstance(ref, str) and (found := self._sets.find(ref)) is not None:
+            return found
         return ref if isinstance(ref, Run) else self._catalog.get(ref)
 
     def own(self, run_id: str) -> Run | None:
@@ -463,6 +522,7 @@ class NotebookSession:
             if parts.is_closed:
                 return
             parts.is_closed = True
+        self._sets.close()
         began = self.clock.monotonic()
         lives = parts.intake.live()
         parts.control.cancel_together(lives, CancelCause.SHUTDOWN, by)

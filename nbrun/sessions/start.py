@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from nbrun.sessions.catalog import Catalog
+    from nbrun.sessions.live_run import Listener
+    from nbrun.sessions.scheduler import RunQueue
 
 _log = logging.getLogger("nbrun")
 
@@ -153,6 +155,25 @@ class _Plan:
     restored: Restored | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class MemberPlan:
+    """How the runs of a set are started: worked out, described and pickled once."""
+
+    plan: _Plan
+    options: StartOptions
+    pickled: bytes
+
+    @property
+    def agent(self) -> str:
+        """The agent's label."""
+        return self.plan.created.agent
+
+    @property
+    def name(self) -> str:
+        """What its runs are called."""
+        return self.plan.created.name
+
+
 class Starter:
     """Starts the runs of a session, from any thread; the session's lock keeps starts and the close apart."""
 
@@ -183,7 +204,7 @@ class Starter:
                 if existing := self._existing(options.id, created):
                     return existing
                 notes = self._apply_if_running(options.key, options.if_running)
-                self._begin()
+                self.begin()
                 above = self._run_above(options.parent)
                 family = None if above is None else _family(above)
                 run_id = self._new_id() if options.id is None else clean_text(options.id)
@@ -194,7 +215,9 @@ class Starter:
                 live.is_inner = current_run.get() is not None
                 if family is not None:
                     family.append(live.is_ended)
-                live.budget = self._budget(live, options, created.usage)
+                parent = None if options.parent is None else options.parent.live
+                shared = None if parent is None else parent.budget
+                live.budget = self._budget(live, options, created.usage, shared)
                 attempt = self._attempt(live, plan, options, pickled)
                 scheduler.attempts[run_id] = attempt
                 is_full = parts.intake.open(live, created)
@@ -218,7 +241,48 @@ class Starter:
             raise
         return Run(parts, live.record, live)
 
-    def _begin(self) -> None:
+    # --- the runs of a set -----------------------------------------------------------------------
+
+    def plan(self, agent: object, given: Mapping[str, Any]) -> MemberPlan:
+        """Work out once how the runs of a set are started; raises as `start()` does."""
+        options = read_options(given)
+        plan = _plan(agent, "", options, self._parts.session_id)
+        pickled = b"" if options.on == "local" else _pickled(plan)
+        if environ := environment_of(plan.adapter, plan.agent):
+            self._parts.keyring.take(environ)
+        capture.renew()
+        with self._parts.lock:
+            self._existing(None, plan.created)
+            self.begin()
+        return MemberPlan(plan, options, pickled)
+
+    @guarded()  # as a start is
+    def start_member(
+        self,
+        known: MemberPlan,
+        prompt: str,
+        member: ev.Member,
+        origin: ev.Origin | None,
+        token: CancelToken,
+        queue: RunQueue,
+        budget: Budget | None,
+        listener: Listener,
+    ) -> LiveRun:
+        """Start a run of a set, below its token, in its queue and budget; nobody waits for anything here."""
+        parts, plan = self._parts, known.plan
+        created = msgspec.structs.replace(plan.created, prompt=clean_text(prompt), member=member, origin=origin)
+        with parts.lock:
+            self._existing(None, created)
+            live = LiveRun(self._new_id(), token.child())
+            live.agent, live.queue, live.listeners = plan.agent, queue, (listener,)
+            live.budget = self._budget(live, known.options, created.usage, budget)
+            own = _Plan(plan.agent, plan.adapter, created, None, plan.restored)
+            parts.scheduler.attempts[live.run_id] = self._attempt(live, own, known.options, known.pickled)
+            parts.intake.open(live, created)
+            live.token.add_first(functools.partial(self._on_fired, live))
+        return live
+
+    def begin(self) -> None:
         """Start the threads of the session, with its first run."""
         parts = self._parts
         if parts.is_begun:
@@ -256,10 +320,8 @@ class Starter:
             run_id = f"run-{self._ids.next_id()}"
         return run_id
 
-    def _budget(self, live: LiveRun, options: StartOptions, before: ev.Usage) -> Budget | None:
-        """Return a new run's budget, which also counts towards its parent's; None if neither has limits."""
-        parent = options.parent
-        above = parent.live.budget if parent is not None and parent.live is not None else None
+    def _budget(self, live: LiveRun, options: RunOptions, before: ev.Usage, above: Budget | None) -> Budget | None:
+        """Return a new run's budget, which also counts towards that of its parent, or set; None without limits."""
         if above is None and not options.has_limits:
             return None
         return Budget(

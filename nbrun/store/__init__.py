@@ -2,6 +2,7 @@
 
 # What other rooms use, so that they can import it in one statement; `diagnosis` is imported only when it is needed.
 # fmt: off
+from nbrun.store import sets
 from nbrun.store.connection import open_for_writing
 from nbrun.store.database_file import is_set_aside
 from nbrun.store.filters import Query, Since, read_query
@@ -18,5 +19,5 @@ __all__ = [
     "FOLDER", "KEEP_BYTES", "KEEP_RUNS", "NO_NOTEBOOK", "SUFFIX", "Checkpointed", "Committed", "Keep", "Query",
     "ReadOnlyStore", "RunReference", "SessionStore", "Since", "StoredRun", "is_in_file", "is_open_here",
     "is_set_aside", "newest_references", "notebook_path", "open_for_writing", "places_for", "prepare_folder",
-    "read_query", "restored", "store_of", "store_path", "whole", "whole_run",
+    "read_query", "restored", "sets", "store_of", "store_path", "whole", "whole_run",
 ]

@@ -98,9 +98,9 @@ def _without_numbers(event: ev.RunEvent) -> ev.RunEvent:
     if not isinstance(data, ev.RunCreated | ev.ChildStarted):
         return event
     data = msgspec.structs.replace(data, number=None)
-    if isinstance(data, ev.RunCreated) and data.origin is not None:
-        origin = msgspec.structs.replace(data.origin, number=None)
-        data = msgspec.structs.replace(data, origin=origin)
+    if isinstance(data, ev.RunCreated):
+        origin = None if data.origin is None else msgspec.structs.replace(data.origin, number=None)
+        data = msgspec.structs.replace(data, origin=origin, member=None)
     return msgspec.structs.replace(event, data=data)
 
 

@@ -1,8 +1,9 @@
 """Removing runs: those that were named, and the oldest if there are too many.
 
-A run is removed whole, with its child runs, events and files, and never while one of them is live. Its row goes
-first, in one transaction with all that refers to it, so that no reader sees half a run; its events follow in small
-transactions, so that no commit of the writer waits for long. What a crash leaves of them, the next sweep removes.
+A run is removed whole, with its child runs, events and files, and never while one of them is live. A set counts as one,
+and goes whole, when it is not in progress. A row goes first, in one transaction with all that refers to it, so that no
+reader sees half a run; its events follow in small transactions, so that no commit of the writer waits for long. What a
+crash leaves of them, the next sweep removes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from nbrun.core import LIVE, ArtifactFiles, JournalFiles
 from nbrun.core.journal import journal_name
+from nbrun.store import sets
 from nbrun.store.liveness import open_kernels
 from nbrun.store.schema import LIVE_STATUSES, fill_columns
 
@@ -28,8 +30,12 @@ STEP = 500  # how many rows one transaction removes, in a few milliseconds
 REST_S = 0.03  # how long others have the file to themselves then
 
 _LIVE = frozenset(str(status) for status in LIVE)
+_COUNT = "SELECT (SELECT count(*) FROM runs WHERE in_set IS NULL) + (SELECT count(*) FROM sets)"
+_EMPTY = (  # sets of which nothing is left; one that is in progress, or can be resumed, has no end
+    "DELETE FROM sets WHERE ended_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.in_set = sets.number)"
+)
 _ROOTS = (
-    f"SELECT r.number FROM runs r WHERE r.number > ? AND r.number < ? AND r.status NOT IN ({LIVE_STATUSES})"  # noqa: S608
+    f"SELECT r.number, r.in_set FROM runs r WHERE r.number > ? AND r.number < ? AND r.status NOT IN ({LIVE_STATUSES})"  # noqa: S608
     " AND NOT EXISTS (SELECT 1 FROM runs p WHERE p.session = r.session AND p.run_id = r.parent)"
     " ORDER BY r.number LIMIT 100"
 )
@@ -95,24 +101,39 @@ class Sweeper:
         self._rows = 0  # removed in the open transaction
         self._hashes: set[str] = set()  # of files that may not be needed after its commit
         self._is_stopped = False
+        self.removed_sets: dict[int, int] = {}  # and how many runs went with each
 
     def remove(self, numbers: Iterable[int]) -> list[int]:
         """Remove runs with their child runs, except live ones; return the numbers of those removed."""
         with self._transactions():
-            return [gone for number in numbers for gone in self._remove(number)]
+            removed = [gone for number in numbers for gone in self._remove(number)]
+            self._begin()
+            self._connection.execute(_EMPTY)
+            self._connection.execute("DELETE FROM items WHERE in_set NOT IN (SELECT number FROM sets)")
+        return removed
 
     def sweep(self, keep: Keep) -> list[int]:
         """Remove the oldest runs while there are too many; return their numbers."""
         removed: list[int] = []
         with self._transactions():
             self._remove_leftovers()
-            (count,) = self._connection.execute("SELECT count(*) FROM runs").fetchone()
-            for number in self._roots():
-                too_many = bool(keep.runs) and count - len(removed) > keep.runs
+            (count,) = self._connection.execute(_COUNT).fetchone()
+            here = sets.running_sessions(self._connection)
+            seen: set[int] = set()
+            for number, in_set in self._roots():
+                too_many = bool(keep.runs) and count > keep.runs
                 too_large = bool(keep.bytes) and self._used_bytes() > keep.bytes
                 if self._is_stopped or not (too_many or too_large):
                     break
-                removed += self._remove(number)
+                if in_set is None:
+                    gone = self._remove(number)
+                    removed += gone
+                    count -= len(gone)
+                elif in_set not in seen:
+                    seen.add(in_set)
+                    gone = self._remove_set(in_set, here)
+                    removed += gone
+                    count -= bool(gone)
         return removed
 
     def clean(self, keep: Keep, now: float) -> Cleaned:
@@ -184,16 +205,40 @@ class Sweeper:
             self._journal_bytes = self._journals.size()
         return int((pages - free) * size + beside + self._journal_bytes)
 
-    def _roots(self) -> Iterator[int]:
-        """Yield the runs that may be removed, oldest first: ended, no child of another run, and not the newest."""
+    def _roots(self) -> Iterator[tuple[int, int | None]]:
+        """Yield the runs that may be removed, with their set, oldest first: ended, no child, and not the newest."""
         (newest,) = self._connection.execute("SELECT max(number) FROM runs").fetchone()
         last = 0
         while True:
             rows = self._connection.execute(_ROOTS, (last, newest or 0)).fetchall()
             if not rows:
                 return
-            for (last,) in rows:
-                yield last
+            for last, in_set in rows:
+                yield last, in_set
+
+    def _remove_set(self, number: int, here: set[str]) -> list[int]:
+        """Remove a set with all its runs, whose numbers are returned; nothing of one that may be in progress."""
+        self._begin()
+        found = sets.read_sets(self._connection, number)
+        if found and found[0].ended_at is None and found[0].session_id in here:
+            return []
+        newest = self._connection.execute("SELECT max(number) FROM runs").fetchone()[0]
+        members = self._connection.execute(
+            "SELECT number, status FROM runs WHERE in_set = ? AND position IS NOT NULL ORDER BY number", (number,)
+        ).fetchall()
+        if any(status in _LIVE or one == newest for one, status in members):
+            return []
+        gone: list[int] = []
+        for one, _ in members:
+            gone += self._remove(one)
+            if self._is_stopped:
+                return gone  # the next sweep takes the rest
+        self._begin()
+        self._connection.execute("DELETE FROM items WHERE in_set = ?", (number,))
+        self._connection.execute("DELETE FROM sets WHERE number = ?", (number,))
+        self._count(len(members))
+        self.removed_sets[number] = len(gone)
+        return gone
 
     # --- one run and all below it ----------------------------------------------------------------
 

@@ -270,14 +270,26 @@ class RowWriter:
         """Insert the row of a run, with the next number unless one is given; return its number."""
         cursor = self._connection.execute(
             "INSERT INTO runs (number, session, run_id, name, status, created_at, record, parent, agent, model,"
-            " signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " signature, in_set, position) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 number, session_key, record.run_id, record.name, record.status, micros(record.created_at),
                 encode_record(record), record.parent_id, record.agent, record.model,
                 None if self._signer is None else self._signer.of_run(record.run_id, record),
+                *self._place_in_set(session_key, record),
             ),
         )  # fmt: skip
         return int(cursor.lastrowid or 0)
+
+    def _place_in_set(self, session_key: int, record: RunRecord) -> tuple[int | None, int | None]:
+        """Return the set that a run belongs to, itself or by the run above it, and its position there."""
+        if record.member is not None:
+            return record.member.set, record.member.index
+        if record.parent_id is None:
+            return None, None
+        found = self._connection.execute(
+            "SELECT in_set FROM runs WHERE session = ? AND run_id = ?", (session_key, record.parent_id)
+        ).fetchone()
+        return (None, None) if found is None else (found[0], None)
 
     def find_run(self, session_key: int, run_id: str, status: RunStatus) -> Row:
         """Return the row of a run that is no longer in memory: its detached work has sent something."""

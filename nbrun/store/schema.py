@@ -117,10 +117,37 @@ _THIRD = (
 # NULL where nothing shows that this user's nbrun wrote the run, or its checkpoint; see `signing`.
 _FOURTH = ("ALTER TABLE runs ADD COLUMN signature BLOB", "ALTER TABLE checkpoints ADD COLUMN signature BLOB")
 
+# Sets of runs: `size` inputs so far, all of them if `is_whole`; `stopped` says why the rest of them won't be run. Each
+# run of a set, and all below it, name the set; only its own have a position, which is that of their input.
+_FIFTH = (
+    """CREATE TABLE sets (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  session_id TEXT NOT NULL,
+  set_id TEXT NOT NULL UNIQUE,
+  created_at INTEGER NOT NULL,
+  ended_at INTEGER,
+  size INTEGER NOT NULL,
+  is_whole INTEGER NOT NULL,
+  stopped TEXT,
+  header BLOB NOT NULL
+)""",
+    """CREATE TABLE items (
+  in_set INTEGER NOT NULL REFERENCES sets (number),
+  position INTEGER NOT NULL,
+  key TEXT,
+  prompt TEXT NOT NULL,
+  PRIMARY KEY (in_set, position)
+) WITHOUT ROWID""",
+    "CREATE UNIQUE INDEX items_by_key ON items (in_set, key) WHERE key IS NOT NULL",
+    "ALTER TABLE runs ADD COLUMN in_set INTEGER",
+    "ALTER TABLE runs ADD COLUMN position INTEGER",
+    "CREATE INDEX runs_by_set ON runs (in_set, position) WHERE in_set IS NOT NULL",
+)
+
 LIVE_STATUSES = ", ".join(f"'{status}'" for status in LIVE)
 """For a query that is to use the index of live runs: SQLite needs its words there as they are in the index."""
 
-VERSIONS = (_FIRST, _SECOND, _THIRD, _FOURTH)  # what each version of the schema added, the first one first
+VERSIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)  # what each version of the schema added, the first one first
 VERSION = len(VERSIONS)
 
 MAX_NUMBER = 2**53

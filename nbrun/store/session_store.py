@@ -9,7 +9,7 @@ import re
 import sqlite3
 import threading
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nbrun.core import (
     ArtifactFiles,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+
+T = TypeVar("T")
 
 SWEEP_S = 60.0  # how often, at most, the store checks whether it holds too much
 CLOSE_SWEEP_S = 0.2  # how long a close waits for the removal of old runs to stop
@@ -304,6 +306,27 @@ class SessionStore(StoredRuns):
         except sqlite3.Error as error:
             raise StoreUnavailable(fault_of(error, self.path)) from error
 
+    def ask(self, question: Callable[[sqlite3.Connection], T], nothing: T) -> T:
+        """Return what a function of `store.sets` reads; `nothing` without a file."""
+        return self._ask(question, nothing)
+
+    def change(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Have a function of `store.sets` write, in a short transaction of its own, beside the writer's."""
+        self._refuse_child()
+        if self._is_closed or not self._is_open:
+            raise StoreUnavailable(self.fault) if self.fault is not None else StoreError("the store is closed")
+        if self.path is None:
+            with self._write_lock:
+                if self._write_connection is None:
+                    raise StoreError("the store is closed")
+                with transaction(self._write_connection):
+                    return change(self._write_connection)
+        try:
+            with closing(connect(self.path)) as connection, transaction(connection):
+                return change(connection)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(fault_of(error, self.path)) from error
+
     @property
     def files(self) -> ArtifactFiles:
         """Where artifacts are kept: beside the file, or in memory."""
@@ -350,9 +373,20 @@ class SessionStore(StoredRuns):
     def _sweep(self) -> None:
         try:
             with self._sweeping(lambda: self._is_stopping.wait(REST_S)) as sweeper:
-                sweeper.sweep(self.keep)
+                try:
+                    sweeper.sweep(self.keep)
+                finally:
+                    self._report_removed(sweeper.removed_sets)
         except (OSError, StoreError, sqlite3.Error) as error:  # it will be tried again
             _log.warning("old runs were not removed: %s", error)
+
+    def _report_removed(self, removed: dict[int, int]) -> None:
+        """Have the card of the next run say which sets are gone, and why."""
+        for number, count in removed.items():
+            self.report(
+                f"Set #{number} with {count:,} runs, the oldest, was removed: the store had more than "
+                f"keep_runs={self.keep.runs:,} runs and sets, or keep_bytes={self.keep.bytes:,}"
+            )
 
     @contextmanager
     def _sweeping(self, rest: Callable[[], bool] | None = None) -> Iterator[Sweeper]:

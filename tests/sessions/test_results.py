@@ -373,7 +373,7 @@ def test_a_kept_object_is_loaded_only_where_its_store_is_said_to_be_trusted(make
     """`trusted=True` gives the object; without it, one line names the risk."""
     frame = pd.DataFrame({"tea": [1]})
     ended(make_session().start(returning(frame), name="kept", keep_object=True))
-    later = make_session().get("kept")
+    later: Run = make_session().get("kept")
     with pytest.raises(BadOption, match="runs any code") as raised:
         later.load_object()
     assert len(raised.value._render_traceback_()) == 1

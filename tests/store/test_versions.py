@@ -1,6 +1,6 @@
 """Stores of earlier versions: opened, migrated, and whole.
 
-`data/version_1.db`, `small_2.db` and `small_3.db` were written by the versions of nbrun that had schema 1, 2 and 3.
+`data/version_1.db` and `small_2.db` to `small_4.db` were written by the versions of nbrun that had schema 1 to 4.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from tests.fakes.power import Left, cuts, lay_out, recorded
 
 PROCESSES, FILES = 6, 40
 DATA = Path(__file__).parent / "data"
-FILES_OF = {1: DATA / "version_1.db", 2: DATA / "small_2.db", 3: DATA / "small_3.db"}
+FILES_OF = {1: DATA / "version_1.db", 2: DATA / "small_2.db", 3: DATA / "small_3.db", 4: DATA / "small_4.db"}
 NAMES = {
     1: ["waits", "breaks", "talk"],
     2: ["waits", "breaks", "child", "talk"],
     3: ["reads", "waits", "breaks", "child", "talk"],
+    4: ["waits", "breaks", "child", "talk"],
 }
 """The runs of each version's file, newest first."""
 

@@ -287,7 +287,8 @@ class AgentMagics(Magics):
     # --- reading ---------------------------------------------------------------------------------
 
     def _run(self, given: Given) -> Run:
-        return self._presenter.session.get("last" if given.ref is None else given.ref)
+        run: Run = self._presenter.session.get("last" if given.ref is None else given.ref)
+        return run
 
     def _runs(self, given: Given, without: Iterable[Run | str] = ()) -> list[Run]:
         """Return the runs that the line names, or else the given ones."""

@@ -1,0 +1,500 @@
+"""A set while this kernel runs it: reads the inputs, starts a window of runs, and notes how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import queue
+import threading
+from array import array
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nbrun.agents import Budget
+from nbrun.core import (
+    BadOption,
+    CancelCause,
+    CancelToken,
+    Latch,
+    RunOptions,
+    RunRecord,
+    RunStatus,
+    SessionClosed,
+    StoreError,
+    StoreUnavailable,
+    clean_text,
+    events as ev,
+)
+from nbrun.sessions.scheduler import RunQueue
+from nbrun.store import sets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nbrun.sessions.live_run import LiveRun
+    from nbrun.sessions.run import Parts
+    from nbrun.sessions.start import MemberPlan, Starter
+
+T = TypeVar("T")
+
+_log = logging.getLogger("nbrun")
+
+WINDOW = 2
+"""How many runs of a set exist at once, by its places: those in progress, and as many that come next."""
+READ_AHEAD = 10_000
+"""How many inputs of a generator are read beyond those that have begun."""
+PAGE = 2_000
+"""How many inputs one transaction adds, in a few milliseconds, and how many one look reads back."""
+AGAIN_S = 0.2
+"""After how long the store is tried again if it could not be written."""
+PENDING, LIVE = 0, 1
+_CODES = sets.CODES
+_STATUS_OF = {code: status for status, code in _CODES.items()}
+
+RetryIf = Callable[[ev.ErrorInfo], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetOptions:
+    """How a set is run; see `NotebookSession.map()`."""
+
+    concurrency: int
+    interval_s: float = 0.0  # between two starts
+    retries: int = 0
+    retry_if: RetryIf | None = None
+    max_failures: float | None = None
+    limits: RunOptions
+
+    def is_too_much(self, failed: int, size: int, is_whole: bool) -> bool:
+        """Return whether so many failures end the set; a share of the inputs is known once all are read."""
+        most = self.max_failures
+        if most is None:
+            return False
+        return failed > most if isinstance(most, int) else is_whole and failed > most * size
+
+
+class LiveSet:
+    """Runs a set, on a thread of its own.
+
+    An input that has not begun is one byte here; its prompt is in the store, and read when its turn comes.
+
+    Threads: `_main()`, the thread `nbrun-set-N`, alone changes what has no underscore, and reads `_news`, which the
+    writer's thread fills, and `_read`, which the thread of the inputs fills. `cancel()`, `pause()` and `unpause()`
+    from any thread.
+    """
+
+    def __init__(
+        self, parts: Parts, starter: Starter, plan: MemberPlan, options: SetOptions, number: int, inputs: Inputs | None
+    ) -> None:
+        self.number = number
+        self.plan = plan
+        self.options = options
+        self.token: CancelToken = parts.token.child()
+        self.states = bytearray()
+        self.attempts = bytearray()
+        self.numbers = array("q")  # of the newest run of each input; 0 before it is saved
+        self.order = array("q")  # the inputs that have ended, by when
+        self.live: dict[int, LiveRun] = {}
+        self.unsaved: dict[int, LiveRun] = {}  # that ended so
+        self.ended = [0] * (len(RunStatus) + 2)  # how many inputs have ended how, by code
+        self.pending = 0
+        self.usage = ev.Usage()
+        self.is_whole = inputs is None
+        self.stopped: str | None = None
+        self.cause: CancelCause | None = None
+        self.is_paused = False
+        self.is_over = Latch()
+        self._parts = parts
+        self._starter = starter
+        self._queue = RunQueue(options.concurrency)
+        self._budget = Budget(options.limits, self.token, _log.warning) if options.limits.has_limits else None
+        self._inputs = inputs
+        self._next = 0  # no input before it is waiting for its first run
+        self._again: deque[int] = deque()
+        self._page: deque[sets.Item] = deque()
+        self._news: queue.SimpleQueue[RunRecord] = queue.SimpleQueue()
+        self._read: deque[sets.Item] = deque()
+        self._has_read_all = inputs is None
+        self._input_error: str | None = None
+        self._wake = threading.Event()
+        self._room = threading.Event()
+        self._start_at = 0.0
+        self._request: ev.CancelRequested | None = None
+        self._listeners: tuple[Callable[[], object], ...] = ()
+        self._lock = threading.Lock()  # of the listeners, and of how many inputs are live and have ended
+
+    def begin(self) -> None:
+        """Start its threads, which see what the caller's code sees."""
+        self.token.add_callback(lambda _request: self._wake.set())
+        for name, main in ((f"nbrun-set-{self.number}", self._main), (f"nbrun-inputs-{self.number}", self._read_all)):
+            if main == self._main or self._inputs is not None:
+                context = contextvars.copy_context()
+                threading.Thread(target=context.run, args=(main,), name=name, daemon=True).start()
+
+    # --- from any thread -------------------------------------------------------------------------
+
+    def listen(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Call `listener()` on the set's thread after something has changed; return what ends that."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+
+        def remove() -> None:
+            with self._lock:
+                self._listeners = tuple(known for known in self._listeners if known is not listener)
+
+        return remove
+
+    def cancel(self, request: ev.CancelRequested) -> bool:
+        """Begin nothing any more, and cancel what is live; return whether this call was the first."""
+        if self.is_over.is_set() or self.token.cancelled:
+            return False
+        self._request = request
+        for live in tuple(self.live.values()):
+            self._parts.intake.request_cancel(live, request)
+        return self.token.cancel(request.reason, request.cause, patience_s=0.0)
+
+    def pause(self, is_paused: bool) -> None:
+        """Begin nothing until it is unpaused; what is in progress continues."""
+        self.is_paused = is_paused
+        self._parts.scheduler.allow(self._queue, 0 if is_paused else self.options.concurrency)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Have its threads look at what has changed; the session is being closed."""
+        self._wake.set()
+        self._room.set()
+
+    @property
+    def size(self) -> int:
+        """How many inputs there are, as far as that is known."""
+        expected = 0 if self._inputs is None or self.is_whole else self._inputs.size
+        return max(len(self.states), expected or 0)
+
+    def counts(self) -> dict[RunStatus, int]:
+        """Return how many inputs there are of each status; those that have not begun are queued."""
+        with self._lock:
+            counts = dict.fromkeys(RunStatus, 0) | {status: self.ended[code] for status, code in _CODES.items()}
+            lives, size = tuple(self.live.values()), self.size
+        for live in lives:
+            status = live.record.status
+            counts[status if status.is_live else RunStatus.RUNNING] += 1  # it has ended, and is not counted yet
+        rest = size - sum(counts.values())
+        counts[RunStatus.QUEUED if self.stopped is None else RunStatus.CANCELLED] += rest
+        return counts
+
+    def is_ended(self, index: int) -> bool:
+        """Return whether the input's last run has ended, or it won't have one."""
+        return self.is_over.is_set() or (index < len(self.states) and self.states[index] > LIVE)
+
+    # --- the thread of the inputs ----------------------------------------------------------------
+
+    def _read_all(self) -> None:
+        assert self._inputs is not None  # noqa: S101 - else there is no such thread
+        try:
+            for item in self._inputs:
+                self._read.append(item)
+                if not self.pending:
+                    self._wake.set()
+                while self._is_full and not self._reads_no_more:
+                    self._wake.set()
+                    self._room.wait()
+                    self._room.clear()
+                if self._reads_no_more:
+                    break
+        except Exception as error:  # the user's generator
+            self._input_error = f"its inputs raised {type(error).__name__}: {error}"
+            if not isinstance(error, BadOption):
+                _log.exception("the inputs of set #%s ended with an error", self.number)
+        self._has_read_all = True
+        self._wake.set()
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether enough inputs were read for now."""
+        return len(self._read) >= PAGE or (not self._is_sized and self.pending + len(self._read) >= READ_AHEAD)
+
+    @property
+    def _is_sized(self) -> bool:
+        return self._inputs is None or self._inputs.size is not None
+
+    @property
+    def _reads_no_more(self) -> bool:
+        """Whether the rest of the inputs is not needed: where all of them exist, also what is cancelled is stored."""
+        is_stopping = self._is_stopping and not (self._is_sized and self._input_error is None)
+        return is_stopping or self.is_over.is_set() or self._parts.is_closed
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self.stopped is not None or self.token.cancelled or self.is_over.is_set() or self._parts.is_closed
+
+    # --- the thread of the set -------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            while not self._step():
+                left_s = self._start_at - self._parts.clock.monotonic()
+                self._wake.wait(left_s if left_s > 0 and self.pending and not self.is_paused else None)
+                self._wake.clear()
+        except SessionClosed:  # what has not begun is left for a later kernel
+            pass
+        except Exception:
+            _log.exception("set #%s cannot go on", self.number)
+            self.token.cancel("an error in nbrun; see the log", CancelCause.ERROR)
+        finally:
+            self.is_over.set()
+            self._room.set()
+            self.token.release()
+            self._tell()
+
+    def _step(self) -> bool:
+        """Do what there is to do; return whether the set is over."""
+        self._note_ends()
+        self._check_stop()
+        self._add_items()
+        self._start_some()
+        self._room.set()
+        self._tell()
+        if self._parts.is_closed and not self.live:
+            raise SessionClosed(self._parts.why_closed)
+        is_over = self.is_whole and not self.live and (self.stopped is not None or not self.pending)
+        if is_over and self._news.empty():
+            self._write(partial(sets.end, number=self.number, now=self._parts.clock.now()))
+            return True
+        return False
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _write(self, change: Callable[[Any], object]) -> None:
+        self._patiently(lambda: self._parts.store.change(change))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call something of the store; while that is unavailable, the set waits for it."""
+        while True:
+            try:
+                return call()
+            except StoreUnavailable:
+                if self._parts.is_closed:
+                    raise SessionClosed(self._parts.why_closed) from None
+                _log.warning("set #%s waits for the store", self.number, exc_info=True)
+            self._wake.wait(AGAIN_S)
+
+    def _check_stop(self) -> None:
+        if self.stopped is not None or self._parts.is_closed:
+            return
+        failed = self.ended[_CODES[RunStatus.FAILED]]
+        if self.token.cancelled:
+            request = self._request
+            reason = self.token.reason if request is None else request.reason
+            self._stop(f"cancelled: {reason}" if reason else "cancelled", self.token.cause or CancelCause.USER)
+        elif self._input_error is not None:
+            self._stop(self._input_error, CancelCause.ERROR)
+        elif self.options.is_too_much(failed, len(self.states), self.is_whole):
+            self._stop(f"{failed} runs failed, more than max_failures allows", CancelCause.ERROR)
+
+    def _stop(self, why: str, cause: CancelCause) -> None:
+        """Begin nothing any more: one row says so, for however many inputs."""
+        why = self._parts.intake.redactor.text(clean_text(why))
+        self._write(partial(sets.stop, number=self.number, why=why))
+        self.stopped, self.cause = why, cause
+        self.is_whole = self.is_whole or not self._is_sized or self._input_error is not None
+        for live in tuple(self.live.values()) if cause is not CancelCause.ERROR else ():
+            if self._request is not None:
+                self._parts.intake.request_cancel(live, self._request)
+        if cause is CancelCause.ERROR:  # what is in progress continues; what is only queued does not begin
+            request = ev.CancelRequested(CancelCause.ERROR, why, "its set")
+            for live in tuple(self.live.values()):
+                if live.record.status is RunStatus.QUEUED:
+                    self._parts.control.cancel(live, request.reason, request.cause, request.by)
+
+    def _note_ends(self) -> None:
+        while True:
+            try:
+                record = self._news.get_nowait()
+            except queue.Empty:
+                return
+            member = record.member
+            live = None if member is None else self.live.get(member.index)
+            if member is None or live is None or live.run_id != record.run_id:
+                continue  # what its detached work has still said
+            at = member.index
+            self.numbers[at] = record.number or 0
+            if record.number is None or live.problem is not None:
+                self.unsaved[at] = live
+            self.usage = self.usage.plus(record.own_usage)
+            is_tried_again = self._is_tried_again(at, record)
+            code = PENDING if is_tried_again else _CODES[record.status]
+            with self._lock:
+                del self.live[at]
+                self.states[at] = code
+                self.ended[code] += not is_tried_again
+                if not is_tried_again:
+                    self.order.append(at)
+            if is_tried_again:
+                self.pending += 1
+                self._again.append(at)
+
+    def _is_tried_again(self, at: int, record: RunRecord) -> bool:
+        options = self.options
+        if record.status is not RunStatus.FAILED or record.error is None or self._is_stopping:
+            return False
+        if self.attempts[at] > options.retries:
+            return False
+        try:
+            return options.retry_if is None or bool(options.retry_if(record.error))
+        except Exception:  # the user's function
+            _log.exception("retry_if failed for input %s of set #%s", at, self.number)
+            return False
+
+    def _add_items(self) -> None:
+        """Add the inputs that were read to the store: then they count."""
+        while not self.is_whole:
+            items = [self._read.popleft() for _ in range(min(PAGE, len(self._read)))]
+            is_last = not items and self._has_read_all and not self._read
+            if not items and not is_last:
+                return
+            first = len(self.states)
+            redacted = self._parts.intake.redactor.text
+            items = [item._replace(position=at, prompt=redacted(item.prompt)) for at, item in enumerate(items, first)]
+            size = first + len(items)
+            self._write(lambda db: sets.add_items(db, self.number, items, size, is_last))  # noqa: B023 - called at once
+            self.numbers.extend([0] * len(items))
+            self.attempts.extend(bytes(len(items)))
+            self.states.extend(bytes(len(items)))
+            self.pending += len(items)
+            self.is_whole = is_last
+            self._room.set()
+            if self.live or first:  # the first runs go before the rest is added
+                self._start_some()
+            else:
+                return self._wake.set()
+
+    def _start_some(self) -> None:
+        window = WINDOW * self.options.concurrency
+        while self.pending and len(self.live) < window and not self.is_paused and not self._is_stopping:
+            now = self._parts.clock.monotonic()
+            if self.options.interval_s:
+                if now < self._start_at:
+                    return
+                self._start_at = max(self._start_at, now - self.options.interval_s) + self.options.interval_s
+            item = self._following()
+            at = item.position
+            self.states[at] = LIVE
+            self.pending -= 1
+            self.attempts[at] = min(sets.ATTEMPTS, self.attempts[at] + 1)
+            member = ev.Member(self.number, at, item.key)
+            self.live[at] = self._starter.start_member(
+                self.plan, item.prompt, member, self._origin(at), self.token, self._queue, self._budget, self._note
+            )
+            self.unsaved.pop(at, None)
+
+    def _origin(self, at: int) -> ev.Origin | None:
+        """Return the run that a new one of the same input comes from."""
+        number = self.numbers[at]
+        if not number:
+            return None
+        stored = self._patiently(lambda: self._parts.store.run(number))
+        if stored is None:
+            return None
+        return ev.Origin(ev.RETRY, stored.record.run_id, number, stored.record.name)
+
+    def _following(self) -> sets.Item:
+        """Return the next input that is to run: in order, and then those that are tried again."""
+        while self._next < len(self.states):
+            while self._page and self._page[0].position < self._next:
+                self._page.popleft()
+            if not self._page:
+                self._page.extend(self._items(self._next, min(PAGE, 4 * WINDOW * self.options.concurrency)))
+            item = self._page.popleft()
+            self._next = item.position + 1
+            if self.states[item.position] == PENDING and not self.attempts[item.position]:
+                return item
+        return self._items(self._again.popleft(), 1)[0]
+
+    def _items(self, first: int, count: int) -> list[sets.Item]:
+        ask = self._parts.store.ask
+        found = self._patiently(
+            lambda: ask(lambda db: sets.read_items(db, self.number, first, count), list[sets.Item]())
+        )
+        if not found:
+            raise StoreError(f"input {first} of set #{self.number} is not in the store")
+        return found
+
+    def _note(self, record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
+        """Note that a run has ended; on the writer's thread."""
+        if not record.is_live:
+            self._news.put(record)
+            self._wake.set()
+
+    # --- a set that an earlier kernel has begun, or this one has ended ---------------------------------
+
+    def take_up(self, size: int, newest: Iterable[sets.Newest], again: Callable[[sets.Newest], bool]) -> None:
+        """Begin with what the store has, before the thread is started; `again` says which inputs are run again."""
+        newest = list(newest)
+        self.states, self.numbers, self.attempts = sets.laid_out(size, newest)
+        for one in newest:
+            if one.position < size and (one.status.is_live or again(one)):
+                self.states[one.position] = PENDING
+                self._again.append(one.position)
+        self.pending = self.states.count(PENDING)
+        for code in _STATUS_OF:
+            self.ended[code] = self.states.count(code)
+        self.order.extend(at for at, code in enumerate(self.states) if code != PENDING)
+
+
+class Inputs:
+    """The inputs of a set, one by one, as they are stored; `size` is None for those of a generator."""
+
+    def __init__(self, given: object) -> None:
+        if isinstance(given, str | bytes):
+            raise BadOption("inputs must be a list of prompts, not one text; give [text]")
+        if not isinstance(given, Iterable | AsyncIterator):
+            raise BadOption(f"inputs must be a list, a dict or a generator of prompts, not {type(given).__name__}")
+        self._given = given
+        self._seen: set[str] = set()
+        for at, value in enumerate(given) if isinstance(given, list) else ():
+            if type(value) is not str:
+                self._item(at, value)
+        self.size = len(given) if isinstance(given, Sized) else None
+
+    def __iter__(self) -> Iterator[sets.Item]:
+        given = self._given
+        self._seen.clear()
+        pairs: Iterable[object] = given.items() if isinstance(given, dict) else _each(given)
+        return map(self._item, itertools.count(), pairs)
+
+    def _item(self, at: int, value: object) -> sets.Item:
+        key, prompt = None, value
+        if isinstance(value, tuple) and len(value) == 2:
+            key, prompt = clean_text(str(value[0])), value[1]
+            if key in self._seen:
+                raise BadOption(f"two inputs have the key '{key}'; give each its own")
+            self._seen.add(key)
+        if not isinstance(prompt, str):
+            raise BadOption(f"input {at} must be a str, or a pair of a key and a str, not {type(prompt).__name__}")
+        return sets.Item(at, key, clean_text(prompt))
+
+
+def _each(given: object) -> Iterable[object]:
+    """Yield what is iterated over; of an async generator, on a loop of this thread's own."""
+    if not isinstance(given, AsyncIterator):
+        assert isinstance(given, Iterable)  # noqa: S101 - checked before
+        yield from given
+        return
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                yield runner.run(anext(given))  # type: ignore[arg-type]
+            except StopAsyncIteration:
+                return
+
+
+def status_of(code: int) -> RunStatus | None:
+    """Return how an input has ended, by its code; None if it hasn't."""
+    return _STATUS_OF.get(code)

@@ -1,0 +1,605 @@
+"""The handle of a set: many runs of one agent, in the order of their inputs; and finding and starting sets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, cast
+
+from nbrun.agents import current_run
+from nbrun.core import (
+    BadOption,
+    CancelCause,
+    CancelOutcome,
+    CancelReceipt,
+    NbrunError,
+    NotResumable,
+    PackageMissing,
+    RunNotFound,
+    RunOptions,
+    RunRecord,
+    RunStatus,
+    call_soon,
+    clean_text,
+    counted,
+    events as ev,
+    printable,
+)
+from nbrun.core.options import trusted
+from nbrun.sessions.live_run import TICK_S, poll, wait_briefly
+from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, status_of
+from nbrun.sessions.run import CREATION_S, Parts, Run
+from nbrun.sessions.run_list import RunList
+from nbrun.store import sets
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+
+    import pandas as pd
+
+    from nbrun.core import Plain
+    from nbrun.sessions.catalog import Catalog
+    from nbrun.sessions.start import MemberPlan, Starter
+
+_REF = re.compile(r"set[- ]#?(\d{1,15})")
+EXAMPLES = 3
+"""How many runs `errors()` names for each error."""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """What the store says of the inputs of a set that this kernel does not run."""
+
+    states: bytearray
+    numbers: array[int]
+    attempts: bytearray
+
+
+class RunSet:
+    """Many runs of one agent: one for each input, in the order of the inputs.
+
+    Threads: any method, from any thread; `await` and `async for` from any event loop.
+    """
+
+    def __init__(self, owner: Sets, number: int) -> None:
+        self._sets = owner
+        self._parts = owner.parts
+        self.number = number
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def _live(self) -> LiveSet | None:
+        return self._sets.live.get(self.number)
+
+    @property
+    def row(self) -> sets.StoredSet:
+        """What the store has of it; for nbrun itself."""
+        found = self._sets.row(self.number)
+        if found is None:
+            raise RunNotFound(f"set #{self.number} was removed")
+        return found
+
+    @property
+    def id(self) -> str:
+        """The set's id: `set-` and its number."""
+        return self.row.set_id
+
+    @property
+    def name(self) -> str:
+        """What its runs are called."""
+        return str(self.row.header.get("name", ""))
+
+    @property
+    def agent(self) -> str:
+        """The agent's label."""
+        return str(self.row.header.get("agent", ""))
+
+    @property
+    def status(self) -> str:
+        """`running`, `paused` or `cancelling`; then `completed`, `cancelled`, `failed` or `lost`.
+
+        It has completed when every input has been run, whatever came of it; it has failed if an error or
+        `max_failures` stopped it; it is lost if its kernel died.
+        """
+        live = self._live
+        if live is not None and not live.is_over.is_set():
+            if live.token.cancelled or live.stopped is not None:
+                return "cancelling"
+            return "paused" if live.is_paused else "running"
+        row = self.row
+        if row.ended_at is None:
+            return "running" if row.is_here and row.session_id != self._parts.session_id else "lost"
+        if row.stopped is None:
+            return "completed"
+        return "cancelled" if row.stopped.startswith("cancelled") else "failed"
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the inputs that have not begun won't be run; None if nothing stopped them."""
+        return self.row.stopped
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many inputs there are of each status that occurs; those that have not begun are `queued`."""
+        live = self._live
+        if live is not None:
+            found = live.counts()
+        else:
+            found = dict.fromkeys(RunStatus, 0)
+            rest = RunStatus.QUEUED if self.stopped is None else RunStatus.CANCELLED
+            for code in self._known().states:
+                found[status_of(code) or rest] += 1
+        return {str(status): found[status] for status in RunStatus if found[status]}
+
+    @property
+    def usage(self) -> ev.Usage:
+        """Tokens, requests and cost of all attempts that have ended."""
+        live = self._live
+        return self._sets.usage(self.number) if live is None else live.usage
+
+    def __len__(self) -> int:
+        live = self._live
+        return self.row.size if live is None else live.size
+
+    def done(self) -> bool:
+        """Return whether nothing of it is in progress, or will be."""
+        live = self._live
+        if live is not None:
+            return live.is_over.is_set()
+        return self.status != "running"
+
+    def _known(self) -> LiveSet | _Loaded:
+        live = self._live
+        return self._sets.load(self.row) if live is None else live
+
+    # --- its runs --------------------------------------------------------------------------------
+
+    def __getitem__(self, at: int | str) -> Run:
+        """Return the newest run of an input, by its position or its key.
+
+        Raises
+        ------
+        IndexError, KeyError
+            There is no such input.
+        RunNotFound
+            It has not begun.
+        """
+        if isinstance(at, str):
+            key = at
+            found = self._parts.store.ask(lambda db: sets.find_key(db, self.number, key), None)
+            if found is None:
+                raise KeyError(f"set #{self.number} has no input with the key '{printable(at)}'")
+            at = found
+        size, live = len(self), self._live
+        if live is not None and at >= len(live.states):  # it was given, and is stored in a moment
+            self._wait_until(lambda: at < len(live.states) or live.is_whole, CREATION_S)
+        if not -size <= at < size:
+            raise IndexError(f"set #{self.number} has {counted(size, 'input')}; there is no number {at}")
+        run = self._run(at % size, self._known())
+        if run is None:
+            raise RunNotFound(f"input {at} of set #{self.number} has not begun")
+        return run
+
+    def _run(self, at: int, known: LiveSet | _Loaded) -> Run | None:
+        """Return the newest run of an input; of one that was never begun, and won't be, a cancelled one."""
+        if isinstance(known, LiveSet):
+            live = known.live.get(at) or known.unsaved.get(at)
+            if live is not None:
+                return self._sets.catalog.run(live)
+        if at >= len(known.states):
+            return None
+        if number := known.numbers[at]:
+            return self._sets.catalog.get(number)
+        if isinstance(known, LiveSet) and (live := known.live.get(at)) is not None:  # it began in between
+            return self._sets.catalog.run(live)
+        if known.states[at] or self.stopped is None:
+            return None
+        item = self._parts.store.ask(lambda db: sets.read_items(db, self.number, at, 1), list[sets.Item]())[0]
+        record = RunRecord(
+            session_id=self._parts.session_id, name=self.name, agent=self.agent, prompt=item.prompt,
+            member=ev.Member(self.number, at, item.key), status=RunStatus.CANCELLED, cause=CancelCause.PARENT,
+            reason=self.stopped,
+        )  # fmt: skip
+        return Run(self._parts, record)
+
+    def _runs(self) -> list[Run | None]:
+        """Return the newest run of each input, None where it has not begun."""
+        known = self._known()
+        return [self._run(at, known) for at in range(len(self))]
+
+    def _is_ended(self, at: int) -> bool:
+        live = self._live
+        return self.done() if live is None else live.is_ended(at)
+
+    def _is_past(self, at: int) -> bool:
+        return at >= len(self) and (self.done() or ((live := self._live) is not None and live.is_whole))
+
+    def __iter__(self) -> Iterator[Run]:
+        """Yield the run of each input in order, each when it has ended."""
+        at = 0
+        while True:
+            self._wait_until(lambda: self._is_past(at) or self._is_ended(at), None)  # noqa: B023 - called at once
+            if at >= len(self):
+                return
+            yield self[at]
+            at += 1
+
+    async def __aiter__(self) -> AsyncIterator[Run]:
+        """Yield the run of each input in order, each when it has ended."""
+        at = 0
+        while True:
+            await self._until(lambda: self._is_past(at) or self._is_ended(at))  # noqa: B023 - called at once
+            if at >= len(self):
+                return
+            yield self[at]
+            at += 1
+
+    def as_completed(self) -> Iterator[Run]:
+        """Yield the runs as they end, whatever the order of their inputs."""
+        at, live = 0, self._live
+        if live is None:
+            yield from self
+            return
+        while True:
+            self._wait_until(lambda: at < len(live.order) or live.is_over.is_set(), None)  # noqa: B023 - called at once
+            if at >= len(live.order):
+                return
+            yield self[live.order[at]]
+            at += 1
+
+    def outputs(self, missing: object = None) -> list[Any]:
+        """Return the output of each input in order; `missing` for what has not completed, or not yet."""
+        return [missing if run is None or run.status is not RunStatus.COMPLETED else run.output for run in self._runs()]
+
+    @property
+    def failed(self) -> RunList:
+        """The runs that failed, in the order of their inputs."""
+        known = self._known()
+        places = [at for at, code in enumerate(known.states) if status_of(code) is RunStatus.FAILED]
+        return RunList(run for at in places if (run := self._run(at, known)) is not None)
+
+    def errors(self) -> list[tuple[int, str, list[Run]]]:
+        """Return each error of a failed run: how many have it, its text, and some of them; the most frequent first."""
+        groups: dict[str, list[Run]] = {}
+        for run in self.failed:
+            groups.setdefault(str(run.glance.error), []).append(run)
+        found = sorted(groups.items(), key=lambda group: -len(group[1]))
+        return [(len(runs), error, runs[:EXAMPLES]) for error, runs in found]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a DataFrame with a row for each input, in order; seconds and US dollars are floats.
+
+        Raises
+        ------
+        PackageMissing
+            pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise PackageMissing("to_pandas() needs pandas, which is not installed: pip install pandas") from None
+
+        known, rows = self._known(), []
+        size = len(known.states)
+        items = self._parts.store.ask(lambda db: sets.read_items(db, self.number, 0, size), list[sets.Item]())
+        rest = RunStatus.QUEUED if self.stopped is None else RunStatus.CANCELLED
+        for item in items:
+            run = self._run(item.position, known)
+            record = RunRecord(status=rest) if run is None else run.whole_record
+            ended = status_of(known.states[item.position])
+            rows.append(
+                {
+                    "index": item.position, "key": item.key, "prompt": item.prompt,
+                    "status": str(ended or record.status),
+                    "output": record.output, "error": None if record.error is None else str(record.error),
+                    "attempts": known.attempts[item.position],
+                    "seconds": record.elapsed_s(record.ended_at or record.last_event_at),
+                    "input_tokens": record.own_usage.input_tokens, "output_tokens": record.own_usage.output_tokens,
+                    "cost_usd": record.own_usage.cost_usd, "number": record.number,
+                }
+            )  # fmt: skip
+        frame = pd.DataFrame(rows, columns=[*_TYPES])
+        return frame.astype(_TYPES)
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the set is done, at most `timeout_s` seconds; return whether it is.
+
+        Raises
+        ------
+        NbrunError
+            Called inside an async agent, which would block the loop of all runs.
+        """
+        return self._wait_until(self.done, timeout_s)
+
+    def _wait_until(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
+        if self._parts.scheduler.is_on_loop and not is_so():
+            raise NbrunError("a blocking wait inside an async agent would block all runs; use: await set")
+        live = self._live
+        if live is None:
+            return poll(is_so, timeout_s)
+        is_cell = threading.current_thread() is threading.main_thread() and current_run.get() is None
+        lend = self._parts.lend if is_cell else None
+        changed = threading.Event()
+        remove = live.listen(changed.set)
+        until = None if timeout_s is None else self._parts.clock.monotonic() + timeout_s
+        try:
+            while not is_so():
+                left_s = None if until is None else until - self._parts.clock.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return False
+                if lend is not None:
+                    lend()
+                changed.wait(TICK_S if left_s is None else min(TICK_S, left_s))
+                changed.clear()
+        finally:
+            remove()
+        return True
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        live = self._live
+        remove: Callable[[], None] = lambda: None  # noqa: E731 - nothing to remove where nothing is live
+        if live is not None:
+            remove = live.listen(lambda: call_soon(loop, changed.set))
+        try:
+            while not is_so():
+                await wait_briefly(changed, None)
+                changed.clear()
+        finally:
+            remove()
+
+    async def settled(self) -> None:
+        """Return when the set is done; from any event loop."""
+        await self._until(self.done)
+
+    async def _awaited(self) -> RunSet:
+        await self.settled()
+        return self
+
+    def __await__(self) -> Generator[Any, None, RunSet]:
+        """Return the set when it is done; a run that failed is a result like any other."""
+        return self._awaited().__await__()
+
+    # --- changing it -----------------------------------------------------------------------------
+
+    def cancel(self, reason: str | None = None, *, by: str = "python") -> CancelReceipt:
+        """Begin no further run, and ask those in progress to stop; returns at once."""
+        live, title = self._live, f"set #{self.number}"
+        if live is None or live.is_over.is_set():
+            if self.done():
+                return CancelReceipt(CancelOutcome.ALREADY_FINISHED, self.id, f"{title} has already ended")
+            return CancelReceipt(CancelOutcome.FOREIGN, self.id, f"{title} belongs to another kernel; cancel it there")
+        request = ev.CancelRequested(CancelCause.USER, None if reason is None else clean_text(reason), by)
+        if live.cancel(request):
+            return CancelReceipt(CancelOutcome.REQUESTED, self.id, f"{title}: cancel requested", self)
+        return CancelReceipt(CancelOutcome.ALREADY_REQUESTED, self.id, f"{title} was already asked to stop", self)
+
+    def pause(self) -> None:
+        """Begin no further run until `unpause()`; those in progress continue."""
+        self._running().pause(True)
+
+    def unpause(self) -> None:
+        """Go on after `pause()`."""
+        self._running().pause(False)
+
+    def _running(self) -> LiveSet:
+        live = self._live
+        if live is None or live.is_over.is_set():
+            raise NotResumable(f"set #{self.number} is not in progress here: it is {self.status}")
+        return live
+
+    def resume(self, agent: object = None, **options: Any) -> RunSet:
+        """Run the inputs that have no ending: those that never began, and those whose kernel ended under them.
+
+        Parameters
+        ----------
+        agent : what to run; None for the agent that this session has started the set with.
+        options : those of `nbrun.map()` that should differ from what the set was started with.
+
+        Raises
+        ------
+        NotResumable
+            It is in progress, or nothing is left to run, or the agent must be named.
+        """
+        return self._sets.begin_again(self, agent, lambda one: one.is_cut, options)
+
+    def retry(
+        self, agent: object = None, *, error: str | None = None, keys: list[int | str] | None = None, **options: Any
+    ) -> RunSet:
+        """Run again the inputs whose run failed, in this set; also those that have no ending, unless it was stopped.
+
+        Parameters
+        ----------
+        agent : what to run; None for the agent that this session has started the set with.
+        error : only those whose error contains this text.
+        keys : only these inputs, by key or position, however their runs have ended.
+        options : as of `resume()`.
+
+        Raises
+        ------
+        NotResumable
+            It is in progress, or nothing fits, or the agent must be named.
+        """
+        if keys is not None:
+            wanted = {at if isinstance(at, int) else cast("ev.Member", self[at].glance.member).index for at in keys}
+        else:
+            wanted = {
+                run.glance.member.index
+                for run in self.failed
+                if run.glance.member is not None and (error is None or error in str(run.glance.error))
+            }
+        if not wanted:
+            raise NotResumable(f"no failed run of set #{self.number} fits; there is nothing to retry")
+        return self._sets.begin_again(self, agent, lambda one: one.is_cut or one.position in wanted, options)
+
+    # --- shown -----------------------------------------------------------------------------------
+
+    def _words(self) -> str:
+        counts = ", ".join(f"{count:,} {status}" for status, count in self.counts.items()) or "no inputs yet"
+        why = f" ({self.stopped})" if self.status == "failed" else ""
+        return printable(f"set #{self.number} · {self.name} · {self.status}{why} · {len(self):,} runs: {counts}")
+
+    def __repr__(self) -> str:
+        return self._words()
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:right'>{count:,} ×</td><td style='text-align:left'>{escape(printable(error))}"
+            f"</td><td style='text-align:left'>{', '.join(f'#{run.number}' for run in runs)}</td></tr>"
+            for count, error, runs in self.errors()[:5]
+        )
+        table = f"<table>{rows}</table>" if rows else ""
+        return f"<p>{escape(self._words())}</p>{table}"
+
+
+_TYPES = {
+    "index": "int64", "key": "string", "prompt": "string", "status": "string", "output": "object", "error": "string",
+    "attempts": "int64", "seconds": "float64", "input_tokens": "int64", "output_tokens": "int64",
+    "cost_usd": "float64", "number": "Int64",
+}  # fmt: skip
+"""The columns of a set's DataFrame, and the type of each."""
+
+
+class Sets:
+    """The sets of a session and of its store. Threads: any; `live` is changed under the session's lock."""
+
+    def __init__(self, parts: Parts, starter: Starter, catalog: Catalog) -> None:
+        self.parts = parts
+        self.catalog = catalog
+        self.live: dict[int, LiveSet] = {}  # also those that have ended, by number
+        self._starter = starter
+
+    def map(self, agent: object, inputs: object, options: Mapping[str, Any]) -> RunSet:
+        """Start a set; see `NotebookSession.map()`."""
+        read = Inputs(inputs)
+        own, given = self._split(options, {})
+        plan = self._starter.plan(agent, given)
+        header: dict[str, Plain] = {
+            "name": plan.name, "agent": plan.agent, "options": plan.options.recorded(),
+            "set": {name: value for name, value in options.items() if name in _RECORDED and value is not None},
+        }  # fmt: skip
+        now, session_id = self.parts.clock.now(), self.parts.session_id
+        number = self.parts.store.change(lambda db: sets.insert_set(db, session_id, None, header, now))
+        self._begin(LiveSet(self.parts, self._starter, plan, own, number, read))
+        return RunSet(self, number)
+
+    def _begin(self, live: LiveSet) -> None:
+        with self.parts.lock:
+            self.live[live.number] = live
+            live.begin()
+
+    def _split(self, options: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[SetOptions, dict[str, Any]]:
+        """Return the options of the set, and those of its runs."""
+        for name in ("id", "if_running", "loop"):
+            if options.get(name) is not None:
+                raise BadOption(f"{name} isn't an option of a set")
+        merged = {**before, **options}
+        concurrency = merged.get("concurrency")
+        if concurrency is None:
+            concurrency = self.parts.scheduler.limit
+        retries, most = merged.get("retries") or 0, merged.get("max_failures")
+        if not _is_count(concurrency) or concurrency < 1:
+            raise BadOption(f"concurrency={concurrency!r} is invalid; give a whole number, 1 or more")
+        if not _is_count(retries):
+            raise BadOption(f"retries={retries!r} is invalid; give a whole number, 0 or more")
+        if most is not None and not (_is_count(most) or (isinstance(most, float) and 0 <= most < 1)):
+            raise BadOption(f"max_failures={most!r} is invalid; give a number of runs, or a share such as 0.05")
+        limits = RunOptions(max_cost=merged.get("max_cost"), max_tokens=merged.get("max_tokens"))
+        retry_if: RetryIf | None = merged.get("retry_if")
+        if retry_if is not None and not callable(retry_if):
+            raise BadOption("retry_if must be a function of an error")
+        own = SetOptions(
+            concurrency=concurrency, interval_s=_interval_s(merged.get("rate")), retries=retries, retry_if=retry_if,
+            max_failures=most, limits=limits,
+        )  # fmt: skip
+        given = {name: value for name, value in options.items() if name not in _OWN and value is not None}
+        return own, {"approve": "deny", **given}
+
+    def begin_again(
+        self, found: RunSet, agent: object, again: Callable[[sets.Newest], bool], options: Mapping[str, Any]
+    ) -> RunSet:
+        """Run a part of a set's inputs again, and those that never began."""
+        number, title = found.number, f"set #{found.number}"
+        if not found.done():
+            raise NotResumable(f"{title} is still in progress; wait for it, or cancel it")
+        row, ended = found.row, self.live.get(number)
+        stored = row.header.get("set")
+        own, given = self._split(options, stored if isinstance(stored, dict) else {})
+        plan: MemberPlan
+        if agent is None and ended is not None and not given.keys() - {"approve"}:
+            plan = ended.plan
+        elif agent is None and ended is None:
+            raise NotResumable(f"{title} was started by another kernel; name its agent, as in: resume(my_agent)")
+        else:
+            recorded = row.header.get("options")
+            kept = trusted(recorded) if isinstance(recorded, dict) else {}
+            what = ended.plan.plan.agent if agent is None and ended is not None else agent
+            plan = self._starter.plan(what, {**kept, "name": row.header.get("name"), **given})
+        with self.parts.lock:
+            if (current := self.live.get(number)) is not None and not current.is_over.is_set():
+                raise NotResumable(f"{title} is still in progress; wait for it, or cancel it")
+            newest = self.parts.store.ask(lambda db: sets.read_newest(db, number), list[sets.Newest]())
+            live = LiveSet(self.parts, self._starter, plan, own, number, None)
+            live.take_up(row.size, newest, again)
+            if not live.pending:
+                raise NotResumable(f"{title} has nothing left to run")
+            live.usage = self.usage(number)
+            if not self.parts.store.change(lambda db: sets.begin_again(db, row, self.parts.session_id)):
+                raise NotResumable(f"another kernel is already resuming {title}")
+            self._begin(live)
+        return found
+
+    def find(self, ref: object) -> RunSet | None:
+        """Return the set that `ref` names, as `set-12`."""
+        match = _REF.fullmatch(str(ref).strip().lower())
+        number = int(match[1]) if match else 0
+        return RunSet(self, number) if number and self.row(number) is not None else None
+
+    def all(self) -> list[RunSet]:
+        """Return the sets of this notebook, newest first."""
+        return [RunSet(self, row.number) for row in self.parts.store.ask(sets.read_sets, list[sets.StoredSet]())]
+
+    def row(self, number: int) -> sets.StoredSet | None:
+        """Return the row of a set."""
+        found = self.parts.store.ask(lambda db: sets.read_sets(db, number), list[sets.StoredSet]())
+        return found[0] if found else None
+
+    def usage(self, number: int) -> ev.Usage:
+        """Return what the runs of a set have used, as far as they have ended."""
+        return self.parts.store.ask(lambda db: sets.read_usage(db, number), ev.Usage())
+
+    def load(self, row: sets.StoredSet) -> _Loaded:
+        """Return what the store says of a set's inputs."""
+        newest = self.parts.store.ask(lambda db: sets.read_newest(db, row.number), list[sets.Newest]())
+        return _Loaded(*sets.laid_out(row.size, newest))
+
+    def close(self) -> None:
+        """Have the threads of the sets see that the session was closed."""
+        for live in tuple(self.live.values()):
+            live.wake()
+
+
+_OWN = ("concurrency", "rate", "retries", "retry_if", "max_failures", "max_cost", "max_tokens")
+_RECORDED = tuple(name for name in _OWN if name != "retry_if")
+_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(s|sec|min|h|hour)\s*")
+_SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hour": 3600.0}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _interval_s(rate: object) -> float:
+    if rate is None:
+        return 0.0
+    match = _RATE.fullmatch(rate) if isinstance(rate, str) else None
+    if match is None or not float(match[1]):
+        raise BadOption(f"rate={rate!r} is invalid; use for example 600/min or 5/s")
+    return _SECONDS[match[2]] / float(match[1])

@@ -1,0 +1,211 @@
+"""The rows of sets and of their inputs: read, and written in short transactions beside the writer's.
+
+The runs of a set are in the table of all runs, by the set's number and the position of their input. What has ended is
+what their rows say; a set has no second account of it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from nbrun.core import CancelCause, Plain, RunRecord, RunStatus, events as ev
+from nbrun.store.liveness import open_kernels
+from nbrun.store.rows import micros
+from nbrun.store.validation import MAX_DEPTH, MAX_SEQ, is_deep, moment, text
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable
+
+_COLUMNS = "number, session_id, set_id, created_at, ended_at, size, is_whole, stopped, substr(header, 1, 65536)"
+_record = msgspec.msgpack.Decoder(RunRecord)
+CODES = {status: code for code, status in enumerate((s for s in RunStatus if s.is_terminal), 2)}
+"""A byte for each way an input can end; 0 and 1 are for those that have not."""
+ATTEMPTS = 255
+"""How many attempts at an input are counted."""
+
+_statuses = {str(status): status for status in RunStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSet:
+    """A set: how many inputs it has so far, whether these are all, and why the rest of them won't be run."""
+
+    number: int
+    session_id: str
+    set_id: str
+    created_at: float
+    ended_at: float | None
+    size: int
+    is_whole: bool
+    stopped: str | None
+    header: dict[str, Plain]
+    is_here: bool  # whether a kernel runs it, as far as that can be seen
+
+
+class Item(NamedTuple):
+    """An input: its position, from 0, its key, and the prompt."""
+
+    position: int
+    key: str | None
+    prompt: str
+
+
+class Newest(NamedTuple):
+    """The newest run of an input, and how many there were; `is_cut` if it ended with its kernel, not by itself."""
+
+    position: int
+    number: int
+    status: RunStatus
+    attempts: int
+    is_cut: bool
+
+
+def insert_set(
+    connection: sqlite3.Connection, session_id: str, set_id: str | None, header: dict[str, Plain], now: float
+) -> int:
+    """Insert a set without inputs; return its number, which names it if no id is given."""
+    cursor = connection.execute(
+        "INSERT INTO sets (session_id, set_id, created_at, size, is_whole, header) VALUES (?, ?, ?, 0, 0, ?)",
+        (session_id, set_id or "", micros(now), msgspec.msgpack.encode(header)),
+    )
+    number = int(cursor.lastrowid or 0)
+    if set_id is None:
+        connection.execute("UPDATE sets SET set_id = ? WHERE number = ?", (f"set-{number}", number))
+    return number
+
+
+def add_items(connection: sqlite3.Connection, number: int, items: Iterable[Item], size: int, is_whole: bool) -> None:
+    """Add inputs, which make `size` of them."""
+    connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", ((number, *item) for item in items))
+    connection.execute("UPDATE sets SET size = ?, is_whole = ? WHERE number = ?", (size, is_whole, number))
+
+
+def begin_again(connection: sqlite3.Connection, row: StoredSet, session_id: str) -> bool:
+    """Note that a session runs what is left of a set; return False if another one was faster."""
+    changed = connection.execute(
+        "UPDATE sets SET session_id = ?, ended_at = NULL, stopped = NULL WHERE number = ? AND session_id = ?",
+        (session_id, row.number, row.session_id),
+    )
+    return changed.rowcount == 1
+
+
+def stop(connection: sqlite3.Connection, number: int, why: str) -> None:
+    """Note why what has not begun won't be run: one row, however many inputs there are."""
+    connection.execute("UPDATE sets SET stopped = ? WHERE number = ?", (why, number))
+
+
+def end(connection: sqlite3.Connection, number: int, now: float) -> None:
+    """Note that nothing of a set is live any more."""
+    connection.execute("UPDATE sets SET ended_at = ? WHERE number = ?", (micros(now), number))
+
+
+def read_sets(connection: sqlite3.Connection, ref: int | str | None = None) -> list[StoredSet]:
+    """Return the set with this number or id, or all of them, newest first."""
+    where = "" if ref is None else " WHERE number = ?" if isinstance(ref, int) else " WHERE set_id = ?"
+    sql = f"SELECT {_COLUMNS} FROM sets{where} ORDER BY number DESC"  # noqa: S608 - our own names
+    rows = connection.execute(sql, () if ref is None else (ref,)).fetchall()
+    here = running_sessions(connection) if rows else set()
+    return [_stored(row, here) for row in rows]
+
+
+def running_sessions(connection: sqlite3.Connection) -> set[str]:
+    """Return the ids of the sessions whose kernels may be running."""
+    keys = [kernel.session for kernel in open_kernels(connection) if kernel.is_alive() is not False]
+    found = (connection.execute("SELECT session_id FROM sessions WHERE key = ?", (key,)).fetchone() for key in keys)
+    return {text(row[0]) for row in found if row is not None}
+
+
+def _stored(row: tuple[object, ...], here: set[str]) -> StoredSet:
+    """Return a set, whatever somebody has put into its row."""
+    number, session_id, set_id, created_at, ended_at, size, is_whole, stopped, blob = row
+    header: object = {}
+    if isinstance(blob, bytes) and len(blob) < MAX_SEQ:
+        try:
+            header = msgspec.msgpack.decode(blob)
+        except (msgspec.DecodeError, RecursionError):
+            header = {}
+    if not isinstance(header, dict) or (len(blob or b"") > MAX_DEPTH and is_deep(header)):  # type: ignore[arg-type]
+        header = {}
+    return StoredSet(
+        number if isinstance(number, int) else 0,
+        text(session_id),
+        text(set_id),
+        moment(created_at, 0) if isinstance(created_at, int) else 0.0,
+        moment(ended_at, 0) if isinstance(ended_at, int) else None,
+        size if isinstance(size, int) and 0 <= size < MAX_SEQ else 0,
+        bool(is_whole),
+        None if stopped is None else text(stopped),
+        header,
+        text(session_id) in here,
+    )
+
+
+def read_items(connection: sqlite3.Connection, number: int, first: int, count: int) -> list[Item]:
+    """Return inputs from a position on, at most `count`."""
+    rows = connection.execute(
+        "SELECT position, key, prompt FROM items WHERE in_set = ? AND position >= ? ORDER BY position LIMIT ?",
+        (number, first, count),
+    )
+    return [Item(at, None if key is None else text(key), text(prompt)) for at, key, prompt in rows]
+
+
+def find_key(connection: sqlite3.Connection, number: int, key: str) -> int | None:
+    """Return the position of the input with this key."""
+    row = connection.execute("SELECT position FROM items WHERE in_set = ? AND key = ?", (number, key)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def read_newest(connection: sqlite3.Connection, number: int) -> list[Newest]:
+    """Return the newest run of each input that has one, in the order of the inputs."""
+    # Source: with one max(), SQLite takes the other columns from the row that has it.
+    rows = connection.execute(
+        "SELECT position, max(number), status, count(*),"
+        " CASE WHEN status = 'cancelled' AND length(record) <= 65536 THEN record END"
+        " FROM runs WHERE in_set = ? AND position IS NOT NULL GROUP BY position",
+        (number,),
+    )
+    return [
+        Newest(at, run, _statuses.get(text(status), RunStatus.LOST), count, status == "lost" or _is_shutdown(record))
+        for at, run, status, count, record in rows
+        if isinstance(at, int)
+    ]
+
+
+def laid_out(size: int, newest: Iterable[Newest]) -> tuple[bytearray, array[int], bytearray]:
+    """Return for each input a code of how it has ended, the number of its newest run, and its attempts.
+
+    The code is 0 without an ending, else that of the status, see `CODES`.
+    """
+    states, numbers, attempts = bytearray(size), array("q", bytes(8 * size)), bytearray(size)
+    for one in newest:
+        if 0 <= one.position < size:
+            states[one.position] = CODES.get(one.status, 0)
+            numbers[one.position] = one.number
+            attempts[one.position] = min(ATTEMPTS, one.attempts)
+    return states, numbers, attempts
+
+
+def read_usage(connection: sqlite3.Connection, number: int) -> ev.Usage:
+    """Return what the runs of a set, all attempts, have used."""
+    total = ev.Usage()
+    rows = connection.execute(
+        "SELECT record FROM runs WHERE in_set = ? AND position IS NOT NULL AND length(record) <= 65536", (number,)
+    )
+    for (blob,) in rows:
+        try:
+            total = total.plus(_record.decode(blob).own_usage)
+        except (RecursionError, TypeError, ValueError):
+            continue
+    return total
+
+
+def _is_shutdown(blob: object) -> bool:
+    try:
+        return isinstance(blob, bytes) and _record.decode(blob).cause is CancelCause.SHUTDOWN
+    except (RecursionError, TypeError, ValueError):
+        return False

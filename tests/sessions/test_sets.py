@@ -1,0 +1,494 @@
+"""Sets: many runs of one agent as one thing; what has ended is kept, and the rest can be cancelled, paused, resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import nbrun
+from nbrun import NotebookSession, Run, RunContext, RunSet
+from nbrun.core.errors import BadOption, NotResumable, RunNotFound
+from nbrun.sessions import live_set
+from nbrun.store import Keep, sets
+from tests.fakes import agents
+from tests.fakes.agents import BOUND_S, Held
+
+MakeSession = Callable[..., NotebookSession]
+
+
+def done(found: RunSet) -> RunSet:
+    """Return the set when it is done."""
+    assert found.wait(BOUND_S), f"{found!r} is not done"
+    return found
+
+
+def running(found: RunSet, count: int) -> RunSet:
+    """Return the set when so many of its runs are in progress."""
+    assert found._wait_until(lambda: found.counts.get("running") == count, BOUND_S), f"{found!r}"
+    return found
+
+
+async def upper(prompt: str) -> str:
+    """Return the prompt in capitals."""
+    return prompt.upper()
+
+
+class Flaky:
+    """Fails for prompts that begin with "bad", so many times each."""
+
+    def __init__(self, times: int = 1_000) -> None:
+        self.times = times
+        self.seen: dict[str, int] = {}
+
+    async def __call__(self, prompt: str) -> str:
+        """Answer, or fail."""
+        self.seen[prompt] = self.seen.get(prompt, 0) + 1
+        if prompt.startswith("bad") and self.seen[prompt] <= self.times:
+            raise ValueError(f"no luck with {prompt}")
+        return prompt.upper()
+
+
+def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
+    """Return what another connection reads from the file."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+# --- the whole way -------------------------------------------------------------------------------------
+
+
+def test_a_set_is_one_thing_with_runs_in_the_order_of_their_inputs(make_session: MakeSession, store_path: Path) -> None:
+    """It has a number and an id; each run knows its place in it, in memory and in the file."""
+    session = make_session()
+    found = session.map(upper, ["a", "b", "c"])
+    assert [run.output for run in found] == ["A", "B", "C"]
+    done(found)
+    assert (found.number, found.id, found.status, len(found)) == (1, "set-1", "completed", 3)
+    assert found.counts == {"completed": 3}
+    assert found.outputs() == ["A", "B", "C"]
+    assert [run.glance.member for run in found] == [nbrun.events.Member(1, at) for at in range(3)]
+    assert sorted(rows(store_path, "SELECT in_set, position FROM runs")) == [(1, 0), (1, 1), (1, 2)]
+    assert found[-1].output == found[2].output == "C"
+    assert session.get("set-1").number == 1
+    assert [each.number for each in session.sets()] == [1]
+
+
+def test_a_set_is_awaited_and_iterated_from_a_loop(make_session: MakeSession) -> None:
+    """`await` returns the set itself, and `async for` its runs in order."""
+
+    async def main() -> tuple[RunSet, list[object]]:
+        found = make_session().map(upper, ["a", "b"])
+        outputs = [run.output async for run in found]
+        return await found, outputs
+
+    found, outputs = asyncio.run(main())
+    assert (found.status, outputs) == ("completed", ["A", "B"])
+
+
+def test_keys_name_inputs(make_session: MakeSession) -> None:
+    """A dict's, or those of pairs; one that comes twice is refused where all inputs are known."""
+    session = make_session()
+    found = done(session.map(upper, {"x": "a", "y": "b"}))
+    assert found["y"].output == "B"
+    member = found["y"].glance.member
+    assert member is not None
+    assert member.key == "y"
+    with pytest.raises(KeyError):
+        found["z"]
+    with pytest.raises(IndexError):
+        found[2]
+    with pytest.raises(BadOption, match="two inputs have the key 'x'"):
+        session.map(upper, [("x", "a"), ("x", "b")])
+
+
+def test_inputs_that_are_no_prompts_are_refused_before_anything_starts(make_session: MakeSession) -> None:
+    """With a line that says which, and what to give."""
+    session = make_session()
+    for inputs, words in (("abc", "not one text"), (5, "not int"), (["a", 5], "input 1 must be a str")):
+        with pytest.raises(BadOption, match=words):
+            session.map(upper, inputs)
+    for options, words in (
+        ({"concurrency": 0}, "concurrency=0"), ({"retries": -1}, "retries=-1"), ({"rate": "fast"}, "600/min"),
+        ({"max_failures": 1.5}, "share"), ({"nonsense": 1}, "isn't an option"),
+        ({"id": "x"}, "isn't an option of a set"),
+    ):  # fmt: skip
+        with pytest.raises(BadOption, match=words):
+            session.map(upper, ["a"], **options)
+    assert session.sets() == []
+
+
+def test_an_empty_set_is_complete(make_session: MakeSession) -> None:
+    """There is nothing to wait for."""
+    found = done(make_session().map(upper, []))
+    assert (found.status, found.counts, found.outputs(), list(found)) == ("completed", {}, [], [])
+
+
+def test_async_generators_are_read(make_session: MakeSession) -> None:
+    """On a loop of their own."""
+
+    async def inputs() -> AsyncIterator[str]:
+        for text in "abc":
+            await asyncio.sleep(0)
+            yield text
+
+    assert done(make_session().map(upper, inputs())).outputs() == ["A", "B", "C"]
+
+
+def test_a_slow_generator_does_not_hold_up_what_it_has_given(make_session: MakeSession) -> None:
+    """Its first input has ended before it gives the second one."""
+    more = threading.Event()
+
+    def inputs() -> Iterator[str]:
+        yield "a"
+        assert more.wait(BOUND_S)
+        yield "b"
+
+    found = make_session().map(upper, inputs())
+    first = next(iter(found))
+    assert (first.output, found.done()) == ("A", False)
+    more.set()
+    assert done(found).outputs() == ["A", "B"]
+
+
+def test_a_generator_is_read_so_far_ahead(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no further, however many it would give: what it gives is bounded by what has begun."""
+    monkeypatch.setattr(live_set, "READ_AHEAD", 20)
+    given, agent = [], Held()
+
+    def inputs() -> Iterator[str]:
+        for at in range(200):
+            given.append(at)
+            yield str(at)
+
+    found = make_session().map(agent, inputs(), concurrency=1)
+    assert agent.entered.wait(BOUND_S)
+    assert len(given) <= 60
+    agent.let_go()
+    assert done(found).counts == {"completed": 200}
+
+
+def test_a_generator_that_fails_stops_its_set(make_session: MakeSession) -> None:
+    """What it gave has its endings; the set says what it raised."""
+
+    def inputs() -> Iterator[str]:
+        yield "a"
+        raise OSError("no more rows")
+
+    found = done(make_session().map(upper, inputs()))
+    assert found.status == "failed"
+    assert "OSError: no more rows" in str(found.stopped)
+
+
+def test_a_window_of_runs_exists_and_the_rest_waits_in_the_store(make_session: MakeSession) -> None:
+    """Twice as many as there are places; the others are prompts in the file."""
+    session, agent = make_session(), Held()
+    found = session.map(agent, [str(at) for at in range(50)], concurrency=3)
+    running(found, 3)
+    assert len(session.live_runs) <= 6
+    assert found.counts == {"queued": 47, "running": 3}
+    with pytest.raises(RunNotFound, match="has not begun"):
+        found[40]
+    agent.let_go()
+    assert done(found).counts == {"completed": 50}
+
+
+def test_a_set_has_places_of_its_own(make_session: MakeSession) -> None:
+    """A run that somebody starts does not wait behind a set that is in the way of nobody."""
+    session, agent = make_session(max_concurrent=1), Held()
+    found = session.map(agent, ["a", "b", "c"])
+    assert agent.entered.wait(BOUND_S)
+    assert session.start(upper, "at once").result(BOUND_S) == "AT ONCE"
+    agent.let_go()
+    done(found)
+
+
+# --- endings -------------------------------------------------------------------------------------------
+
+
+def test_a_failed_run_is_a_result(make_session: MakeSession) -> None:
+    """The others go on; errors are grouped, and `outputs()` has a place for each input."""
+    found = done(make_session().map(Flaky(), ["a", "bad 1", "b", "bad 2"]))
+    assert (found.status, found.counts) == ("completed", {"completed": 2, "failed": 2})
+    assert found.outputs(missing="-") == ["A", "-", "B", "-"]
+    assert [run.glance.prompt for run in found.failed] == ["bad 1", "bad 2"]
+    assert [(count, error) for count, error, _ in found.errors()] == [
+        (1, "ValueError: no luck with bad 1"),
+        (1, "ValueError: no luck with bad 2"),
+    ]
+    assert "2 failed" in repr(found)
+    assert "no luck" in found._repr_html_()
+
+
+def test_retries_are_attempts_at_the_same_input(make_session: MakeSession) -> None:
+    """Each is a run; the newest counts, and the number of attempts is kept."""
+    session, agent = make_session(), Flaky(2)
+    found = done(session.map(agent, ["a", "bad"], retries=2))
+    assert (found.counts, agent.seen) == ({"completed": 2}, {"a": 1, "bad": 3})
+    assert list(found.to_pandas()["attempts"]) == [1, 3]
+    origin = found[1].glance.origin
+    assert origin is not None
+    assert origin.kind == "retry"
+    refused = done(session.map(Flaky(2), ["bad"], retries=2, retry_if=lambda error: error.type != "ValueError"))
+    assert refused.counts == {"failed": 1}
+
+
+@pytest.mark.parametrize(("most", "failed"), [(3, 4), (0, 1), (0.05, 6)])
+def test_max_failures_stops_what_has_not_begun(make_session: MakeSession, most: float, failed: int) -> None:
+    """Every input has a place in the counts; what never began is cancelled, without a run."""
+    session = make_session()
+    found = done(session.map(Flaky(), ["bad"] * 100, concurrency=1, max_failures=most))
+    assert found.status == "failed"
+    assert failed <= found.counts["failed"] <= failed + 2
+    assert sum(found.counts.values()) == 100
+    assert session.count_runs() < 100
+
+
+def test_limits_are_those_of_the_whole_set(make_session: MakeSession) -> None:
+    """Tokens of all runs together; then the rest is cancelled."""
+
+    async def thirsty(_prompt: str, run: RunContext) -> None:
+        run.usage(input_tokens=10)
+
+    found = done(make_session().map(thirsty, ["a"] * 50, concurrency=1, max_tokens=35))
+    assert found.status == "cancelled"
+    assert found.usage.input_tokens >= 40
+    assert found.counts["cancelled"] >= 44
+
+
+def test_as_completed_yields_what_ends_first(make_session: MakeSession) -> None:
+    """Whatever the order of the inputs."""
+    held = Held()
+
+    async def agent(prompt: str, run: RunContext) -> object:
+        return await held(prompt, run) if prompt == "slow" else prompt
+
+    found = make_session().map(agent, ["slow", "quick"], concurrency=2)
+    order = found.as_completed()
+    assert next(order).output == "quick"
+    held.let_go()
+    assert [run.output for run in order] == ["held"]
+
+
+# --- cancelled and paused ------------------------------------------------------------------------------
+
+
+def test_a_cancel_is_one_row_for_all_that_has_not_begun(make_session: MakeSession, store_path: Path) -> None:
+    """What is in progress is cancelled; what is pending has no run, and is a cancelled result all the same."""
+    session, agent = make_session(), Held()
+    found = session.map(agent, [str(at) for at in range(1_000)], concurrency=2)
+    assert agent.entered.wait(BOUND_S)
+    receipt = found.cancel("enough")
+    assert receipt.outcome == "requested"
+    assert receipt.wait(BOUND_S)
+    assert (found.status, found.counts) == ("cancelled", {"cancelled": 1_000})
+    assert len(rows(store_path, "SELECT number FROM runs")) <= 4
+    assert rows(store_path, "SELECT stopped, ended_at > 0 FROM sets") == [("cancelled: enough", 1)]
+    assert found.cancel().outcome == "already_finished"
+    assert {str(run.status) for run in found} == {"cancelled"}
+    assert found[999].reason == "cancelled: enough"
+    assert session.get("set-1").counts == {"cancelled": 1_000}
+    assert not session.live_runs
+
+
+def test_a_set_is_cancelled_by_its_reference(make_session: MakeSession) -> None:
+    """As a run is."""
+    session, agent = make_session(), Held()
+    found = session.map(agent, ["a"])
+    assert agent.entered.wait(BOUND_S)
+    assert session.cancel("set-1").outcome == "requested"
+    assert done(found).status == "cancelled"
+
+
+def test_nothing_begins_while_a_set_is_paused(make_session: MakeSession) -> None:
+    """What is in progress goes on; then the rest begins."""
+    session, agent = make_session(), Held()
+    found = session.map(agent, ["a", "b", "c"], concurrency=1)
+    assert agent.entered.wait(BOUND_S)
+    found.pause()
+    agent.let_go()
+    assert found[0].wait(BOUND_S)
+    assert (found.status, agent.prompts) == ("paused", ["a"])
+    found.unpause()
+    assert done(found).counts == {"completed": 3}
+    with pytest.raises(NotResumable, match="it is completed"):
+        found.pause()
+
+
+# --- again ---------------------------------------------------------------------------------------------
+
+
+def test_what_failed_is_retried_in_the_same_set(make_session: MakeSession) -> None:
+    """With the agent as it is, or another one; what completed is not run again."""
+    session, agent = make_session(), Flaky(1)
+    found = done(session.map(agent, ["a", "bad", "worse"]))
+    assert found.retry() is found
+    assert done(found).counts == {"completed": 3}
+    assert agent.seen == {"a": 1, "bad": 2, "worse": 1}
+    with pytest.raises(NotResumable, match="nothing to retry"):
+        found.retry()
+    assert done(found.retry(upper, keys=[2])).outputs() == ["A", "BAD", "WORSE"]
+    assert agent.seen["worse"] == 1
+
+
+def test_a_cancelled_set_is_resumed(make_session: MakeSession) -> None:
+    """What has not begun is run; what was cancelled by the user stays so."""
+    session, agent = make_session(), Held()
+    found = session.map(agent, ["a", "b", "c", "d", "e", "f"], concurrency=1)
+    assert agent.entered.wait(BOUND_S)
+    found.cancel()
+    done(found)
+    begun = session.count_runs()
+    agent.let_go()
+    assert done(found.resume()).counts == {"completed": 6 - begun, "cancelled": begun}
+    with pytest.raises(NotResumable, match="nothing left"):
+        found.resume()
+
+
+def test_a_set_of_a_closed_session_is_lost_and_resumed_by_the_next(make_session: MakeSession) -> None:
+    """What was cancelled by the close is run again, as what never began; what had ended is not."""
+    held = Held()
+
+    async def agent(prompt: str, run: RunContext) -> object:
+        return await held(prompt, run) if prompt > "b" else prompt
+
+    with make_session() as first:
+        found = first.map(agent, list("abcdefgh"), concurrency=2)
+        each = iter(found)
+        assert [next(each).output, next(each).output] == ["a", "b"]
+        assert held.entered.wait(BOUND_S)
+    session, seen = make_session(), Flaky()
+    found = session.get("set-1")
+    assert (found.status, found.done(), found.counts["completed"]) == ("lost", True, 2)
+    with pytest.raises(NotResumable, match=r"name its agent, as in: resume\(my_agent\)"):
+        found.resume()
+    assert done(found.resume(seen)).counts == {"completed": 8}
+    assert sorted(seen.seen) == list("cdefgh")
+    assert found.outputs() == [*"ab", *"CDEFGH"]
+
+
+KERNEL = """
+import asyncio, sys, nbrun
+async def agent(prompt):
+    await asyncio.sleep(0 if int(prompt) < 20 else 3600)
+    return prompt
+session = nbrun.NotebookSession(store=sys.argv[1])
+found = session.map(agent, [str(at) for at in range(40)], concurrency=4)
+for at, run in enumerate(found):
+    if at == 19:
+        print("ready", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+def test_a_kernel_that_is_killed_leaves_every_ending(make_session: MakeSession, store_path: Path) -> None:
+    """The set is lost, what ended is in the file, and `resume()` runs the rest, each input once."""
+    store_path.parent.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen([sys.executable, "-c", KERNEL, store_path], stdout=subprocess.PIPE, text=True) as kernel:
+        assert kernel.stdout is not None
+        assert kernel.stdout.readline() == "ready\n"
+        os.kill(kernel.pid, signal.SIGKILL)
+    session, seen = make_session(), Flaky()
+    found = session.get("set-1")
+    assert (found.status, found.counts["completed"], sum(found.counts.values())) == ("lost", 20, 40)
+    done(found.resume(seen))
+    assert found.outputs() == [str(at) for at in range(40)]
+    assert seen.seen == {str(at): 1 for at in range(20, 40)}
+    assert found.status == "completed"
+
+
+# --- what the store keeps ------------------------------------------------------------------------------
+
+
+def test_retention_takes_nothing_from_a_set_in_progress_and_counts_it_as_one(
+    make_session: MakeSession, store_path: Path
+) -> None:
+    """However many runs it has; an ended one goes whole, and the next run's card says so."""
+    session, agent = make_session(keep_runs=3), Held()
+    first = done(session.map(upper, ["a"] * 30))
+    second = session.map(agent, ["b"] * 10, concurrency=10)
+    running(second, 10)
+    done(session.map(upper, ["c"] * 30))
+    with session.store._sweeping() as sweeper:
+        assert sweeper.sweep(Keep(3, 0)) == []
+        gone = sweeper.sweep(Keep(1, 0))
+        session.store._report_removed(sweeper.removed_sets)
+    assert len(gone) == 30
+    assert rows(store_path, "SELECT DISTINCT in_set FROM items ORDER BY 1") == [(2,), (3,)]
+    assert second.counts == {"running": 10}
+    with pytest.raises(RunNotFound):
+        _ = first.status
+    after = session.start(upper, "x")
+    assert after.wait(BOUND_S)
+    assert "Set #1 with 30 runs" in after.record.notices[0]
+    agent.let_go()
+    done(second)
+
+
+def test_removing_all_runs_removes_their_sets(make_session: MakeSession, store_path: Path) -> None:
+    """Nothing is left that nobody could ask for."""
+    session = make_session()
+    done(session.map(upper, ["a", "b"]))
+    session.remove_ended()
+    assert session.sets() == []
+    assert rows(store_path, "SELECT count(*) FROM items") == [(0,)]
+
+
+def test_what_somebody_else_wrote_into_a_sets_row_does_no_harm(make_session: MakeSession, store_path: Path) -> None:
+    """A header of any kind, or sizes and times out of range."""
+    with make_session() as session:
+        done(session.map(upper, ["a"]))
+    with closing(sqlite3.connect(store_path)) as connection, connection:
+        connection.execute("UPDATE sets SET header = x'c1', size = 'many', created_at = -5, session_id = 7")
+        connection.execute("UPDATE runs SET position = 'first', status = 'odd'")
+    found = make_session().get("set-1")
+    assert (found.name, found.agent, len(found), found.counts, found.outputs()) == ("", "", 0, {}, [])
+
+
+def test_a_run_of_a_set_is_imported_as_a_run(make_session: MakeSession, tmp_path: Path) -> None:
+    """In another file it is in no set: a number there names another one."""
+    session = make_session()
+    run: Run = done(session.map(upper, ["a"]))[0]
+    from nbrun.store.connection import open_for_writing
+    from nbrun.store.importing import import_run
+
+    with closing(open_for_writing(tmp_path / "other.db", 1.0)) as connection:
+        import_run(connection, run.events(), "elsewhere", 1.0)
+        assert connection.execute("SELECT in_set FROM runs").fetchall() == [(None,)]
+        assert sets.read_sets(connection) == []
+
+
+def test_children_belong_to_the_set_and_are_no_results(make_session: MakeSession, store_path: Path) -> None:
+    """They go with it, and do not count."""
+
+    async def parent(prompt: str, run: RunContext) -> None:
+        await run.start_child(agents.instant, prompt)
+
+    found = done(make_session().map(parent, ["a", "b"]))
+    assert (len(found), found.counts) == (2, {"completed": 2})
+    assert rows(store_path, "SELECT in_set, position IS NULL FROM runs ORDER BY 2") == [(1, 0), (1, 0), (1, 1), (1, 1)]
+
+
+def test_listeners_of_a_set_are_called_from_its_thread(make_session: MakeSession) -> None:
+    """And none is left when nobody waits."""
+    session, names = make_session(), queue.SimpleQueue[str]()
+    held = Held()
+    found = session.map(held, ["a"])
+    live = found._live
+    assert live is not None
+    remove = live.listen(lambda: names.put(threading.current_thread().name))
+    held.let_go()
+    done(found)
+    remove()
+    assert names.get(timeout=BOUND_S) == "nbrun-set-1"
+    assert live._listeners == ()
