@@ -361,7 +361,7 @@ class LiveSet:
                 return
             first = len(self.states)
             redacted = self._parts.intake.redactor.text
-            items = [item._replace(position=at, prompt=redacted(item.prompt)) for at, item in enumerate(items, first)]
+            items = [sets.Item(at, item.key, redacted(item.prompt)) for at, item in enumerate(items, first)]
             size = first + len(items)
             self._write(lambda db: sets.add_items(db, self.number, items, size, is_last))  # noqa: B023 - called at once
             self.numbers.extend([0] * len(items))
