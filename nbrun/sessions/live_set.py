@@ -10,7 +10,7 @@ import queue
 import threading
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -101,6 +101,7 @@ class LiveSet:
         self.order = array("q")  # the inputs that have ended, by when
         self.live: dict[int, LiveRun] = {}
         self.unsaved: dict[int, LiveRun] = {}  # that ended so
+        self.secret: dict[int, str] = {}  # the prompts that hold a secret, which is not stored
         self.ended = [0] * (len(RunStatus) + 2)  # how many inputs have ended how, by code
         self.pending = 0
         self.usage = ev.Usage()
@@ -360,8 +361,7 @@ class LiveSet:
             if not items and not is_last:
                 return
             first = len(self.states)
-            redacted = self._parts.intake.redactor.text
-            items = [sets.Item(at, item.key, redacted(item.prompt)) for at, item in enumerate(items, first)]
+            items = [self._storable(at, item) for at, item in enumerate(items, first)]
             size = first + len(items)
             self._write(lambda db: sets.add_items(db, self.number, items, size, is_last))  # noqa: B023 - called at once
             self.numbers.extend([0] * len(items))
@@ -374,6 +374,15 @@ class LiveSet:
                 self._start_some()
             else:
                 return self._wake.set()
+
+    def _storable(self, at: int, item: sets.Item) -> sets.Item:
+        """Return an input without secrets; its runs get them as long as this kernel lives."""
+        redacted = self._parts.intake.redactor.text
+        prompt = redacted(item.prompt)
+        if prompt != item.prompt:
+            self.secret[at] = item.prompt
+        is_key_kept = item.key is not None and redacted(item.key) == item.key  # else two could become the same
+        return sets.Item(at, item.key if is_key_kept else None, prompt)
 
     def _start_some(self) -> None:
         window = WINDOW * self.options.concurrency
@@ -388,9 +397,9 @@ class LiveSet:
             self.states[at] = LIVE
             self.pending -= 1
             self.attempts[at] = min(sets.ATTEMPTS, self.attempts[at] + 1)
-            member = ev.Member(self.number, at, item.key)
+            member, prompt = ev.Member(self.number, at, item.key), self.secret.get(at, item.prompt)
             self.live[at] = self._starter.start_member(
-                self.plan, item.prompt, member, self._origin(at), self.token, self._queue, self._budget, self._note
+                self.plan, prompt, member, self._origin(at), self.token, self._queue, self._budget, self._note
             )
             self.unsaved.pop(at, None)
 
@@ -448,41 +457,87 @@ class LiveSet:
         self.order.extend(at for at, code in enumerate(self.states) if code != PENDING)
 
 
+class _Row(dict[str, object]):
+    """A row of a table, whose columns a template names as `{item.question}` too."""
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
 class Inputs:
     """The inputs of a set, one by one, as they are stored; `size` is None for those of a generator."""
 
-    def __init__(self, given: object) -> None:
+    def __init__(self, given: object, template: str | None, key: str | None) -> None:
         if isinstance(given, str | bytes):
             raise BadOption("inputs must be a list of prompts, not one text; give [text]")
         if not isinstance(given, Iterable | AsyncIterator):
             raise BadOption(f"inputs must be a list, a dict or a generator of prompts, not {type(given).__name__}")
-        self._given = given
+        if template is not None and not isinstance(template, str):
+            raise BadOption(f"template must be a str, not {type(template).__name__}")
+        self._given, self._template, self._key = given, template, key
         self._seen: set[str] = set()
+        self.size = len(given) if isinstance(given, Sized) else None
         for at, value in enumerate(given) if isinstance(given, list) else ():
             if type(value) is not str:
                 self._item(at, value)
-        self.size = len(given) if isinstance(given, Sized) else None
+        if self.size:
+            next(iter(self))  # what is wrong with the first is mostly wrong with all
 
     def __iter__(self) -> Iterator[sets.Item]:
-        given = self._given
         self._seen.clear()
-        pairs: Iterable[object] = given.items() if isinstance(given, dict) else _each(given)
-        return map(self._item, itertools.count(), pairs)
+        return map(self._item, itertools.count(), _each(self._given))
 
     def _item(self, at: int, value: object) -> sets.Item:
-        key, prompt = None, value
+        key: object = None
         if isinstance(value, tuple) and len(value) == 2:
-            key, prompt = clean_text(str(value[0])), value[1]
-            if key in self._seen:
-                raise BadOption(f"two inputs have the key '{key}'; give each its own")
+            key, value = value
+        fields = _Row({str(name): part for name, part in value.items()}) if isinstance(value, Mapping) else _Row()
+        if self._key is not None:
+            if self._key not in fields:
+                raise BadOption(f"input {at} has no column '{self._key}' for its key; it has {_names(fields)}")
+            key = fields[self._key]
+        key = None if key is None else clean_text(str(key))
+        if key is not None and key in self._seen:
+            raise BadOption(f"two inputs have the key '{key}'; give each its own")
+        if key is not None:
             self._seen.add(key)
-        if not isinstance(prompt, str):
-            raise BadOption(f"input {at} must be a str, or a pair of a key and a str, not {type(prompt).__name__}")
-        return sets.Item(at, key, clean_text(prompt))
+        return sets.Item(at, key, clean_text(self._prompt(at, key, fields or value, fields)))
+
+    def _prompt(self, at: int, key: str | None, item: object, fields: _Row) -> str:
+        if self._template is not None:
+            try:
+                return self._template.format(**{"item": item, "key": at if key is None else key, **fields})
+            except (KeyError, AttributeError, IndexError, ValueError) as error:
+                names = "{item}, {key}" + "".join(f", {{{name}}}" for name in fields)
+                raise BadOption(f"the template doesn't fit input {at} ({error}); it may name {names}") from None
+        if isinstance(item, str):
+            return item
+        if fields:
+            names, one = _names(fields), next(iter(fields))
+            raise BadOption(f"input {at} has columns ({names}); give a template, such as '{{{one}}}'")
+        raise BadOption(f"input {at} must be a str, or a pair of a key and a str, not {type(item).__name__}")
+
+
+def _names(fields: _Row) -> str:
+    return ", ".join(fields) or "none"
 
 
 def _each(given: object) -> Iterable[object]:
-    """Yield what is iterated over; of an async generator, on a loop of this thread's own."""
+    """Yield what is iterated over: of a table its rows, of an async generator what it gives on a loop of its own."""
+    columns, row_tuples = getattr(given, "columns", None), getattr(given, "itertuples", None)
+    if isinstance(given, Mapping):
+        yield from given.items()
+        return
+    if columns is not None and row_tuples is not None:  # a DataFrame, whose package need not be installed
+        names = [str(name) for name in columns]
+        index = getattr(given, "index", None)
+        labels = itertools.repeat(None) if type(index).__name__ == "RangeIndex" or index is None else index
+        for label, row in zip(labels, row_tuples(index=False, name=None), strict=False):
+            yield label, dict(zip(names, row, strict=True))
+        return
     if not isinstance(given, AsyncIterator):
         assert isinstance(given, Iterable)  # noqa: S101 - checked before
         yield from given

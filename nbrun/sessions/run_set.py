@@ -478,7 +478,7 @@ class Sets:
 
     def map(self, agent: object, inputs: object, options: Mapping[str, Any]) -> RunSet:
         """Start a set; see `NotebookSession.map()`."""
-        read = Inputs(inputs)
+        read = Inputs(inputs, options.get("template"), options.get("key"))
         own, given = self._split(options, {})
         plan = self._starter.plan(agent, given)
         header: dict[str, Plain] = {
@@ -550,6 +550,7 @@ class Sets:
             live.take_up(row.size, newest, again)
             if not live.pending:
                 raise NotResumable(f"{title} has nothing left to run")
+            live.secret = {} if ended is None else ended.secret
             live.usage = self.usage(number)
             if not self.parts.store.change(lambda db: sets.begin_again(db, row, self.parts.session_id)):
                 raise NotResumable(f"another kernel is already resuming {title}")
@@ -586,8 +587,8 @@ class Sets:
             live.wake()
 
 
-_OWN = ("concurrency", "rate", "retries", "retry_if", "max_failures", "max_cost", "max_tokens")
-_RECORDED = tuple(name for name in _OWN if name != "retry_if")
+_OWN = ("concurrency", "rate", "retries", "retry_if", "max_failures", "max_cost", "max_tokens", "template", "key")
+_RECORDED = tuple(name for name in _OWN if name not in ("retry_if", "template", "key"))
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(s|sec|min|h|hour)\s*")
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hour": 3600.0}
 

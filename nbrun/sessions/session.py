@@ -217,6 +217,8 @@ class NotebookSession:
         agent: object,
         inputs: object,
         *,
+        template: str | None = None,
+        key: str | None = None,
         concurrency: int | None = None,
         rate: str | None = None,
         retries: int = 0,
@@ -234,8 +236,11 @@ class NotebookSession:
 
         Parameters
         ----------
-        inputs : prompts: a list, a dict of keys and prompts, pairs of a key and a prompt, or any generator of prompts
-            or pairs, sync or async.
+        inputs : prompts: a list, a Series, a dict of keys and prompts, pairs of a key and a prompt, or any generator of
+            these, sync or async; with a template, also a DataFrame, or rows as dicts.
+        template : makes the prompt of each input: `{item}` is the input, `{question}` or `{item.question}` its column,
+            `{key}` its key.
+        key : the column that has the keys; by default they are a DataFrame's index, unless that only counts.
         concurrency : how many may be in progress at once, in places of the set's own; None: `max_concurrent`.
         rate : at most so many starts, as `600/min` or `5/s`.
         retries : how often an input is tried again whose run failed.
@@ -251,8 +256,9 @@ class NotebookSession:
             Nothing was started.
         """
         own = {
-            "concurrency": concurrency, "rate": rate, "retries": retries, "retry_if": retry_if,
-            "max_failures": max_failures, "max_cost": max_cost, "max_tokens": max_tokens, "approve": approve,
+            "template": template, "key": key, "concurrency": concurrency, "rate": rate, "retries": retries,
+            "retry_if": retry_if, "max_failures": max_failures, "max_cost": max_cost, "max_tokens": max_tokens,
+            "approve": approve,
         }  # fmt: skip
         return self._sets.map(agent, inputs, {**own, **options})
 

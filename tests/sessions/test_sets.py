@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,29 @@ def test_inputs_that_are_no_prompts_are_refused_before_anything_starts(make_sess
         with pytest.raises(BadOption, match=words):
             session.map(upper, ["a"], **options)
     assert session.sets() == []
+
+
+def test_rows_of_a_table_are_inputs_by_a_template(make_session: MakeSession) -> None:
+    """A DataFrame's or dicts; the key is a column, or the index where that says anything."""
+    pd = pytest.importorskip("pandas")
+    session = make_session()
+    frame = pd.DataFrame({"id": ["x", "y"], "the question": ["a", "b"], "year": [1, 2]})
+    found = done(session.map(upper, frame, template="{item[the question]} {year}, {key}", key="id"))
+    assert (found.outputs(), found["y"].output) == (["A 1, X", "B 2, Y"], "B 2, Y")
+    assert done(session.map(upper, frame, template="{item.year} {key}")).outputs() == ["1 0", "2 1"]
+    assert done(session.map(upper, frame.set_index("id"), template="{key}"))["y"].output == "Y"
+    assert done(session.map(upper, frame["the question"])).outputs() == ["A", "B"]
+    rows = ({"word": word} for word in "ab")
+    assert done(session.map(upper, rows, template="{{{word}}}")).outputs() == ["{A}", "{B}"]
+    assert done(session.map(upper, [1, 2], template="number {item}")).outputs() == ["NUMBER 1", "NUMBER 2"]
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, "give a template, such as '{id}'"),
+        ({"template": "{word}"}, r"may name {item}, {key}, {id}"),
+        ({"template": "{year}", "key": "name"}, "no column 'name' for its key; it has id, the question, year"),
+    )
+    for options, words in wrong:
+        with pytest.raises(BadOption, match=words):
+            session.map(upper, frame, **options)
 
 
 def test_an_empty_set_is_complete(make_session: MakeSession) -> None:
@@ -278,6 +302,22 @@ def test_as_completed_yields_what_ends_first(make_session: MakeSession) -> None:
     assert next(order).output == "quick"
     held.let_go()
     assert [run.output for run in order] == ["held"]
+
+
+def test_a_secret_in_an_input_reaches_the_agent_and_no_file(make_session: MakeSession, store_path: Path) -> None:
+    """In this kernel, also when the input is retried."""
+    session, seen = make_session(), list[str]()
+    session.redact("s3cr3t-word-of-mine", "WORD")
+
+    async def agent(prompt: str) -> None:
+        seen.append(prompt)
+
+    found = done(session.map(agent, {"s3cr3t-word-of-mine": "say s3cr3t-word-of-mine"}))
+    done(found.retry(keys=[0]))
+    session.close()
+    assert seen == ["say s3cr3t-word-of-mine"] * 2
+    assert rows(store_path, "SELECT key, prompt FROM items") == [(None, "say [WORD]")]
+    assert b"s3cr3t-word" not in store_path.read_bytes()
 
 
 # --- cancelled and paused ------------------------------------------------------------------------------
