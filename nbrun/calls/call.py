@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from nbrun.agents import Cancelled, RunContext, events, guarded, pricing
 from nbrun.calls.forms import BodyReader, Target
 from nbrun.calls.governor import GOVERNOR, Turn
-from nbrun.core import NbrunError, clean_text
+from nbrun.core import Latch, NbrunError, clean_text, wait_for_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nbrun.calls.journal import Answer, Tape
 
 OK, ERROR, CANCELLED = "ok", "error", "cancelled"
+STORED_WITHIN_S = 5.0  # the writer gives up a disk that does not answer before that
 
 
 class Call:
@@ -34,8 +35,8 @@ class Call:
     """
 
     __slots__ = (
-        "_began", "_cut", "_first_ms", "_is_limited", "_is_over", "_lock", "_reader", "_status", "_tape", "_turn",
-        "answer", "id", "retry_after", "run", "source", "target", "waited_ms",
+        "_before", "_began", "_cut", "_first_ms", "_is_limited", "_is_over", "_lock", "_now", "_reader", "_status",
+        "_tape", "_token", "_turn", "answer", "id", "retry_after", "run", "source", "target", "waited_ms",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,7 @@ class Call:
         tape: Tape | None = None,
     ) -> None:
         self.run = run
+        self._token, self._now = run.token, run.clock.monotonic
         self.target = target
         self._lock = threading.Lock()
         self._is_over = False
@@ -60,18 +62,21 @@ class Call:
         self.answer = answer
         self._tape = tape
         self.retry_after: float | None = None
-        run.token.raise_if_cancelled()
+        self._token.raise_if_cancelled()
         is_unanswered = target is not None and answer is None
         if is_unanswered and (journal := run.journal) is not None and journal.speed is not None:
             raise NbrunError(
                 f"{journal.source} answers calls through httpx only, and this one uses another HTTP client"
             )
         with guarded():
-            self._began = run.clock.monotonic()
+            self._began = self._now()
             self.id = (
                 "" if target is None else run.begin_call(target.provider, target.model, is_free=answer is not None)
             )
-            self._cut = None if cut is None else run.token.add_first(lambda _request: cut())
+            self._cut = None if cut is None else self._token.add_first(lambda _request: cut())
+            self._before = Latch()  # what has led to the call is stored
+            if tape is not None:
+                run.call_when_stored(self._before.set)
 
     def wait_turn(self, address: str, headers: Mapping[str, str], content: bytes | None) -> None:
         """Wait for the call's turn among those to the same address with the same key; `headers` tell the key."""
@@ -98,11 +103,11 @@ class Call:
         try:
             yield
         finally:
-            now = self.run.clock.monotonic()
+            now = self._now()
             self.waited_ms, self._began = round((now - self._began) * 1000, 3), now
 
-    def answered(self, status: int, headers: Any) -> None:
-        """Note the head of the response."""
+    def answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note the head of the response; the names of its headers are in lower case."""
         self._status = status
         if self._turn is not None:
             self.retry_after = GOVERNOR.answer(self._turn, status, headers)
@@ -116,33 +121,83 @@ class Call:
 
     def take(self, piece: bytes) -> None:
         """Note a piece of the response's body; raises `Cancelled` if the run was cancelled."""
+        ms = (self._now() - self._began) * 1000
         if self._first_ms is None:
-            self._first_ms = (self.run.clock.monotonic() - self._began) * 1000
-        if self._reader is not None and self._reader.feed(piece) and self._is_limited:
+            self._first_ms = ms
+        reader, tape = self._reader, self._tape
+        if reader is not None and reader.feed(piece) and self._is_limited:
             with guarded():
                 if used := self._used():
                     self.run.note_call(self.id, used)
-        if self._tape is not None:
-            self._tape.add((self.run.clock.monotonic() - self._began) * 1000, piece)
-        self.run.token.raise_if_cancelled()
+        if tape is not None:
+            tape.add(ms, piece)
+        if self._token.cancelled:
+            self._token.raise_if_cancelled()
 
     def closed(self) -> None:
         """Note that the response was closed, whether all of its body was read or not."""
-        if self._tape is not None and not self.run.token.cancelled and self._tape.is_over:
+        if self._is_complete:
+            self._wait_stored()
             self._keep()
-        self.finish(CANCELLED if self.run.token.cancelled else ERROR if self._status >= 400 else OK)
+        self.finish(CANCELLED if self._token.cancelled else ERROR if self._status >= 400 else OK)
+
+    async def closed_async(self) -> None:
+        """Do the same without blocking the thread."""
+        if self._is_complete:
+            await self._wait_stored_async()
+        self.closed()
+
+    @property
+    def _is_complete(self) -> bool:
+        return self._tape is not None and not self._token.cancelled and self._tape.is_over
 
     def complete(self) -> None:
         """Note the end of the body; raises `Cancelled` if it was cut by a cancel, which may look like an end."""
-        if not self.run.token.cancelled:  # a cancel may look like the end
+        if not self._token.cancelled:
+            self._wait_stored()
             self._keep()
         self.finish(ERROR if self._status >= 400 else OK)
-        self.run.token.raise_if_cancelled()
+        self._token.raise_if_cancelled()
+
+    async def complete_async(self) -> None:
+        """Do the same without blocking the thread."""
+        if not self._token.cancelled:
+            await self._wait_stored_async()
+        self.complete()
+
+    # An answer that is kept is of no use without what has led to it: a run that is resumed would ask something else.
+    # Mostly that was stored long before the answer came.
+
+    def _wait_stored(self) -> None:
+        if self._tape is not None and not self._before.is_set():
+            with guarded(), self._stopping_wait(self._before.set):
+                self.run.call_when_stored(self._before.set, is_urgent=True)
+                self._before.wait(STORED_WITHIN_S)
+
+    async def _wait_stored_async(self) -> None:
+        if self._tape is not None and not self._before.is_set():
+
+            def register(wake: Callable[[], object]) -> None:
+                stack.enter_context(self._stopping_wait(wake))
+                self.run.call_when_stored(wake, is_urgent=True)
+
+            with ExitStack() as stack:
+                await wait_for_call(register, STORED_WITHIN_S)
+            self._before.set()
+
+    @contextmanager
+    def _stopping_wait(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Have a cancel of the run end a wait."""
+        handle = self._token.add_first(lambda _request: wake())
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _keep(self) -> None:
         """Keep the answer, before its reader knows that it is complete: what the run has had is never paid again."""
         tape, self._tape = self._tape, None
-        if tape is not None:
+        if tape is not None and not self._token.cancelled:  # a cancel may look like the end
             with guarded():
                 tape.keep()
 
@@ -155,9 +210,9 @@ class Call:
             raise
         except BaseException as error:
             self.broke(error)
-            if self.run.token.cancelled and isinstance(error, Exception):
+            if self._token.cancelled and isinstance(error, Exception):
                 try:
-                    self.run.token.raise_if_cancelled()
+                    self._token.raise_if_cancelled()
                 except Cancelled as cancelled:
                     raise cancelled from error
             raise
@@ -165,7 +220,7 @@ class Call:
     def broke(self, error: BaseException) -> None:
         """Note what the request has failed with."""
         self._tape = None
-        is_cancelled = self.run.token.cancelled
+        is_cancelled = self._token.cancelled
         is_stop = is_cancelled or not isinstance(error, Exception)
         self.finish(CANCELLED if is_stop else ERROR, "" if is_stop else f"{type(error).__name__}: {error}")
 
@@ -182,7 +237,7 @@ class Call:
                 return
             if self._status >= 400 and not error:
                 error = f"HTTP {self._status}"
-            ms = (self.run.clock.monotonic() - self._began) * 1000
+            ms = (self._now() - self._began) * 1000
             first_ms = None if self._first_ms is None else round(self._first_ms, 3)
             if self._reader is not None:
                 self._reader.close()

@@ -281,6 +281,10 @@ class BodyReader:
         """Take a piece of the body; return whether more usage was reported in it."""
         if self._is_lost:
             return False
+        if self._is_lines and self._inflate is None and not self._size and piece.endswith(b"\n"):  # nearly all of them
+            start = 0 if b'eval_count"' in piece else piece.find(b'"usage')
+            if start < 0 or _USED.search(piece, start) is None:
+                return False
         before = self.usage
         if self._inflate is None:
             self._take(piece)
@@ -324,8 +328,6 @@ class BodyReader:
             self._kept += piece
 
     def _take_lines(self, piece: bytes) -> None:
-        if not self._size and piece.endswith(b"\n") and _USED.search(piece) is None:  # nearly all of them
-            return
         first, newline, rest = piece.partition(b"\n")
         if newline:
             self._read(bytes(self._kept) + first)

@@ -116,21 +116,26 @@ class Rate(NamedTuple):
         return self.reset_s * min(1.0, (need - self.remaining) / (self.limit - self.remaining))
 
 
-_RATES = (
-    ("requests", "x-ratelimit-{}-requests"), ("tokens", "x-ratelimit-{}-tokens"),
-    ("requests", "anthropic-ratelimit-requests-{}"), ("tokens", "anthropic-ratelimit-tokens-{}"),
-    ("tokens", "anthropic-ratelimit-input-tokens-{}"), ("tokens", "anthropic-ratelimit-output-tokens-{}"),
-)  # fmt: skip
+_RATES = tuple(
+    (what, tuple(name.format(part) for part in ("remaining", "reset", "limit")))
+    for what, name in (
+        ("requests", "x-ratelimit-{}-requests"),
+        ("tokens", "x-ratelimit-{}-tokens"),
+        ("requests", "anthropic-ratelimit-requests-{}"),
+        ("tokens", "anthropic-ratelimit-tokens-{}"),
+        ("tokens", "anthropic-ratelimit-input-tokens-{}"),
+        ("tokens", "anthropic-ratelimit-output-tokens-{}"),
+    )
+)
 
 
 def read_rates(headers: Mapping[str, str], now: float) -> Iterator[Rate]:
     """Read the rates of OpenAI and Anthropic, and of those that use their headers; `now` is in epoch seconds."""
-    for what, name in _RATES:
-        remaining = _number(headers.get(name.format("remaining")))
-        if remaining is None:
+    for what, names in _RATES:
+        if (left := headers.get(names[0])) is None or (remaining := _number(left)) is None:
             continue
-        reset_s = _reset_s(headers.get(name.format("reset")) or "", now)
-        limit = _number(headers.get(name.format("limit")))
+        reset_s = _reset_s(headers.get(names[1]) or "", now)
+        limit = _number(headers.get(names[2]))
         if reset_s is not None and remaining >= 0:
             yield Rate(what, remaining, min(reset_s, MAX_WAIT_S), limit if limit is None or limit >= 1 else None)
 

@@ -21,6 +21,8 @@ from nbrun.core.journal import CALL, MAX_ANSWER, Entry, Journal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from nbrun.core import Redactor
+
 HEADERS = ("content-type", "x-request-id", "request-id")
 """The headers of an answer that are kept."""
 _SECRET_PARAMETER = re.compile(
@@ -62,7 +64,7 @@ _outlines = msgspec.msgpack.Decoder(_Outline)
 class Asked:
     """A request to a model, as a journal knows it."""
 
-    __slots__ = ("_canonical", "address", "digest")
+    __slots__ = ("_body", "address", "digest")
 
     def __init__(
         self, method: str, address: str, parameters: Iterable[tuple[str, str]], body: bytes, journal: Journal
@@ -71,23 +73,25 @@ class Asked:
         redactor = journal.redactor
         shown = "&".join(f"{name}={value}" for name, value in sorted(parameters) if not _SECRET_PARAMETER.search(name))
         self.address = redactor.text(f"{method} {address}?{shown}" if shown else f"{method} {address}")
-        try:
-            canonical = _sorted(msgspec.json.decode(body))
-        except (msgspec.MsgspecError, RecursionError, UnicodeError):  # no JSON: then as it is
-            canonical = body
-        self._canonical = redactor.raw(canonical) if redactor.concerns(canonical) else canonical
-        self.digest = hashlib.sha256(self.address.encode(errors="replace") + b"\n" + self._canonical).digest()
+        self._body, canonical = _canonical(body)
+        if redactor.concerns(canonical):
+            self._body, canonical = _canonical(redactor.raw(canonical))
+        self.digest = hashlib.sha256(self.address.encode(errors="replace") + b"\n" + canonical).digest()
 
     @property
     def outline(self) -> _Outline:
         """The request in short."""
-        try:
-            body = msgspec.json.decode(self._canonical)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError):
-            body = {"body": self._canonical.hex()}
-        if not isinstance(body, dict):
-            body = {"body": body}
+        body = self._body if isinstance(self._body, dict) else {"body": self._body}
         return _Outline(self.address, {clean_text(name)[:_SHORT]: _brief(value) for name, value in body.items()})
+
+
+def _canonical(body: bytes) -> tuple[Any, bytes]:
+    """Return what a body holds, and the bytes that are the same for the same."""
+    try:
+        value = msgspec.json.decode(body)
+        return value, _sorted(value)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):  # no JSON: then as it is
+        return body.hex(), body
 
 
 def _brief(value: Any) -> Any:
@@ -221,25 +225,25 @@ class Tape:
             self._run.log(f"the answer to a model call is not kept: it has {size_words(self._size)}", "warning")
             return
         try:
-            pieces = self._clean()
-            if not _HAS_FAILED.search(b"".join(piece for _, piece in pieces)):
+            redactor = self._journal.redactor
+            pieces, whole = self._clean(redactor)
+            if b"error" not in whole or not _HAS_FAILED.search(whole):  # nearly none has that word
                 status, headers = self._head
-                redact = self._journal.redactor.text
-                kept = [(name, redact(clean_text(value))) for name, value in headers]
+                kept = [(name, redactor.text(clean_text(value))) for name, value in headers]
                 answer = _pack(Answer(status, kept, pieces))
                 outline = _pack(self._asked.outline)
                 self._journal.keep(Entry(CALL, self._asked.digest, self._run.clock.now(), answer, outline))
         except (OSError, StoreError) as error:
             self._run.log(f"the answer to a model call is not kept: {error}", "warning")
 
-    def _clean(self) -> list[tuple[float, bytes]]:
-        """Return the pieces, decoded, without secrets."""
+    def _clean(self, redactor: Redactor) -> tuple[list[tuple[float, bytes]], bytes]:
+        """Return the pieces, decoded, without secrets; and all of them in one."""
         pieces = self._pieces
         if self._encoding not in _ENCODED:
             last = pieces[-1][0] if pieces else 0.0
             decoded = self._decode(self._encoding, [piece for _, piece in pieces], MAX_ANSWER)
             pieces = [(last, piece) for piece in decoded]
-        whole, redactor = b"".join(piece for _, piece in pieces), self._journal.redactor
+        whole = b"".join([piece for _, piece in pieces])
         if not redactor.concerns(whole) or (clean := redactor.raw(whole)) == whole:
-            return pieces
-        return [(pieces[-1][0], clean)]  # a secret may have come in two pieces
+            return pieces, whole
+        return [(pieces[-1][0], clean)], clean  # a secret may have come in two pieces

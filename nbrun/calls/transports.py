@@ -43,7 +43,7 @@ def instrument(package: Any) -> Callable[[], None]:
         with call.failing():
             call.wait_turn(*_place(request))
             response = send(self, sent)
-        call.answered(response.status_code, response.headers)
+        call.answered(response.status_code, _read(response.headers))
         response.stream = body(response.stream, call)
         return response
 
@@ -69,7 +69,7 @@ def instrument(package: Any) -> Callable[[], None]:
                 answer.close()
                 raise
             response = await answer
-        call.answered(response.status_code, response.headers)
+        call.answered(response.status_code, _read(response.headers))
         response.stream = async_body(response.stream, call)
         return response
 
@@ -108,13 +108,13 @@ def _make_bodies(package: Any) -> tuple[Any, Any]:
                 async for piece in self._stream:
                     self._call.take(piece)
                     yield piece
-            self._call.complete()
+            await self._call.complete_async()
 
         async def aclose(self) -> None:
             try:
                 await self._stream.aclose()
             finally:
-                self._call.closed()
+                await self._call.closed_async()
 
     return Body, AsyncBody
 
@@ -164,9 +164,14 @@ def _content(request: Any) -> bytes | None:
     return content
 
 
-def _place(request: Any) -> tuple[str, Any, bytes | None]:
+def _place(request: Any) -> tuple[str, dict[str, str], bytes | None]:
     """Return by what a request finds its place in a line."""
-    return request.url.netloc.decode("ascii", "replace"), request.headers, _content(request)
+    return request.url.netloc.decode("ascii", "replace"), _read(request.headers), _content(request)
+
+
+def _read(headers: Any) -> dict[str, str]:
+    """Return headers by their names in lower case: the package walks through all of them for each that is asked for."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers.raw}
 
 
 class _Pieces:
@@ -205,7 +210,7 @@ def _respond(package: Any, call: Call, body: Any) -> Any:
     assert answer is not None  # noqa: S101 - the caller has looked
     stream = body(_Pieces(answer.pieces, call.run), call)
     response = package.Response(answer.status, headers=answer.headers, stream=stream)
-    call.answered(answer.status, response.headers)
+    call.answered(answer.status, _read(response.headers))
     return response
 
 

@@ -43,13 +43,13 @@ def instrument(package: Any) -> Callable[[], None]:
         if type(response) is plain and not options.get("preload_content", True):
             if options.get("response_conn") is None:  # it is given back already
                 line.leave()
-            call.answered(response.status, response.headers)
+            call.answered(response.status, _read(response.headers))
             response.__class__ = seen
             response.begin(call, line)
             return response
         line.leave()
         is_decoded = options.get("decode_content", True)
-        call.answered(response.status, {**response.headers, "content-encoding": ""} if is_decoded else response.headers)
+        call.answered(response.status, _read(response.headers) | ({"content-encoding": ""} if is_decoded else {}))
         call.take(response.data)
         call.complete()
         return response
@@ -59,6 +59,11 @@ def instrument(package: Any) -> Callable[[], None]:
 
     pool._make_request = seen_request
     return undo
+
+
+def _read(headers: Any) -> dict[str, str]:
+    """Return headers by their names in lower case."""
+    return {name.lower(): value for name, value in headers.items()}
 
 
 class _Line:

@@ -15,7 +15,8 @@ import os
 import re
 import struct
 import threading
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -38,6 +39,10 @@ MAX_ANSWER = 20_000_000
 """Bytes of the largest answer that is kept."""
 MAX_JOURNAL = 200_000_000
 """Bytes of the largest journal."""
+MAX_OPENED = 32
+"""How many journals are open at once: to open one for each answer takes longer than to write it."""
+LOOK_S = 1.0
+"""How often it is looked whether they are still there."""
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _HEAD = struct.Struct("!I32s")  # of a frame: the length of its content, and the signature
@@ -106,30 +111,59 @@ class JournalFiles:
         self.folder = None if folder is None else folder / "journal"
         self._lock = threading.Lock()
         self._held: dict[str, bytes] = {}
+        self._opened: OrderedDict[str, int] = OrderedDict()  # by name, its descriptor; what was used last, last
+        self._max_opened = MAX_OPENED
+        self._looked_at = 0.0
 
     def append(self, name: str, data: bytes) -> None:
         """Append to a journal, whole; raises `StoreError` or `OSError` if it can't be written."""
-        if self.folder is None:
-            with self._lock:
+        with self._lock:
+            if self.folder is None:
                 if sum(map(len, self._held.values())) + len(data) > MEMORY_BYTES:
                     raise StoreError("runs are kept in memory only, and there is no room for it")
                 self._held[name] = self._held.get(name, b"") + data
-            return
-        flags, path = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS, self.folder / name
-        try:
-            descriptor = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            make_folder(self.folder.parent)
-            make_folder(self.folder)
-            descriptor = os.open(path, flags, 0o600)
-        try:
-            if not is_trusted(os.fstat(descriptor), path):
-                raise StoreReadOnly(f"{path} belongs to another user; nbrun does not use it")
+                return
+            descriptor = self._opened.get(name)
+            now = time.monotonic()
+            if descriptor is not None and now - self._looked_at > LOOK_S:
+                self._looked_at = now
+                for each in [one for one, opened in self._opened.items() if not os.fstat(opened).st_nlink]:
+                    self._close(each)  # removed by somebody else
+                descriptor = self._opened.get(name)
+            if descriptor is None:
+                descriptor = self._open(self.folder, name)
+            self._opened.move_to_end(name)
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-        finally:
+            while len(self._opened) > self._max_opened:
+                self._close(next(iter(self._opened)))
+
+    def _open(self, folder: Path, name: str) -> int:
+        """Open a journal for what is appended next; the caller holds the lock."""
+        flags, path = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS, folder / name
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            make_folder(folder.parent)
+            make_folder(folder)
+            descriptor = os.open(path, flags, 0o600)
+        if not is_trusted(os.fstat(descriptor), path):
             os.close(descriptor)
+            raise StoreReadOnly(f"{path} belongs to another user; nbrun does not use it")
+        self._opened[name] = descriptor
+        return descriptor
+
+    def _close(self, name: str) -> None:
+        if (descriptor := self._opened.pop(name, None)) is not None:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Leave no file open from now on."""
+        with self._lock:
+            self._max_opened = 0
+            for name in tuple(self._opened):
+                self._close(name)
 
     def read(self, name: str) -> bytes:
         """Return a journal; nothing if there is none that can be read."""
@@ -150,6 +184,8 @@ class JournalFiles:
         if self.folder is None:
             with self._lock:
                 return len(self._held.pop(name, b""))
+        with self._lock:
+            self._close(name)  # Windows removes no file that is open
         with contextlib.suppress(OSError, StoreReadOnly):
             if secure(self.folder, tightens=False) is not None:
                 size = os.lstat(self.folder / name).st_size
@@ -236,7 +272,7 @@ class Journal:
         self._left = sum(entry.kind == CALL for entry in known)
         self._number = self._size = 0
         self._is_broken = False
-        self._file: tuple[bytes, str] | None = None  # its key and its name
+        self._file: tuple[hmac.HMAC, str] | None = None  # what signs its entries, and its name
         self.source = source
         self.speed = speed
         self.given = 0
@@ -292,10 +328,13 @@ class Journal:
         journals = self._journals
         with self._lock:
             if self._file is None:
-                self._file = journals.key_of(self._run_id), journal_name(journals.session_id, self._run_id)
-            key, name = self._file
+                key = journals.key_of(self._run_id)
+                self._file = hmac.new(key, None, "sha256"), journal_name(journals.session_id, self._run_id)
+            signer, name = self._file
             content = _encode(_Placed(self._attempt, self._number, entry))
-            frame = _HEAD.pack(len(content), hmac.digest(key, content, "sha256")) + content
+            signing = signer.copy()  # `hmac.digest()` would let other threads run meanwhile, and then wait for them
+            signing.update(content)
+            frame = _HEAD.pack(len(content), signing.digest()) + content
             try:
                 journals.files().append(name, frame)
             except (OSError, StoreError):

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from nbrun.agents import Budget, ChildRun
 
 
+class WhenStored(Protocol):
+    """Calls back when all that a run's host has sent is on disk, or can't be put there; from any thread, on any."""
+
+    def __call__(self, function: Callable[[], object], *, is_urgent: bool = False) -> None:
+        """Call `function` then; urgent is what somebody waits for."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One try at a run on a host.
@@ -44,6 +52,7 @@ class Attempt:
     loop: AbstractEventLoop | None = None  # where the agent is driven; None: on the host's own
     watch_calls: bool = True  # whether its model calls are seen
     journals: Journals | None = None  # where the run's journal is kept; None: nowhere
+    when_stored: WhenStored | None = None  # None: nothing is stored
 
     @property
     def approve(self) -> str:

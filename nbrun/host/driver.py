@@ -283,6 +283,8 @@ class Driver:
     @property
     def budget(self) -> Budget:
         """The run's limits, and what it has used of them."""
+        if (known := self._budget) is not None:  # asked for several times in each model call
+            return known
         with guarded(), self._lock:
             if self._budget is None:
                 limits, before = self._attempt.options, self._usage_before
@@ -310,9 +312,9 @@ class Driver:
     @property
     def journal(self) -> Journal | None:
         """What the run's model calls are answered from, and where their answers are kept."""
-        attempt = self._attempt
-        if attempt.journals is None:
-            return None
+        attempt, known = self._attempt, self._journal
+        if known is not None or attempt.journals is None:
+            return known
         with guarded(), self._lock:
             if self._journal is None:
                 restored = attempt.restored or Restored()
@@ -321,6 +323,14 @@ class Driver:
                     restored.journal_of, restored.speed,
                 )  # fmt: skip
             return self._journal
+
+    def call_when_stored(self, function: Callable[[], object], *, is_urgent: bool = False) -> None:
+        """Call `function` when all that was sent is on disk, or can't be put there; on any thread, or at once."""
+        when_stored = self._attempt.when_stored
+        if when_stored is None:
+            function()
+        else:
+            when_stored(function, is_urgent=is_urgent)
 
     @property
     def artifact_writer(self) -> ArtifactWriter:

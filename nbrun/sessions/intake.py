@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from nbrun.sessions.live_run import LiveRun, StreamName
 from nbrun.store import Checkpointed, Committed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from nbrun.host.attempt import IsFull
 
@@ -51,10 +52,14 @@ COMMIT_BYTES, TURN_BYTES = 1_000_000, 128_000
 BACKLOG = 20_000
 """How many items may come between two looks of the writer before a start waits for its run to be saved."""
 
-_CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE}
+_CAN_WAIT = ev.DELTA_TYPES | {ev.CancelEscalated.TYPE, ev.CallStarted.TYPE, ev.CallFinished.TYPE, ev.Usage.TYPE}
 
-_Item = tuple[LiveRun, HostEvent | ev.EventData, float, int]
-"""Whose, what, when, and about how many bytes it takes; 0 for the session's own, which are few and wait for nothing."""
+_Call = Callable[[], object]
+
+_Item = tuple[LiveRun, HostEvent | ev.EventData | _Call, float, int]
+"""Whose, what, when, and about how many bytes it takes; 0 for the session's own, which are few and wait for nothing.
+
+What is called stands behind what must be stored before."""
 
 
 class Intake:
@@ -76,6 +81,7 @@ class Intake:
         self._clock = clock
         self._keyring = keyring
         self._on_publish = on_publish
+        self._when_stored: list[_Call] = []  # of those who drain and publish
         # Entered again by a signal handler, or a `__del__`, that cancels a run in the middle of a start.
         self._lock = threading.RLock()
         self._items: deque[_Item] = deque()  # what came since the last look
@@ -148,7 +154,7 @@ class Intake:
                     self._items.append((live, event, event.ts, weight))
                 is_urgent, can_wait = True, False
             else:
-                if kind not in ev.DELTA_TYPES:  # a key that is set for a moment only
+                if kind not in _CAN_WAIT:  # a key that is set for a moment only
                     self._keyring.look()
                 weight = ev.weight(event.data)
                 self._items.append((live, event, event.ts, weight))
@@ -167,6 +173,11 @@ class Intake:
     def _is_full(self, live: LiveRun) -> bool:
         """Return whether more of a run waits than its share."""
         return live.sent_bytes - live.taken_bytes > self._share
+
+    def call_when_stored(self, live: LiveRun, function: _Call, *, is_urgent: bool = False) -> None:
+        """Call `function` as soon as all that has come of a run is on disk, or can't be put there; on any thread."""
+        self._items.append((live, function, 0.0, 0))
+        self.wake(can_wait=True, is_urgent=is_urgent)
 
     def emit(self, live: LiveRun, data: ev.EventData) -> None:
         """Take an event of the session itself; an end only if none is here yet."""
@@ -220,6 +231,7 @@ class Intake:
         items, lines = self._items, self._lines
         room = COMMIT_BYTES
         self._keyring.look()  # an agent may have set a key just now
+        self._call_stored()
         if not lines:  # nearly always, all of it fits
             room -= self._take(items, room // 2, events)
         if items:
@@ -233,6 +245,12 @@ class Intake:
         if lines:
             self.wake(is_urgent=True)
         return events
+
+    def _call_stored(self) -> None:
+        """Call what has waited for what was drained before: that is stored by now, or kept in memory."""
+        functions, self._when_stored = self._when_stored, []
+        for function in functions:
+            function()
 
     def _line_up(self) -> None:
         """Put what has come behind what waits of the same runs."""
@@ -249,6 +267,11 @@ class Intake:
         taken = 0
         while items and taken < room:
             live, item, ts, weight = items.popleft()
+            if callable(item):
+                self._when_stored.append(item)
+                if not events:  # what came before it was drained before
+                    self._call_stored()
+                continue
             taken += weight
             live.taken_bytes += weight
             if live.run_id not in self.runs:  # forgotten while this waited
@@ -471,6 +494,7 @@ class Intake:
                 self._on_publish(live, item.events)
             except Exception:  # who listens to one run must not keep others from becoming public
                 _log.exception("the publishing of %s failed", live.run_id)
+        self._call_stored()
         self._publisher = None
 
     def refuse(self, run_id: str) -> None:

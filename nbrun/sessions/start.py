@@ -312,6 +312,7 @@ class Starter:
             pickled, live.budget, parts.scheduler.is_reentrant,
             plan.restored, parts.artifact_writer, live.loop,
             parts.watch_calls or answers, parts.journals,
+            functools.partial(parts.intake.call_when_stored, live),
         )  # fmt: skip
 
     def _new_id(self) -> str:

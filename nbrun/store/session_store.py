@@ -104,7 +104,8 @@ class SessionStore(StoredRuns):
         self._refusal: str | None = None  # in a child process that was forked
         self._read_only: ReadOnlyStore | None = None
         self._memory_files = ArtifactFiles(None)
-        self._memory_journals = JournalFiles(None)
+        self._journals = JournalFiles(None)
+        self._journals_at: Path | None = None
         self._sweep_lock = threading.Lock()
         self._sweep_at = 0.0
         self._sweep_thread: threading.Thread | None = None
@@ -335,7 +336,12 @@ class SessionStore(StoredRuns):
     @property
     def journals(self) -> JournalFiles:
         """Where the journals of runs are kept: beside the file, or in memory."""
-        return self._memory_journals if self.path is None else JournalFiles(folder_beside(self.path))
+        path, known = self.path, self._journals
+        if path != self._journals_at:  # the file is elsewhere now
+            self._journals = JournalFiles(None if path is None else folder_beside(path))
+            self._journals_at = path
+            known.close()
+        return self._journals
 
     # --- removing --------------------------------------------------------------------------------
 
@@ -423,6 +429,7 @@ class SessionStore(StoredRuns):
                 self._read_connection = None
             if self._writer is None:
                 self._database.close()
+            self._journals.close()
             self._is_closed = True
             self._is_shut = self.path is None or not done
         return done

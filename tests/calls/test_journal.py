@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +14,12 @@ import httpx
 import httpx2
 import pytest
 
-from nbrun import NotebookSession, Run, events as ev
+from nbrun import NotebookSession, Run, RunContext, events as ev
 from nbrun.core.errors import BadOption, NotResumable
-from nbrun.core.journal import MAX_ANSWER, journal_name
+from nbrun.core.journal import MAX_ANSWER, journal_name, read_entries
+from nbrun.sessions.intake import Intake
+from nbrun.store import writer
+from nbrun.store.transaction import FileWriter
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
 from tests.fakes.provider import ASKED, FORMS, Provider
@@ -365,6 +369,66 @@ def test_a_run_in_a_process_of_its_own_has_a_journal(session: NotebookSession, p
     assert again.status == "completed"
     assert sources(again) == ["journal"]
     assert len(provider.requests) == 1
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+@pytest.mark.parametrize("on", ["local", "process"])
+def test_an_answer_is_kept_behind_what_has_led_to_it(
+    make_session: MakeSession,
+    provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+    on: Literal["local", "process"],
+    is_async: bool,
+) -> None:
+    """While that is not on disk yet, the answer waits: after a kill, the run would ask something else."""
+    url = url_of(provider, "chat", stream=True)
+    waits, gate = threading.Event(), threading.Event()
+    call, write = Intake.call_when_stored, FileWriter.write
+
+    def watched_call(*args: Any, **options: Any) -> None:
+        call(*args, **options)
+        if options.get("is_urgent"):
+            waits.set()
+
+    def held_write(*args: Any, **options: Any) -> Any:
+        assert gate.wait(BOUND_S)
+        return write(*args, **options)
+
+    async def asks(prompt: str, run: RunContext) -> str:
+        await run.inbox.get()
+        with run.tool("look"):
+            pass
+        async with httpx2.AsyncClient(verify=False) as client:
+            return (await ask_async(client, url, "one")).decode()
+
+    def asks_blocking(prompt: str, run: RunContext) -> str:
+        while not run.inbox.take():
+            run.sleep(0.01)
+        with run.tool("look"):
+            pass
+        with httpx2.Client(verify=False) as client:
+            return ask(client, url, "one").decode()
+
+    monkeypatch.setattr(Intake, "call_when_stored", watched_call)
+    monkeypatch.setattr(writer, "HANG_S", 2 * BOUND_S)
+    session = make_session()
+    run = session.start(asks if is_async else asks_blocking, on=on)
+    assert run.live is not None
+    assert run.live.wait_until(lambda record: record.is_steerable, BOUND_S)
+    monkeypatch.setattr(FileWriter, "write", held_write)
+    run.steer("go")
+    assert waits.wait(BOUND_S)
+    assert number(session, run) == 0
+    gate.set()
+    assert finish(run).status == "completed"
+    assert number(session, run) == 1
+
+
+def number(session: NotebookSession, run: Run) -> int:
+    """Return how many answers are in the file of a run's journal."""
+    files = session.store.journals
+    key = session.store.signer.journal_key(session.id, run.id)
+    return len(read_entries(files.read(journal_name(session.id, run.id)), key))
 
 
 def test_the_session_checks_its_setting(make_session: MakeSession) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os.path
 import threading
 from contextlib import contextmanager
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MAX_USAGE = 10**15
 _NO_USAGE = ev.Usage()
 
 TOOL_ENDS = ("ok", "error", "denied", "cancelled")
@@ -125,6 +125,9 @@ class Backend(Protocol):
 
     def emit(self, data: ev.EventData, parent: str | None = None) -> None:
         """Take an event of the agent."""
+
+    def call_when_stored(self, function: Callable[[], object], *, is_urgent: bool = False) -> None:
+        """Call `function` when all that was sent is on disk, or can't be put there; on any thread, or at once."""
 
     def start_child(self, agent: object, prompt: str, options: dict[str, Any]) -> ChildRun:
         """Start a child run; raises `NbrunError` if that is not possible."""
@@ -321,6 +324,17 @@ class RunContext:
         backend = self._backend
         return None if backend is None else backend.journal
 
+    def call_when_stored(self, function: Callable[[], object], *, is_urgent: bool = False) -> None:
+        """Call `function` when all that the run has sent is on disk, or can't be put there; on any thread, or at once.
+
+        Something that must not be known before waits for that; `is_urgent` has it done now, and not with what follows.
+        """
+        if (backend := self._backend) is None:
+            function()
+        else:
+            with guarded():
+                backend.call_when_stored(function, is_urgent=is_urgent)
+
     @property
     def _approvals(self) -> Approvals:
         if backend := self._backend:
@@ -345,6 +359,12 @@ class RunContext:
                 backend.emit(data, parent)
             finally:
                 guard.leave()
+
+    def _send_own(self, data: ev.EventData) -> None:
+        """Append an event that is nbrun's own through and through: nothing in it needs a check."""
+        if (backend := self._backend) is not None:
+            with guarded():
+                backend.emit(data, None)
 
     def text(self, delta: str) -> None:
         """Add to the answer."""
@@ -440,14 +460,14 @@ class RunContext:
     ) -> None:
         """Add to the run's usage; runs that exceed their budget are cancelled.
 
-        Raises `ValueError` if a number is negative or not finite.
+        Raises `ValueError` if a number is negative, not finite, or no number of tokens at all (10**15 or more).
         """
         # int() and float() first, and unlocked: they may call code of the agent's, as for a number of numpy's.
         added = int(input_tokens), int(output_tokens), int(requests)
         details = int(cache_read_tokens), int(reasoning_tokens)
         cost_added = None if cost_usd is None else float(cost_usd)
-        if min(*added, *details, cost_added or 0.0) < 0 or not math.isfinite(cost_added or 0.0):
-            raise ValueError("usage numbers must be finite and not negative")
+        if not all(0 <= number < _MAX_USAGE for number in (*added, *details, cost_added or 0.0)):
+            raise ValueError("usage numbers must be finite, not negative, and below 10**15")
         with guarded(), self._lock:
             self._reported = self._reported.plus(ev.Usage(*added[:2], *details, added[2], cost_added))
             self._send_usage()
@@ -465,7 +485,7 @@ class RunContext:
                 self._calls = Calls()
             call_id = self._calls.begin(is_free=is_free)
             run_id, tool_id = _current_tool.get()  # a child run inherits it
-            self.send(ev.CallStarted(call_id, provider, model, tool_id if run_id == self.run_id else ""))
+            self._send_own(ev.CallStarted(call_id, provider, model, tool_id if run_id == self.run_id else ""))
         return call_id
 
     def note_call(self, call_id: str, usage: ev.Usage) -> None:
@@ -483,7 +503,7 @@ class RunContext:
         with self._lock:
             if self._calls is not None:
                 self._calls.end(finished, is_refused=is_refused)
-                self.send(finished)
+                self._send_own(finished)
                 self._send_usage()
 
     def _send_usage(self) -> None:
@@ -511,7 +531,7 @@ class RunContext:
         )
         if totals != known:
             self._usage = totals
-            self.send(totals)
+            self._send_own(totals)
 
     @contextmanager
     def tool(self, name: str, args: object = None, kind: str = "function") -> Iterator[ToolUse]:

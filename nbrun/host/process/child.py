@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import itertools
 import os
 import queue
 import selectors
@@ -58,6 +59,8 @@ from nbrun.host.process.protocol import (
     PackedEvent,
     Ready,
     Secrets,
+    Stored,
+    Sync,
     frame,
     pack_event,
 )
@@ -148,7 +151,9 @@ class ProcessHost:
         self._clock = SystemClock()
         self._begun: queue.SimpleQueue[Begin] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._outgoing: deque[tuple[HostEvent | Cancel, int]] = deque()  # each with about how many bytes it takes
+        self._outgoing: deque[tuple[HostEvent | Cancel | Sync, int]] = deque()  # each with about its bytes
+        self._syncs: dict[int, Callable[[], object]] = {}  # what waits for the kernel to have stored it
+        self._sync_numbers = itertools.count(1)
         self._put_bytes = self._sent_bytes = 0  # of events so far; the first by the driver, the second under `_lock`
         self._wake = threading.Event()
         self._lock = threading.RLock()
@@ -194,6 +199,7 @@ class ProcessHost:
             RunOptions(**begin.options), begin.answerable, begin.grace_s,
             artifact_writer=_artifact_writer(begin, keyring), restored=begin.restored,
             reentrant_loop=begin.reentrant_loop, watch_calls=begin.watch_calls, journals=_journals(begin, keyring),
+            when_stored=self._call_when_stored,
         )  # fmt: skip
         make_loop = loops.new_loop if begin.reentrant_loop else asyncio.new_event_loop
         self._thread = thread = loops.LoopThread("nbrun-host", make_loop, is_here=not is_sync)
@@ -242,7 +248,13 @@ class ProcessHost:
     def _is_full(self) -> bool:
         return self._put_bytes - self._sent_bytes > PAUSE_BYTES
 
-    def _put(self, item: HostEvent | Cancel, weight: int = 0) -> None:
+    def _call_when_stored(self, function: Callable[[], object], *, is_urgent: bool = False) -> None:
+        """Call `function` when the kernel has stored what was sent until now."""
+        number = next(self._sync_numbers)
+        self._syncs[number] = function
+        self._put(Sync(number, is_urgent))
+
+    def _put(self, item: HostEvent | Cancel | Sync, weight: int = 0) -> None:
         self._outgoing.append((item, weight))
         if not self._wake.is_set():
             self._wake.set()
@@ -261,13 +273,13 @@ class ProcessHost:
 
     def _send_batch(self) -> None:
         batch: list[PackedEvent] = []
-        cancel: Cancel | None = None
+        behind: Cancel | Sync | None = None
         size, sent, is_end = 0, 0, False
         while self._outgoing and len(batch) < BATCH and size < FULL:
             item, weight = self._outgoing.popleft()
             sent += weight
-            if isinstance(item, Cancel):
-                cancel = item
+            if not isinstance(item, HostEvent):
+                behind = item
                 break
             is_end = item.data.TYPE in ev.END_TYPES
             packed = pack_event(item)
@@ -282,8 +294,8 @@ class ProcessHost:
             self._send(Batch(batch))
             self._has_sent_end = is_end
         self._sent_bytes += sent
-        if cancel is not None:
-            self._send(cancel)
+        if behind is not None:
+            self._send(behind)
 
     def _send_secrets(self) -> None:
         """Send the secrets that are new in the environment: what is sent from now on may hold them."""
@@ -334,5 +346,9 @@ class ProcessHost:
                 thread, host = self._thread, self._host
                 if thread is not None and host is not None:
                     thread.call(lambda: host.control(op, dict(body)))
+            case Stored(number=upto):
+                for number in sorted(self._syncs):
+                    if number <= upto:
+                        self._syncs.pop(number)()
             case _:
                 pass

@@ -138,6 +138,8 @@ class RunProcess:
         self._unlogged: deque[ev.Log] = deque()
         self._refusal: Exception | None = None  # of a message that isn't valid
         self._has_begun = False
+        self._sync = protocol.Sync(0)  # the last one that has come
+        self._is_syncing = self._is_hurried = False
         self._secrets: dict[str, str] = {}  # that came from the process
         self._cut_off: ev.RunCancelled | None = None  # the end that the host has sent before it was killed
         self.task = self._loop.create_task(self._main(), name=f"nbrun-process-{attempt.run_id}")
@@ -408,8 +410,26 @@ class RunProcess:
                     writer.keyring.add_all(self._secrets)
             case protocol.Batch(events=events):
                 self._pass_on_valid(events)
+            case protocol.Sync():
+                self._sync = message
+                if not self._is_syncing:
+                    self._answer_sync(0)
+                elif message.is_urgent and not self._is_hurried and self._attempt.when_stored is not None:
+                    self._is_hurried = True
+                    self._attempt.when_stored(lambda: None, is_urgent=True)
             case _:
                 raise ValueError(f"only the kernel sends a {type(message).__name__}")
+
+    def _answer_sync(self, known: int) -> None:
+        """Tell the process what is stored by now, and look for what it has asked for since; one thing at a time."""
+        if known:
+            self._send(protocol.Stored(known))
+        wanted, when_stored = self._sync, self._attempt.when_stored
+        self._is_syncing = wanted.number > known and when_stored is not None
+        self._is_hurried = wanted.is_urgent
+        if self._is_syncing and when_stored is not None:
+            answer = partial(self._answer_sync, wanted.number)
+            when_stored(lambda: call_soon(self._loop, answer), is_urgent=wanted.is_urgent)
 
     def _pass_on_valid(self, events: Sequence[protocol.PackedEvent]) -> None:
         """Hand on the events up to the first that isn't valid; that raises `ValueError`."""

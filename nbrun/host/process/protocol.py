@@ -63,6 +63,19 @@ class Control(msgspec.Struct, frozen=True, tag=True):
     body: dict[str, Plain]
 
 
+class Sync(msgspec.Struct, frozen=True, tag=True):
+    """The process asks to be told when all that it has sent is stored; `number` grows with each."""
+
+    number: int
+    is_urgent: bool = False
+
+
+class Stored(msgspec.Struct, frozen=True, tag=True):
+    """All that the process had sent before this `Sync` is on disk, or can't be put there."""
+
+    number: int
+
+
 class PackedEvent(msgspec.Struct, frozen=True, array_like=True):
     """An event of the host; it is numbered where it arrives, for the socket keeps the order."""
 
@@ -78,7 +91,7 @@ class Batch(msgspec.Struct, frozen=True, tag=True):
     events: list[PackedEvent]
 
 
-Message = Ready | Begin | Secrets | Cancel | Control | Batch
+Message = Ready | Begin | Secrets | Cancel | Control | Sync | Stored | Batch
 
 MAX_BYTES = 1 << 28
 """Bytes of a message from the run's process; of a batch, `FULL` and one event more."""
