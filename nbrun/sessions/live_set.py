@@ -107,7 +107,6 @@ class LiveSet:
         self.usage = ev.Usage()
         self.is_whole = inputs is None
         self.stopped: str | None = None
-        self.cause: CancelCause | None = None
         self.is_paused = False
         self.is_over = Latch()
         self._parts = parts
@@ -116,7 +115,7 @@ class LiveSet:
         self._budget = Budget(options.limits, self.token, _log.warning) if options.limits.has_limits else None
         self._inputs = inputs
         self._next = 0  # no input before it is waiting for its first run
-        self._again: deque[int] = deque()
+        self._again: dict[int, int] = {}  # inputs that are run again, in order, and how their last run ended
         self._page: deque[sets.Item] = deque()
         self._news: queue.SimpleQueue[RunRecord] = queue.SimpleQueue()
         self._read: deque[sets.Item] = deque()
@@ -180,12 +179,12 @@ class LiveSet:
         """Return how many inputs there are of each status; those that have not begun are queued."""
         with self._lock:
             counts = dict.fromkeys(RunStatus, 0) | {status: self.ended[code] for status, code in _CODES.items()}
-            lives, size = tuple(self.live.values()), self.size
+            lives, size, is_stopped = tuple(self.live.values()), self.size, self.stopped is not None
         for live in lives:
             status = live.record.status
             counts[status if status.is_live else RunStatus.RUNNING] += 1  # it has ended, and is not counted yet
         rest = size - sum(counts.values())
-        counts[RunStatus.QUEUED if self.stopped is None else RunStatus.CANCELLED] += rest
+        counts[RunStatus.CANCELLED if is_stopped else RunStatus.QUEUED] += rest
         return counts
 
     def is_ended(self, index: int) -> bool:
@@ -303,8 +302,15 @@ class LiveSet:
         """Begin nothing any more: one row says so, for however many inputs."""
         why = self._parts.intake.redactor.text(clean_text(why))
         self._write(partial(sets.stop, number=self.number, why=why))
-        self.stopped, self.cause = why, cause
         self.is_whole = self.is_whole or not self._is_sized or self._input_error is not None
+        with self._lock:  # what does not run again has ended as it did before
+            self.stopped = why
+            for at, code in self._again.items():
+                self.states[at] = code
+                self.ended[code] += 1
+                self.order.append(at)
+            self.pending -= len(self._again)
+            self._again.clear()
         for live in tuple(self.live.values()) if cause is not CancelCause.ERROR else ():
             if self._request is not None:
                 self._parts.intake.request_cancel(live, self._request)
@@ -339,7 +345,7 @@ class LiveSet:
                     self.order.append(at)
             if is_tried_again:
                 self.pending += 1
-                self._again.append(at)
+                self._again[at] = _CODES[record.status]
 
     def _is_tried_again(self, at: int, record: RunRecord) -> bool:
         options = self.options
@@ -424,7 +430,10 @@ class LiveSet:
             self._next = item.position + 1
             if self.states[item.position] == PENDING and not self.attempts[item.position]:
                 return item
-        return self._items(self._again.popleft(), 1)[0]
+        at = next(iter(self._again))
+        item = self._items(at, 1)[0]
+        del self._again[at]
+        return item
 
     def _items(self, first: int, count: int) -> list[sets.Item]:
         ask = self._parts.store.ask
@@ -449,8 +458,8 @@ class LiveSet:
         self.states, self.numbers, self.attempts = sets.laid_out(size, newest)
         for one in newest:
             if one.position < size and (one.status.is_live or again(one)):
+                self._again[one.position] = self.states[one.position] or _CODES[RunStatus.LOST]
                 self.states[one.position] = PENDING
-                self._again.append(one.position)
         self.pending = self.states.count(PENDING)
         for code in _STATUS_OF:
             self.ended[code] = self.states.count(code)

@@ -581,10 +581,15 @@ class Sets:
         newest = self.parts.store.ask(lambda db: sets.read_newest(db, row.number), list[sets.Newest]())
         return _Loaded(*sets.laid_out(row.size, newest))
 
-    def close(self) -> None:
+    def wake(self) -> None:
         """Have the threads of the sets see that the session was closed."""
         for live in tuple(self.live.values()):
             live.wake()
+
+    def wait_idle(self, left_s: Callable[[], float]) -> None:
+        """Wait for these threads, for so long at most: afterwards they write nothing."""
+        for live in tuple(self.live.values()):
+            live.is_over.wait(left_s())
 
 
 _OWN = ("concurrency", "rate", "retries", "retry_if", "max_failures", "max_cost", "max_tokens", "template", "key")

@@ -282,10 +282,10 @@ class NotebookSession:
         """
         from nbrun.sessions.followups import plan  # with the first that needs it: loading is quick
 
-        run = self.get(ref)
+        run = self.get_run(ref)
         if run.store is not self.store:
             raise NotResumable(f"{run!r} belongs to another store; resume it there")
-        following = self._starter.start(*plan(kind, run, agent, options, self.find_agent, self.get))
+        following = self._starter.start(*plan(kind, run, agent, options, self.find_agent, self.get_run))
         self.on_followed(run)
         return following
 
@@ -333,8 +333,8 @@ class NotebookSession:
     @overload
     def get(self, ref: Run | int) -> Run: ...
     @overload
-    def get(self, ref: Run | int | str) -> Any: ...
-    def get(self, ref: Run | int | str) -> Any:
+    def get(self, ref: Run | RunSet | int | str) -> Any: ...
+    def get(self, ref: Run | RunSet | int | str) -> Any:
         """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id; of this session first.
 
         `set-3` names a set, unless there is none with this number.
@@ -344,9 +344,18 @@ class NotebookSession:
         RunNotFound
             No run has this reference.
         """
-        if isinstance(ref, str) and (found := self._sets.find(ref)) is not None:
-            return found
-        return ref if isinstance(ref, Run) else self._catalog.get(ref)
+        if isinstance(ref, RunSet):
+            return ref
+        found = self._sets.find(ref) if isinstance(ref, str) else None
+        return self.get_run(ref) if found is None else found
+
+    def get_run(self, ref: Run | int | str) -> Run:
+        """Return the run that `ref` names, as `get()` does; raises `BadOption` if it names a set."""
+        if isinstance(ref, Run):
+            return ref
+        if isinstance(ref, RunSet) or (isinstance(ref, str) and self._sets.find(ref) is not None):
+            raise BadOption(f"{ref} is a set of runs, and this takes a single run; see nbrun.get('{ref}')")
+        return self._catalog.get(ref)
 
     def own(self, run_id: str) -> Run | None:
         """Return the run of this session with exactly this id; names and numbers don't count."""
@@ -416,7 +425,7 @@ class NotebookSession:
         RunNotFound, BadOption, StoreError
             A run isn't found, or it or a child still runs; the store can't be written. All are looked up first.
         """
-        runs = [self.get(ref) for ref in refs]
+        runs = [self.get_run(ref) for ref in refs]
         numbers = [removable(run) for run in runs]
         gone = self._remove(numbers)
         for run, number in zip(runs, numbers, strict=True):
@@ -528,17 +537,18 @@ class NotebookSession:
             if parts.is_closed:
                 return
             parts.is_closed = True
-        self._sets.close()
         began = self.clock.monotonic()
         lives = parts.intake.live()
         parts.control.cancel_together(lives, CancelCause.SHUTDOWN, by)
         parts.scheduler.hurry()
+        self._sets.wake()
         for live in lives:
             live.is_ended.wait(max(0.0, began + CLOSE_S - self.clock.monotonic()))
         for live in lives:
             if not live.is_ended.is_set():
                 end = ev.RunCancelled(CancelCause.SHUTDOWN, detached=(live.record.agent,))
                 parts.intake.emit(live, end)
+        self._sets.wait_idle(lambda: max(0.0, began + CLOSE_S - self.clock.monotonic()))
         self.store.close(CLOSE_STORE_S, parts.intake)
         for observer in self._observers:
             observer.close(0.05)

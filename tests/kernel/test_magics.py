@@ -421,3 +421,16 @@ def test_runs_are_listed_by_filter_and_written_to_files(shared: Kernel) -> None:
     assert "can't be written" in error_line(shared.run("%agentrun export kept --out no/x.md"))
     assert "mine.html" in run_ok(shared, "%agentrun export kept --out mine.html").stdout
     assert (shared.folder / "mine.html").read_bytes().startswith(b"<!doctype html>")
+
+
+def test_a_set_is_shown_and_cancelled_by_its_reference(shared: Kernel) -> None:
+    """`show` displays it, `cancel` stops it, and what takes a single run says so."""
+    run_ok(shared, "graded = nbrun.map(endless, ['a', 'b', 'c'], concurrency=1)")
+    ref = value(shared, "graded.id").strip("'")
+    assert ref.startswith("set-")
+    assert f"{ref}: cancel requested" in run_ok(shared, f"%agentrun cancel {ref}").stdout.replace("set #", "set-")
+    assert value(shared, "(await graded).status") == "'cancelled'"
+    shown = [m["content"]["data"] for m in run_ok(shared, f"%agentrun show {ref}").messages if "data" in m["content"]]
+    assert "cancelled" in shown[0]["text/plain"]
+    assert "<p>" in shown[0]["text/html"]
+    assert f"{ref} is a set of runs, and this takes a single run" in error_line(shared.run(f"%agentrun result {ref}"))

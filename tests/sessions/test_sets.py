@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 import nbrun
 from nbrun import NotebookSession, Run, RunContext, RunSet
@@ -532,3 +536,114 @@ def test_listeners_of_a_set_are_called_from_its_thread(make_session: MakeSession
     remove()
     assert names.get(timeout=BOUND_S) == "nbrun-set-1"
     assert live._listeners == ()
+
+
+# --- any order of things -------------------------------------------------------------------------------
+
+STEPS = ("pause", "unpause", "cancel", "retry", "resume", "reopen", "wait")
+
+
+class Scripted:
+    """Does what the prompt says: completes, fails so often, or goes on until somebody cancels."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+
+    async def __call__(self, prompt: str) -> str:
+        """Answer, fail or wait."""
+        word, _, place = prompt.partition(" ")
+        self.seen[place] = self.seen.get(place, 0) + 1
+        if word == "hang":
+            await asyncio.Event().wait()
+        if word == "fail" or (word == "once" and self.seen[place] == 1):
+            raise ValueError(prompt)
+        return prompt
+
+
+def accounts(found: RunSet, path: Path) -> list[dict[str, int]]:
+    """Return what each account says of a set: its own, the DataFrame's, the handles' and the file's."""
+    frame = found.to_pandas()["status"].value_counts()
+    handles = Counter(str(run.status) for run in found) if found.status != "lost" else Counter(found.counts)
+    stored = rows(
+        path,
+        "SELECT status, count(*) FROM (SELECT max(number), status FROM runs WHERE position IS NOT NULL"
+        " GROUP BY position) GROUP BY status",
+    )
+    by_file = Counter({str(status): int(str(count)) for status, count in stored})
+    by_file[["queued", "cancelled"][found.stopped is not None]] += len(found) - by_file.total()
+    return [found.counts, {str(name): int(count) for name, count in frame.items()}, dict(handles), dict(+by_file)]
+
+
+def go_through(folder: Path, inputs: list[str], steps: list[str], retries: int) -> None:
+    """Run a set through these steps, and compare all accounts of it whenever it is done."""
+    path, agent = folder / "a.db", Scripted()
+    prompts = [f"{word} {at}" for at, word in enumerate(inputs)]
+    session = NotebookSession(store=path, cancel_grace_s=0.2)
+    found = session.map(agent, prompts, concurrency=2, retries=retries)
+    completed: dict[int, int | None] = {}
+    for step in [*steps, "cancel"]:
+        if step == "reopen":
+            session.close()
+            session = NotebookSession(store=path, cancel_grace_s=0.2)
+            found = session.get("set-1")
+        elif step == "cancel":
+            found.cancel()
+            done(found)
+        elif step == "wait" and "hang" not in inputs and found.status == "running":
+            done(found)
+        elif step in ("pause", "unpause", "retry", "resume"):
+            with contextlib.suppress(NotResumable):
+                getattr(found, step)(*([agent] if step in ("retry", "resume") else []))
+        if found.done():
+            each = accounts(found, path)
+            assert all(account == each[0] for account in each), (step, each)
+            assert sum(each[0].values()) == len(found)
+            numbers = {
+                at: found[at].number for at, status in enumerate(found.to_pandas()["status"]) if status == "completed"
+            }
+            assert completed.items() <= numbers.items()  # what has completed is not run again
+            completed = numbers
+    session.close()
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from(["ok", "fail", "once", "hang"]), max_size=9),
+    st.lists(st.sampled_from(STEPS), max_size=6),
+    st.integers(0, 1),
+)
+def test_all_accounts_of_a_set_agree(inputs: list[str], steps: list[str], retries: int) -> None:
+    """Its counts, its DataFrame, its handles and the file, whatever was done with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        go_through(Path(folder), inputs, steps, retries)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@settings(max_examples=2_000, deadline=None)
+@given(
+    st.lists(st.sampled_from(["ok", "fail", "once", "hang"]), max_size=12),
+    st.lists(st.sampled_from(STEPS), max_size=10),
+    st.integers(0, 2),
+)
+def test_all_accounts_of_a_set_agree_in_many_orders(inputs: list[str], steps: list[str], retries: int) -> None:
+    """The same, at length."""
+    with tempfile.TemporaryDirectory() as folder:
+        go_through(Path(folder), inputs, steps, retries)
+
+
+def test_where_a_single_run_is_meant_a_set_is_refused(make_session: MakeSession) -> None:
+    """With a line that says so; what makes sense for both takes both."""
+    session = make_session()
+    found = done(session.map(upper, ["a"]))
+    assert session.get(found) is found
+    assert session.cancel("set-1").outcome == "already_finished"
+    for refused in (
+        lambda: session.remove("set-1"),
+        lambda: session.follow("retry", "set-1"),
+        lambda: session.get_run("set-1"),
+    ):
+        with pytest.raises(BadOption, match="set-1 is a set of runs, and this takes a single run"):
+            refused()
+    with pytest.raises(RunNotFound):
+        session.get("set-2")

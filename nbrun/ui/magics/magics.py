@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.display import display
 
 from nbrun.agents import ALLOW, DENY, by_name, registered
 from nbrun.agents.python_cell import TARGET as CELL_TARGET, PythonCell, check_code
@@ -34,7 +35,7 @@ from nbrun.core import (
 from nbrun.core.commands import CASSETTE, FILTERS, asks_for_help, close_to
 from nbrun.core.options import defaults
 from nbrun.render.words import opening, title, trust_words
-from nbrun.sessions.session import LIST_LIMIT
+from nbrun.sessions import LIST_LIMIT, RunSet
 from nbrun.ui.kernel.requests import read_args
 from nbrun.ui.kernel.waiting import cell_id
 from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, help_text, manual
@@ -129,16 +130,20 @@ class AgentMagics(Magics):
     def _list(self, given: Given) -> RunList:
         session = self._presenter.session
         limit = given.limit or LIST_LIMIT
-        older = None if given.before is None else session.get(given.before)
+        older = None if given.before is None else session.get_run(given.before)
         filters = {each.key: getattr(given, each.key) for each in FILTERS}
         return session.runs(**filters, limit=limit, before=older)
 
     def _show(self, given: Given) -> None:
+        if given.refs and all(isinstance(self._presenter.session.get(ref), RunSet) for ref in given.refs):
+            for ref in given.refs:
+                display(self._presenter.session.get(ref))
+            return
         runs = self._runs(given, ["last"])
         if given.thread:
             from nbrun.sessions.followups import conversation  # with the first that asks for it
 
-            runs = [each for run in runs for each in conversation(run, self._presenter.session.get)]
+            runs = [each for run in runs for each in conversation(run, self._presenter.session.get_run)]
         for run in runs:
             self._presenter.show(run)
 
@@ -158,7 +163,7 @@ class AgentMagics(Magics):
         if given.all:
             receipts = session.cancel_all(given.reason, by="magic")
         elif given.refs:
-            runs = self._runs(given)  # all are looked up before any is stopped
+            runs = [session.get(ref) for ref in given.refs]  # all are looked up before any is stopped
             receipts = [session.cancel(run, given.reason, by="magic") for run in runs]
         else:
             receipts = [session.cancel_current(given.reason, by="magic")]
@@ -287,12 +292,11 @@ class AgentMagics(Magics):
     # --- reading ---------------------------------------------------------------------------------
 
     def _run(self, given: Given) -> Run:
-        run: Run = self._presenter.session.get("last" if given.ref is None else given.ref)
-        return run
+        return self._presenter.session.get_run("last" if given.ref is None else given.ref)
 
     def _runs(self, given: Given, without: Iterable[Run | str] = ()) -> list[Run]:
         """Return the runs that the line names, or else the given ones."""
-        return [self._presenter.session.get(ref) for ref in given.refs or without]
+        return [self._presenter.session.get_run(ref) for ref in given.refs or without]
 
     def _present(self, run: Run, given: Given) -> None:
         if given.out is not None:
