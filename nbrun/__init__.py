@@ -16,6 +16,9 @@
 # numbers what it sends, store/writer commits it, core/record folds it into the record, and ui/cards draws that. A
 # cancel goes the other way: sessions/control fires the token, host/escalation takes the steps.
 #
+# A set of runs: sessions/live_set reads its inputs and starts its runs, sessions/run_set is its handle, store/sets its
+# rows.
+#
 # Where to change what: an option: core/options and ui/magics/options. What Tab offers: ui/magics/completion. A status:
 # core/record and render/words, then tests/core/test_statuses.py names the rest. Another fact of a run: core/events and
 # core/record (the store saves whole records). A column of the panel or of lists: render/run_table. Durations and sizes:

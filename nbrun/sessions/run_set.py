@@ -321,6 +321,8 @@ class RunSet:
     def _wait_until(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
         if self._parts.scheduler.is_on_loop and not is_so():
             raise NbrunError("a blocking wait inside an async agent would block all runs; use: await set")
+        if not is_so():
+            self._parts.refuse_child()
         live = self._live
         if live is None:
             return poll(is_so, timeout_s)
