@@ -445,8 +445,11 @@ class RunSet:
 
     def _words(self) -> str:
         counts = ", ".join(f"{count:,} {status}" for status, count in self.counts.items()) or "no inputs yet"
-        why = f" ({self.stopped})" if self.status == "failed" else ""
-        return printable(f"set #{self.number} · {self.name} · {self.status}{why} · {len(self):,} runs: {counts}")
+        status, row = self.status, self.row
+        why = f" ({row.stopped})" if status == "failed" else ""
+        if status == "lost" and not row.is_whole:
+            why = " (before all inputs were read: start the others as another set)"
+        return printable(f"set #{self.number} · {self.name} · {status}{why} · {counted(len(self), 'run')}: {counts}")
 
     def __repr__(self) -> str:
         return self._words()

@@ -421,6 +421,24 @@ def test_a_set_of_a_closed_session_is_lost_and_resumed_by_the_next(make_session:
     assert found.outputs() == [*"ab", *"CDEFGH"]
 
 
+def test_a_set_that_was_lost_before_its_inputs_were_read_says_so(make_session: MakeSession) -> None:
+    """What was read is resumed; the rest is known to nobody."""
+    more, held = threading.Event(), Held()
+
+    def inputs() -> Iterator[str]:
+        yield "a"
+        more.wait(BOUND_S)
+        yield "b"
+
+    with make_session() as first:
+        first.map(held, inputs())
+        assert held.entered.wait(BOUND_S)
+    more.set()
+    found = make_session().get("set-1")
+    assert "lost (before all inputs were read: start the others as another set) · 1 run:" in repr(found)
+    assert done(found.resume(upper)).outputs() == ["A"]
+
+
 KERNEL = """
 import asyncio, sys, nbrun
 async def agent(prompt):
