@@ -134,6 +134,7 @@ def test_a_full_disk_and_a_slow_journal_are_told(tmp_path: Path, monkeypatch: py
     assert (slow.sign, full.sign) == (Sign.NOTE, Sign.PROBLEM)
     assert "journal mode DELETE: this file system doesn't support WAL" in slow.text
     assert full.text.startswith("only ")
+    store.close(1.0)
 
 
 def test_a_file_that_was_set_aside_is_not_forgotten(make_session: MakeSession, store_path: Path) -> None:
