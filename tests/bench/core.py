@@ -119,7 +119,10 @@ async def bare_loop(path: Path) -> Cost:
     db = open_for_writing(path, time.time())
     db.execute("PRAGMA synchronous = FULL")
     db.execute("INSERT INTO sessions VALUES (1, 's', NULL, 'h', 'b', 'n', 1, 1, 1, 1, NULL)")
-    run = "INSERT INTO runs VALUES (?, 1, ?, 'sleeper', 'running', ?, NULL, ?, NULL, 'sleeper', NULL, NULL, NULL)"
+    run = (
+        "INSERT INTO runs (number, session, run_id, name, status, created_at, record, agent)"
+        " VALUES (?, 1, ?, 'sleeper', 'running', ?, ?, 'sleeper')"
+    )
     event = "INSERT INTO events (run, seq, count, ts, attempt, type, data) VALUES (?, ?, 1, ?, 1, ?, ?)"
     update = "UPDATE runs SET status = 'cancelled', record = ? WHERE number = ?"
     tasks = [asyncio.create_task(sleeper("")) for _ in range(SLEEPERS)]

@@ -117,8 +117,9 @@ def multiply(path: Path) -> None:
         for copy in range(1, TIMES):
             shift = {"shift": copy * RUNS, "copy": f"-{copy}", "runs": RUNS}
             connection.execute(
-                "INSERT INTO runs SELECT number + :shift, session, run_id || :copy, name, status, created_at,"
-                " inputs, record, parent, agent, model, ended_at, NULL FROM runs WHERE number <= :runs ORDER BY number",
+                "INSERT INTO runs (number, session, run_id, name, status, created_at, inputs, record, parent, agent,"
+                " model, ended_at) SELECT number + :shift, session, run_id || :copy, name, status, created_at,"
+                " inputs, record, parent, agent, model, ended_at FROM runs WHERE number <= :runs ORDER BY number",
                 shift,
             )
             connection.execute(

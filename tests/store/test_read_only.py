@@ -168,8 +168,8 @@ def test_a_look_that_would_take_too_long_is_broken_off(
     planted(
         store_path,
         "DROP INDEX runs_by_run_id; ALTER TABLE events ADD COLUMN x; WITH RECURSIVE n(i) AS (SELECT 10"
-        " UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO runs SELECT i, 1, i, i, 'completed', 0,"
-        " NULL, x'80', NULL, '', NULL, NULL, NULL FROM n",
+        " UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO runs (number, session, run_id, name, status,"
+        " created_at, record, agent) SELECT i, 1, i, i, 'completed', 0, x'80', '' FROM n",
     )
     monkeypatch.setattr(read_only, "STEP", 1_000)
     monkeypatch.setattr(read_only, "MAX_STEPS", 5)
