@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, relative, say, say_table
-from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, counted, printable
+from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, counted, open_regular, printable
 from nbrun.core.commands import number_of
 from nbrun.render.static_card import whole_text
 from nbrun.render.words import trust_words, with_followups
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SET_ASIDE = "a damaged store, set aside; recover its runs with .recover of the sqlite3 tool"
 NO_STORE = "damaged, or not an nbrun store; the next run saved here sets it aside"
 
+_MAX_FRAMES = 10_000
+"""How many frames of a WAL are looked at: the file's first page is among the first that are ever written."""
 _ID = struct.pack(">I", schema.APPLICATION_ID)
 
 
@@ -157,8 +159,13 @@ def _is_store(path: Path) -> bool:
     """
     if is_open_here(path):  # closing it would drop this process's locks
         return True
-    with path.open("rb") as file:
-        head = file.read(72)
+    try:
+        with open_regular(path) as file:
+            head = file.read(72)
+    except PermissionError:
+        raise
+    except OSError:  # a folder, say
+        return False
     return head[68:] == _ID or _is_store_soon(path.with_name(f"{path.name}-wal"))
 
 
@@ -169,17 +176,17 @@ def _is_store_soon(wal: Path) -> bool:
     24 bytes, the first four of which are the page's number, and a page.
     """
     try:
-        with wal.open("rb") as file:
+        with open_regular(wal) as file:
             (size,) = struct.unpack(">8xI20x", file.read(32))
-            while len(frame := file.read(24)) == 24:
-                (number,) = struct.unpack_from(">I", frame)
+            for _ in range(_MAX_FRAMES if size else 0):
+                (number,) = struct.unpack_from(">I", file.read(24))
                 if number != 1:
                     file.seek(size, 1)
                 elif (page := file.read(size))[68:72] == _ID:
                     return True
                 elif len(page) < size:
                     return False
-    except (FileNotFoundError, struct.error):
+    except (OSError, struct.error):
         pass  # no WAL, or not yet
     return False
 

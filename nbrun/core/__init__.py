@@ -22,7 +22,7 @@ from nbrun.core.interrupt_guard import InterruptGuard, Stepped, Steps, current_g
 from nbrun.core.journal import Entry, Journal, JournalFiles, Journals
 from nbrun.core.line_buffer import LineBuffer, Printed
 from nbrun.core.options import RunOptions, trusted
-from nbrun.core.ownership import OTHERS, is_private, secure
+from nbrun.core.ownership import OTHERS, is_private, open_regular, secure
 from nbrun.core.quantities import counted, duration, duration_s, moment, money, size_words
 from nbrun.core.record import (
     CallGroup, ChildSummary, LIVE, ModelCall, RunRecord, RunStatus, Steered, TERMINAL, ToolCall, separator, fold,
@@ -50,7 +50,8 @@ __all__ = [
     "ToolCall", "Turn", "UNLOAD", "UserError", "separator", "call_soon", "clean_text", "counted", "current_guard",
     "duration", "duration_s", "end_cancelled_wait", "exact", "fold", "folder_beside", "guarded", "has_placeholder",
     "is_admitted", "is_on_loop", "is_simple", "is_whole", "model_calls", "module_lock", "moment", "money", "OTHERS",
-    "is_private", "secure", "need_stack", "next_status", "plain", "printable", "readable", "revived", "shown",
-    "size_words", "sized", "spell_with", "trusted", "turns_of", "type_name", "visible", "wait_for_call", "with_fixes",
+    "is_private", "open_regular", "secure", "need_stack", "next_status", "plain", "printable", "readable", "revived",
+    "shown", "size_words", "sized", "spell_with", "trusted", "turns_of", "type_name", "visible", "wait_for_call",
+    "with_fixes",
 ]
 # fmt: on

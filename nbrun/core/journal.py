@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import os
 import re
+import stat
 import struct
 import threading
 import time
@@ -46,7 +47,8 @@ LOOK_S = 1.0
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _HEAD = struct.Struct("!I32s")  # of a frame: the length of its content, and the signature
-_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# A link isn't followed, and a pipe blocks nobody.
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -114,6 +116,7 @@ class JournalFiles:
         self._opened: OrderedDict[str, int] = OrderedDict()  # by name, its descriptor; what was used last, last
         self._max_opened = MAX_OPENED
         self._looked_at = 0.0
+        self._is_made = False  # whether the folder was there, and was ours
 
     def append(self, name: str, data: bytes) -> None:
         """Append to a journal, whole; raises `StoreError` or `OSError` if it can't be written."""
@@ -142,15 +145,17 @@ class JournalFiles:
     def _open(self, folder: Path, name: str) -> int:
         """Open a journal for what is appended next; the caller holds the lock."""
         flags, path = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS, folder / name
-        try:
-            descriptor = os.open(path, flags, 0o600)
-        except FileNotFoundError:
+        if self._is_made and not folder.is_dir():  # removed meanwhile
+            self._is_made = False
+        if not self._is_made:
             make_folder(folder.parent)
             make_folder(folder)
-            descriptor = os.open(path, flags, 0o600)
-        if not is_trusted(os.fstat(descriptor), path):
+            self._is_made = True
+        descriptor = os.open(path, flags, 0o600)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or not is_trusted(found, path):
             os.close(descriptor)
-            raise StoreReadOnly(f"{path} belongs to another user; nbrun does not use it")
+            raise StoreReadOnly(f"{path} belongs to another user, or is not a file; nbrun does not use it")
         self._opened[name] = descriptor
         return descriptor
 
@@ -170,10 +175,9 @@ class JournalFiles:
         if self.folder is None:
             return self._held.get(name, b"")
         try:
-            for folder in (self.folder.parent, self.folder):
-                if secure(folder, tightens=False) is None:
-                    return b""
-            descriptor = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS)
+            if not self._is_ours(self.folder):
+                return b""
+            descriptor = os.open(self.folder / name, os.O_RDONLY | _FLAGS)
             with open(descriptor, "rb") as file:
                 return file.read(MAX_JOURNAL + MAX_ANSWER)
         except (OSError, StoreReadOnly):
@@ -187,7 +191,7 @@ class JournalFiles:
         with self._lock:
             self._close(name)  # Windows removes no file that is open
         with contextlib.suppress(OSError, StoreReadOnly):
-            if secure(self.folder, tightens=False) is not None:
+            if self._is_ours(self.folder):
                 size = os.lstat(self.folder / name).st_size
                 os.unlink(self.folder / name)
                 return size
@@ -204,12 +208,18 @@ class JournalFiles:
             self.remove(name)
         return len(strays)
 
+    def _is_ours(self, folder: Path) -> bool:
+        """Return whether the folder is there; raises `StoreReadOnly` if a link leads to it, or it is another user's."""
+        return all(secure(part, tightens=False) is not None for part in (folder.parent, folder))
+
     def _files(self) -> Iterable[tuple[str, os.stat_result]]:
         if self.folder is None:
             return
         try:
+            if not self._is_ours(self.folder):
+                return
             found = [entry for entry in os.scandir(self.folder) if _NAME.fullmatch(entry.name)]
-        except OSError:
+        except (OSError, StoreReadOnly):
             return
         for entry in found:
             with contextlib.suppress(OSError):

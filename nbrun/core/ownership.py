@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from nbrun.core.errors import StoreReadOnly
 
@@ -71,6 +71,15 @@ def is_trusted(found: os.stat_result, path: Path) -> bool:
             return os.fstat(probe.fileno()).st_uid == found.st_uid
     except OSError:
         return False
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it; raises `OSError` for anything else: a pipe would block, and a device may never end."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path} is not a regular file")
+    return file
 
 
 def is_private(found: os.stat_result) -> bool:

@@ -384,6 +384,29 @@ def test_list_of_a_folder_without_runs_makes_nothing(folder: Path, capsys: pytes
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "pipe as its WAL", "endless WAL"])
+def test_list_does_not_wait_for_what_is_no_file(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe in place of a store, or of its WAL, is only named; a device that never ends isn't read."""
+    file = folder / ".nbrun" / "odd.db"
+    file.parent.mkdir(mode=0o700)
+    match kind:
+        case "pipe":
+            os.mkfifo(file)
+        case "device":
+            file.symlink_to("/dev/zero")
+        case "folder":
+            file.mkdir()
+        case "pipe as its WAL":
+            file.touch()
+            os.mkfifo(f"{file}-wal")
+        case _:
+            file.touch()
+            with open(f"{file}-wal", "wb") as wal:
+                wal.truncate(2**40)
+    assert cli.main(["list", str(folder)]) == 0
+    assert "odd.db: damaged, or not an nbrun store" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("ref", ["#1", "1", "-3", "plain", "run-seq-0"])
 def test_show_finds_a_run_by_every_reference(ref: str, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Number, place from the end, name and id name the same run; all that it did is shown."""

@@ -417,6 +417,9 @@ def test_runs_are_listed_by_filter_and_written_to_files(shared: Kernel) -> None:
     assert file in run_ok(shared, "%agentrun export kept --form md").stdout
     assert "red tea" in (shared.folder / file).read_text(encoding="utf-8")
     assert "choose another file" in error_line(shared.run("%agentrun export kept --form md"))
+    # A link that leads nowhere yet would be followed: somebody else could choose the file.
+    run_ok(shared, f"import os; os.symlink('away.html', 'run-{number}.html')")
+    assert "choose another file" in error_line(shared.run("%agentrun export kept --form html"))
     assert "jsonl, json" in error_line(shared.run("%agentrun export kept --form pdf"))
     assert "can't be written" in error_line(shared.run("%agentrun export kept --out no/x.md"))
     assert "mine.html" in run_ok(shared, "%agentrun export kept --out mine.html").stdout

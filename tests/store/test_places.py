@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession
-from nbrun.core import ArtifactFiles, ArtifactLost, StoreReadOnly
+from nbrun.core import ArtifactFiles, ArtifactLost, JournalFiles, StoreReadOnly
 from nbrun.store import diagnosis, newest_references, open_for_writing
 from nbrun.store.read_only import open_to_read
 from tests.fakes.agents import BOUND_S, instant
@@ -360,3 +360,66 @@ def test_a_gitignore_that_is_ours_stays(tmp_path: Path, end: str) -> None:
     before = ignore.stat()
     made(ignore.with_name("tea.db"))
     assert (ignore.stat().st_ino, ignore.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+# --- the journals of runs ------------------------------------------------------------------------------
+
+NAME = "ab" * 32
+
+
+@pytest.mark.parametrize("which", ["journal", "."])
+def test_a_journal_is_not_written_through_a_link(tmp_path: Path, which: str) -> None:
+    """Neither the folder of journals nor the one around it may be a link; nothing behind it is read or removed."""
+    other, files = tmp_path / "other", tmp_path / "session.files"
+    (other / "journal").mkdir(parents=True)
+    theirs = other / "journal" / NAME
+    theirs.write_bytes(b"theirs")
+    os.utime(theirs, (1, 1))
+    if which == ".":
+        files.symlink_to(other)
+    else:
+        files.mkdir()
+        (files / "journal").symlink_to(other / "journal")
+    journals = JournalFiles(files)
+    with pytest.raises(StoreReadOnly, match="symbolic link"):
+        journals.append("cd" * 32, b"mine")
+    assert (journals.read(NAME), journals.size(), journals.remove(NAME)) == (b"", 0, 0)
+    assert journals.remove_strays((), 1e9) == 0
+    assert [path.name for path in (other / "journal").iterdir()] == [NAME]
+
+
+def test_nobody_else_may_use_the_folder_of_journals(tmp_path: Path) -> None:
+    """One that was planted with rights for all loses them before anything is written there."""
+    folder = tmp_path / "session.files" / "journal"
+    folder.mkdir(parents=True)
+    for part in (folder.parent, folder):
+        part.chmod(0o777)
+    journals = JournalFiles(folder.parent)
+    journals.append(NAME, b"mine")
+    journals.close()
+    assert [stat.S_IMODE(part.stat().st_mode) for part in (folder.parent, folder)] == [0o700, 0o700]
+
+
+def test_a_pipe_in_place_of_a_journal_blocks_nobody(tmp_path: Path) -> None:
+    """A run would wait in it for ever, and with it all others and the close."""
+    journals = JournalFiles(tmp_path / "session.files")
+    journals.append("cd" * 32, b"mine")
+    folder = tmp_path / "session.files" / "journal"
+    os.mkfifo(folder / NAME)
+    with pytest.raises(OSError):  # noqa: PT011 - of the system
+        journals.append(NAME, b"mine")
+    reader = os.open(folder / NAME, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(StoreReadOnly, match="not a file"):
+        journals.append(NAME, b"mine")
+    os.close(reader)
+    journals.close()
+
+
+def test_a_folder_of_journals_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """As an empty one, with the next answer."""
+    journals = JournalFiles(tmp_path / "session.files")
+    journals.append("cd" * 32, b"mine")
+    shutil.rmtree(tmp_path / "session.files")
+    journals.append(NAME, b"more")
+    journals.close()
+    assert journals.read(NAME) == b"more"

@@ -210,7 +210,7 @@ class AgentMagics(Magics):
         form = CASSETTE if given.form == CASSETTE else read_form(given.form, path)
         if path is None:
             path = Path(f"run-{run.number or 'unsaved'}.{f'{form}.jsonl' if form == CASSETTE else form}")
-            if path.exists():
+            if path.exists() or path.is_symlink():  # a link that leads nowhere would be followed
                 raise BadOption(f"{path} already exists; choose another file with --out")
         try:
             print(f"{run!r}: saved to {run.export(path, form)}")
