@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import io
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ FORMAT, VERSION = "nbrun-cassette", 1
 KEPT = "content-type"
 """The only header of an answer that is written, and read."""
 MAX_CALLS = 10_000
+MAX_LINES = 1_000_000
 MAX_WAIT_MS = 3_600_000.0
 
 
@@ -105,22 +107,22 @@ def load(path: str) -> tuple[Entry, ...]:
     if len(data) > MAX_JOURNAL:
         raise BadRecording(f"the cassette {path} is larger than {size_words(MAX_JOURNAL)}")
     try:
-        return tuple(_entries(data.splitlines()))
-    except (msgspec.MsgspecError, IndexError, RecursionError, TypeError, ValueError) as error:
+        return tuple(_entries(io.BytesIO(data)))
+    except (msgspec.MsgspecError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
         why = shown(str(error), 200)
         raise BadRecording(f"{os.path.basename(path)} is not a cassette: {why}") from None
 
 
-def _entries(lines: list[bytes]) -> Iterator[Entry]:
+def _entries(lines: Iterator[bytes]) -> Iterator[Entry]:
     """Yield the calls of these lines; raises any of the errors above if they are not a cassette's."""
-    head = msgspec.json.decode(lines[0], type=_Head)
+    head = msgspec.json.decode(next(lines, b""), type=_Head)
     if head.format != FORMAT:
         raise ValueError(f"its format is {head.format}")
     if head.version > VERSION:
         raise ValueError("a newer nbrun wrote it; update nbrun")
     calls: list[tuple[_Line, list[tuple[float, bytes]]]] = []
     size = 0
-    for text in lines[1:]:
+    for number, text in enumerate(lines):
         line = _line.decode(text)
         if line.request:
             calls.append((line, []))
@@ -129,7 +131,7 @@ def _entries(lines: list[bytes]) -> Iterator[Entry]:
             piece = line.text.encode() if line.text is not None else base64.b64decode(line.base64 or "", validate=True)
             calls[-1][1].append((line.ms, piece))
             size += len(piece)
-        if size > MAX_ANSWER or len(calls) > MAX_CALLS:
+        if size > MAX_ANSWER or len(calls) > MAX_CALLS or number > MAX_LINES:
             raise ValueError("it is too large")
     for at, (line, pieces) in enumerate(calls):
         headers = [(KEPT, line.content_type)] if line.content_type else []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbrun.agents import RunContext, clean_text
-from nbrun.core import StoreError, counted, size_words
+from nbrun.core import StoreError, counted, shown, size_words
 from nbrun.core.journal import CALL, MAX_ANSWER, Entry, Journal
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 HEADERS = ("content-type", "x-request-id", "request-id")
 """The headers of an answer that are kept."""
 _SECRET_PARAMETER = re.compile(
-    r"(?:^|[_-])(?:key|token|secret|sig|signature|password|credential|auth)s?$", re.IGNORECASE
+    r"key|token|secret|passw|passphrase|pwd|credential|auth|signature|(?:^|[_-])sig$|^code$", re.IGNORECASE
 )
+"""Parameters that are left out: better one too many than a key in a file that is passed on."""
 
 # Where the body of a stream is complete though its connection was not read to the end, and where it tells an error.
 _IS_OVER = re.compile(
@@ -37,7 +38,8 @@ _HAS_FAILED = re.compile(rb'^(?:event: ?error\b|(?:data: ?)?\{"(?:type": ?"error
 _TAIL = 4_000
 _ENCODED = frozenset({"", "identity"})
 
-_SHORT = 80  # characters of a value that an outline keeps as it is
+_SHORT = 80  # characters of a field's name, and of the model's, that an outline keeps
+_LINE = 500  # characters of what is said of a difference: one of the two may be from a cassette
 _sorted = msgspec.json.Encoder(order="sorted").encode
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -51,7 +53,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Outline(msgspec.Struct, frozen=True, array_like=True):
-    """A request in short: its address, and each field as a short value or a hash; of a list, the parts."""
+    """A request in short: its address, and each field as a number, the model's name or a hash; of a list, its parts."""
 
     address: str
     fields: dict[str, Any]
@@ -82,7 +84,7 @@ class Asked:
     def outline(self) -> _Outline:
         """The request in short."""
         body = self._body if isinstance(self._body, dict) else {"body": self._body}
-        return _Outline(self.address, {clean_text(name)[:_SHORT]: _brief(value) for name, value in body.items()})
+        return _Outline(self.address, {clean_text(name)[:_SHORT]: _brief(name, value) for name, value in body.items()})
 
 
 def _canonical(body: bytes) -> tuple[Any, bytes]:
@@ -94,13 +96,14 @@ def _canonical(body: bytes) -> tuple[Any, bytes]:
         return body.hex(), body
 
 
-def _brief(value: Any) -> Any:
+def _brief(name: str, value: Any) -> Any:
+    """Return a field so that another one can be told from it: its text could be a prompt, or a key."""
     if isinstance(value, list):
         return [_hash(part) for part in value]
-    is_short = (
-        value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _SHORT)
-    )
-    return value if is_short else {"": _hash(value)}
+    if name == "model" and isinstance(value, str):
+        return value[:_SHORT]
+    is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)  # no greater one is packed
+    return value if value is None or is_number else {"": _hash(value)}
 
 
 def _hash(value: Any) -> bytes:
@@ -115,7 +118,7 @@ def difference(known: bytes, asked: Asked) -> str:
         return "another request"
     now = asked.outline
     if before.address != now.address:
-        return f"{now.address} instead of {before.address}"
+        return shown(f"{now.address} instead of {before.address}", _LINE)
     found: list[str] = []
     for name in sorted(before.fields.keys() | now.fields.keys(), key=_by_interest):
         one, other = before.fields.get(name), now.fields.get(name)
@@ -127,7 +130,7 @@ def difference(known: bytes, asked: Asked) -> str:
             found.append(f"{name} differs")
         else:
             found.append(f"{name} is {other!r} instead of {one!r}")
-    return ", ".join(found[:3]) or "the same request once more"
+    return shown(", ".join(found[:3]), _LINE) or "the same request once more"
 
 
 def _by_interest(name: str) -> tuple[bool, bool, str]:

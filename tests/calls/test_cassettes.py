@@ -20,7 +20,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from nbrun import NotebookSession, Run, RunContext, RunStatus, events as ev
 from nbrun.calls import cassette
 from nbrun.core.errors import BadOption, BadRecording
-from nbrun.core.journal import MAX_ANSWER, MAX_JOURNAL
+from nbrun.core.journal import MAX_ANSWER, MAX_JOURNAL, journal_name
 from tests.fakes.agents import BOUND_S
 from tests.fakes.provider import ASKED, FORMS, Provider
 
@@ -146,6 +146,60 @@ def test_the_file_can_be_read_and_holds_no_key(session: NotebookSession, provide
     assert body.count('"content": "word "') == 8
     for secret in (KEY, "authorization", "cookie", "Bearer"):
         assert secret.lower() not in text.lower()
+
+
+def test_no_text_of_a_request_can_be_read_in_it(session: NotebookSession, provider: Provider, tmp_path: Path) -> None:
+    """However short a prompt is, and wherever a provider wants its key: all but the model's name is a hash."""
+    private = [f"private-{number}" for number in range(7)]
+    asker = Asker(provider.url, stream=False)
+    query = f"?api-version=1&apikey={private[0]}&accessToken={private[1]}&code={private[2]}"
+    fields = {"input": private[3], "system": private[4], "user": private[5], "api_key": private[6], "temperature": 0.5}
+
+    def asks(prompt: str) -> int:
+        with httpx2.Client(verify=False) as client:
+            return client.post(
+                f"{provider.url}/v1/chat/completions{query}", json=asker.body("one") | fields
+            ).status_code
+
+    run = recorded(session, asks, tmp_path / "tea.jsonl")
+    text = (tmp_path / "tea.jsonl").read_text(encoding="utf-8")
+    assert not [each for each in private if each in text]
+    assert "/v1/chat/completions?api-version=1" in text
+    assert '"model":"gpt-4o"' in text
+    assert '"temperature":0.5' in text
+    kept = session.store.journals.read(journal_name(session.id, run.id))
+    assert kept
+    assert not [each for each in private if each.encode() in kept]
+    assert ended(session.start(asks, "tea", cassette=str(tmp_path / "tea.jsonl"))).output == 200
+    fields["user"] = "another"
+    assert ended(session.start(asks, "tea", cassette=str(tmp_path / "tea.jsonl"))).output == 400
+
+
+def test_a_request_with_a_great_number_is_answered_and_kept(session: NotebookSession, provider: Provider) -> None:
+    """More than 64 bits: the call was paid, so it must not fail when its answer is kept."""
+    asker = Asker(provider.url, stream=False)
+
+    def asks(prompt: str) -> int:
+        with httpx2.Client(verify=False) as client:
+            return client.post(asker.url, json=asker.body("one") | {"seed": 10**30}).status_code
+
+    run = ended(session.start(asks, "tea"))
+    assert (run.output, warnings(run)) == (200, "")
+    assert run.number is not None
+    assert len(session.store.journal(run.number)) == 1
+
+
+def test_what_a_cassette_says_of_a_difference_is_short(session: NotebookSession, tmp_path: Path) -> None:
+    """It may be somebody else's, with names of any length."""
+    address = "POST http://127.0.0.1:9/v1/chat/completions"
+    given: list[dict[str, Any]] = [{"address": "x" * 1_000_000}, {"fields": {"model": "y" * 1_000_000}}]
+    for number, changes in enumerate(given):
+        path = tmp_path / f"{number}.jsonl"
+        line = {"request": "ab" * 32, "address": address, "fields": {}, **changes}
+        path.write_bytes(HEAD + json.dumps(line).encode() + b"\n")
+        run = session.start(Asker("http://127.0.0.1:9"), "tea", cassette=str(path))
+        assert "instead of" in warnings(ended(run, RunStatus.FAILED))
+        assert len(warnings(run)) < 1_000
 
 
 @pytest.mark.parametrize(
@@ -284,7 +338,9 @@ HOSTILE = {
     "half a surrogate pair": HEAD + CALL + b'{"ms": 1, "text": "\\ud800"}\n',
     "no base64": HEAD + CALL + b'{"ms": 1, "base64": "???"}\n',
     "fields that are none": HEAD + CALL.replace(b'"status"', b'"fields": {"a": [1, {"": 3}]}, "status"'),
+    "a number that is too large": HEAD + CALL.replace(b'"status"', b'"fields": {"a": 1%s}, "status"' % (b"0" * 40)),
     "many calls": HEAD + CALL * 10_001,
+    "many pieces": HEAD + CALL + b'{"ms":0}\n' * 1_000_001,
     "a large answer": HEAD + CALL + (b'{"ms": 1, "text": "%s"}\n' % (b"x" * 1_000_000)) * (MAX_ANSWER // 1_000_000 + 1),
 }
 
