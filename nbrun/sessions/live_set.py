@@ -7,6 +7,7 @@ import contextvars
 import itertools
 import logging
 import queue
+import sqlite3
 import threading
 from array import array
 from collections import deque
@@ -89,8 +90,9 @@ class LiveSet:
     """
 
     def __init__(
-        self, parts: Parts, starter: Starter, plan: MemberPlan, options: SetOptions, number: int, inputs: Inputs | None
-    ) -> None:
+        self, parts: Parts, starter: Starter, plan: MemberPlan, options: SetOptions, number: int,
+        inputs: Inputs | None = None, seal: sets.Seal | None = None,
+    ) -> None:  # fmt: skip
         self.number = number
         self.plan = plan
         self.options = options
@@ -114,6 +116,7 @@ class LiveSet:
         self._queue = RunQueue(options.concurrency)
         self._budget = Budget(options.limits, self.token, _log.warning) if options.limits.has_limits else None
         self._inputs = inputs
+        self._seal = seal
         self._next = 0  # no input before it is waiting for its first run
         self._again: dict[int, int] = {}  # inputs that are run again, in order, and how their last run ended
         self._page: deque[sets.Item] = deque()
@@ -279,9 +282,11 @@ class LiveSet:
         while True:
             try:
                 return call()
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if self._parts.is_closed:
                     raise SessionClosed(self._parts.why_closed) from None
+                if isinstance(error.__cause__, sqlite3.DataError | sqlite3.IntegrityError):  # time changes nothing
+                    raise
                 _log.warning("set #%s waits for the store", self.number, exc_info=True)
             self._wake.wait(AGAIN_S)
 
@@ -369,7 +374,10 @@ class LiveSet:
             first = len(self.states)
             items = [self._storable(at, item) for at, item in enumerate(items, first)]
             size = first + len(items)
-            self._write(lambda db: sets.add_items(db, self.number, items, size, is_last))  # noqa: B023 - called at once
+            assert self._seal is not None  # noqa: S101 - who gives inputs gives one
+            self._seal.take(items)
+            self._write(partial(sets.add_items, number=self.number, items=items, size=size, is_whole=is_last,
+                                header=self._seal.header))  # fmt: skip
             self.numbers.extend([0] * len(items))
             self.attempts.extend(bytes(len(items)))
             self.states.extend(bytes(len(items)))
@@ -513,7 +521,10 @@ class Inputs:
             raise BadOption(f"two inputs have the key '{key}'; give each its own")
         if key is not None:
             self._seen.add(key)
-        return sets.Item(at, key, clean_text(self._prompt(at, key, fields or value, fields)))
+        prompt = clean_text(self._prompt(at, key, fields or value, fields))
+        if len(prompt) + len(key or "") > sets.MAX_PROMPT:
+            raise BadOption(f"input {at} has more than {sets.MAX_PROMPT:,} characters; pass the name of a file instead")
+        return sets.Item(at, key, prompt)
 
     def _prompt(self, at: int, key: str | None, item: object, fields: _Row) -> str:
         if self._template is not None:

@@ -199,7 +199,8 @@ class RunSet:
             return self._sets.catalog.run(live)
         if known.states[at] or self.stopped is None:
             return None
-        item = self._parts.store.ask(lambda db: sets.read_items(db, self.number, at, 1), list[sets.Item]())[0]
+        items = self._parts.store.ask(lambda db: sets.read_items(db, self.number, at, 1), list[sets.Item]())
+        item = items[0] if items and items[0].position == at else sets.Item(at, None, "")
         record = RunRecord(
             session_id=self._parts.session_id, name=self.name, agent=self.agent, prompt=item.prompt,
             member=ev.Member(self.number, at, item.key), status=RunStatus.CANCELLED, cause=CancelCause.PARENT,
@@ -210,7 +211,8 @@ class RunSet:
     def _runs(self) -> list[Run | None]:
         """Return the newest run of each input, None where it has not begun."""
         known = self._known()
-        return [self._run(at, known) for at in range(len(self))]
+        size = len(self) if isinstance(known, LiveSet) else len(known.states)
+        return [self._run(at, known) for at in range(size)]
 
     def _is_ended(self, at: int) -> bool:
         live = self._live
@@ -289,6 +291,8 @@ class RunSet:
         items = self._parts.store.ask(lambda db: sets.read_items(db, self.number, 0, size), list[sets.Item]())
         rest = RunStatus.QUEUED if self.stopped is None else RunStatus.CANCELLED
         for item in items:
+            if item.position >= size:  # somebody else has put it there
+                break
             run = self._run(item.position, known)
             record = RunRecord(status=rest) if run is None else run.whole_record
             ended = status_of(known.states[item.position])
@@ -486,13 +490,16 @@ class Sets:
         read = Inputs(inputs, options.get("template"), options.get("key"))
         own, given = self._split(options, {})
         plan = self._starter.plan(agent, given)
-        header: dict[str, Plain] = {
-            "name": plan.name, "agent": plan.agent, "options": plan.options.recorded(),
-            "set": {name: value for name, value in options.items() if name in _RECORDED and value is not None},
-        }  # fmt: skip
+        of_runs: dict[str, Plain] = trusted(plan.options.recorded())  # no others are ever taken from there
+        of_set: dict[str, Plain] = {
+            name: value for name, value in options.items() if name in _RECORDED and value is not None
+        }
+        header: dict[str, Plain] = {"name": plan.name, "agent": plan.agent, "options": of_runs, "set": of_set}
+        header = {name: self.parts.keyring.look().data(value) for name, value in header.items()}
         now, session_id = self.parts.clock.now(), self.parts.session_id
         number = self.parts.store.change(lambda db: sets.insert_set(db, session_id, None, header, now))
-        self._begin(LiveSet(self.parts, self._starter, plan, own, number, read))
+        seal = sets.Seal(self.parts.store.signer, number, header)
+        self._begin(LiveSet(self.parts, self._starter, plan, own, number, read, seal))
         return RunSet(self, number)
 
     def _begin(self, live: LiveSet) -> None:
@@ -535,7 +542,12 @@ class Sets:
         if not found.done():
             raise NotResumable(f"{title} is still in progress; wait for it, or cancel it")
         row, ended = found.row, self.live.get(number)
-        stored = row.header.get("set")
+        ask = self.parts.store.ask
+        if ask(lambda db: sets.count_items(db, number, row.size), 0) != row.size:
+            raise NotResumable(f"{title} can't be run again: some of its inputs are no longer in the store")
+        is_ours = ask(lambda db: sets.is_signed(db, row, self.parts.store.signer), False)
+        header = row.header if is_ours else {}
+        stored = header.get("set")
         own, given = self._split(options, stored if isinstance(stored, dict) else {})
         plan: MemberPlan
         if agent is None and ended is not None and not given.keys() - {"approve"}:
@@ -543,15 +555,15 @@ class Sets:
         elif agent is None and ended is None:
             raise NotResumable(f"{title} was started by another kernel; name its agent, as in: resume(my_agent)")
         else:
-            recorded = row.header.get("options")
+            recorded = header.get("options")
             kept = trusted(recorded) if isinstance(recorded, dict) else {}
             what = ended.plan.plan.agent if agent is None and ended is not None else agent
-            plan = self._starter.plan(what, {**kept, "name": row.header.get("name"), **given})
+            plan = self._starter.plan(what, {**kept, "name": header.get("name"), **given})
         with self.parts.lock:
             if (current := self.live.get(number)) is not None and not current.is_over.is_set():
                 raise NotResumable(f"{title} is still in progress; wait for it, or cancel it")
             newest = self.parts.store.ask(lambda db: sets.read_newest(db, number), list[sets.Newest]())
-            live = LiveSet(self.parts, self._starter, plan, own, number, None)
+            live = LiveSet(self.parts, self._starter, plan, own, number)
             live.take_up(row.size, newest, again)
             if not live.pending:
                 raise NotResumable(f"{title} has nothing left to run")
@@ -559,6 +571,10 @@ class Sets:
             live.usage = self.usage(number)
             if not self.parts.store.change(lambda db: sets.begin_again(db, row, self.parts.session_id)):
                 raise NotResumable(f"another kernel is already resuming {title}")
+            if not is_ours:
+                self.parts.store.report(
+                    f"Your nbrun hasn't signed {title}: its inputs are taken from it, and nothing else"
+                )
             self._begin(live)
         return found
 
@@ -583,8 +599,11 @@ class Sets:
 
     def load(self, row: sets.StoredSet) -> _Loaded:
         """Return what the store says of a set's inputs."""
-        newest = self.parts.store.ask(lambda db: sets.read_newest(db, row.number), list[sets.Newest]())
-        return _Loaded(*sets.laid_out(row.size, newest))
+        ask, size = self.parts.store.ask, row.size
+        if size > sets.MANY:
+            size = ask(lambda db: sets.count_items(db, row.number, row.size), 0)
+        newest = ask(lambda db: sets.read_newest(db, row.number), list[sets.Newest]())
+        return _Loaded(*sets.laid_out(size, newest))
 
     def wake(self) -> None:
         """Have the threads of the sets see that the session was closed."""

@@ -216,7 +216,7 @@ class Sweeper:
             for last, in_set in rows:
                 yield last, in_set
 
-    def _remove_set(self, number: int, here: set[str]) -> list[int]:
+    def _remove_set(self, number: int, here: dict[str, bool | None]) -> list[int]:
         """Remove a set with all its runs, whose numbers are returned; nothing of one that may be in progress."""
         self._begin()
         found = sets.read_sets(self._connection, number)

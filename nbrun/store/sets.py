@@ -6,6 +6,7 @@ what their rows say; a set has no second account of it.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,8 @@ import msgspec
 from nbrun.core import CancelCause, Plain, RunRecord, RunStatus, events as ev
 from nbrun.store.liveness import open_kernels
 from nbrun.store.rows import micros
+from nbrun.store.schema import LIVE_STATUSES
+from nbrun.store.signing import Signer, is_same
 from nbrun.store.validation import MAX_DEPTH, MAX_SEQ, is_deep, moment, text
 
 if TYPE_CHECKING:
@@ -22,9 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _COLUMNS = "number, session_id, set_id, created_at, ended_at, size, is_whole, stopped, substr(header, 1, 65536)"
+_IS_PLACE = "typeof(position) = 'integer' AND position >= 0"  # somebody else may have written anything there
+_PAGE = 2_000  # inputs that are read at once
 _record = msgspec.msgpack.Decoder(RunRecord)
+_encode = msgspec.msgpack.Encoder().encode
 CODES = {status: code for code, status in enumerate((s for s in RunStatus if s.is_terminal), 2)}
 """A byte for each way an input can end; 0 and 1 are for those that have not."""
+SIGNATURE = "signature"
+"""Where a header has the signature of the rest of it and of all inputs: of what this user's kernel has put there."""
+MAX_PROMPT = 15_000_000
+"""Characters of the longest input: more than that, in UTF-8, is no value that is read."""
+MANY = 1_000_000
+"""A set that says it has more inputs is not believed before they are counted: there is memory for each."""
 ATTEMPTS = 255
 """How many attempts at an input are counted."""
 
@@ -44,6 +56,7 @@ class StoredSet:
     is_whole: bool
     stopped: str | None
     header: dict[str, Plain]
+    signature: object  # what stands in the place of one
     is_here: bool  # whether a kernel runs it, as far as that can be seen
 
 
@@ -65,13 +78,55 @@ class Newest(NamedTuple):
     is_cut: bool
 
 
+class Seal:
+    """Signs a set as it grows: its number, its header, and all its inputs so far. Threads: one at a time."""
+
+    def __init__(self, signer: Signer, number: int, header: dict[str, Plain]) -> None:
+        self._signer, self._number, self._header = signer, number, header
+        self._digest = hashlib.sha256()
+
+    def take(self, items: Iterable[Item]) -> None:
+        """Take the next inputs."""
+        self._digest.update(b"".join(map(_encode, items)))
+
+    @property
+    def signature(self) -> bytes:
+        """The signature of what there is."""
+        return self._signer.of_set(self._number, self._header, self._digest.digest())
+
+    @property
+    def header(self) -> bytes:
+        """The header as it is stored, with the signature."""
+        return _encode({**self._header, SIGNATURE: self.signature})
+
+
+def is_signed(connection: sqlite3.Connection, row: StoredSet, signer: Signer) -> bool:
+    """Return whether this user's kernels wrote a set's header and all of its inputs."""
+    if not row.signature:
+        return False
+    seal = Seal(signer, row.number, row.header)
+    for first in range(0, row.size, _PAGE):
+        count = min(_PAGE, row.size - first)
+        items = read_items(connection, row.number, first, count)
+        if [item.position for item in items] != list(range(first, first + count)):
+            return False
+        seal.take(items)
+    return is_same(row.signature, seal.signature)
+
+
+def count_items(connection: sqlite3.Connection, number: int, size: int) -> int:
+    """Return how many inputs a set of this size has indeed."""
+    sql = f"SELECT count(*) FROM items WHERE in_set = ? AND {_IS_PLACE} AND position < ?"  # noqa: S608 - ours
+    return int(connection.execute(sql, (number, size)).fetchone()[0])
+
+
 def insert_set(
     connection: sqlite3.Connection, session_id: str, set_id: str | None, header: dict[str, Plain], now: float
 ) -> int:
     """Insert a set without inputs; return its number, which names it if no id is given."""
     cursor = connection.execute(
         "INSERT INTO sets (session_id, set_id, created_at, size, is_whole, header) VALUES (?, ?, ?, 0, 0, ?)",
-        (session_id, set_id or "", micros(now), msgspec.msgpack.encode(header)),
+        (session_id, set_id or "", micros(now), _encode(header)),
     )
     number = int(cursor.lastrowid or 0)
     if set_id is None:
@@ -79,10 +134,13 @@ def insert_set(
     return number
 
 
-def add_items(connection: sqlite3.Connection, number: int, items: Iterable[Item], size: int, is_whole: bool) -> None:
-    """Add inputs, which make `size` of them."""
+def add_items(
+    connection: sqlite3.Connection, number: int, items: Iterable[Item], size: int, is_whole: bool, header: bytes
+) -> None:
+    """Add inputs, which make `size` of them; the `header` has the signature of all."""
     connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", ((number, *item) for item in items))
-    connection.execute("UPDATE sets SET size = ?, is_whole = ? WHERE number = ?", (size, is_whole, number))
+    values = (size, is_whole, header, number)
+    connection.execute("UPDATE sets SET size = ?, is_whole = ?, header = ? WHERE number = ?", values)
 
 
 def begin_again(connection: sqlite3.Connection, row: StoredSet, session_id: str) -> bool:
@@ -109,18 +167,31 @@ def read_sets(connection: sqlite3.Connection, ref: int | str | None = None) -> l
     where = "" if ref is None else " WHERE number = ?" if isinstance(ref, int) else " WHERE set_id = ?"
     sql = f"SELECT {_COLUMNS} FROM sets{where} ORDER BY number DESC"  # noqa: S608 - our own names
     rows = connection.execute(sql, () if ref is None else (ref,)).fetchall()
-    here = running_sessions(connection) if rows else set()
-    return [_stored(row, here) for row in rows]
+    here = running_sessions(connection) if rows else {}
+
+    def is_here(number: object, session_id: object) -> bool:
+        """Return whether a kernel runs a set; one that can't be seen does, as long as it has live-looking runs."""
+        is_running = here.get(text(session_id), False)
+        if is_running is not None:
+            return is_running
+        sql = f"SELECT 1 FROM runs WHERE in_set = ? AND status IN ({LIVE_STATUSES}) LIMIT 1"  # noqa: S608 - ours
+        return connection.execute(sql, (number,)).fetchone() is not None
+
+    return [_stored(row, is_here(row[0], row[1])) for row in rows]
 
 
-def running_sessions(connection: sqlite3.Connection) -> set[str]:
-    """Return the ids of the sessions whose kernels may be running."""
-    keys = [kernel.session for kernel in open_kernels(connection) if kernel.is_alive() is not False]
-    found = (connection.execute("SELECT session_id FROM sessions WHERE key = ?", (key,)).fetchone() for key in keys)
-    return {text(row[0]) for row in found if row is not None}
+def running_sessions(connection: sqlite3.Connection) -> dict[str, bool | None]:
+    """Return the ids of the sessions whose kernels may be running: True for those that are, None if unknown."""
+    alive = {kernel.session: kernel.is_alive() for kernel in open_kernels(connection)}
+    found: dict[str, bool | None] = {}
+    for key, is_alive in alive.items():
+        row = connection.execute("SELECT session_id FROM sessions WHERE key = ?", (key,)).fetchone()
+        if row is not None and is_alive is not False:
+            found[text(row[0])] = is_alive
+    return found
 
 
-def _stored(row: tuple[object, ...], here: set[str]) -> StoredSet:
+def _stored(row: tuple[object, ...], is_here: bool) -> StoredSet:
     """Return a set, whatever somebody has put into its row."""
     number, session_id, set_id, created_at, ended_at, size, is_whole, stopped, blob = row
     header: object = {}
@@ -140,15 +211,17 @@ def _stored(row: tuple[object, ...], here: set[str]) -> StoredSet:
         size if isinstance(size, int) and 0 <= size < MAX_SEQ else 0,
         bool(is_whole),
         None if stopped is None else text(stopped),
-        header,
-        text(session_id) in here,
+        {name: value for name, value in header.items() if name != SIGNATURE},
+        header.get(SIGNATURE),
+        is_here,
     )
 
 
 def read_items(connection: sqlite3.Connection, number: int, first: int, count: int) -> list[Item]:
     """Return inputs from a position on, at most `count`."""
     rows = connection.execute(
-        "SELECT position, key, prompt FROM items WHERE in_set = ? AND position >= ? ORDER BY position LIMIT ?",
+        f"SELECT position, key, prompt FROM items WHERE in_set = ? AND {_IS_PLACE} AND position >= ?"  # noqa: S608 - ours
+        " ORDER BY position LIMIT ?",
         (number, first, count),
     )
     return [Item(at, None if key is None else text(key), text(prompt)) for at, key, prompt in rows]
@@ -156,7 +229,8 @@ def read_items(connection: sqlite3.Connection, number: int, first: int, count: i
 
 def find_key(connection: sqlite3.Connection, number: int, key: str) -> int | None:
     """Return the position of the input with this key."""
-    row = connection.execute("SELECT position FROM items WHERE in_set = ? AND key = ?", (number, key)).fetchone()
+    sql = f"SELECT position FROM items WHERE in_set = ? AND key = ? AND {_IS_PLACE}"  # noqa: S608 - ours
+    row = connection.execute(sql, (number, key)).fetchone()
     return None if row is None else int(row[0])
 
 

@@ -1,8 +1,8 @@
 """Signatures: which runs and checkpoints this user's kernels have written; all others may be anybody's.
 
-A run's signature covers what other runs are started from, a checkpoint's its state; both name the run. The entries of
-a journal are signed with a key of their run, which its process may know. Events have none. The user's key never leaves
-the data folder.
+A run's signature covers what other runs are started from, a checkpoint's its state; both name the run. A set's covers
+its header and all of its inputs. The entries of a journal are signed with a key of their run, which its process may
+know. Events have none. The user's key never leaves the data folder.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class Signer:
     def of_checkpoint(self, session_id: str, run_id: str, seq: int, state: bytes) -> bytes:
         """Return the signature of the checkpoint that a run had at event `seq`."""
         return self._sign("checkpoint", run_id, session_id, seq, hashlib.sha256(state).digest())
+
+    def of_set(self, number: int, header: object, inputs: bytes) -> bytes:
+        """Return the signature of a set: of its header, and the digest of its inputs."""
+        return self._sign("set", number, header, inputs)
 
     def journal_key(self, session_id: str, run_id: str) -> bytes:
         """Return the key that the entries of a run's journal are signed with."""

@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -515,6 +516,138 @@ def test_what_somebody_else_wrote_into_a_sets_row_does_no_harm(make_session: Mak
         connection.execute("UPDATE runs SET position = 'first', status = 'odd'")
     found = make_session().get("set-1")
     assert (found.name, found.agent, len(found), found.counts, found.outputs()) == ("", "", 0, {}, [])
+
+
+def lost(make_session: MakeSession, path: Path, *changes: str) -> RunSet:
+    """Return a set of another session that has run nothing, with these changes of somebody else's."""
+    with make_session() as session:
+        done(session.map(upper, ["a", "b", "c"]))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for change in ("DELETE FROM runs", "UPDATE sets SET ended_at = NULL", *changes):
+            connection.execute(change)
+    found: RunSet = make_session().get("set-1")
+    return found
+
+
+NOTICE = "Your nbrun hasn't signed set #1: its inputs are taken from it, and nothing else"
+
+
+def test_what_a_set_was_started_with_is_taken_from_no_stranger(
+    make_session: MakeSession, store_path: Path, tmp_path: Path
+) -> None:
+    """Neither a cassette, which would make an agent do anything, nor limits, nor a name; a run's card says so."""
+    cassette = tmp_path / "theirs.jsonl"
+    cassette.write_text('{"format": "nbrun-cassette", "version": 1}\n', encoding="utf-8")
+    options = {"cassette": str(cassette), "timeout_s": 0.001, "thread": True}
+    header = {"name": "theirs", "agent": "upper", "options": options, "set": {"retries": 1_000, "max_cost": 1e9}}
+    blob = msgspec.msgpack.encode(header).hex()
+    found = lost(make_session, store_path, f"UPDATE sets SET header = x'{blob}'")  # noqa: S608 - of this test
+    assert done(found.resume(upper)).outputs() == ["A", "B", "C"]
+    assert {(run.name, str(run.record.options)) for run in found} == {("upper", "{'approve': 'deny'}")}
+    assert NOTICE in [line for run in found for line in run.record.notices]
+    assert found._live is not None
+    assert found._live.options.retries == 0
+
+
+def test_inputs_that_somebody_else_has_changed_are_said_to_be(make_session: MakeSession, store_path: Path) -> None:
+    """As of a run that isn't signed, only the prompts are taken."""
+    found = done(lost(make_session, store_path, "UPDATE items SET prompt = 'x' WHERE position = 1").resume(upper))
+    assert found.outputs() == ["A", "X", "C"]
+    assert NOTICE in [line for run in found for line in run.record.notices]
+
+
+def test_a_users_own_set_keeps_what_it_was_started_with(
+    make_session: MakeSession, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its inputs may have come in several transactions."""
+    monkeypatch.setattr(live_set, "PAGE", 2)
+    with make_session() as session:
+        done(session.map(upper, [str(number) for number in range(7)], name="mine", timeout_s=77, retries=3))
+    with closing(sqlite3.connect(store_path)) as connection, connection:
+        connection.execute("DELETE FROM runs")
+        connection.execute("UPDATE sets SET ended_at = NULL")
+    found = done(make_session().get("set-1").resume(upper))
+    assert {(run.name, run.record.options["timeout_s"], run.record.notices) for run in found} == {("mine", 77, ())}
+    assert found._live is not None
+    assert found._live.options.retries == 3
+
+
+def test_no_secret_is_in_the_file_of_a_set(
+    make_session: MakeSession, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in its name, nor in what its runs were started with."""
+    secret = "sk-2718281828459045235360287"
+    monkeypatch.setenv("MY_API_KEY", secret)
+    with make_session() as session:
+        found = done(session.map(upper, ["a"], name=f"of {secret}", tags={"key": secret}))
+        assert found.name == "of [MY_API_KEY]"
+    assert secret.encode() not in store_path.read_bytes()
+
+
+@pytest.mark.parametrize("size", [10**9, 2**53 - 1])
+def test_a_set_that_says_it_is_large_takes_no_memory(make_session: MakeSession, store_path: Path, size: int) -> None:
+    """What is in the file counts, and such a set isn't run again."""
+    found = lost(make_session, store_path, f"UPDATE sets SET size = {size}")  # noqa: S608 - of this test
+    assert found.counts == {"queued": 3}
+    assert found.outputs() == [None, None, None]
+    with pytest.raises(NotResumable, match="no longer in the store"):
+        found.resume(upper)
+
+
+def test_inputs_in_odd_places_are_none(make_session: MakeSession, store_path: Path) -> None:
+    """A place that is text, below zero, or beyond the end; and one where nothing is."""
+    found = lost(
+        make_session, store_path, "DELETE FROM items WHERE position > 0", "UPDATE sets SET stopped = 'cancelled'",
+        "INSERT INTO items VALUES (1, 'first', 'k1', 'x'), (1, -3, 'k2', 'y'), (1, 7, 'k3', 'z')",
+    )  # fmt: skip
+    assert found.to_pandas()["prompt"].to_list() == ["a"]
+    assert [str(run.status) for run in found] == ["cancelled"] * 3
+    for key in ("k1", "k2"):
+        with pytest.raises(KeyError):
+            found[key]
+    with pytest.raises(IndexError):
+        found["k3"]
+    with pytest.raises(NotResumable, match="no longer in the store"):
+        found.resume(upper)
+
+
+def test_an_input_that_no_store_can_hold_ends_its_set(make_session: MakeSession) -> None:
+    """It would wait for the store for ever."""
+    found = done(make_session().map(upper, ["a", "x" * (sets.MAX_PROMPT + 1), "c"]))
+    assert found.status == "failed"
+    assert "input 1 has more than 15,000,000 characters" in str(found.stopped)
+
+
+def test_an_input_that_cannot_be_read_ends_its_set(make_session: MakeSession, store_path: Path) -> None:
+    """The store is there, so waiting for it would change nothing, and no cancel would be heard."""
+    gate = threading.Event()
+
+    def waits(prompt: str) -> str:
+        assert gate.wait(BOUND_S)
+        return prompt
+
+    found = running(make_session().map(waits, [str(number) for number in range(100)], concurrency=1), 1)
+    with closing(sqlite3.connect(store_path, timeout=BOUND_S)) as connection, connection:
+        connection.execute("UPDATE items SET prompt = zeroblob(80000000) WHERE position = 50")
+    gate.set()
+    assert done(found).status == "lost"
+
+
+def test_a_set_whose_kernel_cannot_be_seen_is_in_progress_as_its_runs_are(
+    make_session: MakeSession, store_path: Path
+) -> None:
+    """As in a copy of a folder: once its runs are marked as lost, what is left can be resumed."""
+    found = lost(make_session, store_path, "UPDATE sessions SET closed_at = NULL, host = 'elsewhere'")
+    assert found.status == "lost"
+    with closing(sqlite3.connect(store_path)) as connection, connection:
+        connection.execute(
+            "INSERT INTO runs (session, run_id, name, status, created_at, record, in_set, position)"
+            " SELECT key, 'run-x', 'x', 'running', 1, x'80', 1, 0 FROM sessions ORDER BY key LIMIT 1"
+        )
+    assert found.status == "running"
+    with closing(sqlite3.connect(store_path)) as connection, connection:
+        connection.execute("UPDATE runs SET status = 'lost' WHERE run_id = 'run-x'")
+    assert done(found.resume(upper)).outputs() == ["A", "B", "C"]
 
 
 def test_a_run_of_a_set_is_imported_as_a_run(make_session: MakeSession, tmp_path: Path) -> None:
