@@ -356,12 +356,12 @@ class _Talk:
                 return []  # it has ended
             self._args[tool_id], self._names[tool_id] = [], clean_text(name)
             begun = self._tools.start(tool_id, self._names[tool_id], None)
-        if not delta:
-            return begun
-        self._args[tool_id].append(delta)
         self._args_size += len(delta)
         if self._args_size > MAX_ARGS or len(self._args) > MAX_OPEN:
             raise NbrunError(f"{self.label} has too many tools running, or too much in their arguments")
+        if not delta:
+            return begun
+        self._args[tool_id].append(delta)
         return [*begun, ev.ToolArgsDelta(tool_id, delta)]
 
     def _ended(self, tool_id: str, result: Plain) -> ev.EventData:

@@ -219,6 +219,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
                       for n in range(1_100))),
         "too many tools",
     ),
+    "many tools without arguments": (
+        lambda: sse(*({"type": "TOOL_CALL_START", "toolCallId": f"{n}", "toolCallName": "t"} for n in range(1_100))),
+        "too many tools",
+    ),
     "long arguments": (
         lambda: sse(*[ARGS] * 11),
         "too much in their arguments",
