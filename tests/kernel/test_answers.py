@@ -193,6 +193,27 @@ def test_magics_approve_deny_and_say(people_kernel: Kernel) -> None:
     assert value(kernel, "[by for _, _, by in cutter.result(10)]") == "['magic', 'always']"
 
 
+@pytest.mark.parametrize("line", ["approve", "approve cutter", "deny"])
+def test_a_line_that_is_run_twice_answers_only_what_was_asked_before(people_kernel: Kernel, line: str) -> None:
+    """The agent asks again at once, and the second press came before that question."""
+    kernel = people_kernel
+    run_ok(kernel, "%%agentrun uses -n cutter -o cutter\ntea")
+    wait_for_status(kernel, "cutter", "waiting")
+    run_ok(kernel, "import os, time; asked = cutter.pending[0].id")
+    kernel.start("while not os.path.exists('sent'): time.sleep(0.01)")
+    first = kernel.start(f"%agentrun {line}")
+    kernel.start("cutter.live.wait_until(lambda record: record.pending and record.pending[0].id != asked, 10)")
+    second = kernel.start(f"%agentrun {line}")
+    (kernel.folder / "sent").touch()
+    assert "“Use cut?”" in first.wait().stdout
+    assert "Run #1 (cutter) has another question since you ran this: “Use cut?”. Run it again" in error_line(
+        second.wait()
+    )
+    run_ok(kernel, f"%agentrun {line}")
+    decision = line.split()[0].replace("approve", "allow")
+    assert value(kernel, "[each[0] for each in cutter.result(10)]") == f"['{decision}', '{decision}']"
+
+
 def test_a_static_card_says_that_its_run_waits(people_kernel: Kernel) -> None:
     """Where no live card is shown, the output gets the question, and the line that answers it."""
     kernel = people_kernel

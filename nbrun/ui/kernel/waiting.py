@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import datetime
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -56,6 +57,12 @@ def cell_id(shell: Any) -> str | None:
     """Return the id of the running cell, if the front end sends it."""
     found = _parent(shell).get("metadata", {}).get("cellId")
     return found if isinstance(found, str) else None
+
+
+def sent_at(shell: Any) -> float | None:
+    """Return when the running cell was sent, in epoch seconds of the page's clock; None if that isn't known."""
+    found = _parent(shell).get("header", {}).get("date")
+    return found.timestamp() if isinstance(found, datetime) else None
 
 
 def _parent(shell: Any) -> dict[str, Any]:

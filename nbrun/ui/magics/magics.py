@@ -37,7 +37,7 @@ from nbrun.core.options import defaults
 from nbrun.render.words import opening, title, trust_words
 from nbrun.sessions import LIST_LIMIT, RunSet
 from nbrun.ui.kernel.requests import read_args
-from nbrun.ui.kernel.waiting import cell_id
+from nbrun.ui.kernel.waiting import cell_id, sent_at
 from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, help_text, manual
 from nbrun.ui.magics.options import LINE
 from nbrun.ui.magics.parsing import interpolate, read_cell, read_line
@@ -90,6 +90,7 @@ class AgentMagics(Magics):
     def __init__(self, presenter: Presenter) -> None:
         super().__init__(presenter.shell)
         self._presenter = presenter
+        self._answered: dict[str, float] = {}  # when the last question of a run was answered by a line, by its id
 
     @_with_manual(CELL_EXAMPLES)
     @cell_magic
@@ -245,15 +246,30 @@ class AgentMagics(Magics):
 
     def _approve(self, given: Given) -> None:
         run = self._asking("approve", given)
+        self._refuse_repeated(run, given)
         edited = None if given.args is None else read_args(given.args, ARGS_EXAMPLE)
         decision, always = given.choose or ALLOW, bool(given.always)
         self._answer(run, given.call, decision, args=edited, text=given.text, always=always)
 
     def _deny(self, given: Given) -> None:
-        self._answer(self._asking("deny", given), given.call, DENY, text=given.reason)
+        run = self._asking("deny", given)
+        self._refuse_repeated(run, given)
+        self._answer(run, given.call, DENY, text=given.reason)
+
+    def _refuse_repeated(self, run: Run, given: Given) -> None:
+        """Raise if the line was sent before the last question was answered, and another one would be answered now.
+
+        A key was held, or pressed twice: nobody has seen that question yet.
+        """
+        sent = sent_at(self._presenter.shell)
+        answered = self._answered.values() if given.ref is None else [self._answered.get(run.id, 0.0)]
+        if given.call is None and sent is not None and sent < max(answered, default=0.0) and run.pending:
+            asked = shown(run.pending[0].message, 80)
+            raise NotPending(f"{opening(run.record)} has another question since you ran this: “{asked}”. Run it again")
 
     def _answer(self, run: Run, call: str | None, decision: str, **more: Any) -> None:
         asked = run.answer(call, decision, **more, by="magic")
+        self._answered[run.id] = self._presenter.session.clock.now()
         words = {ALLOW: "allowed", DENY: "denied"}.get(decision, f"chose {decision} for")
         always = f"; {shown(asked.tool, 80)} from now on, too" if more.get("always") else ""
         print(printable(f"{opening(run.record)}: {words} {_asked_words(asked, run.record)}{always}"))
