@@ -169,6 +169,8 @@ def test_with_an_agent_that_is_named_the_prompt_is_used_and_nothing_else(
     new = make_session(ids=nbrun.SequentialIds("later")).get(1).retry(agent=asks)
     asking(new)
     assert (new.record.options, new.record.prompt, new.name) == ({}, "tea", "book")
+    assert new.live is not None
+    assert new.live.wait_until(lambda record: bool(record.notices), BOUND_S)  # it is told beside the agent's start
     assert new.record.notices == ("Your nbrun hasn't signed run #1: the prompt is taken from it, and nothing else",)
     new.deny()
     assert ended(new).output is False
@@ -221,6 +223,8 @@ def test_no_policy_comes_from_ones_own_record_either(make_session: MakeSession, 
     new = session.get(old.id).retry()
     asking(new)
     assert new.record.options == {"timeout_s": 60, "max_turns": 3}
+    assert new.live is not None
+    assert new.live.wait_until(lambda record: bool(record.notices), BOUND_S)  # it is told beside the agent's start
     assert new.record.notices == ("Not taken over from run #1: approve=auto",)
     new.cancel()
     ended(new)
