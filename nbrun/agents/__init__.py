@@ -20,7 +20,7 @@ from nbrun.agents.context.budget import Budget
 from nbrun.agents.context.inbox import Inbox
 from nbrun.agents.context.processes import Process, below
 from nbrun.agents.context.run_context import ChildRun, RunContext, current, current_run, watched_run
-from nbrun.agents.context.threads import ThreadCall, Work, Worker, is_quiet
+from nbrun.agents.context.threads import ThreadCall, Work, Worker, call_here, is_quiet
 from nbrun.core import (
     Action,
     AgentNotFound,
@@ -59,7 +59,7 @@ __all__ = [
     "Answer", "Approvals", "BadOption", "Budget", "CancelToken", "Cancelled", "ChildRun", "Clock", "EventData", "Fix",
     "Framework", "Inbox", "Limitations", "NbrunError", "NotResumable", "Output", "PackageMissing", "Plain", "Process",
     "Replay", "RunContext", "State", "ThreadCall", "Turn", "Work", "Worker", "agent", "asks_first", "below",
-    "call_soon", "clean_text", "current", "current_run", "events", "guarded", "is_installed", "is_quiet",
+    "call_here", "call_soon", "clean_text", "current", "current_run", "events", "guarded", "is_installed", "is_quiet",
     "needs_approval", "plain", "shown", "type_name", "watched_run",
 ]  # fmt: skip
 

@@ -23,7 +23,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-from nbrun.agents import Cancelled, Process, RunContext, ThreadCall, Work, current_run, is_quiet
+from nbrun.agents import Cancelled, Process, RunContext, ThreadCall, Work, call_here, current_run, is_quiet
 from nbrun.core import module_lock
 
 if TYPE_CHECKING:
@@ -274,7 +274,15 @@ def _open_process(process: subprocess.Popen[Any], args: Any, *others: Any, **opt
         run.add_work(Process(psutil.Process(process.pid), args))
 
 
+@wraps(asyncio.BaseEventLoop.run_until_complete)
+def _run_until_complete(loop: asyncio.BaseEventLoop, future: Any) -> Any:
+    enter: Any = _originals["run_until_complete"]
+    call = call_here()
+    return enter(loop, future) if call is None else call.run_until_complete(enter, loop, future)
+
+
 _HOOKS: tuple[tuple[type, str, Any], ...] = (
+    (asyncio.BaseEventLoop, "run_until_complete", _run_until_complete),
     (threading.Thread, "start", _start_thread),
     (ThreadPoolExecutor, "submit", _submit_call),
     (subprocess.Popen, "__init__", _open_process),

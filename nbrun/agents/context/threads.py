@@ -14,11 +14,8 @@ from nbrun.core import InterruptGuard, call_soon, current_guard
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
-    from types import FrameType
 
 T = TypeVar("T")
-
-_ENTERING = asyncio.BaseEventLoop.run_until_complete.__code__
 
 _main_thread: list[Callable[[Callable[[], object]], object]] = []
 
@@ -55,7 +52,7 @@ class ThreadCall:
         self.is_driver = is_driver  # False: something beside the agent
         self._over: Future[None] = running_future()
         self._guard = InterruptGuard()
-        self._thread_id: int | None = None
+        self._entered: tuple[asyncio.AbstractEventLoop, Any] | None = None  # written in its thread only
 
     def is_alive(self) -> bool:
         """Return whether the agent's code still runs."""
@@ -66,15 +63,12 @@ class ThreadCall:
         await asyncio.wrap_future(self._over)
 
     def stop(self) -> bool:
-        """Cancel what an event loop was entered for there, as by `asyncio.run()`; return whether there is one."""
-        frame = _frame_of(self._thread_id)
-        while frame is not None and frame.f_code is not _ENTERING:
-            frame = frame.f_back
-        if frame is None:
-            return False
-        loop = frame.f_locals["self"]
-        # Still alive: so those frames were of this call, and not of a pool's next one.
-        return self.is_alive() and call_soon(loop, partial(_cancel_main, frame))
+        """Cancel what an event loop was entered for there, as by `asyncio.run()`; return whether there is one.
+
+        It is known while there is a host, which has event loops entered by `run_until_complete()`.
+        """
+        entered = self._entered
+        return entered is not None and call_soon(entered[0], partial(_cancel_main, *entered))
 
     def interrupt(self) -> bool:
         """Raise `Cancelled` in the thread at its next bytecode.
@@ -86,9 +80,9 @@ class ThreadCall:
     def run(self, function: Callable[[], T]) -> T:
         """Call the function in this thread."""
         guard = self._guard
-        self._thread_id = threading.get_ident()
         guard.bind()
-        before = current_guard.set(guard)
+        before, outer = current_guard.set(guard), _here.call
+        _here.call = self
         try:
             guard.leave()
             try:
@@ -96,12 +90,33 @@ class ThreadCall:
             finally:
                 guard.enter()
         finally:
+            _here.call = outer
             current_guard.reset(before)
+
+    def run_until_complete(self, enter: Callable[..., T], loop: asyncio.AbstractEventLoop, work: Any) -> T:
+        """Enter an event loop in this thread, by what its class has for it; meanwhile `stop()` cancels `work`."""
+        outer, self._entered = self._entered, (loop, work)
+        try:
+            return enter(loop, work)
+        finally:
+            self._entered = outer
 
     def finish(self) -> None:
         """Note that the call has ended, or will not be made."""
         if not self._over.done():
             self._over.set_result(None)
+
+
+class _Here(threading.local):
+    call: ThreadCall | None = None
+
+
+_here = _Here()
+
+
+def call_here() -> ThreadCall | None:
+    """Return the call that this thread is in."""
+    return _here.call
 
 
 class Worker(ThreadCall, Generic[T]):
@@ -146,11 +161,14 @@ class Worker(ThreadCall, Generic[T]):
         return is_started and super().interrupt()
 
     def is_importing(self) -> bool:
-        """Return whether the thread is within an import; interrupted there, it may leave half a package behind."""
-        frame = None if self._thread is None else _frame_of(self._thread.ident)
-        while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
-            frame = frame.f_back
-        return frame is not None
+        """Return whether the thread is within an import; interrupted there, it may leave half a package behind.
+
+        Source: CPython's importlib holds a lock per module, with its owner, for as long as the module's code runs.
+        (Walking the frames of a thread that runs has crashed CPython 3.11.)
+        """
+        locks = [lock() for lock in list(getattr(sys.modules["_frozen_importlib"], "_module_locks", {}).values())]
+        thread_id = self._thread and self._thread.ident
+        return thread_id is not None and any(getattr(lock, "owner", None) == thread_id for lock in locks)
 
     def _main(self, outcome: Future[T]) -> None:
         try:
@@ -168,16 +186,12 @@ class Worker(ThreadCall, Generic[T]):
             del outcome  # it leads to the error, and that to this frame: see `Steps.throw()`
 
 
-def _frame_of(thread_id: int | None) -> FrameType | None:
-    """Return what a thread is in at this moment."""
-    return None if thread_id is None else sys._current_frames().get(thread_id)
-
-
-def _cancel_main(entered: FrameType) -> None:
-    """Cancel what an event loop was entered for; called on it, as it makes a task of a coroutine only in there."""
-    task = entered.f_locals["future"]
-    if is_quiet(task):
-        task.cancel()
+def _cancel_main(loop: asyncio.AbstractEventLoop, work: Any) -> None:
+    """Cancel what the event loop was entered for; called on it, as it makes a task of a coroutine only in there."""
+    if not asyncio.isfuture(work):
+        work = next((task for task in asyncio.all_tasks(loop) if task.get_coro() is work), None)
+    if work is not None and is_quiet(work):
+        work.cancel()
 
 
 def running_future() -> Future[Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
+import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from nbrun.agents import Worker
 from nbrun.core.errors import Cancelled
 from nbrun.core.interrupt_guard import guarded
+from nbrun.host import belongings
 from tests.fakes.agents import BOUND_S
 
 
@@ -133,6 +137,15 @@ def test_giving_up_the_wait_leaves_the_thread_alive() -> None:
     assert ended.wait(BOUND_S)
 
 
+@pytest.fixture
+def watched() -> Iterator[None]:
+    """Have event loops watched as while there is a host."""
+    belongings.watch()
+    yield
+    belongings.unwatch()
+
+
+@pytest.mark.usefixtures("watched")
 def test_a_stop_cancels_what_an_event_loop_is_only_being_entered_for() -> None:
     """A stop that comes before the thread's coroutine has become a task cancels that task."""
     is_entering, is_asked = threading.Event(), threading.Event()
@@ -160,3 +173,70 @@ def test_a_stop_cancels_what_an_event_loop_is_only_being_entered_for() -> None:
     with pytest.raises(asyncio.CancelledError):
         run_worker(enter, stop)
     assert not problems
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_stop_cancels_the_loop_that_is_entered_at_that_moment() -> None:
+    """One loop after another, and nothing when the last has been left."""
+    steps: list[str] = []
+    here, on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def pause() -> None:
+        here.release()
+        on.acquire(timeout=BOUND_S)
+
+    def inner(name: str) -> None:
+        loop = asyncio.new_event_loop()
+        loop.call_soon(pause)
+        try:
+            loop.run_until_complete(asyncio.sleep(BOUND_S))
+        except asyncio.CancelledError:
+            steps.append(f"{name} cancelled")
+        finally:
+            loop.close()
+
+    def work() -> None:
+        inner("first")
+        inner("second")
+        pause()
+
+    def stop(worker: Worker[object]) -> None:
+        for is_within in (True, True, False):
+            assert here.acquire(timeout=BOUND_S)
+            assert worker.stop() is is_within
+            on.release()
+
+    run_worker(work, stop)
+    assert steps == ["first cancelled", "second cancelled"]
+
+
+def test_a_thread_is_within_an_import_while_a_module_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so of the thread that imports, also further down, and of no other; and no more when it is over."""
+    (tmp_path / "slow_outer.py").write_text("import slow_inner\n")
+    (tmp_path / "slow_inner.py").write_text("import builtins\nbuiltins.slow_gate()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    here, on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def gate() -> None:
+        here.set()
+        on.wait(BOUND_S)
+
+    def work() -> None:
+        importlib.import_module("slow_outer")
+        here.set()
+        over.wait(BOUND_S)
+
+    monkeypatch.setattr(builtins, "slow_gate", gate, raising=False)
+
+    def look(worker: Worker[object]) -> None:
+        other: Worker[object] = Worker("other", lambda: over.wait(BOUND_S), copy_context())
+        other.start()
+        assert here.wait(BOUND_S)
+        assert (worker.is_importing(), other.is_importing()) == (True, False)
+        here.clear()
+        on.set()
+        assert here.wait(BOUND_S)
+        assert not worker.is_importing()
+        over.set()
+
+    run_worker(work, look)
