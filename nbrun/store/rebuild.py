@@ -10,8 +10,9 @@ import msgspec
 
 from nbrun.core import CancelCause, RunRecord, RunStatus, events as ev
 from nbrun.store import queries
+from nbrun.store.backlog import Dropped
 from nbrun.store.liveness import note_file
-from nbrun.store.rows import Dropped, Row, RowWriter, Values
+from nbrun.store.rows import Row, RowWriter, Values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +38,9 @@ class KnownRun:
 
 def rebuild(
     previous: sqlite3.Connection | None,
+    known: Sequence[KnownRun],
     connection: sqlite3.Connection,
     session: Values,
-    known: Sequence[KnownRun],
     signer: Signer | None,
 ) -> tuple[int, dict[str, Row]]:
     """Write a session and its runs into a new file with a transaction open; return its key, and each run's row by id.

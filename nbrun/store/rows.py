@@ -1,21 +1,38 @@
-"""Writing rows: sessions, runs, their events, checkpoints and artifacts."""
+"""What is written to the file: rows of sessions, runs, their events, checkpoints and artifacts, in transactions."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from nbrun.core import ArtifactFiles, RunRecord, RunStatus, StoreError, clean_text, events as ev, fold, shown
+from nbrun.core import (
+    ArtifactFiles,
+    Clock,
+    RunRecord,
+    RunStatus,
+    StoreError,
+    clean_text,
+    events as ev,
+    fold,
+    folder_beside,
+    shown,
+)
 from nbrun.store import payloads
+from nbrun.store.backlog import Backlog, Dropped
+from nbrun.store.connection import BUSY_TIMEOUT_S, transaction
+from nbrun.store.liveness import note_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    import threading
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from nbrun.store.signing import Signer
 
@@ -40,6 +57,8 @@ ORIGINS = """WITH RECURSIVE line (run, steps) AS (
    WHERE o.kind = 'resume' AND line.steps < 1000
 )"""
 
+BEAT_S = 15.0
+"""How often a commit also updates the heartbeat, for those who cannot see this process."""
 TRIES, TRY_S = 100, 0.004
 """How often, and how far apart, a writer among many tries again to begin a transaction."""
 
@@ -101,46 +120,6 @@ class Checkpointed(NamedTuple):
     seq: int
     ts: int
     state: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Consecutive events that were dropped. Their numbers stay taken, so the log has no gap.
-
-    The text that the agent produced in them is the part of the record's text from character `start` to `end`.
-    """
-
-    run_id: str
-    seq: int
-    count: int
-    ts: float
-    attempt: int
-    why: str
-    start: int = 0
-    end: int = 0
-
-    def events(self, text: str) -> Iterator[ev.RunEvent]:
-        """Yield what replaces them: a warning, the text, and as many empty deltas as are needed."""
-        part = text[self.start : self.end]
-        if self.count == 1 and part:  # nothing was lost
-            yield self._event(0, ev.TextDelta(part))
-            return
-        yield self._event(0, ev.Log(f"{self.count} events were not kept: {self.why}", "warning"))
-        for place in range(1, self.count):
-            yield self._event(place, ev.TextDelta(part if place == 1 else ""))
-
-    def parts(self, text: str) -> Iterator[list[ev.RunEvent]]:
-        """Yield the same a few at a time: there may be millions."""
-        part: list[ev.RunEvent] = []
-        for event in self.events(text):
-            part.append(event)
-            if len(part) == 64 * payloads.PER_ROW:
-                yield part
-                part = []
-        yield part
-
-    def _event(self, place: int, data: ev.EventData) -> ev.RunEvent:
-        return ev.RunEvent(self.seq + place, self.ts, self.run_id, self.attempt, data)
 
 
 class IdTaken(Exception):
@@ -421,6 +400,208 @@ class RowWriter:
         )
 
 
+@dataclass(slots=True)
+class HeldRun:
+    """A run in the writer's hands."""
+
+    record: RunRecord
+    row: Row | None = None  # None until it is in the file
+    backlog: Backlog | None = None  # folded into the record, and not in the file; None if all is there
+    tool_bytes: int = 0  # that its tools have taken and given since they were last cut, about
+
+    def unsaved(self) -> Sequence[ev.RunEvent]:
+        """Return the events of its backlog that were not dropped."""
+        return () if self.backlog is None else self.backlog.whole()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a transaction wrote of a run; the events are those beyond its backlog, with their numbers."""
+
+    row: Row
+    record: RunRecord
+    events: list[ev.RunEvent]
+
+
+Rebuild = Callable[[sqlite3.Connection, Values, "Signer | None"], tuple[int, dict[str, Row]]]
+"""Writes a session and its runs into a new file, in a transaction; returns its key, and each run's row by id."""
+
+
+class FileWriter:
+    """Writes runs in whole transactions: if a method raises, nothing has changed.
+
+    `connection` is None while there is no file, `path` also for a store in memory; `session` is the session's row, by
+    the columns of its table.
+
+    Threads: the writer's only; the connection is used under `lock`, which readers of a store in memory share.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection | None,
+        path: Path | None,
+        lock: threading.RLock,
+        session: Values,
+        clock: Clock,
+        signer: Signer | None = None,
+    ) -> None:
+        self._signer = signer
+        self._lock = lock
+        self._session = session
+        self._clock = clock
+        self._session_key: int | None = None
+        self._beaten_at = clock.monotonic()  # the session is inserted with its first beat
+        self._is_stand_in = connection is None
+        self._connection = connection or sqlite3.connect(":memory:", check_same_thread=False)
+        self._rows = self._row_writer(path)
+        self._is_full_sync = False
+        self._busy_wait_s = BUSY_TIMEOUT_S
+
+    def _row_writer(self, path: Path | None) -> RowWriter:
+        files = None if path is None else ArtifactFiles(folder_beside(path))
+        return RowWriter(self._connection, files, self._signer)
+
+    def take(self, connection: sqlite3.Connection, path: Path | None, wait_s: float) -> None:
+        """Use this connection from now on, which may be to another file, and wait so long for a lock."""
+        if connection is not self._connection:
+            if self._is_stand_in:
+                self._connection.close()
+                self._is_stand_in = False
+            self._connection = connection
+            self._rows = self._row_writer(path)
+            self._is_full_sync, self._busy_wait_s = False, -1.0
+        if self._busy_wait_s != wait_s:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(wait_s * 1000)}")
+            self._busy_wait_s = wait_s
+
+    def write(
+        self,
+        runs: Mapping[str, HeldRun],
+        groups: Mapping[str, list[ev.RunEvent]],
+        checkpoints: Mapping[str, Checkpointed],
+        *,
+        has_placeholders: bool,
+    ) -> tuple[dict[str, Written], dict[str, Checkpointed]]:
+        """Commit the backlogs and the new events of these runs; return what was written, and which checkpoints.
+
+        It changes neither the runs nor the checkpoints: if the disk does not answer, another thread continues with
+        them. With `has_placeholders`, an event that cannot be stored is replaced by a placeholder.
+        """
+        ends = (has_end(run.unsaved()) or has_end(groups[key]) for key, run in runs.items())
+        self._sync_fully(any(ends))
+        with self._lock, self._rows.transaction():
+            session_key = self._session_key or self._insert_session()
+            self._beat(session_key)
+            written = {
+                run_id: self._write_run(session_key, run_id, run, groups[run_id], has_placeholders)
+                for run_id, run in runs.items()
+            }
+            kept = self._write_checkpoints(checkpoints, written)
+        self._session_key = session_key
+        return written, kept
+
+    def delete_checkpoints(self, number: int) -> None:
+        """Delete, in a transaction of its own, the checkpoints that a completed run leaves."""
+        with self._lock:
+            self._rows.delete_checkpoints(number)
+
+    def rebuild(self, rebuild: Rebuild) -> dict[str, Row]:
+        """Write what this kernel knows into a new file; return the row of each run, by its id."""
+        self._sync_fully(True)
+        with self._lock, transaction(self._connection):
+            key, rows = rebuild(self._connection, self._session, self._signer)
+        self._session_key = key
+        return rows
+
+    def release(self) -> None:
+        """Close the session, so that nobody has to find out that this process is gone."""
+        with self._lock:
+            if self._session_key is not None:
+                self._connection.execute(
+                    "UPDATE sessions SET closed_at = ? WHERE key = ?", (micros(self._clock.now()), self._session_key)
+                )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _sync_fully(self, wanted: bool) -> None:
+        """Have the next commit survive a power failure, or only the death of this process."""
+        # Source: SQLite ignores a change of `synchronous` within a transaction, so it is made between two.
+        if wanted != self._is_full_sync:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
+            self._is_full_sync = wanted
+
+    def _insert_session(self) -> int:
+        key = self._rows.insert_session(self._session)
+        note_file(self._connection, key)
+        return key
+
+    def _beat(self, session_key: int) -> None:
+        """Update the heartbeat now and then; if the transaction fails, the next beat will do."""
+        now = self._clock.monotonic()
+        if now - self._beaten_at >= BEAT_S:
+            self._beaten_at = now
+            self._connection.execute(
+                "UPDATE sessions SET heartbeat_at = ? WHERE key = ?", (micros(self._clock.now()), session_key)
+            )
+
+    def _write_run(
+        self, session_key: int, run_id: str, run: HeldRun, new: list[ev.RunEvent], has_placeholders: bool
+    ) -> Written:
+        if run.backlog is not None and run.backlog.has_dropped:
+            return self._write_with_gaps(session_key, run_id, run, run.backlog, new, has_placeholders)
+        unsaved = run.unsaved()
+        events = [*unsaved, *new]
+        row, record = run.row, run.record
+        if row is None and events and isinstance(events[0].data, ev.RunCreated):
+            row, events[0] = self._rows.insert_run(session_key, events[0])
+        elif row is None:
+            row = self._rows.find_run(session_key, run_id, record.status)
+        if has_placeholders:
+            row, events = self._rows.write_one_by_one(row, events)
+        else:
+            row = self._rows.write_events(row, events)
+        self._rows.insert_artifacts(row.number, events)
+        new = events[len(unsaved) :]
+        record = fold(new, record)
+        if record.number is None:  # it was folded before it had one
+            record = msgspec.structs.replace(record, number=row.number)
+        return Written(self._rows.write_record(row, record), record, new)
+
+    def _write_with_gaps(
+        self,
+        session_key: int,
+        run_id: str,
+        run: HeldRun,
+        backlog: Backlog,
+        new: list[ev.RunEvent],
+        has_placeholders: bool,
+    ) -> Written:
+        """Write a run with dropped events in its backlog: piece by piece, then what is new."""
+        row, record = run.row, run.record
+        for piece in backlog.pieces():
+            if isinstance(piece, Backlog):
+                part = HeldRun(record, row, piece)
+                written = self._write_run(session_key, run_id, part, [], has_placeholders)
+                row, record = written.row, written.record
+            elif row is not None:  # always: a run's first event is never dropped
+                row = self._rows.write_dropped(row, piece, record.text)
+        return self._write_run(session_key, run_id, HeldRun(record, row), new, has_placeholders)
+
+    def _write_checkpoints(
+        self, checkpoints: Mapping[str, Checkpointed], written: Mapping[str, Written]
+    ) -> dict[str, Checkpointed]:
+        """Write the newest checkpoints of these runs; return them. One must wait until its event is written."""
+        kept: dict[str, Checkpointed] = {}
+        for run_id in checkpoints.keys() & written.keys():
+            checkpointed, run = checkpoints[run_id], written[run_id]
+            if checkpointed.seq < run.record.event_count:
+                self._rows.write_checkpoint(run.row, run.record, checkpointed)
+                kept[run_id] = checkpointed
+        return kept
+
+
 def delete_stale_checkpoints(connection: sqlite3.Connection) -> None:
     """Delete the checkpoints of completed runs: their kernels died before they had done that."""
     connection.execute(
@@ -464,3 +645,8 @@ def _placeholder(event: ev.RunEvent, error: Exception) -> ev.RunEvent:
         case _:
             data = ev.Log(what, "warning")
     return ev.RunEvent(event.seq, event.ts, event.run_id, event.attempt, data)
+
+
+def has_end(events: Iterable[ev.RunEvent]) -> bool:
+    """Return whether one of the events ends its run."""
+    return any(event.data.TYPE in ev.END_TYPES for event in events)

@@ -11,18 +11,19 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
 from nbrun.core import Clock, RunRecord, RunStatus, events as ev, fold
 from nbrun.core.record import TOOLS_KEPT
+from nbrun.store.backlog import HELD_BYTES, Backlog
 from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.faults import FaultKind, StoreFault, fault_of, is_damage, is_of_file
 from nbrun.store.liveness import this_process
-from nbrun.store.rebuild import KnownRun
-from nbrun.store.rows import Checkpointed, IdTaken, Row, Values, micros
-from nbrun.store.transaction import HELD_BYTES, NOTHING, Backlog, FileWriter, HeldRun, has_end
+from nbrun.store.rebuild import KnownRun, rebuild
+from nbrun.store.rows import Checkpointed, FileWriter, HeldRun, IdTaken, Row, Values, has_end, micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -132,7 +133,7 @@ class Writer:
             session_id, notebook, identity.host, identity.boot_id, identity.pid_namespace, identity.pid,
             identity.started_at, now, now,
         )  # fmt: skip
-        self._file = FileWriter(connection, database, lock, session, clock, signer)
+        self._file = FileWriter(connection, None if database is None else database.path, lock, session, clock, signer)
         self._clock = clock
         self.fault: StoreFault | None = None if database is None else database.fault
         self._fault_at = clock.now()
@@ -176,7 +177,7 @@ class Writer:
         try:
             if self._behind or self._given_up:
                 waiting = self._behind | self._given_up
-                self._held = sum(self._runs[run_id].backlog.size for run_id in waiting)
+                self._held = _size(self._runs[run_id] for run_id in waiting)
             self._commit(self._source_groups(committed), committed)
         except Exception:  # this thread serves every run: it continues, whatever happens
             _log.exception("the store's writer failed")
@@ -277,20 +278,19 @@ class Writer:
     def _keep(self, run_id: str, new: list[ev.RunEvent], problem: str, committed: list[Committed]) -> None:
         """Publish events that are not on disk; they are written later unless their run was given up."""
         run = self._run(run_id)
-        text_at, size = len(run.record.text), run.backlog.size
+        backlog = run.backlog = run.backlog or Backlog()
+        text_at, size = len(run.record.text), backlog.size
         try:
             run.record = fold(new, run.record)
         except Exception:  # an end must be seen, whatever led to it
             _log.exception("%s: its events cannot be read", run_id)
             if has_end(new):
                 run.record = msgspec.structs.replace(run.record, status=RunStatus.FAILED)
-        if run.backlog is NOTHING:
-            run.backlog = Backlog()
-        run.backlog.add(new, text_at, HELD_BYTES - self._held, f"{problem}, since {self._since()}")
-        self._held += run.backlog.size - size
-        is_behind = len(run.backlog) > 0 and run_id not in self._given_up
+        backlog.add(new, text_at, HELD_BYTES - self._held, f"{problem}, since {self._since()}")
+        self._held += backlog.size - size
+        is_behind = len(backlog) > 0 and run_id not in self._given_up
         (self._behind.add if is_behind else self._behind.discard)(run_id)
-        waiting = run.backlog.waiting(run.record.text)
+        waiting = backlog.waiting(run.record.text)
         committed.append(Committed(run_id, run.record, new, problem, waiting))
 
     # --- faults of the file ----------------------------------------------------------------------
@@ -313,7 +313,7 @@ class Writer:
                 connection = self._database.ready(looks=self._is_look_due)
             finally:
                 self._stall_guard.end_call()
-            self._file.take(connection, BUSY_TIMEOUT_S if self.fault is None else BUSY_AGAIN_S)
+            self._file.take(connection, self._database.path, BUSY_TIMEOUT_S if self.fault is None else BUSY_AGAIN_S)
             if self._database.needs_rebuild:
                 self._rebuild(self._database, committed)
         except Exception as error:  # of any kind: what is drained next must be kept
@@ -359,10 +359,10 @@ class Writer:
         for public in self.source.known():
             run = self._runs.get(public.run_id)
             record = public if run is None else run.record
-            first = None if run is None else run.backlog.first_seq
+            first = None if run is None or run.backlog is None else run.backlog.first_seq
             if record.number is not None:  # else it was never in a file
                 known.append(KnownRun(record, record.event_count if first is None else first))
-        rows = self._file.rebuild(database.previous, known)
+        rows = self._file.rebuild(partial(rebuild, database.previous, known))
         database.close_previous()
         for known_run in known:
             row = rows[known_run.record.run_id]
@@ -407,7 +407,7 @@ class Writer:
                 run.tool_bytes += sum(ev.weight(one.data) for one in made.events if isinstance(one.data, _OF_TOOLS))
                 if run.tool_bytes > 2 * TOOLS_KEPT:
                     record, run.tool_bytes = record.with_short_tools(), 0
-            run.record, run.row, run.backlog = record, made.row, NOTHING
+            run.record, run.row, run.backlog = record, made.row, None
             self._behind.discard(run_id)
             committed.append(Committed(run_id, run.record, made.events))
 
@@ -420,10 +420,11 @@ class Writer:
         call.committed.clear()
         if not call.is_kept:
             call.is_kept = True
-            self._held = sum(run.backlog.size for run in self._runs.values())
+            self._held = _size(self._runs.values())
             for run_id in new:
                 run = self._run(run_id)
-                self._runs[run_id] = HeldRun(run.record, run.row, run.backlog.copy())
+                backlog = None if run.backlog is None else run.backlog.copy()
+                self._runs[run_id] = HeldRun(run.record, run.row, backlog)
             if self.fault is None:
                 self._fault_at = self._clock.now()
             self.fault = StoreFault(FaultKind.OTHER, f"the disk has not answered for {HANG_S:g} s")
@@ -440,7 +441,8 @@ class Writer:
         """Remove from a run's backlog what is now written, up to this record, and return what to publish."""
         run = self._runs[run_id]
         run.row = row
-        run.backlog.cut(record.event_count, len(record.text))
+        if run.backlog is not None:
+            run.backlog.cut(record.event_count, len(record.text))
         run.record = msgspec.structs.replace(run.record, number=row.number)
         if not run.backlog:
             self._behind.discard(run_id)
@@ -462,6 +464,11 @@ class Writer:
             self._file.close()
             if self._database is not None:
                 self._database.close()
+
+
+def _size(runs: Iterable[HeldRun]) -> int:
+    """Return how many bytes the backlogs of these runs take, about."""
+    return sum(run.backlog.size for run in runs if run.backlog is not None)
 
 
 class _State(Enum):

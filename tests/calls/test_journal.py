@@ -19,7 +19,7 @@ from nbrun.core.errors import BadOption, NotResumable
 from nbrun.core.journal import MAX_ANSWER, journal_name, read_entries
 from nbrun.sessions.intake import Intake
 from nbrun.store import writer
-from nbrun.store.transaction import FileWriter
+from nbrun.store.rows import FileWriter
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
 from tests.fakes.provider import ASKED, FORMS, Provider

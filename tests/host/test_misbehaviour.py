@@ -22,7 +22,7 @@ from nbrun.host.driver import Driver
 from nbrun.sessions.intake import MOST
 from nbrun.sessions.live_run import LiveRun
 from nbrun.sessions.scheduler import RunQueue
-from nbrun.store.transaction import FileWriter
+from nbrun.store.rows import FileWriter
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 

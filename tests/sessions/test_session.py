@@ -31,7 +31,7 @@ from nbrun.core.errors import (
 from nbrun.core.record import RunRecord
 from nbrun.sessions import catalog
 from nbrun.store import writer
-from nbrun.store.transaction import FileWriter
+from nbrun.store.rows import FileWriter
 from nbrun.store.writer import Writer
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Blocking, BlockingLoop, Held, Stubborn

@@ -25,10 +25,10 @@ from nbrun.core.clock import SystemClock
 from nbrun.core.errors import StoreUnavailable
 from nbrun.core.record import RunRecord, fold
 from nbrun.store import SessionStore, database_file, writer as writer_module
+from nbrun.store.backlog import Dropped
 from nbrun.store.connection import BUSY_TIMEOUT_S
 from nbrun.store.diagnosis import Sign, kept
 from nbrun.store.rebuild import reconstructed
-from nbrun.store.rows import Dropped
 from tests.conftest import MakeSession
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held

@@ -20,7 +20,7 @@ from nbrun.cli import main
 from nbrun.core.errors import Action, BadOption, Fix, NotPending, NotResumable, RunNotFinished, StoreReadOnly
 from nbrun.render.static_card import bundle, plain_text
 from nbrun.sessions import catalog
-from nbrun.store import SessionStore, places_for, transaction as open_file
+from nbrun.store import SessionStore, places_for, rows
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 from tests.fakes.clock import NOON, FakeClock
@@ -226,7 +226,7 @@ def test_an_unknown_run_says_when_its_kernel_was_last_seen(make_session: MakeSes
     assert plain_text(run.record).startswith("◌ Unknown")
 
 
-@pytest.mark.parametrize(("beat_s", "has_beaten"), [(0.0, True), (open_file.BEAT_S, False)])
+@pytest.mark.parametrize(("beat_s", "has_beaten"), [(0.0, True), (rows.BEAT_S, False)])
 def test_commits_carry_the_heartbeat_now_and_then(
     make_session: MakeSession,
     store_path: Path,
@@ -236,7 +236,7 @@ def test_commits_carry_the_heartbeat_now_and_then(
     has_beaten: bool,
 ) -> None:
     """A commit says that the kernel lives, if that was not said a moment ago."""
-    monkeypatch.setattr(open_file, "BEAT_S", beat_s)
+    monkeypatch.setattr(rows, "BEAT_S", beat_s)
     clock = FakeClock()
     session = make_session(clock=clock)
     session.start(held)
