@@ -102,7 +102,7 @@ class Driver:
     """
 
     __slots__ = (
-        "__weakref__", "_adapter", "_approvals", "_attempt", "_belongings", "_budget", "_children", "_clock",
+        "__weakref__", "_adapter", "_approvals", "_attempt", "_budget", "_children", "_clock",
         "_detached", "_digest", "_digested", "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name",
         "_inbox", "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_full", "_is_sending", "_journal",
         "_lock", "_looks", "_n", "_open_tools", "_outbox", "_refused", "_returned_at", "_sink", "_stop_until",
@@ -122,7 +122,6 @@ class Driver:
         self.run = RunContext(
             attempt.run_id, attempt.prompt, token, clock, self, attempt.restored, watch_calls=attempt.watch_calls
         )
-        self._belongings = Belongings(self.run)
         self.task: asyncio.Task[None] | None = None
         restored = attempt.restored
         self._usage = self._usage_before = None if restored is None else restored.usage
@@ -466,7 +465,7 @@ class Driver:
         What does not end in time is left, and its names returned; in a cancelled run the escalation decides that.
         """
         left: tuple[str, ...] = ()
-        rest = self._belongings
+        rest = Belongings(self.run)
         if self._token.cancelled:
             self._escalate().stop_rest()
             await rest.ended()
@@ -486,7 +485,7 @@ class Driver:
 
     async def _detached_ended(self) -> None:
         """Report when what an ended run has left running has ended."""
-        await self._belongings.ended()
+        await Belongings(self.run).ended()
         self._end(None, None)
         self._leave()
 
@@ -704,7 +703,7 @@ class Driver:
     def _escalate(self) -> Escalation:
         if self._escalation is None:
             self._escalation = Escalation(
-                self._attempt, self._adapter, self.run, self._belongings, self._thread, self._finished,
+                self._attempt, self._adapter, self.run, self._thread, self._finished,
                 self._cancel_task, self.report, self._give_up,
             )  # fmt: skip
         return self._escalation
@@ -763,7 +762,7 @@ class Driver:
         now = self._clock.monotonic()
         if not self._fired_at or now < self._fired_at + self._attempt.grace_s:
             return
-        threads = self._belongings.work()
+        threads = Belongings(self.run).work()
         was_raised = any([self._guard.interrupt(), *(work.interrupt() for work in threads)])
         if self._stop_until is None:
             self._stop_until = now + LAST_S

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from nbrun.agents import AgentAdapter, NativeCancel, Process, RunContext, Work, Worker, as_native
 from nbrun.core import LoopLatch, Rung, events as ev
+from nbrun.host.belongings import Belongings
 from nbrun.host.failures import say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nbrun.host.attempt import Attempt
-    from nbrun.host.belongings import Belongings
     from nbrun.host.loops import LoopThread
 
 LAST_S = 0.4
@@ -48,7 +48,6 @@ class Escalation:
         attempt: Attempt,
         adapter: AgentAdapter,
         run: RunContext,
-        rest: Belongings,
         thread: LoopThread,
         finished: LoopLatch,
         cancel_task: Callable[[], bool],
@@ -59,7 +58,7 @@ class Escalation:
         self._clock = run.clock
         self._native = as_native(adapter)
         self._run = run
-        self._rest = rest
+        self._rest = Belongings(run)
         self._thread = thread
         self._finished = finished
         self._cancel_task = cancel_task

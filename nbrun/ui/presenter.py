@@ -246,11 +246,6 @@ class Presenter:
         if not runs:
             print("No runs in progress.")
 
-    def is_answerable(self, block: bool | None) -> bool:
-        """Return whether somebody could answer the run's questions: nobody can if a headless cell waits for it."""
-        waits = block is not False
-        return self.kernel is None or not (waits and waiting.is_headless(self.shell))
-
     def confirms(self, question: str) -> bool:
         """Ask the person at this cell; raises `BadOption` where nobody can be asked."""
         from IPython.core.error import StdinNotImplementedError

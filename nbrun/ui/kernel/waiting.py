@@ -31,6 +31,11 @@ def is_headless(shell: Any) -> bool:
     return forced == "1" if forced in ("0", "1") else is_executed(shell)
 
 
+def is_answerable(shell: Any, block: bool | None) -> bool:
+    """Return whether somebody could answer a run's questions: nobody can if a headless cell waits for it."""
+    return block is False or getattr(shell, "kernel", None) is None or not is_headless(shell)
+
+
 def is_executed(shell: Any) -> bool:
     """Return whether nbclient runs the cell, for itself, nbconvert or papermill.
 

@@ -37,7 +37,7 @@ from nbrun.core.options import defaults
 from nbrun.render.words import opening, title, trust_words
 from nbrun.sessions import LIST_LIMIT, RunSet
 from nbrun.ui.kernel.requests import read_args
-from nbrun.ui.kernel.waiting import cell_id, sent_at
+from nbrun.ui.kernel.waiting import cell_id, is_answerable, sent_at
 from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, help_text, manual
 from nbrun.ui.magics.options import LINE
 from nbrun.ui.magics.parsing import interpolate, read_cell, read_line
@@ -97,10 +97,10 @@ class AgentMagics(Magics):
     def agentrun(self, line: str, cell: str) -> None:
         """Start an agent run with the text of this cell as its prompt and show its card; the cell returns at once."""
         given = read_cell(line)
-        agent, prompt = self._agent(given), self._prompt(given, cell)
+        agent, prompt, shell = self._agent(given), self._prompt(given, cell), self._presenter.shell
         more = {
-            "cell_id": cell_id(self._presenter.shell),
-            "answerable": self._presenter.is_answerable(given.block),
+            "cell_id": cell_id(shell),
+            "answerable": is_answerable(shell, given.block),
             "target": CELL_TARGET if given.python else given.target,
             **self._options(given),
         }
@@ -240,7 +240,7 @@ class AgentMagics(Magics):
         agent = None
         if getattr(given, "target", None) is not None:
             agent, options["target"] = self._named_agent(given.target), given.target
-        answerable = self._presenter.is_answerable(given.block)
+        answerable = is_answerable(self._presenter.shell, given.block)
         run = self._presenter.session.follow(kind, given.ref or "last", agent, answerable=answerable, **options)
         self._present(run, given)
 
