@@ -58,6 +58,8 @@ _CODES = sets.CODES
 _STATUS_OF = {code: status for status, code in _CODES.items()}
 
 RetryIf = Callable[[ev.ErrorInfo], object]
+Template = str | Callable[[Any, Any], str]
+"""Makes the prompt of an input: a text with names in braces, or a function of the input and its key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -487,13 +489,15 @@ class _Row(dict[str, object]):
 class Inputs:
     """The inputs of a set, one by one, as they are stored; `size` is None for those of a generator."""
 
-    def __init__(self, given: object, template: str | None, key: str | None) -> None:
+    def __init__(self, given: object, template: Template | None, key: str | None) -> None:
         if isinstance(given, str | bytes):
             raise BadOption("inputs must be a list of prompts, not one text; give [text]")
         if not isinstance(given, Iterable | AsyncIterator):
             raise BadOption(f"inputs must be a list, a dict or a generator of prompts, not {type(given).__name__}")
-        if template is not None and not isinstance(template, str):
-            raise BadOption(f"template must be a str, not {type(template).__name__}")
+        if not (template is None or isinstance(template, str) or callable(template)):
+            raise BadOption(
+                f"template must be a str, or a function of an input and its key, not {type(template).__name__}"
+            )
         self._given, self._template, self._key = given, template, key
         self._seen: set[str] = set()
         self.size = len(given) if isinstance(given, Sized) else None
@@ -527,6 +531,11 @@ class Inputs:
         return sets.Item(at, key, prompt)
 
     def _prompt(self, at: int, key: str | None, item: object, fields: _Row) -> str:
+        if callable(self._template):
+            prompt = self._template(item, at if key is None else key)
+            if not isinstance(prompt, str):
+                raise BadOption(f"the template's function must return a str, not {type(prompt).__name__}")
+            return prompt
         if self._template is not None:
             try:
                 return self._template.format(**{"item": item, "key": at if key is None else key, **fields})

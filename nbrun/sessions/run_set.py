@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nbrun.agents import current_run
 from nbrun.core import (
+    Action,
     BadOption,
     CancelCause,
     CancelOutcome,
     CancelReceipt,
+    Fix,
     NbrunError,
     NotResumable,
     PackageMissing,
@@ -26,6 +28,7 @@ from nbrun.core import (
     clean_text,
     counted,
     events as ev,
+    guarded,
     printable,
 )
 from nbrun.core.options import trusted
@@ -375,14 +378,16 @@ class RunSet:
 
     # --- changing it -----------------------------------------------------------------------------
 
-    def cancel(self, reason: str | None = None, *, by: str = "python") -> CancelReceipt:
+    def cancel(
+        self, reason: str | None = None, *, by: str = "python", cause: CancelCause = CancelCause.USER
+    ) -> CancelReceipt:
         """Begin no further run, and ask those in progress to stop; returns at once."""
         live, title = self._live, f"set #{self.number}"
         if live is None or live.is_over.is_set():
             if self.done():
                 return CancelReceipt(CancelOutcome.ALREADY_FINISHED, self.id, f"{title} has already ended")
             return CancelReceipt(CancelOutcome.FOREIGN, self.id, f"{title} belongs to another kernel; cancel it there")
-        request = ev.CancelRequested(CancelCause.USER, None if reason is None else clean_text(reason), by)
+        request = ev.CancelRequested(cause, None if reason is None else clean_text(reason), by)
         if live.cancel(request):
             return CancelReceipt(CancelOutcome.REQUESTED, self.id, f"{title}: cancel requested", self)
         return CancelReceipt(CancelOutcome.ALREADY_REQUESTED, self.id, f"{title} was already asked to stop", self)
@@ -497,9 +502,10 @@ class Sets:
         header: dict[str, Plain] = {"name": plan.name, "agent": plan.agent, "options": of_runs, "set": of_set}
         header = {name: self.parts.keyring.look().data(value) for name, value in header.items()}
         now, session_id = self.parts.clock.now(), self.parts.session_id
-        number = self.parts.store.change(lambda db: sets.insert_set(db, session_id, None, header, now))
-        seal = sets.Seal(self.parts.store.signer, number, header)
-        self._begin(LiveSet(self.parts, self._starter, plan, own, number, read, seal))
+        with guarded():  # a cancel of the agent that calls this must not leave a set that nobody runs
+            number = self.parts.store.change(lambda db: sets.insert_set(db, session_id, None, header, now))
+            seal = sets.Seal(self.parts.store.signer, number, header)
+            self._begin(LiveSet(self.parts, self._starter, plan, own, number, read, seal))
         return RunSet(self, number)
 
     def _begin(self, live: LiveSet) -> None:
@@ -553,7 +559,10 @@ class Sets:
         if agent is None and ended is not None and not given.keys() - {"approve"}:
             plan = ended.plan
         elif agent is None and ended is None:
-            raise NotResumable(f"{title} was started by another kernel; name its agent, as in: resume(my_agent)")
+            fix = Fix(Action.RESUME, found.id, agent="NAME")
+            raise NotResumable(
+                f"{title} was started by another kernel; name its agent, as in: resume(my_agent)", fixes=[fix]
+            )
         else:
             recorded = header.get("options")
             kept = trusted(recorded) if isinstance(recorded, dict) else {}
@@ -587,6 +596,11 @@ class Sets:
     def all(self) -> list[RunSet]:
         """Return the sets of this notebook, newest first."""
         return [RunSet(self, row.number) for row in self.parts.store.ask(sets.read_sets, list[sets.StoredSet]())]
+
+    def in_progress(self) -> list[RunSet]:
+        """Return the sets that this session runs, newest first."""
+        live = sorted(self.live.items(), reverse=True)
+        return [RunSet(self, number) for number, one in live if not one.is_over.is_set()]
 
     def row(self, number: int) -> sets.StoredSet | None:
         """Return the row of a set."""

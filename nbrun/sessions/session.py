@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from nbrun.sessions.followups import FindAgent
     from nbrun.sessions.live_run import Listener, LiveRun
-    from nbrun.sessions.live_set import RetryIf
+    from nbrun.sessions.live_set import RetryIf, Template
 
 
 _log = logging.getLogger("nbrun")
@@ -219,7 +219,7 @@ class NotebookSession:
         agent: object,
         inputs: object,
         *,
-        template: str | None = None,
+        template: Template | None = None,
         key: str | None = None,
         concurrency: int | None = None,
         rate: str | None = None,
@@ -241,7 +241,7 @@ class NotebookSession:
         inputs : prompts: a list, a Series, a dict of keys and prompts, pairs of a key and a prompt, or any generator of
             these, sync or async; with a template, also a DataFrame, or rows as dicts.
         template : makes the prompt of each input: `{item}` is the input, `{question}` or `{item.question}` its column,
-            `{key}` its key.
+            `{key}` its key. Or a function of the input and its key, or position if it has none.
         key : the column that has the keys; by default they are a DataFrame's index, unless that only counts.
         concurrency : how many may be in progress at once, in places of the set's own; None: `max_concurrent`.
         rate : at most so many starts, as `600/min` or `5/s`.
@@ -321,6 +321,17 @@ class NotebookSession:
     def live_runs(self) -> RunList:
         """The runs of this session that have not ended, newest first."""
         return RunList(self._catalog.run(live) for live in reversed(self.parts.intake.live()))
+
+    def in_progress(self) -> list[Run | RunSet]:
+        """Return the sets that this session runs, and the live runs that are of none of these, newest first."""
+        sets = {one.number: one for one in self._sets.in_progress()}
+        alone = [run for run in self.live_runs if run.glance.member is None or run.glance.member.set not in sets]
+        return [*sets.values(), *alone]
+
+    @property
+    def recent_sets(self) -> list[int]:
+        """The numbers of the sets that this session has run, newest first, without asking the store."""
+        return sorted(self._sets.live, reverse=True)
 
     def recent_runs(self, limit: int) -> RunList:
         """Return the newest runs of this session that are in memory, newest first, without asking the store."""
@@ -455,15 +466,18 @@ class NotebookSession:
         return run.cancel(reason, by=by)
 
     def cancel_current(self, reason: str | None = None, *, by: str = "python") -> CancelReceipt:
-        """Ask the newest live run to stop."""
-        run = self.current_run
-        if run is None:
+        """Ask the newest live run to stop, or the whole set that it is of."""
+        run, sets = self.current_run, self._sets.in_progress()
+        member = None if run is None else run.glance.member
+        of = [one for one in sets if run is None or (member is not None and member.set == one.number)]
+        found = of[0] if of else run
+        if found is None:
             return CancelReceipt(CancelOutcome.NOT_FOUND, None, "No runs in progress.")
-        return run.cancel(reason, by=by)
+        return found.cancel(reason, by=by)
 
     def cancel_all(self, reason: str | None = None, *, by: str = "python") -> list[CancelReceipt]:
-        """Ask every live run of this session to stop; return a receipt for each, newest first."""
-        return [run.cancel(reason, by=by) for run in self.live_runs]
+        """Ask everything of this session to stop; return a receipt for each set and each other run, newest first."""
+        return [each.cancel(reason, by=by) for each in self.in_progress()]
 
     def ping_hosts(self, timeout_s: float) -> list[float | None]:
         """Return how many seconds each event loop that drives runs took to answer, in order; None: not yet."""

@@ -7,13 +7,23 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nbrun.agents import registered
-from nbrun.core import Action, BadOption, Fix, Interrupted, RunFailed, RunNotFinished, RunRecord
+from nbrun.core import (
+    Action,
+    BadOption,
+    Fix,
+    Interrupted,
+    RunCancelled,
+    RunFailed,
+    RunNotFinished,
+    RunRecord,
+    RunStatus,
+)
 from nbrun.render.words import run_ref, with_followups
-from nbrun.sessions import LIST_LIMIT, NotebookSession, Run
+from nbrun.sessions import LIST_LIMIT, NotebookSession, Run, RunSet
 from nbrun.ui.kernel import requests, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nbrun.ui.config import NbRun
     from nbrun.ui.kernel.main_thread import MainThread
@@ -93,6 +103,37 @@ class Presenter:
             run.result(0)
         except RunFailed as failed:
             raise failed from None
+
+    def present_set(self, found: RunSet, block: bool | None, *, may_fail: bool = False) -> None:
+        """Show a set that was just started, and wait for it as `present()` does for a run.
+
+        The cell fails with the set, and with any of its runs unless these `may_fail`.
+        """
+        from IPython.display import display
+
+        is_live = self.has_page
+        waits = not is_live if block is None else block
+        if not waits:
+            display(found)
+            return
+        try:
+            with waiting.cancelled_by_interrupt(found, self.session.cancel_grace_s):
+                if is_live:
+                    display(found)
+                if self.is_text:
+                    from nbrun.ui.terminal.live_line import show_set_until_end
+
+                    show_set_until_end(found, self.session, self.kernel)
+                while not found.wait(waiting.TICK_S):  # as in `present()`
+                    pass
+        finally:
+            if not is_live:
+                display(found)
+        failed = found.counts.get(RunStatus.FAILED, 0)
+        if found.status == "cancelled":
+            raise RunCancelled(repr(found))
+        if found.status != "completed" or (failed and not may_fail):
+            raise RunFailed(f"{found!r}. If some may fail, say how many: --max-failures 5%")
 
     def _present_as_text(self, run: Run, waits: bool) -> None:
         from nbrun.ui.terminal.live_line import show_until_end
@@ -223,14 +264,14 @@ class Presenter:
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def wait(self, runs: list[Run], timeout_s: float | None) -> None:
+    def wait(self, runs: Sequence[Run | RunSet], timeout_s: float | None) -> None:
         """Wait for runs, in order; the runs continue after `RunNotFinished` (time is up) and `Interrupted` (■)."""
         clock = self.session.clock
         until = None if timeout_s is None else clock.monotonic() + timeout_s
         try:
             for run in runs:
                 while not run.wait(waiting.TICK_S):
-                    if run.is_unknown:
+                    if isinstance(run, Run) and run.is_unknown:
                         fix = Fix(Action.LOST, run_ref(run.glance))
                         raise RunNotFinished(repr(run), fixes=[fix])
                     if until is not None and clock.monotonic() >= until:

@@ -16,6 +16,7 @@ from nbrun.core import CancelCause, Interrupted, printable
 from nbrun.host import capture
 from nbrun.host.escalation import LAST_S
 from nbrun.render import words
+from nbrun.sessions import RunSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,8 +77,8 @@ def _parent(shell: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
-    """Have ■ or Ctrl-C cancel this run and no other, whenever it comes: also while the run is being shown.
+def cancelled_by_interrupt(run: Run | RunSet, grace_s: float) -> Iterator[None]:
+    """Have ■ or Ctrl-C cancel this run or set and no other, whenever it comes: also while the run is being shown.
 
     After the run's grace period to stop, this raises `Interrupted`.
     """
@@ -87,7 +88,9 @@ def cancelled_by_interrupt(run: Run, grace_s: float) -> Iterator[None]:
         run.cancel(cause=CancelCause.INTERRUPT)
         with suppress(KeyboardInterrupt):  # a second one skips the grace period, too
             run.wait(grace_s + 2 * LAST_S)
-        message = f"{words.opening(run.record)}: {words.status_words(run.record)}"
+        message = (
+            repr(run) if isinstance(run, RunSet) else f"{words.opening(run.record)}: {words.status_words(run.record)}"
+        )
         raise Interrupted(printable(message)) from None
 
 

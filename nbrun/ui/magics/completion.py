@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+from collections.abc import AsyncIterator, Collection, Iterator
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ _FITTING = {
     "resume": TERMINAL - {RunStatus.COMPLETED},
 }  # fmt: skip
 """Subcommand → the statuses of the runs that fit; all runs fit for what is not listed."""
+_FOR_SETS = ("cancel", "wait", "retry", "resume", "show")
 
 
 # --- the line --------------------------------------------------------------------------------------
@@ -174,6 +176,8 @@ class Completion:
                 return _offer(word, self._named((type,)), "class")
             case "TEXT|NAME":
                 return _offer(word, self._named((str,)), "str")
+            case "INPUTS":
+                return _offer(word, self._named((Collection, Iterator, AsyncIterator), without=(str, bytes)), "inputs")
             case "DICT":
                 return _offer(word, self._named((dict,)), "dict")
             case examples if "|" in examples and not examples.isupper():
@@ -181,11 +185,12 @@ class Completion:
             case _:
                 return Offer(word, (), "")
 
-    def _named(self, kinds: tuple[type, ...]) -> list[str]:
+    def _named(self, kinds: tuple[type, ...], without: tuple[type, ...] = ()) -> list[str]:
         """Return the names of the notebook's own values of some classes; no code of theirs runs."""
         names, hidden = dict(self._shell.user_ns), self._shell.user_ns_hidden
         own = [name for name in names if not name.startswith("_") and name not in hidden]
-        return sorted(name for name in own if issubclass(type(names[name]), kinds))
+        types = {name: type(names[name]) for name in own}
+        return sorted(name for name in own if issubclass(types[name], kinds) and not issubclass(types[name], without))
 
     def _targets(self) -> list[str]:
         from nbrun.ui.magics.agent_list import agents_in  # as above
@@ -201,7 +206,8 @@ class Completion:
         names = [run.name for run in fitting if number_of(run.name) is None]
         ids = [run.run_id for run in fitting] if word.startswith("run-") else []
         last = ["last"] if verb != "rm" and self._last() in [run.run_id for run in fitting] else []
-        return [*dict.fromkeys([*numbers, *last, *names, *ids])]
+        of_sets = [f"set-{number}" for number in self._session.recent_sets] if verb in _FOR_SETS else []
+        return [*dict.fromkeys([*numbers, *last, *names, *of_sets, *ids])]
 
     def _last(self) -> str | None:
         """Return the id of the run that `last` means; one of this session goes before all others."""

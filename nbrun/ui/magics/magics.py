@@ -39,8 +39,8 @@ from nbrun.sessions import LIST_LIMIT, RunSet
 from nbrun.ui.kernel.requests import read_args
 from nbrun.ui.kernel.waiting import cell_id, is_answerable, sent_at
 from nbrun.ui.magics.manual import CELL_EXAMPLES, LINE_EXAMPLES, Example, help_text, manual
-from nbrun.ui.magics.options import LINE
-from nbrun.ui.magics.parsing import interpolate, read_cell, read_line
+from nbrun.ui.magics.options import LINE, SET_FLAGS
+from nbrun.ui.magics.parsing import interpolate, look_up, read_cell, read_line, template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -97,6 +97,9 @@ class AgentMagics(Magics):
     def agentrun(self, line: str, cell: str) -> None:
         """Start an agent run with the text of this cell as its prompt and show its card; the cell returns at once."""
         given = read_cell(line)
+        if given.map is not None:
+            self._map(given, cell)
+            return
         agent, prompt, shell = self._agent(given), self._prompt(given, cell), self._presenter.shell
         more = {
             "cell_id": cell_id(shell),
@@ -111,6 +114,19 @@ class AgentMagics(Magics):
             model = self._presenter.config.model or None
             run = session.start(agent, prompt, **({"model": model} if agent is None else {}) | more)
         self._present(run, given)
+
+    def _map(self, given: Given, cell: str) -> None:
+        """Start a set of runs, and show its card."""
+        names = self._presenter.shell.user_ns
+        inputs, text = look_up(given.map, names), cell.strip("\n").rstrip()
+        own = {option.key: value for option in SET_FLAGS.values() if (value := getattr(given, option.key)) is not None}
+        if given.target is None:
+            own["model"] = given.model or self._presenter.config.model or None
+        prompt = template(text, names) if text.strip() else None
+        options = {**self._options(given), **own, "target": given.target}
+        found = self._presenter.session.map(self._agent(given), inputs, template=prompt, **options)
+        self._assign(found, given)
+        self._presenter.present_set(found, given.block, may_fail=given.max_failures is not None)
 
     @_with_manual(LINE_EXAMPLES)
     @line_magic("agentrun")  # type: ignore[arg-type]  # IPython's untyped decorator seems to take nothing
@@ -156,16 +172,17 @@ class AgentMagics(Magics):
         return run.result_view()
 
     def _wait(self, given: Given) -> None:
-        live = reversed(self._presenter.session.live_runs)
-        self._presenter.wait(self._runs(given, live), given.timeout)
+        session = self._presenter.session
+        named = [session.get(ref) for ref in given.refs or ()]
+        self._presenter.wait(named or session.in_progress()[::-1], given.timeout)
 
     def _cancel(self, given: Given) -> None:
         session = self._presenter.session
         if given.all:
             receipts = session.cancel_all(given.reason, by="magic")
         elif given.refs:
-            runs = [session.get(ref) for ref in given.refs]  # all are looked up before any is stopped
-            receipts = [session.cancel(run, given.reason, by="magic") for run in runs]
+            found = [session.get(ref) for ref in given.refs]  # all are looked up before any is stopped
+            receipts = [session.cancel(each, given.reason, by="magic") for each in found]
         else:
             receipts = [session.cancel_current(given.reason, by="magic")]
         print("\n".join(_receipt_lines(receipts, is_long=bool(given.all))))
@@ -234,6 +251,12 @@ class AgentMagics(Magics):
 
     def _follow(self, kind: str, given: Given) -> None:
         """Start a run that comes from another one, and show its card."""
+        found = self._presenter.session.get(given.ref or "last")
+        if isinstance(found, RunSet):
+            self._run_again(kind, found, given)
+            return
+        if getattr(given, "error", None) is not None:
+            raise BadOption("--error is for a set of runs, such as set-12")
         options = self._options(given)
         if getattr(given, "reuse", None):
             options["reuse"] = True
@@ -243,6 +266,19 @@ class AgentMagics(Magics):
         answerable = is_answerable(self._presenter.shell, given.block)
         run = self._presenter.session.follow(kind, given.ref or "last", agent, answerable=answerable, **options)
         self._present(run, given)
+
+    def _run_again(self, kind: str, found: RunSet, given: Given) -> None:
+        """Retry or resume a set, and show its card."""
+        options = self._options(given)
+        agent = None if given.target is None else self._named_agent(given.target)
+        if getattr(given, "reuse", None):
+            raise BadOption("--reuse is for a single run")
+        if kind == "resume":
+            found.resume(agent, **options)
+        else:
+            found.retry(agent, error=given.error, **options)
+        self._assign(found, given)
+        self._presenter.present_set(found, given.block)
 
     def _approve(self, given: Given) -> None:
         run = self._asking("approve", given)
@@ -314,9 +350,12 @@ class AgentMagics(Magics):
         """Return the runs that the line names, or else the given ones."""
         return [self._presenter.session.get_run(ref) for ref in given.refs or without]
 
-    def _present(self, run: Run, given: Given) -> None:
+    def _assign(self, found: Run | RunSet, given: Given) -> None:
         if given.out is not None:
-            self._presenter.shell.user_ns[given.out] = run
+            self._presenter.shell.user_ns[given.out] = found
+
+    def _present(self, run: Run, given: Given) -> None:
+        self._assign(run, given)
         self._presenter.present(run, given.block)
 
     def _options(self, given: Given) -> dict[str, Any]:

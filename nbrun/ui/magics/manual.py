@@ -33,6 +33,13 @@ CELL_EXAMPLES = (
         "The cell itself, in the background; its value is nbrun.get('sum').output:",
         ("%%agentrun --python --name sum\nimport asyncio\nawait asyncio.sleep(1)\n20 + 22",),
     ),
+    Example(
+        "Many runs, one for each input of a list, dict, DataFrame or generator:",
+        (
+            'drinks = ["green tea", "coffee"]',
+            "%%agentrun --model scripted --map drinks --out haikus\nWrite a haiku about {item}.",
+        ),
+    ),
 )
 LINE_EXAMPLES = (
     Example("A live table of this notebook's runs:", ("%agentrun",)),

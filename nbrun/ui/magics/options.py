@@ -45,13 +45,21 @@ def _flat(parts: list[list[str]]) -> tuple[str, ...]:
     return tuple(chain.from_iterable(parts))
 
 
+def _failures(text: str) -> float:
+    """Return a number of runs, or a share: `20`, `5%`, `0.05`."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else integer(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError("expected a number of runs, or a share such as 5%") from None
+
+
 def _choice(flag: str, help: str, group: str) -> Argument:
     """Return an option that takes one of the words that `RunOptions` allows."""
     return Argument((flag,), help, choices=choices()[flag.strip("-").replace("-", "_")], group=group)
 
 
 WHAT, NAMES, WAITING = "What to run, and where", "Names and what is kept", "Waiting"
-LIMITS, QUESTIONS, BUILT_IN = "Limits", "Questions", "The built-in agent"
+LIMITS, QUESTIONS, BUILT_IN, MANY = "Limits", "Questions", "The built-in agent", "Many runs"
 
 OPTIONS = (
     Argument(
@@ -134,14 +142,28 @@ OPTIONS = (
     Argument(
         ("--mcp",), "an MCP server whose tools it may call; repeatable", "COMMAND|URL", gather=tuple, group=BUILT_IN
     ),
+    Argument(
+        ("--map",),
+        "run it on each of these inputs; the text is the prompt of each, with {item}, {key}, {column}",
+        "INPUTS", group=MANY,
+    ),
+    Argument(("--key",), "the column that has the keys of the inputs", "COLUMN", group=MANY),
+    Argument(("--concurrency",), "how many may be in progress at once", "N", read=integer, group=MANY),
+    Argument(("--rate",), "how many may start at most: 600/min, 5/s", "N/min", group=MANY),
+    Argument(("--retries",), "try an input again whose run failed, at most N times", "N", read=integer, group=MANY),
+    Argument(
+        ("--max-failures",), "begin nothing further if more inputs fail: a number, or a share such as 5%", "N|N%",
+        read=_failures, group=MANY,
+    ),
 )  # fmt: skip
+SET_FLAGS = {option.names[-1]: option for option in OPTIONS if option.group == MANY and option.key != "map"}
 
 TARGET = Argument(("TARGET",), "a function or agent of this notebook, or a registered one; Tab lists them")
 CELL = Command(
     "%%agentrun", "start a run with the text of this cell as its prompt", (TARGET,), OPTIONS, see="%%agentrun?"
 )
 
-_NEW_ONLY = ("--id", "--python", "--no-interpolate", "--continue")
+_NEW_ONLY = ("--id", "--python", "--no-interpolate", "--continue", "--map", *SET_FLAGS)
 _SAME_INPUTS = tuple(option for option in OPTIONS if option.names[-1] not in _NEW_ONLY)
 _SHOWN_AGAIN = tuple(option for option in _SAME_INPUTS if option.key in (*LABELS, "out", "block"))
 _REFS = Argument(("REF",), "the runs: #3, 3, last, -1, their names or ids", field="refs", gather=list)
@@ -191,6 +213,7 @@ LINE = Command(
         _again(
             "retry", "run the same prompt and agent again, as a new run", (_AGENT, *_SAME_INPUTS),
             Argument(("--reuse",), "answer the model calls that it has made from its journal, for free"),
+            Argument(("--error",), "of a set: only the runs whose error contains this text", "TEXT"),
         ),
         _again(
             "resume", "resume a failed, cancelled or lost run: from its checkpoint, or again with the answers it had",

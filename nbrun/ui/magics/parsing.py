@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nbrun.core import BadOption
 from nbrun.core.commands import Command, asks_for_help
-from nbrun.ui.magics.options import CELL, LINE
+from nbrun.ui.magics.options import CELL, LINE, SET_FLAGS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
     from types import SimpleNamespace
 
 
@@ -34,9 +35,26 @@ def read_cell(line: str) -> SimpleNamespace:
         raise BadOption("--loop kernel makes no progress while its cell waits; leave out --block, and await the run")
     if given.python and (given.target is not None or given.model is not None):
         raise BadOption("--python runs the cell body itself; leave out TARGET and --model")
+    _check_map(given)
     if given.python and given.on == "process":
         raise BadOption("--python runs in this notebook's namespace; leave out --on process")
     return given
+
+
+def _check_map(given: SimpleNamespace) -> None:
+    """Raise `BadOption` if the line has an option that makes no sense for many runs, or only for them."""
+    if given.map is None:
+        for flag, option in SET_FLAGS.items():
+            if getattr(given, option.key) is not None:
+                raise BadOption(f"{flag} is for a set of runs: add --map with the variable that has the inputs")
+        return
+    for flag, is_given, why in (
+        ("--python", given.python, "runs its cell once"),
+        ("--continue", given.continues is not None, "continues a single run"),
+        ("--no-interpolate", given.interpolate is False, "would leave no place for the input"),
+    ):
+        if is_given:
+            raise BadOption(f"{flag} {why}; leave it out, or leave out --map")
 
 
 def read_line(line: str) -> tuple[Command, list[str]]:
@@ -100,6 +118,37 @@ def interpolate(text: str, names: Mapping[str, object]) -> str:
         return f"{{{escaped}}}" if escaped else str(_look_up(expression, names))
 
     return _BRACES.sub(value, text)
+
+
+def template(text: str, names: Mapping[str, object]) -> Callable[[object, object], str]:
+    """Return a function that makes the prompt of an input and its key from a cell's text.
+
+    `{item}`, `{key}` and the input's columns come first, then the notebook's names, with the values that they have now.
+    """
+    found = [match[1] or match[2] or "" for match in _BRACES.finditer(text)]
+    mentioned = {name.group() for each in found if (name := _NAME.match(each)) is not None}
+    kept = {name: names[name] for name in mentioned if name in names}
+
+    def prompt(item: object, key: object) -> str:
+        own = {**(item if isinstance(item, Mapping) else {}), "item": item, "key": key}
+        if mentioned.isdisjoint(own):
+            raise BadOption(
+                f"The cell's text names nothing of its input, so all prompts would be the same: "
+                f"write {' or '.join(f'{{{name}}}' for name in own)}"
+            )
+        return interpolate(text, {**kept, **own})
+
+    return prompt
+
+
+def look_up(expression: str, names: Mapping[str, object]) -> object:
+    """Return the value of a name, or of `name.attribute`; raises `BadOption` if there is none."""
+    if re.fullmatch(_EXPRESSION, expression) is None:
+        raise BadOption(f"--map {expression}: name a variable of this notebook that has the inputs")
+    try:
+        return _look_up(expression, names)
+    except BadOption:
+        raise BadOption(f"--map {expression}: this notebook has no such variable; define it in a cell above") from None
 
 
 def _look_up(expression: str, names: Mapping[str, object]) -> object:

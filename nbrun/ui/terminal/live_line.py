@@ -10,7 +10,7 @@ from nbrun.agents import ALLOW, DENY
 from nbrun.agents.context.approvals import SECRET
 from nbrun.core import UserError, duration, events as ev, is_whole, plain, printable, readable, shown, visible
 from nbrun.render import static_card, words
-from nbrun.sessions import NotebookSession, Run, check_edited
+from nbrun.sessions import NotebookSession, Run, RunSet, check_edited
 from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.terminal import keyboard
 
@@ -69,6 +69,36 @@ def show_until_end(run: Run, session: NotebookSession, kernel: Any = None) -> No
                     _Question(run, question, session, console, kernel).ask()
     finally:
         console.print(Text(static_card.plain_text(run.record, run.problem)))
+
+
+def show_set_until_end(found: RunSet, session: NotebookSession, kernel: Any = None) -> None:
+    """Show a line of how many inputs of a set have ended until it is done, and ask what its runs ask."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(force_jupyter=False)
+    asked: set[tuple[str, str]] = set()
+
+    def line() -> Text:
+        usage = words.usage_words(found.usage)
+        return Text(f"{found!r} · {usage}" if usage else repr(found), overflow="ellipsis", no_wrap=True)
+
+    def unasked() -> list[tuple[Run, ev.ApprovalRequested]]:
+        return [
+            (run, question)
+            for run in session.live_runs
+            if run.glance.member is not None and run.glance.member.set == found.number
+            for question in run.pending
+            if (run.id, question.id) not in asked
+        ]
+
+    while not found.done():
+        with _live(line, console):
+            while not unasked() and not found.wait(waiting.TICK_S):
+                pass
+        for run, question in unasked():
+            asked.add((run.id, question.id))
+            _Question(run, question, session, console, kernel).ask()
 
 
 @contextmanager

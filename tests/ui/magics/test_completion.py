@@ -372,3 +372,13 @@ def test_an_error_does_not_surface(completion: Completion, shell: Shell, capsys:
     completion.open()
     assert "pow" in completed(shell, "%%agentrun po")  # so others are asked
     assert capsys.readouterr() == ("", "")  # IPython would print a traceback
+
+
+def test_sets_and_their_inputs_are_offered(shell: Shell, session: NotebookSession, completion: Completion) -> None:
+    """`--map` offers what can be iterated over, but no text; what takes a set offers it by its id."""
+    shell.user_ns.update(words=["tea"], rows={"a": "tea"}, later=iter(["tea"]), title="tea")
+    assert offered(completion, "%%agentrun poet --map ") == ["later", "rows", "words"]
+    made = session.map(agents.talking, ["tea"])
+    assert made.wait(BOUND_S)
+    assert offered(completion, "%agentrun show set") == [made.id]
+    assert offered(completion, "%agentrun say set") == []

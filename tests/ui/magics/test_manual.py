@@ -48,8 +48,8 @@ def test_the_manual_begins_with_examples_and_has_everything(magic: Callable[...,
 
 
 def test_the_two_manuals_have_examples_of_their_own() -> None:
-    """Three each."""
-    assert len(CELL_EXAMPLES) == len(LINE_EXAMPLES) == 3
+    """Four and three."""
+    assert (len(CELL_EXAMPLES), len(LINE_EXAMPLES)) == (4, 3)
     for examples, magic in ((CELL_EXAMPLES, AgentMagics.agentrun), (LINE_EXAMPLES, AgentMagics.agentrun_line)):
         shown = (magic.__doc__ or "").partition("%%agentrun [TARGET]")[0]
         assert shown in manual(shown.partition("\n")[0], examples)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
+from nbrun import NotebookSession
 from nbrun.core.commands import Argument
 from nbrun.core.errors import BadOption
 from nbrun.core.options import choices, defaults
 from nbrun.core.quantities import duration_s
 from nbrun.ui.magics.manual import help_text
-from nbrun.ui.magics.options import LINE, OPTIONS
+from nbrun.ui.magics.options import LINE, OPTIONS, SET_FLAGS
 from nbrun.ui.magics.parsing import read_cell as request, read_line
 
 
@@ -21,8 +24,10 @@ def test_an_empty_line_gives_nothing() -> None:
 def test_every_option_of_a_run_has_a_flag() -> None:
     """By the name of its field, and with the words that the field takes."""
     options = {option.key: option for option in OPTIONS}
-    own = {"out", "block", "python", "interpolate", "continues"}
-    assert options.keys() == defaults().keys() | own
+    own = {"out", "block", "python", "interpolate", "continues", "map"}
+    of_sets = {option.key for option in SET_FLAGS.values()}
+    assert options.keys() == defaults().keys() | own | of_sets
+    assert of_sets <= inspect.signature(NotebookSession.map).parameters.keys()
     assert {key: each.choices for key, each in options.items() if each.choices} == choices()
 
 
