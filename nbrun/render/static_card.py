@@ -1,7 +1,7 @@
-"""A run as static output, for saved notebooks and exported files.
+"""A run or a set as static output, for saved notebooks and exported files.
 
-`_sections` walks over the record once and says what there is to show; three writers, `_html`, `_markdown` and `_text`,
-know only how a section looks. No text of an agent becomes markup in any of them.
+`_sections` walks over the record once, `_set_sections` over a set, and says what there is to show; three writers,
+`_html`, `_markdown` and `_text`, know only how a section looks. No text of an agent becomes markup in any of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nbrun.core import (
     shown,
     visible,
 )
-from nbrun.render import words
+from nbrun.render import set_view, words
 from nbrun.render.markdown import as_written, code, fenced, literal, prose, safe_html, sign
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ TEXT_LIMIT = 12_000
 WHOLE = 10**12
 """A limit that cuts nothing."""
 CHILD_LIMIT = 20
+SET_ERRORS = 10
+"""How many different errors of a set are listed."""
 SAVED_LIMIT = 60 * 1024
 """Bytes that a notebook file gets of a run, so that a saved card stays below 64 KiB."""
 PRINTED_WIDTH = 88
@@ -56,6 +58,7 @@ _LINES = (
     "border:0"
 )
 _MUTED = "opacity:.75"
+_BAR = "display:flex;height:10px;gap:1px;margin:6px 0 4px;border-radius:2px;overflow:hidden;forced-color-adjust:none"
 
 STILL = {
     RunStatus.QUEUED: "Still queued",
@@ -125,7 +128,13 @@ class _Answer(NamedTuple):
         return parts + ([(draw_data if self.is_data else draw)(self.result)] if self.result else [])
 
 
-_Section = _Head | _Line | _Fold | _Answer
+class _Bar(NamedTuple):
+    """How many inputs of a set have which status: the sign of each, its colour, the count, and both in words."""
+
+    parts: Sequence[tuple[str, str, int, str]]
+
+
+_Section = _Head | _Line | _Fold | _Answer | _Bar
 
 
 _Snapshot = tuple[str, tuple[str, ...]]
@@ -168,6 +177,41 @@ def _sections(record: RunRecord, problem: str | None, limit: int, snapshot: _Sna
         yield _Fold("Traceback", record.error.traceback[-limit // 2 :].split("\n"), is_aside=True)
     when = quantities.date_and_time(record.created_at)
     yield _Line(f"Get it in Python: {words.python_call(record)} · {when}", is_muted=True)
+
+
+def _set_sections(view: set_view.SetView, *, is_snapshot: bool) -> Iterator[_Section]:
+    """Yield what there is to show of a set, in order."""
+    mark, colour = view.shape
+    status = view.status_words
+    if is_snapshot and view.is_live:
+        status = "Not finished when the notebook was saved"
+    yield _Head(mark, colour, status, view.title, view.facts)
+    bar = [(*words.SHAPES[status], count, text) for status, count, text in view.parts]
+    yield _Bar(bar) if bar else _Line("no inputs yet", is_muted=True)
+    yield from (_Line(note) for note in view.notes)
+    if view.errors:
+        failed = sum(group.count for group in view.errors)
+        lines = [_Line(_error_words(group)) for group in view.errors[:SET_ERRORS]]
+        lines += (
+            [_Line(f"… {counted(len(view.errors) - SET_ERRORS, 'more error')}")] if view.errors[SET_ERRORS:] else []
+        )
+        yield _Fold(f"{failed:,} failed, by error", lines, "✘", is_open=True)
+    for title, records in (("Newest", view.newest), ("Slowest", view.slowest)):
+        if records:
+            yield _Fold(title, [_Line(_member_line(record, title == "Slowest")) for record in records], "·")
+    when = quantities.date_and_time(view.began_at)
+    yield _Line(f'Get it in Python: nbrun.get("set-{view.number}") · {when}', is_muted=True)
+
+
+def _error_words(group: set_view.ErrorGroup) -> str:
+    runs = ", ".join(f"#{number}" for number in group.numbers)
+    return f"{group.count:,} × {group.words}" + (f" ({runs})" if runs else "")
+
+
+def _member_line(record: RunRecord, is_timed: bool) -> str:
+    took = record.elapsed_s(record.ended_at or record.last_event_at) if is_timed else None
+    time = "" if took is None else f" {quantities.duration(took)}"
+    return f"{set_view.member_words(record)}{time} → {set_view.output_words(record)}"
 
 
 def _tools(record: RunRecord, limit: int) -> _Fold:
@@ -259,12 +303,14 @@ def _html(sections: Iterator[_Section]) -> str:
                     f"{sign(mark, colour)} <strong>{escape(status)}</strong> · {escape(name)}"
                     f'<span style="{_MUTED}">{more}</span></div>'
                 )
+            case _Bar():
+                parts.append(_html_bar(section))
             case _Line(text, is_error=True):
                 parts.append(f"<div><strong>{escape(text)}</strong></div>")
             case _Line(text, mark, is_muted):
                 style = f' style="{_MUTED}"' if is_muted else ""
                 parts.append(f"<div{style}>{escape(f'{mark} {text}' if mark else text)}</div>")
-            case _Fold(title, _, "·" | "→", is_open):
+            case _Fold(title, _, "·" | "→" | "✘", is_open):
                 parts.append(_fold(title, "".join(_html_call(*call) for call in section.marked()), is_open))
             case _Fold(title):
                 text = escape("\n".join(line for _, line in section.marked()))
@@ -272,6 +318,13 @@ def _html(sections: Iterator[_Section]) -> str:
             case _Answer():
                 parts.append(_html_answer(section))
     return "".join([*parts, "</div>"])
+
+
+def _html_bar(bar: _Bar) -> str:
+    """Return the bar, and below it the counts; the bar says nothing that these don't."""
+    pieces = "".join(f'<div style="flex:{count} 0 2px;background:{colour}"></div>' for _, colour, count, _ in bar.parts)
+    counts = " · ".join(f"{mark} {escape(text)}" for mark, _, _, text in bar.parts)
+    return f'<div style="{_BAR}">{pieces}</div><div>{counts}</div>'
 
 
 def _html_answer(answer: _Answer) -> str:
@@ -303,6 +356,8 @@ def _markdown(sections: Iterator[_Section], width: int | None) -> str:
     block = functools.partial(fenced, width=width)
     for section in sections:
         match section:
+            case _Bar(bar):
+                parts.append("- " + " · ".join(text for _, _, _, text in bar))
             case _Head(_, _, status, name, facts):
                 parts.append(f"**{literal(status)}** · {code(' · '.join([name, *facts]))}")
             case _Line(text, is_error=True):
@@ -310,6 +365,8 @@ def _markdown(sections: Iterator[_Section], width: int | None) -> str:
             case _Line(text, mark, is_muted):
                 bullet = f"- {mark} " if mark in ("↳", "→") else "" if is_muted else "- "
                 parts.append(bullet + code(text))
+            case _Fold(title, mark="✘"):
+                parts += [f"- {code(line)}" for _, line in section.marked()]
             case _Fold(mark="·"):
                 parts += [f"- {'→ ' if mark == '→' else ''}{code(line)}" for mark, line in section.marked()]
             case _Fold(title, mark="→"):
@@ -327,6 +384,8 @@ def _text(sections: Iterator[_Section]) -> str:
         match section:
             case _Head(mark, _, status, name, facts):
                 lines.append(" · ".join([f"{mark} {status} – {name}", *facts]))
+            case _Bar(bar):
+                lines.append("  " + " · ".join(f"{mark} {text}" for mark, _, _, text in bar))
             case _Line(text, mark):
                 lines.append(f"  {mark} {text}" if mark else f"  {text}")
             case _Fold(title, mark="→"):
@@ -367,6 +426,21 @@ def _bundle(record: RunRecord, problem: str | None, limit: int, snapshot: _Snaps
         "text/plain": _text(_sections(record, problem, limit, snapshot)),
         MIME: msgspec.to_builtins(record.brief()),
     }
+
+
+def set_bundle(view: set_view.SetView) -> dict[str, Any]:
+    """Return a set under every MIME type that a notebook file keeps of it; what is in progress is a snapshot."""
+    markdown = _markdown(_set_sections(view, is_snapshot=True), PRINTED_WIDTH)
+    return {
+        "text/html": visible(_html(_set_sections(view, is_snapshot=True))).replace("\n", "&#10;"),
+        "text/markdown": visible(markdown),
+        "text/plain": _text(_set_sections(view, is_snapshot=True)),
+    }
+
+
+def set_text(view: set_view.SetView) -> str:
+    """Return a set's current state as a few lines of text."""
+    return _text(_set_sections(view, is_snapshot=False))
 
 
 def _saved_size(data: dict[str, Any]) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
 import itertools
 import logging
 import queue
 import sqlite3
 import threading
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,13 @@ PAGE = 2_000
 """How many inputs one transaction adds, in a few milliseconds, and how many one look reads back."""
 AGAIN_S = 0.2
 """After how long the store is tried again if it could not be written."""
+ERROR_CHARS, ERROR_KINDS, EXAMPLES = 200, 200, 3
+"""How much of an error tells it from others, how many different ones are told apart, and how many runs each names."""
+NEWEST = 5
+ENDS = 200
+"""How many of the last ends tell how fast a set is."""
+_SHOWN = frozenset({"run.started", "approval.requested", "approval.resolved", "cancel.requested"})
+"""Events that change what a card shows of a set, besides ends."""
 PENDING, LIVE = 0, 1
 _CODES = sets.CODES
 _STATUS_OF = {code: status for status, code in _CODES.items()}
@@ -79,6 +87,52 @@ class SetOptions:
         if most is None:
             return False
         return failed > most if isinstance(most, int) else is_whole and failed > most * size
+
+
+class Story:
+    """What a card tells of a set besides counts. Threads: the set's thread writes, and any reads a copy."""
+
+    def __init__(self, began_at: float) -> None:
+        self.began_at = began_at
+        self.ended_at: float | None = None
+        self.errors: Counter[str] = Counter()  # of the inputs that have failed, by the beginning of their errors
+        self.examples: dict[str, list[int]] = {}
+        self.newest: deque[RunRecord] = deque(maxlen=NEWEST)  # that have ended
+        self.slowest: list[tuple[float, int, RunRecord]] = []
+        self.left_behind: Counter[str] = Counter()  # what cancelled runs could not stop
+        self.ends: deque[float] = deque(maxlen=ENDS)  # when the last ones were, by the monotonic clock
+        self._error_at: dict[int, str] = {}
+        self._order = itertools.count()  # of runs that took as long as another
+
+    def note_end(self, at: int, record: RunRecord, now: float) -> None:
+        """Note how an input's run has ended."""
+        self.ends.append(now)
+        self.newest.append(record)
+        took_s = record.elapsed_s(record.ended_at or record.last_event_at) or 0.0
+        heapq.heappush(self.slowest, (took_s, next(self._order), record))
+        if len(self.slowest) > NEWEST:
+            heapq.heappop(self.slowest)
+        self.left_behind.update(record.detached)
+        if record.status is RunStatus.FAILED:
+            self.note_error(at, str(record.error), record.number or 0)
+
+    def note_error(self, at: int, error: str, number: int) -> None:
+        """Note the error of an input's newest run."""
+        kind = error[:ERROR_CHARS]
+        if kind not in self.errors and len(self.errors) >= ERROR_KINDS:
+            kind = ""  # all others
+        self.errors[kind] += 1
+        self._error_at[at] = kind
+        examples = self.examples.setdefault(kind, [])
+        if number and len(examples) < EXAMPLES:
+            examples.append(number)
+
+    def note_begin(self, at: int) -> None:
+        """Note that an input is run again: it has not failed any more."""
+        if (kind := self._error_at.pop(at, None)) is not None:
+            self.errors[kind] -= 1
+            if not self.errors[kind]:
+                del self.errors[kind], self.examples[kind]
 
 
 class LiveSet:
@@ -111,6 +165,7 @@ class LiveSet:
         self.usage = ev.Usage()
         self.is_whole = inputs is None
         self.stopped: str | None = None
+        self.left_out: str | None = None  # why inputs that never began aren't run, where only others are run again
         self.is_paused = False
         self.is_over = Latch()
         self._parts = parts
@@ -132,6 +187,8 @@ class LiveSet:
         self._request: ev.CancelRequested | None = None
         self._listeners: tuple[Callable[[], object], ...] = ()
         self._lock = threading.Lock()  # of the listeners, and of how many inputs are live and have ended
+        self.story = Story(parts.clock.now())
+        self.asked_of = 0  # how many runs were in progress when it was cancelled
 
     def begin(self) -> None:
         """Start its threads, which see what the caller's code sees."""
@@ -159,6 +216,7 @@ class LiveSet:
         if self.is_over.is_set() or self.token.cancelled:
             return False
         self._request = request
+        self.asked_of = len(self.live)
         for live in tuple(self.live.values()):
             self._parts.intake.request_cancel(live, request)
         return self.token.cancel(request.reason, request.cause, patience_s=0.0)
@@ -191,6 +249,17 @@ class LiveSet:
         rest = size - sum(counts.values())
         counts[RunStatus.CANCELLED if is_stopped else RunStatus.QUEUED] += rest
         return counts
+
+    @property
+    def status(self) -> str:
+        """As `RunSet.status` has it, while this kernel runs the set and until another one does."""
+        if not self.is_over.is_set():
+            if self.token.cancelled or self.stopped is not None:
+                return "cancelling"
+            return "paused" if self.is_paused else "running"
+        if self.story.ended_at is None:  # its kernel was closed first
+            return "lost"
+        return ended_as(self.stopped)
 
     def is_ended(self, index: int) -> bool:
         """Return whether the input's last run has ended, or it won't have one."""
@@ -269,6 +338,8 @@ class LiveSet:
         is_over = self.is_whole and not self.live and (self.stopped is not None or not self.pending)
         if is_over and self._news.empty():
             self._write(partial(sets.end, number=self.number, now=self._parts.clock.now()))
+            self.story.ended_at = self._parts.clock.now()
+            self.stopped = self.stopped or self.left_out
             return True
         return False
 
@@ -342,6 +413,7 @@ class LiveSet:
             if record.number is None or live.problem is not None:
                 self.unsaved[at] = live
             self.usage = self.usage.plus(record.own_usage)
+            self.story.note_end(at, record, self._parts.clock.monotonic())
             is_tried_again = self._is_tried_again(at, record)
             code = PENDING if is_tried_again else _CODES[record.status]
             with self._lock:
@@ -413,6 +485,7 @@ class LiveSet:
             self.states[at] = LIVE
             self.pending -= 1
             self.attempts[at] = min(sets.ATTEMPTS, self.attempts[at] + 1)
+            self.story.note_begin(at)
             member, prompt = ev.Member(self.number, at, item.key), self.secret.get(at, item.prompt)
             self.live[at] = self._starter.start_member(
                 self.plan, prompt, member, self._origin(at), self.token, self._queue, self._budget, self._note
@@ -454,26 +527,41 @@ class LiveSet:
             raise StoreError(f"input {first} of set #{self.number} is not in the store")
         return found
 
-    def _note(self, record: RunRecord, _events: Sequence[ev.RunEvent]) -> None:
-        """Note that a run has ended; on the writer's thread."""
+    def _note(self, record: RunRecord, events: Sequence[ev.RunEvent]) -> None:
+        """Note that a run has ended, or that a card shows something else of it; on the writer's thread."""
         if not record.is_live:
             self._news.put(record)
+            self._wake.set()
+        elif self._listeners and any(event.data.TYPE in _SHOWN for event in events):
             self._wake.set()
 
     # --- a set that an earlier kernel has begun, or this one has ended ---------------------------------
 
-    def take_up(self, size: int, newest: Iterable[sets.Newest], again: Callable[[sets.Newest], bool]) -> None:
-        """Begin with what the store has, before the thread is started; `again` says which inputs are run again."""
+    def take_up(
+        self, size: int, newest: Iterable[sets.Newest], again: Callable[[sets.Newest], bool], left_out: str | None
+    ) -> None:
+        """Begin with what the store has, before the thread is started.
+
+        `again` says which inputs are run again, and `left_out` why those that never began aren't run; None if they are.
+        """
+        self.left_out = left_out
         newest = list(newest)
         self.states, self.numbers, self.attempts = sets.laid_out(size, newest)
         for one in newest:
             if one.position < size and (one.status.is_live or again(one)):
                 self._again[one.position] = self.states[one.position] or _CODES[RunStatus.LOST]
                 self.states[one.position] = PENDING
+            elif one.position < size and one.status is RunStatus.FAILED:
+                self.story.note_error(one.position, one.error, one.number)
+        if left_out is not None:
+            cancelled, self._next = _CODES[RunStatus.CANCELLED], size
+            for at, code in enumerate(self.states):
+                if code == PENDING and at not in self._again:
+                    self.states[at] = cancelled
         self.pending = self.states.count(PENDING)
         for code in _STATUS_OF:
             self.ended[code] = self.states.count(code)
-        self.order.extend(at for at, code in enumerate(self.states) if code != PENDING)
+        self.order.extend(at for at, code in enumerate(self.states) if code != PENDING and self.numbers[at])
 
 
 class _Row(dict[str, object]):
@@ -577,6 +665,13 @@ def _each(given: object) -> Iterable[object]:
                 yield runner.run(anext(given))  # type: ignore[arg-type]
             except StopAsyncIteration:
                 return
+
+
+def ended_as(stopped: str | None) -> str:
+    """Return the status of a set that has ended, by what stopped it."""
+    if stopped is None:
+        return "completed"
+    return "cancelled" if stopped.startswith("cancelled") else "failed"
 
 
 def status_of(code: int) -> RunStatus | None:

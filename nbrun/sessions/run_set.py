@@ -6,7 +6,6 @@ import asyncio
 import re
 import threading
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
 from nbrun.agents import current_run
@@ -32,8 +31,9 @@ from nbrun.core import (
     printable,
 )
 from nbrun.core.options import trusted
+from nbrun.render.set_view import ErrorGroup, SetView
 from nbrun.sessions.live_run import TICK_S, poll, wait_briefly
-from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, status_of
+from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, ended_as, status_of
 from nbrun.sessions.run import CREATION_S, Parts, Run
 from nbrun.sessions.run_list import RunList
 from nbrun.store import sets
@@ -111,15 +111,11 @@ class RunSet:
         """
         live = self._live
         if live is not None and not live.is_over.is_set():
-            if live.token.cancelled or live.stopped is not None:
-                return "cancelling"
-            return "paused" if live.is_paused else "running"
+            return live.status
         row = self.row
         if row.ended_at is None:
             return "running" if row.is_here and row.session_id != self._parts.session_id else "lost"
-        if row.stopped is None:
-            return "completed"
-        return "cancelled" if row.stopped.startswith("cancelled") else "failed"
+        return ended_as(row.stopped)
 
     @property
     def stopped(self) -> str | None:
@@ -148,6 +144,12 @@ class RunSet:
     def __len__(self) -> int:
         live = self._live
         return self.row.size if live is None else live.size
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this kernel is running it."""
+        live = self._live
+        return live is not None and not live.is_over.is_set()
 
     def done(self) -> bool:
         """Return whether nothing of it is in progress, or will be."""
@@ -200,7 +202,8 @@ class RunSet:
             return self._sets.catalog.get(number)
         if isinstance(known, LiveSet) and (live := known.live.get(at)) is not None:  # it began in between
             return self._sets.catalog.run(live)
-        if known.states[at] or self.stopped is None:
+        is_left_out = status_of(known.states[at]) is RunStatus.CANCELLED
+        if not is_left_out and (known.states[at] or self.stopped is None):
             return None
         items = self._parts.store.ask(lambda db: sets.read_items(db, self.number, at, 1), list[sets.Item]())
         item = items[0] if items and items[0].position == at else sets.Item(at, None, "")
@@ -364,6 +367,17 @@ class RunSet:
         finally:
             remove()
 
+    def listen(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Call `listener()` on a thread of the set after it has changed, while it runs here; return what ends that."""
+        live = self._live
+        return (lambda: None) if live is None else live.listen(listener)
+
+    @property
+    def ends(self) -> list[float]:
+        """When its last runs ended here, in seconds of the monotonic clock; for nbrun itself."""
+        live = self._live
+        return [] if live is None else list(live.story.ends)
+
     async def settled(self) -> None:
         """Return when the set is done; from any event loop."""
         await self._until(self.done)
@@ -382,15 +396,16 @@ class RunSet:
         self, reason: str | None = None, *, by: str = "python", cause: CancelCause = CancelCause.USER
     ) -> CancelReceipt:
         """Begin no further run, and ask those in progress to stop; returns at once."""
-        live, title = self._live, f"set #{self.number}"
+        # Its id isn't looked up: a cancel doesn't wait for the store.
+        live, title, ref = self._live, f"set #{self.number}", f"set-{self.number}"
         if live is None or live.is_over.is_set():
             if self.done():
-                return CancelReceipt(CancelOutcome.ALREADY_FINISHED, self.id, f"{title} has already ended")
-            return CancelReceipt(CancelOutcome.FOREIGN, self.id, f"{title} belongs to another kernel; cancel it there")
+                return CancelReceipt(CancelOutcome.ALREADY_FINISHED, ref, f"{title} has already ended")
+            return CancelReceipt(CancelOutcome.FOREIGN, ref, f"{title} belongs to another kernel; cancel it there")
         request = ev.CancelRequested(cause, None if reason is None else clean_text(reason), by)
         if live.cancel(request):
-            return CancelReceipt(CancelOutcome.REQUESTED, self.id, f"{title}: cancel requested", self)
-        return CancelReceipt(CancelOutcome.ALREADY_REQUESTED, self.id, f"{title} was already asked to stop", self)
+            return CancelReceipt(CancelOutcome.REQUESTED, ref, f"{title}: cancel requested", self)
+        return CancelReceipt(CancelOutcome.ALREADY_REQUESTED, ref, f"{title} was already asked to stop", self)
 
     def pause(self) -> None:
         """Begin no further run until `unpause()`; those in progress continue."""
@@ -419,12 +434,14 @@ class RunSet:
         NotResumable
             It is in progress, or nothing is left to run, or the agent must be named.
         """
-        return self._sets.begin_again(self, agent, lambda one: one.is_cut, options)
+        return self._sets.begin_again(self, agent, lambda one: one.is_cut, options, is_whole=True)
 
     def retry(
         self, agent: object = None, *, error: str | None = None, keys: list[int | str] | None = None, **options: Any
     ) -> RunSet:
         """Run again the inputs whose run failed, in this set; also those that have no ending, unless it was stopped.
+
+        What a cancel or `max_failures` has kept from beginning begins with `resume()` only.
 
         Parameters
         ----------
@@ -448,9 +465,37 @@ class RunSet:
             }
         if not wanted:
             raise NotResumable(f"no failed run of set #{self.number} fits; there is nothing to retry")
-        return self._sets.begin_again(self, agent, lambda one: one.is_cut or one.position in wanted, options)
+        is_whole = self.stopped is None
+        return self._sets.begin_again(
+            self, agent, lambda one: (is_whole and one.is_cut) or one.position in wanted, options, is_whole=is_whole
+        )
 
     # --- shown -----------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> SetView:
+        """What a card shows of it; for nbrun itself. Of a set that this kernel has run, nothing is read from disk."""
+        live = self._live
+        if live is None:
+            return self._stored_view()
+        story = live.story
+        errors = [ErrorGroup(n, error, story.examples.get(error, ())) for error, n in story.errors.copy().most_common()]
+        slowest = [record for _, _, record in sorted(story.slowest, key=lambda one: -one[0])]
+        return SetView(
+            number=self.number, name=live.plan.name, agent=live.plan.agent, status=live.status, stopped=live.stopped,
+            began_at=story.began_at, ended_at=story.ended_at, size=live.size, is_whole=live.is_whole,
+            counts=live.counts(), usage=live.usage, errors=errors, newest=tuple(story.newest)[::-1], slowest=slowest,
+            left_behind=tuple(story.left_behind), asked=live.asked_of if live.status == "cancelling" else 0,
+        )  # fmt: skip
+
+    def _stored_view(self) -> SetView:
+        row = self.row
+        errors = [ErrorGroup(count, error, [run.number or 0 for run in runs]) for count, error, runs in self.errors()]
+        return SetView(
+            number=self.number, name=self.name, agent=self.agent, status=self.status, stopped=row.stopped,
+            began_at=row.created_at, ended_at=row.ended_at, size=len(self), is_whole=row.is_whole,
+            counts={RunStatus(status): count for status, count in self.counts.items()}, usage=self.usage, errors=errors,
+        )  # fmt: skip
 
     def _words(self) -> str:
         counts = ", ".join(f"{count:,} {status}" for status, count in self.counts.items()) or "no inputs yet"
@@ -463,14 +508,10 @@ class RunSet:
     def __repr__(self) -> str:
         return self._words()
 
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:right'>{count:,} ×</td><td style='text-align:left'>{escape(printable(error))}"
-            f"</td><td style='text-align:left'>{', '.join(f'#{run.number}' for run in runs)}</td></tr>"
-            for count, error, runs in self.errors()[:5]
-        )
-        table = f"<table>{rows}</table>" if rows else ""
-        return f"<p>{escape(self._words())}</p>{table}"
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        from nbrun.render import static_card  # with the first that is shown
+
+        return static_card.set_bundle(self.view)
 
 
 _TYPES = {
@@ -484,8 +525,11 @@ _TYPES = {
 class Sets:
     """The sets of a session and of its store. Threads: any; `live` is changed under the session's lock."""
 
-    def __init__(self, parts: Parts, starter: Starter, catalog: Catalog) -> None:
+    def __init__(
+        self, parts: Parts, starter: Starter, catalog: Catalog, on_begun: Callable[[int], object] = lambda number: None
+    ) -> None:
         self.parts = parts
+        self._on_begun = on_begun
         self.catalog = catalog
         self.live: dict[int, LiveSet] = {}  # also those that have ended, by number
         self._starter = starter
@@ -512,6 +556,7 @@ class Sets:
         with self.parts.lock:
             self.live[live.number] = live
             live.begin()
+        self._on_begun(live.number)
 
     def _split(self, options: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[SetOptions, dict[str, Any]]:
         """Return the options of the set, and those of its runs."""
@@ -541,9 +586,10 @@ class Sets:
         return own, {"approve": "deny", **given}
 
     def begin_again(
-        self, found: RunSet, agent: object, again: Callable[[sets.Newest], bool], options: Mapping[str, Any]
-    ) -> RunSet:
-        """Run a part of a set's inputs again, and those that never began."""
+        self, found: RunSet, agent: object, again: Callable[[sets.Newest], bool], options: Mapping[str, Any], *,
+        is_whole: bool,
+    ) -> RunSet:  # fmt: skip
+        """Run a part of a set's inputs again, and if it `is_whole` those that never began."""
         number, title = found.number, f"set #{found.number}"
         if not found.done():
             raise NotResumable(f"{title} is still in progress; wait for it, or cancel it")
@@ -573,12 +619,12 @@ class Sets:
                 raise NotResumable(f"{title} is still in progress; wait for it, or cancel it")
             newest = self.parts.store.ask(lambda db: sets.read_newest(db, number), list[sets.Newest]())
             live = LiveSet(self.parts, self._starter, plan, own, number)
-            live.take_up(row.size, newest, again)
+            live.take_up(row.size, newest, again, None if is_whole else row.stopped)
             if not live.pending:
                 raise NotResumable(f"{title} has nothing left to run")
             live.secret = {} if ended is None else ended.secret
             live.usage = self.usage(number)
-            if not self.parts.store.change(lambda db: sets.begin_again(db, row, self.parts.session_id)):
+            if not self.parts.store.change(lambda db: sets.begin_again(db, row, self.parts.session_id, live.left_out)):
                 raise NotResumable(f"another kernel is already resuming {title}")
             if not is_ours:
                 self.parts.store.report(
@@ -590,8 +636,11 @@ class Sets:
     def find(self, ref: object) -> RunSet | None:
         """Return the set that `ref` names, as `set-12`."""
         match = _REF.fullmatch(str(ref).strip().lower())
-        number = int(match[1]) if match else 0
-        return RunSet(self, number) if number and self.row(number) is not None else None
+        return self.numbered(int(match[1])) if match else None
+
+    def numbered(self, number: int) -> RunSet | None:
+        """Return the set with this number."""
+        return RunSet(self, number) if number in self.live or (number and self.row(number) is not None) else None
 
     def all(self) -> list[RunSet]:
         """Return the sets of this notebook, newest first."""

@@ -122,6 +122,7 @@ class NotebookSession:
         # thread, when the queue moves.
         self.on_display: Callable[[Run], object] = lambda run: print(repr(run))
         self.on_panel: Callable[[], object] = lambda: print(repr(self.runs(limit=LIST_LIMIT)))
+        self.on_set_begun: Callable[[int], object] = lambda number: None  # when a set is run, also again
         self.find_agent: FindAgent = lambda name: registered().get(name)
         self.on_followed: Callable[[Run], object] = lambda _run: None
         self.on_removed: Callable[[], object] = lambda: None
@@ -145,7 +146,7 @@ class NotebookSession:
         self._starter = Starter(parts, self._catalog, ids or TimeOrderedIds(self.clock))
         if reentrant_loop:
             self.let_enter_loop(True)
-        self._sets = Sets(parts, self._starter, self._catalog)
+        self._sets = Sets(parts, self._starter, self._catalog, lambda number: self.on_set_begun(number))
         self._observers = [ObserverThread(observer) for observer in observers]
         self._listeners: tuple[Listener, ...] = tuple(one.publish for one in self._observers)
         self.store.open_existing(sets_aside=True)
@@ -342,6 +343,10 @@ class NotebookSession:
         """The newest live run of this session that isn't a child, or None."""
         own = (live for live in reversed(self.parts.intake.live()) if not live.is_child)
         return next(map(self._catalog.run, own), None)
+
+    def get_set(self, number: int) -> RunSet | None:
+        """Return the set with this number; one that this session runs is found without asking the store."""
+        return self._sets.numbered(number)
 
     @overload
     def get(self, ref: Run | int) -> Run: ...

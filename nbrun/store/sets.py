@@ -76,6 +76,7 @@ class Newest(NamedTuple):
     status: RunStatus
     attempts: int
     is_cut: bool
+    error: str
 
 
 class Seal:
@@ -143,11 +144,14 @@ def add_items(
     connection.execute("UPDATE sets SET size = ?, is_whole = ?, header = ? WHERE number = ?", values)
 
 
-def begin_again(connection: sqlite3.Connection, row: StoredSet, session_id: str) -> bool:
-    """Note that a session runs what is left of a set; return False if another one was faster."""
+def begin_again(connection: sqlite3.Connection, row: StoredSet, session_id: str, stopped: str | None) -> bool:
+    """Note that a session runs a part of a set again; return False if another one was faster.
+
+    `stopped` is why the rest of it still won't be run.
+    """
     changed = connection.execute(
-        "UPDATE sets SET session_id = ?, ended_at = NULL, stopped = NULL WHERE number = ? AND session_id = ?",
-        (session_id, row.number, row.session_id),
+        "UPDATE sets SET session_id = ?, ended_at = NULL, stopped = ? WHERE number = ? AND session_id = ?",
+        (session_id, stopped, row.number, row.session_id),
     )
     return changed.rowcount == 1
 
@@ -239,15 +243,18 @@ def read_newest(connection: sqlite3.Connection, number: int) -> list[Newest]:
     # Source: with one max(), SQLite takes the other columns from the row that has it.
     rows = connection.execute(
         "SELECT position, max(number), status, count(*),"
-        " CASE WHEN status = 'cancelled' AND length(record) <= 65536 THEN record END"
+        " CASE WHEN status IN ('cancelled', 'failed') AND length(record) <= 65536 THEN record END"
         " FROM runs WHERE in_set = ? AND position IS NOT NULL GROUP BY position",
         (number,),
     )
-    return [
-        Newest(at, run, _statuses.get(text(status), RunStatus.LOST), count, status == "lost" or _is_shutdown(record))
-        for at, run, status, count, record in rows
-        if isinstance(at, int)
-    ]
+    found = []
+    for at, run, status, count, blob in rows:
+        record = _read(blob)
+        is_cut = status == "lost" or (record is not None and record.cause is CancelCause.SHUTDOWN)
+        error = "" if record is None or record.error is None else str(record.error)
+        if isinstance(at, int):
+            found.append(Newest(at, run, _statuses.get(text(status), RunStatus.LOST), count, is_cut, error))
+    return found
 
 
 def laid_out(size: int, newest: Iterable[Newest]) -> tuple[bytearray, array[int], bytearray]:
@@ -271,15 +278,14 @@ def read_usage(connection: sqlite3.Connection, number: int) -> ev.Usage:
         "SELECT record FROM runs WHERE in_set = ? AND position IS NOT NULL AND length(record) <= 65536", (number,)
     )
     for (blob,) in rows:
-        try:
-            total = total.plus(_record.decode(blob).own_usage)
-        except (RecursionError, TypeError, ValueError):
-            continue
+        if (record := _read(blob)) is not None:
+            total = total.plus(record.own_usage)
     return total
 
 
-def _is_shutdown(blob: object) -> bool:
+def _read(blob: object) -> RunRecord | None:
+    """Return a record, or None for what somebody else has put into its place."""
     try:
-        return isinstance(blob, bytes) and _record.decode(blob).cause is CancelCause.SHUTDOWN
+        return _record.decode(blob) if isinstance(blob, bytes) else None
     except (RecursionError, TypeError, ValueError):
-        return False
+        return None

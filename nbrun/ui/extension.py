@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbrun.calls import GOVERNOR, Limits
 from nbrun.core import errors, mimebundle, record
-from nbrun.sessions import SHELL_ATTRIBUTE, NotebookSession
+from nbrun.sessions import SHELL_ATTRIBUTE, NotebookSession, RunSet
 from nbrun.store import Keep
 from nbrun.ui import presenter
 from nbrun.ui.config import AT_LOAD, NbRun
@@ -87,6 +87,9 @@ class Extension:
             redraw = lambda _result: self.presenter.redraw_ended()  # noqa: E731 - a name to unregister it by
             self.shell.events.register("post_run_cell", redraw)
             self._undo.append(lambda: self.shell.events.unregister("post_run_cell", redraw))
+            formatter = self.shell.display_formatter.ipython_display_formatter
+            formatter.for_type(RunSet, self.presenter.show_set)
+            self._undo.append(lambda: formatter.pop(RunSet, None))
             requests.install(kernel, self.presenter.requests.answer)
             self._undo += [lambda: requests.remove(kernel), waiting.wrap_shutdown(kernel, self.close)]
         self._undo += [waiting.renew_capture(self.shell), waiting.wrap_capture()]

@@ -44,6 +44,7 @@ class Presenter:
         self.requests = requests.Requests(session)
         self._board: Any = None
         self._panels: Any = None
+        self._set_cards: Any = None
         self._main_thread: MainThread | None = None
         # Static cards of runs that were still live when a headless notebook showed them, and what redraws each.
         self._outdated: list[tuple[Run, Callable[[], object]]] = []
@@ -57,6 +58,8 @@ class Presenter:
         """Draw everything once more and stop; the session is closed."""
         if self._panels is not None:
             self._panels.close()
+        if self._set_cards is not None:
+            self._set_cards.draw_all()
         if self._board is not None:
             self._board.close(0.3)
         if self._main_thread is not None:
@@ -66,7 +69,7 @@ class Presenter:
 
     def close_widgets(self) -> None:
         """Close the widgets of cards and panels, in a kernel that continues without nbrun."""
-        for shown in (self._panels, self._board):
+        for shown in (self._panels, self._set_cards, self._board):
             if shown is not None:
                 shown.close_widgets()
 
@@ -109,17 +112,15 @@ class Presenter:
 
         The cell fails with the set, and with any of its runs unless these `may_fail`.
         """
-        from IPython.display import display
-
         is_live = self.has_page
         waits = not is_live if block is None else block
         if not waits:
-            display(found)
+            self.show_set(found)
             return
         try:
             with waiting.cancelled_by_interrupt(found, self.session.cancel_grace_s):
                 if is_live:
-                    display(found)
+                    self.show_set(found)
                 if self.is_text:
                     from nbrun.ui.terminal.live_line import show_set_until_end
 
@@ -128,12 +129,26 @@ class Presenter:
                     pass
         finally:
             if not is_live:
-                display(found)
+                self.show_set(found)
         failed = found.counts.get(RunStatus.FAILED, 0)
         if found.status == "cancelled":
             raise RunCancelled(repr(found))
         if found.status != "completed" or (failed and not may_fail):
             raise RunFailed(f"{found!r}. If some may fail, say how many: --max-failures 5%")
+
+    def show_set(self, found: RunSet) -> None:
+        """Show a set's card: a live one on a page, else what it is at this moment."""
+        from IPython.display import display
+
+        from nbrun.render import static_card
+
+        if self.has_page and found.number in self.session.recent_sets:
+            with waiting.uninterrupted():  # as in `show()`
+                self.set_cards.show(found)
+        elif self.is_text:
+            print(static_card.set_text(found.view))
+        else:
+            display(static_card.set_bundle(found.view), raw=True)
 
     def _present_as_text(self, run: Run, waits: bool) -> None:
         from nbrun.ui.terminal.live_line import show_until_end
@@ -250,6 +265,16 @@ class Presenter:
             )
             self.session.on_queue_moved = self._board.redraw_queued
         return self._board
+
+    @property
+    def set_cards(self) -> Any:
+        """The cards of sets, set up with the first one."""
+        if self._set_cards is None:
+            from nbrun.ui.cards.set_cards import SetCards
+
+            kernel_id = waiting.kernel_id(self.kernel)
+            self._set_cards = SetCards(self.session, self.board, kernel_id, self.requests.answer)
+        return self._set_cards
 
     @property
     def panels(self) -> Any:

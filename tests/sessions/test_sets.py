@@ -23,9 +23,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import nbrun
-from nbrun import NotebookSession, Run, RunContext, RunSet
-from nbrun.core.errors import BadOption, NotResumable, RunNotFound
+from nbrun import NotebookSession, Run, RunContext, RunSet, RunStatus
+from nbrun.core.errors import BadOption, Cancelled, NotResumable, RunNotFound
 from nbrun.sessions import live_set
+from nbrun.sessions.live_set import ERROR_CHARS, ERROR_KINDS
 from nbrun.store import Keep, sets
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
@@ -256,7 +257,7 @@ def test_a_failed_run_is_a_result(make_session: MakeSession) -> None:
         (1, "ValueError: no luck with bad 2"),
     ]
     assert "2 failed" in repr(found)
-    assert "no luck" in found._repr_html_()
+    assert "no luck" in found._repr_mimebundle_()["text/html"]
 
 
 def test_retries_are_attempts_at_the_same_input(make_session: MakeSession) -> None:
@@ -798,3 +799,92 @@ def test_where_a_single_run_is_meant_a_set_is_refused(make_session: MakeSession)
             refused()
     with pytest.raises(RunNotFound):
         session.get("set-2")
+
+
+def test_a_retry_of_a_stopped_set_runs_what_failed_and_nothing_else(make_session: MakeSession) -> None:
+    """What a cancel has kept from beginning isn't paid for by a retry; a resume begins it."""
+    session, agent = make_session(), Flaky(1)
+    found = done(session.map(agent, ["bad", "b", "c", "d", "e", "f"], concurrency=1, max_failures=0))
+    begun = sorted(agent.seen)
+    assert found.counts == {"completed": len(begun) - 1, "failed": 1, "cancelled": 6 - len(begun)}
+    again = done(found.retry())
+    assert again.counts == {"completed": len(begun), "cancelled": 6 - len(begun)}
+    assert sorted(agent.seen) == begun
+    assert again.status == "failed"
+    assert again.stopped == "1 runs failed, more than max_failures allows"
+    assert [str(run.status) for run in again] == ["completed"] * len(begun) + ["cancelled"] * (6 - len(begun))
+    assert {run.number for run in again.as_completed()} >= {again[0].number}
+    assert again.view.counts == {RunStatus.COMPLETED: len(begun), RunStatus.CANCELLED: 6 - len(begun)} | {
+        status: 0 for status in RunStatus if status not in (RunStatus.COMPLETED, RunStatus.CANCELLED)
+    }
+    assert done(found.resume()).counts == {"completed": 6}
+    assert found.status == "completed"
+
+
+# --- what a card shows ---------------------------------------------------------------------------------
+
+
+def groups(found: RunSet) -> list[tuple[int, str, int]]:
+    """Return the errors of a set's card: how many, the text, and how many runs are named."""
+    return sorted((group.count, group.error, len(group.numbers)) for group in found.view.errors)
+
+
+class Limited:
+    """Fails for every prompt but those of a list, with one error or with one for each."""
+
+    def __init__(self, *, each: bool) -> None:
+        self.good: list[str] = []
+        self.each = each
+
+    async def __call__(self, prompt: str) -> str:
+        """Answer, or fail."""
+        if prompt in self.good:
+            return prompt
+        raise ValueError(prompt if self.each else "429")
+
+
+def test_errors_are_counted_by_their_text_and_forgotten_when_a_retry_succeeds(make_session: MakeSession) -> None:
+    """Also of a set that an earlier session has run; its stored view says the same."""
+    session, agent = make_session(), Limited(each=False)
+    agent.good = ["fine"]
+    found = done(session.map(agent, ["fine", *(str(at) for at in range(10))]))
+    assert groups(found) == [(10, "ValueError: 429", 3)]
+    agent.good += ["3", "4"]
+    assert groups(done(found.retry())) == [(8, "ValueError: 429", 3)]
+    session.close()
+    later = make_session().get("set-1")
+    assert groups(later) == [(8, "ValueError: 429", 3)]
+    agent.good += ["5"]
+    done(later.retry(agent, keys=[6]))
+    assert groups(later) == [(7, "ValueError: 429", 3)]
+    assert {record.prompt for record in later.view.newest} == {"5"}
+
+
+def test_a_card_costs_little_however_many_errors_and_however_long(make_session: MakeSession) -> None:
+    """Each is known by its beginning; from a number of kinds on, the others are counted together."""
+    found = done(make_session().map(Limited(each=True), [f"{at} {'x' * 5_000}" for at in range(300)], concurrency=50))
+    shown = groups(found)
+    assert sum(count for count, *_ in shown) == 300
+    assert len(shown) == ERROR_KINDS + 1
+    assert max(len(error) for _, error, _ in shown) <= ERROR_CHARS
+    assert shown[-1][:2] == (100, "")
+    assert len(str(found._repr_mimebundle_())) < 64 * 1024
+
+
+def test_a_set_that_is_being_cancelled_says_how_many_have_stopped(make_session: MakeSession) -> None:
+    """Until the last of those that were in progress has."""
+    gates = [threading.Event(), threading.Event()]
+
+    def slow(prompt: str) -> str:
+        while not gates[int(prompt)].is_set():
+            with contextlib.suppress(Cancelled):
+                gates[int(prompt)].wait(0.01)
+        return prompt
+
+    found = running(make_session(cancel_grace_s=BOUND_S).map(slow, ["0", "1"]), 2)
+    found.cancel()
+    assert found.view.status_words == "Cancelling… 0 of 2 have stopped"
+    gates[0].set()
+    assert found._wait_until(lambda: "1 of 2" in found.view.status_words, BOUND_S)
+    gates[1].set()
+    assert done(found).view.status_words.startswith("Cancelled after ")

@@ -13,7 +13,7 @@ from nbrun.core import BadOption, UserError, shown, visible
 from nbrun.render.words import status_words
 
 if TYPE_CHECKING:
-    from nbrun.sessions import NotebookSession, Run
+    from nbrun.sessions import NotebookSession, Run, RunSet
 
 REQUEST, REPLY = "nbrun_request", "nbrun_reply"
 LIST_LIMIT = 200
@@ -78,6 +78,8 @@ class Requests:
                 return reply | self._once(self.ask_panel, content)
             case "look" | "open" | "keep":
                 return reply | {"outcome": "not_found"}
+            case "cancel" | "pause" | "unpause" | "retry" if "set" in content:
+                return reply | self._answer_for_set(content)
             case "cancel" | "approve" | "deny" | "steer":
                 return reply | self._answer_for_run(content)
             case _:
@@ -112,6 +114,30 @@ class Requests:
             return self._once(lambda content: self._talk(run, content, by), content)
         receipt = run.cancel(reason if isinstance(reason, str) else None, by=by)
         return {"outcome": str(receipt.outcome)}
+
+    def _answer_for_set(self, content: dict[str, Any]) -> dict[str, Any]:
+        number, is_ours = content["set"], content.get("session_id") == self._session.id
+        found = self._session.get_set(number) if is_ours and isinstance(number, int) else None
+        if found is None:
+            return {"outcome": "not_found"}
+        if content["op"] == "cancel":
+            return {"outcome": str(found.cancel(by="card").outcome)}
+        return self._once(lambda content: self._change(found, content), content)
+
+    def _change(self, found: RunSet, content: dict[str, Any]) -> dict[str, Any]:
+        """Pause a set, or run a part of it again; return `sent`, or `refused` with a `message` that says why."""
+        error = content.get("error")
+        try:
+            match content["op"]:
+                case "pause":
+                    found.pause()
+                case "unpause":
+                    found.unpause()
+                case _:
+                    found.retry(error=error if isinstance(error, str) else None)
+        except UserError as refused:
+            return {"outcome": "refused", "message": str(refused)}
+        return {"outcome": "sent"}
 
     def _once(self, do: Answer, content: dict[str, Any]) -> dict[str, Any]:
         """Do what a request asks for, unless its other copy was here before; return the reply."""

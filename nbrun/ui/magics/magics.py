@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
-from IPython.display import display
 
 from nbrun.agents import ALLOW, DENY, by_name, registered
 from nbrun.agents.python_cell import TARGET as CELL_TARGET, PythonCell, check_code
@@ -154,7 +153,7 @@ class AgentMagics(Magics):
     def _show(self, given: Given) -> None:
         if given.refs and all(isinstance(self._presenter.session.get(ref), RunSet) for ref in given.refs):
             for ref in given.refs:
-                display(self._presenter.session.get(ref))
+                self._presenter.show_set(self._presenter.session.get(ref))
             return
         runs = self._runs(given, ["last"])
         if given.thread:

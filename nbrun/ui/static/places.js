@@ -140,9 +140,9 @@ function holdPlaceIn(el) {
  * Draw the card wherever the page shows its static one, as long as the model exists. Tell the kernel that this works
  * here, and ask it for the final static card if the run has ended and the notebook still has an earlier one.
  * @param {Model} model @param {Render} render @param {AbortSignal} signal
- * @param {() => boolean} isEnded  whether there is a final one
+ * @param {() => boolean} isEnded  whether there is a final one @param {string} trait  what has the card's state
  */
-export function mountInPlace(model, render, signal, isEnded) {
+export function mountInPlace(model, render, signal, isEnded, trait = "run") {
   const place = /** @type {string} */ (model.get("place"));
   const cells = cellsOf(model);
   if (!place || !cells) return;
@@ -195,7 +195,7 @@ export function mountInPlace(model, render, signal, isEnded) {
   watchKernel(model, onGone, signal);
   const isLost = () => [...views.values()].some(({ el }) => !el.isConnected);
   watchOfPage().add(place, { show, isLost }, signal);
-  listen(model, "change:run", onRun, signal);
+  listen(model, `change:${trait}`, onRun, signal);
   listen(model, "msg:custom", onMessage, signal);
   signal.addEventListener("abort", () => {
     clearTimeout(timer);

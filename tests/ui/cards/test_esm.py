@@ -13,6 +13,7 @@ VIEWS = {
     "card.js": "initialize, render",
     "doctor.js": "render",
     "panel.js": "initialize: initializePanel, render: renderPanel",
+    "set.js": "initialize: initializeSet, render: renderSet",
 }
 
 

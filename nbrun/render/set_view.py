@@ -1,0 +1,138 @@
+"""What is shown of a set of runs, in words and signs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from nbrun.core import RunRecord, RunStatus, duration, events as ev, shown
+from nbrun.render import words
+
+ORDER = (
+    RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.LOST,
+    RunStatus.CANCELLING, RunStatus.WAITING, RunStatus.RUNNING, RunStatus.QUEUED,
+)  # fmt: skip
+"""How the statuses follow one another in a bar: what has ended comes first."""
+_SHAPES = {
+    "running": words.SHAPES[RunStatus.RUNNING],
+    "paused": ("‖", words.SHAPES[RunStatus.WAITING][1]),
+    "cancelling": words.SHAPES[RunStatus.CANCELLING],
+    "completed": words.SHAPES[RunStatus.COMPLETED],
+    "cancelled": words.SHAPES[RunStatus.CANCELLED],
+    "failed": words.SHAPES[RunStatus.FAILED],
+    "lost": words.SHAPES[RunStatus.LOST],
+}
+_COUNTED = {RunStatus.WAITING: "waiting for you"}
+
+
+class ErrorGroup(msgspec.Struct, frozen=True):
+    """How many inputs failed with an error that begins so, and the numbers of some of their runs."""
+
+    count: int
+    error: str
+    numbers: Sequence[int]
+
+    @property
+    def words(self) -> str:
+        """The error, for one line; without a text it stands for all the others."""
+        return shown(self.error, 200) if self.error else "other errors"
+
+
+class SetView(msgspec.Struct, frozen=True, kw_only=True):
+    """A set as it is shown; times are epoch seconds, and `asked` runs were in progress when it was cancelled."""
+
+    number: int
+    name: str
+    agent: str
+    status: str
+    stopped: str | None
+    began_at: float
+    ended_at: float | None
+    size: int
+    is_whole: bool
+    counts: Mapping[RunStatus, int]
+    usage: ev.Usage
+    errors: Sequence[ErrorGroup] = ()
+    newest: Sequence[RunRecord] = ()
+    slowest: Sequence[RunRecord] = ()
+    left_behind: Sequence[str] = ()
+    asked: int = 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether something of it is in progress, or will be."""
+        return self.status in ("running", "paused", "cancelling")
+
+    @property
+    def shape(self) -> tuple[str, str]:
+        """The sign of its status, and the colour of that."""
+        return _SHAPES.get(self.status, _SHAPES["lost"])
+
+    @property
+    def title(self) -> str:
+        """What it is called: `graded set #12`."""
+        return f"{self.name} set #{self.number}" if self.name else f"set #{self.number}"
+
+    @property
+    def live_count(self) -> int:
+        """How many of its runs are in progress."""
+        return sum(self.counts.get(status, 0) for status in _IN_PROGRESS)
+
+    @property
+    def parts(self) -> list[tuple[RunStatus, int, str]]:
+        """Each status that occurs, how many inputs have it, and both in words: `131 failed`."""
+        found = [(status, self.counts.get(status, 0)) for status in ORDER]
+        return [(status, count, f"{count:,} {_COUNTED.get(status, status)}") for status, count in found if count]
+
+    @property
+    def status_words(self) -> str:
+        """Its status in words: `Running`, `Cancelling… 797 of 800 have stopped` …."""
+        took = "" if self.ended_at is None else duration(max(0.0, self.ended_at - self.began_at))
+        match self.status:
+            case "cancelling" if self.asked:
+                return f"Cancelling… {max(0, self.asked - self.live_count):,} of {self.asked:,} have stopped"
+            case "cancelling":
+                return "Cancelling…"
+            case "completed" if took:
+                return f"Completed in {took}"
+            case "cancelled" if took:
+                return f"Cancelled after {took}"
+            case "failed":
+                return f"Stopped: {shown(self.stopped or 'an error', 200)}"
+            case "lost" if not self.is_whole:
+                return "Lost before all inputs were read"
+            case "lost":
+                return "Lost: its kernel died"
+            case other:
+                return other.capitalize()
+
+    @property
+    def facts(self) -> list[str]:
+        """The agent, if it is called otherwise, and what its runs used."""
+        agent = shown(self.agent, 100) if self.agent != self.name else ""
+        return [part for part in (agent, words.usage_words(self.usage)) if part]
+
+    @property
+    def notes(self) -> list[str]:
+        """What else is to be said, each in one line."""
+        left = ", ".join(shown(name, 60) for name in self.left_behind[:5])
+        reason = self.stopped if self.status == "cancelled" and self.stopped != "cancelled" else ""
+        return [note for note in (shown(reason, 200) if reason else "", left and f"Still running: {left}") if note]
+
+
+_IN_PROGRESS = (RunStatus.RUNNING, RunStatus.WAITING, RunStatus.CANCELLING)
+
+
+def member_words(record: RunRecord) -> str:
+    """Return what a row calls a run of a set: its key, or the place of its input."""
+    member = record.member
+    key = "" if member is None else shown(member.key, 60) if member.key is not None else f"input {member.index}"
+    return f"{words.run_ref(record)} {key}".strip()
+
+
+def output_words(record: RunRecord, limit: int = 160) -> str:
+    """Return what a run gave, or why it failed, in one line."""
+    if record.error is not None:
+        return shown(str(record.error), limit)
+    return shown(words.answer_of(record) or words.status_words(record), limit)

@@ -1,0 +1,170 @@
+"""The card of a set without a page: what it sends, however many runs there are, and what its buttons do."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nbrun import NotebookSession, RunSet
+from nbrun.ui.cards.board import CardBoard
+from nbrun.ui.cards.set_cards import SetCard, SetCards, SetWidget
+from nbrun.ui.kernel.requests import Requests
+from tests.fakes.agents import BOUND_S, Held, talking
+
+HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b[31m"
+
+
+@pytest.fixture
+def requests(session: NotebookSession) -> Requests:
+    """What answers clicks."""
+    return Requests(session)
+
+
+@pytest.fixture
+def shown(session: NotebookSession, requests: Requests, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
+    """Shows cards of sets, and notes what is sent to the page."""
+    board = CardBoard(session, "kernel", requests.answer)
+    outputs: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: outputs.append(data))
+    monkeypatch.setattr("IPython.display.DisplayHandle.update", lambda _handle, data, **_: outputs.append(data))
+    yield Shown(SetCards(session, board, "kernel", requests.answer), outputs)
+    board.close(5)
+
+
+class Shown:
+    """The cards on display, and the outputs that were sent."""
+
+    def __init__(self, cards: SetCards, outputs: list[dict[str, Any]]) -> None:
+        self.cards = cards
+        self.outputs = outputs
+
+    def show(self, found: RunSet) -> SetCard:
+        """Show one."""
+        self.cards.show(found)
+        return self.cards._cards[-1]
+
+
+def until(widget: SetWidget, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return the state that the page has got, once it is so."""
+    arrived = threading.Event()
+
+    def look(_change: object) -> None:
+        if is_so(widget.set):
+            arrived.set()
+
+    widget.observe(look, "set")
+    look(None)
+    assert arrived.wait(BOUND_S), widget.set
+    return dict(widget.set)
+
+
+def test_a_card_follows_its_set_to_the_end_and_leaves_a_static_one(session: NotebookSession, shown: Shown) -> None:
+    """Counts come as they change; then the output holds what a file keeps."""
+    agent = Held()
+    card = shown.show(found := session.map(agent, {"a": "tea", "b": "milk"}, concurrency=1, name="graded"))
+    state = until(card.widget, lambda state: any(part["words"] == "1 running" for part in state["parts"]))
+    assert (state["status"], state["rest"], state["size"]) == ("running", 2, "2 runs")
+    assert "Not finished when the notebook was saved" in str(shown.outputs[0])
+    agent.let_go()
+    assert found.wait(BOUND_S)
+    state = until(card.widget, lambda state: not state["live"])
+    assert [part["words"] for part in state["parts"]] == ["2 completed"]
+    assert [member["title"] for member in state["newest"]] == ["#2 b", "#1 a"]
+    shown.cards._board.close(5)
+    assert "Completed in" in shown.outputs[-1]["text/plain"]
+    assert "widget" not in str(shown.outputs[-1].keys())
+
+
+def test_a_click_cancels_the_whole_set_pauses_it_and_goes_on(
+    session: NotebookSession, shown: Shown, requests: Requests
+) -> None:
+    """By the set's number and the session's id; a number that is none, or another session's, is not found."""
+    agent = Held()
+    card = shown.show(found := session.map(agent, [str(at) for at in range(50)], concurrency=2))
+    assert agent.entered.wait(BOUND_S)
+    click = {"set": found.number, "session_id": session.id}
+    assert requests.answer({"op": "pause", **click})["outcome"] == "sent"
+    assert until(card.widget, lambda state: state["status"] == "paused")["words"] == "Paused"
+    assert requests.answer({"op": "unpause", **click})["outcome"] == "sent"
+    until(card.widget, lambda state: state["status"] == "running")
+    for other in ({"set": found.number}, {**click, "set": 99}, {**click, "set": "1"}, {**click, "session_id": "x"}):
+        assert requests.answer({"op": "cancel", **other})["outcome"] == "not_found"
+    assert requests.answer({"op": "cancel", **click})["outcome"] == "requested"
+    assert found.wait(BOUND_S)
+    assert until(card.widget, lambda state: not state["live"])["parts"][0]["words"] == "50 cancelled"
+    assert requests.answer({"op": "pause", **click, "nonce": "late"})["outcome"] == "refused"
+
+
+def test_a_retry_of_one_error_makes_the_card_live_again(
+    session: NotebookSession, shown: Shown, requests: Requests
+) -> None:
+    """Once, however often the click arrives; what failed otherwise stays."""
+    tries: list[str] = []
+
+    async def picky(prompt: str) -> str:
+        tries.append(prompt)
+        if prompt != "fine" and len(tries) <= 4:
+            raise ValueError("429" if prompt.startswith("busy") else "no such tea")
+        return prompt
+
+    card = shown.show(found := session.map(picky, ["busy 1", "busy 2", "bad", "fine"], concurrency=1))
+    assert found.wait(BOUND_S)
+    state = until(card.widget, lambda state: not state["live"])
+    assert [(error["count"], error["words"]) for error in state["errors"]] == [
+        (2, "ValueError: 429"),
+        (1, "ValueError: no such tea"),
+    ]
+    click = {
+        "op": "retry", "set": found.number, "session_id": session.id, "error": state["errors"][0]["key"], "nonce": "n"
+    }  # fmt: skip
+    assert [requests.answer(click)["outcome"] for _ in range(2)] == ["sent", "sent"]
+    assert found.wait(BOUND_S)
+    state = until(card.widget, lambda state: not state["live"] and len(state["errors"]) == 1)
+    assert [part["words"] for part in state["parts"]] == ["3 completed", "1 failed"]
+    assert sorted(tries) == ["bad", "busy 1", "busy 1", "busy 2", "busy 2", "fine"]
+
+
+def test_a_run_of_the_set_is_opened_on_its_card(session: NotebookSession, shown: Shown) -> None:
+    """Its own card is drawn there; a number that nobody has closes it."""
+    card = shown.show(found := session.map(talking, ["tea"]))
+    assert found.wait(BOUND_S)
+    shown.cards._on_message(card, {"op": "open", "number": 1})
+    state = until(card.widget, lambda state: state["open"] == 1)
+    assert (card.widget.run["number"], card.widget.run["status"]) == (1, "completed")
+    for odd in (0, 99, "1", None, -1, 2**70):
+        shown.cards._on_message(card, {"op": "open", "number": odd})
+        state = card.state()
+        assert state["open"] == 0
+
+
+def test_what_is_sent_is_small_and_shows_what_is_hidden(session: NotebookSession, shown: Shown) -> None:
+    """Of 100,000 inputs with long hostile texts; nothing of them is markup in the static card."""
+
+    async def hostile(prompt: str) -> str:
+        if prompt.startswith("bad"):
+            raise ValueError(HOSTILE + prompt)
+        return HOSTILE * 1_000
+
+    inputs = {f"{HOSTILE}{at}{'k' * 500}": f"bad {at}" if at % 2 else "good" for at in range(40)}
+    inputs |= {str(at): "later" for at in range(100_000)}
+    found = session.map(hostile, inputs, name=HOSTILE * 100, concurrency=4)
+    card = shown.show(found)
+    until(card.widget, lambda state: state["failed"] >= 10 and len(state["newest"]) == 5)
+    found.pause()
+    state = card.state()
+    assert len(json.dumps(state)) < 16 * 1024
+    drawn = {
+        **state,
+        "errors": [{**error, "key": ""} for error in state["errors"]],
+    }  # which is sent back, and not drawn
+    assert "\u202e" not in json.dumps(drawn, ensure_ascii=False)
+    output = card.output()
+    assert len(json.dumps(output)) < 64 * 1024
+    assert "<img" not in output["text/html"]
+    assert "\x1b" not in output["text/plain"]
+    found.cancel()
+    assert found.wait(BOUND_S)
