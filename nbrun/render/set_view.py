@@ -57,6 +57,8 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
     newest: Sequence[RunRecord] = ()
     slowest: Sequence[RunRecord] = ()
     left_behind: Sequence[str] = ()
+    scores: Sequence[str] = ()
+    scored: int = 0
     asked: int = 0
 
     @property
@@ -116,9 +118,12 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def notes(self) -> list[str]:
         """What else is to be said, each in one line."""
+        scores = " · ".join([*self.scores[:5], f"{self.scored:,} of {self.size:,} scored"]) if self.scored else ""
         left = ", ".join(shown(name, 60) for name in self.left_behind[:5])
         reason = self.stopped if self.status == "cancelled" and self.stopped != "cancelled" else ""
-        return [note for note in (shown(reason, 200) if reason else "", left and f"Still running: {left}") if note]
+        return [
+            note for note in (scores, shown(reason, 200) if reason else "", left and f"Still running: {left}") if note
+        ]
 
 
 _IN_PROGRESS = (RunStatus.RUNNING, RunStatus.WAITING, RunStatus.CANCELLING)

@@ -33,6 +33,7 @@ from nbrun.core import (
     events as ev,
 )
 from nbrun.sessions.scheduler import RunQueue
+from nbrun.sessions.scoring import Score, Scored, Scorer, SetItem, Tally, encode, stored
 from nbrun.store import sets
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class SetOptions:
     retry_if: RetryIf | None = None
     max_failures: float | None = None
     limits: RunOptions
+    score: Score | None = None
 
     def is_too_much(self, failed: int, size: int, is_whole: bool) -> bool:
         """Return whether so many failures end the set; a share of the inputs is known once all are read."""
@@ -188,6 +190,12 @@ class LiveSet:
         self._listeners: tuple[Callable[[], object], ...] = ()
         self._lock = threading.Lock()  # of the listeners, and of how many inputs are live and have ended
         self.story = Story(parts.clock.now())
+        self.scored: dict[int, Scored] = {}
+        self.tally = Tally()
+        self._told: queue.SimpleQueue[tuple[int, int, Scored]] = queue.SimpleQueue()
+        self._scorer = (
+            None if options.score is None else Scorer(options.score, number, options.concurrency, self._tell_of)
+        )
         self.asked_of = 0  # how many runs were in progress when it was cancelled
 
     def begin(self) -> None:
@@ -320,6 +328,8 @@ class LiveSet:
             _log.exception("set #%s cannot go on", self.number)
             self.token.cancel("an error in nbrun; see the log", CancelCause.ERROR)
         finally:
+            if self._scorer is not None:
+                self._scorer.close()
             self.is_over.set()
             self._room.set()
             self.token.release()
@@ -328,6 +338,7 @@ class LiveSet:
     def _step(self) -> bool:
         """Do what there is to do; return whether the set is over."""
         self._note_ends()
+        self._note_scores()
         self._check_stop()
         self._add_items()
         self._start_some()
@@ -336,6 +347,8 @@ class LiveSet:
         if self._parts.is_closed and not self.live:
             raise SessionClosed(self._parts.why_closed)
         is_over = self.is_whole and not self.live and (self.stopped is not None or not self.pending)
+        if is_over and self._scorer is not None and not self._scorer.is_idle and not self.token.cancelled:
+            return False
         if is_over and self._news.empty():
             self._write(partial(sets.end, number=self.number, now=self._parts.clock.now()))
             self.story.ended_at = self._parts.clock.now()
@@ -422,9 +435,47 @@ class LiveSet:
                 self.ended[code] += not is_tried_again
                 if not is_tried_again:
                     self.order.append(at)
+            if self._scorer is not None and record.status is RunStatus.COMPLETED:
+                output = live.output if live.output is not None else live.pending_output
+                output = record.output if output is None else output
+                output = record.text if output is None else output
+                item = SetItem(at, member.key, self.secret.get(at, record.prompt))
+                self._scorer.put(self.numbers[at], output, item)
             if is_tried_again:
                 self.pending += 1
                 self._again[at] = _CODES[record.status]
+
+    def _tell_of(self, at: int, number: int, scored: Scored) -> None:
+        self._told.put((at, number, scored))
+        self._wake.set()
+
+    def _note_scores(self) -> None:
+        found: list[tuple[bytes, int]] = []
+        while self._scorer is not None:
+            try:
+                at, number, scored = self._told.get_nowait()
+            except queue.Empty:
+                break
+            self._scorer.note_told()
+            if number != self.numbers[at]:  # the input has been run again since
+                continue
+            if scored.error:
+                scored = Scored(error=self._parts.intake.redactor.text(clean_text(scored.error)))
+            self.note_score(at, scored)
+            if number:
+                found.append((encode(scored), number))
+        if found:
+            self._write(partial(sets.add_scores, scores=found))
+
+    def note_score(self, at: int, scored: Scored | None) -> None:
+        """Note how an input's output was scored; None: it isn't, any more."""
+        before = self.scored.pop(at, None)
+        if before is not None and before.value is not None:
+            self.tally.add(before.value, -1)
+        if scored is not None:
+            self.scored[at] = scored
+            if scored.value is not None:
+                self.tally.add(scored.value)
 
     def _is_tried_again(self, at: int, record: RunRecord) -> bool:
         options = self.options
@@ -486,6 +537,7 @@ class LiveSet:
             self.pending -= 1
             self.attempts[at] = min(sets.ATTEMPTS, self.attempts[at] + 1)
             self.story.note_begin(at)
+            self.note_score(at, None)
             member, prompt = ev.Member(self.number, at, item.key), self.secret.get(at, item.prompt)
             self.live[at] = self._starter.start_member(
                 self.plan, prompt, member, self._origin(at), self.token, self._queue, self._budget, self._note
@@ -553,6 +605,8 @@ class LiveSet:
                 self.states[one.position] = PENDING
             elif one.position < size and one.status is RunStatus.FAILED:
                 self.story.note_error(one.position, one.error, one.number)
+            elif one.position < size:
+                self.note_score(one.position, stored(one.score))
         if left_out is not None:
             cancelled, self._next = _CODES[RunStatus.CANCELLED], size
             for at, code in enumerate(self.states):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +38,7 @@ from nbrun.sessions.live_run import TICK_S, poll, wait_briefly
 from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, ended_as, status_of
 from nbrun.sessions.run import CREATION_S, Parts, Run
 from nbrun.sessions.run_list import RunList
+from nbrun.sessions.scoring import Scores, Tally, mean_lines, named, stored
 from nbrun.store import sets
 
 if TYPE_CHECKING:
@@ -271,6 +274,23 @@ class RunSet:
         places = [at for at, code in enumerate(known.states) if status_of(code) is RunStatus.FAILED]
         return RunList(run for at in places if (run := self._run(at, known)) is not None)
 
+    @property
+    def scores(self) -> Scores:
+        """How each output was scored, in the order of the inputs; `scores.means` has the mean of each name."""
+        live = self._live
+        if live is not None:
+            size, found, means = len(live.states), live.scored.copy(), live.tally.means()
+        else:
+            newest = self._parts.store.ask(lambda db: sets.read_newest(db, self.number), list[sets.Newest]())
+            found = {one.position: scored for one in newest if (scored := stored(one.score)) is not None}
+            size, tally = len(self), Tally()
+            for scored in found.values():
+                if scored.value is not None:
+                    tally.add(scored.value)
+            means = tally.means()
+        values = [None if (scored := found.get(at)) is None else scored.value for at in range(size)]
+        return Scores(values, means, Counter(scored.error for scored in found.values() if scored.error))
+
     def errors(self) -> list[tuple[int, str, list[Run]]]:
         """Return each error of a failed run: how many have it, its text, and some of them; the most frequent first."""
         groups: dict[str, list[Run]] = {}
@@ -313,8 +333,12 @@ class RunSet:
                     "cost_usd": record.own_usage.cost_usd, "number": record.number,
                 }
             )  # fmt: skip
-        frame = pd.DataFrame(rows, columns=[*_TYPES])
-        return frame.astype(_TYPES)
+        frame = pd.DataFrame(rows, columns=[*_TYPES]).astype(_TYPES)
+        scores = self.scores
+        for name in scores.means:
+            values = [math.nan if value is None else named(value).get(name, math.nan) for value in scores[: len(rows)]]
+            frame[f"score.{name}" if name else "score"] = values
+        return frame
 
     # --- waiting ---------------------------------------------------------------------------------
 
@@ -485,16 +509,19 @@ class RunSet:
             number=self.number, name=live.plan.name, agent=live.plan.agent, status=live.status, stopped=live.stopped,
             began_at=story.began_at, ended_at=story.ended_at, size=live.size, is_whole=live.is_whole,
             counts=live.counts(), usage=live.usage, errors=errors, newest=tuple(story.newest)[::-1], slowest=slowest,
+            scores=mean_lines(live.tally.means()), scored=len(live.scored),
             left_behind=tuple(story.left_behind), asked=live.asked_of if live.status == "cancelling" else 0,
         )  # fmt: skip
 
     def _stored_view(self) -> SetView:
         row = self.row
         errors = [ErrorGroup(count, error, [run.number or 0 for run in runs]) for count, error, runs in self.errors()]
+        scores = self.scores
         return SetView(
             number=self.number, name=self.name, agent=self.agent, status=self.status, stopped=row.stopped,
             began_at=row.created_at, ended_at=row.ended_at, size=len(self), is_whole=row.is_whole,
             counts={RunStatus(status): count for status, count in self.counts.items()}, usage=self.usage, errors=errors,
+            scores=mean_lines(scores.means), scored=sum(value is not None for value in scores),
         )  # fmt: skip
 
     def _words(self) -> str:
@@ -578,9 +605,12 @@ class Sets:
         retry_if: RetryIf | None = merged.get("retry_if")
         if retry_if is not None and not callable(retry_if):
             raise BadOption("retry_if must be a function of an error")
+        score = merged.get("score")
+        if score is not None and not callable(score):
+            raise BadOption("score must be a function of an output and its item")
         own = SetOptions(
             concurrency=concurrency, interval_s=_interval_s(merged.get("rate")), retries=retries, retry_if=retry_if,
-            max_failures=most, limits=limits,
+            max_failures=most, limits=limits, score=score,
         )  # fmt: skip
         given = {name: value for name, value in options.items() if name not in _OWN and value is not None}
         return own, {"approve": "deny", **given}
@@ -600,7 +630,8 @@ class Sets:
         is_ours = ask(lambda db: sets.is_signed(db, row, self.parts.store.signer), False)
         header = row.header if is_ours else {}
         stored = header.get("set")
-        own, given = self._split(options, stored if isinstance(stored, dict) else {})
+        before = stored if isinstance(stored, dict) else {}
+        own, given = self._split(options, before if ended is None else {"score": ended.options.score, **before})
         plan: MemberPlan
         if agent is None and ended is not None and not given.keys() - {"approve"}:
             plan = ended.plan
@@ -679,8 +710,10 @@ class Sets:
             live.is_over.wait(left_s())
 
 
-_OWN = ("concurrency", "rate", "retries", "retry_if", "max_failures", "max_cost", "max_tokens", "template", "key")
-_RECORDED = tuple(name for name in _OWN if name not in ("retry_if", "template", "key"))
+_OWN = (
+    "concurrency", "rate", "retries", "retry_if", "max_failures", "max_cost", "max_tokens", "template", "key", "score",
+)  # fmt: skip
+_RECORDED = tuple(name for name in _OWN if name not in ("retry_if", "template", "key", "score"))
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(s|sec|min|h|hour)\s*")
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hour": 3600.0}
 

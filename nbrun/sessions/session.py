@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from nbrun.sessions.followups import FindAgent
     from nbrun.sessions.live_run import Listener, LiveRun
     from nbrun.sessions.live_set import RetryIf, Template
+    from nbrun.sessions.scoring import Score
 
 
 _log = logging.getLogger("nbrun")
@@ -229,6 +230,7 @@ class NotebookSession:
         max_failures: float | None = None,
         max_cost: float | None = None,
         max_tokens: int | None = None,
+        score: Score | None = None,
         approve: str = "deny",
         **options: Any,
     ) -> RunSet:
@@ -250,6 +252,8 @@ class NotebookSession:
         retry_if : called with the error, a `nbrun.events.ErrorInfo`; False: it is not tried again.
         max_failures : if more inputs fail, nothing further is begun: a number, or a share of all, such as 0.05.
         max_cost, max_tokens : limits of the whole set, in US dollars and in tokens, in and out together.
+        score : called with each output and its item (index, key, prompt), sync or async: a number, a bool or a dict of
+            these by name. What it raises is the score's error, and the run stays as it is.
         approve : who answers questions of the runs; `deny` refuses.
         options : those of `start()`, for each run.
 
@@ -261,7 +265,7 @@ class NotebookSession:
         own = {
             "template": template, "key": key, "concurrency": concurrency, "rate": rate, "retries": retries,
             "retry_if": retry_if, "max_failures": max_failures, "max_cost": max_cost, "max_tokens": max_tokens,
-            "approve": approve,
+            "score": score, "approve": approve,
         }  # fmt: skip
         return self._sets.map(agent, inputs, {**own, **options})
 

@@ -144,10 +144,20 @@ _FIFTH = (
     "CREATE INDEX runs_by_set ON runs (in_set, position) WHERE in_set IS NOT NULL",
 )
 
+# How the output of a run of a set was scored; as `sessions/scoring` has it.
+_SIXTH = ("ALTER TABLE runs ADD COLUMN score BLOB",)
+
 LIVE_STATUSES = ", ".join(f"'{status}'" for status in LIVE)
 """For a query that is to use the index of live runs: SQLite needs its words there as they are in the index."""
 
-VERSIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)  # what each version of the schema added, the first one first
+VERSIONS = (
+    _FIRST,
+    _SECOND,
+    _THIRD,
+    _FOURTH,
+    _FIFTH,
+    _SIXTH,
+)  # what each version of the schema added, the first one first
 VERSION = len(VERSIONS)
 
 MAX_NUMBER = 2**53

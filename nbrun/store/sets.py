@@ -77,6 +77,7 @@ class Newest(NamedTuple):
     attempts: int
     is_cut: bool
     error: str
+    score: bytes | None
 
 
 class Seal:
@@ -243,18 +244,24 @@ def read_newest(connection: sqlite3.Connection, number: int) -> list[Newest]:
     # Source: with one max(), SQLite takes the other columns from the row that has it.
     rows = connection.execute(
         "SELECT position, max(number), status, count(*),"
-        " CASE WHEN status IN ('cancelled', 'failed') AND length(record) <= 65536 THEN record END"
+        " CASE WHEN status IN ('cancelled', 'failed') AND length(record) <= 65536 THEN record END,"
+        " CASE WHEN typeof(score) = 'blob' AND length(score) <= 65536 THEN score END"
         " FROM runs WHERE in_set = ? AND position IS NOT NULL GROUP BY position",
         (number,),
     )
     found = []
-    for at, run, status, count, blob in rows:
+    for at, run, status, count, blob, score in rows:
         record = _read(blob)
         is_cut = status == "lost" or (record is not None and record.cause is CancelCause.SHUTDOWN)
         error = "" if record is None or record.error is None else str(record.error)
         if isinstance(at, int):
-            found.append(Newest(at, run, _statuses.get(text(status), RunStatus.LOST), count, is_cut, error))
+            found.append(Newest(at, run, _statuses.get(text(status), RunStatus.LOST), count, is_cut, error, score))
     return found
+
+
+def add_scores(connection: sqlite3.Connection, scores: Iterable[tuple[bytes, int]]) -> None:
+    """Note how the outputs of runs were scored, each with the run's number."""
+    connection.executemany("UPDATE runs SET score = ? WHERE number = ?", scores)
 
 
 def laid_out(size: int, newest: Iterable[Newest]) -> tuple[bytearray, array[int], bytearray]:

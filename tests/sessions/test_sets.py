@@ -27,6 +27,7 @@ from nbrun import NotebookSession, Run, RunContext, RunSet, RunStatus
 from nbrun.core.errors import BadOption, Cancelled, NotResumable, RunNotFound
 from nbrun.sessions import live_set
 from nbrun.sessions.live_set import ERROR_CHARS, ERROR_KINDS
+from nbrun.sessions.scoring import SetItem
 from nbrun.store import Keep, sets
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
@@ -888,3 +889,102 @@ def test_a_set_that_is_being_cancelled_says_how_many_have_stopped(make_session: 
     assert found._wait_until(lambda: "1 of 2" in found.view.status_words, BOUND_S)
     gates[1].set()
     assert done(found).view.status_words.startswith("Cancelled after ")
+
+
+# --- scores --------------------------------------------------------------------------------------------
+
+
+def is_short(output: str, item: SetItem) -> bool:
+    """Score an output by its length."""
+    return len(output) < 4 and item.prompt.upper() == output
+
+
+def test_outputs_are_scored_beside_the_runs_and_the_scores_are_kept(make_session: MakeSession) -> None:
+    """A mean has its interval; what failed has no score, and a later session reads the same."""
+    session = make_session()
+    found = done(session.map(Flaky(), {"a": "tea", "b": "coffee", "c": "bad", "d": "oat"}, score=is_short))
+    scores = found.scores
+    assert scores == [True, False, None, True]
+    assert (scores.means[""].mean, scores.means[""].count) == (2 / 3, 3)
+    assert 0 < scores.means[""].low < 2 / 3 < scores.means[""].high < 1
+    assert repr(scores) == "score 0.667 (0.208 to 0.939), 3 of 4 inputs scored"
+    assert found.view.notes == ["score 0.667 (0.208 to 0.939) · 3 of 4 scored"]
+    assert found.to_pandas()["score"].tolist()[:2] == [1.0, 0.0]
+    session.close()
+    later = make_session().get("set-1")
+    assert (later.scores, later.scores.means) == (scores, scores.means)
+    assert later.view.notes == found.view.notes
+
+
+def test_a_score_function_may_be_async_and_give_several_scores(make_session: MakeSession) -> None:
+    """Each name has a mean of its own, and a column."""
+
+    async def judge(output: str, item: SetItem) -> dict[str, float | bool]:
+        await asyncio.sleep(0)
+        return {"length": len(output), "exact": item.key == "a"}
+
+    found = done(make_session().map(upper, {"a": "tea", "b": "oats"}, score=judge))
+    assert found.scores == [{"length": 3.0, "exact": True}, {"length": 4.0, "exact": False}]
+    assert {name: mean.mean for name, mean in found.scores.means.items()} == {"length": 3.5, "exact": 0.5}
+    assert found.to_pandas()["score.length"].tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("good", "a score must be a number, a bool or a dict of these, not 'good'"),
+        (None, "a score must be a number, a bool or a dict of these, not None"),
+        (float("nan"), "a score must be a number, a bool or a dict of these, not nan"),
+        ({}, "a score must have 1 to 20 values, not 0"),
+        ({"a": "x"}, "a: a score must be a number or a bool, not 'x'"),
+        (KeyError("<b>gold</b>"), "KeyError: '<b>gold</b>'"),
+    ],
+)
+def test_a_wrong_score_is_the_score_s_error(make_session: MakeSession, answer: object, words: str) -> None:
+    """The runs have completed, and what they cost is kept."""
+
+    def score(_output: object, _item: SetItem) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    session = make_session()
+    found = done(session.map(upper, ["a", "b"], score=score))
+    assert (found.counts, found.outputs()) == ({"completed": 2}, ["A", "B"])
+    assert found.scores == [None, None]
+    assert found.scores.errors == {words: 2}
+    session.close()
+    assert make_session().get("set-1").scores.errors == {words: 2}
+
+
+def test_a_retry_scores_what_is_run_again_and_nothing_else(make_session: MakeSession) -> None:
+    """The others keep their scores."""
+    asked: list[int] = []
+
+    def score(output: str, item: SetItem) -> int:
+        asked.append(item.index)
+        return len(output)
+
+    session, agent = make_session(), Flaky(1)
+    found = done(session.map(agent, ["tea", "bad", "oats"], score=score))
+    assert (found.scores, sorted(asked)) == ([3, None, 4], [0, 2])
+    assert done(found.retry()).scores == [3, 3, 4]
+    assert sorted(asked) == [0, 1, 2]
+    assert found.scores.means[""].count == 3
+
+
+def test_a_score_that_hangs_is_given_up_by_a_cancel(make_session: MakeSession) -> None:
+    """Until then the set isn't done; its results are."""
+    entered = threading.Event()
+
+    async def hangs(_output: object, _item: SetItem) -> float:
+        entered.set()
+        await asyncio.Event().wait()
+        return 1.0
+
+    found = make_session().map(upper, ["a"], score=hangs)
+    assert entered.wait(BOUND_S)
+    assert found._wait_until(lambda: found.counts == {"completed": 1}, BOUND_S)
+    assert not found.done()
+    found.cancel()
+    assert done(found).scores == [None]

@@ -1,6 +1,6 @@
 """Stores of earlier versions: opened, migrated, and whole.
 
-`data/version_1.db` and `small_2.db` to `small_4.db` were written by the versions of nbrun that had schema 1 to 4.
+`data/version_1.db` and `small_2.db` to `small_5.db` were written by the versions of nbrun that had schema 1 to 5.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from tests.fakes.power import Left, cuts, lay_out, recorded
 
 PROCESSES, FILES = 6, 40
 DATA = Path(__file__).parent / "data"
-FILES_OF = {1: DATA / "version_1.db", 2: DATA / "small_2.db", 3: DATA / "small_3.db", 4: DATA / "small_4.db"}
+FILES_OF = {1: DATA / "version_1.db", **{number: DATA / f"small_{number}.db" for number in range(2, 6)}}
 NAMES = {
     1: ["waits", "breaks", "talk"],
     2: ["waits", "breaks", "child", "talk"],
     3: ["reads", "waits", "breaks", "child", "talk"],
     4: ["waits", "breaks", "child", "talk"],
+    5: ["upper", "upper", "breaks", "talk"],
 }
 """The runs of each version's file, newest first."""
 
