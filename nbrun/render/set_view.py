@@ -33,10 +33,9 @@ class ErrorGroup(msgspec.Struct, frozen=True):
     error: str
     numbers: Sequence[int]
 
-    @property
-    def words(self) -> str:
-        """The error, for one line; without a text it stands for all the others."""
-        return shown(self.error, 200) if self.error else "other errors"
+    def words(self, limit: int = 200) -> str:
+        """Return the error, for one line; without a text it stands for all the others."""
+        return shown(self.error, limit) if self.error else "other errors"
 
 
 class SetView(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +59,8 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
     scores: Sequence[str] = ()
     scored: int = 0
     asked: int = 0
+    stopping: Sequence[tuple[int, str]] = ()
+    """While it is being cancelled: how many runs are still in progress, by the tool they are in, or the agent."""
 
     @property
     def is_live(self) -> bool:
@@ -119,7 +120,10 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
     def notes(self) -> list[str]:
         """What else is to be said, each in one line."""
         scores = " · ".join([*self.scores[:5], f"{self.scored:,} of {self.size:,} scored"]) if self.scored else ""
-        left = ", ".join(shown(name, 60) for name in self.left_behind[:5])
+        left = ", ".join(
+            [f"{count:,} × {shown(name, 60)}" for count, name in self.stopping[:5]]
+            + [shown(name, 60) for name in self.left_behind[:5]]
+        )
         reason = self.stopped if self.status == "cancelled" and self.stopped != "cancelled" else ""
         return [
             note for note in (scores, shown(reason, 200) if reason else "", left and f"Still running: {left}") if note
@@ -129,10 +133,10 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
 _IN_PROGRESS = (RunStatus.RUNNING, RunStatus.WAITING, RunStatus.CANCELLING)
 
 
-def member_words(record: RunRecord) -> str:
+def member_words(record: RunRecord, limit: int = 60) -> str:
     """Return what a row calls a run of a set: its key, or the place of its input."""
     member = record.member
-    key = "" if member is None else shown(member.key, 60) if member.key is not None else f"input {member.index}"
+    key = "" if member is None else shown(member.key, limit) if member.key is not None else f"input {member.index}"
     return f"{words.run_ref(record)} {key}".strip()
 
 

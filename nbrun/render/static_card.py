@@ -42,6 +42,8 @@ WHOLE = 10**12
 CHILD_LIMIT = 20
 SET_ERRORS = 10
 """How many different errors of a set are listed."""
+SET_TEXT_LIMIT = 160
+"""How many characters of an error or an output of a set are shown."""
 SAVED_LIMIT = 60 * 1024
 """Bytes that a notebook file gets of a run, so that a saved card stays below 64 KiB."""
 PRINTED_WIDTH = 88
@@ -58,6 +60,7 @@ _LINES = (
     "border:0"
 )
 _MUTED = "opacity:.75"
+_TO_COME, _QUEUED = "rgba(128,128,128,.3)", words.SHAPES[RunStatus.QUEUED][0]
 _BAR = "display:flex;height:10px;gap:1px;margin:6px 0 4px;border-radius:2px;overflow:hidden;forced-color-adjust:none"
 
 STILL = {
@@ -179,8 +182,8 @@ def _sections(record: RunRecord, problem: str | None, limit: int, snapshot: _Sna
     yield _Line(f"Get it in Python: {words.python_call(record)} · {when}", is_muted=True)
 
 
-def _set_sections(view: set_view.SetView, *, is_snapshot: bool) -> Iterator[_Section]:
-    """Yield what there is to show of a set, in order."""
+def _set_sections(view: set_view.SetView, limit: int, *, is_snapshot: bool) -> Iterator[_Section]:
+    """Yield what there is to show of a set, in order, with at most so many characters of each error and output."""
     mark, colour = view.shape
     status = view.status_words
     if is_snapshot and view.is_live:
@@ -191,27 +194,27 @@ def _set_sections(view: set_view.SetView, *, is_snapshot: bool) -> Iterator[_Sec
     yield from (_Line(note) for note in view.notes)
     if view.errors:
         failed = sum(group.count for group in view.errors)
-        lines = [_Line(_error_words(group)) for group in view.errors[:SET_ERRORS]]
+        lines = [_Line(_error_words(group, limit)) for group in view.errors[:SET_ERRORS]]
         lines += (
             [_Line(f"… {counted(len(view.errors) - SET_ERRORS, 'more error')}")] if view.errors[SET_ERRORS:] else []
         )
         yield _Fold(f"{failed:,} failed, by error", lines, "✘", is_open=True)
     for title, records in (("Newest", view.newest), ("Slowest", view.slowest)):
         if records:
-            yield _Fold(title, [_Line(_member_line(record, title == "Slowest")) for record in records], "·")
+            yield _Fold(title, [_Line(_member_line(record, limit, title == "Slowest")) for record in records], "·")
     when = quantities.date_and_time(view.began_at)
     yield _Line(f'Get it in Python: nbrun.get("set-{view.number}") · {when}', is_muted=True)
 
 
-def _error_words(group: set_view.ErrorGroup) -> str:
+def _error_words(group: set_view.ErrorGroup, limit: int) -> str:
     runs = ", ".join(f"#{number}" for number in group.numbers)
-    return f"{group.count:,} × {group.words}" + (f" ({runs})" if runs else "")
+    return f"{group.count:,} × {group.words(limit)}" + (f" ({runs})" if runs else "")
 
 
-def _member_line(record: RunRecord, is_timed: bool) -> str:
+def _member_line(record: RunRecord, limit: int, is_timed: bool) -> str:
     took = record.elapsed_s(record.ended_at or record.last_event_at) if is_timed else None
     time = "" if took is None else f" {quantities.duration(took)}"
-    return f"{set_view.member_words(record)}{time} → {set_view.output_words(record)}"
+    return f"{set_view.member_words(record, limit)}{time} → {set_view.output_words(record, limit)}"
 
 
 def _tools(record: RunRecord, limit: int) -> _Fold:
@@ -322,7 +325,10 @@ def _html(sections: Iterator[_Section]) -> str:
 
 def _html_bar(bar: _Bar) -> str:
     """Return the bar, and below it the counts; the bar says nothing that these don't."""
-    pieces = "".join(f'<div style="flex:{count} 0 2px;background:{colour}"></div>' for _, colour, count, _ in bar.parts)
+    pieces = "".join(
+        f'<div style="flex:{count} 0 2px;background:{_TO_COME if mark == _QUEUED else colour}"></div>'
+        for mark, colour, count, _ in bar.parts
+    )
     counts = " · ".join(f"{mark} {escape(text)}" for mark, _, _, text in bar.parts)
     return f'<div style="{_BAR}">{pieces}</div><div>{counts}</div>'
 
@@ -430,17 +436,26 @@ def _bundle(record: RunRecord, problem: str | None, limit: int, snapshot: _Snaps
 
 def set_bundle(view: set_view.SetView) -> dict[str, Any]:
     """Return a set under every MIME type that a notebook file keeps of it; what is in progress is a snapshot."""
-    markdown = _markdown(_set_sections(view, is_snapshot=True), PRINTED_WIDTH)
+    limit = SET_TEXT_LIMIT
+    while True:  # as in `bundle()`
+        data = _set_bundle(view, limit)
+        if limit <= 20 or _saved_size(data) <= SAVED_LIMIT:
+            return data
+        limit //= 2
+
+
+def _set_bundle(view: set_view.SetView, limit: int) -> dict[str, Any]:
+    markdown = _markdown(_set_sections(view, limit, is_snapshot=True), PRINTED_WIDTH)
     return {
-        "text/html": visible(_html(_set_sections(view, is_snapshot=True))).replace("\n", "&#10;"),
+        "text/html": visible(_html(_set_sections(view, limit, is_snapshot=True))).replace("\n", "&#10;"),
         "text/markdown": visible(markdown),
-        "text/plain": _text(_set_sections(view, is_snapshot=True)),
+        "text/plain": _text(_set_sections(view, limit, is_snapshot=True)),
     }
 
 
 def set_text(view: set_view.SetView) -> str:
     """Return a set's current state as a few lines of text."""
-    return _text(_set_sections(view, is_snapshot=False))
+    return _text(_set_sections(view, SET_TEXT_LIMIT, is_snapshot=False))
 
 
 def _saved_size(data: dict[str, Any]) -> int:

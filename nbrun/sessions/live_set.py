@@ -224,7 +224,7 @@ class LiveSet:
         if self.is_over.is_set() or self.token.cancelled:
             return False
         self._request = request
-        self.asked_of = len(self.live)
+        self.asked_of = sum(live.record.status is not RunStatus.QUEUED for live in tuple(self.live.values()))
         for live in tuple(self.live.values()):
             self._parts.intake.request_cancel(live, request)
         return self.token.cancel(request.reason, request.cause, patience_s=0.0)
@@ -257,6 +257,14 @@ class LiveSet:
         rest = size - sum(counts.values())
         counts[RunStatus.CANCELLED if is_stopped else RunStatus.QUEUED] += rest
         return counts
+
+    def stopping(self) -> list[tuple[int, str]]:
+        """Return how many runs are in progress, by the tool that they are in, else by the agent; the most first."""
+        found: Counter[str] = Counter()
+        for record in [live.record for live in tuple(self.live.values())]:
+            if record.is_live:
+                found[next((tool.name for tool in record.tools if tool.status == "running"), self.plan.name)] += 1
+        return [(count, name) for name, count in found.most_common()]
 
     @property
     def status(self) -> str:

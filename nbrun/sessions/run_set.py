@@ -511,6 +511,7 @@ class RunSet:
             counts=live.counts(), usage=live.usage, errors=errors, newest=tuple(story.newest)[::-1], slowest=slowest,
             scores=mean_lines(live.tally.means()), scored=len(live.scored),
             left_behind=tuple(story.left_behind), asked=live.asked_of if live.status == "cancelling" else 0,
+            stopping=live.stopping() if live.status == "cancelling" else (),
         )  # fmt: skip
 
     def _stored_view(self) -> SetView:
@@ -655,6 +656,7 @@ class Sets:
                 raise NotResumable(f"{title} has nothing left to run")
             live.secret = {} if ended is None else ended.secret
             live.usage = self.usage(number)
+            live.story.began_at = row.created_at
             if not self.parts.store.change(lambda db: sets.begin_again(db, row, self.parts.session_id, live.left_out)):
                 raise NotResumable(f"another kernel is already resuming {title}")
             if not is_ours:

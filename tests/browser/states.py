@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.record import fold
+from nbrun.render.set_view import ErrorGroup, SetView
 from nbrun.render.words import queued_words
+from nbrun.ui.cards import set_cards
 from nbrun.ui.cards.markdown_blocks import Blocks
 from nbrun.ui.cards.view import view
 from tests.browser.card_page import NOW
@@ -135,3 +139,79 @@ def state(name: str) -> dict[str, Any]:
     record = RECORDS[name]
     words = queued_words(2, 4, 8, 8) if name == "queued" else None
     return view(record, NOW, status=words, blocks=Blocks(), children=RUNNING_CHILDREN)
+
+
+# --- sets ----------------------------------------------------------------------------------------------
+
+HOSTILE = "<img src=x onerror=alert(1)>\u202e**not bold** "
+LONG = "a-key-without-a-space-" * 8
+
+
+def member(number: int, key: str, *moments: tuple[float, ev.EventData]) -> RunRecord:
+    """Return the record of a run of a set."""
+    record = told(STARTED, *moments)
+    return msgspec.structs.replace(record, number=number, member=ev.Member(12, number, key))
+
+
+OUTPUTS = (
+    member(4_801, "case-4801", (-2.0, ev.RunCompleted("4"))),
+    member(4_800, "case-4800", (-3.0, ev.RunFailed(ev.ErrorInfo("RateLimitError", "429, try again in 2 s")))),
+    member(4_799, LONG, (-4.0, ev.TextDelta("The answer is **blue**, since " * 20)), (-4.0, ev.RunCompleted())),
+    member(4_798, HOSTILE, (-5.0, ev.TextDelta(HOSTILE * 40)), (-5.0, ev.RunCompleted())),
+)
+ERRORS = (
+    ErrorGroup(118, "RateLimitError: 429, try again in 2 s", (40, 41, 57)),
+    ErrorGroup(11, "ValidationError: 1 error for Score\n" + LONG * 3, (212, 890)),
+    ErrorGroup(2, HOSTILE, (3_001, 3_002)),
+    ErrorGroup(9, "", (3_100,)),
+)
+ENDED = {RunStatus.COMPLETED: 3_655, RunStatus.FAILED: 140, RunStatus.CANCELLED: 10}
+USAGE = ev.Usage(101_402, 17_000, cost_usd=3.41)
+
+
+def set_of(status: str, counts: dict[RunStatus, int], **fields: Any) -> SetView:
+    """Return what is known of a set in that status."""
+    is_live = status in ("running", "paused", "cancelling")
+    given: dict[str, Any] = {
+        "number": 12, "name": "graded", "agent": "my_agent", "status": status, "stopped": None, "began_at": NOW - 847,
+        "ended_at": None if is_live else NOW, "size": sum(counts.values()), "is_whole": True, "counts": counts,
+        "usage": USAGE, "newest": OUTPUTS, "slowest": OUTPUTS[:2],
+    }  # fmt: skip
+    return SetView(**given | fields)
+
+
+SETS: dict[str, SetView] = {
+    "begins": set_of("running", {RunStatus.QUEUED: 100_000}, newest=(), slowest=(), usage=ev.Usage()),
+    "reads": set_of("running", {RunStatus.RUNNING: 8, RunStatus.QUEUED: 900}, is_whole=False, newest=(), slowest=()),
+    "running": set_of(
+        "running", ENDED | {RunStatus.RUNNING: 800, RunStatus.WAITING: 2, RunStatus.QUEUED: 5_393}, errors=ERRORS
+    ),
+    "paused": set_of("paused", ENDED | {RunStatus.RUNNING: 3, RunStatus.QUEUED: 6_192}, errors=ERRORS[:1]),
+    "cancelling": set_of(
+        "cancelling", ENDED | {RunStatus.CANCELLED: 6_192, RunStatus.CANCELLING: 3}, errors=ERRORS[:1], asked=800,
+        stopping=[(3, "parse_pdf"), (1, HOSTILE)],
+    ),
+    "cancelled": set_of(
+        "cancelled", ENDED | {RunStatus.CANCELLED: 6_195}, errors=ERRORS, stopped="cancelled: wrong data set",
+        left_behind=["parse_pdf"],
+    ),
+    "failed": set_of(
+        "failed", ENDED | {RunStatus.CANCELLED: 6_195}, errors=ERRORS[:1],
+        stopped="140 runs failed, more than max_failures allows",
+    ),
+    "lost": set_of("lost", ENDED | {RunStatus.QUEUED: 5_390, RunStatus.LOST: 8}, newest=(), slowest=()),
+    "completed": set_of(
+        "completed", {RunStatus.COMPLETED: 10_000}, scores=["score 0.83 (0.82 to 0.84)"], scored=10_000
+    ),
+    "hostile": set_of(
+        "running", ENDED | {RunStatus.RUNNING: 8}, name=HOSTILE * 9, agent=LONG, errors=ERRORS, usage=ev.Usage()
+    ),
+}  # fmt: skip
+"""By the name of their picture."""
+PACE = set_cards.Pace("61/s · about 9 min left", NOW + 5)
+
+
+def set_state(name: str) -> dict[str, Any]:
+    """Return what the kernel sends of the set of that name."""
+    seen = SETS[name]
+    return set_cards.state(seen, NOW, PACE if seen.status == "running" and seen.errors else set_cards.NO_PACE)

@@ -15,7 +15,8 @@ from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.record import CallGroup, ModelCall, ToolCall
 from nbrun.core.values import plain, type_name
-from nbrun.render.static_card import MIME, bundle, plain_text
+from nbrun.render.set_view import ErrorGroup, SetView
+from nbrun.render.static_card import MIME, bundle, plain_text, set_bundle
 from nbrun.render.words import SHAPES, status_words
 from nbrun.ui.cards.view import view
 
@@ -410,3 +411,25 @@ def luminance(colour: str) -> float:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("mark", ["\u202e", "\U000e0001", "<&>\"'", "\x00", "`", "é", "\n"])
+def test_a_saved_set_is_small_whatever_its_texts(mark: str) -> None:
+    """Also where each character of errors, keys and outputs takes ten bytes."""
+    outputs = [
+        RunRecord(number=at, name=mark * 50, text=mark * 5_000, status=RunStatus.COMPLETED, created_at=1.0,
+                  started_at=1.0, ended_at=2.0, member=ev.Member(1, at, mark * 500))
+        for at in range(5)
+    ]  # fmt: skip
+    errors = [ErrorGroup(10**6, f"{chr(65 + at % 26)}{mark * 200}"[:200], (10**9,) * 3) for at in range(200)]
+    seen = SetView(
+        number=10**14, name=mark * 200, agent=mark * 300, status="failed", stopped=mark * 500, began_at=1.0,
+        ended_at=2.0, size=10**6, is_whole=True, counts=dict.fromkeys(RunStatus, 10**5), usage=ev.Usage(),
+        errors=errors, newest=outputs, slowest=outputs, left_behind=[mark * 100] * 9, stopping=[(9, mark * 100)] * 9,
+    )  # fmt: skip
+    data = set_bundle(seen)
+    saved = json.dumps(
+        {name: text.splitlines(keepends=True) for name, text in data.items()}, indent=1, ensure_ascii=False
+    )
+    assert len(saved.encode()) <= SAVED_LIMIT
+    assert data["text/plain"].count("×") >= 10

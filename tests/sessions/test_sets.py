@@ -859,6 +859,7 @@ def test_errors_are_counted_by_their_text_and_forgotten_when_a_retry_succeeds(ma
     done(later.retry(agent, keys=[6]))
     assert groups(later) == [(7, "ValueError: 429", 3)]
     assert {record.prompt for record in later.view.newest} == {"5"}
+    assert later.view.began_at == later.row.created_at
 
 
 def test_a_card_costs_little_however_many_errors_and_however_long(make_session: MakeSession) -> None:
@@ -885,6 +886,7 @@ def test_a_set_that_is_being_cancelled_says_how_many_have_stopped(make_session: 
     found = running(make_session(cancel_grace_s=BOUND_S).map(slow, ["0", "1"]), 2)
     found.cancel()
     assert found.view.status_words == "Cancelling… 0 of 2 have stopped"
+    assert found.view.notes == ["Still running: 2 × slow"]
     gates[0].set()
     assert found._wait_until(lambda: "1 of 2" in found.view.status_words, BOUND_S)
     gates[1].set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import traitlets
 
@@ -15,7 +15,7 @@ from nbrun.ui.cards.board import CardBoard, CardCode, CardWidget, Drawable, Prio
 from nbrun.ui.cards.markdown_blocks import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nbrun.render.set_view import SetView
     from nbrun.sessions import NotebookSession, Run, RunSet
@@ -27,6 +27,8 @@ ERROR_LIMIT = 10
 """How many different errors of a set are listed."""
 SURE_S, SURE_ENDS = 60.0, 10
 """The time left is shown once so many runs have ended, if it has not doubled or halved within so long."""
+PACE_S, PACE_ENDS = 5.0, 5
+"""A pace is shown for so long after the last end, or for as long as so many ends take."""
 
 
 class SetWidget(CardWidget):
@@ -52,11 +54,11 @@ class SetCard(Drawable):
         self.handle = DisplayHandle()
         self.follow: Callable[[], None] = lambda: None  # ends what tells of changes, and begins it anew
         self._session = session
-        self._left: deque[tuple[float, float]] = deque()  # when it was estimated, and how long all would take
+        self._pacer = Pacer()
         self._opened: tuple[Run, RunRecord | None] | None = None  # a live run's record is asked for anew
         self._unlisten: Callable[[], None] = lambda: None
         self._blocks = Blocks()
-        self._in_output: tuple[bool, bool, float] | None = None  # what the output depends on, as drawn
+        self._in_output: tuple[object, ...] | None = None  # what the output depends on, as drawn
         self._is_end_due = False
 
     @property
@@ -67,7 +69,7 @@ class SetCard(Drawable):
     def output(self) -> dict[str, Any]:
         """Return the output for a page, and for a notebook file that is read without a kernel."""
         shown_now = self.found.view
-        self._in_output = shown_now.is_live, self.is_placed, shown_now.began_at
+        self._in_output = shown_now.is_live, shown_now.ended_at, self.is_placed
         data = static_card.set_bundle(shown_now)
         if shown_now.is_live:
             return self.widget.output(data, is_placed=self.is_placed)
@@ -95,9 +97,10 @@ class SetCard(Drawable):
         if is_end:
             self.handle.update(self.output(), raw=True)
             return False
-        state = self.state()
-        is_outdated = self._in_output != (state["live"], self.is_placed, state["created_at"])
-        if is_outdated and state["live"]:
+        seen = self.found.view
+        state = self.state(seen)
+        is_outdated = self._in_output != (seen.is_live, seen.ended_at, self.is_placed)
+        if is_outdated and seen.is_live:
             self.handle.update(self.output(), raw=True)
             return True
         with self.widget.hold_sync():  # one message for both
@@ -118,59 +121,91 @@ class SetCard(Drawable):
 
     # --- what it shows ---------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Return what the page draws: small, however many runs there are."""
-        seen, now = self.found.view, self._session.clock.now()
-        opened = self._opened
-        failed = [self._error(group) for group in seen.errors[:ERROR_LIMIT]]
-        return {
-            "id": f"set-{seen.number}",
-            "number": seen.number,
-            "name": visible(shown(seen.name, 200)),
-            "agent": visible(shown(seen.agent, 200)),
-            "status": seen.status,
-            "words": visible(seen.status_words),
-            "live": seen.is_live,
-            "created_at": seen.began_at,
-            "now": now,
-            "usage": words.usage_words(seen.usage),
-            "parts": [{"status": str(status), "count": count, "words": text} for status, count, text in seen.parts],
-            "rest": sum(count for status, count, _ in seen.parts if status.is_live),
-            "size": f"{counted(seen.size, 'run')}{'' if seen.is_whole else ' so far'}",
-            "pace": " · ".join(self._pace(seen)),
-            "notes": [visible(note) for note in seen.notes],
-            "failed": sum(group.count for group in seen.errors),
-            "errors": failed,
-            "errors_cut": max(0, len(seen.errors) - ERROR_LIMIT),
-            "newest": [_member(record) for record in seen.newest],
-            "slowest": [_member(record) for record in seen.slowest],
-            "open": 0 if opened is None else opened[0].number or 0,
-        }
+    def state(self, seen: SetView | None = None) -> dict[str, Any]:
+        """Return what the page draws."""
+        seen, opened = seen or self.found.view, self._opened
+        number = 0 if opened is None else opened[0].number or 0
+        return state(seen, self._session.clock.now(), self._pace(seen), number)
 
-    def _error(self, group: set_view.ErrorGroup) -> dict[str, Any]:
-        return {
-            "count": group.count,
-            "key": group.error,  # sent back as it is
-            "words": visible(group.words),
-            "runs": list(group.numbers),
-        }
-
-    def _pace(self, seen: SetView) -> list[str]:
-        """Return how fast it is, and about how long it will take, if that is sure enough."""
-        now, ends = self._session.clock.monotonic(), self.found.ends
-        if seen.status != "running" or len(ends) < SURE_ENDS or now <= ends[0]:
-            return []
-        per_s = len(ends) / (now - ends[0])
-        found = [f"{per_s:,.0f}/s" if per_s >= 2 else f"{60 * per_s:,.0f}/min"]
+    def _pace(self, seen: SetView) -> Pace:
+        if seen.status != "running":
+            return NO_PACE
         rest = sum(count for status, count, _ in seen.parts if status.is_live)
-        left_s, took_s = rest / per_s, max(0.0, self._session.clock.now() - seen.began_at)
-        self._left.append((now, took_s + left_s))
-        while self._left[0][0] < now - SURE_S:
-            self._left.popleft()
-        totals = [total for _, total in self._left]
-        if rest and seen.is_whole and max(totals) <= 2 * min(totals):
-            found.append(f"about {duration(60 * round(left_s / 60) if left_s > 90 else max(1, round(left_s)))} left")
-        return found
+        clock = self._session.clock
+        return self._pacer.pace(self.found.ends, rest if seen.is_whole else None, clock.monotonic(), clock.now())
+
+
+class Pace(NamedTuple):
+    """How fast a set is, in words, and until when they hold, in epoch seconds: then the next end is overdue."""
+
+    words: str
+    until: float
+
+
+NO_PACE = Pace("", 0.0)
+
+
+class Pacer:
+    """Says how fast a set is, and about how long it will take if that is sure enough."""
+
+    def __init__(self) -> None:
+        self._guesses: deque[tuple[float, float]] = deque()  # when the end was estimated, and for when
+
+    def pace(self, ends: Sequence[float], rest: int | None, now: float, epoch_s: float) -> Pace:
+        """Return the pace at which the last runs ended, where `rest` have not, or None if nobody knows how many."""
+        if len(ends) < SURE_ENDS or now <= ends[0]:
+            return NO_PACE
+        per_s = len(ends) / (now - ends[0])
+        until = epoch_s + ends[-1] + max(PACE_S, PACE_ENDS / per_s) - now
+        speed = f"{per_s:,.0f}/s" if per_s >= 2 else f"{60 * per_s:,.0f}/min"
+        if not rest:
+            return Pace(speed, until)
+        left_s = rest / per_s
+        self._guesses.append((now, now + left_s))
+        while self._guesses[0][0] < now - SURE_S:
+            self._guesses.popleft()
+        lefts = [max(0.0, end - now) for _, end in self._guesses]
+        if max(lefts) > 2 * min(lefts) + PACE_S:
+            return Pace(speed, until)
+        left = duration(60 * round(left_s / 60)).removesuffix(" 0 s") if left_s > 90 else f"{max(1, round(left_s))} s"
+        return Pace(f"{speed} · about {left} left", until)
+
+
+def state(seen: SetView, now: float, pace: Pace = NO_PACE, opened: int = 0) -> dict[str, Any]:
+    """Return what the page draws of a set: small, however many runs there are."""
+    return {
+        "id": f"set-{seen.number}",
+        "number": seen.number,
+        "name": visible(shown(seen.name, 200)),
+        "agent": visible(shown(seen.agent, 200)),
+        "status": seen.status,
+        "words": visible(seen.status_words),
+        "live": seen.is_live,
+        "created_at": seen.began_at,
+        "now": now,
+        "usage": words.usage_words(seen.usage),
+        "parts": [{"status": str(status), "count": count, "words": text} for status, count, text in seen.parts],
+        "rest": sum(count for status, count, _ in seen.parts if status.is_live),
+        "size": f"{counted(seen.size, 'run')}{'' if seen.is_whole else ' so far'}",
+        "pace": pace.words,
+        "pace_until": pace.until,
+        "notes": [visible(note) for note in seen.notes],
+        "failed": sum(group.count for group in seen.errors),
+        "errors": [_error(group) for group in seen.errors[:ERROR_LIMIT]],
+        "errors_cut": max(0, len(seen.errors) - ERROR_LIMIT),
+        "newest": [_member(record) for record in seen.newest],
+        "slowest": [_member(record) for record in seen.slowest],
+        "open": opened,
+    }
+
+
+def _error(group: set_view.ErrorGroup) -> dict[str, Any]:
+    return {
+        "count": group.count,
+        "key": group.error,  # sent back as it is
+        "words": visible(group.words()),
+        "runs": list(group.numbers),
+    }
 
 
 def _member(record: RunRecord) -> dict[str, Any]:

@@ -32,6 +32,7 @@ import { counted } from "./wording.js";
  * @property {number} rest  how many inputs have not ended
  * @property {string} size
  * @property {string} pace
+ * @property {number} pace_until  when it no longer holds
  * @property {string[]} notes
  * @property {number} failed
  * @property {Failure[]} errors  the most frequent
@@ -124,7 +125,7 @@ function drawSet(card, set, requests, nowS, isGone) {
   write(card.pause, set.status === "paused" ? "Continue" : "Pause");
   card.pause.hidden = !set.live || set.status === "cancelling";
   drawBar(card, set.parts);
-  write(card.pace, [set.size, set.pace].filter(Boolean).join(" · "));
+  write(card.pace, [set.size, nowS < set.pace_until ? set.pace : ""].filter(Boolean).join(" · "));
   fitRows(card.notes, set.notes.length, () => addText(card.notes, "li", "note"));
   set.notes.forEach((note, at) => write(/** @type {HTMLElement} */ (card.notes.children[at]), note));
   drawErrors(card, set, requests, isGone);

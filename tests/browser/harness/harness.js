@@ -2,6 +2,7 @@
 
 import card from "/static/card.js";
 import panel from "/static/panel.js";
+import set from "/static/set.js";
 
 /** The part of anywidget's model that a view may use; what it was told is kept for the tests. */
 class FakeModel {
@@ -87,6 +88,13 @@ const harness = {
     const state = { panel: runs, run, kernel_id: "kernel-id", session_id: "session-id" };
     this.model = new FakeModel(state, { kernel: this.kernel });
     this.cleanup = panel.render({ model: this.model, el: document.getElementById("output") });
+  },
+
+  /** Shows the card of a set, with that of `run` if it is open. */
+  mountSet(runs, run = {}) {
+    const state = { set: runs, run, kernel_id: "kernel-id", session_id: "session-id" };
+    this.model = new FakeModel(state, { kernel: new FakeKernel() });
+    this.cleanup = set.render({ model: this.model, el: document.getElementById("output") });
   },
 
   /** The kernel sends what the panel shows: the fields that differ, and the open run if it does. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from nbrun import NotebookSession, RunSet
 from nbrun.ui.cards.board import CardBoard
-from nbrun.ui.cards.set_cards import SetCard, SetCards, SetWidget
+from nbrun.ui.cards.set_cards import Pacer, SetCard, SetCards, SetWidget
 from nbrun.ui.kernel.requests import Requests
 from tests.fakes.agents import BOUND_S, Held, talking
 
@@ -168,3 +169,47 @@ def test_what_is_sent_is_small_and_shows_what_is_hidden(session: NotebookSession
     assert "\x1b" not in output["text/plain"]
     found.cancel()
     assert found.wait(BOUND_S)
+
+
+def paced(pacer: Pacer, now: float, *, per_s: float, rest: int | None) -> str:
+    """Return the words for runs that have ended at this pace until now."""
+    return pacer.pace([now - at / per_s for at in range(50, 0, -1)], rest, now, 1_000.0 + now).words
+
+
+def test_the_time_left_is_given_only_while_it_is_sure() -> None:
+    """Not before some have ended, where the number of inputs isn't known, or soon after the pace has changed."""
+    pacer = Pacer()
+    assert pacer.pace([1.0, 2.0], 100, 3.0, 0.0) == ("", 0.0)
+    assert paced(pacer, 100.0, per_s=10, rest=None) == "10/s"
+    assert paced(pacer, 100.0, per_s=10, rest=6_000) == "10/s · about 10 min left"
+    assert paced(pacer, 101.0, per_s=2.5, rest=5_990) == "2/s"
+    assert paced(pacer, 102.0, per_s=10, rest=5_980) == "10/s"
+    assert paced(pacer, 162.5, per_s=10, rest=5_400) == "10/s · about 9 min left"
+    assert paced(pacer, 163.0, per_s=1 / 4, rest=0) == "15/min"
+
+
+def test_a_pace_holds_until_the_next_end_is_overdue() -> None:
+    """At least for a few seconds, and longer where runs are slow."""
+    ends = [float(at) for at in range(20)]
+    assert Pacer().pace(ends, 10, 20.0, 1_020.0).until == 1_019 + 5
+    assert Pacer().pace([60 * end for end in ends], 10, 1_200.0, 2_200.0).until == 1_000 + 1_140 + 300
+
+
+def test_a_card_is_drawn_in_every_other_slot_at_most(
+    session: NotebookSession, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many runs end: the slots are a twentieth of a second, so that makes ten updates a second."""
+    drawn: list[int] = []
+    has_more = [False]
+    draw = SetCard.draw
+
+    def count(card: SetCard) -> bool:
+        if not has_more[0]:  # else it is the output that goes with a state
+            drawn.append(shown.cards._board._slots)
+        has_more[0] = draw(card)
+        return has_more[0]
+
+    monkeypatch.setattr(SetCard, "draw", count)
+    card = shown.show(session.map(talking, [str(at) for at in range(300)]))
+    until(card.widget, lambda state: not state["live"])
+    assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(drawn)), drawn
