@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from nbrun.core import (
 )
 from nbrun.store import payloads
 from nbrun.store.backlog import Backlog, Dropped
-from nbrun.store.connection import BUSY_TIMEOUT_S, transaction
+from nbrun.store.connection import BUSY_TIMEOUT_S, begin, transaction
 from nbrun.store.liveness import note_file
 
 if TYPE_CHECKING:
@@ -59,8 +58,6 @@ ORIGINS = """WITH RECURSIVE line (run, steps) AS (
 
 BEAT_S = 15.0
 """How often a commit also updates the heartbeat, for those who cannot see this process."""
-TRIES, TRY_S = 100, 0.004
-"""How often, and how far apart, a writer among many tries again to begin a transaction."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -161,32 +158,7 @@ class RowWriter:
 
     def begin(self) -> None:
         """Begin a transaction."""
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            self._begin_among_many(error)
-
-    def _begin_among_many(self, error: sqlite3.OperationalError) -> None:
-        """Begin where SQLite has waited in vain, perhaps not for a lock that stays but among many writers."""
-        # Source: SQLite's tries are up to 0.1 s apart, so among four busy writers about one in ten thousand finds no
-        # free moment within a second.
-        (waited_ms,) = self._connection.execute("PRAGMA busy_timeout").fetchone()
-        if waited_ms < TRIES * TRY_S * 1000:  # the lock is known: do not wait again
-            raise error
-        self._connection.execute("PRAGMA busy_timeout = 0")
-        try:
-            for left in reversed(range(TRIES)):
-                time.sleep(TRY_S)
-                try:
-                    self._connection.execute("BEGIN IMMEDIATE")
-                    break
-                except sqlite3.OperationalError:
-                    if not left:
-                        raise
-        finally:
-            self._connection.execute(f"PRAGMA busy_timeout = {waited_ms}")
+        begin(self._connection)
 
     def commit(self) -> None:
         """Write what was collected, and commit."""
