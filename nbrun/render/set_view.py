@@ -111,6 +111,28 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
                 return other.capitalize()
 
     @property
+    def brief_words(self) -> str:
+        """Its status and what matters of its counts, for a row of a table."""
+        status = self.status_words if self.status in ("cancelling", "failed", "lost") else self.status.capitalize()
+        matters = self.parts
+        if self.is_live:
+            ended = sum(count for status, count, _ in self.parts if not status.is_live)
+            status += f": {ended:,} of {self.size:,} ended"
+            matters = [part for part in self.parts if part[0] in (RunStatus.FAILED, RunStatus.WAITING)]
+        counts = ", ".join(text for _, _, text in matters)
+        return f"{status}{', ' if self.is_live else ': '}{counts}" if counts else status
+
+    @property
+    def record(self) -> RunRecord:
+        """The set as a row of a table of runs."""
+        status = {"paused": RunStatus.WAITING}.get(self.status) or RunStatus(self.status)
+        return RunRecord(
+            run_id=f"set-{self.number}", name=self.title, agent=self.agent, status=status, created_at=self.began_at,
+            started_at=self.began_at, ended_at=self.ended_at, last_event_at=self.ended_at or self.began_at,
+            usage=self.usage,
+        )  # fmt: skip
+
+    @property
     def facts(self) -> list[str]:
         """The agent, if it is called otherwise, and what its runs used."""
         agent = shown(self.agent, 100) if self.agent != self.name else ""

@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections import deque
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from nbrun.core import Action, BadOption, Fix, RunNotFound, RunRecord, StoreError, clean_text
@@ -87,9 +88,21 @@ class Catalog:
         self._parts.intake.forget(live)
         live.let_go()
 
-    def recent(self, limit: int) -> list[Run]:
+    def recent(self, limit: int, in_set: int | None = None) -> list[Run]:
         """Return the newest runs in memory, newest first; the store is not asked."""
-        return [self.run(live) for live in tuple(self._runs.values())[: -limit - 1 : -1]]
+        found = reversed(tuple(self._runs.values()))
+        if in_set is not None:
+            found = (live for live in found if self._set_of(live) == in_set)
+        return [self.run(live) for live in islice(found, limit)]
+
+    def _set_of(self, live: LiveRun) -> int:
+        """Return the number of the set that a run, or the run whose child it is, belongs to; 0 for none."""
+        known: LiveRun | None = live
+        while known is not None:
+            if known.record.member is not None:
+                return known.record.member.set
+            known = self._runs.get(known.record.parent_id or "")
+        return 0
 
     def run(self, live: LiveRun) -> Run:
         """Return the handle of a run in memory."""
@@ -155,6 +168,8 @@ class Catalog:
         known = dict(self._runs)  # of these their own state decides: the store may be behind it
         # A child that is not committed yet has no record that says so.
         lives = [live for live in known.values() if not (query.is_top_level and live.is_child)]
+        if query.in_set is not None:
+            lives = [live for live in lives if self._set_of(live) == query.in_set]
         mine = [run for run in map(self.run, lives) if run.fits(query)]
         stored = self._store.select(query, lambda found: found.record.run_id in known and self._is_own(found.record))
         found = [*reversed(mine), *(self._of(one.record) for one in stored)]

@@ -32,6 +32,7 @@ from nbrun.core import (
     clean_text,
     events as ev,
 )
+from nbrun.render.set_view import ErrorGroup
 from nbrun.sessions.scheduler import RunQueue
 from nbrun.sessions.scoring import Score, Scored, Scorer, SetItem, Tally, encode, stored
 from nbrun.store import sets
@@ -128,6 +129,10 @@ class Story:
         examples = self.examples.setdefault(kind, [])
         if number and len(examples) < EXAMPLES:
             examples.append(number)
+
+    def groups(self) -> list[ErrorGroup]:
+        """Return the errors, the most frequent first."""
+        return [ErrorGroup(n, error, self.examples.get(error, ())) for error, n in self.errors.copy().most_common()]
 
     def note_begin(self, at: int) -> None:
         """Note that an input is run again: it has not failed any more."""

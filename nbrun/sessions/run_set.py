@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from nbrun.agents import current_run
 from nbrun.core import (
     Action,
@@ -33,9 +35,9 @@ from nbrun.core import (
     printable,
 )
 from nbrun.core.options import trusted
-from nbrun.render.set_view import ErrorGroup, SetView
+from nbrun.render.set_view import SetView
 from nbrun.sessions.live_run import TICK_S, poll, wait_briefly
-from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, ended_as, status_of
+from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, Story, ended_as, status_of
 from nbrun.sessions.run import CREATION_S, Parts, Run
 from nbrun.sessions.run_list import RunList
 from nbrun.sessions.scoring import Scores, Tally, mean_lines, named, stored
@@ -503,26 +505,37 @@ class RunSet:
         if live is None:
             return self._stored_view()
         story = live.story
-        errors = [ErrorGroup(n, error, story.examples.get(error, ())) for error, n in story.errors.copy().most_common()]
         slowest = [record for _, _, record in sorted(story.slowest, key=lambda one: -one[0])]
         return SetView(
             number=self.number, name=live.plan.name, agent=live.plan.agent, status=live.status, stopped=live.stopped,
             began_at=story.began_at, ended_at=story.ended_at, size=live.size, is_whole=live.is_whole,
-            counts=live.counts(), usage=live.usage, errors=errors, newest=tuple(story.newest)[::-1], slowest=slowest,
+            counts=live.counts(), usage=live.usage, errors=story.groups(), newest=tuple(story.newest)[::-1],
+            slowest=slowest,
             scores=mean_lines(live.tally.means()), scored=len(live.scored),
             left_behind=tuple(story.left_behind), asked=live.asked_of if live.status == "cancelling" else 0,
             stopping=live.stopping() if live.status == "cancelling" else (),
         )  # fmt: skip
 
-    def _stored_view(self) -> SetView:
+    @property
+    def glance(self) -> SetView:
+        """What a list shows of it; of another kernel's set no errors, scores and usage, which take long to read."""
+        if self._live is not None:
+            return self.view
         row = self.row
-        errors = [ErrorGroup(count, error, [run.number or 0 for run in runs]) for count, error, runs in self.errors()]
-        scores = self.scores
         return SetView(
             number=self.number, name=self.name, agent=self.agent, status=self.status, stopped=row.stopped,
             began_at=row.created_at, ended_at=row.ended_at, size=len(self), is_whole=row.is_whole,
-            counts={RunStatus(status): count for status, count in self.counts.items()}, usage=self.usage, errors=errors,
-            scores=mean_lines(scores.means), scored=sum(value is not None for value in scores),
+            counts={RunStatus(status): count for status, count in self.counts.items()}, usage=ev.Usage(),
+        )  # fmt: skip
+
+    def _stored_view(self) -> SetView:
+        story, scores = Story(0.0), self.scores
+        for one in self._parts.store.ask(lambda db: sets.read_newest(db, self.number), list[sets.Newest]()):
+            if one.status is RunStatus.FAILED:
+                story.note_error(one.position, one.error, one.number)
+        return msgspec.structs.replace(
+            self.glance, usage=self.usage, errors=story.groups(), scores=mean_lines(scores.means),
+            scored=sum(value is not None for value in scores),
         )  # fmt: skip
 
     def _words(self) -> str:

@@ -338,9 +338,12 @@ class NotebookSession:
         """The numbers of the sets that this session has run, newest first, without asking the store."""
         return sorted(self._sets.live, reverse=True)
 
-    def recent_runs(self, limit: int) -> RunList:
-        """Return the newest runs of this session that are in memory, newest first, without asking the store."""
-        return RunList(self._catalog.recent(limit))
+    def recent_runs(self, limit: int, in_set: int | None = None) -> RunList:
+        """Return the newest runs of this session that are in memory, newest first, without asking the store.
+
+        `in_set` is the number of the set that they belong to, 0 for none.
+        """
+        return RunList(self._catalog.recent(limit, in_set))
 
     @property
     def current_run(self) -> Run | None:
@@ -394,6 +397,7 @@ class NotebookSession:
         text: str | None = None,
         limit: int | None = None,
         before: Run | int | None = None,
+        in_set: int | None = None,
     ) -> RunList:
         """Return the runs of this notebook, newest first, that fit every filter given.
 
@@ -406,6 +410,7 @@ class NotebookSession:
         text : found in the name, prompt, error, text or output, ignoring case; reads the logs of long runs.
         limit : at most this many, the newest; None: all.
         before : only runs older than this one, or below this number: the last of one page gives the next.
+        in_set : only runs of the set with this number; 0: only runs that belong to no set.
 
         Raises
         ------
@@ -418,7 +423,7 @@ class NotebookSession:
             before = before.number
         query = read_query(
             self.clock.now(), status=status, name=name, agent=agent, tag=tag, since=since, text=text,
-            limit=limit, before=before,
+            limit=limit, before=before, in_set=in_set,
         )  # fmt: skip
         return self._catalog.runs(query)
 

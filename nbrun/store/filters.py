@@ -25,6 +25,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     status: RunStatus | None = None
     is_unknown: bool = False  # only runs whose state is unknown here
     is_top_level: bool = False  # only runs that somebody started: no child runs
+    in_set: int | None = None  # only runs of this set; 0: only what belongs to none
     name: str | None = None
     agent: str | None = None
     tag: str | None = None
@@ -36,7 +37,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_unfiltered(self) -> bool:
         """Whether every run fits."""
-        filters = (self.status, self.name, self.agent, self.tag, self.since, self.text)
+        filters = (self.status, self.name, self.agent, self.tag, self.since, self.text, self.in_set)
         return all(value is None for value in filters) and not (self.is_unknown or self.is_top_level)
 
     @property
@@ -57,6 +58,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     def fits_within(self, record: RunRecord) -> bool:
         """Return whether it fits what a store's columns do not say, or may say wrongly; the text excepted."""
         if self.is_top_level and record.parent_id is not None:
+            return False
+        if self.in_set is not None and self.in_set != (0 if record.member is None else record.member.set):
             return False
         # A run in an unknown state has no other status.
         if record.is_unknown != self.is_unknown and (self.is_unknown or self.status is not None):
@@ -100,6 +103,7 @@ def read_query(
     text: str | None = None,
     limit: int | None = None,
     before: int | None = None,
+    in_set: int | None = None,
 ) -> Query:
     """Return the filters; `now`, in epoch seconds, is the moment that `since="2h"` counts back from.
 
@@ -112,7 +116,7 @@ def read_query(
             raise BadOption(f"{option} must be a str{how}, not {type(value).__name__}")
     if status is not None and not isinstance(status, str):
         raise BadOption(f"status must be a single str, not {type(status).__name__}")
-    for option, number in (("limit", limit), ("before", before)):
+    for option, number in (("limit", limit), ("before", before), ("in_set", in_set)):
         if number is not None and not isinstance(number, int):
             how = "; for a reference, use before=nbrun.get(…)" if option == "before" else ""
             raise BadOption(f"{option} must be an int, not {type(number).__name__}{how}")
@@ -132,6 +136,7 @@ def read_query(
         text=None if text is None else _comparable(text),
         limit=limit,
         before=before,
+        in_set=in_set,
     )
 
 

@@ -126,6 +126,11 @@ class _Log:
             self._left -= len(blob) if blob is not None else 0
 
 
+def _has_sets(connection: sqlite3.Connection) -> bool:
+    """Return whether runs may belong to sets: a file that isn't written to may be of an older version."""
+    return bool(connection.execute("SELECT 1 FROM pragma_table_info('runs') WHERE name = 'in_set'").fetchone())
+
+
 def _single_rows(connection: sqlite3.Connection, number: int, after: int) -> Iterator[validation.Row]:
     """Yield the rows of a run's log, without those in which a text is longer than the limit."""
     keys = connection.execute(
@@ -186,6 +191,9 @@ def read_runs(
                 where, values = f"{where} AND {condition}", [*values, value]
         if query.is_top_level:
             where += " AND r.parent IS NULL"
+        if query.in_set is not None and _has_sets(connection):
+            where += " AND r.in_set IS NULL" if not query.in_set else " AND r.in_set = ? AND r.position IS NOT NULL"
+            values += [query.in_set] if query.in_set else []
         if query.is_unknown or query.status in LIVE:
             where += f" AND r.status IN ({schema.LIVE_STATUSES})"
     try:

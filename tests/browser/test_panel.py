@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import expect
 
-from nbrun.ui.panel.table import COLUMNS
+from nbrun.ui.panel.table import COLUMNS, set_row
 from tests.browser import axe
 from tests.browser.card_page import NOW, CardPage
 from tests.browser.pictures import picture
+from tests.browser.states import SETS
 from tests.browser.test_card import HOSTILE, make_run
 
 if TYPE_CHECKING:
@@ -368,3 +369,35 @@ def test_a_full_page_with_a_long_card_is_small(panel: PanelPage) -> None:
     panel.page.evaluate("() => harness.cleanup()")
     assert panel.ask("document.getElementById('output').childNodes.length") == 0
     assert panel.ask("harness.model.listeners.length + harness.kernel.slots.size") == 0
+
+
+def make_set_row(name: str = "running") -> dict[str, Any]:
+    """Return what the kernel sends of a set."""
+    return set_row(SETS[name], is_own=True)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_set_is_a_row_that_opens_its_runs(panel: PanelPage, theme: str) -> None:
+    """A click has its runs searched for, and another one all again; Cancel names the set. Both looks have a picture."""
+    rows = [make_row(9), make_set_row(), make_row(8), make_set_row("cancelled") | {"key": "set-3", "set": 3}]
+    panel.page.set_viewport_size({"width": 1_000, "height": 400})
+    panel.open_panel(make_runs(rows, set=0), theme=theme)
+    panel.page.screenshot(path=picture(f"panel-sets-{theme}"), full_page=True)
+    row = panel.page.locator('tr[data-key="set-12"]')
+    panel.page.clock.resume()  # axe waits by the page's clock
+    assert axe.violations(panel.page, ".nbrun-card") == []
+    expect(row).to_contain_text("Running: 3,805 of 10,000 ended, 140 failed, 2 waiting for you")
+    row.get_by_role("button", name="graded set #12", exact=True).click()
+    assert panel.ask("harness.model.sent.map(({ op, text }) => [op, text])") == [["look", "set-12"]]
+    panel.update_panel(rows=[make_set_row(), make_row(7)], text="set-12", set=12)
+    expect(panel.page.get_by_label("Search")).to_have_value("set-12")
+    name = row.get_by_role("button", name="graded set #12", exact=True)
+    expect(name).to_have_attribute("aria-expanded", "true")
+    row.get_by_role("button", name="Cancel").click()
+    sent = panel.ask("harness.model.sent.slice(1).map(({ op, set, by, run_id }) => [op, set, by, run_id ?? null])")
+    assert sent == [["cancel", 12, "panel", None]]
+    name.click()
+    assert panel.ask("harness.model.sent.at(-1).text") == ""
+    panel.page.set_viewport_size({"width": 420, "height": 400})
+    panel.page.screenshot(path=picture(f"panel-sets-narrow-{theme}"), full_page=True)
+    assert panel.ask("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0

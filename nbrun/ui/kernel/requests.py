@@ -121,7 +121,8 @@ class Requests:
         if found is None:
             return {"outcome": "not_found"}
         if content["op"] == "cancel":
-            return {"outcome": str(found.cancel(by="card").outcome)}
+            by = "panel" if content.get("by") == "panel" else "card"
+            return {"outcome": str(found.cancel(by=by).outcome)}
         return self._once(lambda content: self._change(found, content), content)
 
     def _change(self, found: RunSet, content: dict[str, Any]) -> dict[str, Any]:

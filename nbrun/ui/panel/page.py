@@ -1,7 +1,11 @@
-"""A page of a notebook's runs: those that match the filters, newest first, fifty at a time."""
+"""A page of a notebook's runs: those that match the filters, newest first, fifty at a time.
+
+A set is one row; its runs are listed if it is searched for, as `set-12`, or if a text is.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -14,9 +18,12 @@ from nbrun.store import Query, read_query
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from nbrun.render.set_view import SetView
     from nbrun.sessions import NotebookSession, Run
 
 PAGE = 50
+SETS = 20
+"""How many sets are listed, the newest."""
 SCAN = 200
 """How many runs a search reads before it checks again whether its result is still needed."""
 ANY_LIVE = "live"
@@ -24,6 +31,7 @@ ANY_LIVE = "live"
 STATUSES = ("", ANY_LIVE, *RunStatus)
 IN_MEMORY = 1_000
 """How many runs of this kernel a refresh considers, the newest."""
+_SET = re.compile(r"set[- ]#?(\d{1,15})", re.IGNORECASE)
 
 
 class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +44,26 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
     def filters(self, now: float) -> Query:
         """Return the same as filters of the store, which have no `ANY_LIVE`."""
         status = None if self.status in ("", ANY_LIVE) else self.status
-        text, before = self.text or None, self.before[-1] if self.before else None
-        return read_query(now, status=status, text=text, before=before)
+        before = self.before[-1] if self.before else None
+        if (wanted := self.in_set) is not None:
+            return read_query(now, status=status, before=before, in_set=wanted)
+        return read_query(now, status=status, text=self.text or None, before=before)
+
+    @property
+    def in_set(self) -> int | None:
+        """The set whose runs are asked for; 0 for the runs of none, and None for all, where a text is searched for."""
+        match = _SET.fullmatch(self.text)
+        return int(match[1]) if match else None if self.text else 0
+
+    def wants(self, seen: SetView) -> bool:
+        """Return whether a set is listed: it, or some of its runs, are asked for."""
+        if self.in_set:
+            return seen.number == self.in_set
+        if self.before or self.text.casefold() not in f"{seen.title} {seen.agent}".casefold():
+            return False
+        if self.status in ("", ANY_LIVE):
+            return seen.is_live or not self.status
+        return seen.counts.get(RunStatus(self.status), 0) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +88,8 @@ class RunsPage:
     query: PageQuery
     rows: tuple[Row, ...] = ()
     has_more: bool = False
+    sets: tuple[SetView, ...] = ()  # that are asked for, newest first
+    others: tuple[SetView, ...] = ()  # all that this kernel does not run, as read
 
     @property
     def is_of_others(self) -> bool:
@@ -72,18 +100,20 @@ class RunsPage:
 def read_page(session: NotebookSession, query: PageQuery, is_over: Callable[[], bool]) -> RunsPage | None:
     """Return the runs that are asked for, from the store and from memory; None if `is_over` meanwhile."""
     rows = [Row(run, run.glance) for run in islice(_stored(session, query, is_over), PAGE + 1)]
-    return None if is_over() else _page(session, query, rows)
+    here = set(session.recent_sets)
+    others = tuple(found.glance for found in session.sets()[:SETS] if found.number not in here)
+    return None if is_over() else _page(session, query, rows, others=others)
 
 
 def refreshed(session: NotebookSession, page: RunsPage) -> RunsPage:
     """Return the page with the newest records of this kernel's runs; the store isn't read."""
-    return _page(session, page.query, page.rows, page.has_more)
+    return _page(session, page.query, page.rows, page.has_more, page.others)
 
 
 def newest(session: NotebookSession, known: Iterable[Row], count: int) -> list[Row]:
     """Return the newest of the runs that are known or in memory."""
     rows = {row.run: row for row in known}
-    rows |= {run: Row(run, run.glance) for run in session.recent_runs(count)}
+    rows |= {run: Row(run, run.glance) for run in session.recent_runs(count, in_set=0)}
     return sorted(rows.values(), key=_age)[:count]
 
 
@@ -92,11 +122,13 @@ def _stored(session: NotebookSession, query: PageQuery, is_over: Callable[[], bo
     filters = query.filters(session.clock.now())
     before = filters.before
     if query.status == ANY_LIVE:
-        by_status = [session.runs(status=status, before=before, limit=PAGE + 1) for status in LIVE]
+        by_status = [
+            session.runs(status=status, before=before, limit=PAGE + 1, in_set=filters.in_set) for status in LIVE
+        ]
         runs = {run for found in by_status for run in found if _fits(query, filters, run)}
         yield from sorted(runs, key=lambda run: _age(Row(run, run.glance)))
     elif filters.text is None:
-        yield from session.runs(status=filters.status, before=before, limit=PAGE + 1)
+        yield from session.runs(status=filters.status, before=before, limit=PAGE + 1, in_set=filters.in_set)
     else:
         yield from _searched(session, query, filters, is_over)
 
@@ -117,16 +149,28 @@ def _searched(session: NotebookSession, query: PageQuery, filters: Query, is_ove
         before = numbers[-1]
 
 
-def _page(session: NotebookSession, query: PageQuery, known: Iterable[Row], has_more: bool = False) -> RunsPage:
+def _page(
+    session: NotebookSession, query: PageQuery, known: Iterable[Row], has_more: bool = False,
+    others: tuple[SetView, ...] = (),
+) -> RunsPage:  # fmt: skip
     """Return the page of these rows and those in memory, if they match now."""
     filters = query.filters(session.clock.now())
     rows = {row.run: row for row in known}
-    for run in session.recent_runs(IN_MEMORY):
+    for run in session.recent_runs(IN_MEMORY, filters.in_set):
         rows.setdefault(run, Row(run, run.glance))
     # Only what is in memory may have changed since it was found.
     fitting = [row for row in rows.values() if row.run.live is None or _fits(query, filters, row.run)]
     fitting.sort(key=_age)
-    return RunsPage(query, tuple(fitting[:PAGE]), has_more or len(fitting) > PAGE)
+    sets = tuple(seen for seen in listed_sets(session, others) if query.wants(seen))
+    return RunsPage(query, tuple(fitting[:PAGE]), has_more or len(fitting) > PAGE, sets, others)
+
+
+def listed_sets(session: NotebookSession, others: Iterable[SetView]) -> list[SetView]:
+    """Return the newest sets: those that this kernel runs as they are now, and others as they were read."""
+    here = [found.glance for number in session.recent_sets[:SETS] if (found := session.get_set(number)) is not None]
+    numbers = {seen.number for seen in here}
+    known = [*here, *(seen for seen in others if seen.number not in numbers)]
+    return sorted(known, key=lambda seen: -seen.number)[:SETS]
 
 
 def _fits(query: PageQuery, filters: Query, run: Run) -> bool:

@@ -17,6 +17,7 @@ from nbrun.ui.panel import page as pages, table
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from nbrun.render.set_view import SetView
     from nbrun.sessions import NotebookSession
     from nbrun.ui.kernel.requests import Answer
 
@@ -80,6 +81,8 @@ class Panel(Drawable):
         self._on_opened: Callable[[], object] = lambda: None  # called when the open run has changed
         self._unlisten: Callable[[], None] = lambda: None
         self._newest: list[pages.Row] = []
+        self._on_set_changed: Callable[[], object] = lambda: None
+        self._followed: dict[int, Callable[[], None]] = {}  # sets in progress, and what ends that
         self._kept: list[object] = []  # what a notebook file has of it
         self._is_to_keep = False
         self._drawn: dict[str, Any] = {}
@@ -169,7 +172,15 @@ class Panel(Drawable):
         self._answered = asked
         self._newest = pages.newest(self._session, self._newest or self._page.rows, KEPT_ROWS)
         self._follow(self._open_key)
+        self._follow_sets()
         return True
+
+    def _follow_sets(self) -> None:
+        """Follow the sets that this kernel runs: a pause or an end changes no run."""
+        numbers = [seen.number for seen in self._page.sets if seen.is_live and seen.number not in self._followed]
+        for found in map(self._session.get_set, numbers):
+            if found is not None and found.is_live:
+                self._followed[found.number] = found.listen(self._on_set_changed)
 
     def _follow(self, key: str) -> None:
         """Follow the run whose card is open, if it is on the page."""
@@ -188,11 +199,11 @@ class Panel(Drawable):
 
     # --- drawing ---------------------------------------------------------------------------------
 
-    def show(self, on_opened: Callable[[], object]) -> None:
+    def show(self, on_opened: Callable[[], object], on_set_changed: Callable[[], object]) -> None:
         """Display it in the running cell."""
         from IPython.display import display
 
-        self._on_opened = on_opened
+        self._on_opened, self._on_set_changed = on_opened, on_set_changed
         self.refresh(lambda: False)
         data = self._output()
         self._drawn = self._state()
@@ -202,6 +213,8 @@ class Panel(Drawable):
     def end(self, *, closes: bool) -> None:
         """Have the next drawing be the last one; it leaves a static table, and `closes` the widget."""
         self._is_over, self._closes = True, closes
+        for unfollow in tuple(self._followed.values()):
+            unfollow()
 
     def close(self) -> None:
         """Close the widget."""
@@ -253,11 +266,13 @@ class Panel(Drawable):
 
     def _state(self) -> dict[str, Any]:
         """Return what the page draws besides the open card."""
-        page, opened = self._page, self._opened
+        page, opened, here = self._page, self._opened, set(self._session.recent_sets)
+        rows = [table.page_row(row, self._session.id) for row in page.rows]
+        sets = [table.set_row(seen, seen.number in here) for seen in page.sets]
         return {
             "id": self.widget.model_id,
             "columns": table.COLUMNS,
-            "rows": [table.page_row(row, self._session.id) for row in page.rows],
+            "rows": table.in_order(rows, sets, lambda row: float(row["created_at"])),
             "live": len(self._session.live_runs),
             "stored": self._stored,
             "status": page.query.status,
@@ -266,10 +281,11 @@ class Panel(Drawable):
             "has_more": page.has_more,
             "has_newer": bool(page.query.before),
             "open": "" if opened is None else table.key_of(opened.record),
+            "set": page.query.in_set or 0,
             "answered": self._answered,
             "problem": self._problem,
             "is_over": self._is_over,
-            "is_stale": self._kept != _kept(self._newest),
+            "is_stale": self._kept != _kept(self._newest, self._newest_sets()),
         }
 
     def _output(self) -> dict[str, Any]:
@@ -277,9 +293,13 @@ class Panel(Drawable):
         return self.widget.output(self._static(), is_placed=self.is_placed)
 
     def _static(self) -> dict[str, Any]:
-        self._kept = _kept(self._newest)
+        sets = self._newest_sets()
+        self._kept = _kept(self._newest, sets)
         records = [row.record for row in self._newest]
-        return table.bundle(records, self._stored, self._session.clock.now())
+        return table.bundle(records, self._stored, self._session.clock.now(), sets)
+
+    def _newest_sets(self) -> list[SetView]:
+        return pages.listed_sets(self._session, self._page.others)
 
 
 def _turned(page: pages.RunsPage, direction: object) -> tuple[int, ...]:
@@ -291,9 +311,10 @@ def _turned(page: pages.RunsPage, direction: object) -> tuple[int, ...]:
     return (*before, last) if direction == "more" and last is not None else ()
 
 
-def _kept(rows: Sequence[pages.Row]) -> list[object]:
+def _kept(rows: Sequence[pages.Row], sets: Sequence[SetView]) -> list[object]:
     """Return what a static table of these rows depends on."""
-    return [(table.key_of(row.record), row.record.status) for row in rows]
+    runs = [(table.key_of(row.record), row.record.status) for row in rows]
+    return [*runs, *((seen.number, seen.brief_words) for seen in sets)]
 
 
 class Panels:
@@ -325,7 +346,7 @@ class Panels:
         widget = PanelWidget(kernel_id=self._kernel_id, session_id=self._session.id, place=place)
         panel = Panel(self._session, widget, cell, is_placed=self._board.is_placed)
         widget.on_msg(lambda _widget, content, _buffers: self._on_message(panel, content))
-        panel.show(lambda: self._board.mark(panel))
+        panel.show(lambda: self._board.mark(panel), lambda: self._refresh(panel))
         with self._lock:
             same = [one for one in self._panels if cell is not None and one.cell == cell]
             kept = [one for one in self._panels if one not in same]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbrun.core import RunRecord, RunStatus, moment, shown, visible
 from nbrun.render import run_table, words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from nbrun.render.set_view import SetView
     from nbrun.ui.panel.page import Row
+
+T = TypeVar("T")
 
 COLUMNS = [
     {"key": column.key, "heading": column.heading, "number": column.is_number}
@@ -53,10 +56,42 @@ def page_row(row: Row, session_id: str) -> dict[str, Any]:
     }
 
 
-def bundle(records: Sequence[RunRecord], stored: int, now: float) -> dict[str, Any]:
+def set_row(seen: SetView, is_own: bool) -> dict[str, Any]:
+    """Return a set as the page draws it, as one row."""
+    status = seen.brief_words + ("" if is_own or not seen.is_live else ", in another kernel")
+    cells = run_table.cells(run_table.Row(seen.record, status), run_table.View.PANEL)
+    return {
+        "key": f"set-{seen.number}",
+        "id": f"set-{seen.number}",
+        "set": seen.number,
+        "number": None,
+        "name": visible(shown(seen.title, 80)),
+        "status": str(seen.record.status),
+        "live": seen.is_live,
+        "own": is_own,
+        "created_at": seen.began_at,
+        "started_at": seen.began_at,
+        "cells": {column["key"]: cell for column, cell in zip(COLUMNS, cells, strict=True)},
+    }
+
+
+def in_order(runs: Sequence[T], sets: Sequence[T], age: Callable[[T], float]) -> list[T]:
+    """Return the rows of runs with those of sets between them, by when they began; the newest first."""
+    found, left = [], list(sets)
+    for one in runs:
+        while left and age(left[0]) >= age(one):
+            found.append(left.pop(0))
+        found.append(one)
+    return found + left
+
+
+def bundle(
+    records: Sequence[RunRecord], stored: int, now: float, sets: Sequence[SetView] = ()
+) -> dict[str, Any]:  # fmt: skip
     """Return the runs as HTML without script, Markdown and text, escaped; a live run as what it is at this moment."""
-    rows = [_past(record) for record in records]
-    title = _title(len(rows), stored, now)
+    past = [_past(record) for record in records]
+    rows = in_order(past, [_past_set(seen) for seen in sets], lambda row: row.record.created_at)
+    title = _title(len(rows), stored, now, has_sets=bool(sets))
     html = run_table.html_table(rows, run_table.View.PANEL) if rows else ""
     text = run_table.text_lines(rows, None, run_table.View.PANEL) if rows else []
     head = f"<div><strong>{escape(title)}</strong></div>"
@@ -68,11 +103,19 @@ def bundle(records: Sequence[RunRecord], stored: int, now: float) -> dict[str, A
     }
 
 
-def _title(count: int, stored: int, now: float) -> str:
+def _title(count: int, stored: int, now: float, *, has_sets: bool) -> str:
     if not count:
         return f"No runs at {moment(now)}. {NOW}"
-    which = f"The {count} newest of {stored:,} runs" if stored > count else "Runs of this notebook"
+    newest = "The newest" if has_sets else f"The {count} newest"
+    which = f"{newest} of {stored:,} runs" if stored > count else "Runs of this notebook"
     return f"{which} at {moment(now)}. {NOW}"
+
+
+def _past_set(seen: SetView) -> run_table.Row:
+    status = f"Was {seen.brief_words[:1].lower()}{seen.brief_words[1:]}" if seen.is_live else seen.brief_words
+    mark, colour = seen.shape
+    sign = (mark, words.SHAPES[RunStatus.LOST][1] if seen.is_live else colour)
+    return run_table.Row(seen.record, status, sign)
 
 
 def _past(record: RunRecord) -> run_table.Row:

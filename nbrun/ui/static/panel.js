@@ -25,6 +25,7 @@ import { counted } from "./wording.js";
  * @property {boolean} has_more
  * @property {boolean} has_newer
  * @property {string} open  the key of the run whose card is open
+ * @property {number} set  the number of the set whose runs are shown, or 0
  * @property {string} answered  the nonce of the request that this answers
  * @property {string} problem
  * @property {boolean} is_over
@@ -131,6 +132,9 @@ function drawPanel(panel, runs, requests, isGone) {
 /** @param {Runs} runs */
 const counts = ({ live, stored }) => `${counted(live)} live, ${counted(stored)} stored`;
 
+/** @param {Runs} runs @param {Row} row */
+const isOpen = ({ open, set }, row) => (row.set ? set === row.set : open === row.key);
+
 /** @param {Runs} runs */
 function noRuns({ status, text, has_newer }) {
   if (!status && !text && !has_newer) return "No runs yet. Start a cell with %%agentrun to make one.";
@@ -219,7 +223,7 @@ function renderPanel({ model, el }) {
     const isDead = isGone || shown.is_over;
     drawPanel(panel, shown, requests, isGone);
     drawFilters(panel, shown);
-    drawRows(panel, shown, card.place, (row, tr) => drawRow(tr, row, requests, now(), isDead, shown.open === row.key));
+    drawRows(panel, shown, card.place, (row, tr) => drawRow(tr, row, requests, now(), isDead, isOpen(shown, row)));
     card.draw(shown.open);
     tickSoon();
   };
@@ -235,11 +239,13 @@ function renderPanel({ model, el }) {
     }, 1000);
   };
   const requests = makeRequests(model, drawNow, closing.signal);
-  /** @param {string} page */
-  const look = (page) => {
+  /** @param {string} page @param {string} text */
+  const look = (page, text = panel.text.value) => {
     clearTimeout(typing);
-    requests.ask(LOOK, { op: "look", panel: runs().id, status: panel.status.value, text: panel.text.value, page });
+    requests.ask(LOOK, { op: "look", panel: runs().id, status: panel.status.value, text, page });
   };
+  /** Shows the runs of a set, or all again. @param {number} number */
+  const lookInto = (number) => look("newest", runs().set === number ? "" : `set-${number}`);
   /** Has the notebook file keep what is shown, once nothing moves and the keyboard is elsewhere: the page redraws it. */
   const keepSoon = () => {
     clearTimeout(quiet);
@@ -269,7 +275,9 @@ function renderPanel({ model, el }) {
     const button = target instanceof Element ? target.closest("button") : null;
     const row = runs().rows.find(({ key }) => key === button?.closest("tr")?.dataset.key);
     if (!button || !row || isGone) return;
-    if (button.dataset.op === "cancel") requests.ask(CANCEL_ROW + row.key, { op: "cancel", run_id: row.id, by: "panel" });
+    const which = row.set ? { set: row.set } : { run_id: row.id };
+    if (button.dataset.op === "cancel") requests.ask(CANCEL_ROW + row.key, { op: "cancel", ...which, by: "panel" });
+    else if (row.set) lookInto(row.set);
     else requests.ask(OPEN, { op: "open", panel: runs().id, key: runs().open === row.key ? "" : row.key });
   };
   const onTyped = () => {

@@ -10,6 +10,7 @@ import { LOST_WORDS, wholeDuration } from "./wording.js";
  * @typedef {object} Row  Times are seconds since 1970, by the kernel's clock.
  * @property {string} key  identifies it in the panel
  * @property {string} id
+ * @property {number} [set]  the number of the set that it is a row of
  * @property {number | null} number
  * @property {string} name
  * @property {string} status

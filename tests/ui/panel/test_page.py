@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from nbrun import NotebookSession
+from nbrun import NotebookSession, RunContext
 from nbrun.ui.panel import page as runs_page
 from nbrun.ui.panel.page import ANY_LIVE, PageQuery, RunsPage, newest, read_page, refreshed
+from nbrun.ui.panel.table import bundle, in_order, page_row, set_row
 from tests.fakes import agents
 from tests.fakes.agents import Held
 
@@ -111,3 +112,62 @@ def test_a_search_is_given_up_when_something_else_is_wanted(
 
     assert read_page(later, PageQuery(text="nowhere"), is_over) is None
     assert 4 < len(asked) < 9
+
+
+def keys(session: NotebookSession, **wanted: object) -> list[object]:
+    """Return the rows of a panel's page: the numbers of runs, and the keys of sets."""
+    page = page_of(session, **wanted)
+    rows = [page_row(row, session.id) for row in page.rows]
+    sets = [set_row(seen, is_own=True) for seen in page.sets]
+    return [row["number"] or row["key"] for row in in_order(rows, sets, lambda row: float(row["created_at"]))]
+
+
+async def parent(prompt: str, run: RunContext) -> str:
+    """Start a child run; fail if that is asked for."""
+    if prompt == "fail":
+        raise ValueError(prompt)
+    return str(await run.start_child(agents.instant, prompt))
+
+
+def test_a_set_is_one_row_however_many_runs_it_has(make_session: MakeSession) -> None:
+    """In the kernel that ran it and in a later one; its runs are found by its name, by status, and by what they say."""
+    with make_session() as first:
+        ended(first, 1)
+        found = first.map(parent, ["a", "b", "fail", "d"], name="graded", concurrency=1)
+        assert found.wait(BOUND_S)
+        ended(first, 1)
+        last = first.runs(limit=1)[0].number
+        for session in (first, make_session()):
+            assert keys(session) == [last, "set-1", 1]
+            members = [run.number for run in reversed(list(found)) if run.number]
+            assert keys(session, text="set-1") == [*members, "set-1"]
+            assert keys(session, text="Set #1", status="failed") == [found[2].number, "set-1"]
+            assert keys(session, status="failed") == ["set-1"]
+            assert (
+                keys(session, status="cancelled") == keys(session, text="set-9") == keys(session, status=ANY_LIVE) == []
+            )
+            assert keys(session, text="grad")[-1] == "set-1"
+            assert found[3].number in keys(session, text="grad")
+            assert [run.number for run in session.runs(in_set=1)] == members
+            assert [run.number for run in session.runs(in_set=0)] == [last, 1]
+
+
+def test_the_runs_of_a_large_set_push_no_other_out(session: NotebookSession, held: Held) -> None:
+    """Neither from the page, nor from what a file keeps; a live set has its counts, and can be cancelled."""
+    ended(session, 1)
+    found = session.map(held, [str(at) for at in range(300)], concurrency=100)
+    assert found._wait_until(lambda: found.counts.get("running") == 100, BOUND_S)
+    page = page_of(session)
+    assert (numbers(page), [seen.number for seen in page.sets]) == ([1], [1])
+    (row,) = [set_row(seen, is_own=True) for seen in page.sets]
+    assert row["cells"]["status"] == "Running: 0 of 300 ended"
+    assert (row["set"], row["live"], row["own"], row["name"]) == (1, True, True, "Held set #1")
+    assert [one.record.number for one in newest(session, page.rows, 20)] == [1]
+    found.cancel()
+    assert found.wait(BOUND_S)
+    page = refreshed(session, page)
+    assert numbers(page) == [1]
+    assert set_row(page.sets[0], is_own=True)["cells"]["status"] == "Cancelled: 300 cancelled"
+    text = bundle([row.record for row in page.rows], 101, 0.0, page.sets)["text/plain"]
+    assert "The newest of 101 runs" in text
+    assert "300 cancelled" in text

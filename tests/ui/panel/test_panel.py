@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from nbrun import NotebookSession
 from nbrun.core.errors import StoreError
-from nbrun.ui.panel.panel import Panel, PanelWidget
+from nbrun.ui.cards.board import CardBoard
+from nbrun.ui.panel.panel import Panel, Panels, PanelWidget
 from tests.fakes import agents
 
 
@@ -63,3 +66,36 @@ def test_a_wish_that_makes_no_sense_is_refused(session: NotebookSession, wish: d
         assert shown(panel)["open"] == ""
     assert shown(panel)["rows"] == before
     panel.close()
+
+
+def test_the_panel_follows_a_set_to_its_end(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause and an end, which change no run, are drawn too; nothing of its runs is but their counts."""
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: None)
+    monkeypatch.setattr("IPython.display.DisplayHandle.update", lambda _handle, data, **_: None)
+    board = CardBoard(session, "kernel", lambda _content: {})
+    panels = Panels(session, board, "kernel", lambda _content: {})
+    agent = agents.Held()
+    found = session.map(agent, ["a", "b"], concurrency=2, name="graded")
+    assert found._wait_until(lambda: found.counts.get("running") == 2, 10)
+    panels.show("cell")
+    (widget,) = [panel.widget for panel in panels._panels]
+    changed = threading.Event()
+    widget.observe(lambda _change: changed.set(), "panel")
+    steps: list[tuple[Callable[[], object], str]] = [
+        (found.pause, "Paused: 0 of 2 ended"), (found.unpause, "Running: 0 of 2 ended"),
+        (agent.let_go, "Completed: 2 completed"),
+    ]  # fmt: skip
+    for step, words in steps:
+        step()
+        while not _is_shown(widget, words):
+            assert changed.wait(10), widget.panel
+            changed.clear()
+    panels.close()
+    board.close(5)
+    panels.close_widgets()
+
+
+def _is_shown(widget: PanelWidget, words: str) -> bool:
+    """Return whether the one row is a set with this status."""
+    rows = widget.panel["rows"]
+    return len(rows) == 1 and rows[0]["cells"]["status"].startswith(words)
