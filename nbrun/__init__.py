@@ -49,7 +49,7 @@ from nbrun.core import (
 )
 from nbrun.render.agui import to_agui
 from nbrun.sessions import NotebookSession, Observer, Run, RunList, RunSet
-from nbrun.sessions.default import get, map, panel, redact, runs, session, sets, start
+from nbrun.sessions.default import compare, get, map as map, panel, redact, runs, session, sets, start
 
 # Third parties import these two by their short names, too.
 sys.modules[f"{__name__}.errors"] = errors
@@ -74,10 +74,10 @@ __all__ = [
     "ScriptedAgent",
     "SequentialIds",
     "agent",
+    "compare",
     "current",
     "errors",
     "get",
-    "map",
     "needs_approval",
     "panel",
     "redact",

@@ -70,6 +70,7 @@ def _on_session(method: Callable[Concatenate[NotebookSession, P], T]) -> Callabl
 get = _on_session(NotebookSession.get)
 map = _on_session(NotebookSession.map)  # type: ignore[arg-type]  # mypy: an option could be named self
 runs = _on_session(NotebookSession.runs)
+compare = _on_session(NotebookSession.compare)
 sets = _on_session(NotebookSession.sets)
 redact = _on_session(NotebookSession.redact)
 panel = _on_session(NotebookSession.panel)

@@ -40,7 +40,7 @@ from nbrun.sessions.live_run import TICK_S, poll, wait_briefly
 from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, Story, ended_as, status_of
 from nbrun.sessions.run import CREATION_S, Parts, Run
 from nbrun.sessions.run_list import RunList
-from nbrun.sessions.scoring import Scores, Tally, mean_lines, named, stored
+from nbrun.sessions.scoring import Scores, SetItem, Tally, mean_lines, named, stored
 from nbrun.store import sets
 
 if TYPE_CHECKING:
@@ -275,6 +275,12 @@ class RunSet:
         known = self._known()
         places = [at for at, code in enumerate(known.states) if status_of(code) is RunStatus.FAILED]
         return RunList(run for at in places if (run := self._run(at, known)) is not None)
+
+    def items(self) -> list[SetItem]:
+        """Return the inputs: the position, the key, if it has one, and the prompt of each, as they are stored."""
+        size = len(self._known().states)
+        found = self._parts.store.ask(lambda db: sets.read_items(db, self.number, 0, size), list[sets.Item]())
+        return [SetItem(*item) for item in found if item.position < size]
 
     @property
     def scores(self) -> Scores:

@@ -28,6 +28,7 @@ from nbrun.core import (
     TimeOrderedIds,
     events as ev,
     guarded,
+    shown,
 )
 from nbrun.host import capture
 from nbrun.sessions.catalog import Catalog, removable
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from types import TracebackType
 
+    from nbrun.sessions.comparison import SetComparison
     from nbrun.sessions.followups import FindAgent
     from nbrun.sessions.live_run import Listener, LiveRun
     from nbrun.sessions.live_set import RetryIf, Template
@@ -268,6 +270,22 @@ class NotebookSession:
             "score": score, "approve": approve,
         }  # fmt: skip
         return self._sets.map(agent, inputs, {**own, **options})
+
+    def compare(self, first: RunSet | str, second: RunSet | str) -> SetComparison:
+        """Return two sets side by side: their inputs aligned, and how the scores of the second differ.
+
+        Raises
+        ------
+        RunNotFound, BadOption
+            There is no such set, or it is a run.
+        """
+        from nbrun.sessions.comparison import SetComparison  # with the first that is asked for
+
+        found = [self.get(ref) for ref in (first, second)]
+        for ref, one in zip((first, second), found, strict=True):
+            if not isinstance(one, RunSet):
+                raise BadOption(f"{shown(str(ref), 60)} is a run; compare takes two sets, such as set-1 and set-2")
+        return SetComparison(found[0], found[1])
 
     def sets(self) -> list[RunSet]:
         """Return the sets of this notebook, newest first."""

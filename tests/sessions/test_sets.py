@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import queue
+import random
 import signal
 import sqlite3
 import subprocess
@@ -27,7 +28,7 @@ from nbrun import NotebookSession, Run, RunContext, RunSet, RunStatus
 from nbrun.core.errors import BadOption, Cancelled, NotResumable, RunNotFound
 from nbrun.sessions import live_set
 from nbrun.sessions.live_set import ERROR_CHARS, ERROR_KINDS
-from nbrun.sessions.scoring import SetItem
+from nbrun.sessions.scoring import SetItem, paired
 from nbrun.store import Keep, sets
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
@@ -990,3 +991,72 @@ def test_a_score_that_hangs_is_given_up_by_a_cancel(make_session: MakeSession) -
     assert not found.done()
     found.cancel()
     assert done(found).scores == [None]
+
+
+# --- two sets side by side -----------------------------------------------------------------------------
+
+
+def by_length(output: str, _item: SetItem) -> int:
+    """Score an output by its length."""
+    return len(output)
+
+
+def test_two_sets_are_aligned_by_their_keys(make_session: MakeSession) -> None:
+    """Whatever their order; what only one has is counted, and the greatest differences come first."""
+    session = make_session()
+
+    async def twice(prompt: str) -> str:
+        return prompt * (3 if prompt == "milk" else 2)
+
+    first = done(session.map(upper, {"a": "tea", "b": "milk", "c": "oats"}, score=by_length))
+    second = done(session.map(twice, {"d": "rye", "b": "milk", "a": "tea"}, score=by_length))
+    both = session.compare("set-1", second)
+    assert [(pair.key, pair.first, pair.second, pair.scores) for pair in both.pairs] == [
+        ("a", 0, 2, (3, 6)),
+        ("b", 1, 1, (4, 12)),
+    ]
+    assert [pair.key for pair in both.changed] == ["b", "a"]
+    mean = both.differences[""]
+    assert (mean.mean, mean.count) == (5.5, 2)
+    assert 3 <= mean.low <= 5.5 <= mean.high <= 8
+    assert "score, set #2 less set #1: 5.5 (3 to 8); 2 higher, 0 lower, of 2" in repr(both)
+    assert "2 inputs in both, 1 only in set #1, 1 only in set #2" in repr(both)
+    assert "milkmilkmilk" in both._repr_html_()
+    assert both.to_pandas()["difference"].tolist() == [3.0, 8.0]
+    assert first.scores.means[""].count == second.scores.means[""].count == 3
+
+
+def test_sets_without_keys_are_aligned_by_place_and_without_scores_say_so(make_session: MakeSession) -> None:
+    """A run is no set; nothing of an output is markup."""
+
+    async def hostile(_prompt: str) -> str:
+        return "<img src=x onerror=alert(1)>"
+
+    session = make_session()
+    done(session.map(upper, ["a", "b"]))
+    done(session.map(hostile, ["a", "b", "c"], score=lambda output, item: {"long": len(output)}))
+    both = session.compare("set-1", "set-2")
+    assert [(pair.first, pair.second) for pair in both.pairs] == [(0, 0), (1, 1)]
+    assert "no input has a score in both" in repr(both)
+    done(session.map(upper, ["a", "b"], score=lambda output, item: {"long": len(output), "only here": 1}))
+    html = session.compare("set-3", "set-2")._repr_html_()
+    assert "&lt;img" in html
+    assert "<img" not in html
+    assert session.compare("set-3", "set-2").differences.keys() == {"long"}
+    with pytest.raises(BadOption, match="1 is a run; compare takes two sets, such as set-1 and set-2"):
+        session.compare("1", "set-2")
+    with pytest.raises(RunNotFound):
+        session.compare("set-1", "set-9")
+
+
+def test_the_interval_of_a_difference_holds_what_it_says() -> None:
+    """Of many samples of a known distribution, about 95 % of the intervals have its mean, the same each time."""
+    draw = random.Random(1)  # noqa: S311 - statistics
+    samples = [[draw.gauss(0.3, 1.0) for _ in range(40)] for _ in range(200)]
+    found = [paired(sample) for sample in samples]
+    assert 180 <= sum(one.low <= 0.3 <= one.high for one in found) <= 199
+    assert found[0] == paired(samples[0])
+    assert paired([1.0]).mean == 1.0
+    large = paired([draw.gauss(0.3, 1.0) for _ in range(20_000)])
+    assert large.low < 0.3 < large.high
+    assert large.high - large.low < 0.03

@@ -163,6 +163,9 @@ class AgentMagics(Magics):
         for run in runs:
             self._presenter.show(run)
 
+    def _compare(self, given: Given) -> object:
+        return self._presenter.session.compare(given.first, given.second)
+
     def _result(self, given: Given) -> object:
         run = self._run(given)
         if not run.done():

@@ -199,6 +199,13 @@ LINE = Command(
         ),
         Command("%agentrun result", "the output of a run", (REF,)),
         Command(
+            "%agentrun compare", "two sets side by side: how the scores of the second differ, input by input",
+            (
+                Argument(("SET",), "the first set: set-1", field="first", is_required=True),
+                Argument(("OTHER",), "the second set: set-2", field="second", is_required=True),
+            ),
+        ),
+        Command(
             "%agentrun wait", "wait for runs; without REF, for all that are in progress",
             (_REFS, Argument(("--timeout",), "stop waiting after this long", "TIME", read=_timeout)),
         ),
