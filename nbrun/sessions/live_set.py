@@ -397,7 +397,7 @@ class LiveSet:
             request = self._request
             reason = self.token.reason if request is None else request.reason
             self._stop(f"cancelled: {reason}" if reason else "cancelled", self.token.cause or CancelCause.USER)
-        elif self._input_error is not None:
+        elif self._input_error is not None and not self._read:  # what it gave before it failed counts
             self._stop(self._input_error, CancelCause.ERROR)
         elif self.options.is_too_much(failed, len(self.states), self.is_whole):
             self._stop(f"{failed} runs failed, more than max_failures allows", CancelCause.ERROR)
@@ -506,9 +506,11 @@ class LiveSet:
         """Add the inputs that were read to the store: then they count."""
         while not self.is_whole:
             items = [self._read.popleft() for _ in range(min(PAGE, len(self._read)))]
-            is_last = not items and self._has_read_all and not self._read
+            is_last = not items and self._has_read_all and not self._read and self._input_error is None
             if not items and not is_last:
-                return
+                if self._input_error is not None:
+                    self._wake.set()  # the next step stops the set
+                return None
             first = len(self.states)
             items = [self._storable(at, item) for at, item in enumerate(items, first)]
             size = first + len(items)

@@ -222,6 +222,32 @@ def test_a_generator_that_fails_stops_its_set(make_session: MakeSession) -> None
     assert "OSError: no more rows" in str(found.stopped)
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_what_a_generator_gave_before_it_failed_is_kept(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Also where the set has not looked at it by then."""
+    has_failed, step, read_all = threading.Event(), live_set.LiveSet._step, live_set.LiveSet._read_all
+
+    def late_step(live: live_set.LiveSet) -> bool:
+        assert has_failed.wait(BOUND_S)
+        return step(live)
+
+    def watched_read(live: live_set.LiveSet) -> None:
+        read_all(live)
+        has_failed.set()
+
+    def inputs() -> Iterator[str]:
+        yield from "abc"[:count]
+        raise OSError("no more rows")
+
+    monkeypatch.setattr(live_set.LiveSet, "_step", late_step)
+    monkeypatch.setattr(live_set.LiveSet, "_read_all", watched_read)
+    found = done(make_session().map(upper, inputs()))
+    assert (found.status, len(found)) == ("failed", count)
+    assert "OSError: no more rows" in str(found.stopped)
+
+
 def test_a_window_of_runs_exists_and_the_rest_waits_in_the_store(make_session: MakeSession) -> None:
     """Twice as many as there are places; the others are prompts in the file."""
     session, agent = make_session(), Held()
