@@ -114,6 +114,8 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
     def brief_words(self) -> str:
         """Its status and what matters of its counts, for a row of a table."""
         status = self.status_words if self.status in ("cancelling", "failed", "lost") else self.status.capitalize()
+        if self.status == "cancelling":
+            return status
         matters = self.parts
         if self.is_live:
             ended = sum(count for status, count, _ in self.parts if not status.is_live)

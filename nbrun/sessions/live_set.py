@@ -59,8 +59,6 @@ AGAIN_S = 0.2
 ERROR_CHARS, ERROR_KINDS, EXAMPLES = 200, 200, 3
 """How much of an error tells it from others, how many different ones are told apart, and how many runs each names."""
 NEWEST = 5
-ENDS = 200
-"""How many of the last ends tell how fast a set is."""
 _SHOWN = frozenset({"run.started", "approval.requested", "approval.resolved", "cancel.requested"})
 """Events that change what a card shows of a set, besides ends."""
 PENDING, LIVE = 0, 1
@@ -103,13 +101,11 @@ class Story:
         self.newest: deque[RunRecord] = deque(maxlen=NEWEST)  # that have ended
         self.slowest: list[tuple[float, int, RunRecord]] = []
         self.left_behind: Counter[str] = Counter()  # what cancelled runs could not stop
-        self.ends: deque[float] = deque(maxlen=ENDS)  # when the last ones were, by the monotonic clock
         self._error_at: dict[int, str] = {}
         self._order = itertools.count()  # of runs that took as long as another
 
-    def note_end(self, at: int, record: RunRecord, now: float) -> None:
+    def note_end(self, at: int, record: RunRecord) -> None:
         """Note how an input's run has ended."""
-        self.ends.append(now)
         self.newest.append(record)
         took_s = record.elapsed_s(record.ended_at or record.last_event_at) or 0.0
         heapq.heappush(self.slowest, (took_s, next(self._order), record))
@@ -439,7 +435,7 @@ class LiveSet:
             if record.number is None or live.problem is not None:
                 self.unsaved[at] = live
             self.usage = self.usage.plus(record.own_usage)
-            self.story.note_end(at, record, self._parts.clock.monotonic())
+            self.story.note_end(at, record)
             is_tried_again = self._is_tried_again(at, record)
             code = PENDING if is_tried_again else _CODES[record.status]
             with self._lock:

@@ -404,12 +404,6 @@ class RunSet:
         live = self._live
         return (lambda: None) if live is None else live.listen(listener)
 
-    @property
-    def ends(self) -> list[float]:
-        """When its last runs ended here, in seconds of the monotonic clock; for nbrun itself."""
-        live = self._live
-        return [] if live is None else list(live.story.ends)
-
     async def settled(self) -> None:
         """Return when the set is done; from any event loop."""
         await self._until(self.done)

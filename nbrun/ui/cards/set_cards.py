@@ -15,7 +15,7 @@ from nbrun.ui.cards.board import CardBoard, CardCode, CardWidget, Drawable, Prio
 from nbrun.ui.cards.markdown_blocks import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from nbrun.render.set_view import SetView
     from nbrun.sessions import NotebookSession, Run, RunSet
@@ -27,6 +27,9 @@ ERROR_LIMIT = 10
 """How many different errors of a set are listed."""
 SURE_S, SURE_ENDS = 60.0, 10
 """The time left is shown once so many runs have ended, if it has not doubled or halved within so long."""
+PACE_OVER_S, PACE_FROM_S = 20.0, 2.0
+"""A pace is that of the last seconds, so many, and is not given before it is of so many."""
+SAMPLES = 600
 PACE_S, PACE_ENDS = 5.0, 5
 """A pace is shown for so long after the last end, or for as long as so many ends take."""
 
@@ -129,10 +132,11 @@ class SetCard(Drawable):
 
     def _pace(self, seen: SetView) -> Pace:
         if seen.status != "running":
+            self._pacer = Pacer()
             return NO_PACE
         rest = sum(count for status, count, _ in seen.parts if status.is_live)
-        clock = self._session.clock
-        return self._pacer.pace(self.found.ends, rest if seen.is_whole else None, clock.monotonic(), clock.now())
+        ended, clock = sum(seen.counts.values()) - rest, self._session.clock
+        return self._pacer.pace(ended, rest if seen.is_whole else None, clock.monotonic(), clock.now())
 
 
 class Pace(NamedTuple):
@@ -149,22 +153,36 @@ class Pacer:
     """Says how fast a set is, and about how long it will take if that is sure enough."""
 
     def __init__(self) -> None:
-        self._guesses: deque[tuple[float, float]] = deque()  # when the end was estimated, and for when
+        self._seen: deque[tuple[float, int]] = deque(maxlen=SAMPLES)  # how many had ended when, a second apart or more
+        self._last = (0.0, 0)  # when the number changed last, and that number
+        self._guesses: deque[tuple[float, float]] = deque(maxlen=SAMPLES)  # when the end was estimated, and for when
 
-    def pace(self, ends: Sequence[float], rest: int | None, now: float, epoch_s: float) -> Pace:
-        """Return the pace at which the last runs ended, where `rest` have not, or None if nobody knows how many."""
-        if len(ends) < SURE_ENDS or now <= ends[0]:
+    def pace(self, ended: int, rest: int | None, now: float, epoch_s: float) -> Pace:
+        """Return the pace of what has ended lately, where `rest` has not, or None if nobody knows how much."""
+        if ended < self._last[1]:  # some are run again
+            self._seen.clear()
+            self._guesses.clear()
+        if ended != self._last[1]:
+            self._last = now, ended
+        if not self._seen or now - self._seen[-1][0] >= 1:
+            self._seen.append((now, ended))
+        # By the ends of the last seconds, which come in bursts; by more seconds where that are few.
+        while len(self._seen) > 1 and now - self._seen[1][0] >= PACE_OVER_S and ended - self._seen[1][1] >= SURE_ENDS:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        if ended - before < SURE_ENDS or now - since < PACE_FROM_S:
             return NO_PACE
-        per_s = len(ends) / (now - ends[0])
-        until = epoch_s + ends[-1] + max(PACE_S, PACE_ENDS / per_s) - now
+        per_s = (ended - before) / (now - since)
+        until = epoch_s + self._last[0] + max(PACE_S, PACE_ENDS / per_s) - now
         speed = f"{per_s:,.0f}/s" if per_s >= 2 else f"{60 * per_s:,.0f}/min"
         if not rest:
             return Pace(speed, until)
         left_s = rest / per_s
-        self._guesses.append((now, now + left_s))
+        if not self._guesses or now - self._guesses[-1][0] >= 1:
+            self._guesses.append((now, now + left_s))
         while self._guesses[0][0] < now - SURE_S:
             self._guesses.popleft()
-        lefts = [max(0.0, end - now) for _, end in self._guesses]
+        lefts = [left_s, *(max(0.0, end - now) for _, end in self._guesses)]
         if max(lefts) > 2 * min(lefts) + PACE_S:
             return Pace(speed, until)
         left = duration(60 * round(left_s / 60)).removesuffix(" 0 s") if left_s > 90 else f"{max(1, round(left_s))} s"

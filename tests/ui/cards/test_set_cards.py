@@ -171,28 +171,43 @@ def test_what_is_sent_is_small_and_shows_what_is_hidden(session: NotebookSession
     assert found.wait(BOUND_S)
 
 
-def paced(pacer: Pacer, now: float, *, per_s: float, rest: int | None) -> str:
-    """Return the words for runs that have ended at this pace until now."""
-    return pacer.pace([now - at / per_s for at in range(50, 0, -1)], rest, now, 1_000.0 + now).words
+def paced(pacer: Pacer, seconds: range, *, per_s: float, rest: int | None, before: int = 0) -> str:
+    """Return the words after so many seconds at this pace."""
+    words = ""
+    for at in seconds:
+        words = pacer.pace(before + round(per_s * (at - seconds[0])), rest, float(at), 1_000.0 + at).words
+    return words
 
 
 def test_the_time_left_is_given_only_while_it_is_sure() -> None:
     """Not before some have ended, where the number of inputs isn't known, or soon after the pace has changed."""
+    assert paced(Pacer(), range(2), per_s=10, rest=100) == ""
+    assert paced(Pacer(), range(6), per_s=1, rest=100) == ""
+    assert paced(Pacer(), range(30), per_s=10, rest=None) == "10/s"
     pacer = Pacer()
-    assert pacer.pace([1.0, 2.0], 100, 3.0, 0.0) == ("", 0.0)
-    assert paced(pacer, 100.0, per_s=10, rest=None) == "10/s"
-    assert paced(pacer, 100.0, per_s=10, rest=6_000) == "10/s · about 10 min left"
-    assert paced(pacer, 101.0, per_s=2.5, rest=5_990) == "2/s"
-    assert paced(pacer, 102.0, per_s=10, rest=5_980) == "10/s"
-    assert paced(pacer, 162.5, per_s=10, rest=5_400) == "10/s · about 9 min left"
-    assert paced(pacer, 163.0, per_s=1 / 4, rest=0) == "15/min"
+    assert paced(pacer, range(30), per_s=10, rest=6_000) == "10/s · about 10 min left"
+    assert paced(pacer, range(30, 60), per_s=1, rest=6_000, before=290) == "60/min"
+    assert paced(pacer, range(60, 140), per_s=1, rest=600, before=320) == "60/min · about 10 min left"
+    assert paced(pacer, range(140, 145), per_s=1, rest=0, before=400) == "60/min"
+    assert paced(pacer, range(145, 147), per_s=1, rest=9, before=0) == ""  # some are run again
+
+
+def test_ends_that_come_in_bursts_make_no_pace_of_their_own() -> None:
+    """Two hundred at once, every two seconds, are a hundred a second whenever one looks."""
+    pacer = Pacer()
+    seen = [pacer.pace(200 * int(at / 20), None, at / 10, 0.0).words for at in range(1_000)]
+    assert {int(words.removesuffix("/s")) for words in seen[400:]} <= set(range(90, 111))
 
 
 def test_a_pace_holds_until_the_next_end_is_overdue() -> None:
     """At least for a few seconds, and longer where runs are slow."""
-    ends = [float(at) for at in range(20)]
-    assert Pacer().pace(ends, 10, 20.0, 1_020.0).until == 1_019 + 5
-    assert Pacer().pace([60 * end for end in ends], 10, 1_200.0, 2_200.0).until == 1_000 + 1_140 + 300
+    for per_s, for_s in ((10.0, 5.0), (0.1, 50.0)):
+        pacer = Pacer()
+        for at in range(201):
+            pace = pacer.pace(int(per_s * at), 100, float(at), 1_000.0 + at)
+        assert pace.until == pytest.approx(1_200 + for_s, rel=0.01)
+        later = pacer.pace(int(per_s * 200), 100, 203.0, 1_203.0)
+        assert later.until == pytest.approx(1_200 + for_s, rel=0.02)
 
 
 def test_a_card_is_drawn_in_every_other_slot_at_most(
