@@ -508,7 +508,7 @@ class LiveSet:
                     self._wake.set()  # the next step stops the set
                 return None
             first = len(self.states)
-            items = [self._storable(at, item) for at, item in enumerate(items, first)]
+            items = [self.storable(at, item) for at, item in enumerate(items, first)]
             size = first + len(items)
             assert self._seal is not None  # noqa: S101 - who gives inputs gives one
             self._seal.take(items)
@@ -525,7 +525,7 @@ class LiveSet:
             else:
                 return self._wake.set()
 
-    def _storable(self, at: int, item: sets.Item) -> sets.Item:
+    def storable(self, at: int, item: sets.Item) -> sets.Item:
         """Return an input without secrets; its runs get them as long as this kernel lives."""
         redacted = self._parts.intake.redactor.text
         prompt = redacted(item.prompt)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import hashlib
 import math
 import re
+import sqlite3
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from nbrun.agents import current_run
+from nbrun.agents import Worker, current_run
 from nbrun.core import (
     Action,
     BadOption,
@@ -27,12 +30,14 @@ from nbrun.core import (
     RunOptions,
     RunRecord,
     RunStatus,
+    StoreUnavailable,
     call_soon,
     clean_text,
     counted,
     events as ev,
     guarded,
     printable,
+    shown,
 )
 from nbrun.core.options import trusted
 from nbrun.render.set_view import SetView
@@ -94,7 +99,7 @@ class RunSet:
 
     @property
     def id(self) -> str:
-        """The set's id: `set-` and its number."""
+        """The id that the set was started with; by default `set-` and its number."""
         return self.row.set_id
 
     @property
@@ -578,7 +583,8 @@ class Sets:
     def map(self, agent: object, inputs: object, options: Mapping[str, Any]) -> RunSet:
         """Start a set; see `NotebookSession.map()`."""
         read = Inputs(inputs, options.get("template"), options.get("key"))
-        own, given = self._split(options, {})
+        set_id = _read_id(options.get("id"))
+        own, given = self._split({**options, "id": None}, {})
         plan = self._starter.plan(agent, given)
         of_runs: dict[str, Plain] = trusted(plan.options.recorded())  # no others are ever taken from there
         of_set: dict[str, Plain] = {
@@ -586,12 +592,58 @@ class Sets:
         }
         header: dict[str, Plain] = {"name": plan.name, "agent": plan.agent, "options": of_runs, "set": of_set}
         header = {name: self.parts.keyring.look().data(value) for name, value in header.items()}
+        if set_id is not None:
+            header[IDENTITY] = _identity(plan)
+            if (known := self.with_id(set_id)) is not None:
+                return self._go_on(known, plan, own, header, read)
         now, session_id = self.parts.clock.now(), self.parts.session_id
         with guarded():  # a cancel of the agent that calls this must not leave a set that nobody runs
-            number = self.parts.store.change(lambda db: sets.insert_set(db, session_id, None, header, now))
+            try:
+                number = self.parts.store.change(lambda db: sets.insert_set(db, session_id, set_id, header, now))
+            except StoreUnavailable as error:
+                if set_id is None or not isinstance(error.__cause__, sqlite3.IntegrityError):
+                    raise
+                raise NotResumable(f"another kernel has just started a set with the id '{set_id}'") from None
             seal = sets.Seal(self.parts.store.signer, number, header)
             self._begin(LiveSet(self.parts, self._starter, plan, own, number, read, seal))
         return RunSet(self, number)
+
+    def _go_on(
+        self, found: RunSet, plan: MemberPlan, own: SetOptions, header: dict[str, Plain], read: Inputs
+    ) -> RunSet:
+        """Run what has no ending of a set that was started before with this id, and what is new or has changed."""
+        if found.is_live:
+            return found
+        number, store, row = found.number, self.parts.store, found.row
+        title = f"set #{number} ('{printable(row.set_id)}')"
+        if not found.done():
+            raise NotResumable(f"{title} is in progress in another kernel; wait for it there, or use another id")
+        if not store.ask(lambda db: sets.is_signed(db, row, store.signer), False):
+            raise BadOption(f"your nbrun hasn't signed {title}, so its results can't be gone on from; use another id")
+        live = LiveSet(self.parts, self._starter, plan, own, number)
+        old = store.ask(lambda db: sets.read_items(db, number, 0, row.size), list[sets.Item]())
+        items = [live.storable(at, item) for at, item in enumerate(_in_place(title, old, _whole(read)))]
+        is_same = row.header.get(IDENTITY) == header[IDENTITY]
+        changed = {at for at, item in enumerate(old) if not is_same or items[at].prompt != item.prompt}
+        newest = store.ask(lambda db: sets.read_newest(db, number), list[sets.Newest]())
+        live.take_up(len(items), newest, lambda one: one.is_cut or one.position in changed, None)
+        if not live.pending:
+            return found
+        live.usage = self.usage(number)
+        seal = sets.Seal(store.signer, number, header)
+        seal.take(items)
+
+        def begin(db: Any) -> bool:
+            if not sets.begin_again(db, row, self.parts.session_id, None):
+                return False
+            sets.replace_items(db, number, items, seal.header)
+            return True
+
+        with guarded():  # as above
+            if not store.change(begin):
+                raise NotResumable(f"another kernel is already resuming {title}")
+            self._begin(live)
+        return found
 
     def _begin(self, live: LiveSet) -> None:
         with self.parts.lock:
@@ -684,6 +736,11 @@ class Sets:
         match = _REF.fullmatch(str(ref).strip().lower())
         return self.numbered(int(match[1])) if match else None
 
+    def with_id(self, set_id: str) -> RunSet | None:
+        """Return the set that was started with this id."""
+        found = self.parts.store.ask(lambda db: sets.read_sets(db, set_id), list[sets.StoredSet]())
+        return RunSet(self, found[0].number) if found else None
+
     def numbered(self, number: int) -> RunSet | None:
         """Return the set with this number."""
         return RunSet(self, number) if number in self.live or (number and self.row(number) is not None) else None
@@ -731,6 +788,48 @@ _OWN = (
 _RECORDED = tuple(name for name in _OWN if name not in ("retry_if", "template", "key", "score"))
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(s|sec|min|h|hour)\s*")
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hour": 3600.0}
+
+
+IDENTITY = "identity"
+"""Where the header of a set with an id has what its runs depend on besides their prompts, as a digest."""
+MAX_ID = 200
+
+
+def _read_id(set_id: object) -> str | None:
+    if set_id is None:
+        return None
+    if not isinstance(set_id, str):
+        raise BadOption(f"id must be a str, not {type(set_id).__name__}")
+    if not set_id.strip() or len(set_id) > MAX_ID or set_id != clean_text(set_id):
+        raise BadOption(f"id must have 1 to {MAX_ID} characters, none of them hidden")
+    if _REF.fullmatch(set_id.strip().lower()):
+        raise BadOption(f"id='{set_id}' is how a set is called by its number; use another id")
+    return set_id
+
+
+def _identity(plan: MemberPlan) -> str:
+    """Return a digest of the agent's label, its model and options; never of the agent itself."""
+    parts = [plan.agent, plan.options.model, plan.options.recorded()]
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def _whole(read: Inputs) -> list[sets.Item]:
+    """Return all inputs; on a thread, since an async generator of them needs a loop that isn't running."""
+    return Worker("inputs", lambda: list(read), contextvars.copy_context()).start().result()
+
+
+def _in_place(title: str, old: list[sets.Item], new: list[sets.Item]) -> list[sets.Item]:
+    """Return the new inputs in the places that they had before, by their keys if all have some, and then the others."""
+    if not all(item.key is not None for item in (*old, *new)):
+        if len(new) < len(old):
+            raise BadOption(f"{title} has {counted(len(old), 'input')}; give as many at least, or use another id")
+        return new
+    given = {item.key: item for item in new}
+    gone = [item.key for item in old if item.key not in given]
+    if gone:
+        raise BadOption(f"{title} also has the input '{shown(gone[0], 60)}'; give it too, or use another id")
+    known = {item.key for item in old}
+    return [*(given[item.key] for item in old), *(item for item in new if item.key not in known)]
 
 
 def _is_count(value: object) -> bool:

@@ -225,6 +225,7 @@ class NotebookSession:
         *,
         template: Template | None = None,
         key: str | None = None,
+        id: str | None = None,
         concurrency: int | None = None,
         rate: str | None = None,
         retries: int = 0,
@@ -250,6 +251,8 @@ class NotebookSession:
         key : the column that has the keys; by default they are a DataFrame's index, unless that only counts.
         concurrency : how many may be in progress at once, in places of the set's own; None: `max_concurrent`.
         rate : at most so many starts, as `600/min` or `5/s`.
+        id : names the set, for good: with the same id, only what has no ending is run, and inputs that are new or have
+            another prompt. Of another agent's label or other options, all inputs are run again.
         retries : how often an input is tried again whose run failed.
         retry_if : called with the error, a `nbrun.events.ErrorInfo`; False: it is not tried again.
         max_failures : if more inputs fail, nothing further is begun: a number, or a share of all, such as 0.05.
@@ -265,7 +268,7 @@ class NotebookSession:
             Nothing was started.
         """
         own = {
-            "template": template, "key": key, "concurrency": concurrency, "rate": rate, "retries": retries,
+            "template": template, "key": key, "id": id, "concurrency": concurrency, "rate": rate, "retries": retries,
             "retry_if": retry_if, "max_failures": max_failures, "max_cost": max_cost, "max_tokens": max_tokens,
             "score": score, "approve": approve,
         }  # fmt: skip
@@ -380,7 +383,7 @@ class NotebookSession:
     def get(self, ref: Run | RunSet | int | str) -> Any:
         """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id; of this session first.
 
-        `set-3` names a set, unless there is none with this number.
+        `set-3` names a set, unless there is none with this number; so does the id of a set, unless a run has this name.
 
         Raises
         ------
@@ -390,7 +393,15 @@ class NotebookSession:
         if isinstance(ref, RunSet):
             return ref
         found = self._sets.find(ref) if isinstance(ref, str) else None
-        return self.get_run(ref) if found is None else found
+        if found is not None:
+            return found
+        try:
+            return self.get_run(ref)
+        except RunNotFound:
+            with_id = self._sets.with_id(ref) if isinstance(ref, str) else None
+            if with_id is None:
+                raise
+            return with_id
 
     def get_run(self, ref: Run | int | str) -> Run:
         """Return the run that `ref` names, as `get()` does; raises `BadOption` if it names a set."""

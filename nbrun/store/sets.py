@@ -22,7 +22,7 @@ from nbrun.store.validation import MAX_DEPTH, MAX_SEQ, is_deep, moment, text
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _COLUMNS = "number, session_id, set_id, created_at, ended_at, size, is_whole, stopped, substr(header, 1, 65536)"
 _IS_PLACE = "typeof(position) = 'integer' AND position >= 0"  # somebody else may have written anything there
@@ -143,6 +143,14 @@ def add_items(
     connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", ((number, *item) for item in items))
     values = (size, is_whole, header, number)
     connection.execute("UPDATE sets SET size = ?, is_whole = ?, header = ? WHERE number = ?", values)
+
+
+def replace_items(connection: sqlite3.Connection, number: int, items: Sequence[Item], header: bytes) -> None:
+    """Put these in the place of a set's inputs, of which there are no more; the `header` has their signature."""
+    connection.execute("UPDATE items SET key = NULL WHERE in_set = ?", (number,))  # so that keys may change places
+    connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", ((number, *item) for item in items))
+    values = (len(items), header, number)
+    connection.execute("UPDATE sets SET size = ?, is_whole = 1, header = ? WHERE number = ?", values)
 
 
 def begin_again(connection: sqlite3.Connection, row: StoredSet, session_id: str, stopped: str | None) -> bool:

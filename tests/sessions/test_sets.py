@@ -130,7 +130,7 @@ def test_inputs_that_are_no_prompts_are_refused_before_anything_starts(make_sess
     for options, words in (
         ({"concurrency": 0}, "concurrency=0"), ({"retries": -1}, "retries=-1"), ({"rate": "fast"}, "600/min"),
         ({"max_failures": 1.5}, "share"), ({"nonsense": 1}, "isn't an option"),
-        ({"id": "x"}, "isn't an option of a set"),
+        ({"if_running": "queue"}, "isn't an option of a set"),
     ):  # fmt: skip
         with pytest.raises(BadOption, match=words):
             session.map(upper, ["a"], **options)
@@ -1086,3 +1086,138 @@ def test_the_interval_of_a_difference_holds_what_it_says() -> None:
     large = paired([draw.gauss(0.3, 1.0) for _ in range(20_000)])
     assert large.low < 0.3 < large.high
     assert large.high - large.low < 0.03
+
+
+# --- a set with an id ----------------------------------------------------------------------------------
+
+
+class Noting:
+    """Notes what it is asked, and answers in capitals; what begins with "bad" fails."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def __call__(self, prompt: str) -> str:
+        """Answer, or fail."""
+        self.asked.append(prompt)
+        if prompt.startswith("bad"):
+            raise ValueError(prompt)
+        return prompt.upper()
+
+    def news(self) -> list[str]:
+        """Return what it was asked since the last look, in order of the texts."""
+        found, self.asked = sorted(self.asked), []
+        return found
+
+
+def test_a_set_with_an_id_runs_only_what_has_no_ending(make_session: MakeSession) -> None:
+    """In the same session and in the next; what is new or has another prompt is run; what has failed has ended."""
+    session, agent = make_session(), Noting()
+    first = done(session.map(agent, {"a": "tea", "b": "bad"}, id="drinks"))
+    assert (first.id, session.get("drinks").number, agent.news()) == ("drinks", first.number, ["bad", "tea"])
+    again = done(session.map(agent, {"a": "tea", "b": "bad"}, id="drinks"))
+    assert (again.number, agent.news(), again.counts) == (first.number, [], {"completed": 1, "failed": 1})
+    more = done(session.map(agent, {"c": "oats", "b": "milk", "a": "tea"}, id="drinks"))
+    assert (more.number, agent.news()) == (first.number, ["milk", "oats"])
+    assert (more["a"].output, more["b"].output, more["c"].output) == ("TEA", "MILK", "OATS")
+    assert [item.key for item in more.items()] == ["a", "b", "c"]
+    session.close()
+    session = make_session()
+    later = done(session.map(agent, {"a": "tea", "b": "milk", "c": "oats", "d": "rye"}, id="drinks"))
+    assert (later.number, agent.news(), later.counts) == (first.number, ["rye"], {"completed": 4})
+    assert done(later.retry(agent, keys=["d"])).counts == {"completed": 4}  # it is signed for what it has now
+    assert len(session.sets()) == 1
+
+
+def test_another_agent_or_other_options_run_all_of_it_again(make_session: MakeSession) -> None:
+    """The agent's label, the prompt and the options are what a result depends on."""
+    session, agent = make_session(), Noting()
+    done(session.map(agent, ["tea", "milk"], id="x"))
+    agent.news()
+    assert done(session.map(agent, ["tea", "milk"], id="x", timeout_s=60)).counts == {"completed": 2}
+    assert agent.news() == ["milk", "tea"]
+    assert done(session.map(upper, ["tea", "milk"], id="x", timeout_s=60)).counts == {"completed": 2}
+    assert agent.news() == []
+    assert len(session.runs()) == 6
+
+
+def test_a_set_with_an_id_that_is_live_is_returned_and_one_that_was_cut_goes_on(make_session: MakeSession) -> None:
+    """Nothing of it is run twice."""
+    session, agent = make_session(), Held()
+    found = session.map(agent, ["a", "b", "c"], id="x", concurrency=1)
+    assert agent.entered.wait(BOUND_S)
+    assert session.map(agent, ["a", "b", "c"], id="x").number == found.number
+    session.close()
+    session, other = make_session(), Noting()
+    gone_on = done(session.map(other, ["a", "b", "c", "d"], id="x"))
+    assert (gone_on.number, gone_on.counts, other.news()) == (found.number, {"completed": 4}, ["a", "b", "c", "d"])
+
+
+async def later_ones() -> AsyncIterator[str]:
+    """Yield two prompts."""
+    yield "tea"
+    yield "milk"
+
+
+def test_a_generator_of_a_known_set_is_read_whole_also_on_a_loop(make_session: MakeSession) -> None:
+    """As in a notebook, whose cells run on one."""
+    session, agent = make_session(), Noting()
+    done(session.map(agent, ["tea"], id="x"))
+
+    async def cell() -> RunSet:
+        return await session.map(agent, later_ones(), id="x")
+
+    assert asyncio.run(cell()).counts == {"completed": 2}
+    assert agent.news() == ["milk", "tea"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"id": "set-3"}, "is how a set is called by its number"),
+        ({"id": " "}, "1 to 200 characters"),
+        ({"id": 3}, "id must be a str, not int"),
+        ({"inputs": {"a": "tea"}, "id": "x"}, "also has the input 'b'; give it too, or use another id"),
+        ({"inputs": ["tea"], "id": "x"}, "has 2 inputs; give as many at least, or use another id"),
+    ],
+)
+def test_a_wrong_id_or_fewer_inputs_are_refused_and_change_nothing(
+    make_session: MakeSession, given: dict[str, Any], words: str
+) -> None:
+    """One line says what to do."""
+    session, agent = make_session(), Noting()
+    done(session.map(agent, {"a": "tea", "b": "milk"}, id="x"))
+    with pytest.raises(BadOption, match=words):
+        session.map(agent, **{"inputs": {"a": "tea", "b": "milk"}, **given})
+    assert (len(session.sets()), len(agent.news())) == (1, 2)
+
+
+def test_results_of_a_set_that_somebody_else_has_planted_are_not_gone_on_from(
+    make_session: MakeSession, store_path: Path
+) -> None:
+    """A signature that isn't this user's is none."""
+    session, agent = make_session(), Noting()
+    done(session.map(agent, ["tea"], id="x"))
+    session.close()
+    with closing(sqlite3.connect(store_path)) as connection, connection:
+        connection.execute("UPDATE items SET prompt = 'other'")
+    with pytest.raises(BadOption, match="hasn't signed set #1 \\('x'\\)"):
+        make_session().map(agent, ["other"], id="x")
+
+
+def test_two_kernels_that_start_a_set_with_one_id_make_one_set(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one says so, and starts nothing: its look came before the first one's set was there."""
+    one, other, agent = make_session(), make_session(), Noting()
+    look = other._sets.with_id
+
+    def look_then_wait(set_id: str) -> RunSet | None:
+        found = look(set_id)
+        done(one.map(agent, ["tea"], id="x"))
+        return found
+
+    monkeypatch.setattr(other._sets, "with_id", look_then_wait)
+    with pytest.raises(NotResumable, match="another kernel has just started a set with the id 'x'"):
+        other.map(agent, ["tea"], id="x")
+    assert (len(one.sets()), agent.news()) == (1, ["tea"])
