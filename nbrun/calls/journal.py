@@ -157,12 +157,14 @@ def find_answer(journal: Journal, asked: Asked, run: RunContext) -> Answer | Non
             return None
     if journal.speed is not None:
         return _refused(journal, asked, run)
-    if (had_answers or journal.given) and not journal.has_diverged:
+    if (had_answers or journal.given or journal.is_cut) and not journal.has_diverged:
         journal.has_diverged = True
         unused = journal.unused(CALL)
         given = f"{counted(journal.given, 'answer')} came from the journal of {journal.source}"
         if unused:
             run.log(f"{given}; this request is not in it: {difference(unused[0].outline, asked)}", "warning")
+        elif journal.is_cut:
+            run.log(f"{given}, which is incomplete; from here on the model is asked", "warning")
         else:
             run.log(f"{given}, which was all of it; from here on the model is asked")
     return None

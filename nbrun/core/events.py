@@ -276,6 +276,10 @@ class Message(EventData, frozen=True):
 # --- tools -------------------------------------------------------------------------------------------
 
 
+STEP, STEP_KNOWN = "step", "kept step"
+"""Kinds of a tool: a step that is called, and one whose result is known."""
+
+
 class ToolStarted(EventData, frozen=True):
     """A tool was entered."""
 

@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
     from nbrun.core.redaction import Redactor, SecretRegistry
 
-CALL, STEP, STEP_BEGUN, STEP_FAILED = "call", "step", "begun", "failed"
-"""What an entry is: the answer to a model call, the result of a step, or that a step has begun, or has failed."""
+CALL, STEP, STEP_BEGUN, STEP_FAILED, LOST = "call", "step", "begun", "failed", "lost"
+"""What an entry is: the answer to a model call, the result of a step, or that a step has begun, or has failed.
+
+The last one is in no file: whoever reads a journal puts it where entries are missing, of which nothing is known.
+"""
 
 MAX_ANSWER = 20_000_000
 """Bytes of the largest answer that is kept."""
@@ -79,10 +82,12 @@ def journal_name(session_id: str, run_id: str) -> str:
 
 
 def read_entries(data: bytes, key: bytes) -> list[Entry]:
-    """Return the entries of a file that are signed with this key, oldest first, up to the first one that isn't."""
+    """Return the entries of a file that are signed with this key, oldest first, and `LOST` for the first that isn't."""
     entries: list[Entry] = []
     start, attempt, number = 0, 0, 0
-    while start + _HEAD.size <= len(data):
+    while start < len(data):
+        if start + _HEAD.size > len(data):
+            break
         length, signature = _HEAD.unpack_from(data, start)
         start += _HEAD.size
         content = data[start : start + length]
@@ -96,7 +101,9 @@ def read_entries(data: bytes, key: bytes) -> list[Entry]:
             break
         entries.append(placed.entry)
         number += 1
-    return entries
+    else:
+        return entries
+    return [*entries, Entry(LOST, b"", entries[-1].at if entries else 0.0)]
 
 
 class JournalFiles:
@@ -280,6 +287,8 @@ class Journal:
         for entry in (*known, *before):
             self._known.setdefault((entry.kind, entry.request), deque()).append(entry)
         self._left = sum(entry.kind == CALL for entry in known)
+        self.is_cut = any(entry.kind == LOST for entry in (*known, *before))
+        """Whether entries are missing: what isn't known may have been answered, or called, all the same."""
         self._number = self._size = 0
         self._is_broken = False
         self._file: tuple[hmac.HMAC, str] | None = None  # what signs its entries, and its name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from nbrun.core import (
     shown,
     trusted,
 )
+from nbrun.core.journal import LOST, Entry
 from nbrun.core.options import LIMITS, POLICIES, SETUP
 from nbrun.render.words import AGENT, answer_of, named_by, run_ref, title
 from nbrun.sessions.run import Run
@@ -100,6 +101,10 @@ def conversation(run: Run, find_run: FindRun) -> list[Run]:
     return runs
 
 
+def _has_answers(entries: Iterable[Entry]) -> bool:
+    return any(entry.kind != LOST for entry in entries)
+
+
 def _turns(run: Run) -> list[checkpoint.Turn]:
     record = run.whole_record
     is_same_prompt = record.origin is not None and record.origin.kind == ev.RESUME
@@ -155,7 +160,7 @@ class _Followup:
         options = self._options()
         prompt = self.run.record.prompt if self.signed is None else self.signed.prompt
         restored = self._answered(checkpoint.Restored()) if reuse else None
-        if restored is not None and not restored.journal:
+        if restored is not None and not _has_answers(restored.journal):
             raise NotResumable(f"{self._title} has no answers that were kept; retry it without reuse", run=self._title)
         return self._plan(ev.RETRY, self._agent(options), prompt, options, restored)
 
@@ -247,7 +252,7 @@ class _Followup:
         if blob is None and number is not None and not done:
             groups = self.run.record.call_groups
             has_paid = any(group.usage.requests for group in groups)  # else nothing would be paid twice
-            if store.journal(number) or (groups and not has_paid):
+            if _has_answers(store.journal(number)) or (groups and not has_paid):
                 return None
         if blob is None:
             why = "has no checkpoint" if self.run.record.checkpoint is None else "has no checkpoint that is signed"

@@ -49,6 +49,7 @@ from nbrun.core import (
     shown,
 )
 from nbrun.core.commands import CASSETTE
+from nbrun.core.journal import CALL
 from nbrun.render.results import load_object, view_of
 from nbrun.render.words import opening, queued_words, run_ref, status_words, title
 from nbrun.sessions.live_run import NOTHING, LiveRun, each_event, poll, poll_softly
@@ -758,7 +759,8 @@ class Run:
         for number in numbers:  # it grows; a child has a greater number than its parent
             children = self.store.record(number).children
             numbers += [child.number for child in children if child.number is not None and child.number > number]
-        return [entry for number in dict.fromkeys(numbers) for entry in self.store.journal(number)]
+        found = (entry for number in dict.fromkeys(numbers) for entry in self.store.journal(number))
+        return [entry for entry in found if entry.kind == CALL]
 
     @property
     def signed(self) -> RunRecord | ev.RunCreated | None:

@@ -26,7 +26,7 @@ from nbrun.core import (
     events as ev,
     fold,
 )
-from nbrun.core.journal import Entry, journal_name, read_entries
+from nbrun.core.journal import LOST, STEP_BEGUN, Entry, journal_name, read_entries
 from nbrun.store import liveness, payloads, schema, validation
 from nbrun.store.connection import MAX_VALUE_BYTES, refuse_links, set_limits
 from nbrun.store.rows import ORIGINS
@@ -391,7 +391,8 @@ def read_journal(
     """Return what a run was answered, and what was there to answer it, oldest first.
 
     That is the journal of the run and of those that it resumes, or answers from, as far as this user's nbrun wrote
-    them; with `since_checkpoint`, without what the checkpoint that it can be resumed from knows already.
+    them; with `since_checkpoint`, without what the checkpoint that it can be resumed from knows already. Where a file
+    is damaged, or has fewer steps than the run's log, there is an entry that says so.
     """
     parts: list[list[Entry]] = []
     run: int | None = number
@@ -405,14 +406,27 @@ def read_journal(
             break
         name, key = journal_name(created.session_id, row[0]), signer.journal_key(created.session_id, row[0])
         entries = read_entries(files.read(name), key)
+        begun = sum(entry.kind == STEP_BEGUN for entry in entries)
+        if not any(entry.kind == LOST for entry in entries) and begun < _count_steps(connection, run):
+            entries.append(Entry(LOST, b"", 0.0))
         if since_checkpoint and isinstance(row[1], int):
-            parts.append([entry for entry in entries if entry.at * 1_000_000 >= row[1]])
+            parts.append([entry for entry in entries if entry.kind == LOST or entry.at * 1_000_000 >= row[1]])
             break
         parts.append(entries)
         origin, run = created.origin, None
         if origin is not None and (origin.kind == ev.RESUME or created.options.get(ev.REUSE)):
             run_id, run = origin.run_id, origin.number
     return [entry for part in reversed(parts) for entry in part]
+
+
+def _count_steps(connection: sqlite3.Connection, number: int) -> int:
+    """Return how many steps a run has called, by its log."""
+    rows = connection.execute(
+        "SELECT CASE WHEN typeof(data) = 'blob' AND length(data) <= ?1 THEN data END FROM events"
+        " WHERE run = ?2 AND type = ?3", (MAX_VALUE_BYTES, number, ev.ToolStarted.TYPE),
+    )  # fmt: skip
+    called = (validation.data(ev.ToolStarted.TYPE, blob) for (blob,) in rows)
+    return sum(isinstance(tool, ev.ToolStarted) and tool.kind == ev.STEP for tool in called)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import pytest
 
 from nbrun import NotebookSession, Run, RunContext, events as ev
 from nbrun.core.errors import BadOption, NotResumable
-from nbrun.core.journal import MAX_ANSWER, journal_name, read_entries
+from nbrun.core.journal import LOST, MAX_ANSWER, journal_name, read_entries
 from nbrun.sessions.intake import Intake
 from nbrun.store import writer
 from nbrun.store.rows import FileWriter
@@ -313,12 +313,14 @@ def test_a_strangers_journal_answers_nothing(make_session: MakeSession, provider
     with pytest.raises(NotResumable, match="no answers that were kept"):
         first.retry(reuse=True)
     file.write_bytes(whole[:-1])  # a kill in the middle of writing: what is whole counts
-    assert sources(finish(first.retry(reuse=True))) == ["journal", "live"]
+    cut = finish(first.retry(reuse=True))
+    assert sources(cut) == ["journal", "live"]
+    assert any("is incomplete" in line for line in cut.record.log), "what is paid again is said"
     second = finish(session.start(agent, "Ask"))
     assert second.number is not None
     assert len(session.store.journal(second.number)) == 2
     (file.parent / journal_name(session.id, second.id)).write_bytes(whole)  # of another run
-    assert session.store.journal(second.number) == []
+    assert [entry.kind for entry in session.store.journal(second.number)] == [LOST]
 
 
 def test_a_journal_goes_with_its_run(make_session: MakeSession, provider: Provider, store_path: Path) -> None:

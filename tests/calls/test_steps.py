@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nbrun import NotebookSession, Run, RunContext, events as ev
-from nbrun.core.journal import STEP_BEGUN, Entry
+from nbrun.core.journal import STEP_BEGUN, Entry, journal_name
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
 
@@ -180,3 +180,59 @@ def test_a_secret_in_a_result_is_not_kept(make_session: MakeSession, monkeypatch
     till.is_open, till.returns = True, "key hq2Jx8vN4kTz7RwB"
     first = finish(session.start(till.pays_sync, "Pay"))
     assert finish(first.retry(reuse=True)).output == ["key [TILL_API_KEY]"] * 2
+
+
+def _frames(data: bytes) -> list[int]:
+    """Return where each entry of a journal's file begins."""
+    starts, at = [], 0
+    while at < len(data):
+        starts.append(at)
+        at += 36 + int.from_bytes(data[at : at + 4], "big")
+    return starts
+
+
+@pytest.mark.parametrize("cut", ["before the begun of the last", "within the begun of the last", "changed in it"])
+@pytest.mark.parametrize("policy", ["auto", "deny"])
+def test_a_journal_that_is_cut_makes_no_step_again_without_a_question(
+    make_session: MakeSession, policy: Any, cut: str
+) -> None:
+    """What the run's log has and its journal has not may have taken effect; what the journal has is not made again."""
+    session, till = make_session(), Till()
+    first = finish(session.start(till.pays_sync, "Pay"))
+    assert till.charges == [1, 2]
+    folder = session.store.journals.folder
+    assert folder is not None
+    path = folder / journal_name(session.id, first.id)
+    data = path.read_bytes()
+    at = _frames(data)[2]  # the first step has two
+    match cut:
+        case "before the begun of the last":
+            path.write_bytes(data[:at])
+        case "within the begun of the last":
+            path.write_bytes(data[: at + 50])
+        case _:
+            path.write_bytes(data[: at + 50] + b"!" + data[at + 51 :])
+    till.is_open = True
+    again = finish(first.retry(reuse=True, approve=policy))
+    asked = [event.data for event in again.events() if isinstance(event.data, ev.ApprovalRequested)]
+    assert ["is incomplete" in one.message for one in asked] == [True]
+    if policy == "auto":
+        assert again.status == "completed"
+        assert till.charges == [1, 2, 2]
+    else:
+        assert "isn't called again" in str(again.error)
+        assert till.charges == [1, 2]
+    kinds = [tool.kind for tool in again.record.tools]
+    assert kinds[0] == ev.STEP_KNOWN, "the count of a run that comes from this one is right, too"
+
+
+def test_a_sound_journal_asks_nothing_however_often_it_is_used(session: NotebookSession) -> None:
+    """Steps whose results were known are no calls that are missing."""
+    till = Till()
+    run = finish(session.start(till.pays_sync, "Pay"))
+    for _ in range(3):
+        run = finish(run.retry(reuse=True, approve="deny"))
+        assert "Broken" in str(run.error)
+    till.is_open = True
+    assert finish(run.retry(reuse=True, approve="deny")).status == "completed"
+    assert till.charges == [1, 2]

@@ -623,7 +623,7 @@ class RunContext:
         step = self._step(function, args, kwargs)
         if step.is_open and not await self.ask(step.question, editable=False):
             raise step.refused()
-        with self.tool(step.name, step.given, kind="step") as use:
+        with self.tool(step.name, step.given, kind=step.kind) as use:
             if step.is_known:
                 use.result = step.known()
             else:
@@ -639,7 +639,7 @@ class RunContext:
         step = self._step(function, args, kwargs)
         if step.is_open and not self.ask_sync(step.question, editable=False):
             raise step.refused()
-        with self.tool(step.name, step.given, kind="step") as use:
+        with self.tool(step.name, step.given, kind=step.kind) as use:
             if step.is_known:
                 use.result = step.known()
             else:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbrun.core import BadOption, Clock, NbrunError, Plain, StoreError, clean_text, plain, shown, type_name
+from nbrun.core import (
+    BadOption,
+    Clock,
+    NbrunError,
+    Plain,
+    StoreError,
+    clean_text,
+    events as ev,
+    plain,
+    shown,
+    type_name,
+)
 from nbrun.core.checkpoint import stand_ins
 from nbrun.core.journal import STEP, STEP_BEGUN, STEP_FAILED, Entry
 from nbrun.core.values import revived
@@ -61,8 +72,10 @@ class StepCall:
             self._find(STEP_BEGUN)
         while self._find(STEP_FAILED) is not None:
             self._find(STEP_BEGUN)
-        self.is_open = not self.is_known and self._find(STEP_BEGUN) is not None
-        """Whether an earlier run has begun it, and how far that got is unknown."""
+        self._was_begun = not self.is_known and self._find(STEP_BEGUN) is not None
+        self.is_open = self._was_begun or (not self.is_known and journal is not None and journal.is_cut)
+        """Whether an earlier run has begun it, or may have, and how far that got is unknown."""
+        self.kind = ev.STEP_KNOWN if self.is_known else ev.STEP
 
     def _find(self, kind: str) -> Entry | None:
         return None if self._journal is None else self._journal.find(kind, self._request)
@@ -71,7 +84,9 @@ class StepCall:
     def question(self) -> str:
         """What the user is asked if it is open."""
         source = "an earlier run" if self._journal is None else self._journal.source
-        return f"{self.name}() had begun when {source} ended, so it may have taken effect. Call it again?"
+        if self._was_begun:
+            return f"{self.name}() had begun when {source} ended, so it may have taken effect. Call it again?"
+        return f"The journal of {source} is incomplete, so {self.name}() may have been called already. Call it?"
 
     def refused(self) -> NbrunError:
         """Return the error of a step that must not be repeated."""
