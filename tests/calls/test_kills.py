@@ -172,12 +172,12 @@ def made(kind: str) -> Iterator[Makers]:
         makers.close()
 
 
-def kept(store: Path) -> int:
-    """Return how many answers the newest run has kept."""
+def kept(store: Path) -> int | None:
+    """Return how many answers the newest run has kept; None if its begin was not stored yet."""
     reading = SessionStore([store], SystemClock())
     try:
         newest = reading.runs(limit=1)
-        return len(reading.journal(newest[0].number)) if newest else 0
+        return len(reading.journal(newest[0].number)) if newest else None
     finally:
         reading.close(1.0)
 
@@ -207,10 +207,10 @@ def kill_and_resume(kind: str, folder: Path, seeds: range) -> None:
             if output is None:
                 killed += 1
                 had = kept(place / "runs.db")
-                on_its_way = len(provider.paid) - had
+                on_its_way = len(provider.paid) - (had or 0)
                 assert on_its_way in (0, 1), "the agent goes on only with an answer that is kept"
                 asked_again += on_its_way
-                makers.begin("resume", url, place / "runs.db")
+                makers.begin("start" if had is None else "resume", url, place / "runs.db")
                 output = makers.end()
                 twice = [asked for asked, count in Counter(provider.paid).items() if count > 1]
                 assert len(twice) <= on_its_way, f"seed {seed}: paid twice"
