@@ -11,6 +11,7 @@ import bisect
 import hashlib
 import itertools
 import math
+import operator
 import os
 import threading
 import time
@@ -31,8 +32,11 @@ MAX_WAIT_S = 300.0
 """The longest wait for what a provider asks, in seconds; then one call tries."""
 
 SHOWN_S = 0.25  # a shorter wait isn't shown
-FIRST_PAUSE_S = 0.3  # where a refusal names no time
-MAX_PAUSE_S = 30.0
+FIRST_RATE = 200.0  # calls per second, at which it is first tried whether calls are taken again
+MIN_RATE = 1 / 30
+PART = 0.85  # of the rate that was refused, after the refusal
+FEW = 10  # calls, from which no rate is learned
+MAX_TRIP_S = 1.0  # a loop that is busy may notice a refusal much later
 MINUTE_S = 60.0
 MAX_LINES = 1_000  # of calls, by provider and key
 MAX_REFUSED = 10_000  # requests of one line that may be tried again
@@ -50,6 +54,8 @@ class Reply(NamedTuple):
     retry_after: float | None = None
     is_refusal: bool = False
     odd: str = ""
+    early_s: float = 0.0
+    """How much sooner calls may be taken: whole seconds are rounded up."""
 
 
 def read_refusal(status: int, headers: Mapping[str, str], now: float) -> Reply:
@@ -58,6 +64,7 @@ def read_refusal(status: int, headers: Mapping[str, str], now: float) -> Reply:
     exact = _number(headers.get("retry-after-ms"))
     seconds = _number(text) if exact is None else exact / 1000
     odd = ""
+    early_s = 1.0 if exact is None and "." not in text else 0.0
     if seconds is None and text:
         try:
             # The server's clock and this one may differ.
@@ -75,7 +82,7 @@ def read_refusal(status: int, headers: Mapping[str, str], now: float) -> Reply:
     is_refusal = status == 429 or (status in (503, 529) and seconds is not None)
     if headers.get("x-should-retry") == "false":
         is_refusal = False
-    return Reply(seconds, is_refusal, odd if is_refusal else "")
+    return Reply(seconds, is_refusal, odd if is_refusal else "", min(early_s, seconds or 0.0))
 
 
 def _number(text: str | None) -> float | None:
@@ -168,23 +175,23 @@ def _reset_s(text: str, now: float) -> float | None:
 
 
 class Sent:
-    """A call that was sent: when, whether it was refused, and whether it went as soon as the pace allowed it."""
+    """A call that was sent: when, and whether it was refused."""
 
-    __slots__ = ("at", "is_paced", "is_refused")
+    __slots__ = ("at", "is_refused")
 
-    def __init__(self, at: float, *, is_paced: bool) -> None:
+    def __init__(self, at: float) -> None:
         self.at = at
-        self.is_paced = is_paced
         self.is_refused = False
 
 
 class Pace:
     """Learns how fast a provider takes calls. Times are seconds of one clock. Threads: the caller holds a lock.
 
-    Without a refusal there is no pace. The first one gives what was taken in the second before it. From then on the
-    pace grows, slowly where it is known, until the next refusal: between two refusals a provider has given all that it
-    gives, so what it took in that time is what it allows. A pause costs what it lasts, so the pace grows the slower,
-    the longer pauses are.
+    Without a refusal there is no pace. After the first one, single calls find out when calls are taken again, each
+    after twice the time of the one before. What was taken in the second before the refusal tells about how fast calls
+    may go; if that was little, the time that a single call had to wait for. From then on a refusal lowers the pace, and
+    each call that waits for it raises it: at first quickly, slowly near the pace that was refused, and beyond it
+    quickly again, as TCP's CUBIC does. The longer the wait that a refusal costs, the slower it grows.
     """
 
     def __init__(self) -> None:
@@ -194,108 +201,108 @@ class Pace:
         """No call goes before this."""
         self.sent: deque[Sent] = deque()  # of the last minute
         self._last = -math.inf  # when one was sent
-        self._base = 0.0  # the rate at the end of the last pause, at `_began`
-        self._began = 0.0
-        self._refused: Sent | None = None  # by it the pause was learned of; None once it is over
-        self._learned = -math.inf  # when that was
-        self._empty = 0.0  # when the provider had nothing left, the last time
-        self._pause = self._pause_before = 0.0
+        self._most = math.inf  # the rate that was refused; infinite until something is known
+        self._base = 0.0  # the rate after that
+        self._paced = 0  # calls since then that waited for the pace, without the first one
+        self._refused_at = 0.0  # when the call was sent that was refused; while something is unknown, the first one
+        self._learned = -math.inf  # when the last refusal was known
         self._trip = 0.0  # from a call to its refusal
-        self._is_own = False  # the provider has named no time
-        self._misses = 0  # refusals that followed one another
-        self._is_near = self._is_known = False  # how well the rate is known
-        self._overshoots = 0
+        self._pause = 0.0  # what the provider has asked to wait
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether the next call may well be refused."""
+        return self.rate is not None and (self._is_probing or self._most == math.inf)
+
+    @property
+    def _is_probing(self) -> bool:
+        """Whether the next call finds out if calls are taken again."""
+        return self._last < self._learned
 
     def go(self, now: float) -> Sent:
         """Take note of a call that is sent now."""
-        is_paced = self.rate is not None and now - self._last <= 1.6 / self.rate
+        if self.rate is not None and not self._is_probing:
+            if self._paced == 0 and self._most == math.inf:
+                self._guess()
+            if self._paced == 0 or now - self._last <= 1.6 / self.rate:
+                self._paced += 1
+            self._grow(now)
         self._last = now
-        sent = Sent(now, is_paced=is_paced)
+        sent = Sent(now)
         self.sent.append(sent)
         while self.sent[0].at < now - MINUTE_S:
             self.sent.popleft()
         return sent
 
-    @property
-    def is_probing(self) -> bool:
-        """Whether the next call finds out if a pause, whose length nobody has named, was long enough."""
-        return self._is_own and self._last < self._learned
-
     def due(self, refusals: int, now: float) -> float:
         """Return when the next call may go, if it was refused so many times: the third time, its client gives up."""
-        self._update(now)
         if self.rate is None:
             return self.until
-        gap, after = 1 / self.rate, 0.0
-        if refusals >= 2:
-            gap = max(3 * gap, 0.0 if self._is_own else 1.5 * min(self._pause, 0.2) + self._trip)
-            after = self._pause if self.is_probing else gap
-        return max(self.until + after, self._last + gap)
+        is_last_try = refusals >= 2
+        gap = (3 if is_last_try else 1) / self.rate
+        if self._is_probing:
+            return max(self.until, self._learned + gap)
+        if self._most == math.inf and (is_last_try or self._paced == 0):
+            gap = max(gap, 1.5 * self._trip)  # by then it is known whether the last one was refused
+        return max(self.until, self._last + gap)
 
     def hold(self, until: float, rate: float | None = None) -> None:
         """Let no call go before then, and no more than `rate` a second afterwards."""
         self.until = max(self.until, until)
         if rate is not None and (self.rate is None or rate < self.rate):
             self.rate = self._base = rate
-            self._began, self._is_near, self._is_known = until, True, False
+            self._most = rate / PART
+            self._paced = 0
 
-    def refuse(self, sent: Sent, now: float, retry_after: float | None) -> None:
-        """Take note of a refusal, and of the seconds that the provider asks to wait."""
+    def refuse(self, sent: Sent, now: float, pause: float) -> None:
+        """Take note of a refusal, and of the seconds after which its provider may take calls again."""
         sent.is_refused = True
+        self.until = max(self.until, now + pause)
         if sent.at < self._learned:  # sent before the last one was known: it says nothing new about the pace
-            self.until = max(self.until, now + (retry_after or 0.0))
             return
-        self._misses = 0 if self._count(self._learned, now) > 1 else self._misses + 1
-        self._trip, self._is_own = now - sent.at, retry_after is None
-        if retry_after is None:
-            first = FIRST_PAUSE_S if self.rate is None else min(FIRST_PAUSE_S, max(0.05, 2 / self.rate))
-            retry_after = min(first * 1.5 ** min(self._misses, 50), MAX_PAUSE_S)
-        # At least until the calls are answered that were sent before this was known.
-        retry_after = max(retry_after, 1.5 * min(self._trip, 1.0))
-        self._pause_before, self._pause = self._pause, retry_after
-        self._refused = self._refused or sent
-        self._learned = now
-        self.until = max(self.until, now + retry_after)
+        self._learned, self._pause, self._trip = now, pause, min(now - sent.at, MAX_TRIP_S)
+        if self.rate is None:
+            self._base = FIRST_RATE
+            self._refused_at = sent.at
+        elif self._paced == 0 and self._most == math.inf:
+            self._base = max(self._base / 2, MIN_RATE)
+        else:
+            part = 0.7 if self._paced < FEW else PART  # it was much too fast if it was refused so soon
+            most = self.rate
+            if self._paced >= FEW and self._most < math.inf:
+                # Since the refusal before, the provider has given all that it gives.
+                since = max(self._refused_at, sent.at - MINUTE_S)
+                most = min(most, self._taken(since, sent.at) / (sent.at - since) / PART)
+            self._most = most
+            self._base = max(part * self._most, MIN_RATE)
+            self._refused_at = sent.at
+        self._paced = 0
+        self._grow(now)
 
-    def _count(self, first: float, last: float) -> int:
-        """Return how many calls of this time were not refused; of the newest, the answer may not be here yet."""
+    def take(self, sent: Sent, now: float) -> None:
+        """Take note that a call was not refused."""
+        self._trip = min(self._trip, now - sent.at)
+
+    def _taken(self, first: float, last: float) -> int:
+        """Return how many calls of this time were not refused; the newest may be refused yet."""
         return sum(first <= one.at <= last and not one.is_refused for one in self.sent)
 
-    def _update(self, now: float) -> None:
-        if self._refused is not None:
-            if now < self.until:
-                return
-            refused, self._refused = self._refused, None
-            self.rate = self._base = min(max(self._learn(refused), 1 / MINUTE_S), 1e4)
-            self._empty, self._began = refused.at, now
-        elif self.rate is not None:
-            passed = min(max(0.0, now - self._began) / max(self._pause, 0.25), 1e3)
-            if self._is_known:
-                growth = 1 + 0.003 * passed + (passed / 60) ** 3
-            elif self._is_near:
-                growth = 1.02**passed
-            else:
-                growth = 2 ** min(passed / 2**self._overshoots, 40)
-            self.rate = min(self._base * growth, 1e4)
+    def _guess(self) -> None:
+        """Find a first rate, as a call was taken, and it is known what was refused before it."""
+        taken = self._taken(self._refused_at - 1.0, self._learned)
+        if taken >= FEW:
+            self._base, self._most = taken, 2 * taken
+        else:
+            self._base = 1 / (1 / self._base + self._trip)
 
-    def _learn(self, refused: Sent) -> float:
-        """Return the rate after a pause that began with a refusal."""
-        rate, at = self.rate, refused.at
-        if rate is None:
-            taken = max(1, self._count(at - 1.0, self._learned))
-            self._is_near = taken >= 10
-            return 0.97 * max(taken, 0.0 if self._is_own else min(1 / self._pause, 1e3))
-        taken = self._count(self._began, self._learned)
-        if taken == 0:  # the pause was too short
-            return rate if self._is_own else 0.7 * rate
-        lasted = at - self._began
-        window = min(lasted, 1.0)
-        most = rate if refused.is_paced else min(rate, max(1, self._count(at - window, at)) / max(window, 1 / rate))
-        if lasted < max(min(self._pause_before, 1.0), 8 / rate):  # it took what it had saved up in the pause
-            self._overshoots = min(self._overshoots + 1, 6)
-            return min(0.95 * rate, math.sqrt(most * min(most, taken / max(at - self._empty, 1e-3))))
-        self._is_known, is_near, self._is_near = self._is_near, self._is_near, True
-        return 0.95 * most if is_near else 0.8 * most
+    def _grow(self, now: float) -> None:
+        """Let the rate grow with the calls that waited for it."""
+        if self._most == math.inf:
+            rate = self._base * 2 ** min(self._paced / 10, now - self._learned)
+        else:
+            done = self._paced / (10 + self._most * (1.5 + 10 * self._pause)) - 1
+            rate = self._most + (self._most - self._base) * done**3
+        self.rate = min(rate, 1e4)
 
 
 # --- the lines ---------------------------------------------------------------------------------------
@@ -346,6 +353,7 @@ class Turn:
 
 
 _orders = itertools.count()
+_refusals = operator.attrgetter("refusals")
 
 
 class Line:
@@ -393,10 +401,16 @@ class Line:
         turn.spent[1] = float(tokens)
         self._mean += (tokens - self._mean) / 10 if self._mean else tokens
 
+    def take(self, turn: Turn, now: float) -> None:
+        """Take note that a call was not refused."""
+        assert turn.sent is not None  # noqa: S101 - it was answered
+        self.pace.take(turn.sent, now)
+        self.refused.pop(turn.request, None)
+
     def refuse(self, turn: Turn, now: float, reply: Reply) -> None:
         """Take note of a refusal."""
         assert turn.sent is not None  # noqa: S101 - it was answered
-        self.pace.refuse(turn.sent, now, reply.retry_after)
+        self.pace.refuse(turn.sent, now, (reply.retry_after or 0.0) - reply.early_s)
         self.refused[turn.request] = (turn.refusals + 1, turn.order)
         self.refused.move_to_end(turn.request)
         if len(self.refused) > MAX_REFUSED:
@@ -408,9 +422,8 @@ class Line:
         """Let those go whose turn has come; return them, and when the next one may."""
         going: list[Turn] = []
         while self.turns:
-            # One that may fail for good isn't used to find out whether calls are taken again.
-            fresh = (turn for turn in self.turns if turn.refusals < 2) if self.pace.is_probing else iter(())
-            turn = next(fresh, self.turns[0])
+            # One that would fail for good isn't used to find out how fast calls may go.
+            turn = min(self.turns, key=_refusals) if self.pace.is_unsure else self.turns[0]
             at, _ = self.due(turn, limits, now)
             if at > now:
                 return going, at
@@ -575,8 +588,8 @@ class Governor:
                 line.refuse(turn, now, reply)
                 line.reason = f"{line.provider} refused a call (HTTP {status})"
                 self._changed.set()
-            elif line.refused:
-                line.refused.pop(turn.request, None)
+            else:
+                line.take(turn, now)
             for rate in read_rates(headers, _date(headers.get("date"), run.clock.now())):
                 wait_s = rate.wait_s(1.0 if rate.what == "requests" else line.need(0))
                 if wait_s > 0 and not reply.is_refusal:

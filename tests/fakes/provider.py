@@ -116,16 +116,17 @@ FORMS = {
 class Limiter:
     """A bucket of requests that fills up continuously. Threads: any."""
 
-    def __init__(self, per_second: float, burst: int) -> None:
+    def __init__(self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
         self._burst = self._left = float(burst)
-        self._at = time.monotonic()
+        self._clock = clock
+        self._at = clock()
         self._lock = threading.Lock()
 
     def ask(self) -> int:
         """Return the status of one more request: 200, or 429 if the bucket is empty."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
             self._at = now
             if self._left < 1:
@@ -149,6 +150,13 @@ class QuietHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    """Takes many connections at once: with the default of 5, a client tries again a second later."""
+
+    request_queue_size = 1024
+    daemon_threads = True
 
 
 class Provider:
@@ -179,8 +187,7 @@ class Provider:
         """Released with each word."""
         self.hung_up = threading.Semaphore(0)
         """Released when a client has closed its connection in the middle of an answer."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._make_handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._make_handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="provider", daemon=True)
 
     def __enter__(self) -> Provider:
