@@ -1,6 +1,7 @@
 """The client of aiohttp, which some providers' packages use where it is installed.
 
-Its calls are counted, limited and closed as those of `transports`; they are not in the journal.
+Its calls are counted, limited and closed as those of `transports`, and wait with them. They are not in the journal: a
+response of aiohttp can't be made without a request but by its private parts, which change with its versions.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ def instrument(package: Any) -> Callable[[], None]:
         target = find_target(method.upper(), url.host or "", url.path, _content(options))
         call = Call(run, target, None)  # the cancel of the task closes the connection
         with call.failing():
+            place = url.host or "" if url.is_default_port() else f"{url.host}:{url.port}"
+            content = repr((options.get("data"), options.get("json"))).encode(errors="replace")
+            await call.wait_turn_async(place, self._prepare_headers(options.get("headers")), content)
             response = await request(self, method, address, **options)
-        # It is decompressed already.
-        call.answered(response.status, {"content-type": response.headers.get("content-type", "")})
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        call.answered(response.status, headers | {"content-encoding": ""})  # it is decompressed already
         if type(response.content) is package.StreamReader:
             response.content.__class__ = seen
             response.content.begin(call)

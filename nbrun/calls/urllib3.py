@@ -1,6 +1,6 @@
 """The connections of urllib3, through which `requests` and `boto3` make their requests.
 
-Their calls are counted, limited and closed as those of `transports`; they are not in the journal.
+Their calls are counted, limited and closed as those of `transports`, and wait with them.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ def instrument(package: Any) -> Callable[[], None]:
         target = find_target(method.upper(), address.hostname or self.host, address.path, content)
         call = Call(run, target, line.cut)
         with call.failing():
+            is_default = self.port in (None, 80 if self.scheme == "http" else 443)
+            place = address.netloc or (self.host if is_default else f"{self.host}:{self.port}")
+            call.wait_turn(place, _read(options.get("headers") or {}), content)
+            if call.waited_ms and conn.proxy is None and not conn.is_connected:
+                conn.close()  # its server may have closed it meanwhile: it is opened again
             response = make_request(self, conn, method, url, body, *args, **options)
         if type(response) is plain and not options.get("preload_content", True):
             if options.get("response_conn") is None:  # it is given back already
@@ -63,7 +68,10 @@ def instrument(package: Any) -> Callable[[], None]:
 
 def _read(headers: Any) -> dict[str, str]:
     """Return headers by their names in lower case."""
-    return {name.lower(): value for name, value in headers.items()}
+    return {
+        name.lower(): value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        for name, value in headers.items()
+    }
 
 
 class _Line:

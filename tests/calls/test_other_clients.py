@@ -15,9 +15,10 @@ import requests
 import urllib3
 
 from nbrun import NotebookSession, Run, events as ev
-from nbrun.calls import CLIENTS
+from nbrun.calls import CLIENTS, GOVERNOR, Limits
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
+from tests.fakes.people import until
 from tests.fakes.provider import ASKED, FORMS, Provider
 
 
@@ -301,6 +302,61 @@ def test_aiohttp_is_left_alone_outside_of_a_run_and_afterwards(session: Notebook
     assert aiohttp.ClientSession._request.__module__.startswith("nbrun")
     session.close()
     assert aiohttp.ClientSession._request.__module__.startswith("aiohttp")
+
+
+@pytest.mark.parametrize("way", ["aiohttp", "urllib3"])
+def test_calls_wait_together_with_those_of_httpx(session: NotebookSession, provider: Provider, way: str) -> None:
+    """After a refusal to one client, the others' calls with the same key wait; a cancel gets through."""
+    url, asked = provider.url + FORMS["chat"].path, body(stream=False)
+    keys = {"Authorization": "Bearer sk-one"}
+
+    async def asks_async(headers: dict[str, str]) -> int:
+        async with aiohttp.ClientSession(headers=headers) as client, client.post(url, json=asked) as response:
+            return response.status
+
+    def asks(headers: dict[str, str]) -> int:
+        return requests.post(url, json=asked, headers=headers, timeout=BOUND_S).status_code
+
+    agent = asks_async if way == "aiohttp" else asks
+    provider.refusals.append(429)
+    provider.headers = {"Retry-After": "120"}
+    first = session.start(lambda: agent(keys))
+    assert first.result(BOUND_S) == 429
+    assert [call.retry_after for call in calls_of(first)] == [120.0]
+    provider.headers = {}
+    assert session.start(lambda: agent({"Authorization": "Bearer sk-two"})).result(BOUND_S) == 200
+    waiting = [
+        session.start(lambda: agent(keys)),
+        session.start(lambda: httpx2.post(url, json=asked, headers=keys).status_code),
+    ]
+    for run in waiting:
+        until(run, lambda record: any(call.waits_for for group in record.call_groups for call in group.last))
+        run.cancel()
+        assert run.wait(BOUND_S)
+        assert [call.status for call in calls_of(run)] == ["cancelled"]
+    assert len(provider.requests) == 2
+
+
+def test_a_connection_that_was_closed_during_the_wait_is_opened_again(
+    session: NotebookSession, provider: Provider
+) -> None:
+    """A pool gives it away before the wait."""
+    url, asked = provider.url + FORMS["chat"].path, body(stream=False)
+    GOVERNOR.set_limits(Limits(requests=1))
+    try:
+        with requests.Session() as client:
+
+            def asks() -> int:
+                return client.post(url, json=asked, timeout=BOUND_S).status_code
+
+            assert session.start(asks).result(BOUND_S) == 200
+            run = session.start(asks)
+            until(run, lambda record: any(call.waits_for for group in record.call_groups for call in group.last))
+            provider.drop()
+            GOVERNOR.set_limits(Limits())
+            assert run.result(BOUND_S) == 200
+    finally:
+        GOVERNOR.set_limits(Limits())
 
 
 @pytest.mark.parametrize("client", list(CLIENTS))

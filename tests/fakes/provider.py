@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import select
@@ -181,6 +182,7 @@ class Provider:
         self.served: list[float] = []
         """When the requests came that were not refused."""
         self.refused = 0
+        self.connections: list[socket.socket] = []
         self.arrived = threading.Semaphore(0)
         """Released with each request."""
         self.spoke = threading.Semaphore(0)
@@ -204,11 +206,23 @@ class Provider:
         """The address without a path."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    def drop(self) -> None:
+        """Close the connections that clients keep open, and return when they are closed."""
+        connections, self.connections = self.connections, []
+        for connection in connections:
+            with contextlib.suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)
+
     def _make_handler(self) -> type[BaseHTTPRequestHandler]:
         provider = self
 
         class Handler(QuietHandler):
             """Answers one connection's requests."""
+
+            def setup(self) -> None:
+                """Note the connection."""
+                provider.connections.append(self.request)
+                super().setup()
 
             def do_POST(self) -> None:
                 """Answer in the form that the path asks for."""
