@@ -29,7 +29,7 @@ from nbrun.core.record import (
     UNLOAD, is_admitted, model_calls, next_status,
 )
 from nbrun.core.recording import Exported, RecordedError, Replay
-from nbrun.core.redaction import Redactor, SecretRegistry, StreamRedactor
+from nbrun.core.redaction import Redactor, RunSecrets, SecretRegistry, StreamRedactor
 from nbrun.core.text import clean_text, exact, printable, visible
 from nbrun.core.values import (
     Plain, REPR_KEY, has_placeholder, is_simple, is_whole, plain, readable, revived, shown, sized, type_name,
@@ -44,9 +44,10 @@ __all__ = [
     "Journals", "LIVE", "Latch", "LineBuffer", "LoopLatch", "ModelCall",
     "NbrunError", "NoResult", "NotPending", "NotResumable", "PackageMissing", "Plain", "Printed", "REPR_KEY",
     "RecordedError", "Redactor", "Replay", "Restored", "RunCancelled", "RunEvent", "RunFailed", "RunLost",
-    "RunNotFinished", "RunNotFound", "RunOptions", "RunRecord", "RunRejected", "RunStatus", "Rung", "SecretRegistry",
-    "SequentialIds", "SessionClosed", "State", "Steered", "Stepped", "Steps", "StoreDamaged", "StoreError",
-    "StoreReadOnly", "StoreTooNew", "StoreUnavailable", "StreamRedactor", "SystemClock", "TERMINAL", "TimeOrderedIds",
+    "RunNotFinished", "RunNotFound", "RunOptions", "RunRecord", "RunRejected", "RunSecrets", "RunStatus", "Rung",
+    "SecretRegistry", "SequentialIds", "SessionClosed", "State", "Steered", "Stepped", "Steps", "StoreDamaged",
+    "StoreError", "StoreReadOnly", "StoreTooNew", "StoreUnavailable", "StreamRedactor", "SystemClock", "TERMINAL",
+    "TimeOrderedIds",
     "ToolCall", "Turn", "UNLOAD", "UserError", "separator", "call_soon", "clean_text", "counted", "current_guard",
     "duration", "duration_s", "end_cancelled_wait", "exact", "fold", "folder_beside", "guarded", "has_placeholder",
     "is_admitted", "is_on_loop", "is_simple", "is_whole", "model_calls", "module_lock", "moment", "money", "OTHERS",

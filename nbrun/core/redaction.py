@@ -366,3 +366,25 @@ class SecretRegistry:
             if not found.items() <= self.known.items():
                 self.known = {**self.known, **found}
                 self.redactor = Redactor(self.known)
+
+
+class RunSecrets:
+    """What the process of one run names as secret: replaced in what comes from this run, and nowhere else.
+
+    Threads: `add()` from one thread, `beside()` from another.
+    """
+
+    def __init__(self) -> None:
+        self._found: Mapping[str, str] = {}  # secret → name; replaced, never changed
+        self._made: tuple[Mapping[str, str], Mapping[str, str], Redactor] | None = None  # of which two, the last
+
+    def add(self, found: Mapping[str, str]) -> None:
+        """Add secrets with their names."""
+        self._found = {**self._found, **{clean_text(value): name for value, name in found.items()}}
+
+    def beside(self, known: Mapping[str, str]) -> Redactor:
+        """Return what replaces these and those that are known to the session."""
+        found, made = self._found, self._made
+        if made is None or made[0] is not found or made[1] is not known:
+            made = self._made = found, known, Redactor({**found, **known})
+        return made[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,6 +53,7 @@ class Attempt:
     watch_calls: bool = True  # whether its model calls are seen
     journals: Journals | None = None  # where the run's journal is kept; None: nowhere
     when_stored: WhenStored | None = None  # None: nothing is stored
+    add_secrets: Callable[[Mapping[str, str]], None] | None = None  # takes those that the run's own process names
 
     @property
     def approve(self) -> str:

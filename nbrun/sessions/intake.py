@@ -18,6 +18,7 @@ from nbrun.core import (
     Clock,
     Redactor,
     RunRecord,
+    RunSecrets,
     SecretRegistry,
     StreamRedactor,
     checkpoint,
@@ -36,7 +37,7 @@ from nbrun.sessions.live_run import LiveRun, StreamName
 from nbrun.store import Checkpointed, Committed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from nbrun.host.attempt import IsFull
 
@@ -115,6 +116,17 @@ class Intake:
     def redactor(self) -> Redactor:
         """Replaces the secrets that are known now."""
         return self._keyring.redactor
+
+    def _redactor_of(self, live: LiveRun) -> Redactor:
+        """Return what replaces the secrets of one run: of the session's, and of its own process."""
+        keyring = self._keyring
+        return keyring.redactor if live.secrets is None else live.secrets.beside(keyring.known)
+
+    def add_secrets(self, live: LiveRun, found: Mapping[str, str]) -> None:
+        """Take secrets that a run's own process has named; before the events that may hold them."""
+        secrets = live.secrets or RunSecrets()
+        secrets.add(found)
+        live.secrets = secrets
 
     def live(self) -> list[LiveRun]:
         """Return the runs that have not ended, oldest first."""
@@ -293,17 +305,18 @@ class Intake:
         """Admit a warning in place of an event that cannot be read, and a failure in place of an end."""
         data = item.data if isinstance(item, HostEvent) else item
         what = f"an event of type {type(data).__name__} was left out ({type(error).__name__}: {shown(str(error), 300)})"
+        what = self._redactor_of(live).text(what)
         stand_in: ev.EventData = ev.Log(what, "warning")
         if data.TYPE in ev.END_TYPES:
-            stand_in = self._decided(live, self._readable_end(data, ev.ErrorInfo(type(error).__name__, what)))
-        _log.exception("%s: %s", live.run_id, what)
+            stand_in = self._decided(live, self._readable_end(live, data, ev.ErrorInfo(type(error).__name__, what)))
+        _log.error("%s: %s", live.run_id, what, exc_info=live.secrets is None)  # else its words could be one
         self._admit(live, stand_in, ts, 0, None, events)
 
-    def _readable_end(self, data: ev.EventData, error: ev.ErrorInfo) -> ev.EventData:
+    def _readable_end(self, live: LiveRun, data: ev.EventData, error: ev.ErrorInfo) -> ev.EventData:
         """Return an end without the usage that an adapter got wrong; if that isn't it, a failure."""
         if isinstance(data, ev.RunCompleted | ev.RunFailed | ev.RunCancelled):
             with contextlib.suppress(Exception):
-                return self.storable(msgspec.structs.replace(data, usage=None))
+                return self.storable(msgspec.structs.replace(data, usage=None), self._redactor_of(live))
         return ev.RunFailed(error)
 
     def _admit_host(self, live: LiveRun, item: HostEvent, events: list[ev.RunEvent]) -> None:
@@ -313,7 +326,7 @@ class Intake:
             return
         live.next_n += 1
         data = item.data
-        parent = None if item.parent is None else self.redactor.text(clean_text(item.parent))
+        parent = None if item.parent is None else self._redactor_of(live).text(clean_text(item.parent))
         if isinstance(data, ev.DELTAS):  # by far the most; they change no status
             if live.status.is_terminal:
                 live.refused += 1
@@ -355,7 +368,7 @@ class Intake:
         if len(data.state) > checkpoint.MAX_BYTES:
             size = size_words(len(data.state))
             return ev.Log(f"a checkpoint of {size} is too large; the previous one is kept", "warning")
-        state = checkpoint.redacted(data.state, self.redactor)
+        state = checkpoint.redacted(data.state, self._redactor_of(live))
         self.checkpoints[live.run_id] = Checkpointed(live.next_seq, round(ts * 1_000_000), state)
         return ev.Checkpoint(data.id, len(state))
 
@@ -377,9 +390,10 @@ class Intake:
                 mine = [name for name in live.streams if name[1] == parent]
                 self._flush_streams(live, ts, attempt, events, mine)
             elif live.streams and isinstance(data, ev.ToolFinished):
-                mine = [name for name in live.streams if name[2] == self.redactor.text(clean_text(data.id))]
+                tool_id = self._redactor_of(live).text(clean_text(data.id))
+                mine = [name for name in live.streams if name[2] == tool_id]
                 self._flush_streams(live, ts, attempt, events, mine)
-            data = self.storable(data)
+            data = self.storable(data, self._redactor_of(live))
             live.status = next_status(live.status, kind)
         self._append(live, data, ts, attempt, parent, events)
 
@@ -399,22 +413,23 @@ class Intake:
         self, live: LiveRun, data: ev.TextDelta | ev.ReasoningDelta, parent: str | None
     ) -> ev.TextDelta | ev.ReasoningDelta:
         text = data.text if data.text.isascii() else clean_text(data.text)
-        if self._keyring.redactor.secrets:
+        if self._keyring.redactor.secrets or live.secrets is not None:
             text = self._stream(live, (data.TYPE, parent, None)).feed(text)
         return data if text is data.text else type(data)(text)
 
     def _redacted_args(self, live: LiveRun, data: ev.ToolArgsDelta, parent: str | None) -> ev.ToolArgsDelta:
         """Return a piece of a tool's arguments; each tool has a stream of its own."""
-        stream = self._stream(live, (data.TYPE, parent, self.redactor.text(clean_text(data.id))))
-        return ev.ToolArgsDelta(self.redactor.text(clean_text(data.id)), stream.feed(clean_text(data.text)))
+        tool_id = self._redactor_of(live).text(clean_text(data.id))
+        stream = self._stream(live, (data.TYPE, parent, tool_id))
+        return ev.ToolArgsDelta(tool_id, stream.feed(clean_text(data.text)))
 
     def _stream(self, live: LiveRun, name: StreamName) -> StreamRedactor:
         if live.streams is None:
             live.streams = {}
-        stream = live.streams.get(name)
+        stream, redactor = live.streams.get(name), self._redactor_of(live)
         if stream is None:
-            stream = live.streams[name] = StreamRedactor(self.redactor)
-        stream.redactor = self.redactor  # a secret may have come since
+            stream = live.streams[name] = StreamRedactor(redactor)
+        stream.redactor = redactor  # a secret may have come since
         return stream
 
     def _flush_streams(
@@ -428,33 +443,21 @@ class Intake:
                 data = ev.TYPES[kind](tail) if tool_id is None else ev.ToolArgsDelta(tool_id, tail)
                 self._append(live, data, ts, attempt, parent, events)
 
-    def storable(self, data: ev.EventData) -> ev.EventData:
-        """Return data that can be written and holds no secret."""
+    def storable(self, data: ev.EventData, redactor: Redactor | None = None) -> ev.EventData:
+        """Return data that can be written and holds no secret; of those that are known to the session, or of others."""
+        redactor = self.redactor if redactor is None else redactor
         try:
             blob = ev.encode_exactly(data)
         except (TypeError, ValueError, OverflowError):  # an adapter let something through as it was
-            data = self._without_secrets(data)
+            data = _without_secrets(data, redactor)
             blob = ev.encode_exactly(data)
-        if not self.redactor.concerns(blob):  # MessagePack keeps text as it is
+        if not redactor.concerns(blob):  # MessagePack keeps text as it is
             return data
-        clean: ev.EventData = self._without_secrets(data)
+        clean: ev.EventData = _without_secrets(data, redactor)
         if isinstance(clean, ev.ApprovalRequested):
-            hidden = self.redactor.names_in(clean.message, clean.args, list(clean.options))
+            hidden = redactor.names_in(clean.message, clean.args, list(clean.options))
             clean = msgspec.structs.replace(clean, hidden=hidden)
         return clean
-
-    def _without_secrets(self, value: Any) -> Any:
-        """Return a struct or a part of one with its texts redacted; fixed words stay, whatever secrets there are."""
-        if isinstance(value, msgspec.Struct):
-            fields = {name: getattr(value, name) for name in value.__struct_fields__}
-            return type(value)(**{name: self._without_secrets(part) for name, part in fields.items()})
-        if isinstance(value, StrEnum):
-            return value
-        if isinstance(value, bytes):
-            return self.redactor.raw(value)
-        if isinstance(value, tuple):
-            return tuple(self._without_secrets(part) for part in value)
-        return self.redactor.data(plain(value))
 
     def record(self, run_id: str) -> RunRecord | None:
         """Return what is public of a run."""
@@ -519,3 +522,17 @@ def _named(data: ev.Unknown) -> ev.Unknown:
         raise ValueError(f"not a valid event of type {data.type}")
     name = clean_text(data.type)
     return data if name == data.type else ev.Unknown(name, data.body)
+
+
+def _without_secrets(value: Any, redactor: Redactor) -> Any:
+    """Return a struct or a part of one with its texts redacted; fixed words stay, whatever secrets there are."""
+    if isinstance(value, msgspec.Struct):
+        fields = {name: getattr(value, name) for name in value.__struct_fields__}
+        return type(value)(**{name: _without_secrets(part, redactor) for name, part in fields.items()})
+    if isinstance(value, StrEnum):
+        return value
+    if isinstance(value, bytes):
+        return redactor.raw(value)
+    if isinstance(value, tuple):
+        return tuple(_without_secrets(part, redactor) for part in value)
+    return redactor.data(plain(value))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nbrun.agents import Budget
+    from nbrun.core import RunSecrets
 
 
 TICK_S = 0.1
@@ -81,6 +82,7 @@ class LiveRun:
     last_ts: float = 0.0
     refused: int = 0
     streams: dict[StreamName, StreamRedactor] | None = None  # with the first text of a session that has secrets
+    secrets: RunSecrets | None = None  # that its own process has named
     pending_output: object = None
     held_bytes: int = 0  # what that, its stored form and, in the end, the text take, about
 

@@ -313,6 +313,7 @@ class Starter:
             plan.restored, parts.artifact_writer, live.loop,
             parts.watch_calls or answers, parts.journals,
             functools.partial(parts.intake.call_when_stored, live),
+            functools.partial(parts.intake.add_secrets, live) if pickled else None,
         )  # fmt: skip
 
     def _new_id(self) -> str:

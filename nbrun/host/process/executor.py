@@ -405,9 +405,10 @@ class RunProcess:
             case protocol.Secrets(found=found):
                 if (writer := self._attempt.artifact_writer) is not None:
                     self._secrets |= protocol.new_secrets(found, writer.keyring.known)
-                    if len(self._secrets) > protocol.MAX_SECRETS:  # each makes every text of the session slower
+                    if len(self._secrets) > protocol.MAX_SECRETS:  # each makes every text of the run slower
                         raise ValueError(f"it has more than {protocol.MAX_SECRETS} secrets")
-                    writer.keyring.add_all(self._secrets)
+                    if self._attempt.add_secrets is not None:
+                        self._attempt.add_secrets(self._secrets)
             case protocol.Batch(events=events):
                 self._pass_on_valid(events)
             case protocol.Sync():

@@ -97,7 +97,7 @@ MAX_BYTES = 1 << 28
 """Bytes of a message from the run's process; of a batch, `FULL` and one event more."""
 FULL = 1 << 20
 MAX_SECRETS = 100
-"""How many secrets the process of one run may add to those of the session."""
+"""How many secrets the process of one run may name, besides those of the session."""
 _MAX_SECRET = 32_000  # characters
 
 _NOT_FROM_A_HOST = frozenset({

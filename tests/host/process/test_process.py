@@ -663,6 +663,31 @@ def test_a_forged_message_fails_the_run_with_one_line(session: NotebookSession, 
     assert run.text.startswith("so far ")
 
 
+def test_what_a_process_names_as_secret_is_replaced_in_its_run_only(session: NotebookSession) -> None:
+    """Its words are no secrets of others, whose texts stay as they are; and of its own, none is stored."""
+
+    async def names(prompt: str, run: RunContext) -> str:
+        os.environ["MY_PASSWORD"] = "ordinary words"
+        run.text("these are ordinary")
+        run.text(" words")
+        with run.tool("look", {"at": "ordinary words"}):
+            pass
+        return "ordinary words"
+
+    def says(prompt: str, run: RunContext) -> str:
+        run.text("these are ordinary")
+        run.text(" words")
+        return "ordinary words"
+
+    run = ended(start(session, names))
+    assert (run.text, run.record.output) == ("these are [MY_PASSWORD]", "[MY_PASSWORD]")
+    assert run.record.tools[0].args == {"at": "[MY_PASSWORD]"}
+    other = ended(session.start(says, ""))
+    assert (other.text, other.record.output) == ("these are ordinary words", "ordinary words")
+    third = ended(start(session, says))
+    assert (third.text, third.record.output) == ("these are ordinary words", "ordinary words")
+
+
 # --- what leaves -------------------------------------------------------------------------------------
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
