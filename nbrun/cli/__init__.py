@@ -56,7 +56,7 @@ NBRUN = Command(
             ),
         ),
         Command(
-            "nbrun show", "show one stored run: its prompt, tools, text and error",
+            "nbrun show", "show one stored run: its prompt, tools, text and error; or a set, such as set-12",
             (msgspec.structs.replace(REF, is_required=True), _PATH),
         ),
         Command(

@@ -5,13 +5,26 @@ from __future__ import annotations
 import contextlib
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbrun.cli.output import CommandError, relative, say, say_table
-from nbrun.core import Action, Fix, RunNotFound, SystemClock, UserError, counted, open_regular, printable
-from nbrun.core.commands import number_of
-from nbrun.render.static_card import whole_text
+from nbrun.core import (
+    Action,
+    Fix,
+    RunNotFound,
+    RunStatus,
+    SystemClock,
+    UserError,
+    counted,
+    events as ev,
+    open_regular,
+    printable,
+)
+from nbrun.core.commands import number_of, set_number
+from nbrun.render.set_view import ErrorGroup, SetView, ended_as
+from nbrun.render.static_card import set_text, whole_text
 from nbrun.render.words import trust_words, with_followups
 from nbrun.store import (
     FOLDER,
@@ -23,6 +36,7 @@ from nbrun.store import (
     is_set_aside,
     read_query,
     schema,
+    sets,
     store_of,
 )
 
@@ -43,7 +57,7 @@ def list_runs(options: SimpleNamespace) -> int:
     """List the runs of every store at the path; return the exit code."""
     query = read_query(
         SystemClock().now(), status=options.status, name=options.name, agent=options.agent, tag=options.tag,
-        since=options.since, text=options.text, limit=options.limit + 1, before=options.before,
+        since=options.since, text=options.text, limit=options.limit + 1, before=options.before, in_set=options.in_set,
     )  # fmt: skip
     paths, odd = stores_at(options.path), odd_files_at(options.path)
     if not paths and not odd:
@@ -70,13 +84,45 @@ def list_runs(options: SimpleNamespace) -> int:
 
 
 def show_run(options: SimpleNamespace) -> int:
-    """Show all that is kept of one run; return the exit code."""
+    """Show all that is kept of one run, or a set and its counts; return the exit code."""
     path = store_at(options.path)
     with opened(path) as store:
+        if (found := find_set(store, options.ref)) is not None:
+            say(set_text(_view_of(store, found)))
+            return 0
         number = find(store, options.ref).number
         record = with_followups(store.record(number), store.followups(number))
     say(whole_text(record, relative(path)))
     return 0
+
+
+def find_set(store: SessionStore, ref: str) -> sets.StoredSet | None:
+    """Return the set that a reference names: `set-12`, or the id that it was started with, unless a run has it."""
+    is_numbered = ref.lower().startswith(("set-", "set #"))
+    with contextlib.suppress(ValueError):
+        known: int | str = set_number(ref) if is_numbered else ref
+        if not is_numbered and (number_of(ref) is not None or store.find(ref) is not None):
+            return None
+        found = store.ask(lambda db: sets.read_sets(db, known), list[sets.StoredSet]())
+        return found[0] if found else None
+    return None
+
+
+def _view_of(store: SessionStore, row: sets.StoredSet) -> SetView:
+    newest = store.ask(lambda db: sets.read_newest(db, row.number), list[sets.Newest]())
+    newest = [one for one in newest if one.position < row.size]
+    counts = Counter(one.status for one in newest)
+    counts[RunStatus.QUEUED if row.stopped is None else RunStatus.CANCELLED] += row.size - len(newest)
+    errors = Counter(one.error for one in newest if one.status is RunStatus.FAILED)
+    numbers = {error: [one.number for one in newest if one.error == error][:3] for error, _ in errors.most_common(20)}
+    is_running = row.ended_at is None and row.is_here
+    return SetView(
+        number=row.number, name=str(row.header.get("name", "")), agent=str(row.header.get("agent", "")),
+        status="running" if is_running else "lost" if row.ended_at is None else ended_as(row.stopped),
+        stopped=row.stopped, began_at=row.created_at, ended_at=row.ended_at, size=row.size, is_whole=row.is_whole,
+        counts=counts, usage=store.ask(lambda db: sets.read_usage(db, row.number), ev.Usage()),
+        errors=[ErrorGroup(count, error, numbers.get(error, ())) for error, count in errors.most_common()],
+    )  # fmt: skip
 
 
 def trust_runs(options: SimpleNamespace) -> int:

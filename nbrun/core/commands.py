@@ -303,6 +303,14 @@ def whole_number(text: str) -> int:
     return number
 
 
+def set_number(text: str) -> int:
+    """Return the number of a set: of `12`, `#12` or `set-12`; raises `ValueError` if it isn't one."""
+    try:
+        return whole_number(text.lower().removeprefix("set").strip("-# "))
+    except ValueError:
+        raise ValueError("expected a set, such as 12 or set-12") from None
+
+
 # --- what the notebook and the shell have in common ------------------------------------------------
 
 REFERENCE = "REF is #3, 3, last, -1, a run's name or its id."
@@ -316,6 +324,7 @@ FILTERS = (
     Argument(("--tag",), "only runs with this tag, or with any tag K", "K=V"),
     Argument(("--since",), "only runs of the last 2h, or since 2026-01-31", "TIME"),
     Argument(("--text",), "only runs whose name, prompt, output or error contains this text", "TEXT"),
+    Argument(("--set",), "only runs of this set: 12 or set-12", "SET", field="in_set", read=set_number),
 )
 FORMS = ("jsonl", "json", "html", "md")
 """What runs can be exported as; the first two can be imported again."""

@@ -154,6 +154,13 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
+def ended_as(stopped: str | None) -> str:
+    """Return the status of a set that has ended, by what stopped it."""
+    if stopped is None:
+        return "completed"
+    return "cancelled" if stopped.startswith("cancelled") else "failed"
+
+
 _IN_PROGRESS = (RunStatus.RUNNING, RunStatus.WAITING, RunStatus.CANCELLING)
 
 

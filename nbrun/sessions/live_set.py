@@ -32,7 +32,7 @@ from nbrun.core import (
     clean_text,
     events as ev,
 )
-from nbrun.render.set_view import ErrorGroup
+from nbrun.render.set_view import ErrorGroup, ended_as
 from nbrun.sessions.scheduler import RunQueue
 from nbrun.sessions.scoring import Score, Scored, Scorer, SetItem, Tally, encode, stored
 from nbrun.store import sets
@@ -730,13 +730,6 @@ def _each(given: object) -> Iterable[object]:
                 yield runner.run(anext(given))  # type: ignore[arg-type]
             except StopAsyncIteration:
                 return
-
-
-def ended_as(stopped: str | None) -> str:
-    """Return the status of a set that has ended, by what stopped it."""
-    if stopped is None:
-        return "completed"
-    return "cancelled" if stopped.startswith("cancelled") else "failed"
 
 
 def status_of(code: int) -> RunStatus | None:

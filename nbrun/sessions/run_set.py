@@ -40,9 +40,9 @@ from nbrun.core import (
     shown,
 )
 from nbrun.core.options import trusted
-from nbrun.render.set_view import SetView
+from nbrun.render.set_view import SetView, ended_as
 from nbrun.sessions.live_run import TICK_S, poll, wait_briefly
-from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, Story, ended_as, status_of
+from nbrun.sessions.live_set import Inputs, LiveSet, RetryIf, SetOptions, Story, status_of
 from nbrun.sessions.run import CREATION_S, Parts, Run
 from nbrun.sessions.run_list import RunList
 from nbrun.sessions.scoring import Scores, SetItem, Tally, mean_lines, named, stored

@@ -599,3 +599,50 @@ def test_a_damaged_file_hides_no_other(kept: Path, folder: Path, capsys: pytest.
     assert "None" not in told.err
     cli.main(["doctor", str(folder)])
     assert "a damaged store, set aside" in capsys.readouterr().out
+
+
+# --- sets ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_set(folder: Path) -> Path:
+    """A notebook with a set of three runs, one of which has failed, and a run of its own."""
+    notebook = folder / "sets.ipynb"
+
+    async def picky(prompt: str) -> str:
+        if prompt == "bad":
+            raise ValueError("no \x1b[31mluck")
+        return prompt
+
+    with NotebookSession(notebook, ids=SequentialIds()) as session:
+        assert session.map(picky, ["a", "bad", "c"], name="graded", id="nightly").wait(10)
+        assert session.start(picky, "alone", name="alone").wait(10)
+    session.store.close(1.0)
+    return notebook
+
+
+@pytest.mark.parametrize("ref", ["set-1", "SET-1", "nightly"])
+def test_show_of_a_set_counts_its_runs(ref: str, with_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its errors, by how many runs have each; by its number or the id that it was started with."""
+    assert cli.main(["show", ref, str(with_set)]) == 0
+    text = capsys.readouterr().out
+    for part in ("Completed in", "graded set #1", "2 completed · ✘ 1 failed", "1 × ValueError: no", "(#2)"):
+        assert part in text
+    assert "\x1b" not in text
+
+
+def test_show_of_a_set_that_is_not_there_says_so(with_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As for a run."""
+    for ref in ("set-9", "set-x", "weekly"):
+        assert cli.main(["show", ref, str(with_set)]) == 1
+        assert f"No run '{ref}' found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ref", "count"), [("1", 3), ("set-1", 3), ("#1", 3), ("2", 0)])
+def test_list_finds_the_runs_of_a_set(ref: str, count: int, with_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no others."""
+    assert cli.main(["list", str(with_set), "--set", ref]) == 0
+    text = capsys.readouterr().out
+    assert (text.count("graded"), text.count("alone")) == (count, 0)
+    assert cli.main(["list", str(with_set), "--set", "x"]) == 2
+    assert "expected a set, such as 12 or set-12" in capsys.readouterr().err

@@ -33,6 +33,9 @@ def test_the_cell_is_the_template_of_each_prompt(shared: Kernel) -> None:
     run_ok(shared, '%%agentrun shout --map rows --key id -o told -b\n{key} {item.word} {word} {mood} {"a": 1} x_{i}')
     expected = ['A TEA TEA LOUD {"A": 1} X_{I}', 'B MILK MILK LOUD {"A": 1} X_{I}']
     assert value(shared, "told.outputs()") == repr(expected)
+    run_ok(shared, "def is_tea(output, item): return output == 'TEA'")
+    run_ok(shared, "%%agentrun shout --map words -o scored -b --score is_tea\n{item}")
+    assert value(shared, "scored.scores == [True, False]") == "True"
     run_ok(shared, "%%agentrun shout --map words -o plain -b -n quick --concurrency 1 --rate 600/min\n{item}")
     assert value(shared, "(plain.outputs(), plain.name)") == "(['TEA', 'MILK'], 'quick')"
 
@@ -70,6 +73,8 @@ def test_a_name_that_changes_later_changes_no_prompt(shared: Kernel) -> None:
             "expected a number of runs, or a share such as 5%",
         ),
         ("%%agentrun shout --map mood\n{item}", "inputs must be a list of prompts, not one text"),
+        ("%%agentrun shout --map words --score nothing\n{item}", "--score nothing"),
+        ("%%agentrun shout --score is_tea\nx", "--score is for a set of runs: add --map"),
         ("%agentrun retry last --error x", "--error is for a set of runs"),
     ],
 )

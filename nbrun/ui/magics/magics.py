@@ -119,6 +119,8 @@ class AgentMagics(Magics):
         names = self._presenter.shell.user_ns
         inputs, text = look_up(given.map, names), cell.strip("\n").rstrip()
         own = {option.key: value for option in SET_FLAGS.values() if (value := getattr(given, option.key)) is not None}
+        if given.score is not None:
+            own["score"] = self._function("--score", given.score)
         if given.target is None:
             own["model"] = given.model or self._presenter.config.model or None
         prompt = template(text, names) if text.strip() else None
@@ -400,6 +402,13 @@ class AgentMagics(Magics):
         near = close_to(name, self._known_agents(), 1)
         hint = f"did you mean {near[0]}?" if near else "define it in a cell above, or use --model"
         raise AgentNotFound(f"No agent '{name}' found in this notebook; {hint}")
+
+    def _function(self, flag: str, name: str) -> Callable[..., object]:
+        found = self._presenter.shell.user_ns.get(name)
+        if not callable(found):
+            raise _undefined(flag, name, "function")
+        function: Callable[..., object] = found
+        return function
 
     def _tools(self, name: str) -> Sequence[Callable[..., object]]:
         names: dict[str, Any] = {**registered(), **self._presenter.shell.user_ns}

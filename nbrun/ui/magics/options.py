@@ -155,6 +155,10 @@ OPTIONS = (
         ("--max-failures",), "begin nothing further if more inputs fail: a number, or a share such as 5%", "N|N%",
         read=_failures, group=MANY,
     ),
+    Argument(
+        ("--score",), "a function of this notebook that scores each output: score(output, item)", "FUNCTION",
+        group=MANY,
+    ),
 )  # fmt: skip
 SET_FLAGS = {option.names[-1]: option for option in OPTIONS if option.group == MANY and option.key != "map"}
 
