@@ -67,6 +67,7 @@ T = TypeVar("T")
 _log = logging.getLogger("nbrun")
 
 _STREAMED = (ev.TextDelta, ev.ReasoningDelta, ev.ToolArgsDelta)
+_PLENTY = (*_STREAMED, ev.Log)  # what an agent can send without end
 _Streamed = ev.TextDelta | ev.ReasoningDelta | ev.ToolArgsDelta
 
 PIECES_HELD = 5_000
@@ -104,9 +105,9 @@ class Driver:
     __slots__ = (
         "__weakref__", "_adapter", "_approvals", "_attempt", "_budget", "_children", "_clock",
         "_detached", "_digest", "_digested", "_escalation", "_finished", "_fired_at", "_guard", "_halves", "_host_name",
-        "_inbox", "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_full", "_is_sending", "_journal",
-        "_lock", "_looks", "_n", "_open_tools", "_outbox", "_refused", "_returned_at", "_sink", "_stop_until",
-        "_text_room", "_texts", "_thread", "_token", "_usage", "_usage_before", "run", "task",
+        "_inbox", "_is_between", "_is_driving", "_is_ended", "_is_entered", "_is_full", "_is_owed_turn",
+        "_is_sending", "_journal", "_lock", "_looks", "_n", "_open_tools", "_outbox", "_refused", "_returned_at",
+        "_sink", "_stop_until", "_text_room", "_texts", "_thread", "_token", "_usage", "_usage_before", "run", "task",
     )  # fmt: skip
 
     def __init__(self, attempt: Attempt, thread: LoopThread, sink: Sink, clock: Clock, host_name: str) -> None:
@@ -137,6 +138,7 @@ class Driver:
         self._outbox: tuple[tuple[ev.EventData, float, str | None, object, int], ...] = ()
         self._is_sending = False
         self._is_full: IsFull | None = None
+        self._is_owed_turn = False  # whether others on its loop wait for a turn since too much waits to be stored
         self._texts: list[str] = []
         self._digest: hashlib.blake2b | None = None  # of a longer text, without its last piece
         self._digested = 0  # characters
@@ -198,8 +200,29 @@ class Driver:
             self._send(data, now, parent)
         if usage is not None and (self._budget is not None or self._attempt.options.has_limits):
             self.budget.note_usage(usage)  # not under the lock: a fired token calls others' code
-        if self._is_full is not None and not is_on_loop():
+        if self._is_full is not None:
+            if not is_on_loop():
+                self._hold_up()
+            elif self._is_driving and isinstance(data, _PLENTY):
+                self._hold_up_loop()
+
+    def _hold_up_loop(self) -> None:
+        """Block an agent on a loop that sends too much without a turn for others, who wait for it all the same.
+
+        Nor does a cancel reach it otherwise: it raises `Cancelled` from here.
+        """
+        if not self._hold():
+            return
+        if not self._is_owed_turn:
+            self._is_owed_turn = True
+            asyncio.get_running_loop().call_soon(self._note_turn)
+            return
+        if not self._token.cancelled:
             self._hold_up()
+        self._token.raise_if_cancelled()
+
+    def _note_turn(self) -> None:
+        self._is_owed_turn = False
 
     def _hold_up(self) -> None:
         """Block a thread of the agent while too much of the run waits to be stored."""

@@ -230,8 +230,14 @@ class Run:
 
     @property
     def text(self) -> str:
-        """All that was streamed so far."""
-        return self.whole_record.text
+        """All that was streamed so far; where a part of it can't be read any more, a line says how much.
+
+        Memory keeps the beginning and the end of a very long text, and a store in memory is gone when it is closed.
+        """
+        record = self.whole_record
+        if not (lost := record.text_cut - len(record.text_head)):
+            return record.text
+        return f"{record.text_head}\n[… {lost:,} characters can't be read any more …]\n{record.text}"
 
     @property
     def error(self) -> ev.ErrorInfo | None:

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunContext
+from nbrun import CancelToken, NotebookSession, Run, RunContext
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
-from nbrun.core.errors import BadOption, StoreError
+from nbrun.core.errors import BadOption, Cancelled, StoreError
+from nbrun.host import driver
 from nbrun.host.driver import Driver
-from nbrun.sessions.intake import MOST
+from nbrun.sessions.intake import COMMIT_BYTES, MOST
 from nbrun.sessions.live_run import LiveRun
 from nbrun.sessions.scheduler import RunQueue
+from nbrun.store import writer
 from nbrun.store.rows import FileWriter
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
@@ -388,3 +390,51 @@ def test_a_recursion_error_anywhere_costs_no_run_its_end(session: NotebookSessio
     assert run.live is not None
     assert run.live.refused == 0
     assert all(ended(other).status in ("completed", "cancelled") for other in session.runs())
+
+
+class Flood:
+    """Sends text on the loop of all runs, and gives nobody else a turn there."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.raised: BaseException | None = None
+
+    async def __call__(self, prompt: str, run: RunContext) -> None:
+        """Until the run is cancelled, or it has sent far too much."""
+        try:
+            while self.sent < 20 * MOST:
+                run.text("x" * 100_000)
+                self.sent += 100_000
+        except BaseException as error:
+            self.raised = error
+            raise
+
+
+def test_text_without_a_turn_for_others_is_bounded_and_hears_a_cancel(
+    session: NotebookSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An async agent that never awaits is held up while the store is slow; a cancel is raised where it sends text."""
+    gate, is_held, flood = threading.Event(), threading.Event(), Flood()
+    write, wait_sync = FileWriter.write, CancelToken.wait_sync
+
+    def held_write(*args: Any, **options: Any) -> Any:
+        assert not flood.sent or gate.wait(BOUND_S)
+        return write(*args, **options)
+
+    def watched_wait(token: CancelToken, timeout_s: float | None = None) -> bool:
+        is_held.set()
+        return wait_sync(token, timeout_s)
+
+    monkeypatch.setattr(writer, "HANG_S", 2 * BOUND_S)
+    monkeypatch.setattr(FileWriter, "write", held_write)
+    monkeypatch.setattr(CancelToken, "wait_sync", watched_wait)
+    monkeypatch.setattr(driver, "PAUSES", 1_000_000)
+    run = session.start(flood, "")
+    try:
+        assert is_held.wait(BOUND_S)
+        assert flood.sent <= MOST + 2 * COMMIT_BYTES
+        run.cancel()
+    finally:
+        gate.set()
+    assert ended(run).status == "cancelled"
+    assert type(flood.raised) is Cancelled

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from nbrun import NotebookSession, Run, RunContext, RunRecord
-from nbrun.core import events as ev
+from nbrun.core import SystemClock, events as ev
 from nbrun.core.values import readable
 from nbrun.render import static_card
+from nbrun.store import SessionStore
 from nbrun.ui.cards import view
 from nbrun.ui.cards.markdown_blocks import TEXT_LIMIT, Blocks
 from tests.fakes.agents import BOUND_S, Held
@@ -156,3 +157,23 @@ def test_memory_keeps_only_the_beginning_of_what_many_tools_gave(
     kept = record.with_short_tools()
     assert kept.with_short_tools() == kept
     assert kept.tools[-1] == record.tools[-1]
+
+
+def test_a_text_that_is_gone_with_its_store_says_so() -> None:
+    """A store in memory has the rest as long as it is open; later, the beginning and the end are left."""
+    session = NotebookSession(store=SessionStore([], SystemClock()))
+    run = ended(session.start(stream, "other"))
+    assert run.text == TEXT
+    session.close()
+    head, line, tail = run.text.split("\n[… ")[0], run.text.split("\n[… ")[1].split("\n")[0], run.record.text
+    assert TEXT.startswith(head)
+    assert run.text.endswith(f"\n{tail}")
+    assert line == f"{len(TEXT) - len(head) - len(tail):,} characters can't be read any more …]"
+
+
+def test_a_text_in_a_file_is_whole_after_its_session_is_closed(make_session: MakeSession) -> None:
+    """It is read from there."""
+    session = make_session()
+    run = ended(session.start(stream, ""))
+    session.close()
+    assert run.text == TEXT
