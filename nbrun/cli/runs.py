@@ -97,11 +97,11 @@ def show_run(options: SimpleNamespace) -> int:
 
 
 def find_set(store: SessionStore, ref: str) -> sets.StoredSet | None:
-    """Return the set that a reference names: `set-12`, or the id that it was started with, unless a run has it."""
+    """Return the set that a reference names: `set-12`, or the id that it was started with."""
     is_numbered = ref.lower().startswith(("set-", "set #"))
     with contextlib.suppress(ValueError):
         known: int | str = set_number(ref) if is_numbered else ref
-        if not is_numbered and (number_of(ref) is not None or store.find(ref) is not None):
+        if not is_numbered and number_of(ref) is not None:
             return None
         found = store.ask(lambda db: sets.read_sets(db, known), list[sets.StoredSet]())
         return found[0] if found else None

@@ -383,7 +383,7 @@ class NotebookSession:
     def get(self, ref: Run | RunSet | int | str) -> Any:
         """Return the run that `ref` names: `#3`, `3`, `last`, `-1`, a name or an id; of this session first.
 
-        `set-3` names a set, unless there is none with this number; so does the id of a set, unless a run has this name.
+        `set-3` names a set, unless there is none with this number; so does the id that a set was started with.
 
         Raises
         ------
@@ -392,16 +392,8 @@ class NotebookSession:
         """
         if isinstance(ref, RunSet):
             return ref
-        found = self._sets.find(ref) if isinstance(ref, str) else None
-        if found is not None:
-            return found
-        try:
-            return self.get_run(ref)
-        except RunNotFound:
-            with_id = self._sets.with_id(ref) if isinstance(ref, str) else None
-            if with_id is None:
-                raise
-            return with_id
+        found = self._sets.find(ref) or self._sets.with_id(ref) if isinstance(ref, str) else None
+        return self.get_run(ref) if found is None else found
 
     def get_run(self, ref: Run | int | str) -> Run:
         """Return the run that `ref` names, as `get()` does; raises `BadOption` if it names a set."""

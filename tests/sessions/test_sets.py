@@ -1114,9 +1114,9 @@ class Noting:
 def test_a_set_with_an_id_runs_only_what_has_no_ending(make_session: MakeSession) -> None:
     """In the same session and in the next; what is new or has another prompt is run; what has failed has ended."""
     session, agent = make_session(), Noting()
-    first = done(session.map(agent, {"a": "tea", "b": "bad"}, id="drinks"))
+    first = done(session.map(agent, {"a": "tea", "b": "bad"}, id="drinks", name="drinks"))
     assert (first.id, session.get("drinks").number, agent.news()) == ("drinks", first.number, ["bad", "tea"])
-    again = done(session.map(agent, {"a": "tea", "b": "bad"}, id="drinks"))
+    again = done(session.map(agent, {"a": "tea", "b": "bad"}, id="drinks"))  # what its runs are called changes nothing
     assert (again.number, agent.news(), again.counts) == (first.number, [], {"completed": 1, "failed": 1})
     more = done(session.map(agent, {"c": "oats", "b": "milk", "a": "tea"}, id="drinks"))
     assert (more.number, agent.news()) == (first.number, ["milk", "oats"])
