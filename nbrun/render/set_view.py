@@ -38,6 +38,19 @@ class ErrorGroup(msgspec.Struct, frozen=True):
         return shown(self.error, limit) if self.error else "other errors"
 
 
+class QuestionGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Questions of a set's runs that ask the same, of each different arguments how many and one of them.
+
+    `digest` names exactly these questions, and `kind` what they have in common; `numbers` are those of some runs.
+    """
+
+    digest: str
+    kind: str
+    count: int
+    asked: Sequence[tuple[int, ev.ApprovalRequested]]
+    numbers: Sequence[int]
+
+
 class SetView(msgspec.Struct, frozen=True, kw_only=True):
     """A set as it is shown; times are epoch seconds, and `asked` runs were in progress when it was cancelled."""
 
@@ -50,9 +63,11 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float | None
     size: int
     is_whole: bool
+    is_sized: bool = False  # how many inputs there are is known before all were read
     counts: Mapping[RunStatus, int]
     usage: ev.Usage
     errors: Sequence[ErrorGroup] = ()
+    questions: Sequence[QuestionGroup] = ()
     newest: Sequence[RunRecord] = ()
     slowest: Sequence[RunRecord] = ()
     left_behind: Sequence[str] = ()
@@ -61,6 +76,11 @@ class SetView(msgspec.Struct, frozen=True, kw_only=True):
     asked: int = 0
     stopping: Sequence[tuple[int, str]] = ()
     """While it is being cancelled: how many runs are still in progress, by the tool they are in, or the agent."""
+
+    @property
+    def is_size_known(self) -> bool:
+        """Whether there will be no more inputs than `size`."""
+        return self.is_whole or self.is_sized
 
     @property
     def is_live(self) -> bool:

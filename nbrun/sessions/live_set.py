@@ -32,9 +32,10 @@ from nbrun.core import (
     clean_text,
     events as ev,
 )
-from nbrun.render.set_view import ErrorGroup, ended_as
+from nbrun.render.set_view import ErrorGroup, QuestionGroup, ended_as
 from nbrun.sessions.scheduler import RunQueue
 from nbrun.sessions.scoring import Score, Scored, Scorer, SetItem, Tally, encode, stored
+from nbrun.sessions.set_questions import SetQuestions
 from nbrun.store import sets
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ class LiveSet:
         self._listeners: tuple[Callable[[], object], ...] = ()
         self._lock = threading.Lock()  # of the listeners, and of how many inputs are live and have ended
         self.story = Story(parts.clock.now())
+        self.questions = SetQuestions()
         self.scored: dict[int, Scored] = {}
         self.tally = Tally()
         self._told: queue.SimpleQueue[tuple[int, int, Scored]] = queue.SimpleQueue()
@@ -259,6 +261,14 @@ class LiveSet:
         counts[RunStatus.CANCELLED if is_stopped else RunStatus.QUEUED] += rest
         return counts
 
+    def asks(self) -> list[QuestionGroup]:
+        """Return what its runs ask, grouped."""
+        return self.questions.groups(tuple(self.live.values()), self._parts.clock.monotonic())
+
+    def answer(self, digest: str, decision: str, by: str) -> int:
+        """Answer the questions of a group; return how many."""
+        return self.questions.answer(digest, decision, self._parts.control, by)
+
     def stopping(self) -> list[tuple[int, str]]:
         """Return how many runs are in progress, by the tool that they are in, else by the agent; the most first."""
         found: Counter[str] = Counter()
@@ -307,16 +317,17 @@ class LiveSet:
     @property
     def _is_full(self) -> bool:
         """Whether enough inputs were read for now."""
-        return len(self._read) >= PAGE or (not self._is_sized and self.pending + len(self._read) >= READ_AHEAD)
+        return len(self._read) >= PAGE or (not self.is_sized and self.pending + len(self._read) >= READ_AHEAD)
 
     @property
-    def _is_sized(self) -> bool:
+    def is_sized(self) -> bool:
+        """Whether it is known how many inputs there are, also of those that were not read yet."""
         return self._inputs is None or self._inputs.size is not None
 
     @property
     def _reads_no_more(self) -> bool:
         """Whether the rest of the inputs is not needed: where all of them exist, also what is cancelled is stored."""
-        is_stopping = self._is_stopping and not (self._is_sized and self._input_error is None)
+        is_stopping = self._is_stopping and not (self.is_sized and self._input_error is None)
         return is_stopping or self.is_over.is_set() or self._parts.is_closed
 
     @property
@@ -402,7 +413,7 @@ class LiveSet:
         """Begin nothing any more: one row says so, for however many inputs."""
         why = self._parts.intake.redactor.text(clean_text(why))
         self._write(partial(sets.stop, number=self.number, why=why))
-        self.is_whole = self.is_whole or not self._is_sized or self._input_error is not None
+        self.is_whole = self.is_whole or not self.is_sized or self._input_error is not None
         with self._lock:  # what does not run again has ended as it did before
             self.stopped = why
             for at, code in self._again.items():

@@ -438,6 +438,16 @@ class RunSet:
             return CancelReceipt(CancelOutcome.REQUESTED, ref, f"{title}: cancel requested", self)
         return CancelReceipt(CancelOutcome.ALREADY_REQUESTED, ref, f"{title} was already asked to stop", self)
 
+    def answer(self, digest: str, decision: str, *, by: str = "python") -> int:
+        """Answer the questions of a group of its `view` that are still asked; return how many. For nbrun itself.
+
+        Raises
+        ------
+        NotPending
+            None of them is asked any more.
+        """
+        return self._running().answer(digest, decision, by)
+
     def pause(self) -> None:
         """Begin no further run until `unpause()`; those in progress continue."""
         self._running().pause(True)
@@ -514,11 +524,12 @@ class RunSet:
         return SetView(
             number=self.number, name=live.plan.name, agent=live.plan.agent, status=live.status, stopped=live.stopped,
             began_at=story.began_at, ended_at=story.ended_at, size=live.size, is_whole=live.is_whole,
+            is_sized=live.is_sized,
             counts=live.counts(), usage=live.usage, errors=story.groups(), newest=tuple(story.newest)[::-1],
             slowest=slowest,
             scores=mean_lines(live.tally.means()), scored=len(live.scored),
             left_behind=tuple(story.left_behind), asked=live.asked_of if live.status == "cancelling" else 0,
-            stopping=live.stopping() if live.status == "cancelling" else (),
+            stopping=live.stopping() if live.status == "cancelling" else (), questions=live.asks(),
         )  # fmt: skip
 
     @property

@@ -10,7 +10,7 @@ from nbrun import CancelCause, RunRecord, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import Rung
 from nbrun.core.record import fold
-from nbrun.render.set_view import ErrorGroup, SetView
+from nbrun.render.set_view import ErrorGroup, QuestionGroup, SetView
 from nbrun.render.words import queued_words
 from nbrun.ui.cards import set_cards
 from nbrun.ui.cards.markdown_blocks import Blocks
@@ -165,6 +165,26 @@ ERRORS = (
     ErrorGroup(2, HOSTILE, (3_001, 3_002)),
     ErrorGroup(9, "", (3_100,)),
 )
+
+
+def asked(message: str, args: Any, tool: str = "delete") -> ev.ApprovalRequested:
+    """Return a question about a call of a tool."""
+    return ev.ApprovalRequested("ask-1", message, "t1", args, tool=tool)
+
+
+QUESTIONS = (
+    QuestionGroup(
+        digest="d1", kind="k1", count=40, numbers=(41, 52, 63), asked=[
+            (38, asked("Delete the old file?", {"path": "old.txt"})),
+            (1, asked("Delete the old file?", {"path": "archive/2024/another-one.txt", "force": True})),
+            (1, asked("Delete the old file?", {"path": HOSTILE})),
+        ],
+    ),
+    QuestionGroup(digest="d2", kind="k2", count=1, numbers=(71,), asked=[(1, asked(HOSTILE, None))]),
+    QuestionGroup(
+        digest="d3", kind="k3", count=2, numbers=(72, 73), asked=[(2, asked("Send it?", {"text": "x" * 9_000}))],
+    ),
+)  # fmt: skip
 ENDED = {RunStatus.COMPLETED: 3_655, RunStatus.FAILED: 140, RunStatus.CANCELLED: 10}
 USAGE = ev.Usage(101_402, 17_000, cost_usd=3.41)
 
@@ -185,6 +205,10 @@ SETS: dict[str, SetView] = {
     "reads": set_of("running", {RunStatus.RUNNING: 8, RunStatus.QUEUED: 900}, is_whole=False, newest=(), slowest=()),
     "running": set_of(
         "running", ENDED | {RunStatus.RUNNING: 800, RunStatus.WAITING: 2, RunStatus.QUEUED: 5_393}, errors=ERRORS
+    ),
+    "asking": set_of(
+        "running", ENDED | {RunStatus.RUNNING: 757, RunStatus.WAITING: 43, RunStatus.QUEUED: 5_393}, errors=ERRORS[:1],
+        questions=QUESTIONS,
     ),
     "paused": set_of("paused", ENDED | {RunStatus.RUNNING: 3, RunStatus.QUEUED: 6_192}, errors=ERRORS[:1]),
     "cancelling": set_of(

@@ -106,3 +106,24 @@ def test_a_set_is_controlled_by_the_keyboard(card: CardPage) -> None:
     card.page.keyboard.press("Enter")
     sent = card.ask("harness.model.sent.map(({ op, set, error }) => [op, set, error])")
     assert sent == [["retry", 12, "RateLimitError: 429, try again in 2 s"]]
+
+
+def test_questions_that_ask_the_same_are_answered_together(card: CardPage) -> None:
+    """Only those that were shown, and not at once: what was pressed then was meant for something else."""
+    card.open(state("queued"))
+    show(card, "asking")
+    groups = card.page.locator(".nbrun-set__asked-row")
+    expect(groups.first).to_contain_text("40 runs ask the same:Delete the old file?38 × ")
+    expect(groups.last).to_contain_text("Open a run to answer it there.")
+    expect(groups.last.get_by_role("button")).to_have_text(["#72", "#73"])
+    allow = groups.first.get_by_role("button", name="Allow all 40")
+    allow.click()
+    assert card.ask("harness.model.sent.length") == 0
+    card.pass_ms(800)
+    allow.click()
+    expect(allow).to_have_attribute("aria-disabled", "true")
+    card.page.keyboard.press("Enter")
+    groups.nth(1).get_by_role("button", name="Deny").click()
+    sent = card.ask("harness.model.sent.map(({ op, set, digest }) => [op, set, digest])")
+    assert sent == [["approve", 12, "d1"], ["deny", 12, "d2"]]
+    assert card.page.locator(".nbrun-set img").count() == 0

@@ -30,6 +30,8 @@ SURE_S, SURE_ENDS = 60.0, 10
 PACE_OVER_S, PACE_FROM_S = 20.0, 2.0
 """A pace is that of the last seconds, so many, and is not given before it is of so many."""
 SAMPLES = 600
+ARGS_LIMIT = 300
+"""How much of the arguments of a question is shown; what is longer is answered on the card of its run."""
 PACE_S, PACE_ENDS = 5.0, 5
 """A pace is shown for so long after the last end, or for as long as so many ends take."""
 
@@ -136,7 +138,7 @@ class SetCard(Drawable):
             return NO_PACE
         rest = sum(count for status, count, _ in seen.parts if status.is_live)
         ended, clock = sum(seen.counts.values()) - rest, self._session.clock
-        return self._pacer.pace(ended, rest if seen.is_whole else None, clock.monotonic(), clock.now())
+        return self._pacer.pace(ended, rest if seen.is_size_known else None, clock.monotonic(), clock.now())
 
 
 class Pace(NamedTuple):
@@ -204,16 +206,35 @@ def state(seen: SetView, now: float, pace: Pace = NO_PACE, opened: int = 0) -> d
         "usage": words.usage_words(seen.usage),
         "parts": [{"status": str(status), "count": count, "words": text} for status, count, text in seen.parts],
         "rest": sum(count for status, count, _ in seen.parts if status.is_live),
-        "size": f"{counted(seen.size, 'run')}{'' if seen.is_whole else ' so far'}",
+        "size": f"{counted(seen.size, 'run')}{'' if seen.is_size_known else ' so far'}",
         "pace": pace.words,
         "pace_until": pace.until,
         "notes": [visible(note) for note in seen.notes],
+        "questions": [_asked(group) for group in seen.questions],
         "failed": sum(group.count for group in seen.errors),
         "errors": [_error(group) for group in seen.errors[:ERROR_LIMIT]],
         "errors_cut": max(0, len(seen.errors) - ERROR_LIMIT),
         "newest": [_member(record) for record in seen.newest],
         "slowest": [_member(record) for record in seen.slowest],
         "open": opened,
+    }
+
+
+def _asked(group: set_view.QuestionGroup) -> dict[str, Any]:
+    asked = [(count, view.question(one)) for count, one in group.asked]
+    first = asked[0][1]
+    can_answer = not first["options"] and not first["input"] and all(one["digest"] for _, one in asked)
+    lines = [(count, shown(one["args"], ARGS_LIMIT)) for count, one in asked if one["args"]]
+    can_answer = can_answer and all(len(one["args"]) <= ARGS_LIMIT for _, one in asked)
+    return {
+        "kind": group.kind,
+        "digest": group.digest if can_answer else "",  # without it nobody can answer what they have not seen
+        "count": group.count,
+        "message": first["message"],
+        "tool": first["tool"],
+        "hidden": first["hidden"],
+        "args": [f"{count:,} × {text}" if group.count > 1 else text for count, text in lines],
+        "runs": list(group.numbers),
     }
 
 

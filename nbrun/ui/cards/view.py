@@ -93,7 +93,7 @@ def view(
         "children_cut": max(0, len(record.children) - TOOL_LIMIT),
         "log": [visible(line) for line in record.log],
         "log_count": record.log_count,
-        "questions": [_question(asked) for asked in record.pending[:QUESTION_LIMIT]],
+        "questions": [question(asked) for asked in record.pending[:QUESTION_LIMIT]],
         "questions_cut": max(0, len(record.pending) - QUESTION_LIMIT),
         "steer": _steer(record),
         **_error(record),
@@ -154,7 +154,8 @@ def _error(record: RunRecord) -> dict[str, str | None]:
     return {"error": _head(str(error), ERROR_LIMIT), "traceback": end}
 
 
-def _question(asked: ev.ApprovalRequested) -> dict[str, Any]:
+def question(asked: ev.ApprovalRequested) -> dict[str, Any]:
+    """Return what a page shows of a question; its digest only if that is all of it."""
     args = "" if asked.args is None else readable(asked.args)
     if len(args) > ONE_LINE:
         args = _laid_out(asked.args)

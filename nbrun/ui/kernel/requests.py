@@ -78,7 +78,7 @@ class Requests:
                 return reply | self._once(self.ask_panel, content)
             case "look" | "open" | "keep":
                 return reply | {"outcome": "not_found"}
-            case "cancel" | "pause" | "unpause" | "retry" if "set" in content:
+            case "cancel" | "pause" | "unpause" | "retry" | "approve" | "deny" if "set" in content:
                 return reply | self._answer_for_set(content)
             case "cancel" | "approve" | "deny" | "steer":
                 return reply | self._answer_for_run(content)
@@ -126,14 +126,18 @@ class Requests:
         return self._once(lambda content: self._change(found, content), content)
 
     def _change(self, found: RunSet, content: dict[str, Any]) -> dict[str, Any]:
-        """Pause a set, or run a part of it again; return `sent`, or `refused` with a `message` that says why."""
-        error = content.get("error")
+        """Pause a set, run a part of it again, or answer its questions; return `sent`, or `refused` and why."""
+        error, digest = content.get("error"), content.get("digest")
         try:
             match content["op"]:
                 case "pause":
                     found.pause()
                 case "unpause":
                     found.unpause()
+                case "approve" | "deny" as decision:
+                    if not isinstance(digest, str):
+                        raise BadOption("digest is missing: which questions are meant")
+                    found.answer(digest, ALLOW if decision == "approve" else DENY, by="card")
                 case _:
                     found.retry(error=error if isinstance(error, str) else None)
         except UserError as refused:

@@ -14,7 +14,7 @@ import { counted, wholeDuration } from "./wording.js";
  */
 
 const EDIT = "edit"; // a button that sends nothing
-const STILL_MS = 700; // the second click of a double click, or a press that was meant for what was here before
+export const STILL_MS = 700; // the second click of a double click, or a press that was meant for what was here before
 const SCROLL = "Scroll to the end of the question to allow it.";
 const TOO_LONG = "Too long to show here: look at run.pending, and answer with run.approve() or %agentrun approve.";
 
@@ -151,7 +151,7 @@ function addQuestion(list, { id, message, args, options, labels, tool, edit, hid
 }
 
 /** @param {string[]} names */
-function hiddenWords(names) {
+export function hiddenWords(names) {
   const [shown, verb] = [names.map((name) => `[${name}]`).join(", "), names.length > 1 ? "stand" : "stands"];
   return `${shown} ${verb} for a secret that is hidden here. The tool gets its value, also if you edit the rest.`;
 }

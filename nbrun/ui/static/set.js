@@ -6,6 +6,7 @@ import { addHead, drawCancel, drawFold, drawHead } from "./head.js";
 import { add, addControl, addFold, addShape, addText, fitRows, keepEnter, noteChoice, piece, write, writeLabel } from "./nodes.js";
 import { mountInPlace } from "./places.js";
 import { keepPress } from "./presses.js";
+import { STILL_MS, hiddenWords } from "./questions.js";
 import { makeRequests } from "./requests.js";
 import { listen, newNonce, trySend, watchKernel } from "./channels.js";
 import { counted } from "./wording.js";
@@ -15,6 +16,9 @@ import { counted } from "./wording.js";
  * @typedef {import("./requests.js").Requests} Requests
  * @typedef {{ status: string, count: number, words: string }} Part
  * @typedef {{ count: number, key: string, words: string, runs: number[] }} Failure
+ * @typedef {{ kind: string, digest: string, count: number, message: string, tool: string, hidden: string[],
+ *   args: string[], runs: number[] }} QuestionGroup
+ *   `digest`: of all that is asked, sent back with the answer, or "" if this isn't all of it
  * @typedef {{ number: number, status: string, title: string, took: string, text: string }} Member
  *
  * @typedef {object} SetOfRuns  Times are seconds since 1970, by the kernel's clock.
@@ -34,6 +38,7 @@ import { counted } from "./wording.js";
  * @property {string} pace
  * @property {number} pace_until  when it no longer holds
  * @property {string[]} notes
+ * @property {QuestionGroup[]} questions
  * @property {number} failed
  * @property {Failure[]} errors  the most frequent
  * @property {number} errors_cut
@@ -43,7 +48,7 @@ import { counted } from "./wording.js";
  */
 
 const SET = "nbrun-set";
-const [CANCEL_SET, PAUSE_SET, RETRY_SET] = ["cancel", "pause", "retry "]; // the keys of its requests
+const [CANCEL_SET, PAUSE_SET, RETRY_SET, ASKED_SET] = ["cancel", "pause", "retry ", "asked "]; // the keys of its requests
 /** Whether the card of each model is folded. @type {WeakMap<object, boolean>} */
 const FOLDED_SETS = new WeakMap();
 
@@ -63,6 +68,8 @@ function buildSet(el) {
   const parts = add(body, "ul", "parts", SET);
   const pace = add(body, "div", "note");
   const notes = add(body, "ul", "notes");
+  const asked = add(body, "ul", "asked", SET);
+  asked.setAttribute("aria-label", "Questions");
   const failed = add(body, "div", "failed", SET);
   const failedTitle = add(failed, "div", "note");
   const all = addControl(failed, "decide");
@@ -72,7 +79,7 @@ function buildSet(el) {
   const slowest = addMembers(body, "Slowest");
   const opened = add(body, "div", "opened", SET);
   el.append(root);
-  return { root, head, pause, body, bar, parts, pace, notes, failed, failedTitle, all, errors, errorsCut, newest, slowest, opened };
+  return { root, head, pause, body, bar, parts, pace, notes, asked, failed, failedTitle, all, errors, errorsCut, newest, slowest, opened };
 }
 
 /** @typedef {ReturnType<typeof buildSet>} SetCard */
@@ -103,6 +110,20 @@ function addError(list) {
 }
 
 /** @param {Element} list */
+function addAsked(list) {
+  const row = add(list, "li", "asked-row", SET);
+  addText(row, "div", "asks");
+  const message = add(row, "div", "message", SET);
+  message.dir = "auto";
+  add(row, "div", "hidden");
+  add(row, "ul", "args", SET);
+  const bar = add(row, "div", "decision");
+  for (const op of ["approve", "deny"]) addControl(bar, "decide").dataset.op = op;
+  add(bar, "span", "runs");
+  add(row, "div", "unseen");
+}
+
+/** @param {Element} list */
 function addPart(list) {
   const item = add(list, "li", "part", SET);
   addShape(item);
@@ -128,6 +149,7 @@ function drawSet(card, set, requests, nowS, isGone) {
   write(card.pace, [set.size, nowS < set.pace_until ? set.pace : ""].filter(Boolean).join(" · "));
   fitRows(card.notes, set.notes.length, () => addText(card.notes, "li", "note"));
   set.notes.forEach((note, at) => write(/** @type {HTMLElement} */ (card.notes.children[at]), note));
+  drawAsked(card.asked, set.live && !isGone ? set.questions : [], requests);
   drawErrors(card, set, requests, isGone);
   drawMembers(card.newest, set.newest, set.open, isGone);
   drawMembers(card.slowest, set.slowest, set.open, isGone);
@@ -147,6 +169,46 @@ function drawBar({ bar, parts: list }, parts) {
   });
 }
 
+/** @param {HTMLElement} list @param {QuestionGroup[]} groups @param {Requests} requests */
+function drawAsked(list, groups, requests) {
+  list.hidden = !groups.length;
+  fitRows(list, groups.length, () => addAsked(list));
+  groups.forEach(({ digest, count, message, hidden, args, runs }, at) => {
+    const row = /** @type {HTMLElement} */ (list.children[at]);
+    const shown = JSON.stringify([digest, message, args]);
+    if (row.dataset.shown !== shown) { // what is pressed now was meant for what was here before
+      row.dataset.shown = shown;
+      row.dataset.still = String(performance.now() + STILL_MS);
+    }
+    write(piece(row, "asks"), count > 1 ? `${counted(count)} runs ask the same:` : "A run asks:");
+    write(/** @type {HTMLElement} */ (row.querySelector(`.${SET}__message`)), message);
+    write(piece(row, "hidden"), hidden.length ? hiddenWords(hidden) : "");
+    const lines = /** @type {HTMLElement} */ (row.querySelector(`.${SET}__args`));
+    fitRows(lines, args.length, () => addText(lines, "li", "gave"));
+    args.forEach((text, which) => write(/** @type {HTMLElement} */ (lines.children[which]), text));
+    const isOpen = Boolean(requests.get(ASKED_SET + digest)?.isOpen);
+    for (const button of /** @type {NodeListOf<HTMLElement>} */ (row.querySelectorAll("[data-op]"))) {
+      const word = button.dataset.op === "deny" ? "Deny" : "Allow";
+      button.dataset.digest = digest;
+      write(button, count > 1 ? `${word} all ${counted(count)}` : word);
+      button.setAttribute("aria-disabled", String(isOpen));
+      button.hidden = !digest;
+    }
+    drawRuns(piece(row, "runs"), runs);
+    write(piece(row, "unseen"), digest ? "" : "Open a run to answer it there.");
+  });
+}
+
+/** @param {HTMLElement} list @param {number[]} runs */
+function drawRuns(list, runs) {
+  fitRows(list, runs.length, () => addControl(list, "open"));
+  runs.forEach((number, which) => {
+    const button = /** @type {HTMLElement} */ (list.children[which]);
+    button.dataset.run = String(number);
+    write(button, `#${number}`);
+  });
+}
+
 /** @param {SetCard} card @param {SetOfRuns} set @param {Requests} requests @param {boolean} isGone */
 function drawErrors(card, { failed, errors, errors_cut, live }, requests, isGone) {
   card.failed.hidden = !failed;
@@ -158,13 +220,7 @@ function drawErrors(card, { failed, errors, errors_cut, live }, requests, isGone
     const row = /** @type {HTMLElement} */ (card.errors.children[at]);
     write(piece(row, "number"), `${counted(count)} ×`);
     writeLabel(piece(row, "gave"), words);
-    const list = /** @type {HTMLElement} */ (row.querySelector(`.nbrun-card__runs`));
-    fitRows(list, runs.length, () => addControl(list, "open"));
-    runs.forEach((number, which) => {
-      const button = /** @type {HTMLElement} */ (list.children[which]);
-      button.dataset.run = String(number);
-      write(button, `#${number}`);
-    });
+    drawRuns(piece(row, "runs"), runs);
     drawRetry(/** @type {HTMLElement} */ (row.lastElementChild), key, count, requests, live || isGone || !key);
   });
 }
@@ -255,9 +311,13 @@ function renderSet({ model, el }) {
   const onClick = ({ target }) => {
     const button = target instanceof Element ? target.closest("button") : null;
     if (!button || whyGone || card.opened.contains(button)) return;
-    const { run, error } = button.dataset;
+    const { run, error, op, digest } = button.dataset;
     const number = Number(run);
     if (run) trySend(() => model.send({ op: "open", number: number === set().open ? 0 : number }));
+    const row = /** @type {HTMLElement | null} */ (button.closest(`.${SET}__asked-row`));
+    if (op && digest && button.ariaDisabled !== "true" && performance.now() >= Number(row?.dataset.still)) {
+      requests.ask(ASKED_SET + digest, { op, set: set().number, digest });
+    }
     if (error === undefined || button.ariaDisabled === "true") return;
     requests.ask(RETRY_SET + error, { op: "retry", set: set().number, ...(error && { error }) });
   };

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nbrun import NotebookSession, RunSet
+from nbrun import NotebookSession, RunContext, RunSet
 from nbrun.ui.cards.board import CardBoard
 from nbrun.ui.cards.set_cards import Pacer, SetCard, SetCards, SetWidget
 from nbrun.ui.kernel.requests import Requests
@@ -228,3 +228,37 @@ def test_a_card_is_drawn_in_every_other_slot_at_most(
     card = shown.show(session.map(talking, [str(at) for at in range(300)]))
     until(card.widget, lambda state: not state["live"])
     assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(drawn)), drawn
+
+
+def test_questions_are_grouped_and_answered_as_they_were_shown(
+    session: NotebookSession, shown: Shown, requests: Requests
+) -> None:
+    """By what they ask: what came later, or was not shown whole, is not answered with them."""
+    told: list[str] = []
+
+    async def asks(prompt: str, run: RunContext) -> str:
+        message, _, path = prompt.partition(" ")
+        answer = await run.ask(message, args={"path": path})
+        told.append(f"{prompt} {bool(answer)}")
+        return prompt
+
+    prompts = ["delete a", "delete a", "delete b", f"send {'x' * 5_000}", "late c"]
+    card = shown.show(found := session.map(asks, prompts, concurrency=9, approve="ask"))
+    assert found._wait_until(lambda: found.counts.get("waiting") == 5, BOUND_S)
+    found._live.questions._shown.clear()  # type: ignore[union-attr]  # as after the seconds for which they stay
+    groups = {group["message"]: group for group in card.state()["questions"]}
+    deletes = groups["delete"]
+    assert (deletes["count"], set(deletes["runs"])) == (3, {found[0].number, found[2].number})
+    assert [line[:3] for line in deletes["args"]] == ["2 ×", "1 ×"]
+    assert groups["send"]["digest"] == ""
+    click = {"set": found.number, "session_id": session.id}
+    for digest in (None, "", "x", groups["send"]["digest"]):
+        assert requests.answer({"op": "approve", **click, "digest": digest})["outcome"] == "refused"
+    assert requests.answer({"op": "approve", **click, "digest": deletes["digest"], "nonce": "1"})["outcome"] == "sent"
+    assert requests.answer({"op": "deny", **click, "digest": groups["late"]["digest"]})["outcome"] == "sent"
+    assert found._wait_until(lambda: found.counts.get("completed") == 4, BOUND_S)
+    assert requests.answer({"op": "deny", **click, "digest": deletes["digest"]})["outcome"] == "refused"
+    found.cancel()
+    assert found.wait(BOUND_S)
+    assert sorted(told) == ["delete a True", "delete a True", "delete b True", "late c False"]
+    assert card.state()["questions"] == []
