@@ -33,6 +33,9 @@ TICK_S = 0.1
 Source: an interrupt of a top-level `await` acts only when the loop next wakes (ipykernel#881).
 """
 
+PAGE = 50
+"""How many events are in memory at once for one who iterates a run: each may have megabytes."""
+
 # One for all runs: it is held for a moment, and each lock costs memory.
 _listening = module_lock()
 
@@ -202,7 +205,7 @@ def aside(release: Callable[[], object]) -> None:
 async def each_event(
     live: LiveRun | None,
     is_done: Callable[[], bool],
-    events_after: Callable[[int], Sequence[ev.RunEvent]],
+    events_after: Callable[[int, int], Sequence[ev.RunEvent]],
     lend: Callable[[], object] | None,
 ) -> AsyncIterator[ev.RunEvent]:
     """Yield a run's events in order, up to its end.
@@ -210,7 +213,7 @@ async def each_event(
     Parameters
     ----------
     live : reports new events; None: they are looked for.
-    events_after : returns those that come after a seq.
+    events_after : returns those that come after a seq, at most so many.
     lend : is called again and again meanwhile.
     """
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
@@ -222,9 +225,10 @@ async def each_event(
         while True:
             changed.clear()
             was_done = is_done()
-            for event in events_after(seen):
-                seen = event.seq
-                yield event
+            while page := events_after(seen, PAGE):
+                seen = page[-1].seq
+                for event in page:
+                    yield event
             if was_done:
                 return
             await wait_briefly(changed, lend)

@@ -7,10 +7,12 @@ import threading
 
 import pytest
 
-from nbrun import NotebookSession, Run, RunEvent, RunStatus
+from nbrun import NotebookSession, Run, RunContext, RunEvent, RunStatus
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelOutcome
 from nbrun.core.errors import NoResult, RunCancelled, RunFailed, RunNotFinished
+from nbrun.sessions.live_run import PAGE
+from nbrun.store import validation
 from tests.fakes import agents
 from tests.fakes.agents import BOUND_S, Held
 
@@ -24,6 +26,28 @@ def ended(run: Run) -> Run:
 async def follow(run: Run) -> list[RunEvent]:
     """Return all events that an iteration gives."""
     return [event async for event in run]
+
+
+def test_an_iteration_reads_page_by_page_to_the_end(session: NotebookSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much there is, few events are in memory at once, and none is left out."""
+    read, sizes = Run.events, []
+
+    def watched(run: Run, after: int = -1, limit: int | None = None) -> list[RunEvent]:
+        found = read(run, after, limit)
+        sizes.append(len(found))
+        return found
+
+    def says(prompt: str, run: RunContext) -> None:
+        for number in range(300):
+            run.text(f"{number:04}" * 300)
+
+    run = ended(session.start(says, ""))
+    monkeypatch.setattr(validation, "PAGE_BYTES", 10_000)  # of a file that anybody may have made
+    monkeypatch.setattr(Run, "events", watched)
+    events = asyncio.run(follow(run))
+    assert [event.seq for event in events] == list(range(len(events)))
+    assert events[-1].type == "run.completed"
+    assert max(sizes) <= PAGE
 
 
 # --- waiting and results -----------------------------------------------------------------------------
