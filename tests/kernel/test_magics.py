@@ -35,7 +35,7 @@ def test_loading_is_silent_and_starts_nothing(kernel: Kernel) -> None:
 
 
 def test_unloading_takes_everything_away(kernel: Kernel) -> None:
-    """Magics, control handler, the wrapped shutdown, settings, streams and threads: as before the load."""
+    """Magics, control handler, the wrapped shutdown, settings with what they set, streams, threads: as before the load."""
     state = """(
         'agentrun' in ip.magics_manager.magics['cell'], 'agentrun' in ip.magics_manager.magics['line'],
         'nbrun_request' in ip.kernel.control_handlers,
@@ -52,8 +52,19 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
     wait_for_text(kernel, "long")
     assert value(kernel, state).startswith("(True, True, True, True, True, True, 'RunWriter'")
 
+    limits = "__import__('nbrun.calls').calls.GOVERNOR.limits"
+    for setting, text in {
+        "requests_per_minute = 60": "Limits(requests=60, tokens=None)",
+        "tokens_per_minute = 9_000": "Limits(requests=60, tokens=9000)",
+        "requests_per_minute = None": "Limits(requests=None, tokens=9000)",
+    }.items():
+        run_ok(kernel, f"%config NbRun.{setting}")
+        assert value(kernel, limits) == text
+    assert "should not be less than 1" in kernel.run("%config NbRun.requests_per_minute = 0").stderr
+
     cell = run_ok(kernel, "%unload_ext nbrun")
     assert cell.stdout + cell.stderr == "nbrun was unloaded: 1 run cancelled\n"
+    assert value(kernel, limits) == "Limits(requests=None, tokens=None)"
     assert value(kernel, state) == bare
     assert value(kernel, "nbrun_threads_left()") == "[]"
     record = stored(kernel.folder, "long")
