@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from nbrun.agents import Cancelled, RunContext, events, guarded, pricing
-from nbrun.calls.forms import BodyReader, Target
+from nbrun.calls.forms import MAX_REQUEST, BodyReader, Target
 from nbrun.calls.governor import GOVERNOR, Turn
+from nbrun.calls.journal import Tape, find_answer
 from nbrun.core import Latch, NbrunError, clean_text, wait_for_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from nbrun.calls.journal import Answer, Tape
+    from nbrun.calls.journal import Answer, Asked, Decode
+    from nbrun.core.journal import Journal
 
 OK, ERROR, CANCELLED = "ok", "error", "cancelled"
 STORED_WITHIN_S = 5.0  # the writer gives up a disk that does not answer before that
@@ -66,7 +68,7 @@ class Call:
         is_unanswered = target is not None and answer is None
         if is_unanswered and (journal := run.journal) is not None and journal.speed is not None:
             raise NbrunError(
-                f"{journal.source} answers calls through httpx only, and this one uses another HTTP client"
+                f"{journal.source} answers no calls through aiohttp, which this one uses; use another HTTP client"
             )
         with guarded():
             self._began = self._now()
@@ -264,3 +266,34 @@ class Call:
             cache_write_tokens=self._reader.cache_write_tokens,
         )
         return structs.replace(usage, requests=1, cost_usd=cost)
+
+
+def begin_call(
+    run: RunContext,
+    target: Target | None,
+    cut: Callable[[], object] | None,
+    content: bytes | None,
+    ask: Callable[[Journal, bytes], Asked],
+    decode: Decode,
+) -> Call:
+    """Begin a call: it is answered from the run's journal, or else by whoever the request is for.
+
+    `content` is the request's body, None if it can't be read ahead; `ask` returns the request as a journal knows it.
+    """
+    if target is None or (journal := run.journal) is None:
+        return Call(run, target, cut)
+    is_cassette = journal.speed is not None
+    if content is None or len(content) > MAX_REQUEST:
+        if not is_cassette:
+            return Call(run, target, cut)
+        content = b""  # which is in no cassette
+    if not (journal.keeps or journal.is_answering or is_cassette):
+        return Call(run, target, cut)
+    with guarded():
+        asked = ask(journal, content)
+        answer = find_answer(journal, asked, run)
+        tape = Tape(journal, asked, run, decode) if answer is None and journal.keeps else None
+    call = Call(run, target, cut, answer, tape)
+    if is_cassette:
+        call.source = "cassette"
+    return call

@@ -7,7 +7,9 @@ kept of the request's headers, and of the body only enough to say what differs i
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from nbrun.core import StoreError, counted, shown, size_words
 from nbrun.core.journal import CALL, MAX_ANSWER, Entry, Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from nbrun.core import Redactor
 
@@ -50,6 +52,36 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     status: int
     headers: list[tuple[str, str]]
     pieces: list[tuple[float, bytes]]
+
+
+class Pieces:
+    """The body of an answer that is there already; that of a cassette comes in its time."""
+
+    def __init__(self, pieces: list[tuple[float, bytes]], run: RunContext) -> None:
+        self._pieces, self._run = pieces, run
+        self._began = run.clock.monotonic()
+        self._speed = math.inf if (journal := run.journal) is None or journal.speed is None else journal.speed
+
+    def _wait_s(self, ms: float) -> float:
+        return self._began + ms / 1000 / self._speed - self._run.clock.monotonic()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for ms, piece in self._pieces:
+            if (wait_s := self._wait_s(ms)) > 0:
+                self._run.sleep(wait_s)
+            yield piece
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for ms, piece in self._pieces:
+            if (wait_s := self._wait_s(ms)) > 0:
+                await asyncio.sleep(wait_s)
+            yield piece
+
+    def close(self) -> None:
+        """Do nothing: no connection is held."""
+
+    async def aclose(self) -> None:
+        """Do nothing."""
 
 
 class _Outline(msgspec.Struct, frozen=True, array_like=True):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nbrun.agents import RunContext, guarded, watched_run
-from nbrun.calls.call import Call
-from nbrun.calls.forms import MAX_REQUEST, find_target
-from nbrun.calls.journal import Asked, Tape, find_answer
+from nbrun.agents import RunContext, watched_run
+from nbrun.calls.call import Call, begin_call
+from nbrun.calls.forms import find_target
+from nbrun.calls.journal import Asked, Pieces
 from nbrun.core import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from nbrun.calls.journal import Decode
+    from nbrun.core.journal import Journal
 
 
 def instrument(package: Any) -> Callable[[], None]:
@@ -133,27 +132,15 @@ class _Steps:
 
 
 def _begin(run: RunContext, request: Any, cut: Callable[[], object] | None, decode: Decode) -> Call:
-    """Begin a call: it is answered from the run's journal, or else by whoever the request is for."""
+    """Begin the call that a request makes."""
     url, content = request.url, _content(request)
     target = find_target(request.method, url.host, url.path, content)
-    if target is None or (journal := run.journal) is None:
-        return Call(run, target, cut)
-    is_cassette = journal.speed is not None
-    if content is None or len(content) > MAX_REQUEST:
-        if not is_cassette:
-            return Call(run, target, cut)
-        content = b""  # which is in no cassette
-    if not (journal.keeps or journal.is_answering or is_cassette):
-        return Call(run, target, cut)
-    with guarded():
+
+    def ask(journal: Journal, content: bytes) -> Asked:
         address = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}{url.path}"
-        asked = Asked(request.method, address, url.params.multi_items(), content, journal)
-        answer = find_answer(journal, asked, run)
-        tape = Tape(journal, asked, run, decode) if answer is None and journal.keeps else None
-    call = Call(run, target, cut, answer, tape)
-    if is_cassette:
-        call.source = "cassette"
-    return call
+        return Asked(request.method, address, url.params.multi_items(), content, journal)
+
+    return begin_call(run, target, cut, content, ask, decode)
 
 
 def _content(request: Any) -> bytes | None:
@@ -174,41 +161,11 @@ def _read(headers: Any) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers.raw}
 
 
-class _Pieces:
-    """The body of an answer that is there already; that of a cassette comes in its time."""
-
-    def __init__(self, pieces: list[tuple[float, bytes]], run: RunContext) -> None:
-        self._pieces, self._run = pieces, run
-        self._began = run.clock.monotonic()
-        self._speed = math.inf if (journal := run.journal) is None or journal.speed is None else journal.speed
-
-    def _wait_s(self, ms: float) -> float:
-        return self._began + ms / 1000 / self._speed - self._run.clock.monotonic()
-
-    def __iter__(self) -> Iterator[bytes]:
-        for ms, piece in self._pieces:
-            if (wait_s := self._wait_s(ms)) > 0:
-                self._run.sleep(wait_s)
-            yield piece
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for ms, piece in self._pieces:
-            if (wait_s := self._wait_s(ms)) > 0:
-                await asyncio.sleep(wait_s)
-            yield piece
-
-    def close(self) -> None:
-        """Do nothing: no connection is held."""
-
-    async def aclose(self) -> None:
-        """Do nothing."""
-
-
 def _respond(package: Any, call: Call, body: Any) -> Any:
     """Return the response to a call that is answered without a request."""
     answer = call.answer
     assert answer is not None  # noqa: S101 - the caller has looked
-    stream = body(_Pieces(answer.pieces, call.run), call)
+    stream = body(Pieces(answer.pieces, call.run), call)
     response = package.Response(answer.status, headers=answer.headers, stream=stream)
     call.answered(answer.status, _read(response.headers))
     return response

@@ -16,6 +16,7 @@ import urllib3
 
 from nbrun import NotebookSession, Run, events as ev
 from nbrun.calls import CLIENTS, GOVERNOR, Limits
+from nbrun.core.errors import NotResumable
 from tests.conftest import MakeSession
 from tests.fakes.agents import BOUND_S
 from tests.fakes.people import until
@@ -302,6 +303,74 @@ def test_aiohttp_is_left_alone_outside_of_a_run_and_afterwards(session: Notebook
     assert aiohttp.ClientSession._request.__module__.startswith("nbrun")
     session.close()
     assert aiohttp.ClientSession._request.__module__.startswith("aiohttp")
+
+
+def _whole_text(url: str, asked: dict[str, Any]) -> str:
+    return urllib3.request("POST", url, json=asked).data.decode()
+
+
+def _streamed_text(url: str, asked: dict[str, Any]) -> str:
+    response = urllib3.request("POST", url, json=asked, preload_content=False)
+    text = b"".join(response.stream(7)).decode()
+    response.release_conn()
+    return text
+
+
+def _requested_text(url: str, asked: dict[str, Any]) -> str:
+    return requests.post(url, json=asked, timeout=BOUND_S).text
+
+
+def _requested_lines(url: str, asked: dict[str, Any]) -> str:
+    with requests.post(url, json=asked, stream=True, timeout=BOUND_S) as response:
+        return "\n".join(line.decode() for line in response.iter_lines(chunk_size=7))
+
+
+@pytest.mark.parametrize("is_gzipped", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("asks", [_whole_text, _streamed_text, _requested_text, _requested_lines])
+def test_an_answer_to_urllib3_is_kept_and_not_paid_again(
+    session: NotebookSession, provider: Provider, stream: bool, asks: Callable[..., str], is_gzipped: bool
+) -> None:
+    """The same text comes from the journal, with the same usage; the first other request is made."""
+    provider.is_gzipped = is_gzipped
+    url, questions = provider.url + FORMS["chat"].path + "?key=sk-secret", ["one"]
+
+    def agent(prompt: str) -> list[str]:
+        return [
+            asks(url, {**body(stream=stream), "messages": [{"role": "user", "content": question}]})
+            for question in questions
+        ]
+
+    first: Run = session.start(agent, "hi")
+    text: Any = first.result(BOUND_S)
+    assert text[0]
+    questions.append("two")
+    again = first.retry(reuse=True)
+    answers: Any = again.result(BOUND_S)
+    assert answers[:1] == text
+    assert [call.source for call in calls_of(again)] == ["journal", "live"]
+    assert calls_of(again)[0].usage is not None
+    assert [request["messages"][0]["content"] for request in provider.requests] == ["one", "two"]
+
+
+def test_a_stream_of_urllib3_that_is_cut_is_not_kept(session: NotebookSession, provider: Provider) -> None:
+    """Whatever its reader had of it: it may not be its end."""
+    url = provider.url + FORMS["chat"].path
+    provider.words = None
+
+    def agent(prompt: str) -> str:
+        response = urllib3.request("POST", url, json=body(stream=True), preload_content=False, retries=False)
+        try:
+            for _ in response.stream():
+                provider.drop()
+        except urllib3.exceptions.ProtocolError:
+            return "cut"
+        return "whole"
+
+    first = session.start(agent, "hi")
+    assert first.result(BOUND_S) == "cut"
+    with pytest.raises(NotResumable, match="has no answers that were kept"):
+        first.retry(reuse=True)
 
 
 @pytest.mark.parametrize("way", ["aiohttp", "urllib3"])

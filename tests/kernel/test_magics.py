@@ -35,7 +35,7 @@ def test_loading_is_silent_and_starts_nothing(kernel: Kernel) -> None:
 
 
 def test_unloading_takes_everything_away(kernel: Kernel) -> None:
-    """Magics, control handler, the wrapped shutdown, settings with what they set, streams, threads: as before the load."""
+    """Magics, control handler, wrapped shutdown, settings and what they set, streams, threads: as before the load."""
     state = """(
         'agentrun' in ip.magics_manager.magics['cell'], 'agentrun' in ip.magics_manager.magics['line'],
         'nbrun_request' in ip.kernel.control_handlers,
