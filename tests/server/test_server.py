@@ -305,6 +305,38 @@ kernel.control_handlers["nbrun_request"] = reply
     assert (answer.status, answer.body["message"]) == (504, "the kernel's answer isn't one of nbrun's")
 
 
+ODD_FRAMES = {
+    "header is a list": "['[]', parent, '{}', '{}']",
+    "parent is a list": "[head, '[]', '{}', '{}']",
+    "parent is a number": "[head, '7', '{}', '{}']",
+    "content is no JSON": "[head, parent, '{}', '{']",
+    "content is no text": "[head, parent, '{}', b'\\xff\\xfe']",
+    "content is deep": "[head, parent, '{}', '[' * 200_000 + ']' * 200_000]",
+    "header is deep": "['[' * 200_000 + ']' * 200_000, parent, '{}', '{}']",
+    "a time is no time": '[\'{"msg_type": "nbrun_reply", "date": "9999-99-99T99:99:99Z"}\', parent, \'{}\', \'{}\']',
+    "too few": "[head]",
+    "no type": "['{}', parent, '{}', '{}']",
+}
+
+
+@pytest.mark.parametrize("frames", ODD_FRAMES.values(), ids=ODD_FRAMES)
+def test_a_reply_that_is_no_message_is_no_answer(server: ServerProcess, bare_kernel: ServedKernel, frames: str) -> None:
+    """It is signed with the kernel's key, which any code there has."""
+    bare_kernel.run(f"""
+import json
+kernel = get_ipython().kernel
+async def reply(stream, ident, parent_message):
+    session = kernel.session
+    head = session.pack(session.msg_header("nbrun_reply"))
+    parent = session.pack(parent_message["header"])
+    frames = [frame.encode() if isinstance(frame, str) else frame for frame in {frames}]
+    stream.send_multipart([*ident, b"<IDS|MSG>", session.sign(frames), *frames])
+kernel.control_handlers["nbrun_request"] = reply
+""")
+    answer = server.ask("GET", f"{bare_kernel.api}/runs")
+    assert (answer.status, "\n" in answer.body["message"]) == (504, False)
+
+
 def test_looking_keeps_a_busy_kernel_busy(server: ServerProcess, kernel: ServedKernel) -> None:
     """The server does not take the kernel for idle while its cell runs: its culler could end it."""
     with blocked(kernel):
