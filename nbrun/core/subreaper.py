@@ -14,15 +14,12 @@ import resource
 import select
 import signal
 import sys
-import time
 from os import _exit as exit_now
 
 IS_SUPPORTED = sys.platform == "linux"
 
 _SET_DEATH_SIGNAL, _SET_NAME, _SET_SUBREAPER = 1, 15, 36  # of prctl(2)
 _AGAIN_MS = 10
-LEAVE_S = 0.2
-"""How long what the program has started may take to end by itself, after SIGTERM; then it is killed."""
 _LOOK_MS = 1_000
 """How often to check whether the kernel is still the parent: a fork of it may keep the lifeline open."""
 _NOT_FOUND = 127  # as a shell exits when it can't run a program
@@ -82,8 +79,7 @@ def _watch(program: int, kept: tuple[int, int, int], kernel: int, asked: list[in
         if fd >= 0:
             poll.register(fd, select.POLLIN)
     status: int | None = None
-    must_end, kill_at = False, 0.0
-    asked_to_end: set[int] = set()
+    must_end = False
     while True:
         for fd, _ in poll.poll(_AGAIN_MS if must_end else _LOOK_MS):
             if fd == lifeline:
@@ -99,15 +95,9 @@ def _watch(program: int, kept: tuple[int, int, int], kernel: int, asked: list[in
             _exit_as(status)
         must_end = must_end or bool(asked) or status is not None or os.getppid() != kernel
         if must_end:
-            kill_at = kill_at or time.monotonic() + LEAVE_S
-            is_late = time.monotonic() >= kill_at
             for pid in _children():
                 with contextlib.suppress(OSError):  # it has become another user's
-                    if is_late or pid == program:  # whoever ends the program has asked it before
-                        os.kill(pid, signal.SIGKILL)
-                    elif pid not in asked_to_end:
-                        asked_to_end.add(pid)
-                        os.kill(pid, signal.SIGTERM)
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _children() -> list[int]:

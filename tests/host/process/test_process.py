@@ -751,32 +751,6 @@ def test_an_agent_that_stops_what_watches_it_is_killed_all_the_same(session: Not
     assert run.status is RunStatus.CANCELLED
 
 
-SUPERVISED = """
-import os, signal, subprocess, sys
-from nbrun.core import subreaper
-subreaper.LEAVE_S = 60
-subreaper.supervise(-1, os.getppid())
-said, say = os.pipe()
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-if not os.fork():
-    os.setsid()
-    os.write(say, b"ready")
-    signal.sigwait([signal.SIGTERM])
-    os.write(1, b"saved")
-    os._exit(0)
-os.read(said, 5)
-os._exit(3)
-"""
-
-
-@LINUX
-def test_what_has_left_is_asked_to_end_before_it_is_killed() -> None:
-    """It has a moment to save what it has."""
-    command = [sys.executable, "-c", SUPERVISED]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
-    assert (done.stdout, done.returncode) == ("saved", 3), done.stderr
-
-
 # --- the kernel dies ---------------------------------------------------------------------------------
 
 KERNEL = """
