@@ -185,6 +185,8 @@ class LiveSet:
         self._read: deque[sets.Item] = deque()
         self._has_read_all = inputs is None
         self._input_error: str | None = None
+        self._unwanted: set[int] = set()
+        self._dropped: queue.SimpleQueue[tuple[int, ev.CancelRequested]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._room = threading.Event()
         self._start_at = 0.0
@@ -231,6 +233,11 @@ class LiveSet:
         for live in tuple(self.live.values()):
             self._parts.intake.request_cancel(live, request)
         return self.token.cancel(request.reason, request.cause, patience_s=0.0)
+
+    def drop(self, at: int, request: ev.CancelRequested) -> None:
+        """Cancel the run of one input, or have it cancelled before it begins."""
+        self._dropped.put((at, request))
+        self._wake.set()
 
     def pause(self, is_paused: bool) -> None:
         """Begin nothing until it is unpaused; what is in progress continues."""
@@ -361,6 +368,7 @@ class LiveSet:
         self._note_scores()
         self._check_stop()
         self._add_items()
+        self._drop_some()
         self._start_some()
         self._room.set()
         self._tell()
@@ -501,7 +509,7 @@ class LiveSet:
         options = self.options
         if record.status is not RunStatus.FAILED or record.error is None or self._is_stopping:
             return False
-        if self.attempts[at] > options.retries:
+        if self.attempts[at] > options.retries or at in self._unwanted:
             return False
         try:
             return options.retry_if is None or bool(options.retry_if(record.error))
@@ -552,19 +560,39 @@ class LiveSet:
             if self.options.interval_s:
                 if now < self._start_at:
                     return
-                self._start_at = max(self._start_at, now - self.options.interval_s) + self.options.interval_s
-            item = self._following()
-            at = item.position
-            self.states[at] = LIVE
-            self.pending -= 1
-            self.attempts[at] = min(sets.ATTEMPTS, self.attempts[at] + 1)
-            self.story.note_begin(at)
-            self.note_score(at, None)
-            member, prompt = ev.Member(self.number, at, item.key), self.secret.get(at, item.prompt)
-            self.live[at] = self._starter.start_member(
-                self.plan, prompt, member, self._origin(at), self.token, self._queue, self._budget, self._note
-            )
-            self.unsaved.pop(at, None)
+                is_late = self._start_at and now - self._start_at < self.options.interval_s  # by a moment: made up for
+                self._start_at = (self._start_at if is_late else now) + self.options.interval_s
+            self._start(self._following(), self._queue)
+
+    def _start(self, item: sets.Item, line: RunQueue) -> LiveRun:
+        at = item.position
+        self.states[at] = LIVE
+        self.pending -= 1
+        self.attempts[at] = min(sets.ATTEMPTS, self.attempts[at] + 1)
+        self.story.note_begin(at)
+        self.note_score(at, None)
+        member, prompt = ev.Member(self.number, at, item.key), self.secret.get(at, item.prompt)
+        live = self.live[at] = self._starter.start_member(
+            self.plan, prompt, member, self._origin(at), self.token, line, self._budget, self._note
+        )
+        self.unsaved.pop(at, None)
+        return live
+
+    def _drop_some(self) -> None:
+        """Cancel the inputs that nobody wants any more: each gets a run that says so, whose agent isn't entered."""
+        while not self._is_stopping:
+            try:
+                at, request = self._dropped.get_nowait()
+            except queue.Empty:
+                return
+            live = self.live.get(at)
+            if live is None and self.states[at] == PENDING:
+                self._again.pop(at, None)
+                (item,) = self._items(at, 1)
+                live = self._start(item, RunQueue(0))  # which lets nobody in
+            if live is not None:
+                self._unwanted.add(at)  # it may have failed just now, and isn't tried again
+                self._parts.control.cancel(live, request.reason, request.cause, request.by)
 
     def _origin(self, at: int) -> ev.Origin | None:
         """Return the run that a new one of the same input comes from."""

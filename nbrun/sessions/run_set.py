@@ -184,6 +184,14 @@ class RunSet:
         RunNotFound
             It has not begun.
         """
+        place = self._place(at)
+        run = self._run(place, self._known())
+        if run is None:
+            raise RunNotFound(f"input {place} of set #{self.number} has not begun")
+        return run
+
+    def _place(self, at: int | str) -> int:
+        """Return the position of an input, by it or its key."""
         if isinstance(at, str):
             key = at
             found = self._parts.store.ask(lambda db: sets.find_key(db, self.number, key), None)
@@ -195,10 +203,7 @@ class RunSet:
             self._wait_until(lambda: at < len(live.states) or live.is_whole, CREATION_S)
         if not -size <= at < size:
             raise IndexError(f"set #{self.number} has {counted(size, 'input')}; there is no number {at}")
-        run = self._run(at % size, self._known())
-        if run is None:
-            raise RunNotFound(f"input {at} of set #{self.number} has not begun")
-        return run
+        return at % size
 
     def _run(self, at: int, known: LiveSet | _Loaded) -> Run | None:
         """Return the newest run of an input; of one that was never begun, and won't be, a cancelled one."""
@@ -424,9 +429,20 @@ class RunSet:
     # --- changing it -----------------------------------------------------------------------------
 
     def cancel(
-        self, reason: str | None = None, *, by: str = "python", cause: CancelCause = CancelCause.USER
-    ) -> CancelReceipt:
-        """Begin no further run, and ask those in progress to stop; returns at once."""
+        self, reason: str | None = None, *, item: int | str | None = None, by: str = "python",
+        cause: CancelCause = CancelCause.USER,
+    ) -> CancelReceipt:  # fmt: skip
+        """Begin no further run, and ask those in progress to stop; returns at once.
+
+        With an `item`, by position or key, only its run is cancelled, and if it has not begun, it won't.
+
+        Raises
+        ------
+        IndexError, KeyError
+            There is no such item.
+        """
+        if item is not None:
+            return self._cancel_item(item, reason, by)
         # Its id isn't looked up: a cancel doesn't wait for the store.
         live, title, ref = self._live, f"set #{self.number}", f"set-{self.number}"
         if live is None or live.is_over.is_set():
@@ -437,6 +453,24 @@ class RunSet:
         if live.cancel(request):
             return CancelReceipt(CancelOutcome.REQUESTED, ref, f"{title}: cancel requested", self)
         return CancelReceipt(CancelOutcome.ALREADY_REQUESTED, ref, f"{title} was already asked to stop", self)
+
+    def _cancel_item(self, item: int | str, reason: str | None, by: str) -> CancelReceipt:
+        at, live = self._place(item), self._live
+        title, ref = f"input {at} of set #{self.number}", f"set-{self.number}"
+        if live is None or live.is_ended(at):
+            if self._is_ended(at):
+                return CancelReceipt(CancelOutcome.ALREADY_FINISHED, ref, f"{title} has already ended")
+            return CancelReceipt(CancelOutcome.FOREIGN, ref, f"{title} belongs to another kernel; cancel it there")
+        live.drop(at, ev.CancelRequested(CancelCause.USER, None if reason is None else clean_text(reason), by))
+        return CancelReceipt(CancelOutcome.REQUESTED, ref, f"{title}: cancel requested", _OneInput(self, at))
+
+    def wait_for(self, at: int, timeout_s: float | None) -> bool:
+        """Block until an input has ended; return whether it has. For nbrun itself."""
+        return self._wait_until(lambda: self._is_ended(at), timeout_s)
+
+    async def settled_at(self, at: int) -> None:
+        """Return when an input has ended; from any event loop. For nbrun itself."""
+        await self._until(lambda: self._is_ended(at))
 
     def answer(self, digest: str, decision: str, *, by: str = "python") -> int:
         """Answer the questions of a group of its `view` that are still asked; return how many. For nbrun itself.
@@ -577,6 +611,22 @@ _TYPES = {
     "cost_usd": "float64", "number": "Int64",
 }  # fmt: skip
 """The columns of a set's DataFrame, and the type of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OneInput:
+    """What the receipt of a cancel waits for, where one input of a set is cancelled."""
+
+    found: RunSet
+    at: int
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until it has ended; return whether it has."""
+        return self.found.wait_for(self.at, timeout_s)
+
+    async def settled(self) -> None:
+        """Return when it has ended."""
+        await self.found.settled_at(self.at)
 
 
 class Sets:

@@ -392,7 +392,9 @@ class NotebookSession:
         """
         if isinstance(ref, RunSet):
             return ref
-        found = self._sets.find(ref) or self._sets.with_id(ref) if isinstance(ref, str) else None
+        found = self._sets.find(ref) if isinstance(ref, str) else None
+        if found is None and isinstance(ref, str):  # an empty set is found, too
+            found = self._sets.with_id(ref)
         return self.get_run(ref) if found is None else found
 
     def get_run(self, ref: Run | int | str) -> Run:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Enum, Float, Int, List, Unicode
+from typing import Any
+
+from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode
 from traitlets.config import Configurable
 
+from nbrun.core import printable
 from nbrun.core.redaction import RULE
 from nbrun.store import KEEP_BYTES, KEEP_RUNS
 
 NEW_RUNS = "Applies to new runs."
 AT_LOAD = "Takes effect the next time nbrun is loaded (set it in ipython_config.py, or run %reload_ext nbrun)."
+
+
+def settings_of(shell: Any) -> NbRun:
+    """Return a shell's settings; of one that isn't valid, the default, and a line that says so.
+
+    Source: `%config` keeps a value that it has refused, and every later load would read it.
+    """
+    try:
+        return NbRun(parent=shell)
+    except TraitError:
+        section = shell.config.NbRun
+        for name, value in [*section.items()]:
+            try:
+                NbRun(**{name: value})
+            except TraitError as error:
+                del section[name]
+                print(f"nbrun: the setting NbRun.{name} is left out: {printable(str(error))}")
+        return NbRun(parent=shell)
 
 
 class NbRun(Configurable):

@@ -12,7 +12,7 @@ from nbrun.core import errors, mimebundle, record
 from nbrun.sessions import SHELL_ATTRIBUTE, NotebookSession, RunSet
 from nbrun.store import Keep
 from nbrun.ui import presenter
-from nbrun.ui.config import AT_LOAD, NbRun
+from nbrun.ui.config import AT_LOAD, settings_of
 from nbrun.ui.kernel import requests, waiting
 from nbrun.ui.magics import completion, magics, options
 
@@ -30,7 +30,7 @@ class Extension:
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
-        self.config = NbRun(parent=shell)
+        self.config = settings_of(shell)
         self.session = NotebookSession(
             shell.user_ns.get("__vsc_ipynb_file__"),
             store=self.config.store or None,

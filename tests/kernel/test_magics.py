@@ -83,6 +83,19 @@ def test_unloading_takes_everything_away(kernel: Kernel) -> None:
     assert value(kernel, "nbrun.get('last').output") == "'again'"
 
 
+def test_a_setting_that_is_not_valid_keeps_nobody_from_loading(kernel: Kernel) -> None:
+    """It is left out, and named: `%config` keeps a value that it has refused, and a profile may have any."""
+    cell = run_ok(kernel, f"get_ipython().config.NbRun.keep_runs = -1\n{LOAD}\nimport nbrun")
+    assert "nbrun: the setting NbRun.keep_runs is left out: " in cell.stdout
+    for setting in ("max_concurrent = 0", "requests_per_minute = 0", "journal = 'maybe'"):
+        kernel.run(f"%config NbRun.{setting}")
+        cell = run_ok(kernel, "%reload_ext nbrun")
+        assert f"NbRun.{setting.split()[0]} is left out" in cell.stdout
+        assert cell.stdout.count("is left out") == 1
+    assert run_ok(kernel, "%reload_ext nbrun").stdout == ""
+    assert value(kernel, "nbrun.session().max_concurrent") == "8"
+
+
 def test_reloading_twice_leaves_one_of_everything(loaded_kernel: Kernel) -> None:
     """After `%reload_ext` twice a run starts, answers once, and is told to stop once."""
     kernel = loaded_kernel
@@ -443,7 +456,7 @@ def test_a_set_is_shown_and_cancelled_by_its_reference(shared: Kernel) -> None:
     assert ref.startswith("set-")
     assert f"{ref}: cancel requested" in run_ok(shared, f"%agentrun cancel {ref}").stdout.replace("set #", "set-")
     assert value(shared, "(await graded).status") == "'cancelled'"
-    shown = [m["content"]["data"] for m in run_ok(shared, f"%agentrun show {ref}").messages if "data" in m["content"]]
-    assert "cancelled" in shown[0]["text/plain"]
-    assert "<p>" in shown[0]["text/html"]
+    data = run_ok(shared, f"%agentrun show {ref}").outputs[0]["data"]
+    assert "3 cancelled" in data["text/plain"]
+    assert "<strong>Cancelled after" in data["text/html"]
     assert f"{ref} is a set of runs, and this takes a single run" in error_line(shared.run(f"%agentrun result {ref}"))

@@ -1222,3 +1222,99 @@ def test_two_kernels_that_start_a_set_with_one_id_make_one_set(
     with pytest.raises(NotResumable, match="another kernel has just started a set with the id 'x'"):
         other.map(agent, ["tea"], id="x")
     assert (len(one.sets()), agent.news()) == (1, ["tea"])
+
+
+# --- one input is cancelled ----------------------------------------------------------------------------
+
+
+def test_one_input_is_cancelled_whether_it_has_begun_or_not(make_session: MakeSession, store_path: Path) -> None:
+    """Its run says so, the agent of one that had not begun isn't entered, and all others go on."""
+    session, agent = make_session(), Held()
+    found = session.map(agent, {key: key for key in "abcdef"}, concurrency=1)
+    assert agent.entered.wait(BOUND_S)
+    for item, place in (("f", 5), (0, 0), (-2, 4)):
+        receipt = found.cancel("not this one", item=item)
+        assert receipt.outcome == "requested"
+        assert receipt.wait(BOUND_S)
+        assert (found[place].status, found[place].reason) == (RunStatus.CANCELLED, "not this one")
+    assert found.cancel(item="f").outcome == "already_finished"
+    agent.let_go()
+    assert done(found).counts == {"completed": 3, "cancelled": 3}
+    assert (found.status, sorted(agent.prompts)) == ("completed", ["a", "b", "c", "d"])
+    assert rows(store_path, "SELECT status FROM runs ORDER BY position") == [
+        ("cancelled",), ("completed",), ("completed",), ("completed",), ("cancelled",), ("cancelled",)
+    ]  # fmt: skip
+    with pytest.raises(KeyError, match="no input with the key 'g'"):
+        found.cancel(item="g")
+    with pytest.raises(IndexError, match="there is no number 6"):
+        found.cancel(item=6)
+
+
+def test_an_input_that_waits_for_its_retry_or_in_a_paused_set_is_cancelled(make_session: MakeSession) -> None:
+    """Nothing of it is begun any more; a resume doesn't run it either."""
+    session, agent = make_session(), Held()
+    found = session.map(agent, ["a", "b", "c"], concurrency=1)
+    assert agent.entered.wait(BOUND_S)
+    found.pause()
+    assert found.cancel(item=2).wait(BOUND_S)
+    agent.let_go()
+    found.unpause()
+    assert done(found).counts == {"completed": 2, "cancelled": 1}
+    with pytest.raises(NotResumable, match="nothing left"):
+        found.resume()
+
+
+def test_an_input_that_is_cancelled_while_places_are_free_never_begins(make_session: MakeSession) -> None:
+    """As where a rate holds it back: its run gets no place at all."""
+    session, agent = make_session(), Noting()
+    found = session.map(agent, ["a", "b", "c"], rate="1/h", concurrency=5)
+    assert found._wait_until(lambda: found.counts.get("completed") == 1, BOUND_S)
+    for item in (2, 1):
+        assert found.cancel(item=item).wait(BOUND_S)
+    assert done(found).counts == {"completed": 1, "cancelled": 2}
+    assert agent.asked == ["a"]
+
+
+def test_an_input_that_fails_while_it_is_cancelled_is_not_tried_again(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end was on the way when the set looked at the cancel."""
+    agent, stops = Flaky(), threading.Event()
+    look, held, on = live_set.LiveSet._check_stop, threading.Event(), threading.Event()
+
+    def look_late(live: live_set.LiveSet) -> None:
+        if stops.is_set() and live.live:
+            held.set()
+            assert on.wait(BOUND_S)
+        look(live)
+
+    gate = threading.Event()
+
+    def fails(prompt: str) -> None:
+        agent.seen[prompt] = agent.seen.get(prompt, 0) + 1
+        assert gate.wait(BOUND_S)
+        raise ValueError(prompt)
+
+    monkeypatch.setattr(live_set.LiveSet, "_check_stop", look_late)
+    session = make_session()
+    found = running(session.map(fails, ["bad"], retries=5), 1)
+    (run,) = session.live_runs
+    stops.set()
+    found.cancel(item=0)  # wakes the set, which is held before it takes it up
+    assert held.wait(BOUND_S)
+    gate.set()
+    assert run.wait(BOUND_S)
+    on.set()
+    assert done(found).counts == {"failed": 1}
+    assert agent.seen == {"bad": 1}
+
+
+def test_a_set_without_inputs_is_a_set(make_session: MakeSession) -> None:
+    """It is found by its number and by its id, shown, and done at once."""
+    session = make_session()
+    found = done(session.map(upper, [], id="none"))
+    assert (session.get("set-1").number, session.get("none").number, len(found)) == (1, 1, 0)
+    assert (found.status, found.counts, list(found.scores)) == ("completed", {}, [])
+    assert "no inputs yet" in found._repr_mimebundle_()["text/plain"]
+    assert session.cancel("none").outcome == "already_finished"
+    assert done(session.map(upper, ["tea"], id="none")).outputs() == ["TEA"]
