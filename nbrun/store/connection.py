@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 BUSY_TIMEOUT_S = 1.0  # how long a connection waits for a lock, at most
-TRIES, TRY_S = 100, 0.004  # how often, and how far apart, a writer among many tries again to begin a transaction
+TRIES, TRY_S = 800, 0.0005  # how often, and how far apart, a writer among many tries again to begin a transaction
 TRY_MS = 5  # the time between two tries where SQLite itself does not wait
 MAX_VALUE_BYTES = 64 * 1024 * 1024
 """The longest value that is written or read. Reading one takes several times its length in memory, so a planted file
@@ -213,7 +213,7 @@ def begin(connection: sqlite3.Connection) -> None:
 def _begin_among_many(connection: sqlite3.Connection, error: sqlite3.OperationalError) -> None:
     """Begin where SQLite has waited in vain, perhaps not for a lock that stays but among many writers."""
     # Source: SQLite's tries are up to 0.1 s apart, so among four busy writers about one in ten thousand finds no free
-    # moment within a second, and more within half of one.
+    # moment within a second, and more within half of one. The pauses between their commits are short, too.
     (waited_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
     if waited_ms < TRIES * TRY_S * 1000:  # the lock is known: do not wait again
         raise error
