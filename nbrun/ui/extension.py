@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 _EXTENSION_ATTRIBUTE = "nbrun_extension"
 
+SHUTDOWN_DRAW_S = 0.3
+"""How long the kernel's end waits for the last drawings: a frontend that shuts it down kills it soon."""
+UNLOAD_DRAW_S = 10.0
+"""How long an unload does: its kernel goes on, and what closes the widgets must not overtake what draws them."""
+
 
 class Extension:
     """One load of nbrun in one shell: its session, its magics, and every way in which a cancel can come.
@@ -103,7 +108,7 @@ class Extension:
         self.presenter.stop_panels()
         self.session.close(by=by)
         GOVERNOR.set_limits(Limits())
-        self.presenter.close()
+        self.presenter.close(SHUTDOWN_DRAW_S if by == "shutdown" else UNLOAD_DRAW_S)
         undo, self._undo = self._undo, []
         for step in reversed(undo):
             step()

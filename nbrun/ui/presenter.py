@@ -54,14 +54,14 @@ class Presenter:
         if self._panels is not None:
             self._panels.stop()
 
-    def close(self) -> None:
-        """Draw everything once more and stop; the session is closed."""
+    def close(self, timeout_s: float) -> None:
+        """Draw everything once more, for so long at most, and stop; the session is closed."""
         if self._panels is not None:
             self._panels.close()
         if self._set_cards is not None:
             self._set_cards.draw_all()
         if self._board is not None:
-            self._board.close(0.3)
+            self._board.close(timeout_s)
         if self._main_thread is not None:
             self.session.parts.lend = None
             self._main_thread.close()

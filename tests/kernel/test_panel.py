@@ -228,8 +228,21 @@ def test_without_a_page_it_is_the_list(kernel: Kernel) -> None:
     run_ok(kernel, "%config NbRun.card = True")
 
 
-def test_the_end_of_the_session_leaves_a_table_in_which_nothing_is_live(kernel: Kernel) -> None:
-    """Unloading: the last state says so, the output is static, the widget is closed, the threads are gone."""
+DRAWS_SLOWLY = """
+from nbrun.ui.panel.panel import Panel
+
+draw = Panel.draw
+Panel.draw = lambda self: (time.sleep(0.5), draw(self))[1]
+"""
+
+
+@pytest.mark.parametrize("drawing", ["", DRAWS_SLOWLY], ids=["quickly", "slowly"])
+def test_the_end_of_the_session_leaves_a_table_in_which_nothing_is_live(kernel: Kernel, drawing: str) -> None:
+    """Unloading: the last state says so, the output is static, the widget is closed, the threads are gone.
+
+    Also where a busy machine draws more slowly than a shutdown would wait for.
+    """
+    run_ok(kernel, drawing)
     run_ok(kernel, "%%agentrun endless -n final\nhi")
     wait_for_text(kernel, "final")
     panel = Panel(kernel)
@@ -244,3 +257,5 @@ def test_the_end_of_the_session_leaves_a_table_in_which_nothing_is_live(kernel: 
     assert "Was " not in data["text/plain"]
     assert value(kernel, "nbrun_threads_left()") == "[]"
     run_ok(kernel, "%load_ext nbrun")
+    if drawing:
+        run_ok(kernel, "Panel.draw = draw")
