@@ -181,6 +181,10 @@ class RunResumed(EventData, frozen=True):
     TYPE: ClassVar[str] = "run.resumed"
 
 
+PROCESS_DIED = "ProcessDied"
+"""The type of the error of a run whose process was killed, or has exited."""
+
+
 class RunCompleted(EventData, frozen=True):
     """The agent has completed; without an output of its own, its text is its output."""
 
@@ -218,6 +222,15 @@ class RunLost(EventData, frozen=True):
     TYPE: ClassVar[str] = "run.lost"
     reason: str = ""
     last_event_at: float | None = None
+
+
+class AttemptLost(EventData, frozen=True):
+    """An attempt at the run has failed, or its host died; another one follows, from the last checkpoint if any."""
+
+    TYPE: ClassVar[str] = "attempt.lost"
+    number: int
+    error: ErrorInfo
+    usage: Usage | None = None
 
 
 # --- cancel ------------------------------------------------------------------------------------------
@@ -590,7 +603,7 @@ def size_of(value: object) -> int:
 
 
 _STREAMED = (*DELTAS, ToolArgsDelta)
-_NOT_FOR_AGENTS = END_TYPES | INTERACTION_TYPES | {RunCreated.TYPE, CancelRequested.TYPE}
+_NOT_FOR_AGENTS = END_TYPES | INTERACTION_TYPES | {RunCreated.TYPE, AttemptLost.TYPE, CancelRequested.TYPE}
 """Events that only the host or the session may send."""
 
 

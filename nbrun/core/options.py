@@ -16,6 +16,7 @@ from nbrun.core.errors import BadOption
 from nbrun.core.values import Plain, plain, type_name
 
 MAX_TIMEOUT_S = 366 * 86_400.0
+MAX_RETRIES = 100
 MAX_COUNT = 2**53
 """The largest limit that every reader of the log, JavaScript too, reads as the same number."""
 
@@ -29,7 +30,7 @@ NOT_RECORDED = (*LABELS, "model")
 LIMITS = ("max_turns", "max_tokens", "max_cost")
 SETUP = ("tools", "system", "output_type", "mcp", "settings")
 """What configures the built-in agent, besides its model."""
-POLICIES = ("approve", "on", "loop", *SETUP)
+POLICIES = ("approve", "on", "retries", "loop", *SETUP)
 """What a run may do, and where: given for each run, and never taken from a record."""
 
 
@@ -49,6 +50,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     if_running : what to do while a run of the same cell, or with the same given name, is in progress.
     on : `process` runs the agent in a process of its own, which can be killed with everything it started; its
         output comes back as JSON-like data.
+    retries : with `process`, how often the run is tried again when its agent fails or its process dies: from its last
+        checkpoint, or else from its beginning; the answers that a dead process had are not asked for again.
     thread : drive an async agent on a thread of its own, because it blocks.
     loop : `kernel` drives an async agent on the event loop of this cell, for clients that cells await as well: it
         makes progress only while the kernel is idle or awaits, so a blocking wait for it is refused.
@@ -79,6 +82,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     approve: Literal["ask", "auto", "deny"] = "ask"
     if_running: Literal["queue", "reject", "replace"] = "queue"
     on: Literal["local", "process"] = "local"
+    retries: int = 0
     thread: bool = False
     loop: Literal["host", "kernel"] = "host"
     tags: Mapping[str, str] | None = None
@@ -108,6 +112,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise BadOption("speed is only for a run with a cassette, or a replay")
         _check_timeout(self.timeout_s)
         _check_setup(self)
+        if self.retries != 0:
+            _check_retries(self.retries)
+            if self.on != "process":
+                raise BadOption("retries needs on='process'; for many runs, use nbrun.map(…, retries=…)")
         force = msgspec.structs.force_setattr
         force(self, "max_turns", _count("max_turns", self.max_turns))
         force(self, "max_tokens", _count("max_tokens", self.max_tokens))
@@ -198,6 +206,11 @@ def _check_text(option: str, value: object) -> None:
         raise BadOption(f"{option} must be a str, not {type(value).__name__}")
     if not value.strip() and option != "system":
         raise BadOption(f"{option} is empty; give it some text, or leave it out")
+
+
+def _check_retries(retries: object) -> None:
+    if type(retries) is not int or not 0 < retries <= MAX_RETRIES:
+        raise BadOption(f"retries={retries!r} is invalid; give a whole number, at most {MAX_RETRIES}")
 
 
 def _check_timeout(timeout_s: float | None) -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from nbrun.core import events as ev
 from nbrun.core.cancellation import CancelCause, Rung
+from nbrun.core.quantities import counted
 from nbrun.core.text import printable
 from nbrun.core.values import REPR_KEY, TYPE_KEY, Plain, as_object, shown, type_name
 
@@ -49,11 +50,12 @@ _ENDS = {
     ev.RunLost.TYPE: RunStatus.LOST,
 }
 _CANCEL = {ev.CancelRequested.TYPE: RunStatus.CANCELLING}
+_AGAIN = {ev.AttemptLost.TYPE: RunStatus.QUEUED}
 
 TRANSITIONS: dict[RunStatus, dict[str, RunStatus]] = {
     RunStatus.QUEUED: {ev.RunStarted.TYPE: RunStatus.RUNNING, **_CANCEL, **_ENDS},
-    RunStatus.RUNNING: {ev.RunWaiting.TYPE: RunStatus.WAITING, **_CANCEL, **_ENDS},
-    RunStatus.WAITING: {ev.RunResumed.TYPE: RunStatus.RUNNING, **_CANCEL, **_ENDS},
+    RunStatus.RUNNING: {ev.RunWaiting.TYPE: RunStatus.WAITING, **_AGAIN, **_CANCEL, **_ENDS},
+    RunStatus.WAITING: {ev.RunResumed.TYPE: RunStatus.RUNNING, **_AGAIN, **_CANCEL, **_ENDS},
     RunStatus.CANCELLING: _ENDS,  # no way back: a late start or answer does not undo an accepted cancel
     **{status: {} for status in TERMINAL},
 }
@@ -185,6 +187,16 @@ class FileMade(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     __repr__ = ev.visible_repr
 
 
+class LostAttempt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """An attempt at a run that another one followed: its number, from 1, why, and when, in epoch seconds."""
+
+    number: int
+    error: ev.ErrorInfo
+    at: float = 0.0
+
+    __repr__ = ev.visible_repr
+
+
 UNLOAD = "unload"
 
 
@@ -216,7 +228,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     reason: str | None = None
     cancelled_by: str = ""
     phase: str | None = None
-    attempt: int = 0
+    attempt: int = 0  # the last one, or the one that is to come; 0 before the first is entered
+    lost_attempts: tuple[LostAttempt, ...] = ()
     parent_id: str | None = None
     cell_id: str | None = None
     tags: dict[str, str] = {}
@@ -225,6 +238,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
     origin: ev.Origin | None = None  # the run that this one comes from
     member: ev.Member | None = None  # of a set
     checkpoint: ev.Checkpoint | None = None  # the last one; its state is in the store
+    checkpoint_text: int = 0  # characters of text, also those left out, that stood then,
+    checkpoint_between: bool = False  # and whether it was between messages
     created_at: float = 0.0
     started_at: float | None = None
     cancel_requested_at: float | None = None
@@ -368,7 +383,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, kw_on
             asked = self.pending[:BRIEF_PENDING]
             cut["pending"] = tuple(_brief_question(one, head // 2) for one in asked)
         if self.error is not None:
-            cut["error"] = ev.ErrorInfo(self.error.type, self.error.message[:head])
+            cut["error"] = _brief_error(self.error, head)
         lists = (self.tools, self.call_groups, self.children, self.log, self.files, self.steered)
         if not (cut or self.reasoning or any(lists)):
             return self
@@ -393,6 +408,10 @@ def _brief_question(asked: ev.ApprovalRequested, head: int) -> ev.ApprovalReques
     return msgspec.structs.replace(asked, message=asked.message[:head], tool_id=tool_id, args=args, options=options)
 
 
+def _brief_error(error: ev.ErrorInfo, head: int) -> ev.ErrorInfo:
+    return ev.ErrorInfo(error.type, error.message[:head])
+
+
 def _is_small(value: Plain, head: int) -> bool:
     return (
         value is None
@@ -402,13 +421,14 @@ def _is_small(value: Plain, head: int) -> bool:
     )
 
 
-# What a record holds of what the log has in full: the last log lines and so many characters of each, the last files
-# and messages to the agent, the last characters of a model's reasoning, the first of arguments that come in pieces, and
-# the last model calls of each group.
+# What a record holds of what the log has in full: the last log lines and so many characters of each, the last files,
+# messages to the agent and lost attempts, the last characters of a model's reasoning, the first of arguments that come
+# in pieces, and the last model calls of each group.
 LOG_LINES = 20
 LOG_WIDTH = 300
 FILES = 10
 STEERED = 5
+ATTEMPTS = 10
 REASONING_TAIL = 4_000
 ARGS_HEAD = 20_000
 GROUP_CALLS = 20
@@ -443,8 +463,8 @@ class _Draft:
     """A record while a batch of events is folded into it: one copy per batch, not per event."""
 
     __slots__ = (
-        "changes", "children", "groups", "is_between", "last_event_at", "logs", "next_seq", "reasoning", "record",
-        "status", "text", "tools", "warnings",
+        "base", "changes", "children", "groups", "is_between", "last_event_at", "logs", "next_seq", "reasoning",
+        "record", "status", "text", "tools", "warnings",
     )  # fmt: skip
 
     def __init__(self, record: RunRecord) -> None:
@@ -453,7 +473,8 @@ class _Draft:
         self.status = record.status
         self.next_seq = record.event_count
         self.last_event_at = record.last_event_at
-        self.text: list[str] = []
+        self.base = record.text
+        self.text: list[str] = []  # after that
         self.is_between = record.is_between
         self.reasoning: list[str] = []
         self.warnings: list[str] = []
@@ -473,7 +494,7 @@ class _Draft:
         self.last_event_at = event.ts
         if isinstance(data, ev.TextDelta):  # by far the most
             if self.is_between and data.text:
-                self.text.append(separator((self.record.text, *self.text), data.text))
+                self.text.append(separator((self.base, *self.text), data.text))
                 self.is_between = False
             self.text.append(data.text)
             return
@@ -505,7 +526,19 @@ class _Draft:
             self.children = {child.run_id: child for child in self.record.children}
         return self.children
 
-    def _close_calls(self, status: RunStatus) -> None:
+    def text_length(self) -> int:
+        """Return how much text there is by now, with what is left out."""
+        return int(self.value("text_cut")) + len(self.base) + sum(map(len, self.text))
+
+    def cut_text(self, length: int) -> None:
+        """Leave only so much text, from its beginning; of a long text that may be less than what is left out."""
+        left_out = self.value("text_cut")
+        self.base = (self.base + "".join(self.text))[: max(0, length - left_out)]
+        self.text.clear()
+        if length < left_out:
+            self.changes.update(text_cut=length, text_head=self.value("text_head")[:length])
+
+    def close_calls(self, status: RunStatus) -> None:
         """Close the model calls of a run that has ended: nobody reads on, or the end was not seen."""
         how = "cancelled" if status is RunStatus.CANCELLED else "unknown"
         for at, group in enumerate(self.known_groups()):
@@ -513,7 +546,7 @@ class _Draft:
                 last = tuple(_closed(call, how) for call in group.last)
                 self.known_groups()[at] = msgspec.structs.replace(group, running=0, last=last)
 
-    def _close_parts(self, status: RunStatus) -> None:
+    def close_parts(self, status: RunStatus) -> None:
         """Close tools and child runs of a run that was ended from outside: its host had no time to report their ends.
 
         The fate of a lost run's tools is unknown; they were not cancelled. A child run is lost with its parent.
@@ -532,11 +565,11 @@ class _Draft:
     def finish(self) -> RunRecord:
         changes, record, status = self.changes, self.record, self.status
         if status in _CUT_SHORT and status is not record.status:
-            self._close_parts(status)
+            self.close_parts(status)
         if status in TERMINAL and (self.groups or record.call_groups):
-            self._close_calls(status)
-        if self.text:
-            changes["text"] = record.text + "".join(self.text)
+            self.close_calls(status)
+        if self.text or self.base is not record.text:
+            changes["text"] = self.base + "".join(self.text)
         changes["is_between"] = self.is_between and status not in TERMINAL
         if self.reasoning:
             more = "".join(self.reasoning)
@@ -568,7 +601,9 @@ def _created(draft: _Draft, data: ev.RunCreated, event: ev.RunEvent) -> None:
 
 def _started(draft: _Draft, _data: ev.RunStarted, event: ev.RunEvent) -> None:
     # A new attempt does not know what an older one had asked, or was allowed.
-    draft.changes.update(started_at=event.ts, attempt=event.attempt, pending=(), always=())
+    # The run takes as long as all of its attempts.
+    started_at = draft.value("started_at") or event.ts
+    draft.changes.update(started_at=started_at, attempt=event.attempt, pending=(), always=())
 
 
 def _message(draft: _Draft, _data: ev.Message, _event: ev.RunEvent) -> None:
@@ -602,6 +637,29 @@ def _cancelled(draft: _Draft, data: ev.RunCancelled, event: ev.RunEvent) -> None
 def _lost(draft: _Draft, data: ev.RunLost, event: ev.RunEvent) -> None:
     ended_at = data.last_event_at or event.ts
     draft.changes.update(ended_at=ended_at, cause=CancelCause.KERNEL_DIED, reason=data.reason)
+
+
+def _attempt_lost(draft: _Draft, data: ev.AttemptLost, event: ev.RunEvent) -> None:
+    """Go back to the checkpoint: what was said since is said again. The log keeps it all."""
+    draft.cut_text(draft.value("checkpoint_text"))
+    draft.is_between = draft.value("checkpoint_between")
+    draft.close_parts(RunStatus.LOST)
+    draft.close_calls(RunStatus.LOST)
+    unread = draft.value("steers") - draft.value("steers_taken")
+    if unread > 0:  # the next attempt does not get them
+        what = counted(unread, "message")
+        draft.warnings.append(f"attempt {data.number} ended before it read {what} to the agent; send that again")
+    read = tuple(one for one in draft.value("steered") if one.taken_at is not None)
+    lost = LostAttempt(data.number, _brief_error(data.error, BRIEF_HEAD), event.ts)
+    draft.changes.update(
+        attempt=data.number + 1, lost_attempts=(*draft.value("lost_attempts"), lost)[-ATTEMPTS:], pending=(), always=(),
+        steers_taken=draft.value("steers"), steered=read, phase=None, progress=None,
+    )  # fmt: skip
+    draft.take_usage(data.usage)
+
+
+def _checkpoint(draft: _Draft, data: ev.Checkpoint, _event: ev.RunEvent) -> None:
+    draft.changes.update(checkpoint=data, checkpoint_text=draft.text_length(), checkpoint_between=draft.is_between)
 
 
 def _artifact(draft: _Draft, data: ev.Artifact, _event: ev.RunEvent) -> None:
@@ -750,6 +808,31 @@ def model_calls(events: Iterable[ev.RunEvent], status: RunStatus) -> list[ModelC
     return calls
 
 
+def standing(events: Iterable[ev.RunEvent]) -> list[ev.RunEvent]:
+    """Return a run's events without the text that a later attempt has said again, and tool calls that were cut off."""
+    kept: list[ev.RunEvent] = []
+    saved = 0  # how many of them are before the last checkpoint
+    opened: set[str] = set()
+    for event in events:
+        data = event.data
+        if isinstance(data, ev.AttemptLost):
+            kept[saved:] = [e for e in kept[saved:] if not isinstance(e.data, ev.TextDelta | ev.Message)]
+            kept = [e for e in kept if not (isinstance(e.data, _OF_CALLS) and e.data.id in opened)]
+            saved = min(saved, len(kept))
+            opened.clear()
+        elif isinstance(data, ev.Checkpoint):
+            saved = len(kept) + 1
+        elif isinstance(data, ev.ToolStarted):
+            opened.add(data.id)
+        elif isinstance(data, ev.ToolFinished):
+            opened.discard(data.id)
+        kept.append(event)
+    return kept
+
+
+_OF_CALLS = (ev.ToolStarted, ev.ToolArgsDelta, ev.ToolProgress)
+
+
 def _child_started(draft: _Draft, data: ev.ChildStarted, event: ev.RunEvent) -> None:
     child = ChildSummary(data.run_id, data.name, data.number, str(RunStatus.RUNNING), event.ts)
     draft.known_children()[data.run_id] = child
@@ -819,7 +902,8 @@ _FOLDS: dict[type[ev.EventData], Callable[[_Draft, Any, ev.RunEvent], None]] = {
     ev.ChildFinished: _child_finished,
     ev.Usage: lambda draft, data, _event: draft.changes.update(usage=data),
     ev.Progress: lambda draft, data, _event: draft.changes.update(progress=data),
-    ev.Checkpoint: lambda draft, data, _event: draft.changes.update(checkpoint=data),
+    ev.Checkpoint: _checkpoint,
+    ev.AttemptLost: _attempt_lost,
     ev.Artifact: _artifact,
     ev.Log: _log,
 }

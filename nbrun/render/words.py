@@ -184,6 +184,17 @@ def _ordinal(number: int) -> str:
     return f"{number:,}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
+def attempt_words(record: RunRecord) -> str:
+    """Return which attempt this is, and why: `Attempt 2 of 3 · its process was killed …`; empty for the first."""
+    if not record.lost_attempts:
+        return ""
+    retries = record.options.get("retries")
+    of = f" of {retries + 1}" if isinstance(retries, int) else ""
+    lost = record.lost_attempts[-1].error
+    why = lost.message if lost.type == ev.PROCESS_DIED else str(lost)
+    return f"Attempt {record.attempt}{of} · {shown(visible(why), 200)}"
+
+
 def cancel_notes(record: RunRecord) -> list[str]:
     """Return the details of a cancel: its reason, its times, what it left running."""
     if record.status not in (RunStatus.CANCELLING, RunStatus.CANCELLED):
@@ -406,7 +417,7 @@ def with_followups(record: RunRecord, followups: Sequence[tuple[int, str]]) -> R
 def followup_notes(record: RunRecord) -> list[str]:
     """Return where a run comes from, which runs come from it, and how to resume it."""
     named = [f"{_BECAME.get(kind, 'followed by')} #{number}" for number, kind in record.followups]
-    notes = [origin_words(record), ", ".join(named if len(named) <= 5 else ["…", *named[-5:]])]
+    notes = [attempt_words(record), origin_words(record), ", ".join(named if len(named) <= 5 else ["…", *named[-5:]])]
     is_resumed = any(kind == ev.RESUME for _, kind in record.followups)
     has_state = record.checkpoint is not None or record.resumed_from is not None
     if has_state and not record.is_replay and not is_resumed and record.status in _RESUMABLE:

@@ -159,7 +159,10 @@ class Intake:
                 with self._lock:
                     if isinstance(event.data, ev.RunCancelled):
                         self._note_cancel(live, event.data, event.ts)
-                    self._note_end(live)
+                    if self._is_tried_again(live, event.data):
+                        live.retries, live.losing = live.retries - 1, event.attempt
+                    else:
+                        self._note_end(live)
                     has_output = getattr(event.data, "output", None) is not None
                     weight = ev.PLAIN_WEIGHT + (event.size if has_output else 0)
                     live.sent_bytes += weight
@@ -181,6 +184,15 @@ class Intake:
         if live is None or live.sent_bytes - live.taken_bytes <= self._share:
             return None
         return partial(self._is_full, live)
+
+    @staticmethod
+    def _is_tried_again(live: LiveRun, end: ev.EventData) -> bool:
+        """Return whether another attempt follows one that ends like this; the caller holds the lock.
+
+        Not where something is left running: it would run twice.
+        """
+        is_asked = live.retries > 0 and live.cancel is None and not live.has_end
+        return is_asked and isinstance(end, ev.RunFailed) and not end.detached
 
     def _is_full(self, live: LiveRun) -> bool:
         """Return whether more of a run waits than its share."""
@@ -308,6 +320,8 @@ class Intake:
         what = self._redactor_of(live).text(what)
         stand_in: ev.EventData = ev.Log(what, "warning")
         if data.TYPE in ev.END_TYPES:
+            with self._lock:
+                self._note_end(live)
             stand_in = self._decided(live, self._readable_end(live, data, ev.ErrorInfo(type(error).__name__, what)))
         _log.error("%s: %s", live.run_id, what, exc_info=live.secrets is None)  # else its words could be one
         self._admit(live, stand_in, ts, 0, None, events)
@@ -336,6 +350,9 @@ class Intake:
             return
         if isinstance(data, ev.Unknown):
             data = _named(data)
+        if isinstance(data, ev.RunFailed) and item.attempt == live.losing:
+            self._lose(live, data, item, events)
+            return
         if data.TYPE in ev.END_TYPES:
             output = getattr(data, "output", None)
             # From a process of its own, an output comes in its stored form only.
@@ -345,6 +362,13 @@ class Intake:
         elif isinstance(data, ev.Checkpoint) and data.state:
             data = self._kept(live, data, item.ts)
         self._admit(live, data, item.ts, item.attempt, parent, events)
+
+    def _lose(self, live: LiveRun, end: ev.RunFailed, item: HostEvent, events: list[ev.RunEvent]) -> None:
+        """Admit that an attempt has failed, and nothing more of it; the next is made when that is public."""
+        if live.streams:
+            self._flush_streams(live, item.ts, item.attempt, events, live.streams)
+        self._admit(live, ev.AttemptLost(item.attempt, end.error, end.usage), item.ts, 0, None, events)
+        live.attempt, live.next_n = item.attempt + 1, 0
 
     def _decided(self, live: LiveRun, data: ev.EventData) -> ev.EventData:
         """Return the end that intake order gives the run: a cancel that came first wins over any end."""
@@ -368,6 +392,8 @@ class Intake:
         if len(data.state) > checkpoint.MAX_BYTES:
             size = size_words(len(data.state))
             return ev.Log(f"a checkpoint of {size} is too large; the previous one is kept", "warning")
+        if live.first is not None:
+            live.state = data.state
         state = checkpoint.redacted(data.state, self._redactor_of(live))
         self.checkpoints[live.run_id] = Checkpointed(live.next_seq, round(ts * 1_000_000), state)
         return ev.Checkpoint(data.id, len(state))

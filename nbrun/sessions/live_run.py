@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from nbrun.agents import Budget
     from nbrun.core import RunSecrets
+    from nbrun.host.attempt import Attempt
 
 
 TICK_S = 0.1
@@ -71,9 +72,13 @@ class LiveRun:
 
     is_inner: bool = False  # started by another run, which may wait for it while it has a slot: it isn't queued
 
+    first: Attempt | None = None  # of a run that is tried again when an attempt fails: what each is made of
+
     # under the intake's lock
     cancel: ev.CancelRequested | None = None
     has_end: bool = False
+    retries: int = 0  # how often it may still be tried again
+    losing: int = 0  # the attempt whose failure another one follows
 
     sent_bytes: int = 0  # by its host, about, which alone writes it
     taken_bytes: int = 0  # of them by the writer's thread
@@ -86,6 +91,7 @@ class LiveRun:
     refused: int = 0
     streams: dict[StreamName, StreamRedactor] | None = None  # with the first text of a session that has secrets
     secrets: RunSecrets | None = None  # that its own process has named
+    state: bytes | None = None  # the last checkpoint, where another attempt may go on from it
     pending_output: object = None
     held_bytes: int = 0  # what that, its stored form and, in the end, the text take, about
 
@@ -114,6 +120,7 @@ class LiveRun:
         """Release what an ended run holds; from now on it is read from the store, where that has it."""
         held = [self.output, self.pending_output]
         self.output = self.pending_output = None
+        self.first = self.state = None
         if not is_simple(held):
             aside(held.clear)
         if self.problem is None and self.record.number is not None:

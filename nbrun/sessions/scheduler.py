@@ -268,6 +268,11 @@ class Scheduler:
             queue.pass_by(live)
             self._submit(live)
 
+    def try_again(self, live: LiveRun, attempt: Attempt) -> None:
+        """Send a run's next attempt; it has kept its place."""
+        self.attempts[live.run_id] = attempt
+        self._submit(live)
+
     def let_pass(self, live: LiveRun) -> None:
         """End a run that was cancelled, if it has not been sent: no loop has to answer for that."""
         if (attempt := self.attempts.pop(live.run_id, None)) is not None:

@@ -68,7 +68,7 @@ _log = logging.getLogger("nbrun")
 LIST_LIMIT = 100
 """How many runs a list shows by default."""
 
-_MOVES_QUEUE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE}
+_MOVES_QUEUE = ev.END_TYPES | {ev.RunWaiting.TYPE, ev.RunResumed.TYPE, ev.AttemptLost.TYPE}
 
 CLOSE_S = 0.8
 """How long a close waits for its runs to settle."""
@@ -542,6 +542,8 @@ class NotebookSession:
                 listener(record, events)
             except Exception:  # isolated: a card or an observer that fails must not stop the log
                 _log.exception("a listener of %s failed", live.run_id)
+        if ev.AttemptLost.TYPE in kinds and record.is_live:
+            self._starter.try_again(live)
         if ev.RunCreated.TYPE in kinds and record.is_live:  # else it was cancelled before this
             for notice in self.store.notices():  # now, since its commit may have met with something
                 self.parts.intake.emit(live, ev.Log(notice, "warning"))

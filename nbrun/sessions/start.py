@@ -9,7 +9,7 @@ import functools
 import inspect
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 
 import msgspec
@@ -48,7 +48,7 @@ from nbrun.core import (
 )
 from nbrun.core.commands import number_of
 from nbrun.core.recording import read_speed
-from nbrun.host import capture
+from nbrun.host import capture, failures
 from nbrun.host.attempt import Attempt
 from nbrun.host.process import pickling
 from nbrun.sessions.live_run import LiveRun
@@ -219,6 +219,8 @@ class Starter:
                 shared = None if parent is None else parent.budget
                 live.budget = self._budget(live, options, created.usage, shared)
                 attempt = self._attempt(live, plan, options, pickled)
+                if options.retries:
+                    live.first, live.retries = attempt, options.retries
                 scheduler.attempts[run_id] = attempt
                 is_full = parts.intake.open(live, created)
                 token.add_first(functools.partial(self._on_fired, live))
@@ -295,6 +297,41 @@ class Starter:
         atexit.register(parts.close)
         parts.scheduler.begin(parts.intake)
         parts.is_begun = True  # last: a store that refuses must do so for the next run as well
+
+    def try_again(self, live: LiveRun) -> None:
+        """Start the next attempt at a run whose last one has failed, once that is on disk; on the writer's thread."""
+        try:
+            attempt = self._next_attempt(live)
+        except Exception as error:  # a mistake of ours must not leave a run without its end
+            _log.exception("%s could not be tried again", live.run_id)
+            self._parts.intake.emit(live, ev.RunFailed(failures.describe(error)))
+            return
+        if attempt is not None:
+            self._parts.scheduler.try_again(live, attempt)
+
+    def _next_attempt(self, live: LiveRun) -> Attempt | None:
+        record, first, parts = live.record, live.first, self._parts
+        if first is None:
+            return None
+        options, lost = first.options, record.lost_attempts[-1]
+        if options.timeout_s is not None and record.started_at is not None:  # of the run, not of each attempt
+            left_s = record.started_at + options.timeout_s - parts.clock.now()
+            if left_s <= 0:
+                live.token.cancel(None, CancelCause.DEADLINE, patience_s=0.0)
+            options = msgspec.structs.replace(options, timeout_s=max(left_s, 0.001))
+        restored = first.restored or Restored()
+        restored = msgspec.structs.replace(
+            restored, state=live.state or restored.state, usage=record.usage, tools=record.tool_count
+        )
+        if lost.error.type == ev.PROCESS_DIED and restored.speed is None and record.number is not None:
+            # Where it has failed by itself, an answer may be what it fails on.
+            known = parts.store.journal(record.number)
+            since = parts.store.journal(record.number, since_checkpoint=True) if live.state is not None else known
+            before = known[: len(known) - len(since)]
+            restored = msgspec.structs.replace(
+                restored, journal=tuple(since), before=tuple(before), journal_of=f"attempt {lost.number}"
+            )
+        return replace(first, number=live.attempt, options=options, restored=restored, context=first.context.copy())
 
     # --- the parts of a run ----------------------------------------------------------------------
 

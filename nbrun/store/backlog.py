@@ -19,8 +19,8 @@ _EVENT_BYTES = 300  # of an event besides its data
 _REQUIRED = ev.END_TYPES | {
     cls.TYPE
     for cls in (
-        ev.RunCreated, ev.RunStarted, ev.RunWaiting, ev.RunResumed, ev.CancelRequested,
-        ev.CancelEscalated, ev.DetachedFinished, ev.ApprovalRequested, ev.ApprovalResolved,
+        ev.RunCreated, ev.RunStarted, ev.AttemptLost, ev.Checkpoint, ev.RunWaiting, ev.RunResumed,
+        ev.CancelRequested, ev.CancelEscalated, ev.DetachedFinished, ev.ApprovalRequested, ev.ApprovalResolved,
     )
 }  # fmt: skip
 
@@ -105,8 +105,8 @@ class Backlog:
         """The number of its first event."""
         return self._items[0].seq if self._items else None
 
-    def add(self, events: list[ev.RunEvent], text_at: int, room: int, why: str) -> None:
-        """Add events, before which the record's text has `text_at` characters.
+    def add(self, events: list[ev.RunEvent], text_at: int, checkpoint_at: int, room: int, why: str) -> None:
+        """Add events, before which the record's text has `text_at` characters; at its checkpoint, `checkpoint_at`.
 
         Beyond `room` bytes only required events are added; `why` is the reason given for those that are dropped.
         """
@@ -114,6 +114,11 @@ class Backlog:
             start = text_at
             if isinstance(event.data, ev.TextDelta):
                 text_at += len(event.data.text)
+            elif isinstance(event.data, ev.Checkpoint):
+                checkpoint_at = text_at
+            elif isinstance(event.data, ev.AttemptLost):
+                text_at = min(text_at, checkpoint_at)
+                self._cut_text(text_at)
             weight = _weight(event)
             if event.type in _REQUIRED or weight <= room:
                 self._items.append(event)
@@ -130,6 +135,13 @@ class Backlog:
             return
         self._items.append(Dropped(event.run_id, event.seq, 1, event.ts, event.attempt, why, start, end))
         self.size += _EVENT_BYTES
+
+    def _cut_text(self, end: int) -> None:
+        """Note that the record's text was cut to so many characters: what was dropped has no more of it."""
+        self._items = [
+            replace(item, start=min(item.start, end), end=min(item.end, end)) if isinstance(item, Dropped) else item
+            for item in self._items
+        ]
 
     def copy(self) -> Backlog:
         """Return another with the same events."""

@@ -172,6 +172,10 @@ def _ending(record: RunRecord) -> list[_Entry]:
     if record.cancel_requested_at is not None and record.cause is not None:
         asked = ev.CancelRequested(record.cause, record.reason, record.cancelled_by)
         entries.append((record.cancel_requested_at, 0, asked))
+    if record.status is RunStatus.QUEUED and record.lost_attempts:
+        lost = record.lost_attempts[-1]
+        entries += [(last, lost.number, record.checkpoint)] if record.checkpoint is not None else []
+        entries.append((lost.at, 0, ev.AttemptLost(lost.number, lost.error)))
     if record.status is RunStatus.WAITING:
         entries += [(last, record.attempt, asked) for asked in record.pending]
         entries.append((last, record.attempt, ev.RunWaiting()))

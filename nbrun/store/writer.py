@@ -280,13 +280,15 @@ class Writer:
         run = self._run(run_id)
         backlog = run.backlog = run.backlog or Backlog()
         text_at, size = len(run.record.text), backlog.size
+        checkpoint_at = max(0, run.record.checkpoint_text - run.record.text_cut)
         try:
             run.record = fold(new, run.record)
         except Exception:  # an end must be seen, whatever led to it
             _log.exception("%s: its events cannot be read", run_id)
             if has_end(new):
                 run.record = msgspec.structs.replace(run.record, status=RunStatus.FAILED)
-        backlog.add(new, text_at, HELD_BYTES - self._held, f"{problem}, since {self._since()}")
+        why = f"{problem}, since {self._since()}"
+        backlog.add(new, text_at, checkpoint_at, HELD_BYTES - self._held, why)
         self._held += backlog.size - size
         is_behind = len(backlog) > 0 and run_id not in self._given_up
         (self._behind.add if is_behind else self._behind.discard)(run_id)

@@ -23,6 +23,7 @@ SAMPLES: list[ev.EventData] = [
     ev.RunCompleted({"a": [1, None, "x"]}, ev.Usage(1, 2, 3, 4, 5, 0.5, False)),
     ev.RunFailed(ev.ErrorInfo("ValueError", "no", "Traceback"), "partial", ev.Usage(1)),
     ev.RunCancelled(CancelCause.USER, "why", "partial", ev.ErrorInfo("E", ""), ev.Usage(1), ("tool",)),
+    ev.AttemptLost(1, ev.ErrorInfo("ProcessDied", "killed"), ev.Usage(1)),
     ev.RunLost("its kernel died", 12.5),
     ev.CancelRequested(CancelCause.DEADLINE, "why", "its time limit"),
     ev.CancelEscalated(Rung.THREAD, "worker"),

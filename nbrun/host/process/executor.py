@@ -494,7 +494,7 @@ class RunProcess:
             return
         if not token.cancelled or not (group.was_killed or self._cut_off):
             words = "".join(p.last_words() for p in self._printed.values() if p.level == "stderr")
-            self._relay.fail(ev.ErrorInfo("ProcessDied", f"the run's process {group.fate}", words))
+            self._relay.fail(ev.ErrorInfo(ev.PROCESS_DIED, f"the run's process {group.fate}", words))
             return
         if self._has_begun:
             note = f"killed process group {group.pid}"

@@ -101,7 +101,7 @@ MAX_SECRETS = 100
 _MAX_SECRET = 32_000  # characters
 
 _NOT_FROM_A_HOST = frozenset({
-    ev.RunCreated.TYPE, ev.RunLost.TYPE, ev.CancelRequested.TYPE, ev.DetachedFinished.TYPE,
+    ev.RunCreated.TYPE, ev.AttemptLost.TYPE, ev.RunLost.TYPE, ev.CancelRequested.TYPE, ev.DetachedFinished.TYPE,
     ev.ChildStarted.TYPE, ev.ChildFinished.TYPE,
 })  # fmt: skip
 """Events that only the session sends, or that a run in a process of its own can't have."""

@@ -74,6 +74,10 @@ OPTIONS = (
         "--on", "where to run: local (this kernel) or process (its own process, which can always be killed)",
         group=WHAT,
     ),
+    Argument(
+        ("--retries",), "with --on process, try again N times if the agent fails or its process dies", "N",
+        read=integer, group=WHAT,
+    ),
     Argument(("--thread",), "run an async agent in its own thread, because it blocks the event loop", group=WHAT),
     _choice(
         "--loop",
