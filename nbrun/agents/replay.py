@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nbrun.agents import NO_NATIVE_CANCEL, AgentAdapter, Limitations, Output, RunContext, events as ev, shown
+from nbrun.core.record import standing
 from nbrun.core.recording import MAX_SPEED, RecordedError, Replay
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ReplayAdapter(AgentAdapter):
         """Yield what was recorded, at the recorded pace, and end as the recorded run did."""
         assert isinstance(agent, Replay)  # noqa: S101 - match() said so
         pace, usage = _Pace(agent.speed), ev.Usage()
-        for event in agent.events:
+        for event in standing(agent.events):
             if isinstance(event.data, ev.Usage):
                 usage = event.data
             if event.type in ev.END_TYPES:
@@ -96,6 +97,8 @@ def _again(event: ev.RunEvent) -> ev.EventData | None:
             return ev.Log(f"answered: {shown(decision, 80)}{by and f' (by {shown(by, 40)})'}")
         case ev.Steer(text=text):
             return ev.Log(f"message: {shown(text, 200)}")
+        case ev.AttemptLost(number=number, error=error):
+            return ev.Log(f"attempt {number} was lost: {shown(str(error), 200)}", "warning")
         case ev.Log() if event.attempt == 0:  # a notice of the session that ran it
             return None
         case data:

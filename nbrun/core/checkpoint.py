@@ -13,6 +13,7 @@ import msgspec
 from nbrun.core import events as ev
 from nbrun.core.errors import NotResumable
 from nbrun.core.journal import Entry
+from nbrun.core.record import standing
 from nbrun.core.values import Plain, as_object, plain
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def turns_of(prompt: str | None, events: Iterable[ev.RunEvent], answer: str) -> 
     calls: dict[str, Call] = {}
     pieces: dict[str, list[str]] = {}  # of arguments
     answers = 0
-    for event in events:
+    for event in standing(events):
         match event.data:
             case ev.ToolStarted(id=tool_id, name=name, args=args):
                 calls[tool_id] = Call(tool_id, name, args, status="interrupted")

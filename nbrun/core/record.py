@@ -811,17 +811,16 @@ def model_calls(events: Iterable[ev.RunEvent], status: RunStatus) -> list[ModelC
 def standing(events: Iterable[ev.RunEvent]) -> list[ev.RunEvent]:
     """Return a run's events without the text that a later attempt has said again, and tool calls that were cut off."""
     kept: list[ev.RunEvent] = []
-    saved = 0  # how many of them are before the last checkpoint
+    saved = -1  # the seq of the last checkpoint
     opened: set[str] = set()
     for event in events:
         data = event.data
         if isinstance(data, ev.AttemptLost):
-            kept[saved:] = [e for e in kept[saved:] if not isinstance(e.data, ev.TextDelta | ev.Message)]
+            kept = [e for e in kept if e.seq < saved or not isinstance(e.data, ev.TextDelta | ev.Message)]
             kept = [e for e in kept if not (isinstance(e.data, _OF_CALLS) and e.data.id in opened)]
-            saved = min(saved, len(kept))
             opened.clear()
         elif isinstance(data, ev.Checkpoint):
-            saved = len(kept) + 1
+            saved = event.seq
         elif isinstance(data, ev.ToolStarted):
             opened.add(data.id)
         elif isinstance(data, ev.ToolFinished):

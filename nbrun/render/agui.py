@@ -104,6 +104,13 @@ class _Writer:
                 yield agui.RawEvent(event=payload, source=source)
             case ev.RunCompleted() | ev.RunFailed() | ev.RunCancelled() | ev.RunLost():
                 yield from self._end(data, event.run_id)
+            case ev.AttemptLost():
+                yield from self._close_texts()
+                for tool_id in tuple(self._tools):
+                    yield from self._end_args(tool_id)
+                self._tools.clear()
+                self._has_text = False
+                yield self._custom(event)
             case ev.DetachedFinished():
                 return  # nothing follows an end
             case _:
