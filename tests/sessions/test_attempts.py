@@ -173,3 +173,22 @@ def test_retries_need_a_process(session: NotebookSession) -> None:
     """One clear line."""
     with pytest.raises(BadOption, match="on='process'"):
         session.start(dies, retries=1)
+
+
+class Unreadable:
+    """An agent that its process can't make."""
+
+    async def run(self, prompt: str, run: RunContext) -> None:
+        """Never come here."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return int, ("no number",)
+
+
+def test_an_attempt_that_was_never_entered_is_one(session: NotebookSession) -> None:
+    """Its process can't make the agent: it is tried again, and then the run has failed."""
+    run = ended(session.start(Unreadable().run, on="process", retries=1))
+    assert run.status is RunStatus.FAILED
+    assert run.error is not None
+    assert run.error.type == "ValueError"
+    assert [lost.number for lost in run.whole_record.lost_attempts] == [1]
