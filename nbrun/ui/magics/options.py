@@ -75,7 +75,8 @@ OPTIONS = (
         group=WHAT,
     ),
     Argument(
-        ("--retries",), "with --on process, try again N times if the agent fails or its process dies", "N",
+        ("--retries",),
+        "try again, at most N times: an input of --map whose run failed; with --on process, a run that fails", "N",
         read=integer, group=WHAT,
     ),
     Argument(("--thread",), "run an async agent in its own thread, because it blocks the event loop", group=WHAT),
@@ -154,7 +155,6 @@ OPTIONS = (
     Argument(("--key",), "the column that has the keys of the inputs", "COLUMN", group=MANY),
     Argument(("--concurrency",), "how many may be in progress at once", "N", read=integer, group=MANY),
     Argument(("--rate",), "how many may start at most: 600/min, 5/s", "N/min", group=MANY),
-    Argument(("--retries",), "try an input again whose run failed, at most N times", "N", read=integer, group=MANY),
     Argument(
         ("--max-failures",), "begin nothing further if more inputs fail: a number, or a share such as 5%", "N|N%",
         read=_failures, group=MANY,
