@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 import zlib
@@ -86,8 +88,9 @@ async def stays(prompt: str, run: RunContext) -> None:
 class Teller:
     """Tells the parent through a pipe. Threads: any."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, dies_in: str | None = None) -> None:
         self._pipe = pipe
+        self._dies_in = dies_in
         self._lock = threading.Lock()
         self._encoder = msgspec.msgpack.Encoder()
 
@@ -95,6 +98,8 @@ class Teller:
         """Send it."""
         with self._lock:
             self._pipe.send_bytes(self._encoder.encode(item))
+        if isinstance(item, Phase) and item.name == self._dies_in:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def follow(self, run: Run) -> None:
         """Tell all that becomes public of a run from now on, and how far it is."""
@@ -112,9 +117,9 @@ class Teller:
         self.tell(Shown(record.run_id, record.status, record.event_count, []))
 
 
-def work(path: Path, pipe: Connection, options: dict[str, Any] | None = None) -> None:
-    """Load, start runs of every kind, wait for those that end, and close."""
-    teller = Teller(pipe)
+def work(path: Path, pipe: Connection, options: dict[str, Any] | None = None, dies_in: str | None = None) -> None:
+    """Load, start runs of every kind, wait for those that end, and close; or die where a phase begins."""
+    teller = Teller(pipe, dies_in)
     teller.tell(Phase("load"))
     with NotebookSession(store=path, cancel_grace_s=0.05, **(options or {})) as session:
         assert session.store.problem is None

@@ -309,7 +309,7 @@ def test_updates_are_coalesced_and_the_last_state_arrives(kernel: Kernel) -> Non
     data = final_update(kernel, cell)
     assert "2998 2999" in data["text/plain"]
     updates = [m for m in card_messages(kernel, cell) if m["msg_type"] == "comm_msg"]
-    assert len(updates) >= 10  # it was seen while it ran
+    assert any(state["live"] and state["text"] for state in states(updates))  # it was seen while it ran
     assert busiest_second(updates) <= 10
     last = states(updates)[-1]
     assert last["status"] == "completed"

@@ -155,8 +155,10 @@ def test_payloads_of_any_size_come_back(session: NotebookSession, size: int) -> 
     ]  # fmt: skip
     if size < 450_000:
         data += [ev.Log(text), ev.Message("user", text), ev.Custom("value", {"text": text})]
-    events = sent(session, data, pauses=False)
-    assert [event.data for event in events[2 : 2 + len(data)]] == data
+    # On a busy machine so much text may hold up the loop for so long that the host warns of it.
+    found = [event.data for event in sent(session, data, pauses=False)]
+    found = [one for one in found if not (isinstance(one, ev.Log) and one.text.startswith("blocks the event loop"))]
+    assert found[2 : 2 + len(data)] == data
 
 
 # No piece lacks one byte only: the next row in the file may happen to begin with it.

@@ -35,10 +35,13 @@ class Nursery:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(doomed.PRELOAD)
 
-    def live(self, path: Path, kill: tuple[str, float] | None) -> Life:
-        """Run a child on the file until it has ended, or is killed so many seconds after a phase began."""
+    def live(self, path: Path, kill: tuple[str, float] | None, dies_in: str | None = None) -> Life:
+        """Run a child on the file until it has ended, or is killed so many seconds after a phase began, or as it does.
+
+        A phase may be over before this process, or its signal, has its turn; a child that kills itself is in time.
+        """
         ours, its = self._context.Pipe(duplex=False)
-        child = self._context.Process(target=doomed.work, args=(path, its), daemon=True)
+        child = self._context.Process(target=doomed.work, args=(path, its, None, dies_in), daemon=True)
         child.start()
         its.close()
         life = Life()
@@ -77,13 +80,14 @@ def die_often(nursery: Nursery, folder: Path, seed: int, rounds: int) -> Counter
     typical = {phase: statistics.median(found) for phase, found in lengths.items() if found}
     deaths: Counter[str] = Counter()
     number = 0
-    while number < rounds or (number < 2 * rounds and not set(PHASES[:-1]) <= deaths.keys()):
+    while number < rounds or (missing := [phase for phase in PHASES[:-1] if phase not in deaths]):
         if number % NEW_FILE_EVERY == 0:
             path, newest = folder / f"{number}.db", 0
         # Every other moment is one of the whole life; the others see to it that its short phases have their part.
         phase = PHASES[number // 2 % 4] if number % 2 else "load"
         span = typical[phase] if number % 2 else sum(typical.values())
-        life = nursery.live(path, (phase, rng.random() * span))
+        kill = (phase, rng.random() * span)
+        life = nursery.live(path, kill) if number < rounds else nursery.live(path, None, missing[0])
         deaths[life.died_in] += 1
         newest = check(path, life, newest)
         number += 1
